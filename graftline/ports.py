@@ -1,0 +1,98 @@
+"""Ports: the named inputs and outputs of a graph, each with a role. They travel in the graph.
+
+Symbols in shapes: B batch, N new positions (tree nodes), S cache capacity, T cache length in use,
+H hidden, V vocabulary, D head size, K KV heads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from graftline.errors import BundleError
+
+Direction = Literal["in", "out"]
+PORTS_KEY = "graftline.ports"
+FACTS_KEY = "graftline.facts"
+
+
+@dataclass(frozen=True)
+class Port:
+    """One graph input or output. `role` is what it means, `shape` mixes symbols and sizes.
+
+    Roles: tokens, positions, mask, write_index, cache.key, cache.value (with `layer`), logits, argmax,
+    topk_ids, topk_logits, top_gap, entropy, hidden (with `layer` and `tap`), keep.
+    """
+
+    name: str
+    role: str
+    direction: Direction
+    dtype: str
+    shape: tuple[str | int, ...]
+    layer: int | None = None
+    tap: str | None = None
+    mirror: str | None = None
+    """For an output that continues an input in place (a cache): the name of that input."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a graft or the runtime may ask about a host, whatever its kind.
+
+    kind: "decoder", later "denoiser", "recogniser", "encoder-decoder". `positions` is the number
+    of positions the host can address (0: no bound). `dtype` is that of the activations.
+    `source` is the checkpoint's own name, for people only: no code may branch on it.
+    """
+
+    kind: str
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    positions: int
+    dtype: str = "float32"
+    source: str = ""
+    parameters: int = 0
+
+
+def write_ports(model: ir.Model, ports: Iterable[Port]) -> None:
+    """Stamp the ports into the model; they survive save and load."""
+    model.metadata_props[PORTS_KEY] = json.dumps([asdict(p) for p in ports])
+
+
+def read_ports(model: ir.Model) -> tuple[Port, ...]:
+    """Return the ports stamped in the model, in order; an unstamped model has none."""
+    text = model.metadata_props.get(PORTS_KEY, "[]")
+    return ports_from_json(json.loads(text))
+
+
+def ports_from_json(rows: list[dict[str, object]]) -> tuple[Port, ...]:
+    """Build ports from their JSON rows. Raises BundleError when a row does not fit."""
+    try:
+        return tuple(Port(**{**r, "shape": tuple(r["shape"])}) for r in rows)  # type: ignore[arg-type]
+    except (TypeError, KeyError) as error:
+        raise BundleError(f"ports: a row cannot be read ({error}); rebuild the bundle") from error
+
+
+def by_role(ports: Iterable[Port], role: str, direction: Direction | None = None) -> list[Port]:
+    """All ports of a role, in order."""
+    return [p for p in ports if p.role == role and direction in (None, p.direction)]
+
+
+def write_facts(model: ir.Model, facts: Facts) -> None:
+    """Stamp the facts into the model."""
+    model.metadata_props[FACTS_KEY] = json.dumps(asdict(facts))
+
+
+def read_facts(model: ir.Model) -> Facts:
+    """Return the facts stamped in the model. Raises BundleError when there are none."""
+    text = model.metadata_props.get(FACTS_KEY)
+    if text is None:
+        raise BundleError("the graph carries no facts; it was not made by `graftline optimize`")
+    return Facts(**json.loads(text))

@@ -1,0 +1,81 @@
+"""A tree of drafted tokens. Mask, depths, paths and children follow from tokens and parents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Root first, every parent before its children.
+
+    `tokens` [n] int64, `parents` [n] int64 with parents[0] == -1: node 0 is the last committed
+    token, whose successor the target has yet to choose. `probs` [n] float32 or None: the drafter's
+    probability of each node given its parent (None: point masses).
+    """
+
+    tokens: Ints
+    parents: Ints
+    probs: Floats | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.parents) or len(self.tokens) == 0:
+            raise ValueError("a tree needs as many parents as tokens, and a root")
+        if self.parents[0] != -1 or np.any(self.parents[1:] >= np.arange(1, len(self.parents))):
+            raise ValueError("a tree lists its root first and every parent before its children")
+        if np.any(self.parents[1:] < 0):
+            raise ValueError("a tree has one root")
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int] | Ints) -> Tree:
+        """The tree with one path: the root and its drafted continuation."""
+        ids = np.asarray(tokens, dtype=np.int64)
+        return cls(ids, np.arange(-1, len(ids) - 1, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def depth(self) -> Ints:
+        """[n]: distance from the root."""
+        depth = np.zeros(len(self), dtype=np.int64)
+        for node in range(1, len(self)):
+            depth[node] = depth[self.parents[node]] + 1
+        return depth
+
+    @cached_property
+    def mask(self) -> Bools:
+        """[n, n]: mask[i, j] is true when j is i or an ancestor of i."""
+        mask = np.eye(len(self), dtype=np.bool_)
+        for node in range(1, len(self)):
+            mask[node] |= mask[self.parents[node]]
+        return mask
+
+    @cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """For every node its children, in order."""
+        kids: list[list[int]] = [[] for _ in range(len(self))]
+        for node in range(1, len(self)):
+            kids[int(self.parents[node])].append(node)
+        return tuple(tuple(k) for k in kids)
+
+    @property
+    def is_chain(self) -> bool:
+        """True when there is one path only, so a causal mask serves."""
+        return bool(np.array_equal(self.parents, np.arange(-1, len(self) - 1)))
+
+    def path_to(self, node: int) -> tuple[int, ...]:
+        """Nodes from the root to `node`, both included."""
+        path = [node]
+        while self.parents[path[-1]] >= 0:
+            path.append(int(self.parents[path[-1]]))
+        return tuple(reversed(path))

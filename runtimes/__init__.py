@@ -1,0 +1,1 @@
+"""runtimes: see DESIGN.md, Rooms."""
