@@ -1,1 +1,1 @@
-"""runtimes: see DESIGN.md, Rooms."""
+"""Decoding: the loop, sessions (one file per backend), caches, drafters and acceptance rules."""

@@ -1,0 +1,69 @@
+"""A graft: one rewrite that states what it needs and under which inputs it is invisible."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.evaluate import Feed
+
+MADE_BY = "graftline.made_by"
+Evaluate = Callable[[ir.Model, Feed], Feed]
+Law = Callable[["Graft", ir.Model, ir.Model, Feed, Evaluate], str]
+"""law(graft, before, after, feed of before, evaluate) -> what was checked, in words. Raises LawBroken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Graft:
+    """Base of all passes: a frozen dataclass whose fields are its options.
+
+    `laws` are checked after `apply`, besides the common four. `tolerance` bounds the neutral law's
+    absolute difference in units of max(1, abs max of the host's output).
+    """
+
+    laws: ClassVar[tuple[Law, ...]] = ()
+    numeric: ClassVar[bool] = True
+    """False for a pass that changes values by design (quantize): the neutral law reports, not judges."""
+
+    @classmethod
+    def name(cls) -> str:
+        """The CLI name: the class name in kebab-case."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+    def __str__(self) -> str:
+        changed = [
+            f"{f.name}={_text(getattr(self, f.name))}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return self.name() + ("{" + ",".join(changed) + "}" if changed else "")
+
+    def requires(self, model: ir.Model) -> None:
+        """Raise NotApplicable, naming the nodes looked at, when the host does not fit."""
+
+    def apply(self, model: ir.Model) -> None:
+        """Rewrite the model in place."""
+        raise NotApplicable(f"{self.name()} has nothing to apply")
+
+    def neutral(self, feed: Feed) -> Feed:
+        """From a feed of the graph before, the feed of the graph after under which nothing changed."""
+        return dict(feed)
+
+    def carried(self, outputs: Feed) -> Feed:
+        """From outputs of the graph after, the outputs of the graph before they stand for."""
+        return outputs
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def stamp(node: ir.Node, by: str) -> ir.Node:
+    """Mark a node with the pass that made it, for `graftline inspect`."""
+    node.metadata_props[MADE_BY] = by
+    return node

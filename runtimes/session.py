@@ -1,0 +1,85 @@
+"""What the loop asks of a backend: score rows against caches it owns, then keep an accepted path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.ports import Facts
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The target's answer for N rows of each of B sequences. Arrays are valid until the next call.
+
+    `argmax` [B, N]; `topk_ids` [B, N, k] best first, and `topk_logits`, or None where the graph does
+    not reduce them; `top_gap` [B, N]: best minus second-best logit, or None;
+    `logits` [B, N, V] float32.
+    """
+
+    argmax: Ints
+    logits: Floats
+    topk_ids: Ints | None = None
+    topk_logits: Floats | None = None
+    top_gap: Floats | None = None
+
+
+class Session(Protocol):
+    """A bundle opened on a backend, with one set of caches for a batch of sequences.
+
+    Slots [0, lengths[b]) of row b hold committed positions, where slot equals position. `score`
+    writes its N rows to slots lengths[b] .. lengths[b] + N - 1 without committing them; a later
+    `score` overwrites them; `commit` keeps some of them, moved together, and advances the length.
+    """
+
+    facts: Facts
+    capacity: int
+    """Most slots a sequence may use."""
+    row_invariant: bool
+    """True when a row's result does not depend on how many rows go with it (law row-invariant)."""
+
+    @property
+    def lengths(self) -> Ints:
+        """[B]: committed positions of each sequence."""
+        ...
+
+    @property
+    def supports_trees(self) -> bool:
+        """True when `score` takes a mask that is not causal."""
+        ...
+
+    def reset(self, batch: int) -> None:
+        """Forget everything and make room for `batch` sequences."""
+        ...
+
+    def prefill(self, prompts: Sequence[Ints]) -> Scores:
+        """Commit one prompt per sequence, in chunks; returns the scores of each last row (N = 1)."""
+        ...
+
+    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+        """Score N new rows per sequence: tokens [B, N].
+
+        Without `mask` row i follows row i - 1 (a causal chain). With it, `mask` [B, N, N] says which
+        rows of this call each row sees (itself included) besides all committed slots, and `depth`
+        [B, N] is each row's distance from the first, so its position is lengths[b] + depth.
+        """
+        ...
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep, per sequence, the rows of the last `score` listed in its path (ascending), compacted.
+
+        An empty path keeps nothing. Rows are moved only where the path is not already 0, 1, 2, ...
+        """
+        ...
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Roll back each sequence to a shorter committed length."""
+        ...
