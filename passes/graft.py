@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 
-MADE_BY = "graftline.made_by"
+MADE_BY, BLOCK, ROLE = "graftline.made_by", "graftline.block", "graftline.role"
 Evaluate = Callable[[ir.Model, Feed], Feed]
 Law = Callable[["Graft", ir.Model, ir.Model, Feed, Evaluate], str]
 """law(graft, before, after, feed of before, evaluate) -> what was checked, in words. Raises LawBroken."""
@@ -22,8 +22,7 @@ Law = Callable[["Graft", ir.Model, ir.Model, Feed, Evaluate], str]
 class Graft:
     """Base of all passes: a frozen dataclass whose fields are its options.
 
-    `laws` are checked after `apply`, besides the common four. `tolerance` bounds the neutral law's
-    absolute difference in units of max(1, abs max of the host's output).
+    `laws` are checked after `apply`, besides the common four.
     """
 
     laws: ClassVar[tuple[Law, ...]] = ()
@@ -50,8 +49,8 @@ class Graft:
         """Rewrite the model in place."""
         raise NotApplicable(f"{self.name()} has nothing to apply")
 
-    def neutral(self, feed: Feed) -> Feed:
-        """From a feed of the graph before, the feed of the graph after under which nothing changed."""
+    def neutral(self, feed: Feed, after: ir.Model) -> Feed:
+        """From a feed of the graph before, the feed of `after` under which nothing changed."""
         return dict(feed)
 
     def carried(self, outputs: Feed) -> Feed:

@@ -1,0 +1,1 @@
+"""graftline: grafts parallel decoding onto models that are already exported."""

@@ -1,0 +1,151 @@
+"""The bundle: the folder that leaves the compiler and that every runtime opens.
+
+    OUT/manifest.json           what is inside (graftline.manifest), with the sha256 of every file
+    OUT/manifest.json.sha256    digest of the manifest itself, in the format of `sha256sum`
+    OUT/graphs/  engines/  weights/  tokenizer/
+    OUT/costs/                  measured step costs of this machine: a cache, outside the manifest
+
+Nothing in it is executed on load, and no path leaves the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+from typing import Any, cast
+
+from graftline.bundle_writer import BundleWriter as BundleWriter
+from graftline.errors import BundleError, nearest
+from graftline.folder import digest, files_in, inside
+from graftline.manifest import MANIFEST, REBUILD, SEAL, Manifest
+
+COSTS = "costs"
+
+
+class Bundle:
+    """A finished bundle, opened read-only; `manifest` says what it holds."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = True) -> Bundle:
+        """Open the bundle at `path`; `verify` re-hashes every file.
+
+        Raises BundleError, in one line, for a path that is no bundle and for the first difference.
+        """
+        root = Path(path)
+        if not root.is_dir() or not (root / MANIFEST).is_file():
+            raise BundleError(f"{root}: {_no_bundle(root)}")
+        text = _sealed_manifest(root)
+        try:
+            bundle = cls(root, Manifest.from_json(text))
+        except BundleError as error:
+            raise BundleError(f"{root}: {error}") from error
+        for difference in bundle.differences(content=verify):
+            raise BundleError(difference)
+        return bundle
+
+    def differences(self, content: bool = True) -> Iterator[str]:
+        """What differs from the manifest, one line each; `content` re-hashes, else sizes only."""
+        entries = self.manifest.files
+        for rel in self.manifest.graphs.values():
+            if rel not in entries:
+                yield f"{self.path}: graph {rel} is not in the manifest; {self._rebuild()}"
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+            yield from filter(None, pool.map(self._difference, entries, repeat(content)))
+
+    def unlisted(self) -> list[str]:
+        """Files in the folder that the manifest does not list (the costs cache aside)."""
+        known = {MANIFEST, SEAL, *self.manifest.files}
+        found = (p.relative_to(self.path).as_posix() for p in files_in(self.path))
+        return sorted(r for r in found if r not in known and not r.startswith(f"{COSTS}/"))
+
+    def file(self, rel: str) -> Path:
+        """Path of a file the manifest lists. Raises BundleError for any other."""
+        if rel not in self.manifest.files:
+            known = nearest(rel, self.manifest.files)
+            raise BundleError(f"{self.path}: no file {rel} in this bundle{known}")
+        return inside(self.path, rel)
+
+    def graph(self, name: str) -> Path:
+        """Path of the graph of a stage or target. Raises BundleError naming those there are."""
+        if name not in self.manifest.graphs:
+            known = nearest(name, self.manifest.graphs)
+            raise BundleError(f"{self.path}: no graph for '{name}'{known}; {self._rebuild()}")
+        return self.file(self.manifest.graphs[name])
+
+    def read_costs(self, key: str) -> dict[str, Any] | None:
+        """Costs measured under `key` (machine and threads); None when not measured or damaged."""
+        try:
+            row = json.loads(self._costs_file(key).read_text(encoding="utf-8"))
+            if row["key"] == key and row["sha256"] == _costs_digest(row["costs"]):
+                return cast(dict[str, Any], row["costs"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # a cache: absent and damaged both mean "measure again"
+        return None
+
+    def write_costs(self, key: str, costs: Mapping[str, Any]) -> bool:
+        """Cache measured costs; False when the bundle cannot be written, and they are not kept."""
+        costs = json.loads(json.dumps(costs))
+        target = self._costs_file(key)
+        temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+        row = {"key": key, "sha256": _costs_digest(costs), "costs": costs}
+        try:
+            target.parent.mkdir(exist_ok=True)
+            temporary.write_text(json.dumps(row), encoding="utf-8")
+            os.replace(temporary, target)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            return False
+        return True
+
+    def _costs_file(self, key: str) -> Path:
+        slug = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")[:40]
+        return self.path / COSTS / f"{slug}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+
+    def _difference(self, rel: str, content: bool) -> str | None:
+        path = inside(self.path, rel)
+        entry = self.manifest.files[rel]
+        if not path.is_file():
+            return f"{self.path}: {rel} is missing; {self._rebuild()}"
+        if (size := path.stat().st_size) != entry.size:
+            return f"{self.path}: {rel} has {size} bytes, not {entry.size}; {self._rebuild()}"
+        if content and (found := digest(path)) != entry.sha256:
+            was = f"sha256 {found[:12]}, not {entry.sha256[:12]}"
+            return f"{self.path}: {rel} was changed ({was}); {self._rebuild()}"
+        return None
+
+    def _rebuild(self) -> str:
+        return f"rebuild: {self.manifest.rebuild}"
+
+
+def _sealed_manifest(root: Path) -> str:
+    raw = (root / MANIFEST).read_bytes()
+    try:
+        seal = (root / SEAL).read_text(encoding="utf-8").split()
+        text = raw.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{root}: {SEAL} or {MANIFEST} cannot be read ({error})") from error
+    if seal != [hashlib.sha256(raw).hexdigest(), MANIFEST]:
+        raise BundleError(f"{root}: {MANIFEST} was changed; rebuild: {REBUILD}")
+    return text
+
+
+def _no_bundle(root: Path) -> str:
+    if not root.exists():
+        return "no such bundle; make one: graftline optimize CHECKPOINT -o OUT"
+    if root.is_dir():
+        return f"not a bundle (no {MANIFEST}); make one: graftline optimize {root} -o OUT"
+    return f"a file, not a bundle; make one: graftline optimize {root} -o OUT"
+
+
+def _costs_digest(costs: object) -> str:
+    return hashlib.sha256(json.dumps(costs, sort_keys=True).encode()).hexdigest()

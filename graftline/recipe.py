@@ -1,0 +1,72 @@
+"""Recipes: passes and runtime policy under the name of a published system."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib import resources
+
+from graftline.errors import GraftlineError, nearest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One file of `graftline/recipes/`.
+
+    `system` names the publication, `family` its kind, `needs` what must be given besides a
+    checkpoint (nothing: an empty tuple). `passes` is the pipeline text, `drafter` and `rule` are
+    names in the runtime's tables, and `options` are the drafter's.
+    """
+
+    name: str
+    system: str
+    family: str
+    lossless: bool
+    needs: tuple[str, ...]
+    passes: str
+    drafter: str
+    rule: str
+    options: dict[str, object] = field(default_factory=dict[str, object])
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises GraftlineError naming the nearest for an unknown one."""
+    known = _all()
+    if name not in known:
+        raise GraftlineError(f"no recipe is called '{name}'{nearest(name, known)}")
+    return known[name]
+
+
+def recipes() -> tuple[Recipe, ...]:
+    """All recipes, by name."""
+    return tuple(_all().values())
+
+
+def parse_recipe(text: str, source: str) -> Recipe:
+    """Read a recipe's TOML. Raises GraftlineError naming `source` and the key that does not fit."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise GraftlineError(f"recipe {source}: not TOML ({error})") from error
+    known = [f.name for f in fields(Recipe)]
+    for key in table:
+        if key not in known:
+            raise GraftlineError(f"recipe {source}: unknown key '{key}'{nearest(key, known)}")
+    missing = [key for key in known if key not in table and key != "options"]
+    if missing:
+        raise GraftlineError(f"recipe {source}: the key '{missing[0]}' is missing")
+    kinds = {"lossless": bool, "needs": list, "options": dict}
+    for key, value in table.items():
+        kind = kinds.get(key, str)
+        if not isinstance(value, kind):
+            raise GraftlineError(f"recipe {source}: '{key}' must be a {kind.__name__}")
+    return Recipe(**{**table, "needs": tuple(table["needs"])})
+
+
+@cache
+def _all() -> dict[str, Recipe]:
+    folder = resources.files("graftline") / "recipes"
+    files = [f for f in folder.iterdir() if f.name.endswith(".toml")]
+    read = [parse_recipe(f.read_text(encoding="utf-8"), f.name) for f in files]
+    return {r.name: r for r in sorted(read, key=lambda r: r.name)}

@@ -1,0 +1,131 @@
+"""A pipeline: grafts in order, each held to its laws, as text `a{x=1} | b` and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from graftline.errors import PipelineSyntax, nearest
+from graftline.evaluate import Feed, run
+from graftline.passes.graft import MADE_BY, Evaluate, Graft
+from graftline.passes.laws import LawResult, check, infer_shapes
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass did: its text, time, node counts and the laws it was held to."""
+
+    text: str
+    why: str
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    added: dict[str, int]
+    laws: list[LawResult]
+
+
+Watch = Callable[[PassReport], None]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Grafts applied in order. `str` and `parse` are inverses."""
+
+    grafts: tuple[Graft, ...]
+
+    def __str__(self) -> str:
+        return " | ".join(str(g) for g in self.grafts)
+
+    @classmethod
+    def parse(cls, text: str, known: Mapping[str, type[Graft]]) -> Pipeline:
+        """Read `a{x=1,y=true} | b`. Raises PipelineSyntax and names the nearest pass or option."""
+        return cls(tuple(_graft(part.strip(), known) for part in text.split("|") if part.strip()))
+
+    def run(
+        self,
+        model: ir.Model,
+        feed: Feed | None = None,
+        watch: Watch | None = None,
+        evaluate: Evaluate = run,
+    ) -> list[PassReport]:
+        """Rewrite `model` in place. With a feed of the model as it is now, the numeric laws run too."""
+        reports: list[PassReport] = []
+        for graft in self.grafts:
+            began = time.perf_counter()
+            graft.requires(model)
+            before = model.clone() if feed is not None else model
+            count = len(model.graph)
+            graft.apply(model)
+            infer_shapes(model)
+            laws = check(graft, before, model, feed, evaluate)
+            if feed is not None:
+                feed = graft.neutral(feed, model)
+            report = PassReport(
+                str(graft), _why(graft), time.perf_counter() - began, count, len(model.graph),
+                _added(model, graft.name()), laws,
+            )
+            reports.append(report)
+            if watch is not None:
+                watch(report)
+        return reports
+
+
+def _why(graft: Graft) -> str:
+    return (type(graft).__doc__ or "").strip().split("\n")[0]
+
+
+def _added(model: ir.Model, name: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        if node.metadata_props.get(MADE_BY) == name:
+            counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return counts
+
+
+def _graft(text: str, known: Mapping[str, type[Graft]]) -> Graft:
+    match = re.fullmatch(r"([a-z][a-z0-9-]*)\s*(?:\{(.*)\})?", text, flags=re.DOTALL)
+    if match is None:
+        raise PipelineSyntax(f"cannot read the pass '{text}'; write name{{option=value,...}}")
+    name, options = match.group(1), match.group(2) or ""
+    if name not in known:
+        raise PipelineSyntax(f"unknown pass '{name}'{nearest(name, known)}")
+    cls = known[name]
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in options.split(","))):
+        key, equals, value = item.partition("=")
+        key = key.strip()
+        if not equals or key not in fields:
+            raise PipelineSyntax(f"{name} has no option '{key}'{nearest(key, fields)}")
+        values[key] = _value(name, key, value.strip(), fields[key])
+    return cls(**values)
+
+
+def _value(name: str, key: str, text: str, kind: Any) -> Any:
+    if isinstance(kind, types.UnionType):
+        if text == "none":
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if kind is bool and text in ("true", "false"):
+        return text == "true"
+    if kind in (int, float, str):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, str(kind))
+    raise PipelineSyntax(f"{name}{{{key}={text}}}: '{key}' takes {wanted}")
+
+
+def names(grafts: Sequence[type[Graft]]) -> dict[str, type[Graft]]:
+    """A table of grafts by CLI name."""
+    return {g.name(): g for g in grafts}

@@ -1,0 +1,57 @@
+"""tap: publish hidden states of the residual stream, for draft heads and early exits to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.passes.anchors import block_outputs, with_role
+from graftline.passes.emit import Emit, new_output
+from graftline.passes.graft import Graft
+from graftline.ports import Port, read_facts, read_ports, write_ports
+
+
+@dataclass(frozen=True)
+class Tap(Graft):
+    """Adds outputs hidden.{layer} [B, N, H]: the residual stream leaving each listed block.
+
+    `layers` are 0-based block numbers joined by `+`, e.g. `1+14+26`; negative ones count from the
+    end; `norm` stands for the output of the final norm. Adds no input.
+    """
+
+    layers: str = "norm"
+
+    def requires(self, model: ir.Model) -> None:
+        count = len(block_outputs(model.graph))
+        if count == 0:
+            raise NotApplicable("tap needs stamped blocks; run anchors first")
+        for word in self.layers.split("+"):
+            if word == "norm":
+                if not with_role(model.graph, "final_norm"):
+                    raise NotApplicable("tap{layers=norm}: this host has no final norm")
+            elif not word.lstrip("-").isdigit() or not -count <= int(word) < count:
+                raise NotApplicable(
+                    f"tap: there is no layer '{word}'; this host has blocks 0 to {count - 1}, "
+                    f"-{count} to -1, and 'norm'"
+                )
+
+    def apply(self, model: ir.Model) -> None:
+        graph = model.graph
+        stream = block_outputs(graph)
+        hidden = read_facts(model).hidden
+        ports = list(read_ports(model))
+        for word in self.layers.split("+"):
+            if word == "norm":
+                source, layer, tap = with_role(graph, "final_norm")[-1].outputs[0], None, "postnorm"
+            else:
+                layer = int(word) % len(stream)
+                source, tap = stream[layer], "prenorm"
+            name = f"hidden.{word if layer is None else layer}"
+            value = Emit(graph, self.name()).op("Identity", [source])
+            dtype = source.dtype or ir.DataType.FLOAT
+            new_output(graph, value, name, dtype, ["B", "N", hidden])
+            shape = ("B", "N", hidden)
+            ports.append(Port(name, "hidden", "out", dtype.numpy().name, shape, layer, tap))
+        write_ports(model, ports)
