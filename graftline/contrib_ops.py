@@ -317,7 +317,9 @@ class GatherBlockQuantized(OpRun):
         quantize_axis: int = 1,
     ) -> tuple[Array, ...]:
         if data.dtype != np.uint8 or data.ndim != 2 or gather_axis != 0 or quantize_axis % 2 != 1:
-            raise ValueError("GatherBlockQuantized: only packed uint8 [rows, bytes] tables are read")
+            raise ValueError(
+                "GatherBlockQuantized: only packed uint8 [rows, bytes] tables are read"
+            )
         depth = data.shape[1] * 8 // bits
         count = data.shape[0]
         known = (indices >= -count) & (indices < count)

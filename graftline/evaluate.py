@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx.reference
 import onnx_ir as ir
+
+from graftline.contrib_ops import CONTRIB_OPS
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 
 
 def run(model: ir.Model, feed: Mapping[str, Array]) -> Feed:
-    """Outputs by name of `model` under `feed`, computed by onnx.reference (numpy)."""
-    from graftline.contrib_ops import CONTRIB_OPS
+    """Outputs by name of `model` under `feed`, computed by onnx.reference (numpy).
 
-    proto = ir.to_proto(model)
-    session = onnx.reference.ReferenceEvaluator(proto, new_ops=list(CONTRIB_OPS))
-    wanted = {name: feed[name] for name in session.input_names if name in feed}
-    values = session.run(None, wanted)
-    return {name: np.asarray(v) for name, v in zip(session.output_names, values, strict=True)}
+    Weights are handed over as they lie (mapped files are not copied into a protobuf).
+    """
+    bare, weights = without_weights(model)
+    session = onnx.reference.ReferenceEvaluator(ir.to_proto(bare), new_ops=list(CONTRIB_OPS))
+    names = [cast(str, v.name) for v in model.graph.inputs]
+    values = session.run(None, {**{n: feed[n] for n in names if n in feed}, **weights})
+    outputs = cast(list[str], session.output_names)
+    return {n: np.asarray(v) for n, v in zip(outputs, cast(list[Any], values), strict=True)}
+
+
+def without_weights(model: ir.Model) -> tuple[ir.Model, Feed]:
+    """A copy of the graph whose initializers are inputs, and their values by name."""
+    bare = model.clone()
+    weights: Feed = {}
+    for name, value in list(bare.graph.initializers.items()):
+        assert value.const_value is not None
+        weights[name] = value.const_value.numpy()
+        del bare.graph.initializers[name]
+        value.const_value = None
+        if value not in bare.graph.inputs:
+            bare.graph.inputs.append(value)
+    return bare, weights
+
+
+def decoder_feed(vocabulary: int, batch: int = 2, rows: int = 8, seed: int = 0) -> Feed:
+    """Seeded tokens and plain positions for a canonical decoder, [batch, rows] each."""
+    tokens = np.random.default_rng(seed).integers(0, vocabulary, (batch, rows), dtype=np.int64)
+    return {"tokens": tokens, "positions": np.tile(np.arange(rows, dtype=np.int64), (batch, 1))}

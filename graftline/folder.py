@@ -33,10 +33,12 @@ def inside(root: Path, rel: str) -> Path:
 
 
 def files_in(root: Path) -> list[Path]:
+    """Every file and link under `root`, in order."""
     return sorted(p for p in root.rglob("*") if p.is_symlink() or not p.is_dir())
 
 
 def fsync(path: Path) -> None:
+    """Bring a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

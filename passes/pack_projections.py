@@ -33,7 +33,7 @@ class Projection:
 class PackProjections(Graft):
     """Fewer, larger MatMuls: query, key and value (and gate and up with mlp=true) in one call each."""
 
-    mlp: bool = True
+    mlp: bool = False
 
     def requires(self, model: ir.Model) -> None:
         if all(block_of(n) is None for n in model.graph):

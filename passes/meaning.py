@@ -1,0 +1,161 @@
+"""What weight-free parts of a graph compute, found by evaluating them.
+
+Masks, rotary tables, position ids and shape arithmetic are written in many ways and mean few things.
+They depend on sizes, positions and small constants, never on weights: so they can be evaluated, and
+recognised by their values instead of by their spelling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from graftline.errors import NotApplicable
+from graftline.evaluate import Array
+
+EVALUATED_BYTES = 1 << 28
+"""No initializer larger than this is ever read."""
+
+
+def label(node: ir.Node) -> str:
+    """How an error names a node."""
+    return f"{node.op_type} {node.name or node.outputs[0].name}"
+
+
+def label_value(value: ir.Value) -> str:
+    """How an error names a value."""
+    producer = value.producer()
+    return label(producer) if producer is not None else f"value {value.name}"
+
+
+def constant(value: ir.Value | None, limit: int = 4096) -> Array | None:
+    """The value of a constant of at most `limit` elements, else None; larger ones are not read."""
+    if value is None:
+        return None
+    tensor = value.const_value
+    producer = value.producer()
+    if tensor is None and producer is not None and producer.op_type == "Constant":
+        attribute = producer.attributes.get("value")
+        tensor = attribute.as_tensor() if attribute is not None else None
+    if tensor is None or tensor.size > limit:
+        return None
+    return tensor.numpy()
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """The number in a constant of one element, else None."""
+    array = constant(value, 1)
+    return None if array is None or array.size != 1 else float(array.reshape(()))
+
+
+def hidden_values(graph: ir.Graph, tokens: ir.Value) -> set[ir.Value]:
+    """All values that depend on the model's activations: everything below a table read by token ids.
+
+    What only asks for the shape of an activation does not depend on it.
+    """
+    ids, hidden = {tokens}, set[ir.Value]()
+    for node in graph:
+        if node.op_type in ("Shape", "Size"):
+            continue
+        if any(v in hidden for v in node.inputs if v is not None):
+            hidden.update(node.outputs)
+        elif any(v in ids for v in node.inputs if v is not None):
+            looked_up = node.op_type.startswith("Gather") and node.inputs[1] in ids
+            (hidden if looked_up and _is_weight(node.inputs[0]) else ids).update(node.outputs)
+    return hidden
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    while value is not None and value.producer() is not None:
+        node = value.producer()
+        if node is None or node.op_type not in ("Transpose", "Cast", "DequantizeLinear", "Identity"):
+            return False
+        value = node.inputs[0]
+    return value is not None and value.const_value is not None and len(value.const_value.shape) > 1
+
+
+@dataclass
+class World:
+    """Values of weight-free parts of a graph at one choice of inputs.
+
+    `known` gives the graph's inputs, and may give any other value instead of computing it.
+    `shapes` gives shapes of activations, for nodes that ask only for a shape.
+    """
+
+    known: dict[ir.Value, Array]
+    shapes: Mapping[ir.Value, tuple[int, ...] | None] = field(default_factory=dict)
+    opset: int = 24
+
+    def fork(self, known: Mapping[ir.Value, Array]) -> World:
+        """The same world without what was computed, and with other values given."""
+        return World(dict(known), self.shapes, self.opset)
+
+    def value(self, wanted: ir.Value) -> Array:
+        """The value of `wanted`. Raises NotApplicable when it depends on an activation or a weight."""
+        stack = [wanted]
+        while stack:
+            value = stack[-1]
+            if value in self.known:
+                stack.pop()
+                continue
+            node = value.producer()
+            if node is None:
+                self.known[value] = self._initializer(value)
+                continue
+            if node.op_type == "Shape" and self._shape_of(node, value):
+                continue
+            missing = [v for v in node.inputs if v is not None and v not in self.known]
+            if missing:
+                stack.extend(missing)
+                continue
+            self._run(node)
+        return self.known[wanted]
+
+    def _initializer(self, value: ir.Value) -> Array:
+        tensor = value.const_value
+        if tensor is None:
+            raise NotApplicable(f"needs the value of {value.name}, which is not known")
+        if tensor.nbytes > EVALUATED_BYTES:
+            raise NotApplicable(f"needs the weight {value.name}, which is too large to look at")
+        return tensor.numpy()
+
+    def _shape_of(self, node: ir.Node, value: ir.Value) -> bool:
+        source = node.inputs[0]
+        shape = self.shapes.get(source) if source is not None else None
+        if shape is None:
+            return False
+        start = node.attributes.get_int("start", 0)
+        end = node.attributes.get_int("end", len(shape))
+        self.known[value] = np.asarray(shape[start:end], np.int64)
+        return True
+
+    def _run(self, node: ir.Node) -> None:
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+               for a in node.attributes.values()):
+            raise NotApplicable("control flow cannot be evaluated", [label(node)])
+        inputs = [None if v is None else self.known[v] for v in node.inputs]
+        with np.errstate(all="ignore"):
+            outputs = evaluate_node(node, inputs, self.opset)
+        for value, array in zip(node.outputs, outputs, strict=False):
+            self.known[value] = np.asarray(array)
+
+
+def evaluate_node(node: ir.Node, inputs: Iterable[Array | None], opset: int) -> list[Array]:
+    """Run one node by onnx's reference implementation. Raises NotApplicable when it has none."""
+    proto = ir.to_proto(node)
+    names = [f"i{n}" if v is not None else "" for n, v in enumerate(node.inputs)]
+    del proto.input[:], proto.output[:]
+    proto.input.extend(names)
+    proto.output.extend(f"o{n}" for n in range(len(node.outputs)))
+    feed = {name: array for name, array in zip(names, inputs, strict=True) if array is not None}
+    try:
+        runner = ReferenceEvaluator(proto, opsets={node.domain: opset if node.domain == "" else 1})
+        return list(runner.run(None, feed))
+    except NotApplicable:
+        raise
+    except Exception as error:
+        raise NotApplicable(f"cannot be evaluated: {error}", [label(node)]) from error

@@ -1,0 +1,66 @@
+"""What the loop asks of a drafter, and the confidence that the length of a match gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+from graftline.runtimes.session import Scores
+from graftline.runtimes.verdict import Verdict
+from graftline.tree import Tree
+
+
+class Drafter(Protocol):
+    """Guesses continuations. One drafter serves one sequence at a time.
+
+    Proposals are nested: a smaller budget gives the first rows of the larger proposal, the most
+    promising first, so whoever chooses the size may cut a proposal after any row.
+    """
+
+    branching: ClassVar[bool]
+    """True when proposals may branch, so scoring them takes a tree mask."""
+    rows: int
+    """Most rows of a proposal, the root included."""
+    signal: int
+    """The class of the last proposal: proposals of one class are about equally good. 0: none."""
+
+    def fork(self) -> Drafter:
+        """A drafter with the same options for another sequence; long-lived stores are shared."""
+        ...
+
+    def start(self, context: Sequence[int]) -> None:
+        """Forget the last sequence and begin one whose prompt is `context`."""
+        ...
+
+    def propose(self, budget: int) -> Tree:
+        """A tree of at most `budget` rows, rooted at the last committed token; sets `signal`."""
+        ...
+
+    def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
+        """Learn from a judged tree; `scores` of sequence `row` are valid during the call only."""
+        ...
+
+    def prior(self, signal: int) -> Sequence[float]:
+        """For every row of a proposal of that class, the chance that it is accepted, as first
+        believed; the root's is 1. Never rising."""
+        ...
+
+
+MATCH_CLASSES = (0, 1, 2, 3, 4, 4, 5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 6, 7)
+"""The signal of a match of n tokens; longer ones have that of the last."""
+_NEXT_IS_COPIED = (0.0, 0.22, 0.34, 0.45, 0.58, 0.72, 0.84, 0.93)
+_SHORTEST = (0, 1, 2, 3, 4, 6, 9, 17)
+
+
+def match_class(length: int) -> int:
+    """The signal of a match of `length` tokens."""
+    return MATCH_CLASSES[min(length, len(MATCH_CLASSES) - 1)]
+
+
+def match_prior(signal: int, rows: int) -> tuple[float, ...]:
+    """Chances of the rows of a copied chain: each accepted token lengthens the match by one."""
+    chances = [1.0]
+    length = _SHORTEST[signal]
+    for depth in range(rows - 1):
+        chances.append(chances[-1] * _NEXT_IS_COPIED[match_class(length + depth) if length else 0])
+    return tuple(chances)

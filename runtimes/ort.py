@@ -1,0 +1,302 @@
+"""The `ort-cpu` session: ONNX Runtime with caches written in place.
+
+Every array a step reads or writes is bound once; a step writes a few integers into them and calls
+the engine. Caches of one shape live in one block, so keeping a path of a tree is one move for all
+layers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from graftline.errors import BackendError, RequestError
+from graftline.ports import Facts, Port, by_role
+from graftline.runtimes.session import Bools, Ints, Scores
+
+MOST_ROWS = 64
+"""Most rows of one `score`; caches hold as many slots beyond the capacity."""
+CHUNK = 256
+"""Rows of one prefill call."""
+
+
+@dataclass
+class _Call:
+    """The bound arrays of one call shape: B sequences, N rows, R of them with logits."""
+
+    binding: Any
+    tokens: Ints
+    positions: Ints
+    write_index: Ints
+    rows: Ints
+    mask: Bools | None
+    outputs: dict[str, npt.NDArray[Any]]
+
+
+class OrtSession:
+    """A lowered decoder opened on ONNX Runtime's CPU provider. See `runtimes.session.Session`."""
+
+    def __init__(
+        self,
+        graph: Path,
+        facts: Facts,
+        ports: Sequence[Port],
+        *,
+        capacity: int | None = None,
+        threads: int | None = None,
+        min_rows: int = 1,
+    ) -> None:
+        self.facts, self.ports = facts, tuple(ports)
+        self.threads = threads or os.cpu_count() or 1
+        self.min_rows = min_rows
+        self.row_invariant = False
+        limit = facts.positions or 4096
+        self.capacity = min(capacity or limit, limit)
+        self._session = open_graph(graph, self.threads)
+        self._names = {p.name for p in self.ports}
+        self._caches = [p for p in self.ports if p.mirror is not None]
+        self._tree = bool(by_role(self.ports, "mask"))
+        self._lengths = np.zeros(0, np.int64)
+        self._calls: dict[tuple[int, int, int, int], _Call] = {}
+        self._blocks: list[npt.NDArray[Any]] = []
+        self._views: dict[str, npt.NDArray[Any]] = {}
+        self.reset(1)
+
+    @property
+    def lengths(self) -> Ints:
+        """[B]: committed positions of each sequence."""
+        return self._lengths
+
+    @property
+    def supports_trees(self) -> bool:
+        """True when the bundle was made with tree-mask."""
+        return self._tree
+
+    def reset(self, batch: int) -> None:
+        """Forget everything; memory is kept when the batch stays the same size."""
+        if len(self._lengths) != batch or not self._blocks:
+            self._allocate(batch)
+        self._lengths = np.zeros(batch, np.int64)
+
+    def _allocate(self, batch: int) -> None:
+        self._calls.clear()
+        self._blocks.clear()
+        self._views.clear()
+        shapes: dict[tuple[int, int, str], list[Port]] = {}
+        for port in self._caches:
+            shapes.setdefault((int(port.shape[1]), int(port.shape[3]), port.dtype), []).append(port)
+        slots = self.capacity + MOST_ROWS
+        for (heads, size, dtype), ports in shapes.items():
+            block = np.zeros((len(ports), batch, heads, slots, size), np.dtype(dtype))
+            self._blocks.append(block)
+            self._views |= {p.name: block[i] for i, p in enumerate(ports)}
+
+    def prefill(self, prompts: Sequence[Ints]) -> Scores:
+        """Commit one prompt per sequence, each on its own and in chunks; scores of each last row."""
+        last: list[Scores] = []
+        for row, prompt in enumerate(prompts):
+            if len(prompt) == 0:
+                raise RequestError("an empty prompt has no last token to continue")
+            if self._lengths[row] + len(prompt) > self.capacity:
+                raise RequestError(
+                    f"{self._lengths[row] + len(prompt)} tokens do not fit a capacity of "
+                    f"{self.capacity}; load with a larger capacity or shorten the prompt"
+                )
+            for start in range(0, len(prompt), CHUNK):
+                part = np.asarray(prompt[start : start + CHUNK], np.int64)
+                scores = self._chunk(row, part)
+                self._lengths[row] += len(part)
+            last.append(_copied(scores))  # pyright: ignore[reportPossiblyUnboundVariable]
+        return _stacked(last)
+
+    def _chunk(self, row: int, part: Ints) -> Scores:
+        count = max(len(part), self.min_rows)
+        call = self._call(1, count, 1, row)
+        call.tokens[0, : len(part)], call.tokens[0, len(part) :] = part, part[-1]
+        call.write_index[0] = self._lengths[row]
+        call.positions[0] = self._lengths[row] + np.arange(count)
+        call.rows[0, 0] = len(part) - 1
+        if call.mask is not None:
+            self._chain_mask(call, row=0, start=int(self._lengths[row]), count=count)
+        return self._run(call, 1)
+
+    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+        """Score N new rows per sequence. See `Session.score`."""
+        batch, count = tokens.shape
+        padded = max(count, self.min_rows)
+        if padded > MOST_ROWS:
+            raise BackendError(f"{count} rows in one step; this session scores at most {MOST_ROWS}")
+        if mask is not None and not self._tree:
+            raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
+        if batch > 1 and padded > 1:
+            return _stacked(
+                [
+                    _copied(self._rows(row, 1, tokens[row : row + 1], padded, depth, mask))
+                    for row in range(batch)
+                ]
+            )
+        return self._rows(0, batch, tokens, padded, depth, mask)
+
+    def _rows(
+        self,
+        first: int,
+        batch: int,
+        tokens: Ints,
+        padded: int,
+        depth: Ints | None,
+        mask: Bools | None,
+    ) -> Scores:
+        """One engine call for the sequences first .. first + batch - 1.
+
+        GroupQueryAttention takes several new rows for one sequence only, so a batch of trees is one
+        call per sequence; a batch of single rows is one call.
+        """
+        count, lengths = tokens.shape[1], self._lengths[first : first + batch]
+        call = self._call(batch, padded, padded, first)
+        call.tokens[:, :count], call.tokens[:, count:] = tokens, tokens[:, -1:]
+        call.write_index[:] = lengths
+        steps = np.arange(padded) if depth is None else _grown(depth[first : first + batch], padded)
+        call.positions[:] = lengths[:, None] + steps
+        if call.mask is not None:
+            for row in range(batch):
+                start = int(lengths[row])
+                self._chain_mask(call, row, start, padded)
+                if mask is not None:
+                    call.mask[row, 0, :count, start : start + count] = mask[first + row]
+        return self._run(call, count)
+
+    def _chain_mask(self, call: _Call, row: int, start: int, count: int) -> None:
+        assert call.mask is not None
+        call.mask[row, 0, :, :start] = True
+        call.mask[row, 0, :, start + count :] = False
+        if count == 1:
+            call.mask[row, 0, 0, start] = True
+        else:
+            call.mask[row, 0, :, start : start + count] = _triangle(count)
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep the rows in each path, moved together behind the committed ones."""
+        for row, path in enumerate(paths):
+            kept = len(path)
+            if kept and path[-1] != kept - 1:
+                start = int(self._lengths[row])
+                first = next(i for i, node in enumerate(path) if node != i)
+                source = np.asarray(path[first:]) + start
+                for block in self._blocks:
+                    block[:, row, :, start + first : start + kept] = block[:, row][:, :, source]
+            self._lengths[row] += kept
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Roll back each sequence to a shorter committed length."""
+        wanted = np.asarray(lengths, np.int64)
+        if np.any(wanted > self._lengths) or np.any(wanted < 0):
+            raise BackendError(f"cannot roll back from {self._lengths} to {wanted}")
+        self._lengths = wanted
+
+    def _run(self, call: _Call, count: int) -> Scores:
+        try:
+            self._session.run_with_iobinding(call.binding)
+        except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
+            raise BackendError(f"onnxruntime failed in a step: {error}") from error
+        outputs = call.outputs
+        top, values, gap = (outputs.get(n) for n in ("topk_ids", "topk_logits", "top_gap"))
+        logits = outputs["logits"]
+        argmax = outputs["argmax"] if "argmax" in outputs else logits.argmax(-1)
+        if count == logits.shape[1]:
+            return Scores(argmax, logits, top, values, gap)
+        cut = [v[:, :count] if v is not None else None for v in (top, values, gap)]
+        return Scores(argmax[:, :count], logits[:, :count], *cut)
+
+    def _call(self, batch: int, count: int, asked: int, row: int) -> _Call:
+        """The bound arrays for a call shape; `row` picks the caches when the call has one of many."""
+        alone = batch == 1 and len(self._lengths) > 1
+        key = (batch, count, asked, row if alone else -1)
+        if key not in self._calls:
+            if len(self._calls) > 256:
+                self._calls.clear()
+            self._calls[key] = self._bind(batch, count, asked, row if alone else None)
+        return self._calls[key]
+
+    def _bind(self, batch: int, count: int, asked: int, row: int | None) -> _Call:
+        binding = self._session.io_binding()
+        slots = self.capacity + MOST_ROWS
+        ints = {
+            "tokens": np.zeros((batch, count), np.int64),
+            "positions": np.zeros((batch, count), np.int64),
+            "write_index": np.zeros(batch, np.int64),
+            "rows": np.tile(np.arange(asked, dtype=np.int64), (batch, 1)),
+        }
+        mask = np.zeros((batch, 1, count, slots), np.bool_) if self._tree else None
+        feeds: dict[str, npt.NDArray[Any]] = {**ints, **({} if mask is None else {"mask": mask})}
+        for name, array in feeds.items():
+            if name in self._names:
+                binding.bind_ortvalue_input(name, _value(array))
+        for port in self._caches:
+            view = self._views[port.name]
+            value = _value(view if row is None else view[row : row + 1])
+            binding.bind_ortvalue_input(port.mirror, value)
+            binding.bind_ortvalue_output(port.name, value)
+        outputs: dict[str, npt.NDArray[Any]] = {}
+        known: dict[str | int, int] = {"B": batch, "N": count, "R": asked}
+        for port in self.ports:
+            if port.direction == "out" and port.mirror is None:
+                shape = [d if isinstance(d, int) else known[d] for d in port.shape]
+                outputs[port.name] = np.zeros(shape, np.dtype(port.dtype))
+                binding.bind_ortvalue_output(port.name, _value(outputs[port.name]))
+        rows = ints["rows"]
+        return _Call(
+            binding, ints["tokens"], ints["positions"], ints["write_index"], rows, mask, outputs
+        )
+
+
+def open_graph(graph: Path, threads: int) -> onnxruntime.InferenceSession:
+    """Open a graph on the CPU provider. Raises BackendError with ONNX Runtime's own reason."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            str(graph), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise BackendError(f"onnxruntime cannot open {graph}: {error}") from error
+
+
+def _value(array: npt.NDArray[Any]) -> Any:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+_TRIANGLES: dict[int, Bools] = {}
+
+
+def _triangle(count: int) -> Bools:
+    if count not in _TRIANGLES:
+        _TRIANGLES[count] = np.tri(count, dtype=np.bool_)
+    return _TRIANGLES[count]
+
+
+def _grown(depth: Ints, count: int) -> Ints:
+    """Depths for padded rows: one below the deepest."""
+    extra = count - depth.shape[1]
+    return np.pad(depth, ((0, 0), (0, extra)), mode="edge") if extra else depth
+
+
+def _copied(scores: Scores) -> Scores:
+    parts = (scores.argmax, scores.logits, scores.topk_ids, scores.topk_logits, scores.top_gap)
+    return Scores(*(None if p is None else p.copy() for p in parts))  # type: ignore[arg-type]
+
+
+def _stacked(rows: list[Scores]) -> Scores:
+    def join(name: str) -> Any:
+        parts = [getattr(r, name) for r in rows]
+        return None if parts[0] is None else np.concatenate(parts)
+
+    return Scores(*(join(n) for n in ("argmax", "logits", "topk_ids", "topk_logits", "top_gap")))

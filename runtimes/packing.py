@@ -1,0 +1,75 @@
+"""Trees as a session wants them: cut to size, and padded to one shape per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.tree import Bools, Ints, Tree
+
+
+def with_tokens(shape: Tree, tokens: Ints) -> Tree:
+    """A tree of the same shape over other tokens; depth and mask are shared, not recomputed."""
+    return _sharing(Tree(tokens, shape.parents), shape, len(shape))
+
+
+def trim(tree: Tree, rows: int) -> Tree:
+    """The first `rows` rows of the tree."""
+    if rows >= len(tree):
+        return tree
+    probs = None if tree.probs is None else tree.probs[:rows]
+    return _sharing(Tree(tree.tokens[:rows], tree.parents[:rows], probs), tree, rows)
+
+
+def first_path(tree: Tree) -> Tree:
+    """The chain of first children from the root, for sessions that cannot score branches."""
+    if len(tree) == 1 or tree.is_chain:
+        return tree
+    parents: list[int] = tree.parents.tolist()
+    path = [0]
+    for node in range(1, len(parents)):
+        if parents[node] == path[-1]:
+            path.append(node)
+    return Tree.chain(tree.tokens[path])
+
+
+def pack(trees: Sequence[Tree], least: int = 1) -> tuple[Ints, Ints | None, Bools | None]:
+    """tokens [B, N], depth [B, N], mask [B, N, N] of one batch; chains need neither depth nor mask.
+
+    N is the largest tree's size, at least `least`. Padding rows repeat the root, at its depth, and
+    see only themselves; after chains no real row sees them, so the causal mask serves.
+    """
+    width = max(least, max(len(t) for t in trees))
+    batch = len(trees)
+    if all(len(t) == 1 or t.is_chain for t in trees):
+        if batch == 1 and len(trees[0]) == width:
+            return trees[0].tokens[None], None, None
+        return _tokens(trees, width), None, None
+    depth = np.zeros((batch, width), np.int64)
+    mask: npt.NDArray[np.bool_] = np.zeros((batch, width, width), np.bool_)
+    mask[:, np.arange(width), np.arange(width)] = True
+    for row, tree in enumerate(trees):
+        count = len(tree)
+        depth[row, :count] = tree.depth
+        mask[row, :count, :count] = tree.mask
+    return _tokens(trees, width), depth, mask
+
+
+def _tokens(trees: Sequence[Tree], width: int) -> Ints:
+    tokens = np.empty((len(trees), width), np.int64)
+    for row, tree in enumerate(trees):
+        tokens[row, : len(tree)] = tree.tokens
+        tokens[row, len(tree) :] = tree.tokens[0]
+    return tokens
+
+
+def _sharing(tree: Tree, source: Tree, rows: int) -> Tree:
+    """Hand over what `source` has computed; a cached property lives in the instance's dict."""
+    known = source.__dict__
+    if "depth" in known:
+        tree.__dict__["depth"] = known["depth"][:rows]
+    if "mask" in known:
+        tree.__dict__["mask"] = known["mask"][:rows, :rows]
+    return tree

@@ -1,0 +1,308 @@
+"""A bundle is whole or not there, notices every flipped byte, and never leads outside itself."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from graftline.bundle import Bundle, BundleWriter
+from graftline.errors import BundleError
+from graftline.manifest import Exactness, LawRow, Manifest, PassRow
+from graftline.ports import Facts, Port
+
+FACTS = Facts("decoder", 100, 8, 2, 2, 1, 4, 64)
+PORTS = (
+    Port("tokens", "tokens", "in", "int64", ("B", "N")),
+    Port("key", "cache.key", "in", "float32", ("B", 1, "S", 4), layer=0, mirror="key.out"),
+)
+
+
+def manifest(**changed: object) -> Manifest:
+    values: dict[str, object] = {
+        "name": "toy",
+        "facts": FACTS,
+        "pipeline": "kv-cache | tree-mask",
+        "recipe": "plain",
+        "target": "ort-cpu",
+        "dtype": "fp32",
+        "graphs": {"canonical": "graphs/canonical.onnx"},
+        "ports": {"canonical": PORTS},
+        "rebuild": "graftline optimize toy -o toy.graft",
+        "passes": (PassRow("kv-cache", "kv-cache", 0.1, 5, 7, {"TensorScatter": 2}, "no re-run"),),
+        "laws": (LawRow("kv-cache", "neutral", "max difference 0"),),
+        "exactness": Exactness(True, 1e-6),
+        "quality": {"perplexity": 3.0},
+    }
+    return Manifest(**{**values, **changed})  # type: ignore[arg-type]
+
+
+def write(out: Path, weight: bytes = b"weights") -> Bundle:
+    with BundleWriter(out) as writer:
+        writer.path("graphs/canonical.onnx").write_bytes(b"graph")
+        writer.path("weights/w.bin").write_bytes(weight)
+        writer.finish(manifest())
+    return Bundle.open(out)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write(tmp_path / "toy.graft")
+
+
+def reseal(root: Path, change: dict[str, object]) -> None:
+    """Change the manifest as an attacker would: with a matching seal."""
+    text = json.dumps(json.loads((root / "manifest.json").read_text()) | change)
+    (root / "manifest.json").write_text(text)
+    seal = hashlib.sha256(text.encode()).hexdigest()
+    (root / "manifest.json.sha256").write_text(f"{seal}  manifest.json\n")
+
+
+def test_what_is_written_is_read_back(bundle: Bundle) -> None:
+    made = manifest()
+    for name in ("facts", "ports", "passes", "laws", "exactness", "quality", "graphs", "rebuild"):
+        assert getattr(bundle.manifest, name) == getattr(made, name), name
+    assert bundle.graph("canonical").read_bytes() == b"graph"
+    assert bundle.manifest.files.keys() == {"graphs/canonical.onnx", "weights/w.bin"}
+    assert bundle.manifest.versions["onnx"]
+    assert os.listdir(bundle.path.parent) == ["toy.graft"]
+
+
+def test_every_flipped_byte_of_every_file_is_noticed(bundle: Bundle) -> None:
+    for path in sorted(p for p in bundle.path.rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        for at in range(0, len(whole), max(1, len(whole) // 40)):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(BundleError) as caught:
+                Bundle.open(bundle.path)
+            assert "\n" not in str(caught.value)
+            assert "rebuild" in str(caught.value) or "cannot be read" in str(caught.value)
+        path.write_bytes(whole)
+    Bundle.open(bundle.path)
+
+
+def test_a_damaged_file_is_named_with_the_command_that_rebuilds(bundle: Bundle) -> None:
+    (bundle.path / "weights/w.bin").write_bytes(b"weightz")
+    with pytest.raises(BundleError, match=r"w\.bin was changed .*rebuild: graftline optimize toy"):
+        Bundle.open(bundle.path)
+    assert Bundle.open(bundle.path, verify=False).manifest.name == "toy"
+    (bundle.path / "weights/w.bin").write_bytes(b"short")
+    with pytest.raises(BundleError, match="has 5 bytes, not 7"):
+        Bundle.open(bundle.path, verify=False)
+    (bundle.path / "weights/w.bin").unlink()
+    with pytest.raises(BundleError, match=r"weights/w\.bin is missing"):
+        Bundle.open(bundle.path, verify=False)
+
+
+@pytest.mark.parametrize("rel", ["../secret", "/etc/passwd", "a/../../secret", "..\\secret", ""])
+def test_paths_never_leave_the_folder(bundle: Bundle, rel: str) -> None:
+    (bundle.path.parent / "secret").write_bytes(b"secret")
+    entry = {"sha256": hashlib.sha256(b"secret").hexdigest(), "size": 6}
+    reseal(bundle.path, {"files": {rel: entry}, "graphs": {"canonical": rel}})
+    with pytest.raises(BundleError, match="leaves the folder"):
+        Bundle.open(bundle.path)
+    with pytest.raises(BundleError, match="leaves the folder"), BundleWriter("x") as writer:
+        writer.path(rel)
+
+
+def test_a_link_that_leaves_the_folder_is_refused(bundle: Bundle) -> None:
+    outside = bundle.path.parent / "outside"
+    outside.write_bytes(b"weights")
+    (bundle.path / "weights/w.bin").unlink()
+    (bundle.path / "weights/w.bin").symlink_to(outside)
+    with pytest.raises(BundleError, match=r"link weights/w\.bin leaves the folder"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "schema 2"),
+        ({"colour": "red"}, "unknown fields colour"),
+        ({"facts": {"kind": "decoder"}}, "cannot be read"),
+        ({"files": {"graphs/canonical.onnx": 3}}, "cannot be read"),
+        ({"ports": {"canonical": [{"name": "x"}]}}, "cannot be read"),
+        ({"graphs": {"canonical": "elsewhere.onnx"}}, "not in the manifest"),
+    ],
+)
+def test_a_strange_manifest_is_refused(
+    bundle: Bundle, change: dict[str, object], message: str
+) -> None:
+    reseal(bundle.path, change)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_an_interrupt_leaves_nothing(tmp_path: Path, stop: type[BaseException]) -> None:
+    def interrupted() -> None:
+        with BundleWriter(tmp_path / "new.graft") as writer:
+            writer.path("graphs/canonical.onnx").write_bytes(b"graph")
+            writer.finish(manifest())
+            raise stop
+
+    with pytest.raises(stop):
+        interrupted()
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_keeps_the_older_bundle(bundle: Bundle) -> None:
+    def interrupted() -> None:
+        with BundleWriter(bundle.path) as writer:
+            writer.path("graphs/canonical.onnx").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    Bundle.open(bundle.path)
+    assert os.listdir(bundle.path.parent) == ["toy.graft"]
+
+
+def test_an_interrupt_between_the_renames_brings_the_older_bundle_back(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def stop_before_second(source: Path, target: Path) -> None:
+        if ".tmp-" in source.name:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", stop_before_second)
+    with pytest.raises(KeyboardInterrupt):
+        write(bundle.path, b"newer")
+    assert Bundle.open(bundle.path).file("weights/w.bin").read_bytes() == b"weights"
+
+
+def test_what_a_killed_writer_left_is_cleared_or_restored(bundle: Bundle) -> None:
+    dead = 2**22 + 1  # above the largest process number Linux gives
+    os.rename(bundle.path, f"{bundle.path}.old-{dead}")
+    Path(f"{bundle.path}.tmp-{dead}").mkdir()
+    with pytest.raises(BundleError, match="was not finished"), BundleWriter(bundle.path):
+        assert bundle.path.is_dir()
+    assert os.listdir(bundle.path.parent) == ["toy.graft"]
+    Bundle.open(bundle.path)
+
+
+def test_an_older_bundle_is_replaced_whole(bundle: Bundle) -> None:
+    assert write(bundle.path, b"newer").file("weights/w.bin").read_bytes() == b"newer"
+    assert os.listdir(bundle.path.parent) == ["toy.graft"]
+
+
+def test_something_else_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.png").write_bytes(b"cat")
+    (tmp_path / "file").write_bytes(b"file")
+    with pytest.raises(BundleError, match="not a bundle; choose another -o"):
+        write(tmp_path / "photos")
+    with pytest.raises(BundleError, match="not a folder"):
+        write(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+    assert (tmp_path / "photos/cat.png").read_bytes() == b"cat"
+    assert sorted(os.listdir(tmp_path)) == ["empty", "file", "photos"]
+
+
+def test_an_unfinished_or_lying_bundle_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not finished"), BundleWriter(tmp_path / "a"):
+        pass
+    with pytest.raises(BundleError, match="never written"), BundleWriter(tmp_path / "b") as writer:
+        writer.finish(manifest())
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_space_is_told_before_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 100 << 20))
+    with (
+        pytest.raises(BundleError, match=r"2,048 MiB needed, 100 MiB free"),
+        BundleWriter(tmp_path / "big") as writer,
+    ):
+        writer.need(2 << 30)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BundleError, match="the disk is full"),
+        BundleWriter(tmp_path / "big") as writer,
+    ):
+        writer.path("a").write_bytes(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert os.listdir(tmp_path) == []
+
+
+def test_weights_are_linked_or_else_copied_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "model.safetensors"
+    source.write_bytes(b"w")
+    lines: list[str] = []
+
+    def cross_device(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    with BundleWriter(tmp_path / "out", lines.append) as writer:
+        writer.path("graphs/canonical.onnx").write_bytes(b"graph")
+        linked = writer.link_or_copy(source, "weights/a")
+        copied = writer.link_or_copy(source, "weights/b", "copy")
+        assert linked.samefile(source)
+        assert not copied.samefile(source)
+        assert not lines
+        monkeypatch.setattr(os, "link", cross_device)
+        assert not writer.link_or_copy(source, "weights/c").samefile(source)
+        assert "copying it" in lines[0]
+        with pytest.raises(BundleError, match="cannot copy"):
+            writer.link_or_copy(tmp_path / "absent", "weights/d", "copy")
+        writer.finish(manifest())
+    assert Bundle.open(tmp_path / "out").file("weights/c").read_bytes() == b"w"
+
+
+def test_costs_are_kept_outside_the_manifest_and_survive_nothing_bad(bundle: Bundle) -> None:
+    costs = {"chain": {"1": 25.0}, "tree": {"2": 27.5}}
+    assert bundle.read_costs("EPYC x 2") is None
+    assert bundle.write_costs("EPYC x 2", costs)
+    assert bundle.read_costs("EPYC x 2") == costs
+    assert bundle.read_costs("EPYC x 4") is None
+    Bundle.open(bundle.path)
+    assert bundle.unlisted() == []
+    kept = next((bundle.path / "costs").iterdir())
+    kept.write_text(kept.read_text().replace("25.0", "5.0"))
+    assert bundle.read_costs("EPYC x 2") is None
+
+
+def test_a_bundle_that_cannot_be_written_keeps_no_costs(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*args: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", read_only)
+    assert not bundle.write_costs("k", {"chain": {}})
+    assert bundle.read_costs("k") is None
+    assert list((bundle.path / "costs").iterdir()) == []
+
+
+def test_paths_that_are_no_bundle_say_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"x")
+    with pytest.raises(BundleError, match="no such bundle; make one"):
+        Bundle.open(tmp_path / "absent")
+    with pytest.raises(BundleError, match=r"a file, not a bundle; make one: graftline optimize"):
+        Bundle.open(tmp_path / "model.gguf")
+    with pytest.raises(BundleError, match=r"not a bundle \(no manifest.json\)"):
+        Bundle.open(tmp_path)
+
+
+def test_unknown_names_offer_the_nearest(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="did you mean 'canonical'"):
+        bundle.graph("cannonical")
+    with pytest.raises(BundleError, match=r"did you mean 'weights/w.bin'"):
+        bundle.file("weights/w.bi")
+    (bundle.path / "stray").write_bytes(b"x")
+    assert bundle.unlisted() == ["stray"]
