@@ -351,7 +351,21 @@ class QuickGelu(OpRun):
         return ((y / (1 + np.exp(-np.clip(alpha * y, -80, 80)))).astype(x.dtype),)
 
 
+class FusedMatMul(OpRun):
+    """alpha * A @ B, either of them transposed in its last two axes first."""
+
+    op_domain = MICROSOFT
+
+    def _run(
+        self, a: Array, b: Array, *, alpha: float = 1.0, transA: int = 0, transB: int = 0
+    ) -> tuple[Array, ...]:
+        left = np.swapaxes(a, -1, -2) if transA else a
+        right = np.swapaxes(b, -1, -2) if transB else b
+        return ((np.matmul(left, right) * alpha).astype(a.dtype),)
+
+
 CONTRIB_OPS: tuple[type[OpRun], ...] = (
+    FusedMatMul,
     GroupQueryAttention,
     SimplifiedLayerNormalization,
     SkipSimplifiedLayerNormalization,

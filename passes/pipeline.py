@@ -49,6 +49,14 @@ class Pipeline:
         """Read `a{x=1,y=true} | b`. Raises PipelineSyntax and names the nearest pass or option."""
         return cls(tuple(_graft(part.strip(), known) for part in text.split("|") if part.strip()))
 
+    def split(self, count: int) -> tuple[Pipeline, Pipeline]:
+        """The first `count` grafts, and the rest."""
+        return Pipeline(self.grafts[:count]), Pipeline(self.grafts[count:])
+
+    def index(self, name: str) -> int:
+        """Place of the first graft of that name; the length when there is none."""
+        return next((i for i, g in enumerate(self.grafts) if g.name() == name), len(self.grafts))
+
     def run(
         self,
         model: ir.Model,

@@ -270,6 +270,32 @@ def open_graph(graph: Path, threads: int) -> onnxruntime.InferenceSession:
         raise BackendError(f"onnxruntime cannot open {graph}: {error}") from error
 
 
+def export_logits(graph: Path, tokens: Ints) -> npt.NDArray[np.float32]:
+    """Logits [B, N, V] of an unmodified export for whole sequences, nothing cached."""
+    session = open_graph(graph, os.cpu_count() or 1)
+    return run_export(session, tokens)
+
+
+def run_export(
+    session: onnxruntime.InferenceSession, tokens: Ints
+) -> npt.NDArray[np.float32]:
+    """One pass of an opened export over whole sequences [B, N]; a past, where it has one, is empty."""
+    batch, count = tokens.shape
+    feed: dict[str, npt.NDArray[Any]] = {}
+    for port in session.get_inputs():
+        if "past" in port.name:
+            shape = [batch if i == 0 else d if isinstance(d, int) else 0
+                     for i, d in enumerate(port.shape)]
+            feed[port.name] = np.zeros(shape, np.float32)
+        elif "mask" in port.name:
+            feed[port.name] = np.ones((batch, count), np.int64)
+        elif "position" in port.name:
+            feed[port.name] = np.tile(np.arange(count, dtype=np.int64), (batch, 1))
+        else:
+            feed[port.name] = tokens
+    return session.run([session.get_outputs()[0].name], feed)[0]
+
+
 def _value(array: npt.NDArray[Any]) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 

@@ -229,12 +229,13 @@ def test_no_space_is_told_before_the_write(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    with (
-        pytest.raises(BundleError, match="the disk is full"),
-        BundleWriter(tmp_path / "big") as writer,
-    ):
-        writer.path("a").write_bytes(b"x")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fill() -> None:
+        with BundleWriter(tmp_path / "big") as writer:
+            writer.path("a").write_bytes(b"x")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(BundleError, match="the disk is full"):
+        fill()
     assert os.listdir(tmp_path) == []
 
 

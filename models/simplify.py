@@ -1,0 +1,69 @@
+"""Fold and fuse an exported graph without ever looking at a checkpoint weight."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx_ir as ir
+import onnxscript.optimizer as optimizer
+import onnxscript.rewriter as rewriter
+from onnx_ir.passes import common
+from onnxscript.rewriter import onnx_fusions
+
+FOLD_LIMIT = 65_536
+"""Most elements of a constant that folding may read or make (masks and tables stay computed)."""
+
+
+def simplify(model: ir.Model, weights: Collection[str]) -> None:
+    """Inline, fold constants, fuse norms and rotary, share common sub-expressions; in place.
+
+    The initializers named in `weights` become graph inputs meanwhile, so no rule can depend on
+    their values: they may be uninitialised memory, or a hundred gigabytes on a disk. They come back
+    as initializers without a const_value; those no node reads are dropped.
+    """
+    held = [model.graph.initializers.pop(n) for n in weights if n in model.graph.initializers]
+    own = list(model.graph.inputs)
+    for value in held:
+        value.const_value = None
+        model.graph.inputs.append(value)
+    common.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants_ir(
+            model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT
+        )
+        model = rewriter.rewrite(model)
+    ir.passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+    )(model)
+    onnx_fusions.fuse(model)
+    ir.passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    )(model)
+    _restore(model, own, held)
+
+
+def _restore(model: ir.Model, own: list[ir.Value], held: list[ir.Value]) -> None:
+    keep = {id(v) for v in own}
+    for value in [v for v in model.graph.inputs if id(v) not in keep]:
+        model.graph.inputs.remove(value)
+    for value in held:
+        if value.uses():
+            model.graph.register_initializer(_named(value))
+
+
+def _named(value: ir.Value) -> ir.Value:
+    """`register_initializer` wants a tensor: hold the place until the weights are filled in."""
+    assert value.dtype is not None and value.shape is not None
+    value.const_value = ir.LazyTensor(_unfilled, dtype=value.dtype, shape=value.shape, name=value.name)
+    return value
+
+
+def _unfilled() -> ir.TensorProtocol:
+    raise AssertionError("a weight was read before the checkpoint filled it in")

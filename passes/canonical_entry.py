@@ -1,0 +1,315 @@
+"""The ports of any exported decoder, brought to `tokens`, `positions` -> `logits`.
+
+Inputs are told apart by what they do: token ids read the table with one row per logit, positions reach
+a sine or the index of another table, caches are concatenated, and what is left of rank two or four
+masks. Caches become empty, masks become all-visible or causal: what a prefill without padding feeds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from graftline.errors import NotApplicable
+from graftline.passes.emit import Emit
+from graftline.passes.meaning import label
+
+OPSET = 24
+_OLDEST = 13
+_CHANGED = frozenset({"GroupNormalization", "Upsample", "Scatter"})
+_AXES_BECAME_INPUT_AT_18 = frozenset(
+    "ReduceMax ReduceMin ReduceMean ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
+    "ReduceSumSquare".split()
+)
+_KEEPS_IDS = frozenset("Reshape Cast Unsqueeze Squeeze Identity Expand Flatten".split())
+_SUMS = frozenset({"CumSum", "ReduceSum"})
+
+
+def open_graph(model: ir.Model) -> None:
+    """Inline functions, lift constants, drop identities and bring the graph to opset 24."""
+    common.InlinePass()(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for node in list(model.graph):
+        if node.op_type == "Dropout" and node.domain == "":
+            ir.convenience.replace_all_uses_with(
+                node.outputs[0], _only(node.inputs[0]), replace_graph_outputs=True
+            )
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    raise_opset(model)
+
+
+def raise_opset(model: ir.Model) -> None:
+    """Rewrite what changed between the model's opset and 24. Raises NotApplicable below 13."""
+    have = model.opset_imports.get("", 0)
+    if have < _OLDEST:
+        raise NotApplicable(f"opset {have} is too old: export at opset 18 or later")
+    for node in list(model.graph):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type in _CHANGED:
+            raise NotApplicable(f"{node.op_type} changed since opset {have}", [label(node)])
+        if have < 18 and node.op_type in _AXES_BECAME_INPUT_AT_18:
+            _axes_to_input(model.graph, node)
+        if have < 18 and node.op_type == "Split" and len(node.inputs) < 2:
+            node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
+        node.version = None
+    model.opset_imports[""] = OPSET
+    model.opset_imports.pop("ai.onnx", None)
+    model.ir_version = max(model.ir_version or 0, 11)
+
+
+def _axes_to_input(graph: ir.Graph, node: ir.Node) -> None:
+    axes = node.attributes.pop("axes", None)
+    if axes is None or len(node.inputs) > 1:
+        return
+    values = list(axes.as_ints())
+    name = "axes." + "_".join(str(a) for a in values)
+    held = Emit(graph, "canonicalize").const(name, values, np.int64)
+    new = ir.node(
+        node.op_type, [node.inputs[0], held], dict(node.attributes), name=node.name,
+        num_outputs=1, metadata_props=dict(node.metadata_props),
+    )
+    new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    graph.insert_before(node, new)
+    ir.convenience.replace_all_uses_with(
+        node.outputs[0], new.outputs[0], replace_graph_outputs=True
+    )
+    graph.remove(node, safe=True)
+
+
+def enter(model: ir.Model) -> tuple[ir.Value, ir.Value, bool]:
+    """Give the graph its canonical inputs and its one output.
+
+    Returns tokens, positions, and whether the graph had positions of its own. Raises NotApplicable
+    naming the input or output that is not understood.
+    """
+    graph = model.graph
+    logits = _logits(graph)
+    del graph.outputs[:]
+    graph.outputs.append(logits)
+    logits.name = "logits"
+    common.RemoveUnusedNodesPass()(model)
+    tokens = _tokens(graph, logits)
+    positions = _positions(graph, tokens)
+    own = positions is not None
+    batch = tokens.shape[0] if tokens.shape is not None else None
+    for value in list(graph.inputs):
+        if value not in (tokens, positions):
+            _replace_input(graph, value, tokens, batch)
+    del graph.inputs[:]
+    if positions is None:
+        positions = ir.Value(name="positions")
+    for value, name in ((tokens, "tokens"), (positions, "positions")):
+        _widen(graph, value)
+        value.name = name
+        value.shape = ir.Shape(["B", "N"])
+        value.type = ir.TensorType(ir.DataType.INT64)
+        graph.inputs.append(value)
+    common.RemoveUnusedNodesPass()(model)
+    return tokens, positions, own
+
+
+def _logits(graph: ir.Graph) -> ir.Value:
+    named = [v for v in graph.outputs if v.name == "logits"]
+    floats = [v for v in graph.outputs if v.dtype is None or v.dtype.is_floating_point()]
+    ranked = [v for v in floats if v.shape is None or len(v.shape) == 3]
+    found = (named or ranked or [None])[0]
+    if found is None or found.producer() is None:
+        raise NotApplicable(
+            "no output looks like logits [B, N, V]", [v.name or "" for v in graph.outputs]
+        )
+    return found
+
+
+def _tokens(graph: ir.Graph, logits: ir.Value) -> ir.Value:
+    rows: dict[ir.Value, int] = {}
+    for value in graph.inputs:
+        for node in _index_readers(value):
+            table = node.inputs[0]
+            shape = _table_shape(table)
+            if shape is not None and len(shape) == 2:
+                rows[value] = max(rows.get(value, 0), shape[0])
+    if not rows:
+        raise NotApplicable(
+            "no input of token ids: no integer input reads an embedding table",
+            [f"input {v.name}" for v in graph.inputs],
+        )
+    width = logits.shape[-1] if logits.shape is not None and len(logits.shape) else None
+    exact = [v for v in rows if rows[v] == width]
+    if len(exact) == 1:
+        return exact[0]
+    return max(rows, key=lambda v: rows[v])
+
+
+def _index_readers(value: ir.Value) -> list[ir.Node]:
+    found, todo = list[ir.Node](), [value]
+    while todo:
+        current = todo.pop()
+        for node, index in current.uses():
+            if node.op_type.startswith("Gather") and index == 1:
+                found.append(node)
+            elif index == 0 and node.op_type in _KEEPS_IDS:
+                todo.extend(node.outputs)
+    return found
+
+
+def _table_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    while value is not None and value.const_value is None:
+        node = value.producer()
+        if node is None or node.op_type not in ("Transpose", "Cast", "DequantizeLinear"):
+            return None
+        value = node.inputs[0]
+    if value is None or value.const_value is None:
+        return None
+    return tuple(int(d) for d in value.const_value.shape)
+
+
+def _positions(graph: ir.Graph, tokens: ir.Value) -> ir.Value | None:
+    found = [
+        v for v in graph.inputs
+        if v is not tokens and (v.dtype is None or not v.dtype.is_floating_point())
+        and v.shape is not None and len(v.shape) == 2 and _reaches_position_sink(v)
+    ]  # fmt: skip
+    if len(found) > 1:
+        raise NotApplicable("several inputs act as positions", [f"input {v.name}" for v in found])
+    return found[0] if found else None
+
+
+def _reaches_position_sink(value: ir.Value) -> bool:
+    """Whether values of an input reach an angle or a table index other than through a sum."""
+    seen, todo = set[ir.Value](), [value]
+    while todo:
+        current = todo.pop()
+        for node, index in current.uses():
+            if node.op_type in ("Cos", "Sin") or (node.op_type == "Gather" and index == 1):
+                return True
+            if node.op_type == "RotaryEmbedding":
+                return True
+            if node.op_type in _SUMS or node.op_type in ("Shape", "MatMul", "GatherND"):
+                if node.op_type != "MatMul":
+                    continue
+            for out in node.outputs:
+                if out not in seen:
+                    seen.add(out)
+                    todo.append(out)
+    return False
+
+
+def _replace_input(
+    graph: ir.Graph, value: ir.Value, tokens: ir.Value, batch: int | ir.SymbolicDim | None
+) -> None:
+    """Put in place of an input what a prefill without padding would feed."""
+    first = next(iter(graph), None)
+    if first is None:
+        raise NotApplicable("the graph is empty")
+    emit = Emit(graph, "canonicalize", at=first)
+    shape = value.shape
+    dtype = value.dtype or ir.DataType.FLOAT
+    if not value.uses():
+        return
+    if shape is None:
+        raise NotApplicable(f"input {value.name} has no shape", [f"input {value.name}"])
+    whole = emit.op("Shape", [tokens])
+    if len(shape) == 2:
+        ones = _filled(emit, whole, 1, dtype)
+        new = ones
+    elif len(shape) == 1 and not dtype.is_floating_point() and not isinstance(shape[0], int):
+        new = _arange(emit, whole, dtype)
+    elif dtype.is_floating_point() and _is_cache(value):
+        new = _empty_cache(emit, value, whole, batch)
+    elif len(shape) == 4:
+        new = _causal(emit, whole, dtype)
+    else:
+        raise NotApplicable(
+            f"input {value.name} is neither tokens, positions, mask nor cache",
+            [label(n) for n in value.consumers()],
+        )
+    ir.convenience.replace_all_uses_with(value, new)
+
+
+def _is_cache(value: ir.Value) -> bool:
+    """Whether an input is concatenated with something, as a cache is."""
+    todo, seen = [value], set[ir.Value]()
+    while todo:
+        for node, index in todo.pop().uses():
+            if node.op_type == "Concat" or (node.op_type == "Attention" and index in (4, 5)):
+                return True
+            if node.op_type in ("Transpose", "Cast", "Reshape", "Identity"):
+                out = node.outputs[0]
+                if out not in seen:
+                    seen.add(out)
+                    todo.append(out)
+    return False
+
+
+def _filled(emit: Emit, shape: ir.Value, fill: int, dtype: ir.DataType) -> ir.Value:
+    held = emit.op(
+        "ConstantOfShape", [shape], value=ir.tensor(np.asarray([fill], np.int64)),
+    )
+    return emit.op("Cast", [held], to=dtype)
+
+
+def _arange(emit: Emit, whole: ir.Value, dtype: ir.DataType) -> ir.Value:
+    size = emit.op("Gather", [whole, emit.const("index.1", 1, np.int64)])
+    zero, one = emit.const("zero", 0, np.int64), emit.const("one", 1, np.int64)
+    return emit.op("Cast", [emit.op("Range", [zero, size, one])], to=dtype)
+
+
+def _empty_cache(
+    emit: Emit, value: ir.Value, whole: ir.Value, batch: int | ir.SymbolicDim | None
+) -> ir.Value:
+    dims = list(value.shape or ())
+    free = [i for i, d in enumerate(dims) if not isinstance(d, int)]
+    batches = [i for i in free if dims[i] == batch] or [i for i in free if i == 0]
+    length = [i for i in free if i not in batches[:1]]
+    if len(length) != 1:
+        raise NotApplicable(
+            f"cache input {value.name} {value.shape} must have one free dimension besides the batch"
+        )
+    parts: list[ir.Value] = []
+    for i, dim in enumerate(dims):
+        if i in batches[:1]:
+            parts.append(emit.op("Slice", [
+                whole, emit.const("row.0", [0], np.int64), emit.const("row.1", [1], np.int64)]))
+        else:
+            size = 0 if i in length else int(dim)  # type: ignore[arg-type]
+            parts.append(emit.const(f"row.{size}", [size], np.int64))
+    shape = emit.op("Concat", parts, axis=0)
+    return _filled(emit, shape, 0, value.dtype or ir.DataType.FLOAT)
+
+
+def _causal(emit: Emit, whole: ir.Value, dtype: ir.DataType) -> ir.Value:
+    size = emit.op("Slice", [
+        whole, emit.const("row.1", [1], np.int64), emit.const("row.2", [2], np.int64)])
+    batch = emit.op("Slice", [
+        whole, emit.const("row.0", [0], np.int64), emit.const("row.1", [1], np.int64)])
+    shape = emit.op("Concat", [batch, emit.const("row.1", [1], np.int64), size, size], axis=0)
+    ones = _filled(emit, shape, 1, ir.DataType.FLOAT)
+    lower = emit.op("Cast", [emit.op("Trilu", [ones], upper=0)], to=ir.DataType.BOOL)
+    if dtype == ir.DataType.BOOL:
+        return lower
+    none, lowest = np.float32(0), np.float32(-3e38 if dtype != ir.DataType.FLOAT16 else -65504)
+    bias = emit.op("Where", [
+        lower, emit.const("mask.none", none), emit.const("mask.lowest", lowest)])
+    return bias if dtype == ir.DataType.FLOAT else emit.op("Cast", [bias], to=dtype)
+
+
+def _widen(graph: ir.Graph, value: ir.Value) -> None:
+    """Let readers of a 32-bit input go on reading 32 bits from a 64-bit one."""
+    if value.dtype in (None, ir.DataType.INT64) or not value.uses():
+        return
+    first = next(iter(graph))
+    readers = list(value.uses())
+    cast = Emit(graph, "canonicalize", at=first).op("Cast", [value], to=value.dtype)
+    for node, index in readers:
+        if node.op_type != "Shape":
+            node.replace_input_with(index, cast)
+
+
+def _only(value: ir.Value | None) -> ir.Value:
+    if value is None:
+        raise NotApplicable("a node lacks its input")
+    return value

@@ -1,0 +1,109 @@
+"""One sequence of a batch: what was asked, what has been chosen, and how it went."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from graftline.runtimes.drafter import Drafter
+from graftline.runtimes.packing import first_path
+from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.verdict import Rule
+from graftline.tree import Tree
+
+FinishReason = Literal["eos", "stop", "length"]
+
+
+@dataclass
+class Decoding:
+    """The root of every tree is the last chosen token: it is not in the cache yet, so a sequence
+    with t chosen tokens has `len(prompt) + t - 1` committed positions."""
+
+    prompt: Ints
+    limit: int
+    """Most tokens to choose, at least 1."""
+    ends: frozenset[int]
+    """Ids that end the sequence."""
+    drafter: Drafter
+    rule: Rule
+    tokens: list[int] = field(default_factory=list[int])
+    finish: FinishReason | None = None
+    retired: bool = False
+    """True once finished and rolled back to one position, to make room for the others."""
+    steps: int = 0
+    drafted: int = 0
+    offered: list[int] = field(default_factory=list[int])
+    """For depth 1, 2, ...: steps whose tree was that deep."""
+    accepted: list[int] = field(default_factory=list[int])
+    """For depth 1, 2, ...: steps that accepted a token there."""
+    started: float = 0.0
+    first: float = 0.0
+    ended: float = 0.0
+    """Times by time.perf_counter: start of the request, first token, last token."""
+
+    @property
+    def length(self) -> int:
+        """Committed positions."""
+        return 1 if self.retired else len(self.prompt) + len(self.tokens) - 1
+
+    def begin(self, scores: Scores, row: int) -> list[int]:
+        """Choose the first token from the prompt's last row."""
+        context: list[int] = self.prompt.tolist()
+        self.rule.start(context)
+        self.drafter.start(context)
+        root = Tree.chain((context[-1],))
+        verdict = self.rule.judge(root, scores, row)
+        self.drafter.observe(root, verdict, scores, row)
+        fresh = self._take(verdict.tokens(root))
+        self.first = time.perf_counter()
+        return fresh
+
+    def propose(self, branches: bool) -> Tree:
+        """A tree whose every depth could still be used; a chain unless `branches`."""
+        remaining = self.limit - len(self.tokens)
+        if self.finish is not None or remaining < 2:
+            return Tree.chain((self.tokens[-1],))
+        budget = self.drafter.rows
+        if not self.drafter.branching:
+            budget = min(budget, remaining)
+        tree = self.drafter.propose(budget)
+        return tree if branches else first_path(tree)
+
+    def judge(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
+        """The path to commit and the tokens chosen; nothing for a finished sequence."""
+        if self.finish is not None:
+            return (), []
+        verdict = self.rule.judge(tree, scores, row)
+        self.drafter.observe(tree, verdict, scores, row)
+        fresh = self._take(verdict.tokens(tree))
+        self.steps += 1
+        if len(tree) > 1:
+            self._count(tree, len(fresh) - 1)
+        return verdict.path[: len(fresh)], fresh
+
+    def _take(self, chosen: list[int]) -> list[int]:
+        """Append the tokens up to the first end or the limit."""
+        fresh = chosen[: self.limit - len(self.tokens)]
+        if self.ends:
+            for place, token in enumerate(fresh):
+                if token in self.ends:
+                    fresh = fresh[: place + 1]
+                    self.finish = "eos"
+                    break
+        self.tokens += fresh
+        if self.finish is None and len(self.tokens) == self.limit:
+            self.finish = "length"
+        if self.finish is not None:
+            self.ended = time.perf_counter()
+        return fresh
+
+    def _count(self, tree: Tree, accepted: int) -> None:
+        deepest = int(tree.depth.max()) if not tree.is_chain else len(tree) - 1
+        self.drafted += len(tree) - 1
+        while len(self.offered) < deepest:
+            self.offered.append(0)
+            self.accepted.append(0)
+        for depth in range(deepest):
+            self.offered[depth] += 1
+            self.accepted[depth] += depth < accepted

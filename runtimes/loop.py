@@ -1,0 +1,51 @@
+"""The decode loop: propose, score, judge, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.goodput import Pacer
+from graftline.runtimes.packing import pack, trim
+from graftline.runtimes.session import Session
+
+
+def decode(
+    session: Session, batch: Sequence[Decoding], pacer: Pacer, least: int = 1
+) -> Iterator[None]:
+    """Decode a batch of sequences until each has finished; yields after every target pass.
+
+    Between yields the caller may read `tokens`, shorten them and set `finish` of any sequence.
+    Sequences advance by unequal numbers of tokens; one that has finished rides along as a padding
+    row and commits nothing. `least` is the fewest rows a step scores: 2 keeps a backend whose
+    single-row kernel rounds differently to its other kernel in every step.
+    """
+    session.reset(len(batch))
+    pacer.begin(len(batch))
+    scores = session.prefill([one.prompt for one in batch])
+    for row, one in enumerate(batch):
+        one.begin(scores, row)
+    yield
+    while any(one.finish is None for one in batch):
+        _retire(session, batch)
+        proposals = [(one.drafter.signal, one.propose(session.supports_trees)) for one in batch]
+        room = session.capacity - max(one.length for one in batch)
+        rows = pacer.choose(proposals, room)
+        trees = [trim(tree, rows) for _, tree in proposals]
+        scores = session.score(*pack(trees, least))
+        paths: list[tuple[int, ...]] = []
+        for row, (one, tree) in enumerate(zip(batch, trees, strict=True)):
+            path, fresh = one.judge(tree, scores, row)
+            pacer.learn(row, fresh)
+            paths.append(path)
+        session.commit(paths)
+        yield
+
+
+def _retire(session: Session, batch: Sequence[Decoding]) -> None:
+    """Roll finished sequences back to one position, so that they bound nobody's room."""
+    leaving = [one for one in batch if one.finish is not None and not one.retired]
+    if leaving:
+        for one in leaving:
+            one.retired = True
+        session.truncate([one.length for one in batch])

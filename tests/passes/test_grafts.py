@@ -1,0 +1,205 @@
+"""Every graft on a tiny decoder: its laws hold, its refusals name what is missing, its work is counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graftline.errors import LawBroken, NotApplicable, PipelineSyntax
+from graftline.evaluate import decoder_feed, run
+from graftline.models.decoder import TinyDecoder
+from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.anchors import block_of, block_outputs, stamp_anchors, with_role
+from graftline.passes.laws import infer_shapes
+from graftline.passes.reduce_host import reduce_host
+from graftline.passes.tree_mask import TreeMask
+from graftline.ports import read_ports
+
+ALL = (
+    "anchors | kv-cache | tree-mask | select-rows | tap{layers=0+norm} | "
+    "reduce-logits{topk=4,entropy=true} | pack-projections{mlp=true} | lower-ort"
+)
+HOSTS = {
+    "grouped": TinyDecoder(),
+    "window": TinyDecoder(window=3, layers=3),
+    "alibi": TinyDecoder(alibi=True),
+    "one-block": TinyDecoder(layers=1),
+    "head-of-8": TinyDecoder(head_size=8),
+    "head-of-4": TinyDecoder(head_size=4),
+}
+
+
+def host(spec: TinyDecoder = HOSTS["grouped"]) -> ir.Model:
+    model = spec.build()
+    infer_shapes(model)
+    return model
+
+
+def grafted(text: str, spec: TinyDecoder = HOSTS["grouped"]) -> ir.Model:
+    model = host(spec)
+    Pipeline.parse(text, GRAFTS).run(model)
+    return model
+
+
+@pytest.mark.parametrize("spec", HOSTS.values(), ids=HOSTS.keys())
+@pytest.mark.parametrize("text", [ALL, ALL.replace("tree-mask | ", "")], ids=["tree", "chain"])
+def test_every_law_holds_on_every_kind_of_host(spec: TinyDecoder, text: str) -> None:
+    reports = Pipeline.parse(text, GRAFTS).run(host(spec), decoder_feed(61))
+    assert [r.text.partition("{")[0] for r in reports] == [
+        p.strip().partition("{")[0] for p in text.split("|")
+    ]
+    for report in reports:
+        assert {"typed", "wellformed", "interface", "neutral"} <= {r.law for r in report.laws}
+
+
+def test_pipeline_text_and_parse_are_inverses() -> None:
+    assert str(Pipeline.parse(ALL, GRAFTS)) == ALL
+    assert str(Pipeline.parse("reduce-logits{topk=8}", GRAFTS)) == "reduce-logits"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kv-cahe", "unknown pass 'kv-cahe'; did you mean 'kv-cache'?"),
+        ("reduce-logits{top=3}", "reduce-logits has no option 'top'; did you mean 'topk'?"),
+        ("reduce-logits{topk=many}", "'topk' takes a whole number"),
+        ("reduce-logits{entropy=1}", "'entropy' takes true or false"),
+        ("a b", "cannot read the pass 'a b'"),
+    ],
+)
+def test_pipeline_errors_say_what_to_do(text: str, message: str) -> None:
+    with pytest.raises(PipelineSyntax) as caught:
+        Pipeline.parse(text, GRAFTS)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kv-cache", "run anchors first"),
+        ("anchors | tree-mask", "put kv-cache before it"),
+        ("anchors | kv-cache | kv-cache", "has a cache already"),
+        ("anchors | kv-cache | tree-mask | tree-mask", "has a tree mask already"),
+        ("anchors | tap{layers=2}", "no layer '2'; this host has blocks 0 to 1"),
+        ("tap{layers=0}", "run anchors first"),
+        ("reduce-logits{topk=1}", "topk=0 (none) or at least 2"),
+        ("reduce-logits | reduce-logits", "reduced already"),
+        ("select-rows", "run anchors first"),
+        ("pack-projections", "run anchors first"),
+        ("lower-ort", "put kv-cache before it"),
+    ],
+)
+def test_grafts_refuse_by_name(text: str, message: str) -> None:
+    with pytest.raises(NotApplicable) as caught:
+        grafted(text)
+    assert message in str(caught.value)
+
+
+def test_anchors_refuse_a_graph_without_attention() -> None:
+    x = ir.Value(name="tokens", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["B", "N"]))
+    node = ir.node("Identity", [x])
+    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 24})
+    with pytest.raises(NotApplicable, match=r"no attention found.*1 Identity"):
+        Pipeline.parse("anchors", GRAFTS).run(ir.Model(graph, ir_version=11))
+
+
+def test_anchors_find_blocks_roles_and_stream() -> None:
+    model = host(TinyDecoder(layers=3))
+    stamp_anchors(model)
+    sizes = Counter(block_of(n) for n in model.graph if block_of(n) is not None)
+    assert set(sizes) == {0, 1, 2}
+    assert len(set(sizes.values())) == 1, "isomorphic blocks have as many nodes"
+    assert [n.op_type for n in with_role(model.graph, "final_norm")] == ["RMSNormalization"]
+    assert [n.op_type for n in with_role(model.graph, "lm_head")] == ["MatMul"]
+    assert [v.producer().op_type for v in block_outputs(model.graph)] == ["Add"] * 3  # type: ignore[union-attr]
+
+
+def test_reduced_host_is_the_first_blocks() -> None:
+    deep, shallow = host(TinyDecoder(layers=4)), host(TinyDecoder(layers=2))
+    reduced = reduce_host(deep, 2)
+    assert len(reduced.graph) == len(shallow.graph)
+    assert len(deep.graph) > len(reduced.graph), "the host itself is left alone"
+    names = {n for n in reduced.graph.initializers if n.startswith("layers.")}
+    assert {n.split(".")[1] for n in names} == {"0", "1"}
+
+
+def test_kv_cache_before_and_after() -> None:
+    before, after = host(), grafted("anchors | kv-cache")
+    assert Counter(n.op_type for n in before.graph)["TensorScatter"] == 0
+    assert Counter(n.op_type for n in after.graph)["TensorScatter"] == 4
+    cache = [p for p in read_ports(after) if p.role == "cache.key" and p.direction == "in"]
+    assert [(p.name, p.shape, p.layer) for p in cache] == [
+        ("cache.0.key", ("B", 2, "S", 16), 0),
+        ("cache.1.key", ("B", 2, "S", 16), 1),
+    ]
+
+
+def test_lowering_saves_the_work_it_is_for() -> None:
+    canonical, lowered = grafted(ALL.replace(" | lower-ort", "")), grafted(ALL)
+    was, now = (Counter(n.op_type for n in m.graph) for m in (canonical, lowered))
+    assert now["GroupQueryAttention"] == was["Attention"] == 2
+    assert now["SkipSimplifiedLayerNormalization"] == 4
+    for gone in ("Attention", "TensorScatter", "RotaryEmbedding", "Transpose", "Reshape"):
+        assert now[gone] == 0, gone
+    assert len(lowered.graph) < len(canonical.graph)
+
+
+def test_heads_that_do_not_fit_keep_their_attention() -> None:
+    lowered = grafted(ALL, HOSTS["head-of-4"])
+    assert Counter(n.op_type for n in lowered.graph)["Attention"] == 2
+
+
+def test_packing_is_one_matmul_per_input() -> None:
+    was = Counter(n.op_type for n in grafted("anchors").graph)["MatMul"]
+    now = Counter(n.op_type for n in grafted("anchors | pack-projections").graph)["MatMul"]
+    assert was - now == 2 * 2, "three projections became one in each of two blocks"
+
+
+def test_tap_is_the_residual_stream() -> None:
+    model = grafted("anchors | tap{layers=-1+norm}")
+    feed = decoder_feed(61)
+    out = run(model, feed)
+    scale = model.graph.initializers["norm.weight"].const_value.numpy()  # type: ignore[union-attr]
+    x = out["hidden.1"]
+    normed = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-5) * scale
+    assert np.allclose(normed, out["hidden.norm"], atol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakyMask(TreeMask):
+    """Made wrong on purpose: its neutral mask lets every row see the one after it."""
+
+    def neutral(self, feed, after):  # type: ignore[no-untyped-def]
+        fed = super().neutral(feed, after)
+        rows = feed["tokens"].shape[1]
+        fed["mask"][:, :, np.arange(rows - 1), np.arange(1, rows)] = True
+        return fed
+
+
+def test_the_neutral_law_catches_a_wrong_graft() -> None:
+    model = grafted("anchors | kv-cache")
+    kept = Pipeline.parse("kv-cache", GRAFTS).grafts[0].neutral(decoder_feed(61), model)
+    with pytest.raises(LawBroken, match="leaky-mask breaks the law 'neutral' at"):
+        Pipeline((LeakyMask(),)).run(model, kept)
+
+
+def test_the_interface_law_catches_a_forgotten_port() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Forgetful(TreeMask):
+        def apply(self, model: ir.Model) -> None:
+            ports = model.metadata_props["graftline.ports"]
+            super().apply(model)
+            model.metadata_props["graftline.ports"] = ports
+
+    with pytest.raises(LawBroken, match=r"'interface' at inputs: ports differ at .*mask"):
+        Pipeline((Forgetful(),)).run(grafted("anchors | kv-cache"))
+
+
+def test_pass_time_is_linear_in_nodes_not_layers_squared() -> None:
+    """Counts work, not seconds: the graph of 12 blocks is exactly 6 times the block of 2, plus ends."""
+    counts = [len(grafted(ALL, TinyDecoder(layers=n)).graph) for n in (2, 4, 12)]
+    assert counts[2] - counts[1] == 4 * (counts[1] - counts[0])
