@@ -1,1 +1,35 @@
-"""graftline: grafts parallel decoding onto models that are already exported."""
+"""graftline: grafts parallel decoding onto models that are already exported.
+
+    graftline.optimize("CHECKPOINT", out="model.graft", recipe="prompt-lookup")
+    engine = graftline.load("model.graft")
+    engine.generate("Explain speculative decoding.").text
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graftline.compile import optimize as optimize
+    from graftline.runtimes.load import load as load
+
+__all__ = ["__version__", "load", "optimize"]
+
+try:
+    __version__ = metadata.version("graftline")
+except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+source"
+
+
+def __getattr__(name: str) -> Any:
+    """`optimize` and `load` import their rooms only when used, so that `import graftline` is quick."""
+    if name == "optimize":
+        from graftline.compile import optimize
+
+        return optimize
+    if name == "load":
+        from graftline.runtimes.load import load
+
+        return load
+    raise AttributeError(f"module 'graftline' has no attribute '{name}'")

@@ -49,7 +49,7 @@ def _rotate(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
 def _write(past: Array | None, new: Array, starts: Array, total: int) -> Array:
     """The cache after `new` [B, K, N, D] is written at slot starts[b] of each row.
 
-    Its capacity is that of `past`, or `total` where that is more; unwritten slots keep their values.
+    Its capacity is that of `past`, or `total` where that is more; other slots keep their values.
     """
     batch, heads, rows, size = new.shape
     capacity = max(total, 0 if past is None else past.shape[2])
@@ -153,7 +153,12 @@ class GroupQueryAttention(OpRun):
         if softcap:
             scores = softcap * np.tanh(scores / softcap)
         if attention_bias is not None:
-            scores = scores + _wide(attention_bias)[..., :total]
+            if attention_bias.shape[-1] != total:
+                raise ValueError(
+                    f"GroupQueryAttention: attention_bias covers {attention_bias.shape[-1]} "
+                    f"positions, not total_sequence_length = {total}"
+                )
+            scores = scores + _wide(attention_bias)
         slot = np.arange(total)
         own = (past[:, None] + np.arange(rows))[:, :, None]
         seen = slot <= own
@@ -242,7 +247,7 @@ class SkipLayerNormalization(OpRun):
 
 
 def unpack(packed: Array, bits: int) -> Array:
-    """Unsigned integers of `bits` bits, from bytes whose low bits come first, along the last axis."""
+    """Unsigned integers of `bits` bits along the last axis; a byte holds its first in its low bits."""
     if bits not in (2, 4, 8):
         raise ValueError(f"{bits} bits per value cannot be unpacked; 2, 4 or 8 can")
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
@@ -297,7 +302,7 @@ class MatMulNBits(OpRun):
 
 
 class GatherBlockQuantized(OpRun):
-    """Rows of a quantized table, gathered along axis 0 and dequantized in blocks along the last axis.
+    """Rows of a quantized table, gathered along axis 0, dequantized in blocks along the last axis.
 
     Packed uint8 data only (the layout shared with MatMulNBits); an index out of range gives zeros.
     """

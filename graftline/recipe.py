@@ -61,7 +61,8 @@ def parse_recipe(text: str, source: str) -> Recipe:
         kind = kinds.get(key, str)
         if not isinstance(value, kind):
             raise GraftlineError(f"recipe {source}: '{key}' must be a {kind.__name__}")
-    return Recipe(**{**table, "needs": tuple(table["needs"])})
+    table["needs"] = tuple(table["needs"])
+    return Recipe(**table)
 
 
 @cache

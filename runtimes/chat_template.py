@@ -36,8 +36,7 @@ class ChatTemplate:
             extensions=[_Generation, jinja2.ext.loopcontrols],
         )
         environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = _now
+        environment.globals.update({"raise_exception": _refuse, "strftime_now": _now})  # type: ignore[dict-item]
         self._special = dict(special)
         try:
             self._template = environment.from_string(source)

@@ -59,16 +59,17 @@ class Decoding:
         self.first = time.perf_counter()
         return fresh
 
-    def propose(self, branches: bool) -> Tree:
-        """A tree whose every depth could still be used; a chain unless `branches`."""
+    def propose(self, branches: bool) -> tuple[int, Tree]:
+        """The drafter's signal and its tree, none of it deeper than chains can still be used; a
+        chain unless `branches`; the root alone where no draft could help."""
         remaining = self.limit - len(self.tokens)
         if self.finish is not None or remaining < 2:
-            return Tree.chain((self.tokens[-1],))
+            return 0, Tree.chain((self.tokens[-1],))
         budget = self.drafter.rows
         if not self.drafter.branching:
             budget = min(budget, remaining)
         tree = self.drafter.propose(budget)
-        return tree if branches else first_path(tree)
+        return self.drafter.signal, tree if branches else first_path(tree)
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
         """The path to commit and the tokens chosen; nothing for a finished sequence."""

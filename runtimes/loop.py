@@ -28,7 +28,7 @@ def decode(
     yield
     while any(one.finish is None for one in batch):
         _retire(session, batch)
-        proposals = [(one.drafter.signal, one.propose(session.supports_trees)) for one in batch]
+        proposals = [one.propose(session.supports_trees) for one in batch]
         room = session.capacity - max(one.length for one in batch)
         rows = pacer.choose(proposals, room)
         trees = [trim(tree, rows) for _, tree in proposals]

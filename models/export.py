@@ -1,0 +1,240 @@
+"""Export a decoder of transformers to ONNX without its weights. torch lives here."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import onnx_ir as ir
+import torch
+import transformers
+from accelerate import init_empty_weights
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from graftline.errors import CheckpointError, NotApplicable
+from graftline.models.simplify import simplify
+
+OPSET = 23
+"""The exporter fuses norms and rotary embeddings at this opset only."""
+
+ATTENTION = "graftline"
+FORWARDED = {"is_causal", "sliding_window", "position_ids", "layer_idx", "use_cache", "cache_position"}
+"""Keywords models pass to their attention that the mask already expresses, or that change nothing."""
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention as one ONNX Attention: heads [B, heads, N, D] -> [B, N, heads, D]."""
+    unknown = sorted(k for k, v in options.items() if v is not None and k not in FORWARDED)
+    changing = [k for k in unknown if isinstance(options[k], torch.Tensor)]
+    if changing:
+        raise NotApplicable(f"attention takes {', '.join(changing)}, which ONNX Attention lacks")
+    out = torch.onnx.ops.attention(
+        query,
+        key,
+        value,
+        attention_mask,
+        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        softcap=softcap or 0.0,
+        is_causal=attention_mask is None,
+    )[0]
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
+    """The model's own mask for unpadded sequences, always as an explicit boolean tensor."""
+    options["allow_is_causal_skip"] = False
+    options["attention_mask"] = None
+    return sdpa_mask(*args, **options)
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+class _Decoder(torch.nn.Module):
+    """tokens, positions, attention_mask -> logits, by the keywords the model's forward accepts."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.host = model
+        accepted = inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in accepted
+        self.options = {"use_cache": False} if "use_cache" in accepted else {}
+
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        where = {"position_ids": positions} if self.takes_positions else {}
+        out = self.host(input_ids=tokens, attention_mask=attention_mask, **where, **self.options)
+        return out.logits
+
+
+def empty_model(config: Any, dtype: str = "float32") -> Any:
+    """The model of a config with its parameters on the meta device and its buffers computed."""
+    kind = getattr(torch, dtype)
+    for attention in (ATTENTION, "sdpa", "eager"):
+        try:
+            with init_empty_weights(include_buffers=False):
+                model = cast(
+                    Any,
+                    transformers.AutoModelForCausalLM.from_config(
+                        copy.deepcopy(config), attn_implementation=attention, dtype=kind
+                    ),
+                )
+        except ValueError as error:
+            if attention != "eager" and "attn_implementation" in str(error):
+                continue
+            raise CheckpointError(_first_line(f"config.json: {error}")) from error
+        if attention == ATTENTION and not _uses_interface(model):
+            continue
+        model.tie_weights()
+        return model.eval()
+    raise AssertionError("transformers refuses its own eager attention")
+
+
+def _uses_interface(model: Any) -> bool:
+    """False for a model whose code has attention of its own, which must see a real implementation."""
+    source = inspect.getsource(inspect.getmodule(type(model)))  # type: ignore[arg-type]
+    return "ALL_ATTENTION_FUNCTIONS" in source
+
+
+def _untouched(model: Any) -> None:
+    """Replace meta parameters by CPU memory that no one touches: no pages, no resident memory."""
+    fresh: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, old in list(module._parameters.items()):
+            if old is None:
+                continue
+            if id(old) not in fresh:
+                new = torch.empty(old.shape, dtype=old.dtype)
+                fresh[id(old)] = torch.nn.Parameter(new, requires_grad=False)
+            module._parameters[name] = fresh[id(old)]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph at the raw stage whose `weights` (initializer names) still have no data."""
+
+    model: ir.Model
+    weights: frozenset[str]
+
+
+def export(model: Any, watch: Callable[[str], None]) -> Exported:
+    """Export an `empty_model` to ONNX; initializers carry the model's own parameter names.
+
+    Inputs tokens, positions and attention_mask [B, N] int64, those the graph does not read left
+    out; output logits [B, N, V]. Raises NotApplicable when torch cannot export the model.
+    """
+    _untouched(model)
+    rows = {0: "B", 1: "N"}
+    names = ("tokens", "positions", "attention_mask")
+    example = (
+        torch.zeros(2, 6, dtype=torch.int64),
+        torch.arange(6).repeat(2, 1),
+        torch.ones(2, 6, dtype=torch.int64),
+    )
+    watch(f"torch.export of {type(model).__name__}")
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                _Decoder(model).eval(),
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes={name: dict(rows) for name in names},
+                input_names=list(names),
+                output_names=["logits"],
+                optimize=False,
+                verbose=False,
+            )
+    except NotApplicable:
+        raise
+    except Exception as error:
+        reason = _refusal(error) or f"torch cannot export {type(model).__name__}: {error}"
+        raise NotApplicable(_first_line(reason)) from error
+    assert program is not None
+    graph = program.model
+    weights = _rename(graph, {name for name, _ in model.named_parameters(remove_duplicate=False)})
+    watch("simplifying the graph")
+    simplify(graph, weights)
+    _trim(graph)
+    return Exported(graph, frozenset(n for n in weights if n in graph.graph.initializers))
+
+
+def _rename(model: ir.Model, parameters: set[str]) -> frozenset[str]:
+    """Name initializers as the model does (without the wrapper); returns those that are weights."""
+    values = list(model.graph.initializers.values())
+    model.graph.initializers.clear()
+    for value in values:
+        assert value.name is not None
+        value.name = value.name.removeprefix("host.")
+        if value.const_value is not None:
+            value.const_value.name = value.name
+        model.graph.initializers[value.name] = value
+    return frozenset(parameters & set(model.graph.initializers))
+
+
+def _trim(model: ir.Model) -> None:
+    """Drop the inputs nothing reads, exporter notes, and all but the symbols of the interface."""
+    for value in [v for v in model.graph.inputs if not v.uses()]:
+        model.graph.inputs.remove(value)
+    for value in model.graph.inputs:
+        value.shape = ir.Shape(["B", "N"])
+    logits = model.graph.outputs[0]
+    assert logits.shape is not None
+    logits.shape = ir.Shape(["B", "N", logits.shape[2]])
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for out in node.outputs:
+            out.metadata_props.clear()
+
+
+def _refusal(error: BaseException) -> str | None:
+    """The message of a NotApplicable that torch wrapped in its own errors."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, NotApplicable):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else text
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's own chatter; errors still raise."""
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,170 @@
+"""The engine of an app: prompts in, text out, over one session. Safe to call from several threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Unpack, cast
+
+import numpy as np
+
+from graftline.errors import RequestError
+from graftline.recipe import Recipe, recipe
+from graftline.runtimes.drafter import Drafter
+from graftline.runtimes.drafters import make_drafter
+from graftline.runtimes.goodput import Costs, Fixed, Goodput, Pacer
+from graftline.runtimes.job import Job, Policy
+from graftline.runtimes.request import (
+    Ints,
+    Options,
+    Prompt,
+    Prompts,
+    Request,
+    encode_prompt,
+    read_options,
+    split_prompts,
+)
+from graftline.runtimes.result import Result
+from graftline.runtimes.rules import make_rule
+from graftline.runtimes.session import Session
+from graftline.runtimes.text import Tokenizer
+
+
+class Engine:
+    """Generates text. `costs` are the measured step costs (None: drafts are of a fixed size)."""
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer | None,
+        generation_defaults: Mapping[str, Any],
+        recipe: Recipe,
+        costs: Costs | None,
+        exact: bool = False,
+    ) -> None:
+        self.session, self.tokenizer, self.recipe = session, tokenizer, recipe
+        self.exact = exact
+        """What `exact=None` means in a call."""
+        self._costs = costs
+        self._ends = _ends(generation_defaults, tokenizer)
+        self._policies: dict[str, Policy] = {}
+        self._lock = threading.Lock()
+        self._holder: int | None = None
+        self._policy(recipe)  # an unknown drafter, rule or option fails here, not at the first call
+
+    def generate(self, prompt: Prompts, **options: Unpack[Options]) -> Result | list[Result]:
+        """Generate for one prompt, or for each of a list of prompts as one batch.
+
+        A prompt is a text, a list of chat messages or a list of token ids; `Request` lists the
+        options. Raises RequestError for a request that cannot be served.
+        """
+        request = read_options(options)
+        prompts, many = split_prompts(prompt)
+        job = self._job(prompts, request)
+        with self._held():
+            for _ in job.run():
+                pass
+        results = job.results()
+        return results if many else results[0]
+
+    def stream(self, prompt: Prompts, **options: Unpack[Options]) -> Stream:
+        """Generate for one prompt, handing out the text as it becomes certain.
+
+        Takes what `generate` takes. The engine is held from the first piece to the last, or until
+        the stream is closed.
+        """
+        request = read_options(options)
+        prompts, many = split_prompts(prompt)
+        if many:
+            raise RequestError("stream takes one prompt; use generate for several")
+        if self.tokenizer is None:
+            raise RequestError("this bundle has no tokenizer, so there is no text to stream")
+        return Stream(self._job(prompts, request), self._held())
+
+    def _job(self, prompts: list[Prompt], request: Request) -> Job:
+        exact = self.exact if request.exact is None else request.exact
+        ids = [self._encode(prompt, request) for prompt in prompts]
+        policy = self._policy(request.recipe)
+        return Job(self.session, self.tokenizer, self._ends, policy, ids, request, exact)
+
+    def _encode(self, prompt: Prompt, request: Request) -> Ints:
+        facts, session = self.session.facts, self.session
+        ids = encode_prompt(prompt, self.tokenizer, request.raw, facts.vocabulary)
+        wanted = len(ids) + request.max_new_tokens
+        if wanted > session.capacity:
+            raise RequestError(
+                f"{len(ids)} prompt tokens and {request.max_new_tokens} new ones need {wanted} "
+                f"places, but the capacity is {session.capacity}; shorten the prompt, lower "
+                "max_new_tokens or load with a larger capacity"
+            )
+        return ids
+
+    def _policy(self, wanted: str | Recipe | None) -> Policy:
+        chosen = self.recipe if wanted is None else wanted
+        if isinstance(chosen, str):
+            chosen = self.recipe if chosen == self.recipe.name else recipe(chosen)
+        known = self._policies.get(chosen.name)
+        if known is None or known.recipe != chosen:
+            drafter = make_drafter(chosen.drafter, chosen.options)
+            make_rule(chosen.rule, Request().sampling, np.random.default_rng(0))
+            known = Policy(chosen, drafter, self._pacer(drafter))
+            self._policies[chosen.name] = known
+        return known
+
+    def _pacer(self, drafter: Drafter) -> Pacer:
+        if self._costs is None:
+            return Fixed()
+        return Goodput(
+            self._costs, drafter.prior, drafter.branching and self.session.supports_trees
+        )
+
+    @contextmanager
+    def _held(self) -> Generator[None]:
+        """Hold the session; a thread that already streams from it would wait for itself."""
+        if self._holder == threading.get_ident():
+            raise RequestError("this thread is streaming from the engine; finish or close that")
+        with self._lock:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
+
+
+class Stream(Iterator[str]):
+    """Pieces of text, each of whole characters. `close` (or `with`) frees the engine early;
+    `result` is set once the text has ended."""
+
+    def __init__(self, job: Job, held: AbstractContextManager[None]) -> None:
+        self._pieces = self._run(job, held)
+        self.result: Result | None = None
+
+    def _run(self, job: Job, held: AbstractContextManager[None]) -> Generator[str]:
+        with held:
+            yield from job.run()
+        self.result = job.results()[0]
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop generating and free the engine."""
+        self._pieces.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _ends(defaults: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
+    """The ids that end a text: the generation defaults' and the tokenizer's own."""
+    given: object = defaults.get("eos_token_id", ())
+    listed = cast("list[object]", given if isinstance(given, (list, tuple)) else [given])
+    ends = {token for token in listed if isinstance(token, int)}
+    if tokenizer is not None and "eos_token" in tokenizer.special:
+        own = tokenizer.id_of(tokenizer.special["eos_token"])
+        ends |= set() if own is None else {own}
+    return frozenset(ends)

@@ -1,0 +1,140 @@
+"""One call of the engine: its sequences, their text, and the policy that decodes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graftline.errors import RequestError
+from graftline.recipe import Recipe
+from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.drafter import Drafter
+from graftline.runtimes.goodput import Fixed, Pacer
+from graftline.runtimes.loop import decode
+from graftline.runtimes.request import Ints, Request
+from graftline.runtimes.result import Result, measure
+from graftline.runtimes.rules import make_rule
+from graftline.runtimes.session import Session
+from graftline.runtimes.text import Tokenizer, Transcript
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A recipe's runtime part, kept between requests: what it learned stays."""
+
+    recipe: Recipe
+    drafter: Drafter
+    pacer: Pacer
+
+
+class Job:
+    """Decodes one batch of prompts on a session and reads the tokens as text.
+
+    `exact` keeps every step to one kernel family: on a backend whose rows depend on how many go
+    together, no step scores a single row.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer | None,
+        ends: frozenset[int],
+        policy: Policy,
+        prompts: Sequence[Ints],
+        request: Request,
+        exact: bool,
+    ) -> None:
+        if request.stops and tokenizer is None:
+            raise RequestError("this bundle has no tokenizer, so stop texts cannot be found")
+        self._session, self._policy, self._request = session, policy, request
+        self._prompts, self._exact = prompts, exact
+        self._ends = frozenset[int]() if request.ignore_eos else ends
+        self._transcripts = [
+            None if tokenizer is None else Transcript(tokenizer, request.stops) for _ in prompts
+        ]
+        self._read = [0] * len(prompts)
+        self._batch: list[Decoding] = []
+
+    def run(self) -> Generator[str]:
+        """Decode, yielding the new text of the first sequence after every step."""
+        started = time.perf_counter()
+        seed = np.random.SeedSequence(self._request.seed)
+        self._batch = [
+            self._decoding(prompt, np.random.default_rng((*_words(seed), row)), started)
+            for row, prompt in enumerate(self._prompts)
+        ]
+        least = 2 if self._exact and not self._session.row_invariant else 1
+        for _ in decode(self._session, self._batch, self._policy.pacer, least):
+            pieces = [self._show(row) for row in range(len(self._batch))]
+            if pieces[0]:
+                yield pieces[0]
+
+    def _decoding(
+        self, prompt: Ints, generator: np.random.Generator, started: float
+    ) -> Decoding:
+        request, policy = self._request, self._policy
+        rule = make_rule(policy.recipe.rule, request.sampling, generator)
+        drafter = policy.drafter.fork()
+        return Decoding(
+            prompt, request.max_new_tokens, self._ends, drafter, rule, started=started
+        )
+
+    def _show(self, row: int) -> str:
+        """Read a sequence's new tokens as text; a stop string ends it at the completing token."""
+        one, transcript = self._batch[row], self._transcripts[row]
+        if transcript is None or self._read[row] < 0:
+            return ""
+        text = ""
+        for place in range(self._read[row], len(one.tokens)):
+            if one.finish == "eos" and place == len(one.tokens) - 1:
+                break
+            text += transcript.feed(one.tokens[place])
+            if transcript.stopped:
+                self._stop(one, place + 1)
+                break
+        self._read[row] = len(one.tokens)
+        if one.finish is not None:
+            text += transcript.close()
+            if transcript.stopped and one.finish != "stop":
+                self._stop(one, len(one.tokens))
+            self._read[row] = -1
+        return text
+
+    def _stop(self, one: Decoding, count: int) -> None:
+        del one.tokens[count:]
+        one.finish, one.ended = "stop", time.perf_counter()
+
+    def results(self) -> list[Result]:
+        """The outcome of every sequence, once `run` is through."""
+        session, used = self._session, self._policy
+        results: list[Result] = []
+        for one, transcript in zip(self._batch, self._transcripts, strict=True):
+            assert one.finish is not None, "results are read after the run"
+            alike = session.row_invariant or self._exact
+            alone = one.drafted == 0 and len(self._batch) == 1
+            lossless = used.recipe.lossless and one.rule.lossless and (alike or alone)
+            stats = measure(one, session.row_invariant, lossless, self._story(one))
+            text = "" if transcript is None else transcript.text
+            results.append(Result(text, list(one.tokens), one.finish, stats))
+        return results
+
+    def _story(self, one: Decoding) -> str:
+        name = self._policy.recipe.drafter
+        if one.drafter.rows < 2:
+            return "plain: this recipe drafts nothing"
+        kind = "fixed" if isinstance(self._policy.pacer, Fixed) else "goodput"
+        why = "step costs unknown" if kind == "fixed" else "by expected tokens per millisecond"
+        speculated = one.offered[0] if one.offered else 0
+        mean = one.drafted / speculated if speculated else 0.0
+        return (
+            f"{kind}: {name} drafted in {speculated} of {one.steps} steps, {mean:.1f} tokens each, "
+            f"the others plain ({why})"
+        )
+
+
+def _words(seed: np.random.SeedSequence) -> tuple[int, ...]:
+    """The seed's entropy as words that a sequence's number can be added to."""
+    return tuple(int(word) for word in seed.generate_state(4))

@@ -1,0 +1,87 @@
+"""`load`: open a bundle for an app. Everything that could fail later fails here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from graftline.bundle import Bundle
+from graftline.errors import BackendError
+from graftline.recipe import Recipe
+from graftline.recipe import recipe as find_recipe
+from graftline.runtimes.engine import Engine
+from graftline.runtimes.goodput import Costs
+from graftline.runtimes.measure import costs_key, measure_costs
+from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.text import Tokenizer
+
+DEFAULT_CAPACITY = 4096
+"""Cache slots unless the host has fewer positions or the caller asks for another number."""
+
+
+def load(
+    path: str | Path,
+    *,
+    recipe: str | Recipe | None = None,
+    threads: int | None = None,
+    capacity: int | None = None,
+    exact: bool = False,
+    verify: bool = True,
+    watch: Callable[[str], None] | None = None,
+) -> Engine:
+    """Open the bundle at `path`: hashes checked, engine built, step costs measured once per machine.
+
+    `recipe` replaces the bundle's own runtime policy, `capacity` is the most tokens of prompt and
+    output together, `exact` keeps every step to one kernel family where the precision needs it.
+    Raises BundleError, BackendError or GraftlineError.
+    """
+    bundle = Bundle.open(path, verify=verify)
+    session = open_session(bundle, threads=threads, capacity=capacity)
+    least = cast("int | None", bundle.manifest.extra.get("min_rows", 1))
+    if exact and least is None:
+        raise BackendError(
+            f"{path}: at {bundle.manifest.dtype} a row's result depends on the rows beside it, so "
+            "nothing makes it exact; rebuild with --dtype fp32"
+        )
+    chosen = find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
+    tokenizer = Tokenizer.from_folder(bundle.path / "tokenizer") if bundle.manifest.tokenizer else None
+    costs = step_costs(bundle, session, watch)
+    return Engine(session, tokenizer, bundle.manifest.generation, chosen, costs, exact)
+
+
+def open_session(
+    bundle: Bundle, *, threads: int | None = None, capacity: int | None = None
+) -> OrtSession:
+    """The session of a bundle's own target. Raises BackendError for a target not runnable here."""
+    manifest = bundle.manifest
+    if manifest.target != "ort-cpu":
+        raise BackendError(
+            f"{bundle.path}: built for {manifest.target}, which this version cannot run; "
+            "rebuild with --target ort-cpu"
+        )
+    session = OrtSession(
+        bundle.graph(manifest.target),
+        manifest.facts,
+        manifest.ports[manifest.target],
+        capacity=capacity or DEFAULT_CAPACITY,
+        threads=threads,
+    )
+    session.row_invariant = manifest.exactness is not None and manifest.exactness.row_invariant
+    return session
+
+
+def step_costs(
+    bundle: Bundle, session: OrtSession, watch: Callable[[str], None] | None = None
+) -> Costs:
+    """Costs of this machine and number of threads: from the bundle, else measured and kept there."""
+    import onnxruntime
+
+    key = costs_key(session.threads, cast("Any", onnxruntime).__version__)
+    known = bundle.read_costs(key)
+    if known is None:
+        if watch is not None:
+            watch("measuring what a step costs on this machine (once)")
+        known = measure_costs(session)
+        bundle.write_costs(key, known)
+    return Costs.from_json(known)

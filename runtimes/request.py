@@ -1,0 +1,175 @@
+"""A generation request: its settings and its prompts, refused in one line where they do not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, TypedDict, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.errors import RequestError, nearest
+from graftline.recipe import Recipe
+from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.text import Tokenizer
+
+Message = Mapping[str, Any]
+Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
+Prompt = str | Sequence[Message] | Ids
+Prompts = Prompt | Sequence[Prompt]
+Ints = npt.NDArray[np.int64]
+
+
+class Options(TypedDict, total=False):
+    """Keyword options of `Engine.generate` and `Engine.stream`; `Request` has their meaning."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    ignore_eos: bool
+    raw: bool
+    recipe: str | Recipe | None
+    exact: bool | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate. `temperature` 0 is greedy; top_k 0, top_p 1, min_p 0 and
+    repetition_penalty 1 are off. `raw` leaves out the chat template. `recipe` overrides the
+    bundle's runtime policy (None: the bundle's own). `exact` keeps to one kernel family, so that
+    speculation cannot change a token even where a backend rounds differently for single rows
+    (None: off). One `seed` gives the same tokens under every drafter."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    ignore_eos: bool = False
+    raw: bool = False
+    recipe: str | Recipe | None = None
+    exact: bool | None = None
+
+    def __post_init__(self) -> None:
+        self._number("max_new_tokens", Integral, 1, math.inf, "use at least 1")
+        self._number("temperature", Real, 0, math.inf, "use 0 for greedy, or more")
+        self._number("top_k", Integral, 0, math.inf, "use 0 for all, or more")
+        self._number("top_p", Real, 0, 1, "use a share above 0, at most 1")
+        self._number("min_p", Real, 0, 1, "use a share from 0 to 1")
+        self._number("repetition_penalty", Real, 0, math.inf, "use 1 for none")
+        if self.top_p == 0 or self.repetition_penalty == 0:
+            name = "top_p" if self.top_p == 0 else "repetition_penalty"
+            raise RequestError(f"{name} must be above 0, not 0; use 1 for none")
+        if self.seed is not None:
+            self._number("seed", Integral, 0, math.inf, "use a whole number from 0")
+        if any(not isinstance(s, str) or not s for s in cast("Sequence[object]", self.stops)):
+            raise RequestError("stop takes texts that are not empty")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The part that shapes the distribution."""
+        return Sampling(
+            float(self.temperature),
+            int(self.top_k),
+            float(self.top_p),
+            float(self.min_p),
+            float(self.repetition_penalty),
+        )
+
+    def _number(self, name: str, kind: type, low: float, high: float, advice: str) -> None:
+        value = getattr(self, name)
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        if not fits or not math.isfinite(value) or not low <= value <= high:
+            raise RequestError(f"{name} is {value!r}; {advice}")
+
+
+def read_options(options: Mapping[str, Any]) -> Request:
+    """The request of these keywords. Raises RequestError for an unknown one, naming the nearest."""
+    known = [f.name for f in fields(Request)]
+    for name in options:
+        if name not in known:
+            raise RequestError(f"unknown option '{name}'{nearest(name, known)}")
+    return Request(**options)
+
+
+def split_prompts(prompts: Prompts) -> tuple[list[Prompt], bool]:
+    """The prompts of a call, and whether it was a batch. Raises RequestError for an empty one."""
+    if isinstance(prompts, (str, np.ndarray)):
+        return [prompts], False
+    try:
+        parts = list(cast("Sequence[Any]", prompts))
+    except TypeError:
+        raise RequestError(_KINDS.format(type(prompts).__name__)) from None
+    if not parts:
+        raise RequestError("the prompt is empty; give a text, chat messages or token ids")
+    if isinstance(parts[0], (Mapping, Integral)):
+        return [parts], False
+    return parts, True
+
+
+def encode_prompt(
+    prompt: Prompt, tokenizer: Tokenizer | None, raw: bool, vocabulary: int
+) -> Ints:
+    """The ids of one prompt. Raises RequestError when it is empty, of no known kind, or has ids
+    outside the vocabulary."""
+    if isinstance(prompt, str):
+        if not prompt:
+            raise RequestError("the prompt is empty; give a text, chat messages or token ids")
+        ids = _need(tokenizer).encode(prompt, raw)
+    else:
+        parts = list(cast("Sequence[Any]", prompt)) if isinstance(prompt, _LISTS) else [None]
+        if all(isinstance(p, Mapping) for p in parts) and parts:
+            ids = _need(tokenizer).encode(_messages(parts), raw)
+        elif all(isinstance(p, Integral) and p is not True and p is not False for p in parts):
+            ids = parts
+        else:
+            raise RequestError(_KINDS.format(_kind(prompt)))
+    if len(ids) == 0:
+        raise RequestError("the prompt is empty: it has no tokens")
+    for place, token in enumerate(ids):
+        if not 0 <= token < vocabulary:
+            raise RequestError(
+                f"token id {token} at place {place} is out of range; the vocabulary has ids 0 to "
+                f"{vocabulary - 1}"
+            )
+    return np.asarray(ids, np.int64)
+
+
+_LISTS = (list, tuple, np.ndarray)
+_KINDS = "a prompt is a text, a list of chat messages or a list of token ids, not {}"
+
+
+def _kind(prompt: object) -> str:
+    if isinstance(prompt, _LISTS):
+        names = {type(p).__name__ for p in cast("Sequence[object]", prompt)}
+        return "a list of " + " and ".join(sorted(names))
+    return type(prompt).__name__
+
+
+def _need(tokenizer: Tokenizer | None) -> Tokenizer:
+    if tokenizer is None:
+        raise RequestError("this bundle has no tokenizer; give the prompt as token ids")
+    return tokenizer
+
+
+def _messages(parts: Sequence[Any]) -> list[Message]:
+    for place, message in enumerate(cast("Sequence[Message]", parts)):
+        if "role" not in message or "content" not in message:
+            raise RequestError(f"message {place} needs the keys 'role' and 'content'")
+    return list(parts)

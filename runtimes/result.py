@@ -1,0 +1,61 @@
+"""What a generation gave, and how it went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graftline.runtimes.decoding import Decoding, FinishReason
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How one sequence was decoded.
+
+    `steps`: target passes after the prompt's. `mat`: tokens per such pass (0.0 when there was
+    none). `tokens_per_second`: tokens after the first, per second after the first (0.0 when there
+    was one). `time_to_first_token` in seconds, from the call to the first token, prompt included;
+    `seconds`: the same to the last token. `accepted_per_depth`: for depth 1, 2, ..., the share of
+    the steps that drafted so deep in which a token of that depth was accepted. `drafted`: drafted
+    tokens. `row_invariant`: as the backend was measured. `lossless`: whether the tokens are the
+    plain decoder's by construction. `controller`: what chose the drafts and what came of it.
+    """
+
+    steps: int
+    mat: float
+    tokens_per_second: float
+    time_to_first_token: float
+    seconds: float
+    accepted_per_depth: tuple[float, ...]
+    row_invariant: bool
+    lossless: bool
+    drafted: int
+    controller: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """`tokens`: the new ids, a final end-of-text id included; `text`: what they say, without that
+    id and without a stop string. With stop strings, `tokens` end with the one that completed it."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    stats: Stats
+
+
+def measure(one: Decoding, row_invariant: bool, lossless: bool, controller: str) -> Stats:
+    """The statistics of a finished sequence."""
+    after, seconds = len(one.tokens) - 1, one.ended - one.first
+    depths = zip(one.accepted, one.offered, strict=True)
+    return Stats(
+        steps=one.steps,
+        mat=after / one.steps if one.steps else 0.0,
+        tokens_per_second=after / seconds if after and seconds > 0 else 0.0,
+        time_to_first_token=one.first - one.started,
+        seconds=one.ended - one.started,
+        accepted_per_depth=tuple(hits / offers for hits, offers in depths),
+        row_invariant=row_invariant,
+        lossless=lossless,
+        drafted=one.drafted,
+        controller=controller,
+    )
