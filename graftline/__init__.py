@@ -1,8 +1,8 @@
 """graftline: grafts parallel decoding onto models that are already exported.
 
-    graftline.optimize("CHECKPOINT", out="model.graft", recipe="prompt-lookup")
-    engine = graftline.load("model.graft")
-    engine.generate("Explain speculative decoding.").text
+graftline.optimize("CHECKPOINT", out="model.graft", recipe="prompt-lookup")
+engine = graftline.load("model.graft")
+engine.generate("Explain speculative decoding.").text
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ except metadata.PackageNotFoundError:  # run from a source tree that was never i
 
 
 def __getattr__(name: str) -> Any:
-    """`optimize` and `load` import their rooms only when used, so that `import graftline` is quick."""
+    """`optimize` and `load` import their rooms only when used, so that `import graftline` is quick.
+    """
     if name == "optimize":
         from graftline.compile import optimize
 

@@ -33,7 +33,8 @@ TARGETS = ("ort-cpu",)
 LAW_BLOCKS = 2
 """Blocks of the reduced host on which the numeric laws of the grafts run."""
 ORACLE_LIMIT = 1 << 30
-"""Bytes of weights up to which the oracle runs; a larger reduced host is held to structural laws."""
+"""Bytes of weights up to which the oracle runs; a larger reduced host is held to structural laws.
+"""
 
 
 @dataclass
@@ -59,7 +60,8 @@ def optimize(
     quantizer: str | None = None,
     watch: Watch | None = None,
 ) -> Bundle:
-    """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or nothing.
+    """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
+    nothing.
 
     `passes` replaces the recipe's own; `quantizer` names the algorithm of `dtype` int8 or int4.
     `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
@@ -99,7 +101,8 @@ def _plan(
 
 
 def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
-    """Run a pipeline on an exported graph: structural laws on all of it, numeric laws on a reduced host."""
+    """Run a pipeline on an exported graph: structural laws on all of it, numeric laws on a reduced
+    host."""
     pipeline = Pipeline.parse(text, GRAFTS)
     model = raw.clone()
     front, rest = pipeline.split(len(Pipeline.parse(FRONT, GRAFTS).grafts))
@@ -191,7 +194,13 @@ def _row(report: PassReport) -> PassRow:
     name = report.text.partition("{")[0]
     added = tuple(f"{count} {op}" for op, count in sorted(report.added.items()))
     return PassRow(
-        name, report.text, report.seconds, report.nodes_before, report.nodes_after, added, report.why
+        name,
+        report.text,
+        report.seconds,
+        report.nodes_before,
+        report.nodes_after,
+        added,
+        report.why,
     )
 
 
@@ -234,20 +243,30 @@ def prove(
     session.reset(1)
     rows = row_invariance(session, prompt)
     least = getattr(rows, "min_rows", None)
-    words = "rows do not depend on one another" if rows.row_invariant else (
-        f"one row alone is rounded otherwise than several; from {least} rows on they agree"
-        if least else "a row's result depends on the rows beside it: never lossless"
+    words = (
+        "rows do not depend on one another"
+        if rows.row_invariant
+        else (
+            f"one row alone is rounded otherwise than several; from {least} rows on they agree"
+            if least
+            else "a row's result depends on the rows beside it: never lossless"
+        )
     )
     laws.append(LawRow(target, "row-invariant", f"{words} (largest difference {rows.worst:.2g})"))
     quality: dict[str, float] = {}
     return Proof(
-        laws, rows.row_invariant, rows.worst, least,
-        {str(k): float(v) for k, v in rows.per_rows.items()}, quality,
+        laws,
+        rows.row_invariant,
+        rows.worst,
+        least,
+        {str(k): float(v) for k, v in rows.per_rows.items()},
+        quality,
     )
 
 
 def whole(export: Path, session: Any, facts: Facts, dtype: str) -> str:
-    """Law of the whole: the engine's logits, prompt in chunks and cache, are the unmodified export's."""
+    """Law of the whole: the engine's logits, prompt in chunks and cache, are the unmodified
+    export's."""
     from graftline.runtimes.ort import export_logits
 
     rows = min(24, facts.positions or 24)

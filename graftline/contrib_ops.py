@@ -247,7 +247,7 @@ class SkipLayerNormalization(OpRun):
 
 
 def unpack(packed: Array, bits: int) -> Array:
-    """Unsigned integers of `bits` bits along the last axis; a byte holds its first in its low bits."""
+    """Unsigned integers of `bits` bits along the last axis, the first of a byte in its low bits."""
     if bits not in (2, 4, 8):
         raise ValueError(f"{bits} bits per value cannot be unpacked; 2, 4 or 8 can")
     shifts = np.arange(0, 8, bits, dtype=np.uint8)

@@ -1,4 +1,5 @@
-"""The oracle: run a graph on the CPU with ONNX's own reference implementation, from seeded feeds."""
+"""The oracle: run a graph on the CPU with ONNX's own reference implementation, from seeded feeds.
+"""
 
 from __future__ import annotations
 

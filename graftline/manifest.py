@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from typing import Any, cast
 
@@ -29,14 +29,14 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class PassRow:
-    """What one pass did: its pipeline text, time, nodes it added by operator, and why it ran."""
+    """What one pass did: its pipeline text, time, nodes added ("2 Where"), and why."""
 
     name: str
     text: str
     seconds: float
     nodes_before: int
     nodes_after: int
-    added: Mapping[str, int] = field(default_factory=dict[str, int])
+    added: tuple[str, ...] = ()
     why: str = ""
 
 
@@ -117,6 +117,10 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
+def _pass_row(row: dict[str, Any]) -> PassRow:
+    return replace(PassRow(**row), added=tuple(row["added"]))
+
+
 def _read(rows: dict[str, Any]) -> Manifest:
     known = {f.name for f in fields(Manifest)}
     values = {key: value for key, value in rows.items() if key != "schema"}
@@ -125,7 +129,7 @@ def _read(rows: dict[str, Any]) -> Manifest:
     try:
         values["facts"] = Facts(**values["facts"])
         values["ports"] = {k: ports_from_json(v) for k, v in values["ports"].items()}
-        values["passes"] = tuple(PassRow(**r) for r in values["passes"])
+        values["passes"] = tuple(_pass_row(r) for r in values["passes"])
         values["laws"] = tuple(LawRow(**r) for r in values["laws"])
         values["files"] = {str(k): FileEntry(**v) for k, v in values["files"].items()}
         values["tokenizer"] = tuple(values["tokenizer"])

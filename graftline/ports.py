@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
@@ -24,7 +24,8 @@ FACTS_KEY = "graftline.facts"
 class Port:
     """One graph input or output. `role` is what it means, `shape` mixes symbols and sizes.
 
-    Roles: tokens, positions, mask, write_index, cache.key, cache.value (with `layer`), logits, argmax,
+    Roles: tokens, positions, mask, write_index, cache.key, cache.value (with `layer`), logits,
+    argmax,
     topk_ids, topk_logits, top_gap, entropy, hidden (with `layer` and `tap`), keep.
     """
 
@@ -72,10 +73,10 @@ def read_ports(model: ir.Model) -> tuple[Port, ...]:
     return ports_from_json(json.loads(text))
 
 
-def ports_from_json(rows: list[dict[str, object]]) -> tuple[Port, ...]:
+def ports_from_json(rows: list[dict[str, Any]]) -> tuple[Port, ...]:
     """Build ports from their JSON rows. Raises BundleError when a row does not fit."""
     try:
-        return tuple(Port(**{**r, "shape": tuple(r["shape"])}) for r in rows)  # type: ignore[arg-type]
+        return tuple(Port(**{**r, "shape": tuple(r["shape"])}) for r in rows)
     except (TypeError, KeyError) as error:
         raise BundleError(f"ports: a row cannot be read ({error}); rebuild the bundle") from error
 

@@ -39,7 +39,12 @@ class WeightFile:
             file.write(data)
         self._end = start + len(data)
         made = ir.ExternalTensor(
-            self.name, start, len(data), tensor.dtype, shape=ir.Shape(tensor.shape), name=key,
+            self.name,
+            start,
+            len(data),
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape),
+            name=key,
             base_dir=self.folder,
         )
         self.written[key] = made
@@ -51,13 +56,12 @@ def checkpoint_files(model: ir.Model) -> set[Path]:
     return {_file(t) for t in _external(model)}
 
 
-def save_graph(
-    model: ir.Model, path: Path, weights: WeightFile, linked: dict[Path, str]
-) -> None:
+def save_graph(model: ir.Model, path: Path, weights: WeightFile, linked: dict[Path, str]) -> None:
     """Write `model` at `path`, in the folder of `weights`.
 
     Tensors that lie in a file of `linked` (checkpoint file -> its relative path in the folder) keep
-    pointing there; every other tensor of size goes to `weights`. The model in memory is left as it was.
+    pointing there; every other tensor of size goes to `weights`. The model in memory is left as it
+    was.
     """
     kept = {v: v.const_value for v in model.graph.initializers.values()}
     try:
@@ -78,8 +82,13 @@ def _placed(
 ) -> ir.TensorProtocol:
     if isinstance(tensor, ir.ExternalTensor) and _file(tensor) in linked:
         return ir.ExternalTensor(
-            linked[_file(tensor)], tensor.offset, tensor.length, tensor.dtype,
-            shape=ir.Shape(tensor.shape), name=name, base_dir=weights.folder,
+            linked[_file(tensor)],
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape),
+            name=name,
+            base_dir=weights.folder,
         )
     if tensor.nbytes < INLINE:
         return tensor if not isinstance(tensor, ir.ExternalTensor) else ir.tensor(tensor.numpy())

@@ -14,7 +14,8 @@ from graftline.ports import Facts, Port, write_facts, write_ports
 
 @dataclass(frozen=True)
 class TinyDecoder:
-    """Sizes of a small Llama-like decoder with seeded weights; `window` > 0 makes odd layers local."""
+    """Sizes of a small Llama-like decoder with seeded weights; `window` > 0 makes odd layers local.
+    """
 
     layers: int = 2
     hidden: int = 32
@@ -29,7 +30,8 @@ class TinyDecoder:
     seed: int = 0
 
     def build(self) -> ir.Model:
-        """The canonical graph: tokens, positions [B, N] -> logits [B, N, V], ports and facts stamped."""
+        """The canonical graph: tokens, positions [B, N] -> logits [B, N, V], ports and facts
+        stamped."""
         return _Builder(self).build()
 
 
@@ -69,7 +71,14 @@ class _Builder:
             ],
         )
         facts = Facts(
-            "decoder", s.vocabulary, s.hidden, s.layers, s.heads, s.kv_heads, s.head_size, s.positions
+            "decoder",
+            s.vocabulary,
+            s.hidden,
+            s.layers,
+            s.heads,
+            s.kv_heads,
+            s.head_size,
+            s.positions,
         )
         write_facts(model, facts)
         return model
@@ -82,7 +91,9 @@ class _Builder:
     def weight(self, name: str, array: Any, dtype: Any = np.float32) -> ir.Value:
         tensor = ir.tensor(np.asarray(array, dtype), name=name)
         value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype),
+            name=name,
+            shape=ir.Shape(tensor.shape),
+            type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
         self.graph.register_initializer(value)

@@ -172,8 +172,9 @@ def export(model: Any, watch: Callable[[str], None]) -> Exported:
     assert program is not None
     graph = program.model
     weights = _rename(graph, {name for name, _ in model.named_parameters(remove_duplicate=False)})
+    _one_size(graph)
     watch("simplifying the graph")
-    simplify(graph, weights)
+    graph = simplify(graph, weights)
     _trim(graph)
     return Exported(graph, frozenset(n for n in weights if n in graph.graph.initializers))
 
@@ -189,6 +190,15 @@ def _rename(model: ir.Model, parameters: set[str]) -> frozenset[str]:
             value.const_value.name = value.name
         model.graph.initializers[value.name] = value
     return frozenset(parameters & set(model.graph.initializers))
+
+
+def _one_size(model: ir.Model) -> None:
+    """All inputs are [B, N]: take every size from the first, so one read for its size can go."""
+    first = model.graph.inputs[0]
+    for value in model.graph.inputs[1:]:
+        for node, index in value.uses():
+            if node.op_type == "Shape":
+                node.replace_input_with(index, first)
 
 
 def _trim(model: ir.Model) -> None:

@@ -14,15 +14,15 @@ FOLD_LIMIT = 65_536
 """Most elements of a constant that folding may read or make (masks and tables stay computed)."""
 
 
-def simplify(model: ir.Model, weights: Collection[str]) -> None:
-    """Inline, fold constants, fuse norms and rotary, share common sub-expressions; in place.
+def simplify(model: ir.Model, weights: Collection[str]) -> ir.Model:
+    """Inline, fold constants, fuse norms and rotary, share common sub-expressions.
 
     The initializers named in `weights` become graph inputs meanwhile, so no rule can depend on
     their values: they may be uninitialised memory, or a hundred gigabytes on a disk. They come back
-    as initializers without a const_value; those no node reads are dropped.
+    as placeholders to be filled; those no node reads are dropped. The result is a fresh model of
+    plain values: the exporter's own overload `==` and cannot stand in sets and graphs.
     """
     held = [model.graph.initializers.pop(n) for n in weights if n in model.graph.initializers]
-    own = list(model.graph.inputs)
     for value in held:
         value.const_value = None
         model.graph.inputs.append(value)
@@ -46,14 +46,14 @@ def simplify(model: ir.Model, weights: Collection[str]) -> None:
         common.OutputFixPass(),
         common.NameFixPass(),
     )(model)
-    _restore(model, own, held)
+    fresh = ir.from_proto(ir.to_proto(model))
+    _restore(fresh, {str(v.name) for v in held})
+    return fresh
 
 
-def _restore(model: ir.Model, own: list[ir.Value], held: list[ir.Value]) -> None:
-    keep = {id(v) for v in own}
-    for value in [v for v in model.graph.inputs if id(v) not in keep]:
+def _restore(model: ir.Model, held: set[str]) -> None:
+    for value in [v for v in model.graph.inputs if v.name in held]:
         model.graph.inputs.remove(value)
-    for value in held:
         if value.uses():
             model.graph.register_initializer(_named(value))
 

@@ -6,8 +6,8 @@ from graftline.passes.anchors import Anchors
 from graftline.passes.graft import Graft
 from graftline.passes.kv_cache import KvCache
 from graftline.passes.lower_ort import LowerOrt
-from graftline.passes.pipeline import Pipeline, names
 from graftline.passes.pack_projections import PackProjections
+from graftline.passes.pipeline import Pipeline, names
 from graftline.passes.reduce_logits import ReduceLogits
 from graftline.passes.select_rows import SelectRows
 from graftline.passes.tap import Tap

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import networkx as nx
 import onnx_ir as ir
@@ -48,7 +49,8 @@ def stamp_anchors(model: ir.Model) -> None:
     starts = [_last_cut_before(node, stream, idom) for node in attention]
     if len(set(starts)) != len(starts):
         raise NotApplicable(
-            "two attentions share one stretch of the residual stream", [n.name or "" for n in attention]
+            "two attentions share one stretch of the residual stream",
+            [n.name or "" for n in attention],
         )
     link = {node: i for i, node in enumerate(stream)}
     bounds = [link[s] for s in starts]
@@ -130,11 +132,12 @@ def _last_cut_before(
 
 
 def _end_of_last(stream: list[ir.Node], bounds: list[int], graph: ir.Graph) -> int:
-    """Link at which the last block ends: blocks have equal numbers of links; one block ends at its norm."""
-    if any(b <= a for a, b in zip(bounds, bounds[1:], strict=False)):
+    """Link at which the last block ends: blocks have equal numbers of links; one block ends at its
+    norm."""
+    if any(b <= a for a, b in pairwise(bounds)):
         raise NotApplicable("the attentions do not follow one another along the residual stream")
     if len(bounds) > 1:
-        step = Counter(b - a for a, b in zip(bounds, bounds[1:], strict=False)).most_common(1)[0][0]
+        step = Counter(b - a for a, b in pairwise(bounds)).most_common(1)[0][0]
         return min(bounds[-1] + step, len(stream) - 1)
     head = _head_link(stream)
     end = head - 1
@@ -158,7 +161,7 @@ def _stamp_blocks(
     bounds: list[int],
 ) -> None:
     names = ["embedding"] * (bounds[0] + 1)
-    for block, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for block, (start, end) in enumerate(pairwise(bounds)):
         names += [str(block)] * (end - start)
     names += ["head"] * (len(stream) - len(names))
     segment: dict[ir.Node, int] = {}
@@ -188,7 +191,8 @@ def _stamp_roles(
 
 
 def _stamp_constants(graph: ir.Graph, order: dict[ir.Node, int]) -> None:
-    """Nodes off the stream (weight transposes, tables) belong to their readers' block, or are shared."""
+    """Nodes off the stream (weight transposes, tables) belong to their readers' block, or are
+    shared."""
     for node in sorted(order, key=order.__getitem__, reverse=True):
         if BLOCK in node.metadata_props:
             continue

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graftline.passes.graft import BLOCK, stamp
 
+
 class Emit:
     """Inserts nodes before `at` (or at the end of the graph), stamped `by` a pass."""
 
@@ -62,7 +63,9 @@ class Emit:
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Register a tensor, which may be lazy or external, as an initializer."""
         value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype),
+            name=name,
+            shape=ir.Shape(tensor.shape),
+            type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
         self.graph.register_initializer(value)

@@ -15,7 +15,8 @@ from graftline.evaluate import Feed
 MADE_BY, BLOCK, ROLE = "graftline.made_by", "graftline.block", "graftline.role"
 Evaluate = Callable[[ir.Model, Feed], Feed]
 Law = Callable[["Graft", ir.Model, ir.Model, Feed, Evaluate], str]
-"""law(graft, before, after, feed of before, evaluate) -> what was checked, in words. Raises LawBroken."""
+"""law(graft, before, after, feed of before, evaluate) -> what was checked, in words. Raises
+LawBroken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Graft:
 
     laws: ClassVar[tuple[Law, ...]] = ()
     numeric: ClassVar[bool] = True
-    """False for a pass that changes values by design (quantize): the neutral law reports, not judges."""
+    """False for a pass that changes values by design (quantize): the neutral law reports, not
+    judges."""
 
     @classmethod
     def name(cls) -> str:

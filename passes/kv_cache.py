@@ -20,9 +20,7 @@ POISON = 1e3
 """What unwritten cache slots hold in a law's feed: finite, large, and never to be seen."""
 
 
-def chunked(
-    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
-) -> str:
+def chunked(graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate) -> str:
     """Feeding the rows in two chunks, caches carried over, gives the rows of the host."""
     whole = evaluate(before, feed)["logits"]
     rows = feed["tokens"].shape[1]
@@ -68,7 +66,8 @@ class KvCache(Graft):
         graph, ports = model.graph, list(read_ports(model))
         attention = with_role(graph, "attention")
         tokens, positions = find_input(graph, "tokens"), find_input(graph, "positions")
-        assert tokens is not None and positions is not None
+        assert tokens is not None
+        assert positions is not None
         write_index = new_input(graph, "write_index", ir.DataType.INT64, ["B"])
         ports.append(Port("write_index", "write_index", "in", "int64", ("B",)))
         masks: SlotMasks | None = None
@@ -128,9 +127,15 @@ def empty_caches(model: ir.Model, batch: int, slots: int) -> Feed:
 
 def _heads_and_size(node: ir.Node, value: ir.Value) -> tuple[int, int]:
     shape = value.shape
-    if shape is None or len(shape) != 4 or not isinstance(shape[1], int) or not isinstance(shape[3], int):
+    if (
+        shape is None
+        or len(shape) != 4
+        or not isinstance(shape[1], int)
+        or not isinstance(shape[3], int)
+    ):
         raise NotApplicable(
-            f"the heads of '{value.name}' are not known; shape inference gave {shape}", [node.name or ""]
+            f"the heads of '{value.name}' are not known; shape inference gave {shape}",
+            [node.name or ""],
         )
     return shape[1], shape[3]
 
@@ -145,5 +150,6 @@ def _set_mask(node: ir.Node, mask: ir.Value) -> None:
 def _with_cache_shape(facts: Facts, ports: list[Port]) -> Facts:
     first = next(p for p in ports if p.role == "cache.key")
     heads, size = first.shape[1], first.shape[3]
-    assert isinstance(heads, int) and isinstance(size, int)
+    assert isinstance(heads, int)
+    assert isinstance(size, int)
     return replace(facts, kv_heads=heads, head_size=size)

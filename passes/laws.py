@@ -1,6 +1,7 @@
 """The four laws every graft is held to: typed, wellformed, interface, neutral.
 
-The numeric law compares the graph before and after on the same seeded feed, with the graft's neutral
+The numeric law compares the graph before and after on the same seeded feed, with the graft's
+neutral
 values for what it added. `limit` is in units of max(1, largest absolute host output).
 """
 
@@ -51,10 +52,14 @@ def wellformed(graft: Graft, after: ir.Model) -> str:
     seen: set[str] = {v.name or "" for v in after.graph.inputs} | set(after.graph.initializers)
     for node in after.graph:
         if node.domain not in after.opset_imports:
-            raise LawBroken(graft.name(), "wellformed", f"'{node.name}'", f"no opset for '{node.domain}'")
+            raise LawBroken(
+                graft.name(), "wellformed", f"'{node.name}'", f"no opset for '{node.domain}'"
+            )
         for value in node.inputs:
             if value is not None and (value.name or "") not in seen:
-                raise LawBroken(graft.name(), "wellformed", f"'{value.name}'", "is read before it is made")
+                raise LawBroken(
+                    graft.name(), "wellformed", f"'{value.name}'", "is read before it is made"
+                )
         for value in node.outputs:
             name = value.name or ""
             if name and name in seen:
@@ -62,7 +67,9 @@ def wellformed(graft: Graft, after: ir.Model) -> str:
             seen.add(name)
     for value in after.graph.outputs:
         if (value.name or "") not in seen:
-            raise LawBroken(graft.name(), "wellformed", f"'{value.name}'", "is an output nobody makes")
+            raise LawBroken(
+                graft.name(), "wellformed", f"'{value.name}'", "is an output nobody makes"
+            )
     return f"{len(after.graph)} nodes in order, names unique"
 
 
@@ -74,12 +81,18 @@ def interface(graft: Graft, after: ir.Model) -> str:
         stated = {p.name: p.dtype for p in read_ports(after) if p.direction == direction}
         if actual != stated:
             odd = sorted(set(actual.items()) ^ set(stated.items()), key=str)
-            raise LawBroken(graft.name(), "interface", f"{direction}puts", f"ports differ at {odd[:4]}")
+            raise LawBroken(
+                graft.name(), "interface", f"{direction}puts", f"ports differ at {odd[:4]}"
+            )
     return f"{len(read_ports(after))} ports match the graph"
 
 
 def neutral(
-    graft: Graft, before: Feed, after: Feed, written: int, caches: frozenset[str] = frozenset(),
+    graft: Graft,
+    before: Feed,
+    after: Feed,
+    written: int,
+    caches: frozenset[str] = frozenset(),
     dtype: str = "float32",
 ) -> str:
     """Under neutral inputs the grafted graph computes the host's outputs, ports it kept included.
@@ -94,14 +107,18 @@ def neutral(
         if name in caches:
             expected, got = expected[:, :, :written], got[:, :, :written]
         if got.shape != expected.shape:
-            raise LawBroken(graft.name(), "neutral", f"'{name}'", f"{got.shape} != {expected.shape}")
+            raise LawBroken(
+                graft.name(), "neutral", f"'{name}'", f"{got.shape} != {expected.shape}"
+            )
         if not np.issubdtype(expected.dtype, np.floating):
             continue
         scale = max(1.0, float(np.max(np.abs(expected), initial=0.0)))
         gap = float(np.max(np.abs(got.astype(np.float64) - expected), initial=0.0)) / scale
         worst, compared = max(worst, gap), compared + 1
         if not gap <= TOLERANCE[dtype] and graft.numeric:
-            raise LawBroken(graft.name(), "neutral", f"'{name}'", f"{gap:.3g} > {TOLERANCE[dtype]:g}")
+            raise LawBroken(
+                graft.name(), "neutral", f"'{name}'", f"{gap:.3g} > {TOLERANCE[dtype]:g}"
+            )
     verdict = "equal" if graft.numeric else "by design only close"
     return f"{compared} outputs {verdict} to the host's (max relative difference {worst:.2g})"
 
@@ -109,7 +126,8 @@ def neutral(
 def check(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed | None, evaluate: Evaluate
 ) -> list[LawResult]:
-    """Hold one graft to the common laws and its own. Without a feed only the structural ones run."""
+    """Hold one graft to the common laws and its own. Without a feed only the structural ones run.
+    """
     name = str(graft)
     done = [
         LawResult(name, "typed", typed(graft, after)),

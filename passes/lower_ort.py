@@ -84,7 +84,13 @@ class _Operands:
         if rotary is not None:
             fresh[:2] = [v.producer().inputs[0] for v in fresh[:2]]  # type: ignore[union-attr]
         return cls(
-            node, tuple(fresh), caches, tuple(scatters), rotary, heads, sizes.pop()  # type: ignore[arg-type]
+            node,
+            tuple(fresh),
+            caches,
+            tuple(scatters),
+            rotary,
+            heads,
+            sizes.pop(),  # type: ignore[arg-type]
         )
 
 
@@ -114,7 +120,8 @@ class _Lengths:
         emit = Emit(self.graph, self.by, self.graph[0], block="shared")
         self.anchor = self.graph[0]
         tokens, start = find_input(self.graph, "tokens"), find_input(self.graph, "write_index")
-        assert tokens is not None and start is not None
+        assert tokens is not None
+        assert start is not None
         rows = emit.op("Shape", [tokens], start=1, end=2)
         self.total64 = emit.op("Add", [emit.op("ReduceMax", [start], keepdims=1), rows])
         one = emit.const("axes.1", [1], np.int64)
@@ -141,10 +148,17 @@ def _group_query_attention(graph: ir.Graph, found: _Operands, lengths: _Lengths,
     node = found.node
     emit = Emit(graph, by, node)
     packed = _packed(found)
-    query, key, value = (packed, None, None) if packed is not None else (
-        _flat(emit, v) for v in found.fresh
+    query, key, value = (
+        (packed, None, None) if packed is not None else (_flat(emit, v) for v in found.fresh)
     )
-    inputs: list[ir.Value | None] = [query, key, value, *found.caches, lengths.seqlens, lengths.total]
+    inputs: list[ir.Value | None] = [
+        query,
+        key,
+        value,
+        *found.caches,
+        lengths.seqlens,
+        lengths.total,
+    ]
     cos, sin, positions = found.rotary.inputs[1:4] if found.rotary is not None else (None,) * 3
     inputs += [cos, sin, positions if cos is not None else None]
     says, tree = meaning(node), find_input(graph, "mask") is not None
@@ -224,7 +238,9 @@ def _replace_output(emit: Emit, node: ir.Node, rows: ir.Value, found: _Operands)
                 join.outputs[0].replace_all_uses_with(rows)
     if any(user.outputs[0].uses() or user.outputs[0].is_graph_output() for user in old.consumers()):
         shape = emit.const(
-            f"split.{found.heads[0]}.{found.head_size}", [0, 0, found.heads[0], found.head_size], np.int64
+            f"split.{found.heads[0]}.{found.head_size}",
+            [0, 0, found.heads[0], found.head_size],
+            np.int64,
         )
         heads = emit.op("Transpose", [emit.op("Reshape", [rows, shape])], perm=[0, 2, 1, 3])
         old.replace_all_uses_with(heads)

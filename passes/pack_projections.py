@@ -31,7 +31,8 @@ class Projection:
 
 @dataclass(frozen=True)
 class PackProjections(Graft):
-    """Fewer, larger MatMuls: query, key and value (and gate and up with mlp=true) in one call each."""
+    """Fewer, larger MatMuls: query, key and value (and gate and up with mlp=true) in one call each.
+    """
 
     mlp: bool = False
 
@@ -89,7 +90,9 @@ def _pack(graph: ir.Graph, rows: ir.Value, members: list[Projection], by: str) -
     turned = emit.op("Transpose", [emit.initializer(name, packed)], perm=[1, 0])
     product = emit.op("MatMul", [rows, turned])
     if any(m.bias is not None for m in members):
-        product = emit.op("Add", [product, emit.initializer(f"{name}.bias", _bias(members, widths))])
+        product = emit.op(
+            "Add", [product, emit.initializer(f"{name}.bias", _bias(members, widths))]
+        )
     sizes = emit.const("split." + ".".join(map(str, widths)), widths, np.int64)
     split = emit.node("Split", [product, sizes], [""] * len(members), axis=-1)
     for part, member in zip(split.outputs, members, strict=True):

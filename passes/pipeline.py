@@ -64,7 +64,8 @@ class Pipeline:
         watch: Watch | None = None,
         evaluate: Evaluate = run,
     ) -> list[PassReport]:
-        """Rewrite `model` in place. With a feed of the model as it is now, the numeric laws run too."""
+        """Rewrite `model` in place. With a feed of the model as it is now, the numeric laws run
+        too."""
         reports: list[PassReport] = []
         for graft in self.grafts:
             began = time.perf_counter()
@@ -77,8 +78,13 @@ class Pipeline:
             if feed is not None:
                 feed = graft.neutral(feed, model)
             report = PassReport(
-                str(graft), _why(graft), time.perf_counter() - began, count, len(model.graph),
-                _added(model, graft.name()), laws,
+                str(graft),
+                _why(graft),
+                time.perf_counter() - began,
+                count,
+                len(model.graph),
+                _added(model, graft.name()),
+                laws,
             )
             reports.append(report)
             if watch is not None:

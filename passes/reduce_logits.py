@@ -1,4 +1,5 @@
-"""reduce-logits: argmax, top-k, top-2 gap and entropy in the graph, so the host reads few numbers."""
+"""reduce-logits: argmax, top-k, top-2 gap and entropy in the graph, so the host reads few numbers.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +16,7 @@ from graftline.passes.graft import Evaluate, Graft, Law
 from graftline.ports import Port, read_ports, write_ports
 
 
-def reduced(
-    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
-) -> str:
+def reduced(graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate) -> str:
     """The reductions are those of the host's logits, computed outside the graph."""
     got = evaluate(after, feed)
     logits = got["logits"].astype(np.float64)

@@ -1,4 +1,5 @@
-"""select-rows: compute logits only for the rows asked for, so prefill skips the vocabulary matrix."""
+"""select-rows: compute logits only for the rows asked for, so prefill skips the vocabulary matrix.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def subset(graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate
 
 @dataclass(frozen=True)
 class SelectRows(Graft):
-    """Adds the port rows [B, R] int64: the new rows whose logits are wanted. Neutral: all of them."""
+    """Adds the port rows [B, R] int64: the new rows whose logits are wanted. Neutral: all of them.
+    """
 
     laws: ClassVar[tuple[Law, ...]] = (subset,)
 
@@ -53,7 +55,8 @@ class SelectRows(Graft):
                 output.shape = ir.Shape(["B", "R", read_vocabulary(model)])
         ports = [
             Port(p.name, p.role, p.direction, p.dtype, ("B", "R", *p.shape[2:]))
-            if p.role == "logits" else p
+            if p.role == "logits"
+            else p
             for p in read_ports(model)
         ]
         write_ports(model, [*ports, Port("rows", "rows", "in", "int64", ("B", "R"))])

@@ -71,13 +71,17 @@ class TreeMask(Graft):
         inputs = [find_input(graph, n) for n in ("tokens", "positions", "write_index")]
         cache = next(v for v in graph.inputs if (v.name or "").startswith("cache."))
         tokens, positions, write_index = inputs
-        assert tokens is not None and positions is not None and write_index is not None
+        assert tokens is not None
+        assert positions is not None
+        assert write_index is not None
         mask = new_input(graph, "mask", ir.DataType.BOOL, ["B", 1, "N", "S"])
         emit = Emit(graph, self.name(), graph[0])
         masks = SlotMasks(emit, tokens, positions, write_index, cache, mask)
         for node in with_role(graph, "attention"):
             node.replace_input_with(3, masks.of(node))
-        write_ports(model, [*read_ports(model), Port("mask", "mask", "in", "bool", ("B", 1, "N", "S"))])
+        write_ports(
+            model, [*read_ports(model), Port("mask", "mask", "in", "bool", ("B", 1, "N", "S"))]
+        )
         drop_unused(model)
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:

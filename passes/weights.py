@@ -1,4 +1,5 @@
-"""Constant matrices of a graph, whatever their layout, read only when somebody needs the numbers."""
+"""Constant matrices of a graph, whatever their layout, read only when somebody needs the numbers.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import onnx_ir as ir
 
 @dataclass(frozen=True)
 class Matrix:
-    """The constant [in, out] operand of a MatMul: an initializer, as stored or behind a Transpose."""
+    """The constant [in, out] operand of a MatMul: an initializer, as stored or behind a Transpose.
+    """
 
     stored: ir.Value
     turned: bool
@@ -72,5 +74,7 @@ def lazy(
     """A tensor whose numbers are made when first asked for, and not kept."""
     return ir.LazyTensor(
         lambda: ir.tensor(np.ascontiguousarray(make()), name=name),
-        dtype=dtype, shape=ir.Shape(list(shape)), name=name,
+        dtype=dtype,
+        shape=ir.Shape(list(shape)),
+        name=name,
     )

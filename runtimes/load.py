@@ -30,7 +30,8 @@ def load(
     verify: bool = True,
     watch: Callable[[str], None] | None = None,
 ) -> Engine:
-    """Open the bundle at `path`: hashes checked, engine built, step costs measured once per machine.
+    """Open the bundle at `path`: hashes checked, engine built, step costs measured once per
+    machine.
 
     `recipe` replaces the bundle's own runtime policy, `capacity` is the most tokens of prompt and
     output together, `exact` keeps every step to one kernel family where the precision needs it.
@@ -44,8 +45,12 @@ def load(
             f"{path}: at {bundle.manifest.dtype} a row's result depends on the rows beside it, so "
             "nothing makes it exact; rebuild with --dtype fp32"
         )
-    chosen = find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
-    tokenizer = Tokenizer.from_folder(bundle.path / "tokenizer") if bundle.manifest.tokenizer else None
+    chosen = (
+        find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
+    )
+    tokenizer = (
+        Tokenizer.from_folder(bundle.path / "tokenizer") if bundle.manifest.tokenizer else None
+    )
     costs = step_costs(bundle, session, watch)
     return Engine(session, tokenizer, bundle.manifest.generation, chosen, costs, exact)
 
@@ -74,7 +79,8 @@ def open_session(
 def step_costs(
     bundle: Bundle, session: OrtSession, watch: Callable[[str], None] | None = None
 ) -> Costs:
-    """Costs of this machine and number of threads: from the bundle, else measured and kept there."""
+    """Costs of this machine and number of threads: from the bundle, else measured and kept there.
+    """
     import onnxruntime
 
     key = costs_key(session.threads, cast("Any", onnxruntime).__version__)

@@ -21,7 +21,8 @@ PAST = 256
 def measure_costs(session: Session) -> dict[str, dict[str, float]]:
     """Milliseconds of a step by number of rows: `{"chain": {"1": ms, ...}, "tree": {...}}`.
 
-    Rounds over all sizes in turn, so that a machine whose speed drifts changes every size alike; the
+    Rounds over all sizes in turn, so that a machine whose speed drifts changes every size alike;
+    the
     median of each. A tree is measured only where the session scores trees.
     """
     random = np.random.default_rng(0)

@@ -99,7 +99,8 @@ class OrtSession:
             self._views |= {p.name: block[i] for i, p in enumerate(ports)}
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
-        """Commit one prompt per sequence, each on its own and in chunks; scores of each last row."""
+        """Commit one prompt per sequence, each on its own and in chunks; scores of each last row.
+        """
         last: list[Scores] = []
         for row, prompt in enumerate(prompts):
             if len(prompt) == 0:
@@ -215,7 +216,8 @@ class OrtSession:
         return Scores(argmax[:, :count], logits[:, :count], *cut)
 
     def _call(self, batch: int, count: int, asked: int, row: int) -> _Call:
-        """The bound arrays for a call shape; `row` picks the caches when the call has one of many."""
+        """The bound arrays for a call shape; `row` picks the caches when the call has one of many.
+        """
         alone = batch == 1 and len(self._lengths) > 1
         key = (batch, count, asked, row if alone else -1)
         if key not in self._calls:
@@ -263,9 +265,7 @@ def open_graph(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(
-            str(graph), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class
         raise BackendError(f"onnxruntime cannot open {graph}: {error}") from error
 
@@ -276,16 +276,17 @@ def export_logits(graph: Path, tokens: Ints) -> npt.NDArray[np.float32]:
     return run_export(session, tokens)
 
 
-def run_export(
-    session: onnxruntime.InferenceSession, tokens: Ints
-) -> npt.NDArray[np.float32]:
-    """One pass of an opened export over whole sequences [B, N]; a past, where it has one, is empty."""
+def run_export(session: onnxruntime.InferenceSession, tokens: Ints) -> npt.NDArray[np.float32]:
+    """One pass of an opened export over whole sequences [B, N]; a past, where it has one, is empty.
+    """
     batch, count = tokens.shape
     feed: dict[str, npt.NDArray[Any]] = {}
     for port in session.get_inputs():
         if "past" in port.name:
-            shape = [batch if i == 0 else d if isinstance(d, int) else 0
-                     for i, d in enumerate(port.shape)]
+            shape = [
+                batch if i == 0 else d if isinstance(d, int) else 0
+                for i, d in enumerate(port.shape)
+            ]
             feed[port.name] = np.zeros(shape, np.float32)
         elif "mask" in port.name:
             feed[port.name] = np.ones((batch, count), np.int64)

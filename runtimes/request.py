@@ -117,27 +117,26 @@ def split_prompts(prompts: Prompts) -> tuple[list[Prompt], bool]:
     except TypeError:
         raise RequestError(_KINDS.format(type(prompts).__name__)) from None
     if not parts:
-        raise RequestError("the prompt is empty; give a text, chat messages or token ids")
+        raise RequestError(_EMPTY)
     if isinstance(parts[0], (Mapping, Integral)):
         return [parts], False
     return parts, True
 
 
-def encode_prompt(
-    prompt: Prompt, tokenizer: Tokenizer | None, raw: bool, vocabulary: int
-) -> Ints:
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, raw: bool, vocabulary: int) -> Ints:
     """The ids of one prompt. Raises RequestError when it is empty, of no known kind, or has ids
     outside the vocabulary."""
+    ids: list[int]
     if isinstance(prompt, str):
         if not prompt:
-            raise RequestError("the prompt is empty; give a text, chat messages or token ids")
+            raise RequestError(_EMPTY)
         ids = _need(tokenizer).encode(prompt, raw)
     else:
-        parts = list(cast("Sequence[Any]", prompt)) if isinstance(prompt, _LISTS) else [None]
+        parts: list[Any] = list(prompt) if isinstance(prompt, _LISTS) else [None]
         if all(isinstance(p, Mapping) for p in parts) and parts:
             ids = _need(tokenizer).encode(_messages(parts), raw)
         elif all(isinstance(p, Integral) and p is not True and p is not False for p in parts):
-            ids = parts
+            ids = [int(p) for p in parts]
         else:
             raise RequestError(_KINDS.format(_kind(prompt)))
     if len(ids) == 0:
@@ -151,6 +150,7 @@ def encode_prompt(
     return np.asarray(ids, np.int64)
 
 
+_EMPTY = "the prompt is empty; give a text, chat messages or token ids"
 _LISTS = (list, tuple, np.ndarray)
 _KINDS = "a prompt is a text, a list of chat messages or a list of token ids, not {}"
 

@@ -1,4 +1,5 @@
-"""What the loop asks of a backend: score rows against caches it owns, then keep an accepted path."""
+"""What the loop asks of a backend: score rows against caches it owns, then keep an accepted path.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ Floats = npt.NDArray[np.float32]
 class Scores:
     """The target's answer for N rows of each of B sequences. Arrays are valid until the next call.
 
-    `argmax` [B, N]; `topk_ids` [B, N, k] best first, and `topk_logits`, or None where the graph does
+    `argmax` [B, N]; `topk_ids` [B, N, k] best first, and `topk_logits`, or None where the graph
+    does
     not reduce them; `top_gap` [B, N]: best minus second-best logit, or None;
     `logits` [B, N, V] float32.
     """
@@ -61,20 +63,23 @@ class Session(Protocol):
         ...
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
-        """Commit one prompt per sequence, in chunks; returns the scores of each last row (N = 1)."""
+        """Commit one prompt per sequence, in chunks; returns the scores of each last row (N = 1).
+        """
         ...
 
     def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
         """Score N new rows per sequence: tokens [B, N].
 
-        Without `mask` row i follows row i - 1 (a causal chain). With it, `mask` [B, N, N] says which
+        Without `mask` row i follows row i - 1 (a causal chain). With it, `mask` [B, N, N] says
+        which
         rows of this call each row sees (itself included) besides all committed slots, and `depth`
         [B, N] is each row's distance from the first, so its position is lengths[b] + depth.
         """
         ...
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
-        """Keep, per sequence, the rows of the last `score` listed in its path (ascending), compacted.
+        """Keep, per sequence, the rows of the last `score` listed in its path (ascending),
+        compacted.
 
         An empty path keeps nothing. Rows are moved only where the path is not already 0, 1, 2, ...
         """

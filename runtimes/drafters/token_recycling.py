@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -72,15 +72,17 @@ class Adjacency:
                 "token-recycling reads topk_ids, which this graph does not return; rebuild the "
                 f"bundle with the pass reduce-logits{{topk={self.width}}}"
             )
-        if self.candidates is None or self.peak is None:
+        candidates, peak = self.candidates, self.peak
+        if candidates is None or peak is None:
             vocabulary = scores.logits.shape[-1]
-            self.candidates = np.full((vocabulary + 1, self.width), -1, np.int32)
-            self.peak = np.full(vocabulary + 1, 0.5, np.float32)
+            candidates = np.full((vocabulary + 1, self.width), -1, np.int32)
+            peak = np.full(vocabulary + 1, 0.5, np.float32)
+            self.candidates, self.peak = candidates, peak
         width = min(self.width, scores.topk_ids.shape[-1])
-        self.candidates[tokens, :width] = scores.topk_ids[row, rows, :width]
+        candidates[tokens, :width] = scores.topk_ids[row, rows, :width]
         if scores.topk_logits is not None:
-            best: npt.NDArray[np.floating[Any]] = scores.topk_logits[row, rows, :width]
-            self.peak[tokens] = 1.0 / np.exp(best - best[..., :1]).sum(axis=-1)
+            best = scores.topk_logits[row, rows, :width]
+            peak[tokens] = 1.0 / np.exp(best - best[..., :1]).sum(axis=-1)
 
 
 @dataclass

@@ -35,7 +35,7 @@ def manifest(**changed: object) -> Manifest:
         "graphs": {"canonical": "graphs/canonical.onnx"},
         "ports": {"canonical": PORTS},
         "rebuild": "graftline optimize toy -o toy.graft",
-        "passes": (PassRow("kv-cache", "kv-cache", 0.1, 5, 7, {"TensorScatter": 2}, "no re-run"),),
+        "passes": (PassRow("kv-cache", "kv-cache", 0.1, 5, 7, ("2 TensorScatter",), "no re-run"),),
         "laws": (LawRow("kv-cache", "neutral", "max difference 0"),),
         "exactness": Exactness(True, 1e-6),
         "quality": {"perplexity": 3.0},

@@ -1,4 +1,5 @@
-"""Every graft on a tiny decoder: its laws hold, its refusals name what is missing, its work is counted."""
+"""Every graft on a tiny decoder: its laws hold, its refusals name what is missing, its work is
+counted."""
 
 from __future__ import annotations
 
@@ -200,6 +201,7 @@ def test_the_interface_law_catches_a_forgotten_port() -> None:
 
 
 def test_pass_time_is_linear_in_nodes_not_layers_squared() -> None:
-    """Counts work, not seconds: the graph of 12 blocks is exactly 6 times the block of 2, plus ends."""
+    """Counts work, not seconds: the graph of 12 blocks is exactly 6 times the block of 2, plus
+    ends."""
     counts = [len(grafted(ALL, TinyDecoder(layers=n)).graph) for n in (2, 4, 12)]
     assert counts[2] - counts[1] == 4 * (counts[1] - counts[0])

@@ -1,0 +1,146 @@
+"""`check`: is this bundle still what it was proven to be? Nothing is believed, everything re-run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.bundle import Bundle
+from graftline.errors import GraftlineError, LawBroken
+
+if TYPE_CHECKING:
+    from graftline.runtimes.engine import Engine
+
+Ints = npt.NDArray[np.int64]
+Watch = Callable[[str], None]
+NEAR_TIE = 1e-3
+"""Logit gap below which fp32 may order two tokens either way; the law `whole` allows as much."""
+NEW_TOKENS = 24
+PROMPT = "Explain in two sentences why the sky is blue."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked: what, what was found, and whether it is as it should be."""
+
+    what: str
+    found: str
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings; `holds` when nothing differs."""
+
+    path: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def holds(self) -> bool:
+        """True when nothing differs."""
+        return all(f.holds for f in self.findings)
+
+
+def check(path: str | Path, watch: Watch | None = None) -> Report:
+    """Re-hash every file, re-run the laws, and compare greedy tokens with the unmodified export.
+
+    A damaged bundle ends the check: what cannot be trusted is not run. Raises BundleError only for
+    a path that is no bundle or whose manifest cannot be read.
+    """
+    say = watch or _silent
+    bundle = Bundle.open(path, verify=False)
+    say(f"hashing {len(bundle.manifest.files)} files")
+    findings = _files(bundle)
+    if all(f.holds for f in findings):
+        say("running the laws again")
+        findings += _laws(bundle, say)
+        say("comparing greedy tokens with the unmodified export")
+        findings += _tokens(bundle)
+    return Report(str(path), tuple(findings))
+
+
+def _files(bundle: Bundle) -> list[Finding]:
+    wrong = [Finding("files", line, False) for line in bundle.differences()]
+    wrong += [Finding("files", f"{rel} is not in the manifest", False) for rel in bundle.unlisted()]
+    count = len(bundle.manifest.files)
+    return wrong or [Finding("files", f"{count} files have their sha256", True)]
+
+
+def _laws(bundle: Bundle, say: Watch) -> list[Finding]:
+    from graftline.compile import recheck
+
+    try:
+        rows = recheck(bundle, say)
+    except LawBroken as error:
+        return [Finding(f"law {error.law}", str(error), False)]
+    except GraftlineError as error:
+        return [Finding("laws", str(error), False)]
+    return [Finding(f"law {r.law}", f"{r.graft}: {r.checked}", True) for r in rows]
+
+
+def _tokens(bundle: Bundle) -> list[Finding]:
+    """Greedy tokens of the engine, plainly and under the bundle's recipe, against the export's."""
+    from graftline.runtimes.load import load
+
+    engine = load(bundle.path, verify=False)
+    findings: list[Finding] = []
+    for prompt in _prompts(bundle, engine):
+        expected, gaps = reference_tokens(bundle, prompt, NEW_TOKENS)
+        for recipe in dict.fromkeys(("plain", bundle.manifest.recipe)):
+            result: Any = engine.generate(
+                prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True, recipe=recipe
+            )
+            what = f"greedy tokens, {recipe}, prompt of {len(prompt)}"
+            findings.append(_compared(what, bundle.manifest.dtype, result.tokens, expected, gaps))
+    return findings
+
+
+def _compared(
+    what: str, dtype: str, tokens: Sequence[int], expected: Sequence[int], gaps: Sequence[float]
+) -> Finding:
+    pairs = zip(tokens, expected, strict=True)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    if at is None:
+        return Finding(what, f"all {len(expected)} are the export's", True)
+    told = f"leave the export's at token {at} of {len(expected)}, where its two best are {gaps[at]:.2g} apart"
+    if dtype != "fp32":
+        return Finding(what, f"{told}; {dtype} weights are not the export's", True)
+    tie = gaps[at] < NEAR_TIE
+    return Finding(what, told + (": a near-tie" if tie else ""), tie)
+
+
+def reference_tokens(bundle: Bundle, prompt: Ints, count: int) -> tuple[list[int], list[float]]:
+    """The unmodified export's greedy continuation, and its top-2 logit gap at every token.
+
+    The export has no cache, so every token costs a pass over all of them: meant for short texts.
+    """
+    from graftline.runtimes.ort import open_graph, run_export
+
+    session = open_graph(bundle.graph("export"), 0)
+    tokens, gaps = list(map(int, prompt)), list[float]()
+    for _ in range(count):
+        last = run_export(session, np.asarray([tokens], np.int64))[0, -1]
+        best = np.argpartition(last, -2)[-2:]
+        tokens.append(int(last.argmax()))
+        gaps.append(float(abs(last[best[1]] - last[best[0]])))
+    return tokens[len(prompt) :], gaps
+
+
+def _prompts(bundle: Bundle, engine: Engine) -> list[Ints]:
+    """A seeded run of ids with a repeated stretch, so that drafts are made; and a chat prompt."""
+    facts = bundle.manifest.facts
+    room = facts.positions or 1024
+    stretch = np.random.default_rng(3).integers(0, facts.vocabulary, 8, dtype=np.int64)
+    prompts = [np.concatenate([stretch, stretch, stretch[:3]])]
+    if engine.tokenizer is not None:
+        prompts.append(np.asarray(engine.tokenizer.encode(PROMPT, False), np.int64))
+    return [p[: max(1, room - NEW_TOKENS - 1)] for p in prompts]
+
+
+def _silent(line: str) -> None:
+    """Watch nothing."""

@@ -1,0 +1,142 @@
+"""The command line. Errors are one line on stderr and exit code 2; `--debug` shows the traceback."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from graftline.commands import bench, catalogue, check, doctor, inspect, optimize, run
+from graftline.errors import GraftlineError
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """The commands, with one place where anything that goes wrong becomes one line and a code."""
+
+    debug = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """`--debug` may stand anywhere before a `--`."""
+        end = args.index("--") if "--" in args else len(args)
+        self.debug = "--debug" in args[:end]
+        kept = [a for i, a in enumerate(args) if a != "--debug" or i > end]
+        return super().parse_args(ctx, kept)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run one command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing was written", INTERRUPTED)
+        except GraftlineError as error:
+            if self.debug:
+                raise
+            _fail(" ".join(str(error).split("\n")))
+
+    def main(
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run the command line `args` and exit."""
+        try:
+            extra["standalone_mode"] = False
+            code = super().main(args=args, prog_name=prog_name, **extra)
+        except typer.Abort:
+            code = INTERRUPTED
+        except Exception as error:
+            code = _usage(error)
+            if code is None:
+                raise
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Exception) -> int | None:
+    """Print a mistake in the command line itself and return its exit code; None for another error.
+
+    Told apart by the attributes both click's and typer's usage errors have: neither is public.
+    """
+    message = getattr(error, "format_message", None)
+    context = getattr(error, "ctx", None)
+    if message is None:
+        return None
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(f"{message()}\n")
+        return USAGE_ERROR
+    path = getattr(context, "command_path", "graftline")
+    text = " ".join(str(message()).split()).rstrip(".")
+    sys.stderr.write(f"{path}: {text}; see `{path} --help`\n")
+    return USAGE_ERROR
+
+
+def _fail(line: str, code: int = USAGE_ERROR) -> NoReturn:
+    sys.stderr.write(f"graftline: {line}\n")
+    raise typer.Exit(code)
+
+
+app = typer.Typer(
+    name="graftline",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        sys.stdout.write(f"graftline {metadata.version('graftline')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.", is_eager=True)
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Graft parallel decoding onto models that are already exported, and prove it changed nothing.
+
+    Start with:
+
+    `graftline optimize CHECKPOINT -o smol.graft`
+
+    `graftline run smol.graft "Explain speculative decoding."`
+    """
+
+
+for command in (
+    optimize.optimize,
+    run.run,
+    bench.bench,
+    inspect.inspect,
+    check.check,
+    catalogue.recipes,
+    catalogue.passes,
+    doctor.doctor,
+):
+    app.command()(command)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """A polite kill ends like Ctrl-C: what was half-written is removed."""
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """The `graftline` program."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app(prog_name="graftline")
+    sys.exit(0)

@@ -1,0 +1,1 @@
+"""The commands of the CLI, one file each. Heavy imports happen inside them: `--help` is instant."""

@@ -1,0 +1,154 @@
+"""`graftline bench`: recipes against plain decoding of the same engine."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graftline.commands import screen
+from graftline.errors import GraftlineError, RequestError
+
+if TYPE_CHECKING:
+    from graftline.bundle import Bundle
+    from graftline.commands.comparison import Comparison, Difference
+    from graftline.runtimes.engine import Engine
+
+SHOWN = 12
+"""Most differing answers that are explained."""
+
+
+def bench(
+    bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
+    prompts: Annotated[
+        Path,
+        typer.Option(help='Questions, one JSON a line: Spec-Bench\'s fields, or {"prompt": …}.'),
+    ],
+    recipes: Annotated[
+        str, typer.Option(help="Recipes, separated by commas; plain is always measured.")
+    ] = "plain,prompt-lookup,token-recycling",
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 128,
+    per_group: Annotated[
+        int | None, typer.Option(help="Questions of each group, spread evenly; default: all.")
+    ] = None,
+    turns: Annotated[int, typer.Option(help="Turns of each conversation.")] = 1,
+    repeat: Annotated[int, typer.Option(help="Runs of each prompt; times are medians.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
+    capacity: Annotated[
+        int | None, typer.Option(help="Most tokens of prompt and answer together.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Keep every step to one kernel family.")
+    ] = False,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Always generate --max-new-tokens.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Leave out the chat template.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures there, as JSON.")] = None,
+) -> None:
+    """Measure recipes against plain decoding: speed, MAT, and whether every token is the same.
+
+    All recipes answer one prompt before the next comes, in one process, greedily. Tokens per second
+    count the time after the first token; the last column has the prompt's own pass included.
+
+    Examples:
+
+    `graftline bench smol.graft --prompts spec_bench.jsonl --per-group 10`
+
+    `graftline bench smol.graft --prompts mine.jsonl --recipes suffix --repeat 3 --json out.json`
+    """
+    if turns < 1 or repeat < 1:
+        raise RequestError("--turns and --repeat start at 1")
+    from graftline.bundle import Bundle
+    from graftline.commands.comparison import compare, report
+    from graftline.commands.questions import groups, read_questions, select
+    from graftline.recipe import recipe
+    from graftline.runtimes.load import load
+
+    names = [name.strip() for name in recipes.split(",") if name.strip()]
+    for name in names:
+        recipe(name)
+    if json is not None and not json.absolute().parent.is_dir():
+        raise GraftlineError(f"{json}: its folder does not exist")
+    questions = select(read_questions(prompts), per_group)
+    opened = Bundle.open(bundle, verify=False)
+    options = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "raw": raw}
+    with screen.steps() as watch:
+        watch(f"opening {bundle}")
+        engine = load(bundle, threads=threads, capacity=capacity, exact=exact, watch=watch)
+        found = compare(engine, questions, names, options, turns, repeat, watch)
+    shown = screen.console()
+    for group in groups(questions):
+        shown.print(_table(found, group))
+    shown.print(_table(found, None))
+    for difference in found.differences[:SHOWN]:
+        print(_explained(opened, engine, difference, raw))
+    if json is not None:
+        figures = {
+            "model": f"{opened.manifest.facts.source or opened.manifest.name} "
+            f"({opened.manifest.dtype}, {opened.manifest.target})",
+            "machine": machine(engine.session.threads),
+            "versions": _versions(),
+            "recipes": report(found, questions),
+        }
+        json.write_text(json_format.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _table(found: Comparison, group: str | None) -> Any:
+    columns = (
+        "recipe", "tokens/s#", "speed-up#", "MAT#", "identical#", "lossless", "with prompt#"
+    )  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    for name in found.recipes:
+        row = found.row(name, group)
+        rows.append(
+            (
+                name,
+                f"{row.tokens_per_second:.1f}",
+                f"{row.speedup:.2f}x",
+                f"{row.mat:.2f}",
+                f"{found.agreeing(name, group)}/{row.prompts}",
+                "yes" if found.lossless(name) else "no",
+                f"{found.overall_speed(name, group):.1f} tok/s",
+            )
+        )
+    return screen.table(group or "overall", columns, rows)
+
+
+def _explained(bundle: Bundle, engine: Engine, where: Difference, raw: bool) -> str:
+    """How far apart the unmodified export holds its two best tokens where the answers part."""
+    told = f"{where.recipe}, question {where.question}: leaves plain at token {len(where.common)}"
+    told += f" ({where.plain} against {where.other})"
+    if "export" not in bundle.manifest.graphs:
+        return told
+    import numpy as np
+
+    from graftline.runtimes.ort import export_logits
+    from graftline.runtimes.request import encode_prompt
+
+    facts = bundle.manifest.facts
+    ids = encode_prompt(where.prompt, engine.tokenizer, raw, facts.vocabulary)
+    tokens = np.concatenate([ids, np.asarray(where.common, np.int64)])[None]
+    best = np.sort(export_logits(bundle.graph("export"), tokens)[0, -1])[-2:]
+    return f"{told}; the export's two best logits are {best[1] - best[0]:.2g} apart"
+
+
+def machine(threads: int) -> str:
+    """This machine in one line: processor, threads used of those there are, system."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(ln.split(":", 1)[1].strip() for ln in lines if ln.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux, or a kernel that names no model: the platform's name stands
+    return f"{name}, {threads} of {os.cpu_count()} threads, {platform.system()}"
+
+
+def _versions() -> dict[str, str]:
+    from graftline.manifest import tool_versions
+
+    return {"python": platform.python_version(), **tool_versions()}

@@ -1,0 +1,77 @@
+"""`graftline recipes` and `graftline passes`: what there is to choose from."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Annotated
+
+import typer
+
+from graftline.commands import screen
+
+Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
+
+
+def recipes(json: Json = False) -> None:
+    """List the recipes: passes and runtime policy under the name of a published system.
+
+    Examples:
+
+    `graftline recipes`
+
+    `graftline recipes --json`
+    """
+    from graftline.recipe import recipes as all_recipes
+
+    known = all_recipes()
+    keys = ("name", "system", "family", "lossless", "needs")
+    if json:
+        screen.write_json([{k: getattr(r, k) for k in keys} for r in known])
+        return
+    rows = [
+        (r.name, r.system, r.family, "yes" if r.lossless else "no", ", ".join(r.needs) or "-")
+        for r in known
+    ]
+    screen.console().print(screen.table("recipes", keys, rows))
+
+
+def passes(json: Json = False) -> None:
+    """List the passes of the compiler, with their options and what each one is for.
+
+    Examples:
+
+    `graftline passes`
+
+    `graftline optimize model -o out.graft --passes "kv-cache | reduce-logits{topk=4}"`
+    """
+    from graftline.passes import GRAFTS
+
+    found = [
+        {
+            "name": name,
+            "meaning": (inspect.getdoc(graft) or "").split("\n")[0],
+            "options": {f.name: _default(f) for f in dataclasses.fields(graft)},
+            "changes_values": not graft.numeric,
+        }
+        for name, graft in sorted(GRAFTS.items())
+    ]
+    if json:
+        screen.write_json(found)
+        return
+    rows = [
+        (
+            row["name"],
+            ", ".join(f"{k}={v}" for k, v in row["options"].items()) or "-",
+            row["meaning"],
+        )
+        for row in found
+    ]
+    screen.console().print(screen.table("passes", ("name", "options", "what it does"), rows))
+
+
+def _default(field: dataclasses.Field[object]) -> object:
+    value = field.default
+    if value is dataclasses.MISSING:
+        return "(required)"
+    return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -1,0 +1,42 @@
+"""`graftline check`: is a bundle still what it was proven to be?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graftline.commands import screen
+
+
+def check(
+    bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+) -> None:
+    """Re-hash every file, re-run the laws, compare greedy tokens with the unmodified export.
+
+    The exit code is 0 when all holds and 2 on any difference.
+
+    Examples:
+
+    `graftline check smol.graft`
+
+    `graftline check smol.graft -q --json`
+    """
+    from graftline.check import check as check_bundle
+
+    with screen.steps(quiet) as watch:
+        report = check_bundle(bundle, watch)
+    if json:
+        screen.write_json({**asdict(report), "holds": report.holds})
+    else:
+        rows = [("holds" if f.holds else "BROKEN", f.what, f.found) for f in report.findings]
+        screen.console().print(screen.table(str(bundle), ("", "checked", "found"), rows))
+    if not report.holds:
+        wrong = next(f for f in report.findings if not f.holds)
+        from graftline.errors import BundleError
+
+        raise BundleError(f"{bundle} is not what it was: {wrong.what}: {wrong.found}")

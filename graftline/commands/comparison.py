@@ -1,0 +1,212 @@
+"""Recipes measured in turn: per question every recipe answers before the next question comes.
+
+Decode time is the time after the first token, so the prompt's own pass is left out; a recipe's
+tokens per second are all tokens after the first over all decode time, and its speed-up is the ratio to
+`plain` over the same prompts in the same process.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from graftline.commands.questions import Question, groups
+
+PLAIN = "plain"
+Message = dict[str, str]
+
+
+class Engine(Protocol):
+    """What is asked of `runtimes.engine.Engine`."""
+
+    def generate(self, prompt: Any, **options: Any) -> Any:
+        """Generate for one prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One recipe's answer to one prompt; the times are medians over the repeats."""
+
+    group: str
+    tokens: tuple[int, ...]
+    steps: int
+    decode: float
+    total: float
+    lossless: bool
+    stable: bool
+    """Every repeat gave the same tokens."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where an answer leaves plain's: the question, the prompt and the tokens they share."""
+
+    recipe: str
+    question: str
+    prompt: Any
+    common: tuple[int, ...]
+    plain: int | None
+    other: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The published figures of one recipe on one group."""
+
+    tokens_per_second: float
+    speedup: float
+    mat: float
+    identical: bool
+    prompts: int
+
+
+@dataclass
+class Comparison:
+    """All answers, by recipe, in the same order of prompts."""
+
+    recipes: tuple[str, ...]
+    answers: dict[str, list[Answer]]
+    differences: list[Difference] = field(default_factory=list[Difference])
+
+    def row(self, recipe: str, group: str | None = None) -> Row:
+        """Figures of a recipe on one group, or overall."""
+        mine, plain = self._of(recipe, group), self._of(PLAIN, group)
+        pairs = zip(mine, plain, strict=True)
+        speed = _speed(mine)
+        base = _speed(plain)
+        steps = sum(a.steps for a in mine)
+        after = sum(len(a.tokens) - 1 for a in mine)
+        return Row(
+            tokens_per_second=speed,
+            speedup=speed / base if base else 0.0,
+            mat=after / steps if steps else 0.0,
+            identical=all(a.tokens == p.tokens and a.stable for a, p in pairs),
+            prompts=len(mine),
+        )
+
+    def agreeing(self, recipe: str, group: str | None = None) -> int:
+        """Prompts on which the recipe's tokens are plain's."""
+        pairs = zip(self._of(recipe, group), self._of(PLAIN, group), strict=True)
+        return sum(a.tokens == p.tokens for a, p in pairs)
+
+    def overall_speed(self, recipe: str, group: str | None = None) -> float:
+        """Tokens per second with the prompts' own passes included."""
+        mine = self._of(recipe, group)
+        seconds = sum(a.total for a in mine)
+        return sum(len(a.tokens) for a in mine) / seconds if seconds else 0.0
+
+    def lossless(self, recipe: str) -> bool:
+        """True when the runtime vouched for every answer."""
+        return all(a.lossless for a in self.answers[recipe])
+
+    def _of(self, recipe: str, group: str | None) -> list[Answer]:
+        return [a for a in self.answers[recipe] if group in (None, a.group)]
+
+
+def _speed(answers: Sequence[Answer]) -> float:
+    seconds = sum(a.decode for a in answers)
+    return sum(len(a.tokens) - 1 for a in answers) / seconds if seconds else 0.0
+
+
+def compare(
+    engine: Engine,
+    questions: Sequence[Question],
+    recipes: Sequence[str],
+    options: Mapping[str, Any],
+    turns: int = 1,
+    repeat: int = 1,
+    watch: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Let every recipe, `plain` always among them, answer every question, in turn.
+
+    With several turns the history is plain's own answers, so all recipes see the same prompts. The
+    order of the recipes moves on by one with every prompt, so none is always first.
+    """
+    names = (PLAIN, *dict.fromkeys(r for r in recipes if r != PLAIN))
+    found = Comparison(names, {name: [] for name in names})
+    for name in names:
+        engine.generate(questions[0].turns[0], recipe=name, **{**options, "max_new_tokens": 8})
+    asked = 0
+    for number, question in enumerate(questions, 1):
+        if watch is not None:
+            watch(f"{number}/{len(questions)}: {question.group} {question.name}")
+        history: list[Message] = []
+        for turn in question.turns[:turns]:
+            prompt: Any = turn
+            if not options.get("raw"):
+                prompt = [*history, {"role": "user", "content": turn}]
+            results = _in_turn(engine, prompt, names, options, repeat, asked)
+            asked += 1
+            _keep(found, question, prompt, results)
+            answer = results[PLAIN][0].text
+            history += [
+                {"role": "user", "content": turn},
+                {"role": "assistant", "content": answer},
+            ]
+    return found
+
+
+def _in_turn(
+    engine: Engine,
+    prompt: Any,
+    names: Sequence[str],
+    options: Mapping[str, Any],
+    repeat: int,
+    asked: int,
+) -> dict[str, list[Any]]:
+    results: dict[str, list[Any]] = {name: [] for name in names}
+    for again in range(repeat):
+        first = (asked + again) % len(names)
+        for name in (*names[first:], *names[:first]):
+            results[name].append(engine.generate(prompt, recipe=name, **options))
+    return results
+
+
+def _keep(
+    found: Comparison, question: Question, prompt: Any, results: Mapping[str, list[Any]]
+) -> None:
+    plain = tuple(results[PLAIN][0].tokens)
+    for name, runs in results.items():
+        tokens = tuple(runs[0].tokens)
+        stats = [run.stats for run in runs]
+        found.answers[name].append(
+            Answer(
+                group=question.group,
+                tokens=tokens,
+                steps=stats[0].steps,
+                decode=statistics.median(s.seconds - s.time_to_first_token for s in stats),
+                total=statistics.median(s.seconds for s in stats),
+                lossless=all(s.lossless for s in stats),
+                stable=all(tuple(run.tokens) == tokens for run in runs),
+            )
+        )
+        if tokens != plain:
+            same = next(
+                (i for i, (a, b) in enumerate(zip(plain, tokens, strict=False)) if a != b),
+                min(len(plain), len(tokens)),
+            )
+            found.differences.append(
+                Difference(
+                    name, question.name, prompt, plain[:same], _at(plain, same), _at(tokens, same)
+                )
+            )
+
+
+def _at(tokens: tuple[int, ...], place: int) -> int | None:
+    return tokens[place] if place < len(tokens) else None
+
+
+def report(found: Comparison, questions: Sequence[Question]) -> dict[str, Any]:
+    """The `recipes` part of the published JSON."""
+    present = groups(questions)
+    return {
+        name: {
+            "lossless": found.lossless(name),
+            "groups": {group: vars(found.row(name, group)) for group in present},
+            "overall": vars(found.row(name)),
+        }
+        for name in found.recipes
+    }

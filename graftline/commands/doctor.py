@@ -1,0 +1,39 @@
+"""`graftline doctor`: what works here, and what to install for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from graftline.commands import screen
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+) -> None:
+    """Say what is installed, which targets can be built and run here, and what the others need.
+
+    Examples:
+
+    `graftline doctor`
+
+    `graftline doctor --json`
+    """
+    from graftline.doctor import diagnose
+
+    found = diagnose()
+    if json:
+        screen.write_json(asdict(found))
+        return
+    shown = screen.console()
+    shown.print(screen.table("machine", ("", " "), list(found.machine.items())))
+    packages = [(p.name, p.version or "-") for p in found.packages]
+    shown.print(screen.table("packages", ("name", "version"), packages))
+    rows = [
+        (a.name, "yes" if a.builds else "no", "yes" if a.runs else "no", a.reason, a.install)
+        for a in found.abilities
+    ]
+    columns = ("target", "builds here", "runs here", "why not", "install")
+    shown.print(screen.table("targets", columns, rows))

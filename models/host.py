@@ -1,0 +1,47 @@
+"""What a checkpoint becomes: a graph, the facts about it, and the files that go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+
+from graftline.models.weights import WeightSource
+from graftline.ports import Facts
+
+Watch = Callable[[str], None]
+"""watch(text): told of every stage that takes time."""
+
+
+@dataclass
+class Host:
+    """A model before grafting. `kind` is "decoder"; `model` is at the raw stage.
+
+    `generation` holds the checkpoint's generation defaults (generation_config.json), unread ids
+    and all; `weights` is the source the graph's initializers came from, empty where they are part
+    of the graph's own files.
+    """
+
+    kind: str
+    model: ir.Model
+    facts: Facts
+    tokenizer_files: list[Path] = field(default_factory=list[Path])
+    generation: dict[str, Any] = field(default_factory=dict[str, Any])
+    weights: WeightSource = field(default_factory=lambda: WeightSource({}))
+
+
+class Checkpoint(Protocol):
+    """Something on disk that can become a host."""
+
+    path: Path
+
+    def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
+        """Export or read the graph. Raises CheckpointError or NotApplicable, in one line."""
+        ...
+
+
+def silent(text: str) -> None:
+    """The watch that nobody reads."""

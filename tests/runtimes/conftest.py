@@ -1,0 +1,52 @@
+"""Engines over the toy session, and the real tokenizer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy_session import ToySession  # noqa: E402
+
+from graftline.recipe import recipe  # noqa: E402
+from graftline.runtimes.engine import Engine  # noqa: E402
+from graftline.runtimes.goodput import Costs  # noqa: E402
+
+SMOLLM2 = Path("/root/.cache/graftline/smollm2")
+FLAT = Costs({1: 10.0, 32: 11.0}, {1: 10.0, 32: 11.0})
+INT4 = Costs(
+    {1: 6.9, 2: 9.6, 3: 11.8, 4: 13.9, 6: 18.5, 8: 22.9, 16: 41.1, 32: 78.0},
+    {1: 8.6, 2: 11.6, 4: 16.5, 8: 25.5, 16: 44.0, 32: 83.7},
+)
+
+
+@pytest.fixture
+def make_engine() -> Callable[..., Engine]:
+    def make(name: str = "plain", costs: Costs | None = FLAT, **session: Any) -> Engine:
+        return Engine(ToySession(**session), None, {"eos_token_id": 0}, recipe(name), costs)
+
+    return make
+
+
+@pytest.fixture
+def prompts() -> list[list[int]]:
+    """Ragged prompts with repetition, as ids of the toy vocabulary."""
+    rng = np.random.default_rng(7)
+    made: list[list[int]] = []
+    for _ in range(12):
+        part = rng.integers(1, 40, int(rng.integers(1, 9))).tolist()
+        made.append((part * int(rng.integers(1, 5)))[:30])
+    return made
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    if not (SMOLLM2 / "tokenizer.json").is_file():
+        pytest.skip(f"{SMOLLM2} is not there; `make demo` fetches it")
+    return SMOLLM2

@@ -1,0 +1,120 @@
+"""A tiny deterministic causal model with a real cache: anything wrong with a cache changes results.
+
+A row's logits follow from exactly what it sees: the (position, token) pairs of the committed slots
+and of the rows its mask admits. Mostly the last token decides, so that copying pays; one
+context in `odd` is decided by everything seen, so that no wrong mask, position or compaction stays
+unseen. Answers are poisoned as soon as the session is called again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from graftline.ports import Facts
+from graftline.runtimes.session import Bools, Floats, Ints, Scores
+
+
+class ToySession:
+    def __init__(
+        self,
+        vocabulary: int = 40,
+        capacity: int = 512,
+        odd: int = 6,
+        topk: int = 8,
+        trees: bool = True,
+        row_invariant: bool = True,
+    ) -> None:
+        self.facts = Facts("decoder", vocabulary, 8, 1, 1, 1, 8, capacity)
+        self.capacity, self.row_invariant, self.supports_trees = capacity, row_invariant, trees
+        self.odd, self.topk = odd, topk
+        self.calls: list[tuple[int, ...]] = []
+        self.reset(1)
+
+    @property
+    def lengths(self) -> Ints:
+        return np.asarray(self._lengths, np.int64)
+
+    def reset(self, batch: int) -> None:
+        self._lengths = [0] * batch
+        self._slots = np.full((batch, self.capacity, 2), -7, np.int64)
+        self._rows = 0
+        self._answer: Scores | None = None
+
+    def prefill(self, prompts: Sequence[Ints]) -> Scores:
+        assert len(prompts) == len(self._lengths)
+        logits = np.empty((len(prompts), 1, self.facts.vocabulary), np.float32)
+        for b, prompt in enumerate(prompts):
+            assert 0 < len(prompt) <= self.capacity
+            self._slots[b, : len(prompt)] = np.stack([np.arange(len(prompt)), prompt], axis=1)
+            self._lengths[b] = len(prompt)
+            logits[b, 0] = self.logits_of(self._slots[b, : len(prompt)])
+        return self._answered(logits, 1)
+
+    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+        batch, count = tokens.shape
+        assert batch == len(self._lengths)
+        assert tokens.dtype == np.int64
+        assert mask is None or self.supports_trees
+        assert (depth is None) == (mask is None)
+        self.calls.append((batch, count))
+        logits = np.empty((batch, count, self.facts.vocabulary), np.float32)
+        for b, length in enumerate(self._lengths):
+            assert length + count <= self.capacity, "rows beyond the capacity"
+            deep = np.arange(count) if depth is None else depth[b]
+            sees = np.tri(count, dtype=bool) if mask is None else mask[b]
+            self._slots[b, length : length + count] = np.stack([length + deep, tokens[b]], axis=1)
+            for row in range(count):
+                fresh = self._slots[b, length : length + count][sees[row]]
+                seen = np.concatenate([self._slots[b, :length], fresh])
+                # the row's own entry is the last by position, as a query is
+                logits[b, row] = self.logits_of(seen[np.argsort(seen[:, 0], kind="stable")])
+        return self._answered(logits, count)
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        assert len(paths) == len(self._lengths)
+        self._poison()
+        for b, path in enumerate(paths):
+            kept = list(path)
+            assert kept == sorted(set(kept))
+            assert all(0 <= row < self._rows for row in kept)
+            start = self._lengths[b]
+            self._slots[b, start : start + len(kept)] = self._slots[b, [start + r for r in kept]]
+            self._lengths[b] += len(kept)
+        self._rows = 0
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        assert all(new <= old for new, old in zip(lengths, self._lengths, strict=True))
+        self._lengths = list(lengths)
+
+    def logits_of(self, seen: Ints) -> Floats:
+        """[V] from the (position, token) pairs in order."""
+        everything = zlib.crc32(np.ascontiguousarray(seen).tobytes())
+        recent = zlib.crc32(np.ascontiguousarray(seen[-1:, 1]).tobytes())
+        contiguous = np.array_equal(seen[:, 0], np.arange(len(seen)))
+        odd = everything % self.odd == 0 or not contiguous
+        logits = np.random.default_rng(everything).normal(size=self.facts.vocabulary)
+        logits[(everything if odd else recent) % self.facts.vocabulary] += 6.0
+        return logits.astype(np.float32)
+
+    def _answered(self, logits: Floats, rows: int) -> Scores:
+        self._poison()
+        self._rows = rows
+        ids = np.argsort(-logits, axis=-1, kind="stable")[..., : self.topk].astype(np.int64)
+        best = np.take_along_axis(logits, ids, axis=-1)
+        argmax = ids[..., 0].copy()
+        self._answer = Scores(argmax, logits, ids, best, best[..., 0] - best[..., 1])
+        return self._answer
+
+    def _poison(self) -> None:
+        """Whoever still reads the last answer reads nonsense."""
+        if self._answer is not None:
+            a = self._answer
+            a.argmax[...] = 10**9
+            a.logits[...] = np.nan
+            if a.topk_ids is not None and a.topk_logits is not None:
+                a.topk_ids[...] = 10**9
+                a.topk_logits[...] = np.nan
+        self._answer = None
