@@ -1,4 +1,4 @@
-"""`check`: is this bundle still what it was proven to be? Nothing is believed, everything re-run."""
+"""`check`: is a bundle still what it was proven to be? Nothing is believed, all is re-run."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def _compared(
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
     if at is None:
         return Finding(what, f"all {len(expected)} are the export's", True)
-    told = f"leave the export's at token {at} of {len(expected)}, where its two best are {gaps[at]:.2g} apart"
+    told = f"leave the export's at token {at} of {len(expected)}"
+    told += f", where its two best are {gaps[at]:.2g} apart"
     if dtype != "fp32":
         return Finding(what, f"{told}; {dtype} weights are not the export's", True)
     tie = gaps[at] < NEAR_TIE

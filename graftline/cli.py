@@ -1,10 +1,9 @@
-"""The command line. Errors are one line on stderr and exit code 2; `--debug` shows the traceback."""
+"""The command line. An error is one line on stderr and exit code 2; `--debug` shows its trace."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -41,13 +40,11 @@ class Commands(TyperGroup):
                 raise
             _fail(" ".join(str(error).split("\n")))
 
-    def main(
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
-    ) -> NoReturn:
-        """Run the command line `args` and exit."""
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        """Run a command line and exit; takes what click's `main` takes."""
+        options["standalone_mode"] = False
         try:
-            extra["standalone_mode"] = False
-            code = super().main(args=args, prog_name=prog_name, **extra)
+            code = super().main(*args, **options)
         except typer.Abort:
             code = INTERRUPTED
         except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,7 @@ from graftline.recipe import Recipe, recipe
 from graftline.store import WeightFile, checkpoint_files, save_graph
 
 if TYPE_CHECKING:
-    from graftline.models import Host
+    from graftline.models.host import Host
 
 Watch = Callable[[str], None]
 FRONT = "canonicalize | anchors"
@@ -66,7 +67,7 @@ def optimize(
     `passes` replaces the recipe's own; `quantizer` names the algorithm of `dtype` int8 or int4.
     `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
     """
-    from graftline.models import open_checkpoint
+    from graftline.models.checkpoint import open_checkpoint
 
     say = watch or _silent
     chosen, text = _plan(recipe, passes, target, dtype, quantizer)
@@ -282,6 +283,35 @@ def whole(export: Path, session: Any, facts: Facts, dtype: str) -> str:
     if dtype == "fp32" and not gap <= 1e-3:
         raise LawBroken("pipeline", "whole", "logits", f"{gap:.3g} > 0.001 from the export")
     return f"{len(got)} rows against the export: max difference {gap:.2g}, argmax equal in {agree}"
+
+
+def recheck(bundle: Bundle, watch: Watch | None = None) -> list[LawRow]:
+    """Compile the bundle's own export again and prove it again.
+
+    The pipeline must give the very graph that is stored. Raises LawBroken and the pipeline's errors.
+    """
+    say = watch or _silent
+    manifest = bundle.manifest
+    compiled = compile_graph(ir.load(bundle.graph("export")), manifest.pipeline, say)
+    stored = ir.load(bundle.graph(manifest.target))
+    for place, (now, was) in enumerate(zip_longest(compiled.lowered.graph, stored.graph)):
+        if _wiring(now) != _wiring(was):
+            raise LawBroken(
+                "pipeline", "reproducible", f"node {place}", f"{_wiring(was)} is stored, not made"
+            )
+    same = LawRow("pipeline", "reproducible", f"{len(stored.graph)} nodes made again as stored")
+    files, ports = dict(manifest.graphs), manifest.ports[manifest.target]
+    proof = prove(bundle.path, files, manifest.facts, ports, manifest.target, manifest.dtype, say)
+    return [*_laws(compiled), same, *proof.laws]
+
+
+def _wiring(node: ir.Node | None) -> tuple[Any, ...]:
+    """What a node is, without its own name."""
+    if node is None:
+        return ("nothing",)
+    inputs = tuple(v.name if v is not None else "" for v in node.inputs)
+    outputs = tuple(v.name if v.uses() or v.is_graph_output() else "" for v in node.outputs)
+    return (node.op_type, inputs, outputs)
 
 
 def _silent(line: str) -> None:

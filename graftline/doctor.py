@@ -1,4 +1,4 @@
-"""What is installed here, which targets can be built and run, and what to install for the others."""
+"""What is installed here, which targets can be built and run, and what the others need."""
 
 from __future__ import annotations
 

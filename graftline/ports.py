@@ -76,7 +76,7 @@ def read_ports(model: ir.Model) -> tuple[Port, ...]:
 def ports_from_json(rows: list[dict[str, Any]]) -> tuple[Port, ...]:
     """Build ports from their JSON rows. Raises BundleError when a row does not fit."""
     try:
-        return tuple(Port(**{**r, "shape": tuple(r["shape"])}) for r in rows)
+        return tuple(_port(r) for r in rows)
     except (TypeError, KeyError) as error:
         raise BundleError(f"ports: a row cannot be read ({error}); rebuild the bundle") from error
 
@@ -84,6 +84,11 @@ def ports_from_json(rows: list[dict[str, Any]]) -> tuple[Port, ...]:
 def by_role(ports: Iterable[Port], role: str, direction: Direction | None = None) -> list[Port]:
     """All ports of a role, in order."""
     return [p for p in ports if p.role == role and direction in (None, p.direction)]
+
+
+def _port(row: dict[str, Any]) -> Port:
+    values: dict[str, Any] = {**row, "shape": tuple(row["shape"])}
+    return Port(**values)
 
 
 def write_facts(model: ir.Model, facts: Facts) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import BundleError
+from graftline.tensors import static_shape
 
 ALIGNMENT = 64
 INLINE = 1024
@@ -43,7 +44,7 @@ class WeightFile:
             start,
             len(data),
             tensor.dtype,
-            shape=ir.Shape(tensor.shape),
+            shape=static_shape(tensor),
             name=key,
             base_dir=self.folder,
         )
@@ -86,7 +87,7 @@ def _placed(
             tensor.offset,
             tensor.length,
             tensor.dtype,
-            shape=ir.Shape(tensor.shape),
+            shape=static_shape(tensor),
             name=name,
             base_dir=weights.folder,
         )

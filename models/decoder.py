@@ -89,10 +89,11 @@ class _Builder:
         return node.outputs[0]
 
     def weight(self, name: str, array: Any, dtype: Any = np.float32) -> ir.Value:
+        array_shape = np.asarray(array).shape
         tensor = ir.tensor(np.asarray(array, dtype), name=name)
         value = ir.Value(
             name=name,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(array_shape),
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )

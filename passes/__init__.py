@@ -8,13 +8,14 @@ from graftline.passes.kv_cache import KvCache
 from graftline.passes.lower_ort import LowerOrt
 from graftline.passes.pack_projections import PackProjections
 from graftline.passes.pipeline import Pipeline, names
+from graftline.passes.quantize import Quantize
 from graftline.passes.reduce_logits import ReduceLogits
 from graftline.passes.select_rows import SelectRows
 from graftline.passes.tap import Tap
 from graftline.passes.tree_mask import TreeMask
 
 GRAFTS: dict[str, type[Graft]] = names(
-    [Anchors, KvCache, TreeMask, SelectRows, Tap, ReduceLogits, PackProjections, LowerOrt]
+    [Anchors, KvCache, TreeMask, SelectRows, Tap, ReduceLogits, PackProjections, Quantize, LowerOrt]
 )
 
 __all__ = ["GRAFTS", "Graft", "Pipeline"]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from graftline.passes.graft import BLOCK, stamp
+from graftline.tensors import static_shape
 
 
 class Emit:
@@ -64,7 +65,7 @@ class Emit:
         """Register a tensor, which may be lazy or external, as an initializer."""
         value = ir.Value(
             name=name,
-            shape=ir.Shape(tensor.shape),
+            shape=static_shape(tensor),
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )

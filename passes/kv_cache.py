@@ -127,17 +127,13 @@ def empty_caches(model: ir.Model, batch: int, slots: int) -> Feed:
 
 def _heads_and_size(node: ir.Node, value: ir.Value) -> tuple[int, int]:
     shape = value.shape
-    if (
-        shape is None
-        or len(shape) != 4
-        or not isinstance(shape[1], int)
-        or not isinstance(shape[3], int)
-    ):
+    heads, size = (shape[1], shape[3]) if shape is not None and len(shape) == 4 else (None, None)
+    if not isinstance(heads, int) or not isinstance(size, int):
         raise NotApplicable(
             f"the heads of '{value.name}' are not known; shape inference gave {shape}",
             [node.name or ""],
         )
-    return shape[1], shape[3]
+    return heads, size
 
 
 def _set_mask(node: ir.Node, mask: ir.Value) -> None:

@@ -68,30 +68,52 @@ class _Operands:
     def of(cls, node: ir.Node) -> _Operands | None:
         """The operands when they fit GroupQueryAttention, else None."""
         query, key, value, _ = node.inputs
-        scatters = [v.producer() if v is not None else None for v in (key, value)]
-        if any(s is None or s.op_type != "TensorScatter" for s in scatters):
+        scatters = [_scatter(key), _scatter(value)]
+        if query is None or scatters[0] is None or scatters[1] is None:
             return None
-        caches = tuple(s.inputs[0] for s in scatters if s is not None)
-        fresh = [query, *(s.inputs[1] for s in scatters if s is not None)]
-        shapes = [v.shape if v is not None else None for v in (query, *caches)]
-        if any(s is None or not isinstance(s[1], int) or not isinstance(s[3], int) for s in shapes):
+        (keys, fresh_key), (values, fresh_value) = (_two(s) for s in scatters if s is not None)
+        sizes = [_heads_and_size(v) for v in (query, keys, values)]
+        if any(s is None for s in sizes):
             return None
-        heads = (int(shapes[0][1]), int(shapes[1][1]))  # type: ignore[index,arg-type]
-        sizes = {int(s[3]) for s in shapes}  # type: ignore[index,arg-type]
-        if len(sizes) != 1 or next(iter(sizes)) % 8 or heads[0] % heads[1]:
+        (heads, size), (kv_heads, _), _ = (s for s in sizes if s is not None)
+        if {s[1] for s in sizes if s is not None} != {size} or size % 8 or heads % kv_heads:
             return None
-        rotary = _common_rotary(fresh[0], fresh[1]) if next(iter(sizes)) % 16 == 0 else None
+        rotary = _common_rotary(query, fresh_key) if size % 16 == 0 else None
         if rotary is not None:
-            fresh[:2] = [v.producer().inputs[0] for v in fresh[:2]]  # type: ignore[union-attr]
-        return cls(
-            node,
-            tuple(fresh),
-            caches,
-            tuple(scatters),
-            rotary,
-            heads,
-            sizes.pop(),  # type: ignore[arg-type]
-        )
+            query, fresh_key = _before(query), _before(fresh_key)
+        fresh = (query, fresh_key, fresh_value)
+        both = (scatters[0], scatters[1])
+        return cls(node, fresh, (keys, values), both, rotary, (heads, kv_heads), size)
+
+
+def _scatter(value: ir.Value | None) -> ir.Node | None:
+    """The TensorScatter that writes a cache, or None."""
+    maker = value.producer() if value is not None else None
+    return maker if maker is not None and maker.op_type == "TensorScatter" else None
+
+
+def _two(node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """The first two inputs of a node that has them."""
+    first, second = node.inputs[:2]
+    assert first is not None
+    assert second is not None
+    return first, second
+
+
+def _before(value: ir.Value) -> ir.Value:
+    """The first input of the node that makes `value`."""
+    maker = value.producer()
+    assert maker is not None
+    return _two(maker)[0]
+
+
+def _heads_and_size(value: ir.Value) -> tuple[int, int] | None:
+    """(heads, head size) of [B, heads, ., D], or None where they are not known."""
+    shape = value.shape
+    if shape is None or len(shape) != 4:
+        return None
+    heads, size = shape[1], shape[3]
+    return (heads, size) if isinstance(heads, int) and isinstance(size, int) else None
 
 
 def _common_rotary(query: ir.Value | None, key: ir.Value | None) -> ir.Node | None:

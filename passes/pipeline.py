@@ -136,7 +136,8 @@ def _value(name: str, key: str, text: str, kind: Any) -> Any:
             return kind(text)
         except ValueError:
             pass
-    wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, str(kind))
+    words = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+    wanted = words.get(getattr(kind, "__name__", ""), str(kind))
     raise PipelineSyntax(f"{name}{{{key}={text}}}: '{key}' takes {wanted}")
 
 

@@ -294,7 +294,7 @@ def run_export(session: onnxruntime.InferenceSession, tokens: Ints) -> npt.NDArr
             feed[port.name] = np.tile(np.arange(count, dtype=np.int64), (batch, 1))
         else:
             feed[port.name] = tokens
-    return session.run([session.get_outputs()[0].name], feed)[0]
+    return np.asarray(session.run([session.get_outputs()[0].name], feed)[0])
 
 
 def _value(array: npt.NDArray[Any]) -> Any:

@@ -73,6 +73,10 @@ class Request:
             raise RequestError(f"{name} must be above 0, not 0; use 1 for none")
         if self.seed is not None:
             self._number("seed", Integral, 0, math.inf, "use a whole number from 0")
+        for name in ("ignore_eos", "raw", "exact"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (name != "exact" or value is not None):
+                raise RequestError(f"{name} is {value!r}; use True or False")
         if any(not isinstance(s, str) or not s for s in cast("Sequence[object]", self.stops)):
             raise RequestError("stop takes texts that are not empty")
 
@@ -112,10 +116,9 @@ def split_prompts(prompts: Prompts) -> tuple[list[Prompt], bool]:
     """The prompts of a call, and whether it was a batch. Raises RequestError for an empty one."""
     if isinstance(prompts, (str, np.ndarray)):
         return [prompts], False
-    try:
-        parts = list(cast("Sequence[Any]", prompts))
-    except TypeError:
-        raise RequestError(_KINDS.format(type(prompts).__name__)) from None
+    if not isinstance(prompts, (list, tuple)):
+        raise RequestError(_KINDS.format(type(prompts).__name__))
+    parts = list(cast("Sequence[Any]", prompts))
     if not parts:
         raise RequestError(_EMPTY)
     if isinstance(parts[0], (Mapping, Integral)):

@@ -91,7 +91,7 @@ def bench(
         figures = {
             "model": f"{opened.manifest.facts.source or opened.manifest.name} "
             f"({opened.manifest.dtype}, {opened.manifest.target})",
-            "machine": machine(engine.session.threads),
+            "machine": machine(threads),
             "versions": _versions(),
             "recipes": report(found, questions),
         }
@@ -137,15 +137,15 @@ def _explained(bundle: Bundle, engine: Engine, where: Difference, raw: bool) -> 
     return f"{told}; the export's two best logits are {best[1] - best[0]:.2g} apart"
 
 
-def machine(threads: int) -> str:
-    """This machine in one line: processor, threads used of those there are, system."""
+def machine(threads: int | None = None) -> str:
+    """This machine in one line: processor, threads used (None: all) of those there are, system."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(ln.split(":", 1)[1].strip() for ln in lines if ln.startswith("model name"))
     except (OSError, StopIteration):
         pass  # not Linux, or a kernel that names no model: the platform's name stands
-    return f"{name}, {threads} of {os.cpu_count()} threads, {platform.system()}"
+    return f"{name}, {threads or os.cpu_count()} of {os.cpu_count()} threads, {platform.system()}"
 
 
 def _versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,7 +47,7 @@ def passes(json: Json = False) -> None:
     """
     from graftline.passes import GRAFTS
 
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "name": name,
             "meaning": (inspect.getdoc(graft) or "").split("\n")[0],

@@ -1,8 +1,8 @@
 """Recipes measured in turn: per question every recipe answers before the next question comes.
 
-Decode time is the time after the first token, so the prompt's own pass is left out; a recipe's
-tokens per second are all tokens after the first over all decode time, and its speed-up is the ratio to
-`plain` over the same prompts in the same process.
+Decode time is the time after the first token, so the prompt's own pass is left out. A recipe's
+tokens per second are all tokens after the first over all decode time; its speed-up is the ratio
+to `plain` over the same prompts in the same process.
 """
 
 from __future__ import annotations

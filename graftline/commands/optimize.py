@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,8 +58,7 @@ def optimize(
 
     `graftline optimize model.onnx -o taps.graft --passes "kv-cache | tap{layers=3}" -q --json`
     """
-    if weights not in (modes := ("link", "copy")):
-        raise GraftlineError(f"--weights {weights}: no such way{nearest(weights, modes)}")
+    mode = _mode(weights)
     with screen.steps(quiet) as watch:
         watch("starting")
         from graftline import compile
@@ -71,7 +70,7 @@ def optimize(
             passes=passes,
             target=target,
             dtype=dtype,
-            weights=cast(Literal["link", "copy"], weights),
+            weights=mode,
             full_export=full_export,
             quantizer=quantizer,
             watch=watch,
@@ -83,6 +82,12 @@ def optimize(
     laws = f"{len(bundle.manifest.laws)} laws hold"
     print(f"{out}: {bundle.manifest.facts.layers} blocks, {screen.size(total)}, {laws}")
     print(f'try: graftline run {out} "Explain speculative decoding."')
+
+
+def _mode(weights: str) -> Literal["link", "copy"]:
+    if weights == "link" or weights == "copy":
+        return weights
+    raise GraftlineError(f"--weights {weights}: no such way{nearest(weights, ('link', 'copy'))}")
 
 
 def _jsonable(text: str) -> object:

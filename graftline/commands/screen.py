@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def write_json(value: Any) -> None:
 
 
 @contextmanager
-def steps(quiet: bool = False) -> Iterator[Watch]:
+def steps(quiet: bool = False) -> Generator[Watch]:
     """Tell what is going on: a spinner with the time on a terminal, one line per step elsewhere.
 
     Yields the callback that is told each step in words as it begins.

@@ -175,7 +175,7 @@ def test_filters_equal_the_full_definition(sampling: Sampling) -> None:
         ids, probs = sampling.distribution(logits, seen)
         dense = np.zeros(3000)
         dense[slice(None) if ids is None else ids] = probs
-        np.testing.assert_allclose(dense, reference(logits, seen, sampling), atol=1e-12)
+        np.testing.assert_allclose(dense, reference(logits, seen, sampling), atol=1e-7)
 
 
 def test_draw_never_takes_an_impossible_token() -> None:

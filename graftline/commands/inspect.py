@@ -1,0 +1,192 @@
+"""`graftline inspect`: what a bundle or a graph holds, what was rewritten, and why it is safe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graftline.commands import screen
+from graftline.errors import GraftlineError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graftline.bundle import Bundle
+    from graftline.commands.blocks import Block
+    from graftline.ports import Port
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="OUT|GRAPH.onnx", help="A bundle or a graph.")],
+    stage: Annotated[
+        str | None, typer.Option(help="Which graph of a bundle; default: the target's.")
+    ] = None,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="A picture of the graph, one line per block.")
+    ] = False,
+    nodes: Annotated[
+        str | None,
+        typer.Option(metavar="LAYER", help="The nodes of a block: 0, 1, …, embedding, head."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+) -> None:
+    """Show facts, ports, blocks and anchors, what each pass added and why, laws, and sizes.
+
+    Examples:
+
+    `graftline inspect smol.graft`
+
+    `graftline inspect smol.graft --graph --stage canonical`
+
+    `graftline inspect model.onnx --nodes 0`
+    """
+    from graftline.bundle import Bundle
+
+    bundle: Bundle | None = None
+    if path.suffix == ".onnx" and not path.is_dir():
+        if stage is not None:
+            raise GraftlineError("--stage goes with a bundle; this is one graph")
+        if not path.is_file():
+            raise GraftlineError(f"{path}: no such file")
+        file = path
+    else:
+        bundle = Bundle.open(path, verify=False)
+        file = bundle.graph(stage or bundle.manifest.target)
+    from graftline.commands.blocks import block, stamped
+
+    model, origin = stamped(file)
+    if nodes is not None:
+        _show_nodes(block(model, nodes), json)
+    elif graph:
+        _show_picture(model, json)
+    elif json:
+        screen.write_json(_summary(bundle, model, origin))
+    else:
+        _show_summary(bundle, model, origin, file)
+
+
+def _show_nodes(found: Block, json: bool) -> None:
+    from graftline.commands.blocks import node_rows
+
+    columns = ("operator", "name", "makes", "role", "made by")
+    rows = node_rows(found)
+    if json:
+        screen.write_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    title = f"block {found.name}: {len(rows)} nodes"
+    screen.console().print(screen.table(title, columns, rows))
+
+
+def _show_picture(model: ir.Model, json: bool) -> None:
+    from graftline.commands.blocks import blocks
+
+    found = blocks(model)
+    if json:
+        screen.write_json(
+            [
+                {"block": b.name, "nodes": len(b.nodes), "picture": b.picture, "made_by": b.made_by}
+                for b in found
+            ]
+        )
+        return
+    for one in found:
+        print(f"{one.name:>9}  {len(one.nodes):4d} nodes  {one.picture}")
+
+
+def _summary(bundle: Bundle | None, model: ir.Model, origin: str) -> dict[str, Any]:
+    from graftline.commands.blocks import anchors, blocks
+    from graftline.ports import read_ports
+
+    manifest = asdict(bundle.manifest) if bundle is not None else {}
+    return {
+        **manifest,
+        "graph": {
+            "nodes": len(model.graph),
+            "weights": len(model.graph.initializers),
+            "ports": [asdict(p) for p in read_ports(model)],
+            "anchors": anchors(model),
+            "anchors_are": origin,
+            "blocks": {b.name: len(b.nodes) for b in blocks(model)},
+        },
+    }
+
+
+def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Path) -> None:
+    from graftline.ports import FACTS_KEY, read_facts, read_ports
+
+    shown = screen.console()
+    if bundle is not None:
+        shown.print(_bundle_table(bundle))
+    if FACTS_KEY in model.metadata_props:
+        facts = asdict(read_facts(model))
+        shown.print(screen.table("facts", ("", " "), list(facts.items())))
+    shown.print(_ports_table(read_ports(model), model))
+    shown.print(_anchors_table(model, origin, file.name))
+    if bundle is None:
+        return
+    passes = bundle.manifest.passes
+    rows = [
+        (p.text, f"{p.nodes_before} → {p.nodes_after}", f"{p.seconds:.2f}", _few(p.added), p.why)
+        for p in passes
+    ]
+    columns = ("pass", "nodes", "seconds#", "added", "why")
+    shown.print(screen.table("passes", columns, rows))
+    laws = [(law.graft, law.law, law.checked) for law in bundle.manifest.laws]
+    shown.print(screen.table("laws that held", ("after", "law", "what was checked"), laws))
+    files = [(rel, screen.size(f.size), f.sha256[:12]) for rel, f in bundle.manifest.files.items()]
+    shown.print(screen.table("files", ("file", "size#", "sha256"), files))
+
+
+def _bundle_table(bundle: Bundle) -> Any:
+    manifest = bundle.manifest
+    exactness = "not measured"
+    if manifest.exactness is not None:
+        invariant = "yes" if manifest.exactness.row_invariant else "no"
+        exactness = f"row-invariant: {invariant} (worst {manifest.exactness.worst:.2g})"
+    rows = [
+        ("recipe", manifest.recipe),
+        ("target", f"{manifest.target}, {manifest.dtype}"),
+        ("pipeline", manifest.pipeline),
+        ("exactness", exactness),
+        *((name, f"{value:.4g}") for name, value in manifest.quality.items()),
+        ("size", screen.size(sum(f.size for f in manifest.files.values()))),
+        ("created", manifest.created),
+        ("versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())),
+        ("rebuild", manifest.rebuild),
+    ]
+    return screen.table(str(bundle.path), ("", " "), rows)
+
+
+def _ports_table(ports: tuple[Port, ...], model: ir.Model) -> Any:
+    """Ports in order; those that differ only in their layer are one row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for port in ports:
+        shape = f"[{', '.join(map(str, port.shape))}] {port.dtype}"
+        rows.setdefault((port.direction, port.role, shape), []).append(port.name)
+    if not ports:
+        graph = model.graph
+        for direction, values in (("in", graph.inputs), ("out", graph.outputs)):
+            for value in values:
+                rows[(direction, "no role", f"{value.shape} {value.dtype}")] = [value.name or ""]
+    listed = [(*key, _few(names)) for key, names in rows.items()]
+    return screen.table("ports", ("", "role", "shape", "names"), listed)
+
+
+def _anchors_table(model: ir.Model, origin: str, name: str) -> Any:
+    from graftline.commands.blocks import anchors, blocks, same
+
+    rows = [(role, str(len(names)), _few(names)) for role, names in anchors(model).items()]
+    numbered = [b for b in blocks(model) if b.name.isdigit()]
+    for first, last, picture in same(b.picture for b in numbered):
+        span = f"block {first}" if first == last else f"blocks {first}-{last}"
+        rows.append((span, str(last - first + 1), picture))
+    title = f"blocks and anchors of {name} ({len(model.graph)} nodes; {origin})"
+    return screen.table(title, ("", "count#", "nodes"), rows)
+
+
+def _few(names: tuple[str, ...] | list[str], most: int = 6) -> str:
+    shown = names if len(names) <= most else [*names[:3], "…", names[-1]]
+    return ", ".join(shown)

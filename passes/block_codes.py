@@ -1,0 +1,143 @@
+"""Weights as small integers in blocks along K: w is close to (code - zero) * scale.
+
+Zero points are uint8 on purpose: ONNX Runtime's CPU kernel for float zero points is 30 times
+slower. The scale is always the least-squares one for the codes chosen. ONNX Runtime's k-quant and
+HQQ fit a real-valued offset and round it afterwards; on blocks whose values share a sign that loses
+most of the weight, so per block the closer of their codes and round-to-nearest's is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.errors import BackendError
+
+Floats = npt.NDArray[Any]
+Codes = tuple[Floats, Floats]
+"""Codes [n, block] and zero points [n, 1] of n blocks, whole numbers kept as floats."""
+CHUNK = 4096
+"""Blocks worked on at once: they stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Inputs of MatMulNBits: data [N, blocks, block*bits/8], scales [N, blocks], packed zeros."""
+
+    data: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
+    zeros: npt.NDArray[np.uint8]
+
+
+def quantize_rows(rows: Floats, bits: int, block: int, algorithm: str) -> Packed:
+    """Quantize a weight given as [N, K], K a multiple of `block`.
+
+    Raises BackendError when hqq is asked for and torch is missing.
+    """
+    count, depth = rows.shape
+    blocks = np.ascontiguousarray(rows, dtype=np.float32).reshape(-1, block)
+    codes = np.empty(blocks.shape, np.uint8)
+    scales, zeros = np.empty((2, len(blocks), 1), np.float32)
+    propose = ALGORITHMS[algorithm]
+
+    def work(start: int) -> None:
+        part = slice(start, start + CHUNK)
+        x = blocks[part]
+        codes[part], scales[part], zeros[part] = _closest(x, propose(x, bits))
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(work, range(0, len(blocks), CHUNK)))
+    shape = (count, depth // block)
+    return Packed(
+        _pack(codes.reshape(*shape, block), bits),
+        scales.reshape(shape),
+        _pack(zeros.reshape(shape).astype(np.uint8), bits),
+    )
+
+
+def _closest(x: Floats, proposals: list[Codes]) -> tuple[Floats, Floats, Floats]:
+    """Per block the codes, scale and zero point of least squared error."""
+    kept: tuple[Floats, Floats, Floats] | None = None
+    least = np.full((len(x), 1), np.inf, np.float32)
+    for codes, zero in proposals:
+        level = codes - zero
+        power = np.square(level).sum(axis=1, keepdims=True)
+        scale = (x * level).sum(axis=1, keepdims=True) / np.where(power == 0, 1, power)
+        error = np.square(x - level * scale).sum(axis=1, keepdims=True)
+        if kept is None:
+            kept, least = (codes, scale, zero), error
+            continue
+        won = error < least
+        fresh = (codes, scale, zero)
+        kept = tuple(np.where(won, new, old) for new, old in zip(fresh, kept, strict=True))
+        least = np.where(won, error, least)
+    assert kept is not None
+    return kept
+
+
+def _grid(x: Floats, levels: Any, bits: int) -> Codes:
+    """Round x to a grid of `levels` steps over its range, zero included, within `bits` bits."""
+    top = (1 << bits) - 1
+    low = np.minimum(x.min(axis=1, keepdims=True), 0)
+    span = np.maximum(x.max(axis=1, keepdims=True), 0) - low
+    inverse = levels / np.where(span == 0, 1, span)
+    zero = np.clip(np.round(-low * inverse), 0, top)
+    return np.clip(np.round(x * inverse) + zero, 0, top), zero
+
+
+def _rtn(x: Floats, bits: int) -> list[Codes]:
+    return [_grid(x, (1 << bits) - 1, bits)]
+
+
+def _search(x: Floats, bits: int) -> list[Codes]:
+    """Twenty grids from one level short of the range to one beyond, the zero point an integer."""
+    top = (1 << bits) - 1
+    return [_grid(x, top + step, bits) for step in np.linspace(-1, 0.9, 20, dtype=np.float32)]
+
+
+def _k_quant(x: Floats, bits: int) -> list[Codes]:
+    from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        codes, _, zero = quant_tensor_k_quant_cpu(x, bits, x.shape[1])
+    return [*_rtn(x, bits), (codes.astype(np.float32), zero.astype(np.float32))]
+
+
+def _hqq(x: Floats, bits: int) -> list[Codes]:
+    try:
+        import torch
+    except ImportError as error:
+        raise BackendError("quantize: hqq needs torch; install graftline[export]") from error
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        HQQWeightOnlyQuantConfig,
+        HQQWeightOnlyQuantizer,
+    )
+
+    solver = HQQWeightOnlyQuantizer(HQQWeightOnlyQuantConfig(block_size=x.shape[1], bits=bits))
+    _, scale, zero = solver.quantize_internal(torch.from_numpy(x), bits=bits, group_size=x.shape[1])
+    top = (1 << bits) - 1
+    whole = np.clip(np.round(zero.numpy()), 0, top)
+    return [*_rtn(x, bits), (np.clip(np.round(x / scale.numpy()) + whole, 0, top), whole)]
+
+
+ALGORITHMS: dict[str, Callable[[Floats, int], list[Codes]]] = {
+    "rtn": _rtn,
+    "hqq": _hqq,
+    "k-quant": _k_quant,
+    "search": _search,
+}
+
+
+def _pack(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Bytes along the last axis, the first code in the low bits; an odd end is padded with 0."""
+    if bits == 8:
+        return codes
+    if codes.shape[-1] % 2:
+        codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)])
+    return np.bitwise_or(codes[..., 0::2], np.left_shift(codes[..., 1::2], np.uint8(4)))

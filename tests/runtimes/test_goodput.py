@@ -1,0 +1,177 @@
+"""The controller never loses much, wins where there is something to win, and costs next to nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from conftest import FLAT, INT4
+
+from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.drafters import make_drafter
+from graftline.runtimes.goodput import Costs, Evidence, Fixed, Goodput, Pacer
+from graftline.runtimes.packing import trim
+from graftline.runtimes.rules.greedy import Greedy
+from graftline.runtimes.session import Scores
+from graftline.tree import Tree
+
+FP32 = Costs(
+    {1: 25.0, 2: 28.2, 4: 30.0, 8: 38.8, 16: 55.0, 32: 90.0},
+    {1: 27.6, 2: 31.0, 4: 32.6, 8: 42.5, 16: 59.6, 32: 95.0},
+)
+
+
+def novel(rng: np.random.Generator, prompt: list[int], count: int) -> list[int]:
+    """Nothing to copy, but common tokens recur as in any text."""
+    return (rng.zipf(1.3, count) % 5000).tolist()
+
+
+def copying(rng: np.random.Generator, prompt: list[int], count: int) -> list[int]:
+    """Spans of the prompt, 20 to 40 tokens, with a few new tokens between."""
+    out: list[int] = []
+    while len(out) < count:
+        start = int(rng.integers(0, len(prompt) - 40))
+        out += prompt[start : start + int(rng.integers(20, 40))]
+        out += rng.integers(0, 5000, 3).tolist()
+    return out[:count]
+
+
+def looping(rng: np.random.Generator, prompt: list[int], count: int) -> list[int]:
+    return (rng.integers(0, 5000, 9).tolist() * count)[:count]
+
+
+def deceiving(rng: np.random.Generator, prompt: list[int], count: int) -> list[int]:
+    """Copies eight tokens, then always goes on otherwise: long matches that never hold."""
+    out: list[int] = []
+    while len(out) < count:
+        start = int(rng.integers(0, len(prompt) - 40))
+        out += prompt[start : start + 8] + rng.integers(5000, 9000, 2).tolist()
+    return out[:count]
+
+
+def changing(rng: np.random.Generator, prompt: list[int], count: int) -> list[int]:
+    return novel(rng, prompt, count // 2) + copying(rng, prompt, count - count // 2)
+
+
+Text = Callable[[np.random.Generator, list[int], int], list[int]]
+
+
+def speed(text: Text, name: str, costs: Costs, make: Callable[..., Pacer] = Goodput) -> float:
+    """Speed over plain: simulated time by `costs`, over 12 requests of 128 tokens each."""
+    drafter = make_drafter(name, {})
+    pacer = make(costs, drafter.prior, drafter.branching)
+    spent = plain = 0.0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        prompt = (rng.zipf(1.3, 300) % 5000).tolist()
+        truth = text(rng, prompt, 128)
+        one = Decoding(np.asarray(prompt), 128, frozenset(), drafter.fork(), Greedy())
+        pacer.begin(1)
+        one.begin(told([truth[0]]), 0)
+        while one.finish is None:
+            signal, tree = one.propose(True)
+            sent = trim(tree, pacer.choose([(signal, tree)], 1000))
+            at = len(one.tokens)
+            ahead = truth[at : at + len(sent)]
+            answers = [ahead[min(int(d), len(ahead) - 1)] for d in sent.depth]
+            _, fresh = one.judge(sent, told(answers), 0)
+            pacer.learn(0, fresh)
+            assert one.tokens == truth[: len(one.tokens)]
+            spent += costs.of(len(sent), not sent.is_chain)
+        plain += costs.of(1) * 127
+    return plain / spent
+
+
+def told(tokens: list[int]) -> Scores:
+    return Scores(np.asarray([tokens]), np.empty((1, len(tokens), 1), np.float32))
+
+
+@pytest.mark.parametrize("name", ["prompt-lookup", "suffix"])
+@pytest.mark.parametrize("costs", [INT4, FP32], ids=["int4", "fp32"])
+@pytest.mark.parametrize(
+    ("text", "least"),
+    [(novel, 0.985), (deceiving, 0.97), (copying, 1.25), (looping, 1.5), (changing, 1.08)],
+)
+def test_speed(name: str, costs: Costs, text: Text, least: float) -> None:
+    assert speed(text, name, costs) >= least
+
+
+def test_a_fixed_size_loses_where_the_controller_does_not() -> None:
+    """What all peers do; the simulation can see a loss."""
+    fixed = speed(novel, "prompt-lookup", INT4, lambda *_: Fixed(10))
+    assert fixed < 0.7
+
+
+def test_flat_costs_draft_always_and_large() -> None:
+    assert speed(copying, "prompt-lookup", FLAT) > 3.0
+
+
+@dataclass
+class Guess:
+    """Follows a proposal of constant acceptance."""
+
+    chance: float
+
+    def chosen(self, costs: Costs, batch: int = 1) -> int:
+        pacer = Goodput(costs, lambda _: [0.5**row for row in range(32)], branching=False)
+        rng = np.random.default_rng(0)
+        pacer.begin(batch)
+        tree = Tree.chain(list(range(32)))
+        rows = 1
+        for _ in range(300):
+            rows = pacer.choose([(1, tree)] * batch, 100)
+            for sequence in range(batch):
+                run = int(np.argmin([*(rng.random(31) < self.chance), False]))
+                pacer.learn(sequence, [*range(1, run + 1), 99])
+        return rows
+
+
+def best_rows(chance: float, costs: Costs) -> int:
+    return max(range(1, 33), key=lambda q: sum(chance**d for d in range(q)) / costs.of(q))
+
+
+@pytest.mark.parametrize("chance", [0.05, 0.3, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("costs", [INT4, FP32], ids=["int4", "fp32"])
+def test_the_choice_is_near_the_best(chance: float, costs: Costs) -> None:
+    def rate(rows: int) -> float:
+        return sum(chance**d for d in range(rows)) / costs.of(rows)
+
+    assert rate(Guess(chance).chosen(costs)) >= 0.93 * rate(best_rows(chance, costs))
+
+
+def test_a_batch_drafts_less_because_rows_add_up() -> None:
+    knee = Costs({1: 10.0, 8: 11.0, 16: 20.0, 64: 80.0, 512: 640.0}, {})
+    assert Guess(0.8).chosen(knee) > 5
+    assert Guess(0.5).chosen(knee, batch=8) == 1
+
+
+def test_evidence_of_the_first_row_carries_to_the_deeper() -> None:
+    evidence = Evidence([0.9**row for row in range(8)], horizon=48, weight=5)
+    for _ in range(40):
+        evidence.record(1, 1, hit=False)
+    reach = evidence.reach()
+    assert reach[1] < 0.15
+    assert reach[7] < reach[1]
+
+
+def test_the_room_bounds_the_rows() -> None:
+    pacer = Goodput(FLAT, lambda _: [0.99**row for row in range(32)], branching=False)
+    pacer.begin(1)
+    assert pacer.choose([(1, Tree.chain(list(range(32))))], 5) == 5
+    assert Fixed(8).choose([(1, Tree.chain(list(range(32))))], 5) == 5
+    assert Fixed(8).choose([(1, Tree.chain([1]))], 5) == 1
+
+
+def test_a_choice_is_far_cheaper_than_a_step() -> None:
+    """Work, not time, would be the better measure; the bound is 10 times what it takes."""
+    pacer = Goodput(INT4, lambda _: [0.6**row for row in range(32)], branching=False)
+    pacer.begin(1)
+    trees = [Tree.chain(list(range(32))), Tree.chain([5, 6, 7])]
+    start = time.perf_counter()
+    for step in range(1000):
+        pacer.choose([(step % 3, trees[step % 2])], 100)
+        pacer.learn(0, [1])
+    assert (time.perf_counter() - start) / 1000 < 700e-6
