@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -36,9 +38,17 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             _fail("interrupted; nothing was written", INTERRUPTED)
         except GraftlineError as error:
-            if self.debug:
-                raise
+            self._trace()
             _fail(" ".join(str(error).split("\n")))
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # the reader of stdout left: no error of ours
+            self._trace()
+            _fail(f"{error.filename or 'system'}: {error.strerror or error}")
+
+    def _trace(self) -> None:
+        if self.debug:
+            traceback.print_exc()
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
         """Run a command line and exit; takes what click's `main` takes."""

@@ -22,7 +22,7 @@ from graftline.passes.pipeline import PassReport
 from graftline.passes.reduce_host import reduce_host
 from graftline.ports import Facts, read_facts, read_ports
 from graftline.recipe import Recipe, recipe
-from graftline.store import WeightFile, checkpoint_files, save_graph
+from graftline.store import WeightFile, checkpoint_files, load_graph, save_graph
 
 if TYPE_CHECKING:
     from graftline.models.host import Host
@@ -292,8 +292,8 @@ def recheck(bundle: Bundle, watch: Watch | None = None) -> list[LawRow]:
     """
     say = watch or _silent
     manifest = bundle.manifest
-    compiled = compile_graph(ir.load(bundle.graph("export")), manifest.pipeline, say)
-    stored = ir.load(bundle.graph(manifest.target))
+    compiled = compile_graph(load_graph(bundle.graph("export")), manifest.pipeline, say)
+    stored = load_graph(bundle.graph(manifest.target))
     for place, (now, was) in enumerate(zip_longest(compiled.lowered.graph, stored.graph)):
         if _wiring(now) != _wiring(was):
             raise LawBroken(

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import BundleError
+from graftline.folder import inside
 from graftline.tensors import static_shape
 
 ALIGNMENT = 64
@@ -46,10 +47,33 @@ class WeightFile:
             tensor.dtype,
             shape=static_shape(tensor),
             name=key,
-            base_dir=self.folder,
         )
         self.written[key] = made
         return made
+
+
+def load_graph(path: Path) -> ir.Model:
+    """Read a graph whose weights lie beside it, without reading the weights.
+
+    onnx_ir refuses external data with several hard links, which is what `--weights link` makes; so
+    the containment rule is applied here, and the tensors then point at absolute paths.
+    """
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx_ir raise what they like on damaged files
+        raise BundleError(f"{path}: not an ONNX file that can be read ({error})") from error
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.ExternalTensor(
+                inside(path.parent, str(tensor.location)),
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=static_shape(tensor),
+                name=value.name or "",
+            )
+    return model
 
 
 def checkpoint_files(model: ir.Model) -> set[Path]:
@@ -89,7 +113,6 @@ def _placed(
             tensor.dtype,
             shape=static_shape(tensor),
             name=name,
-            base_dir=weights.folder,
         )
     if tensor.nbytes < INLINE:
         return tensor if not isinstance(tensor, ir.ExternalTensor) else ir.tensor(tensor.numpy())

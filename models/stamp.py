@@ -51,24 +51,34 @@ class Layers:
 def blocks(model: ir.Model, path: str, layers: int) -> list[Block]:
     """Find the blocks of the first `layers` layers. Raises NotApplicable, naming the weights."""
     names = Layers(path)
-    seen = _weights_seen(model, names)
-    cuts = [_cut(model, seen, layer) for layer in range(layers + 1)]
+    stream, seen = _stream(model), _weights_seen(model, names)
+    cuts = [_cut(stream, seen, layer) for layer in range(layers + 1)]
     return [_block(model, names, i, cuts[i], cuts[i + 1]) for i in range(layers)]
 
 
-def _weights_seen(model: ir.Model, names: Layers) -> dict[ir.Value, frozenset[int]]:
-    """For every value the layers whose weights it depends on."""
-    seen: dict[ir.Value, frozenset[int]] = {}
-    for value in model.graph.initializers.values():
+@dataclass(frozen=True)
+class Seen:
+    """Bit sets of layer weights: those each value depends on, and those of each layer."""
+
+    by_value: dict[ir.Value, int]
+    by_layer: dict[int, int]
+
+
+def _weights_seen(model: ir.Model, names: Layers) -> Seen:
+    by_value: dict[ir.Value, int] = {}
+    by_layer: dict[int, int] = {}
+    for bit, value in enumerate(model.graph.initializers.values()):
         layer = names.of(value.name)
-        seen[value] = frozenset() if layer is None else frozenset((layer,))
-    interned: dict[frozenset[int], frozenset[int]] = {}
+        if layer is not None and value.uses():
+            by_value[value] = 1 << bit
+            by_layer[layer] = by_layer.get(layer, 0) | 1 << bit
     for node in model.graph:
-        union = frozenset().union(*(seen.get(v, frozenset()) for v in node.inputs if v is not None))
-        union = interned.setdefault(union, union)
+        union = 0
+        for value in node.inputs:
+            union |= 0 if value is None else by_value.get(value, 0)
         for out in node.outputs:
-            seen[out] = union
-    return seen
+            by_value[out] = union
+    return Seen(by_value, by_layer)
 
 
 def _stream(model: ir.Model) -> list[ir.Value]:
@@ -91,11 +101,13 @@ def _stream(model: ir.Model) -> list[ir.Value]:
     return chain[::-1]
 
 
-def _cut(model: ir.Model, seen: dict[ir.Value, frozenset[int]], layer: int) -> ir.Value:
-    """The first dominator that depends on all layers before `layer` and on none after."""
-    before = frozenset(range(layer))
-    for value in _stream(model):
-        if value.producer() is not None and seen[value] == before and _is_state(value):
+def _cut(stream: list[ir.Value], seen: Seen, layer: int) -> ir.Value:
+    """The first dominator that depends on all weights of the layers before `layer`, on no other."""
+    before = 0
+    for index in range(layer):
+        before |= seen.by_layer.get(index, 0)
+    for value in stream:
+        if value.producer() is not None and seen.by_value[value] == before and _is_state(value):
             return value
     raise NotApplicable(f"no value separates layer {layer} from the layers before it")
 

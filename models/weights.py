@@ -6,6 +6,7 @@ tensors; ONNX external data is (file, offset, length). So an initializer can poi
 
 from __future__ import annotations
 
+import os
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -48,15 +49,18 @@ class Stored:
     length: int
 
     def external(self, name: str) -> ir.ExternalTensor:
-        """This tensor, unread, as external data named `name`."""
+        """This tensor, unread, as external data named `name`.
+
+        The path is absolute and without a base folder: onnx_ir refuses files with several hard
+        links below a base folder, and bundles hard-link checkpoints.
+        """
         return ir.ExternalTensor(
-            location=self.file.name,
+            location=os.path.abspath(self.file),
             offset=self.offset,
             length=self.length,
             dtype=self.dtype,
             shape=ir.Shape(self.shape),
             name=name,
-            base_dir=self.file.parent,
         )
 
 

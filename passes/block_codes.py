@@ -9,7 +9,7 @@ most of the weight, so per block the closer of their codes and round-to-nearest'
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,8 @@ from graftline.errors import BackendError
 Floats = npt.NDArray[Any]
 Codes = tuple[Floats, Floats]
 """Codes [n, block] and zero points [n, 1] of n blocks, whole numbers kept as floats."""
+Fit = tuple[Floats, Floats, Floats]
+"""Codes, scales [n, 1] and zero points."""
 CHUNK = 4096
 """Blocks worked on at once: they stay in the cache."""
 
@@ -61,9 +63,9 @@ def quantize_rows(rows: Floats, bits: int, block: int, algorithm: str) -> Packed
     )
 
 
-def _closest(x: Floats, proposals: list[Codes]) -> tuple[Floats, Floats, Floats]:
+def _closest(x: Floats, proposals: Iterable[Codes]) -> Fit:
     """Per block the codes, scale and zero point of least squared error."""
-    kept: tuple[Floats, Floats, Floats] | None = None
+    kept: Fit | None = None
     least = np.full((len(x), 1), np.inf, np.float32)
     for codes, zero in proposals:
         level = codes - zero
@@ -75,10 +77,18 @@ def _closest(x: Floats, proposals: list[Codes]) -> tuple[Floats, Floats, Floats]
             continue
         won = error < least
         fresh = (codes, scale, zero)
-        kept = tuple(np.where(won, new, old) for new, old in zip(fresh, kept, strict=True))
+        kept = _where(won, fresh, kept)
         least = np.where(won, error, least)
     assert kept is not None
     return kept
+
+
+def _where(won: Floats, new: Fit, old: Fit) -> Fit:
+    return (
+        np.where(won, new[0], old[0]),
+        np.where(won, new[1], old[1]),
+        np.where(won, new[2], old[2]),
+    )
 
 
 def _grid(x: Floats, levels: Any, bits: int) -> Codes:
@@ -91,25 +101,27 @@ def _grid(x: Floats, levels: Any, bits: int) -> Codes:
     return np.clip(np.round(x * inverse) + zero, 0, top), zero
 
 
-def _rtn(x: Floats, bits: int) -> list[Codes]:
-    return [_grid(x, (1 << bits) - 1, bits)]
+def _rtn(x: Floats, bits: int) -> Iterator[Codes]:
+    yield _grid(x, (1 << bits) - 1, bits)
 
 
-def _search(x: Floats, bits: int) -> list[Codes]:
+def _search(x: Floats, bits: int) -> Iterator[Codes]:
     """Twenty grids from one level short of the range to one beyond, the zero point an integer."""
     top = (1 << bits) - 1
-    return [_grid(x, top + step, bits) for step in np.linspace(-1, 0.9, 20, dtype=np.float32)]
+    for step in np.linspace(-1, 0.9, 20, dtype=np.float32):
+        yield _grid(x, top + step, bits)
 
 
-def _k_quant(x: Floats, bits: int) -> list[Codes]:
+def _k_quant(x: Floats, bits: int) -> Iterator[Codes]:
     from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
     with np.errstate(divide="ignore", invalid="ignore"):
         codes, _, zero = quant_tensor_k_quant_cpu(x, bits, x.shape[1])
-    return [*_rtn(x, bits), (codes.astype(np.float32), zero.astype(np.float32))]
+    yield from _rtn(x, bits)
+    yield codes.astype(np.float32), zero.astype(np.float32)
 
 
-def _hqq(x: Floats, bits: int) -> list[Codes]:
+def _hqq(x: Floats, bits: int) -> Iterator[Codes]:
     try:
         import torch
     except ImportError as error:
@@ -123,10 +135,11 @@ def _hqq(x: Floats, bits: int) -> list[Codes]:
     _, scale, zero = solver.quantize_internal(torch.from_numpy(x), bits=bits, group_size=x.shape[1])
     top = (1 << bits) - 1
     whole = np.clip(np.round(zero.numpy()), 0, top)
-    return [*_rtn(x, bits), (np.clip(np.round(x / scale.numpy()) + whole, 0, top), whole)]
+    yield from _rtn(x, bits)
+    yield np.clip(np.round(x / scale.numpy()) + whole, 0, top), whole
 
 
-ALGORITHMS: dict[str, Callable[[Floats, int], list[Codes]]] = {
+ALGORITHMS: dict[str, Callable[[Floats, int], Iterator[Codes]]] = {
     "rtn": _rtn,
     "hqq": _hqq,
     "k-quant": _k_quant,

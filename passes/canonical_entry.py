@@ -88,7 +88,8 @@ def enter(model: ir.Model) -> tuple[ir.Value, ir.Value, bool]:
     """
     graph = model.graph
     logits = _logits(graph)
-    del graph.outputs[:]
+    while graph.outputs:
+        graph.outputs.pop()
     graph.outputs.append(logits)
     logits.name = "logits"
     common.RemoveUnusedNodesPass()(model)
@@ -99,7 +100,8 @@ def enter(model: ir.Model) -> tuple[ir.Value, ir.Value, bool]:
     for value in list(graph.inputs):
         if value not in (tokens, positions):
             _replace_input(graph, value, tokens, batch)
-    del graph.inputs[:]
+    while graph.inputs:
+        graph.inputs.pop()
     if positions is None:
         positions = ir.Value(name="positions")
     for value, name in ((tokens, "tokens"), (positions, "positions")):

@@ -148,7 +148,8 @@ def _targets(model: ir.Model, block: int) -> list[_Target]:
             where = "" if node in top else " inside a sub-graph"
             raise NotApplicable(
                 f"quantize cannot read the constant operand of {node.op_type} "
-                f"'{_name(node)}'{where} (only x @ [in, out] with a 2-D initializer, as stored or transposed, can be)",
+                f"'{_name(node)}'{where} (it must be the second, a 2-D "
+                f"initializer, as stored or transposed)",
                 [_name(node)],
             )
         if tensor_of(weight.stored).dtype != ir.DataType.FLOAT:

@@ -1,4 +1,4 @@
-"""The engine of an app: prompts in, text out, over one session. Safe to call from several threads."""
+"""The engine of an app: prompts in, text out, over one session; threads may share it."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from graftline.errors import BundleError
@@ -120,7 +121,7 @@ class Evidence:
     """
 
     def __init__(self, prior: Sequence[float], horizon: float, weight: float) -> None:
-        self._ratio = [1.0, *(b / a if a > 0 else 0.0 for a, b in zip(prior, prior[1:]))]
+        self._ratio = [1.0, *(b / a if a > 0 else 0.0 for a, b in pairwise(prior))]
         self._keep, self._weight = 1.0 - 1.0 / horizon, weight
         self._hits, self._trials = [0.0] * len(prior), [0.0] * len(prior)
         self._reach: list[float] | None = None

@@ -72,15 +72,11 @@ class Job:
             if pieces[0]:
                 yield pieces[0]
 
-    def _decoding(
-        self, prompt: Ints, generator: np.random.Generator, started: float
-    ) -> Decoding:
+    def _decoding(self, prompt: Ints, generator: np.random.Generator, started: float) -> Decoding:
         request, policy = self._request, self._policy
         rule = make_rule(policy.recipe.rule, request.sampling, generator)
         drafter = policy.drafter.fork()
-        return Decoding(
-            prompt, request.max_new_tokens, self._ends, drafter, rule, started=started
-        )
+        return Decoding(prompt, request.max_new_tokens, self._ends, drafter, rule, started=started)
 
     def _show(self, row: int) -> str:
         """Read a sequence's new tokens as text; a stop string ends it at the completing token."""

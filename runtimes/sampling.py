@@ -1,4 +1,4 @@
-"""From logits to the target distribution: penalty, temperature, top-k, top-p and min-p, in that order.
+"""From logits to the target distribution: penalty, temperature, top-k, top-p, min-p.
 
 The order and the meaning of each filter are those of transformers' logits processors.
 """

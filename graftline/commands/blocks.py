@@ -13,9 +13,9 @@ import onnx_ir as ir
 from graftline.errors import CheckpointError, GraftlineError, nearest
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.graft import BLOCK, MADE_BY, ROLE
+from graftline.passes.masks import MASK_KEY
 
 FRONT = "canonicalize | anchors"
-MASK = "graftline.mask"
 QUIET = frozenset({"Constant", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Shape"})
 """Operators a picture leaves out: they move data and compute nothing."""
 
@@ -57,7 +57,7 @@ def stamped(path: Path) -> tuple[ir.Model, str]:
         raise CheckpointError(f"{path}: not an ONNX graph that can be read ({reason})") from error
     if any(BLOCK in n.metadata_props for n in model.graph):
         return model, "read from the graph"
-    from graftline.models import open_checkpoint
+    from graftline.models.checkpoint import open_checkpoint
 
     model = open_checkpoint(path).host().model
     Pipeline.parse(FRONT, GRAFTS).run(model)
@@ -124,7 +124,7 @@ def same(pictures: Iterable[str]) -> list[tuple[int, int, str]]:
 
 
 def _label(node: ir.Node) -> str:
-    mask = node.metadata_props.get(MASK)
+    mask = node.metadata_props.get(MASK_KEY)
     if mask is None:
         return node.op_type
     meaning = json.loads(mask)

@@ -50,7 +50,7 @@ def passes(json: Json = False) -> None:
     found: list[dict[str, Any]] = [
         {
             "name": name,
-            "meaning": (inspect.getdoc(graft) or "").split("\n")[0],
+            "meaning": _first_paragraph(graft),
             "options": {f.name: _default(f) for f in dataclasses.fields(graft)},
             "changes_values": not graft.numeric,
         }
@@ -68,6 +68,10 @@ def passes(json: Json = False) -> None:
         for row in found
     ]
     screen.console().print(screen.table("passes", ("name", "options", "what it does"), rows))
+
+
+def _first_paragraph(graft: type) -> str:
+    return " ".join((inspect.getdoc(graft) or "").partition("\n\n")[0].split())
 
 
 def _default(field: dataclasses.Field[object]) -> object:

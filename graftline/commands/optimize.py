@@ -60,7 +60,6 @@ def optimize(
     """
     mode = _mode(weights)
     with screen.steps(quiet) as watch:
-        watch("starting")
         from graftline import compile
 
         bundle = compile.optimize(

@@ -12,18 +12,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from toy_session import ToySession  # noqa: E402
+from toy_session import FLAT, ToySession
 
-from graftline.recipe import recipe  # noqa: E402
-from graftline.runtimes.engine import Engine  # noqa: E402
-from graftline.runtimes.goodput import Costs  # noqa: E402
+from graftline.recipe import recipe
+from graftline.runtimes.engine import Engine
+from graftline.runtimes.goodput import Costs
 
 SMOLLM2 = Path("/root/.cache/graftline/smollm2")
-FLAT = Costs({1: 10.0, 32: 11.0}, {1: 10.0, 32: 11.0})
-INT4 = Costs(
-    {1: 6.9, 2: 9.6, 3: 11.8, 4: 13.9, 6: 18.5, 8: 22.9, 16: 41.1, 32: 78.0},
-    {1: 8.6, 2: 11.6, 4: 16.5, 8: 25.5, 16: 44.0, 32: 83.7},
-)
 
 
 @pytest.fixture

@@ -74,9 +74,7 @@ def test_automaton_counts_every_substring() -> None:
                 state = automaton.after[state][token]
             windows = [text[i : i + len(part)] for i in range(len(text))]
             assert automaton.count[state] == windows.count(part)
-        longest = next(
-            (n for n in range(39, 0, -1) if _occurs(text[:-1], text[-n:])), 0
-        )
+        longest = next((n for n in range(39, 0, -1) if _occurs(text[:-1], text[-n:])), 0)
         assert automaton.longest[automaton.match()] == longest
 
 

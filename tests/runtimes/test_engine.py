@@ -10,18 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_session import ToySession
+from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError, RequestError
 from graftline.recipe import parse_recipe, recipe, recipes
 from graftline.runtimes.drafters import DRAFTERS
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.goodput import Costs
 from graftline.runtimes.rules import RULES
 from graftline.runtimes.text import Tokenizer
 
 Make = Callable[..., Engine]
-FLAT = Costs({1: 10.0, 32: 11.0}, {1: 10.0, 32: 11.0})
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The controller never loses much, wins where there is something to win, and costs next to nothing."""
+"""The controller never loses much, wins where it can, and costs next to nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from conftest import FLAT, INT4
+from toy_session import FLAT, INT4
 
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import make_drafter
@@ -155,6 +155,24 @@ def test_evidence_of_the_first_row_carries_to_the_deeper() -> None:
     reach = evidence.reach()
     assert reach[1] < 0.15
     assert reach[7] < reach[1]
+
+
+def test_what_was_learned_outlives_the_request_but_weighs_less() -> None:
+    pacer = Goodput(INT4, lambda _: [0.8**row for row in range(32)], branching=False)
+    tree = Tree.chain(list(range(32)))
+    pacer.begin(1)
+    assert pacer.choose([(1, tree)], 100) > 1
+    pacer.learn(0, [99])
+    for _ in range(30):
+        pacer.choose([(1, tree)], 100)
+        pacer.learn(0, [99])
+    pacer.begin(1)
+    assert pacer.choose([(1, tree)], 100) == 1
+    steps = 1
+    while pacer.choose([(1, tree)], 100) == 1:
+        pacer.learn(0, range(1, 32))  # what was not sent came true
+        steps += 1
+    assert steps < 16
 
 
 def test_the_room_bounds_the_rows() -> None:

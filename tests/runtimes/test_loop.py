@@ -159,17 +159,16 @@ class Oracle(Garbage):
 
 
 def test_scattered_paths_are_compacted(make_engine: Make, prompts: list[list[int]]) -> None:
+    """Also where the last path runs past the limit: only what was emitted is committed."""
     plain = make_engine().generate(prompts, max_new_tokens=41, ignore_eos=True)
     session = ToySession()
     batch = [
-        Decoding(
-            np.asarray(prompt), 41, frozenset(), Oracle(13, truth=tuple(one.tokens)), Greedy()
-        )
+        Decoding(np.asarray(prompt), 39, frozenset(), Oracle(13, truth=tuple(one.tokens)), Greedy())
         for prompt, one in zip(prompts, plain, strict=True)
     ]
     for _ in decode(session, batch, Fixed(13)):
         assert session.lengths.tolist() == [one.length for one in batch]
-    assert [one.tokens for one in batch] == [r.tokens for r in plain]
+    assert [one.tokens for one in batch] == [r.tokens[:39] for r in plain]
     assert batch[0].steps <= 12
     assert batch[0].accepted[0] == batch[0].offered[0]
 
@@ -201,9 +200,7 @@ def test_exact_never_scores_a_single_row(make_engine: Make, prompts: list[list[i
 
 @pytest.mark.parametrize("recipe", ["plain", *SPECULATIVE])
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_batch_may_fill_the_capacity_exactly(
-    make_engine: Make, recipe: str, exact: bool
-) -> None:
+def test_a_batch_may_fill_the_capacity_exactly(make_engine: Make, recipe: str, exact: bool) -> None:
     """Short and long prompts, early and late ends, and no slot to spare; the session asserts."""
     prompts = [[5, 6, 7] * 8, [9], [3, 1, 3, 1]]
     roomy = make_engine(capacity=500).generate(prompts, max_new_tokens=16)

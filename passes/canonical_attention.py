@@ -1,0 +1,346 @@
+"""Attention in any spelling, as one Attention node: 4D heads, native KV groups, mask by meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.evaluate import Array
+from graftline.passes.canonical_mask import MASK_KEY, Bias, Mask, MaskWriter, read_mask
+from graftline.passes.canonical_moves import trace_heads
+from graftline.passes.canonical_rotary import RotaryReader
+from graftline.passes.canonical_shapes import SIZES, Measures
+from graftline.passes.emit import Emit
+from graftline.passes.meaning import World, label, label_value, scalar
+
+_PASSED = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Max", "Clip"})
+
+
+@dataclass
+class Found:
+    """One attention as the graph spells it."""
+
+    node: ir.Node
+    """Where the new node goes: the last node of the spelling."""
+    out: ir.Value
+    """[B, heads, N, D]."""
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    heads: int
+    transposed_key: bool
+    scale: float
+    softcap: float
+    bias: Bias
+    sources: list[ir.Value]
+    """Weight-free values the bias is made of."""
+    bias_key: str
+
+
+@dataclass
+class AttentionReader:
+    """Rewrites all attentions of a graph; equal masks and equal rotary embeddings are looked at once."""
+
+    graph: ir.Graph
+    measures: Measures
+    hidden: set[ir.Value]
+    rotary: RotaryReader
+    masks: MaskWriter
+    read: dict[str, Mask] = field(default_factory=dict)
+
+    def run(self) -> int:
+        """Rewrite every attention and return how many there were."""
+        done = 0
+        for node in list(self.graph):
+            found = None
+            if node.op_type == "Attention" and node.domain == "":
+                found = self._fused(node)
+            elif node.op_type == "Softmax" and node.outputs[0] in self.hidden:
+                found = self._decomposed(node)
+            if found is not None:
+                self._write(found)
+                done += 1
+        return done
+
+    def _write(self, found: Found) -> None:
+        where = label(found.node)
+        q = trace_heads(found.query, found.heads, False, self.hidden, self.measures)
+        k = trace_heads(
+            found.key, found.heads, found.transposed_key, self.hidden, self.measures)
+        v = trace_heads(found.value, found.heads, False, self.hidden, self.measures)
+        if self.measures.shape(k.base)[1] != self.measures.shape(v.base)[1]:
+            raise NotApplicable("keys and values have different numbers of heads", [where])
+        if abs(v.scale - 1) > 1e-6:
+            raise NotApplicable("values are scaled before attention", [where])
+        if found.bias_key not in self.read:
+            self.read[found.bias_key] = read_mask(
+                found.bias, found.sources, self.measures, found.heads, where)
+        mask = self.read[found.bias_key]
+        scale = found.scale * q.scale * k.scale
+        query = self.rotary.settle(q.base, found.node)
+        key = self.rotary.settle(k.base, found.node)
+        inputs = [query, key, v.base]
+        held = self.masks.value(mask)
+        if held is not None:
+            inputs.append(held)
+        emit = Emit(self.graph, "canonicalize", at=found.node)
+        node = emit.node(
+            "Attention", inputs, [""], scale=float(np.float32(scale)),
+            softcap=found.softcap or None, **self.masks.attributes(mask),
+        )  # fmt: skip
+        node.name = f"attention.{len(self.graph)}.{found.out.name}"
+        node.metadata_props[MASK_KEY] = mask.text()
+        new = node.outputs[0]
+        new.type, new.shape = found.out.type, found.out.shape
+        self._follow(found.out, new)
+
+    def _follow(self, old: ir.Value, new: ir.Value) -> None:
+        """Readers of the old output read the new one, which has four dimensions."""
+        target, shape = self.measures.shape(new), self.measures.shape(old)
+        if target == shape:
+            ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+            return
+        for node, _ in list(old.uses()):
+            if node.op_type != "Reshape" or self.measures.shape(node.outputs[0]) != target:
+                raise NotApplicable("heads of an attention are not restored", [label(node)])
+            ir.convenience.replace_all_uses_with(node.outputs[0], new)
+
+    # Attention nodes
+
+    def _fused(self, node: ir.Node) -> Found:
+        inputs = list(node.inputs) + [None] * 7
+        query, key, value, mask = inputs[:4]
+        if query is None or key is None or value is None:
+            raise NotApplicable("an Attention node lacks an input", [label(node)])
+        if inputs[6] is not None:
+            raise NotApplicable("Attention over a padded cache is not supported", [label(node)])
+        for past in inputs[4:6]:
+            if past is not None and 0 not in self.measures.shape(past):
+                raise NotApplicable("an Attention node keeps its own cache", [label(node)])
+        out = node.outputs[0]
+        if len(self.measures.shape(query)) == 3:
+            query, key, value, out = self._unmerge(node, query, key, value)
+        shape = self.measures.shape(query)
+        causal = bool(node.attributes.get_int("is_causal", 0))
+        scale = node.attributes.get_float("scale", None)
+        return Found(
+            node, out, query, key, value, shape[1], False,
+            float(scale) if scale is not None else shape[-1] ** -0.5,
+            float(node.attributes.get_float("softcap", 0.0) or 0.0),
+            _bias_of_mask(mask, causal), [mask] if mask is not None else [],
+            f"{id(mask)}.{causal}.{shape[1]}",
+        )  # fmt: skip
+
+    def _unmerge(
+        self, node: ir.Node, query: ir.Value, key: ir.Value, value: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
+        """Heads of a 3D Attention node, and a 4D value that its old output is made of again."""
+        emit = Emit(self.graph, "canonicalize", at=node)
+        split: list[ir.Value] = []
+        for name, source in (("q", query), ("kv", key), ("kv", value)):
+            count = int(node.attributes.get_int(f"{name}_num_heads", 0) or 0)
+            size = self.measures.shape(source)[2] // max(count, 1)
+            target = emit.const(f"shape.0_0_{count}_{size}", [0, 0, count, size], np.int64)
+            rows = emit.op("Reshape", [source, target])
+            heads = emit.op("Transpose", [rows], perm=[0, 2, 1, 3])
+            for measure in self.measures.each:
+                batch, length, _ = measure.of(source) or (0, 0, 0)
+                measure.shapes[rows] = (batch, length, count, size)
+                measure.shapes[heads] = (batch, count, length, size)
+            for made in (rows, heads):
+                made.type = source.type
+                self.hidden.add(made)
+            split.append(heads)
+        after = Emit(self.graph, "canonicalize", at=node)
+        # the heads of the output stand where the node stood; readers get them merged again
+        out = after.op("Identity", [split[0]])
+        rows = after.op("Transpose", [out], perm=[0, 2, 1, 3])
+        width = self.measures.shape(node.outputs[0])[2]
+        merged = after.op(
+            "Reshape", [rows, after.const(f"shape.0_0_{width}", [0, 0, width], np.int64)])
+        for measure in self.measures.each:
+            b, h, n, _ = measure.shapes[split[0]] or (0, 0, 0, 0)
+            measure.shapes[out] = (b, h, n, width // max(h, 1))
+        merged.type, merged.shape = node.outputs[0].type, node.outputs[0].shape
+        ir.convenience.replace_all_uses_with(node.outputs[0], merged, replace_graph_outputs=True)
+        return split[0], split[1], split[2], out
+
+    # softmax(QK^T + bias) V
+
+    def _decomposed(self, softmax: ir.Node) -> Found | None:
+        scores = _Scores(self, softmax)
+        if not scores.walk():
+            return None
+        product = scores.product
+        query, key = product.inputs[0], product.inputs[1]
+        if query is None or key is None:
+            return None
+        end = self._times_values(softmax)
+        value = end.inputs[1]
+        if value is None:
+            raise NotApplicable("attention without values", [label(end)])
+        heads = scores.heads(self.measures)
+        return Found(
+            end, self._four_dimensional(end.outputs[0]), query, key, value, heads, True,
+            scores.scale, scores.softcap, scores.bias, scores.sources, scores.key(),
+        )  # fmt: skip
+
+    def _times_values(self, softmax: ir.Node) -> ir.Node:
+        """The product with V that probabilities run into, past casts and guards against NaN."""
+        value = softmax.outputs[0]
+        while True:
+            readers = [n for n, _ in value.uses() if n.op_type != "IsNaN"]
+            node = readers[0] if len(readers) == 1 else None
+            if node is None or value.is_graph_output():
+                raise NotApplicable("attention probabilities are read twice", [label(softmax)])
+            if node.op_type == "MatMul" and node.inputs[0] is value:
+                return node
+            guard = node.op_type == "Where" and node.inputs[2] is value
+            if not guard and node.op_type not in _PASSED:
+                raise NotApplicable("attention probabilities do not meet values", [label(node)])
+            value = node.outputs[0]
+
+    def _four_dimensional(self, out: ir.Value) -> ir.Value:
+        if len(self.measures.shape(out)) == 4:
+            return out
+        for node, _ in out.uses():
+            if node.op_type == "Reshape" and len(self.measures.shape(node.outputs[0])) == 4:
+                return node.outputs[0]
+        raise NotApplicable("heads of an attention are not restored", [label_value(out)])
+
+
+def _bias_of_mask(mask: ir.Value | None, causal: bool) -> Bias:
+    def bias(world: World) -> Array:
+        if mask is None:
+            length = next(v for v in world.known.values() if v.ndim == 2).shape[1]
+            values = np.zeros((1, 1, length, length))
+        else:
+            held = world.value(mask)
+            values = np.where(held, 0.0, -np.inf) if held.dtype == np.bool_ else held
+        if causal:
+            rows, columns = values.shape[-2:]
+            lower = np.tril(np.ones((max(rows, columns), columns), bool))
+            values = np.where(lower, values, -np.inf)
+        return values.reshape((1,) * (4 - values.ndim) + values.shape)
+
+    return bias
+
+
+class _Scores:
+    """The way from QK^T to softmax: scale, soft cap, and biases that depend on no activation."""
+
+    def __init__(self, reader: AttentionReader, softmax: ir.Node) -> None:
+        self.hidden, self.measures = reader.hidden, reader.measures
+        self.softmax = softmax
+        self.product: ir.Node = softmax
+        self.chain: list[ir.Node] = []
+        self.sources: list[ir.Value] = []
+        self.scale, self.softcap = 1.0, 0.0
+
+    def walk(self) -> bool:
+        """Follow the scores up to their product; False when this softmax is no attention."""
+        value = self.softmax.inputs[0]
+        while value is not None:
+            node = value.producer()
+            if node is None:
+                return False
+            if node.op_type == "MatMul":
+                self.product = node
+                if not all(v in self.hidden for v in node.inputs):
+                    return False
+                break
+            activations = [v for v in node.inputs if v is not None and v in self.hidden]
+            if len(activations) != 1 or not self._passes(node, activations[0]):
+                return False
+            self.chain.append(node)
+            self.sources.extend(v for v in node.inputs if v is not None and v not in self.hidden)
+            value = activations[0]
+        self._read_scalars()
+        return value is not None
+
+    def _passes(self, node: ir.Node, activation: ir.Value) -> bool:
+        if node.op_type in ("Add", "Sub", "Where", "Tanh") or node.op_type in _PASSED:
+            return node.op_type != "Sub" or node.inputs[0] is activation
+        return node.op_type in ("Mul", "Div")
+
+    def _read_scalars(self) -> None:
+        """Scale before and after the soft cap, exactly as written, from the product upwards."""
+        value = self.product.outputs[0]
+        for node in reversed(self.chain):
+            if node.op_type in ("Mul", "Div"):
+                other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+                number = self._number(other, node)
+                factor = number if node.op_type == "Mul" else 1.0 / number
+                if self.softcap:
+                    self.softcap *= factor
+                else:
+                    self.scale *= factor
+            elif node.op_type == "Tanh":
+                if self.softcap:
+                    raise NotApplicable("scores are capped twice", [label(node)])
+                self.softcap = 1.0
+            value = node.outputs[0]
+        if self.softcap:
+            self.scale *= self.softcap
+
+    def _number(self, value: ir.Value | None, node: ir.Node) -> float:
+        number = scalar(value)
+        if number is None and value is not None:
+            array = self.measures.world(*SIZES[0]).value(value)
+            number = float(array.reshape(-1)[0]) if array.size == 1 else None
+        if number is None:
+            raise NotApplicable("scores are scaled by more than one number", [label(node)])
+        return number
+
+    def heads(self, measures: Measures) -> int:
+        """Query heads, from whichever scores have four dimensions."""
+        for value in [self.softmax.outputs[0], self.product.outputs[0]]:
+            shape = measures.shape(value)
+            if len(shape) == 4:
+                return shape[1]
+        shape = measures.shape(self.product.outputs[0])
+        return shape[0] // SIZES[0][0]
+
+    def bias(self, world: World) -> Array:
+        """What is added to the capped scores, [B, heads, N, N]; checked on random scores."""
+        product, end = self.product.outputs[0], self.softmax.inputs[0]
+        if end is None:
+            raise NotApplicable("softmax without input", [label(self.softmax)])
+        tokens = world.known[self.measures.tokens]
+        batch, length = tokens.shape
+        shape = self._product_shape(batch, length)
+        known = dict(world.known)
+        zero = world.fork({**known, product: np.zeros(shape, np.float32)}).value(end)
+        rng = np.random.default_rng(0)
+        scores = rng.standard_normal(shape).astype(np.float32)
+        got = world.fork({**known, product: scores}).value(end).astype(np.float64)
+        want = self._capped(scores.astype(np.float64)).reshape(got.shape) + zero
+        seen = zero > -9e3
+        if seen.any() and np.abs(np.where(seen, got - want, 0)).max() > 1e-4:
+            raise NotApplicable("scores are changed by more than scale, cap and bias",
+                                [label(n) for n in self.chain])  # fmt: skip
+        heads = self.heads(self.measures)
+        return zero.reshape(batch, heads, length, length)
+
+    def _capped(self, scores: Array) -> Array:
+        scaled = scores * self.scale
+        return self.softcap * np.tanh(scaled / self.softcap) if self.softcap else scaled
+
+    def _product_shape(self, batch: int, length: int) -> tuple[int, ...]:
+        shape = self.measures.shape(self.product.outputs[0])
+        if len(shape) == 4:
+            return (batch, shape[1], length, length)
+        return (batch * (shape[0] // SIZES[0][0]), length, length)
+
+    def key(self) -> str:
+        """Text that is equal for chains with the same bias."""
+        rows = [
+            f"{n.op_type}{[id(v) for v in n.inputs if v is not None and v not in self.hidden]}"
+            for n in self.chain
+        ]
+        return f"{rows}.{self.heads(self.measures)}"
+
+

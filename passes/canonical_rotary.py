@@ -1,0 +1,331 @@
+"""Rotary embeddings in any spelling, as RotaryEmbedding with tables.
+
+Between a projected head and attention, what depends on positions is linear in the head: a matrix A(p)
+per position. It is read off by feeding unit vectors, recognised as a rotation of pairs (i, i + R/2) or
+(2i, 2i + 1), and its cosines and sines become tables of P rows. Scales folded into them stay there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.evaluate import Array
+from graftline.passes.canonical_moves import single_source
+from graftline.passes.canonical_shapes import SIZES, Measures
+from graftline.passes.emit import Emit
+from graftline.passes.meaning import label, label_value
+
+_LINEAR = frozenset(
+    "Mul Add Sub Neg Concat Slice Split Reshape Transpose Unsqueeze Squeeze Cast Gather Expand Where "
+    "ScatterElements ScatterND Identity RotaryEmbedding Div Tile".split()
+)
+_PROBED = 5
+_CHUNK = 1024
+_TOLERANCE = 1e-5
+Layout = Literal["heads_first", "rows_first"]
+
+
+@dataclass
+class Region:
+    """Nodes from a position-free head `x` to `out`, and the position-dependent values they read."""
+
+    x: ir.Value
+    out: ir.Value
+    nodes: list[ir.Node]
+    angles: list[ir.Value]
+    """Weight-free values with one row per position."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A recognised rotary embedding: its tables [P, R/2] and how it pairs dimensions."""
+
+    cos: ir.Value
+    sin: ir.Value
+    interleaved: bool
+    dim: int
+
+
+@dataclass
+class RotaryReader:
+    """Recognises rotary regions of one graph; equal ones share one look and one pair of tables."""
+
+    graph: ir.Graph
+    measures: Measures
+    hidden: set[ir.Value]
+    positions: ir.Value
+    own_positions: bool
+    rows: int
+    """P: how many positions the tables hold."""
+    order: dict[ir.Node, int] = field(default_factory=dict)
+    seen: dict[str, Rotation] = field(default_factory=dict)
+    tables: dict[bytes, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+    angle_rows: dict[ir.Value, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.order = {node: i for i, node in enumerate(self.graph)}
+
+    def settle(self, head: ir.Value, at: ir.Node) -> ir.Value:
+        """`head` [B, heads, N, D] with its rotary embedding, if any, as one node before `at`."""
+        region = self._region(head)
+        if region is None:
+            return head
+        layout = self._layout(region.x, head)
+        key = self._key(region)
+        if key not in self.seen:
+            self.seen[key] = self._recognise(region)
+        found = self.seen[key]
+        emit = Emit(self.graph, "canonicalize", at=at)
+        x = region.x
+        if layout == "rows_first":
+            x = emit.op("Transpose", [x], perm=[0, 2, 1, 3])
+        size = self.measures.shape(head)[-1]
+        new = emit.op(
+            "RotaryEmbedding", [x, found.cos, found.sin, self.positions],
+            interleaved=int(found.interleaved),
+            rotary_embedding_dim=found.dim if found.dim != size else 0,
+        )  # fmt: skip
+        new.type = head.type
+        return new
+
+    # finding the region
+
+    def _region(self, head: ir.Value) -> Region | None:
+        inside, todo = set[ir.Node](), [head]
+        while todo:
+            node = todo.pop().producer()
+            if node is None or node in inside or node.op_type not in _LINEAR:
+                continue
+            inside.add(node)
+            todo.extend(v for v in node.inputs if v is not None and v in self.hidden)
+        ordered = sorted(inside, key=lambda n: self.order.get(n, -1))
+        turned, angles = set[ir.Value](), dict[ir.Value, None]()
+        for node in ordered:
+            own = [v for v in node.inputs if v is not None and self._is_angle(v)]
+            angles.update(dict.fromkeys(own))
+            if own or any(v in turned for v in node.inputs if v is not None):
+                turned.update(node.outputs)
+        if head not in turned:
+            return None
+        x = self._entry(ordered, turned)
+        return Region(x, head, self._between(x, head), list(angles))
+
+    def _is_angle(self, value: ir.Value) -> bool:
+        if value in self.hidden or value.const_value is not None:
+            return False
+        if value.dtype is not None and not value.dtype.is_floating_point():
+            return False
+        dims = self.measures.dims(value)
+        return dims is not None and "N" in dims
+
+    def _entry(self, ordered: list[ir.Node], turned: set[ir.Value]) -> ir.Value:
+        """The nearest value [B, heads, N, D] through which everything enters that gets turned."""
+        front = {
+            v for n in ordered if n.outputs[0] in turned
+            for v in n.inputs if v is not None and v in self.hidden and v not in turned
+        }  # fmt: skip
+        while True:
+            if len(front) == 1:
+                value = next(iter(front))
+                if self._is_heads(value):
+                    return value
+            latest = max(front, key=self._place)
+            node = latest.producer()
+            source = self._through(node)
+            if node is None or source is None:
+                raise NotApplicable(
+                    "a rotary embedding does not start from one value [B, heads, N, D]",
+                    [label_value(v) for v in front],
+                )
+            front.discard(latest)
+            front.update(source)
+
+    def _place(self, value: ir.Value) -> int:
+        node = value.producer()
+        return self.order.get(node, -1) if node is not None else -1
+
+    def _through(self, node: ir.Node | None) -> list[ir.Value] | None:
+        """Activations a data-moving node reads, or None where moving ends."""
+        if node is None:
+            return None
+        if node.op_type in ("Concat", "Add", "Sub"):
+            sources = [v for v in node.inputs if v is not None]
+            return sources if all(v in self.hidden for v in sources) else None
+        source = single_source(node, self.hidden, self.measures)
+        return None if source is None else [source]
+
+    def _is_heads(self, value: ir.Value) -> bool:
+        dims = self.measures.dims(value)
+        return (
+            dims is not None and len(dims) == 4 and dims[0] == "B"
+            and "N" in dims[1:3] and isinstance(dims[3], int)
+        )  # fmt: skip
+
+    def _layout(self, x: ir.Value, head: ir.Value) -> Layout:
+        (_, a, b, d), out = self.measures.shape(x), self.measures.shape(head)
+        length = SIZES[0][1]
+        dims = self.measures.dims(x) or []
+        rows_first = dims[1] == "N"
+        if (out[0], a if not rows_first else b, length, d) != tuple(out):
+            raise NotApplicable(
+                "a rotary embedding changes the shape of its heads", [label_value(head)]
+            )
+        return "rows_first" if rows_first else "heads_first"
+
+    def _between(self, x: ir.Value, head: ir.Value) -> list[ir.Node]:
+        found, todo = set[ir.Node](), [head]
+        while todo:
+            value = todo.pop()
+            node = value.producer()
+            if value is x or node is None or node in found:
+                continue
+            if node.op_type not in _LINEAR:
+                raise NotApplicable("a rotary embedding mixes in another value", [label(node)])
+            found.add(node)
+            todo.extend(v for v in node.inputs if v is not None and v in self.hidden)
+        return sorted(found, key=lambda n: self.order.get(n, -1))
+
+    def _key(self, region: Region) -> str:
+        """Text that is equal for regions that compute the same."""
+        names: dict[ir.Value, str] = {region.x: "x"}
+        lines = [str(self.measures.shape(region.x)[1:])]
+        for i, node in enumerate(region.nodes):
+            read = [names.get(v, f"@{id(v)}") if v is not None else "" for v in node.inputs]
+            attributes = sorted((k, str(a.value)) for k, a in node.attributes.items())
+            lines.append(f"{node.op_type}{attributes}({','.join(read)})")
+            names.update({v: f"{i}.{j}" for j, v in enumerate(node.outputs)})
+        return "\n".join(lines)
+
+    # recognising the rotation
+
+    def _recognise(self, region: Region) -> Rotation:
+        matrices = self._matrices(region)
+        interleaved, dim = _pairing(matrices, region)
+        cos, sin = self._tables(region, interleaved, dim)
+        rebuilt = _rebuild(cos[:_PROBED], sin[:_PROBED], interleaved, dim, matrices.shape[-1])
+        worst = float(np.abs(rebuilt - matrices).max())
+        if worst > _TOLERANCE * max(1.0, float(np.abs(matrices).max())):
+            raise NotApplicable(
+                f"position-dependent values are no rotary embedding (off by {worst:.1e})",
+                [label(n) for n in region.nodes],
+            )
+        held = self._hold(cos, sin, region)
+        return Rotation(*held, interleaved, dim)
+
+    def _evaluate(self, region: Region, x: Array, start: int) -> Array:
+        """The region on heads x [batch, heads, n, D], at positions start .. start + n - 1."""
+        batch, _, length, _ = x.shape
+        dims = self.measures.dims(region.x) or []
+        if dims[1] == "N":
+            x = x.swapaxes(1, 2)
+        world = self.measures.world(batch, length)
+        world.shapes = {}
+        world.known[self.positions] = world.known[self.positions] + start
+        world.known[region.x] = x
+        for angle in region.angles:
+            rows = self._rows_of(angle)
+            axis = (self.measures.dims(angle) or []).index("N")
+            taken = np.take(rows, range(start, start + length), axis=axis)
+            world.known[angle] = taken
+        return world.value(region.out).astype(np.float64)
+
+    def _rows_of(self, angle: ir.Value) -> Array:
+        """A position-dependent value at positions 0 .. P-1, for one batch row.
+
+        Raises NotApplicable when a row depends on other positions than its own.
+        """
+        if angle not in self.angle_rows:
+            rows = self.measures.world(1, self.rows).value(angle)
+            axis = (self.measures.dims(angle) or []).index("N")
+            short = self.measures.world(1, _PROBED)
+            at = np.arange(_PROBED)
+            if self.own_positions:
+                at = np.asarray([self.rows - 1, 3, 0, 2, 1])
+                short.known[self.positions] = at[None].astype(np.int64)
+            if not np.allclose(short.value(angle), np.take(rows, at, axis=axis), atol=1e-5):
+                raise NotApplicable(
+                    "an angle depends on other positions than its own (a scaling by length?)",
+                    [label_value(angle)],
+                )
+            self.angle_rows[angle] = rows
+        return self.angle_rows[angle]
+
+    def _sizes(self, region: Region) -> tuple[int, int]:
+        shape, dims = self.measures.shape(region.x), self.measures.dims(region.x) or []
+        return (shape[2] if dims[1] == "N" else shape[1]), shape[3]
+
+    def _matrices(self, region: Region) -> Array:
+        """A(p) for the first positions: [p, D, D], the same for all heads."""
+        heads, size = self._sizes(region)
+        x = np.zeros((size, heads, _PROBED, size), _dtype(region.x))
+        x[np.arange(size), :, :, np.arange(size)] = 1
+        out = self._evaluate(region, x, 0)
+        if not (out == out[:, :1]).all():
+            raise NotApplicable("heads are turned by different angles", [label_value(region.out)])
+        return out[:, 0].transpose(1, 2, 0)
+
+    def _tables(self, region: Region, interleaved: bool, dim: int) -> tuple[Array, Array]:
+        heads, size = self._sizes(region)
+        first = np.arange(0, dim, 2) if interleaved else np.arange(dim // 2)
+        second = first + (1 if interleaved else dim // 2)
+        cos, sin = list[Array](), list[Array]()
+        for start in range(0, self.rows, _CHUNK):
+            count = min(_CHUNK, self.rows - start)
+            x = np.zeros((1, heads, count, size), _dtype(region.x))
+            x[..., first] = 1
+            out = self._evaluate(region, x, start)[0, 0]
+            cos.append(out[:, first])
+            sin.append(out[:, second])
+        return np.concatenate(cos), np.concatenate(sin)
+
+    def _hold(self, cos: Array, sin: Array, region: Region) -> tuple[ir.Value, ir.Value]:
+        dtype = _dtype(region.x)
+        cos, sin = cos.astype(dtype), sin.astype(dtype)
+        key = cos.tobytes() + sin.tobytes()
+        if key not in self.tables:
+            emit, n = Emit(self.graph, "canonicalize"), len(self.tables)
+            names = [f"rotary.{n}.cos", f"rotary.{n}.sin"]
+            self.tables[key] = (
+                emit.initializer(names[0], ir.tensor(cos, name=names[0])),
+                emit.initializer(names[1], ir.tensor(sin, name=names[1])),
+            )
+        return self.tables[key]
+
+
+def _pairing(matrices: Array, region: Region) -> tuple[bool, int]:
+    """Which dimensions are turned together, and how many are: (interleaved, R)."""
+    used = np.abs(matrices).max(axis=0) > 0
+    np.fill_diagonal(used, False)
+    partners = np.flatnonzero(used[0])
+    turned = np.flatnonzero(used.any(axis=1))
+    if len(partners) != 1:
+        raise NotApplicable(
+            "position-dependent values are no rotary embedding: the first dimension is not "
+            f"turned with exactly one other but with {len(partners)}",
+            [label(n) for n in region.nodes],
+        )
+    partner = int(partners[0])
+    if partner == 1 and not used[0, 1:].sum() > 1 and len(turned) != 2:
+        return True, int(turned.max()) // 2 * 2 + 2
+    return False, 2 * partner
+
+
+def _rebuild(cos: Array, sin: Array, interleaved: bool, dim: int, size: int) -> Array:
+    """A(p) of an ideal rotary embedding with these tables."""
+    out = np.zeros((len(cos), size, size))
+    first = np.arange(0, dim, 2) if interleaved else np.arange(dim // 2)
+    second = first + (1 if interleaved else dim // 2)
+    rest = np.arange(dim, size)
+    out[:, first, first], out[:, second, second] = cos, cos
+    out[:, second, first], out[:, first, second] = sin, -sin
+    out[:, rest, rest] = 1
+    return out
+
+
+def _dtype(value: ir.Value) -> np.dtype[np.generic]:
+    return (value.dtype or ir.DataType.FLOAT).numpy()

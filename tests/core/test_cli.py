@@ -1,0 +1,322 @@
+"""The command line: help, exit codes, one line per error, and every command on a real bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from graftline.cli import app
+from graftline.errors import GraftlineError
+
+COMMANDS = ("optimize", "run", "bench", "inspect", "check", "recipes", "passes", "doctor")
+
+
+def call(*args: str | Path, stdin: str = "") -> Result:
+    return CliRunner().invoke(app, [str(a) for a in args], input=stdin)
+
+
+def refused(*args: str | Path) -> str:
+    """The one line a refusal prints."""
+    result = call(*args)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_that_calls_it(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert f"graftline {command}" in result.stdout.partition("Example")[2]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from graftline.cli import app\n"
+        "try: app(['optimize', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'onnxruntime', 'onnx', 'onnx_ir', 'numpy'}\n"
+        "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("optimise", "x"), "Did you mean 'optimize'?"),
+        (("optimize",), "Missing argument 'CHECKPOINT'"),
+        (("optimize", "x", "-o", "y", "--recipie", "plain"), "--recipe"),
+        (("optimize", "x", "-o", "y", "--recipe", "prompt-lokup"), "did you mean 'prompt-lookup'?"),
+        (("optimize", "x", "-o", "y", "--dtype", "fp23"), "did you mean 'fp32'?"),
+        (("optimize", "x", "-o", "y", "--target", "ort-cpuu"), "did you mean 'ort-cpu'?"),
+        (("optimize", "x", "-o", "y", "--weights", "lnk"), "did you mean 'link'?"),
+        (("optimize", "x", "-o", "y", "--passes", "kv-cash"), "did you mean 'kv-cache'?"),
+        (("optimize", "absent", "-o", "y", "-q"), "absent"),
+        (("run", "absent", "hello"), "absent: no such bundle; make one: graftline optimize"),
+        (("run", "absent", ""), "the prompt is empty"),
+        (("run", "absent", "hello", "--max-new-tokens", "many"), "Invalid value for '--max-new-tokens'"),
+        (("bench", "absent"), "Missing option '--prompts'"),
+        (("bench", "absent", "--prompts", "x", "--recipes", "plian"), "did you mean 'plain'?"),
+        (("bench", "absent", "--prompts", "absent.jsonl"), "absent.jsonl cannot be read"),
+        (("inspect", "absent.onnx"), "absent.onnx: no such file"),
+        (("inspect", "absent"), "absent: no such bundle"),
+        (("check", "absent"), "absent: no such bundle"),
+        (("recipes", "more"), "unexpected extra argument"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    args: tuple[str, ...], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told in refused(*args)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("args", [("--debug", "check", "absent"), ("check", "absent", "--debug")])
+def test_debug_shows_the_traceback_wherever_it_stands(args: tuple[str, ...]) -> None:
+    result = call(*args)
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert "Traceback" not in call("check", "absent").stderr
+
+
+def test_an_interrupt_says_that_nothing_was_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import graftline.compile
+
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(graftline.compile, "optimize", interrupted)
+    result = call("optimize", "x", "-o", tmp_path / "y", "-q")
+    assert result.exit_code == 130
+    assert result.stderr == "graftline: interrupted; nothing was written\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_optimize_leaves_nothing(number: int, tmp_path: Path) -> None:
+    code = (
+        "import sys, time, graftline.compile\n"
+        "from graftline.bundle import BundleWriter\n"
+        "def slow(checkpoint, out, **options):\n"
+        "    with BundleWriter(out) as writer:\n"
+        "        writer.write_text('graphs/half.onnx', 'half')\n"
+        "        print('writing', flush=True)\n"
+        "        time.sleep(60)\n"
+        "graftline.compile.optimize = slow\n"
+        f"sys.argv[1:] = ['optimize', 'x', '-o', {str(tmp_path / 'out')!r}, '-q']\n"
+        "from graftline.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    assert os.listdir(tmp_path)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert told == "graftline: interrupted; nothing was written\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_reader_that_leaves_is_no_error(tiny_bundle: Path) -> None:
+    command = f"{sys.executable} -m graftline recipes --json | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "["
+    assert "Traceback" not in done.stderr
+
+
+def test_recipes_and_passes_list_every_one() -> None:
+    from graftline.passes import GRAFTS
+    from graftline.recipe import recipes
+
+    listed = json.loads(call("recipes", "--json").stdout)
+    assert [r["name"] for r in listed] == [r.name for r in recipes()]
+    assert listed[0].keys() == {"name", "system", "family", "lossless", "needs"}
+    listed = json.loads(call("passes", "--json").stdout)
+    assert {p["name"] for p in listed} == GRAFTS.keys()
+    assert all(p["meaning"] for p in listed)
+    shown = call("passes").stdout + call("recipes").stdout
+    assert all(name in shown for name in ("kv-cache", "tree-mask", "token-recycling"))
+
+
+def test_doctor_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import graftline.doctor as doctor
+
+    found = json.loads(call("doctor", "--json").stdout)
+    able = {a["name"]: a for a in found["abilities"]}
+    assert able["ort-cpu"]["builds"]
+    assert able["ort-cpu"]["runs"]
+    assert {"ort-cuda", "trt-rtx", "trt"} <= able.keys()
+    assert "ort-cpu" in call("doctor").stdout
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda n: None if n == "torch" else real(n))
+    able = {a.name: a for a in doctor.diagnose().abilities}
+    reader = able["read checkpoints (HF, GGUF, .pt2)"]
+    assert not reader.builds
+    assert "torch" in reader.reason
+    assert reader.install == 'pip install "graftline[export]"'
+
+
+def test_optimize_prints_what_it_made_and_its_manifest(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    result = call("optimize", tiny_checkpoint, "-o", tmp_path / "a.graft")
+    assert result.exit_code == 0, result.stderr
+    assert "2 blocks" in result.stdout
+    assert "writing canonical.onnx" in result.stderr
+    result = call("optimize", tiny_checkpoint, "-o", tmp_path / "a.graft", "-q", "--json")
+    assert result.stderr == ""
+    assert json.loads(result.stdout)["recipe"] == "prompt-lookup"
+    assert os.listdir(tmp_path) == ["a.graft"]
+
+
+def test_run_streams_the_text_and_tells_the_stats(tiny_bundle: Path) -> None:
+    ask = ("run", tiny_bundle, "hello", "--max-new-tokens", "12", "--ignore-eos")
+    whole = json.loads(call(*ask, "--json").stdout)
+    assert len(whole["tokens"]) == 12
+    assert whole["finish_reason"] == "length"
+    assert {"steps", "mat", "tokens_per_second"} <= whole["stats"].keys()
+    shown = call(*ask, "--stats")
+    assert shown.stdout == whole["text"] + "\n"
+    assert "12 tokens, ended by length" in shown.stderr
+    assert "MAT" in shown.stderr
+    raw = json.loads(call(*ask, "--raw", "--json").stdout)
+    assert raw["tokens"] != whole["tokens"], "the chat template makes a difference"
+    piped = ("run", tiny_bundle, "-", *ask[3:], "--json")
+    assert json.loads(call(*piped, stdin="hello").stdout)["tokens"] == whole["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("--max-new-tokens", "0"), "at least 1"),
+        (("--max-new-tokens", "100000"), "capacity"),
+        (("--recipe", "plian"), "did you mean 'plain'?"),
+        (("--temperature", "-1"), "temperature"),
+    ],
+)
+def test_run_refuses_what_cannot_be_served(
+    tiny_bundle: Path, option: tuple[str, ...], told: str
+) -> None:
+    assert told in refused("run", tiny_bundle, "hello", *option)
+
+
+def test_inspect_shows_the_bundle_its_blocks_and_their_nodes(tiny_bundle: Path) -> None:
+    shown = call("inspect", tiny_bundle).stdout
+    for part in ("facts", "ports", "kv-cache", "neutral", "row-invariant", "blocks 0-1", "sha256"):
+        assert part in shown, part
+    found = json.loads(call("inspect", tiny_bundle, "--json").stdout)
+    assert found["facts"]["layers"] == 2
+    assert len(found["graph"]["anchors"]["attention"]) == 2
+    assert {"0", "1", "embedding", "head"} <= found["graph"]["blocks"].keys()
+    picture = call("inspect", tiny_bundle, "--graph", "--stage", "canonical").stdout
+    assert sum("Attention(causal)" in line for line in picture.splitlines()) == 2
+    nodes = json.loads(call("inspect", tiny_bundle, "--nodes", "1", "--json").stdout)
+    assert len(nodes) == found["graph"]["blocks"]["1"]
+    assert {"host", "lower-ort"} <= {n["made by"] for n in nodes}
+    assert "there are 0 to 1" in refused("inspect", tiny_bundle, "--nodes", "7")
+    assert "did you mean 'canonical'" in refused("inspect", tiny_bundle, "--stage", "canonica")
+
+
+def test_inspect_takes_a_bare_graph(tiny_bundle: Path, tmp_path: Path) -> None:
+    shown = call("inspect", tiny_bundle / "canonical.onnx")
+    assert shown.exit_code == 0, shown.stderr
+    assert "blocks 0-1" in shown.stdout
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    assert "not an ONNX graph" in refused("inspect", tmp_path / "broken.onnx")
+
+
+def test_check_holds_for_what_optimize_made_and_notices_a_changed_byte(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    result = call("check", tiny_bundle, "-q", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["holds"]
+    kinds = {f["what"] for f in report["findings"]}
+    assert "files" in kinds
+    assert any(k.startswith("law ") for k in kinds)
+    assert any("greedy tokens, prompt-lookup" in k for k in kinds)
+    copy = tmp_path / "copy.graft"
+    shutil.copytree(tiny_bundle, copy)
+    (copy / "stray").write_bytes(b"x")
+    result = call("check", copy, "-q")
+    assert result.exit_code == 2
+    assert "stray is not in the manifest" in result.stderr
+    (copy / "stray").unlink()
+    graph = copy / "export.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    result = call("check", copy, "-q")
+    assert result.exit_code == 2
+    assert "export.onnx was changed" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_check_notices_an_engine_that_answers_otherwise(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import graftline.check as check
+
+    real = check.reference_tokens
+
+    def another(bundle: object, prompt: object, count: int) -> tuple[list[int], list[float]]:
+        tokens, gaps = real(bundle, prompt, count)  # type: ignore[arg-type]
+        return [*tokens[:-1], (tokens[-1] + 1) % 260], [*gaps[:-1], 0.5]
+
+    monkeypatch.setattr(check, "reference_tokens", another)
+    result = call("check", tiny_bundle, "-q")
+    assert result.exit_code == 2
+    assert "leave the export's at token" in result.stderr
+
+
+def test_bench_writes_the_published_json(tiny_bundle: Path, tmp_path: Path) -> None:
+    questions = [
+        {"question_id": 1, "category": "writing", "turns": ["abcabcabc", "more"]},
+        {"question_id": 2, "category": "rag", "turns": ["xyzxyz"]},
+    ]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    began = time.perf_counter()
+    result = call(
+        "bench", tiny_bundle, "--prompts", tmp_path / "q.jsonl", "--recipes", "prompt-lookup",
+        "--max-new-tokens", "16", "--ignore-eos", "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert time.perf_counter() - began < 60
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found.keys() == {"model", "machine", "versions", "recipes"}
+    assert found["recipes"].keys() == {"plain", "prompt-lookup"}
+    assert found["recipes"]["plain"]["groups"].keys() == {"mt_bench", "rag"}
+    row = found["recipes"]["prompt-lookup"]["overall"]
+    assert row.keys() == {"tokens_per_second", "speedup", "mat", "identical", "prompts"}
+    assert row["identical"]
+    assert row["prompts"] == 2
+    assert "mt_bench" in result.stdout
+    assert "overall" in result.stdout
+    bad = ("bench", tiny_bundle, "--prompts", tmp_path / "q.jsonl", "--json", "nowhere/out.json")
+    assert "its folder does not exist" in refused(*bad)
+
+
+def test_errors_of_several_lines_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import graftline.doctor as doctor
+
+    def fails() -> None:
+        raise GraftlineError("first\nsecond")
+
+    monkeypatch.setattr(doctor, "diagnose", fails)
+    assert refused("doctor") == "graftline: first second\n"
