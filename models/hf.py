@@ -45,7 +45,7 @@ class HfCheckpoint:
         if not _covers(built, source):
             from graftline.models.converted import converted
 
-            source = read_headers([converted(self.path, tell)])
+            source = read_headers([converted(config, files, self.path / "config.json", tell)])
         point(built, source)
         facts = facts_of(config, built.parameters, self.path.name)
         write_facts(built.graph, facts)

@@ -91,25 +91,14 @@ def _where(won: Floats, new: Fit, old: Fit) -> Fit:
     )
 
 
-def _grid(x: Floats, levels: Any, bits: int) -> Codes:
-    """Round x to a grid of `levels` steps over its range, zero included, within `bits` bits."""
+def _rtn(x: Floats, bits: int) -> Iterator[Codes]:
+    """Round to the nearest of 2^bits levels over the range of a block, zero included."""
     top = (1 << bits) - 1
     low = np.minimum(x.min(axis=1, keepdims=True), 0)
     span = np.maximum(x.max(axis=1, keepdims=True), 0) - low
-    inverse = levels / np.where(span == 0, 1, span)
+    inverse = top / np.where(span == 0, 1, span)
     zero = np.clip(np.round(-low * inverse), 0, top)
-    return np.clip(np.round(x * inverse) + zero, 0, top), zero
-
-
-def _rtn(x: Floats, bits: int) -> Iterator[Codes]:
-    yield _grid(x, (1 << bits) - 1, bits)
-
-
-def _search(x: Floats, bits: int) -> Iterator[Codes]:
-    """Twenty grids from one level short of the range to one beyond, the zero point an integer."""
-    top = (1 << bits) - 1
-    for step in np.linspace(-1, 0.9, 20, dtype=np.float32):
-        yield _grid(x, top + step, bits)
+    yield np.clip(np.round(x * inverse) + zero, 0, top), zero
 
 
 def _k_quant(x: Floats, bits: int) -> Iterator[Codes]:
@@ -143,7 +132,6 @@ ALGORITHMS: dict[str, Callable[[Floats, int], Iterator[Codes]]] = {
     "rtn": _rtn,
     "hqq": _hqq,
     "k-quant": _k_quant,
-    "search": _search,
 }
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_mask import MASK_KEY, Bias, Mask, MaskWriter, read_mask
-from graftline.passes.canonical_moves import trace_heads
+from graftline.passes.canonical_moves import Heads, trace_heads
 from graftline.passes.canonical_rotary import RotaryReader
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
@@ -63,6 +63,8 @@ class AttentionReader:
             if found is not None:
                 self._write(found)
                 done += 1
+        # the pieces of a three-dimensional Attention are written around it
+        self.graph.sort()
         return done
 
     def _write(self, found: Found) -> None:
@@ -71,7 +73,8 @@ class AttentionReader:
         k = trace_heads(
             found.key, found.heads, found.transposed_key, self.hidden, self.measures)
         v = trace_heads(found.value, found.heads, False, self.hidden, self.measures)
-        if self.measures.shape(k.base)[1] != self.measures.shape(v.base)[1]:
+        bases = [self._heads_first(h, found.node) for h in (q, k, v)]
+        if self.measures.shape(bases[1])[1] != self.measures.shape(bases[2])[1]:
             raise NotApplicable("keys and values have different numbers of heads", [where])
         if abs(v.scale - 1) > 1e-6:
             raise NotApplicable("values are scaled before attention", [where])
@@ -80,9 +83,9 @@ class AttentionReader:
                 found.bias, found.sources, self.measures, found.heads, where)
         mask = self.read[found.bias_key]
         scale = found.scale * q.scale * k.scale
-        query = self.rotary.settle(q.base, found.node)
-        key = self.rotary.settle(k.base, found.node)
-        inputs = [query, key, v.base]
+        query = self.rotary.settle(bases[0], found.node)
+        key = self.rotary.settle(bases[1], found.node)
+        inputs = [query, key, bases[2]]
         held = self.masks.value(mask)
         if held is not None:
             inputs.append(held)
@@ -95,18 +98,20 @@ class AttentionReader:
         node.metadata_props[MASK_KEY] = mask.text()
         new = node.outputs[0]
         new.type, new.shape = found.out.type, found.out.shape
-        self._follow(found.out, new)
+        ir.convenience.replace_all_uses_with(found.out, new, replace_graph_outputs=True)
 
-    def _follow(self, old: ir.Value, new: ir.Value) -> None:
-        """Readers of the old output read the new one, which has four dimensions."""
-        target, shape = self.measures.shape(new), self.measures.shape(old)
-        if target == shape:
-            ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-            return
-        for node, _ in list(old.uses()):
-            if node.op_type != "Reshape" or self.measures.shape(node.outputs[0]) != target:
-                raise NotApplicable("heads of an attention are not restored", [label(node)])
-            ir.convenience.replace_all_uses_with(node.outputs[0], new)
+    def _heads_first(self, heads: Heads, at: ir.Node) -> ir.Value:
+        if not heads.rows_first:
+            return heads.base
+        new = Emit(self.graph, "canonicalize", at=at).op(
+            "Transpose", [heads.base], perm=[0, 2, 1, 3])
+        new.type = heads.base.type
+        for measure in self.measures.each:
+            b, n, h, d = measure.of(heads.base) or (0, 0, 0, 0)
+            measure.shapes[new] = (b, h, n, d)
+        self.hidden.add(new)
+        self.rotary.follow(new.producer(), at)
+        return new
 
     # Attention nodes
 

@@ -7,6 +7,8 @@ masks. Caches become empty, masks become all-visible or causal: what a prefill w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -80,11 +82,20 @@ def _axes_to_input(graph: ir.Graph, node: ir.Node) -> None:
     graph.remove(node, safe=True)
 
 
-def enter(model: ir.Model) -> tuple[ir.Value, ir.Value, bool]:
+@dataclass(frozen=True)
+class Entry:
+    """The canonical inputs, whether positions were an input before, and the names they had."""
+
+    tokens: ir.Value
+    positions: ir.Value
+    own_positions: bool
+    names: dict[str, str]
+
+
+def enter(model: ir.Model) -> Entry:
     """Give the graph its canonical inputs and its one output.
 
-    Returns tokens, positions, and whether the graph had positions of its own. Raises NotApplicable
-    naming the input or output that is not understood.
+    Raises NotApplicable naming the input or output that is not understood.
     """
     graph = model.graph
     logits = _logits(graph)
@@ -96,6 +107,9 @@ def enter(model: ir.Model) -> tuple[ir.Value, ir.Value, bool]:
     tokens = _tokens(graph, logits)
     positions = _positions(graph, tokens)
     own = positions is not None
+    names = {"tokens": tokens.name or ""}
+    if positions is not None:
+        names["positions"] = positions.name or ""
     batch = tokens.shape[0] if tokens.shape is not None else None
     for value in list(graph.inputs):
         if value not in (tokens, positions):
@@ -111,7 +125,7 @@ def enter(model: ir.Model) -> tuple[ir.Value, ir.Value, bool]:
         value.type = ir.TensorType(ir.DataType.INT64)
         graph.inputs.append(value)
     common.RemoveUnusedNodesPass()(model)
-    return tokens, positions, own
+    return Entry(tokens, positions, own, names)
 
 
 def _logits(graph: ir.Graph) -> ir.Value:
@@ -173,11 +187,27 @@ def _positions(graph: ir.Graph, tokens: ir.Value) -> ir.Value | None:
     found = [
         v for v in graph.inputs
         if v is not tokens and (v.dtype is None or not v.dtype.is_floating_point())
-        and v.shape is not None and len(v.shape) == 2 and _reaches_position_sink(v)
+        and v.shape is not None and len(v.shape) == 2
+        and not _is_padding_mask(v) and _reaches_position_sink(v)
     ]  # fmt: skip
     if len(found) > 1:
         raise NotApplicable("several inputs act as positions", [f"input {v.name}" for v in found])
     return found[0] if found else None
+
+
+def _is_padding_mask(value: ir.Value) -> bool:
+    """Whether an input is summed or taken as true and false, as no position is."""
+    todo = [value]
+    while todo:
+        for node, index in todo.pop().uses():
+            if node.op_type in _SUMS and index == 0:
+                return True
+            to = node.attributes.get_int("to", 0) if node.op_type == "Cast" else 0
+            if to == ir.DataType.BOOL.value:
+                return True
+            if index == 0 and node.op_type in _KEEPS_IDS:
+                todo.extend(node.outputs)
+    return False
 
 
 def _reaches_position_sink(value: ir.Value) -> bool:
@@ -307,7 +337,7 @@ def _widen(graph: ir.Graph, value: ir.Value) -> None:
     readers = list(value.uses())
     cast = Emit(graph, "canonicalize", at=first).op("Cast", [value], to=value.dtype)
     for node, index in readers:
-        if node.op_type != "Shape":
+        if node.op_type not in ("Shape", "Gather"):
             node.replace_input_with(index, cast)
 
 

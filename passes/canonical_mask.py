@@ -80,10 +80,10 @@ def _classify(values: Array, where: str) -> Mask:
     seen = allowed[0, 0]
     size = int(seen[-1].sum())
     if not (seen == ((distance >= 0) & (distance < max(size, 1)))).all():
-        if seen.all() and np.isin(values, (0.0, 1.0)).all():
+        if seen.all():
             raise NotApplicable(
-                "a boolean mask is added to the scores as 0 and 1 instead of hiding anything; "
-                "export with a float mask or with sdpa attention",
+                "the mask hides nothing: either this is no causal decoder, or a boolean mask is added "
+                "to the scores as 0 and 1 (export with a float mask or with sdpa attention)",
                 [where],
             )
         raise NotApplicable("the mask is neither causal nor a window", [where])

@@ -23,8 +23,9 @@ class Heads:
     """An operand of attention traced to its heads: operand = scale * moved(repeated(base))."""
 
     base: ir.Value
-    """[B, heads, N, D], before any repetition."""
+    """[B, heads, N, D], before any repetition; [B, N, heads, D] when `rows_first`."""
     scale: float
+    rows_first: bool = False
 
 
 def single_source(
@@ -59,10 +60,11 @@ def trace_heads(
         if source is None:
             break
         chain.append(source)
-    for base in reversed(chain):
-        scale = _explains(base, operand, heads, key, measures)
-        if scale is not None:
-            return Heads(base, scale)
+    for rows_first in (False, True):
+        for base in reversed(chain):
+            scale = _explains(base, operand, heads, key, measures, rows_first)
+            if scale is not None:
+                return Heads(base, scale, rows_first)
     raise NotApplicable(
         "an attention operand cannot be traced to heads [B, heads, N, D]",
         [label_value(v) for v in chain],
@@ -70,14 +72,15 @@ def trace_heads(
 
 
 def _explains(
-    base: ir.Value, operand: ir.Value, heads: int, key: bool, measures: Measures
+    base: ir.Value, operand: ir.Value, heads: int, key: bool, measures: Measures, rows_first: bool
 ) -> float | None:
     scale: float | None = None
     for measure, (batch, length) in list(zip(measures.each, SIZES, strict=True))[::2]:
         shape, target = measure.of(base), measure.of(operand)
         if shape is None or target is None or len(shape) != 4:
             return None
-        if shape[0] != batch or shape[2] != length or heads % max(shape[1], 1):
+        count, rows = (shape[2], shape[1]) if rows_first else shape[1:3]
+        if shape[0] != batch or rows != length or heads % max(count, 1):
             return None
         rng = np.random.default_rng(0)
         x = rng.standard_normal(shape).astype(_numpy(base))
@@ -85,7 +88,8 @@ def _explains(
         world.shapes = measure.shapes
         world.known[base] = x
         got = world.value(operand).astype(np.float64)
-        want = _moved(x.astype(np.float64), got, heads, key)
+        wide = x.astype(np.float64)
+        want = _moved(wide.swapaxes(1, 2) if rows_first else wide, got, heads, key)
         if want is None:
             return None
         factor = float(np.median(got / want))

@@ -62,13 +62,17 @@ class RotaryReader:
     own_positions: bool
     rows: int
     """P: how many positions the tables hold."""
-    order: dict[ir.Node, int] = field(default_factory=dict)
+    order: dict[ir.Node | None, float] = field(default_factory=dict)
     seen: dict[str, Rotation] = field(default_factory=dict)
     tables: dict[bytes, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     angle_rows: dict[ir.Value, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.order = {node: i for i, node in enumerate(self.graph)}
+
+    def follow(self, made: ir.Node | None, at: ir.Node) -> None:
+        """Learn of a node written right before `at` after the graph was read."""
+        self.order[made] = self.order[at] - 0.5
 
     def settle(self, head: ir.Value, at: ir.Node) -> ir.Value:
         """`head` [B, heads, N, D] with its rotary embedding, if any, as one node before `at`."""
@@ -145,7 +149,7 @@ class RotaryReader:
             front.discard(latest)
             front.update(source)
 
-    def _place(self, value: ir.Value) -> int:
+    def _place(self, value: ir.Value) -> float:
         node = value.producer()
         return self.order.get(node, -1) if node is not None else -1
 
@@ -271,6 +275,7 @@ class RotaryReader:
 
     def _tables(self, region: Region, interleaved: bool, dim: int) -> tuple[Array, Array]:
         heads, size = self._sizes(region)
+        heads = 1 if self._takes_one_head(region, size) else heads
         first = np.arange(0, dim, 2) if interleaved else np.arange(dim // 2)
         second = first + (1 if interleaved else dim // 2)
         cos, sin = list[Array](), list[Array]()
@@ -282,6 +287,14 @@ class RotaryReader:
             cos.append(out[:, first])
             sin.append(out[:, second])
         return np.concatenate(cos), np.concatenate(sin)
+
+    def _takes_one_head(self, region: Region, size: int) -> bool:
+        """Whether the nodes can be run on one head alone, which is that much cheaper."""
+        one = np.ones((1, 1, _PROBED, size), _dtype(region.x))
+        try:
+            return self._evaluate(region, one, 0).shape[-3:] == (1, _PROBED, size)
+        except (NotApplicable, ValueError):
+            return False
 
     def _hold(self, cos: Array, sin: Array, region: Region) -> tuple[ir.Value, ir.Value]:
         dtype = _dtype(region.x)

@@ -115,6 +115,8 @@ def settle_shapes(model: ir.Model, measures: Measures, hidden: set[ir.Value]) ->
     for node in list(graph):
         if node.op_type == "Shape" and node.inputs[0] is not measures.tokens:
             changed |= _settle_shape_read(graph, node, measures)
+        elif node.op_type == "Reshape" and node.inputs[0] in (measures.tokens, measures.positions):
+            changed |= _drop_noop(node, measures)
         elif node.op_type in ("Reshape", "Expand") and node.inputs[0] in hidden:
             changed |= _settle_target(graph, node, measures)
         elif node.op_type == "Concat" and node.outputs[0] in hidden:
@@ -204,14 +206,14 @@ def _drop_empty(node: ir.Node, measures: Measures) -> bool:
 
 
 def _drop_noop(node: ir.Node, measures: Measures) -> bool:
-    """A Slice that keeps everything, in order."""
+    """A Slice or Reshape that keeps everything, in order."""
     out, source = node.outputs[0], node.inputs[0]
     if source is None or out.is_graph_output():
         return False
     shapes = [(m.of(source), m.of(out)) for m in measures.each]
     if any(a is None or a != b for a, b in shapes):
         return False
-    if len(node.inputs) > 4 and node.inputs[4] is not None:
+    if node.op_type == "Slice" and len(node.inputs) > 4 and node.inputs[4] is not None:
         steps = constant(node.inputs[4])
         if steps is None or (steps != 1).any():
             return False

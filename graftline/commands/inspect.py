@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from graftline.bundle import Bundle
     from graftline.commands.blocks import Block
+    from graftline.manifest import LawRow
     from graftline.ports import Port
+
+STRUCTURAL = ("typed", "wellformed", "interface")
 
 
 def inspect(
@@ -134,10 +137,19 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
     ]
     columns = ("pass", "nodes", "seconds#", "added", "why")
     shown.print(screen.table("passes", columns, rows))
-    laws = [(law.graft, law.law, law.checked) for law in bundle.manifest.laws]
+    laws = _law_rows(bundle.manifest.laws)
     shown.print(screen.table("laws that held", ("after", "law", "what was checked"), laws))
     files = [(rel, screen.size(f.size), f.sha256[:12]) for rel, f in bundle.manifest.files.items()]
     shown.print(screen.table("files", ("file", "size#", "sha256"), files))
+
+
+def _law_rows(laws: tuple[LawRow, ...]) -> list[tuple[str, str, str]]:
+    """One row per law; the structural ones, the same after every pass, are one row together."""
+    structural = [law for law in laws if law.law in STRUCTURAL]
+    grafts = len({law.graft for law in structural})
+    told = f"{len(structural)} checks on the whole graph, after each of {grafts} passes"
+    rows = [("every pass", ", ".join(STRUCTURAL), told)] if structural else []
+    return rows + [(w.graft, w.law, w.checked) for w in laws if w.law not in STRUCTURAL]
 
 
 def _bundle_table(bundle: Bundle) -> Any:

@@ -15,9 +15,9 @@ import graftline
 ARTICLE = (
     "The Apollo 11 mission landed the first humans on the Moon on July 20, 1969. Commander Neil "
     "Armstrong and lunar module pilot Buzz Aldrin landed the module Eagle, while command module "
-    "pilot Michael Collins stayed in lunar orbit. Armstrong was the first to step onto the surface, "
-    "six hours after landing; Aldrin joined him 19 minutes later. They collected 21.5 kilograms of "
-    "lunar material to bring back to Earth and returned after eight days in space."
+    "pilot Michael Collins stayed in lunar orbit. Armstrong was the first to step onto the "
+    "surface, six hours after landing; Aldrin joined him 19 minutes later. They collected 21.5 kg "
+    "of lunar material to bring back to Earth and returned after eight days in space."
 )
 PROMPTS = (
     "Explain speculative decoding to a ten-year-old.",
@@ -33,8 +33,9 @@ def main(bundle: str) -> int:
         engine = graftline.load(bundle)
     recipe = engine.recipe.name
     engine.generate(PROMPTS[0], max_new_tokens=8, recipe="plain")
-    spent: dict[str, float] = {"plain": 0.0, recipe: 0.0}
-    made, differ = 0, 0
+    spent = {"plain": 0.0, recipe: 0.0}
+    made = {"plain": 0, recipe: 0}
+    differ, vouched = 0, True
     for prompt in PROMPTS:
         answers: dict[str, Any] = {}
         for name in spent:
@@ -42,18 +43,18 @@ def main(bundle: str) -> int:
                 answers[name] = engine.generate(prompt, max_new_tokens=128, recipe=name)
             stats = answers[name].stats
             spent[name] += stats.seconds - stats.time_to_first_token
-        plain, other = answers["plain"], answers[recipe]
-        made += len(plain.tokens) - 1
-        differ += plain.tokens != other.tokens
+            made[name] += len(answers[name].tokens) - 1
+            vouched = vouched and stats.lossless
+        differ += answers["plain"].tokens != answers[recipe].tokens
         console.print(Text(f"\n> {prompt.splitlines()[0]}", style="bold"))
         width = max(40, console.width // 2 - 2)
         console.print(Columns([_panel(name, a, width) for name, a in answers.items()]))
-    for name, seconds in spent.items():
-        ratio = spent["plain"] / seconds
-        console.print(f"{name:>16}  {made / seconds:6.1f} tokens/s  {ratio:.2f}x")
+    speeds = {name: made[name] / spent[name] for name in spent}
+    for name, speed in speeds.items():
+        console.print(f"{name:>16}  {speed:6.1f} tokens/s  {speed / speeds['plain']:.2f}x")
     same = "token-identical" if not differ else f"{differ} of {len(PROMPTS)} differ"
     console.print(f"{'':>16}  {same} on {len(PROMPTS)} prompts")
-    return 2 if differ and other.stats.lossless else 0
+    return 2 if differ and vouched else 0
 
 
 def _panel(name: str, result: Any, width: int) -> Panel:

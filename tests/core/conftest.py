@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,12 @@ def write_tokenizer(folder: Path) -> list[Path]:
     config = {"eos_token": END, "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return [folder / "tokenizer.json", folder / "tokenizer_config.json"]
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Callable[[Path], list[Path]]:
+    """Writes the tokenizer of bytes into a folder, and returns its files."""
+    return write_tokenizer
 
 
 @pytest.fixture(scope="session")

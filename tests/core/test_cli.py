@@ -66,7 +66,10 @@ def test_help_imports_nothing_heavy() -> None:
         (("optimize", "absent", "-o", "y", "-q"), "absent"),
         (("run", "absent", "hello"), "absent: no such bundle; make one: graftline optimize"),
         (("run", "absent", ""), "the prompt is empty"),
-        (("run", "absent", "hello", "--max-new-tokens", "many"), "Invalid value for '--max-new-tokens'"),
+        (
+            ("run", "absent", "hello", "--max-new-tokens", "many"),
+            "Invalid value for '--max-new-tokens'",
+        ),
         (("bench", "absent"), "Missing option '--prompts'"),
         (("bench", "absent", "--prompts", "x", "--recipes", "plian"), "did you mean 'plain'?"),
         (("bench", "absent", "--prompts", "absent.jsonl"), "absent.jsonl cannot be read"),
@@ -218,7 +221,7 @@ def test_run_refuses_what_cannot_be_served(
 
 def test_inspect_shows_the_bundle_its_blocks_and_their_nodes(tiny_bundle: Path) -> None:
     shown = call("inspect", tiny_bundle).stdout
-    for part in ("facts", "ports", "kv-cache", "neutral", "row-invariant", "blocks 0-1", "sha256"):
+    for part in ("facts", "ports", "kv-cache", "neutral", "row-invariant", "block 1", "sha256"):
         assert part in shown, part
     found = json.loads(call("inspect", tiny_bundle, "--json").stdout)
     assert found["facts"]["layers"] == 2

@@ -1,0 +1,108 @@
+"""A user's own ONNX file: read without its weights, its paths and sizes checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+import onnx_ir as ir
+
+from graftline.errors import CheckpointError
+from graftline.models.graph_facts import facts_of_graph
+from graftline.models.hf import generation, tokenizer_files
+from graftline.models.host import Host, Watch, silent
+from graftline.ports import write_facts
+
+
+@dataclass(frozen=True)
+class OnnxCheckpoint:
+    """One .onnx file, with or without external data beside it."""
+
+    path: Path
+
+    def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
+        """Read the graph as it is; `full_export` changes nothing."""
+        tell = watch or silent
+        tell(f"reading {self.path.name}")
+        proto = self._proto()
+        for tensor in _external(proto):
+            self._check_external(tensor)
+        self._check_graph(proto)
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, self.path.parent)
+        facts = facts_of_graph(model, self.path.name)
+        write_facts(model, facts)
+        folder = self.path.parent
+        return Host("decoder", model, facts, tokenizer_files(folder), generation(folder))
+
+    def _proto(self) -> onnx.ModelProto:
+        try:
+            proto = onnx.load(self.path, load_external_data=False)
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.path}: truncated or not an ONNX model; export it again"
+            ) from error
+        if not proto.graph.node or not proto.graph.output:
+            raise CheckpointError(f"{self.path}: an empty graph; export it again")
+        return proto
+
+    def _check_external(self, tensor: onnx.TensorProto) -> None:
+        entry = {row.key: row.value for row in tensor.external_data}
+        location = entry.get("location", "")
+        parts = PureWindowsPath(location).parts
+        absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
+        if not location or absolute or ".." in parts:
+            raise CheckpointError(
+                f"{self.path}: tensor '{tensor.name}' lies at {location!r}, outside the model's "
+                "folder; save the model with its data beside it"
+            )
+        file = self.path.parent / location
+        if not file.is_file():
+            raise CheckpointError(f"{self.path}: its data file {location} is missing; copy it here")
+        if file.is_symlink() and not _hub_link(file):
+            raise CheckpointError(f"{self.path}: its data file {location} is a link; copy it here")
+        offset, length = int(entry.get("offset") or 0), int(entry.get("length") or 0)
+        if offset < 0 or offset + length > file.stat().st_size:
+            raise CheckpointError(
+                f"{self.path}: {location} is truncated ({file.stat().st_size} bytes, tensor "
+                f"'{tensor.name}' ends at {offset + length}); copy it again"
+            )
+
+    def _check_graph(self, proto: onnx.ModelProto) -> None:
+        """The structural check of onnx, with external weights stood in for by inputs."""
+        light = onnx.ModelProto()
+        light.CopyFrom(proto)
+        del light.graph.initializer[:]
+        known = {value.name for value in light.graph.input}
+        for tensor in proto.graph.initializer:
+            if tensor.name not in known:
+                light.graph.input.append(
+                    onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                )
+        try:
+            onnx.checker.check_model(light)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{self.path}: not a valid graph ({reason})") from error
+
+
+def _hub_link(file: Path) -> bool:
+    """True for the Hugging Face cache's layout: snapshots/<commit>/file -> ../../blobs/<hash>."""
+    blobs = [parent.parent / "blobs" for parent in file.parents if parent.name == "snapshots"]
+    return any(file.resolve().parent == b.resolve() for b in blobs)
+
+
+def _external(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    graphs = [proto.graph]
+    while graphs:
+        graph = graphs.pop()
+        yield from (t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+                graphs.extend(attribute.graphs)
+                if attribute.t.data_location == onnx.TensorProto.EXTERNAL:
+                    yield attribute.t

@@ -1,0 +1,205 @@
+"""Canonicalize: any exported decoder, brought to the one form every other graft reads.
+
+    tokens [B, N], positions [B, N] -> logits [B, N, V], at opset 24, with one node per norm, per rotary
+    embedding and per attention; KV groups native, masks by meaning, no cache, weights untouched.
+
+Structure is recognised by what it computes where it depends on no weight (masks, angles, shapes), and by
+its few spellings elsewhere (norms, softmax). Nothing here knows an architecture by name, and what is not
+understood is refused with the nodes looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from graftline.errors import NotApplicable
+from graftline.evaluate import Feed
+from graftline.passes.canonical_attention import AttentionReader
+from graftline.passes.canonical_ends import open_head, own_head_weight, settle_positions
+from graftline.passes.canonical_entry import enter, open_graph
+from graftline.passes.canonical_linear import unflatten_rows
+from graftline.passes.canonical_mask import MaskWriter
+from graftline.passes.canonical_norm import fuse_norms
+from graftline.passes.canonical_rotary import RotaryReader
+from graftline.passes.canonical_shapes import Measures, dedupe, fold, settle_shapes
+from graftline.passes.graft import Graft
+from graftline.passes.meaning import hidden_values, label, label_value
+from graftline.ports import FACTS_KEY, Port, read_facts, write_ports
+
+RAW_INPUTS_KEY = "graftline.raw_inputs"
+"""Metadata: the names tokens and positions had in the raw graph."""
+_SETTLE_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Canonicalize(Graft):
+    """Brings a raw decoder to canonical form. `positions` bounds the rotary tables: what the host's
+    facts say, or `positions` where they say nothing, and never more than `cap`.
+    """
+
+    positions: int = 8192
+    cap: int = 32768
+
+    def requires(self, model: ir.Model) -> None:
+        if not any(n.op_type.startswith("Gather") for n in model.graph):
+            seen = Counter(n.op_type for n in model.graph).most_common(8)
+            raise NotApplicable(
+                "no embedding found: this graph is no decoder of token ids",
+                [f"{count} {op}" for op, count in seen],
+            )
+
+    def apply(self, model: ir.Model) -> None:
+        graph = model.graph
+        open_graph(model)
+        infer_types(model)
+        entry = enter(model)
+        tokens, positions, own = entry.tokens, entry.positions, entry.own_positions
+        model.metadata_props[RAW_INPUTS_KEY] = json.dumps(entry.names)
+        settle(model, tokens, positions)
+        infer_types(model)
+        fuse_norms(model)
+        common.RemoveUnusedNodesPass()(model)
+        self._attention(model, tokens, positions, own)
+        dedupe(model)
+        measures, hidden = measure(graph, tokens, positions)
+        settle_positions(graph, measures, hidden, own, self.rows(model))
+        if open_head(graph, graph.outputs[0], measures, hidden):
+            dedupe(model)
+            measures, hidden = measure(graph, tokens, positions)
+        unflatten_rows(graph, measures, hidden)
+        dedupe(model)
+        own_head_weight(graph, graph.outputs[0], hidden)
+        settle(model, tokens, positions)
+        check(model, tokens, positions)
+        finish(model, tokens, positions)
+
+    def rows(self, model: ir.Model) -> int:
+        """How many positions the tables of this model hold."""
+        known = read_facts(model).positions if FACTS_KEY in model.metadata_props else 0
+        return min(known or self.positions, self.cap)
+
+    def _attention(
+        self, model: ir.Model, tokens: ir.Value, positions: ir.Value, own: bool
+    ) -> None:
+        graph = model.graph
+        measures, hidden = measure(graph, tokens, positions)
+        rotary = RotaryReader(graph, measures, hidden, positions, own, self.rows(model))
+        reader = AttentionReader(graph, measures, hidden, rotary, MaskWriter(graph, positions))
+        if not reader.run():
+            softmax = [n for n in graph if n.op_type == "Softmax"]
+            raise NotApplicable("no attention found", [label(n) for n in softmax])
+
+    def neutral(self, feed: Feed, after: ir.Model) -> Feed:
+        """Token ids and positions under the canonical names; caches and masks are gone.
+
+        A host without a positions input counts from zero, and so does its canonical form.
+        """
+        names = json.loads(after.metadata_props[RAW_INPUTS_KEY])
+        tokens = feed[names["tokens"]].astype(np.int64)
+        counted = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int64), tokens.shape)
+        given = feed.get(names.get("positions", ""), counted)
+        return {"tokens": tokens, "positions": np.asarray(given, np.int64)}
+
+
+def measure(
+    graph: ir.Graph, tokens: ir.Value, positions: ir.Value
+) -> tuple[Measures, set[ir.Value]]:
+    """Shapes at several sizes, and which values are activations."""
+    return Measures(graph, tokens, positions), hidden_values(graph, tokens)
+
+
+def settle(model: ir.Model, tokens: ir.Value, positions: ir.Value) -> None:
+    """Fold constants and shape arithmetic until nothing changes."""
+    for _ in range(_SETTLE_ROUNDS):
+        fold(model)
+        dedupe(model)
+        measures, hidden = measure(model.graph, tokens, positions)
+        changed = settle_shapes(model, measures, hidden)
+        dedupe(model)
+        if not changed:
+            return
+
+
+def infer_types(model: ir.Model) -> None:
+    """Element types of all values; shapes are measured, not inferred."""
+    if all(v.dtype is not None for n in model.graph for v in n.outputs):
+        return
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+
+
+def check(model: ir.Model, tokens: ir.Value, positions: ir.Value) -> None:
+    """Refuse a result that is not canonical."""
+    graph = model.graph
+    measures, hidden = measure(graph, tokens, positions)
+    dims = measures.dims(graph.outputs[0])
+    if dims is None or dims[:2] != ["B", "N"] or len(dims) != 3:
+        raise NotApplicable(
+            f"logits have shape {dims}, not [B, N, V]", [label_value(graph.outputs[0])]
+        )
+    for node in graph:
+        if node.op_type == "Attention" or node.outputs[0] not in hidden:
+            continue
+        for value in node.inputs:
+            if value is None or value in hidden or value.const_value is not None:
+                continue
+            sizes = measures.dims(value)
+            rows = sizes is not None and "N" in sizes
+            if rows and not _reads(value, positions) and not _is_shape(value):
+                raise NotApplicable(
+                    "a value per position is computed from order, not from positions",
+                    [label(node), label_value(value)],
+                )
+
+
+def _is_shape(value: ir.Value) -> bool:
+    return value.dtype is not None and not value.dtype.is_floating_point()
+
+
+def _reads(value: ir.Value, source: ir.Value) -> bool:
+    todo, seen = [value], set[ir.Value]()
+    while todo:
+        current = todo.pop()
+        if current is source:
+            return True
+        node = current.producer()
+        for v in node.inputs if node is not None else ():
+            if v is not None and v not in seen:
+                seen.add(v)
+                todo.append(v)
+    return False
+
+
+def finish(model: ir.Model, tokens: ir.Value, positions: ir.Value) -> None:
+    """Shapes in B and N on every value, ports, names."""
+    graph = model.graph
+    infer_types(model)
+    measures, _ = measure(graph, tokens, positions)
+    for node in graph:
+        for value in node.outputs:
+            dims = measures.dims(value)
+            known = None if dims is None else ir.Shape(
+                [None if isinstance(d, str) and "*" in d else d for d in dims])
+            value.shape = known
+    common.NameFixPass()(model)
+    logits = graph.outputs[0]
+    logits.name = "logits"
+    dims = measures.dims(logits) or ["B", "N", 0]
+    dtype = str(logits.dtype or ir.DataType.FLOAT).lower()
+    names = {"float": "float32", "double": "float64"}
+    rows = ("B", "N")
+    write_ports(model, [
+        Port("tokens", "tokens", "in", "int64", rows),
+        Port("positions", "positions", "in", "int64", rows),
+        Port("logits", "logits", "out", names.get(dtype, dtype), (*rows, int(dims[2]))),
+    ])  # fmt: skip
+    used = {""} | {n.domain for n in graph}
+    for domain in set(graph.opset_imports) - used:
+        del graph.opset_imports[domain]
+
+

@@ -1,0 +1,155 @@
+"""Grouping of questions, fairness of the turns, and the figures, with an engine made of paper."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from graftline.commands.comparison import Comparison, compare, report
+from graftline.commands.questions import GROUPS, Question, groups, read_questions, select
+from graftline.errors import RequestError
+
+MT = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+
+
+class PaperEngine:
+    """`fast` takes half the time and a third of the steps; `wrong` leaves plain at token 2."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def generate(self, prompt: Any, *, recipe: str, **options: Any) -> Any:
+        said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        self.asked.append((recipe, said))
+        tokens = [len(said), 1, 2, 3, 4, 5, 6]
+        if recipe == "wrong" and "translate" in said:
+            tokens[2] = 99
+        decode = {"plain": 6.0, "fast": 3.0, "wrong": 12.0}[recipe] * (1 + ("rag" in said))
+        stats = SimpleNamespace(
+            seconds=decode + 1.0,
+            time_to_first_token=1.0,
+            steps=2 if recipe == "fast" else 6,
+            lossless=recipe != "wrong",
+        )
+        return SimpleNamespace(tokens=tokens, text=f"answer to {said}", stats=stats)
+
+
+QUESTIONS = [
+    Question("1", "mt_bench", ("write", "again")),
+    Question("2", "translation", ("translate",)),
+    Question("3", "rag", ("rag",)),
+]
+
+
+def run(**options: Any) -> tuple[Comparison, PaperEngine]:
+    engine = PaperEngine()
+    found = compare(engine, QUESTIONS, ["fast", "wrong"], {"max_new_tokens": 7}, **options)
+    engine.asked = engine.asked[3:]  # the first three warm up
+    return found, engine
+
+
+def test_spec_benchs_categories_become_its_six_groups(tmp_path: Path) -> None:
+    rows = [{"question_id": i, "category": c, "turns": ["a", "b"]} for i, c in enumerate(MT)]
+    rows += [{"question_id": 9, "category": c, "turns": ["a"]} for c in reversed(GROUPS[1:])]
+    rows.append({"prompt": "mine"})
+    file = tmp_path / "q.jsonl"
+    file.write_text("\n".join(json.dumps(r) for r in rows) + "\n\n")
+    questions = read_questions(file)
+    assert groups(questions) == [*GROUPS, "prompts"]
+    assert Counter(q.group for q in questions)["mt_bench"] == 8
+    assert questions[0].turns == ("a", "b")
+    assert questions[-1] == Question(str(len(rows)), "prompts", ("mine",))
+
+
+def test_a_selection_spreads_over_every_category() -> None:
+    questions = [Question(f"{c}{i}", "mt_bench", (c,)) for c in MT for i in range(5)]
+    questions += [Question(str(i), "rag", ("x",)) for i in range(4)]
+    chosen = select(questions, 10)
+    assert Counter(q.group for q in chosen) == {"mt_bench": 10, "rag": 4}
+    assert {q.turns[0] for q in chosen if q.group == "mt_bench"} == set(MT)
+    assert select(questions, None) == questions
+    with pytest.raises(RequestError, match="at least 1"):
+        select(questions, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "line 1: not JSON"),
+        ("[1]", "line 1: needs 'turns'"),
+        ('{"turns": []}', "line 1: needs 'turns'"),
+        ('{"turns": [3]}', "line 1: needs 'turns'"),
+        ('{"prompt": ""}', "line 1: needs 'turns'"),
+        ("\n", "has no questions"),
+    ],
+)
+def test_bad_questions_are_refused_by_line(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "q.jsonl").write_text(text)
+    with pytest.raises(RequestError, match=told):
+        read_questions(tmp_path / "q.jsonl")
+
+
+def test_recipes_take_turns_and_none_is_always_first() -> None:
+    _, engine = run()
+    thirds = [engine.asked[i : i + 3] for i in range(0, 9, 3)]
+    assert [{said for _, said in third} for third in thirds] == [{"write"}, {"translate"}, {"rag"}]
+    assert all({name for name, _ in t} == {"plain", "fast", "wrong"} for t in thirds)
+    assert [third[0][0] for third in thirds] == ["plain", "fast", "wrong"]
+
+
+def test_later_turns_carry_plains_own_answers() -> None:
+    engine = PaperEngine()
+    prompts: list[Any] = []
+    real = engine.generate
+    engine.generate = lambda prompt, **o: (prompts.append(prompt), real(prompt, **o))[1]  # type: ignore[method-assign]
+    found = compare(engine, QUESTIONS[:1], ["fast"], {"max_new_tokens": 7}, turns=2)
+    said = [m["content"] for m in prompts[-1]]
+    assert said == ["write", "answer to write", "again"]
+    assert found.row("fast").prompts == 2
+
+
+def test_the_figures_are_those_of_the_published_json() -> None:
+    found, _ = run()
+    made = report(found, QUESTIONS)
+    assert json.loads(json.dumps(made)) == made
+    assert made.keys() == {"plain", "fast", "wrong"}
+    assert made["fast"]["groups"].keys() == {"mt_bench", "translation", "rag"}
+    assert made["fast"]["lossless"]
+    assert not made["wrong"]["lossless"]
+    assert made["plain"]["overall"] == {
+        "tokens_per_second": pytest.approx(18 / 24), "speedup": 1.0, "mat": 1.0,
+        "identical": True, "prompts": 3,
+    }  # fmt: skip
+    fast = made["fast"]["overall"]
+    assert fast["speedup"] == pytest.approx(2.0)
+    assert fast["mat"] == pytest.approx(3.0)
+    assert made["wrong"]["overall"]["speedup"] == pytest.approx(0.5)
+    assert made["wrong"]["groups"]["rag"]["identical"]
+    assert not made["wrong"]["groups"]["translation"]["identical"]
+    assert not made["wrong"]["overall"]["identical"]
+    assert found.agreeing("wrong") == 2
+    assert found.overall_speed("plain") == pytest.approx(21 / 27)
+    (where,) = found.differences
+    assert (where.recipe, where.question, where.plain, where.other) == ("wrong", "2", 2, 99)
+    assert where.common == (9, 1)
+
+
+def test_repeats_give_medians_and_an_unstable_answer_is_not_identical() -> None:
+    found, engine = run(repeat=3)
+    assert len(engine.asked) == 27
+    assert found.row("fast").speedup == pytest.approx(2.0)
+
+    class Unsteady(PaperEngine):
+        def generate(self, prompt: Any, *, recipe: str, **options: Any) -> Any:
+            made = super().generate(prompt, recipe=recipe, **options)
+            if recipe == "fast" and len(self.asked) > 5:
+                made.tokens[3] = len(self.asked)
+            return made
+
+    found = compare(Unsteady(), QUESTIONS, ["fast"], {"max_new_tokens": 7}, repeat=2)
+    assert not found.row("fast").identical

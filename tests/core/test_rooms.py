@@ -1,0 +1,80 @@
+"""The room rule: what may import what (see CONTRIBUTING.md)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("passes", "plugins", "models", "runtimes")
+OUTSIDE = {"__init__", "__main__", "cli", "commands", "compile", "check", "doctor"}
+"""Modules of graftline/ that are not the core: they bring the rooms together."""
+MAY: dict[str, set[str]] = {
+    "core": set(),
+    "plugins": set(),
+    "models": set(),
+    "passes": {"plugins.spec"},
+    "runtimes": {"plugins"},
+}
+HEAVY = {
+    "torch": "models", "transformers": "models", "onnxruntime": "runtimes", "tensorrt": "runtimes"
+}  # fmt: skip
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Every module a file imports anywhere, as written."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield node.module or ""
+            if node.module == "graftline":
+                yield from (f"graftline.{alias.name}" for alias in node.names)
+
+
+def violations(room: str, file: Path) -> list[str]:
+    found: list[str] = []
+    for module in imported(file):
+        parts = module.split(".")
+        if parts[0] in ROOMS:
+            found.append(f"{file}: import {module} through graftline.")
+        elif parts[0] == "graftline" and len(parts) > 1 and parts[1] != room:
+            target = ".".join(parts[1:])
+            outside = parts[1] in OUTSIDE
+            foreign = parts[1] in ROOMS and not any(
+                target == m or target.startswith(f"{m}.") for m in MAY[room]
+            )
+            if outside or foreign:
+                found.append(f"{file}: {room} may not import {module}")
+    return found
+
+
+def files(room: str) -> list[Path]:
+    if room in ROOMS:
+        return sorted((ROOT / room).rglob("*.py"))
+    return sorted(f for f in (ROOT / "graftline").glob("*.py") if f.stem not in OUTSIDE)
+
+
+@pytest.mark.parametrize("room", MAY)
+def test_rooms_import_only_what_they_may(room: str) -> None:
+    assert files(room)
+    assert [v for file in files(room) for v in violations(room, file)] == []
+
+
+@pytest.mark.parametrize("room", MAY)
+def test_heavy_libraries_stay_in_their_rooms(room: str) -> None:
+    for file in files(room):
+        for module in imported(file):
+            owner = HEAVY.get(module.split(".")[0], room)
+            lowering = module.startswith("onnxruntime.quantization") and room == "passes"
+            assert owner == room or lowering, f"{file}: {room} may not import {module}"
+
+
+def test_a_wrong_import_is_caught(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("def f():\n    from graftline.runtimes import loop\n    import passes.graft\n")
+    assert len(violations("passes", wrong)) == 2

@@ -1,0 +1,61 @@
+"""Adding a thing is one file and one line: a file whose line was forgotten is found here."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from graftline.passes import GRAFTS
+from graftline.recipe import recipes
+from graftline.runtimes.drafters import DRAFTERS
+from graftline.runtimes.rules import RULES
+
+ROOT = Path(__file__).parents[2]
+BASES = {"Graft"}
+
+
+def classes(folder: str) -> dict[str, set[str]]:
+    """By file, the public classes defined in it that derive from a graft or are dataclasses."""
+    found: dict[str, set[str]] = {}
+    for file in sorted((ROOT / folder).glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        names = {n.name for n in tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"}
+        if file.stem != "__init__":
+            found[file.stem] = names
+    return found
+
+
+def test_every_graft_is_in_its_table() -> None:
+    listed = {cls.__name__ for cls in GRAFTS.values()}
+    for file in sorted((ROOT / "passes").glob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                derives = {b.id for b in node.bases if isinstance(b, ast.Name)} & BASES
+                assert not derives or node.name in listed, f"{file.name}: {node.name}"
+
+
+@pytest.mark.parametrize(
+    ("folder", "table"), [("runtimes/drafters", DRAFTERS), ("runtimes/rules", RULES)]
+)
+def test_every_drafter_and_rule_file_is_in_its_table(folder: str, table: dict[str, type]) -> None:
+    listed = {cls.__name__ for cls in table.values()}
+    for stem, names in classes(folder).items():
+        assert names & listed, f"{folder}/{stem}.py defines nothing that is in its table"
+
+
+def test_names_are_the_class_names_in_kebab_case() -> None:
+    for name, graft in GRAFTS.items():
+        assert name == graft.name()
+
+
+def test_every_recipe_names_things_that_exist() -> None:
+    from graftline.passes import Pipeline
+
+    files = {f.stem for f in (ROOT / "graftline/recipes").glob("*.toml")}
+    assert files == {r.name for r in recipes()}
+    for one in recipes():
+        assert one.drafter in DRAFTERS
+        assert one.rule in RULES
+        Pipeline.parse(one.passes, GRAFTS)
