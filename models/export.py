@@ -92,7 +92,7 @@ class _Decoder(torch.nn.Module):
 def empty_model(config: Any, dtype: str = "float32") -> Any:
     """The model of a config with its parameters on the meta device and its buffers computed."""
     kind = getattr(torch, dtype)
-    for attention in (ATTENTION, "sdpa", "eager"):
+    for attention in (ATTENTION, "eager"):
         try:
             with init_empty_weights(include_buffers=False):
                 model = cast(

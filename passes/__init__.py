@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graftline.passes.anchors import Anchors
+from graftline.passes.canonicalize import Canonicalize
 from graftline.passes.graft import Graft
 from graftline.passes.kv_cache import KvCache
 from graftline.passes.lower_ort import LowerOrt
@@ -15,7 +16,18 @@ from graftline.passes.tap import Tap
 from graftline.passes.tree_mask import TreeMask
 
 GRAFTS: dict[str, type[Graft]] = names(
-    [Anchors, KvCache, TreeMask, SelectRows, Tap, ReduceLogits, PackProjections, Quantize, LowerOrt]
+    [
+        Canonicalize,
+        Anchors,
+        KvCache,
+        TreeMask,
+        SelectRows,
+        Tap,
+        ReduceLogits,
+        PackProjections,
+        Quantize,
+        LowerOrt,
+    ]
 )
 
 __all__ = ["GRAFTS", "Graft", "Pipeline"]

@@ -49,6 +49,11 @@ class Job:
     ) -> None:
         if request.stops and tokenizer is None:
             raise RequestError("this bundle has no tokenizer, so stop texts cannot be found")
+        if exact and session.exact_rows is None:
+            raise RequestError(
+                "exact=True: at this precision a row's result depends on the rows beside it, so "
+                "nothing makes speculation exact; rebuild with --dtype fp32"
+            )
         self._session, self._policy, self._request = session, policy, request
         self._prompts, self._exact = prompts, exact
         self._ends = frozenset[int]() if request.ignore_eos else ends
@@ -66,7 +71,7 @@ class Job:
             self._decoding(prompt, np.random.default_rng((*_words(seed), row)), started)
             for row, prompt in enumerate(self._prompts)
         ]
-        least = 2 if self._exact and not self._session.row_invariant else 1
+        least = (self._session.exact_rows or 1) if self._exact else 1
         for _ in decode(self._session, self._batch, self._policy.pacer, least):
             pieces = [self._show(row) for row in range(len(self._batch))]
             if pieces[0]:

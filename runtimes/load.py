@@ -39,8 +39,7 @@ def load(
     """
     bundle = Bundle.open(path, verify=verify)
     session = open_session(bundle, threads=threads, capacity=capacity)
-    least = cast("int | None", bundle.manifest.extra.get("min_rows", 1))
-    if exact and least is None:
+    if exact and session.exact_rows is None:
         raise BackendError(
             f"{path}: at {bundle.manifest.dtype} a row's result depends on the rows beside it, so "
             "nothing makes it exact; rebuild with --dtype fp32"
@@ -73,6 +72,8 @@ def open_session(
         threads=threads,
     )
     session.row_invariant = manifest.exactness is not None and manifest.exactness.row_invariant
+    least = cast("int | None", manifest.extra.get("min_rows"))
+    session.exact_rows = 1 if session.row_invariant else least
     return session
 
 

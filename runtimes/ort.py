@@ -57,6 +57,7 @@ class OrtSession:
         self.threads = threads or os.cpu_count() or 1
         self.min_rows = min_rows
         self.row_invariant = False
+        self.exact_rows: int | None = None
         limit = facts.positions or 4096
         self.capacity = min(capacity or limit, limit)
         self._session = open_graph(graph, self.threads)

@@ -11,7 +11,10 @@ from graftline.errors import RequestError
 from graftline.runtimes.session import Floats, Ints, Session
 
 HELD_OUT = Path(__file__).with_name("heldout.txt")
-"""Public-domain English. Famous, so likely in training data: compare precisions with it, not models."""
+"""Public-domain English, written down from memory and famous, so likely in training data.
+
+It compares precisions of one model, not models.
+"""
 
 
 def perplexity(session: Session, texts: Sequence[Ints], chunk: int = 32) -> float:

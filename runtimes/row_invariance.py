@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graftline.errors import RequestError
+from graftline.errors import BackendError, RequestError
 from graftline.runtimes.session import Floats, Ints, Session
 
 SIZES = (1, 2, 5, 8, 16)
@@ -42,7 +42,7 @@ def row_invariance(session: Session, prompt: Ints) -> RowInvariance:
     """Measure a session after several lengths of a prompt, which also continues it, repeated.
 
     The session's caches are lost. Raises RequestError for a prompt of under three tokens, and for a
-    session too small for the rows that are tried.
+    session too small for the rows that are tried; BackendError for NaN logits.
     """
     beyond = SIZES[-1] + SIZES[-2] - 1
     longest = min(len(prompt), session.capacity - beyond)
@@ -76,7 +76,15 @@ def _fill(session: Session, prompt: Ints, cut: int) -> None:
 def _chains(session: Session, prompt: Ints, cut: int) -> dict[int, Floats]:
     """Logits [n, V] of the n rows after `cut`, scored in one step, for every n of SIZES."""
     _fill(session, prompt, cut)
-    return {n: session.score(prompt[None, cut : cut + n]).logits[0].copy() for n in SIZES}
+    return {n: _logits(session, prompt[cut : cut + n]) for n in SIZES}
+
+
+def _logits(session: Session, tokens: Ints) -> Floats:
+    """Logits [n, V] of one step. NaN would pass every comparison, so it is an error."""
+    logits = session.score(tokens[None]).logits[0].copy()
+    if np.isnan(logits).any():
+        raise BackendError(f"row_invariance: a step of {len(tokens)} rows gave NaN logits")
+    return logits
 
 
 def _gap(session: Session, prompt: Ints, cut: int, chains: dict[int, Floats], rows: int) -> float:
@@ -87,7 +95,7 @@ def _gap(session: Session, prompt: Ints, cut: int, chains: dict[int, Floats], ro
     worst = 0.0
     for j in range(SIZES[-1]):
         start = cut + j
-        alone = session.score(prompt[None, start : start + rows]).logits[0, 0].copy()
+        alone = _logits(session, prompt[start : start + rows])[0]
         session.commit([[0]])
         scale = max(float(np.abs(alone).max()), 1e-30)
         for n, chain in chains.items():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toy_session import ToySession
 
-from graftline.errors import GraftlineError
+from graftline.errors import GraftlineError, RequestError
 from graftline.recipe import Recipe
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
@@ -196,6 +196,13 @@ def test_exact_never_scores_a_single_row(make_engine: Make, prompts: list[list[i
     loose = engine.generate(prompts[0], max_new_tokens=30, recipe="token-recycling")
     assert loose.stats.drafted
     assert not loose.stats.lossless
+
+
+def test_exact_is_refused_where_nothing_makes_it_so(make_engine: Make) -> None:
+    engine = make_engine(row_invariant=False)
+    engine.session.exact_rows = None
+    with pytest.raises(RequestError, match="nothing makes speculation exact"):
+        engine.generate([1, 2, 3], exact=True)
 
 
 @pytest.mark.parametrize("recipe", ["plain", *SPECULATIVE])
