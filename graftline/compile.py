@@ -20,7 +20,7 @@ from graftline.manifest import Exactness, LawRow, Manifest, PassRow
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.pipeline import PassReport
 from graftline.passes.reduce_host import reduce_host
-from graftline.ports import Facts, read_facts, read_ports
+from graftline.ports import Facts, Port, read_facts, read_ports
 from graftline.recipe import Recipe, recipe
 from graftline.store import WeightFile, checkpoint_files, load_graph, save_graph
 
@@ -33,6 +33,7 @@ DTYPES = {"fp32": "", "int8": "quantize{bits=8}", "int4": "quantize{bits=4}"}
 TARGETS = ("ort-cpu",)
 LAW_BLOCKS = 2
 """Blocks of the reduced host on which the numeric laws of the grafts run."""
+HELD_OUT_TOKENS = 500
 ORACLE_LIMIT = 1 << 30
 """Bytes of weights up to which the oracle runs; a larger reduced host is held to structural laws.
 """
@@ -165,7 +166,7 @@ def _write(
     tokenizer = [_copied(writer, file) for file in host.tokenizer_files]
     facts = read_facts(compiled.lowered)
     ports = {name: read_ports(model) for name, model in graphs.items()}
-    proof = prove(writer.root, files, facts, ports[target], target, dtype, say)
+    proof = prove(writer.root, files, facts, ports[target], ports["canonical"], target, dtype, say)
     return Manifest(
         name=Path(writer.out).name,
         facts=facts,
@@ -226,7 +227,8 @@ def prove(
     folder: Path,
     files: dict[str, str],
     facts: Facts,
-    ports: Any,
+    ports: tuple[Port, ...],
+    canonical: tuple[Port, ...],
     target: str,
     dtype: str,
     say: Watch,
@@ -255,6 +257,8 @@ def prove(
     )
     laws.append(LawRow(target, "row-invariant", f"{words} (largest difference {rows.worst:.2g})"))
     quality: dict[str, float] = {}
+    if dtype != "fp32" and (folder / "tokenizer" / "tokenizer.json").is_file():
+        quality = _quality(folder, files["canonical"], session, facts, canonical, dtype, say)
     return Proof(
         laws,
         rows.row_invariant,
@@ -263,6 +267,32 @@ def prove(
         {str(k): float(v) for k, v in rows.per_rows.items()},
         quality,
     )
+
+
+def _quality(
+    folder: Path,
+    canonical: str,
+    session: Any,
+    facts: Facts,
+    ports: tuple[Port, ...],
+    dtype: str,
+    say: Watch,
+) -> dict[str, float]:
+    """Perplexity on held-out English, in this precision and in fp32 (the canonical graph)."""
+    from graftline.runtimes.ort import OrtSession
+    from graftline.runtimes.perplexity import HELD_OUT, perplexity
+    from graftline.runtimes.text import Tokenizer
+
+    text = HELD_OUT.read_text(encoding="utf-8")
+    ids = np.asarray(Tokenizer.from_folder(folder / "tokenizer").encode(text, raw=True), np.int64)
+    ids = ids[: min(HELD_OUT_TOKENS, session.capacity)]
+    fp32 = OrtSession(folder / canonical, facts, ports, capacity=session.capacity)
+    found = {dtype: perplexity(session, [ids]), "fp32": perplexity(fp32, [ids])}
+    say(
+        f"perplexity on {len(ids)} held-out tokens: {dtype} {found[dtype]:.2f}, "
+        f"fp32 {found['fp32']:.2f}"
+    )
+    return {f"perplexity {name}": value for name, value in found.items()}
 
 
 def whole(export: Path, session: Any, facts: Facts, dtype: str) -> str:
@@ -300,8 +330,11 @@ def recheck(bundle: Bundle, watch: Watch | None = None) -> list[LawRow]:
                 "pipeline", "reproducible", f"node {place}", f"{_wiring(was)} is stored, not made"
             )
     same = LawRow("pipeline", "reproducible", f"{len(stored.graph)} nodes made again as stored")
-    files, ports = dict(manifest.graphs), manifest.ports[manifest.target]
-    proof = prove(bundle.path, files, manifest.facts, ports, manifest.target, manifest.dtype, say)
+    files, ports = dict(manifest.graphs), manifest.ports
+    target, dtype = manifest.target, manifest.dtype
+    proof = prove(
+        bundle.path, files, manifest.facts, ports[target], ports["canonical"], target, dtype, say
+    )
     return [*_laws(compiled), same, *proof.laws]
 
 

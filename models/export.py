@@ -28,8 +28,8 @@ ATTENTION = "graftline"
 EXPERTS = {"experts_implementation": "batched_mm"}
 """Mixtures of experts gather the chosen experts' weights: the only form without a Python loop."""
 
-FORWARDED = {"is_causal", "sliding_window", "position_ids", "layer_idx", "use_cache", "cache_position"}
-"""Keywords models pass to their attention that the mask already expresses, or that change nothing."""
+PLACES = {"position_ids", "cache_position"}
+"""Tensors models pass to their attention that the mask already expresses."""
 
 
 def _attention(
@@ -44,10 +44,9 @@ def _attention(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention as one ONNX Attention: heads [B, heads, N, D] -> [B, N, heads, D]."""
-    unknown = sorted(k for k, v in options.items() if v is not None and k not in FORWARDED)
-    changing = [k for k in unknown if isinstance(options[k], torch.Tensor)]
-    if changing:
-        raise NotApplicable(f"attention takes {', '.join(changing)}, which ONNX Attention lacks")
+    other = sorted(k for k, v in options.items() if torch.is_tensor(v) and k not in PLACES)
+    if other:
+        raise NotApplicable(f"attention takes {', '.join(other)}, which ONNX Attention lacks")
     out = torch.onnx.ops.attention(
         query,
         key,

@@ -62,9 +62,14 @@ def _content(buffer: torch.Tensor) -> Hashable:
 
 
 def prefix_length(of: list[int]) -> int:
-    """Layers in the smallest prefix that holds every kind; two at least where there are two."""
+    """Layers in the smallest prefix from which all others can be stamped.
+
+    It holds every kind, and the kind of layer 0 twice where it recurs: what comes before the first
+    layer (scaled or normalised embeddings) must not be taken for a part of it.
+    """
     last = max(of.index(kind) for kind in set(of))
-    return min(len(of), max(2, last + 1))
+    again = of.index(of[0], 1) if of[0] in of[1:] else 0
+    return min(len(of), max(2, last + 1, again + 1))
 
 
 def shortened(config: Any, layers: int) -> Any:

@@ -102,11 +102,16 @@ def _stream(model: ir.Model) -> list[ir.Value]:
 
 
 def _cut(stream: list[ir.Value], seen: Seen, layer: int) -> ir.Value:
-    """The first dominator that depends on all weights of the layers before `layer`, on no other."""
+    """The dominator that depends on all weights of the layers before `layer`, and on no other.
+
+    The first one after each layer; before layer 0 the last one, so that whatever is done to the
+    embedding once (scale, add positions, normalise) stays out of the blocks.
+    """
     before = 0
     for index in range(layer):
         before |= seen.by_layer.get(index, 0)
-    for value in stream:
+    order = stream if layer else reversed(stream)
+    for value in order:
         if value.producer() is not None and seen.by_value[value] == before and _is_state(value):
             return value
     raise NotApplicable(f"no value separates layer {layer} from the layers before it")

@@ -42,7 +42,7 @@ class Found:
 
 @dataclass
 class AttentionReader:
-    """Rewrites all attentions of a graph; equal masks and equal rotary embeddings are looked at once."""
+    """Rewrites all attentions of a graph; equal masks and rotary embeddings are looked at once."""
 
     graph: ir.Graph
     measures: Measures
@@ -70,8 +70,7 @@ class AttentionReader:
     def _write(self, found: Found) -> None:
         where = label(found.node)
         q = trace_heads(found.query, found.heads, False, self.hidden, self.measures)
-        k = trace_heads(
-            found.key, found.heads, found.transposed_key, self.hidden, self.measures)
+        k = trace_heads(found.key, found.heads, found.transposed_key, self.hidden, self.measures)
         v = trace_heads(found.value, found.heads, False, self.hidden, self.measures)
         bases = [self._heads_first(h, found.node) for h in (q, k, v)]
         if self.measures.shape(bases[1])[1] != self.measures.shape(bases[2])[1]:
@@ -80,7 +79,8 @@ class AttentionReader:
             raise NotApplicable("values are scaled before attention", [where])
         if found.bias_key not in self.read:
             self.read[found.bias_key] = read_mask(
-                found.bias, found.sources, self.measures, found.heads, where)
+                found.bias, found.sources, self.measures, found.heads, where
+            )
         mask = self.read[found.bias_key]
         scale = found.scale * q.scale * k.scale
         query = self.rotary.settle(bases[0], found.node)
@@ -92,7 +92,7 @@ class AttentionReader:
         emit = Emit(self.graph, "canonicalize", at=found.node)
         node = emit.node(
             "Attention", inputs, [""], scale=float(np.float32(scale)),
-            softcap=found.softcap or None, **self.masks.attributes(mask),
+            softcap=found.softcap or None, is_causal=self.masks.is_causal(mask),
         )  # fmt: skip
         node.name = f"attention.{len(self.graph)}.{found.out.name}"
         node.metadata_props[MASK_KEY] = mask.text()
@@ -104,7 +104,8 @@ class AttentionReader:
         if not heads.rows_first:
             return heads.base
         new = Emit(self.graph, "canonicalize", at=at).op(
-            "Transpose", [heads.base], perm=[0, 2, 1, 3])
+            "Transpose", [heads.base], perm=[0, 2, 1, 3]
+        )
         new.type = heads.base.type
         for measure in self.measures.each:
             b, n, h, d = measure.of(heads.base) or (0, 0, 0, 0)
@@ -165,7 +166,8 @@ class AttentionReader:
         rows = after.op("Transpose", [out], perm=[0, 2, 1, 3])
         width = self.measures.shape(node.outputs[0])[2]
         merged = after.op(
-            "Reshape", [rows, after.const(f"shape.0_0_{width}", [0, 0, width], np.int64)])
+            "Reshape", [rows, after.const(f"shape.0_0_{width}", [0, 0, width], np.int64)]
+        )
         for measure in self.measures.each:
             b, h, n, _ = measure.shapes[split[0]] or (0, 0, 0, 0)
             measure.shapes[out] = (b, h, n, width // max(h, 1))
@@ -347,5 +349,3 @@ class _Scores:
             for n in self.chain
         ]
         return f"{rows}.{self.heads(self.measures)}"
-
-

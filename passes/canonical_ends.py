@@ -9,7 +9,7 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
-from graftline.passes.meaning import World, label, label_value
+from graftline.passes.meaning import World, label, label_value, sizes_of
 
 _TABLE_BYTES = 1 << 28
 _PASSED = frozenset({"Cast", "Tanh", "Mul", "Div", "Add", "Sub", "Reshape", "Unsqueeze", "Squeeze"})
@@ -47,11 +47,11 @@ def _per_position(value: ir.Value, measures: Measures) -> bool:
 def _learned(
     graph: ir.Graph, at: ir.Node, value: ir.Value, measures: Measures, own: bool
 ) -> ir.Value | None:
-    """The value as table[positions + offset], proved with the table's rows replaced by their numbers."""
+    """The value as table[positions + offset], proved with each table row replaced by its number."""
     table = _table(value)
     if table is None or table.const_value is None:
         return None
-    shape = tuple(int(d) for d in table.const_value.shape)
+    shape = sizes_of(table.const_value)
     numbers = np.broadcast_to(np.arange(shape[0], dtype=np.float32)[:, None], shape)
     offsets: set[int] = set()
     for world, at_positions in _worlds(measures, own):
@@ -96,10 +96,8 @@ def _table(value: ir.Value) -> ir.Value | None:
             continue
         data = node.inputs[0] if node.inputs else None
         if node.op_type == "Gather" and data is not None and data.const_value is not None:
-            if len(data.const_value.shape) == 2 and data.dtype is not None and (
-                data.dtype.is_floating_point()
-            ):
-                found.add(data)
+            found.update([data] if _is_float_table(data) else [])
+            if _is_float_table(data):
                 continue
         for v in node.inputs:
             if v is not None and v not in seen:
@@ -108,10 +106,15 @@ def _table(value: ir.Value) -> ir.Value | None:
     return found.pop() if len(found) == 1 else None
 
 
+def _is_float_table(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and len(tensor.shape) == 2 and tensor.dtype.is_floating_point()
+
+
 def _tabulated(
     graph: ir.Graph, at: ir.Node, value: ir.Value, measures: Measures, own: bool, rows: int
 ) -> ir.Value:
-    """The value at positions 0 .. P-1 as a table. Raises NotApplicable when it is no such table."""
+    """The value at positions 0 .. P-1 as a table. Raises NotApplicable when there is none."""
     width = measures.shape(value)[-1]
     if rows * width * 4 > _TABLE_BYTES:
         raise NotApplicable("positions are computed in too wide a way to tabulate", [label(at)])
@@ -137,10 +140,8 @@ def _all_ones(value: ir.Value, measures: Measures) -> bool:
         return False
 
 
-def open_head(
-    graph: ir.Graph, logits: ir.Value, measures: Measures, hidden: set[ir.Value]
-) -> bool:
-    """Remove the choice of the last position before (or after) the head; True when there was one."""
+def open_head(graph: ir.Graph, logits: ir.Value, measures: Measures, hidden: set[ir.Value]) -> bool:
+    """Remove the choice of the last position around the head; True when there was one."""
     changed, value = False, logits
     while (node := value.producer()) is not None:
         sources = [v for v in node.inputs if v is not None and v in hidden]

@@ -1,8 +1,8 @@
 """The ports of any exported decoder, brought to `tokens`, `positions` -> `logits`.
 
-Inputs are told apart by what they do: token ids read the table with one row per logit, positions reach
-a sine or the index of another table, caches are concatenated, and what is left of rank two or four
-masks. Caches become empty, masks become all-visible or causal: what a prefill without padding feeds.
+Inputs are told apart by what they do: token ids read the table with one row per logit, positions
+reach a sine or the index of another table, caches are concatenated, and what is left of rank two or
+four masks. Caches become empty, masks all-visible or causal: what a prefill without padding feeds.
 """
 
 from __future__ import annotations
@@ -15,71 +15,10 @@ import onnx_ir.passes.common as common
 
 from graftline.errors import NotApplicable
 from graftline.passes.emit import Emit
-from graftline.passes.meaning import label
+from graftline.passes.meaning import label, sizes_of
 
-OPSET = 24
-_OLDEST = 13
-_CHANGED = frozenset({"GroupNormalization", "Upsample", "Scatter"})
-_AXES_BECAME_INPUT_AT_18 = frozenset(
-    "ReduceMax ReduceMin ReduceMean ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
-    "ReduceSumSquare".split()
-)
-_KEEPS_IDS = frozenset("Reshape Cast Unsqueeze Squeeze Identity Expand Flatten".split())
+_KEEPS_IDS = frozenset(["Reshape", "Cast", "Unsqueeze", "Squeeze", "Identity", "Expand", "Flatten"])
 _SUMS = frozenset({"CumSum", "ReduceSum"})
-
-
-def open_graph(model: ir.Model) -> None:
-    """Inline functions, lift constants, drop identities and bring the graph to opset 24."""
-    common.InlinePass()(model)
-    common.RemoveInitializersFromInputsPass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    for node in list(model.graph):
-        if node.op_type == "Dropout" and node.domain == "":
-            ir.convenience.replace_all_uses_with(
-                node.outputs[0], _only(node.inputs[0]), replace_graph_outputs=True
-            )
-    common.IdentityEliminationPass()(model)
-    common.RemoveUnusedNodesPass()(model)
-    raise_opset(model)
-
-
-def raise_opset(model: ir.Model) -> None:
-    """Rewrite what changed between the model's opset and 24. Raises NotApplicable below 13."""
-    have = model.opset_imports.get("", 0)
-    if have < _OLDEST:
-        raise NotApplicable(f"opset {have} is too old: export at opset 18 or later")
-    for node in list(model.graph):
-        if node.domain not in ("", "ai.onnx"):
-            continue
-        if node.op_type in _CHANGED:
-            raise NotApplicable(f"{node.op_type} changed since opset {have}", [label(node)])
-        if have < 18 and node.op_type in _AXES_BECAME_INPUT_AT_18:
-            _axes_to_input(model.graph, node)
-        if have < 18 and node.op_type == "Split" and len(node.inputs) < 2:
-            node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
-        node.version = None
-    model.opset_imports[""] = OPSET
-    model.opset_imports.pop("ai.onnx", None)
-    model.ir_version = max(model.ir_version or 0, 11)
-
-
-def _axes_to_input(graph: ir.Graph, node: ir.Node) -> None:
-    axes = node.attributes.pop("axes", None)
-    if axes is None or len(node.inputs) > 1:
-        return
-    values = list(axes.as_ints())
-    name = "axes." + "_".join(str(a) for a in values)
-    held = Emit(graph, "canonicalize").const(name, values, np.int64)
-    new = ir.node(
-        node.op_type, [node.inputs[0], held], dict(node.attributes), name=node.name,
-        num_outputs=1, metadata_props=dict(node.metadata_props),
-    )
-    new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-    graph.insert_before(node, new)
-    ir.convenience.replace_all_uses_with(
-        node.outputs[0], new.outputs[0], replace_graph_outputs=True
-    )
-    graph.remove(node, safe=True)
 
 
 @dataclass(frozen=True)
@@ -180,7 +119,7 @@ def _table_shape(value: ir.Value | None) -> tuple[int, ...] | None:
         value = node.inputs[0]
     if value is None or value.const_value is None:
         return None
-    return tuple(int(d) for d in value.const_value.shape)
+    return sizes_of(value.const_value)
 
 
 def _positions(graph: ir.Graph, tokens: ir.Value) -> ir.Value | None:
@@ -220,9 +159,8 @@ def _reaches_position_sink(value: ir.Value) -> bool:
                 return True
             if node.op_type == "RotaryEmbedding":
                 return True
-            if node.op_type in _SUMS or node.op_type in ("Shape", "MatMul", "GatherND"):
-                if node.op_type != "MatMul":
-                    continue
+            if node.op_type in _SUMS or node.op_type in ("Shape", "GatherND"):
+                continue
             for out in node.outputs:
                 if out not in seen:
                     seen.add(out)
@@ -279,7 +217,9 @@ def _is_cache(value: ir.Value) -> bool:
 
 def _filled(emit: Emit, shape: ir.Value, fill: int, dtype: ir.DataType) -> ir.Value:
     held = emit.op(
-        "ConstantOfShape", [shape], value=ir.tensor(np.asarray([fill], np.int64)),
+        "ConstantOfShape",
+        [shape],
+        value=ir.tensor(np.asarray([fill], np.int64)),
     )
     return emit.op("Cast", [held], to=dtype)
 
@@ -304,8 +244,12 @@ def _empty_cache(
     parts: list[ir.Value] = []
     for i, dim in enumerate(dims):
         if i in batches[:1]:
-            parts.append(emit.op("Slice", [
-                whole, emit.const("row.0", [0], np.int64), emit.const("row.1", [1], np.int64)]))
+            parts.append(
+                emit.op(
+                    "Slice",
+                    [whole, emit.const("row.0", [0], np.int64), emit.const("row.1", [1], np.int64)],
+                )
+            )
         else:
             size = 0 if i in length else int(dim)  # type: ignore[arg-type]
             parts.append(emit.const(f"row.{size}", [size], np.int64))
@@ -314,18 +258,21 @@ def _empty_cache(
 
 
 def _causal(emit: Emit, whole: ir.Value, dtype: ir.DataType) -> ir.Value:
-    size = emit.op("Slice", [
-        whole, emit.const("row.1", [1], np.int64), emit.const("row.2", [2], np.int64)])
-    batch = emit.op("Slice", [
-        whole, emit.const("row.0", [0], np.int64), emit.const("row.1", [1], np.int64)])
+    size = emit.op(
+        "Slice", [whole, emit.const("row.1", [1], np.int64), emit.const("row.2", [2], np.int64)]
+    )
+    batch = emit.op(
+        "Slice", [whole, emit.const("row.0", [0], np.int64), emit.const("row.1", [1], np.int64)]
+    )
     shape = emit.op("Concat", [batch, emit.const("row.1", [1], np.int64), size, size], axis=0)
     ones = _filled(emit, shape, 1, ir.DataType.FLOAT)
     lower = emit.op("Cast", [emit.op("Trilu", [ones], upper=0)], to=ir.DataType.BOOL)
     if dtype == ir.DataType.BOOL:
         return lower
     none, lowest = np.float32(0), np.float32(-3e38 if dtype != ir.DataType.FLOAT16 else -65504)
-    bias = emit.op("Where", [
-        lower, emit.const("mask.none", none), emit.const("mask.lowest", lowest)])
+    bias = emit.op(
+        "Where", [lower, emit.const("mask.none", none), emit.const("mask.lowest", lowest)]
+    )
     return bias if dtype == ir.DataType.FLOAT else emit.op("Cast", [bias], to=dtype)
 
 
@@ -339,9 +286,3 @@ def _widen(graph: ir.Graph, value: ir.Value) -> None:
     for node, index in readers:
         if node.op_type not in ("Shape", "Gather"):
             node.replace_input_with(index, cast)
-
-
-def _only(value: ir.Value | None) -> ir.Value:
-    if value is None:
-        raise NotApplicable("a node lacks its input")
-    return value

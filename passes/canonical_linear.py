@@ -1,8 +1,8 @@
 """Work on flattened rows [B*N, K] (Gemm, activations, residuals), brought back to [B, N, K].
 
-Some exporters flatten the batch for every linear layer. Row-wise nodes do not care: each gets a twin
-over [B, N, K], Gemm becomes MatMul and Add with the same weight, and only what needs rows, such as a
-router of experts, still reads them flat.
+Some exporters flatten the batch for every linear layer. Row-wise nodes do not care: each gets a
+twin over [B, N, K], Gemm becomes MatMul and Add with the same weight, and only what needs rows, such
+as a router of experts, still reads them flat.
 """
 
 from __future__ import annotations
@@ -14,8 +14,32 @@ from graftline.passes.canonical_shapes import Measures
 from graftline.passes.emit import Emit
 
 _ROWWISE = frozenset(
-    "Relu Gelu Tanh Sigmoid Erf Neg Sqrt Exp Softplus HardSwish LeakyRelu Elu Mish Swish Identity Cast "
-    "Add Mul Sub Div Pow Clip LayerNormalization RMSNormalization".split()
+    [
+        "Relu",
+        "Gelu",
+        "Tanh",
+        "Sigmoid",
+        "Erf",
+        "Neg",
+        "Sqrt",
+        "Exp",
+        "Softplus",
+        "HardSwish",
+        "LeakyRelu",
+        "Elu",
+        "Mish",
+        "Swish",
+        "Identity",
+        "Cast",
+        "Add",
+        "Mul",
+        "Sub",
+        "Div",
+        "Pow",
+        "Clip",
+        "LayerNormalization",
+        "RMSNormalization",
+    ]
 )
 
 

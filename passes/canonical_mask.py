@@ -1,13 +1,13 @@
 """What an attention bias means: causal, a window, or linear biases; told by its values.
 
 The bias is evaluated at small sizes. A window larger than those sizes would look causal, so every
-integer of the sub-graph that could be one is replaced by a small one to see whether the mask follows.
+integer of the sub-graph that could be one is replaced by a small one to see if the mask follows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_shapes import Measures
 from graftline.passes.emit import Emit
-from graftline.passes.meaning import World
+from graftline.passes.meaning import World, sizes_of
 
 MASK_KEY = "graftline.mask"
 _MASKED = -9e3
@@ -31,7 +31,7 @@ Bias = Callable[[World], Array]
 
 @dataclass(frozen=True)
 class Mask:
-    """What may be attended to: always causal; within `size` positions; biased by `slopes` per head."""
+    """What may be attended to: causal; within `size` positions; biased by `slopes` per head."""
 
     kind: Literal["causal", "window", "alibi"]
     size: int = 0
@@ -82,8 +82,8 @@ def _classify(values: Array, where: str) -> Mask:
     if not (seen == ((distance >= 0) & (distance < max(size, 1)))).all():
         if seen.all():
             raise NotApplicable(
-                "the mask hides nothing: either this is no causal decoder, or a boolean mask is added "
-                "to the scores as 0 and 1 (export with a float mask or with sdpa attention)",
+                "the mask hides nothing: either this is no causal decoder, or a boolean mask is "
+                "added to the scores as 0 and 1 (export with a float mask or sdpa attention)",
                 [where],
             )
         raise NotApplicable("the mask is neither causal nor a window", [where])
@@ -96,7 +96,7 @@ def _classify(values: Array, where: str) -> Mask:
 
 
 def _slopes(values: Array, seen: Array, where: str) -> tuple[float, ...]:
-    """Per head, what a step of one key position adds; softmax ignores what a row has in common."""
+    """Per head, what one key position more adds; softmax ignores what a row has in common."""
     length = values.shape[-1]
     finite = np.where(seen, values, 0.0)
     diagonal = np.arange(length)
@@ -111,7 +111,7 @@ def _slopes(values: Array, seen: Array, where: str) -> tuple[float, ...]:
 
 
 def _constants(sources: list[ir.Value]) -> tuple[dict[int, list[ir.Value]], set[int]]:
-    """Whole numbers that could be window sizes, and lengths of square buffers, above the sources."""
+    """Whole numbers that could be window sizes, and sizes of square buffers, above the sources."""
     numbers: dict[int, list[ir.Value]] = {}
     buffers, seen, todo = set[int](), set[ir.Value](), list(sources)
     while todo:
@@ -130,8 +130,10 @@ def _constants(sources: list[ir.Value]) -> tuple[dict[int, list[ir.Value]], set[
             number = float(tensor.numpy().reshape(()))
             if number == int(number) and _LENGTH - 3 < abs(number) <= _LARGEST_WINDOW:
                 numbers.setdefault(abs(int(number)), []).append(value)
-        elif len(tensor.shape) >= 2 and tensor.shape[-1] == tensor.shape[-2]:
-            buffers.add(min(int(tensor.shape[-1]), _DIRECT))
+            continue
+        shape = sizes_of(tensor)
+        if len(shape) >= 2 and shape[-1] == shape[-2]:
+            buffers.add(min(shape[-1], _DIRECT))
     return numbers, buffers
 
 
@@ -182,13 +184,16 @@ class MaskWriter:
         key = mask.text()
         if key not in self.made:
             emit = Emit(self.graph, "canonicalize", at=next(iter(self.graph)))
-            self.made[key] = self._window(emit, mask.size) if mask.kind == "window" else (
-                self._alibi(emit, mask.slopes))
+            self.made[key] = (
+                self._window(emit, mask.size)
+                if mask.kind == "window"
+                else (self._alibi(emit, mask.slopes))
+            )
         return self.made[key]
 
-    def attributes(self, mask: Mask) -> Mapping[str, int]:
-        """The attribute of Attention that says causal."""
-        return {"is_causal": 1} if mask.kind == "causal" else {}
+    def is_causal(self, mask: Mask) -> int | None:
+        """The attribute of Attention that says causal, absent where a mask input says more."""
+        return 1 if mask.kind == "causal" else None
 
     def _sides(self, emit: Emit) -> tuple[ir.Value, ir.Value]:
         """Positions of queries [B, 1, N, 1] and of keys [B, 1, 1, N]."""
@@ -207,8 +212,9 @@ class MaskWriter:
         q, k = self._sides(emit)
         steep = np.asarray(slopes, np.float32).reshape(1, -1, 1, 1)
         name = "mask.alibi" + (f".{len(self.made)}" if self.made else "")
-        bias = emit.op("Mul", [
-            emit.const(f"{name}.slopes", steep), emit.op("Cast", [k], to=ir.DataType.FLOAT)])
+        bias = emit.op(
+            "Mul", [emit.const(f"{name}.slopes", steep), emit.op("Cast", [k], to=ir.DataType.FLOAT)]
+        )
         past = emit.op("LessOrEqual", [k, q])
         lowest = emit.const("minus_infinity", -np.inf, np.float32)
         return emit.op("Where", [past, bias, lowest], name)

@@ -13,7 +13,20 @@ from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.meaning import label_value
 
 MOVES = frozenset(
-    "Reshape Transpose Expand Unsqueeze Squeeze Cast Identity Slice Split Gather Tile Neg".split()
+    [
+        "Reshape",
+        "Transpose",
+        "Expand",
+        "Unsqueeze",
+        "Squeeze",
+        "Cast",
+        "Identity",
+        "Slice",
+        "Split",
+        "Gather",
+        "Tile",
+        "Neg",
+    ]
 )
 _SCALES = frozenset({"Mul", "Div"})
 
@@ -49,10 +62,10 @@ def single_source(
 def trace_heads(
     operand: ir.Value, heads: int, key: bool, hidden: set[ir.Value], measures: Measures
 ) -> Heads:
-    """Trace an operand of QK^T (key: transposed) or of the product with V back to its heads.
+    """Trace an operand of QK^T (key: transposed) or of the product with V to its heads.
 
-    The furthest value along the chain that has the shape [B, heads', N, D], and whose repetition over
-    groups of heads gives the operand, is the base. Raises NotApplicable when there is none.
+    The furthest value along the chain that has the shape [B, heads', N, D], and whose repetition
+    over groups of heads gives the operand, is the base. Raises NotApplicable when there is none.
     """
     chain = [operand]
     while (node := chain[-1].producer()) is not None:
@@ -101,7 +114,7 @@ def _explains(
 
 def _moved(x: Array, like: Array, heads: int, key: bool) -> Array | None:
     """The operand that heads `x` stand for, in the shape of `like`, or None when it has another."""
-    for repeat in ({1, heads // x.shape[1]} if x.shape[1] != heads else {1}):
+    for repeat in {1, heads // x.shape[1]} if x.shape[1] != heads else {1}:
         moved = np.repeat(x, repeat, axis=1)
         moved = np.swapaxes(moved, -1, -2) if key else moved
         if moved.shape == like.shape:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.passes.emit import Emit
-from graftline.passes.meaning import constant, scalar
+from graftline.passes.meaning import constant, scalar, sizes_of
 
 _MAKER = "canonicalize"
 _FUSED = frozenset({
@@ -218,7 +218,7 @@ def _plus_one(emit: Emit, vector: ir.Value) -> ir.Value:
         total = array.astype(np.float32) + np.float32(1)
         return ir.tensor(total.astype(array.dtype), name=name)
 
-    lazy = ir.LazyTensor(add_one, dtype=tensor.dtype, shape=ir.Shape(tensor.shape), name=name)
+    lazy = ir.LazyTensor(add_one, dtype=tensor.dtype, shape=ir.Shape(sizes_of(tensor)), name=name)
     return emit.initializer(name, lazy)
 
 

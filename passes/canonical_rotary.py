@@ -1,8 +1,8 @@
 """Rotary embeddings in any spelling, as RotaryEmbedding with tables.
 
-Between a projected head and attention, what depends on positions is linear in the head: a matrix A(p)
-per position. It is read off by feeding unit vectors, recognised as a rotation of pairs (i, i + R/2) or
-(2i, 2i + 1), and its cosines and sines become tables of P rows. Scales folded into them stay there.
+Between a projected head and attention, what depends on positions is linear in the head: a matrix
+A(p) per position. It is read off by feeding unit vectors, recognised as a rotation of pairs
+(i, i + R/2) or (2i, 2i + 1), and its cosines and sines become tables of P rows, scales included.
 """
 
 from __future__ import annotations
@@ -21,8 +21,29 @@ from graftline.passes.emit import Emit
 from graftline.passes.meaning import label, label_value
 
 _LINEAR = frozenset(
-    "Mul Add Sub Neg Concat Slice Split Reshape Transpose Unsqueeze Squeeze Cast Gather Expand Where "
-    "ScatterElements ScatterND Identity RotaryEmbedding Div Tile".split()
+    [
+        "Mul",
+        "Add",
+        "Sub",
+        "Neg",
+        "Concat",
+        "Slice",
+        "Split",
+        "Reshape",
+        "Transpose",
+        "Unsqueeze",
+        "Squeeze",
+        "Cast",
+        "Gather",
+        "Expand",
+        "Where",
+        "ScatterElements",
+        "ScatterND",
+        "Identity",
+        "RotaryEmbedding",
+        "Div",
+        "Tile",
+    ]
 )
 _PROBED = 5
 _CHUNK = 1024

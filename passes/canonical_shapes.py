@@ -1,8 +1,8 @@
 """Shape arithmetic, evaluated: reads of activations' shapes, reshapes and empty concatenations.
 
 Every size in a decoder is a number, B, N or B*N. What an exporter computes with dozens of nodes per
-block is found by measuring the graph at several sizes and written as constants (0 keeps a dimension,
--1 takes the rest).
+block is found by measuring the graph at several sizes and written as constants (0 keeps a
+dimension, -1 takes the rest).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _is_parameter_math(node: ir.Node) -> bool:
 
 
 def settle_shapes(model: ir.Model, measures: Measures, hidden: set[ir.Value]) -> bool:
-    """Write shape arithmetic as constants and drop what moves nothing; True when something changed."""
+    """Write shape arithmetic as constants and drop what moves nothing; True when it changed."""
     graph = model.graph
     changed = False
     for node in list(graph):

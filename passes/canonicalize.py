@@ -1,11 +1,11 @@
 """Canonicalize: any exported decoder, brought to the one form every other graft reads.
 
-    tokens [B, N], positions [B, N] -> logits [B, N, V], at opset 24, with one node per norm, per rotary
-    embedding and per attention; KV groups native, masks by meaning, no cache, weights untouched.
+    tokens [B, N], positions [B, N] -> logits [B, N, V], at opset 24, with one node per norm, per
+    rotary embedding and per attention; native KV groups, masks by meaning, no cache, same weights
 
-Structure is recognised by what it computes where it depends on no weight (masks, angles, shapes), and by
-its few spellings elsewhere (norms, softmax). Nothing here knows an architecture by name, and what is not
-understood is refused with the nodes looked at.
+Structure is recognised by what it computes where it depends on no weight (masks, angles, shapes),
+and by its few spellings elsewhere (norms, softmax). Nothing here knows an architecture by name, and
+what is not understood is refused with the nodes looked at.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.passes.canonical_attention import AttentionReader
 from graftline.passes.canonical_ends import open_head, own_head_weight, settle_positions
-from graftline.passes.canonical_entry import enter, open_graph
+from graftline.passes.canonical_entry import enter
 from graftline.passes.canonical_linear import unflatten_rows
 from graftline.passes.canonical_mask import MaskWriter
 from graftline.passes.canonical_norm import fuse_norms
+from graftline.passes.canonical_opset import open_graph
 from graftline.passes.canonical_rotary import RotaryReader
 from graftline.passes.canonical_shapes import Measures, dedupe, fold, settle_shapes
 from graftline.passes.graft import Graft
@@ -84,9 +85,7 @@ class Canonicalize(Graft):
         known = read_facts(model).positions if FACTS_KEY in model.metadata_props else 0
         return min(known or self.positions, self.cap)
 
-    def _attention(
-        self, model: ir.Model, tokens: ir.Value, positions: ir.Value, own: bool
-    ) -> None:
+    def _attention(self, model: ir.Model, tokens: ir.Value, positions: ir.Value, own: bool) -> None:
         graph = model.graph
         measures, hidden = measure(graph, tokens, positions)
         rotary = RotaryReader(graph, measures, hidden, positions, own, self.rows(model))
@@ -183,8 +182,11 @@ def finish(model: ir.Model, tokens: ir.Value, positions: ir.Value) -> None:
     for node in graph:
         for value in node.outputs:
             dims = measures.dims(value)
-            known = None if dims is None else ir.Shape(
-                [None if isinstance(d, str) and "*" in d else d for d in dims])
+            known = (
+                None
+                if dims is None
+                else ir.Shape([None if isinstance(d, str) and "*" in d else d for d in dims])
+            )
             value.shape = known
     common.NameFixPass()(model)
     logits = graph.outputs[0]
@@ -201,5 +203,3 @@ def finish(model: ir.Model, tokens: ir.Value, positions: ir.Value) -> None:
     used = {""} | {n.domain for n in graph}
     for domain in set(graph.opset_imports) - used:
         del graph.opset_imports[domain]
-
-

@@ -1,8 +1,8 @@
 """What weight-free parts of a graph compute, found by evaluating them.
 
-Masks, rotary tables, position ids and shape arithmetic are written in many ways and mean few things.
-They depend on sizes, positions and small constants, never on weights: so they can be evaluated, and
-recognised by their values instead of by their spelling.
+Masks, rotary tables, position ids and shape arithmetic are written in many ways and mean few
+things. They depend on sizes, positions and small constants, never on weights: so they can be
+evaluated, and recognised by their values instead of by their spelling.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ def label_value(value: ir.Value) -> str:
     return label(producer) if producer is not None else f"value {value.name}"
 
 
+def sizes_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a tensor as plain numbers."""
+    return tuple(d for d in tensor.shape if isinstance(d, int))
+
+
 def constant(value: ir.Value | None, limit: int = 4096) -> Array | None:
     """The value of a constant of at most `limit` elements, else None; larger ones are not read."""
     if value is None:
@@ -53,7 +58,7 @@ def scalar(value: ir.Value | None) -> float | None:
 
 
 def hidden_values(graph: ir.Graph, tokens: ir.Value) -> set[ir.Value]:
-    """All values that depend on the model's activations: everything below a table read by token ids.
+    """All values that depend on activations: everything below a table read by token ids.
 
     What only asks for the shape of an activation does not depend on it.
     """
@@ -72,7 +77,12 @@ def hidden_values(graph: ir.Graph, tokens: ir.Value) -> set[ir.Value]:
 def _is_weight(value: ir.Value | None) -> bool:
     while value is not None and value.producer() is not None:
         node = value.producer()
-        if node is None or node.op_type not in ("Transpose", "Cast", "DequantizeLinear", "Identity"):
+        if node is None or node.op_type not in (
+            "Transpose",
+            "Cast",
+            "DequantizeLinear",
+            "Identity",
+        ):
             return False
         value = node.inputs[0]
     return value is not None and value.const_value is not None and len(value.const_value.shape) > 1
@@ -95,7 +105,7 @@ class World:
         return World(dict(known), self.shapes, self.opset)
 
     def value(self, wanted: ir.Value) -> Array:
-        """The value of `wanted`. Raises NotApplicable when it depends on an activation or a weight."""
+        """The value of `wanted`. Raises NotApplicable when it depends on activations or weights."""
         stack = [wanted]
         while stack:
             value = stack[-1]
@@ -134,8 +144,10 @@ class World:
         return True
 
     def _run(self, node: ir.Node) -> None:
-        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-               for a in node.attributes.values()):
+        if any(
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for a in node.attributes.values()
+        ):
             raise NotApplicable("control flow cannot be evaluated", [label(node)])
         inputs = [None if v is None else self.known[v] for v in node.inputs]
         with np.errstate(all="ignore"):
@@ -154,7 +166,7 @@ def evaluate_node(node: ir.Node, inputs: Iterable[Array | None], opset: int) -> 
     feed = {name: array for name, array in zip(names, inputs, strict=True) if array is not None}
     try:
         runner = ReferenceEvaluator(proto, opsets={node.domain: opset if node.domain == "" else 1})
-        return list(runner.run(None, feed))
+        return [np.asarray(out) for out in runner.run(None, feed)]
     except NotApplicable:
         raise
     except Exception as error:

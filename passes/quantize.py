@@ -35,7 +35,7 @@ class Quantize(Graft):
     """
 
     bits: int = 4
-    algorithm: str = "k-quant"
+    algorithm: str = "rtn"
     block: int = 32
     accuracy: int = 4
     head_bits: int = 0

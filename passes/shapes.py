@@ -10,22 +10,94 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
-from graftline.passes.meaning import World, constant
+from graftline.passes.meaning import World, constant, sizes_of
 
 Shape = tuple[int, ...]
 Rule = Callable[[ir.Node, "Measure"], list[Shape | None]]
 
 _BROADCAST = frozenset(
-    "Add Sub Mul Div Pow Where And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual Max Min Mod "
-    "BitwiseAnd BitwiseOr PRelu Sum Mean".split()
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Where",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "Max",
+        "Min",
+        "Mod",
+        "BitwiseAnd",
+        "BitwiseOr",
+        "PRelu",
+        "Sum",
+        "Mean",
+    ]
 )
 _SAME = frozenset(
-    "Identity Cast CastLike Neg Not Abs Sqrt Reciprocal Exp Log Sin Cos Tanh Sigmoid Relu Gelu Erf "
-    "Softplus Softmax LogSoftmax Clip CumSum Trilu IsNaN IsInf Floor Ceil Round Sign HardSwish "
-    "Dropout LayerNormalization RMSNormalization SimplifiedLayerNormalization RotaryEmbedding "
-    "ScatterElements ScatterND LeakyRelu Elu Selu Mish Swish QuickGelu FastGelu BiasGelu Silu "
-    "HardSigmoid Softsign GroupNormalization LpNormalization SkipSimplifiedLayerNormalization "
-    "SkipLayerNormalization DequantizeLinear TensorScatter".split()
+    [
+        "Identity",
+        "Cast",
+        "CastLike",
+        "Neg",
+        "Not",
+        "Abs",
+        "Sqrt",
+        "Reciprocal",
+        "Exp",
+        "Log",
+        "Sin",
+        "Cos",
+        "Tanh",
+        "Sigmoid",
+        "Relu",
+        "Gelu",
+        "Erf",
+        "Softplus",
+        "Softmax",
+        "LogSoftmax",
+        "Clip",
+        "CumSum",
+        "Trilu",
+        "IsNaN",
+        "IsInf",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sign",
+        "HardSwish",
+        "Dropout",
+        "LayerNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "RotaryEmbedding",
+        "ScatterElements",
+        "ScatterND",
+        "LeakyRelu",
+        "Elu",
+        "Selu",
+        "Mish",
+        "Swish",
+        "QuickGelu",
+        "FastGelu",
+        "BiasGelu",
+        "Silu",
+        "HardSigmoid",
+        "Softsign",
+        "GroupNormalization",
+        "LpNormalization",
+        "SkipSimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "DequantizeLinear",
+        "TensorScatter",
+    ]
 )
 
 
@@ -48,7 +120,7 @@ class Measure:
         if value in self.world.known:
             return self.world.known[value].shape
         if value.const_value is not None:
-            return tuple(int(d) for d in value.const_value.shape)
+            return sizes_of(value.const_value)
         return None
 
     def values(self, value: ir.Value | None) -> Array:
@@ -169,7 +241,11 @@ def _transpose(node: ir.Node, m: Measure) -> list[Shape | None]:
 
 def _squeeze(node: ir.Node, m: Measure) -> list[Shape | None]:
     shape, axes = _need(m.of(node.inputs[0])), _axes(node, m)
-    drop = {i for i, d in enumerate(shape) if d == 1} if axes is None else {a % len(shape) for a in axes}
+    drop = (
+        {i for i, d in enumerate(shape) if d == 1}
+        if axes is None
+        else {a % len(shape) for a in axes}
+    )
     return [tuple(d for i, d in enumerate(shape) if i not in drop)]
 
 
@@ -198,7 +274,7 @@ def _split(node: ir.Node, m: Measure) -> list[Shape | None]:
         count = len(node.outputs)
         each = -(-shape[axis] // count)
         sizes = [each] * (count - 1) + [shape[axis] - each * (count - 1)]
-    return [tuple(shape[:axis] + [s] + shape[axis + 1 :]) for s in sizes]
+    return [tuple([*shape[:axis], s, *shape[axis + 1 :]]) for s in sizes]
 
 
 def _slice(node: ir.Node, m: Measure) -> list[Shape | None]:
@@ -261,7 +337,10 @@ def _attention(node: ir.Node, m: Measure) -> list[Shape | None]:
     q, v = _need(m.of(node.inputs[0])), _need(m.of(node.inputs[2]))
     if len(q) == 4:
         return [(*q[:3], v[3])]
-    heads, kv = node.attributes.get_int("q_num_heads", 1), node.attributes.get_int("kv_num_heads", 1)
+    heads, kv = (
+        node.attributes.get_int("q_num_heads", 1),
+        node.attributes.get_int("kv_num_heads", 1),
+    )
     return [(*q[:2], int(heads or 1) * (v[2] // int(kv or 1)))]
 
 
