@@ -22,9 +22,12 @@ class GgufCheckpoint:
     def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
         """Convert to a cached folder (tens of seconds, the first time), then as a folder."""
         tell = watch or silent
+        return HfCheckpoint(self.folder(tell)).host(full_export, tell)
+
+    def folder(self, watch: Watch = silent) -> Path:
+        """The cached Hugging Face folder with this file's weights in fp32."""
         check(self.path)
-        folder = cached("gguf", fingerprint([self.path]), lambda to: _convert(self.path, to, tell))
-        return HfCheckpoint(folder).host(full_export, tell)
+        return cached("gguf", fingerprint([self.path]), lambda to: _convert(self.path, to, watch))
 
 
 def check(file: Path) -> None:

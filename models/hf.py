@@ -33,6 +33,8 @@ class HfCheckpoint:
     """A folder with config.json and safetensors, whole, sharded or tied."""
 
     path: Path
+    name: str = ""
+    """What to call the source in the facts: the folder's name unless given."""
 
     def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
         """Export the graph from the config alone, then point its initializers into the files."""
@@ -47,9 +49,10 @@ class HfCheckpoint:
 
             source = read_headers([converted(config, files, self.path / "config.json", tell)])
         point(built, source)
-        facts = facts_of(config, built.parameters, self.path.name)
+        facts = facts_of(config, built.parameters, self.name or self.path.name)
         write_facts(built.graph, facts)
-        return Host("decoder", built.graph, facts, tokenizer_files(self.path), generation(self.path), source)
+        files = tokenizer_files(self.path)
+        return Host("decoder", built.graph, facts, files, generation(self.path), source)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ def blocks(model: ir.Model, path: str, layers: int) -> list[Block]:
     """Find the blocks of the first `layers` layers. Raises NotApplicable, naming the weights."""
     names = Layers(path)
     stream, seen = _stream(model), _weights_seen(model, names)
+    bare = [f"{path}.{i}" for i in range(layers) if i not in seen.by_layer]
+    if bare:
+        raise NotApplicable("a layer reads no weights of its own", bare)
     cuts = [_cut(stream, seen, layer) for layer in range(layers + 1)]
     return [_block(model, names, i, cuts[i], cuts[i + 1]) for i in range(layers)]
 

@@ -326,7 +326,7 @@ class _Scores:
         got = world.fork({**known, product: scores}).value(end).astype(np.float64)
         want = self._capped(scores.astype(np.float64)).reshape(got.shape) + zero
         seen = zero > -9e3
-        if seen.any() and np.abs(np.where(seen, got - want, 0)).max() > 1e-4:
+        if seen.any() and np.abs(got[seen] - want[seen]).max() > 1e-4:
             raise NotApplicable("scores are changed by more than scale, cap and bias",
                                 [label(n) for n in self.chain])  # fmt: skip
         heads = self.heads(self.measures)

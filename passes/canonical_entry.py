@@ -18,6 +18,7 @@ from graftline.passes.emit import Emit
 from graftline.passes.meaning import label, sizes_of
 
 _KEEPS_IDS = frozenset(["Reshape", "Cast", "Unsqueeze", "Squeeze", "Identity", "Expand", "Flatten"])
+_COMPARES = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 _SUMS = frozenset({"CumSum", "ReduceSum"})
 
 
@@ -149,23 +150,44 @@ def _is_padding_mask(value: ir.Value) -> bool:
     return False
 
 
+def _hides(value: ir.Value) -> bool:
+    """Whether an input acts as a padding mask: summed, compared with a constant, or subtracted."""
+    todo, seen = [value], set[ir.Value]()
+    while todo:
+        for node, index in todo.pop().uses():
+            to = node.attributes.get_int("to", 0) if node.op_type == "Cast" else 0
+            others = [v for i, v in enumerate(node.inputs) if i != index and v is not None]
+            fixed = bool(others) and all(v.const_value is not None for v in others)
+            if to == ir.DataType.BOOL.value or node.op_type in (*_SUMS, "Not"):
+                return True
+            if fixed and (node.op_type in ("Equal", *_COMPARES) or node.op_type == "Sub"):
+                return node.op_type != "Sub" or index == 1
+            if index == 0 and node.op_type in (*_KEEPS_IDS, "Slice"):
+                fresh = [v for v in node.outputs if v not in seen]
+                seen.update(fresh)
+                todo.extend(fresh)
+    return False
+
+
 def _reaches_position_sink(value: ir.Value) -> bool:
-    """Whether values of an input reach an angle or a table index other than through a sum."""
-    seen, todo = set[ir.Value](), [value]
+    """Whether values of an input reach an angle or a table index other than through a sum, or are
+    compared with each other."""
+    seen, todo = {value}, [value]
     while todo:
         current = todo.pop()
         for node, index in current.uses():
-            if node.op_type in ("Cos", "Sin") or (node.op_type == "Gather" and index == 1):
+            if node.op_type in ("Cos", "Sin") or (node.op_type.startswith("Gather") and index == 1):
                 return True
             if node.op_type == "RotaryEmbedding":
                 return True
-            if node.op_type in _SUMS or node.op_type in ("Shape", "GatherND"):
+            if node.op_type in _SUMS or node.op_type == "Shape":
                 continue
             for out in node.outputs:
                 if out not in seen:
                     seen.add(out)
                     todo.append(out)
-    return False
+    compared = (n for v in seen for n, _ in v.uses() if n.op_type in _COMPARES)
+    return any(all(v in seen for v in node.inputs) for node in compared)
 
 
 def _replace_input(
@@ -183,9 +205,8 @@ def _replace_input(
     if shape is None:
         raise NotApplicable(f"input {value.name} has no shape", [f"input {value.name}"])
     whole = emit.op("Shape", [tokens])
-    if len(shape) == 2:
-        ones = _filled(emit, whole, 1, dtype)
-        new = ones
+    if len(shape) == 2 and _hides(value):
+        new = _filled(emit, whole, 1, dtype)
     elif len(shape) == 1 and not dtype.is_floating_point() and not isinstance(shape[0], int):
         new = _arange(emit, whole, dtype)
     elif dtype.is_floating_point() and _is_cache(value):

@@ -1,8 +1,8 @@
 """Work on flattened rows [B*N, K] (Gemm, activations, residuals), brought back to [B, N, K].
 
 Some exporters flatten the batch for every linear layer. Row-wise nodes do not care: each gets a
-twin over [B, N, K], Gemm becomes MatMul and Add with the same weight, and only what needs rows, such
-as a router of experts, still reads them flat.
+twin over [B, N, K], Gemm becomes MatMul and Add with the same weight, and only what needs rows,
+such as a router of experts, still reads them flat.
 """
 
 from __future__ import annotations

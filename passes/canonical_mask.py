@@ -128,7 +128,9 @@ def _constants(sources: list[ir.Value]) -> tuple[dict[int, list[ir.Value]], set[
             continue
         if tensor.size == 1:
             number = float(tensor.numpy().reshape(()))
-            if number == int(number) and _LENGTH - 3 < abs(number) <= _LARGEST_WINDOW:
+            fill = tensor.dtype.is_floating_point() and abs(number) >= -_MASKED
+            in_range = _LENGTH - 3 < abs(number) <= _LARGEST_WINDOW
+            if number.is_integer() and in_range and not fill:
                 numbers.setdefault(abs(int(number)), []).append(value)
             continue
         shape = sizes_of(tensor)
@@ -166,7 +168,11 @@ def _window_directly(
 ) -> int | None:
     if number > _DIRECT:
         raise NotApplicable(f"cannot tell what {number} does to the mask", [where])
-    found = _at(bias, measures.world(1, number + 3), 1, number + 3, heads, where)
+    try:
+        found = _at(bias, measures.world(1, number + 3), 1, number + 3, heads, where)
+    except NotApplicable:
+        # a buffer of that many positions: longer inputs cannot be run, so none is hidden by it
+        found = _at(bias, measures.world(1, number), 1, number, heads, where)
     return found.size if found.kind == "window" else None
 
 

@@ -132,6 +132,8 @@ class RotaryReader:
         turned, angles = set[ir.Value](), dict[ir.Value, None]()
         for node in ordered:
             own = [v for v in node.inputs if v is not None and self._is_angle(v)]
+            if node.op_type == "RotaryEmbedding" and len(node.inputs) > 3:
+                own += [v for v in node.inputs[3:4] if v is not None]
             angles.update(dict.fromkeys(own))
             if own or any(v in turned for v in node.inputs if v is not None):
                 turned.update(node.outputs)
@@ -267,16 +269,18 @@ class RotaryReader:
         if angle not in self.angle_rows:
             rows = self.measures.world(1, self.rows).value(angle)
             axis = (self.measures.dims(angle) or []).index("N")
-            short = self.measures.world(1, _PROBED)
-            at = np.arange(_PROBED)
+            looks = [np.arange(_PROBED)]
             if self.own_positions:
-                at = np.asarray([self.rows - 1, 3, 0, 2, 1])
+                looks.append(np.asarray([self.rows - 1, 3, 0, 2, 1]))
+            for at in looks:
+                short = self.measures.world(1, _PROBED)
                 short.known[self.positions] = at[None].astype(np.int64)
-            if not np.allclose(short.value(angle), np.take(rows, at, axis=axis), atol=1e-5):
-                raise NotApplicable(
-                    "an angle depends on other positions than its own (a scaling by length?)",
-                    [label_value(angle)],
-                )
+                if not np.allclose(short.value(angle), np.take(rows, at, axis=axis), atol=1e-5):
+                    raise NotApplicable(
+                        f"angles depend on other positions than their own: they change somewhere "
+                        f"below {self.rows} positions; lower `cap` to where they change",
+                        [label_value(angle)],
+                    )
             self.angle_rows[angle] = rows
         return self.angle_rows[angle]
 
@@ -323,6 +327,8 @@ class RotaryReader:
         key = cos.tobytes() + sin.tobytes()
         if key not in self.tables:
             emit, n = Emit(self.graph, "canonicalize"), len(self.tables)
+            while f"rotary.{n}.cos" in self.graph.initializers:
+                n += 1
             names = [f"rotary.{n}.cos", f"rotary.{n}.sin"]
             self.tables[key] = (
                 emit.initializer(names[0], ir.tensor(cos, name=names[0])),

@@ -36,6 +36,7 @@ from graftline.ports import FACTS_KEY, Port, read_facts, write_ports
 RAW_INPUTS_KEY = "graftline.raw_inputs"
 """Metadata: the names tokens and positions had in the raw graph."""
 _SETTLE_ROUNDS = 4
+_MIXES = frozenset({"Conv", "Scan", "Loop", "If", "CumSum", "LSTM", "GRU", "RNN"})
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,11 @@ def check(model: ir.Model, tokens: ir.Value, positions: ir.Value) -> None:
     for node in graph:
         if node.op_type == "Attention" or node.outputs[0] not in hidden:
             continue
+        made = measures.dims(node.outputs[0]) or []
+        if made.count("N") > 1 or node.op_type in _MIXES:
+            raise NotApplicable(
+                "tokens are mixed with each other by something that is no attention", [label(node)]
+            )
         for value in node.inputs:
             if value is None or value in hidden or value.const_value is not None:
                 continue

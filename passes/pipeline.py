@@ -93,7 +93,8 @@ class Pipeline:
 
 
 def _why(graft: Graft) -> str:
-    return (type(graft).__doc__ or "").strip().split("\n")[0]
+    """The first paragraph of a pass's docstring, on one line."""
+    return " ".join((type(graft).__doc__ or "").strip().split("\n\n")[0].split())
 
 
 def _added(model: ir.Model, name: str) -> dict[str, int]:

@@ -18,8 +18,6 @@ from graftline.recipe import recipe
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.goodput import Costs
 
-SMOLLM2 = Path("/root/.cache/graftline/smollm2")
-
 
 @pytest.fixture
 def make_engine() -> Callable[..., Engine]:
@@ -38,10 +36,3 @@ def prompts() -> list[list[int]]:
         part = rng.integers(1, 40, int(rng.integers(1, 9))).tolist()
         made.append((part * int(rng.integers(1, 5)))[:30])
     return made
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    if not (SMOLLM2 / "tokenizer.json").is_file():
-        pytest.skip(f"{SMOLLM2} is not there; `make demo` fetches it")
-    return SMOLLM2

@@ -1,0 +1,125 @@
+"""The main job on the real model: a checkpoint in, a lossless engine out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import graftline
+from graftline.check import check
+from graftline.errors import BundleError
+from graftline.runtimes.engine import Engine
+
+PROMPTS = (
+    "Summarize: The cat sat on the mat. The cat sat on the mat again. The dog saw the cat.",
+    "Write a Python function that adds two numbers and one that multiplies two numbers.",
+    "Repeat after me: one two three four five six seven eight nine ten, one two three four five.",
+)
+DRAFTING = ("prompt-lookup", "token-recycling", "suffix")
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("smollm2") / "fp32.graft"
+    graftline.optimize(smollm2_gguf, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Path) -> Engine:
+    return graftline.load(bundle, capacity=512)
+
+
+@pytest.fixture(scope="module")
+def plain(engine: Engine) -> list[list[int]]:
+    return [tokens(engine, p, recipe="plain") for p in PROMPTS]
+
+
+def tokens(engine: Engine, prompt: str, **options: Any) -> list[int]:
+    return engine.generate(prompt, max_new_tokens=COUNT, ignore_eos=True, **options).tokens
+
+
+@pytest.mark.parametrize("recipe", DRAFTING)
+def test_drafting_changes_no_token(engine: Engine, plain: list[list[int]], recipe: str) -> None:
+    drafted = 0
+    for prompt, expected in zip(PROMPTS, plain, strict=True):
+        result: Any = engine.generate(prompt, max_new_tokens=COUNT, ignore_eos=True, recipe=recipe)
+        assert result.tokens == expected
+        assert result.stats.lossless
+        assert result.stats.row_invariant
+        drafted += result.stats.drafted
+    assert drafted > 0, "nothing was drafted, so nothing was tested"
+
+
+@pytest.mark.parametrize("recipe", ["plain", "token-recycling"])
+def test_a_ragged_batch_is_each_alone(engine: Engine, plain: list[list[int]], recipe: str) -> None:
+    results: Any = engine.generate(
+        list(PROMPTS), max_new_tokens=COUNT, ignore_eos=True, recipe=recipe
+    )
+    assert [r.tokens for r in results] == plain
+
+
+def test_plain_is_what_transformers_decodes(
+    engine: Engine, plain: list[list[int]], smollm2: Path
+) -> None:
+    """Token for token; a difference must be a near-tie of transformers' own two best logits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    for prompt, ours in zip(PROMPTS, plain, strict=True):
+        assert engine.tokenizer is not None
+        ids = engine.tokenizer.encode(prompt)
+        with torch.no_grad():
+            logits = model(torch.tensor([ids + ours])).logits[0, len(ids) - 1 : -1]
+        best = logits.topk(2).values.numpy()
+        for at in np.flatnonzero(logits.argmax(-1).numpy() != np.asarray(ours)):
+            gap = float(best[at, 0] - best[at, 1])
+            assert gap < 1e-3, f"token {at} differs where the two best are {gap:.3g} apart"
+
+
+def test_streamed_pieces_are_the_text(engine: Engine) -> None:
+    whole: Any = engine.generate(PROMPTS[1], max_new_tokens=COUNT)
+    pieces = list(engine.stream(PROMPTS[1], max_new_tokens=COUNT))
+    assert "".join(pieces) == whole.text
+    assert len(pieces) > 3
+
+
+def test_check_proves_the_bundle_again(bundle: Path) -> None:
+    report = check(bundle)
+    assert report.holds, [f for f in report.findings if not f.holds]
+    assert {"law whole", "law row-invariant", "law neutral"} <= {f.what for f in report.findings}
+
+
+def test_one_flipped_byte_is_refused(bundle: Path) -> None:
+    graph = bundle / "ort-cpu.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    try:
+        with pytest.raises(BundleError, match=r"ort-cpu\.onnx was changed"):
+            graftline.load(bundle)
+    finally:
+        graph.write_bytes(whole)
+
+
+@pytest.fixture(scope="module", params=["int4", "int8"])
+def quantized(
+    request: pytest.FixtureRequest, smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    out = tmp_path_factory.mktemp("smollm2") / f"{request.param}.graft"
+    made = graftline.optimize(smollm2_gguf, out, dtype=request.param)
+    quality = made.manifest.quality
+    assert quality["perplexity fp32"] < quality[f"perplexity {request.param}"] + 0.5
+    yield graftline.load(out, capacity=512, exact=True)
+
+
+def test_exact_integers_change_no_token_either(quantized: Engine) -> None:
+    for prompt in PROMPTS[:2]:
+        expected = tokens(quantized, prompt, recipe="plain")
+        for recipe in DRAFTING:
+            assert tokens(quantized, prompt, recipe=recipe) == expected
