@@ -1,4 +1,4 @@
-"""Open whatever the user points at: a Hugging Face folder, a GGUF file, ONNX, or a saved program."""
+"""Open whatever the user points at: a Hugging Face folder, GGUF, ONNX or a saved program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     place = Path(path).expanduser()
     if not place.exists():
         raise CheckpointError(
-            f"{place}: no such file or folder; give a local checkpoint (graftline downloads nothing)"
+            f"{place}: no such file or folder; give a local checkpoint (nothing is downloaded)"
         )
     if place.is_dir():
         return _folder(place)
@@ -30,7 +30,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if place.suffix == ".pt2":
         return Pt2Checkpoint(place)
     if place.suffix == ".safetensors":
-        raise CheckpointError(f"{place}: weights alone say no shapes; give the folder with config.json")
+        raise CheckpointError(f"{place}: weights alone; give the folder with config.json")
     raise CheckpointError(
         f"{place}: unknown kind of checkpoint; give a Hugging Face folder, .gguf, .onnx or .pt2"
     )

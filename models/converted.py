@@ -89,7 +89,7 @@ def unpickled(folder: Path) -> Path:
                     f"({str(error).strip().splitlines()[0]}); convert it to safetensors"
                 ) from error
             if not isinstance(rows, dict) or not all(torch.is_tensor(v) for v in rows.values()):
-                raise CheckpointError(f"{shard}: holds more than tensors; convert it to safetensors")
+                raise CheckpointError(f"{shard}: holds more than tensors; convert to safetensors")
             state.update(rows)
         _untie(state)
         save_file(state, place / WEIGHTS, metadata={"format": "pt"})

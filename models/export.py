@@ -6,7 +6,7 @@ import copy
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -119,7 +119,7 @@ def empty_model(config: Any, dtype: str = "float32") -> Any:
 
 
 def _uses_interface(model: Any) -> bool:
-    """False for a model whose code has attention of its own, which must see a real implementation."""
+    """False for a model with attention of its own, which must see a real implementation."""
     source = inspect.getsource(inspect.getmodule(type(model)))  # type: ignore[arg-type]
     return "ALL_ATTENTION_FUNCTIONS" in source
 
@@ -178,12 +178,17 @@ def translate(program: Any, parameters: Iterable[str]) -> Exported:
 
 
 def _export(what: Any, example: tuple[torch.Tensor, ...] = (), **options: Any) -> ir.Model:
-    """torch.onnx.export, unoptimised. Raises NotApplicable with the first line of what torch says."""
+    """torch.onnx.export, unoptimised. Raises NotApplicable with torch's first line."""
     name = type(getattr(what, "host", what)).__name__
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                what, example, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+                what,
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
                 **options,
             )
     except Exception as error:
@@ -263,9 +268,10 @@ def _first_line(text: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Silence the exporter's own chatter; errors still raise."""
-    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

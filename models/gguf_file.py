@@ -53,7 +53,8 @@ def _convert(file: Path, folder: Path, tell: Watch) -> None:
     tell(f"converting {file.name} (once)")
     options: dict[str, Any] = {"gguf_file": file.name}
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        family: Any = transformers.AutoModelForCausalLM
+        model, info = family.from_pretrained(
             file.parent, dtype=torch.float32, output_loading_info=True, **options
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **options)

@@ -1,4 +1,4 @@
-"""Facts read off a graph that comes without a config: best effort, 0 where the graph does not say."""
+"""Facts read off a graph that comes without a config: 0 where the graph does not say."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx_ir as ir
 from graftline.ports import Facts
 
 HEADS = ("q_num_heads", "num_heads")
+ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
 KV_HEADS = ("kv_num_heads",)
 
 
@@ -71,7 +72,7 @@ def _embedding(model: ir.Model) -> tuple[int, int] | None:
 
 def _attention(model: ir.Model) -> tuple[int, int, int, int]:
     """(layers, heads, KV heads, head size) by the graph's attention nodes, or its softmaxes."""
-    nodes = [n for n in model.graph if n.op_type in ("Attention", "GroupQueryAttention", "MultiHeadAttention")]
+    nodes = [n for n in model.graph if n.op_type in ATTENTION]
     if not nodes:
         soft = [n for n in model.graph if n.op_type == "Softmax" and _rank(n.inputs[0]) == 4]
         return len(soft), _dim(soft[0].inputs[0], 1) if soft else 0, 0, 0
@@ -95,7 +96,8 @@ def _attribute(node: ir.Node, names: tuple[str, ...]) -> int:
 def _past(model: ir.Model) -> tuple[int, int, int] | None:
     """(layers, KV heads, head size) of rank-4 floating inputs that come in pairs."""
     caches = [
-        v for v in model.graph.inputs
+        v
+        for v in model.graph.inputs
         if _rank(v) == 4 and v.dtype is not None and v.dtype.is_floating_point()
     ]
     if not caches or len(caches) % 2:
@@ -109,9 +111,9 @@ def _dtype(model: ir.Model) -> str:
 
 
 def _parameters(model: ir.Model) -> int:
-    """Elements of all floating initializers; packed integers are counted as they lie."""
+    """Elements of all matrices and vectors; packed integers are counted as they lie."""
     total = 0
     for value in model.graph.initializers.values():
-        if value.shape is not None and value.dtype is not None:
+        if value.shape is not None and math.prod(int(n) for n in value.shape) > 1:  # type: ignore[arg-type]
             total += math.prod(int(n) for n in value.shape)  # type: ignore[arg-type]
     return total

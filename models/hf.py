@@ -57,7 +57,7 @@ class HfCheckpoint:
 
 @dataclass(frozen=True)
 class Built:
-    """A raw graph without weights. `aliases` maps an initializer to its tied names, its own first."""
+    """A raw graph without weights. `aliases`: an initializer's tied names, its own first."""
 
     graph: ir.Model
     weights: frozenset[str]
@@ -84,7 +84,8 @@ def read_config(folder: Path) -> Any:
         kind = raw.get("model_type") if isinstance(raw, dict) else None
         known = "not known to" if kind else "missing, as needed by"
         reason = str(error).strip().splitlines()[0]
-        if kind and "does not recognize" not in str(error) and "trust_remote_code" not in str(error):
+        unknown = ("does not recognize", "trust_remote_code")
+        if kind and not any(words in str(error) for words in unknown):
             raise CheckpointError(f"{file}: {reason}") from error
         raise CheckpointError(
             f"{file}: model_type {kind!r} is {known} transformers {transformers.__version__}; "
@@ -93,7 +94,7 @@ def read_config(folder: Path) -> Any:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, by its index where there is one. Raises CheckpointError."""
+    """A folder's safetensors files, by its index where there is one. Raises CheckpointError."""
     index = folder / INDEX
     if index.is_file():
         try:
@@ -191,7 +192,7 @@ def _covers(built: Built, source: WeightSource) -> bool:
 
 
 def point(built: Built, source: WeightSource) -> None:
-    """Fill the graph's initializers from the checkpoint; nothing is read. Raises CheckpointError."""
+    """Fill the graph's initializers from the checkpoint, unread. Raises CheckpointError."""
 
     def lookup(name: str, shape: tuple[int, ...], dtype: ir.DataType) -> ir.TensorProtocol:
         return source.tensor(_key(built, name, source) or name, name, shape, dtype)
@@ -220,7 +221,8 @@ def facts_of(config: Any, parameters: int, source: str) -> Facts:
 
 
 def _kv_heads(config: Any, heads: int) -> int:
-    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+    grouped = getattr(config, "new_decoder_architecture", False)
+    if getattr(config, "multi_query", False) and not grouped:
         return 1
     for key in ("num_key_value_heads", "num_kv_heads"):
         if getattr(config, key, None):

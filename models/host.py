@@ -36,7 +36,10 @@ class Host:
 class Checkpoint(Protocol):
     """Something on disk that can become a host."""
 
-    path: Path
+    @property
+    def path(self) -> Path:
+        """The file or folder given."""
+        ...
 
     def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
         """Export or read the graph. Raises CheckpointError or NotApplicable, in one line."""

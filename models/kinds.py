@@ -21,7 +21,7 @@ def layer_path(model: Any, layers: int) -> str | None:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == layers
     ]
-    outer = [n for n in found if not any(n.startswith(other + ".") for other in found if other != n)]
+    outer = [n for n in found if not any(n.startswith(other + ".") for other in found)]
     return outer[0] if len(outer) == 1 else None
 
 
@@ -45,10 +45,10 @@ def _signature(layer: torch.nn.Module) -> Hashable:
             if key not in IGNORED and isinstance(value, (bool, int, float, str, type(None)))
         )
         parameters = tuple(
-            (key, tuple(value.shape), str(value.dtype)) for key, value in module._parameters.items()
-            if value is not None
+            (key, tuple(value.shape), str(value.dtype))
+            for key, value in module.named_parameters(recurse=False, remove_duplicate=False)
         )
-        buffers = tuple((key, _content(b)) for key, b in module._buffers.items() if b is not None)
+        buffers = tuple((key, _content(b)) for key, b in module.named_buffers(recurse=False))
         rows.append((name, type(module).__qualname__, simple, parameters, buffers))
     return tuple(rows)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,29 @@ from graftline.models.weights import fill, read_headers
 from graftline.ports import write_facts
 
 WEIGHTS = "model.safetensors"
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+DATA = (
+    "data/weights/",
+    "data/constants/tensor_",
+    "data/constants/model_constants_config.json",
+    "data/sample_inputs/",
+    "models/model.json",
+    "archive_format",
+    "archive_version",
+    "byteorder",
+    ".data/",
+    "version",
+)
+"""Archive members that are data."""
 
 
 @dataclass(frozen=True)
 class Pt2Checkpoint:
-    """A .pt2 file. Open only files you trust: torch may unpickle the program's constants."""
+    """A .pt2 file of torch.export.save, weights and tensor constants only.
+
+    Pickled objects and compiled code in the archive are refused. Still open only files you trust:
+    torch evaluates the symbolic sizes written in the program.
+    """
 
     path: Path
 
@@ -42,16 +63,45 @@ class Pt2Checkpoint:
     def _load(self) -> Any:
         import torch
 
-        if not zipfile.is_zipfile(self.path):
-            raise CheckpointError(f"{self.path}: truncated or not a .pt2 archive; save it again")
+        self._check()
         try:
-            return torch.export.load(self.path)
+            with _tensors_only():
+                return torch.export.load(self.path)
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(
                 f"{self.path}: torch cannot load the program ({reason[0]}); save it again with "
                 f"torch {torch.__version__}"
             ) from error
+
+    def _check(self) -> None:
+        """Refuse what is no whole archive, and members that loading could execute."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                names = [name.partition("/")[2] for name in archive.namelist()]
+        except zipfile.BadZipFile as error:
+            raise CheckpointError(
+                f"{self.path}: truncated or not a .pt2 archive; save it again"
+            ) from error
+        strange = [name for name in names if not name.startswith(DATA)]
+        if strange:
+            raise CheckpointError(
+                f"{self.path}: holds '{strange[0]}', which is neither program nor tensor; refused, "
+                "export the plain model again"
+            )
+
+
+@contextmanager
+def _tensors_only() -> Generator[None]:
+    """torch falls back to unpickling anything; this makes it keep to tensors."""
+    before = os.environ.get(FORCE)
+    os.environ[FORCE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(FORCE)
+        if before is not None:
+            os.environ[FORCE] = before
 
 
 def _save(held: dict[str, Any], folder: Path) -> None:

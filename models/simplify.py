@@ -60,8 +60,11 @@ def _restore(model: ir.Model, held: set[str]) -> None:
 
 def _named(value: ir.Value) -> ir.Value:
     """`register_initializer` wants a tensor: hold the place until the weights are filled in."""
-    assert value.dtype is not None and value.shape is not None
-    value.const_value = ir.LazyTensor(_unfilled, dtype=value.dtype, shape=value.shape, name=value.name)
+    assert value.dtype is not None
+    assert value.shape is not None
+    value.const_value = ir.LazyTensor(
+        _unfilled, dtype=value.dtype, shape=value.shape, name=value.name
+    )
     return value
 
 

@@ -1,4 +1,4 @@
-"""Tiny random Hugging Face checkpoints, one per architecture: data for tests, not for the product."""
+"""Tiny random Hugging Face checkpoints, one per architecture: data for tests only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 HEAD = {"head_dim": 12}
-MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MOE = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
 PARTIAL = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 }
@@ -53,7 +58,7 @@ def tiny_config(family: str, **overrides: Any) -> Any:
     import transformers
 
     options = {**SIZES, **FAMILIES[family], **overrides}
-    known = transformers.CONFIG_MAPPING[family]
+    known: Any = transformers.CONFIG_MAPPING[family]
     mapped = set(getattr(known, "attribute_map", {}).values())
     kept = {k: v for k, v in options.items() if v is not None or k == "sliding_window"}
     config = known(**kept)

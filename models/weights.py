@@ -6,9 +6,9 @@ tensors; ONNX external data is (file, offset, length). So an initializer can poi
 
 from __future__ import annotations
 
-import os
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +198,7 @@ def fill(model: ir.Model, names: Iterable[str], lookup: Lookup) -> None:
     """Give the named initializers their tensors."""
     for name in names:
         value = model.graph.initializers[name]
-        assert value.shape is not None and value.dtype is not None
+        assert value.shape is not None
+        assert value.dtype is not None
         shape = tuple(int(n) for n in value.shape)  # type: ignore[arg-type]
         value.const_value = lookup(name, shape, value.dtype)

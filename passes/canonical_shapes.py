@@ -81,8 +81,10 @@ def fold(model: ir.Model) -> None:
     for node in list(graph):
         if node.op_type in ("ConstantOfShape", "Constant") and node.domain:
             continue
+        if _is_parameter_math(node):
+            continue
         arrays = [constant(v, FOLDED) for v in node.inputs if v is not None]
-        if not arrays or any(a is None for a in arrays) or _is_parameter_math(node):
+        if not arrays or any(a is None for a in arrays):
             continue
         try:
             outputs = evaluate_node(node, arrays, 24)

@@ -79,11 +79,20 @@ class _Operands:
         if {s[1] for s in sizes if s is not None} != {size} or size % 8 or heads % kv_heads:
             return None
         rotary = _common_rotary(query, fresh_key) if size % 16 == 0 else None
+        if rotary is not None and not _fits_kernel(rotary):
+            rotary = None
         if rotary is not None:
             query, fresh_key = _before(query), _before(fresh_key)
         fresh = (query, fresh_key, fresh_value)
         both = (scatters[0], scatters[1])
         return cls(node, fresh, (keys, values), both, rotary, (heads, kv_heads), size)
+
+
+def _fits_kernel(rotary: ir.Node) -> bool:
+    """GroupQueryAttention turns a multiple of 16 of a head's numbers (8 columns of the table)."""
+    table = rotary.inputs[1]
+    columns = table.shape[-1] if table is not None and table.shape is not None else None
+    return isinstance(columns, int) and columns % 8 == 0
 
 
 def _scatter(value: ir.Value | None) -> ir.Node | None:

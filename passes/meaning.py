@@ -159,7 +159,7 @@ class World:
 def evaluate_node(node: ir.Node, inputs: Iterable[Array | None], opset: int) -> list[Array]:
     """Run one node by onnx's reference implementation. Raises NotApplicable when it has none."""
     inputs = list(inputs)
-    data, at = (inputs + [None, None])[:2]
+    data, at = [*inputs, None, None][:2]
     if node.op_type == "GatherElements" and data is not None and at is not None:
         # the reference implementation takes at most 64 rows
         axis = node.attributes.get_int("axis", 0) or 0

@@ -96,8 +96,14 @@ def test_stamp_adds_one_block_per_layer() -> None:
 
 def test_a_large_shape_needs_no_weights() -> None:
     config = tiny_config(
-        "llama", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
-        num_attention_heads=64, num_key_value_heads=8, vocab_size=128256, pad_token_id=None,
+        "llama",
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        pad_token_id=None,
     )
     host = fake_host(config)
     assert host.facts.parameters == 70_553_706_496

@@ -1,0 +1,65 @@
+"""Every family end to end: checkpoint in, engine out, the same logits as transformers.
+
+Heads of 16 take ONNX Runtime's GroupQueryAttention, heads of 12 keep Attention: both are tried. The
+40 positions are longer than the sliding windows, and are fed as a prompt and two later steps.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import graftline
+from graftline.models.tiny import FAMILIES, tiny
+from graftline.runtimes.load import open_session
+from graftline.store import load_graph
+from graftline.tree import Tree
+
+WIDE = {"hidden_size": 64, "n_embd": 64, "head_dim": 16, "query_pre_attn_scalar": 16}
+
+
+def wide(family: str) -> dict[str, int]:
+    """Overrides that make the heads of a family 16 wide."""
+    known = FAMILIES[family]
+    own = {k: v for k, v in WIDE.items() if k in known}
+    return own if "n_embd" in known else {**own, "hidden_size": 64}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heads", [12, 16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_engine_equals_transformers(family: str, heads: int, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tiny(family, tmp_path / "model", **(wide(family) if heads == 16 else {}))
+    bundle = graftline.optimize(tmp_path / "model", tmp_path / "out")
+    used = Counter(n.op_type for n in load_graph(bundle.graph("ort-cpu")).graph)
+    assert (
+        used["GroupQueryAttention" if heads == 16 else "Attention"] == bundle.manifest.facts.layers
+    )
+    session = open_session(bundle, capacity=100)
+    ids = np.random.default_rng(0).integers(3, session.facts.vocabulary, (1, 40), dtype=np.int64)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)).logits[0].numpy()
+    parts = [session.prefill([ids[0, :15]]).logits[0].copy()]
+    for start, end in ((15, 30), (30, 40)):
+        parts.append(session.score(ids[:, start:end]).logits[0].copy())
+        session.commit([range(end - start)])
+    worst = float(np.abs(np.concatenate(parts) - expected[14:]).max())
+    print(f"{family}, heads of {heads}: max difference to transformers {worst:.2g}")
+    assert worst <= 1e-3
+
+    tree = Tree(ids[0, :6], np.array([-1, 0, 0, 1, 2, 2]))
+    session.truncate([25])
+    scored = session.score(tree.tokens[None], tree.depth[None], tree.mask[None]).logits[0].copy()
+    for leaf in (3, 4, 5):
+        path = list(tree.path_to(leaf))
+        branch = np.concatenate([ids[0, :25], tree.tokens[path]])
+        with torch.no_grad():
+            alone = model(torch.tensor(branch[None])).logits[0, 25:].numpy()
+        assert np.abs(scored[path] - alone).max() <= 1e-3
