@@ -318,7 +318,8 @@ def whole(export: Path, session: Any, facts: Facts, dtype: str) -> str:
 def recheck(bundle: Bundle, watch: Watch | None = None) -> list[LawRow]:
     """Compile the bundle's own export again and prove it again.
 
-    The pipeline must give the very graph that is stored. Raises LawBroken and the pipeline's errors.
+    The pipeline must give the very graph that is stored. Raises LawBroken and what
+    the pipeline raises.
     """
     say = watch or _silent
     manifest = bundle.manifest

@@ -211,7 +211,7 @@ def _replace_input(
         new = _arange(emit, whole, dtype)
     elif dtype.is_floating_point() and _is_cache(value):
         new = _empty_cache(emit, value, whole, batch)
-    elif len(shape) == 4:
+    elif len(shape) == 4 and not any(isinstance(d, int) for d in list(shape)[2:]):
         new = _causal(emit, whole, dtype)
     else:
         raise NotApplicable(

@@ -92,8 +92,10 @@ class Canonicalize(Graft):
         rotary = RotaryReader(graph, measures, hidden, positions, own, self.rows(model))
         reader = AttentionReader(graph, measures, hidden, rotary, MaskWriter(graph, positions))
         if not reader.run():
-            softmax = [n for n in graph if n.op_type == "Softmax"]
-            raise NotApplicable("no attention found", [label(n) for n in softmax])
+            near = [n for n in graph if n.op_type == "Softmax" or "Attention" in n.op_type]
+            raise NotApplicable(
+                "no attention found that is written in standard operators", [label(n) for n in near]
+            )
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         """Token ids and positions under the canonical names; caches and masks are gone.

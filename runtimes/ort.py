@@ -100,7 +100,7 @@ class OrtSession:
             self._views |= {p.name: block[i] for i, p in enumerate(ports)}
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
-        """Commit one prompt per sequence, each on its own and in chunks; scores of each last row."""
+        """Commit one prompt per sequence, each on its own, in chunks; scores of each last row."""
         last: list[Scores] = []
         for row, prompt in enumerate(prompts):
             if len(prompt) == 0:
@@ -218,7 +218,7 @@ class OrtSession:
         return Scores(argmax[:, :count], logits[:, :count], *cut)
 
     def _call(self, batch: int, count: int, asked: int, row: int) -> _Call:
-        """The bound arrays for a call shape; `row` picks the caches when the call has one of many."""
+        """The bound arrays for a call shape; `row` picks the caches for one of many."""
         alone = batch == 1 and len(self._lengths) > 1
         key = (batch, count, asked, row if alone else -1)
         if key not in self._calls:
@@ -278,7 +278,7 @@ def export_logits(graph: Path, tokens: Ints) -> npt.NDArray[np.float32]:
 
 
 def run_export(session: onnxruntime.InferenceSession, tokens: Ints) -> npt.NDArray[np.float32]:
-    """One pass of an opened export over whole sequences [B, N]; a past, where it has one, is empty."""
+    """One pass of an opened export over whole sequences [B, N]; a past, if any, is empty."""
     batch, count = tokens.shape
     feed: dict[str, npt.NDArray[Any]] = {}
     for port in session.get_inputs():

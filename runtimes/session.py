@@ -48,8 +48,8 @@ class Session(Protocol):
     row_invariant: bool
     """True when a row's result does not depend on how many rows go with it (law row-invariant)."""
     exact_rows: int | None
-    """Fewest rows of a step from which on rows are all rounded alike: 1 when row-invariant; None when
-    a row's result depends on the rows beside it, so that nothing makes speculation exact."""
+    """Fewest rows of a step from which on rows are all rounded alike: 1 when row-invariant; None
+    when a row's result depends on the rows beside it, so that nothing makes speculation exact."""
 
     @property
     def lengths(self) -> Ints:

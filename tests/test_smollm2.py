@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +109,12 @@ def test_one_flipped_byte_is_refused(bundle: Path) -> None:
 @pytest.fixture(scope="module", params=["int4", "int8"])
 def quantized(
     request: pytest.FixtureRequest, smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Engine]:
+) -> Engine:
     out = tmp_path_factory.mktemp("smollm2") / f"{request.param}.graft"
     made = graftline.optimize(smollm2_gguf, out, dtype=request.param)
     quality = made.manifest.quality
     assert quality["perplexity fp32"] < quality[f"perplexity {request.param}"] + 0.5
-    yield graftline.load(out, capacity=512, exact=True)
+    return graftline.load(out, capacity=512, exact=True)
 
 
 def test_exact_integers_change_no_token_either(quantized: Engine) -> None:
