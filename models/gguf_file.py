@@ -22,7 +22,7 @@ class GgufCheckpoint:
     def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
         """Convert to a cached folder (tens of seconds, the first time), then as a folder."""
         tell = watch or silent
-        return HfCheckpoint(self.folder(tell)).host(full_export, tell)
+        return HfCheckpoint(self.folder(tell), self.path.name).host(full_export, tell)
 
     def folder(self, watch: Watch = silent) -> Path:
         """The cached Hugging Face folder with this file's weights in fp32."""

@@ -31,6 +31,9 @@ def fuse_norms(model: ir.Model) -> None:
             found = _match(node)
             if found is not None:
                 _replace(graph, found)
+    for node in list(graph):
+        if node.op_type == "RMSNormalization":
+            _centre(graph, node)
 
 
 @dataclass
@@ -228,6 +231,19 @@ def _ones(emit: Emit, x: ir.Value) -> ir.Value | None:
         return None
     dtype = (x.dtype or ir.DataType.FLOAT).numpy()
     return emit.const(f"ones.{width}", np.ones(width), dtype)
+
+
+def _centre(graph: ir.Graph, node: ir.Node) -> None:
+    """RMSNormalization of x - mean(x), as exporters' rules leave it, is LayerNormalization."""
+    x, scale = node.inputs[0], node.inputs[1]
+    if x is None or scale is None or node.attributes.get_int("axis", -1) != -1:
+        return
+    source, centred = _centred(x)
+    if not centred:
+        return
+    out = node.outputs[0]
+    epsilon = node.attributes.get_float("epsilon", 1e-5) or 0.0
+    _replace(graph, Norm(_before_cast(source), out, epsilon, True, scale))
 
 
 def _expand_fused(graph: ir.Graph, node: ir.Node) -> None:

@@ -122,6 +122,18 @@ def test_layer_norm() -> None:
     same_logits(raw, model, feed())
 
 
+def test_root_mean_square_of_the_centred_is_layer_norm() -> None:
+    text = """
+    mean = ReduceMean(x, last)
+    centred = Sub(x, mean)
+    n = RMSNormalization<axis = -1, epsilon = 0.00001>(centred, norm_scale)
+    """
+    raw, model = decoder(norm=text), canonical(decoder(norm=text))
+    assert ops(model)["LayerNormalization"] == 1
+    assert ops(model)["ReduceMean"] == ops(model)["RMSNormalization"] == 0
+    same_logits(raw, model, feed())
+
+
 INTERLEAVED = """
     {x}_p = Reshape({x}, pairs)
     {x}_e = Slice({x}_p, row_0, row_1, last)
