@@ -289,12 +289,23 @@ def run_export(session: onnxruntime.InferenceSession, tokens: Ints) -> npt.NDArr
             ]
             feed[port.name] = np.zeros(shape, np.float32)
         elif "mask" in port.name:
-            feed[port.name] = np.ones((batch, count), np.int64)
+            feed[port.name] = _open_mask(port, batch, count)
         elif "position" in port.name:
             feed[port.name] = np.tile(np.arange(count, dtype=np.int64), (batch, 1))
         else:
             feed[port.name] = tokens
     return np.asarray(session.run([session.get_outputs()[0].name], feed)[0])
+
+
+def _open_mask(port: Any, batch: int, count: int) -> npt.NDArray[Any]:
+    """An attention mask that hides nothing but the future, of the kind an export's input takes."""
+    dtype = {"tensor(bool)": np.bool_, "tensor(float)": np.float32}.get(port.type, np.int64)
+    if len(port.shape) == 2:
+        return np.ones((batch, count), dtype)
+    seen = np.broadcast_to(np.tri(count, dtype=np.bool_), (batch, 1, count, count))
+    if dtype is np.float32:
+        return np.where(seen, np.float32(0), np.finfo(np.float32).min)
+    return seen.astype(dtype)
 
 
 def _value(array: npt.NDArray[Any]) -> Any:
