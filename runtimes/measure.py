@@ -29,9 +29,10 @@ def measure_costs(session: Session) -> dict[str, dict[str, float]]:
     past = min(PAST, session.capacity // 2)
     session.reset(1)
     session.prefill([random.integers(0, session.facts.vocabulary, past, dtype=np.int64)])
-    shapes = [("chain", q) for q in ROWS]
+    sizes = [q for q in ROWS if q <= session.capacity - past]
+    shapes = [("chain", q) for q in sizes]
     if session.supports_trees:
-        shapes += [("tree", q) for q in ROWS[1:]]
+        shapes += [("tree", q) for q in sizes[1:]]
     times: dict[tuple[str, int], list[float]] = {s: [] for s in shapes}
     for _ in range(ROUNDS):
         for kind, rows in shapes:

@@ -51,11 +51,9 @@ class OrtSession:
         *,
         capacity: int | None = None,
         threads: int | None = None,
-        min_rows: int = 1,
     ) -> None:
         self.facts, self.ports = facts, tuple(ports)
         self.threads = threads or os.cpu_count() or 1
-        self.min_rows = min_rows
         self.row_invariant = False
         self.exact_rows: int | None = None
         limit = facts.positions or 4096
@@ -118,41 +116,39 @@ class OrtSession:
         return _stacked(last)
 
     def _chunk(self, row: int, part: Ints) -> Scores:
-        count = max(len(part), self.min_rows)
+        count = len(part)
         call = self._call(1, count, 1, row)
-        call.tokens[0, : len(part)], call.tokens[0, len(part) :] = part, part[-1]
+        call.tokens[0] = part
         call.write_index[0] = self._lengths[row]
         call.positions[0] = self._lengths[row] + np.arange(count)
-        call.rows[0, 0] = len(part) - 1
+        call.rows[0, 0] = count - 1
         if call.mask is not None:
             self._chain_mask(call, row=0, start=int(self._lengths[row]), count=count)
-        return self._run(call, 1)
+        return self._run(call)
 
     def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
         """Score N new rows per sequence. See `Session.score`."""
         batch, count = tokens.shape
-        padded = max(count, self.min_rows)
-        if padded > MOST_ROWS:
+        if count > MOST_ROWS:
             raise BackendError(f"{count} rows in one step; this session scores at most {MOST_ROWS}")
         if mask is not None and not self._tree:
             raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
         if mask is not None and not self._lengths.all():
             raise BackendError("a tree needs a committed prompt before it; prefill first")
-        if batch > 1 and padded > 1:
+        if batch > 1 and count > 1:
             return _stacked(
                 [
-                    _copied(self._rows(row, 1, tokens[row : row + 1], padded, depth, mask))
+                    _copied(self._rows(row, 1, tokens[row : row + 1], depth, mask))
                     for row in range(batch)
                 ]
             )
-        return self._rows(0, batch, tokens, padded, depth, mask)
+        return self._rows(0, batch, tokens, depth, mask)
 
     def _rows(
         self,
         first: int,
         batch: int,
         tokens: Ints,
-        padded: int,
         depth: Ints | None,
         mask: Bools | None,
     ) -> Scores:
@@ -162,18 +158,18 @@ class OrtSession:
         call per sequence; a batch of single rows is one call.
         """
         count, lengths = tokens.shape[1], self._lengths[first : first + batch]
-        call = self._call(batch, padded, padded, first)
-        call.tokens[:, :count], call.tokens[:, count:] = tokens, tokens[:, -1:]
+        call = self._call(batch, count, count, first)
+        call.tokens[:] = tokens
         call.write_index[:] = lengths
-        steps = np.arange(padded) if depth is None else _grown(depth[first : first + batch], padded)
+        steps = np.arange(count) if depth is None else depth[first : first + batch]
         call.positions[:] = lengths[:, None] + steps
         if call.mask is not None:
             for row in range(batch):
                 start = int(lengths[row])
-                self._chain_mask(call, row, start, padded)
+                self._chain_mask(call, row, start, count)
                 if mask is not None:
-                    call.mask[row, 0, :count, start : start + count] = mask[first + row]
-        return self._run(call, count)
+                    call.mask[row, 0, :, start : start + count] = mask[first + row]
+        return self._run(call)
 
     def _chain_mask(self, call: _Call, row: int, start: int, count: int) -> None:
         assert call.mask is not None
@@ -203,19 +199,16 @@ class OrtSession:
             raise BackendError(f"cannot roll back from {self._lengths} to {wanted}")
         self._lengths = wanted
 
-    def _run(self, call: _Call, count: int) -> Scores:
+    def _run(self, call: _Call) -> Scores:
         try:
             self._session.run_with_iobinding(call.binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in a step: {error}") from error
         outputs = call.outputs
-        top, values, gap = (outputs.get(n) for n in ("topk_ids", "topk_logits", "top_gap"))
         logits = outputs["logits"]
         argmax = outputs["argmax"] if "argmax" in outputs else logits.argmax(-1)
-        if count == logits.shape[1]:
-            return Scores(argmax, logits, top, values, gap)
-        cut = [v[:, :count] if v is not None else None for v in (top, values, gap)]
-        return Scores(argmax[:, :count], logits[:, :count], *cut)
+        top, values, gap = (outputs.get(n) for n in ("topk_ids", "topk_logits", "top_gap"))
+        return Scores(argmax, logits, top, values, gap)
 
     def _call(self, batch: int, count: int, asked: int, row: int) -> _Call:
         """The bound arrays for a call shape; `row` picks the caches for one of many."""
@@ -319,12 +312,6 @@ def _triangle(count: int) -> Bools:
     if count not in _TRIANGLES:
         _TRIANGLES[count] = np.tri(count, dtype=np.bool_)
     return _TRIANGLES[count]
-
-
-def _grown(depth: Ints, count: int) -> Ints:
-    """Depths for padded rows: one below the deepest."""
-    extra = count - depth.shape[1]
-    return np.pad(depth, ((0, 0), (0, extra)), mode="edge") if extra else depth
 
 
 def _copied(scores: Scores) -> Scores:

@@ -60,6 +60,7 @@ def test_a_graph_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["B", 3]))
     node = ir.node("Relu", [x])
     node.outputs[0].name = "y"
+    node.outputs[0].type, node.outputs[0].shape = x.type, x.shape
     graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 20}, name="g")
     ir.save(ir.Model(graph, ir_version=10), tmp_path / "relu.onnx")
     with pytest.raises((NotApplicable, CheckpointError), match=r"decoder|embedding|token"):

@@ -1,0 +1,115 @@
+"""The `reference` session: any grafted graph on ONNX's own reference implementation.
+
+Slow and simple. It shares no code with the fast sessions, so what they answer can be held to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from graftline.errors import BackendError, RequestError
+from graftline.evaluate import Feed, run
+from graftline.ports import by_role, read_facts, read_ports
+from graftline.runtimes.session import Bools, Ints, Scores
+
+SPARE = 64
+"""Slots beyond the capacity, for rows that are scored and not kept."""
+
+
+class ReferenceSession:
+    """A graph with a cache, canonical or lowered, evaluated by numpy. See `session.Session`."""
+
+    def __init__(self, model: ir.Model, capacity: int = 128) -> None:
+        self.facts, self.ports, self.capacity = read_facts(model), read_ports(model), capacity
+        self.row_invariant, self.exact_rows = True, 1
+        self._model = model
+        self._caches = [p for p in self.ports if p.mirror is not None]
+        if not self._caches:
+            raise BackendError("the graph has no cache; run the pass kv-cache first")
+        self.reset(1)
+
+    @property
+    def lengths(self) -> Ints:
+        """[B]: committed positions of each sequence."""
+        return self._lengths
+
+    @property
+    def supports_trees(self) -> bool:
+        """True when the graph has the port `mask`."""
+        return bool(by_role(self.ports, "mask"))
+
+    def reset(self, batch: int) -> None:
+        """Empty caches for `batch` sequences."""
+        self._lengths = np.zeros(batch, np.int64)
+        self._held: Feed = {}
+        for port in self._caches:
+            assert port.mirror is not None
+            sizes = {"B": batch, "S": self.capacity + SPARE}
+            shape = [d if isinstance(d, int) else sizes[d] for d in port.shape]
+            self._held[port.mirror] = np.zeros(shape, np.dtype(port.dtype))
+
+    def prefill(self, prompts: Sequence[Ints]) -> Scores:
+        """Commit each prompt in one piece, sequence by sequence."""
+        last: list[npt.NDArray[Any]] = []
+        for row, prompt in enumerate(prompts):
+            if not 0 < len(prompt) <= self.capacity - self._lengths[row]:
+                raise RequestError(f"{len(prompt)} tokens do not fit {self.capacity} slots")
+            logits = self._step(row, np.asarray(prompt, np.int64), None, None)
+            self._lengths[row] += len(prompt)
+            last.append(logits[-1:])
+        return _scores(np.stack(last))
+
+    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+        """Score N rows of each sequence, one sequence after another."""
+        rows = [
+            self._step(
+                b, tokens[b], None if depth is None else depth[b], None if mask is None else mask[b]
+            )
+            for b in range(len(tokens))
+        ]
+        return _scores(np.stack(rows))
+
+    def _step(
+        self, row: int, tokens: Ints, depth: Ints | None, mask: Bools | None
+    ) -> npt.NDArray[Any]:
+        start, count = int(self._lengths[row]), len(tokens)
+        steps = np.arange(count) if depth is None else depth
+        feed: Feed = {
+            "tokens": tokens[None],
+            "positions": (start + steps)[None].astype(np.int64),
+            "write_index": np.asarray([start], np.int64),
+            "rows": np.arange(count, dtype=np.int64)[None],
+            "mask": np.zeros((1, 1, count, self.capacity + SPARE), np.bool_),
+        }
+        feed["mask"][..., :start] = True
+        seen = np.tri(count, dtype=np.bool_) if mask is None else mask
+        feed["mask"][0, 0, :, start : start + count] = seen
+        names = {v.name for v in self._model.graph.inputs}
+        held = {name: cache[row : row + 1] for name, cache in self._held.items()}
+        out = run(self._model, {k: v for k, v in (feed | held).items() if k in names})
+        for port in self._caches:
+            assert port.mirror is not None
+            self._held[port.mirror][row] = out[port.name][0]
+        return out["logits"][0]
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep the rows of each path."""
+        for row, path in enumerate(paths):
+            start = int(self._lengths[row])
+            for cache in self._held.values():
+                kept = cache[row][:, [start + node for node in path]]
+                cache[row][:, start : start + len(path)] = kept
+            self._lengths[row] += len(path)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Roll back to shorter lengths."""
+        self._lengths = np.asarray(lengths, np.int64)
+
+
+def _scores(logits: npt.NDArray[Any]) -> Scores:
+    return Scores(logits.argmax(-1), logits.astype(np.float32))

@@ -1,0 +1,105 @@
+"""The ort-cpu session answers as the reference session does, whatever is asked of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graftline.errors import BackendError, RequestError
+from graftline.models.decoder import TinyDecoder
+from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.laws import infer_shapes
+from graftline.ports import read_facts, read_ports
+from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.reference import ReferenceSession
+from graftline.store import WeightFile, save_graph
+from graftline.tree import Tree
+
+HOSTS = {
+    "grouped": TinyDecoder(),
+    "window": TinyDecoder(window=5, layers=3),
+    "alibi": TinyDecoder(alibi=True),
+    "unfused": TinyDecoder(head_size=4),
+}
+LOWERED = (
+    "anchors | kv-cache | tree-mask | select-rows | reduce-logits | pack-projections | lower-ort"
+)
+Pair = tuple[OrtSession, ReferenceSession]
+
+
+def sessions(spec: TinyDecoder, folder: Path, text: str = LOWERED) -> Pair:
+    model = spec.build()
+    infer_shapes(model)
+    Pipeline.parse(text, GRAFTS).run(model)
+    save_graph(model, folder / "g.onnx", WeightFile(folder, "g.weights", lambda size: None), {})
+    facts, ports = read_facts(model), read_ports(model)
+    return OrtSession(folder / "g.onnx", facts, ports, capacity=60), ReferenceSession(model, 60)
+
+
+@pytest.fixture(params=HOSTS.values(), ids=HOSTS.keys())
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Pair:
+    return sessions(request.param, tmp_path)
+
+
+def test_ragged_trees_commits_and_rollbacks(pair: Pair) -> None:
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(0, 61, n) for n in (11, 4, 1)]
+    both = list(pair)
+    for session in both:
+        session.reset(3)
+    same([s.prefill(prompts).logits for s in both])
+    for step in range(6):
+        count = int(rng.integers(1, 9))
+        parents = [int(rng.integers(0, n)) if n else -1 for n in range(count)]
+        tokens = rng.integers(0, 61, (3, count))
+        trees = [Tree(tokens[b], np.asarray(parents)) for b in range(3)]
+        depth, mask = np.stack([t.depth for t in trees]), np.stack([t.mask for t in trees])
+        same([s.score(tokens, depth, mask).logits for s in both])
+        paths = [trees[b].path_to(int(rng.integers(0, count))) for b in range(3)]
+        paths[step % 3] = ()
+        for session in both:
+            session.commit(paths)
+        assert both[0].lengths.tolist() == both[1].lengths.tolist()
+    back = [int(n) - 1 for n in both[0].lengths]
+    for session in both:
+        session.truncate(back)
+    same([s.score(tokens[:, :1]).logits for s in both])
+
+
+def same(found: list[np.ndarray]) -> None:
+    assert np.abs(found[0] - found[1]).max() <= 1e-5 * max(1.0, np.abs(found[1]).max())
+
+
+def test_a_chain_bundle_refuses_trees(tmp_path: Path) -> None:
+    session, _ = sessions(HOSTS["grouped"], tmp_path, LOWERED.replace("tree-mask | ", ""))
+    session.prefill([np.arange(3)])
+    with pytest.raises(BackendError, match="rebuild it with the pass tree-mask"):
+        session.score(np.zeros((1, 2), np.int64), mask=np.eye(2, dtype=np.bool_)[None])
+
+
+def test_a_prompt_beyond_the_capacity_is_refused(tmp_path: Path) -> None:
+    session, _ = sessions(HOSTS["grouped"], tmp_path)
+    with pytest.raises(RequestError, match="61 tokens do not fit a capacity of 60"):
+        session.prefill([np.zeros(61, np.int64)])
+
+
+def test_reductions_are_those_of_the_logits(pair: Pair) -> None:
+    session = pair[0]
+    session.reset(1)
+    session.prefill([np.arange(5)])
+    scores = session.score(np.arange(4)[None])
+    best = -np.sort(-scores.logits, axis=-1)
+    assert scores.topk_ids is not None
+    assert scores.top_gap is not None
+    assert np.array_equal(scores.argmax, scores.logits.argmax(-1))
+    assert np.array_equal(scores.topk_ids[..., 0], scores.argmax)
+    assert np.allclose(scores.top_gap, best[..., 0] - best[..., 1], atol=1e-6)
+
+
+def test_a_damaged_graph_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"not a graph")
+    facts = read_facts(TinyDecoder().build())
+    with pytest.raises(BackendError, match=r"onnxruntime cannot open .*bad\.onnx"):
+        OrtSession(tmp_path / "bad.onnx", facts, ())
