@@ -170,6 +170,14 @@ def test_tap_is_the_residual_stream() -> None:
     assert np.allclose(normed, out["hidden.norm"], atol=1e-5)
 
 
+def test_two_stage_reductions_over_a_vocabulary_of_many_groups() -> None:
+    spec = TinyDecoder(vocabulary=3001, layers=1)
+    reports = Pipeline.parse("anchors | reduce-logits{topk=12}", GRAFTS).run(
+        host(spec), decoder_feed(3001)
+    )
+    assert any(r.law == "reduced" for r in reports[-1].laws)
+
+
 @dataclasses.dataclass(frozen=True)
 class LeakyMask(TreeMask):
     """Made wrong on purpose: its neutral mask lets every row see the one after it."""
