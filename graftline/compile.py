@@ -26,6 +26,7 @@ from graftline.store import WeightFile, checkpoint_files, load_graph, save_graph
 
 if TYPE_CHECKING:
     from graftline.models.host import Host
+    from graftline.runtimes.ort import OrtSession
 
 Watch = Callable[[str], None]
 FRONT = "canonicalize | anchors"
@@ -246,7 +247,7 @@ def prove(
     prompt = random.integers(0, facts.vocabulary, min(24, capacity - 20), dtype=np.int64)
     session.reset(1)
     rows = row_invariance(session, prompt)
-    least = getattr(rows, "min_rows", None)
+    least = rows.min_rows
     words = (
         "rows do not depend on one another"
         if rows.row_invariant
@@ -258,8 +259,12 @@ def prove(
     )
     laws.append(LawRow(target, "row-invariant", f"{words} (largest difference {rows.worst:.2g})"))
     quality: dict[str, float] = {}
-    if dtype != "fp32" and (folder / "tokenizer" / "tokenizer.json").is_file():
-        quality = _quality(folder, files["canonical"], session, facts, canonical, dtype, say)
+    if dtype != "fp32":  # the engine is close by design only; what it was made from must be equal
+        fp32 = OrtSession(folder / files["canonical"], facts, canonical, capacity=capacity)
+        equal = whole(folder / files["export"], fp32, facts, "fp32")
+        laws.append(LawRow("canonical", "whole", equal))
+        if (folder / "tokenizer" / "tokenizer.json").is_file():
+            quality = _quality(folder, fp32, session, dtype, say)
     return Proof(
         laws,
         rows.row_invariant,
@@ -271,23 +276,15 @@ def prove(
 
 
 def _quality(
-    folder: Path,
-    canonical: str,
-    session: Any,
-    facts: Facts,
-    ports: tuple[Port, ...],
-    dtype: str,
-    say: Watch,
+    folder: Path, fp32: OrtSession, session: OrtSession, dtype: str, say: Watch
 ) -> dict[str, float]:
     """Perplexity on held-out English, in this precision and in fp32 (the canonical graph)."""
-    from graftline.runtimes.ort import OrtSession
     from graftline.runtimes.perplexity import HELD_OUT, perplexity
     from graftline.runtimes.text import Tokenizer
 
     text = HELD_OUT.read_text(encoding="utf-8")
     ids = np.asarray(Tokenizer.from_folder(folder / "tokenizer").encode(text, raw=True), np.int64)
     ids = ids[: min(HELD_OUT_TOKENS, session.capacity)]
-    fp32 = OrtSession(folder / canonical, facts, ports, capacity=session.capacity)
     found = {dtype: perplexity(session, [ids]), "fp32": perplexity(fp32, [ids])}
     say(
         f"perplexity on {len(ids)} held-out tokens: {dtype} {found[dtype]:.2f}, "

@@ -33,7 +33,7 @@ class WeightFile:
         """Append a tensor, or return the one already written under `key`."""
         if key in self.written:
             return self.written[key]
-        data = np.ascontiguousarray(tensor.numpy()).tobytes()
+        data = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
         self.need(len(data))
         start = -(-self._end // ALIGNMENT) * ALIGNMENT
         with (self.folder / self.name).open("r+b" if self._end else "wb") as file:
