@@ -9,6 +9,8 @@ from importlib import resources
 
 from graftline.errors import GraftlineError, nearest
 
+_OPTIONAL = ("options", "rule_options")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -16,7 +18,7 @@ class Recipe:
 
     `system` names the publication, `family` its kind, `needs` what must be given besides a
     checkpoint (nothing: an empty tuple). `passes` is the pipeline text, `drafter` and `rule` are
-    names in the runtime's tables, and `options` are the drafter's.
+    names in the runtime's tables, `options` are the drafter's and `rule_options` the rule's.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Recipe:
     drafter: str
     rule: str
     options: dict[str, object] = field(default_factory=dict[str, object])
+    rule_options: dict[str, object] = field(default_factory=dict[str, object])
 
 
 def recipe(name: str) -> Recipe:
@@ -53,10 +56,10 @@ def parse_recipe(text: str, source: str) -> Recipe:
     for key in table:
         if key not in known:
             raise GraftlineError(f"recipe {source}: unknown key '{key}'{nearest(key, known)}")
-    missing = [key for key in known if key not in table and key != "options"]
+    missing = [key for key in known if key not in table and key not in _OPTIONAL]
     if missing:
         raise GraftlineError(f"recipe {source}: the key '{missing[0]}' is missing")
-    kinds = {"lossless": bool, "needs": list, "options": dict}
+    kinds = {"lossless": bool, "needs": list, "options": dict, "rule_options": dict}
     for key, value in table.items():
         kind = kinds.get(key, str)
         if not isinstance(value, kind):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,6 +12,25 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How the children of a node came about: drawn at random from `probs` [V], a distribution.
+
+    `order` lists child nodes in the order of the draws: independent draws when `replacement` (one
+    drawn twice is one node, listed twice), else each from what the earlier ones left, renormalised.
+    """
+
+    probs: Doubles
+    order: tuple[int, ...]
+    replacement: bool = False
+
+    def first(self, rows: int) -> Draws | None:
+        """The draws before the first that needs a row past `rows`; None when there are none."""
+        count = next((i for i, node in enumerate(self.order) if node >= rows), len(self.order))
+        return Draws(self.probs, self.order[:count], self.replacement) if count else None
 
 
 @dataclass(frozen=True)
@@ -20,12 +39,15 @@ class Tree:
 
     `tokens` [n] int64, `parents` [n] int64 with parents[0] == -1: node 0 is the last committed
     token, whose successor the target has yet to choose. `probs` [n] float32 or None: the drafter's
-    probability of each node given its parent (None: point masses).
+    probability of each node given its parent (None: unknown). `draws`: for every node whose
+    children were drawn at random, how; the children of a node not in it are point masses, chosen
+    without chance. A sampled draft without its `draws` makes every lossless rule wrong.
     """
 
     tokens: Ints
     parents: Ints
     probs: Floats | None = field(default=None)
+    draws: Mapping[int, Draws] | None = field(default=None)
 
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.parents) or len(self.tokens) == 0:

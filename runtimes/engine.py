@@ -25,6 +25,7 @@ from graftline.runtimes.request import (
     read_options,
     split_prompts,
 )
+from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.session import Session
@@ -42,8 +43,10 @@ class Engine:
         recipe: Recipe,
         costs: Costs | None,
         exact: bool = False,
+        resources: Resources | None = None,
     ) -> None:
         self.session, self.tokenizer, self.recipe = session, tokenizer, recipe
+        self.resources = resources or Resources()
         self.exact = exact
         """What `exact=None` means in a call."""
         self._costs = costs
@@ -86,7 +89,9 @@ class Engine:
         exact = self.exact if request.exact is None else request.exact
         ids = [self._encode(prompt, request) for prompt in prompts]
         policy = self._policy(request.recipe)
-        return Job(self.session, self.tokenizer, self._ends, policy, ids, request, exact)
+        return Job(
+            self.session, self.tokenizer, self._ends, policy, ids, request, exact, self.resources
+        )
 
     def _encode(self, prompt: Prompt, request: Request) -> Ints:
         facts, session = self.session.facts, self.session
@@ -106,8 +111,11 @@ class Engine:
             chosen = self.recipe if chosen == self.recipe.name else recipe(chosen)
         known = self._policies.get(chosen.name)
         if known is None or known.recipe != chosen:
-            drafter = make_drafter(chosen.drafter, chosen.options)
-            make_rule(chosen.rule, Request().sampling, np.random.default_rng(0))
+            drafter = make_drafter(chosen.drafter, chosen.options, self.resources)
+            make_rule(
+                chosen.rule, Request().sampling, np.random.default_rng(0), chosen.rule_options,
+                self.resources,
+            )  # fmt: skip
             known = Policy(chosen, drafter, self._pacer(drafter))
             self._policies[chosen.name] = known
         return known

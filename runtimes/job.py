@@ -15,6 +15,7 @@ from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.goodput import Fixed, Pacer
 from graftline.runtimes.loop import decode
 from graftline.runtimes.request import Ints, Request
+from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result, measure
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.session import Session
@@ -46,6 +47,7 @@ class Job:
         prompts: Sequence[Ints],
         request: Request,
         exact: bool,
+        resources: Resources | None = None,
     ) -> None:
         if request.stops and tokenizer is None:
             raise RequestError("this bundle has no tokenizer, so stop texts cannot be found")
@@ -55,6 +57,7 @@ class Job:
                 "nothing makes speculation exact; rebuild with --dtype fp32"
             )
         self._session, self._policy, self._request = session, policy, request
+        self._resources = resources or Resources()
         self._prompts, self._exact = prompts, exact
         self._ends = frozenset[int]() if request.ignore_eos else ends
         self._transcripts = [
@@ -79,7 +82,10 @@ class Job:
 
     def _decoding(self, prompt: Ints, generator: np.random.Generator, started: float) -> Decoding:
         request, policy = self._request, self._policy
-        rule = make_rule(policy.recipe.rule, request.sampling, generator)
+        recipe = policy.recipe
+        rule = make_rule(
+            recipe.rule, request.sampling, generator, recipe.rule_options, self._resources
+        )
         drafter = policy.drafter.fork()
         return Decoding(prompt, request.max_new_tokens, self._ends, drafter, rule, started=started)
 

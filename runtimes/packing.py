@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from graftline.tree import Bools, Ints, Tree
+from graftline.tree import Bools, Draws, Ints, Tree
 
 
 def with_tokens(shape: Tree, tokens: Ints) -> Tree:
@@ -16,11 +16,18 @@ def with_tokens(shape: Tree, tokens: Ints) -> Tree:
 
 
 def trim(tree: Tree, rows: int) -> Tree:
-    """The first `rows` rows of the tree."""
+    """The first `rows` rows of the tree.
+
+    Exact for drawn children only when `rows` was chosen without looking at what was drawn.
+    """
     if rows >= len(tree):
         return tree
     probs = None if tree.probs is None else tree.probs[:rows]
-    return _sharing(Tree(tree.tokens[:rows], tree.parents[:rows], probs), tree, rows)
+    draws = None
+    if tree.draws:
+        cut = {n: d.first(rows) for n, d in tree.draws.items() if n < rows}
+        draws = {n: d for n, d in cut.items() if d is not None}
+    return _sharing(Tree(tree.tokens[:rows], tree.parents[:rows], probs, draws), tree, rows)
 
 
 def first_path(tree: Tree) -> Tree:
@@ -32,7 +39,15 @@ def first_path(tree: Tree) -> Tree:
     for node in range(1, len(parents)):
         if parents[node] == path[-1]:
             path.append(node)
-    return Tree.chain(tree.tokens[path])
+    chain = Tree.chain(tree.tokens[path])
+    if not tree.draws:
+        return chain
+    first = {
+        place: Draws(tree.draws[node].probs, (place + 1,), tree.draws[node].replacement)
+        for place, node in enumerate(path[:-1])
+        if node in tree.draws
+    }
+    return Tree(chain.tokens, chain.parents, draws=first)
 
 
 def pack(trees: Sequence[Tree], least: int = 1) -> tuple[Ints, Ints | None, Bools | None]:

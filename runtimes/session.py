@@ -1,5 +1,4 @@
-"""What the loop asks of a backend: score rows against caches it owns, then keep an accepted path.
-"""
+"""What the loop asks of a backend: score rows against its caches, keep an accepted path."""
 
 from __future__ import annotations
 
@@ -24,7 +23,8 @@ class Scores:
     `argmax` [B, N]; `topk_ids` [B, N, k] best first, and `topk_logits`, or None where the graph
     does
     not reduce them; `top_gap` [B, N]: best minus second-best logit, or None;
-    `logits` [B, N, V] float32.
+    `logits` [B, N, V] float32; `hidden` [B, N, H] float32: the last hidden state that `tap` brings
+    out, or None.
     """
 
     argmax: Ints
@@ -32,6 +32,7 @@ class Scores:
     topk_ids: Ints | None = None
     topk_logits: Floats | None = None
     top_gap: Floats | None = None
+    hidden: Floats | None = None
 
 
 class Session(Protocol):
@@ -66,8 +67,7 @@ class Session(Protocol):
         ...
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
-        """Commit one prompt per sequence, in chunks; returns the scores of each last row (N = 1).
-        """
+        """Commit one prompt per sequence, in chunks; the scores of each last row (N = 1)."""
         ...
 
     def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:

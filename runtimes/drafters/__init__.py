@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from typing import Any
 
 from graftline.errors import GraftlineError, nearest
 from graftline.runtimes.drafter import Drafter
@@ -11,26 +11,28 @@ from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.drafters.prompt_lookup import PromptLookup
 from graftline.runtimes.drafters.suffix import Suffix
 from graftline.runtimes.drafters.token_recycling import TokenRecycling
+from graftline.runtimes.options import check_options
+from graftline.runtimes.resources import Resources
 
-DRAFTERS: dict[str, type[NoDrafts | PromptLookup | Suffix | TokenRecycling]] = {
+DRAFTERS: dict[str, type[Any]] = {
     "none": NoDrafts,
     "prompt-lookup": PromptLookup,
     "suffix": Suffix,
     "token-recycling": TokenRecycling,
 }
+"""Dataclasses that are `Drafter`s. One with a method `equip(resources)` is handed the resources."""
 
 
-def make_drafter(name: str, options: Mapping[str, object]) -> Drafter:
-    """The named drafter with these options. Raises GraftlineError for an unknown name or option,
-    or a value of another type."""
+def make_drafter(
+    name: str, options: Mapping[str, object], resources: Resources | None = None
+) -> Drafter:
+    """The named drafter with these options. Raises GraftlineError for an unknown name or option, a
+    value of another type, or a resource that is needed and not there."""
     if name not in DRAFTERS:
         raise GraftlineError(f"no drafter is called '{name}'{nearest(name, DRAFTERS)}")
     kind = DRAFTERS[name]
-    known = {f.name: f for f in fields(kind) if f.init}
-    for option, value in options.items():
-        if option not in known:
-            raise GraftlineError(f"{name} has no option '{option}'{nearest(option, known)}")
-        if type(value) is not type(known[option].default):
-            wanted = type(known[option].default).__name__
-            raise GraftlineError(f"{name}: {option}={value!r} must be of type {wanted}")
-    return kind(**options)  # type: ignore[arg-type]
+    check_options(name, kind, options)
+    drafter = kind(**options)
+    if hasattr(drafter, "equip"):
+        drafter.equip(resources or Resources())
+    return drafter

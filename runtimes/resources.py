@@ -1,0 +1,44 @@
+"""What a drafter or a rule may need besides its options, and what is said when it is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftline.errors import GraftlineError
+from graftline.runtimes.session import Floats, Ints, Session
+
+REMEDIES = {
+    "draft": "build the bundle with a draft engine: graftline optimize CHECKPOINT --draft int4",
+    "corpus": "give texts to retrieve from: --corpus FILE_OR_FOLDER (load(..., corpus=...))",
+    "tokenizer": "rebuild the bundle from a checkpoint that has a tokenizer",
+    "embedding": "this bundle's token embedding was not found; rebuild it from its checkpoint",
+    "tuned": "measure this machine and your prompts first: graftline tune OUT --prompts FILE.jsonl",
+}
+"""What can be needed (a recipe's `needs`), and what to do when it is missing."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Everything around a session that drafters and rules may use. What is not there is None.
+
+    `draft` opens a session of the bundle's draft engine (a new one at each call: a session holds
+    one set of caches); `corpus`: the user's documents as token ids; `embedding` [V, H]: the
+    target's token embedding; `tuned`: what `graftline tune` stored in the bundle, by key; `decode`
+    turns token ids into text; `encode` turns text into token ids, adding none.
+    """
+
+    draft: Callable[[], Session] | None = None
+    corpus: tuple[Ints, ...] | None = None
+    embedding: Callable[[], Floats] | None = None
+    tuned: Mapping[str, Any] | None = None
+    decode: Callable[[Sequence[int]], str] | None = None
+    encode: Callable[[str], list[int]] | None = None
+    vocabulary: int = 0
+    ends: frozenset[int] = field(default_factory=frozenset[int])
+
+
+def missing(who: str, need: str) -> GraftlineError:
+    """The error for a recipe, drafter or rule whose need is not met."""
+    return GraftlineError(f"{who} needs a {need} here; {REMEDIES[need]}")
