@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -52,16 +52,23 @@ class Tree:
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.parents) or len(self.tokens) == 0:
             raise ValueError("a tree needs as many parents as tokens, and a root")
-        if self.parents[0] != -1 or np.any(self.parents[1:] >= np.arange(1, len(self.parents))):
+        above: list[int] = self.parents.tolist()
+        if above[0] != -1 or any(parent >= node for node, parent in enumerate(above)):
             raise ValueError("a tree lists its root first and every parent before its children")
-        if np.any(self.parents[1:] < 0):
+        if min(above[1:], default=0) < 0:
             raise ValueError("a tree has one root")
 
     @classmethod
     def chain(cls, tokens: Sequence[int] | Ints) -> Tree:
         """The tree with one path: the root and its drafted continuation."""
         ids = np.asarray(tokens, dtype=np.int64)
-        return cls(ids, np.arange(-1, len(ids) - 1, dtype=np.int64))
+        if len(ids) == 0:
+            raise ValueError("a tree needs a root")
+        tree = object.__new__(cls)  # a chain's parents need no checking, and there is one a step
+        tree.__dict__.update(
+            tokens=ids, parents=_chain_parents(len(ids)), probs=None, draws=None, is_chain=True
+        )
+        return tree
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -90,10 +97,10 @@ class Tree:
             kids[int(self.parents[node])].append(node)
         return tuple(tuple(k) for k in kids)
 
-    @property
+    @cached_property
     def is_chain(self) -> bool:
         """True when there is one path only, so a causal mask serves."""
-        return bool(np.array_equal(self.parents, np.arange(-1, len(self) - 1)))
+        return bool(np.array_equal(self.parents, _chain_parents(len(self))))
 
     def path_to(self, node: int) -> tuple[int, ...]:
         """Nodes from the root to `node`, both included."""
@@ -101,3 +108,10 @@ class Tree:
         while self.parents[path[-1]] >= 0:
             path.append(int(self.parents[path[-1]]))
         return tuple(reversed(path))
+
+
+@cache
+def _chain_parents(count: int) -> Ints:
+    parents = np.arange(-1, count - 1, dtype=np.int64)
+    parents.setflags(write=False)
+    return parents

@@ -66,7 +66,7 @@ class Engine:
         prompts, many = split_prompts(prompt)
         job = self._job(prompts, request)
         with self._held():
-            for _ in job.run():
+            for _ in job.run(pieces=False):
                 pass
         results = job.results()
         return results if many else results[0]

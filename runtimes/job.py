@@ -66,8 +66,12 @@ class Job:
         self._read = [0] * len(prompts)
         self._batch: list[Decoding] = []
 
-    def run(self) -> Generator[str]:
-        """Decode, yielding the new text of the first sequence after every step."""
+    def run(self, pieces: bool = True) -> Generator[str]:
+        """Decode, yielding the new text of the first sequence as it comes.
+
+        Without `pieces` the text is read once a sequence has ended, unless a stop string could end
+        it earlier: between two steps the processor's caches are cold, and every call costs.
+        """
         started = time.perf_counter()
         seed = np.random.SeedSequence(self._request.seed)
         self._batch = [
@@ -75,10 +79,15 @@ class Job:
             for row, prompt in enumerate(self._prompts)
         ]
         least = (self._session.exact_rows or 1) if self._exact else 1
+        eager = pieces or bool(self._request.stops)
         for _ in decode(self._session, self._batch, self._policy.pacer, least):
-            pieces = [self._show(row) for row in range(len(self._batch))]
-            if pieces[0]:
-                yield pieces[0]
+            shown = ""
+            for row, one in enumerate(self._batch):
+                if eager or one.finish is not None:
+                    text = self._show(row)
+                    shown = text if row == 0 else shown
+            if shown:
+                yield shown
 
     def _decoding(self, prompt: Ints, generator: np.random.Generator, started: float) -> Decoding:
         request, policy = self._request, self._policy

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ class _Call:
     rows: Ints
     mask: Bools | None
     outputs: dict[str, npt.NDArray[Any]]
+    filled: int = -1
+    """Slots before this one are visible in the last chain of one row; -1: unknown."""
 
 
 class OrtSession:
@@ -59,6 +63,7 @@ class OrtSession:
         limit = facts.positions or 4096
         self.capacity = min(capacity or limit, limit)
         self._session = open_graph(graph, self.threads)
+        self._run_bound = self._session.run_with_iobinding
         self._names = {p.name for p in self.ports}
         self._caches = [p for p in self.ports if p.mirror is not None]
         self._tree = bool(by_role(self.ports, "mask"))
@@ -66,7 +71,36 @@ class OrtSession:
         self._calls: dict[tuple[int, int, int, int], _Call] = {}
         self._blocks: list[npt.NDArray[Any]] = []
         self._views: dict[str, npt.NDArray[Any]] = {}
+        self._guests: list[OrtSession] = []
         self.reset(1)
+
+    def sibling(self, host: OrtSession | None = None) -> OrtSession:
+        """The same engine with caches of its own, or with those of `host`, a session of the same
+        architecture: then only `follow` may be called.
+
+        Raises BackendError when the caches of `host` are of another shape.
+        """
+        other = copy(self)
+        other._calls, other._blocks, other._views, other._guests = {}, [], {}, []
+        other._lengths = np.zeros(0, np.int64)
+        if host is None:
+            other.reset(1)
+            return other
+        if _cache_shapes(self.ports) != _cache_shapes(host.ports):
+            raise BackendError("these two engines have caches of different shapes; share none")
+        other.capacity, other._views = host.capacity, host._views
+        host._guests.append(other)
+        return other
+
+    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+        """The last row's scores (N = 1) after `tokens`, put behind the first `length` slots of
+        sequence `row`. On the caches of a host they lie where the host's next step writes."""
+        for start in range(0, len(tokens), CHUNK):
+            part = np.asarray(tokens[start : start + CHUNK], np.int64)
+            call = self._call(1, len(part), 1, row)
+            call.rows[0, 0] = len(part) - 1
+            scores = self._chain(call, part, length + start, len(part))
+        return scores  # pyright: ignore[reportPossiblyUnboundVariable]
 
     @property
     def lengths(self) -> Ints:
@@ -78,6 +112,11 @@ class OrtSession:
         """True when the bundle was made with tree-mask."""
         return self._tree
 
+    @property
+    def _batch(self) -> int:
+        """Sequences that the caches hold; a guest's are its host's."""
+        return len(next(iter(self._views.values()))) if self._views else 1
+
     def reset(self, batch: int) -> None:
         """Forget everything; memory is kept when the batch stays the same size."""
         if len(self._lengths) != batch or not self._blocks:
@@ -88,6 +127,8 @@ class OrtSession:
         self._calls.clear()
         self._blocks.clear()
         self._views.clear()
+        for guest in self._guests:
+            guest._calls.clear()
         shapes: dict[tuple[int, int, str], list[Port]] = {}
         for port in self._caches:
             shapes.setdefault((int(port.shape[1]), int(port.shape[3]), port.dtype), []).append(port)
@@ -118,6 +159,7 @@ class OrtSession:
     def _chunk(self, row: int, part: Ints) -> Scores:
         count = len(part)
         call = self._call(1, count, 1, row)
+        call.filled = -1
         call.tokens[0] = part
         call.write_index[0] = self._lengths[row]
         call.positions[0] = self._lengths[row] + np.arange(count)
@@ -159,7 +201,10 @@ class OrtSession:
         """
         count, lengths = tokens.shape[1], self._lengths[first : first + batch]
         call = self._call(batch, count, count, first)
+        if batch == 1 and mask is None:
+            return self._chain(call, tokens[0], int(lengths[0]), count)
         call.tokens[:] = tokens
+        call.filled = -1
         call.write_index[:] = lengths
         steps = np.arange(count) if depth is None else depth[first : first + batch]
         call.positions[:] = lengths[:, None] + steps
@@ -169,6 +214,25 @@ class OrtSession:
                 self._chain_mask(call, row, start, count)
                 if mask is not None:
                     call.mask[row, 0, :, start : start + count] = mask[first + row]
+        return self._run(call)
+
+    def _chain(self, call: _Call, tokens: Ints, start: int, count: int) -> Scores:
+        """One chain of one sequence: the plain step, so as few array operations as will do.
+
+        The mask of such a call is all true up to slot `filled`, then a triangle.
+        """
+        call.tokens[0] = tokens
+        call.write_index[0] = start
+        if count == 1:
+            call.positions[0, 0] = start
+        else:
+            np.add(_steps(count), start, out=call.positions[0])
+        if call.mask is not None:
+            if count == 1 and 0 <= call.filled <= start:
+                call.mask[0, 0, 0, call.filled : start + 1] = True
+            else:
+                self._chain_mask(call, 0, start, count)
+            call.filled = start
         return self._run(call)
 
     def _chain_mask(self, call: _Call, row: int, start: int, count: int) -> None:
@@ -201,7 +265,7 @@ class OrtSession:
 
     def _run(self, call: _Call) -> Scores:
         try:
-            self._session.run_with_iobinding(call.binding)
+            self._run_bound(call.binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in a step: {error}") from error
         outputs = call.outputs
@@ -212,7 +276,7 @@ class OrtSession:
 
     def _call(self, batch: int, count: int, asked: int, row: int) -> _Call:
         """The bound arrays for a call shape; `row` picks the caches for one of many."""
-        alone = batch == 1 and len(self._lengths) > 1
+        alone = batch == 1 and self._batch > 1
         key = (batch, count, asked, row if alone else -1)
         if key not in self._calls:
             if len(self._calls) > 256:
@@ -301,17 +365,22 @@ def _open_mask(port: Any, batch: int, count: int) -> npt.NDArray[Any]:
     return seen.astype(dtype)
 
 
+def _cache_shapes(ports: Sequence[Port]) -> list[tuple[Any, ...]]:
+    return [(p.name, p.direction, p.shape, p.dtype) for p in ports if p.mirror is not None]
+
+
 def _value(array: npt.NDArray[Any]) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-_TRIANGLES: dict[int, Bools] = {}
-
-
+@cache
 def _triangle(count: int) -> Bools:
-    if count not in _TRIANGLES:
-        _TRIANGLES[count] = np.tri(count, dtype=np.bool_)
-    return _TRIANGLES[count]
+    return np.tri(count, dtype=np.bool_)
+
+
+@cache
+def _steps(count: int) -> Ints:
+    return np.arange(count, dtype=np.int64)
 
 
 def _copied(scores: Scores) -> Scores:
