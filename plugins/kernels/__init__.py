@@ -1,0 +1,1 @@
+"""Triton kernels. Only these files import triton, and only `compile` and `launch` import them."""
