@@ -3,7 +3,9 @@
     OUT/manifest.json           what is inside (graftline.manifest), with the sha256 of every file
     OUT/manifest.json.sha256    digest of the manifest itself, in the format of `sha256sum`
     OUT/graphs/  engines/  weights/  tokenizer/
+    OUT/draft/                  the draft engine, if any: a bundle itself, its files listed above
     OUT/costs/                  measured step costs of this machine: a cache, outside the manifest
+    OUT/tuned/                  what `graftline tune` found on this machine, likewise
 
 Nothing in it is executed on load, and no path leaves the folder.
 """
@@ -25,7 +27,8 @@ from graftline.errors import BundleError, nearest
 from graftline.folder import digest, files_in, inside
 from graftline.manifest import MANIFEST, REBUILD, SEAL, Manifest
 
-COSTS = "costs"
+COSTS, TUNED = "costs", "tuned"
+DRAFT = "draft"
 
 
 class Bundle:
@@ -63,10 +66,11 @@ class Bundle:
             yield from filter(None, pool.map(self._difference, entries, repeat(content)))
 
     def unlisted(self) -> list[str]:
-        """Files in the folder that the manifest does not list (the costs cache aside)."""
+        """Files in the folder that the manifest does not list (the measurements aside)."""
         known = {MANIFEST, SEAL, *self.manifest.files}
         found = (p.relative_to(self.path).as_posix() for p in files_in(self.path))
-        return sorted(r for r in found if r not in known and not r.startswith(f"{COSTS}/"))
+        caches = (f"{COSTS}/", f"{TUNED}/", f"{DRAFT}/{COSTS}/")
+        return sorted(r for r in found if r not in known and not r.startswith(caches))
 
     def file(self, rel: str) -> Path:
         """Path of a file the manifest lists. Raises BundleError for any other."""
@@ -82,6 +86,12 @@ class Bundle:
             raise BundleError(f"{self.path}: no graph for '{name}'{known}; {self._rebuild()}")
         return self.file(self.manifest.graphs[name])
 
+    def draft(self) -> Bundle | None:
+        """The draft engine's own bundle, or None. Its files were checked with this bundle's."""
+        if not self.manifest.draft:
+            return None
+        return Bundle.open(inside(self.path, DRAFT), verify=False)
+
     def read_costs(self, key: str) -> dict[str, Any] | None:
         """Costs measured under `key` (machine and threads); None when not measured or damaged."""
         try:
@@ -95,21 +105,42 @@ class Bundle:
     def write_costs(self, key: str, costs: Mapping[str, Any]) -> bool:
         """Cache measured costs; False when the bundle cannot be written, and they are not kept."""
         costs = json.loads(json.dumps(costs))
-        target = self._costs_file(key)
-        temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
         row = {"key": key, "sha256": _costs_digest(costs), "costs": costs}
         try:
-            target.parent.mkdir(exist_ok=True)
-            temporary.write_text(json.dumps(row), encoding="utf-8")
-            os.replace(temporary, target)
+            _replace(self._costs_file(key), json.dumps(row))
         except OSError:
-            temporary.unlink(missing_ok=True)
             return False
         return True
 
+    def read_tuned(self, key: str) -> dict[str, Any] | None:
+        """What `graftline tune` stored under `key` (machine and threads); None when nothing was.
+
+        Raises BundleError for a damaged file: unlike costs it is not found again by itself.
+        """
+        path = self._measured_file(TUNED, key)
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+            whole = row["key"] == key and row["sha256"] == _costs_digest(row["tuned"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            whole, row = False, {}
+        if not whole:
+            raise BundleError(f"{path} was changed; delete it, and run graftline tune again")
+        return cast(dict[str, Any], row["tuned"])
+
+    def write_tuned(self, key: str, tuned: Mapping[str, Any]) -> None:
+        """Store what was tuned, in place of what was there. Raises OSError when it cannot."""
+        tuned = json.loads(json.dumps(tuned))
+        row = {"key": key, "sha256": _costs_digest(tuned), "tuned": tuned}
+        _replace(self._measured_file(TUNED, key), json.dumps(row))
+
     def _costs_file(self, key: str) -> Path:
+        return self._measured_file(COSTS, key)
+
+    def _measured_file(self, folder: str, key: str) -> Path:
         slug = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")[:40]
-        return self.path / COSTS / f"{slug}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+        return self.path / folder / f"{slug}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
 
     def _difference(self, rel: str, content: bool) -> str | None:
         path = inside(self.path, rel)
@@ -145,6 +176,17 @@ def _no_bundle(root: Path) -> str:
     if root.is_dir():
         return f"not a bundle (no {MANIFEST}); make one: graftline optimize {root} -o OUT"
     return f"a file, not a bundle; make one: graftline optimize {root} -o OUT"
+
+
+def _replace(target: Path, text: str) -> None:
+    """Write a file that is seen whole or not at all."""
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    try:
+        target.parent.mkdir(exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _costs_digest(costs: object) -> str:

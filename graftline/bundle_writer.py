@@ -36,6 +36,17 @@ class BundleWriter:
         self.root = self.out.with_name(f"{self.out.name}.tmp-{os.getpid()}")
         self._watch = watch or _silent
         self._finished = False
+        self._brought: dict[Path, Path] = {}
+        self._around: dict[Path, Path] = {}
+
+    def nested(self, rel: str) -> BundleWriter:
+        """A writer of a bundle inside this one, published with it: finish it first, and that is
+        all. A file both bring in is stored once where the disk allows links."""
+        inner = BundleWriter(self.out, self._watch)
+        inner.root = inside(self.root, rel)
+        inner.root.mkdir(parents=True)
+        inner._around = self._brought
+        return inner
 
     def __enter__(self) -> BundleWriter:
         _sweep(self.out)
@@ -71,11 +82,14 @@ class BundleWriter:
         return path
 
     def link_or_copy(self, source: Path, rel: str, mode: Literal["link", "copy"] = "link") -> Path:
-        """Bring an existing file in: a hard link where the disk allows it, else a told copy."""
+        """Bring an existing file in: a hard link where the disk allows it, else a told copy; what
+        the bundle around this one has brought in is linked to that in either mode."""
         target = self.path(rel)
-        if mode == "link":
+        self._brought[source.resolve()] = target
+        there = self._around.get(source.resolve())
+        if mode == "link" or there is not None:
             try:
-                os.link(source.resolve(), target)
+                os.link(there or source.resolve(), target)
                 return target
             except OSError as error:
                 if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):

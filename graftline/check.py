@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.bundle import Bundle
+from graftline.engines import is_engine
 from graftline.errors import GraftlineError, LawBroken
 
 if TYPE_CHECKING:
@@ -59,6 +60,12 @@ def check(path: str | Path, watch: Watch | None = None) -> Report:
     if all(f.holds for f in findings):
         say("running the laws again")
         findings += _laws(bundle, say)
+        if (draft := bundle.draft()) is not None:
+            say("running the laws of the draft engine again")
+            findings += [replace(f, what=f"draft: {f.what}") for f in _laws(draft, say)]
+        if is_engine(bundle.manifest.target):
+            told = "not compared: the engine runs on its GPU only"
+            return Report(str(path), (*findings, Finding("greedy tokens", told, True)))
         say("comparing greedy tokens with the unmodified export")
         findings += _tokens(bundle)
     return Report(str(path), tuple(findings))

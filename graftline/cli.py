@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from graftline.commands import bench, catalogue, check, doctor, inspect, optimize, run
+from graftline.commands import bench, catalogue, check, doctor, inspect, optimize, run, tune
 from graftline.errors import GraftlineError
 
 USAGE_ERROR = 2
@@ -128,6 +128,7 @@ for command in (
     optimize.optimize,
     run.run,
     bench.bench,
+    tune.tune,
     inspect.inspect,
     check.check,
     catalogue.recipes,

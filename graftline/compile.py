@@ -9,24 +9,25 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import onnx_ir as ir
 
-from graftline.bundle import Bundle
+from graftline.bundle import DRAFT, Bundle
 from graftline.bundle_writer import BundleWriter, check_target
+from graftline.draft import DraftSource, check_vocabulary
+from graftline.engines import EngineRequest, is_engine
 from graftline.errors import BackendError, GraftlineError, LawBroken, nearest
 from graftline.evaluate import decoder_feed
-from graftline.manifest import Exactness, LawRow, Manifest, PassRow
+from graftline.manifest import LawRow, Manifest, PassRow
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.pipeline import PassReport
 from graftline.passes.reduce_host import reduce_host
-from graftline.ports import Facts, Port, read_facts, read_ports
+from graftline.ports import Port, read_facts, read_ports
+from graftline.proof import prove
 from graftline.recipe import Recipe, recipe
 from graftline.store import WeightFile, checkpoint_files, load_graph, save_graph
 
 if TYPE_CHECKING:
     from graftline.models.host import Host
-    from graftline.runtimes.ort import OrtSession
 
 Watch = Callable[[str], None]
 FRONT = "canonicalize | anchors"
@@ -34,7 +35,6 @@ DTYPES = {"fp32": "", "int8": "quantize{bits=8}", "int4": "quantize{bits=4}"}
 TARGETS = ("ort-cpu",)
 LAW_BLOCKS = 2
 """Blocks of the reduced host on which the numeric laws of the grafts run."""
-HELD_OUT_TOKENS = 500
 ORACLE_LIMIT = 1 << 30
 """Bytes of weights up to which the oracle runs; a larger reduced host is held to structural laws.
 """
@@ -61,34 +61,73 @@ def optimize(
     weights: Literal["link", "copy"] = "link",
     full_export: bool = False,
     quantizer: str | None = None,
+    draft: str | None = None,
+    engine: str = "",
     watch: Watch | None = None,
 ) -> Bundle:
     """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
     nothing.
 
     `passes` replaces the recipe's own; `quantizer` names the algorithm of `dtype` int8 or int4.
-    `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
+    `draft` puts a draft engine in: "int4" or "int8" (the same weights quantized), or the path of a
+    checkpoint of the same vocabulary, optionally "PATH:int4". `engine` are options of a TensorRT
+    target ("rows=1+64,capacity=4096"). `watch` is told each step in words. Raises GraftlineError;
+    then `out` is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
 
     say = watch or _silent
-    chosen, text = plan(recipe, passes, target, dtype, quantizer)
+    request = EngineRequest.parse(target, dtype, engine) if is_engine(target) else None
+    if engine and request is None:
+        raise GraftlineError(f"--engine goes with a TensorRT target, not with {target}")
+    chosen, text = plan(recipe, passes, target, dtype, quantizer, request)
+    if draft is not None and request is not None:
+        raise GraftlineError(f"--draft goes with --target ort-cpu, not with {target}")
+    source = None if draft is None else DraftSource.parse(draft, DTYPES, dtype)
+    if source is None and "draft" in chosen.needs:
+        raise GraftlineError(f"the recipe {chosen.name} needs a draft engine; add --draft int4")
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
+    other = host
+    if source is not None and source.checkpoint is not None:
+        say(f"reading the draft {source.checkpoint}")
+        other = open_checkpoint(source.checkpoint).host(full_export=full_export, watch=say)
+        sizes = host.facts.vocabulary, other.facts.vocabulary
+        check_vocabulary(host.tokenizer_files, other.tokenizer_files, sizes, str(source.checkpoint))
     compiled = compile_graph(host.model, text, say)
+    rebuild = f"graftline optimize {checkpoint} -o {out} --recipe {chosen.name} --dtype {dtype}"
+    if draft is not None:
+        rebuild += f" --draft {draft}"
+    if request is not None:
+        rebuild += f" --target {target}" + (f" --engine {engine}" if engine else "")
     with BundleWriter(out, watch=say) as writer:
-        manifest = _write(writer, host, compiled, chosen, target, dtype, weights, say)
-        rebuild = f"graftline optimize {checkpoint} -o {out} --recipe {chosen.name} --dtype {dtype}"
+        manifest = _write(writer, host, compiled, chosen, target, dtype, weights, say, request)
+        if source is not None:
+            _write_draft(writer.nested(DRAFT), other, source, target, weights, rebuild, say)
+            same = source.checkpoint is None
+            manifest = replace(manifest, draft={"source": draft, "same_weights": same})
         say("hashing and closing the bundle")
         writer.finish(replace(manifest, rebuild=rebuild))
     return Bundle.open(out, verify=False)
 
 
 def plan(
-    name: str, passes: str | None, target: str, dtype: str, quantizer: str | None
+    name: str,
+    passes: str | None,
+    target: str,
+    dtype: str,
+    quantizer: str | None,
+    request: EngineRequest | None = None,
 ) -> tuple[Recipe, str]:
     """The recipe of that name and the whole pipeline text. Raises for what is unknown."""
+    chosen = recipe(name)
+    parts = [FRONT, passes if passes is not None else chosen.passes, "pack-projections"]
+    if request is not None:
+        if quantizer is not None:
+            raise GraftlineError(f"--quantizer goes with --target ort-cpu, not with {target}")
+        text = " | ".join([*filter(None, parts), request.lowering])
+        return chosen, str(Pipeline.parse(text, GRAFTS))
     if target not in TARGETS:
         raise BackendError(f"no builder for the target '{target}' here{nearest(target, TARGETS)}")
     if dtype not in DTYPES:
@@ -98,9 +137,7 @@ def plan(
         if not quantize:
             raise GraftlineError("--quantizer goes with --dtype int8 or int4")
         quantize = quantize.replace("}", f",algorithm={quantizer}}}")
-    chosen = recipe(name)
-    parts = [FRONT, passes if passes is not None else chosen.passes, "pack-projections", quantize]
-    text = " | ".join([*filter(None, parts), "lower-ort"])
+    text = " | ".join([*filter(None, [*parts, quantize]), "lower-ort"])
     return chosen, str(Pipeline.parse(text, GRAFTS))
 
 
@@ -149,6 +186,7 @@ def _write(
     dtype: str,
     mode: Literal["link", "copy"],
     say: Watch,
+    request: EngineRequest | None = None,
 ) -> Manifest:
     graphs = {"export": host.model, "canonical": compiled.canonical, target: compiled.lowered}
     linked: dict[Path, str] = {}
@@ -160,15 +198,19 @@ def _write(
                 writer.link_or_copy(file, linked[file], mode)
     files: dict[str, str] = {}
     store = WeightFile(writer.root, "shared.weights", writer.need)
-    own = WeightFile(writer.root, f"{target}.weights", writer.need)
+    own = WeightFile(writer.root, f"{_file_name(target)}.weights", writer.need)
     for name, model in graphs.items():
-        say(f"writing {name}.onnx")
-        files[name] = f"{name}.onnx"
+        files[name] = f"{_file_name(name)}.onnx"
+        say(f"writing {files[name]}")
         save_graph(model, writer.path(files[name]), own if name == target else store, linked)
     tokenizer = [_copied(writer, file) for file in host.tokenizer_files]
     facts = read_facts(compiled.lowered)
     ports = {name: read_ports(model) for name, model in graphs.items()}
+    extra: dict[str, Any] = {}
+    if request is not None:  # before the proof, whose sessions leave memory behind
+        extra["engine"] = _engine(writer, request, files[target], ports[target], say)
     proof = prove(writer.root, files, facts, ports[target], ports["canonical"], target, dtype, say)
+    extra |= {"min_rows": proof.min_rows, "per_rows": proof.per_rows}
     return Manifest(
         name=Path(writer.out).name,
         facts=facts,
@@ -180,12 +222,45 @@ def _write(
         ports=ports,
         passes=tuple(_row(r) for r in compiled.reports),
         laws=(*_laws(compiled), *proof.laws),
-        exactness=Exactness(proof.row_invariant, proof.worst),
+        exactness=proof.exactness,
         quality=proof.quality,
         generation=host.generation,
         tokenizer=tuple(tokenizer),
-        extra={"min_rows": proof.min_rows, "per_rows": proof.per_rows},
+        extra=extra,
     )
+
+
+def _engine(
+    writer: BundleWriter, request: EngineRequest, graph: str, ports: tuple[Port, ...], say: Watch
+) -> dict[str, Any]:
+    """Build the engine into the bundle; what the manifest says of it."""
+    rel = f"engines/{_file_name(str(request.target))}.engine"
+    timings = Path(f"{writer.out}.timings")
+    made = request.build(writer.path(graph), ports, writer.path(rel), timings, say)
+    return {"file": rel, **made.facts()}
+
+
+def _file_name(target: str) -> str:
+    """A stage or target as a file name."""
+    return target.replace(":", "-")
+
+
+def _write_draft(
+    writer: BundleWriter,
+    host: Host,
+    source: DraftSource,
+    target: str,
+    mode: Literal["link", "copy"],
+    rebuild: str,
+    say: Watch,
+) -> None:
+    """The draft engine as a bundle inside the bundle: compiled and proven like any other, with the
+    passes of plain decoding, because a draft scores single rows."""
+    say(f"draft engine: {source.checkpoint or 'the same weights'} in {source.dtype}")
+    chosen, text = plan("plain", None, target, source.dtype, None)
+    compiled = compile_graph(host.model, text, say)
+    manifest = _write(writer, host, compiled, chosen, target, source.dtype, mode, say)
+    writer.finish(replace(manifest, name=DRAFT, rebuild=rebuild))
 
 
 def _copied(writer: BundleWriter, file: Path) -> str:
@@ -211,106 +286,6 @@ def _row(report: PassReport) -> PassRow:
 def _laws(compiled: Compiled) -> list[LawRow]:
     rows = [LawRow(r.graft, r.law, r.checked) for p in compiled.reports for r in p.laws]
     return rows + compiled.notes
-
-
-@dataclass
-class Proof:
-    """What was measured on the finished engine, with the real weights."""
-
-    laws: list[LawRow]
-    row_invariant: bool
-    worst: float
-    min_rows: int | None
-    per_rows: dict[str, float]
-    quality: dict[str, float]
-
-
-def prove(
-    folder: Path,
-    files: dict[str, str],
-    facts: Facts,
-    ports: tuple[Port, ...],
-    canonical: tuple[Port, ...],
-    target: str,
-    dtype: str,
-    say: Watch,
-) -> Proof:
-    """Compare the engine with the unmodified export, and measure its rows against one another."""
-    from graftline.runtimes.ort import OrtSession
-    from graftline.runtimes.row_invariance import row_invariance
-
-    say("proof: the engine against the unmodified export, with the real weights")
-    capacity = min(facts.positions or 512, 512)
-    session = OrtSession(folder / files[target], facts, ports, capacity=capacity)
-    laws = [LawRow(target, "whole", whole(folder / files["export"], session, facts, dtype))]
-    random = np.random.default_rng(1)
-    prompt = random.integers(0, facts.vocabulary, min(24, capacity - 20), dtype=np.int64)
-    session.reset(1)
-    rows = row_invariance(session, prompt)
-    least = rows.min_rows
-    words = (
-        "rows do not depend on one another"
-        if rows.row_invariant
-        else (
-            f"one row alone is rounded otherwise than several; from {least} rows on they agree"
-            if least
-            else "a row's result depends on the rows beside it: never lossless"
-        )
-    )
-    laws.append(LawRow(target, "row-invariant", f"{words} (largest difference {rows.worst:.2g})"))
-    quality: dict[str, float] = {}
-    if dtype != "fp32":  # the engine is close by design only; what it was made from must be equal
-        fp32 = OrtSession(folder / files["canonical"], facts, canonical, capacity=capacity)
-        equal = whole(folder / files["export"], fp32, facts, "fp32")
-        laws.append(LawRow("canonical", "whole", equal))
-        if (folder / "tokenizer" / "tokenizer.json").is_file():
-            quality = _quality(folder, fp32, session, dtype, say)
-    return Proof(
-        laws,
-        rows.row_invariant,
-        rows.worst,
-        least,
-        {str(k): float(v) for k, v in rows.per_rows.items()},
-        quality,
-    )
-
-
-def _quality(
-    folder: Path, fp32: OrtSession, session: OrtSession, dtype: str, say: Watch
-) -> dict[str, float]:
-    """Perplexity on held-out English, in this precision and in fp32 (the canonical graph)."""
-    from graftline.runtimes.perplexity import HELD_OUT, perplexity
-    from graftline.runtimes.text import Tokenizer
-
-    text = HELD_OUT.read_text(encoding="utf-8")
-    ids = np.asarray(Tokenizer.from_folder(folder / "tokenizer").encode(text, raw=True), np.int64)
-    ids = ids[: min(HELD_OUT_TOKENS, session.capacity)]
-    found = {dtype: perplexity(session, [ids]), "fp32": perplexity(fp32, [ids])}
-    say(
-        f"perplexity on {len(ids)} held-out tokens: {dtype} {found[dtype]:.2f}, "
-        f"fp32 {found['fp32']:.2f}"
-    )
-    return {f"perplexity {name}": value for name, value in found.items()}
-
-
-def whole(export: Path, session: Any, facts: Facts, dtype: str) -> str:
-    """Law of the whole: the engine's logits, prompt in chunks and cache, are the unmodified
-    export's."""
-    from graftline.runtimes.ort import export_logits
-
-    rows = min(24, facts.positions or 24)
-    tokens = np.random.default_rng(2).integers(0, facts.vocabulary, (1, rows), dtype=np.int64)
-    expected = export_logits(export, tokens)[0]
-    session.reset(1)
-    first = session.prefill([tokens[0, : rows // 2]]).logits[0].copy()
-    rest = session.score(tokens[:, rows // 2 :]).logits[0]
-    both = min(rows - rows // 2 + 1, len(expected))  # an export may give the last row only
-    got, expected = np.concatenate([first, rest])[-both:], expected[-both:]
-    gap = float(np.max(np.abs(got - expected)))
-    agree = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
-    if dtype == "fp32" and not gap <= 1e-3:
-        raise LawBroken("pipeline", "whole", "logits", f"{gap:.3g} > 0.001 from the export")
-    return f"{len(got)} rows against the export: max difference {gap:.2g}, argmax equal in {agree}"
 
 
 def recheck(bundle: Bundle, watch: Watch | None = None) -> list[LawRow]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
 
+from graftline.passes.tensorrt_target import FLAVOURS, Flavour, gpu_capability
+
 PACKAGES = (
     "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "networkx",
     "tokenizers", "safetensors", "jinja2", "torch", "transformers", "accelerate", "gguf",
     "tensorrt-rtx-cu13", "tensorrt", "triton",
 )  # fmt: skip
+NO_GPU = "no NVIDIA GPU or driver here"
 EXPORT = ("torch", "transformers", "accelerate", "gguf")
 
 
@@ -69,8 +73,6 @@ def nvidia_gpus() -> int:
 
 
 def _abilities(versions: dict[str, str | None], gpus: int) -> tuple[Ability, ...]:
-    from graftline.compile import TARGETS
-
     lacking = [name for name in EXPORT if not versions[name]]
     install = 'pip install "graftline[export]"' if lacking else ""
     reason = f"not installed: {', '.join(lacking)}" if lacking else ""
@@ -81,27 +83,37 @@ def _abilities(versions: dict[str, str | None], gpus: int) -> tuple[Ability, ...
     return (
         readers,
         Ability("ort-cpu", cpu, cpu, "" if cpu else "no ONNX Runtime", _pip("onnxruntime", cpu)),
-        _gpu("ort-cuda", "gpu", bool(versions["onnxruntime-gpu"]), gpus, TARGETS),
-        _gpu("trt-rtx", "tensorrt", bool(versions["tensorrt-rtx-cu13"]), gpus, TARGETS),
-        _gpu("trt", "", bool(versions["tensorrt"]), gpus, TARGETS),
+        _cuda(bool(versions["onnxruntime-gpu"]), gpus),
+        *(_engines(flavour, gpus) for flavour in FLAVOURS.values()),
     )
 
 
-def _gpu(
-    target: str, extra: str, installed: bool, gpus: int, supported: tuple[str, ...]
-) -> Ability:
-    """A target that runs on a GPU; `supported` are those this version has a builder for."""
-    known = target in supported
-    needs_gpu = target != "trt-rtx"
+def _cuda(installed: bool, gpus: int) -> Ability:
+    """ONNX Runtime on a GPU."""
     reasons = [
-        "" if known else "this version of graftline has no builder for it yet",
+        "this version of graftline has no builder for it yet",
         "" if installed else "its library is not installed",
-        "" if gpus else "no NVIDIA GPU or driver here",
+        "" if gpus else NO_GPU,
     ]
-    package = f'"graftline[{extra}]"' if extra else "tensorrt"
-    builds = known and installed and bool(gpus or not needs_gpu)
-    runs = known and installed and bool(gpus)
-    return Ability(target, builds, runs, "; ".join(filter(None, reasons)), _pip(package, installed))
+    reason = "; ".join(filter(None, reasons))
+    return Ability("ort-cuda", False, False, reason, _pip('"graftline[gpu]"', installed))
+
+
+def _engines(flavour: Flavour, gpus: int) -> Ability:
+    """Engines of one TensorRT: which GPUs it builds for, and whether it can here."""
+    installed = importlib.util.find_spec(flavour.module) is not None
+    here = gpu_capability() if gpus else None
+    makes = ", ".join(f"sm{n}" for n in flavour.capabilities)
+    where = "without a GPU" if flavour.ahead_of_time else "on a machine with that GPU"
+    reasons = [
+        f"builds for {makes}, {where}",
+        "" if installed else "its library is not installed",
+        "this version of graftline has no session to run it yet",
+        "" if gpus else NO_GPU,
+    ]
+    builds = installed and (flavour.ahead_of_time or here in flavour.capabilities)
+    reason = "; ".join(filter(None, reasons))
+    return Ability(flavour.name, builds, False, reason, _pip(flavour.package, installed))
 
 
 def _pip(package: str, installed: bool) -> str:

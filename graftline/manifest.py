@@ -63,7 +63,9 @@ class Manifest:
 
     `graphs` maps a stage or target ("canonical", "ort-cpu") to its file, `ports` the same names to
     their ports. `rebuild` is the command that makes this bundle again. `files` is filled in by
-    `BundleWriter.finish`. Paths are relative to the folder, with forward slashes.
+    `BundleWriter.finish`. Paths are relative to the folder, with forward slashes. `draft` tells of
+    the draft engine, a bundle of its own in the folder draft/: its `source` as asked for, and
+    whether it has the target's own weights (`same_weights`); empty where there is none.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Manifest:
     quality: Mapping[str, float] = field(default_factory=dict[str, float])
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tokenizer: tuple[str, ...] = ()
+    draft: Mapping[str, Any] = field(default_factory=dict[str, Any])
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
     versions: Mapping[str, str] = field(default_factory=lambda: tool_versions())
     created: str = ""

@@ -7,6 +7,7 @@ from graftline.passes.canonicalize import Canonicalize
 from graftline.passes.graft import Graft
 from graftline.passes.kv_cache import KvCache
 from graftline.passes.lower_ort import LowerOrt
+from graftline.passes.lower_tensorrt import LowerTensorrt
 from graftline.passes.pack_projections import PackProjections
 from graftline.passes.pipeline import Pipeline, names
 from graftline.passes.quantize import Quantize
@@ -27,6 +28,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         PackProjections,
         Quantize,
         LowerOrt,
+        LowerTensorrt,
     ]
 )
 

@@ -17,7 +17,7 @@ import onnx_ir.passes.common as common
 from graftline.errors import LawBroken
 from graftline.evaluate import Feed
 from graftline.passes.graft import Evaluate, Graft
-from graftline.ports import read_ports
+from graftline.ports import FACTS_KEY, read_facts, read_ports
 
 TOLERANCE: Mapping[str, float] = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference allowed by activation dtype, relative to the host's largest output."""
@@ -139,7 +139,8 @@ def check(
     was, now = evaluate(before, feed), evaluate(after, graft.neutral(feed, after))
     caches = frozenset(p.name for p in read_ports(before) if p.mirror is not None)
     written = int(np.min(feed.get("write_index", 0))) + feed["tokens"].shape[1]
-    done.append(LawResult(name, "neutral", neutral(graft, was, now, written, caches)))
+    dtype = read_facts(after).dtype if FACTS_KEY in after.metadata_props else "float32"
+    done.append(LawResult(name, "neutral", neutral(graft, was, now, written, caches, dtype)))
     for law in graft.laws:
         done.append(LawResult(name, law.__name__, law(graft, before, after, feed, evaluate)))
     return done

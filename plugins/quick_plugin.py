@@ -107,7 +107,7 @@ def _float_type(plugin: Plugin, inputs: Sequence[Any]) -> str:
     """The numpy name of the plugin's float type; checks the types of the other inputs."""
     found = "float32"
     for tensor, given in zip(plugin.inputs, inputs, strict=True):
-        name = _TYPES.get(given.dtype.name, given.dtype.name)
+        name = str(_TYPES.get(given.dtype.name, given.dtype.name))
         if tensor.type == "T":
             found = name
         elif tensor.type != name:

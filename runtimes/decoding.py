@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from graftline.runtimes.drafter import Drafter
+from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.runtimes.packing import first_path
 from graftline.runtimes.session import Ints, Scores
-from graftline.runtimes.verdict import Rule
+from graftline.runtimes.soundness import sound
+from graftline.runtimes.verdict import Rule, Verdict
 from graftline.tree import Tree
 
 FinishReason = Literal["eos", "stop", "length"]
@@ -27,6 +29,12 @@ class Decoding:
     """Ids that end the sequence."""
     drafter: Drafter
     rule: Rule
+    watch: Callable[[Tree, Verdict, Scores, int, set[int]], None] | None = None
+    """Is shown every judged tree, its verdict and scores, and the tokens before the step."""
+    vocabulary: int = 0
+    """Ids the target knows, as its first scores show."""
+    seat: int = 0
+    """Its row in the session's batch."""
     tokens: list[int] = field(default_factory=list[int])
     finish: FinishReason | None = None
     retired: bool = False
@@ -49,6 +57,7 @@ class Decoding:
 
     def begin(self, scores: Scores, row: int) -> list[int]:
         """Choose the first token from the prompt's last row."""
+        self.vocabulary = scores.logits.shape[-1]
         context: list[int] = self.prompt.tolist()
         self.rule.start(context)
         self.drafter.start(context)
@@ -59,17 +68,25 @@ class Decoding:
         self.first = time.perf_counter()
         return fresh
 
-    def propose(self, branches: bool) -> tuple[int, Tree]:
+    def propose(self, branches: bool, bid: Bid | None = None) -> tuple[int, Tree]:
         """The drafter's signal and its tree, none of it deeper than chains can still be used; a
-        chain unless `branches`; the root alone where no draft could help."""
+        chain unless `branches`; the root alone where no draft could help.
+
+        With a `bid`, a drafter that has one spends on a draft; without, what costs nothing.
+        """
         remaining = self.limit - len(self.tokens)
         if self.finish is not None or remaining < 2:
             return 0, Tree.chain((self.tokens[-1],))
-        budget = self.drafter.rows
-        if not self.drafter.branching:
+        drafter = self.drafter
+        budget = drafter.rows if bid is None else min(drafter.rows, bid.rows)
+        if not drafter.branching:
             budget = min(budget, remaining)
-        tree = self.drafter.propose(budget)
-        return self.drafter.signal, tree if branches else first_path(tree)
+        if bid is not None and is_paid(drafter):
+            proposed = drafter.draft(replace(bid, rows=budget, row=self.seat))
+        else:
+            proposed = drafter.propose(budget)
+        tree = sound(proposed, self.tokens[-1], self.vocabulary, budget, whole=bid is not None)
+        return drafter.signal, tree if branches else first_path(tree)
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
         """The path to commit and the tokens chosen; nothing for a finished sequence."""
@@ -77,6 +94,8 @@ class Decoding:
             return (), []
         verdict = self.rule.judge(tree, scores, row)
         self.drafter.observe(tree, verdict, scores, row)
+        if self.watch is not None:
+            self.watch(tree, verdict, scores, row, {*self.prompt.tolist(), *self.tokens})
         fresh = self._take(verdict.tokens(tree))
         self.steps += 1
         if len(tree) > 1:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeGuard
 
 from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Verdict
@@ -44,6 +45,60 @@ class Drafter(Protocol):
         """For every row of a proposal of that class, the chance that it is accepted, as first
         believed; the root's is 1. Never rising."""
         ...
+
+
+@dataclass(frozen=True)
+class Bid:
+    """What may be spent on drafts that cost time: at most `rows` rows a sequence, and by the depth
+    of a row the least chance of acceptance at which it is worth drafting, and worth scoring once it
+    is drafted. Index 0 is the root's. `row` is the sequence's place in the target's batch."""
+
+    rows: int
+    draft: Sequence[float]
+    keep: Sequence[float]
+    row: int = 0
+
+    @classmethod
+    def free(cls, rows: int) -> Bid:
+        """As many rows as that, whatever they are worth."""
+        return cls(rows, (0.0,) * rows, (0.0,) * rows)
+
+
+class PaidDrafter(Drafter, Protocol):
+    """A drafter that computes its drafts with a model. `propose` gives what costs nothing (the root
+    alone, or a store's proposal); `draft` spends time.
+
+    With drawn drafts the lossless rules need that nothing is cut afterwards, and that whether one
+    goes on is decided before the next token is drawn. `reads` are the model's calls of the last
+    draft.
+    """
+
+    reads: int
+
+    def draft(self, bid: Bid) -> Tree:
+        """A tree of at most `bid.rows` rows; ends where another row is not worth its price."""
+        ...
+
+    def hope(self, foresight: int) -> Sequence[float]:
+        """As `prior`, for the model's drafts of that class."""
+        ...
+
+    def price(self, reads: int) -> float:
+        """Milliseconds of that many calls of the model."""
+        ...
+
+    def debt(self) -> float:
+        """Milliseconds to catch up with the sequence first."""
+        ...
+
+    def foresight(self) -> int:
+        """The class of the draft to come, by what is known before it."""
+        ...
+
+
+def is_paid(drafter: Drafter | None) -> TypeGuard[PaidDrafter]:
+    """True for a drafter that computes drafts with a model."""
+    return hasattr(drafter, "draft")
 
 
 MATCH_CLASSES = (0, 1, 2, 3, 4, 4, 5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 6, 7)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Unpack, cast
+from dataclasses import replace
+from typing import Any, TypeVar, Unpack, cast
 
 import numpy as np
 
 from graftline.errors import RequestError
 from graftline.recipe import Recipe, recipe
-from graftline.runtimes.drafter import Drafter
+from graftline.runtimes.branches import BranchJob
+from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.goodput import Costs, Fixed, Goodput, Pacer
 from graftline.runtimes.job import Job, Policy
+from graftline.runtimes.paid import PaidGoodput
+from graftline.runtimes.records import Records
 from graftline.runtimes.request import (
+    Ids,
     Ints,
     Options,
     Prompt,
@@ -28,8 +33,12 @@ from graftline.runtimes.request import (
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result
 from graftline.runtimes.rules import make_rule
+from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Session
 from graftline.runtimes.text import Tokenizer
+from graftline.runtimes.tuned import tuned_prior
+
+J = TypeVar("J", bound=Job)
 
 
 class Engine:
@@ -50,7 +59,7 @@ class Engine:
         self.exact = exact
         """What `exact=None` means in a call."""
         self._costs = costs
-        self._ends = _ends(generation_defaults, tokenizer)
+        self._ends = end_tokens(generation_defaults, tokenizer)
         self._policies: dict[str, Policy] = {}
         self._lock = threading.Lock()
         self._holder: int | None = None
@@ -64,7 +73,7 @@ class Engine:
         """
         request = read_options(options)
         prompts, many = split_prompts(prompt)
-        job = self._job(prompts, request)
+        job = self._job(Job, [self._encode(prompt, request) for prompt in prompts], request)
         with self._held():
             for _ in job.run(pieces=False):
                 pass
@@ -83,15 +92,59 @@ class Engine:
             raise RequestError("stream takes one prompt; use generate for several")
         if self.tokenizer is None:
             raise RequestError("this bundle has no tokenizer, so there is no text to stream")
-        return Stream(self._job(prompts, request), self._held())
+        return Stream(self._job(Job, [self._encode(prompts[0], request)], request), self._held())
 
-    def _job(self, prompts: list[Prompt], request: Request) -> Job:
+    def branches(
+        self, prompt: Prompt, branches: Sequence[str | Ids], **options: Unpack[Options]
+    ) -> list[Result]:
+        """Continue one prompt in several ways at once, none of which reads the others.
+
+        Each branch begins with a text or ids of its own; its result is what `generate` gives for
+        the ids of the prompt and the branch, at about the cost of one of them. Nothing is drafted:
+        the recipe is parallel-within-sequence (arXiv 2503.20533). Takes the options of `generate`
+        but `recipe` and `batch`. Raises RequestError for what cannot be served.
+        """
+        for name in ("recipe", "batch"):
+            if name in options:
+                raise RequestError(f"branches takes no {name}: all decode together, undrafted")
+        request = read_options({"recipe": "parallel-within-sequence", **options})
+        shared = self._encode(prompt, request)
+        parts = [self._branch(branch) for branch in branches]
+        wanted = len(shared) + sum(len(p) + request.max_new_tokens for p in parts)
+        if not parts or wanted > self.session.capacity:
+            raise RequestError(
+                f"{len(parts)} branches need {wanted} places together, and the capacity is "
+                f"{self.session.capacity}; give one branch at least, and room for all"
+            )
+        job = self._job(BranchJob, [np.concatenate([shared, part]) for part in parts], request)
+        job.shared = shared
+        with self._held():
+            for _ in job.run(pieces=False):
+                pass
+        return job.results()
+
+    def record(self, wanted: str | Recipe, sampling: Sampling, most: int = 64) -> Records:
+        """From now on keep the acceptance at drafted nodes of this recipe, sampled like that.
+
+        Slow: whole distributions are looked at, and every step drafts, whether it pays or not.
+        """
+        policy = self._policy(wanted)
+        records = Records(policy.recipe.rule, sampling, most)
+        self._policies[policy.recipe.name] = replace(policy, pacer=Fixed(), records=records)
+        return records
+
+    def _branch(self, branch: str | Ids) -> Ints:
+        if isinstance(branch, str) and self.tokenizer is not None:
+            branch = self.tokenizer.encode_part(branch)
+        return encode_prompt(branch, self.tokenizer, True, self.session.facts.vocabulary)
+
+    def _job(self, kind: type[J], prompts: list[Ints], request: Request) -> J:
         exact = self.exact if request.exact is None else request.exact
-        ids = [self._encode(prompt, request) for prompt in prompts]
         policy = self._policy(request.recipe)
-        return Job(
-            self.session, self.tokenizer, self._ends, policy, ids, request, exact, self.resources
-        )
+        return kind(
+            self.session, self.tokenizer, self._ends, policy, prompts, request, exact,
+            self.resources,
+        )  # fmt: skip
 
     def _encode(self, prompt: Prompt, request: Request) -> Ints:
         facts, session = self.session.facts, self.session
@@ -116,16 +169,18 @@ class Engine:
                 chosen.rule, Request().sampling, np.random.default_rng(0), chosen.rule_options,
                 self.resources,
             )  # fmt: skip
-            known = Policy(chosen, drafter, self._pacer(drafter))
+            known = Policy(chosen, drafter, self._pacer(chosen.name, drafter))
             self._policies[chosen.name] = known
         return known
 
-    def _pacer(self, drafter: Drafter) -> Pacer:
+    def _pacer(self, name: str, drafter: Drafter) -> Pacer:
         if self._costs is None:
             return Fixed()
-        return Goodput(
-            self._costs, drafter.prior, drafter.branching and self.session.supports_trees
-        )
+        branching = drafter.branching and self.session.supports_trees
+        if is_paid(drafter):
+            return PaidGoodput(self._costs, drafter, branching)
+        prior = tuned_prior(self.resources.tuned, name, drafter.prior)
+        return Goodput(self._costs, prior, branching)
 
     @contextmanager
     def _held(self) -> Generator[None]:
@@ -167,7 +222,7 @@ class Stream(Iterator[str]):
         self.close()
 
 
-def _ends(defaults: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
+def end_tokens(defaults: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
     """The ids that end a text: the generation defaults' and the tokenizer's own."""
     given: object = defaults.get("eos_token_id", ())
     listed = cast("list[object]", given if isinstance(given, (list, tuple)) else [given])

@@ -2,71 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from graftline.errors import BundleError
+from graftline.runtimes.costs import NEAR
+from graftline.runtimes.costs import Costs as Costs
+from graftline.runtimes.drafter import Bid, Drafter, is_paid
+from graftline.runtimes.evidence import Evidence as Evidence
+from graftline.runtimes.evidence import Walk as Walk
 from graftline.tree import Tree
 
-
-@dataclass(frozen=True)
-class Costs:
-    """Milliseconds of one step of q rows: `chain` with the causal mask, `tree` with a tree mask."""
-
-    chain: dict[int, float]
-    tree: dict[int, float]
-
-    def __post_init__(self) -> None:
-        if 1 not in self.chain or any(c <= 0 for c in (self.chain | self.tree).values()):
-            raise BundleError("step costs need a chain of 1 row and positive times; measure again")
-
-    def of(self, rows: int, branching: bool = False) -> float:
-        """The cost of `rows` rows, linear between measured sizes and past the last.
-
-        Without measured trees a tree costs what a chain does. One row is never a tree.
-        """
-        known = self.tree | {1: self.chain[1]} if branching and self.tree else self.chain
-        if rows in known:
-            return known[rows]
-        sizes = sorted(known)
-        if len(sizes) == 1:
-            return known[1] * rows
-        above = next((i for i, size in enumerate(sizes) if size > rows), len(sizes) - 1)
-        low, high = sizes[above - 1], sizes[above]
-        slope = (known[high] - known[low]) / (high - low)
-        return max(known[low] + slope * (rows - low), known[1])
-
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """With string keys, as JSON has them."""
-        return {
-            "chain": {str(rows): ms for rows, ms in self.chain.items()},
-            "tree": {str(rows): ms for rows, ms in self.tree.items()},
-        }
-
-    @classmethod
-    def from_json(cls, table: Mapping[str, Mapping[str, float]]) -> Costs:
-        """Inverse of `to_json`. Raises BundleError when the table is of another form."""
-        try:
-            chain, tree = ({int(q): float(ms) for q, ms in table[k].items()} for k in _KINDS)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise BundleError(f"step costs cannot be read ({error}); measure again") from error
-        return cls(chain, tree)
-
-
-_KINDS = ("chain", "tree")
+SPAN = 64
+"""Committed positions over which a step is taken to cost the same."""
 
 
 class Pacer(Protocol):
-    """Chooses how many rows a step scores, for all sequences of a batch alike."""
+    """Chooses how many rows a step scores, for all sequences of a batch alike.
+
+    First `choose` among the proposals that cost nothing to make; then a `bid` may replace them by
+    drafts that a model makes, whose rows `bought` counts.
+    """
+
+    @property
+    def expected(self) -> tuple[float, float] | None:
+        """Tokens and milliseconds that the step chosen last is expected to bring and to take, for
+        the whole batch; None: nothing is expected."""
+        ...
 
     def begin(self, batch: int) -> None:
         """A new request of `batch` sequences starts."""
         ...
 
-    def choose(self, proposals: Sequence[tuple[int, Tree]], room: int) -> int:
-        """Rows of this step, 1 to `room`, given every live sequence's signal and proposal."""
+    def admit(self, sequence: int) -> None:
+        """Another sequence takes that place of the batch: open proposals for it are void."""
+        ...
+
+    def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
+        """Rows of this step, 1 to `room`, given every live sequence's signal and proposal, and the
+        committed positions of the longest."""
+        ...
+
+    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
+        """What to spend on drafts of at most `room` rows; a finished sequence's drafter is None.
+        None: nothing, the free proposals are scored."""
+        ...
+
+    def bought(
+        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
+    ) -> int:
+        """Rows of a step whose proposals were paid for."""
         ...
 
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
@@ -80,81 +64,31 @@ class Fixed:
     def __init__(self, rows: int = 8) -> None:
         self.rows = rows
 
+    @property
+    def expected(self) -> tuple[float, float] | None:
+        return None
+
     def begin(self, batch: int) -> None:
         pass
 
-    def choose(self, proposals: Sequence[tuple[int, Tree]], room: int) -> int:
+    def admit(self, sequence: int) -> None:
+        pass
+
+    def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
         return max(1, min(room, self.rows, max((len(t) for _, t in proposals), default=1)))
+
+    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
+        rows = min(room, self.rows)
+        paid = rows > 1 and any(is_paid(d) for d in drafters)
+        return Bid.free(rows) if paid else None
+
+    def bought(
+        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
+    ) -> int:
+        return max(len(tree) for _, tree in proposals)
 
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
         pass
-
-
-class Walk:
-    """A proposal followed along what was then emitted, whether or not it was ever scored."""
-
-    __slots__ = ("decided", "node", "parents", "signal", "tokens")
-
-    def __init__(self, signal: int, tree: Tree) -> None:
-        self.signal = signal
-        self.tokens: list[int] = tree.tokens.tolist()
-        self.parents: list[int] = tree.parents.tolist()
-        self.node = 0
-        self.decided = 1
-        """Rows before this one are known to be accepted or not."""
-
-    def step(self, token: int) -> bool:
-        """Move to the child that carries `token`; false when none does."""
-        tokens, parents, node = self.tokens, self.parents, self.node
-        for child in range(node + 1, len(tokens)):
-            if tokens[child] == token and parents[child] == node:
-                self.node = child
-                return True
-        return False
-
-
-class Evidence:
-    """How often each row of proposals of one class was accepted, forgetting exponentially.
-
-    The estimate of a row starts from the estimate of the row before, times the prior's ratio: what
-    is learned about the first rows carries to rows that were seldom reached.
-    """
-
-    def __init__(self, prior: Sequence[float], horizon: float, weight: float) -> None:
-        self._ratio = [1.0, *(b / a if a > 0 else 0.0 for a, b in pairwise(prior))]
-        self._keep, self._weight = 1.0 - 1.0 / horizon, weight
-        self._hits, self._trials = [0.0] * len(prior), [0.0] * len(prior)
-        self._reach: list[float] | None = None
-
-    def record(self, first: int, last: int, hit: bool) -> None:
-        """Rows first .. last were offered; `last` was accepted if `hit`, the others were not."""
-        hits, trials, keep = self._hits, self._trials, self._keep
-        last = min(last, len(hits) - 1)
-        for row in range(first, last + 1):
-            trials[row] = trials[row] * keep + 1.0
-            hits[row] *= keep
-        if hit and first <= last:
-            hits[last] += 1.0
-        self._reach = None
-
-    def fade(self, most: float) -> None:
-        """Weigh what is known as `most` trials at most."""
-        for row, trials in enumerate(self._trials):
-            if trials > most:
-                self._hits[row] *= most / trials
-                self._trials[row] = most
-        self._reach = None
-
-    def reach(self) -> list[float]:
-        """For every row the chance that it is accepted; the root's is 1."""
-        if self._reach is None:
-            before, reach, weight = 1.0, [1.0], self._weight
-            rows = zip(self._hits[1:], self._trials[1:], self._ratio[1:], strict=True)
-            for hits, trials, ratio in rows:
-                before = (hits + weight * before * ratio) / (trials + weight)
-                reach.append(before)
-            self._reach = reach
-        return self._reach
 
 
 class Goodput:
@@ -183,6 +117,23 @@ class Goodput:
         self._evidence: dict[int, Evidence] = {}
         self._walks: list[list[Walk]] = []
         self._steps: list[float] = []
+        self._span = NEAR // SPAN
+        """Costs of steps by rows, for committed positions from SPAN times this on."""
+        self._next = (0.0, 1e-9)
+
+    @property
+    def expected(self) -> tuple[float, float] | None:
+        """Tokens and milliseconds that the step chosen last is expected to bring and to take."""
+        return self._next
+
+    @property
+    def rate(self) -> float:
+        """Tokens per millisecond expected of the step that was chosen last."""
+        return self._next[0] / self._next[1]
+
+    def expect(self, tokens: float, milliseconds: float) -> None:
+        """Tokens and milliseconds that the step chosen last is expected to bring and to take."""
+        self._next = tokens, milliseconds
 
     def begin(self, batch: int) -> None:
         for evidence in self._evidence.values():
@@ -190,9 +141,15 @@ class Goodput:
         self._walks = [[] for _ in range(batch)]
         self._steps = []
         self._batch = batch
+        self._next = (0.0, 1e-9)
 
-    def choose(self, proposals: Sequence[tuple[int, Tree]], room: int) -> int:
+    def admit(self, sequence: int) -> None:
+        self._walks[sequence] = []
+
+    def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
         """Proposals come in the order of the batch; a finished sequence's is its root alone."""
+        if past // SPAN != self._span:
+            self._span, self._steps = past // SPAN, []
         most = 1
         for sequence, (signal, tree) in enumerate(proposals):
             if len(tree) > 1:
@@ -200,6 +157,7 @@ class Goodput:
                 walks = self._walks[sequence]
                 if len(walks) < self._open:
                     walks.append(Walk(signal, tree))
+        self.expect(float(len(proposals)), self._cost(1))
         if most == 1:
             return 1
         chances = [(self._of(s).reach(), len(t)) for s, t in proposals if len(t) > 1]
@@ -212,7 +170,19 @@ class Goodput:
             candidate = expected / self._cost(row + 1)
             if candidate > rate:
                 best, rate = row + 1, candidate
+                self.expect(expected, self._cost(best))
         return best
+
+    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
+        """None: what this controller knows of costs nothing to make."""
+        tokens, spent = self._next
+        self.expect(tokens - sum(d is None for d in drafters), spent)
+        return None
+
+    def bought(
+        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
+    ) -> int:
+        return max(len(tree) for _, tree in proposals)
 
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
         walks = self._walks[sequence]
@@ -241,5 +211,5 @@ class Goodput:
         while len(self._steps) < rows:
             q = len(self._steps) + 1
             branching = self._branching and q > 1
-            self._steps.append(self._costs.of(self._batch * q, branching))
+            self._steps.append(self._costs.of(self._batch * q, branching, self._span * SPAN))
         return self._steps[rows - 1]

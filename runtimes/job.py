@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
 from graftline.errors import RequestError
 from graftline.recipe import Recipe
+from graftline.runtimes.account import Account, Pace
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.goodput import Fixed, Pacer
 from graftline.runtimes.loop import decode
+from graftline.runtimes.records import Records
 from graftline.runtimes.request import Ints, Request
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result, measure
@@ -29,6 +32,10 @@ class Policy:
     recipe: Recipe
     drafter: Drafter
     pacer: Pacer
+    records: Records | None = None
+    """Where acceptance is recorded."""
+    pace: Pace = field(default_factory=Pace)
+    """How this machine runs now, against its measured costs."""
 
 
 class Job:
@@ -65,6 +72,7 @@ class Job:
         ]
         self._read = [0] * len(prompts)
         self._batch: list[Decoding] = []
+        self._account: Account | None = None
 
     def run(self, pieces: bool = True) -> Generator[str]:
         """Decode, yielding the new text of the first sequence as it comes.
@@ -73,14 +81,9 @@ class Job:
         it earlier: between two steps the processor's caches are cold, and every call costs.
         """
         started = time.perf_counter()
-        seed = np.random.SeedSequence(self._request.seed)
-        self._batch = [
-            self._decoding(prompt, np.random.default_rng((*_words(seed), row)), started)
-            for row, prompt in enumerate(self._prompts)
-        ]
         least = (self._session.exact_rows or 1) if self._exact else 1
         eager = pieces or bool(self._request.stops)
-        for _ in decode(self._session, self._batch, self._policy.pacer, least):
+        for _ in self._passes(self._sequences(started), least):
             shown = ""
             for row, one in enumerate(self._batch):
                 if eager or one.finish is not None:
@@ -89,6 +92,20 @@ class Job:
             if shown:
                 yield shown
 
+    def _sequences(self, started: float) -> Iterator[Decoding]:
+        """The decodings in turn, each made when its place is free; kept in `_batch`."""
+        seed = np.random.SeedSequence(self._request.seed)
+        for row, prompt in enumerate(self._prompts):
+            generator = np.random.default_rng((*_words(seed), row))
+            self._batch.append(self._decoding(prompt, generator, started))
+            yield self._batch[-1]
+
+    def _passes(self, sequences: Iterator[Decoding], least: int) -> Iterator[None]:
+        """Decode all, with at least so many rows a step; yields after every target pass."""
+        first = list(islice(sequences, self._request.batch))
+        self._account = Account(self._policy.pacer, self._policy.pace)
+        return decode(self._session, first, self._account, least, sequences)
+
     def _decoding(self, prompt: Ints, generator: np.random.Generator, started: float) -> Decoding:
         request, policy = self._request, self._policy
         recipe = policy.recipe
@@ -96,7 +113,12 @@ class Job:
             recipe.rule, request.sampling, generator, recipe.rule_options, self._resources
         )
         drafter = policy.drafter.fork()
-        return Decoding(prompt, request.max_new_tokens, self._ends, drafter, rule, started=started)
+        if hasattr(drafter, "sample_with"):
+            drafter.sample_with(request.sampling, generator.spawn(1)[0])  # type: ignore[attr-defined]
+        watch = None if policy.records is None else policy.records.watch
+        return Decoding(
+            prompt, request.max_new_tokens, self._ends, drafter, rule, watch, started=started
+        )
 
     def _show(self, row: int) -> str:
         """Read a sequence's new tokens as text; a stop string ends it at the completing token."""
@@ -132,7 +154,8 @@ class Job:
             alike = session.row_invariant or self._exact
             alone = one.drafted == 0 and len(self._batch) == 1
             lossless = used.recipe.lossless and one.rule.lossless and (alike or alone)
-            stats = measure(one, session.row_invariant, lossless, self._story(one))
+            story, account = self._story(one), self._account
+            stats = measure(one, session.row_invariant, lossless, story, account)
             text = "" if transcript is None else transcript.text
             results.append(Result(text, list(one.tokens), one.finish, stats))
         return results

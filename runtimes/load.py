@@ -10,11 +10,14 @@ from graftline.bundle import Bundle
 from graftline.errors import BackendError
 from graftline.recipe import Recipe
 from graftline.recipe import recipe as find_recipe
-from graftline.runtimes.engine import Engine
+from graftline.runtimes.engine import Engine, end_tokens
 from graftline.runtimes.goodput import Costs
 from graftline.runtimes.measure import costs_key, measure_costs
 from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.resources import Resources
+from graftline.runtimes.surroundings import corpus_of, draft_opener, embedding_of, step_ratio
 from graftline.runtimes.text import Tokenizer
+from graftline.runtimes.tuned import read_tuned
 
 DEFAULT_CAPACITY = 4096
 """Cache slots unless the host has fewer positions or the caller asks for another number."""
@@ -27,6 +30,7 @@ def load(
     threads: int | None = None,
     capacity: int | None = None,
     exact: bool = False,
+    corpus: str | Path | None = None,
     verify: bool = True,
     watch: Callable[[str], None] | None = None,
 ) -> Engine:
@@ -34,7 +38,8 @@ def load(
     machine.
 
     `recipe` replaces the bundle's own runtime policy, `capacity` is the most tokens of prompt and
-    output together, `exact` keeps every step to one kernel family where the precision needs it.
+    output together, `exact` keeps every step to one kernel family where the precision needs it,
+    `corpus` is a file or folder of texts for the recipes that retrieve from one.
     Raises BundleError, BackendError or GraftlineError.
     """
     bundle = Bundle.open(path, verify=verify)
@@ -51,7 +56,30 @@ def load(
         Tokenizer.from_folder(bundle.path / "tokenizer") if bundle.manifest.tokenizer else None
     )
     costs = step_costs(bundle, session, watch)
-    return Engine(session, tokenizer, bundle.manifest.generation, chosen, costs, exact)
+
+    def opened(draft: Bundle) -> tuple[OrtSession, float]:
+        if watch is not None:
+            watch("opening the draft engine")
+        engine = open_session(draft, threads=threads, capacity=session.capacity)
+        key = f"{_key(session)} beside {bundle.manifest.dtype}"
+        known = draft.read_costs(key)
+        if known is None:
+            known = {"ratio": step_ratio(engine, session)}
+            draft.write_costs(key, known)
+        return engine, float(known["ratio"]) * costs.of(1)
+
+    generation = bundle.manifest.generation
+    resources = Resources(
+        draft=draft_opener(bundle, session, opened),
+        corpus=None if corpus is None else corpus_of(corpus, tokenizer),
+        embedding=embedding_of(bundle),
+        tuned=read_tuned(bundle, _key(session)),
+        decode=None if tokenizer is None else tokenizer.decode,
+        encode=None if tokenizer is None else tokenizer.encode_part,
+        vocabulary=bundle.manifest.facts.vocabulary,
+        ends=end_tokens(generation, tokenizer),
+    )
+    return Engine(session, tokenizer, generation, chosen, costs, exact, resources)
 
 
 def open_session(
@@ -82,9 +110,7 @@ def step_costs(
 ) -> Costs:
     """Costs of this machine and number of threads: from the bundle, else measured and kept there.
     """
-    import onnxruntime
-
-    key = costs_key(session.threads, cast("Any", onnxruntime).__version__)
+    key = _key(session)
     known = bundle.read_costs(key)
     if known is None:
         if watch is not None:
@@ -92,3 +118,10 @@ def step_costs(
         known = measure_costs(session)
         bundle.write_costs(key, known)
     return Costs.from_json(known)
+
+
+def _key(session: OrtSession) -> str:
+    """Key of what was measured on this machine with that many threads."""
+    import onnxruntime
+
+    return costs_key(session.threads, cast("Any", onnxruntime).__version__)

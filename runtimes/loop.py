@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.goodput import Pacer
@@ -11,26 +11,42 @@ from graftline.runtimes.session import Session
 
 
 def decode(
-    session: Session, batch: Sequence[Decoding], pacer: Pacer, least: int = 1
+    session: Session,
+    batch: Sequence[Decoding],
+    pacer: Pacer,
+    least: int = 1,
+    waiting: Iterable[Decoding] = (),
 ) -> Iterator[None]:
     """Decode a batch of sequences until each has finished; yields after every target pass.
 
     Between yields the caller may read `tokens`, shorten them and set `finish` of any sequence.
-    Sequences advance by unequal numbers of tokens; one that has finished rides along as a padding
-    row and commits nothing. `least` is the fewest rows a step scores: 2 keeps a backend whose
-    single-row kernel rounds differently to its other kernel in every step.
+    Sequences advance by unequal numbers of tokens; one that has finished gives its place to the
+    next of `waiting`, and when none is left rides along as a padding row and commits nothing.
+    `least` is the fewest rows a step scores: 2 keeps a backend whose single-row kernel rounds
+    differently to its other kernel in every step.
     """
     session.reset(len(batch))
     pacer.begin(len(batch))
     scores = session.prefill([one.prompt for one in batch])
     for row, one in enumerate(batch):
+        one.seat = row
         one.begin(scores, row)
     yield
-    while any(one.finish is None for one in batch):
+    batch, queue = list(batch), iter(waiting)
+    while True:
+        while _admit(session, batch, queue, pacer):
+            yield
+        if all(one.finish is not None for one in batch):
+            return
         _retire(session, batch)
         proposals = [one.propose(session.supports_trees) for one in batch]
-        room = session.capacity - max(one.length for one in batch)
-        rows = pacer.choose(proposals, room)
+        past = max(one.length for one in batch)
+        room = session.capacity - past
+        rows = pacer.choose(proposals, room, past)
+        drafters = [one.drafter if one.finish is None else None for one in batch]
+        if (bid := pacer.bid(drafters, room)) is not None:
+            proposals = [one.propose(session.supports_trees, bid) for one in batch]
+            rows = pacer.bought(proposals, drafters)
         trees = [trim(tree, rows) for _, tree in proposals]
         scores = session.score(*pack(trees, least))
         paths: list[tuple[int, ...]] = []
@@ -40,6 +56,20 @@ def decode(
             paths.append(path)
         session.commit(paths)
         yield
+
+
+def _admit(
+    session: Session, batch: list[Decoding], queue: Iterator[Decoding], pacer: Pacer
+) -> bool:
+    """Give the places of finished sequences to those that wait; true when one has begun."""
+    begun = False
+    for row, one in enumerate(batch):
+        fresh = None if one.finish is None else next(queue, None)
+        if fresh is not None:
+            batch[row], fresh.seat, begun = fresh, row, True
+            pacer.admit(row)
+            fresh.begin(session.admit(row, fresh.prompt), 0)
+    return begun
 
 
 def _retire(session: Session, batch: Sequence[Decoding]) -> None:

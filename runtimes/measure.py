@@ -4,40 +4,58 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from graftline.runtimes.session import Session
+from graftline.runtimes.costs import FAR, NEAR
+from graftline.runtimes.session import Ints, Session
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Numbers of rows that are measured; others are interpolated."""
-ROUNDS = 7
-PAST = 256
-"""Committed positions during the measurement, where the capacity allows."""
+FAR_ROWS = (1, 2, 4, 8, 16, 32)
+"""Numbers of rows that are measured again after a long past."""
+ROUNDS, FAR_ROUNDS = 7, 5
 
 
 def measure_costs(session: Session) -> dict[str, dict[str, float]]:
-    """Milliseconds of a step by number of rows: `{"chain": {"1": ms, ...}, "tree": {...}}`.
+    """Milliseconds of a step by number of rows, as `Costs.from_json` reads them.
 
     Rounds over all sizes in turn, so that a machine whose speed drifts changes every size alike;
-    the
-    median of each. A tree is measured only where the session scores trees.
+    the median of each. Trees are measured only where the session scores trees, a long past only
+    where the capacity allows for one.
     """
     random = np.random.default_rng(0)
-    past = min(PAST, session.capacity // 2)
     session.reset(1)
-    session.prefill([random.integers(0, session.facts.vocabulary, past, dtype=np.int64)])
-    sizes = [q for q in ROWS if q <= session.capacity - past]
+    past = min(NEAR, session.capacity // 2)
+    session.prefill([_tokens(session, past, random)])
+    costs = _measured(session, [q for q in ROWS if q <= session.capacity - past], ROUNDS, random)
+    if session.capacity >= FAR + FAR_ROWS[-1]:
+        session.reset(1)
+        session.prefill([_tokens(session, FAR, random)])
+        far = _measured(session, FAR_ROWS, FAR_ROUNDS, random)
+        costs |= {f"far_{kind}": table for kind, table in far.items()}
+    session.reset(1)
+    return costs
+
+
+def _tokens(session: Session, count: int, random: np.random.Generator) -> Ints:
+    return random.integers(0, session.facts.vocabulary, count, dtype=np.int64)
+
+
+def _measured(
+    session: Session, sizes: Sequence[int], rounds: int, random: np.random.Generator
+) -> dict[str, dict[str, float]]:
+    """`{"chain": {"1": ms, ...}, "tree": {...}}` after what is committed."""
     shapes = [("chain", q) for q in sizes]
     if session.supports_trees:
         shapes += [("tree", q) for q in sizes[1:]]
     times: dict[tuple[str, int], list[float]] = {s: [] for s in shapes}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for kind, rows in shapes:
             times[kind, rows].append(_step(session, kind, rows, random))
-    session.reset(1)
     costs: dict[str, dict[str, float]] = {"chain": {}, "tree": {}}
     for (kind, rows), taken in times.items():
         costs[kind][str(rows)] = median(taken) * 1e3

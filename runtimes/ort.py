@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import onnxruntime
 
 from graftline.errors import BackendError, RequestError
 from graftline.ports import Facts, Port, by_role
-from graftline.runtimes.session import Bools, Ints, Scores
+from graftline.runtimes.session import Bools, Floats, Ints, Scores
+from graftline.runtimes.slots import mask_kinds
 
 MOST_ROWS = 64
 """Most rows of one `score`; caches hold as many slots beyond the capacity."""
@@ -62,11 +63,15 @@ class OrtSession:
         self.exact_rows: int | None = None
         limit = facts.positions or 4096
         self.capacity = min(capacity or limit, limit)
+        self._graph = graph
+        self._distances: set[str] | None = None
         self._session = open_graph(graph, self.threads)
         self._run_bound = self._session.run_with_iobinding
         self._names = {p.name for p in self.ports}
         self._caches = [p for p in self.ports if p.mirror is not None]
         self._tree = bool(by_role(self.ports, "mask"))
+        taps = by_role(self.ports, "hidden")
+        self._hidden = next((p.name for p in taps if p.tap == "postnorm"), None)
         self._lengths = np.zeros(0, np.int64)
         self._calls: dict[tuple[int, int, int, int], _Call] = {}
         self._blocks: list[npt.NDArray[Any]] = []
@@ -140,21 +145,27 @@ class OrtSession:
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
         """Commit one prompt per sequence, each on its own, in chunks; scores of each last row."""
-        last: list[Scores] = []
-        for row, prompt in enumerate(prompts):
-            if len(prompt) == 0:
-                raise RequestError("an empty prompt has no last token to continue")
-            if self._lengths[row] + len(prompt) > self.capacity:
-                raise RequestError(
-                    f"{self._lengths[row] + len(prompt)} tokens do not fit a capacity of "
-                    f"{self.capacity}; load with a larger capacity or shorten the prompt"
-                )
-            for start in range(0, len(prompt), CHUNK):
-                part = np.asarray(prompt[start : start + CHUNK], np.int64)
-                scores = self._chunk(row, part)
-                self._lengths[row] += len(part)
-            last.append(_copied(scores))  # pyright: ignore[reportPossiblyUnboundVariable]
-        return _stacked(last)
+        return _stacked([self._prompt(row, prompt) for row, prompt in enumerate(prompts)])
+
+    def admit(self, row: int, prompt: Ints) -> Scores:
+        """Commit `prompt` in place of sequence `row`; the scores of its last row."""
+        self._lengths[row] = 0
+        return self._prompt(row, prompt)
+
+    def _prompt(self, row: int, prompt: Ints) -> Scores:
+        """Commit a prompt behind what the sequence has; its last row's scores, as a copy."""
+        if len(prompt) == 0:
+            raise RequestError("an empty prompt has no last token to continue")
+        if self._lengths[row] + len(prompt) > self.capacity:
+            raise RequestError(
+                f"{self._lengths[row] + len(prompt)} tokens do not fit a capacity of "
+                f"{self.capacity}; load with a larger capacity or shorten the prompt"
+            )
+        for start in range(0, len(prompt), CHUNK):
+            part = np.asarray(prompt[start : start + CHUNK], np.int64)
+            scores = self._chunk(row, part)
+            self._lengths[row] += len(part)
+        return _copied(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def _chunk(self, row: int, part: Ints) -> Scores:
         count = len(part)
@@ -185,6 +196,35 @@ class OrtSession:
                 ]
             )
         return self._rows(0, batch, tokens, depth, mask)
+
+    def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
+        """Score N new rows per sequence, by explicit slots. See `Session.score_slots`."""
+        batch, count = tokens.shape
+        if not self._tree:
+            raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
+        if count > MOST_ROWS:
+            raise BackendError(f"{count} rows in one step; this session scores at most {MOST_ROWS}")
+        if self._distances is None:
+            self._distances = mask_kinds(self._graph) - {"causal"}
+        if self._distances:
+            raise BackendError(
+                f"this model's attention goes by distance ({', '.join(sorted(self._distances))}), "
+                "which the engine takes from the slots; rows of several branches cannot be scored"
+            )
+        answers: list[Scores] = []
+        for row in range(batch):
+            call = self._call(1, count, count, row)
+            assert call.mask is not None, "a bundle with trees has a mask"
+            call.filled = -1
+            call.tokens[:] = tokens[row]
+            call.write_index[0] = self._lengths[row]
+            call.positions[:] = positions[row]
+            call.mask[0, 0, :, : mask.shape[2]] = mask[row]
+            call.mask[0, 0, :, mask.shape[2] :] = False
+            answers.append(self._run(call))
+            if batch > 1:
+                answers[-1] = _copied(answers[-1])
+        return answers[0] if batch == 1 else _stacked(answers)
 
     def _rows(
         self,
@@ -272,7 +312,16 @@ class OrtSession:
         logits = outputs["logits"]
         argmax = outputs["argmax"] if "argmax" in outputs else logits.argmax(-1)
         top, values, gap = (outputs.get(n) for n in ("topk_ids", "topk_logits", "top_gap"))
-        return Scores(argmax, logits, top, values, gap)
+        return Scores(argmax, logits, top, values, gap, self._last_hidden(call))
+
+    def _last_hidden(self, call: _Call) -> Floats | None:
+        """[B, R, H]: what `tap{layers=norm}` brings out, of the rows that have logits."""
+        if self._hidden is None:
+            return None
+        hidden = call.outputs[self._hidden].astype(np.float32, copy=False)
+        if hidden.shape[1] != call.rows.shape[1]:
+            hidden = np.take_along_axis(hidden, call.rows[..., None], axis=1)
+        return hidden
 
     def _call(self, batch: int, count: int, asked: int, row: int) -> _Call:
         """The bound arrays for a call shape; `row` picks the caches for one of many."""
@@ -321,6 +370,9 @@ def open_graph(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # or its threads go on spinning after a call, on the cores that the other engine now needs:
+    # three int4 draft steps and one fp32 step of 4 rows took 75 ms in place of 39
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -384,7 +436,7 @@ def _steps(count: int) -> Ints:
 
 
 def _copied(scores: Scores) -> Scores:
-    parts = (scores.argmax, scores.logits, scores.topk_ids, scores.topk_logits, scores.top_gap)
+    parts = (getattr(scores, f.name) for f in fields(scores))
     return Scores(*(None if p is None else p.copy() for p in parts))  # type: ignore[arg-type]
 
 
@@ -393,4 +445,4 @@ def _stacked(rows: list[Scores]) -> Scores:
         parts = [getattr(r, name) for r in rows]
         return None if parts[0] is None else np.concatenate(parts)
 
-    return Scores(*(join(n) for n in ("argmax", "logits", "topk_ids", "topk_logits", "top_gap")))
+    return Scores(*(join(f.name) for f in fields(Scores)))

@@ -18,13 +18,17 @@ def with_tokens(shape: Tree, tokens: Ints) -> Tree:
 def trim(tree: Tree, rows: int) -> Tree:
     """The first `rows` rows of the tree.
 
-    Exact for drawn children only when `rows` was chosen without looking at what was drawn.
+    Exact for children drawn without replacement, and for chains, when `rows` was chosen without
+    looking at what was drawn. Draws with replacement are never cut: that a repeated draw fits tells
+    what it is. Whoever makes them is told first how many rows there are.
     """
     if rows >= len(tree):
         return tree
     probs = None if tree.probs is None else tree.probs[:rows]
     draws = None
     if tree.draws:
+        if any(d.replacement and len(d.order) > 1 for d in tree.draws.values()):
+            raise ValueError("a tree with draws with replacement cannot be cut without bias")
         cut = {n: d.first(rows) for n, d in tree.draws.items() if n < rows}
         draws = {n: d for n, d in cut.items() if d is not None}
     return _sharing(Tree(tree.tokens[:rows], tree.parents[:rows], probs, draws), tree, rows)

@@ -55,14 +55,21 @@ class ReferenceSession:
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
         """Commit each prompt in one piece, sequence by sequence."""
-        last: list[npt.NDArray[Any]] = []
-        for row, prompt in enumerate(prompts):
-            if not 0 < len(prompt) <= self.capacity - self._lengths[row]:
-                raise RequestError(f"{len(prompt)} tokens do not fit {self.capacity} slots")
-            logits = self._step(row, np.asarray(prompt, np.int64), None, None)
-            self._lengths[row] += len(prompt)
-            last.append(logits[-1:])
-        return _scores(np.stack(last))
+        return _joined([self._prompt(row, prompt) for row, prompt in enumerate(prompts)])
+
+    def admit(self, row: int, prompt: Ints) -> Scores:
+        """Commit `prompt` in place of sequence `row`."""
+        self._lengths[row] = 0
+        return self._prompt(row, prompt)
+
+    def _prompt(self, row: int, prompt: Ints) -> Scores:
+        """Scores of the prompt's last row; it is committed behind what the sequence has."""
+        if not 0 < len(prompt) <= self.capacity - self._lengths[row]:
+            raise RequestError(f"{len(prompt)} tokens do not fit {self.capacity} slots")
+        scores = self._step(row, np.asarray(prompt, np.int64), None, None)
+        self._lengths[row] += len(prompt)
+        hidden = None if scores.hidden is None else scores.hidden[:, -1:]
+        return _scores(scores.logits[:, -1:], hidden)
 
     def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
         """Score N rows of each sequence, one sequence after another."""
@@ -72,30 +79,40 @@ class ReferenceSession:
             )
             for b in range(len(tokens))
         ]
-        return _scores(np.stack(rows))
+        return _joined(rows)
 
-    def _step(
-        self, row: int, tokens: Ints, depth: Ints | None, mask: Bools | None
-    ) -> npt.NDArray[Any]:
+    def _step(self, row: int, tokens: Ints, depth: Ints | None, mask: Bools | None) -> Scores:
         start, count = int(self._lengths[row]), len(tokens)
         steps = np.arange(count) if depth is None else depth
+        seen = np.ones((count, start + count), np.bool_)
+        seen[:, start:] = np.tri(count, dtype=np.bool_) if mask is None else mask
+        return self._slots(row, tokens, start + steps, seen)
+
+    def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
+        """Score N rows of each sequence, each of which sees the slots that `mask` says."""
+        rows = [self._slots(b, tokens[b], positions[b], mask[b]) for b in range(len(tokens))]
+        return _joined(rows)
+
+    def _slots(self, row: int, tokens: Ints, positions: Ints, seen: Bools) -> Scores:
+        count = len(tokens)
         feed: Feed = {
             "tokens": tokens[None],
-            "positions": (start + steps)[None].astype(np.int64),
-            "write_index": np.asarray([start], np.int64),
+            "positions": positions[None].astype(np.int64),
+            "write_index": self._lengths[row : row + 1].copy(),
             "rows": np.arange(count, dtype=np.int64)[None],
             "mask": np.zeros((1, 1, count, self.capacity + SPARE), np.bool_),
         }
-        feed["mask"][..., :start] = True
-        seen = np.tri(count, dtype=np.bool_) if mask is None else mask
-        feed["mask"][0, 0, :, start : start + count] = seen
+        feed["mask"][0, 0, :, : seen.shape[1]] = seen
         names = {v.name for v in self._model.graph.inputs}
         held = {name: cache[row : row + 1] for name, cache in self._held.items()}
         out = run(self._model, {k: v for k, v in (feed | held).items() if k in names})
         for port in self._caches:
             assert port.mirror is not None
             self._held[port.mirror][row] = out[port.name][0]
-        return out["logits"][0]
+        taps = by_role(self.ports, "hidden")
+        return _scores(
+            out["logits"], next((out[p.name] for p in taps if p.tap == "postnorm"), None)
+        )
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep the rows of each path."""
@@ -111,5 +128,14 @@ class ReferenceSession:
         self._lengths = np.asarray(lengths, np.int64)
 
 
-def _scores(logits: npt.NDArray[Any]) -> Scores:
-    return Scores(logits.argmax(-1), logits.astype(np.float32))
+def _scores(logits: npt.NDArray[Any], hidden: npt.NDArray[Any] | None) -> Scores:
+    wide = None if hidden is None else hidden.astype(np.float32)
+    return Scores(logits.argmax(-1), logits.astype(np.float32), hidden=wide)
+
+
+def _joined(rows: list[Scores]) -> Scores:
+    """The scores of a batch from those of its sequences."""
+    hidden = [row.hidden for row in rows if row.hidden is not None]
+    return _scores(
+        np.concatenate([row.logits for row in rows]), np.concatenate(hidden) if hidden else None
+    )

@@ -38,6 +38,7 @@ class Options(TypedDict, total=False):
     raw: bool
     recipe: str | Recipe | None
     exact: bool | None
+    batch: int | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Request:
     repetition_penalty 1 are off. `raw` leaves out the chat template. `recipe` overrides the
     bundle's runtime policy (None: the bundle's own). `exact` keeps to one kernel family, so that
     speculation cannot change a token even where a backend rounds differently for single rows
-    (None: off). One `seed` gives the same tokens under every drafter."""
+    (None: off). One `seed` gives the same tokens under every drafter. Of several prompts, `batch`
+    are decoded together, and one that ends makes room for the next (None: all at once)."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -60,6 +62,7 @@ class Request:
     raw: bool = False
     recipe: str | Recipe | None = None
     exact: bool | None = None
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         self._number("max_new_tokens", Integral, 1, math.inf, "use at least 1")
@@ -73,6 +76,8 @@ class Request:
             raise RequestError(f"{name} must be above 0, not 0; use 1 for none")
         if self.seed is not None:
             self._number("seed", Integral, 0, math.inf, "use a whole number from 0")
+        if self.batch is not None:
+            self._number("batch", Integral, 1, math.inf, "use at least 1")
         for name in ("ignore_eos", "raw", "exact"):
             value = getattr(self, name)
             if not isinstance(value, bool) and (name != "exact" or value is not None):

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.session import Floats, Ints, Session
+from graftline.runtimes.draft_engine import DraftEngine
+from graftline.runtimes.session import Floats, Ints
 
 REMEDIES = {
     "draft": "build the bundle with a draft engine: graftline optimize CHECKPOINT --draft int4",
@@ -23,13 +24,13 @@ REMEDIES = {
 class Resources:
     """Everything around a session that drafters and rules may use. What is not there is None.
 
-    `draft` opens a session of the bundle's draft engine (a new one at each call: a session holds
-    one set of caches); `corpus`: the user's documents as token ids; `embedding` [V, H]: the
-    target's token embedding; `tuned`: what `graftline tune` stored in the bundle, by key; `decode`
-    turns token ids into text; `encode` turns text into token ids, adding none.
+    `draft` opens the bundle's draft engine (a new one at each call, for one sequence); `corpus`:
+    the user's documents as token ids; `embedding` [V, H]: the target's token embedding; `tuned`:
+    what `graftline tune` stored in the bundle, by key; `decode` turns token ids into text; `encode`
+    turns text into token ids, adding none.
     """
 
-    draft: Callable[[], Session] | None = None
+    draft: Callable[[], DraftEngine] | None = None
     corpus: tuple[Ints, ...] | None = None
     embedding: Callable[[], Floats] | None = None
     tuned: Mapping[str, Any] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graftline.runtimes.account import Account
 from graftline.runtimes.decoding import Decoding, FinishReason
 
 
@@ -18,6 +19,9 @@ class Stats:
     the steps that drafted so deep in which a token of that depth was accepted. `drafted`: drafted
     tokens. `row_invariant`: as the backend was measured. `lossless`: whether the tokens are the
     plain decoder's by construction. `controller`: what chose the drafts and what came of it.
+    `predicted`: tokens per second that it expected of the steps it chose, of all sequences
+    together (None: it expects nothing); `controller_share`: its own time, of that after the first
+    token.
     """
 
     steps: int
@@ -30,6 +34,8 @@ class Stats:
     lossless: bool
     drafted: int
     controller: str
+    predicted: float | None
+    controller_share: float
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,10 @@ class Result:
     stats: Stats
 
 
-def measure(one: Decoding, row_invariant: bool, lossless: bool, controller: str) -> Stats:
-    """The statistics of a finished sequence."""
+def measure(
+    one: Decoding, row_invariant: bool, lossless: bool, controller: str, account: Account | None
+) -> Stats:
+    """The statistics of a finished sequence; `account` is the controller's, if there was one."""
     after, seconds = len(one.tokens) - 1, one.ended - one.first
     depths = zip(one.accepted, one.offered, strict=True)
     return Stats(
@@ -58,4 +66,6 @@ def measure(one: Decoding, row_invariant: bool, lossless: bool, controller: str)
         lossless=lossless,
         drafted=one.drafted,
         controller=controller,
+        predicted=account.predicted if account else None,
+        controller_share=account.seconds / seconds if account and seconds > 0 else 0.0,
     )

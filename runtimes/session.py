@@ -80,6 +80,21 @@ class Session(Protocol):
         """
         ...
 
+    def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
+        """Score N new rows per sequence, tokens [B, N], where slots need not hold their position.
+
+        `positions` [B, N] are the rows' own. `mask` [B, N, M] says which slots each row sees,
+        itself included: of the committed ones and of this call's, which are lengths[b] ..
+        lengths[b] + N - 1; slots from M on are hidden. Raises BackendError where attention goes by
+        the distance of slots (windows, ALiBi), and where the bundle scores no trees.
+        """
+        ...
+
+    def admit(self, row: int, prompt: Ints) -> Scores:
+        """Forget sequence `row` and commit `prompt` in its place; the scores of its last row (B = 1
+        and N = 1). The other sequences stay as they are."""
+        ...
+
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep, per sequence, the rows of the last `score` listed in its path (ascending),
         compacted.

@@ -70,6 +70,10 @@ class Tokenizer:
         text = self._template.render(messages)
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_part(self, text: str) -> list[int]:
+        """Ids of a text that goes on from another: no template, and no token added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)

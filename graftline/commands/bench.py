@@ -41,6 +41,10 @@ def bench(
     capacity: Annotated[
         int | None, typer.Option(help="Most tokens of prompt and answer together.")
     ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(help="Texts that some recipes retrieve from: a file or a folder."),
+    ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Keep every step to one kernel family.")
     ] = False,
@@ -48,22 +52,34 @@ def bench(
         bool, typer.Option("--ignore-eos", help="Always generate --max-new-tokens.")
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Leave out the chat template.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the samples, where --temperature is above 0.")] = 0,
+    oracle: Annotated[
+        bool,
+        typer.Option("--oracle", help="Show acceptance next to the bound of any lossless rule."),
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures there, as JSON.")] = None,
 ) -> None:
     """Measure recipes against plain decoding: speed, MAT, and whether every token is the same.
 
-    All recipes answer one prompt before the next comes, in one process, greedily. Tokens per second
-    count the time after the first token; the last column has the prompt's own pass included.
+    All recipes answer one prompt before the next comes, in one process. Tokens per second count the
+    time after the first token; `with prompt` has the prompt's own pass included. `predicted` is
+    what the controller expected of its choices, `controller` its own part of the time.
 
     Examples:
 
     `graftline bench smol.graft --prompts spec_bench.jsonl --per-group 10`
 
     `graftline bench smol.graft --prompts mine.jsonl --recipes suffix --repeat 3 --json out.json`
+
+    `graftline bench smol.graft --prompts mine.jsonl --temperature 0.7 --oracle`
     """
+    if oracle and temperature == 0:
+        raise RequestError("--oracle compares chances of acceptance; give a --temperature above 0")
     if turns < 1 or repeat < 1:
         raise RequestError("--turns and --repeat start at 1")
     from graftline.bundle import Bundle
+    from graftline.commands import acceptance
     from graftline.commands.comparison import compare, report
     from graftline.commands.questions import groups, read_questions, select
     from graftline.recipe import recipe
@@ -76,16 +92,26 @@ def bench(
         raise GraftlineError(f"{json}: its folder does not exist")
     questions = select(read_questions(prompts), per_group)
     opened = Bundle.open(bundle, verify=False)
-    options = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "raw": raw}
+    options = {
+        "max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "raw": raw,
+        "temperature": temperature, "seed": seed,
+    }  # fmt: skip
     with screen.steps() as watch:
         watch(f"opening {bundle}")
-        engine = load(bundle, threads=threads, capacity=capacity, exact=exact, watch=watch)
+        engine = load(
+            bundle, threads=threads, capacity=capacity, exact=exact, corpus=corpus, watch=watch
+        )
         found = compare(engine, questions, names, options, turns, repeat, watch)
+        records = (
+            acceptance.record(engine, questions, names, options, watch) if oracle else None
+        )
     shown = screen.console()
     for group in groups(questions):
         shown.print(_table(found, group))
     shown.print(_table(found, None))
-    for difference in found.differences[:SHOWN]:
+    if records is not None:
+        shown.print(acceptance.table(records))
+    for difference in found.differences[:SHOWN] if temperature == 0 else ():
         print(_explained(opened, engine, difference, raw))
     if json is not None:
         figures = {
@@ -93,14 +119,18 @@ def bench(
             f"({opened.manifest.dtype}, {opened.manifest.target})",
             "machine": machine(threads),
             "versions": _versions(),
+            "temperature": temperature,
             "recipes": report(found, questions),
         }
+        if records is not None:
+            figures["oracle"] = acceptance.report(records)
         json.write_text(json_format.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def _table(found: Comparison, group: str | None) -> Any:
     columns = (
-        "recipe", "tokens/s#", "speed-up#", "MAT#", "identical#", "lossless", "with prompt#"
+        "recipe", "tokens/s#", "speed-up#", "MAT#", "identical#", "lossless", "with prompt#",
+        "predicted#", "controller#",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for name in found.recipes:
@@ -114,6 +144,8 @@ def _table(found: Comparison, group: str | None) -> Any:
                 f"{found.agreeing(name, group)}/{row.prompts}",
                 "yes" if found.lossless(name) else "no",
                 f"{found.overall_speed(name, group):.1f} tok/s",
+                "-" if row.predicted is None else f"{row.predicted:.1f} tok/s",
+                f"{row.controller_share:.1%}",
             )
         )
     return screen.table(group or "overall", columns, rows)

@@ -38,6 +38,10 @@ class Answer:
     lossless: bool
     stable: bool
     """Every repeat gave the same tokens."""
+    predicted: float | None
+    """Tokens per second that the controller expected; the median of the repeats."""
+    controller: float
+    """Seconds of decoding that the controller itself took; the median of the repeats."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class Row:
     mat: float
     identical: bool
     prompts: int
+    predicted: float | None
+    """Tokens per second that the controller expected (None: it expects nothing)."""
+    controller_share: float
+    """The controller's own part of the decode time."""
 
 
 @dataclass
@@ -85,6 +93,8 @@ class Comparison:
             mat=after / steps if steps else 0.0,
             identical=all(a.tokens == p.tokens and a.stable for a, p in pairs),
             prompts=len(mine),
+            predicted=_predicted(mine),
+            controller_share=sum(a.controller for a in mine) / sum(a.decode for a in mine),
         )
 
     def agreeing(self, recipe: str, group: str | None = None) -> int:
@@ -108,6 +118,16 @@ class Comparison:
 
 def _speed(answers: Sequence[Answer]) -> float:
     seconds = sum(a.decode for a in answers)
+    return sum(len(a.tokens) - 1 for a in answers) / seconds if seconds else 0.0
+
+
+def _predicted(answers: Sequence[Answer]) -> float | None:
+    """All tokens after the first over the time that was expected of them."""
+    seconds = 0.0
+    for answer in answers:
+        if answer.predicted is None:
+            return None
+        seconds += (len(answer.tokens) - 1) / answer.predicted
     return sum(len(a.tokens) - 1 for a in answers) / seconds if seconds else 0.0
 
 
@@ -181,6 +201,10 @@ def _keep(
                 total=statistics.median(s.seconds for s in stats),
                 lossless=all(s.lossless for s in stats),
                 stable=all(tuple(run.tokens) == tokens for run in runs),
+                predicted=_median([s.predicted for s in stats]),
+                controller=statistics.median(
+                    s.controller_share * (s.seconds - s.time_to_first_token) for s in stats
+                ),
             )
         )
         if tokens != plain:
@@ -193,6 +217,11 @@ def _keep(
                     name, question.name, prompt, plain[:same], _at(plain, same), _at(tokens, same)
                 )
             )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return statistics.median(known) if len(known) == len(values) else None
 
 
 def _at(tokens: tuple[int, ...], place: int) -> int | None:

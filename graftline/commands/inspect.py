@@ -130,6 +130,8 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
     shown.print(_anchors_table(model, origin, file.name))
     if bundle is None:
         return
+    if (engine := bundle.manifest.extra.get("engine")) is not None:
+        shown.print(_engine_table(engine))
     passes = bundle.manifest.passes
     rows = [
         (p.text, f"{p.nodes_before} → {p.nodes_after}", f"{p.seconds:.2f}", _few(p.added), p.why)
@@ -141,6 +143,20 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
     shown.print(screen.table("laws that held", ("after", "law", "what was checked"), laws))
     files = [(rel, screen.size(f.size), f.sha256[:12]) for rel, f in bundle.manifest.files.items()]
     shown.print(screen.table("files", ("file", "size#", "sha256"), files))
+
+
+def _engine_table(engine: dict[str, Any]) -> Any:
+    """What the builder said of the engine, and the shapes of its profiles (least, most)."""
+    memory = f"{screen.size(engine['peak_memory'])} of memory"
+    rows = [
+        ("file", f"{engine['file']}, {screen.size(engine['size'])}"),
+        ("runs on", f"{engine['target']}, with {engine['library']}"),
+        ("built in", f"{engine['seconds']:.0f} s, {memory}"),
+    ]
+    for name, shapes in engine["profiles"].items():
+        tokens, most = shapes["tokens"][0], shapes["tokens"][2]
+        rows.append((f"profile {name}", f"tokens {tokens} to {most}"))
+    return screen.table("engine", ("", " "), rows)
 
 
 def _law_rows(laws: tuple[LawRow, ...]) -> list[tuple[str, str, str]]:
@@ -162,6 +178,8 @@ def _bundle_table(bundle: Bundle) -> Any:
         ("recipe", manifest.recipe),
         ("target", f"{manifest.target}, {manifest.dtype}"),
         ("pipeline", manifest.pipeline),
+        *([("draft", f"{manifest.draft['source']}; inspect {bundle.path}/draft")] if manifest.draft
+          else []),
         ("exactness", exactness),
         *((name, f"{value:.4g}") for name, value in manifest.quality.items()),
         ("size", screen.size(sum(f.size for f in manifest.files.values()))),

@@ -31,8 +31,13 @@ def optimize(
             "`graftline passes` lists them.",
         ),
     ] = None,
-    target: Annotated[str, typer.Option(help="The backend to build for.")] = "ort-cpu",
-    dtype: Annotated[str, typer.Option(help="fp32, int8 or int4 weights.")] = "fp32",
+    target: Annotated[
+        str, typer.Option(help="ort-cpu, or TensorRT for some GPUs: trt-rtx:sm89+sm120, trt:sm90.")
+    ] = "ort-cpu",
+    dtype: Annotated[
+        str,
+        typer.Option(help="ort-cpu: fp32, or int8 or int4 weights; TensorRT: fp32, fp16 or bf16."),
+    ] = "fp32",
     weights: Annotated[
         str,
         typer.Option(help="link: share the checkpoint's file where possible; copy: stand alone."),
@@ -40,6 +45,22 @@ def optimize(
     quantizer: Annotated[
         str | None, typer.Option(help="Algorithm for --dtype int8 or int4.")
     ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Put a draft engine in: int4 or int8 (the same weights, quantized), or a smaller "
+            "checkpoint of the same vocabulary: PATH or PATH:int4.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="OPTIONS",
+            help="Of a TensorRT engine: rows=1+64 (tree nodes of the decode profiles), chunk=512, "
+            "batch=1, capacity=2048, version-compatible, refittable, strip-weights.",
+        ),
+    ] = "",
     full_export: Annotated[
         bool, typer.Option("--full-export", help="Export every layer instead of one of each kind.")
     ] = False,
@@ -55,6 +76,10 @@ def optimize(
     `graftline optimize ./SmolLM2-135M-Instruct -o smol.graft`
 
     `graftline optimize model.gguf -o fast.graft --recipe token-recycling --dtype int4`
+
+    `graftline optimize ./SmolLM2-135M-Instruct -o smol.graft --recipe draft-model --draft int4`
+
+    `graftline optimize ./SmolLM2-135M-Instruct -o rtx.graft --target trt-rtx:sm89 --dtype fp16`
 
     `graftline optimize model.onnx -o taps.graft --passes "kv-cache | tap{layers=3}" -q --json`
     """
@@ -72,6 +97,8 @@ def optimize(
             weights=mode,
             full_export=full_export,
             quantizer=quantizer,
+            draft=draft,
+            engine=engine,
             watch=watch,
         )
     if json:
@@ -80,6 +107,9 @@ def optimize(
     total = sum(entry.size for entry in bundle.manifest.files.values())
     laws = f"{len(bundle.manifest.laws)} laws hold"
     print(f"{out}: {bundle.manifest.facts.layers} blocks, {screen.size(total)}, {laws}")
+    if "engine" in bundle.manifest.extra:
+        print(f"its engine runs on {bundle.manifest.target}; see: graftline inspect {out}")
+        return
     print(f'try: graftline run {out} "Explain speculative decoding."')
 
 

@@ -47,6 +47,10 @@ def run(
     capacity: Annotated[
         int | None, typer.Option(help="Most tokens of prompt and answer together.")
     ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(help="Texts that some recipes retrieve from: a file or a folder."),
+    ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="How it went, on stderr.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Text, tokens and stats as JSON, at the end.")
@@ -71,7 +75,13 @@ def run(
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
         watch(f"opening {bundle}")
         engine = load(
-            bundle, recipe=recipe, threads=threads, capacity=capacity, exact=exact, watch=watch
+            bundle,
+            recipe=recipe,
+            threads=threads,
+            capacity=capacity,
+            exact=exact,
+            corpus=corpus,
+            watch=watch,
         )
     with engine.stream(
         prompt,

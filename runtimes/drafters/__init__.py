@@ -7,8 +7,22 @@ from typing import Any
 
 from graftline.errors import GraftlineError, nearest
 from graftline.runtimes.drafter import Drafter
+from graftline.runtimes.drafters.aded import Aded
+from graftline.runtimes.drafters.cascade import Cascade
+from graftline.runtimes.drafters.datastore import Datastore
+from graftline.runtimes.drafters.draft_model import DraftModel
+from graftline.runtimes.drafters.draft_paths import DraftPaths
+from graftline.runtimes.drafters.draft_steps import DraftSteps
+from graftline.runtimes.drafters.input_copy import InputCopy
+from graftline.runtimes.drafters.jacobi import Jacobi
+from graftline.runtimes.drafters.lookahead import Lookahead
+from graftline.runtimes.drafters.merged import Merged
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.drafters.pearl import Pearl
 from graftline.runtimes.drafters.prompt_lookup import PromptLookup
+from graftline.runtimes.drafters.reflective import Reflective
+from graftline.runtimes.drafters.speculative_jacobi import SpeculativeJacobi
+from graftline.runtimes.drafters.stand import Stand
 from graftline.runtimes.drafters.suffix import Suffix
 from graftline.runtimes.drafters.token_recycling import TokenRecycling
 from graftline.runtimes.options import check_options
@@ -16,7 +30,21 @@ from graftline.runtimes.resources import Resources
 
 DRAFTERS: dict[str, type[Any]] = {
     "none": NoDrafts,
+    "aded": Aded,
+    "cascade": Cascade,
+    "datastore": Datastore,
+    "draft-model": DraftModel,
+    "draft-paths": DraftPaths,
+    "draft-steps": DraftSteps,
+    "input-copy": InputCopy,
+    "jacobi": Jacobi,
+    "lookahead": Lookahead,
+    "merged": Merged,
+    "pearl": Pearl,
     "prompt-lookup": PromptLookup,
+    "reflective": Reflective,
+    "speculative-jacobi": SpeculativeJacobi,
+    "stand": Stand,
     "suffix": Suffix,
     "token-recycling": TokenRecycling,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,44 +12,23 @@ import numpy.typing as npt
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.packing import with_tokens
+from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
+from graftline.runtimes.trees.learned import by_rank
+from graftline.runtimes.trees.static import static
+from graftline.runtimes.trees.template import Template
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Ints, Tree
 
-_RANK_CHANCE = (0.40, 0.13, 0.07, 0.05, 0.035, 0.025, 0.02, 0.015)
+_RANK_CHANCE = (0.40, 0.13, 0.07, 0.05, 0.035, 0.025, 0.02, 0.015, 0.012, 0.01)
+_WIDEST = 8
 _PEAK_CLASSES = 4
-
-
-@dataclass(frozen=True)
-class Template:
-    """A tree of ranks: node i is candidate `ranks[i]` of its parent. `levels` are the nodes of
-    each depth after the root; `chances` what a node is first believed to be worth."""
-
-    shape: Tree
-    ranks: Ints
-    levels: tuple[Ints, ...]
-    chances: tuple[float, ...]
 
 
 @cache
 def template(rows: int, width: int) -> Template:
-    """The best tree of `rows` rows under the rank chances: nodes in order of their chance."""
-    parents, ranks, chances = [-1], [0], [1.0]
-    heap = [(-_RANK_CHANCE[rank], 0, rank) for rank in range(width)]
-    heapq.heapify(heap)
-    while len(parents) < rows:
-        chance, parent, rank = heapq.heappop(heap)
-        parents.append(parent)
-        ranks.append(rank)
-        chances.append(-chance)
-        node = len(parents) - 1
-        for below in range(width):
-            heapq.heappush(heap, (chance * _RANK_CHANCE[below], node, below))
-    shape = Tree(np.zeros(rows, np.int64), np.asarray(parents, np.int64))
-    _ = shape.mask
-    deepest = int(shape.depth.max())
-    levels = tuple(np.flatnonzero(shape.depth == d) for d in range(1, deepest + 1))
-    return Template(shape, np.asarray(ranks, np.int64), levels, tuple(chances))
+    """The best tree of `rows` rows under the rank chances."""
+    return by_rank([_RANK_CHANCE[:width]], rows)
 
 
 @dataclass
@@ -88,31 +66,50 @@ class Adjacency:
 @dataclass
 class TokenRecycling:
     """Token Recycling (arXiv 2408.08696). The adjacency matrix outlives requests and is shared by
-    the sequences of a batch. The tree is the best one of the wanted size; candidates not yet seen
-    drop out with their descendants. The signal is how sure the target was after the root token."""
+    the sequences of a batch. The tree is the one asked for, else the tuned one, else the best for
+    typical chances, cut to the wanted size; candidates not yet seen drop out with their
+    descendants. The signal is how sure the target was after the root token."""
 
     branching: ClassVar[bool] = True
     rows: int = 32
     width: int = 8
     """Candidates kept per token."""
+    tree: str = ""
+    """A published tree by name, as `medusa-mc-sim-7b-63`, less the ranks that are not kept."""
     signal: int = field(default=0, init=False)
     adjacency: Adjacency | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.rows < 2 or not 1 <= self.width <= len(_RANK_CHANCE):
+        if self.rows < 2 or not 1 <= self.width <= _WIDEST:
             raise GraftlineError(
                 f"token-recycling: rows={self.rows}, width={self.width} do not fit; "
-                f"use rows >= 2 and 1 <= width <= {len(_RANK_CHANCE)}"
+                f"use rows >= 2 and 1 <= width <= {_WIDEST}"
             )
         self.adjacency = Adjacency(self.width)
         self._last = 0
-        chances = template(self.rows, self.width).chances
+        if self.tree:
+            self.shape_by(static(self.tree, [_RANK_CHANCE]).first(self.rows))
+        else:
+            self.shape_by(template(self.rows, self.width))
+
+    def equip(self, resources: Resources) -> None:
+        """Take the tree that was tuned for this machine and these prompts, where there is one."""
+        tuned = (resources.tuned or {}).get("token-recycling", {}).get("template")
+        if tuned is not None and not self.tree:
+            self.shape_by(Template.from_json(tuned).first(self.rows))
+
+    def shape_by(self, plan: Template) -> None:
+        """Propose trees of this template, less the candidates that are not kept."""
+        plan = plan.within(self.width)
+        self.plan = plan
+        chances = plan.chances
         scale = [(2 * c + 1) / _PEAK_CLASSES for c in range(_PEAK_CLASSES)]
-        self._priors = [chances] + [(1.0, *(c * s for c in chances[1:])) for s in scale]
+        self._priors = [chances] + [(1.0, *(min(c * s, 1.0) for c in chances[1:])) for s in scale]
 
     def fork(self) -> TokenRecycling:
-        other = TokenRecycling(self.rows, self.width)
+        other = TokenRecycling(self.rows, self.width, self.tree)
         other.adjacency = self.adjacency
+        other.plan, other._priors = self.plan, self._priors
         return other
 
     def start(self, context: Sequence[int]) -> None:
@@ -120,7 +117,7 @@ class TokenRecycling:
 
     def propose(self, budget: int) -> Tree:
         store = self.adjacency
-        rows = min(budget, self.rows)
+        rows = min(budget, len(self.plan))
         self.signal = 0
         if store is None or store.candidates is None or store.peak is None or rows < 2:
             return Tree.chain((self._last,))
@@ -128,7 +125,7 @@ class TokenRecycling:
         if candidates[self._last, 0] < 0:
             return Tree.chain((self._last,))
         self.signal = 1 + min(int(store.peak[self._last] * _PEAK_CLASSES), _PEAK_CLASSES - 1)
-        plan = template(rows, self.width)
+        plan = self.plan.first(rows)
         parents = plan.shape.parents
         tokens = np.empty(rows, np.int64)
         tokens[0] = self._last

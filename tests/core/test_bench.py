@@ -9,7 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from graftline.cli import app
 from graftline.commands.comparison import Comparison, compare, report
 from graftline.commands.questions import GROUPS, Question, groups, read_questions, select
 from graftline.errors import RequestError
@@ -35,6 +37,8 @@ class PaperEngine:
             time_to_first_token=1.0,
             steps=2 if recipe == "fast" else 6,
             lossless=recipe != "wrong",
+            predicted=None if recipe == "wrong" else 6 / decode * 1.1,
+            controller_share=0.01 if recipe == "fast" else 0.0,
         )
         return SimpleNamespace(tokens=tokens, text=f"answer to {said}", stats=stats)
 
@@ -123,11 +127,15 @@ def test_the_figures_are_those_of_the_published_json() -> None:
     assert not made["wrong"]["lossless"]
     assert made["plain"]["overall"] == {
         "tokens_per_second": pytest.approx(18 / 24), "speedup": 1.0, "mat": 1.0,
-        "identical": True, "prompts": 3,
+        "identical": True, "prompts": 3, "predicted": pytest.approx(1.1 * 18 / 24),
+        "controller_share": 0.0,
     }  # fmt: skip
     fast = made["fast"]["overall"]
     assert fast["speedup"] == pytest.approx(2.0)
     assert fast["mat"] == pytest.approx(3.0)
+    assert fast["predicted"] == pytest.approx(1.1 * fast["tokens_per_second"])
+    assert fast["controller_share"] == pytest.approx(0.01)
+    assert made["wrong"]["overall"]["predicted"] is None
     assert made["wrong"]["overall"]["speedup"] == pytest.approx(0.5)
     assert made["wrong"]["groups"]["rag"]["identical"]
     assert not made["wrong"]["groups"]["translation"]["identical"]
@@ -153,3 +161,24 @@ def test_repeats_give_medians_and_an_unstable_answer_is_not_identical() -> None:
 
     found = compare(Unsteady(), QUESTIONS, ["fast"], {"max_new_tokens": 7}, repeat=2)
     assert not found.row("fast").identical
+
+
+def test_acceptance_is_shown_next_to_the_bound(tiny_bundle: Path, tmp_path: Path) -> None:
+    asking = [json.dumps({"category": group, "turns": ["ab ab ab"]}) for group in GROUPS]
+    (tmp_path / "q.jsonl").write_text("\n".join(asking))
+    asked = ["bench", str(tiny_bundle), "--prompts", str(tmp_path / "q.jsonl"), "--oracle"]
+    asked += ["--recipes", "prompt-lookup,sjd", "--max-new-tokens", "16", "--ignore-eos"]
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 2
+    assert "give a --temperature above 0" in told.stderr
+    out = ["--json", str(tmp_path / "out.json")]
+    told = CliRunner().invoke(app, [*asked, *out, "--temperature", "0.8", "--seed", "3"])
+    assert told.exit_code == 0, told.output
+    assert "acceptance at drafted nodes" in told.stdout
+    found = json.loads((tmp_path / "out.json").read_text())["oracle"]
+    assert found["sjd"]["of"] == "rejection"
+    for name in ("prompt-lookup", "sjd"):
+        means = found[name]
+        assert 0 < means["nodes"] <= 64
+        assert 0 <= means["rule"] <= means["bound"] + 1e-9 <= 1 + 1e-8
+    assert found["prompt-lookup"]["bound"] <= found["prompt-lookup"]["best"]

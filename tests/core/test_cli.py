@@ -304,11 +304,16 @@ def test_bench_writes_the_published_json(tiny_bundle: Path, tmp_path: Path) -> N
     assert result.exit_code == 0, result.stderr
     assert time.perf_counter() - began < 60
     found = json.loads((tmp_path / "out.json").read_text())
-    assert found.keys() == {"model", "machine", "versions", "recipes"}
+    assert found.keys() == {"model", "machine", "versions", "temperature", "recipes"}
     assert found["recipes"].keys() == {"plain", "prompt-lookup"}
     assert found["recipes"]["plain"]["groups"].keys() == {"mt_bench", "rag"}
     row = found["recipes"]["prompt-lookup"]["overall"]
-    assert row.keys() == {"tokens_per_second", "speedup", "mat", "identical", "prompts"}
+    assert row.keys() == {
+        "tokens_per_second", "speedup", "mat", "identical", "prompts", "predicted",
+        "controller_share",
+    }  # fmt: skip
+    assert row["predicted"] > 0
+    assert 0 < row["controller_share"] < 0.5
     assert row["identical"]
     assert row["prompts"] == 2
     assert "mt_bench" in result.stdout

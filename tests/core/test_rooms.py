@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("passes", "plugins", "models", "runtimes")
-OUTSIDE = {"__init__", "__main__", "cli", "commands", "compile", "check", "doctor"}
+OUTSIDE = {
+    "__init__", "__main__", "cli", "commands", "compile", "check", "doctor", "engines", "proof"
+}  # fmt: skip
 """Modules of graftline/ that are not the core: they bring the rooms together."""
 MAY: dict[str, set[str]] = {
     "core": set(),
@@ -20,8 +22,13 @@ MAY: dict[str, set[str]] = {
     "runtimes": {"plugins"},
 }
 HEAVY = {
-    "torch": "models", "transformers": "models", "onnxruntime": "runtimes", "tensorrt": "runtimes"
+    "torch": "models", "transformers": "models", "onnxruntime": "runtimes",
+    "tensorrt": "runtimes", "tensorrt_rtx": "runtimes",
 }  # fmt: skip
+LOADS_BY_NAME = {"build_tensorrt.py"}
+"""Besides the plugins, the one file that imports a library by its name in a table. Engines are
+built by the compiler; TensorRT and TensorRT-RTX have one API, and a build loads the one it is for.
+"""
 _NBITS = "onnxruntime.quantization.matmul_nbits_quantizer"
 _KQUANT = "onnxruntime.quantization.neural_compressor.weight_only"
 QUANTIZERS = {("block_codes.py", name) for name in ("torch", _NBITS, _KQUANT)}
@@ -77,6 +84,12 @@ def test_heavy_libraries_stay_in_their_rooms(room: str) -> None:
             assert owner == room or (file.name, module) in QUANTIZERS, (
                 f"{file}: {room} may not import {module}"
             )
+
+
+@pytest.mark.parametrize("room", sorted(MAY.keys() - {"plugins"}))
+def test_only_the_engine_builder_loads_a_library_by_name(room: str) -> None:
+    found = {f.name for f in files(room) if "import_module" in f.read_text(encoding="utf-8")}
+    assert found <= LOADS_BY_NAME
 
 
 def test_a_wrong_import_is_caught(tmp_path: Path) -> None:

@@ -57,11 +57,18 @@ class ToySession:
         assert len(prompts) == len(self._lengths)
         logits = np.empty((len(prompts), 1, self.facts.vocabulary), np.float32)
         for b, prompt in enumerate(prompts):
-            assert 0 < len(prompt) <= self.capacity
-            self._slots[b, : len(prompt)] = np.stack([np.arange(len(prompt)), prompt], axis=1)
-            self._lengths[b] = len(prompt)
-            logits[b, 0] = self.logits_of(self._slots[b, : len(prompt)])
+            logits[b, 0] = self._prompt(b, prompt)
         return self._answered(logits, 1)
+
+    def admit(self, row: int, prompt: Ints) -> Scores:
+        self._slots[row] = -7
+        return self._answered(self._prompt(row, prompt)[None, None], 0)
+
+    def _prompt(self, row: int, prompt: Ints) -> Floats:
+        assert 0 < len(prompt) <= self.capacity
+        self._slots[row, : len(prompt)] = np.stack([np.arange(len(prompt)), prompt], axis=1)
+        self._lengths[row] = len(prompt)
+        return self.logits_of(self._slots[row, : len(prompt)])
 
     def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
         batch, count = tokens.shape
@@ -69,16 +76,25 @@ class ToySession:
         assert tokens.dtype == np.int64
         assert mask is None or self.supports_trees
         assert (depth is None) == (mask is None)
+        lengths = self.lengths
+        steps = np.tile(np.arange(count), (batch, 1)) if depth is None else depth
+        seen = np.zeros((batch, count, int(lengths.max()) + count), np.bool_)
+        for b, length in enumerate(self._lengths):
+            seen[b, :, :length] = True
+            fresh = np.tri(count, dtype=bool) if mask is None else mask[b]
+            seen[b, :, length : length + count] = fresh
+        return self.score_slots(tokens, lengths[:, None] + steps, seen)
+
+    def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
+        batch, count = tokens.shape
+        assert 0 <= tokens.min() <= tokens.max() < self.facts.vocabulary, "ids without an embedding"
         self.calls.append((batch, count))
         logits = np.empty((batch, count, self.facts.vocabulary), np.float32)
         for b, length in enumerate(self._lengths):
             assert length + count <= self.capacity, "rows beyond the capacity"
-            deep = np.arange(count) if depth is None else depth[b]
-            sees = np.tri(count, dtype=bool) if mask is None else mask[b]
-            self._slots[b, length : length + count] = np.stack([length + deep, tokens[b]], axis=1)
+            self._slots[b, length : length + count] = np.stack([positions[b], tokens[b]], axis=1)
             for row in range(count):
-                fresh = self._slots[b, length : length + count][sees[row]]
-                seen = np.concatenate([self._slots[b, :length], fresh])
+                seen = self._slots[b, : mask.shape[2]][mask[b, row]]
                 # the row's own entry is the last by position, as a query is
                 logits[b, row] = self.logits_of(seen[np.argsort(seen[:, 0], kind="stable")])
         return self._answered(logits, count)

@@ -1,0 +1,63 @@
+"""`graftline bench --oracle`: how far each recipe's rule is from what any rule could accept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from graftline.commands import screen
+from graftline.commands.questions import Question, groups
+
+if TYPE_CHECKING:
+    from graftline.runtimes.engine import Engine
+    from graftline.runtimes.records import Records
+
+COLUMNS = ("recipe", "rule", "nodes#", "drafts#", "accepted#", "expected#", "bound#", "best#")
+
+
+def record(
+    engine: Engine,
+    questions: Sequence[Question],
+    recipes: Sequence[str],
+    options: Mapping[str, Any],
+    watch: Callable[[str], None],
+) -> dict[str, Records]:
+    """Let every recipe answer the first question of each group again, and record its drafts.
+
+    A run of its own: to look at whole distributions takes longer than the steps.
+    """
+    from graftline.runtimes.sampling import Sampling
+
+    sampling = Sampling(float(options["temperature"]))
+    first = [next(q for q in questions if q.group == group) for group in groups(questions)]
+    found: dict[str, Records] = {}
+    for name in recipes:
+        watch(f"recording drafts of {name}")
+        found[name] = engine.record(name, sampling)
+        for question in first:
+            if len(found[name].nodes) < found[name].most:
+                engine.generate(question.turns[0], recipe=name, **options)
+    return found
+
+
+def table(found: Mapping[str, Records]) -> Any:
+    """Mean chances at the recorded nodes. `expected`: of the rule by its own theory; `bound`: of
+    the best rule on these drafts; `best`: on the target's likeliest tokens instead of these."""
+    rows: list[tuple[str, ...]] = []
+    for name, records in found.items():
+        means = records.summary()
+        if means:
+            shares = (_share(means[key]) for key in ("accepted", "rule", "bound", "best"))
+            rows.append(
+                (name, records.rule, f"{means['nodes']}", f"{means['drafts']:.1f}", *shares)
+            )
+    return screen.table("acceptance at drafted nodes", COLUMNS, rows)
+
+
+def report(found: Mapping[str, Records]) -> dict[str, Any]:
+    """The `oracle` part of the published JSON."""
+    return {name: {"of": r.rule, **r.summary()} for name, r in found.items()}
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

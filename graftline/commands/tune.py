@@ -1,0 +1,151 @@
+"""`graftline tune`: the trees and draft lengths that pay on this machine, for these prompts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graftline.commands import screen
+from graftline.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from graftline.commands.questions import Question
+    from graftline.runtimes.engine import Engine
+    from graftline.runtimes.request import Ints
+    from graftline.runtimes.tuning import Tuning
+
+STORES = ("token-recycling", "suffix", "prompt-lookup")
+
+
+def tune(
+    bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
+    prompts: Annotated[
+        Path,
+        typer.Option(help='Questions, one JSON a line: Spec-Bench\'s fields, or {"prompt": …}.'),
+    ],
+    recipes: Annotated[
+        str,
+        typer.Option(
+            help="Recipes to tune, separated by commas; default: the stores without a model, and "
+            "draft-model where the bundle has a draft engine."
+        ),
+    ] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 128,
+    per_group: Annotated[
+        int | None, typer.Option(help="Questions of each group, spread evenly; default: all.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Texts for the recipes that retrieve from a corpus.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
+    capacity: Annotated[
+        int | None, typer.Option(help="Most tokens of prompt and answer together.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Leave out the chat template.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+) -> None:
+    """Learn from your prompts which drafts come true, and keep in the bundle what pays here.
+
+    Answers the prompts greedily with every recipe and follows each draft along the answer, scored
+    or not. From that: for token-recycling the tree that accepts most, for every store how far its
+    proposals are believed at first, and for a draft model the networks behind the draft lengths
+    specdec++ and speckv. What to prefer follows from the step costs measured on this machine.
+
+    Before and after are expected tokens per second by those costs, each half of the questions
+    judged by what the other half taught; what is no better is not kept. Tokens never change.
+    The result is written to OUT/tuned at the very end, and used whenever the bundle is opened on
+    this machine with as many threads.
+
+    Examples:
+
+    `graftline tune smol.graft --prompts spec_bench.jsonl --per-group 5`
+
+    `graftline tune smol.graft --prompts mine.jsonl --recipes token-recycling --max-new-tokens 256`
+    """
+    if max_new_tokens < 2:
+        raise RequestError(f"--max-new-tokens is {max_new_tokens}; use at least 2")
+    import onnxruntime
+
+    from graftline.bundle import Bundle
+    from graftline.commands.questions import read_questions, select
+    from graftline.recipe import recipe as find_recipe
+    from graftline.runtimes.load import load, step_costs
+    from graftline.runtimes.measure import costs_key
+    from graftline.runtimes.rehearsal import Rehearsal
+
+    asked = list(dict.fromkeys(name.strip() for name in recipes.split(",") if name.strip()))
+    for name in asked:
+        find_recipe(name)
+    questions = select(read_questions(prompts), per_group)
+    opened = Bundle.open(bundle, verify=False)
+    with screen.steps(quiet) as watch:
+        watch(f"opening {bundle}")
+        engine = load(
+            bundle, recipe="plain", threads=threads, capacity=capacity, corpus=corpus,
+            verify=False, watch=watch,
+        )  # fmt: skip
+        costs = step_costs(opened, _session(engine), watch)
+        if not asked:
+            asked = [*STORES, *(["draft-model"] if engine.resources.draft is not None else [])]
+        ids = [_encoded(engine, question, raw, max_new_tokens) for question in questions]
+        rehearsal = Rehearsal(engine.session, costs, engine.resources, ids, max_new_tokens)
+        found = [rehearsal.tune(find_recipe(name), watch) for name in asked]
+        key = costs_key(_session(engine).threads, onnxruntime.__version__)
+        opened.write_tuned(key, _merged(opened.read_tuned(key), found))
+    if json:
+        told = [{k: v for k, v in asdict(t).items() if k in _SHOWN} | _kept(t) for t in found]
+        screen.write_json({"plain": 1e3 / costs.of(1), "recipes": told})
+        return
+    rows = [
+        (t.recipe, t.steps, f"{t.before:.1f}", f"{t.after:.1f}", ", ".join(_kept(t)["kept"]) or "-")
+        for t in found
+    ]
+    columns = ("recipe", "drafts#", "tokens/s before#", "after#", "kept")
+    title = f"expected on this machine; plain: {1e3 / costs.of(1):.1f} tokens/s"
+    screen.console().print(screen.table(title, columns, rows))
+
+
+_SHOWN = ("recipe", "steps", "before", "after")
+
+
+def _kept(tuning: Tuning) -> dict[str, list[str]]:
+    return {"kept": [*tuning.table, *tuning.lengths]}
+
+
+def _session(engine: Engine) -> Any:
+    """The engine's session, which `load` opened as one of ONNX Runtime."""
+    return engine.session
+
+
+def _encoded(engine: Engine, question: Question, raw: bool, limit: int) -> Ints:
+    from graftline.runtimes.request import encode_prompt
+
+    session = engine.session
+    ids = encode_prompt(question.turns[0], engine.tokenizer, raw, session.facts.vocabulary)
+    if len(ids) + limit > session.capacity:
+        raise RequestError(
+            f"question {question.name}: {len(ids)} prompt tokens and {limit} new ones need "
+            f"{len(ids) + limit} places, but the capacity is {session.capacity}; lower "
+            "--max-new-tokens or use a larger --capacity"
+        )
+    return ids
+
+
+def _merged(known: dict[str, Any] | None, found: Sequence[Tuning]) -> dict[str, Any]:
+    """What was stored, with the recipes tuned now in place of what they had."""
+    table = dict(known or {})
+    for tuning in found:
+        table.pop(tuning.recipe, None)
+        if tuning.table:
+            table[tuning.recipe] = tuning.table
+        if tuning.tree:
+            table["tree"] = list(tuning.tree)
+        if tuning.lengths:
+            table["lengths"] = tuning.lengths
+    return table

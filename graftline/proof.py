@@ -1,0 +1,156 @@
+"""The proof of a finished bundle: its graphs against the unmodified export, with the real weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graftline.engines import is_engine
+from graftline.errors import LawBroken
+from graftline.manifest import Exactness, LawRow
+from graftline.passes.laws import TOLERANCE
+from graftline.ports import Facts, Port
+
+if TYPE_CHECKING:
+    from graftline.runtimes.ort import OrtSession
+
+Watch = Callable[[str], None]
+HELD_OUT_TOKENS = 500
+
+
+@dataclass
+class Proof:
+    """What was measured on the finished engine, with the real weights."""
+
+    laws: list[LawRow]
+    exactness: Exactness | None
+    """None where it cannot be measured here: on the GPU of an engine."""
+    min_rows: int | None
+    per_rows: dict[str, float]
+    quality: dict[str, float]
+
+
+def prove(
+    folder: Path,
+    files: dict[str, str],
+    facts: Facts,
+    ports: tuple[Port, ...],
+    canonical: tuple[Port, ...],
+    target: str,
+    dtype: str,
+    say: Watch,
+) -> Proof:
+    """Compare the engine with the unmodified export, and measure its rows against one another."""
+    from graftline.runtimes.ort import OrtSession
+    from graftline.runtimes.row_invariance import row_invariance
+
+    if is_engine(target):
+        return _prove_graph(folder, files, facts, ports, canonical, target, dtype, say)
+    say("proof: the engine against the unmodified export, with the real weights")
+    capacity = min(facts.positions or 512, 512)
+    session = OrtSession(folder / files[target], facts, ports, capacity=capacity)
+    laws = [LawRow(target, "whole", whole(folder / files["export"], session, facts, dtype))]
+    random = np.random.default_rng(1)
+    prompt = random.integers(0, facts.vocabulary, min(24, capacity - 20), dtype=np.int64)
+    session.reset(1)
+    rows = row_invariance(session, prompt)
+    least = rows.min_rows
+    words = (
+        "rows do not depend on one another"
+        if rows.row_invariant
+        else (
+            f"one row alone is rounded otherwise than several; from {least} rows on they agree"
+            if least
+            else "a row's result depends on the rows beside it: never lossless"
+        )
+    )
+    laws.append(LawRow(target, "row-invariant", f"{words} (largest difference {rows.worst:.2g})"))
+    quality: dict[str, float] = {}
+    if dtype != "fp32":  # the engine is close by design only; what it was made from must be equal
+        fp32 = OrtSession(folder / files["canonical"], facts, canonical, capacity=capacity)
+        equal = whole(folder / files["export"], fp32, facts, "fp32")
+        laws.append(LawRow("canonical", "whole", equal))
+        if (folder / "tokenizer" / "tokenizer.json").is_file():
+            quality = _quality(folder, fp32, session, dtype, say)
+    return Proof(
+        laws,
+        Exactness(rows.row_invariant, rows.worst),
+        least,
+        {str(k): float(v) for k, v in rows.per_rows.items()},
+        quality,
+    )
+
+
+def _prove_graph(
+    folder: Path,
+    files: dict[str, str],
+    facts: Facts,
+    ports: tuple[Port, ...],
+    canonical: tuple[Port, ...],
+    target: str,
+    dtype: str,
+    say: Watch,
+) -> Proof:
+    """Compare the graph an engine is built from with the unmodified export, on this machine."""
+    from graftline.runtimes.ort import MOST_ROWS, OrtSession
+
+    say("proof: the engine's graph against the unmodified export, with the real weights")
+    capacity = min(facts.positions or 512, 512)
+    fp32 = OrtSession(folder / files["canonical"], facts, canonical, capacity=capacity)
+    laws = [LawRow("canonical", "whole", whole(folder / files["export"], fp32, facts, "fp32"))]
+    slots = next((int(p.shape[2]) for p in ports if p.mirror is not None), 0)
+    if dtype == "bf16" or slots <= MOST_ROWS:
+        why = "ONNX Runtime's CPU has no bf16" if dtype == "bf16" else "too few slots for a step"
+        laws.append(LawRow(target, "whole", f"not run: {why}; the oracle ran the reduced host"))
+        return Proof(laws, None, None, {}, {})
+    session = OrtSession(folder / files[target], facts, ports, capacity=slots - MOST_ROWS)
+    laws.append(LawRow(target, "whole", whole(folder / files["export"], session, facts, dtype)))
+    quality: dict[str, float] = {}
+    if dtype != "fp32" and (folder / "tokenizer" / "tokenizer.json").is_file():
+        quality = _quality(folder, fp32, session, dtype, say)
+    return Proof(laws, None, None, {}, quality)
+
+
+def _quality(
+    folder: Path, fp32: OrtSession, session: OrtSession, dtype: str, say: Watch
+) -> dict[str, float]:
+    """Perplexity on held-out English, in this precision and in fp32 (the canonical graph)."""
+    from graftline.runtimes.perplexity import HELD_OUT, perplexity
+    from graftline.runtimes.text import Tokenizer
+
+    text = HELD_OUT.read_text(encoding="utf-8")
+    ids = np.asarray(Tokenizer.from_folder(folder / "tokenizer").encode(text, raw=True), np.int64)
+    ids = ids[: min(HELD_OUT_TOKENS, session.capacity)]
+    found = {dtype: perplexity(session, [ids]), "fp32": perplexity(fp32, [ids])}
+    say(
+        f"perplexity on {len(ids)} held-out tokens: {dtype} {found[dtype]:.2f}, "
+        f"fp32 {found['fp32']:.2f}"
+    )
+    return {f"perplexity {name}": value for name, value in found.items()}
+
+
+def whole(export: Path, session: Any, facts: Facts, dtype: str) -> str:
+    """Law of the whole: the engine's logits, prompt in chunks and cache, are the unmodified
+    export's."""
+    from graftline.runtimes.ort import export_logits
+
+    rows = min(24, facts.positions or 24)
+    tokens = np.random.default_rng(2).integers(0, facts.vocabulary, (1, rows), dtype=np.int64)
+    expected = export_logits(export, tokens)[0]
+    session.reset(1)
+    first = session.prefill([tokens[0, : rows // 2]]).logits[0].copy()
+    rest = session.score(tokens[:, rows // 2 :]).logits[0]
+    both = min(rows - rows // 2 + 1, len(expected))  # an export may give the last row only
+    got, expected = np.concatenate([first, rest])[-both:], expected[-both:]
+    gap = float(np.max(np.abs(got - expected)))
+    agree = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
+    largest = float(np.max(np.abs(expected), initial=1.0))
+    limit = {"fp32": 1e-3, "fp16": TOLERANCE["float16"] * largest}.get(dtype, np.inf)
+    if not gap <= limit:
+        raise LawBroken("pipeline", "whole", "logits", f"{gap:.3g} > {limit:.3g} from the export")
+    return f"{len(got)} rows against the export: max difference {gap:.2g}, argmax equal in {agree}"

@@ -1,0 +1,33 @@
+"""From a draft's confidence to the chance that the target accepts."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+_EDGES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 0.995)
+
+
+class Calibration:
+    """How often a drafted token is accepted, by bins of the draft's largest probability: a
+    quantized draft agrees with its target far more often than it believes. Forgets slowly;
+    `weight` trials of a believed line come first."""
+
+    def __init__(self, weight: float = 6.0, horizon: float = 300.0) -> None:
+        middle = [(a + b) / 2 for a, b in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True)]
+        self._hits = [weight * (0.3 + 0.7 * m) for m in middle]
+        self._trials = [weight] * len(middle)
+        self._keep = 1.0 - 1.0 / horizon
+        self.usual = 0.7
+        """Acceptance of whatever was drafted lately."""
+
+    def of(self, confidence: float) -> float:
+        """The chance of a token drafted with that confidence."""
+        place = bisect_right(_EDGES, confidence)
+        return self._hits[place] / self._trials[place]
+
+    def record(self, confidence: float, hit: bool) -> None:
+        """A token drafted with that confidence was judged."""
+        place = bisect_right(_EDGES, confidence)
+        self._hits[place] = self._hits[place] * self._keep + hit
+        self._trials[place] = self._trials[place] * self._keep + 1.0
+        self.usual += 0.02 * (hit - self.usual)

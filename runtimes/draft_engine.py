@@ -1,0 +1,235 @@
+"""A draft model as second engine: its caches, its reading of one sequence, and its guesses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.sampling import Doubles, Sampling
+from graftline.runtimes.session import Scores, Session
+
+CHUNK = 32
+"""Rows of one call when a draft catches up with its sequence."""
+
+
+class DraftEngine(Protocol):
+    """An opened draft model."""
+
+    shares: bool
+    """True when its caches are the target's, so that it has read all that the target committed."""
+    capacity: int
+    step: float
+    """Milliseconds of one row, on the scale of the target's costs; 0: not measured."""
+
+    def alone(self) -> DraftEngine:
+        """The same engine on caches that nobody else writes to."""
+        ...
+
+    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+        """The scores of the last of `tokens` (N = 1), put behind the first `length` slots of
+        sequence `row` of the target's batch. At least one token."""
+        ...
+
+
+class OwnCaches:
+    """A draft model with caches of its own, for one sequence."""
+
+    shares = False
+
+    def __init__(self, session: Session, step: float = 0.0) -> None:
+        self.session, self.step, self.capacity = session, step, session.capacity
+        self._scored = 0
+        """Rows of the last call that are not committed yet: committing ends the answer's life."""
+
+    def alone(self) -> OwnCaches:
+        return self
+
+    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+        session, ids = self.session, np.asarray(tokens, np.int64)
+        if length == 0:
+            self._scored = 0
+            session.reset(1)
+            return session.prefill([ids])
+        self._commit(length)
+        for start in range(0, len(ids), CHUNK):
+            if start:
+                self._commit(length + start)
+            part = ids[None, start : start + CHUNK]
+            scores, self._scored = session.score(part), part.shape[1]
+        return _last(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
+
+    def _commit(self, length: int) -> None:
+        """Hold exactly `length` slots, of those held and those scored last."""
+        held = int(self.session.lengths[0])
+        if length > held:
+            assert length <= held + self._scored
+            self.session.commit([range(length - held)])
+        elif length < held:
+            self.session.truncate([length])
+        self._scored = 0
+
+
+class SharedCaches:
+    """The target's own weights in another precision, over the target's own caches.
+
+    The draft reads the keys and values that the target computed, so it never reads a prompt or
+    catches up, and drafts better than from its own coarser ones (0.70 against 0.63 of its int4
+    argmaxes are the fp32 model's on SmolLM2). What it writes lies where the target's next step
+    writes: nothing of a draft stays. QuantSpec (arXiv 2502.10424) shares a cache likewise.
+    """
+
+    shares = True
+
+    def __init__(self, guest: OrtSession, step: float = 0.0) -> None:
+        """`guest`: made by `OrtSession.sibling(target)`; it serves all sequences of the batch."""
+        self._guest, self.step, self.capacity = guest, step, guest.capacity
+
+    def alone(self) -> OwnCaches:
+        return OwnCaches(self._guest.sibling(), self.step)
+
+    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+        return self._guest.follow(row, length, tokens)
+
+
+def _last(scores: Scores) -> Scores:
+    def cut(part: npt.NDArray[Any] | None) -> Any:
+        return None if part is None else part[:, -1:]
+
+    topk, values = cut(scores.topk_ids), cut(scores.topk_logits)
+    return Scores(cut(scores.argmax), cut(scores.logits), topk, values, cut(scores.top_gap))
+
+
+@dataclass
+class Guess:
+    """The draft's next token: its `best`, or one to be drawn from `probs` [V].
+
+    `confidence` is the largest probability; where nobody reads the entropy, it is the largest share
+    among the candidates the graph returns. `known`: the target has the best id too.
+    """
+
+    best: int
+    confidence: float
+    entropy: float
+    known: bool
+    probs: Doubles | None = None
+    others: tuple[int, ...] = ()
+    """The likeliest ids, where the graph names them."""
+
+
+def drawn(weights: Doubles, generator: np.random.Generator) -> int:
+    """A token drawn in proportion to `weights` [V]."""
+    cumulative = np.cumsum(weights)
+    place = np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right")
+    return min(int(place), int(np.flatnonzero(weights)[-1]))
+
+
+class Reader:
+    """A draft engine's side of one sequence.
+
+    `tokens` is the sequence, the last chosen token included; `read(ahead)` answers what the draft
+    thinks after it and some drafted tokens. What the engine has read already is never read again,
+    as long as it is still true.
+    """
+
+    def __init__(self, engine: DraftEngine, vocabulary: int = 0) -> None:
+        self.engine, self._vocabulary = engine, vocabulary
+        self.tokens: list[int] = []
+        self.milliseconds = engine.step
+        """Of reading one token. Measured together with the target's steps, it is not measured again
+        while running: only their ratio counts, and a busy machine slows both."""
+        self.row = 0
+        """The sequence's place in the target's batch."""
+        self._held = 0
+        """Slots of the engine that hold what `tokens` and then `_ahead` say."""
+        self._ahead: list[int] = []
+
+    def start(self, context: Sequence[int]) -> None:
+        """Begin a sequence."""
+        self.tokens, self._ahead = list(map(int, context)), []
+        self._held = len(self.tokens) - 1 if self.engine.shares else 0
+
+    def append(self, fresh: Sequence[int]) -> None:
+        """The target chose `fresh`."""
+        same = _common(self._ahead, fresh)
+        if same < len(fresh) or self.engine.shares:
+            self._held = min(self._held, len(self.tokens) + same)
+            self._ahead = []
+        else:
+            self._ahead = self._ahead[same:]
+        self.tokens += fresh
+        if self.engine.shares:
+            self._held = len(self.tokens) - 1
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the sequence that the draft has not read yet, the last one aside."""
+        return max(0, len(self.tokens) - 1 - self._held)
+
+    @property
+    def room(self) -> int:
+        """Tokens that may be drafted before the engine is full."""
+        return self.engine.capacity - len(self.tokens)
+
+    def read(self, ahead: Sequence[int]) -> Scores:
+        """Scores [1, 1] of what comes after the sequence and `ahead`; valid until the next call."""
+        base = len(self.tokens)
+        known = base + _common(self._ahead, ahead)
+        start = min(self._held, known, base + len(ahead) - 1)
+        part = [*self.tokens[start:], *ahead[max(0, start - base) :]]
+        began = time.perf_counter()
+        scores = self.engine.follow(self.row, start, part)
+        if not self.engine.step and len(part) == 1:
+            self._clock((time.perf_counter() - began) * 1e3)
+        self._held, self._ahead = base + len(ahead), list(ahead)
+        return scores
+
+    def guess(self, ahead: Sequence[int], sampling: Sampling, exact: bool = False) -> Guess:
+        """What comes next by the draft; with `probs` unless `sampling` is greedy. `exact` asks for
+        the confidence and the entropy of the whole distribution."""
+        scores = self.read(ahead)
+        best = int(scores.argmax[0, 0])
+        width = self._vocabulary or scores.logits.shape[-1]
+        known = best < width
+        if sampling.greedy and not exact:
+            some = scores.logits if scores.topk_logits is None else scores.topk_logits
+            values = some[0, 0]
+            share = 1.0 / float(np.exp(values - values.max()).sum())
+            others = () if scores.topk_ids is None else tuple(scores.topk_ids[0, 0].tolist())
+            return Guess(best, share, 0.0, known, None, others)
+        probs = self._distribution(scores, width, sampling)
+        positive = probs[probs > 0]
+        entropy = float(-(positive * np.log(positive)).sum()) if exact else 0.0
+        return Guess(best, float(probs.max()), entropy, known, None if sampling.greedy else probs)
+
+    @staticmethod
+    def _distribution(scores: Scores, width: int, sampling: Sampling) -> Doubles:
+        """[V] over the target's ids (a draft's logits may be padded otherwise), under the same
+        sampling, penalties aside: a draft may come from any distribution."""
+        used = replace(sampling, temperature=sampling.temperature or 1.0, repetition_penalty=1.0)
+        ids, probs = used.distribution(scores.logits[0, 0, :width])
+        dense = np.zeros(width)
+        dense[slice(None, len(probs)) if ids is None else ids] = probs
+        return dense
+
+    def _clock(self, milliseconds: float) -> None:
+        """One interrupted call must not look like a slow model."""
+        known = self.milliseconds
+        self.milliseconds = (
+            0.95 * known + 0.05 * min(milliseconds, 3.0 * known) if known else milliseconds
+        )
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

@@ -1,0 +1,174 @@
+"""A draft model: a second engine that writes ahead, one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+import numpy as np
+
+from graftline.errors import GraftlineError
+from graftline.runtimes.calibration import Calibration
+from graftline.runtimes.draft_engine import Guess, Reader, drawn
+from graftline.runtimes.drafter import Bid
+from graftline.runtimes.lengths import Length, make_length
+from graftline.runtimes.options import options_of
+from graftline.runtimes.resources import Resources, missing
+from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.session import Scores
+from graftline.runtimes.verdict import Verdict
+from graftline.tree import Draws, Tree
+
+_CLASSES = 4
+"""Classes of how sure the target was of its last token."""
+
+
+@dataclass
+class DraftModel:
+    """Speculative decoding with a draft model (arXiv 2211.17192, 2302.01318): a chain of the
+    draft's best tokens, point masses; or, `sampled`, drawn from its distribution under the
+    request's own sampling, with `draws`.
+
+    How far to draft is the bid's: before the draft is asked for a token, the chance of the chain so
+    far times the usual acceptance must be worth another call, and before the token is taken (or
+    drawn), its own chance must be worth a row of the target's step. A `length` policy decides in
+    the bid's place.
+    """
+
+    branching: ClassVar[bool] = False
+    rows: int = 12
+    length: str = ""
+    """A draft-length policy, as `confidence{threshold=0.6}`; empty: the bid's."""
+    sampled: bool = False
+    seed: int = 0
+    """Of the draws, where the request gives no generator."""
+    signal: int = field(default=0, init=False)
+    reads: int = field(default=0, init=False)
+    policy: Length | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.rows <= 64:
+            raise GraftlineError(f"draft-model: rows={self.rows} does not fit; use 2 to 64")
+        self.calibration = Calibration()
+        self._sampling = Sampling(temperature=1.0 if self.sampled else 0.0)
+        self._generator = np.random.default_rng(self.seed)
+        self._drafted: list[tuple[int, float]] = []
+        """Token and confidence of every row of the last draft."""
+        self._class = 0
+
+    def equip(self, resources: Resources) -> None:
+        """Open the draft engine. Raises GraftlineError for a bundle without one."""
+        if resources.draft is None:
+            raise missing("draft-model", "draft")
+        self._resources = resources
+        self._reader = Reader(resources.draft(), resources.vocabulary)
+        if self.length:
+            self.policy = make_length(self.length, resources.tuned)
+
+    def fork(self) -> Self:
+        other = type(self)(**{name: getattr(self, name) for name in options_of(type(self))})
+        other.equip(self._resources)
+        other.calibration = self.calibration
+        other.policy = None if self.policy is None else self.policy.fork()
+        other._generator = self._generator.spawn(1)[0]
+        return other
+
+    def sample_with(self, sampling: Sampling, generator: np.random.Generator) -> None:
+        """Draw as the request does, from a generator of its own: with draws that are the same for
+        every request, samples over many seeds would not be the target's."""
+        if self.sampled:
+            self._sampling, self._generator = sampling, generator
+
+    def start(self, context: Sequence[int]) -> None:
+        self._reader.start(context)
+        self._drafted, self.reads, self._class = [], 0, 0
+
+    def propose(self, budget: int) -> Tree:
+        """The root: a draft is made only when it is paid for."""
+        self.signal = 0
+        return Tree.chain(self._reader.tokens[-1:])
+
+    def draft(self, bid: Bid) -> Tree:
+        self.signal, self.reads = self.foresight(), 0
+        reader, chance = self._reader, 1.0
+        reader.row = bid.row
+        ahead: list[int] = []
+        draws: dict[int, Draws] = {}
+        self._drafted = []
+        for depth in range(1, min(bid.rows, self.rows, reader.room + 1)):
+            if depth > 1 and not self._promises(chance, bid.draft[depth]):
+                break
+            guess = self._read(ahead)
+            chance *= self.calibration.of(guess.confidence)
+            if not self._worth(guess, len(ahead), chance >= bid.keep[depth]):
+                break
+            token = guess.best
+            if guess.probs is not None:
+                token = drawn(guess.probs, self._generator)
+                draws[depth - 1] = Draws(guess.probs, (depth,))
+            ahead.append(token)
+            self._drafted.append((token, guess.confidence))
+            if self._complete(ahead):
+                break
+        chain = Tree.chain([reader.tokens[-1], *ahead])
+        return Tree(chain.tokens, chain.parents, draws=draws) if draws else chain
+
+    def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
+        fresh = verdict.tokens(tree)
+        accepted = 0
+        for (token, confidence), chosen in zip(self._drafted, fresh, strict=False):
+            self.calibration.record(confidence, token == chosen)
+            if token != chosen:
+                break
+            accepted += 1
+        if self.policy is not None and self._drafted:
+            self.policy.observe(accepted, len(self._drafted))
+        self._drafted = []
+        self._reader.append(fresh)
+        self._class = self._certainty(scores, row, verdict.path[-1])
+
+    def prior(self, signal: int) -> Sequence[float]:
+        return (1.0,)
+
+    def hope(self, foresight: int) -> Sequence[float]:
+        return tuple(0.75**row for row in range(self.rows))
+
+    def price(self, reads: int) -> float:
+        return reads * self._reader.milliseconds
+
+    def debt(self) -> float:
+        """Many rows at once cost about 0.4 of one row each (measured, int4 on a CPU)."""
+        return 0.4 * self._reader.unread * self._reader.milliseconds
+
+    def foresight(self) -> int:
+        return self._class
+
+    def _read(self, ahead: Sequence[int]) -> Guess:
+        """What the draft would say after the sequence and `ahead`."""
+        self.reads += 1
+        exact = self.policy is not None
+        return self._reader.guess(ahead, self._sampling, exact)
+
+    def _promises(self, chance: float, least: float) -> bool:
+        """Whether the draft is asked for a token after a chain of that chance."""
+        return self.policy is not None or chance * self.calibration.usual >= least
+
+    def _worth(self, guess: Guess, drafted: int, paying: bool) -> bool:
+        """Whether the next token is taken; decided before it is drawn."""
+        if self.policy is not None:
+            return guess.known and self.policy.go_on(drafted, guess.confidence, guess.entropy)
+        return guess.known and paying
+
+    def _complete(self, ahead: Sequence[int]) -> bool:
+        """True when nothing is to be drafted after `ahead`."""
+        return False
+
+    @staticmethod
+    def _certainty(scores: Scores, row: int, node: int) -> int:
+        """The class of the target's largest probability at the node that chose the last token."""
+        if scores.topk_logits is None:
+            return 0
+        values = scores.topk_logits[row, node]
+        share = 1.0 / float(np.exp(values - values.max()).sum())
+        return 1 + min(int(share * _CLASSES), _CLASSES - 1)

@@ -1,0 +1,88 @@
+"""Whole-step acceptance: a drafted step of reasoning stands or falls as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from graftline.errors import GraftlineError
+from graftline.runtimes.lenient import own_choice
+from graftline.runtimes.resources import Resources
+from graftline.runtimes.rules.point_mass import PointMass
+from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.session import Scores
+from graftline.runtimes.verdict import Rule, Verdict
+from graftline.tree import Tree
+
+
+@dataclass(frozen=True)
+class StepScore:
+    """Accepts a drafted text step whole when the target finds it likely, after SpecReason
+    (arXiv 2504.07891) and Arbitrage (arXiv 2512.05033).
+
+    Where a step ends is the drafter's to say: its proposal, a chain, is the step. The score is the
+    mean log-probability per token that the target gives it at temperature 1; SpecReason asks its
+    target for a mark in words instead, which takes another prompt. A step below the threshold is
+    judged token by token, exactly, as SpecReason does when it runs over speculative decoding.
+    Strict: any threshold > 0 (the target's choices only). Loose: threshold = -inf (everything).
+    """
+
+    lossless: ClassVar[bool] = False
+    threshold: float = -1.0
+    """Least mean log-probability, in nats per token."""
+
+    def __post_init__(self) -> None:
+        if np.isnan(self.threshold):
+            raise GraftlineError("step-score: threshold=nan does not fit; use nats per token")
+
+    def of(
+        self, sampling: Sampling, generator: np.random.Generator, resources: Resources
+    ) -> StepRule:
+        """The rule for these settings; at temperature > 0 a draw follows an accepted step."""
+        return StepRule(sampling, generator, self.threshold)
+
+
+class StepRule:
+    """`StepScore` for one sequence."""
+
+    lossless: ClassVar[bool] = False
+
+    def __init__(
+        self, sampling: Sampling, generator: np.random.Generator, threshold: float
+    ) -> None:
+        self._sampling, self._generator, self._threshold = sampling, generator, threshold
+        self._exact: Rule = PointMass.of(sampling, generator)
+        self._context: list[int] = []
+
+    def start(self, context: Sequence[int]) -> None:
+        self._context = list(context) if self._sampling.penalises else []
+        self._exact.start(context)
+
+    def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
+        if not tree.is_chain:
+            raise GraftlineError("step-score judges a step, which is a chain; use another drafter")
+        if len(tree) == 1 or self._score(tree, scores, row) < self._threshold:
+            verdict = self._exact.judge(tree, scores, row)
+        else:
+            verdict = self._whole(tree, scores, row)
+        if self._sampling.penalises:
+            self._context += verdict.tokens(tree)
+            self._exact.start(self._context)
+        return verdict
+
+    def _score(self, step: Tree, scores: Scores, row: int) -> float:
+        """The mean log-probability of the drafted tokens."""
+        total = 0.0
+        for node, token in enumerate(step.tokens[1:].tolist()):
+            logits = scores.logits[row, node].astype(np.float64)
+            total += logits[token] - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+        return float(total / (len(step) - 1))
+
+    def _whole(self, step: Tree, scores: Scores, row: int) -> Verdict:
+        last = len(step) - 1
+        seen = {*self._context, *step.tokens.tolist()}
+        token = own_choice(self._sampling, self._generator, scores, row, last, seen)
+        return Verdict(tuple(range(last + 1)), token)

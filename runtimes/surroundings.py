@@ -1,0 +1,94 @@
+"""What a bundle and its user bring along besides the target: opened when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from graftline.bundle import Bundle
+from graftline.errors import RequestError
+from graftline.runtimes.corpus import read_corpus
+from graftline.runtimes.costs import NEAR
+from graftline.runtimes.draft_engine import DraftEngine, OwnCaches, SharedCaches
+from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.resources import missing
+from graftline.runtimes.session import Floats, Ints
+from graftline.runtimes.text import Tokenizer
+from graftline.store import load_graph
+
+ROLE, EMBEDDING = "graftline.role", "embedding"
+"""The stamp by which the graph's nodes say what they are."""
+PAST, ROUNDS = 256, 15
+"""Committed positions and calls of each engine where the two are compared."""
+
+
+def draft_opener(
+    bundle: Bundle, target: OrtSession, opened: Callable[[Bundle], tuple[OrtSession, float]]
+) -> Callable[[], DraftEngine] | None:
+    """Opens a draft engine per sequence, all over one ONNX Runtime session; None without a draft.
+
+    `opened` opens a bundle's session and knows what its step costs in milliseconds. A draft that
+    has the target's own weights works on the target's caches, any other on its own.
+    """
+    nested = bundle.draft()
+    if nested is None:
+        return None
+    first = cache(lambda: opened(nested))
+    guest = cache(lambda: first()[0].sibling(target))
+
+    def draft() -> DraftEngine:
+        session, step = first()
+        if bundle.manifest.draft["same_weights"]:
+            return SharedCaches(guest(), step)
+        return OwnCaches(session.sibling(), step)
+
+    return draft
+
+
+def step_ratio(draft: OrtSession, target: OrtSession) -> float:
+    """What one row costs the draft, over what it costs the target: measured in turn, because only
+    then a machine that is busy for a while slows both alike."""
+    random = np.random.default_rng(0)
+    past = min(NEAR, draft.capacity // 2, target.capacity // 2)
+    known = min(draft.facts.vocabulary, target.facts.vocabulary)
+    pair = (draft.sibling(), target.sibling())
+    for session in pair:
+        session.prefill([random.integers(0, known, past, dtype=np.int64)])
+    times: tuple[list[float], list[float]] = ([], [])
+    for token in random.integers(0, known, ROUNDS).tolist():
+        for session, taken in zip(pair, times, strict=True):
+            began = perf_counter()
+            session.follow(0, past, [token])
+            taken.append(perf_counter() - began)
+    return median(times[0]) / median(times[1])
+
+
+def embedding_of(bundle: Bundle) -> Callable[[], Floats]:
+    """Reads the target's token embedding [V, H] from the canonical graph, once.
+
+    The reader raises GraftlineError when the graph shows none.
+    """
+
+    @cache
+    def read() -> Floats:
+        graph = load_graph(bundle.graph("canonical")).graph
+        node = next((n for n in graph if n.metadata_props.get(ROLE) == EMBEDDING), None)
+        value = node.inputs[0] if node is not None else None
+        tensor = value.const_value if value is not None else None
+        if tensor is None or len(tensor.shape) != 2:
+            raise missing(str(bundle.path), "embedding")
+        return np.asarray(tensor.numpy(), np.float32)
+
+    return read
+
+
+def corpus_of(corpus: str | Path, tokenizer: Tokenizer | None) -> tuple[Ints, ...]:
+    """The user's documents as token ids. Raises RequestError without a tokenizer."""
+    if tokenizer is None:
+        raise RequestError("this bundle has no tokenizer, so a corpus cannot be read")
+    return read_corpus(corpus, tokenizer.encode_part)

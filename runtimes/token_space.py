@@ -1,0 +1,70 @@
+"""Which tokens are alike: distances between the rows of the target's token embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from graftline.errors import GraftlineError
+from graftline.runtimes.resources import Resources, missing
+from graftline.runtimes.session import Floats, Ints
+
+METRICS = ("cosine", "euclidean")
+
+
+class TokenSpace:
+    """Distances are computed for the tokens that are asked about, never V x V.
+
+    cosine: 1 - cos, from 0 to 2; euclidean: the length of the difference.
+    """
+
+    def __init__(self, embedding: Callable[[], Floats], metric: str) -> None:
+        self._embedding, self._metric = embedding, metric
+        self._nearest: dict[tuple[int, int], Ints] = {}
+
+    @cached_property
+    def rows(self) -> Floats:
+        """[V, H], read when first needed."""
+        return self._embedding()
+
+    @cached_property
+    def _squares(self) -> Floats:
+        return np.einsum("vh,vh->v", self.rows, self.rows)
+
+    def distances(self, token: int, others: Ints | None = None) -> Floats:
+        """From `token` to the `others` [n], or to all tokens [V]."""
+        chosen = slice(None) if others is None else others
+        products = self.rows[chosen] @ self.rows[token]
+        squares, own = self._squares[chosen], self._squares[token]
+        if self._metric == "cosine":
+            return 1.0 - products / np.sqrt(np.maximum(squares * own, 1e-30))
+        return np.sqrt(np.maximum(squares + own - 2.0 * products, 0.0))
+
+    def nearest(self, token: int, k: int) -> Ints:
+        """The `k` tokens nearest to `token`, itself not among them, the nearest first."""
+        known = self._nearest.get((token, k))
+        if known is None:
+            distances = self.distances(token)
+            distances[token] = np.inf
+            k = min(k, len(distances) - 1)
+            best = np.argpartition(distances, k)[:k] if k else np.empty(0, np.int64)
+            known = best[np.argsort(distances[best], kind="stable")]
+            self._nearest[token, k] = known
+        return known
+
+
+def token_space(who: str, resources: Resources, metric: str) -> TokenSpace:
+    """The space of a bundle's target, shared by all sequences. Raises GraftlineError when the
+    bundle's embedding is not known or the metric is none of METRICS."""
+    if metric not in METRICS:
+        raise GraftlineError(f"{who}: metric='{metric}' is unknown; use {' or '.join(METRICS)}")
+    if resources.embedding is None:
+        raise missing(who, "embedding")
+    return _space(resources.embedding, metric)
+
+
+@lru_cache(maxsize=4)
+def _space(embedding: Callable[[], Floats], metric: str) -> TokenSpace:
+    return TokenSpace(embedding, metric)

@@ -1,0 +1,128 @@
+"""Every recipe on every precision: one row per published system, in one table.
+
+    python tests/bench/systems.py --bundle fp32=A.graft --bundle int8=B.graft --bundle int4=C.graft
+        --prompts spec_bench_dev.jsonl --work systems.json --out systems.md [--per-group 2]
+        [--tokens 128] [--threads 2] [--recipes a,b] [--corpus FOLDER]
+
+Each recipe is measured against plain decoding of the same engine, which answers the same prompts in
+turn. A finished recipe is kept in --work and not measured again, so the table can be made in slices
+(stop it at any time); delete an entry to repeat it. Refused recipes are tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from graftline.commands.bench import machine
+from graftline.commands.comparison import compare
+from graftline.commands.questions import Question, groups, read_questions, select
+from graftline.errors import GraftlineError
+from graftline.recipe import Recipe, recipe, recipes
+from graftline.runtimes.load import load
+
+Entry = dict[str, Any]
+State = dict[str, Entry]
+"""By "PRECISION RECIPE": MAT, speed-up, answers the same as plain's, and so on; or `refused`."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--bundle", action="append", required=True, metavar="PRECISION=PATH")
+    parser.add_argument("--prompts", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--recipes", help="default: all but plain")
+    parser.add_argument("--per-group", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--corpus", type=Path)
+    given = parser.parse_args()
+    bundles = dict(b.split("=", 1) for b in given.bundle)
+    names = given.recipes.split(",") if given.recipes else [r.name for r in recipes()]
+    chosen = [recipe(name) for name in names if name != "plain"]
+    questions = select(read_questions(given.prompts), given.per_group)
+    state: State = json.loads(given.work.read_text()) if given.work.is_file() else {}
+    for precision, path in bundles.items():
+        todo = [r for r in chosen if "mat" not in state.get(f"{precision} {r.name}", {})]
+        if todo:
+            measure(precision, path, todo, questions, state, given)
+    text = table(chosen, list(bundles), state)
+    print(text)
+    if given.out:
+        given.out.write_text(text + "\n")
+
+
+def measure(
+    precision: str,
+    path: str,
+    todo: list[Recipe],
+    questions: list[Question],
+    state: State,
+    given: argparse.Namespace,
+) -> None:
+    """Measure what is left to do on one bundle; every finished recipe is written at once."""
+    engine = load(path, threads=given.threads, corpus=given.corpus, recipe="plain")
+    options = {"max_new_tokens": given.tokens}
+    for one in todo:
+        began = time.perf_counter()
+        entry: Entry
+        try:
+            found = compare(engine, questions, [one.name], options)
+        except GraftlineError as error:
+            entry = {"refused": str(error)}
+        else:
+            overall = found.row(one.name)
+            speeds = {group: found.row(one.name, group).speedup for group in groups(questions)}
+            entry = {
+                **vars(overall), "same": found.agreeing(one.name),
+                "vouched": found.lossless(one.name), "groups": speeds, "tokens": given.tokens,
+                "machine": machine(given.threads), "date": time.strftime("%Y-%m-%d"),
+            }  # fmt: skip
+        state[f"{precision} {one.name}"] = entry
+        save(given.work, state)
+        told = entry.get("refused") or f"{entry['speedup']:.2f}x, MAT {entry['mat']:.2f}"
+        took = f"{time.perf_counter() - began:.0f} s"
+        print(f"{precision} {one.name}: {told} ({took})", file=sys.stderr)
+
+
+def save(file: Path, state: State) -> None:
+    """Replace the file in one move, so that a stop at any time leaves the old or the new."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(json.dumps(state, indent=1) + "\n")
+    os.replace(fresh, file)
+
+
+def table(chosen: list[Recipe], precisions: list[str], state: State) -> str:
+    """One markdown row per recipe; what was refused is said below."""
+    head = ["system", "recipe", "lossless", "MAT", *precisions, "identical", "slowest group"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    refused: list[str] = []
+    for one in chosen:
+        found = [state.get(f"{precision} {one.name}", {}) for precision in precisions]
+        done = [entry for entry in found if "mat" in entry]
+        refused += dict.fromkeys(f"{one.name}: {e['refused']}" for e in found if "refused" in e)
+        worst = min((s, g) for e in done for g, s in e["groups"].items()) if done else None
+        cells = [
+            one.system,
+            one.name,
+            "yes" if one.lossless else "no",
+            f"{done[0]['mat']:.2f}" if done else "-",
+            *(f"{e['speedup']:.2f}x" if "mat" in e else "-" for e in found),
+            ", ".join(f"{e['same']}/{e['prompts']}" if "mat" in e else "-" for e in found),
+            f"{worst[0]:.2f}x {worst[1]}" if worst else "-",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    machines = sorted({f"{e['machine']}, {e['date']}" for e in state.values() if "mat" in e})
+    return "\n".join([*lines, "", *machines, *(f"- {line}" for line in refused)])
+
+
+if __name__ == "__main__":
+    main()

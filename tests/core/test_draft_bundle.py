@@ -1,0 +1,199 @@
+"""A bundle with a draft engine inside: made in one go, checked whole, and used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from graftline.bundle import Bundle, BundleWriter
+from graftline.check import check
+from graftline.compile import optimize
+from graftline.draft import DraftSource, check_vocabulary
+from graftline.errors import BundleError, GraftlineError
+from graftline.models import checkpoint
+from graftline.models.decoder import TinyDecoder
+from graftline.models.host import Host
+from graftline.ports import read_facts
+from graftline.runtimes.load import load
+from graftline.runtimes.surroundings import embedding_of
+
+DTYPES = ("fp32", "int8", "int4")
+
+
+@dataclass
+class WideCheckpoint:
+    """A tiny decoder whose products have sizes that int4 blocks divide."""
+
+    path: Path
+    write: Callable[[Path], list[Path]]
+
+    def host(self, full_export: bool = False, watch: Any = None) -> Host:
+        made = TinyDecoder(vocabulary=260, hidden=32, head_size=16, mlp=64, positions=512).build()
+        return Host("decoder", made, read_facts(made), self.write(self.path), {})
+
+
+@pytest.fixture(scope="module")
+def wide_checkpoint(
+    byte_tokenizer: Callable[[Path], list[Path]],
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_checkpoint: Path,
+) -> Iterator[Path]:
+    """As `tiny_checkpoint`, and patched after it, because this patch ends first."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "wide"
+    real = checkpoint.open_checkpoint
+
+    def opened(path: str | Path) -> Any:
+        return WideCheckpoint(folder, byte_tokenizer) if Path(path) == folder else real(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "open_checkpoint", opened)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def bundle(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("drafts") / "wide.graft"
+    return optimize(wide_checkpoint, out, recipe="draft-model", draft="int4")
+
+
+def test_the_draft_is_a_bundle_among_the_bundles_files(bundle: Bundle) -> None:
+    draft = bundle.draft()
+    assert draft is not None
+    assert (draft.manifest.dtype, draft.manifest.recipe) == ("int4", "plain")
+    assert "quantize" in draft.manifest.pipeline
+    assert "quantize" not in bundle.manifest.pipeline
+    inner = {f"draft/{rel}" for rel in (*draft.manifest.files, "manifest.json")}
+    assert inner < bundle.manifest.files.keys()
+    assert bundle.manifest.draft == {"source": "int4", "same_weights": True}
+    assert "--draft int4" in bundle.manifest.rebuild
+    assert Bundle.open(draft.path).manifest == draft.manifest
+
+
+def test_check_holds_and_sees_a_flipped_byte_in_the_draft(bundle: Bundle) -> None:
+    load(bundle.path).generate([1, 2, 3], max_new_tokens=4)  # measures costs: caches, not changes
+    report = check(bundle.path)
+    assert report.holds, [f for f in report.findings if not f.holds]
+    assert any(f.what.startswith("draft: law") for f in report.findings)
+    victim = bundle.path / "draft" / "ort-cpu.onnx"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    with pytest.raises(BundleError, match=r"draft/ort-cpu\.onnx was changed .*--draft int4"):
+        Bundle.open(bundle.path)
+    victim.write_bytes(whole)
+
+
+@pytest.mark.parametrize("recipe", ["draft-model", "cascade-drafting"])
+def test_tokens_are_plains_alone_and_in_a_ragged_batch(bundle: Bundle, recipe: str) -> None:
+    """The draft works on the target's caches; costs None makes it draft at every step."""
+    engine = load(bundle.path)
+    assert engine.resources.draft is not None
+    opened = engine.resources.draft()
+    assert opened.shares
+    assert 0 < opened.step < 1000
+    engine._costs = None  # type: ignore[attr-defined]
+    engine._policies.clear()  # type: ignore[attr-defined]
+    random = np.random.default_rng(5)
+    prompts = [random.integers(0, 256, n).tolist() for n in (5, 17, 40)]
+    options: dict[str, Any] = {"max_new_tokens": 30, "ignore_eos": True}
+    plain = [engine.generate(p, recipe="plain", **options).tokens for p in prompts]
+    alone = [engine.generate(p, recipe=recipe, **options) for p in prompts]
+    assert [r.tokens for r in alone] == plain
+    assert sum(r.stats.steps for r in alone) < 0.9 * 3 * 29
+    batch = engine.generate(prompts, recipe=recipe, **options)
+    assert [r.tokens for r in batch] == plain
+    assert [r.stats.steps for r in batch] == [r.stats.steps for r in alone]
+
+
+@pytest.mark.parametrize("mode", ["link", "copy"])
+def test_weights_of_both_engines_are_stored_once(
+    tmp_path: Path, bundle: Bundle, mode: Literal["link", "copy"]
+) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"x" * 4096)
+    with BundleWriter(tmp_path / "out") as writer:
+        writer.link_or_copy(weights, "weights/0", mode)
+        inner = writer.nested("draft")
+        inner.link_or_copy(weights, "weights/0", mode)
+        inner.finish(replace(bundle.manifest, graphs={}, files={}, draft={}))
+        writer.finish(replace(bundle.manifest, graphs={}, files={}))
+    made = Bundle.open(tmp_path / "out")
+    ours, draft = made.file("weights/0"), made.file("draft/weights/0")
+    assert ours.stat().st_ino == draft.stat().st_ino
+    assert (ours.stat().st_ino == weights.stat().st_ino) == (mode == "link")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "out"]
+
+
+def test_the_embedding_is_the_checkpoints(bundle: Bundle) -> None:
+    facts = bundle.manifest.facts
+    assert embedding_of(bundle)().shape == (facts.vocabulary, facts.hidden)
+
+
+def test_a_corpus_is_read_with_the_tokenizer(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("abc")
+    assert load(bundle.path, corpus=tmp_path).resources.corpus is not None
+    with pytest.raises(GraftlineError, match="absent"):
+        load(bundle.path, corpus=tmp_path / "absent")
+
+
+def test_a_bundle_without_a_draft_says_how_to_get_one(tiny_bundle: Path) -> None:
+    with pytest.raises(GraftlineError, match="--draft int4"):
+        load(tiny_bundle, recipe="draft-model")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "draft-model"}, "needs a draft engine; add --draft int4"),
+        ({"draft": "int4", "dtype": "int4"}, "is the target itself"),
+        ({"draft": "absent"}, "absent"),
+    ],
+)
+def test_refused_before_anything_is_written(
+    tiny_checkpoint: Path, tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(GraftlineError, match=message):
+        optimize(tiny_checkpoint, tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "checkpoint", "dtype"),
+    [
+        ("int8", None, "int8"),
+        ("a/b", "a/b", "fp32"),
+        ("a:b:int4", "a:b", "int4"),
+        ("c:", "c:", "fp32"),
+    ],
+)
+def test_what_draft_may_be(text: str, checkpoint: str | None, dtype: str) -> None:
+    source = DraftSource.parse(text, DTYPES, "fp32")
+    assert source == DraftSource(None if checkpoint is None else Path(checkpoint), dtype)
+
+
+def tokenizer(folder: Path, vocabulary: dict[str, int], added: str = "<s>") -> Path:
+    folder.mkdir()
+    file = folder / "tokenizer.json"
+    extra = [{"id": len(vocabulary), "content": added}]
+    file.write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": extra}))
+    return file
+
+
+def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    ours = tokenizer(tmp_path / "a", {"x": 0, "y": 1})
+    same = tokenizer(tmp_path / "b", {"x": 0, "y": 1})
+    other = tokenizer(tmp_path / "c", {"x": 1, "y": 0})
+    added = tokenizer(tmp_path / "d", {"x": 0, "y": 1}, added="</s>")
+    check_vocabulary([ours], [same], (3, 8), "same")  # padded logits are no difference
+    for file in (other, added):
+        with pytest.raises(GraftlineError, match="use another checkpoint") as caught:
+            check_vocabulary([ours], [file], (3, 3), "other")
+        assert "\n" not in str(caught.value)
+    check_vocabulary([], [ours], (3, 3), "without a tokenizer")
+    with pytest.raises(GraftlineError, match="vocabulary of 8, the target's is 3"):
+        check_vocabulary([], [ours], (3, 8), "without a tokenizer")

@@ -1,0 +1,111 @@
+"""`--target trt-rtx:...`: what is refused before anything is read, and the bundle that results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import graftline
+from graftline.bundle import Bundle
+from graftline.check import check
+from graftline.cli import app
+from graftline.engines import EngineRequest, is_engine
+from graftline.errors import BackendError, GraftlineError
+
+pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
+
+TARGET = "trt-rtx:sm89+sm120"
+SMALL = "rows=8,chunk=16,capacity=256"
+
+
+@pytest.fixture(scope="module")
+def engine_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("engines") / "fp16.graft"
+    return graftline.optimize(tiny_checkpoint, out, target=TARGET, dtype="fp16", engine=SMALL)
+
+
+def test_the_bundle_holds_the_engine_and_what_it_was_built_from(engine_bundle: Bundle) -> None:
+    manifest = engine_bundle.manifest
+    engine = manifest.extra["engine"]
+    assert engine_bundle.file(engine["file"]).stat().st_size == engine["size"]
+    assert engine["target"] == manifest.target == TARGET
+    assert list(engine["profiles"]) == ["decode.8", "prefill"]
+    assert set(manifest.graphs) == {"export", "canonical", TARGET}
+    assert manifest.graphs[TARGET] == "trt-rtx-sm89+sm120.onnx"
+    caches = [p for p in manifest.ports[TARGET] if p.mirror is not None]
+    assert {(p.dtype, p.shape[2]) for p in caches} == {("float16", 256)}
+    assert manifest.rebuild.endswith(f"--dtype fp16 --target {TARGET} --engine {SMALL}")
+
+
+def test_the_graph_of_the_engine_is_proven_and_its_exactness_is_not_claimed(
+    engine_bundle: Bundle,
+) -> None:
+    proven = {(law.graft, law.law): law.checked for law in engine_bundle.manifest.laws}
+    assert "argmax equal in 13" in proven[TARGET, "whole"]
+    assert engine_bundle.manifest.exactness is None
+    quality = engine_bundle.manifest.quality
+    assert quality["perplexity fp16"] == pytest.approx(quality["perplexity fp32"], rel=1e-2)
+
+
+def test_a_bundle_with_an_engine_is_checked_but_not_run(engine_bundle: Bundle) -> None:
+    report = check(engine_bundle.path)
+    assert report.holds, report.findings
+    assert report.findings[-1].found == "not compared: the engine runs on its GPU only"
+    with pytest.raises(BackendError, match="which this version cannot run"):
+        graftline.load(engine_bundle.path)
+
+
+def test_inspect_shows_the_engine(engine_bundle: Bundle) -> None:
+    shown = CliRunner().invoke(app, ["inspect", str(engine_bundle.path)]).stdout
+    assert "engines/trt-rtx-sm89+sm120.engine" in shown
+    assert "tokens [1, 1] to [1, 16]" in shown
+
+
+def test_a_graph_without_a_tree_decodes_single_rows(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = graftline.optimize(
+        tiny_checkpoint,
+        tmp_path / "a.graft",
+        recipe="plain",
+        target="trt-rtx:sm89",
+        dtype="bf16",
+        engine="chunk=16,capacity=256",
+    )
+    assert list(bundle.manifest.extra["engine"]["profiles"]) == ["decode.1", "prefill"]
+    laws = {(law.graft, law.law): law.checked for law in bundle.manifest.laws}
+    assert laws["trt-rtx:sm89", "whole"].startswith("not run: ONNX Runtime's CPU has no bf16")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "trt-rtx:sm90"}, "trt-rtx builds for no GPU 'sm90'; trt:sm90 does"),
+        ({"target": "trt:sm90"}, "pip install tensorrt-cu13"),
+        ({"target": TARGET, "dtype": "int4"}, "takes --dtype fp32, fp16, bf16, not 'int4'"),
+        ({"target": "trt-rtx:sm75", "dtype": "bf16"}, "sm75 has no bf16"),
+        ({"target": TARGET, "engine": "row=3"}, "--engine has no option 'row'; did you mean"),
+        ({"target": TARGET, "engine": "rows=x"}, "--engine rows takes a whole number, not 'x'"),
+        ({"target": TARGET, "engine": "rows=0"}, "rows 0 is at least 1, not 0"),
+        ({"target": TARGET, "quantizer": "hqq"}, "--quantizer goes with --target ort-cpu"),
+        ({"target": TARGET, "draft": "int4"}, "--draft goes with --target ort-cpu"),
+        ({"engine": "rows=8"}, "--engine goes with a TensorRT target, not with ort-cpu"),
+    ],
+)
+def test_refusals_come_before_anything_is_read(
+    tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(GraftlineError) as caught:
+        graftline.optimize(tmp_path / "nowhere", tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_are_read() -> None:
+    text = "rows=1+64, batch=4,capacity=4096,version-compatible"
+    request = EngineRequest.parse("trt-rtx:sm89", "fp16", text)
+    assert request.lowering == "lower-tensorrt{dtype=fp16,capacity=4096}"
+    assert (request.options.rows, request.options.batch) == ((1, 64), 4)
+    assert request.options.version_compatible
+    assert is_engine("trt:sm90")
+    assert not is_engine("ort-cpu")

@@ -1,0 +1,271 @@
+"""TensorRT engines built here without a GPU: every graft, several targets, and what goes wrong.
+
+They cannot be run here: what an engine computes is proven on the graph it is built from
+(test_lower_tensorrt.py), and on a GPU.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from graftline.errors import BackendError
+from graftline.models.decoder import TinyDecoder
+from graftline.passes import GRAFTS, Pipeline, build_tensorrt
+from graftline.passes.build_tensorrt import BuildOptions, EngineFile, build
+from graftline.passes.laws import infer_shapes
+from graftline.passes.tensorrt_ops import IMPORTED
+from graftline.passes.tensorrt_target import FLAVOURS, Target, gpu_capability
+from graftline.passes.tensorrt_watch import error_log, progress_monitor
+from graftline.ports import Port, read_ports
+from graftline.recipe import recipes
+
+trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
+
+FULL = "kv-cache | tree-mask | select-rows | tap{layers=0+norm} | reduce-logits{topk=4}"
+GRAFTED = {
+    "host": "",
+    "kv-cache": "kv-cache",
+    "tree-mask": "kv-cache | tree-mask",
+    "select-rows": "kv-cache | select-rows",
+    "tap": "kv-cache | tap{layers=0+norm}",
+    "reduce-logits": "kv-cache | reduce-logits{topk=4,entropy=true}",
+    "pack-projections": "kv-cache | pack-projections{mlp=true}",
+}
+SMALL = BuildOptions(rows=(8,), chunk=16)
+
+
+def graph(folder: Path, text: str, dtype: str = "fp16", spec: TinyDecoder | None = None) -> Path:
+    """A tiny decoder, grafted and lowered, as a file."""
+    model = (spec or TinyDecoder()).build()
+    infer_shapes(model)
+    parts = ["anchors", text, f"lower-tensorrt{{dtype={dtype},capacity=64}}"]
+    Pipeline.parse(" | ".join(filter(None, parts)), GRAFTS).run(model)
+    ir.save(model, folder / "graph.onnx")
+    return folder / "graph.onnx"
+
+
+def engine(file: Path, target: str, options: BuildOptions = SMALL, **more: Any) -> EngineFile:
+    ports = read_ports(ir.load(file))
+    return build(file, ports, target, file.with_name("step.engine"), options, **more)
+
+
+@pytest.mark.parametrize("target", ["trt-rtx:sm89", "trt-rtx:sm120"])
+@pytest.mark.parametrize("text", GRAFTED.values(), ids=GRAFTED.keys())
+def test_every_graft_builds(tmp_path: Path, text: str, target: str) -> None:
+    """One sequence: where only the rows vary, TensorRT-RTX stumbles over a mask of two attentions.
+    """
+    made = engine(graph(tmp_path, text), target)
+    assert made.size == made.path.stat().st_size > 100_000
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype"),
+    [
+        (TinyDecoder(), "fp32"),
+        (TinyDecoder(), "bf16"),
+        (TinyDecoder(window=3, layers=3), "fp16"),
+        (TinyDecoder(alibi=True), "fp16"),
+        (TinyDecoder(head_size=8), "bf16"),
+    ],
+    ids=["fp32", "bf16", "window", "alibi", "head-of-8"],
+)
+def test_every_kind_of_host_and_precision_builds(
+    tmp_path: Path, spec: TinyDecoder, dtype: str
+) -> None:
+    """Several profiles, of several sequences, for several GPUs."""
+    options = BuildOptions(rows=(1, 8), chunk=16, batch=4)
+    made = engine(graph(tmp_path, FULL, dtype, spec), "trt-rtx:sm80+sm89+sm120", options)
+    assert list(made.profiles) == ["decode.1", "decode.8", "prefill"]
+
+
+@pytest.mark.parametrize("passes", sorted({r.passes for r in recipes()}))
+def test_every_recipe_builds(tmp_path: Path, passes: str) -> None:
+    assert engine(graph(tmp_path, f"{passes} | pack-projections"), "trt-rtx:sm89").size > 0
+
+
+def test_what_an_engine_file_says(tmp_path: Path) -> None:
+    options = BuildOptions(
+        rows=(8,), chunk=16, version_compatible=True, timing_cache=str(tmp_path / "timings")
+    )
+    lines: list[str] = []
+    file = graph(tmp_path, FULL)
+    for _ in range(2):  # the second build reads the timing cache of the first
+        made = engine(file, "trt-rtx:sm89", options, watch=lines.append)
+        assert (tmp_path / "timings").stat().st_size > 0
+    facts = json.loads(json.dumps(made.facts()))
+    assert facts["target"] == "trt-rtx:sm89"
+    assert facts["library"] == f"tensorrt-rtx-cu13 {trt.__version__}"
+    assert facts["profiles"]["decode.8"]["mask"] == [[1, 1, 8, 64]] * 3
+    assert facts["profiles"]["prefill"]["tokens"] == [[1, 1], [1, 16], [1, 16]]
+    assert facts["peak_memory"] > 1 << 20
+    assert any(line.startswith("trt-rtx:sm89: ") and " step " in line for line in lines)
+
+
+def test_decode_profiles_have_one_shape_and_symbols_must_be_known() -> None:
+    tokens = Port("tokens", "tokens", "in", "int64", ("B", "N"))
+    profiles = BuildOptions(rows=(1, 64), chunk=512, batch=4).profiles([tokens])
+    assert profiles["decode.64"]["tokens"] == [[1, 64], [4, 64], [4, 64]]
+    assert profiles["prefill"]["tokens"] == [[1, 1], [4, 512], [4, 512]]
+    cache = Port("c.out", "cache.key", "out", "float16", ("B", 2, 96, 64), mirror="c")
+    assert BuildOptions().profiles([tokens, cache])["prefill"]["tokens"][2] == [1, 96]
+    with pytest.raises(BackendError, match="128 rows in a step, and a cache of 96 slots"):
+        BuildOptions(rows=(128,)).profiles([tokens, cache])
+    with pytest.raises(BackendError, match="port 'x': no range is known for the dimension S"):
+        BuildOptions().profiles([Port("x", "cache.key", "in", "float16", ("B", 2, "S", 64))])
+
+
+@pytest.mark.parametrize("options", [{"batch": 0}, {"rows": (8, 0)}, {"rows": ()}, {"chunk": -1}])
+def test_bad_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(BackendError, match="TensorRT build: "):
+        BuildOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("trt-rtx:sm90", "trt-rtx builds for no GPU 'sm90'; trt:sm90 does"),
+        ("trt-rtx:sm88", "trt-rtx builds for no GPU 'sm88'; did you mean 'sm8"),
+        ("trt-rtx", "trt-rtx builds for no GPU ''; known: sm120, sm121, sm75"),
+        ("trt-rxt:sm89", "no TensorRT is called 'trt-rxt'; did you mean 'trt-rtx'?"),
+        ("trt-rtx:sm89+sm89", "trt-rtx:sm89+sm89 names a GPU twice"),
+        ("trt:sm89+sm90", "builds for the GPU in the machine, one at a time"),
+    ],
+)
+def test_targets_are_refused_in_words(target: str, message: str) -> None:
+    with pytest.raises(BackendError) as caught:
+        Target.parse(target)
+    assert message in str(caught.value)
+
+
+def test_targets_are_read_and_written() -> None:
+    assert str(Target.parse("trt-rtx:sm89+sm120")) == "trt-rtx:sm89+sm120"
+    known = {int(name[2:]) for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
+    assert set(FLAVOURS["trt-rtx"].capabilities) == known
+
+
+def test_bf16_is_refused_where_a_gpu_has_none(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="sm75 has no bf16; take --dtype fp16"):
+        Target.parse("trt-rtx:sm75+sm89").check_dtype("bf16")
+    with pytest.raises(BackendError, match=r"the build failed: .*HW-specific datatypes: b16"):
+        engine(graph(tmp_path, "kv-cache", "bf16"), "trt-rtx:sm75")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["graph.onnx"]
+
+
+def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(BackendError, match=r"cannot be imported .*; pip install tensorrt-rtx-cu13"):
+        engine(graph(tmp_path, "kv-cache"), "trt-rtx:sm89")
+
+
+def test_a_gpu_that_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graftline.passes.tensorrt_target.gpu_capability", lambda: 80)
+    with pytest.raises(BackendError, match=r"trt:sm90 is built on .* this machine has sm80; run"):
+        Target.parse("trt:sm90").check_machine()
+    Target.parse("trt:sm80").check_machine()
+
+
+@pytest.mark.skipif(gpu_capability() is not None, reason="this machine has a GPU")
+@pytest.mark.parametrize("options", [{"refittable": True}, {"strip_weights": True}])
+def test_refitting_needs_a_gpu(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(BackendError, match="built on a machine with a GPU"):
+        engine(graph(tmp_path, "kv-cache"), "trt-rtx:sm89", BuildOptions(**options))
+
+
+def test_what_the_importer_refuses_is_named(tmp_path: Path) -> None:
+    file = graph(tmp_path, "kv-cache")
+    model = ir.load(file)
+    odd = next(n for n in model.graph if n.op_type == "Attention")
+    odd.name, odd.attributes["softcap"] = "odd", ir.AttrFloat32("softcap", 2.0)
+    ir.save(model, file)
+    with pytest.raises(BackendError, match=r"cannot import graph\.onnx: Attention '.*softcap"):
+        engine(file, "trt-rtx:sm89")
+
+
+def test_the_table_of_operators_is_the_libraries() -> None:
+    log = error_log(trt)
+    builder = trt.Builder(log)
+    parser = trt.OnnxParser(builder.create_network(1), log)
+    assert [op for op in sorted(IMPORTED) if not parser.supports_operator(op)] == []
+
+
+def test_interrupting_leaves_nothing(tmp_path: Path) -> None:
+    """The watcher stands for the key press: it is heard in the same place."""
+
+    def press(line: str) -> None:
+        raise KeyboardInterrupt
+
+    file = graph(tmp_path, FULL, spec=TinyDecoder(layers=8))
+    with pytest.raises(KeyboardInterrupt):
+        engine(file, "trt-rtx:sm89", watch=press)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["graph.onnx"]
+    assert "tensorrt-build" not in {t.name for t in threading.enumerate()}
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = build_tensorrt.engine_writer
+    full = Full()
+    monkeypatch.setattr(build_tensorrt, "engine_writer", lambda library, file: real(library, full))
+    with pytest.raises(OSError, match="No space left"):
+        engine(graph(tmp_path, "kv-cache"), "trt-rtx:sm89")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["graph.onnx"]
+
+
+def test_a_cancelled_monitor_stops_the_builder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = progress_monitor(trt)
+    monitor.cancelled = True
+    monkeypatch.setattr(build_tensorrt, "progress_monitor", lambda library: monitor)
+    with pytest.raises(BackendError, match="the build failed"):
+        engine(graph(tmp_path, FULL), "trt-rtx:sm89")
+    assert "step 1 of" in monitor.words, "it went on after its first step"
+
+
+REAL = """
+import json, sys
+from pathlib import Path
+from graftline.passes.build_tensorrt import build
+from graftline.ports import read_ports
+from graftline.store import load_graph
+graph = Path(sys.argv[1])
+made = build(graph, read_ports(load_graph(graph)), "trt-rtx:sm89", graph.with_name("step.engine"))
+print(json.dumps(made.facts()))
+"""
+
+
+@pytest.mark.slow
+def test_smollm2_builds_within_its_memory(smollm2: Path, tmp_path: Path) -> None:
+    """fp16, cache and tree mask: under three times its weights plus 1 GB, in its own process."""
+    from graftline.models.checkpoint import open_checkpoint
+    from graftline.store import WeightFile, save_graph
+
+    model = open_checkpoint(smollm2).host().model
+    passes = "kv-cache | tree-mask | select-rows | reduce-logits | pack-projections"
+    Pipeline.parse(f"canonicalize | anchors | {passes} | lower-tensorrt", GRAFTS).run(model)
+    weights = WeightFile(tmp_path, "fp16.weights", lambda size: None)
+    save_graph(model, tmp_path / "fp16.onnx", weights, {})
+    size = (tmp_path / "fp16.weights").stat().st_size
+    assert size < 280e6, "134.5 million parameters of two bytes, the tied ones once"
+    told = subprocess.run(
+        [sys.executable, "-c", REAL, str(tmp_path / "fp16.onnx")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made = json.loads(told.stdout)
+    assert size < made["size"] < 1.25 * size
+    assert 0 < made["peak_memory"] < 3 * size + 1e9

@@ -1,0 +1,420 @@
+"""A draft model drafts from what the target said, never changes it, and is left when it loses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from toy_session import FLAT, ToySession
+
+from graftline.errors import GraftlineError
+from graftline.recipe import Recipe, recipe
+from graftline.runtimes.draft_engine import OwnCaches, Reader
+from graftline.runtimes.drafter import Bid
+from graftline.runtimes.drafters import make_drafter
+from graftline.runtimes.engine import Engine
+from graftline.runtimes.goodput import Costs
+from graftline.runtimes.resources import Resources
+from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.session import Floats, Ints, Scores
+from graftline.runtimes.verdict import Verdict
+
+COSTS = Costs({1: 20.0, 2: 22.0, 4: 24.0, 8: 30.0, 16: 45.0, 32: 80.0}, {})
+"""About fp32 on two cores; a draft call of 5 ms is an int4 draft's."""
+
+
+class CheckedDraft(OwnCaches):
+    """A draft on its own toy session that proves, at every call, what lies in its cache."""
+
+    def __init__(self, step: float = 5.0, odd: int = 4, **session: Any) -> None:
+        super().__init__(ToySession(odd=odd, **session), step)
+        self.calls: list[int] = []
+        self.sequence: list[int] = []
+
+    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+        self.sequence = [*self.sequence[:length], *tokens]
+        self.calls.append(len(tokens))
+        scores = super().follow(row, length, tokens)
+        slots = self.session._slots[0, : len(self.sequence)]  # type: ignore[attr-defined]
+        assert slots[:, 1].tolist() == self.sequence
+        assert slots[:, 0].tolist() == list(range(len(self.sequence)))
+        assert scores.logits.shape[:2] == (1, 1)
+        return scores
+
+
+class SharedDraft:
+    """A draft with other weights on the target's own slots, whatever sequence of the batch."""
+
+    shares = True
+
+    def __init__(self, target: ToySession, step: float = 5.0, odd: int = 4) -> None:
+        self.target, self.step, self.capacity = target, step, target.capacity
+        self.model = ToySession(odd=odd)
+
+    def alone(self) -> CheckedDraft:
+        return CheckedDraft(self.step)
+
+    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+        target, ids = self.target, np.asarray(tokens)
+        behind = length + np.arange(len(tokens))
+        assert length >= target.lengths[row]
+        target._slots[row, behind] = np.stack([behind, ids], axis=1)
+        logits = self.model.logits_of(target._slots[row, : length + len(tokens)])[None, None]
+        return Scores(logits.argmax(-1), logits)
+
+
+class Garbage(ToySession):
+    """Agrees with nobody."""
+
+    def logits_of(self, seen: Ints) -> Floats:
+        return np.random.default_rng(len(seen)).normal(size=self.facts.vocabulary).astype("f4")
+
+
+def engine_of(
+    drafts: list[Any], make: Callable[[ToySession], Any], chosen: Recipe, costs: Costs | None
+) -> Engine:
+    session = ToySession()
+
+    def opened() -> Any:
+        drafts.append(make(session))
+        return drafts[-1]
+
+    resources = Resources(draft=opened, vocabulary=40)
+    return Engine(session, None, {"eos_token_id": 0}, chosen, costs, resources=resources)
+
+
+def begin(drafter: Any, target: ToySession, context: list[int]) -> None:
+    """The target has committed all but the last token."""
+    target.reset(1)
+    target.prefill([np.asarray(context[:-1])])
+    drafter.start(context)
+
+
+def policy(drafter: str = "draft-model", rule: str = "point-mass", **options: object) -> Recipe:
+    name = f"{drafter}{rule}{options}"
+    return Recipe(name, "", "", True, ("draft",), "", drafter, rule, options)
+
+
+MAKE = {"own": lambda _: CheckedDraft(), "shared": SharedDraft}
+RECIPES = [
+    policy(),
+    policy(rows=3),
+    policy(length="running{first=2,most=6}"),
+    policy("cascade"),
+    policy("draft-paths", "rejection", rows=9),
+    policy("draft-paths", "k-sequential", rows=9, paths=3, replacement=False),
+    policy("pearl"),
+]
+IDS = ["model", "rows=3", "running", "cascade", "paths", "children", "pearl"]
+
+
+@pytest.mark.parametrize("costs", [None, FLAT, COSTS], ids=["fixed", "flat", "fp32"])
+@pytest.mark.parametrize("caches", ["own", "shared"])
+@pytest.mark.parametrize("chosen", RECIPES, ids=IDS)
+def test_greedy_output_is_plains(
+    prompts: list[list[int]], chosen: Recipe, caches: str, costs: Costs | None
+) -> None:
+    """Alone and in a ragged batch of three; fewer steps show that drafts were accepted."""
+    plain = Engine(ToySession(), None, {}, recipe("plain"), costs)
+    engine = engine_of([], MAKE[caches], chosen, costs)
+    options: dict[str, Any] = {"max_new_tokens": 40, "ignore_eos": True}
+    steps = 0
+    for prompt in prompts[:5]:
+        result = engine.generate(prompt, **options)
+        assert result.tokens == plain.generate(prompt, **options).tokens
+        steps += result.stats.steps
+    assert steps < 0.8 * 5 * 39 or costs is not None
+    batch = engine.generate(prompts[5:8], **options)
+    assert [r.tokens for r in batch] == [r.tokens for r in plain.generate(prompts[5:8], **options)]
+    if costs is None:
+        assert sum(r.stats.drafted for r in batch) > 10
+
+
+def test_sequences_that_wait_for_a_place_draft_on_their_own_slots(prompts: list[list[int]]) -> None:
+    """Shared caches: a wrong place in the batch would write into another sequence."""
+    plain = Engine(ToySession(), None, {}, recipe("plain"), None)
+    engine = engine_of([], SharedDraft, policy(), None)
+    options: dict[str, Any] = {"max_new_tokens": 25, "ignore_eos": True, "batch": 2}
+    drafted = engine.generate(prompts[:6], **options)
+    assert [r.tokens for r in drafted] == [r.tokens for r in plain.generate(prompts[:6], **options)]
+
+
+def test_nothing_is_read_twice(prompts: list[list[int]]) -> None:
+    """A draft's calls: the prompt once, then one token each, two after a draft accepted whole."""
+    drafts: list[Any] = []
+    engine = engine_of(drafts, MAKE["own"], policy(rows=4), None)
+    engine.generate(prompts[1], max_new_tokens=40, ignore_eos=True)
+    calls = drafts[-1].calls
+    assert calls[0] == len(prompts[1]) + 1
+    assert set(calls[1:]) == {1, 2}
+
+
+def test_a_reader_goes_back_no_further_than_it_must() -> None:
+    draft = CheckedDraft()
+    reader = Reader(draft)
+    reader.start([1, 2, 3, 4])
+    reader.read([])
+    reader.read([5])
+    reader.read([5, 6])
+    assert draft.calls == [4, 1, 1]
+    reader.append([5, 7])
+    assert reader.unread == 0
+    reader.read([])
+    assert (draft.calls[-1], draft.sequence) == (1, [1, 2, 3, 4, 5, 7])
+    reader.read([8])
+    reader.read([8, 9])
+    reader.append([8])  # what was read beyond still holds
+    reader.read([9, 3])
+    assert (draft.calls[-1], draft.sequence[-3:]) == (1, [8, 9, 3])
+    reader.append([1] * 70)
+    assert reader.unread == 69
+    reader.read([])
+    assert draft.sequence[-71:] == [8, *[1] * 70]
+
+
+def test_a_useless_draft_is_left_and_tried_again_within_its_purse(
+    prompts: list[list[int]],
+) -> None:
+    drafts: list[Any] = []
+    engine = engine_of(drafts, lambda _: OwnCaches(Garbage(odd=1), 5.0), policy(), COSTS)
+    results = [engine.generate(p, max_new_tokens=120, ignore_eos=True) for p in prompts[:6]]
+    assert sum(r.stats.drafted for r in results[:2]) > 5  # it was believed at first
+    pacer = engine._policies[engine.recipe.name].pacer  # type: ignore[attr-defined]
+    pacer._purse = 0.0
+    late = [engine.generate(p, max_new_tokens=120, ignore_eos=True) for p in prompts[:6]]
+    steps, drafted = (sum(getattr(r.stats, n) for r in late) for n in ("steps", "drafted"))
+    assert steps > 6 * 119 * 0.98
+    assert 0 < drafted * 7.0 <= 0.012 * steps * 20.0 + 7.0  # a try costs 5 + 2 ms
+
+
+def test_a_draft_that_becomes_good_is_taken_up_again(prompts: list[list[int]]) -> None:
+    class Moody(SharedDraft):
+        good = False
+
+        def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+            scores = super().follow(row, length, tokens)
+            if not Moody.good:
+                scores.argmax[...] = (scores.argmax + 7) % 40
+            return scores
+
+    engine = engine_of([], Moody, policy(), COSTS)
+    options: dict[str, Any] = {"max_new_tokens": 200, "ignore_eos": True}
+    for prompt in prompts[:4]:
+        engine.generate(prompt, **options)
+    off = engine.generate(prompts[4], **options).stats
+    Moody.good = True
+    again = [engine.generate(p, **options).stats for p in prompts[5:11]]
+    assert off.drafted < 12  # tries
+    assert again[-1].drafted > 60
+    assert again[-1].steps < 150
+
+
+def test_a_bid_bounds_the_draft_and_unsure_tokens_are_not_offered() -> None:
+    reading = SharedDraft(ToySession())
+    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: reading))
+    begin(drafter, reading.target, [1, 2, 3])
+    assert len(drafter.propose(12)) == 1
+    assert len(drafter.draft(Bid.free(5))) == 5
+    assert drafter.reads == 4
+    assert len(drafter.draft(Bid.free(64))) == 12
+    assert len(drafter.draft(Bid(12, (1.1,) * 12, (0.0,) * 12))) == 2  # one call was promised
+    assert len(drafter.draft(Bid(12, (0.0,) * 12, (1.1,) * 12))) == 1  # nothing worth a row
+    assert drafter.reads == 1
+    reading.capacity = 5
+    assert len(drafter.draft(Bid.free(12))) == 3
+
+
+def test_a_stopping_policy_sees_the_whole_distribution_and_its_verdicts() -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    class Spy:
+        def go_on(self, depth: int, confidence: float, entropy: float) -> bool:
+            seen.append((depth, confidence, entropy))
+            return depth < 2
+
+        def observe(self, accepted: int, offered: int) -> None:
+            seen.append((accepted, offered))
+
+    reading = SharedDraft(ToySession())
+    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: reading))
+    begin(drafter, reading.target, [1, 2, 3])
+    drafter.policy = Spy()
+    tree = drafter.draft(Bid.free(9))
+    assert len(tree) == 3
+    logits = reading.model.logits_of(np.asarray([[0, 1], [1, 2], [2, 3]])).astype(np.float64)
+    probs = np.exp(logits) / np.exp(logits).sum()
+    assert seen[0] == pytest.approx((0, probs.max(), -(probs * np.log(probs)).sum()))
+    assert [s[0] for s in seen] == [0, 1, 2]
+    verdict = Verdict((0, 1), int(tree.tokens[2]) + 1)
+    drafter.observe(tree, verdict, Scores(np.zeros((1, 3), np.int64), logits[None, None]), 0)
+    assert seen[-1] == (1, 2)
+
+
+V = 3
+
+
+class Small(SharedDraft):
+    """A draft over three tokens, whose distribution is far from the target's."""
+
+    def __init__(self, target: ToySession) -> None:
+        super().__init__(target)
+        self.model = ToySession(vocabulary=V, odd=2)
+
+    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+        scores = super().follow(row, length, tokens)
+        return Scores(scores.argmax, np.roll(scores.logits, 1, axis=-1) * 0.5)
+
+
+SAMPLED = [
+    policy("draft-model", "rejection", sampled=True, rows=3),
+    policy("draft-paths", "rejection", rows=5, paths=2, replacement=False),
+    policy("draft-paths", "k-sequential", rows=5, paths=2),
+    policy("draft-paths", "greedy-multipath-block", rows=5, paths=2),
+]
+
+
+@pytest.mark.parametrize("chosen", SAMPLED, ids=[r.name for r in SAMPLED])
+def test_drawn_drafts_keep_the_targets_distribution(chosen: Recipe) -> None:
+    """Chi-square over all sequences of three tokens, many seeds; each request draws anew."""
+    session = ToySession(vocabulary=V)
+    resources = Resources(draft=lambda: Small(session), vocabulary=V)
+    engine = Engine(session, None, {}, chosen, None, resources=resources)
+    prompt, sampling = [1, 2], Sampling(temperature=4.0)
+    law = three_tokens(session, prompt, sampling)
+    count, seen, drafted = 1000, dict.fromkeys(law, 0), 0
+    for seed in range(count):
+        result = engine.generate(
+            prompt, max_new_tokens=3, temperature=4.0, seed=seed, ignore_eos=True
+        )
+        seen[tuple(result.tokens)] += 1
+        drafted += result.stats.drafted
+    assert drafted > 0.9 * count
+    common = [out for out, p in law.items() if p * count >= 5]
+    expected = np.asarray([law[out] * count for out in common])
+    found = np.asarray([seen[out] for out in common])
+    rest = count - found.sum(), count - expected.sum()
+    chi = float(((found - expected) ** 2 / expected).sum() + (rest[0] - rest[1]) ** 2 / rest[1])
+    assert stats.chi2.sf(chi, len(common)) > 1e-3
+
+
+def three_tokens(
+    session: ToySession, prompt: list[int], sampling: Sampling
+) -> dict[tuple[int, ...], float]:
+    def law(context: Sequence[int]) -> np.ndarray:
+        pairs = np.stack([np.arange(len(context)), np.asarray(context)], axis=1)
+        return sampling.distribution(session.logits_of(pairs))[1]
+
+    return {
+        (a, b, c): float(law(prompt)[a] * law([*prompt, a])[b] * law([*prompt, a, b])[c])
+        for a, b, c in product(range(V), repeat=3)
+    }
+
+
+def test_paths_are_drawn_as_their_draws_say() -> None:
+    target = ToySession(vocabulary=V)
+    resources = Resources(draft=lambda: Small(target), vocabulary=V)
+    options: dict[str, object] = {"rows": 13, "paths": 3}
+    drafter: Any = make_drafter("draft-paths", options, resources)
+    begin(drafter, target, [1, 2])
+    twice = 0
+    first = np.zeros(V)
+    for _ in range(400):
+        tree = drafter.draft(Bid.free(13))
+        assert len(tree.draws[0].order) == 3
+        assert all(d.replacement for d in tree.draws.values())
+        assert sum(len(d.order) for d in tree.draws.values()) == 3 * 4
+        twice += len(set(tree.draws[0].order)) < 3
+        first[int(tree.tokens[tree.draws[0].order[0]])] += 1
+    assert 0 < twice < 400
+    expected = tree.draws[0].probs * 400
+    assert stats.chisquare(first, expected).pvalue > 1e-3
+    single: Any = make_drafter("draft-paths", {**options, "replacement": False}, resources)
+    begin(single, target, [1, 2])
+    for _ in range(50):
+        tree = single.draft(Bid.free(13))
+        assert len(set(tree.draws[0].order)) == len(tree.draws[0].order) == 3
+        assert not tree.draws[0].replacement
+
+
+def test_a_step_is_written_to_its_end() -> None:
+    """Ids are letters; id 5 ends a sentence."""
+    reading = SharedDraft(ToySession())
+    resources = Resources(
+        draft=lambda: reading,
+        vocabulary=40,
+        decode=lambda ids: "".join("." if token % 5 == 0 else "x" for token in ids),
+    )
+    drafter: Any = make_drafter("draft-steps", {}, resources)
+    long: Any = make_drafter("draft-steps", {"sentences": False, "rows": 20}, resources)
+    for start in range(1, 9):
+        begin(drafter, reading.target, [start, 3])
+        tokens = drafter.draft(Bid(64, (9.0,) * 64, (9.0,) * 64)).tokens.tolist()
+        assert len(tokens) == 48 or tokens[-1] % 5 == 0
+        assert all(token % 5 for token in tokens[1:-1])
+        begin(long, reading.target, [start, 3])
+        assert len(long.draft(Bid.free(64))) == 20
+
+
+@pytest.mark.parametrize("name", ["bild", "specreason"])
+def test_lossy_recipes_say_so_and_accept_more(prompts: list[list[int]], name: str) -> None:
+    chosen = recipe(name)
+    assert not chosen.lossless
+    session = ToySession()
+    resources = Resources(
+        draft=lambda: SharedDraft(session), vocabulary=40, decode=lambda ids: "." * (len(ids) > 5)
+    )
+    loose = replace(chosen, name="loose", rule_options={"threshold": LOOSE[name]})
+    strict = replace(chosen, name="strict", rule_options={"threshold": STRICT[name]})
+    engine = Engine(session, None, {}, loose, None, resources=resources)
+    options: dict[str, Any] = {"max_new_tokens": 40, "ignore_eos": True}
+    plain = [engine.generate(p, recipe="plain", **options) for p in prompts[:4]]
+    every = [engine.generate(p, **options) for p in prompts[:4]]
+    exact = [engine.generate(p, recipe=strict, **options) for p in prompts[:4]]
+    assert [r.tokens for r in exact] == [r.tokens for r in plain]
+    assert [r.tokens for r in every] != [r.tokens for r in plain]
+    assert sum(r.stats.steps for r in every) < sum(r.stats.steps for r in exact)
+    assert not every[0].stats.lossless
+
+
+LOOSE = {"bild": float("inf"), "specreason": float("-inf")}
+STRICT = {"bild": 0.0, "specreason": 1.0}
+
+
+def test_pearls_stream_outlives_a_step_whose_guesses_all_came_true() -> None:
+    """The target is the draft: after the first step every proposal is full, and no token is
+    drafted twice."""
+    draft = CheckedDraft(odd=6)
+    resources = Resources(draft=lambda: draft, vocabulary=40)
+    engine = Engine(ToySession(), None, {}, policy("pearl", rows=4), None, resources=resources)
+    result = engine.generate([3, 1, 2], max_new_tokens=61, ignore_eos=True)
+    assert set(draft.calls[1:]) == {1}
+    assert result.stats.steps <= 60 / 3 + 4
+    assert result.stats.accepted_per_depth[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("draft-model", {"rows": 1}, "rows=1 does not fit"),
+        ("draft-model", {"length": "confidense"}, "did you mean 'confidence'"),
+        ("draft-paths", {"paths": 12}, "paths=12, rows=12"),
+        ("draft-steps", {"sampled": True}, "its best tokens"),
+        ("pearl", {"overlap": 1.5}, "overlap=1.5"),
+        ("cascade", {"store": "sufix"}, "did you mean 'suffix'"),
+    ],
+)
+def test_bad_options_are_refused(name: str, options: dict[str, object], message: str) -> None:
+    resources = Resources(draft=lambda: CheckedDraft(), vocabulary=40, decode=str)
+    with pytest.raises(GraftlineError, match=message):
+        make_drafter(name, options, resources)
+
+
+@pytest.mark.parametrize("name", ["draft-model", "draft-paths", "pearl", "cascade"])
+def test_without_a_draft_engine_it_says_how_to_get_one(name: str) -> None:
+    with pytest.raises(GraftlineError, match="--draft int4"):
+        make_drafter(name, {})

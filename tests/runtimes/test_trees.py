@@ -1,0 +1,472 @@
+"""Shapes of trees: the best there are on small sizes, and as their papers say by hand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import pytest
+from toy_session import FLAT, INT4, ToySession
+
+from graftline.errors import GraftlineError
+from graftline.runtimes.drafters.token_recycling import TokenRecycling, template
+from graftline.runtimes.goodput import Costs
+from graftline.runtimes.packing import trim
+from graftline.runtimes.recorder import Recorder, Step
+from graftline.runtimes.rehearsal import Rehearsal
+from graftline.runtimes.resources import Resources
+from graftline.runtimes.session import Scores
+from graftline.runtimes.trees.blocks import block_tree
+from graftline.runtimes.trees.dynamic import grow
+from graftline.runtimes.trees.learned import by_paths, by_rank, measured_accuracies, reach
+from graftline.runtimes.trees.merge import merge
+from graftline.runtimes.trees.optimal import best_tree, cost_of
+from graftline.runtimes.trees.static import PUBLISHED, static
+from graftline.runtimes.trees.template import Ranks, Template
+from graftline.runtimes.tuned import Prior, tuned_prior
+from graftline.runtimes.tuning import (
+    beliefs,
+    expected_rate,
+    shaped,
+    tune_priors,
+    tune_template,
+)
+from graftline.runtimes.verdict import Verdict
+from graftline.tree import Doubles, Draws, Ints, Tree
+
+RANKS = [[0.5, 0.2, 0.1]]
+CHEAP = Costs({1: 10.0, 16: 12.0}, {2: 10.2, 16: 12.0})
+"""A tree of 16 rows costs a fifth more than none."""
+FREE = Costs({1: 10.0, 16: 10.0}, {})
+
+
+def spelled(tree: Tree) -> list[tuple[int, ...]]:
+    """The tokens of every node's path, in the order of the rows."""
+    return [tuple(int(tree.tokens[n]) for n in tree.path_to(i)) for i in range(len(tree))]
+
+
+# -- the best tree of a size
+
+
+def brute_force(accuracies: Sequence[Sequence[float]], rows: int, deepest: int) -> float:
+    """The largest expected number of tokens over every tree there is."""
+    width = len(accuracies[0])
+    chance: dict[Ranks, float] = {(): 1.0}
+    for depth in range(1, deepest + 1):
+        for path in itertools.product(range(width), repeat=depth):
+            shares = accuracies[min(depth - 1, len(accuracies) - 1)]
+            chance[path] = chance[path[:-1]] * shares[path[-1]]
+    others = [p for p in chance if p]
+    best = 1.0
+    for count in range(1, rows):
+        for chosen in itertools.combinations(others, count):
+            if all(p[:-1] in chosen or len(p) == 1 for p in chosen):
+                best = max(best, 1.0 + sum(chance[p] for p in chosen))
+    return best
+
+
+def sequoia(p: Sequence[float], rows: int, deepest: int) -> float:
+    """Sequoia's dynamic programme (arXiv 2402.12374, section 3.1): T(n, d), the best expected
+    number of tokens of a tree of n nodes and depth d, over how n - 1 nodes are split over ranks."""
+
+    @cache
+    def tree(count: int, depth: int) -> float:
+        return 1.0 + (children(count - 1, 0, depth - 1) if depth else 0.0)
+
+    @cache
+    def children(count: int, rank: int, depth: int) -> float:
+        if count == 0 or rank == len(p):
+            return 0.0
+        skip = children(count, rank + 1, depth)
+        taken = (
+            p[rank] * tree(size, depth) + children(count - size, rank + 1, depth)
+            for size in range(1, count + 1)
+        )
+        return max(skip, *taken)
+
+    return max(tree(n, deepest) for n in range(1, rows + 1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_tree_of_the_size_expects_more(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    accuracies = [(row / row.sum() * 0.9).tolist() for row in rng.random((2, 2))]
+    for rows, deepest in itertools.product(range(1, 6), range(1, 4)):
+        found = by_rank(accuracies, rows, deepest)
+        assert found.expected == pytest.approx(brute_force(accuracies, rows, deepest))
+        assert int(found.shape.depth.max()) <= deepest
+
+
+@pytest.mark.parametrize("p", [(0.6, 0.2, 0.1), (0.4, 0.3, 0.2, 0.05), (0.9,), (0.25,) * 4])
+def test_the_best_trees_are_those_of_sequoias_dynamic_programme(p: tuple[float, ...]) -> None:
+    for rows, deepest in itertools.product((1, 2, 3, 5, 9, 16), (1, 2, 4, 8)):
+        assert by_rank([p], rows, deepest).expected == pytest.approx(sequoia(p, rows, deepest))
+
+
+def test_more_rows_or_depth_never_expect_less_and_rows_are_nested() -> None:
+    large = by_rank(RANKS, 40)
+    assert list(large.chances) == sorted(large.chances, reverse=True)
+    for rows in range(1, 40):
+        small = by_rank(RANKS, rows)
+        assert small.paths == large.paths[:rows] == large.first(rows).paths
+        assert small.expected < by_rank(RANKS, rows + 1).expected
+        deeper = [by_rank(RANKS, rows, d).expected for d in range(1, 6)]
+        assert deeper == sorted(deeper)
+
+
+@pytest.mark.parametrize("costs", [FLAT, INT4, Costs({1: 1.0, 64: 64.0}, {})])
+def test_the_size_is_the_one_with_the_most_tokens_per_millisecond(costs: Costs) -> None:
+    found = best_tree(RANKS, costs, rows=12, deepest=4)
+    alone = [[0.5]]
+    rates = [
+        (part := by_rank(shares, rows, depth)).expected / cost_of(part, costs)
+        for shares in (alone, RANKS)
+        for rows in range(1, 13)
+        for depth in range(1, 5)
+    ]
+    assert found.rate == pytest.approx(max(rates))
+    assert found.tokens / found.milliseconds == found.rate
+
+
+def test_dear_rows_want_none_cheap_ones_all_and_dear_drafting_shallow_trees() -> None:
+    dear = best_tree([[0.3, 0.1]], Costs({1: 1.0, 64: 64.0}, {}), rows=16, deepest=4)
+    cheap = best_tree([[0.3, 0.1]], FREE, rows=16, deepest=4)
+    slow = best_tree([[0.3, 0.1]], FREE, rows=16, deepest=4, drafting=2.0)
+    assert len(dear.template) == 1
+    assert len(cheap.template) == 16
+    assert int(slow.template.shape.depth.max()) < int(cheap.template.shape.depth.max())
+
+
+def test_a_chain_is_taken_where_the_tree_mask_costs() -> None:
+    masked = Costs({1: 10.0, 2: 10.1, 8: 10.7}, {2: 30.0, 8: 31.0})
+    found = best_tree(RANKS, masked, rows=8, deepest=4)
+    assert found.template.shape.is_chain
+    assert len(found.template) > 2
+    assert found.milliseconds == masked.of(len(found.template))
+
+
+# -- trees from data
+
+
+def recorded(count: int, seed: int = 0) -> list[Ranks]:
+    """Steps whose third candidate is often right, and which go on well after it only."""
+    rng = np.random.default_rng(seed)
+    paths: list[Ranks] = []
+    for _ in range(count):
+        first = int(rng.choice(4, p=[0.3, 0.05, 0.45, 0.2]))
+        if first == 3:
+            paths.append(())
+        elif first == 2 and rng.random() < 0.8:
+            paths.append((2, 1, 0) if rng.random() < 0.6 else (2, 1))
+        else:
+            paths.append((first,))
+    return paths
+
+
+def test_accuracies_are_shares_of_what_reached_each_depth() -> None:
+    paths: list[Ranks] = [(0, 1), (0,), (2,), ()]
+    counted = [[0.5, 0.0, 0.25], [0.0, 1 / 3, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    assert measured_accuracies(paths, [0.6, 0.3, 0.1], 4, weight=0.0) == counted
+    first = [(2 + 4 * 0.6) / 8, 4 * 0.3 / 8, (1 + 4 * 0.1) / 8]
+    second = [4 * first[0] / 7, (1 + 4 * first[1]) / 7, 4 * first[2] / 7]
+    held = measured_accuracies(paths, [0.6, 0.3, 0.1], 4, weight=4.0)
+    assert held[0] == pytest.approx(first)
+    assert held[1] == pytest.approx(second)
+
+
+def test_a_learned_tree_accepts_more_of_its_data_than_any_published_one() -> None:
+    paths = recorded(2000)
+    learned = by_paths(paths, measured_accuracies(paths, [0.1] * 10, 5, 0.0), 26, weight=0.0)
+    for name in PUBLISHED:
+        published = static(name, [[0.5**r for r in range(1, 11)]])
+        assert sum(reach(learned, paths)) > sum(reach(published.first(26), paths)) + 0.2
+    by_depth = by_rank(measured_accuracies(paths, [0.1] * 10, 5, 0.0), 5)
+    assert sum(reach(learned.first(5), paths)) >= sum(reach(by_depth, paths))
+    assert reach(learned, paths) == pytest.approx(learned.chances)
+
+
+def test_what_few_steps_say_is_held_to_the_accuracies() -> None:
+    paths: list[Ranks] = [(0,)] * 60 + [(1, 2)]
+    shares = [[0.9, 0.1, 0.0], [0.5, 0.3, 0.1]]
+    bold = by_paths(paths, shares, 6, weight=0.0)
+    careful = by_paths(paths, shares, 6, weight=10.0)
+    assert dict(zip(bold.paths, bold.chances, strict=True))[1, 2] == pytest.approx(1 / 61)
+    known = dict(zip(careful.paths, careful.chances, strict=True))
+    assert known[0,] == pytest.approx((60 + 10 * 0.9) / 71)
+    assert known[0, 0] == pytest.approx(known[0,] * 5 / 70)
+
+
+# -- templates and published trees
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "depth"),
+    [
+        ("medusa-mc-sim-7b-63", 64, 4),
+        ("medusa-vicuna-7b-stage2", 64, 4),
+        ("eagle-mc-sim-7b-63", 26, 5),
+    ],
+)
+def test_published_trees_are_whole_and_best_rows_come_first(
+    name: str, rows: int, depth: int
+) -> None:
+    tree = static(name, [[0.5**r for r in range(1, 11)]])
+    assert len(tree) == rows
+    assert int(tree.shape.depth.max()) == depth
+    assert set(tree.paths[1:]) == set(PUBLISHED[name])
+    assert list(tree.chances) == sorted(tree.chances, reverse=True)
+    assert tree.paths[1] == (0,)
+
+
+@pytest.mark.parametrize(
+    ("paths", "told"),
+    [
+        ("medusa-mc-sim-7b-36", "did you mean 'medusa-mc-sim-7b-63'"),
+        ([(0,), (1, 0)], r"\(1, 0\) has no parent"),
+        ([(0,), (7,)], "takes rank 7, and there are 3"),
+        ([(-1,)], "takes rank -1"),
+    ],
+)
+def test_a_list_that_is_no_tree_is_refused(paths: str | list[Ranks], told: str) -> None:
+    with pytest.raises(GraftlineError, match=told):
+        static(paths, RANKS)
+
+
+def test_a_template_is_stored_and_read_back() -> None:
+    made = static([(0,), (2,), (0, 1), (2, 0)], RANKS)
+    again = Template.from_json(made.to_json())
+    assert again.paths == made.paths
+    assert again.chances == made.chances
+    assert [level.tolist() for level in again.levels] == [[1, 2], [3, 4]]
+    assert made.within(2).paths == ((), (0,), (0, 1))
+    for key, wrong in (
+        ("parents", [-1, 0, 0, 9, 2]),
+        ("ranks", [0, 0]),
+        ("chances", [1.0, 0.2, 0.5, 0.9, 0.1]),
+        ("chances", [1.0, 0.2, 0.1, "x", 0.1]),
+    ):
+        with pytest.raises(GraftlineError, match=r"tree"):
+            Template.from_json(made.to_json() | {key: wrong})
+
+
+def test_blocks_begin_at_the_best_ends_of_the_blocks_before() -> None:
+    made = block_tree([(2, 1), (1, 2)], [2], [[0.6, 0.3], [0.5, 0.2]])
+    tree = made.template
+    assert len(tree) == 1 + 4 + 2 * (1 + 2)
+    assert made.passes[0] == (0,)
+    assert [tree.paths[row] for row in made.passes[1]] == [(0, 0), (1, 0)]
+    assert set(tree.paths) >= {(0, 0, 0, 0), (0, 0, 0, 1), (1, 0, 0, 1)}
+    narrow = block_tree([(2, 1), (1, 2)], [1], [[0.6, 0.3], [0.5, 0.2]])
+    assert [narrow.template.paths[row] for row in narrow.passes[1]] == [(0, 0)]
+    with pytest.raises(GraftlineError, match="2 passes need 1 numbers"):
+        block_tree([(1,), (1,)], [], RANKS)
+    with pytest.raises(GraftlineError, match="use 1 to 3"):
+        block_tree([(4,)], [], RANKS)
+
+
+# -- dynamic trees
+
+
+TABLE = {
+    (9,): {1: 0.6, 2: 0.3, 3: 0.1},
+    (9, 1): {4: 0.9, 5: 0.1},
+    (9, 2): {6: 0.5, 7: 0.5},
+    (9, 1, 4): {8: 0.2, 1: 0.8},
+}
+
+
+def from_table(tree: Tree, nodes: Sequence[int]) -> tuple[Ints, Doubles]:
+    paths = spelled(tree)
+    rows = [TABLE.get(paths[node], {}) for node in nodes]
+    ids, probs = np.full((len(rows), 3), 0, np.int64), np.zeros((len(rows), 3))
+    for place, row in enumerate(rows):
+        ids[place, : len(row)], probs[place, : len(row)] = list(row), list(row.values())
+    return ids, probs
+
+
+def test_eagle2_expands_by_value_and_keeps_the_best_of_all() -> None:
+    # values: 1: .6, 14: .54, 141: .432, 2: .3, 26 and 27: .15, 148: .108, 3: .1 not expanded
+    tree = grow(9, from_table, rows=7, depth=3, width=2)
+    assert spelled(tree) == [
+        (9,), (9, 1), (9, 1, 4), (9, 1, 4, 1), (9, 2), (9, 2, 6), (9, 2, 7)
+    ]  # fmt: skip
+    assert tree.probs is not None
+    assert tree.probs.tolist() == pytest.approx([1.0, 0.6, 0.9, 0.8, 0.3, 0.5, 0.5])
+    assert tree.draws is None
+    for rows in range(1, 8):
+        assert spelled(grow(9, from_table, rows, 3, 2)) == spelled(tree)[:rows]
+    assert spelled(grow(9, from_table, rows=7, depth=1, width=2)) == [(9,), (9, 1), (9, 2)]
+
+
+def test_only_the_widest_values_of_a_layer_are_expanded() -> None:
+    asked: list[list[tuple[int, ...]]] = []
+
+    def watched(tree: Tree, nodes: Sequence[int]) -> tuple[Ints, Doubles]:
+        asked.append([spelled(tree)[node] for node in nodes])
+        return from_table(tree, nodes)
+
+    grow(9, watched, rows=50, depth=3, width=2)
+    assert asked == [[(9,)], [(9, 1), (9, 2)], [(9, 1, 4), (9, 2, 6)]]
+
+
+# -- merged trees
+
+
+def test_merged_trees_are_the_union_of_their_paths_likeliest_first() -> None:
+    own = Tree(np.array([1, 2, 3, 4]), np.array([-1, 0, 1, 0]))
+    retrieved = Tree.chain([1, 2, 5, 6])
+    union = merge([own, retrieved], [[1, 0.5, 0.3, 0.2], [1, 0.7, 0.6, 0.1]], 10)
+    assert spelled(union) == [(1,), (1, 2), (1, 2, 5), (1, 2, 3), (1, 4), (1, 2, 5, 6)]
+    assert union.probs is not None
+    assert union.probs.tolist() == pytest.approx([1, 0.7, 0.6 / 0.7, 0.3 / 0.7, 0.2, 1 / 6])
+    for rows in range(1, 6):
+        cut = merge([own, retrieved], [[1, 0.5, 0.3, 0.2], [1, 0.7, 0.6, 0.1]], rows)
+        assert spelled(cut) == spelled(union)[:rows]
+
+
+def test_merging_prunes_what_is_unlikely_and_keeps_parents_first() -> None:
+    chain = Tree.chain([1, 2, 3, 4])
+    assert spelled(merge([chain], [[1, 0.5, 0.2, 0.1]], 9, least=0.2))[-1] == (1, 2, 3)
+    assert spelled(merge([chain], [[1, 0.2, 0.9, 0.9]], 9)) == spelled(chain)  # rising: capped
+    assert spelled(merge([chain], [[1, 0.5, float("nan"), 0.4]], 9)) == [(1,), (1, 2)]
+
+
+def test_drawn_or_differently_rooted_trees_are_not_merged() -> None:
+    chain = Tree.chain([1, 2])
+    drawn = Tree(chain.tokens, chain.parents, draws={0: Draws(np.full(4, 0.25), (1,))})
+    with pytest.raises(ValueError, match="no drawn children"):
+        merge([chain, drawn], [[1, 0.5], [1, 0.5]], 4)
+    with pytest.raises(ValueError, match="start at one token"):
+        merge([chain, Tree.chain([3, 2])], [[1, 0.5], [1, 0.5]], 4)
+
+
+# -- tuning
+
+
+def test_the_recorder_follows_the_whole_proposal_though_few_rows_are_offered() -> None:
+    class Given(TokenRecycling):
+        def propose(self, budget: int) -> Tree:
+            self.signal = 2
+            return trim(Tree(np.array([0, 7, 8, 5, 6]), np.array([-1, 0, 0, 2, 2])), budget)
+
+        def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
+            pass
+
+    recorder = Recorder(Given(), rows=8)
+    recorder.start([0])
+    offered = recorder.propose(2)
+    assert len(offered) == 2
+    nothing = Scores(np.zeros((1, 1), np.int64), np.zeros((1, 1, 1), np.float32))
+    recorder.observe(offered, Verdict((0,), 8), nothing, 0)
+    recorder.observe(Tree.chain([8]), Verdict((0,), 6), nothing, 0)
+    assert recorder.steps == []
+    recorder.observe(Tree.chain([6]), Verdict((0,), 1), nothing, 0)
+    assert recorder.steps == [Step(2, 5, (2, 4), (1, 1))]
+
+
+def steps_of(paths: Sequence[Ranks], signal: int = 1) -> list[Step]:
+    wide = by_rank([[0.4, 0.3, 0.2, 0.1]], 400)
+    row_of = {path: row for row, path in enumerate(wide.paths)}
+    return [
+        Step(signal, 400, tuple(row_of[p[:d]] for d in range(1, len(p) + 1)), p) for p in paths
+    ]
+
+
+def believed(plan: Template) -> Prior:
+    return lambda signal: plan.chances
+
+
+def test_a_tuned_tree_beats_the_default_on_steps_it_has_not_seen() -> None:
+    halves = (steps_of(recorded(400, seed=1)), steps_of(recorded(400, seed=2)))
+    default = template(16, 4)
+    found = tune_template("token-recycling", halves, 4, default, believed, CHEAP)
+    assert found.steps == 800
+    assert found.after > 1.1 * found.before
+    plan = Template.from_json(found.table["template"])
+    assert {(2,), (2, 1), (2, 1, 0), (0,)} == set(plan.paths[1:5])
+    unseen = steps_of(recorded(400, seed=3))
+    belief = tuned_prior({"token-recycling": found.table}, "token-recycling", lambda s: (1.0,))
+    assert expected_rate(shaped(plan, unseen), belief, CHEAP, True) > 1.1 * expected_rate(
+        shaped(default, unseen), lambda s: default.chances, CHEAP, True
+    )
+    assert list(found.tree) == plan.shape.parents.tolist()
+
+
+def test_what_is_no_better_is_not_kept() -> None:
+    halves = (steps_of([()] * 50), steps_of([()] * 50))
+    shy = Template.of({(0,): 0.1, (1,): 0.05})
+    found = tune_template("x", halves, 4, shy, believed, INT4)
+    assert (found.before, found.after) == (pytest.approx(1e3 / 6.9), pytest.approx(1e3 / 6.9))
+    assert found.table == {}
+    assert found.tree == ()
+
+
+def test_beliefs_are_shares_that_start_from_the_prior_and_never_rise() -> None:
+    steps = [Step(3, 4, (1, 2), (0, 0))] * 30 + [Step(3, 4, (), ())] * 10 + [Step(0, 1, (), ())]
+    prior = (1.0, 0.5, 0.25, 0.125)
+    known = beliefs(steps, lambda signal: prior)
+    assert known.keys() == {3}
+    measured = (1.0, (30 + 10 * 0.5) / 50, (30 + 10 * 0.25) / 50, 10 * 0.125 / 50)
+    assert known[3] == pytest.approx(measured)
+    rising = [Step(1, 4, (2,), (1,))] * 40  # the second row came true, the first never did
+    pooled = beliefs(rising, lambda signal: (1.0, 0.0, 0.0, 0.0))[1]
+    assert pooled == pytest.approx((1.0, 0.4, 0.4, 0.0))
+    better = [[Step(3, 4, (1, 2, 3), (0, 0, 0))] * 40] * 2
+    found = tune_priors("suffix", better, lambda signal: (1.0, 0.1, 0.01, 0.001), INT4, False)
+    assert found.after > 1.5 * found.before
+    assert tuned_prior({"suffix": found.table}, "suffix", lambda s: prior)(4) == prior
+    with pytest.raises(GraftlineError, match="tuned priors of suffix cannot be read"):
+        tuned_prior({"suffix": {"priors": {"a": [1]}}}, "suffix", lambda s: prior)
+
+
+def test_token_recycling_takes_the_tuned_tree_and_hands_it_on() -> None:
+    plan = static([(0,), (1,), (1, 1), (1, 1, 0)], [[0.5, 0.4]])
+    tuned = {"token-recycling": {"template": plan.to_json()}}
+    drafter = TokenRecycling(rows=4, width=2)
+    drafter.equip(Resources(tuned=tuned))
+    drafter.start([7])
+    ids = np.array([[[5, 6], [1, 2], [3, 4]]])
+    scores = Scores(ids[..., 0], np.zeros((1, 3, 9), np.float32), ids)
+    seen = Tree(np.array([7, 5, 6]), np.array([-1, 0, 0]))
+    drafter.observe(seen, Verdict((0,), 7), scores, 0)
+    for one in (drafter, drafter.fork()):
+        one.start([7])
+        assert spelled(one.propose(9)) == [(7,), (7, 5), (7, 6), (7, 6, 4)]
+        assert one.prior(0) == plan.chances[:4]
+    narrow = TokenRecycling(rows=4, width=1)
+    narrow.equip(Resources(tuned=tuned))
+    assert narrow.plan.paths == ((), (0,))
+    asked = TokenRecycling(rows=64, tree="medusa-mc-sim-7b-63")
+    asked.equip(Resources(tuned=tuned))
+    whole = PUBLISHED["medusa-mc-sim-7b-63"]
+    assert set(asked.fork().plan.paths[1:]) == {path for path in whole if max(path) < 8}
+    untouched = TokenRecycling(rows=4, width=2)
+    untouched.equip(Resources())
+    assert untouched.plan is template(4, 2)
+
+
+def test_a_rehearsal_on_a_session_tunes_stores_and_refuses_what_has_nothing_to_tune() -> None:
+    from graftline.recipe import recipe
+
+    rng = np.random.default_rng(5)
+    prompts = [rng.integers(1, 40, 12) for _ in range(6)]
+    told: list[str] = []
+    rehearsal = Rehearsal(ToySession(odd=3), FLAT, Resources(), prompts, 60)
+    found = rehearsal.tune(recipe("token-recycling"), told.append)
+    assert told == [f"token-recycling: {i}/6" for i in range(1, 7)]
+    assert found.steps > 60
+    assert found.after >= found.before > 1e3 / 11.0
+    assert rehearsal.tune(recipe("token-recycling"), told.append) == found
+    assert rehearsal.tune(recipe("suffix"), told.append).steps > 60
+    with pytest.raises(GraftlineError, match="plain: its drafter has nothing to tune"):
+        rehearsal.tune(recipe("plain"), told.append)
+    with pytest.raises(GraftlineError, match="give at least 2"):
+        Rehearsal(ToySession(), FLAT, Resources(), prompts[:1], 60).tune(
+            recipe("suffix"), told.append
+        )
+    with pytest.raises(GraftlineError, match="this bundle scores none"):
+        Rehearsal(ToySession(trees=False), FLAT, Resources(), prompts, 9).tune(
+            recipe("token-recycling"), told.append
+        )
