@@ -12,6 +12,9 @@ from graftline.runtimes.evidence import Evidence as Evidence
 from graftline.runtimes.evidence import Walk as Walk
 from graftline.tree import Tree
 
+GAIN = 1.1
+"""Least expected gain for which one speculates: what looks best of many sizes looks better than it
+is."""
 SPAN = 64
 """Committed positions over which a step is taken to cost the same."""
 
@@ -97,8 +100,8 @@ class Goodput:
     Exploring costs nothing: every proposal, scored or not, is followed along the tokens that come
     anyway, and whether each of its rows would have been accepted is counted per class of proposal
     (`Drafter.signal`). So a drafter that loses is left at once, and taken up again at once when its
-    unscored proposals come true. `gain` is the least expected gain for which one speculates; a step
-    of B sequences with q rows each is taken to cost what one of B * q rows does.
+    unscored proposals come true. A step of B sequences with q rows each is taken to cost
+    what one of B * q rows does.
     """
 
     def __init__(
@@ -106,9 +109,9 @@ class Goodput:
         costs: Costs,
         prior: Callable[[int], Sequence[float]],
         branching: bool,
-        gain: float = 1.03,
+        gain: float = GAIN,
         horizon: float = 48.0,
-        weight: float = 5.0,
+        weight: float = 20.0,
         open_walks: int = 4,
     ) -> None:
         self._costs, self._prior, self._branching = costs, prior, branching

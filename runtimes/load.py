@@ -43,7 +43,8 @@ def load(
     Raises BundleError, BackendError or GraftlineError.
     """
     bundle = Bundle.open(path, verify=verify)
-    session = open_session(bundle, threads=threads, capacity=capacity)
+    company = bundle.draft() is not None
+    session = open_session(bundle, threads=threads, capacity=capacity, company=company)
     if exact and session.exact_rows is None:
         raise BackendError(
             f"{path}: at {bundle.manifest.dtype} a row's result depends on the rows beside it, so "
@@ -60,7 +61,9 @@ def load(
     def opened(draft: Bundle) -> tuple[OrtSession, float]:
         if watch is not None:
             watch("opening the draft engine")
-        engine = open_session(draft, threads=threads, capacity=session.capacity)
+        engine = open_session(
+            draft, threads=threads, capacity=session.capacity, company=True
+        )
         key = f"{_key(session)} beside {bundle.manifest.dtype}"
         known = draft.read_costs(key)
         if known is None:
@@ -83,9 +86,16 @@ def load(
 
 
 def open_session(
-    bundle: Bundle, *, threads: int | None = None, capacity: int | None = None
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    capacity: int | None = None,
+    company: bool = False,
 ) -> OrtSession:
-    """The session of a bundle's own target. Raises BackendError for a target not runnable here."""
+    """The session of a bundle's own target; with `company`, another engine works between its calls.
+
+    Raises BackendError for a target not runnable here.
+    """
     manifest = bundle.manifest
     if manifest.target != "ort-cpu":
         raise BackendError(
@@ -98,6 +108,7 @@ def open_session(
         manifest.ports[manifest.target],
         capacity=capacity or DEFAULT_CAPACITY,
         threads=threads,
+        company=company,
     )
     session.row_invariant = manifest.exactness is not None and manifest.exactness.row_invariant
     least = cast("int | None", manifest.extra.get("min_rows"))

@@ -56,6 +56,7 @@ class OrtSession:
         *,
         capacity: int | None = None,
         threads: int | None = None,
+        company: bool = False,
     ) -> None:
         self.facts, self.ports = facts, tuple(ports)
         self.threads = threads or os.cpu_count() or 1
@@ -65,7 +66,7 @@ class OrtSession:
         self.capacity = min(capacity or limit, limit)
         self._graph = graph
         self._distances: set[str] | None = None
-        self._session = open_graph(graph, self.threads)
+        self._session = open_graph(graph, self.threads, company)
         self._run_bound = self._session.run_with_iobinding
         self._names = {p.name for p in self.ports}
         self._caches = [p for p in self.ports if p.mirror is not None]
@@ -365,14 +366,21 @@ class OrtSession:
         )
 
 
-def open_graph(graph: Path, threads: int) -> onnxruntime.InferenceSession:
-    """Open a graph on the CPU provider. Raises BackendError with ONNX Runtime's own reason."""
+def open_graph(
+    graph: Path, threads: int, company: bool = False
+) -> onnxruntime.InferenceSession:
+    """Open a graph on the CPU provider; with `company`, another engine works between its calls.
+
+    Raises BackendError with ONNX Runtime's own reason.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # or its threads go on spinning after a call, on the cores that the other engine now needs:
-    # three int4 draft steps and one fp32 step of 4 rows took 75 ms in place of 39
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if company:
+        # or its threads go on spinning after a call, on the cores that the other engine now needs:
+        # three int4 draft steps and one fp32 step of 4 rows took 75 ms in place of 39. Alone it
+        # costs 2 % of a step to wake them again.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

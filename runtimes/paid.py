@@ -152,7 +152,14 @@ class PaidGoodput:
         return self._trades[key]
 
     def _believed(self, drafter: PaidDrafter) -> Trade:
-        """A few steps of the best size under the drafter's own prior."""
+        """A few steps as those of the other classes were, or else of the best size under the
+        drafter's own prior."""
+        others = [t for (batch, _), t in self._trades.items() if batch == self._batch]
+        steps = sum(t.steps for t in others)
+        if steps > 2 * self._weight * max(1, len(others)):
+            share = self._weight / steps
+            tokens = sum(t.tokens for t in others) * share
+            return Trade(self._weight, tokens, sum(t.cost for t in others) * share)
         reach = drafter.hope(drafter.foresight())
         best, tokens, spent = 0.0, 1.0, self._step(1) / self._batch
         expected = 1.0

@@ -77,7 +77,8 @@ class Rehearsal:
             assert is_shaped(wide)
             wide.shape_by(plan)
         recorder = Recorder(wide, drafter.rows)
-        pacer = Goodput(self._costs, recorder.prior, branching)
+        # bolder than in use: what is never tried cannot be learned
+        pacer = Goodput(self._costs, recorder.prior, branching, gain=1.0, weight=5.0)
         halves: tuple[list[Step], list[Step]] = ([], [])
         for number in self._answered(recipe, recorder, pacer, watch):
             halves[number % 2].extend(recorder.steps)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from graftline.runtimes.goodput import Costs
+from graftline.runtimes.goodput import GAIN, Costs
 from graftline.runtimes.lengths.length_class import CLASSES, train_length_class
 from graftline.runtimes.lengths.recorded import Draft
 from graftline.runtimes.recorder import Step
@@ -17,8 +17,6 @@ from graftline.runtimes.trees.learned import by_paths, by_rank, measured_accurac
 from graftline.runtimes.trees.template import Template
 from graftline.runtimes.tuned import Prior
 
-GAIN = 1.03
-"""Least expected gain for which one speculates, as the controller has it."""
 WEIGHT = 10.0
 """Steps that a belief is worth against what was measured."""
 DEEPEST = 12
