@@ -27,7 +27,7 @@ $(MODEL): | $(READY)
 model: $(MODEL)
 
 demo: $(READY) $(MODEL)
-	$(BIN)/graftline optimize $(MODEL) -o demo.graft --recipe prompt-lookup
+	$(BIN)/graftline optimize $(MODEL) -o demo.graft --recipe cascade-drafting --draft int8
 	$(BIN)/python tests/bench/demo.py demo.graft
 
 lint: $(READY)

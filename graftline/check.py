@@ -127,7 +127,7 @@ def reference_tokens(bundle: Bundle, prompt: Ints, count: int) -> tuple[list[int
 
     The export has no cache, so every token costs a pass over all of them: meant for short texts.
     """
-    from graftline.runtimes.ort import open_graph, run_export
+    from graftline.runtimes.ort_graph import open_graph, run_export
 
     session = open_graph(bundle.graph("export"), 0)
     tokens, gaps = list(map(int, prompt)), list[float]()

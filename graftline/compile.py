@@ -85,7 +85,7 @@ def optimize(
         raise GraftlineError(f"--draft goes with --target ort-cpu, not with {target}")
     source = None if draft is None else DraftSource.parse(draft, DTYPES, dtype)
     if source is None and "draft" in chosen.needs:
-        raise GraftlineError(f"the recipe {chosen.name} needs a draft engine; add --draft int4")
+        raise GraftlineError(f"the recipe {chosen.name} needs a draft engine; add --draft int8")
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)

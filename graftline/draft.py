@@ -49,7 +49,7 @@ def check_vocabulary(
     sizes. Raises GraftlineError naming the first difference.
     """
     ours, theirs = _vocabulary(target), _vocabulary(draft)
-    remedy = "a draft needs the target's own vocabulary; use another checkpoint, or --draft int4"
+    remedy = "a draft needs the target's own vocabulary; use another checkpoint, or --draft int8"
     if ours is None or theirs is None:
         if sizes[0] != sizes[1]:
             raise GraftlineError(

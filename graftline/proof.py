@@ -137,7 +137,7 @@ def _quality(
 def whole(export: Path, session: Any, facts: Facts, dtype: str) -> str:
     """Law of the whole: the engine's logits, prompt in chunks and cache, are the unmodified
     export's."""
-    from graftline.runtimes.ort import export_logits
+    from graftline.runtimes.ort_graph import export_logits
 
     rows = min(24, facts.positions or 24)
     tokens = np.random.default_rng(2).integers(0, facts.vocabulary, (1, rows), dtype=np.int64)

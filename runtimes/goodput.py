@@ -12,7 +12,7 @@ from graftline.runtimes.evidence import Evidence as Evidence
 from graftline.runtimes.evidence import Walk as Walk
 from graftline.tree import Tree
 
-GAIN = 1.1
+GAIN = 1.15
 """Least expected gain for which one speculates: what looks best of many sizes looks better than it
 is."""
 SPAN = 64

@@ -16,6 +16,7 @@ def decode(
     pacer: Pacer,
     least: int = 1,
     waiting: Iterable[Decoding] = (),
+    branches: bool = True,
 ) -> Iterator[None]:
     """Decode a batch of sequences until each has finished; yields after every target pass.
 
@@ -23,8 +24,9 @@ def decode(
     Sequences advance by unequal numbers of tokens; one that has finished gives its place to the
     next of `waiting`, and when none is left rides along as a padding row and commits nothing.
     `least` is the fewest rows a step scores: 2 keeps a backend whose single-row kernel rounds
-    differently to its other kernel in every step.
+    differently to its other kernel in every step. Without `branches` every draft is a chain.
     """
+    branches = branches and session.supports_trees
     session.reset(len(batch))
     pacer.begin(len(batch))
     scores = session.prefill([one.prompt for one in batch])
@@ -39,13 +41,13 @@ def decode(
         if all(one.finish is not None for one in batch):
             return
         _retire(session, batch)
-        proposals = [one.propose(session.supports_trees) for one in batch]
+        proposals = [one.propose(branches) for one in batch]
         past = max(one.length for one in batch)
         room = session.capacity - past
         rows = pacer.choose(proposals, room, past)
         drafters = [one.drafter if one.finish is None else None for one in batch]
         if (bid := pacer.bid(drafters, room)) is not None:
-            proposals = [one.propose(session.supports_trees, bid) for one in batch]
+            proposals = [one.propose(branches, bid) for one in batch]
             rows = pacer.bought(proposals, drafters)
         trees = [trim(tree, rows) for _, tree in proposals]
         scores = session.score(*pack(trees, least))

@@ -11,7 +11,7 @@ from graftline.runtimes.draft_engine import DraftEngine
 from graftline.runtimes.session import Floats, Ints
 
 REMEDIES = {
-    "draft": "build the bundle with a draft engine: graftline optimize CHECKPOINT --draft int4",
+    "draft": "build the bundle with a draft engine: graftline optimize CHECKPOINT --draft int8",
     "corpus": "give texts to retrieve from: --corpus FILE_OR_FOLDER (load(..., corpus=...))",
     "tokenizer": "rebuild the bundle from a checkpoint that has a tokenizer",
     "embedding": "this bundle's token embedding was not found; rebuild it from its checkpoint",

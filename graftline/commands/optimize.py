@@ -77,7 +77,7 @@ def optimize(
 
     `graftline optimize model.gguf -o fast.graft --recipe token-recycling --dtype int4`
 
-    `graftline optimize ./SmolLM2-135M-Instruct -o smol.graft --recipe draft-model --draft int4`
+    `graftline optimize ./SmolLM2 -o smol.graft --recipe cascade-drafting --draft int8`
 
     `graftline optimize ./SmolLM2-135M-Instruct -o rtx.graft --target trt-rtx:sm89 --dtype fp16`
 

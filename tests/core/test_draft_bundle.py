@@ -142,14 +142,14 @@ def test_a_corpus_is_read_with_the_tokenizer(bundle: Bundle, tmp_path: Path) -> 
 
 
 def test_a_bundle_without_a_draft_says_how_to_get_one(tiny_bundle: Path) -> None:
-    with pytest.raises(GraftlineError, match="--draft int4"):
+    with pytest.raises(GraftlineError, match="--draft int8"):
         load(tiny_bundle, recipe="draft-model")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": "draft-model"}, "needs a draft engine; add --draft int4"),
+        ({"recipe": "draft-model"}, "needs a draft engine; add --draft int8"),
         ({"draft": "int4", "dtype": "int4"}, "is the target itself"),
         ({"draft": "absent"}, "absent"),
     ],

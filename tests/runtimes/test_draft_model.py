@@ -416,5 +416,5 @@ def test_bad_options_are_refused(name: str, options: dict[str, object], message:
 
 @pytest.mark.parametrize("name", ["draft-model", "draft-paths", "pearl", "cascade"])
 def test_without_a_draft_engine_it_says_how_to_get_one(name: str) -> None:
-    with pytest.raises(GraftlineError, match="--draft int4"):
+    with pytest.raises(GraftlineError, match="--draft int8"):
         make_drafter(name, {})

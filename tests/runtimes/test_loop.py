@@ -18,7 +18,7 @@ from graftline.runtimes.engine import Engine
 from graftline.runtimes.goodput import Costs, Fixed
 from graftline.runtimes.loop import decode
 from graftline.runtimes.rules.greedy import Greedy
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import Bools, Ints, Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
@@ -196,6 +196,26 @@ def test_exact_never_scores_a_single_row(make_engine: Make, prompts: list[list[i
     loose = engine.generate(prompts[0], max_new_tokens=30, recipe="token-recycling")
     assert loose.stats.drafted
     assert not loose.stats.lossless
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_exact_scores_branches_only_where_they_round_alike(
+    make_engine: Make, prompts: list[list[int]], invariant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(row_invariant=invariant)
+    masks: list[bool] = []
+    score = engine.session.score
+
+    def watched(tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+        masks.append(mask is not None)
+        return score(tokens, depth, mask)
+
+    monkeypatch.setattr(engine.session, "score", watched)
+    options = {"max_new_tokens": 60, "ignore_eos": True, "recipe": "token-recycling"}
+    engine.generate(prompts[0], exact=True, **options)
+    assert any(masks) == invariant
+    engine.generate(prompts[0], **options)
+    assert any(masks)
 
 
 def test_exact_is_refused_where_nothing_makes_it_so(make_engine: Make) -> None:
