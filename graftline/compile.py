@@ -84,6 +84,9 @@ def optimize(
     if draft is not None and request is not None:
         raise GraftlineError(f"--draft goes with --target ort-cpu, not with {target}")
     source = None if draft is None else DraftSource.parse(draft, DTYPES, dtype)
+    if source is not None and source.checkpoint is not None and not source.checkpoint.exists():
+        known = nearest(str(draft), [name for name in DTYPES if name != dtype])
+        raise GraftlineError(f"--draft {draft}: no such file or folder, nor a precision{known}")
     if source is None and "draft" in chosen.needs:
         raise GraftlineError(f"the recipe {chosen.name} needs a draft engine; add --draft int8")
     check_target(Path(out))

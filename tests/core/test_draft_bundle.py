@@ -151,7 +151,8 @@ def test_a_bundle_without_a_draft_says_how_to_get_one(tiny_bundle: Path) -> None
     [
         ({"recipe": "draft-model"}, "needs a draft engine; add --draft int8"),
         ({"draft": "int4", "dtype": "int4"}, "is the target itself"),
-        ({"draft": "absent"}, "absent"),
+        ({"draft": "absent"}, "absent: no such file or folder"),
+        ({"draft": "int5"}, "nor a precision; did you mean 'int"),
     ],
 )
 def test_refused_before_anything_is_written(
