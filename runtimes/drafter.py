@@ -15,7 +15,8 @@ class Drafter(Protocol):
     """Guesses continuations. One drafter serves one sequence at a time.
 
     Proposals are nested: a smaller budget gives the first rows of the larger proposal, the most
-    promising first, so whoever chooses the size may cut a proposal after any row.
+    promising first, so whoever chooses the size may cut a proposal after any row; a drafter whose
+    class says `whole = True` makes proposals that are taken as they are or not at all.
     """
 
     branching: ClassVar[bool]

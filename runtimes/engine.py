@@ -180,7 +180,7 @@ class Engine:
         if is_paid(drafter):
             return PaidGoodput(self._costs, drafter, branching)
         prior = tuned_prior(self.resources.tuned, name, drafter.prior)
-        return Goodput(self._costs, prior, branching)
+        return Goodput(self._costs, prior, branching, whole=getattr(drafter, "whole", False))
 
     @contextmanager
     def _held(self) -> Generator[None]:

@@ -101,7 +101,7 @@ class Goodput:
     anyway, and whether each of its rows would have been accepted is counted per class of proposal
     (`Drafter.signal`). So a drafter that loses is left at once, and taken up again at once when its
     unscored proposals come true. A step of B sequences with q rows each is taken to cost
-    what one of B * q rows does.
+    what one of B * q rows does. `whole`: a proposal is scored as it is or not at all.
     """
 
     def __init__(
@@ -113,7 +113,9 @@ class Goodput:
         horizon: float = 48.0,
         weight: float = 20.0,
         open_walks: int = 4,
+        whole: bool = False,
     ) -> None:
+        self._whole = whole
         self._costs, self._prior, self._branching = costs, prior, branching
         self._gain, self._horizon, self._weight = gain, horizon, weight
         self._open = open_walks
@@ -170,6 +172,8 @@ class Goodput:
             for reach, size in chances:
                 if row < size and row < len(reach):
                     expected += reach[row]
+            if self._whole and row + 1 < most:
+                continue
             candidate = expected / self._cost(row + 1)
             if candidate > rate:
                 best, rate = row + 1, candidate

@@ -26,6 +26,8 @@ class Reflective:
     """
 
     branching: ClassVar[bool] = False
+    whole: ClassVar[bool] = True
+    """A layout that is cut is judged once only, so it is scored as it is or not at all."""
     rows: int = 48
     """Rows of the whole layout."""
     source: str = "prompt-lookup"

@@ -196,3 +196,16 @@ def test_a_choice_is_far_cheaper_than_a_step() -> None:
         pacer.choose([(step % 3, trees[step % 2])], 100)
         pacer.learn(0, [1])
     assert (time.perf_counter() - start) / 1000 < 700e-6
+
+
+def test_a_whole_proposal_is_scored_as_it_is_or_not_at_all() -> None:
+    tree = Tree.chain(list(range(9)))
+    prior = (1.0, 0.9, 0.8, *[0.0] * 6)  # two rows worth having, six that are their price
+    cheap, dear = Costs({1: 10.0, 9: 12.0}, {}), Costs({1: 10.0, 3: 11.0, 9: 40.0}, {})
+    for costs, whole, rows in [(cheap, True, 9), (dear, True, 1), (cheap, False, 3)]:
+        pacer = Goodput(costs, lambda signal: prior, False, whole=whole)
+        pacer.begin(1)
+        assert pacer.choose([(1, tree)], 100) == rows
+    pacer = Goodput(cheap, lambda signal: prior, False, whole=True)
+    pacer.begin(1)
+    assert pacer.choose([(1, tree)], 5) == 1
