@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
+USUAL = 0.65
+"""Acceptance of a draft model of which nothing is known."""
 _EDGES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 0.995)
 
 
 class Calibration:
     """How often a drafted token is accepted, by bins of the draft's largest probability: a
     quantized draft agrees with its target far more often than it believes. Forgets slowly;
-    `weight` trials of a believed line come first."""
+    `weight` trials of a line that fits the mean `agreement` come first."""
 
-    def __init__(self, weight: float = 6.0, horizon: float = 300.0) -> None:
+    def __init__(
+        self, agreement: float = USUAL, weight: float = 6.0, horizon: float = 300.0
+    ) -> None:
         middle = [(a + b) / 2 for a, b in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True)]
-        self._hits = [weight * (0.3 + 0.7 * m) for m in middle]
+        self._hits = [weight * max(0.05, 1 - 2 * (1 - agreement) * (1 - m)) for m in middle]
         self._trials = [weight] * len(middle)
         self._keep = 1.0 - 1.0 / horizon
-        self.usual = 0.7
+        self.usual = agreement
         """Acceptance of whatever was drafted lately."""
 
     def of(self, confidence: float) -> float:

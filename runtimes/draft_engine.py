@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from graftline.runtimes.calibration import USUAL
 from graftline.runtimes.ort import OrtSession
 from graftline.runtimes.sampling import Doubles, Sampling
 from graftline.runtimes.session import Scores, Session
@@ -26,6 +27,8 @@ class DraftEngine(Protocol):
     capacity: int
     step: float
     """Milliseconds of one row, on the scale of the target's costs; 0: not measured."""
+    agreement: float
+    """Share of its best tokens that are the target's, as far as is known before it is used."""
 
     def alone(self) -> DraftEngine:
         """The same engine on caches that nobody else writes to."""
@@ -42,7 +45,8 @@ class OwnCaches:
 
     shares = False
 
-    def __init__(self, session: Session, step: float = 0.0) -> None:
+    def __init__(self, session: Session, step: float = 0.0, agreement: float = USUAL) -> None:
+        self.agreement = agreement
         self.session, self.step, self.capacity = session, step, session.capacity
         self._scored = 0
         """Rows of the last call that are not committed yet: committing ends the answer's life."""
@@ -86,12 +90,13 @@ class SharedCaches:
 
     shares = True
 
-    def __init__(self, guest: OrtSession, step: float = 0.0) -> None:
+    def __init__(self, guest: OrtSession, step: float = 0.0, agreement: float = USUAL) -> None:
         """`guest`: made by `OrtSession.sibling(target)`; it serves all sequences of the batch."""
+        self.agreement = agreement
         self._guest, self.step, self.capacity = guest, step, guest.capacity
 
     def alone(self) -> OwnCaches:
-        return OwnCaches(self._guest.sibling(), self.step)
+        return OwnCaches(self._guest.sibling(), self.step, self.agreement)
 
     def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
         return self._guest.follow(row, length, tokens)

@@ -10,12 +10,21 @@ from graftline.bundle import Bundle
 from graftline.errors import BackendError
 from graftline.recipe import Recipe
 from graftline.recipe import recipe as find_recipe
+from graftline.runtimes.calibration import USUAL
 from graftline.runtimes.engine import Engine, end_tokens
 from graftline.runtimes.goodput import Costs
 from graftline.runtimes.measure import costs_key, measure_costs
 from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.perplexity import HELD_OUT
 from graftline.runtimes.resources import Resources
-from graftline.runtimes.surroundings import corpus_of, draft_opener, embedding_of, step_ratio
+from graftline.runtimes.surroundings import (
+    Match,
+    agreement,
+    corpus_of,
+    draft_opener,
+    embedding_of,
+    step_ratio,
+)
 from graftline.runtimes.text import Tokenizer
 from graftline.runtimes.tuned import read_tuned
 
@@ -58,7 +67,7 @@ def load(
     )
     costs = step_costs(bundle, session, watch)
 
-    def opened(draft: Bundle) -> tuple[OrtSession, float]:
+    def opened(draft: Bundle) -> tuple[OrtSession, Match]:
         if watch is not None:
             watch("opening the draft engine")
         engine = open_session(
@@ -67,9 +76,13 @@ def load(
         key = f"{_key(session)} beside {bundle.manifest.dtype}"
         known = draft.read_costs(key)
         if known is None:
-            known = {"ratio": step_ratio(engine, session)}
+            known = {"ratio": step_ratio(engine, session), "agreement": USUAL}
+            if tokenizer is not None:
+                text = tokenizer.encode_part(HELD_OUT.read_text(encoding="utf-8"))
+                known["agreement"] = agreement(engine, session, text)
             draft.write_costs(key, known)
-        return engine, float(known["ratio"]) * costs.of(1)
+        step = float(known["ratio"]) * costs.of(1)
+        return engine, Match(step, float(known.get("agreement", USUAL)))
 
     generation = bundle.manifest.generation
     resources = Resources(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -15,25 +15,37 @@ from graftline.errors import RequestError
 from graftline.runtimes.corpus import read_corpus
 from graftline.runtimes.costs import NEAR
 from graftline.runtimes.draft_engine import DraftEngine, OwnCaches, SharedCaches
+from graftline.runtimes.measure import undisturbed
 from graftline.runtimes.ort import OrtSession
 from graftline.runtimes.resources import missing
 from graftline.runtimes.session import Floats, Ints
 from graftline.runtimes.text import Tokenizer
 from graftline.store import load_graph
 
+AGREED, ROWS_READ = 192, 32
+"""Tokens of held-out text that draft and target are compared on, and rows of one call."""
 ROLE, EMBEDDING = "graftline.role", "embedding"
 """The stamp by which the graph's nodes say what they are."""
 PAST, ROUNDS = 256, 15
 """Committed positions and calls of each engine where the two are compared."""
 
 
+@dataclass(frozen=True)
+class Match:
+    """A draft beside its target: milliseconds of one row, and the share of its best tokens that are
+    the target's on held-out text."""
+
+    step: float
+    agreement: float
+
+
 def draft_opener(
-    bundle: Bundle, target: OrtSession, opened: Callable[[Bundle], tuple[OrtSession, float]]
+    bundle: Bundle, target: OrtSession, opened: Callable[[Bundle], tuple[OrtSession, Match]]
 ) -> Callable[[], DraftEngine] | None:
     """Opens a draft engine per sequence, all over one ONNX Runtime session; None without a draft.
 
-    `opened` opens a bundle's session and knows what its step costs in milliseconds. A draft that
-    has the target's own weights works on the target's caches, any other on its own.
+    `opened` opens a bundle's session and knows how it compares with the target. A draft that has
+    the target's own weights works on the target's caches, any other on its own.
     """
     nested = bundle.draft()
     if nested is None:
@@ -42,10 +54,10 @@ def draft_opener(
     guest = cache(lambda: first()[0].sibling(target))
 
     def draft() -> DraftEngine:
-        session, step = first()
+        session, match = first()
         if bundle.manifest.draft["same_weights"]:
-            return SharedCaches(guest(), step)
-        return OwnCaches(session.sibling(), step)
+            return SharedCaches(guest(), match.step, match.agreement)
+        return OwnCaches(session.sibling(), match.step, match.agreement)
 
     return draft
 
@@ -65,7 +77,22 @@ def step_ratio(draft: OrtSession, target: OrtSession) -> float:
             began = perf_counter()
             session.follow(0, past, [token])
             taken.append(perf_counter() - began)
-    return median(times[0]) / median(times[1])
+    return undisturbed(times[0]) / undisturbed(times[1])
+
+
+def agreement(draft: OrtSession, target: OrtSession, text: Sequence[int]) -> float:
+    """Share of the positions of `text` at which both find the same best token; between 0.05 and
+    0.98, because a text is a sample. Each reads the text into caches of its own."""
+    ids = np.asarray(text[:AGREED], np.int64)
+    best: list[Ints] = []
+    for session in (draft.sibling(), target.sibling()):
+        rows = [session.prefill([ids[:1]]).argmax[0]]
+        for start in range(1, len(ids), ROWS_READ):
+            part = ids[None, start : start + ROWS_READ]
+            rows.append(session.score(part).argmax[0].copy())
+            session.commit([range(part.shape[1])])
+        best.append(np.concatenate(rows))
+    return min(max(float((best[0] == best[1]).mean()), 0.05), 0.98)
 
 
 def embedding_of(bundle: Bundle) -> Callable[[], Floats]:

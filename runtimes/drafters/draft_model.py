@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.calibration import Calibration
+from graftline.runtimes.calibration import USUAL, Calibration
 from graftline.runtimes.draft_engine import Guess, Reader, drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.lengths import Length, make_length
@@ -50,7 +50,7 @@ class DraftModel:
     def __post_init__(self) -> None:
         if not 2 <= self.rows <= 64:
             raise GraftlineError(f"draft-model: rows={self.rows} does not fit; use 2 to 64")
-        self.calibration = Calibration()
+        self.calibration, self._agreement = Calibration(), USUAL
         self._sampling = Sampling(temperature=1.0 if self.sampled else 0.0)
         self._generator = np.random.default_rng(self.seed)
         self._drafted: list[tuple[int, float]] = []
@@ -62,7 +62,9 @@ class DraftModel:
         if resources.draft is None:
             raise missing("draft-model", "draft")
         self._resources = resources
-        self._reader = Reader(resources.draft(), resources.vocabulary)
+        engine = resources.draft()
+        self._reader = Reader(engine, resources.vocabulary)
+        self.calibration, self._agreement = Calibration(engine.agreement), engine.agreement
         if self.length:
             self.policy = make_length(self.length, resources.tuned)
 
@@ -132,7 +134,7 @@ class DraftModel:
         return (1.0,)
 
     def hope(self, foresight: int) -> Sequence[float]:
-        return tuple(0.75**row for row in range(self.rows))
+        return tuple(self._agreement**row for row in range(self.rows))
 
     def price(self, reads: int) -> float:
         return reads * self._reader.milliseconds

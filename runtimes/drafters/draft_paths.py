@@ -110,4 +110,4 @@ class DraftPaths(DraftModel):
 
     def hope(self, foresight: int) -> Sequence[float]:
         deep = (self.rows - 1) // self.paths
-        return tuple(0.75 ** min(row, deep + 1) for row in range(deep + 1))
+        return tuple(self._agreement ** min(row, deep + 1) for row in range(deep + 1))

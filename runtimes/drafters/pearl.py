@@ -99,7 +99,7 @@ class Pearl:
         return (1.0,)
 
     def hope(self, foresight: int) -> Sequence[float]:
-        return tuple(0.75**row for row in range(self.rows))
+        return tuple(self._reader.engine.agreement**row for row in range(self.rows))
 
     def price(self, reads: int) -> float:
         return reads * self._reader.milliseconds * (1.0 - self.overlap)

@@ -54,6 +54,7 @@ class SharedDraft:
 
     def __init__(self, target: ToySession, step: float = 5.0, odd: int = 4) -> None:
         self.target, self.step, self.capacity = target, step, target.capacity
+        self.agreement = 0.75
         self.model = ToySession(odd=odd)
 
     def alone(self) -> CheckedDraft:
