@@ -25,8 +25,7 @@ class Port:
     """One graph input or output. `role` is what it means, `shape` mixes symbols and sizes.
 
     Roles: tokens, positions, mask, write_index, cache.key, cache.value (with `layer`), logits,
-    argmax,
-    topk_ids, topk_logits, top_gap, entropy, hidden (with `layer` and `tap`), keep.
+    argmax, topk_ids, topk_logits, top_gap, entropy, hidden (with `layer` and `tap`), keep.
     """
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import transformers
 from accelerate import init_empty_weights
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from graftline.errors import CheckpointError, NotApplicable
 from graftline.models.simplify import simplify
@@ -120,8 +122,8 @@ def empty_model(config: Any, dtype: str = "float32") -> Any:
 
 def _uses_interface(model: Any) -> bool:
     """False for a model with attention of its own, which must see a real implementation."""
-    source = inspect.getsource(inspect.getmodule(type(model)))  # type: ignore[arg-type]
-    return "ALL_ATTENTION_FUNCTIONS" in source
+    names = vars(sys.modules[type(model).__module__])
+    return any(value is ALL_ATTENTION_FUNCTIONS for value in names.values())
 
 
 def _untouched(model: Any) -> None:

@@ -1,8 +1,7 @@
 """The four laws every graft is held to: typed, wellformed, interface, neutral.
 
 The numeric law compares the graph before and after on the same seeded feed, with the graft's
-neutral
-values for what it added. `limit` is in units of max(1, largest absolute host output).
+neutral values for what it added. `limit` is in units of max(1, largest absolute host output).
 """
 
 from __future__ import annotations

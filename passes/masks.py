@@ -25,8 +25,8 @@ class SlotMasks:
     """Builds, once per meaning, the mask over S cache slots for N rows at `write_index`.
 
     `tree` is the port `mask` [B, 1, N, S] bool, or None for a causal chain. Slot s of the past
-    holds
-    position s; slot write_index + n holds the position of row n, which in a tree is its depth.
+    holds position s; slot write_index + n holds the position of row n, which in a tree is its
+    depth.
     """
 
     emit: Emit

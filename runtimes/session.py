@@ -21,10 +21,8 @@ class Scores:
     """The target's answer for N rows of each of B sequences. Arrays are valid until the next call.
 
     `argmax` [B, N]; `topk_ids` [B, N, k] best first, and `topk_logits`, or None where the graph
-    does
-    not reduce them; `top_gap` [B, N]: best minus second-best logit, or None;
-    `logits` [B, N, V] float32; `hidden` [B, N, H] float32: the last hidden state that `tap` brings
-    out, or None.
+    does not reduce them; `top_gap` [B, N]: best minus second-best logit, or None; `logits` [B, N,
+    V] float32; `hidden` [B, N, H] float32: the last hidden state that `tap` brings out, or None.
     """
 
     argmax: Ints
@@ -74,9 +72,8 @@ class Session(Protocol):
         """Score N new rows per sequence: tokens [B, N].
 
         Without `mask` row i follows row i - 1 (a causal chain). With it, `mask` [B, N, N] says
-        which
-        rows of this call each row sees (itself included) besides all committed slots, and `depth`
-        [B, N] is each row's distance from the first, so its position is lengths[b] + depth.
+        which rows of this call each row sees (itself included) besides all committed slots, and
+        `depth` [B, N] is each row's distance from the first, so its position is lengths[b] + depth.
         """
         ...
 

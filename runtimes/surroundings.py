@@ -26,8 +26,8 @@ AGREED, ROWS_READ = 192, 32
 """Tokens of held-out text that draft and target are compared on, and rows of one call."""
 ROLE, EMBEDDING = "graftline.role", "embedding"
 """The stamp by which the graph's nodes say what they are."""
-PAST, ROUNDS = 256, 15
-"""Committed positions and calls of each engine where the two are compared."""
+ROUNDS = 15
+"""Calls of each engine where their steps are compared, at NEAR positions."""
 
 
 @dataclass(frozen=True)
