@@ -1,7 +1,7 @@
 """Ports: the named inputs and outputs of a graph, each with a role. They travel in the graph.
 
 Symbols in shapes: B batch, N new positions (tree nodes), S cache capacity, T cache length in use,
-H hidden, V vocabulary, D head size, K KV heads.
+H hidden, V vocabulary, D head size, K KV heads, M nodes of the next step's tree.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class Port:
     """One graph input or output. `role` is what it means, `shape` mixes symbols and sizes.
 
     Roles: tokens, positions, mask, write_index, cache.key, cache.value (with `layer`), logits,
-    argmax, topk_ids, topk_logits, top_gap, entropy, hidden (with `layer` and `tap`), keep.
+    argmax, topk_ids, topk_logits, top_gap, entropy, hidden (with `layer` and `tap`), keep, rows.
+    Of a fused step: parents, accepted, count, path, temperature, min_p, seed, ordinal, table,
+    template.parents, template.ranks, and next.X or X.out, what the next step takes as X.
     """
 
     name: str
@@ -36,7 +38,7 @@ class Port:
     layer: int | None = None
     tap: str | None = None
     mirror: str | None = None
-    """For an output that continues an input in place (a cache): the name of that input."""
+    """For an output that is the next step's value of an input (a cache, in place): its name."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from graftline.passes.anchors import Anchors
 from graftline.passes.canonicalize import Canonicalize
+from graftline.passes.fuse_draft import FuseDraft
+from graftline.passes.fuse_verify import FuseVerify
 from graftline.passes.graft import Graft
 from graftline.passes.kv_cache import KvCache
 from graftline.passes.lower_ort import LowerOrt
@@ -25,6 +27,8 @@ GRAFTS: dict[str, type[Graft]] = names(
         SelectRows,
         Tap,
         ReduceLogits,
+        FuseVerify,
+        FuseDraft,
         PackProjections,
         Quantize,
         LowerOrt,

@@ -91,6 +91,18 @@ def new_output(
     graph.outputs.append(value)
 
 
+def take_place(node: ir.Node, values: Sequence[ir.Value | None]) -> None:
+    """Put newly made values in the place of a node's outputs, under their names; the node goes."""
+    graph = node.graph
+    assert graph is not None
+    for old, new in zip(node.outputs, values, strict=True):
+        assert new is not None
+        new.shape, new.type = old.shape, old.type
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        new.name, old.name = old.name, None
+    graph.remove(node, safe=True)
+
+
 def drop_unused(model: ir.Model) -> None:
     """Remove nodes and initializers nothing reads; inputs stay."""
     import onnx_ir.passes.common as common

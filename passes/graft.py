@@ -30,6 +30,8 @@ class Graft:
     numeric: ClassVar[bool] = True
     """False for a pass that changes values by design (quantize): the neutral law reports, not
     judges."""
+    computes: ClassVar[tuple[str, ...]] = ()
+    """Inputs of the host that the graph makes itself from now on. All others stay inputs."""
 
     @classmethod
     def name(cls) -> str:

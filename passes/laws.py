@@ -72,9 +72,14 @@ def wellformed(graft: Graft, after: ir.Model) -> str:
     return f"{len(after.graph)} nodes in order, names unique"
 
 
-def interface(graft: Graft, after: ir.Model) -> str:
-    """The ports are exactly the graph's inputs and outputs, and say their dtypes."""
+def interface(graft: Graft, before: ir.Model, after: ir.Model) -> str:
+    """The ports are exactly the graph's inputs and outputs, and say their dtypes; every input of
+    the host is still there, but those that the graft says it computes."""
     graph = after.graph
+    kept = {v.name for v in graph.inputs} | set(graft.computes)
+    lost = sorted(str(v.name) for v in before.graph.inputs if v.name not in kept)
+    if lost:
+        raise LawBroken(graft.name(), "interface", "inputs", f"{', '.join(lost)} gone")
     for direction, values in (("in", graph.inputs), ("out", graph.outputs)):
         actual = {v.name: v.dtype.numpy().name if v.dtype else "?" for v in values}
         stated = {p.name: p.dtype for p in read_ports(after) if p.direction == direction}
@@ -131,12 +136,12 @@ def check(
     done = [
         LawResult(name, "typed", typed(graft, after)),
         LawResult(name, "wellformed", wellformed(graft, after)),
-        LawResult(name, "interface", interface(graft, after)),
+        LawResult(name, "interface", interface(graft, before, after)),
     ]
     if feed is None:
         return done
     was, now = evaluate(before, feed), evaluate(after, graft.neutral(feed, after))
-    caches = frozenset(p.name for p in read_ports(before) if p.mirror is not None)
+    caches = frozenset(p.name for p in read_ports(before) if p.role in ("cache.key", "cache.value"))
     written = int(np.min(feed.get("write_index", 0))) + feed["tokens"].shape[1]
     dtype = read_facts(after).dtype if FACTS_KEY in after.metadata_props else "float32"
     done.append(LawResult(name, "neutral", neutral(graft, was, now, written, caches, dtype)))

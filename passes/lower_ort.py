@@ -14,29 +14,50 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
+from graftline.errors import NotApplicable, nearest
+from graftline.evaluate import Feed
 from graftline.passes.anchors import with_role
 from graftline.passes.emit import Emit, drop_unused, find_input
 from graftline.passes.graft import BLOCK, ROLE, Graft
 from graftline.passes.masks import MASK_KEY, meaning
+from graftline.passes.operators import inline
+from graftline.passes.precision import PRECISIONS, cast_caches, narrow
 from graftline.passes.weights import matrix
 
 MICROSOFT = "com.microsoft"
+PROVIDERS = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class LowerOrt(Graft):
-    """ONNX Runtime's fused ops: one attention op per layer, norms with their residual Add."""
+    """ONNX Runtime's fused ops: one attention op per layer, norms with their residual Add.
+
+    `provider` is cpu or cuda, whose GroupQueryAttention has no fp32 kernel: at fp32 it keeps
+    Attention over a TensorScatter cache. `dtype` is fp32, fp16 or bf16 (weights, activations and
+    caches). Neutral: the caches in that type.
+    """
+
+    provider: str = "cpu"
+    dtype: str = "fp32"
 
     def requires(self, model: ir.Model) -> None:
         if find_input(model.graph, "write_index") is None:
             raise NotApplicable("lower-ort needs a cache; put kv-cache before it")
+        for name, value, known in (
+            ("provider", self.provider, PROVIDERS), ("dtype", self.dtype, PRECISIONS),
+        ):  # fmt: skip
+            if value not in known:
+                raise NotApplicable(f"lower-ort has no {name} '{value}'{nearest(value, known)}")
 
     def apply(self, model: ir.Model) -> None:
         graph = model.graph
         model.opset_imports[MICROSOFT] = 1
+        inline(model, self.name())
+        if self.dtype != "fp32":
+            narrow(model, PRECISIONS[self.dtype], self.name())
+        grouped = self.provider == "cpu" or self.dtype != "fp32"
         operands = [_Operands.of(node) for node in with_role(graph, "attention")]
-        if all(o is not None for o in operands):
+        if grouped and all(o is not None for o in operands):
             lengths = _Lengths(graph, self.name())
             for found in operands:
                 assert found is not None
@@ -49,6 +70,9 @@ class LowerOrt(Graft):
             if node.op_type == "MatMul":
                 _fused_matmul(graph, node, self.name())
         drop_unused(model)
+
+    def neutral(self, feed: Feed, after: ir.Model) -> Feed:
+        return cast_caches(feed, after)
 
 
 @dataclass
@@ -162,14 +186,18 @@ class _Lengths:
         self.total = emit.op("Cast", [scalar], "total_length", to=ir.DataType.INT32)
 
     def bias(self, mask: ir.Value, at: ir.Node) -> ir.Value:
-        """[B, 1 or heads, N, T] float from a mask over S slots, made once per mask."""
+        """[B, 1 or heads, N, T] in the type of the queries of `at`, from a mask over S slots; made
+        once per mask."""
         if mask not in self.biases:
             emit = Emit(self.graph, self.by, at, block="shared")
             zero, axis = emit.const("axes.0", [0], np.int64), emit.const("axes.3", [3], np.int64)
             cut = emit.op("Slice", [mask, zero, self.total64, axis])
             if mask.dtype == ir.DataType.BOOL:
-                seen = emit.const("bias.seen", 0.0, np.float32)
-                hidden = emit.const("bias.hidden", np.finfo(np.float32).min, np.float32)
+                kind = at.inputs[0].dtype if at.inputs[0] is not None else None
+                dtype = (kind or ir.DataType.FLOAT).numpy()
+                lowest = np.finfo(np.float32 if dtype == np.float32 else np.float16).min
+                seen = emit.const("bias.seen", 0.0, dtype)
+                hidden = emit.const("bias.hidden", lowest, dtype)
                 cut = emit.op("Where", [cut, seen, hidden])
             self.biases[mask] = cut
         return self.biases[mask]
@@ -192,7 +220,8 @@ def _group_query_attention(graph: ir.Graph, found: _Operands, lengths: _Lengths,
     ]
     cos, sin, positions = found.rotary.inputs[1:4] if found.rotary is not None else (None,) * 3
     inputs += [cos, sin, positions if cos is not None else None]
-    says, tree = meaning(node), find_input(graph, "mask") is not None
+    says = meaning(node)
+    tree = any(find_input(graph, name) is not None for name in ("mask", "parents"))
     mask = node.inputs[3]
     assert mask is not None
     if tree or says["kind"] == "alibi":

@@ -17,6 +17,8 @@ from graftline.ports import Port, read_ports, write_ports
 
 GROUP = 256
 """Logits in one group of the two-stage reductions."""
+LOWEST = -1e30
+"""Below every logit, and still a float32 when it is divided by a temperature."""
 
 
 def reduced(graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate) -> str:
@@ -70,7 +72,7 @@ class ReduceLogits(Graft):
             new_output(graph, value, name, dtype, ["B", rows, *shape])
             ports.append(Port(name, name, "out", dtype.numpy().name, ("B", rows, *shape)))
 
-        groups = _Groups(emit, logits, ports)
+        groups = Groups(emit, logits, ports)
         publish(groups.argmax(), "argmax", ir.DataType.INT64)
         if self.topk:
             values, ids = groups.topk(self.topk)
@@ -91,7 +93,7 @@ class ReduceLogits(Graft):
         write_ports(model, ports)
 
 
-class _Groups:
+class Groups:
     """Reductions over the vocabulary in two stages: the maxima of groups first, then few groups.
 
     The k largest logits lie in the k groups with the largest maxima, so TopK, which costs about
@@ -105,7 +107,7 @@ class _Groups:
         count = -(-size // GROUP)
         if count * GROUP != size:
             pads = emit.const("vocabulary.pads", [0, 0, 0, 0, 0, count * GROUP - size], np.int64)
-            lowest = emit.const("lowest", np.finfo(np.float32).min, np.float32)
+            lowest = emit.const("lowest", LOWEST, np.float32)
             logits = emit.op("Pad", [logits, pads, lowest], mode="constant")
         shape = emit.const("vocabulary.groups", [0, 0, count, GROUP], np.int64)
         self.grouped = emit.op("Reshape", [logits, shape])
@@ -117,7 +119,7 @@ class _Groups:
     def argmax(self) -> ir.Value:
         """[B, R]: the first index of the largest logit."""
         group = self.emit.op("ArgMax", [self.maxima], axis=-1, keepdims=1)
-        inside = self.emit.op("ArgMax", [self._gather(group)], axis=-1, keepdims=0)
+        inside = self.emit.op("ArgMax", [self.gather(self.grouped, group)], axis=-1, keepdims=0)
         index = self.emit.op("Add", [self.emit.op("Mul", [group, self.width]), inside])
         return self.emit.op("Squeeze", [index, self.minus])
 
@@ -127,7 +129,7 @@ class _Groups:
         groups = emit.const("topk.groups", [held], np.int64)
         group = emit.node("TopK", [self.maxima, groups], ["", ""], axis=-1).outputs[1]
         flat = emit.const("topk.flat", [0, 0, held * GROUP], np.int64)
-        few = emit.op("Reshape", [self._gather(group), flat])
+        few = emit.op("Reshape", [self.gather(self.grouped, group), flat])
         top = emit.node("TopK", [few, emit.const("topk.k", [k], np.int64)], ["", ""], axis=-1)
         values, place = top.outputs
         owner = emit.op("Div", [place, self.width])
@@ -135,7 +137,7 @@ class _Groups:
         start = emit.op("Mul", [chosen, self.width])
         return values, emit.op("Add", [start, emit.op("Mod", [place, self.width])])
 
-    def _gather(self, groups: ir.Value) -> ir.Value:
-        """[B, R, k, GROUP] from group numbers [B, R, k]."""
+    def gather(self, grouped: ir.Value, groups: ir.Value) -> ir.Value:
+        """[B, R, k, GROUP] from [B, R, all groups, GROUP] and group numbers [B, R, k]."""
         index = self.emit.op("Unsqueeze", [groups, self.minus])
-        return self.emit.op("GatherND", [self.grouped, index], batch_dims=2)
+        return self.emit.op("GatherND", [grouped, index], batch_dims=2)

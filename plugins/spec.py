@@ -19,8 +19,9 @@ from graftline.errors import GraftlineError
 
 DOMAIN = "graftline"
 OPSET = 24
-TREE_LIMIT = 1024
-"""Most nodes of a tree: the functions follow parent pointers by ten doublings."""
+TREE_LIMIT = 256
+"""Most nodes of a tree: the functions follow parent pointers by eight doublings. A compiler that
+fuses them into one kernel makes code and reads that double with each."""
 
 Array = npt.NDArray[Any]
 Value = int | float

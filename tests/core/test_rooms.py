@@ -11,20 +11,29 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = ("passes", "plugins", "models", "runtimes")
 OUTSIDE = {
-    "__init__", "__main__", "cli", "commands", "compile", "check", "doctor", "engines", "proof"
+    "__init__", "__main__", "cli", "commands", "compile", "check", "doctor", "engines", "proof",
+    "recheck",
 }  # fmt: skip
 """Modules of graftline/ that are not the core: they bring the rooms together."""
+OPERATORS = (
+    "spec", "tree_attention", "tree_verify", "kv_commit", "candidate_update", "draft_tree",
+    "uniforms",
+)  # fmt: skip
+"""What passes take from plugins: operators as data (a name, an ONNX function, a numpy reference).
+"""
 MAY: dict[str, set[str]] = {
     "core": set(),
     "plugins": set(),
     "models": set(),
-    "passes": {"plugins.spec"},
+    "passes": {f"plugins.{file}" for file in OPERATORS},
     "runtimes": {"plugins"},
 }
 HEAVY = {
     "torch": "models", "transformers": "models", "onnxruntime": "runtimes",
-    "tensorrt": "runtimes", "tensorrt_rtx": "runtimes",
+    "tensorrt": "runtimes", "tensorrt_rtx": "runtimes", "cuda": "runtimes",
 }  # fmt: skip
+GPU = {"tensorrt": "trt_engine.py", "tensorrt_rtx": "trt_engine.py", "cuda": "cuda_device.py"}
+"""The one file of the runtime that imports each of these, and inside functions only."""
 LOADS_BY_NAME = {"build_tensorrt.py"}
 """Besides the plugins, the one file that imports a library by its name in a table. Engines are
 built by the compiler; TensorRT and TensorRT-RTX have one API, and a build loads the one it is for.
@@ -84,6 +93,17 @@ def test_heavy_libraries_stay_in_their_rooms(room: str) -> None:
             assert owner == room or (file.name, module) in QUANTIZERS, (
                 f"{file}: {room} may not import {module}"
             )
+
+
+def test_the_gpus_libraries_are_imported_late_and_in_one_file_each() -> None:
+    for file in files("runtimes"):
+        for library in [m.split(".")[0] for m in imported(file)]:
+            assert GPU.get(library, file.name) == file.name, f"{file} imports {library}"
+    for name in set(GPU.values()):
+        tree = ast.parse((ROOT / "runtimes" / name).read_text(encoding="utf-8"))
+        at_once = [a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names]
+        at_once += [n.module or "" for n in tree.body if isinstance(n, ast.ImportFrom)]
+        assert not {module.split(".")[0] for module in at_once} & GPU.keys()
 
 
 @pytest.mark.parametrize("room", sorted(MAY.keys() - {"plugins"}))
