@@ -12,9 +12,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from graftline.errors import BackendError, GraftlineError, nearest
-from graftline.passes.build_tensorrt import BuildOptions, EngineFile, build, library
+from graftline.passes.build_tensorrt import EngineFile, build, library
 from graftline.passes.precision import PRECISIONS
+from graftline.passes.tensorrt_options import BuildOptions
+from graftline.passes.tensorrt_plugins import plugin_names
 from graftline.passes.tensorrt_target import FLAVOURS, Target
+from graftline.plugins import PLUGINS
+from graftline.plugins.fingerprint import fingerprint
+from graftline.plugins.quick_plugin import register
 from graftline.ports import Port, by_role
 
 Watch = Callable[[str], None]
@@ -67,7 +72,16 @@ class EngineRequest:
     @property
     def lowering(self) -> str:
         """The last pass of the pipeline."""
-        return f"lower-tensorrt{{dtype={self.dtype},capacity={self.capacity}}}"
+        options = f"dtype={self.dtype},capacity={self.capacity}"
+        if self.target.flavour.plugins:
+            options += f",plugins=true,rows={max(self.options.rows)}"
+        return f"lower-tensorrt{{{options}}}"
+
+    def stepping(self, rows: int) -> EngineRequest:
+        """This engine with decode steps of that many rows, unless the user chose others."""
+        if self.rows:
+            return self
+        return replace(self, options=replace(self.options, rows=(rows,)), rows=True)
 
     @property
     def slug(self) -> str:
@@ -79,11 +93,16 @@ class EngineRequest:
     ) -> EngineFile:
         """Build `graph` to `out`; `timings` is the timing cache of flavours that time kernels."""
         options = self.options
-        if not self.rows and not by_role(ports, "mask"):
+        if not self.rows and not by_role(ports, "mask") and not by_role(ports, "parents"):
             options = replace(options, rows=CHAIN_ROWS)
         if self.target.flavour.times_kernels:
             options = replace(options, timing_cache=str(timings))
+        inside = [PLUGINS[name] for name in plugin_names(graph)]
+        if inside:
+            watch(f"{self.target}: registering {', '.join(p.name for p in inside)}")
+            register(inside, self.target.capabilities[0])
         made = build(graph, ports, str(self.target), out, options, watch)
+        made = replace(made, plugins={p.name: fingerprint(p) for p in inside})
         watch(
             f"{self.target}: engine of {made.size / 1e6:,.0f} MB in {made.seconds:.0f} s, "
             f"with {made.peak_memory / 1e6:,.0f} MB of memory"

@@ -12,97 +12,21 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from graftline.errors import BackendError
-from graftline.passes.tensorrt_target import Target, gpu_capability
+from graftline.passes.tensorrt_options import BuildOptions, Shapes
+from graftline.passes.tensorrt_plugins import for_parser, plugin_names
+from graftline.passes.tensorrt_target import Target
 from graftline.passes.tensorrt_watch import engine_writer, error_log, progress_monitor
 from graftline.ports import Port
 
 Watch = Callable[[str], None]
-Shapes = Mapping[str, Sequence[Sequence[int]]]
-"""Input name -> its smallest, usual and largest shape."""
 POLL = 0.1
 """Seconds between two looks at a running build."""
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How an engine is built.
-
-    batch: most sequences at once. rows: one decode profile for each number of tree nodes, where a
-    step has exactly that many rows. chunk: most rows of a prefill step. version_compatible: later
-    releases of the library open it. refittable: weights can be exchanged. strip_weights: the plan
-    holds none; they are refitted from the graph on the machine that runs it. timing_cache: a file
-    that is read where it exists and written after.
-    """
-
-    batch: int = 1
-    rows: tuple[int, ...] = (64,)
-    chunk: int = 512
-    version_compatible: bool = False
-    refittable: bool = False
-    strip_weights: bool = False
-    timing_cache: str = ""
-
-    def __post_init__(self) -> None:
-        sizes = {"batch": self.batch, "chunk": self.chunk, **{f"rows {n}": n for n in self.rows}}
-        for name, value in sizes.items():
-            if value < 1:
-                raise BackendError(f"TensorRT build: {name} is at least 1, not {value}")
-        if not self.rows:
-            raise BackendError("TensorRT build: rows names at least one number of tree nodes")
-
-    def flags(self) -> tuple[str, ...]:
-        """Names of TensorRT's builder flags."""
-        # a lean runtime inside the plan would be a library that the runtime loads from it
-        lasting = ("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME") if self.version_compatible else ()
-        refit = ("REFIT",) if self.refittable else ()
-        return (*lasting, *refit, *(("STRIP_PLAN",) if self.strip_weights else ()))
-
-    def check_machine(self) -> None:
-        """Raise BackendError where an option needs a GPU and there is none."""
-        if (self.refittable or self.strip_weights) and gpu_capability() is None:
-            raise BackendError(
-                "refittable and weight-stripped engines are built on a machine with a GPU, where "
-                "TensorRT compiles how weights are packed; build there, or leave the option out"
-            )
-
-    def profiles(self, ports: Sequence[Port]) -> dict[str, Shapes]:
-        """Optimization profiles by name, from the ports. Raises BackendError at a strange symbol.
-
-        Decode profiles have fixed rows, so that a step can be captured as a CUDA graph. No step has
-        more rows than the caches have slots.
-        """
-        caches = [p.shape[2] for p in ports if p.mirror is not None]
-        slots = min((n for n in caches if isinstance(n, int)), default=None)
-        widest, fit = max(self.rows), min(self.chunk, slots or self.chunk)
-        if slots is not None and widest > slots:
-            raise BackendError(
-                f"TensorRT build: {widest} rows in a step, and a cache of {slots} slots; "
-                "choose fewer rows or a larger capacity"
-            )
-        batch = (1, self.batch, self.batch)
-        ranges: dict[str, dict[str, tuple[int, int, int]]] = {
-            f"decode.{n}": {"B": batch, "N": (n, n, n), "R": (n, n, n)} for n in self.rows
-        }
-        prefill, asked = (1, fit, fit), min(widest, fit)
-        ranges["prefill"] = {"B": batch, "N": prefill, "R": (1, 1, asked)}
-        inputs = [p for p in ports if p.direction == "in"]
-        return {k: {p.name: _shapes(p, sizes) for p in inputs} for k, sizes in ranges.items()}
-
-
-def _shapes(port: Port, ranges: Mapping[str, tuple[int, int, int]]) -> list[list[int]]:
-    strange = [d for d in port.shape if isinstance(d, str) and d not in ranges]
-    if strange:
-        raise BackendError(
-            f"port '{port.name}': no range is known for the dimension {strange[0]}; "
-            f"known: {', '.join(ranges)} (lower-tensorrt makes S a number)"
-        )
-    return [[d if isinstance(d, int) else ranges[d][i] for d in port.shape] for i in range(3)]
 
 
 @dataclass(frozen=True)
@@ -119,6 +43,8 @@ class EngineFile:
     seconds: float
     peak_memory: int
     """Bytes by which the build made this process grow, at most; 0 where they cannot be read."""
+    plugins: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The plugins inside, by name, and the fingerprint of each (plugins/fingerprint.py)."""
 
     def facts(self) -> dict[str, Any]:
         """For the manifest: everything but the path."""
@@ -135,6 +61,7 @@ def build(
 ) -> EngineFile:
     """Build the lowered graph for `target` ("trt-rtx:sm89+sm120") and write the engine to `out`.
 
+    Plugins that it holds must be registered in this process (plugins/quick_plugin.py).
     `watch` is told each step in words, in the caller's thread. Ctrl-C stops the builder at its next
     step and raises KeyboardInterrupt. Raises BackendError with TensorRT's own words.
     """
@@ -148,8 +75,12 @@ def build(
     log = error_log(trt)
     log.clear()
     builder = trt.Builder(log)
-    network, parser = _network(trt, builder, graph, aim)
+    plugins = bool(plugin_names(graph))
+    with for_parser(graph) as file:
+        network, parser = _network(trt, builder, file, aim, plugins)
     config = _config(trt, builder, aim, options, profiles)
+    if plugins:
+        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
     peak = _run(trt, builder, network, config, out, aim, say)
     del parser  # until here it owned the weights that the network points into
     _keep_timings(config, options)
@@ -176,10 +107,18 @@ def library(aim: Target) -> Any:
         ) from error
 
 
-def _network(trt: Any, builder: Any, graph: Path, aim: Target) -> tuple[Any, Any]:
-    """The graph as TensorRT's network, strongly typed, and the parser that owns its weights."""
-    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(typed)
+def _network(
+    trt: Any, builder: Any, graph: Path, aim: Target, plugins: bool
+) -> tuple[Any, Any]:
+    """The graph as TensorRT's network, strongly typed, and the parser that owns its weights.
+
+    Kernels of `plugins` are compiled into the engine ahead of time: running it needs no Python.
+    """
+    kinds = trt.NetworkDefinitionCreationFlag
+    flags = 1 << int(kinds.STRONGLY_TYPED)
+    if plugins:
+        flags |= 1 << int(kinds.PREFER_AOT_PYTHON_PLUGINS)
+    network = builder.create_network(flags)
     parser = trt.OnnxParser(network, builder.logger)
     if not parser.parse_from_file(str(graph)):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
@@ -206,7 +145,7 @@ def _config(
             capability = getattr(trt.ComputeCapability, f"SM{number}")
             if not config.set_compute_capability(capability, index):
                 raise BackendError(f"{aim}: TensorRT refuses sm{number}: {builder.logger.last}")
-    for name in options.flags():
+    for name in (*aim.flavour.flags, *options.flags()):
         config.set_flag(getattr(trt.BuilderFlag, name))
     for shapes in profiles.values():
         profile = builder.create_optimization_profile()

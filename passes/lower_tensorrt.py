@@ -7,7 +7,9 @@ their types except the caches, which take the precision of the engine.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -15,15 +17,21 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable, nearest
 from graftline.evaluate import Feed
 from graftline.passes.emit import drop_unused
-from graftline.passes.graft import Graft
+from graftline.passes.graft import Graft, Law
 from graftline.passes.kv_cache import POISON
+from graftline.passes.laws import infer_shapes
 from graftline.passes.precision import PRECISIONS, Precision
 from graftline.passes.tensorrt_attention import AttentionLowering
+from graftline.passes.tensorrt_commit import COUNT, NextStepCommits, committed, deferred, unmoved
+from graftline.passes.tensorrt_operators import inline_operators, keep_operators
 from graftline.passes.tensorrt_ops import refusals
 from graftline.passes.weights import tensor_of
+from graftline.plugins.spec import DOMAIN, TREE_LIMIT
 from graftline.ports import Port, read_facts, read_ports, write_facts, write_ports
 
 CACHES = ("cache.key", "cache.value")
+TREE = ("N", "P", "M")
+"""Nodes of this step's tree, of the last step's, of the next step's."""
 SMALLEST = 16
 """Slots that the feeds of the laws need."""
 
@@ -34,11 +42,18 @@ class LowerTensorrt(Graft):
 
     `dtype` is fp32, fp16 or bf16 (weights, activations and caches; norms accumulate, and logits and
     masks stay, in fp32). `capacity` is the number of cache slots S, less where the host addresses
-    fewer positions. Neutral: the caches and the mask, padded to S.
+    fewer positions. A step that commits its caches commits them with the next step's write (see
+    NextStepCommits). `plugins` keeps graftline's operators for a library that takes plugins, whose
+    kernels are compiled for trees of `rows` nodes: N, P and M are then numbers; else they become
+    standard operators. Neutral: the caches and the mask, padded to S; nothing left to commit.
     """
+
+    laws: ClassVar[tuple[Law, ...]] = (deferred,)
 
     dtype: str = "fp16"
     capacity: int = 2048
+    plugins: bool = False
+    rows: int = 64
 
     def requires(self, model: ir.Model) -> None:
         if self.dtype not in PRECISIONS:
@@ -47,6 +62,11 @@ class LowerTensorrt(Graft):
         if self.capacity < SMALLEST:
             raise NotApplicable(
                 f"lower-tensorrt: capacity is at least {SMALLEST} slots, not {self.capacity}"
+            )
+        own = any(n.domain == DOMAIN for n in model.graph)
+        if self.plugins and own and not 1 <= self.rows <= TREE_LIMIT:
+            raise NotApplicable(
+                f"lower-tensorrt: plugins take trees of 1 to {TREE_LIMIT} rows, not {self.rows}"
             )
         if found := refusals(model.graph):
             reason, nodes = next(iter(found.items()))
@@ -58,13 +78,19 @@ class LowerTensorrt(Graft):
         facts = read_facts(model)
         slots = min(self.capacity, max(facts.positions or self.capacity, SMALLEST))
         share_weights(graph)
-        _fix_capacity(model, slots)
+        NextStepCommits(model, self.name()).apply()
+        kept = keep_operators(model, self.name()) if self.plugins else False
+        if not kept:
+            inline_operators(model, self.name())
+        infer_shapes(model)
+        sizes = {"S": slots} | (dict.fromkeys(TREE, self.rows) if kept else {})
+        _fix(model, sizes)
         AttentionLowering(graph, self.name(), rounded=low != ir.DataType.FLOAT).apply()
         ports = read_ports(model)
         if low != ir.DataType.FLOAT:
             caches = frozenset(p.name for p in ports if p.role in CACHES)
             Precision(graph, low, caches, self.name()).apply()
-        write_ports(model, [_lowered(p, slots, low.numpy().name) for p in ports])
+        write_ports(model, [_lowered(p, sizes, low.numpy().name) for p in ports])
         write_facts(model, replace(facts, dtype=low.numpy().name))
         drop_unused(model)
 
@@ -79,12 +105,16 @@ class LowerTensorrt(Graft):
             room[axis] = (0, int(port.shape[axis]) - array.shape[axis])
             fill = POISON if port.role in CACHES else 0
             fed[port.name] = np.pad(array, room, constant_values=fill)
-        return fed
+        deferred = any(p.name == COUNT for p in read_ports(after))
+        return {**fed, **unmoved(feed)} if deferred else fed
+
+    def carried(self, outputs: Feed) -> Feed:
+        return committed(outputs)
 
 
-def _lowered(port: Port, slots: int, dtype: str) -> Port:
+def _lowered(port: Port, sizes: Mapping[str, int], dtype: str) -> Port:
     """A port of the engine: S is a number, caches have the engine's precision."""
-    shape = tuple(slots if d == "S" else d for d in port.shape)
+    shape = tuple(sizes.get(d, d) if isinstance(d, str) else d for d in port.shape)
     return replace(port, shape=shape, dtype=dtype if port.role in CACHES else port.dtype)
 
 
@@ -101,13 +131,12 @@ def share_weights(graph: ir.Graph) -> None:
             value.replace_all_uses_with(first)
 
 
-def _fix_capacity(model: ir.Model, capacity: int) -> None:
-    """Give the symbol S its size wherever a shape names it."""
+def _fix(model: ir.Model, sizes: Mapping[str, int]) -> None:
+    """Give symbols their sizes wherever a shape names them."""
     graph = model.graph
-    values = [*graph.inputs, *(v for node in graph for v in node.outputs)]
-    for value in values:
-        if value.shape is not None and any(_symbol(d) == "S" for d in value.shape):
-            value.shape = ir.Shape([capacity if _symbol(d) == "S" else d for d in value.shape])
+    for value in [*graph.inputs, *(v for node in graph for v in node.outputs)]:
+        if value.shape is not None and any(_symbol(d) in sizes for d in value.shape):
+            value.shape = ir.Shape([sizes.get(_symbol(d) or "", d) for d in value.shape])
 
 
 def _symbol(dim: int | ir.SymbolicDim) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,21 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
+from graftline.evaluate import Feed
 from graftline.passes.emit import Emit
 from graftline.passes.graft import ROLE
 from graftline.passes.weights import constant, lazy, tensor_of
+from graftline.ports import read_facts, read_ports, write_facts, write_ports
 
+CACHES = ("cache.key", "cache.value")
 PRECISIONS = {
     "fp32": ir.DataType.FLOAT,
     "fp16": ir.DataType.FLOAT16,
     "bf16": ir.DataType.BFLOAT16,
 }
-NARROW = frozenset({"MatMul", "Gemm", "Attention", "TensorScatter", "RotaryEmbedding"})
+NARROW = frozenset(
+    {"MatMul", "Gemm", "Attention", "TreeAttention", "TensorScatter", "RotaryEmbedding"}
+)
 """Always in the low precision: they move the bytes, and accumulate in fp32 by themselves."""
 WIDE = frozenset(
     {"LayerNormalization", "Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Softplus",
@@ -140,6 +145,21 @@ class Precision:
         beside = Emit(self.graph, self.by).initializer(f"{name}.low", rounded)
         for node, place in readers[self.low]:
             node.replace_input_with(place, beside)
+
+
+def narrow(model: ir.Model, low: ir.DataType, by: str) -> None:
+    """Bring a decoder to the precision `low`: its graph, the ports of its caches, its facts."""
+    ports, dtype = read_ports(model), low.numpy().name
+    caches = frozenset(p.name for p in ports if p.role in CACHES)
+    Precision(model.graph, low, caches, by).apply()
+    write_ports(model, [replace(p, dtype=dtype) if p.name in caches else p for p in ports])
+    write_facts(model, replace(read_facts(model), dtype=dtype))
+
+
+def cast_caches(feed: Feed, after: ir.Model) -> Feed:
+    """`feed` with the caches in the types that the ports of `after` say."""
+    types = {p.name: np.dtype(p.dtype) for p in read_ports(after) if p.role in CACHES}
+    return {k: v.astype(types[k]) if k in types else v for k, v in feed.items()}
 
 
 def _rounded(tensor: ir.TensorProtocol, low: ir.DataType, name: str) -> npt.NDArray[Any]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from graftline.plugins.spec import DOMAIN
+
 _OPERATORS = """
     Abs Add And ArgMax ArgMin Attention Cast Ceil Clip Concat Constant ConstantOfShape Cos CumSum
     Div Einsum Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm
@@ -42,6 +44,8 @@ def refusals(graph: ir.Graph) -> dict[str, list[str]]:
 def _refusal(node: ir.Node) -> str:
     if node.op_type in QUANTIZED:
         return f"{node.op_type} is ONNX Runtime's: TensorRT targets take --dtype fp32, fp16 or bf16"
+    if node.domain == DOMAIN:
+        return ""  # a plugin, or a function that is inlined
     if node.domain:
         return f"{node.domain}::{node.op_type} is no operator TensorRT knows"
     if any(

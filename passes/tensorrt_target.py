@@ -27,6 +27,9 @@ class Flavour:
     """Times kernels on the GPU while it builds, and keeps the times in a cache."""
     plugins: bool
     """Takes plugins; where it does not, the functions of custom ops are inlined."""
+    flags: tuple[str, ...] = ()
+    """Builder flags it needs so that a step allocates nothing and can be captured as a CUDA graph.
+    """
 
 
 FLAVOURS = {
@@ -40,6 +43,7 @@ FLAVOURS = {
             ahead_of_time=True,
             times_kernels=False,
             plugins=False,
+            flags=("REQUIRE_USER_ALLOCATION",),
         ),
         Flavour(
             name="trt",

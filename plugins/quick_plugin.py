@@ -11,19 +11,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from graftline.errors import BackendError, GraftlineError
-from graftline.plugins.compile import Compiled, compile_planned
+from graftline.plugins.compile import CAPABILITIES, Compiled, compile_planned
 from graftline.plugins.spec import DOMAIN, Plugin, Tensor, Value
 
 _TYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32",
 }  # fmt: skip
 
+_registered: dict[str, int] = {}
+"""Name -> capability: TensorRT's registry is the process's, and takes a name once."""
+
 
 def register(plugins: Iterable[Plugin], capability: int) -> None:
     """Make the `plugins` known to TensorRT's registry under the namespace "graftline".
 
-    Engines built afterwards hold kernels for `capability` (90 is sm_90). Raises BackendError when
-    TensorRT with its module `tensorrt.plugin` is not installed (TensorRT-RTX has none).
+    Engines built afterwards hold kernels for `capability` (90 is sm_90); a process builds for one.
+    What is registered stays so, and is left out. Raises BackendError when TensorRT with its module
+    `tensorrt.plugin` is not installed (TensorRT-RTX has none), and for a second capability.
     """
     try:
         trt, api = (importlib.import_module(m) for m in ("tensorrt", "tensorrt.plugin"))
@@ -32,8 +36,19 @@ def register(plugins: Iterable[Plugin], capability: int) -> None:
             f"plugins need TensorRT 11 ({error}); pip install tensorrt-cu13, or build for a target "
             "that inlines them (trt-rtx)"
         ) from error
+    if capability not in CAPABILITIES:
+        known = ", ".join(f"sm_{n}" for n in CAPABILITIES)
+        raise BackendError(f"plugins are compiled for {known}, not for sm_{capability}")
     for plugin in plugins:
-        _register(plugin, capability, trt, api)
+        known = _registered.get(plugin.name)
+        if known is None:
+            _register(plugin, capability, trt, api)
+            _registered[plugin.name] = capability
+        elif known != capability:
+            raise BackendError(
+                f"{plugin.name} is registered for sm_{known} in this process; build for "
+                f"sm_{capability} in another"
+            )
 
 
 def _register(plugin: Plugin, capability: int, trt: Any, api: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from graftline.plugins.spec import (
+    TREE_LIMIT,
     Array,
     Dims,
     Plan,
@@ -24,8 +25,9 @@ _ROUNDS = "".join(
     f"""
     paths{r} = MatMul (reach{r}, reach{r})
     reach{r + 1} = Min (paths{r}, one_f)"""
-    for r in range(10)
+    for r in range(doublings(TREE_LIMIT))
 )
+LAST = doublings(TREE_LIMIT)
 VISIBLE = f"""
     zero = Constant <value = int64 {{0}}> ()
     one = Constant <value = int64 {{1}}> ()
@@ -46,7 +48,7 @@ VISIBLE = f"""
     near0 = Or (is_parent, is_self)
     reach0 = Cast <to = 1> (near0)
     {_ROUNDS}
-    generations = ReduceSum <keepdims = 1> (reach10, second_axis)
+    generations = ReduceSum <keepdims = 1> (reach{LAST}, second_axis)
     depth_f = Sub (generations, one_f)
     depth_column = Cast <to = 7> (depth_f)
     length_column = Unsqueeze (lengths, first_axis)
@@ -58,7 +60,7 @@ VISIBLE = f"""
     above_zero = Max (place, zero)
     node_of_slot = Min (above_zero, last_row)
     pointers = Unsqueeze (node_of_slot, second_axis)
-    descendants = Transpose <perm = [0, 2, 1]> (reach10)
+    descendants = Transpose <perm = [0, 2, 1]> (reach{LAST})
     by_slot = GatherND <batch_dims = 1> (descendants, pointers)
     by_row = Transpose <perm = [0, 2, 1]> (by_slot)
     ancestor = Cast <to = 9> (by_row)

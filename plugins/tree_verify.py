@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from graftline.plugins.spec import Array, Dims, Plan, Plugin, Tensor, Values, power_of_two
+from graftline.plugins.spec import (
+    TREE_LIMIT,
+    Array,
+    Dims,
+    Plan,
+    Plugin,
+    Tensor,
+    Values,
+    doublings,
+    power_of_two,
+)
 
 # A node stands when it carries the choice of its parent, is the first of its siblings that does,
 # and its parent stands. Standing is handed down by doubling: after r rounds kept{r} knows of the
@@ -22,8 +32,9 @@ _ROUNDS = "".join(
     above{r} = GatherND <batch_dims = 1> (kept{r}, up{r})
     kept{r + 1} = Mul (kept{r}, above{r})
     up{r + 1} = GatherND <batch_dims = 1> (up{r}, up{r})"""
-    for r in range(10)
+    for r in range(doublings(TREE_LIMIT))
 )
+KEPT = f"kept{doublings(TREE_LIMIT)}"
 BODY = f"""
     zero = Constant <value = int64 {{0}}> ()
     one = Constant <value = int64 {{1}}> ()
@@ -57,12 +68,12 @@ BODY = f"""
     held = Or (follows, root)
     kept0 = Cast <to = 7> (held)
     {_ROUNDS}
-    count = ReduceSum <keepdims = 0> (kept10, first_axis)
-    order = CumSum (kept10, one)
+    count = ReduceSum <keepdims = 0> ({KEPT}, first_axis)
+    order = CumSum ({KEPT}, one)
     rank = Sub (order, one)
     ranks = Unsqueeze (rank, first_axis)
     at_place = Equal (ranks, column)
-    chosen = Unsqueeze (kept10, first_axis)
+    chosen = Unsqueeze ({KEPT}, first_axis)
     chosen_bool = Cast <to = 9> (chosen)
     here = And (at_place, chosen_bool)
     here_number = Cast <to = 7> (here)

@@ -40,6 +40,13 @@ GRAFTED = {
     "reduce-logits": "kv-cache | reduce-logits{topk=4,entropy=true}",
     "pack-projections": "kv-cache | pack-projections{mlp=true}",
 }
+VERIFY = "kv-cache | tree-mask | select-rows | reduce-logits{topk=8} | fuse-verify"
+FUSED = {
+    "verify": VERIFY,
+    "draft": f"{VERIFY} | fuse-draft",
+    "sample": f"{VERIFY}{{sample=true}} | fuse-draft",
+}
+TWO = "trt-rtx:sm89+sm120"
 SMALL = BuildOptions(rows=(8,), chunk=16)
 
 
@@ -91,6 +98,32 @@ def test_every_kind_of_host_and_precision_builds(
 @pytest.mark.parametrize("passes", sorted({r.passes for r in recipes()}))
 def test_every_recipe_builds(tmp_path: Path, passes: str) -> None:
     assert engine(graph(tmp_path, f"{passes} | pack-projections"), "trt-rtx:sm89").size > 0
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_every_fused_step_builds(tmp_path: Path, name: str) -> None:
+    """One engine call that verifies, drafts, and commits what the last one accepted."""
+    target = "trt-rtx:sm89" if name == "sample" else TWO  # its random numbers take 5 s a target
+    made = engine(graph(tmp_path, f"{FUSED[name]} | pack-projections"), target)
+    decode, prefill = (made.profiles[name] for name in ("decode.8", "prefill"))
+    assert decode["last.path"] == decode["parents"] == [[1, 8]] * 3
+    assert (prefill["parents"][2], prefill["last.path"][2]) == ([1, 16], [1, 8])
+    assert made.size < 1 << 26, "code for following parents must not grow with every doubling"
+
+
+def test_a_fused_step_of_several_sequences_builds(tmp_path: Path) -> None:
+    spec = TinyDecoder(window=3, layers=3)
+    file = graph(tmp_path, FUSED["draft"], "bf16", spec)
+    made = engine(file, "trt-rtx:sm89", BuildOptions(rows=(1, 8), chunk=16, batch=4))
+    assert made.profiles["decode.1"]["template.parents"] == [[1]] * 3
+
+
+def test_two_steps_in_a_cache_that_holds_one_are_refused(tmp_path: Path) -> None:
+    ports = read_ports(ir.load(graph(tmp_path, FUSED["draft"])))
+    with pytest.raises(BackendError, match="40 rows in a step after a last one of 40, and a cache"):
+        BuildOptions(rows=(40,)).profiles(ports)
+    with pytest.raises(BackendError, match="follows trees of at most 256 nodes, not 300"):
+        BuildOptions(rows=(300,)).profiles([p for p in ports if "cache" not in p.role])
 
 
 def test_what_an_engine_file_says(tmp_path: Path) -> None:
@@ -241,27 +274,39 @@ from pathlib import Path
 from graftline.passes.build_tensorrt import build
 from graftline.ports import read_ports
 from graftline.store import load_graph
-graph = Path(sys.argv[1])
-made = build(graph, read_ports(load_graph(graph)), "trt-rtx:sm89", graph.with_name("step.engine"))
+graph, target = Path(sys.argv[1]), sys.argv[2]
+made = build(graph, read_ports(load_graph(graph)), target, graph.with_name("step.engine"))
 print(json.dumps(made.facts()))
 """
 
 
-@pytest.mark.slow
-def test_smollm2_builds_within_its_memory(smollm2: Path, tmp_path: Path) -> None:
-    """fp16, cache and tree mask: under three times its weights plus 1 GB, in its own process."""
+@pytest.fixture(scope="module")
+def smollm2_host(smollm2: Path) -> ir.Model:
+    """The real model in canonical form."""
     from graftline.models.checkpoint import open_checkpoint
-    from graftline.store import WeightFile, save_graph
 
     model = open_checkpoint(smollm2).host().model
-    passes = "kv-cache | tree-mask | select-rows | reduce-logits | pack-projections"
-    Pipeline.parse(f"canonicalize | anchors | {passes} | lower-tensorrt", GRAFTS).run(model)
+    Pipeline.parse("canonicalize | anchors", GRAFTS).run(model)
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [FUSED["draft"], FUSED["draft"].partition(" | fuse")[0]])
+def test_smollm2_builds_within_its_memory(
+    smollm2_host: ir.Model, tmp_path: Path, text: str
+) -> None:
+    """fp16, cache and tree of 64 nodes, two targets at once, in a process of its own: under three
+    times its weights plus 1 GB."""
+    from graftline.store import WeightFile, save_graph
+
+    model = smollm2_host.clone()
+    Pipeline.parse(f"{text} | pack-projections | lower-tensorrt", GRAFTS).run(model)
     weights = WeightFile(tmp_path, "fp16.weights", lambda size: None)
     save_graph(model, tmp_path / "fp16.onnx", weights, {})
     size = (tmp_path / "fp16.weights").stat().st_size
     assert size < 280e6, "134.5 million parameters of two bytes, the tied ones once"
     told = subprocess.run(
-        [sys.executable, "-c", REAL, str(tmp_path / "fp16.onnx")],
+        [sys.executable, "-c", REAL, str(tmp_path / "fp16.onnx"), TWO],
         capture_output=True,
         text=True,
         check=True,

@@ -40,10 +40,10 @@ def host(spec: TinyDecoder = HOSTS["grouped"], softcap: float = 0.0) -> ir.Model
 
 
 def lowered(text: str, dtype: str, model: ir.Model, feed: Feed | None = None) -> str:
-    """Lower in place; what the neutral law found."""
+    """Lower in place; what the neutral law found, where there is a feed."""
     text = f"{text} | lower-tensorrt{{dtype={dtype},capacity=32}}"
-    reports = Pipeline.parse(text, GRAFTS).run(model, feed)
-    return reports[-1].laws[-1].checked
+    laws = Pipeline.parse(text, GRAFTS).run(model, feed)[-1].laws
+    return next((law.checked for law in laws if law.law == "neutral"), "")
 
 
 def listing(model: ir.Model) -> list[str]:

@@ -100,8 +100,8 @@ def test_refusals() -> None:
         plugin.dims(shapes, plugin.values())
     with pytest.raises(GraftlineError, match="key has 3 dimensions, not 4"):
         plugin.dims([(1, 2, 3, 16), (1, 2, 9), *shapes[2:]], plugin.values())
-    with pytest.raises(GraftlineError, match="TreeVerify: 1025 nodes; a tree has at most 1024"):
-        PLUGINS["TreeVerify"].dims([(1, 1025)] * 3, {})
+    with pytest.raises(GraftlineError, match="TreeVerify: 257 nodes; a tree has at most 256"):
+        PLUGINS["TreeVerify"].dims([(1, 257)] * 3, {})
     mixed = [np.zeros(s, t) for s, t in zip(shapes[:2], (np.float32, np.float16), strict=True)]
     mixed += [np.zeros((1, 2, 9, 16), np.float32), np.zeros((1, 3), int), np.zeros(1, int)]
     with pytest.raises(GraftlineError, match="one float type, not"):

@@ -1,0 +1,37 @@
+"""The targets that ONNX Runtime runs, and how a pipeline ends for each of their precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graftline.errors import BackendError, GraftlineError, nearest
+
+CPU, CUDA = "ort-cpu", "ort-cuda"
+QUANTIZE = {"int8": "quantize{bits=8}", "int4": "quantize{bits=4}"}
+TARGETS: Mapping[str, Mapping[str, str]] = {
+    CPU: {dtype: "lower-ort" for dtype in ("fp32", "int8", "int4")},
+    CUDA: {
+        "fp32": "lower-ort{provider=cuda}",
+        "fp16": "lower-ort{provider=cuda,dtype=fp16}",
+        "bf16": "lower-ort{provider=cuda,dtype=bf16}",
+        "int8": "lower-ort{provider=cuda,dtype=fp16}",
+        "int4": "lower-ort{provider=cuda,dtype=fp16}",
+    },
+}
+"""target -> precision -> its lowering. On a GPU quantized weights go with fp16 activations."""
+
+
+def ending(target: str, dtype: str, quantizer: str | None) -> str:
+    """The passes after the grafts. Raises BackendError for an unknown target, GraftlineError for a
+    precision it does not have."""
+    if target not in TARGETS:
+        raise BackendError(f"no builder for the target '{target}' here{nearest(target, TARGETS)}")
+    known = TARGETS[target]
+    if dtype not in known:
+        raise GraftlineError(f"{target} has no dtype '{dtype}'{nearest(dtype, known)}")
+    quantize = QUANTIZE.get(dtype, "")
+    if quantizer is not None:
+        if not quantize:
+            raise GraftlineError("--quantizer goes with --dtype int8 or int4")
+        quantize = quantize.replace("}", f",algorithm={quantizer}}}")
+    return " | ".join(filter(None, [quantize, known[dtype]]))
