@@ -29,10 +29,11 @@ MOST_ROWS = 64
 """Most rows of one `score`; caches hold as many slots beyond the capacity."""
 CHUNK = 256
 """Rows of one prefill call."""
+STEP_INTS = ("tokens", "positions", "write_index", "rows")
 
 
 @dataclass
-class _Call:
+class StepArrays:
     """The bound arrays of one call shape: B sequences, N rows, R of them with logits."""
 
     binding: Any
@@ -48,6 +49,9 @@ class _Call:
 
 class OrtSession:
     """A lowered decoder opened on ONNX Runtime's CPU provider. See `runtimes.session.Session`."""
+
+    device: str = "cpu"
+    """Where the caches lie."""
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class OrtSession:
         self.capacity = min(capacity or limit, limit)
         self._graph = graph
         self._distances: set[str] | None = None
-        self._session = open_graph(graph, self.threads, company)
+        self._session = self._open(company)
         self._run_bound = self._session.run_with_iobinding
         self._names = {p.name for p in self.ports}
         self._caches = [p for p in self.ports if p.mirror is not None]
@@ -75,11 +79,14 @@ class OrtSession:
         taps = by_role(self.ports, "hidden")
         self._hidden = next((p.name for p in taps if p.tap == "postnorm"), None)
         self._lengths = np.zeros(0, np.int64)
-        self._calls: dict[tuple[int, int, int, int], _Call] = {}
+        self._calls: dict[tuple[int, int, int, int], StepArrays] = {}
         self._blocks: list[npt.NDArray[Any]] = []
         self._views: dict[str, npt.NDArray[Any]] = {}
         self._guests: list[OrtSession] = []
         self.reset(1)
+
+    def _open(self, company: bool) -> Any:
+        return open_graph(self._graph, self.threads, company)
 
     def sibling(self, host: OrtSession | None = None) -> OrtSession:
         """The same engine with caches of its own, or with those of `host`, a session of the same
@@ -98,6 +105,16 @@ class OrtSession:
         other.capacity, other._views = host.capacity, host._views
         host._guests.append(other)
         return other
+
+    def caches(self, row: int) -> dict[str, npt.NDArray[Any]]:
+        """The caches of sequence `row`, [1, K, S, D] each, by the name of their graph input: views,
+        valid until `reset` is given another batch."""
+        views = ((port.mirror, self._views[port.name]) for port in self._caches)
+        return {name: view[row : row + 1] for name, view in views if name is not None}
+
+    def advance(self, row: int, count: int) -> None:
+        """Count `count` more slots of sequence `row` as committed: a fused step has filled them."""
+        self._lengths[row] += count
 
     def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
         """The last row's scores (N = 1) after `tokens`, put behind the first `length` slots of
@@ -258,7 +275,7 @@ class OrtSession:
                     call.mask[row, 0, :, start : start + count] = mask[first + row]
         return self._run(call)
 
-    def _chain(self, call: _Call, tokens: Ints, start: int, count: int) -> Scores:
+    def _chain(self, call: StepArrays, tokens: Ints, start: int, count: int) -> Scores:
         """One chain of one sequence: the plain step, so as few array operations as will do.
 
         The mask of such a call is all true up to slot `filled`, then a triangle.
@@ -277,7 +294,7 @@ class OrtSession:
             call.filled = start
         return self._run(call)
 
-    def _chain_mask(self, call: _Call, row: int, start: int, count: int) -> None:
+    def _chain_mask(self, call: StepArrays, row: int, start: int, count: int) -> None:
         assert call.mask is not None
         call.mask[row, 0, :, :start] = True
         call.mask[row, 0, :, start + count :] = False
@@ -305,7 +322,7 @@ class OrtSession:
             raise BackendError(f"cannot roll back from {self._lengths} to {wanted}")
         self._lengths = wanted
 
-    def _run(self, call: _Call) -> Scores:
+    def _run(self, call: StepArrays) -> Scores:
         try:
             self._run_bound(call.binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
@@ -316,7 +333,7 @@ class OrtSession:
         top, values, gap = (outputs.get(n) for n in ("topk_ids", "topk_logits", "top_gap"))
         return Scores(argmax, logits, top, values, gap, self._last_hidden(call))
 
-    def _last_hidden(self, call: _Call) -> Floats | None:
+    def _last_hidden(self, call: StepArrays) -> Floats | None:
         """[B, R, H]: what `tap{layers=norm}` brings out, of the rows that have logits."""
         if self._hidden is None:
             return None
@@ -325,7 +342,7 @@ class OrtSession:
             hidden = np.take_along_axis(hidden, call.rows[..., None], axis=1)
         return hidden
 
-    def _call(self, batch: int, count: int, asked: int, row: int) -> _Call:
+    def _call(self, batch: int, count: int, asked: int, row: int) -> StepArrays:
         """The bound arrays for a call shape; `row` picks the caches for one of many."""
         alone = batch == 1 and self._batch > 1
         key = (batch, count, asked, row if alone else -1)
@@ -335,17 +352,9 @@ class OrtSession:
             self._calls[key] = self._bind(batch, count, asked, row if alone else None)
         return self._calls[key]
 
-    def _bind(self, batch: int, count: int, asked: int, row: int | None) -> _Call:
+    def _bind(self, batch: int, count: int, asked: int, row: int | None) -> StepArrays:
         binding = self._session.io_binding()
-        slots = self.capacity + MOST_ROWS
-        ints = {
-            "tokens": np.zeros((batch, count), np.int64),
-            "positions": np.zeros((batch, count), np.int64),
-            "write_index": np.zeros(batch, np.int64),
-            "rows": np.tile(np.arange(asked, dtype=np.int64), (batch, 1)),
-        }
-        mask = np.zeros((batch, 1, count, slots), np.bool_) if self._tree else None
-        feeds: dict[str, npt.NDArray[Any]] = {**ints, **({} if mask is None else {"mask": mask})}
+        feeds = self._step_arrays(batch, count, asked)
         for name, array in feeds.items():
             if name in self._names:
                 binding.bind_ortvalue_input(name, _value(array))
@@ -361,10 +370,24 @@ class OrtSession:
                 shape = [d if isinstance(d, int) else known[d] for d in port.shape]
                 outputs[port.name] = np.zeros(shape, np.dtype(port.dtype))
                 binding.bind_ortvalue_output(port.name, _value(outputs[port.name]))
-        rows = ints["rows"]
-        return _Call(
-            binding, ints["tokens"], ints["positions"], ints["write_index"], rows, mask, outputs
+        tokens, positions, write_index, rows = (feeds[n] for n in STEP_INTS)
+        return StepArrays(
+            binding, tokens, positions, write_index, rows, feeds.get("mask"), outputs
         )
+
+    def _step_arrays(self, batch: int, count: int, asked: int) -> dict[str, npt.NDArray[Any]]:
+        """What one call shape reads besides the caches, by input name; the mask where there are
+        trees."""
+        made: dict[str, npt.NDArray[Any]] = {
+            "tokens": np.zeros((batch, count), np.int64),
+            "positions": np.zeros((batch, count), np.int64),
+            "write_index": np.zeros(batch, np.int64),
+            "rows": np.tile(np.arange(asked, dtype=np.int64), (batch, 1)),
+        }
+        if self._tree:
+            slots = self.capacity + MOST_ROWS
+            made["mask"] = np.zeros((batch, 1, count, slots), np.bool_)
+        return made
 
 
 def _cache_shapes(ports: Sequence[Port]) -> list[tuple[Any, ...]]:
