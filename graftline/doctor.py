@@ -15,7 +15,7 @@ from graftline.passes.tensorrt_target import FLAVOURS, Flavour, gpu_capability
 PACKAGES = (
     "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "networkx",
     "tokenizers", "safetensors", "jinja2", "torch", "transformers", "accelerate", "gguf",
-    "tensorrt-rtx-cu13", "tensorrt", "triton",
+    "tensorrt-rtx-cu13", "tensorrt-cu13", "cuda-bindings", "triton",
 )  # fmt: skip
 NO_GPU = "no NVIDIA GPU or driver here"
 EXPORT = ("torch", "transformers", "accelerate", "gguf")
@@ -83,37 +83,51 @@ def _abilities(versions: dict[str, str | None], gpus: int) -> tuple[Ability, ...
     return (
         readers,
         Ability("ort-cpu", cpu, cpu, "" if cpu else "no ONNX Runtime", _pip("onnxruntime", cpu)),
-        _cuda(bool(versions["onnxruntime-gpu"]), gpus),
-        *(_engines(flavour, gpus) for flavour in FLAVOURS.values()),
+        _cuda(cpu, bool(versions["onnxruntime-gpu"]), gpus),
+        *(_engines(f, gpus, bool(versions["cuda-bindings"])) for f in FLAVOURS.values()),
     )
 
 
-def _cuda(installed: bool, gpus: int) -> Ability:
-    """ONNX Runtime on a GPU."""
+def _cuda(builds: bool, installed: bool, gpus: int) -> Ability:
+    """ONNX Runtime on a GPU; its graphs are built without one."""
+    hidden = installed and not _has_cuda()
     reasons = [
-        "this version of graftline has no builder for it yet",
         "" if installed else "its library is not installed",
+        "the package onnxruntime hides it" if hidden else "",
         "" if gpus else NO_GPU,
     ]
     reason = "; ".join(filter(None, reasons))
-    return Ability("ort-cuda", False, False, reason, _pip('"graftline[gpu]"', installed))
+    install = _pip('"graftline[gpu]"', installed)
+    if hidden:
+        install = "pip uninstall -y onnxruntime && pip install --force-reinstall onnxruntime-gpu"
+    return Ability("ort-cuda", builds, not reason, reason, install)
 
 
-def _engines(flavour: Flavour, gpus: int) -> Ability:
-    """Engines of one TensorRT: which GPUs it builds for, and whether it can here."""
+def _has_cuda() -> bool:
+    """Whether the ONNX Runtime that is imported has its CUDA provider."""
+    from graftline.runtimes.ort_provider import cuda_missing
+
+    return not cuda_missing()
+
+
+def _engines(flavour: Flavour, gpus: int, bindings: bool) -> Ability:
+    """Engines of one TensorRT: which GPUs it builds for, whether it can here, and run them."""
     installed = importlib.util.find_spec(flavour.module) is not None
     here = gpu_capability() if gpus else None
     makes = ", ".join(f"sm{n}" for n in flavour.capabilities)
     where = "without a GPU" if flavour.ahead_of_time else "on a machine with that GPU"
-    reasons = [
-        f"builds for {makes}, {where}",
+    fits = here in flavour.capabilities
+    lacking = [
         "" if installed else "its library is not installed",
-        "this version of graftline has no session to run it yet",
+        "" if bindings else "cuda-bindings, which runs engines, is not installed",
         "" if gpus else NO_GPU,
+        "" if fits or not gpus else f"this machine's GPU is sm{here}",
     ]
-    builds = installed and (flavour.ahead_of_time or here in flavour.capabilities)
-    reason = "; ".join(filter(None, reasons))
-    return Ability(flavour.name, builds, False, reason, _pip(flavour.package, installed))
+    builds = installed and (flavour.ahead_of_time or fits)
+    reason = "; ".join([f"builds for {makes}, {where}", *filter(None, lacking)])
+    wanted = [flavour.package] * (not installed) + ['"graftline[trt]"'] * (not bindings)
+    install = f"pip install {' '.join(wanted)}" if wanted else ""
+    return Ability(flavour.name, builds, not any(lacking), reason, install)
 
 
 def _pip(package: str, installed: bool) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from graftline.commands import screen
 from graftline.errors import GraftlineError
+from graftline.recipe import FUSED
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -131,7 +132,8 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
     if bundle is None:
         return
     if (engine := bundle.manifest.extra.get("engine")) is not None:
-        shown.print(_engine_table(engine))
+        ports = bundle.manifest.ports[engine["graph"]]
+        shown.print(_engine_table(engine, ports))
     passes = bundle.manifest.passes
     rows = [
         (p.text, f"{p.nodes_before} → {p.nodes_after}", f"{p.seconds:.2f}", _few(p.added), p.why)
@@ -145,13 +147,24 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
     shown.print(screen.table("files", ("file", "size#", "sha256"), files))
 
 
-def _engine_table(engine: dict[str, Any]) -> Any:
-    """What the builder said of the engine, and the shapes of its profiles (least, most)."""
+def _engine_table(engine: dict[str, Any], ports: tuple[Port, ...]) -> Any:
+    """What the manifest says of the engine: nothing is opened, so no GPU is needed."""
     memory = f"{screen.size(engine['peak_memory'])} of memory"
+    options = engine["options"]
+    flags = [name.replace("_", "-") for name, value in options.items() if value is True]
+    slots = {p.shape[2] for p in ports if p.role.startswith("cache.")}
+    sides = [sum(p.direction == side for p in ports) for side in ("in", "out")]
+    aliased = sum(p.mirror is not None for p in ports)
+    plugins = [f"{name} {digest[:12]}" for name, digest in engine.get("plugins", {}).items()]
     rows = [
+        ("built from", f"the graph {engine['graph']}"),
         ("file", f"{engine['file']}, {screen.size(engine['size'])}"),
         ("runs on", f"{engine['target']}, with {engine['library']}"),
         ("built in", f"{engine['seconds']:.0f} s, {memory}"),
+        ("takes", f"{options['batch']} sequences of {', '.join(map(str, slots))} slots"),
+        *([("options", ", ".join(flags))] if flags else []),
+        ("tensors", f"{sides[0]} inputs, {sides[1]} outputs, {aliased} of them written in place"),
+        ("plugins", ", ".join(plugins) or "none"),
     ]
     for name, shapes in engine["profiles"].items():
         tokens, most = shapes["tokens"][0], shapes["tokens"][2]
@@ -174,10 +187,12 @@ def _bundle_table(bundle: Bundle) -> Any:
     if manifest.exactness is not None:
         invariant = "yes" if manifest.exactness.row_invariant else "no"
         exactness = f"row-invariant: {invariant} (worst {manifest.exactness.worst:.2g})"
+    fused = manifest.extra.get(FUSED)
     rows = [
         ("recipe", manifest.recipe),
         ("target", f"{manifest.target}, {manifest.dtype}"),
         ("pipeline", manifest.pipeline),
+        *([("fused step", f"{fused['pipeline']}; see --stage {FUSED}")] if fused else []),
         *([("draft", f"{manifest.draft['source']}; inspect {bundle.path}/draft")] if manifest.draft
           else []),
         ("exactness", exactness),

@@ -1,0 +1,140 @@
+"""A tiny decoder twice: as a TensorRT session and as the ort-cpu session it is held against."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from stand_in_device import StandInDevice
+from toy_session import FLAT
+
+from graftline.models.decoder import TinyDecoder
+from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.build_tensorrt import BuildOptions
+from graftline.passes.laws import infer_shapes
+from graftline.ports import read_facts, read_ports
+from graftline.recipe import recipe
+from graftline.runtimes.engine import Engine
+from graftline.runtimes.engine_plan import EnginePlan
+from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.trt import TrtSession
+from graftline.store import WeightFile, save_graph
+from graftline.tree import Tree
+
+GRAFTED = "anchors | kv-cache | tree-mask | select-rows | tap{layers=norm} | reduce-logits"
+SLOTS = 96
+WIDE = {"rows": (1, 64), "slots": 160}
+"""Hosts whose attention goes by distance score a tree in one call."""
+
+
+@dataclass
+class Pair:
+    trt: TrtSession
+    ort: OrtSession
+    device: Any
+
+    @property
+    def both(self) -> list[Any]:
+        return [self.trt, self.ort]
+
+
+def lowered(spec: TinyDecoder, text: str, folder: Path) -> tuple[Path, Any, Any]:
+    model = spec.build()
+    infer_shapes(model)
+    Pipeline.parse(text, GRAFTS).run(model)
+    folder.mkdir(parents=True)
+    save_graph(model, folder / "g.onnx", WeightFile(folder, "g.weights", lambda size: None), {})
+    return folder / "g.onnx", read_facts(model), read_ports(model)
+
+
+def plan_of(ports: Any, **options: Any) -> EnginePlan:
+    made = BuildOptions(**{"rows": (1, 8), "chunk": 16, "batch": 3, **options})
+    shapes: Any = made.profiles(ports)
+    return EnginePlan(
+        "e.engine", "graph", "trt-rtx:sm89", "tensorrt-rtx-cu13 1.7.1", shapes, False, False, {},
+        "graftline optimize X",
+    )  # fmt: skip
+
+
+def pair(
+    folder: Path,
+    spec: TinyDecoder | None = None,
+    text: str = GRAFTED,
+    dtype: str = "fp32",
+    capacity: int | None = None,
+    slots: int = SLOTS,
+    **options: Any,
+) -> Pair:
+    spec = spec or TinyDecoder()
+    lower = f"{text} | lower-tensorrt{{dtype={dtype},capacity={slots}}}"
+    graph, facts, ports = lowered(spec, lower, folder / "trt")
+    plan = plan_of(ports, **options)
+    device = StandInDevice(graph, ports, plan.profiles)
+    session = TrtSession(device, plan, facts, ports, graph, capacity)
+    other = lowered(spec, f"{text} | lower-ort", folder / "ort")
+    return Pair(session, OrtSession(*other, capacity=session.capacity), device)
+
+
+def same(near: float, found: Sequence[np.ndarray]) -> None:
+    """Equal but for rounding, relative to the largest."""
+    assert found[0].shape == found[1].shape
+    assert np.abs(found[0] - found[1]).max() <= near * max(1.0, np.abs(found[1]).max())
+
+
+def ragged_trees(p: Pair, near: float = 1e-5, choices: bool = True) -> None:
+    """Three ragged sequences through trees of 1 to 20 rows, commits, a rollback, an admission.
+
+    `choices`: precise enough that the best tokens are equal too."""
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(0, 61, n) for n in (33, 1, 1)]
+    for session in p.both:
+        session.reset(3)
+    first = [s.prefill(prompts) for s in p.both]
+    same(near, [s.logits for s in first])
+    same(near, [s.hidden for s in first])
+    for step in range(7):
+        count = (1, 5, 8, 13, 20, 2, 1)[step]
+        parents = [int(rng.integers(0, n)) if n else -1 for n in range(count)]
+        tokens = rng.integers(0, 61, (3, count))
+        trees = [Tree(tokens[b], np.asarray(parents)) for b in range(3)]
+        depth, mask = np.stack([t.depth for t in trees]), np.stack([t.mask for t in trees])
+        scores = [s.score(tokens, depth, mask) for s in p.both]
+        same(near, [s.logits for s in scores])
+        same(near, [s.hidden for s in scores])
+        if choices:
+            assert np.array_equal(scores[0].argmax, scores[1].argmax)
+            assert np.array_equal(scores[0].topk_ids, scores[1].topk_ids)
+        same(near, [s.topk_logits for s in scores])
+        same(near, [s.top_gap for s in scores])
+        paths = [trees[b].path_to(int(rng.integers(0, count))) for b in range(3)]
+        paths[step % 3] = ()
+        for session in p.both:
+            session.commit(paths)
+        assert p.trt.lengths.tolist() == p.ort.lengths.tolist()
+    back = [int(n) - 1 for n in p.trt.lengths]
+    for session in p.both:
+        session.truncate(back)
+    same(near, [s.score(tokens[:, :1]).logits for s in p.both])
+    same(near, [s.admit(1, prompts[0]).logits for s in p.both])
+    same(near, [s.score(tokens[:, :4]).logits for s in p.both])
+
+
+def generated(p: Pair, name: str) -> list[list[list[int]]]:
+    """What a recipe generates on both: prompts alone, as a batch, and sampled."""
+    prompts = [[5, 9, 5, 9, 5, 9, 11], [1, 2, 3], [7] * 12]
+    options: Any = {"raw": True, "max_new_tokens": 20}
+    texts: list[list[list[int]]] = []
+    for session in p.both:
+        engine = Engine(session, None, {}, recipe(name), FLAT)
+        alone = [engine.generate(ids, **options).tokens for ids in prompts]
+        together = [r.tokens for r in engine.generate(prompts, batch=2, **options)]
+        sampled = engine.generate(prompts[0], temperature=0.9, seed=7, **options).tokens
+        texts.append([*alone, *together, sampled])
+    return texts
