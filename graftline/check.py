@@ -13,6 +13,8 @@ import numpy.typing as npt
 from graftline.bundle import Bundle
 from graftline.engines import is_engine
 from graftline.errors import GraftlineError, LawBroken
+from graftline.recipe import FUSED
+from graftline.targets import CUDA
 
 if TYPE_CHECKING:
     from graftline.runtimes.engine import Engine
@@ -63,12 +65,21 @@ def check(path: str | Path, watch: Watch | None = None) -> Report:
         if (draft := bundle.draft()) is not None:
             say("running the laws of the draft engine again")
             findings += [replace(f, what=f"draft: {f.what}") for f in _laws(draft, say)]
-        if is_engine(bundle.manifest.target):
-            told = "not compared: the engine runs on its GPU only"
+        if told := _elsewhere(bundle.manifest.target):
             return Report(str(path), (*findings, Finding("greedy tokens", told, True)))
         say("comparing greedy tokens with the unmodified export")
         findings += _tokens(bundle)
     return Report(str(path), tuple(findings))
+
+
+def _elsewhere(target: str) -> str:
+    """Why the bundle's graph does not run here, "" when it does."""
+    from graftline.runtimes.ort_provider import cuda_missing
+
+    if is_engine(target):
+        return "not compared: the engine runs on its GPU only"
+    missing = cuda_missing() if target == CUDA else ""
+    return f"not compared: {missing}" if missing else ""
 
 
 def _files(bundle: Bundle) -> list[Finding]:
@@ -79,7 +90,7 @@ def _files(bundle: Bundle) -> list[Finding]:
 
 
 def _laws(bundle: Bundle, say: Watch) -> list[Finding]:
-    from graftline.compile import recheck
+    from graftline.recheck import recheck
 
     try:
         rows = recheck(bundle, say)
@@ -96,13 +107,17 @@ def _tokens(bundle: Bundle) -> list[Finding]:
 
     engine = load(bundle.path, verify=False)
     findings: list[Finding] = []
+    ways = [("plain", "host"), (bundle.manifest.recipe, "host")]
+    if FUSED in bundle.manifest.graphs:
+        ways.append((bundle.manifest.recipe, FUSED))
     for prompt in _prompts(bundle, engine):
         expected, gaps = reference_tokens(bundle, prompt, NEW_TOKENS)
-        for recipe in dict.fromkeys(("plain", bundle.manifest.recipe)):
+        for recipe, step in dict.fromkeys(ways):
             result: Any = engine.generate(
-                prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True, recipe=recipe
+                prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True, recipe=recipe, step=step
             )
-            what = f"greedy tokens, {recipe}, prompt of {len(prompt)}"
+            told = f"{recipe}, fused" if step == FUSED else recipe
+            what = f"greedy tokens, {told}, prompt of {len(prompt)}"
             findings.append(_compared(what, bundle.manifest.dtype, result.tokens, expected, gaps))
     return findings
 

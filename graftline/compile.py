@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,24 +14,23 @@ from graftline.bundle import DRAFT, Bundle
 from graftline.bundle_writer import BundleWriter, check_target
 from graftline.draft import DraftSource, check_vocabulary
 from graftline.engines import EngineRequest, is_engine
-from graftline.errors import BackendError, GraftlineError, LawBroken, nearest
+from graftline.errors import GraftlineError, nearest
 from graftline.evaluate import decoder_feed
 from graftline.manifest import LawRow, Manifest, PassRow
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.pipeline import PassReport
 from graftline.passes.reduce_host import reduce_host
 from graftline.ports import Port, read_facts, read_ports
-from graftline.proof import prove
-from graftline.recipe import Recipe, recipe
-from graftline.store import WeightFile, checkpoint_files, load_graph, save_graph
+from graftline.proof import prove, prove_fused
+from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
+from graftline.store import WeightFile, checkpoint_files, save_graph
+from graftline.targets import CPU, TARGETS, ending
 
 if TYPE_CHECKING:
     from graftline.models.host import Host
 
 Watch = Callable[[str], None]
 FRONT = "canonicalize | anchors"
-DTYPES = {"fp32": "", "int8": "quantize{bits=8}", "int4": "quantize{bits=4}"}
-TARGETS = ("ort-cpu",)
 LAW_BLOCKS = 2
 """Blocks of the reduced host on which the numeric laws of the grafts run."""
 ORACLE_LIMIT = 1 << 30
@@ -50,6 +48,20 @@ class Compiled:
     reports: list[PassReport]
     notes: list[LawRow] = field(default_factory=list[LawRow])
 
+    @property
+    def laws(self) -> list[LawRow]:
+        """Every law that was checked."""
+        rows = [LawRow(r.graft, r.law, r.checked) for p in self.reports for r in p.laws]
+        return rows + self.notes
+
+    def beyond(self, other: Compiled) -> Compiled:
+        """What was done and checked here, and not on the way to `other`."""
+        done = {r.text for r in other.reports}
+        checked = {(row.graft, row.law) for row in other.notes}
+        reports = [r for r in self.reports if r.text not in done]
+        notes = [row for row in self.notes if (row.graft, row.law) not in checked]
+        return replace(self, reports=reports, notes=notes)
+
 
 def optimize(
     checkpoint: str | Path,
@@ -63,6 +75,7 @@ def optimize(
     quantizer: str | None = None,
     draft: str | None = None,
     engine: str = "",
+    step: str = "host",
     watch: Watch | None = None,
 ) -> Bundle:
     """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
@@ -71,21 +84,26 @@ def optimize(
     `passes` replaces the recipe's own; `quantizer` names the algorithm of `dtype` int8 or int4.
     `draft` puts a draft engine in: "int4" or "int8" (the same weights quantized), or the path of a
     checkpoint of the same vocabulary, optionally "PATH:int4". `engine` are options of a TensorRT
-    target ("rows=1+64,capacity=4096"). `watch` is told each step in words. Raises GraftlineError;
-    then `out` is as it was.
+    target ("rows=1+64,capacity=4096"). `step` "fused" puts a second graph in, over the same
+    weights, whose step drafts, verifies and commits by itself; a TensorRT engine is built from that
+    one. `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
 
     say = watch or _silent
+    check_step(step)
     request = EngineRequest.parse(target, dtype, engine) if is_engine(target) else None
     if engine and request is None:
         raise GraftlineError(f"--engine goes with a TensorRT target, not with {target}")
     chosen, text = plan(recipe, passes, target, dtype, quantizer, request)
+    fused = None
+    if step == FUSED:
+        request, fused = fused_plan(chosen, passes, target, dtype, quantizer, request)
     if draft is not None and request is not None:
         raise GraftlineError(f"--draft goes with --target ort-cpu, not with {target}")
-    source = None if draft is None else DraftSource.parse(draft, DTYPES, dtype)
+    source = None if draft is None else DraftSource.parse(draft, TARGETS[target], dtype)
     if source is not None and source.checkpoint is not None and not source.checkpoint.exists():
-        known = nearest(str(draft), [name for name in DTYPES if name != dtype])
+        known = nearest(str(draft), [name for name in TARGETS[target] if name != dtype])
         raise GraftlineError(f"--draft {draft}: no such file or folder, nor a precision{known}")
     if source is None and "draft" in chosen.needs:
         raise GraftlineError(f"the recipe {chosen.name} needs a draft engine; add --draft int8")
@@ -99,13 +117,21 @@ def optimize(
         sizes = host.facts.vocabulary, other.facts.vocabulary
         check_vocabulary(host.tokenizer_files, other.tokenizer_files, sizes, str(source.checkpoint))
     compiled = compile_graph(host.model, text, say)
+    step_graph: Compiled | None = None
+    if fused is not None:
+        say("the fused step: the same passes, then drafting and verification in the graph")
+        step_graph = compile_graph(host.model, fused, say)
     rebuild = f"graftline optimize {checkpoint} -o {out} --recipe {chosen.name} --dtype {dtype}"
     if draft is not None:
         rebuild += f" --draft {draft}"
-    if request is not None:
+    if fused is not None:
+        rebuild += " --step fused"
+    if target != CPU:
         rebuild += f" --target {target}" + (f" --engine {engine}" if engine else "")
     with BundleWriter(out, watch=say) as writer:
-        manifest = _write(writer, host, compiled, chosen, target, dtype, weights, say, request)
+        manifest = _write(
+            writer, host, compiled, chosen, target, dtype, weights, say, request, step_graph
+        )
         if source is not None:
             _write_draft(writer.nested(DRAFT), other, source, target, weights, rebuild, say)
             same = source.checkpoint is None
@@ -122,26 +148,43 @@ def plan(
     dtype: str,
     quantizer: str | None,
     request: EngineRequest | None = None,
+    fusing: str = "",
 ) -> tuple[Recipe, str]:
-    """The recipe of that name and the whole pipeline text. Raises for what is unknown."""
+    """The recipe of that name and the whole pipeline text, with the passes `fusing` behind the
+    recipe's. Raises for what is unknown."""
     chosen = recipe(name)
-    parts = [FRONT, passes if passes is not None else chosen.passes, "pack-projections"]
+    own = passes if passes is not None else chosen.passes
+    parts = [FRONT, own, fusing, "pack-projections"]
     if request is not None:
         if quantizer is not None:
             raise GraftlineError(f"--quantizer goes with --target ort-cpu, not with {target}")
         text = " | ".join([*filter(None, parts), request.lowering])
         return chosen, str(Pipeline.parse(text, GRAFTS))
-    if target not in TARGETS:
-        raise BackendError(f"no builder for the target '{target}' here{nearest(target, TARGETS)}")
-    if dtype not in DTYPES:
-        raise GraftlineError(f"no dtype is called '{dtype}'{nearest(dtype, DTYPES)}")
-    quantize = DTYPES[dtype]
-    if quantizer is not None:
-        if not quantize:
-            raise GraftlineError("--quantizer goes with --dtype int8 or int4")
-        quantize = quantize.replace("}", f",algorithm={quantizer}}}")
-    text = " | ".join([*filter(None, [*parts, quantize]), "lower-ort"])
+    text = " | ".join(filter(None, [*parts, ending(target, dtype, quantizer)]))
     return chosen, str(Pipeline.parse(text, GRAFTS))
+
+
+def fused_plan(
+    chosen: Recipe,
+    passes: str | None,
+    target: str,
+    dtype: str,
+    quantizer: str | None,
+    request: EngineRequest | None,
+) -> tuple[EngineRequest | None, str]:
+    """The pipeline text of the fused step, and the engine it asks for, whose steps are the
+    recipe's trees. Raises GraftlineError for a recipe or a target that has none."""
+    if request is None and target != CPU:
+        raise GraftlineError(f"--step fused goes with {CPU} or a TensorRT target, not {target}")
+    check_fusable(chosen)
+    from graftline.runtimes.drafters import make_drafter
+
+    drafter: Any = make_drafter(chosen.drafter, chosen.options)
+    if request is not None:
+        request = request.stepping(drafter.rows)
+    fusing = f"fuse-verify{{sample=true}} | fuse-draft{{width={drafter.width}}}"
+    text = plan(chosen.name, passes, target, dtype, quantizer, request, fusing)[1]
+    return request, text
 
 
 def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
@@ -190,8 +233,11 @@ def _write(
     mode: Literal["link", "copy"],
     say: Watch,
     request: EngineRequest | None = None,
+    fused: Compiled | None = None,
 ) -> Manifest:
     graphs = {"export": host.model, "canonical": compiled.canonical, target: compiled.lowered}
+    if fused is not None:
+        graphs[FUSED] = fused.lowered
     linked: dict[Path, str] = {}
     for model in graphs.values():
         for file in sorted(checkpoint_files(model)):
@@ -205,15 +251,24 @@ def _write(
     for name, model in graphs.items():
         files[name] = f"{_file_name(name)}.onnx"
         say(f"writing {files[name]}")
-        save_graph(model, writer.path(files[name]), own if name == target else store, linked)
+        weight_file = own if name in (target, FUSED) else store
+        save_graph(model, writer.path(files[name]), weight_file, linked)
     tokenizer = [_copied(writer, file) for file in host.tokenizer_files]
     facts = read_facts(compiled.lowered)
     ports = {name: read_ports(model) for name, model in graphs.items()}
     extra: dict[str, Any] = {}
     if request is not None:  # before the proof, whose sessions leave memory behind
-        extra["engine"] = _engine(writer, request, files[target], ports[target], say)
+        stage = target if fused is None else FUSED
+        made = _engine(writer, request, files[stage], ports[stage], say)
+        extra["engine"] = {"graph": stage, **made}
     proof = prove(writer.root, files, facts, ports[target], ports["canonical"], target, dtype, say)
     extra |= {"min_rows": proof.min_rows, "per_rows": proof.per_rows}
+    reports, laws = compiled.reports, [*compiled.laws, *proof.laws]
+    if fused is not None:
+        more = fused.beyond(compiled)
+        reports, laws = [*reports, *more.reports], [*laws, *more.laws]
+        laws.append(prove_fused(writer.root, files, facts, ports, target, chosen, say))
+        extra[FUSED] = {"pipeline": fused.pipeline}
     return Manifest(
         name=Path(writer.out).name,
         facts=facts,
@@ -223,8 +278,8 @@ def _write(
         dtype=dtype,
         graphs=files,
         ports=ports,
-        passes=tuple(_row(r) for r in compiled.reports),
-        laws=(*_laws(compiled), *proof.laws),
+        passes=tuple(_row(r) for r in reports),
+        laws=tuple(laws),
         exactness=proof.exactness,
         quality=proof.quality,
         generation=host.generation,
@@ -284,44 +339,6 @@ def _row(report: PassReport) -> PassRow:
         added,
         report.why,
     )
-
-
-def _laws(compiled: Compiled) -> list[LawRow]:
-    rows = [LawRow(r.graft, r.law, r.checked) for p in compiled.reports for r in p.laws]
-    return rows + compiled.notes
-
-
-def recheck(bundle: Bundle, watch: Watch | None = None) -> list[LawRow]:
-    """Compile the bundle's own export again and prove it again.
-
-    The pipeline must give the very graph that is stored. Raises LawBroken and what
-    the pipeline raises.
-    """
-    say = watch or _silent
-    manifest = bundle.manifest
-    compiled = compile_graph(load_graph(bundle.graph("export")), manifest.pipeline, say)
-    stored = load_graph(bundle.graph(manifest.target))
-    for place, (now, was) in enumerate(zip_longest(compiled.lowered.graph, stored.graph)):
-        if _wiring(now) != _wiring(was):
-            raise LawBroken(
-                "pipeline", "reproducible", f"node {place}", f"{_wiring(was)} is stored, not made"
-            )
-    same = LawRow("pipeline", "reproducible", f"{len(stored.graph)} nodes made again as stored")
-    files, ports = dict(manifest.graphs), manifest.ports
-    target, dtype = manifest.target, manifest.dtype
-    proof = prove(
-        bundle.path, files, manifest.facts, ports[target], ports["canonical"], target, dtype, say
-    )
-    return [*_laws(compiled), same, *proof.laws]
-
-
-def _wiring(node: ir.Node | None) -> tuple[Any, ...]:
-    """What a node is, without its own name."""
-    if node is None:
-        return ("nothing",)
-    inputs = tuple(v.name if v is not None else "" for v in node.inputs)
-    outputs = tuple(v.name if v.uses() or v.is_graph_output() else "" for v in node.outputs)
-    return (node.op_type, inputs, outputs)
 
 
 def _silent(line: str) -> None:

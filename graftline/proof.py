@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from graftline.errors import LawBroken
 from graftline.manifest import Exactness, LawRow
 from graftline.passes.laws import TOLERANCE
 from graftline.ports import Facts, Port
+from graftline.recipe import FUSED, Recipe
+from graftline.targets import CUDA
 
 if TYPE_CHECKING:
     from graftline.runtimes.ort import OrtSession
@@ -47,13 +49,15 @@ def prove(
 ) -> Proof:
     """Compare the engine with the unmodified export, and measure its rows against one another."""
     from graftline.runtimes.ort import OrtSession
+    from graftline.runtimes.ort_cuda import SESSIONS
+    from graftline.runtimes.ort_provider import cuda_missing
     from graftline.runtimes.row_invariance import row_invariance
 
-    if is_engine(target):
+    if is_engine(target) or (target == CUDA and cuda_missing()):
         return _prove_graph(folder, files, facts, ports, canonical, target, dtype, say)
     say("proof: the engine against the unmodified export, with the real weights")
     capacity = min(facts.positions or 512, 512)
-    session = OrtSession(folder / files[target], facts, ports, capacity=capacity)
+    session = SESSIONS[target](folder / files[target], facts, ports, capacity=capacity)
     laws = [LawRow(target, "whole", whole(folder / files["export"], session, facts, dtype))]
     random = np.random.default_rng(1)
     prompt = random.integers(0, facts.vocabulary, min(24, capacity - 20), dtype=np.int64)
@@ -86,6 +90,29 @@ def prove(
     )
 
 
+def prove_fused(
+    folder: Path,
+    files: Mapping[str, str],
+    facts: Facts,
+    ports: Mapping[str, tuple[Port, ...]],
+    target: str,
+    chosen: Recipe,
+    say: Watch,
+) -> LawRow:
+    """Law of the fused step, with the real weights: step by step it is the host's."""
+    from graftline.runtimes.fused_law import fused_is_host
+    from graftline.runtimes.ort import OrtSession
+    from graftline.runtimes.ort_fused import OrtFusedStep
+
+    if is_engine(target):
+        return LawRow(FUSED, "fused", "on the reduced host alone: the engine runs on its GPU")
+    say("proof: the fused step against the host's own, with the real weights")
+    capacity = min(facts.positions or 512, 512)
+    session = OrtSession(folder / files[target], facts, ports[target], capacity=capacity)
+    fused = OrtFusedStep(folder / files[FUSED], ports[FUSED], session)
+    return LawRow(FUSED, "fused", fused_is_host(session, fused, chosen.options))
+
+
 def _prove_graph(
     folder: Path,
     files: dict[str, str],
@@ -103,7 +130,8 @@ def _prove_graph(
     capacity = min(facts.positions or 512, 512)
     fp32 = OrtSession(folder / files["canonical"], facts, canonical, capacity=capacity)
     laws = [LawRow("canonical", "whole", whole(folder / files["export"], fp32, facts, "fp32"))]
-    slots = next((int(p.shape[2]) for p in ports if p.mirror is not None), 0)
+    slots = next((p.shape[2] for p in ports if p.mirror is not None), 0)
+    slots = slots if isinstance(slots, int) else capacity + MOST_ROWS
     if dtype == "bf16" or slots <= MOST_ROWS:
         why = "ONNX Runtime's CPU has no bf16" if dtype == "bf16" else "too few slots for a step"
         laws.append(LawRow(target, "whole", f"not run: {why}; the oracle ran the reduced host"))

@@ -10,6 +10,12 @@ from importlib import resources
 from graftline.errors import GraftlineError, nearest
 
 _OPTIONAL = ("options", "rule_options")
+FUSED = "fused"
+"""The stage of a bundle whose graph is a fused step."""
+STEPS = ("host", FUSED)
+"""Where a step drafts and verifies: between engine calls, or within one."""
+FUSED_DRAFTERS, FUSED_RULES = ("token-recycling",), ("greedy", "point-mass")
+"""What the passes fuse-draft and fuse-verify put into the graph."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,31 @@ class Recipe:
     rule: str
     options: dict[str, object] = field(default_factory=dict[str, object])
     rule_options: dict[str, object] = field(default_factory=dict[str, object])
+
+
+def check_step(step: str) -> None:
+    """Raise GraftlineError for what is not one of STEPS."""
+    if step not in STEPS:
+        raise GraftlineError(f"no step is called '{step}'{nearest(step, STEPS)}")
+
+
+def is_fusable(chosen: Recipe) -> bool:
+    """Whether a fused step can do what this recipe does on the host."""
+    return chosen.drafter in FUSED_DRAFTERS and chosen.rule in FUSED_RULES
+
+
+def check_fusable(chosen: Recipe) -> None:
+    """Raise GraftlineError where a fused step cannot do what this recipe does on the host."""
+    if chosen.drafter not in FUSED_DRAFTERS:
+        raise GraftlineError(
+            f"recipe {chosen.name}: a fused step drafts by {' or '.join(FUSED_DRAFTERS)}, not by "
+            f"{chosen.drafter}; use --step host"
+        )
+    if chosen.rule not in FUSED_RULES:
+        raise GraftlineError(
+            f"recipe {chosen.name}: a fused step judges by {' or '.join(FUSED_RULES)}, not by "
+            f"{chosen.rule}; use --step host"
+        )
 
 
 def recipe(name: str) -> Recipe:

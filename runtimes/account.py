@@ -35,8 +35,6 @@ class Account:
         self._pacer, self._pace = pacer, pace or Pace()
         self.seconds = 0.0
         self._tokens, self._milliseconds = 0.0, 0.0
-        self._asked = 0.0
-        """When the step under way was asked for; 0.0: it has been settled."""
 
     @property
     def predicted(self) -> float | None:
@@ -56,7 +54,7 @@ class Account:
         self._pacer.admit(sequence)
 
     def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
-        began = self._asked = perf_counter()
+        began = perf_counter()
         rows = self._pacer.choose(proposals, room, past)
         self.seconds += perf_counter() - began
         return rows
@@ -77,17 +75,19 @@ class Account:
 
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
         began = perf_counter()
-        if self._asked:
-            self._settle(1e3 * (began - self._asked))
         self._pacer.learn(sequence, fresh)
         self.seconds += perf_counter() - began
 
-    def _settle(self, taken: float) -> None:
-        """The step under way took that many milliseconds."""
-        self._asked = 0.0
-        expected = self._pacer.expected
+    def took(self, step: float, host: float) -> None:
+        """Hands on the times as they would be at the pace at which costs were measured, where the
+        machine has become slower since."""
+        began = perf_counter()
+        expected, ratio = self._pacer.expected, self._pace.ratio
         if expected is not None:
             tokens, milliseconds = expected
             self._tokens += tokens
-            self._milliseconds += milliseconds * self._pace.ratio
-            self._pace.learn(milliseconds, taken)
+            self._milliseconds += milliseconds * ratio
+            self._pace.learn(milliseconds, step)
+        slower = max(ratio, 1.0)
+        self._pacer.took(step / slower, host / slower)
+        self.seconds += perf_counter() - began

@@ -96,11 +96,16 @@ class Decoding:
         self.drafter.observe(tree, verdict, scores, row)
         if self.watch is not None:
             self.watch(tree, verdict, scores, row, {*self.prompt.tolist(), *self.tokens})
-        fresh = self._take(verdict.tokens(tree))
-        self.steps += 1
-        if len(tree) > 1:
-            self._count(tree, len(fresh) - 1)
+        fresh = self.take(verdict.tokens(tree), tree)
         return verdict.path[: len(fresh)], fresh
+
+    def take(self, chosen: list[int], shape: Tree) -> list[int]:
+        """What counts of the tokens that a step on a tree of that shape chose."""
+        fresh = self._take(chosen)
+        self.steps += 1
+        if len(shape) > 1:
+            self._count(shape, len(fresh) - 1)
+        return fresh
 
     def _take(self, chosen: list[int]) -> list[int]:
         """Append the tokens up to the first end or the limit."""

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.runtimes.calibration import USUAL
+from graftline.runtimes.host_time import working
+from graftline.runtimes.odds import Odds
 from graftline.runtimes.ort import OrtSession
 from graftline.runtimes.sampling import Doubles, Sampling
 from graftline.runtimes.session import Scores, Session
@@ -150,6 +152,8 @@ class Reader:
         while running: only their ratio counts, and a busy machine slows both."""
         self.row = 0
         """The sequence's place in the target's batch."""
+        self.spent = 0.0
+        """Milliseconds of work inside the engine; whoever reads it sets it back."""
         self._held = 0
         """Slots of the engine that hold what `tokens` and then `_ahead` say."""
         self._ahead: list[int] = []
@@ -187,8 +191,9 @@ class Reader:
         known = base + _common(self._ahead, ahead)
         start = min(self._held, known, base + len(ahead) - 1)
         part = [*self.tokens[start:], *ahead[max(0, start - base) :]]
-        began = time.perf_counter()
+        began, work = time.perf_counter(), working()
         scores = self.engine.follow(self.row, start, part)
+        self.spent += (working() - work) * 1e3
         if not self.engine.step and len(part) == 1:
             self._clock((time.perf_counter() - began) * 1e3)
         self._held, self._ahead = base + len(ahead), list(ahead)
@@ -207,10 +212,12 @@ class Reader:
             share = 1.0 / float(np.exp(values - values.max()).sum())
             others = () if scores.topk_ids is None else tuple(scores.topk_ids[0, 0].tolist())
             return Guess(best, share, 0.0, known, None, others)
-        probs = self._distribution(scores, width, sampling)
-        positive = probs[probs > 0]
-        entropy = float(-(positive * np.log(positive)).sum()) if exact else 0.0
-        return Guess(best, float(probs.max()), entropy, known, None if sampling.greedy else probs)
+        if sampling.greedy and not sampling.filters:
+            odds, probs = Odds.of(scores.logits[0, 0, :width]), None
+        else:
+            law = self._distribution(scores, width, sampling)
+            odds, probs = Odds(law, 1.0), None if sampling.greedy else law
+        return Guess(best, odds.highest, odds.entropy if exact else 0.0, known, probs)
 
     @staticmethod
     def _distribution(scores: Scores, width: int, sampling: Sampling) -> Doubles:

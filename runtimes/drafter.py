@@ -75,6 +75,8 @@ class PaidDrafter(Drafter, Protocol):
     """
 
     reads: int
+    reading: float
+    """Milliseconds that this thread worked in those calls."""
 
     def draft(self, bid: Bid) -> Tree:
         """A tree of at most `bid.rows` rows; ends where another row is not worth its price."""

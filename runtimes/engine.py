@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar, Unpack, cast
@@ -11,10 +11,11 @@ from typing import Any, TypeVar, Unpack, cast
 import numpy as np
 
 from graftline.errors import RequestError
-from graftline.recipe import Recipe, recipe
+from graftline.recipe import Recipe, check_fusable, recipe
 from graftline.runtimes.branches import BranchJob
 from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.drafters import make_drafter
+from graftline.runtimes.fused import FusedJob, FusedStep
 from graftline.runtimes.goodput import Costs, Fixed, Goodput, Pacer
 from graftline.runtimes.job import Job, Policy
 from graftline.runtimes.paid import PaidGoodput
@@ -53,11 +54,16 @@ class Engine:
         costs: Costs | None,
         exact: bool = False,
         resources: Resources | None = None,
+        fused: Callable[[], FusedStep] | None = None,
+        step: str = "host",
     ) -> None:
         self.session, self.tokenizer, self.recipe = session, tokenizer, recipe
         self.resources = resources or Resources()
         self.exact = exact
         """What `exact=None` means in a call."""
+        self.step = step
+        """What `step=None` means in a call."""
+        self._fused = fused
         self._costs = costs
         self._ends = end_tokens(generation_defaults, tokenizer)
         self._policies: dict[str, Policy] = {}
@@ -73,7 +79,7 @@ class Engine:
         """
         request = read_options(options)
         prompts, many = split_prompts(prompt)
-        job = self._job(Job, [self._encode(prompt, request) for prompt in prompts], request)
+        job = self._text_job([self._encode(prompt, request) for prompt in prompts], request)
         with self._held():
             for _ in job.run(pieces=False):
                 pass
@@ -92,7 +98,8 @@ class Engine:
             raise RequestError("stream takes one prompt; use generate for several")
         if self.tokenizer is None:
             raise RequestError("this bundle has no tokenizer, so there is no text to stream")
-        return Stream(self._job(Job, [self._encode(prompts[0], request)], request), self._held())
+        job = self._text_job([self._encode(prompts[0], request)], request)
+        return Stream(job, self._held())
 
     def branches(
         self, prompt: Prompt, branches: Sequence[str | Ids], **options: Unpack[Options]
@@ -102,9 +109,9 @@ class Engine:
         Each branch begins with a text or ids of its own; its result is what `generate` gives for
         the ids of the prompt and the branch, at about the cost of one of them. Nothing is drafted:
         the recipe is parallel-within-sequence (arXiv 2503.20533). Takes the options of `generate`
-        but `recipe` and `batch`. Raises RequestError for what cannot be served.
+        but `recipe`, `batch` and `step`. Raises RequestError for what cannot be served.
         """
-        for name in ("recipe", "batch"):
+        for name in ("recipe", "batch", "step"):
             if name in options:
                 raise RequestError(f"branches takes no {name}: all decode together, undrafted")
         request = read_options({"recipe": "parallel-within-sequence", **options})
@@ -137,6 +144,26 @@ class Engine:
         if isinstance(branch, str) and self.tokenizer is not None:
             branch = self.tokenizer.encode_part(branch)
         return encode_prompt(branch, self.tokenizer, True, self.session.facts.vocabulary)
+
+    def _text_job(self, prompts: list[Ints], request: Request) -> Job:
+        """The job of a call: its steps on the host, or each in one call of the engine."""
+        if (request.step or self.step) == "host":
+            return self._job(Job, prompts, request)
+        if self._fused is None:
+            raise RequestError(
+                "step='fused': this bundle has no fused step; rebuild it with --step fused, or use "
+                "--step host"
+            )
+        check_fusable(self._policy(request.recipe).recipe)
+        for name, off in (("top_k", 0), ("top_p", 1.0), ("repetition_penalty", 1.0)):
+            if (value := getattr(request, name)) != off:
+                raise RequestError(
+                    f"{name}={value}: a fused step samples by temperature and min_p alone; use "
+                    "--step host"
+                )
+        job = self._job(FusedJob, prompts, request)
+        job.open, job.costs = self._fused, self._costs
+        return job
 
     def _job(self, kind: type[J], prompts: list[Ints], request: Request) -> J:
         exact = self.exact if request.exact is None else request.exact

@@ -7,6 +7,9 @@ from itertools import pairwise
 
 from graftline.tree import Tree
 
+LATELY = 12.0
+"""Trials of earlier texts that count in the next."""
+
 
 class Walk:
     """A proposal followed along what was then emitted, whether or not it was ever scored."""
@@ -39,7 +42,7 @@ class Evidence:
     """
 
     def __init__(self, prior: Sequence[float], horizon: float, weight: float) -> None:
-        self._ratio = [1.0, *(b / a if a > 0 else 0.0 for a, b in pairwise(prior))]
+        self._prior, self._ratio = prior, _ratios(prior)
         self._keep, self._weight = 1.0 - 1.0 / horizon, weight
         self._hits, self._trials = [0.0] * len(prior), [0.0] * len(prior)
         self._reach: list[float] | None = None
@@ -55,12 +58,26 @@ class Evidence:
             hits[last] += 1.0
         self._reach = None
 
-    def fade(self, most: float) -> None:
-        """Weigh what is known as `most` trials at most."""
+    def follow(self, walk: Walk, fresh: Sequence[int]) -> bool:
+        """Advance a walk along `fresh` and record what that decides; false when it is over."""
+        for token in fresh:
+            if not walk.step(token):
+                self.record(walk.decided, len(walk.tokens) - 1, hit=False)
+                return False
+            self.record(walk.decided, walk.node, hit=True)
+            walk.decided = walk.node + 1
+        return walk.decided < len(walk.tokens)
+
+    def rest(self) -> None:
+        """Another text begins. What is known counts as LATELY trials at most, and the belief moves
+        to half-way between what is known and what was first believed: were the first belief to
+        return whole, every text would pay for the same mistake."""
+        pairs = zip(_ratios(self.reach()), _ratios(self._prior), strict=True)
+        self._ratio = [(known + first) / 2.0 for known, first in pairs]
         for row, trials in enumerate(self._trials):
-            if trials > most:
-                self._hits[row] *= most / trials
-                self._trials[row] = most
+            if trials > LATELY:
+                self._hits[row] *= LATELY / trials
+                self._trials[row] = LATELY
         self._reach = None
 
     def reach(self) -> list[float]:
@@ -73,3 +90,8 @@ class Evidence:
                 reach.append(before)
             self._reach = reach
         return self._reach
+
+
+def _ratios(reach: Sequence[float]) -> list[float]:
+    """Of every row's chance to that of the row before."""
+    return [1.0, *(b / a if a > 0 else 0.0 for a, b in pairwise(reach))]

@@ -10,6 +10,7 @@ from graftline.runtimes.costs import Costs as Costs
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.runtimes.evidence import Evidence as Evidence
 from graftline.runtimes.evidence import Walk as Walk
+from graftline.runtimes.host_time import HostTime
 from graftline.tree import Tree
 
 GAIN = 1.15
@@ -60,6 +61,11 @@ class Pacer(Protocol):
         """The live sequence at that place of the batch emitted `fresh`."""
         ...
 
+    def took(self, step: float, host: float) -> None:
+        """The step has ended: milliseconds it took, and those that the host worked on it outside
+        the target's engine."""
+        ...
+
 
 class Fixed:
     """Always as many rows as proposed, up to `rows`: what is done when costs are unknown."""
@@ -93,6 +99,9 @@ class Fixed:
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
         pass
 
+    def took(self, step: float, host: float) -> None:
+        pass
+
 
 class Goodput:
     """Maximises expected tokens over the cost of the step.
@@ -101,7 +110,8 @@ class Goodput:
     anyway, and whether each of its rows would have been accepted is counted per class of proposal
     (`Drafter.signal`). So a drafter that loses is left at once, and taken up again at once when its
     unscored proposals come true. A step of B sequences with q rows each is taken to cost
-    what one of B * q rows does. `whole`: a proposal is scored as it is or not at all.
+    what one of B * q rows does, and one that drafts also what the host was seen to need for that.
+    `whole`: a proposal is scored as it is or not at all.
     """
 
     def __init__(
@@ -125,6 +135,9 @@ class Goodput:
         self._span = NEAR // SPAN
         """Costs of steps by rows, for committed positions from SPAN times this on."""
         self._next = (0.0, 1e-9)
+        self._host = HostTime()
+        self.rows = 1
+        """Of the step that was chosen last."""
 
     @property
     def expected(self) -> tuple[float, float] | None:
@@ -142,7 +155,7 @@ class Goodput:
 
     def begin(self, batch: int) -> None:
         for evidence in self._evidence.values():
-            evidence.fade(12.0)
+            evidence.rest()
         self._walks = [[] for _ in range(batch)]
         self._steps = []
         self._batch = batch
@@ -162,9 +175,11 @@ class Goodput:
                 walks = self._walks[sequence]
                 if len(walks) < self._open:
                     walks.append(Walk(signal, tree))
+        self.rows = 1
         self.expect(float(len(proposals)), self._cost(1))
         if most == 1:
             return 1
+        extra = self._host.surcharge(self._cost(1))
         chances = [(self._of(s).reach(), len(t)) for s, t in proposals if len(t) > 1]
         expected = float(len(proposals))
         best, rate = 1, expected / self._cost(1) * self._gain
@@ -174,10 +189,11 @@ class Goodput:
                     expected += reach[row]
             if self._whole and row + 1 < most:
                 continue
-            candidate = expected / self._cost(row + 1)
-            if candidate > rate:
-                best, rate = row + 1, candidate
-                self.expect(expected, self._cost(best))
+            cost = self._cost(row + 1) + extra
+            if expected / cost > rate:
+                best, rate = row + 1, expected / cost
+                self.expect(expected, cost)
+        self.rows = best
         return best
 
     def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
@@ -194,18 +210,10 @@ class Goodput:
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
         walks = self._walks[sequence]
         if walks:
-            self._walks[sequence] = [walk for walk in walks if self._follow(walk, fresh)]
+            self._walks[sequence] = [w for w in walks if self._of(w.signal).follow(w, fresh)]
 
-    def _follow(self, walk: Walk, fresh: Sequence[int]) -> bool:
-        """Advance a walk and record what it decides; false when it is over."""
-        evidence = self._of(walk.signal)
-        for token in fresh:
-            if not walk.step(token):
-                evidence.record(walk.decided, len(walk.tokens) - 1, hit=False)
-                return False
-            evidence.record(walk.decided, walk.node, hit=True)
-            walk.decided = walk.node + 1
-        return walk.decided < len(walk.tokens)
+    def took(self, step: float, host: float) -> None:
+        self._host.record(self.rows > 1, host)
 
     def _of(self, signal: int) -> Evidence:
         if signal not in self._evidence:

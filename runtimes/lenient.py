@@ -9,8 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from graftline.runtimes.odds import Odds
 from graftline.runtimes.sampling import Doubles, Logits, Sampling
 from graftline.runtimes.session import Scores
+from graftline.runtimes.uniforms import Uniforms
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
@@ -33,16 +35,12 @@ class Place:
         return self.sampling.penalised(self.scores.logits[self.row, self.node], self.seen)
 
     @cached_property
-    def probs(self) -> Doubles:
-        """[V]: the target's distribution; for greedy requests the one at temperature 1."""
+    def odds(self) -> Odds:
+        """The target's distribution; for greedy requests the one at temperature 1."""
         sampling = replace(self.sampling, temperature=self.sampling.temperature or 1.0)
-        return dense(sampling, self.scores.logits[self.row, self.node], self.seen)
-
-    @cached_property
-    def entropy(self) -> float:
-        """Of `probs`, in nats."""
-        likely = self.probs[self.probs > 0]
-        return -float(likely @ np.log(likely))
+        if not sampling.filters:
+            return Odds.of(self.logits, sampling.temperature)
+        return Odds(dense(sampling, self.scores.logits[self.row, self.node], self.seen), 1.0)
 
 
 Criterion = Callable[[Place, int, int], bool]
@@ -63,7 +61,8 @@ class Lenient:
     def __init__(
         self, sampling: Sampling, generator: np.random.Generator, criterion: Criterion
     ) -> None:
-        self._sampling, self._generator, self._criterion = sampling, generator, criterion
+        self._sampling, self._criterion = sampling, criterion
+        self._uniforms = Uniforms.of(generator)
         self._seen: set[int] = set()
 
     def start(self, context: Sequence[int]) -> None:
@@ -74,7 +73,7 @@ class Lenient:
         path = [0]
         while True:
             node = path[-1]
-            own = own_choice(self._sampling, self._generator, scores, row, node, self._seen)
+            own = own_choice(self._sampling, self._uniforms, scores, row, node, self._seen)
             place = Place(scores, row, node, own, self._sampling, self._seen)
             child = self._successor(place, tree.children[node], tokens)
             if self._sampling.penalises:
@@ -89,13 +88,14 @@ class Lenient:
         for child in children:
             if tokens[child] == place.own:
                 return child
-        standing = [child for child in children if self._criterion(place, child, tokens[child])]
-        return max(standing, key=lambda child: place.logits[tokens[child]], default=None)
+        likely = sorted(children, key=lambda child: -place.logits[tokens[child]])
+        standing = (child for child in likely if self._criterion(place, child, tokens[child]))
+        return next(standing, None)
 
 
 def own_choice(
     sampling: Sampling,
-    generator: np.random.Generator,
+    chance: Uniforms | np.random.Generator,
     scores: Scores,
     row: int,
     node: int,
@@ -103,7 +103,7 @@ def own_choice(
 ) -> int:
     """What the target chooses after `node`: its best token when greedy, else one draw."""
     if not sampling.greedy:
-        return sampling.draw(scores.logits[row, node], seen, generator.random())
+        return sampling.draw(scores.logits[row, node], seen, chance.random())
     if sampling.penalises:
         return int(np.argmax(sampling.penalised(scores.logits[row, node], seen)))
     return int(scores.argmax[row, node])

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from graftline.bundle import Bundle
 from graftline.errors import BackendError
-from graftline.recipe import Recipe
+from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
 from graftline.runtimes.calibration import USUAL
+from graftline.runtimes.draft_engine import DraftEngine
 from graftline.runtimes.engine import Engine, end_tokens
+from graftline.runtimes.fused import FusedStep
 from graftline.runtimes.goodput import Costs
 from graftline.runtimes.measure import costs_key, measure_costs
 from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.ort_cuda import SESSIONS
+from graftline.runtimes.ort_fused import OrtFusedStep
 from graftline.runtimes.perplexity import HELD_OUT
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.surroundings import (
@@ -26,6 +31,9 @@ from graftline.runtimes.surroundings import (
     step_ratio,
 )
 from graftline.runtimes.text import Tokenizer
+from graftline.runtimes.trt import TrtSession
+from graftline.runtimes.trt_fused import TrtFusedStep
+from graftline.runtimes.trt_load import has_engine, open_engine
 from graftline.runtimes.tuned import read_tuned
 
 DEFAULT_CAPACITY = 4096
@@ -41,6 +49,7 @@ def load(
     exact: bool = False,
     corpus: str | Path | None = None,
     verify: bool = True,
+    step: str | None = None,
     watch: Callable[[str], None] | None = None,
 ) -> Engine:
     """Open the bundle at `path`: hashes checked, engine built, step costs measured once per
@@ -48,12 +57,20 @@ def load(
 
     `recipe` replaces the bundle's own runtime policy, `capacity` is the most tokens of prompt and
     output together, `exact` keeps every step to one kernel family where the precision needs it,
-    `corpus` is a file or folder of texts for the recipes that retrieve from one.
+    `corpus` is a file or folder of texts for the recipes that retrieve from one. `step` says what
+    calls use that do not say: "host", or "fused" where the bundle has a fused step; unless given,
+    "host" on a processor, and on a GPU what the engine was built for.
     Raises BundleError, BackendError or GraftlineError.
     """
+    if step is not None:
+        check_step(step)
     bundle = Bundle.open(path, verify=verify)
     company = bundle.draft() is not None
-    session = open_session(bundle, threads=threads, capacity=capacity, company=company)
+    session: OrtSession | TrtSession
+    if has_engine(bundle):
+        session = open_engine(bundle, capacity)
+    else:
+        session = open_session(bundle, threads=threads, capacity=capacity, company=company)
     if exact and session.exact_rows is None:
         raise BackendError(
             f"{path}: at {bundle.manifest.dtype} a row's result depends on the rows beside it, so "
@@ -66,6 +83,47 @@ def load(
         Tokenizer.from_folder(bundle.path / "tokenizer") if bundle.manifest.tokenizer else None
     )
     costs = step_costs(bundle, session, watch)
+
+    host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
+    fused = None
+    if host is not None and FUSED in bundle.manifest.graphs:
+        fused = cache(lambda: open_fused(bundle, host))
+    elif isinstance(session, TrtSession) and session.table is not None:
+        gpu = session
+        if step is None and is_fusable(chosen):
+            step = FUSED
+        fused = cache(lambda: TrtFusedStep(gpu))
+    if step == FUSED:
+        if fused is None:
+            raise BackendError(
+                f"{path} has no fused step; rebuild: {bundle.manifest.rebuild} --step fused"
+            )
+        check_fusable(chosen)
+        fused()
+    generation = bundle.manifest.generation
+    resources = Resources(
+        draft=None if host is None else _draft(bundle, host, costs, tokenizer, threads, watch),
+        corpus=None if corpus is None else corpus_of(corpus, tokenizer),
+        embedding=embedding_of(bundle),
+        tuned=read_tuned(bundle, _key(session)),
+        decode=None if tokenizer is None else tokenizer.decode,
+        encode=None if tokenizer is None else tokenizer.encode_part,
+        vocabulary=bundle.manifest.facts.vocabulary,
+        ends=end_tokens(generation, tokenizer),
+    )
+    step = step or "host"
+    return Engine(session, tokenizer, generation, chosen, costs, exact, resources, fused, step)
+
+
+def _draft(
+    bundle: Bundle,
+    session: OrtSession,
+    costs: Costs,
+    tokenizer: Tokenizer | None,
+    threads: int | None,
+    watch: Callable[[str], None] | None,
+) -> Callable[[], DraftEngine] | None:
+    """Opens draft engines beside the target, as `Resources` wants them; None without one."""
 
     def opened(draft: Bundle) -> tuple[OrtSession, Match]:
         if watch is not None:
@@ -84,18 +142,7 @@ def load(
         step = float(known["ratio"]) * costs.of(1)
         return engine, Match(step, float(known.get("agreement", USUAL)))
 
-    generation = bundle.manifest.generation
-    resources = Resources(
-        draft=draft_opener(bundle, session, opened),
-        corpus=None if corpus is None else corpus_of(corpus, tokenizer),
-        embedding=embedding_of(bundle),
-        tuned=read_tuned(bundle, _key(session)),
-        decode=None if tokenizer is None else tokenizer.decode,
-        encode=None if tokenizer is None else tokenizer.encode_part,
-        vocabulary=bundle.manifest.facts.vocabulary,
-        ends=end_tokens(generation, tokenizer),
-    )
-    return Engine(session, tokenizer, generation, chosen, costs, exact, resources)
+    return draft_opener(bundle, session, opened)
 
 
 def open_session(
@@ -110,12 +157,13 @@ def open_session(
     Raises BackendError for a target not runnable here.
     """
     manifest = bundle.manifest
-    if manifest.target != "ort-cpu":
+    kind = SESSIONS.get(manifest.target)
+    if kind is None:
         raise BackendError(
             f"{bundle.path}: built for {manifest.target}, which this version cannot run; "
             "rebuild with --target ort-cpu"
         )
-    session = OrtSession(
+    session = kind(
         bundle.graph(manifest.target),
         manifest.facts,
         manifest.ports[manifest.target],
@@ -129,8 +177,15 @@ def open_session(
     return session
 
 
+def open_fused(bundle: Bundle, session: OrtSession) -> FusedStep:
+    """The fused step of a bundle, over the caches of its session."""
+    return OrtFusedStep(bundle.graph(FUSED), bundle.manifest.ports[FUSED], session)
+
+
 def step_costs(
-    bundle: Bundle, session: OrtSession, watch: Callable[[str], None] | None = None
+    bundle: Bundle,
+    session: OrtSession | TrtSession,
+    watch: Callable[[str], None] | None = None,
 ) -> Costs:
     """Costs of this machine and number of threads: from the bundle, else measured and kept there.
     """
@@ -144,8 +199,11 @@ def step_costs(
     return Costs.from_json(known)
 
 
-def _key(session: OrtSession) -> str:
-    """Key of what was measured on this machine with that many threads."""
+def _key(session: OrtSession | TrtSession) -> str:
+    """Key of what was measured on this machine: with that many threads, or on that GPU."""
+    if isinstance(session, TrtSession):
+        return session.costs_key
     import onnxruntime
 
-    return costs_key(session.threads, cast("Any", onnxruntime).__version__)
+    key = costs_key(session.threads, cast("Any", onnxruntime).__version__)
+    return key if session.device == "cpu" else f"{key}, {session.device}"

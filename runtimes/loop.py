@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from time import perf_counter
 
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.goodput import Pacer
+from graftline.runtimes.host_time import working
 from graftline.runtimes.packing import pack, trim
 from graftline.runtimes.session import Session
 
@@ -36,11 +38,14 @@ def decode(
     yield
     batch, queue = list(batch), iter(waiting)
     while True:
-        while _admit(session, batch, queue, pacer):
+        while begun := admit(session, batch, queue):
+            for row in begun:
+                pacer.admit(row)
             yield
         if all(one.finish is not None for one in batch):
             return
         _retire(session, batch)
+        began, work = perf_counter(), working()
         proposals = [one.propose(branches) for one in batch]
         past = max(one.length for one in batch)
         room = session.capacity - past
@@ -50,27 +55,30 @@ def decode(
             proposals = [one.propose(branches, bid) for one in batch]
             rows = pacer.bought(proposals, drafters)
         trees = [trim(tree, rows) for _, tree in proposals]
-        scores = session.score(*pack(trees, least))
+        packed = pack(trees, least)
+        asked = working()
+        scores = session.score(*packed)
+        scored = working()
         paths: list[tuple[int, ...]] = []
         for row, (one, tree) in enumerate(zip(batch, trees, strict=True)):
             path, fresh = one.judge(tree, scores, row)
             pacer.learn(row, fresh)
             paths.append(path)
         session.commit(paths)
+        host = working() - scored + asked - work
+        pacer.took(1e3 * (perf_counter() - began), 1e3 * host)
         yield
 
 
-def _admit(
-    session: Session, batch: list[Decoding], queue: Iterator[Decoding], pacer: Pacer
-) -> bool:
-    """Give the places of finished sequences to those that wait; true when one has begun."""
-    begun = False
+def admit(session: Session, batch: list[Decoding], queue: Iterator[Decoding]) -> list[int]:
+    """Give the places of finished sequences to those that wait; the rows where one has begun."""
+    begun: list[int] = []
     for row, one in enumerate(batch):
         fresh = None if one.finish is None else next(queue, None)
         if fresh is not None:
-            batch[row], fresh.seat, begun = fresh, row, True
-            pacer.admit(row)
+            batch[row], fresh.seat = fresh, row
             fresh.begin(session.admit(row, fresh.prompt), 0)
+            begun.append(row)
     return begun
 
 

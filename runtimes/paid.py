@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from graftline.runtimes.costs import NEAR, Costs
 from graftline.runtimes.drafter import Bid, Drafter, PaidDrafter, is_paid
 from graftline.runtimes.goodput import Goodput
+from graftline.runtimes.host_time import HostTime
 from graftline.tree import Tree
 
 AHEAD = 4
@@ -43,7 +44,7 @@ class PaidGoodput:
     the row's cost (Dinkelbach 1967); so a bid carries, for each depth, the least chance worth
     drafting and the least worth scoring. While drafting is off, `explore` of the time fills a purse
     that pays for a draft of one token now and then, so that a draft that has become good is taken
-    up again.
+    up again. What a drafted step takes outside the engines is seen, too, and counted.
     """
 
     def __init__(
@@ -65,6 +66,9 @@ class PaidGoodput:
         self._open: list[Trade | None] = []
         self._spent, self._live = 0.0, 1
         """Milliseconds of the step under way, and the sequences it is for."""
+        self._bought: list[PaidDrafter] = []
+        """Who drafted for it."""
+        self._host = HostTime()
 
     @property
     def expected(self) -> tuple[float, float] | None:
@@ -87,7 +91,7 @@ class PaidGoodput:
 
     def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
         """Rows of the free proposals, for the case that nothing is bought."""
-        self._committed = past
+        self._committed, self._bought = past, []
         rows = self._free.choose(proposals, room, past)
         self._spent = self._step(rows)
         return rows
@@ -127,7 +131,9 @@ class PaidGoodput:
         """What came of a bid: all of its rows are scored, because drawn drafts may not be cut."""
         rows = max(len(tree) for _, tree in proposals)
         live = [d for d in drafters if is_paid(d)]
-        self._spent = self._step(rows) + sum(self._price(d, d.reads) for d in live)
+        price = sum(self._price(d, d.reads) for d in live)
+        self._spent = self._step(rows) + price + self._host.surcharge(self._step(1))
+        self._bought = live
         return rows
 
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
@@ -139,6 +145,14 @@ class PaidGoodput:
         trade = self._open[sequence]
         if trade is not None:
             trade.record(len(fresh), share / self._step(1))
+
+    def took(self, step: float, host: float) -> None:
+        if self._bought:
+            self._host.record(True, host - sum(d.reading for d in self._bought))
+            return
+        self._free.took(step, host)
+        if self._free.rows == 1:
+            self._host.record(False, host)
 
     def _mean(self) -> float:
         """Tokens per millisecond of the whole batch in the last steps."""

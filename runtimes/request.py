@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import RequestError, nearest
-from graftline.recipe import Recipe
+from graftline.recipe import STEPS, Recipe
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.text import Tokenizer
 
@@ -39,6 +39,7 @@ class Options(TypedDict, total=False):
     recipe: str | Recipe | None
     exact: bool | None
     batch: int | None
+    step: str | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Request:
     bundle's runtime policy (None: the bundle's own). `exact` keeps to one kernel family, so that
     speculation cannot change a token even where a backend rounds differently for single rows
     (None: off). One `seed` gives the same tokens under every drafter. Of several prompts, `batch`
-    are decoded together, and one that ends makes room for the next (None: all at once)."""
+    are decoded together, and one that ends makes room for the next (None: all at once). `step`:
+    "host" drafts and judges between engine calls, "fused" within them (None: as loaded)."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -63,6 +65,7 @@ class Request:
     recipe: str | Recipe | None = None
     exact: bool | None = None
     batch: int | None = None
+    step: str | None = None
 
     def __post_init__(self) -> None:
         self._number("max_new_tokens", Integral, 1, math.inf, "use at least 1")
@@ -82,6 +85,8 @@ class Request:
             value = getattr(self, name)
             if not isinstance(value, bool) and (name != "exact" or value is not None):
                 raise RequestError(f"{name} is {value!r}; use True or False")
+        if self.step is not None and self.step not in STEPS:
+            raise RequestError(f"step is {self.step!r}; use {' or '.join(STEPS)}")
         if any(not isinstance(s, str) or not s for s in cast("Sequence[object]", self.stops)):
             raise RequestError("stop takes texts that are not empty")
 

@@ -39,6 +39,11 @@ class Sampling:
         """True when the distribution depends on the tokens seen so far."""
         return self.repetition_penalty != 1.0
 
+    @property
+    def filters(self) -> bool:
+        """True when the less likely tokens are left out."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
     def penalised(self, logits: Logits, seen: Iterable[int]) -> Logits:
         """`logits` [V] with every seen token made less likely (CTRL, arXiv 1909.05858)."""
         if not self.penalises:

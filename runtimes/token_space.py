@@ -33,13 +33,17 @@ class TokenSpace:
     def _squares(self) -> Floats:
         return np.einsum("vh,vh->v", self.rows, self.rows)
 
+    @cached_property
+    def _lengths(self) -> Floats:
+        return np.sqrt(np.maximum(self._squares, 1e-30))
+
     def distances(self, token: int, others: Ints | None = None) -> Floats:
         """From `token` to the `others` [n], or to all tokens [V]."""
         chosen = slice(None) if others is None else others
         products = self.rows[chosen] @ self.rows[token]
-        squares, own = self._squares[chosen], self._squares[token]
         if self._metric == "cosine":
-            return 1.0 - products / np.sqrt(np.maximum(squares * own, 1e-30))
+            return 1.0 - products / (self._lengths[chosen] * self._lengths[token])
+        squares, own = self._squares[chosen], self._squares[token]
         return np.sqrt(np.maximum(squares + own - 2.0 * products, 0.0))
 
     def nearest(self, token: int, k: int) -> Ints:
@@ -67,4 +71,6 @@ def token_space(who: str, resources: Resources, metric: str) -> TokenSpace:
 
 @lru_cache(maxsize=4)
 def _space(embedding: Callable[[], Floats], metric: str) -> TokenSpace:
-    return TokenSpace(embedding, metric)
+    space = TokenSpace(embedding, metric)
+    space.distances(0)  # reads the embedding before a request waits for it
+    return space

@@ -54,6 +54,9 @@ def bench(
     raw: Annotated[bool, typer.Option("--raw", help="Leave out the chat template.")] = False,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the samples, where --temperature is above 0.")] = 0,
+    step: Annotated[
+        str, typer.Option(help="Of all recipes but plain: host, or fused where they can be.")
+    ] = "host",
     oracle: Annotated[
         bool,
         typer.Option("--oracle", help="Show acceptance next to the bound of any lossless rule."),
@@ -82,11 +85,16 @@ def bench(
     from graftline.commands import acceptance
     from graftline.commands.comparison import compare, report
     from graftline.commands.questions import groups, read_questions, select
-    from graftline.recipe import recipe
+    from graftline.recipe import check_fusable, check_step, recipe
     from graftline.runtimes.load import load
 
     names = [name.strip() for name in recipes.split(",") if name.strip()]
+    check_step(step)
+    if step == "fused" and oracle:
+        raise RequestError("--oracle records what the host judges; leave out --step fused")
     for name in names:
+        if step == "fused" and name != "plain":
+            check_fusable(recipe(name))
         recipe(name)
     if json is not None and not json.absolute().parent.is_dir():
         raise GraftlineError(f"{json}: its folder does not exist")
@@ -101,7 +109,7 @@ def bench(
         engine = load(
             bundle, threads=threads, capacity=capacity, exact=exact, corpus=corpus, watch=watch
         )
-        found = compare(engine, questions, names, options, turns, repeat, watch)
+        found = compare(engine, questions, names, options, turns, repeat, watch, step)
         records = (
             acceptance.record(engine, questions, names, options, watch) if oracle else None
         )
@@ -122,6 +130,8 @@ def bench(
             "temperature": temperature,
             "recipes": report(found, questions),
         }
+        if step != "host":
+            figures["step"] = step
         if records is not None:
             figures["oracle"] = acceptance.report(records)
         json.write_text(json_format.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -139,16 +139,19 @@ def compare(
     turns: int = 1,
     repeat: int = 1,
     watch: Callable[[str], None] | None = None,
+    step: str = "host",
 ) -> Comparison:
     """Let every recipe, `plain` always among them, answer every question, in turn.
 
     With several turns the history is plain's own answers, so all recipes see the same prompts. The
-    order of the recipes moves on by one with every prompt, so none is always first.
+    order of the recipes moves on by one with every prompt, so none is always first. `step` is that
+    of all recipes but plain.
     """
     names = (PLAIN, *dict.fromkeys(r for r in recipes if r != PLAIN))
     found = Comparison(names, {name: [] for name in names})
     for name in names:
-        engine.generate(questions[0].turns[0], recipe=name, **{**options, "max_new_tokens": 8})
+        few = {**options, "max_new_tokens": 8}
+        engine.generate(questions[0].turns[0], recipe=name, step=_step(name, step), **few)
     asked = 0
     for number, question in enumerate(questions, 1):
         if watch is not None:
@@ -158,7 +161,7 @@ def compare(
             prompt: Any = turn
             if not options.get("raw"):
                 prompt = [*history, {"role": "user", "content": turn}]
-            results = _in_turn(engine, prompt, names, options, repeat, asked)
+            results = _in_turn(engine, prompt, names, options, repeat, asked, step)
             asked += 1
             _keep(found, question, prompt, results)
             answer = results[PLAIN][0].text
@@ -176,13 +179,20 @@ def _in_turn(
     options: Mapping[str, Any],
     repeat: int,
     asked: int,
+    step: str,
 ) -> dict[str, list[Any]]:
     results: dict[str, list[Any]] = {name: [] for name in names}
     for again in range(repeat):
         first = (asked + again) % len(names)
         for name in (*names[first:], *names[:first]):
-            results[name].append(engine.generate(prompt, recipe=name, **options))
+            answer = engine.generate(prompt, recipe=name, step=_step(name, step), **options)
+            results[name].append(answer)
     return results
+
+
+def _step(recipe: str, step: str) -> str:
+    """Plain decoding drafts nothing, so there is nothing to fuse."""
+    return "host" if recipe == PLAIN else step
 
 
 def _keep(

@@ -32,11 +32,17 @@ def optimize(
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option(help="ort-cpu, or TensorRT for some GPUs: trt-rtx:sm89+sm120, trt:sm90.")
+        str,
+        typer.Option(
+            help="ort-cpu, ort-cuda, or TensorRT for some GPUs: trt-rtx:sm89+sm120, trt:sm90."
+        ),
     ] = "ort-cpu",
     dtype: Annotated[
         str,
-        typer.Option(help="ort-cpu: fp32, or int8 or int4 weights; TensorRT: fp32, fp16 or bf16."),
+        typer.Option(
+            help="ort-cpu: fp32, or int8 or int4 weights; ort-cuda: fp16 or bf16 too; TensorRT: "
+            "fp32, fp16 or bf16."
+        ),
     ] = "fp32",
     weights: Annotated[
         str,
@@ -61,6 +67,13 @@ def optimize(
             "batch=1, capacity=2048, version-compatible, refittable, strip-weights.",
         ),
     ] = "",
+    step: Annotated[
+        str,
+        typer.Option(
+            help="host: drafts and verification between engine calls; fused: a second graph over "
+            "the same weights does them within the call."
+        ),
+    ] = "host",
     full_export: Annotated[
         bool, typer.Option("--full-export", help="Export every layer instead of one of each kind.")
     ] = False,
@@ -81,6 +94,8 @@ def optimize(
 
     `graftline optimize ./SmolLM2-135M-Instruct -o rtx.graft --target trt-rtx:sm89 --dtype fp16`
 
+    `graftline optimize ./SmolLM2 -o fused.graft --recipe token-recycling --step fused`
+
     `graftline optimize model.onnx -o taps.graft --passes "kv-cache | tap{layers=3}" -q --json`
     """
     mode = _mode(weights)
@@ -99,6 +114,7 @@ def optimize(
             quantizer=quantizer,
             draft=draft,
             engine=engine,
+            step=step,
             watch=watch,
         )
     if json:

@@ -51,6 +51,10 @@ def run(
         Path | None,
         typer.Option(help="Texts that some recipes retrieve from: a file or a folder."),
     ] = None,
+    step: Annotated[
+        str | None,
+        typer.Option(help="host, or fused where the bundle was made with --step fused."),
+    ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="How it went, on stderr.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Text, tokens and stats as JSON, at the end.")
@@ -81,6 +85,7 @@ def run(
             capacity=capacity,
             exact=exact,
             corpus=corpus,
+            step=step,
             watch=watch,
         )
     with engine.stream(

@@ -22,6 +22,8 @@ from graftline.tree import Draws, Tree
 
 _CLASSES = 4
 """Classes of how sure the target was of its last token."""
+_GOES_ON = 0.65
+"""Chance, as first believed, that a length policy takes one more token."""
 
 
 @dataclass
@@ -94,7 +96,7 @@ class DraftModel:
     def draft(self, bid: Bid) -> Tree:
         self.signal, self.reads = self.foresight(), 0
         reader, chance = self._reader, 1.0
-        reader.row = bid.row
+        reader.row, reader.spent = bid.row, 0.0
         ahead: list[int] = []
         draws: dict[int, Draws] = {}
         self._drafted = []
@@ -130,11 +132,17 @@ class DraftModel:
         self._reader.append(fresh)
         self._class = self._certainty(scores, row, verdict.path[-1])
 
+    @property
+    def reading(self) -> float:
+        """Milliseconds of work inside the draft engine, for the last draft."""
+        return self._reader.spent
+
     def prior(self, signal: int) -> Sequence[float]:
         return (1.0,)
 
     def hope(self, foresight: int) -> Sequence[float]:
-        return tuple(self._agreement**row for row in range(self.rows))
+        share = self._agreement if self.policy is None else self._agreement * _GOES_ON
+        return tuple(share**row for row in range(self.rows))
 
     def price(self, reads: int) -> float:
         return reads * self._reader.milliseconds

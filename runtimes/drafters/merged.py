@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.drafter import Drafter, is_paid
-from graftline.runtimes.goodput import Evidence, Walk
+from graftline.runtimes.evidence import Evidence, Walk
 from graftline.runtimes.packing import trim
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
@@ -51,18 +51,7 @@ class Record:
     def learn(self, fresh: Sequence[int]) -> None:
         """The sequence emitted `fresh`."""
         if self._walks:
-            self._walks = [pair for pair in self._walks if _follow(*pair, fresh)]
-
-
-def _follow(evidence: Evidence, walk: Walk, fresh: Sequence[int]) -> bool:
-    """Advance a walk and record what it decides; false when it is over."""
-    for token in fresh:
-        if not walk.step(token):
-            evidence.record(walk.decided, len(walk.tokens) - 1, hit=False)
-            return False
-        evidence.record(walk.decided, walk.node, hit=True)
-        walk.decided = walk.node + 1
-    return walk.decided < len(walk.tokens)
+            self._walks = [(e, walk) for e, walk in self._walks if e.follow(walk, fresh)]
 
 
 @dataclass

@@ -78,7 +78,7 @@ class Pearl:
 
     def draft(self, bid: Bid) -> Tree:
         self.signal = self.foresight()
-        self._reader.row = bid.row
+        self._reader.row, self._reader.spent = bid.row, 0.0
         self._scored = self._stream[: min(bid.rows, self.rows) - 1]
         count = min(self.rows - 1, self._reader.room - len(self._stream))
         self.reads = max(count, 0)
@@ -94,6 +94,11 @@ class Pearl:
         self._stream = stream[len(fresh) :] if stands else []
         self._scored, self._stop = [], Event()
         self._reader.append(fresh)
+
+    @property
+    def reading(self) -> float:
+        """Milliseconds of work inside the draft engine, for the last draft."""
+        return self._reader.spent
 
     def prior(self, signal: int) -> Sequence[float]:
         return (1.0,)

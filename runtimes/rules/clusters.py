@@ -67,10 +67,13 @@ class Grouped:
         return float(p[cluster].sum() / q[cluster].sum()), residual(p, q)
 
     def stands(self, place: Place, child: int, token: int) -> bool:
-        p = place.probs
-        if np.count_nonzero(p > p[token]) > self.size:
-            return False  # the target's choice is the first by rank
-        return place.own in self.cluster(p, token)
+        """Whether the cluster of `token` holds the target's choice, which no token is above."""
+        weights = place.odds.weights
+        ahead = int(np.count_nonzero(weights > weights[token])) or 1  # a tie is a rank, too
+        gap = place.odds.chance(place.own) - place.odds.chance(token)
+        if ahead > self.size or not gap < self.gap:
+            return False
+        return float(self.space.distances(token, np.array([place.own]))[0]) < self.distance
 
     def cluster(self, p: Doubles, token: int) -> Ints:
         """The tokens counted together with `token`, the first of them, under p [V]."""

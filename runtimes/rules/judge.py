@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.lenient import Lenient, Place
-from graftline.runtimes.resources import Resources
+from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.sampling import Doubles, Sampling
 from graftline.runtimes.session import Bools, Floats
 
@@ -114,10 +114,7 @@ class Judge:
         elif tuned is not None:
             head = JudgeHead.of(tuned)
         else:
-            raise GraftlineError(
-                "the rule judge needs a trained head; give its file: rule_options head=FILE "
-                "(runtimes.rules.judge.train_judge makes one)"
-            )
+            raise missing("the rule judge", "judge head")
         return Lenient(sampling, generator, Bench(head, self.threshold).stands)
 
 

@@ -10,11 +10,16 @@ import numpy as np
 from graftline.errors import GraftlineError
 from graftline.runtimes.kindred import kindred_rule
 from graftline.runtimes.lenient import Place
+from graftline.runtimes.odds import Weights
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Doubles, Sampling
+from graftline.runtimes.session import Ints
 from graftline.runtimes.stochastic import residual
 from graftline.runtimes.token_space import TokenSpace, token_space
 from graftline.runtimes.verdict import Rule
+
+_ROUNDING = 1e-5
+"""More than what is lost of a probability in single precision."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +67,31 @@ class Pooled:
         return float(pooled[token] / q[token]), residual(pooled, q)
 
     def stands(self, place: Place, child: int, token: int) -> bool:
-        return int(np.argmax(self.pooled(place.probs, token))) == token
+        best, own = place.odds.chance(place.own), place.odds.chance(token)
+        gain = min(self.bound, 1 - best - own)  # what can be moved besides the best
+        if best > self.bound + _ROUNDING and own + gain < best - _ROUNDING:
+            return False  # without the neighbours, which take a look at every embedding
+        weights = place.odds.weights
+        near, moved = self._near(weights, token, place.odds.total)
+        rest = weights.copy()
+        rest[near] = rest[token] = 0.0
+        rival = int(np.argmax(rest))
+        mine, theirs = float(weights[token]) + moved, float(rest[rival])
+        return mine > theirs or (mine == theirs and token < rival)
 
     def pooled(self, p: Doubles, token: int) -> Doubles:
         """p' [V]: what as many nearest neighbours as the bound allows have, moved to `token`."""
+        near, moved = self._near(p, token)
+        changed = p.copy()
+        changed[near] = 0.0
+        changed[token] += moved
+        return changed
+
+    def _near(self, weights: Weights, token: int, total: float = 1.0) -> tuple[Ints, float]:
+        """The neighbours that give what they have to `token`, and the sum of their weights."""
         near = self.space.nearest(token, self.k)
-        moved = np.cumsum(p[near])
+        moved = np.cumsum(weights[near], dtype=np.float64)
         count = len(near)
         if self.bound < 1:  # a sum of probabilities may round to more than 1
-            count = int(np.searchsorted(moved, self.bound, side="right"))
-        changed = p.copy()
-        if count:
-            changed[near[:count]] = 0.0
-            changed[token] += moved[count - 1]
-        return changed
+            count = int(np.searchsorted(moved, self.bound * total, side="right"))
+        return near[:count], float(moved[count - 1]) if count else 0.0

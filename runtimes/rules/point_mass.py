@@ -10,6 +10,7 @@ import numpy as np
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Scores
+from graftline.runtimes.uniforms import Uniforms
 from graftline.runtimes.verdict import Rule, Verdict, walk
 from graftline.tree import Tree
 
@@ -22,20 +23,20 @@ class PointMass:
     at last draw from the residual. So child xi is taken with probability p(xi) and every other
     token with its own: one draw from p decides all of it. We draw once per emitted token, with one
     uniform number each, and follow the child that carries the draw. Hence more than equality in
-    distribution: under one seed every drafter, tree shape and batch emits plain sampling's tokens.
+    distribution: under one seed every drafter, tree shape and batch emits plain sampling's tokens,
+    and so does a fused step, which takes the same numbers.
     """
 
     lossless: ClassVar[bool] = True
 
-    def __init__(self, sampling: Sampling, generator: np.random.Generator) -> None:
-        self.sampling = sampling
-        self._generator = generator
+    def __init__(self, sampling: Sampling, uniforms: Uniforms) -> None:
+        self.sampling, self.uniforms = sampling, uniforms
         self._seen: set[int] = set()
 
     @classmethod
     def of(cls, sampling: Sampling, generator: np.random.Generator) -> Rule:
         """The rule for these settings; at temperature 0 it is `Greedy`."""
-        return Greedy(sampling) if sampling.greedy else cls(sampling, generator)
+        return Greedy(sampling) if sampling.greedy else cls(sampling, Uniforms.of(generator))
 
     def start(self, context: Sequence[int]) -> None:
         self._seen = set(context) if self.sampling.penalises else set()
@@ -44,7 +45,7 @@ class PointMass:
         return walk(tree, lambda node: self._draw(scores, row, node))
 
     def _draw(self, scores: Scores, row: int, node: int) -> int:
-        uniform = self._generator.random()
+        uniform = self.uniforms.random()
         token = self.sampling.draw(scores.logits[row, node], self._seen, uniform)
         if self.sampling.penalises:
             self._seen.add(token)

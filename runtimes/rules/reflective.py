@@ -13,6 +13,7 @@ from graftline.runtimes.reflection import REFLECTIVE_PROMPT, Reflection
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Logits, Sampling
 from graftline.runtimes.session import Scores
+from graftline.runtimes.uniforms import Uniforms
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
@@ -61,7 +62,7 @@ class ReflectiveRule:
         weight: float,
         layout: Reflection,
     ) -> None:
-        self._sampling, self._generator = sampling, generator
+        self._sampling, self._uniforms = sampling, Uniforms.of(generator)
         self._weight, self._layout = weight, layout
         self._seen: set[int] = set()
 
@@ -77,7 +78,7 @@ class ReflectiveRule:
         path = [0]
         while True:
             node = path[-1]
-            uniform = 0.0 if self._sampling.greedy else self._generator.random()
+            uniform = 0.0 if self._sampling.greedy else self._uniforms.random()
             z = scores.logits[row, node]
             own = self._choose(z, uniform)
             token = tokens[node + 1] if node < count else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,6 +11,7 @@ import numpy as np
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.lenient import own_choice
+from graftline.runtimes.odds import Odds
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.point_mass import PointMass
 from graftline.runtimes.sampling import Sampling
@@ -77,9 +79,9 @@ class StepRule:
         """The mean log-probability of the drafted tokens."""
         total = 0.0
         for node, token in enumerate(step.tokens[1:].tolist()):
-            logits = scores.logits[row, node].astype(np.float64)
-            total += logits[token] - logits.max() - np.log(np.exp(logits - logits.max()).sum())
-        return float(total / (len(step) - 1))
+            logits = scores.logits[row, node]
+            total += float(logits[token] - logits.max()) - math.log(Odds.of(logits).total)
+        return total / (len(step) - 1)
 
     def _whole(self, step: Tree, scores: Scores, row: int) -> Verdict:
         last = len(step) - 1

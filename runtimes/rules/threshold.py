@@ -39,4 +39,4 @@ class Threshold:
         return Lenient(sampling, generator, self.stands)
 
     def stands(self, place: Place, child: int, token: int) -> bool:
-        return bool(place.probs[token] >= math.exp(-self.threshold))
+        return place.odds.chance(token) >= math.exp(-self.threshold)

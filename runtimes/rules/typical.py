@@ -44,7 +44,5 @@ class Typical:
         return Lenient(sampling, generator, self.stands)
 
     def stands(self, place: Place, child: int, token: int) -> bool:
-        chance = float(place.probs[token])
-        if chance > self.epsilon:
-            return True
-        return chance > self.delta * math.exp(-place.entropy)
+        chance = place.odds.chance(token)
+        return chance > self.epsilon or chance > self.delta * math.exp(-place.odds.entropy)

@@ -2,11 +2,17 @@
 
     python tests/bench/systems.py --bundle fp32=A.graft --bundle int8=B.graft --bundle int4=C.graft
         --prompts spec_bench_dev.jsonl --work systems.json --out systems.md [--per-group 2]
-        [--tokens 128] [--threads 2] [--recipes a,b] [--corpus FOLDER]
+        [--tokens 128] [--threads 2] [--recipes a,b] [--repeat 3] [--exact] [--corpus FOLDER]
+        [--judge HEAD.safetensors]
 
 Each recipe is measured against plain decoding of the same engine, which answers the same prompts in
-turn. A finished recipe is kept in --work and not measured again, so the table can be made in slices
-(stop it at any time); delete an entry to repeat it. Refused recipes are tried again.
+turn; with --repeat times are medians. A finished recipe is kept in --work and not measured again
+unless it was with other questions, tokens or repeats, so the table can be made in slices (stop it
+at any time). Refused recipes are tried again.
+
+What recipes need: bundles with --draft for the draft models, --corpus for rest and rasd; for
+specdec++ and speckv first `graftline tune BUNDLE --recipes draft-model --prompts OTHER.jsonl`; for
+judge-decoding --judge, and bundles that return hidden states: the pass tap{layers=norm}.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +31,7 @@ from graftline.commands.comparison import compare
 from graftline.commands.questions import Question, groups, read_questions, select
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe, recipes
+from graftline.runtimes.engine import Engine
 from graftline.runtimes.load import load
 
 Entry = dict[str, Any]
@@ -43,7 +51,10 @@ def main() -> None:
     parser.add_argument("--per-group", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--exact", action="store_true")
     parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--judge", type=Path, metavar="HEAD")
     given = parser.parse_args()
     bundles = dict(b.split("=", 1) for b in given.bundle)
     names = given.recipes.split(",") if given.recipes else [r.name for r in recipes()]
@@ -51,13 +62,38 @@ def main() -> None:
     questions = select(read_questions(given.prompts), given.per_group)
     state: State = json.loads(given.work.read_text()) if given.work.is_file() else {}
     for precision, path in bundles.items():
-        todo = [r for r in chosen if "mat" not in state.get(f"{precision} {r.name}", {})]
+        setting = settings(given, len(questions))
+        todo = [r for r in chosen if not setting.items() <= known(state, precision, r).items()]
         if todo:
             measure(precision, path, todo, questions, state, given)
     text = table(chosen, list(bundles), state)
     print(text)
     if given.out:
         given.out.write_text(text + "\n")
+
+
+def settings(given: argparse.Namespace, prompts: int) -> Entry:
+    """What a finished entry must have been measured with."""
+    return {
+        "prompts": prompts, "tokens": given.tokens, "repeat": given.repeat, "exact": given.exact,
+    }  # fmt: skip
+
+
+def known(state: State, precision: str, one: Recipe) -> Entry:
+    return state.get(f"{precision} {one.name}", {})
+
+
+class Judged:
+    """An engine whose recipes that judge by a head are given one."""
+
+    def __init__(self, engine: Engine, head: Path) -> None:
+        self._engine, self._head = engine, str(head)
+
+    def generate(self, prompt: Any, **options: Any) -> Any:
+        one = recipe(options.pop("recipe"))
+        if one.rule == "judge":
+            one = replace(one, rule_options={**one.rule_options, "head": self._head})
+        return self._engine.generate(prompt, recipe=one, **options)
 
 
 def measure(
@@ -69,13 +105,16 @@ def measure(
     given: argparse.Namespace,
 ) -> None:
     """Measure what is left to do on one bundle; every finished recipe is written at once."""
-    engine = load(path, threads=given.threads, corpus=given.corpus, recipe="plain")
+    engine = load(
+        path, threads=given.threads, corpus=given.corpus, exact=given.exact, recipe="plain"
+    )
     options = {"max_new_tokens": given.tokens}
     for one in todo:
         began = time.perf_counter()
         entry: Entry
         try:
-            found = compare(engine, questions, [one.name], options)
+            asking = Judged(engine, given.judge) if given.judge else engine
+            found = compare(asking, questions, [one.name], options, repeat=given.repeat)
         except GraftlineError as error:
             entry = {"refused": str(error)}
         else:
@@ -83,8 +122,9 @@ def measure(
             speeds = {group: found.row(one.name, group).speedup for group in groups(questions)}
             entry = {
                 **vars(overall), "same": found.agreeing(one.name),
-                "vouched": found.lossless(one.name), "groups": speeds, "tokens": given.tokens,
+                "vouched": found.lossless(one.name), "groups": speeds,
                 "machine": machine(given.threads), "date": time.strftime("%Y-%m-%d"),
+                **settings(given, len(questions)),
             }  # fmt: skip
         state[f"{precision} {one.name}"] = entry
         save(given.work, state)
@@ -106,7 +146,7 @@ def table(chosen: list[Recipe], precisions: list[str], state: State) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     refused: list[str] = []
     for one in chosen:
-        found = [state.get(f"{precision} {one.name}", {}) for precision in precisions]
+        found = [known(state, precision, one) for precision in precisions]
         done = [entry for entry in found if "mat" in entry]
         refused += dict.fromkeys(f"{one.name}: {e['refused']}" for e in found if "refused" in e)
         worst = min((s, g) for e in done for g, s in e["groups"].items()) if done else None

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtimes"))
+
+from stand_in_device import StandInDevice
 
 import graftline
 from graftline.bundle import Bundle
@@ -13,11 +18,23 @@ from graftline.check import check
 from graftline.cli import app
 from graftline.engines import EngineRequest, is_engine
 from graftline.errors import BackendError, GraftlineError
+from graftline.passes.tensorrt_target import gpu_capability
+from graftline.runtimes import trt_load
+from graftline.runtimes.engine_plan import EnginePlan, Here
 
 pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
 
 TARGET = "trt-rtx:sm89+sm120"
 SMALL = "rows=8,chunk=16,capacity=256"
+
+
+@pytest.fixture(scope="module")
+def fused_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("engines") / "fused.graft"
+    return graftline.optimize(
+        tiny_checkpoint, out, recipe="token-recycling", target="trt-rtx:sm89", step="fused",
+        engine="chunk=16,capacity=256",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +66,87 @@ def test_the_graph_of_the_engine_is_proven_and_its_exactness_is_not_claimed(
     assert quality["perplexity fp16"] == pytest.approx(quality["perplexity fp32"], rel=1e-2)
 
 
+@pytest.mark.skipif(gpu_capability() is not None, reason="this machine has a GPU")
 def test_a_bundle_with_an_engine_is_checked_but_not_run(engine_bundle: Bundle) -> None:
     report = check(engine_bundle.path)
     assert report.holds, report.findings
     assert report.findings[-1].found == "not compared: the engine runs on its GPU only"
-    with pytest.raises(BackendError, match="which this version cannot run"):
+    with pytest.raises(BackendError, match=r"no NVIDIA GPU or driver here .* --engine rows=8"):
         graftline.load(engine_bundle.path)
+
+
+def test_a_bundle_with_an_engine_is_loaded_and_generates(
+    engine_bundle: Bundle, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the GPU itself, for which the engine's graph on this machine stands in."""
+    manifest = engine_bundle.manifest
+    library, version = manifest.extra["engine"]["library"].split()
+    opened: list[tuple[EnginePlan, Path, Path]] = []
+
+    def device(engine: object) -> StandInDevice:
+        plan, _, graph = opened[-1]
+        return StandInDevice(graph, manifest.ports[TARGET], plan.profiles, 1 << 25)
+
+    monkeypatch.setattr(trt_load, "look", lambda name: Here(120, "", {library: version}))
+    monkeypatch.setattr(trt_load, "TrtEngine", lambda *given: opened.append(given))
+    monkeypatch.setattr(trt_load, "CudaDevice", device)
+    with pytest.raises(BackendError, match="capacity of 249 was asked for, and 256 slots were"):
+        graftline.load(engine_bundle.path, capacity=249)
+    assert opened == [], "refused before the engine was opened"
+    engine = graftline.load(engine_bundle.path)
+    assert engine.session.capacity == 248
+    prompt = "one two one two one two"
+    found = engine.generate(prompt, raw=True, max_new_tokens=12)
+    wanted = graftline.load(tiny_bundle).generate(prompt, raw=True, max_new_tokens=12)
+    assert found.tokens == wanted.tokens
+    assert len(list((engine_bundle.path / "costs").iterdir())) == 1
+    assert opened[0][1:] == (
+        engine_bundle.path / manifest.extra["engine"]["file"], engine_bundle.graph(TARGET)
+    )  # fmt: skip
+    with pytest.raises(BackendError, match=r"built for 1 sequences at once, not 2; .*batch=2"):
+        engine.generate([prompt, prompt], raw=True, max_new_tokens=4)
+
+
+def test_an_engine_of_fused_steps(
+    fused_bundle: Bundle, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built from the fused graph, with the recipe's tree in a step; it steps so unless told not to.
+    """
+    manifest = fused_bundle.manifest
+    engine = manifest.extra["engine"]
+    assert engine["graph"] == "fused"
+    assert list(engine["profiles"]) == ["decode.32", "prefill"]
+    laws = {(law.graft.partition("{")[0], law.law) for law in manifest.laws}
+    assert {("fuse-verify", "fused"), ("fuse-draft", "drafted")} <= laws
+    assert ("lower-tensorrt", "deferred") in laws
+    assert manifest.rebuild.endswith(
+        "--step fused --target trt-rtx:sm89 --engine chunk=16,capacity=256"
+    )
+    assert check(fused_bundle.path).holds
+    library, version = engine["library"].split()
+    plan = EnginePlan.read(manifest)
+    device = StandInDevice(
+        fused_bundle.graph("fused"), manifest.ports["fused"], plan.profiles, 1 << 25
+    )
+    monkeypatch.setattr(trt_load, "look", lambda name: Here(89, "", {library: version}))
+    monkeypatch.setattr(trt_load, "TrtEngine", lambda *given: None)
+    monkeypatch.setattr(trt_load, "CudaDevice", lambda engine: device)
+    loaded = graftline.load(fused_bundle.path)
+    assert loaded.step == "fused"
+    prompt = "one two one two one two"
+    found = loaded.generate(prompt, raw=True, max_new_tokens=12)
+    wanted = graftline.load(tiny_bundle).generate(prompt, raw=True, max_new_tokens=12)
+    assert found.tokens == wanted.tokens
+    assert "fused: token-recycling, a tree of 32 rows" in found.stats.controller
+
 
 
 def test_inspect_shows_the_engine(engine_bundle: Bundle) -> None:
     shown = CliRunner().invoke(app, ["inspect", str(engine_bundle.path)]).stdout
     assert "engines/trt-rtx-sm89+sm120.engine" in shown
     assert "tokens [1, 1] to [1, 16]" in shown
+    assert "1 sequences of 256 slots" in shown
+    assert "4 of them written in place" in shown
 
 
 def test_a_graph_without_a_tree_decodes_single_rows(tiny_checkpoint: Path, tmp_path: Path) -> None:

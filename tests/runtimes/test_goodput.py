@@ -209,3 +209,32 @@ def test_a_whole_proposal_is_scored_as_it_is_or_not_at_all() -> None:
     pacer = Goodput(cheap, lambda signal: prior, False, whole=True)
     pacer.begin(1)
     assert pacer.choose([(1, tree)], 5) == 1
+
+
+def test_a_mistake_is_not_paid_for_by_every_text() -> None:
+    """A first belief that is far too high costs less and less."""
+    pacer = Goodput(FP32, lambda _: [0.65**row for row in range(9)], branching=False)
+    tree, drafted = Tree.chain(list(range(9))), list[int]()
+    for _ in range(8):
+        pacer.begin(1)
+        steps = 0
+        for _ in range(60):
+            steps += pacer.choose([(1, tree)], 100) > 1
+            pacer.learn(0, [99])
+        drafted.append(steps)
+    assert drafted[0] > 4
+    assert drafted[-1] <= 2
+
+
+def test_what_one_text_taught_is_where_the_next_begins() -> None:
+    evidence = Evidence([1.0, 0.8, 0.64], horizon=48, weight=20)
+    for _ in range(400):
+        evidence.record(1, 2, hit=False)
+    known = evidence.reach()
+    assert known[1] < 0.3
+    evidence.rest()
+    believed = (known[1] + 0.8) / 2
+    assert evidence.reach()[1] == pytest.approx(20 * believed / (20 + 12))
+    for _ in range(20):
+        evidence.record(1, 1, hit=True)
+    assert evidence.reach()[1] > 0.5

@@ -12,6 +12,8 @@ from toy_session import ToySession
 from graftline.errors import GraftlineError
 from graftline.recipe import recipe
 from graftline.runtimes.draft_engine import OwnCaches
+from graftline.runtimes.drafter import is_paid
+from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.goodput import Costs
 from graftline.runtimes.lengths import LENGTHS, Length, make_length, network
@@ -247,3 +249,13 @@ def test_a_rehearsal_trains_the_lengths_and_drafting_by_them_changes_no_token() 
 
 def test_every_policy_is_in_the_table_by_its_published_name() -> None:
     assert set(LENGTHS) == {"confidence", "entropy", "running", "specdec++", "speckv"}
+
+
+def test_a_draft_that_a_policy_may_end_promises_less() -> None:
+    resources = Resources(draft=lambda: OwnCaches(ToySession(), 0.5, 0.9), vocabulary=40)
+    free = make_drafter("draft-model", {"rows": 6}, resources)
+    ended = make_drafter("draft-model", {"rows": 6, "length": "confidence"}, resources)
+    assert is_paid(free)
+    assert is_paid(ended)
+    assert free.hope(1) == pytest.approx([0.9**row for row in range(6)])
+    assert ended.hope(1) == pytest.approx([(0.9 * 0.65) ** row for row in range(6)])

@@ -172,7 +172,7 @@ def test_bad_options_are_refused(name: str, options: dict[str, object], message:
     [
         ("neighbours", "needs a embedding here; this bundle's token embedding was not found"),
         ("clusters", "embedding"),
-        ("judge", "needs a trained head"),
+        ("judge", "needs a judge head here; train one with"),
         ("reflective", "needs a tokenizer here; rebuild"),
     ],
 )

@@ -1,0 +1,122 @@
+"""The law of the fused step: on recorded steps it does what the host does, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from graftline.errors import LawBroken
+from graftline.runtimes.drafters.token_recycling import TokenRecycling
+from graftline.runtimes.fused import Start
+from graftline.runtimes.lenient import dense
+from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.ort_fused import OrtFusedStep
+from graftline.runtimes.rules.point_mass import PointMass
+from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.uniforms import Uniforms
+from graftline.runtimes.verdict import Rule, Verdict
+from graftline.tree import Tree
+
+STEPS = 12
+NEAR_TIE = 1e-6
+"""How far, as a share of the distribution, a sum in float32 may put the end of a token's share."""
+SAMPLINGS = (Sampling(), Sampling(0.8, min_p=0.02))
+
+
+def fused_is_host(
+    session: OrtSession, fused: OrtFusedStep, options: Mapping[str, object]
+) -> str:
+    """Every recorded step is scored, judged and committed by the host too, from the same state.
+
+    Tokens, committed caches and candidates must be equal, from an empty table on; `options` are
+    token-recycling's. Both score the same rows, so rounding is no excuse; but the graph sums
+    probabilities in float32, so a draw proven to lie on the border of two tokens may fall either
+    way. Raises LawBroken, else tells what held.
+    """
+    random = np.random.default_rng(4)
+    prompt = random.integers(0, session.facts.vocabulary, 12, dtype=np.int64)
+    host = TokenRecycling(**options)  # type: ignore[arg-type]
+    fused.reset(host.plan)
+    fused.table[...] = -1
+    counts: list[int] = []
+    for seed, sampling in enumerate(SAMPLINGS):
+        rule = PointMass.of(sampling, np.random.default_rng(seed))
+        session.reset(1)
+        chosen = _first(session, rule, prompt)
+        drawn = rule.uniforms.seed if isinstance(rule, PointMass) else 0
+        fused.seat(0, Start(chosen, 1, drawn, sampling))
+        for _ in range(STEPS):
+            if session.capacity - session.lengths[0] < len(host.plan):
+                break
+            counts.append(_step(session, fused, rule, host))
+            if counts[-1] == 0:  # from here on the two write different texts
+                break
+    held = f"{np.count_nonzero(counts)} steps ({sum(counts)} tokens)"
+    ties = f", {counts.count(0)} near-ties" if 0 in counts else ""
+    return f"{held} are the host's, caches and table too{ties}"
+
+
+def _first(session: OrtSession, rule: Rule, prompt: Ints) -> int:
+    root = Tree.chain(prompt[-1:])
+    return rule.judge(root, session.prefill([prompt]), 0).next
+
+
+def _step(session: OrtSession, fused: OrtFusedStep, rule: Rule, host: TokenRecycling) -> int:
+    """One step both ways; how many tokens it gave, 0 when it fell on a near-tie."""
+    nodes, above = (x.copy() for x in fused.tree(0))
+    real = np.flatnonzero((above >= 0) | (np.arange(len(above)) == 0))
+    place = {int(node): i for i, node in enumerate(real)}
+    tree = Tree(nodes[real], np.asarray([-1, *(place[int(p)] for p in above[real[1:]])]))
+    depth, mask = np.zeros(len(nodes), np.int64), np.eye(len(nodes), dtype=np.bool_)
+    depth[real], mask[np.ix_(real, real)] = tree.depth, tree.mask
+    scores = session.score(nodes[None], depth[None], mask[None])
+    kept = Scores(*(_rows(scores, name, real) for name in ("argmax", "logits", "topk_ids")))
+    verdict = rule.judge(tree, kept, 0)
+    host.observe(tree, verdict, kept, 0)
+    start = int(session.lengths[0])
+    rows = _committed(session, start + real[list(verdict.path)])
+    got = fused.step(0, session.capacity - start)
+    expected = verdict.tokens(tree)
+    if expected != got:
+        if isinstance(rule, PointMass) and _near_tie(rule, kept, verdict, expected, got):
+            return 0
+        _same("tokens", expected, got)
+    slots = np.arange(start, start + len(got))
+    for name, row in _committed(session, slots).items():
+        _same(name, rows[name], row)
+    assert host.adjacency is not None
+    assert host.adjacency.candidates is not None
+    _same("table", host.adjacency.candidates[:-1], fused.table)
+    return len(got)
+
+
+def _near_tie(
+    rule: PointMass, scores: Scores, verdict: Verdict, expected: list[int], got: list[int]
+) -> bool:
+    """Whether the first other token is one whose share of the distribution ends at the draw."""
+    pairs = zip(expected, got, strict=False)
+    place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    if place is None:
+        return False
+    drawn = Uniforms(rule.uniforms.seed, rule.uniforms.ordinal - len(expected) + place).random()
+    probs = dense(rule.sampling, scores.logits[0, verdict.path[place]])
+    end = float(probs[: got[place] + 1].sum())
+    return end - probs[got[place]] - NEAR_TIE <= drawn <= end + NEAR_TIE
+
+
+def _rows(scores: Scores, name: str, rows: Ints) -> Any:
+    values = getattr(scores, name)
+    return None if values is None else values[:, rows]
+
+
+def _committed(session: OrtSession, slots: Ints) -> dict[str, Any]:
+    return {name: cache[:, :, slots] for name, cache in session.caches(0).items()}
+
+
+def _same(what: str, expected: Any, got: Any) -> None:
+    if not np.array_equal(expected, got):
+        told = f"the host has {expected}, the fused step {got}" if what == "tokens" else "differ"
+        raise LawBroken("fused", "fused", what, told)

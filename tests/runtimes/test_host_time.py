@@ -1,0 +1,196 @@
+"""The host's own work is counted: a slow rule or drafter is no reason to be slower than plain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from toy_session import FLAT, ToySession
+
+from graftline.runtimes import account, draft_engine, loop
+from graftline.runtimes.account import Account
+from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.draft_engine import Guess, OwnCaches
+from graftline.runtimes.drafter import is_paid
+from graftline.runtimes.drafters import make_drafter
+from graftline.runtimes.drafters.draft_model import DraftModel
+from graftline.runtimes.goodput import Goodput, Pacer
+from graftline.runtimes.host_time import PATIENCE, WINDOW, HostTime
+from graftline.runtimes.paid import PaidGoodput
+from graftline.runtimes.resources import Resources
+from graftline.runtimes.rules.greedy import Greedy
+from graftline.runtimes.session import Bools, Ints, Scores
+from graftline.runtimes.verdict import Verdict
+from graftline.tree import Tree
+
+
+@dataclass
+class Clock:
+    """Stands still but when somebody works; in seconds, as time.perf_counter."""
+
+    now: float = 1.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def work(self, milliseconds: float) -> None:
+        self.now += milliseconds / 1e3
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (loop, account):
+        monkeypatch.setattr(module, "perf_counter", clock)
+    for module in (loop, draft_engine):
+        monkeypatch.setattr(module, "working", clock)
+    return clock
+
+
+@dataclass
+class Timed(ToySession):
+    """Takes as long as FLAT says, or `fixed` milliseconds a call."""
+
+    clock: Clock
+    fixed: float = 0.0
+    vocabulary: int = 40
+
+    def __post_init__(self) -> None:
+        super().__init__(self.vocabulary)
+
+    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+        self.clock.work(self.fixed or FLAT.of(tokens.shape[1]))
+        return super().score(tokens, depth, mask)
+
+
+@dataclass
+class Slow(Greedy):
+    """Needs `pause` milliseconds for a tree with a draft."""
+
+    clock: Clock
+    pause: float
+    drafted: list[bool] = field(default_factory=list[bool])
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
+        self.drafted.append(len(tree) > 1)
+        self.clock.work(0.1 + self.pause * (len(tree) > 1))
+        return super().judge(tree, scores, row)
+
+
+def spent(clock: Clock, name: str, pause: float) -> tuple[float, list[bool]]:
+    """Milliseconds of decoding 400 tokens, and which steps drafted."""
+    resources = Resources(draft=lambda: OwnCaches(Timed(clock, 1.0), 1.0), vocabulary=40)
+    drafter = make_drafter(name, {}, resources)
+    pacer: Pacer
+    if is_paid(drafter):
+        pacer = PaidGoodput(FLAT, drafter, False)
+    else:
+        pacer = Goodput(FLAT, drafter.prior, drafter.branching)
+    rule = Slow(clock, pause)
+    prompt = np.random.default_rng(0).integers(1, 40, 10)
+    one = Decoding(prompt, 400, frozenset(), drafter.fork(), rule)
+    steps = loop.decode(Timed(clock), [one], Account(pacer))
+    next(steps)
+    began = clock.now
+    for _ in steps:
+        pass
+    return 1e3 * (clock.now - began), rule.drafted[1:]
+
+
+def ignore(self: HostTime, step: float) -> float:
+    return 0.0
+
+
+@pytest.mark.parametrize(("name", "pause"), [("token-recycling", 60.0), ("draft-model", 300.0)])
+def test_a_slow_rule_is_left_to_plain_decoding(
+    name: str, pause: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = 399 * (FLAT.of(1) + 0.1)
+    quick, drafted = spent(clock, name, 0.0)
+    assert quick < 0.75 * plain
+    assert np.mean(drafted) > 0.9
+    slow, drafted = spent(clock, name, pause)
+    assert slow < 1.35 * plain  # the first tries
+    assert 2 <= sum(drafted) < 20
+    bearable, drafted = spent(clock, name, 1.0)
+    assert bearable < 0.85 * plain
+    assert np.mean(drafted) > 0.9
+    monkeypatch.setattr(HostTime, "surcharge", ignore)
+    unseen, _ = spent(clock, name, pause)
+    assert unseen > 1.3 * slow
+
+
+def test_a_slow_drafter_is_left_to_plain_decoding(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calls of the model are priced, what it does between them is not."""
+    decide = DraftModel._worth  # pyright: ignore[reportPrivateUsage]
+
+    def slowly(self: DraftModel, guess: Guess, drafted: int, paying: bool) -> bool:
+        clock.work(50.0)
+        return decide(self, guess, drafted, paying)
+
+    monkeypatch.setattr(DraftModel, "_worth", slowly)
+    taken, drafted = spent(clock, "draft-model", 0.0)
+    assert sum(drafted) < 20
+    assert taken < 1.6 * 399 * FLAT.of(1)
+
+
+def fed(plain: float, drafted: list[float]) -> HostTime:
+    host = HostTime()
+    for _ in range(WINDOW):
+        host.record(False, plain)
+    for milliseconds in drafted:
+        host.record(True, milliseconds)
+    return host
+
+
+def test_the_surcharge_is_the_usual_difference() -> None:
+    assert fed(0.5, []).surcharge(10.0) == 0.0
+    assert fed(0.5, [300.0]).surcharge(10.0) == 0.0  # what happened once says nothing
+    assert fed(0.5, [300.0, 2.5, 2.5]).surcharge(10.0) == pytest.approx(2.0)
+    assert fed(0.5, [0.69] * 5).surcharge(10.0) == 0.0  # slight
+    assert fed(0.5, [0.71] * 5).surcharge(10.0) == pytest.approx(0.21)
+    assert fed(5.0, [1.0] * 5).surcharge(10.0) == 0.0
+    assert fed(0.5, [9.0] * WINDOW + [0.5] * WINDOW).surcharge(10.0) == 0.0
+
+
+def test_drafts_are_tried_again_as_dear_ones_are_forgotten() -> None:
+    host = fed(0.5, [8.0, 8.0, 2.0, 2.0])
+    told: list[float] = []
+    for _ in range(5 * PATIENCE):
+        host.record(False, 0.5)
+        told.append(host.surcharge(10.0))
+    assert sorted(told, reverse=True) == told
+    assert told[0] > 3.0
+    assert told[-1] == 0.0
+
+
+def test_a_busy_machine_is_not_a_slow_rule(clock: Clock) -> None:
+    """The account hands on times as they would be at the measured pace."""
+    said: list[tuple[float, float]] = []
+
+    class Listening(Goodput):
+        def took(self, step: float, host: float) -> None:
+            said.append((step, host))
+
+    pacer = Account(Listening(FLAT, lambda _: (1.0,), False))
+    pacer.begin(1)
+    for _ in range(200):
+        pacer.choose([(0, Tree.chain([1]))], 100)
+        pacer.took(30.0, 0.6)
+    assert said[0] == (30.0, 0.6)
+    assert said[-1] == pytest.approx((10.0, 0.2), rel=0.05)
+
+
+def test_keeping_the_times_costs_next_to_nothing() -> None:
+    """Work, not time: sums of at most WINDOW numbers, whatever was decoded before."""
+    host = HostTime()
+    for step in range(1000):
+        host.record(step % 2 == 0, 1.0)
+    kept = [value for value in vars(host).values() if hasattr(value, "__len__")]
+    assert max(map(len, kept)) == WINDOW
