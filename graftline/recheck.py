@@ -35,7 +35,8 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
     rows += proof.laws
     if FUSED in files:
         step = compile_graph(export, manifest.extra[FUSED]["pipeline"], watch)
-        rows += [*step.beyond(compiled).laws, _made_again(step, load_graph(bundle.graph(FUSED)), FUSED)]
+        rows += step.beyond(compiled).laws
+        rows.append(_made_again(step, load_graph(bundle.graph(FUSED)), FUSED))
         chosen = recipe(manifest.recipe)
         rows.append(prove_fused(bundle.path, files, facts, ports, target, chosen, watch))
     return rows
