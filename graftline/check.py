@@ -74,7 +74,7 @@ def check(path: str | Path, watch: Watch | None = None) -> Report:
 
 def _elsewhere(target: str) -> str:
     """Why the bundle's graph does not run here, "" when it does."""
-    from graftline.runtimes.ort_provider import cuda_missing
+    from graftline.runtimes.ort.provider import cuda_missing
 
     if is_engine(target):
         return "not compared: the engine runs on its GPU only"
@@ -142,7 +142,7 @@ def reference_tokens(bundle: Bundle, prompt: Ints, count: int) -> tuple[list[int
 
     The export has no cache, so every token costs a pass over all of them: meant for short texts.
     """
-    from graftline.runtimes.ort_graph import open_graph, run_export
+    from graftline.runtimes.ort.graph import open_graph, run_export
 
     session = open_graph(bundle.graph("export"), 0)
     tokens, gaps = list(map(int, prompt)), list[float]()

@@ -105,7 +105,7 @@ def _cuda(builds: bool, installed: bool, gpus: int) -> Ability:
 
 def _has_cuda() -> bool:
     """Whether the ONNX Runtime that is imported has its CUDA provider."""
-    from graftline.runtimes.ort_provider import cuda_missing
+    from graftline.runtimes.ort.provider import cuda_missing
 
     return not cuda_missing()
 

@@ -19,7 +19,7 @@ from graftline.recipe import FUSED, Recipe
 from graftline.targets import CUDA
 
 if TYPE_CHECKING:
-    from graftline.runtimes.ort import OrtSession
+    from graftline.runtimes.ort.session import OrtSession
 
 Watch = Callable[[str], None]
 HELD_OUT_TOKENS = 500
@@ -48,9 +48,9 @@ def prove(
     say: Watch,
 ) -> Proof:
     """Compare the engine with the unmodified export, and measure its rows against one another."""
-    from graftline.runtimes.ort import OrtSession
-    from graftline.runtimes.ort_cuda import SESSIONS
-    from graftline.runtimes.ort_provider import cuda_missing
+    from graftline.runtimes.ort.cuda import SESSIONS
+    from graftline.runtimes.ort.provider import cuda_missing
+    from graftline.runtimes.ort.session import OrtSession
     from graftline.runtimes.row_invariance import row_invariance
 
     if is_engine(target) or (target == CUDA and cuda_missing()):
@@ -101,8 +101,8 @@ def prove_fused(
 ) -> LawRow:
     """Law of the fused step, with the real weights: step by step it is the host's."""
     from graftline.runtimes.fused_law import fused_is_host
-    from graftline.runtimes.ort import OrtSession
-    from graftline.runtimes.ort_fused import OrtFusedStep
+    from graftline.runtimes.ort.fused import OrtFusedStep
+    from graftline.runtimes.ort.session import OrtSession
 
     if is_engine(target):
         return LawRow(FUSED, "fused", "on the reduced host alone: the engine runs on its GPU")
@@ -124,7 +124,7 @@ def _prove_graph(
     say: Watch,
 ) -> Proof:
     """Compare the graph an engine is built from with the unmodified export, on this machine."""
-    from graftline.runtimes.ort import MOST_ROWS, OrtSession
+    from graftline.runtimes.ort.session import MOST_ROWS, OrtSession
 
     say("proof: the engine's graph against the unmodified export, with the real weights")
     capacity = min(facts.positions or 512, 512)
@@ -148,8 +148,8 @@ def _quality(
     folder: Path, fp32: OrtSession, session: OrtSession, dtype: str, say: Watch
 ) -> dict[str, float]:
     """Perplexity on held-out English, in this precision and in fp32 (the canonical graph)."""
-    from graftline.runtimes.perplexity import HELD_OUT, perplexity
-    from graftline.runtimes.text import Tokenizer
+    from graftline.runtimes.study.perplexity import HELD_OUT, perplexity
+    from graftline.runtimes.text.tokenizer import Tokenizer
 
     text = HELD_OUT.read_text(encoding="utf-8")
     ids = np.asarray(Tokenizer.from_folder(folder / "tokenizer").encode(text, raw=True), np.int64)
@@ -165,7 +165,7 @@ def _quality(
 def whole(export: Path, session: Any, facts: Facts, dtype: str) -> str:
     """Law of the whole: the engine's logits, prompt in chunks and cache, are the unmodified
     export's."""
-    from graftline.runtimes.ort_graph import export_logits
+    from graftline.runtimes.ort.graph import export_logits
 
     rows = min(24, facts.positions or 24)
     tokens = np.random.default_rng(2).integers(0, facts.vocabulary, (1, rows), dtype=np.int64)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
-from graftline.runtimes.packing import first_path
 from graftline.runtimes.session import Ints, Scores
-from graftline.runtimes.soundness import sound
+from graftline.runtimes.trees.packing import first_path
+from graftline.runtimes.trees.soundness import sound
 from graftline.runtimes.verdict import Rule, Verdict
 from graftline.tree import Tree
 

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from graftline.runtimes.calibration import USUAL
-from graftline.runtimes.host_time import working
-from graftline.runtimes.odds import Odds
-from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.acceptance.odds import Odds
+from graftline.runtimes.control.calibration import USUAL
+from graftline.runtimes.control.host_time import working
+from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.sampling import Doubles, Sampling
 from graftline.runtimes.session import Scores, Session
 

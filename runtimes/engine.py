@@ -13,13 +13,12 @@ import numpy as np
 from graftline.errors import RequestError
 from graftline.recipe import Recipe, check_fusable, recipe
 from graftline.runtimes.branches import BranchJob
+from graftline.runtimes.control.goodput import Costs, Fixed, Goodput, Pacer
+from graftline.runtimes.control.paid import PaidGoodput
 from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.fused import FusedJob, FusedStep
-from graftline.runtimes.goodput import Costs, Fixed, Goodput, Pacer
 from graftline.runtimes.job import Job, Policy
-from graftline.runtimes.paid import PaidGoodput
-from graftline.runtimes.records import Records
 from graftline.runtimes.request import (
     Ids,
     Ints,
@@ -36,8 +35,9 @@ from graftline.runtimes.result import Result
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Session
-from graftline.runtimes.text import Tokenizer
-from graftline.runtimes.tuned import tuned_prior
+from graftline.runtimes.study.records import Records
+from graftline.runtimes.study.tuned import tuned_prior
+from graftline.runtimes.text.tokenizer import Tokenizer
 
 J = TypeVar("J", bound=Job)
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Protocol
 
-from graftline.runtimes.costs import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.job import Job
 from graftline.runtimes.loop import admit
-from graftline.runtimes.recorder import is_shaped
 from graftline.runtimes.rules.point_mass import PointMass
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Session
+from graftline.runtimes.study.recorder import is_shaped
 from graftline.runtimes.trees.template import Template
 
 

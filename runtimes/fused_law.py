@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from graftline.errors import LawBroken
+from graftline.runtimes.acceptance.lenient import dense
 from graftline.runtimes.drafters.token_recycling import TokenRecycling
 from graftline.runtimes.fused import Start
-from graftline.runtimes.lenient import dense
-from graftline.runtimes.ort import OrtSession
-from graftline.runtimes.ort_fused import OrtFusedStep
+from graftline.runtimes.ort.fused import OrtFusedStep
+from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.rules.point_mass import PointMass
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Ints, Scores

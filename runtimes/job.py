@@ -11,18 +11,18 @@ import numpy as np
 
 from graftline.errors import RequestError
 from graftline.recipe import Recipe
-from graftline.runtimes.account import Account, Pace
+from graftline.runtimes.control.account import Account, Pace
+from graftline.runtimes.control.goodput import Fixed, Pacer
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter
-from graftline.runtimes.goodput import Fixed, Pacer
 from graftline.runtimes.loop import decode
-from graftline.runtimes.records import Records
 from graftline.runtimes.request import Ints, Request
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result, measure
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.session import Session
-from graftline.runtimes.text import Tokenizer, Transcript
+from graftline.runtimes.study.records import Records
+from graftline.runtimes.text.tokenizer import Tokenizer, Transcript
 
 
 @dataclass(frozen=True)

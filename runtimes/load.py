@@ -11,17 +11,18 @@ from graftline.bundle import Bundle
 from graftline.errors import BackendError
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
-from graftline.runtimes.calibration import USUAL
+from graftline.runtimes.control.calibration import USUAL
+from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.measure import costs_key, measure_costs
 from graftline.runtimes.draft_engine import DraftEngine
 from graftline.runtimes.engine import Engine, end_tokens
 from graftline.runtimes.fused import FusedStep
-from graftline.runtimes.goodput import Costs
-from graftline.runtimes.measure import costs_key, measure_costs
-from graftline.runtimes.ort import OrtSession
-from graftline.runtimes.ort_cuda import SESSIONS
-from graftline.runtimes.ort_fused import OrtFusedStep
-from graftline.runtimes.perplexity import HELD_OUT
+from graftline.runtimes.ort.cuda import SESSIONS
+from graftline.runtimes.ort.fused import OrtFusedStep
+from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.resources import Resources
+from graftline.runtimes.study.perplexity import HELD_OUT
+from graftline.runtimes.study.tuned import read_tuned
 from graftline.runtimes.surroundings import (
     Match,
     agreement,
@@ -30,11 +31,10 @@ from graftline.runtimes.surroundings import (
     embedding_of,
     step_ratio,
 )
-from graftline.runtimes.text import Tokenizer
-from graftline.runtimes.trt import TrtSession
-from graftline.runtimes.trt_fused import TrtFusedStep
-from graftline.runtimes.trt_load import has_engine, open_engine
-from graftline.runtimes.tuned import read_tuned
+from graftline.runtimes.text.tokenizer import Tokenizer
+from graftline.runtimes.trt.fused import TrtFusedStep
+from graftline.runtimes.trt.load import has_engine, open_engine
+from graftline.runtimes.trt.session import TrtSession
 
 DEFAULT_CAPACITY = 4096
 """Cache slots unless the host has fewer positions or the caller asks for another number."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from graftline.errors import RequestError, nearest
 from graftline.recipe import STEPS, Recipe
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.text import Tokenizer
+from graftline.runtimes.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]

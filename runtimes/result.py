@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graftline.runtimes.account import Account
+from graftline.runtimes.control.account import Account
 from graftline.runtimes.decoding import Decoding, FinishReason
 
 

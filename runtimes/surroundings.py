@@ -12,14 +12,14 @@ import numpy as np
 
 from graftline.bundle import Bundle
 from graftline.errors import RequestError
-from graftline.runtimes.corpus import read_corpus
-from graftline.runtimes.costs import NEAR
+from graftline.runtimes.control.costs import NEAR
+from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.draft_engine import DraftEngine, OwnCaches, SharedCaches
-from graftline.runtimes.measure import undisturbed
-from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.resources import missing
 from graftline.runtimes.session import Floats, Ints
-from graftline.runtimes.text import Tokenizer
+from graftline.runtimes.text.corpus import read_corpus
+from graftline.runtimes.text.tokenizer import Tokenizer
 from graftline.store import load_graph
 
 AGREED, ROWS_READ = 192, 32

@@ -10,7 +10,7 @@ from graftline.commands.questions import Question, groups
 
 if TYPE_CHECKING:
     from graftline.runtimes.engine import Engine
-    from graftline.runtimes.records import Records
+    from graftline.runtimes.study.records import Records
 
 COLUMNS = ("recipe", "rule", "nodes#", "drafts#", "accepted#", "expected#", "bound#", "best#")
 

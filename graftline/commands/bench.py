@@ -169,7 +169,7 @@ def _explained(bundle: Bundle, engine: Engine, where: Difference, raw: bool) -> 
         return told
     import numpy as np
 
-    from graftline.runtimes.ort_graph import export_logits
+    from graftline.runtimes.ort.graph import export_logits
     from graftline.runtimes.request import encode_prompt
 
     facts = bundle.manifest.facts

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from graftline.commands.questions import Question
     from graftline.runtimes.engine import Engine
     from graftline.runtimes.request import Ints
-    from graftline.runtimes.tuning import Tuning
+    from graftline.runtimes.study.tuning import Tuning
 
 STORES = ("token-recycling", "suffix", "prompt-lookup")
 
@@ -75,9 +75,9 @@ def tune(
     from graftline.bundle import Bundle
     from graftline.commands.questions import read_questions, select
     from graftline.recipe import recipe as find_recipe
+    from graftline.runtimes.control.measure import costs_key
     from graftline.runtimes.load import load, step_costs
-    from graftline.runtimes.measure import costs_key
-    from graftline.runtimes.rehearsal import Rehearsal
+    from graftline.runtimes.study.rehearsal import Rehearsal
 
     asked = list(dict.fromkeys(name.strip() for name in recipes.split(",") if name.strip()))
     for name in asked:

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.calibration import USUAL, Calibration
+from graftline.runtimes.control.calibration import USUAL, Calibration
 from graftline.runtimes.draft_engine import Guess, Reader, drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.lengths import Length, make_length

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
+from graftline.runtimes.control.evidence import Evidence, Walk
 from graftline.runtimes.drafter import Drafter, is_paid
-from graftline.runtimes.evidence import Evidence, Walk
-from graftline.runtimes.packing import trim
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
 from graftline.runtimes.trees.merge import merge
+from graftline.runtimes.trees.packing import trim
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 

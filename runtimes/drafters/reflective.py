@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
+from graftline.runtimes.acceptance.reflection import REFLECTIVE_PROMPT, Reflection
 from graftline.runtimes.drafter import is_paid
-from graftline.runtimes.packing import first_path, trim
-from graftline.runtimes.reflection import REFLECTIVE_PROMPT, Reflection
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
+from graftline.runtimes.trees.packing import first_path, trim
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.packing import with_tokens
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
 from graftline.runtimes.trees.learned import by_rank
+from graftline.runtimes.trees.packing import with_tokens
 from graftline.runtimes.trees.static import static
 from graftline.runtimes.trees.template import Template
 from graftline.runtimes.verdict import Verdict

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from graftline.runtimes.stochastic import (
+from graftline.runtimes.acceptance.stochastic import (
     Doubles,
     Laws,
     StochasticRule,

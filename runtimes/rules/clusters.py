@@ -8,13 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.kindred import kindred_rule
-from graftline.runtimes.lenient import Place
+from graftline.runtimes.acceptance.kindred import kindred_rule
+from graftline.runtimes.acceptance.lenient import Place
+from graftline.runtimes.acceptance.stochastic import residual
+from graftline.runtimes.acceptance.token_space import TokenSpace, token_space
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Doubles, Sampling
 from graftline.runtimes.session import Ints
-from graftline.runtimes.stochastic import residual
-from graftline.runtimes.token_space import TokenSpace, token_space
 from graftline.runtimes.verdict import Rule
 
 

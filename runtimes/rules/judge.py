@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.lenient import Lenient, Place
+from graftline.runtimes.acceptance.lenient import Lenient, Place
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.sampling import Doubles, Sampling
 from graftline.runtimes.session import Bools, Floats

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from graftline.runtimes.acceptance.stochastic import Doubles, Laws
 from graftline.runtimes.rules.rejection import Rejection
-from graftline.runtimes.stochastic import Doubles, Laws
 from graftline.tree import Tree
 
 

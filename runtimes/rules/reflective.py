@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.reflection import REFLECTIVE_PROMPT, Reflection
+from graftline.runtimes.acceptance.reflection import REFLECTIVE_PROMPT, Reflection
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Logits, Sampling
 from graftline.runtimes.session import Scores

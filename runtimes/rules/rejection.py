@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graftline.runtimes.stochastic import Laws, StochasticRule, proposal, residual
+from graftline.runtimes.acceptance.stochastic import Laws, StochasticRule, proposal, residual
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.lenient import own_choice
-from graftline.runtimes.odds import Odds
+from graftline.runtimes.acceptance.lenient import own_choice
+from graftline.runtimes.acceptance.odds import Odds
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.point_mass import PointMass
 from graftline.runtimes.sampling import Sampling

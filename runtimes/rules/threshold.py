@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.lenient import Lenient, Place
+from graftline.runtimes.acceptance.lenient import Lenient, Place
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Sampling
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.packing import trim
+from graftline.runtimes.trees.packing import trim
 from graftline.tree import Ints, Tree
 
 Ranks = tuple[int, ...]

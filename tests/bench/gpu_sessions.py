@@ -21,12 +21,12 @@ from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.weights import lazy
 from graftline.ports import read_facts, read_ports
 from graftline.recipe import recipe
+from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.measure import measure_costs
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.goodput import Costs
 from graftline.runtimes.load import load
-from graftline.runtimes.measure import measure_costs
-from graftline.runtimes.ort_cuda import CudaSession
-from graftline.runtimes.ort_provider import cuda_missing
+from graftline.runtimes.ort.cuda import CudaSession
+from graftline.runtimes.ort.provider import cuda_missing
 from graftline.store import WeightFile, save_graph
 from graftline.targets import CUDA
 from graftline.tree import Tree

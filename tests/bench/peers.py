@@ -127,7 +127,7 @@ def openvino(folder: Path, threads: int) -> Runner:
 
 def prompts(file: Path, bundle: str, count: int) -> Iterator[list[int]]:
     """Ids of `count` questions spread over the categories, with the bundle's own chat template."""
-    from graftline.runtimes.text import Tokenizer
+    from graftline.runtimes.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(Path(bundle) / "tokenizer")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -201,7 +201,7 @@ def opened(
 def report(
     rates: dict[str, list[float]], texts: dict[str, list[list[int]]], missing: list[str], given: Any
 ) -> str:
-    from graftline.runtimes.measure import machine
+    from graftline.runtimes.control.measure import machine
 
     names = [
         "graftline",

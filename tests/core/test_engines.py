@@ -19,8 +19,8 @@ from graftline.cli import app
 from graftline.engines import EngineRequest, is_engine
 from graftline.errors import BackendError, GraftlineError
 from graftline.passes.tensorrt_target import gpu_capability
-from graftline.runtimes import trt_load
-from graftline.runtimes.engine_plan import EnginePlan, Here
+from graftline.runtimes.trt import load as trt_load
+from graftline.runtimes.trt.plan import EnginePlan, Here
 
 pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
 

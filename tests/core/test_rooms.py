@@ -32,7 +32,7 @@ HEAVY = {
     "torch": "models", "transformers": "models", "onnxruntime": "runtimes",
     "tensorrt": "runtimes", "tensorrt_rtx": "runtimes", "cuda": "runtimes",
 }  # fmt: skip
-GPU = {"tensorrt": "trt_engine.py", "tensorrt_rtx": "trt_engine.py", "cuda": "cuda_device.py"}
+GPU = {"tensorrt": "trt/engine.py", "tensorrt_rtx": "trt/engine.py", "cuda": "trt/cuda.py"}
 """The one file of the runtime that imports each of these, and inside functions only."""
 LOADS_BY_NAME = {"build_tensorrt.py"}
 """Besides the plugins, the one file that imports a library by its name in a table. Engines are
@@ -98,7 +98,8 @@ def test_heavy_libraries_stay_in_their_rooms(room: str) -> None:
 def test_the_gpus_libraries_are_imported_late_and_in_one_file_each() -> None:
     for file in files("runtimes"):
         for library in [m.split(".")[0] for m in imported(file)]:
-            assert GPU.get(library, file.name) == file.name, f"{file} imports {library}"
+            place = file.relative_to(ROOT / "runtimes").as_posix()
+            assert GPU.get(library, place) == place, f"{file} imports {library}"
     for name in set(GPU.values()):
         tree = ast.parse((ROOT / "runtimes" / name).read_text(encoding="utf-8"))
         at_once = [a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names]

@@ -9,10 +9,10 @@ from scipy import stats
 from graftline.evaluate import Array
 from graftline.plugins import PLUGINS
 from graftline.plugins.uniforms import philox
+from graftline.runtimes.acceptance.stochastic import Dice, Laws
 from graftline.runtimes.rules.rejection import Rejection
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Scores
-from graftline.runtimes.stochastic import Dice, Laws
 from graftline.tree import Draws, Tree
 
 from .cases import tilted_stars, tree_sample

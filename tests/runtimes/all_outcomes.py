@@ -15,9 +15,9 @@ from itertools import product
 
 import numpy as np
 
+from graftline.runtimes.acceptance.stochastic import Dice, Doubles, StochasticRule
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Scores
-from graftline.runtimes.stochastic import Dice, Doubles, StochasticRule
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Draws, Tree
 

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy_session import FLAT, ToySession
 
 from graftline.recipe import recipe
+from graftline.runtimes.control.goodput import Costs
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.goodput import Costs
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from graftline.ports import Port
-from graftline.runtimes.device import Box
-from graftline.runtimes.ort_graph import open_graph
+from graftline.runtimes.ort.graph import open_graph
+from graftline.runtimes.trt.device import Box
 
 Array = np.ndarray[Any, Any]
 BASE, ALIGNMENT = 1 << 20, 256

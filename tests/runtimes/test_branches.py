@@ -16,7 +16,7 @@ from graftline.errors import BackendError, RequestError
 from graftline.recipe import recipe
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.session import Bools, Ints, Scores, Session
-from graftline.runtimes.text import Tokenizer
+from graftline.runtimes.text.tokenizer import Tokenizer
 
 Make = Callable[..., Engine]
 PROMPT = [5, 6, 7, 8, 5, 6]

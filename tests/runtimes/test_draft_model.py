@@ -14,11 +14,11 @@ from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
+from graftline.runtimes.control.goodput import Costs
 from graftline.runtimes.draft_engine import OwnCaches, Reader
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.goodput import Costs
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Floats, Ints, Scores

@@ -9,8 +9,8 @@ from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.drafters.prompt_lookup import PromptLookup
 from graftline.runtimes.drafters.suffix import Suffix, SuffixAutomaton
 from graftline.runtimes.drafters.token_recycling import TokenRecycling, template
-from graftline.runtimes.packing import first_path, pack, trim
 from graftline.runtimes.session import Scores
+from graftline.runtimes.trees.packing import first_path, pack, trim
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 

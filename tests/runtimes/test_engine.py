@@ -15,7 +15,7 @@ from toy_session import FLAT, ToySession
 from graftline.errors import GraftlineError, RequestError
 from graftline.recipe import parse_recipe, recipe, recipes
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.text import Tokenizer
+from graftline.runtimes.text.tokenizer import Tokenizer
 
 Make = Callable[..., Engine]
 

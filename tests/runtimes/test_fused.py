@@ -20,8 +20,8 @@ from graftline.runtimes import fused_law
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import chain
 from graftline.runtimes.fused_law import fused_is_host
-from graftline.runtimes.ort import OrtSession
-from graftline.runtimes.ort_fused import OrtFusedStep
+from graftline.runtimes.ort.fused import OrtFusedStep
+from graftline.runtimes.ort.session import OrtSession
 from graftline.store import WeightFile, save_graph
 
 HOSTS = {

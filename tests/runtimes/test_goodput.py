@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from toy_session import FLAT, INT4
 
+from graftline.runtimes.control.goodput import GAIN, Costs, Evidence, Fixed, Goodput, Pacer
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import make_drafter
-from graftline.runtimes.goodput import GAIN, Costs, Evidence, Fixed, Goodput, Pacer
-from graftline.runtimes.packing import trim
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.session import Scores
+from graftline.runtimes.trees.packing import trim
 from graftline.tree import Tree
 
 FP32 = Costs(

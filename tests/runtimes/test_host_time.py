@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from toy_session import FLAT, ToySession
 
-from graftline.runtimes import account, draft_engine, loop
-from graftline.runtimes.account import Account
+from graftline.runtimes import draft_engine, loop
+from graftline.runtimes.control import account
+from graftline.runtimes.control.account import Account
+from graftline.runtimes.control.goodput import Goodput, Pacer
+from graftline.runtimes.control.host_time import PATIENCE, WINDOW, HostTime
+from graftline.runtimes.control.paid import PaidGoodput
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.draft_engine import Guess, OwnCaches
 from graftline.runtimes.drafter import is_paid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.draft_model import DraftModel
-from graftline.runtimes.goodput import Goodput, Pacer
-from graftline.runtimes.host_time import PATIENCE, WINDOW, HostTime
-from graftline.runtimes.paid import PaidGoodput
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.session import Bools, Ints, Scores

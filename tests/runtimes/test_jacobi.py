@@ -14,15 +14,15 @@ from toy_session import FLAT, ToySession
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe
 from graftline.recipe import recipe as find_recipe
+from graftline.runtimes.control.goodput import Costs
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.jacobi import Jacobi, advance
 from graftline.runtimes.drafters.speculative_jacobi import SpeculativeJacobi
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.goodput import Costs
-from graftline.runtimes.packing import trim
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Floats, Ints, Scores
+from graftline.runtimes.trees.packing import trim
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 

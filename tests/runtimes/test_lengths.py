@@ -11,21 +11,21 @@ from toy_session import ToySession
 
 from graftline.errors import GraftlineError
 from graftline.recipe import recipe
+from graftline.runtimes.control.goodput import Costs
 from graftline.runtimes.draft_engine import OwnCaches
 from graftline.runtimes.drafter import is_paid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.goodput import Costs
 from graftline.runtimes.lengths import LENGTHS, Length, make_length, network
 from graftline.runtimes.lengths.acceptance_head import AcceptanceHead, train_acceptance_head
 from graftline.runtimes.lengths.length_class import CLASSES, LengthClass, train_length_class
 from graftline.runtimes.lengths.network import Network, sigmoid, train
 from graftline.runtimes.lengths.recorded import Draft, Recorded
 from graftline.runtimes.lengths.running import Running
-from graftline.runtimes.rehearsal import Rehearsal
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result
-from graftline.runtimes.tuning import expected_length
+from graftline.runtimes.study.rehearsal import Rehearsal
+from graftline.runtimes.study.tuning import expected_length
 from graftline.tree import Doubles
 
 

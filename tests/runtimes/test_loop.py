@@ -12,10 +12,10 @@ from toy_session import ToySession
 
 from graftline.errors import GraftlineError, RequestError
 from graftline.recipe import Recipe
+from graftline.runtimes.control.goodput import Costs, Fixed
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.goodput import Costs, Fixed
 from graftline.runtimes.loop import decode
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.session import Bools, Ints, Scores

@@ -10,7 +10,7 @@ import pytest
 from all_outcomes import DEPTH, Branches, Prefix, Sketch, V, World, accepted, error, paths
 from scipy import stats
 
-from graftline.runtimes.packing import trim
+from graftline.runtimes.acceptance.stochastic import Dice, StochasticRule
 from graftline.runtimes.rules import block, k_sequential, make_rule, rejection
 from graftline.runtimes.rules.block import Block, Contest, GreedyMultipathBlock
 from graftline.runtimes.rules.greedy import Greedy
@@ -18,7 +18,7 @@ from graftline.runtimes.rules.k_sequential import KSequential
 from graftline.runtimes.rules.rejection import Rejection
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Scores
-from graftline.runtimes.stochastic import Dice, StochasticRule
+from graftline.runtimes.trees.packing import trim
 from graftline.runtimes.verdict import Rule
 from graftline.tree import Draws, Tree
 

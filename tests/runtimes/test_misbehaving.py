@@ -33,7 +33,7 @@ from graftline.runtimes.engine import Engine
 from graftline.runtimes.rules import RULES
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Floats, Ints, Scores
-from graftline.runtimes.soundness import sound
+from graftline.runtimes.trees.soundness import sound
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Draws, Tree
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from graftline.errors import BackendError
-from graftline.runtimes.lenient import Place, dense
-from graftline.runtimes.odds import Odds
+from graftline.runtimes.acceptance.lenient import Place, dense
+from graftline.runtimes.acceptance.odds import Odds
+from graftline.runtimes.acceptance.token_space import TokenSpace, token_space
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.clusters import Clusters, Grouped
 from graftline.runtimes.rules.neighbours import Neighbours, Pooled
@@ -19,7 +20,6 @@ from graftline.runtimes.rules.threshold import Threshold
 from graftline.runtimes.rules.typical import Typical
 from graftline.runtimes.sampling import Doubles, Sampling
 from graftline.runtimes.session import Floats, Scores
-from graftline.runtimes.token_space import TokenSpace, token_space
 
 V = 500
 EMBEDDING = np.random.default_rng(2).normal(size=(V, 6)).astype(np.float32)

@@ -9,7 +9,8 @@ import pytest
 from scipy.optimize import linprog
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.oracle import (
+from graftline.runtimes.acceptance.stochastic import residual
+from graftline.runtimes.study.oracle import (
     ACCEPTANCE,
     Doubles,
     acceptance,
@@ -19,7 +20,6 @@ from graftline.runtimes.oracle import (
     rates,
     recursive_without,
 )
-from graftline.runtimes.stochastic import residual
 
 Drafts = tuple[int, ...]
 

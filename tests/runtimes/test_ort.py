@@ -12,7 +12,7 @@ from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws import infer_shapes
 from graftline.ports import read_facts, read_ports
-from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.reference import ReferenceSession
 from graftline.store import WeightFile, save_graph
 from graftline.tree import Tree

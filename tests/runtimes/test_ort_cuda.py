@@ -14,9 +14,9 @@ from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws import infer_shapes
 from graftline.plugins.kv_commit import reference
 from graftline.ports import read_facts, read_ports
-from graftline.runtimes.ort_commit import CommitGraph
-from graftline.runtimes.ort_cuda import CudaSession
-from graftline.runtimes.ort_provider import CUDA, float_nodes, left_behind, open_on
+from graftline.runtimes.ort.commit import CommitGraph
+from graftline.runtimes.ort.cuda import CudaSession
+from graftline.runtimes.ort.provider import CUDA, float_nodes, left_behind, open_on
 from graftline.runtimes.reference import ReferenceSession
 from graftline.runtimes.session import Session
 from graftline.store import WeightFile, save_graph

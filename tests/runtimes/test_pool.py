@@ -13,8 +13,8 @@ from toy_session import FLAT, ToySession
 
 from graftline.errors import RequestError
 from graftline.recipe import Recipe, recipe
+from graftline.runtimes.control.goodput import Goodput
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.goodput import Goodput
 from graftline.runtimes.session import Ints, Scores, Session
 
 Make = Callable[..., Engine]
@@ -90,7 +90,7 @@ def test_text_and_stop_strings_in_a_pool(make_engine: Make) -> None:
     from tokenizers import Tokenizer as HFTokenizer
     from tokenizers import models
 
-    from graftline.runtimes.text import Tokenizer
+    from graftline.runtimes.text.tokenizer import Tokenizer
 
     letters = {chr(65 + n): n for n in range(30)}
     tokenizer = Tokenizer(HFTokenizer(models.WordLevel(letters, unk_token="A")))

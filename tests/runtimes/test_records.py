@@ -12,8 +12,8 @@ from toy_session import ToySession
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.drafters import DRAFTERS
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.records import Records
 from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.study.records import Records
 
 SAMPLING = Sampling(temperature=2.0)
 

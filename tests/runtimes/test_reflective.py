@@ -9,18 +9,18 @@ import pytest
 from toy_session import ToySession
 
 from graftline.errors import GraftlineError
+from graftline.runtimes.acceptance.reflection import Reflection
+from graftline.runtimes.control.goodput import Fixed
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
 from graftline.runtimes.drafters.none import NoDrafts
-from graftline.runtimes.goodput import Fixed
 from graftline.runtimes.loop import decode
-from graftline.runtimes.packing import trim
-from graftline.runtimes.reflection import Reflection
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Scores
+from graftline.runtimes.trees.packing import trim
 from graftline.runtimes.verdict import Rule, Verdict
 from graftline.tree import Tree
 

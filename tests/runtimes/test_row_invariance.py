@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from graftline.errors import BackendError, RequestError
-from graftline.runtimes.perplexity import HELD_OUT, perplexity
 from graftline.runtimes.row_invariance import SIZES, row_invariance
 from graftline.runtimes.session import Floats, Ints, Scores
+from graftline.runtimes.study.perplexity import HELD_OUT, perplexity
 
 VOCABULARY = 12
 Fault = Callable[[int, int, int], float]

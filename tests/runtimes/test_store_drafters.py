@@ -14,7 +14,7 @@ from toy_session import FLAT, INT4, ToySession
 
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
-from graftline.runtimes.corpus import read_corpus
+from graftline.runtimes.control.goodput import Costs
 from graftline.runtimes.drafter import Bid, Drafter
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
 from graftline.runtimes.drafters.aded import Aded
@@ -26,11 +26,11 @@ from graftline.runtimes.drafters.stand import Stand
 from graftline.runtimes.drafters.suffix import Suffix
 from graftline.runtimes.drafters.token_recycling import TokenRecycling
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.goodput import Costs
 from graftline.runtimes.ngram_store import NgramStore, peak_prior
-from graftline.runtimes.packing import trim
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
+from graftline.runtimes.text.corpus import read_corpus
+from graftline.runtimes.trees.packing import trim
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 

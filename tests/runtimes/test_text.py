@@ -11,8 +11,8 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models
 
 from graftline.errors import BundleError, RequestError
-from graftline.runtimes.chat_template import ChatTemplate
-from graftline.runtimes.text import Detokenizer, StopStrings, Tokenizer, Transcript
+from graftline.runtimes.text.chat_template import ChatTemplate
+from graftline.runtimes.text.tokenizer import Detokenizer, StopStrings, Tokenizer, Transcript
 
 TEXTS = [
     "Hello, world! It's a test.",

@@ -11,28 +11,28 @@ import pytest
 from toy_session import FLAT, INT4, ToySession
 
 from graftline.errors import GraftlineError
+from graftline.runtimes.control.goodput import Costs
 from graftline.runtimes.drafters.token_recycling import TokenRecycling, template
-from graftline.runtimes.goodput import Costs
-from graftline.runtimes.packing import trim
-from graftline.runtimes.recorder import Recorder, Step
-from graftline.runtimes.rehearsal import Rehearsal
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
-from graftline.runtimes.trees.blocks import block_tree
-from graftline.runtimes.trees.dynamic import grow
-from graftline.runtimes.trees.learned import by_paths, by_rank, measured_accuracies, reach
-from graftline.runtimes.trees.merge import merge
-from graftline.runtimes.trees.optimal import best_tree, cost_of
-from graftline.runtimes.trees.static import PUBLISHED, static
-from graftline.runtimes.trees.template import Ranks, Template
-from graftline.runtimes.tuned import Prior, tuned_prior
-from graftline.runtimes.tuning import (
+from graftline.runtimes.study.recorder import Recorder, Step
+from graftline.runtimes.study.rehearsal import Rehearsal
+from graftline.runtimes.study.tuned import Prior, tuned_prior
+from graftline.runtimes.study.tuning import (
     beliefs,
     expected_rate,
     shaped,
     tune_priors,
     tune_template,
 )
+from graftline.runtimes.trees.blocks import block_tree
+from graftline.runtimes.trees.dynamic import grow
+from graftline.runtimes.trees.learned import by_paths, by_rank, measured_accuracies, reach
+from graftline.runtimes.trees.merge import merge
+from graftline.runtimes.trees.optimal import best_tree, cost_of
+from graftline.runtimes.trees.packing import trim
+from graftline.runtimes.trees.static import PUBLISHED, static
+from graftline.runtimes.trees.template import Ranks, Template
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Doubles, Draws, Ints, Tree
 

@@ -17,7 +17,7 @@ from trt_pair import SLOTS, WIDE, generated, pair, ragged_trees, same
 
 from graftline.errors import BackendError, RequestError
 from graftline.models.decoder import TinyDecoder
-from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.ort.session import OrtSession
 from graftline.tree import Tree
 
 HOSTS = {

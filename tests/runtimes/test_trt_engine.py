@@ -24,11 +24,11 @@ from graftline.manifest import Manifest
 from graftline.models.decoder import TinyDecoder
 from graftline.passes.build_tensorrt import BuildOptions, EngineFile, build
 from graftline.passes.tensorrt_target import FLAVOURS, gpu_capability
-from graftline.runtimes import cuda_device
-from graftline.runtimes.cuda_device import CudaDevice, capability, cuda, look
-from graftline.runtimes.device import Box
-from graftline.runtimes.engine_plan import LIBRARIES, EnginePlan, Here
-from graftline.runtimes.trt_engine import TrtContext, TrtEngine, tensorrt
+from graftline.runtimes.trt import cuda as cuda_device
+from graftline.runtimes.trt.cuda import CudaDevice, capability, cuda, look
+from graftline.runtimes.trt.device import Box
+from graftline.runtimes.trt.engine import TrtContext, TrtEngine, tensorrt
+from graftline.runtimes.trt.plan import LIBRARIES, EnginePlan, Here
 
 pytest.importorskip("cuda.bindings", reason='pip install "graftline[trt]"')
 without_gpu = pytest.mark.skipif(gpu_capability() is not None, reason="this machine has a GPU")

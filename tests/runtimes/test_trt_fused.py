@@ -21,10 +21,10 @@ from graftline.recipe import recipe
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import Start, chain
-from graftline.runtimes.ort import OrtSession
+from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.trt import TrtSession
-from graftline.runtimes.trt_fused import TrtFusedStep
+from graftline.runtimes.trt.fused import TrtFusedStep
+from graftline.runtimes.trt.session import TrtSession
 
 PASSES = (
     "anchors | kv-cache | tree-mask | select-rows | reduce-logits | "

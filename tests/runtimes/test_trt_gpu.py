@@ -25,11 +25,11 @@ from trt_pair import GRAFTED, WIDE, Pair, generated, lowered, ragged_trees
 from graftline.models.decoder import TinyDecoder
 from graftline.passes.build_tensorrt import BuildOptions, build
 from graftline.passes.tensorrt_target import FLAVOURS, gpu_capability
-from graftline.runtimes.cuda_device import CudaDevice, look
-from graftline.runtimes.engine_plan import LIBRARIES, EnginePlan
-from graftline.runtimes.ort import OrtSession
-from graftline.runtimes.trt import TrtSession
-from graftline.runtimes.trt_engine import TrtEngine, tensorrt
+from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.trt.cuda import CudaDevice, look
+from graftline.runtimes.trt.engine import TrtEngine, tensorrt
+from graftline.runtimes.trt.plan import LIBRARIES, EnginePlan
+from graftline.runtimes.trt.session import TrtSession
 
 CAPABILITY = gpu_capability()
 pytestmark = [

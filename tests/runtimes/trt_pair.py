@@ -22,9 +22,9 @@ from graftline.passes.laws import infer_shapes
 from graftline.ports import read_facts, read_ports
 from graftline.recipe import recipe
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.engine_plan import EnginePlan
-from graftline.runtimes.ort import OrtSession
-from graftline.runtimes.trt import TrtSession
+from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.trt.plan import EnginePlan
+from graftline.runtimes.trt.session import TrtSession
 from graftline.store import WeightFile, save_graph
 from graftline.tree import Tree
 

@@ -1,0 +1,1 @@
+"""What the rules share: walks, odds, and kinship of tokens."""

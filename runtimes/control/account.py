@@ -1,0 +1,93 @@
+"""What a pacer itself costs, and what it expected: tokens per second, said before each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from graftline.runtimes.control.costs import NEAR
+from graftline.runtimes.control.goodput import Pacer
+from graftline.runtimes.drafter import Bid, Drafter
+from graftline.tree import Tree
+
+SETTLING = 0.1
+"""How much of a step's surprise is believed to stay."""
+
+
+@dataclass
+class Pace:
+    """How much longer steps take now than when costs were measured; it outlives a request."""
+
+    ratio: float = 1.0
+
+    def learn(self, expected: float, taken: float) -> None:
+        """A step that should take `expected` milliseconds took `taken`; a hitch counts as twice."""
+        surprise = min(taken / expected, 2.0 * self.ratio) - self.ratio
+        self.ratio += SETTLING * surprise
+
+
+class Account:
+    """A pacer that does as another does, and keeps two accounts of a request: the seconds it
+    spends, and the tokens and seconds it expected of each step before the step was made."""
+
+    def __init__(self, pacer: Pacer, pace: Pace | None = None) -> None:
+        self._pacer, self._pace = pacer, pace or Pace()
+        self.seconds = 0.0
+        self._tokens, self._milliseconds = 0.0, 0.0
+
+    @property
+    def predicted(self) -> float | None:
+        """Tokens per second that were expected of the steps; None: the pacer expects none."""
+        return 1e3 * self._tokens / self._milliseconds if self._milliseconds else None
+
+    @property
+    def expected(self) -> tuple[float, float] | None:
+        return self._pacer.expected
+
+    def begin(self, batch: int) -> None:
+        began = perf_counter()
+        self._pacer.begin(batch)
+        self.seconds += perf_counter() - began
+
+    def admit(self, sequence: int) -> None:
+        self._pacer.admit(sequence)
+
+    def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
+        began = perf_counter()
+        rows = self._pacer.choose(proposals, room, past)
+        self.seconds += perf_counter() - began
+        return rows
+
+    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
+        began = perf_counter()
+        bid = self._pacer.bid(drafters, room)
+        self.seconds += perf_counter() - began
+        return bid
+
+    def bought(
+        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
+    ) -> int:
+        began = perf_counter()
+        rows = self._pacer.bought(proposals, drafters)
+        self.seconds += perf_counter() - began
+        return rows
+
+    def learn(self, sequence: int, fresh: Sequence[int]) -> None:
+        began = perf_counter()
+        self._pacer.learn(sequence, fresh)
+        self.seconds += perf_counter() - began
+
+    def took(self, step: float, host: float) -> None:
+        """Hands on the times as they would be at the pace at which costs were measured, where the
+        machine has become slower since."""
+        began = perf_counter()
+        expected, ratio = self._pacer.expected, self._pace.ratio
+        if expected is not None:
+            tokens, milliseconds = expected
+            self._tokens += tokens
+            self._milliseconds += milliseconds * ratio
+            self._pace.learn(milliseconds, step)
+        slower = max(ratio, 1.0)
+        self._pacer.took(step / slower, host / slower)
+        self.seconds += perf_counter() - began

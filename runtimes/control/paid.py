@@ -1,0 +1,202 @@
+"""Goodput with drafts that cost time: whether to draft, how deep, and a purse for trying again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from graftline.runtimes.control.costs import NEAR, Costs
+from graftline.runtimes.control.goodput import Goodput
+from graftline.runtimes.control.host_time import HostTime
+from graftline.runtimes.drafter import Bid, Drafter, PaidDrafter, is_paid
+from graftline.tree import Tree
+
+AHEAD = 4
+"""Rows over which the marginal cost of one more is averaged: measured costs come in steps."""
+DEBT_STEPS = 32
+"""Steps over which catching up with the sequence is written off."""
+
+
+@dataclass
+class Trade:
+    """What drafting brought in past steps, and what those cost, forgetting slowly."""
+
+    steps: float
+    tokens: float
+    cost: float
+    """In plain steps where classes of drafts are compared: they must stand when texts get longer.
+    """
+    keep: float = field(default=1.0 - 1.0 / 48.0, repr=False)
+
+    def record(self, tokens: int, cost: float) -> None:
+        """One more step."""
+        self.steps = self.steps * self.keep + 1.0
+        self.tokens = self.tokens * self.keep + tokens
+        self.cost = self.cost * self.keep + cost
+
+
+class PaidGoodput:
+    """Maximises tokens per millisecond where drafting costs milliseconds too.
+
+    Whether to draft: the mean tokens over the mean cost of past drafts of the class that the
+    drafter foresees, against the best free proposal and against none. How deep: a ratio of means is
+    at its maximum when one goes on exactly while the next row's chance is at least the ratio times
+    the row's cost (Dinkelbach 1967); so a bid carries, for each depth, the least chance worth
+    drafting and the least worth scoring. While drafting is off, `explore` of the time fills a purse
+    that pays for a draft of one token now and then, so that a draft that has become good is taken
+    up again. What a drafted step takes outside the engines is seen, too, and counted.
+    """
+
+    def __init__(
+        self,
+        costs: Costs,
+        drafter: PaidDrafter,
+        branching: bool,
+        gain: float = 1.03,
+        explore: float = 0.01,
+        weight: float = 4.0,
+    ) -> None:
+        self._free = Goodput(costs, drafter.prior, branching, gain)
+        self._costs, self._branching = costs, branching
+        self._gain, self._explore, self._weight = gain, explore, weight
+        self._trades: dict[tuple[int, int], Trade] = {}
+        self._purse, self._committed = 0.0, NEAR
+        self._batch = 1
+        self._overall = Trade(0.0, 0.0, 0.0)
+        self._open: list[Trade | None] = []
+        self._spent, self._live = 0.0, 1
+        """Milliseconds of the step under way, and the sequences it is for."""
+        self._bought: list[PaidDrafter] = []
+        """Who drafted for it."""
+        self._host = HostTime()
+
+    @property
+    def expected(self) -> tuple[float, float] | None:
+        """Tokens and milliseconds that the step chosen last is expected to bring and to take."""
+        return self._free.expected
+
+    def begin(self, batch: int) -> None:
+        self._free.begin(batch)
+        self._batch = batch
+        self._overall = Trade(0.0, 0.0, 0.0)
+        self._open = [None] * batch
+        for trade in self._trades.values():
+            share = min(1.0, 12.0 / trade.steps)
+            trade.steps, trade.tokens = trade.steps * share, trade.tokens * share
+            trade.cost *= share
+
+    def admit(self, sequence: int) -> None:
+        self._free.admit(sequence)
+        self._open[sequence] = None
+
+    def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
+        """Rows of the free proposals, for the case that nothing is bought."""
+        self._committed, self._bought = past, []
+        rows = self._free.choose(proposals, room, past)
+        self._spent = self._step(rows)
+        return rows
+
+    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
+        """What drafting may cost this step, given every live sequence's drafter; None: nothing."""
+        self._free.bid(drafters, room)
+        live = [(b, d) for b, d in enumerate(drafters) if is_paid(d)]
+        self._open = [None] * self._batch
+        self._live = max(1, len(live))
+        rows = min([room, *(d.rows for _, d in live)]) if live else 1
+        if rows < 2:
+            return None
+        trades = [self._trade(d) for _, d in live]
+        expected = sum(t.tokens / t.steps for t in trades)
+        debt = sum(d.debt() for _, d in live)
+        cost = self._step(1) * sum(t.cost / t.steps for t in trades) + debt / DEBT_STEPS
+        worth = expected / cost
+        plain = len(live) / self._step(1)
+        if worth > max(self._free.rate, plain * self._gain):
+            for (b, _), trade in zip(live, trades, strict=True):
+                self._open[b] = trade
+            self._free.expect(expected, cost)
+            return self._priced(rows, live[0][1], max(plain, self._mean() or worth))
+        self._purse += self._explore * self._step(1)
+        price = sum(self._price(d, 1) for _, d in live) + debt + self._step(2) - self._step(1)
+        if self._purse < price:
+            return None
+        self._purse -= price
+        for (b, _), trade in zip(live, trades, strict=True):
+            self._open[b] = trade
+        return Bid.free(2)
+
+    def bought(
+        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
+    ) -> int:
+        """What came of a bid: all of its rows are scored, because drawn drafts may not be cut."""
+        rows = max(len(tree) for _, tree in proposals)
+        live = [d for d in drafters if is_paid(d)]
+        price = sum(self._price(d, d.reads) for d in live)
+        self._spent = self._step(rows) + price + self._host.surcharge(self._step(1))
+        self._bought = live
+        return rows
+
+    def learn(self, sequence: int, fresh: Sequence[int]) -> None:
+        self._free.learn(sequence, fresh)
+        if not fresh:
+            return
+        share = self._spent / self._live
+        self._overall.record(len(fresh), share)
+        trade = self._open[sequence]
+        if trade is not None:
+            trade.record(len(fresh), share / self._step(1))
+
+    def took(self, step: float, host: float) -> None:
+        if self._bought:
+            self._host.record(True, host - sum(d.reading for d in self._bought))
+            return
+        self._free.took(step, host)
+        if self._free.rows == 1:
+            self._host.record(False, host)
+
+    def _mean(self) -> float:
+        """Tokens per millisecond of the whole batch in the last steps."""
+        done = self._overall
+        return done.tokens / done.cost if done.steps > 8 else 0.0
+
+    def _trade(self, drafter: PaidDrafter) -> Trade:
+        key = (self._batch, drafter.foresight())
+        if key not in self._trades:
+            self._trades[key] = self._believed(drafter)
+        return self._trades[key]
+
+    def _believed(self, drafter: PaidDrafter) -> Trade:
+        """A few steps as those of the other classes were, or else of the best size under the
+        drafter's own prior."""
+        others = [t for (batch, _), t in self._trades.items() if batch == self._batch]
+        steps = sum(t.steps for t in others)
+        if steps > 2 * self._weight * max(1, len(others)):
+            share = self._weight / steps
+            tokens = sum(t.tokens for t in others) * share
+            return Trade(self._weight, tokens, sum(t.cost for t in others) * share)
+        reach = drafter.hope(drafter.foresight())
+        best, tokens, spent = 0.0, 1.0, self._step(1) / self._batch
+        expected = 1.0
+        for row in range(1, len(reach)):
+            expected += reach[row]
+            cost = self._step(row + 1) / self._batch + self._price(drafter, row)
+            if expected / cost > best:
+                best, tokens, spent = expected / cost, expected, cost
+        return Trade(self._weight, self._weight * tokens, self._weight * spent / self._step(1))
+
+    def _priced(self, rows: int, drafter: PaidDrafter, rate: float) -> Bid:
+        """The least chances, by depth, at `rate` tokens per millisecond of the batch."""
+        keep = [0.0] + [
+            rate * (self._step(depth + AHEAD) - self._step(depth)) / AHEAD / self._batch
+            for depth in range(1, rows)
+        ]
+        return Bid(rows, [k + rate * self._price(drafter, 1) for k in keep], keep)
+
+    def _price(self, drafter: PaidDrafter, reads: int) -> float:
+        """Attention over what is committed costs a draft at most what it costs the target."""
+        growth = self._costs.of(1, False, self._committed) - self._costs.of(1)
+        return drafter.price(reads) + reads * max(growth, 0.0)
+
+    def _step(self, rows: int) -> float:
+        branching = self._branching and rows > 1
+        return self._costs.of(self._batch * rows, branching, self._committed)

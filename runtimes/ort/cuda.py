@@ -1,0 +1,216 @@
+"""The `ort-cuda` session: ONNX Runtime on an NVIDIA GPU, with caches that never leave it.
+
+A step copies its few integers to the GPU and brings back what verification reads; logits follow
+only when somebody looks at them. With `device="cpu"` the same code runs on the CPU provider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from graftline.errors import BackendError
+from graftline.ports import Facts, Port
+from graftline.runtimes.ort.commit import CommitGraph
+from graftline.runtimes.ort.provider import open_on
+from graftline.runtimes.ort.session import MOST_ROWS, STEP_INTS, OrtSession, StepArrays
+from graftline.runtimes.scores import DeviceScores
+from graftline.runtimes.session import Scores
+from graftline.targets import CPU, CUDA
+
+READ_LATER = "logits"
+"""The one output that is large: vocabulary numbers per row."""
+
+
+@dataclass
+class _Block:
+    """Caches of one shape, [caches, B, heads, slots, size], as one piece of device memory."""
+
+    ports: list[Port]
+    memory: Any
+    shape: tuple[int, ...]
+    kind: int
+    """ONNX element type."""
+    itemsize: int
+
+    def address(self, port: Port, row: int) -> int:
+        """Where the cache of `port` begins for sequence `row`."""
+        place = self.ports.index(port) * self.shape[1] + row
+        return int(self.memory.data_ptr()) + place * prod(self.shape[2:]) * self.itemsize
+
+
+@dataclass(kw_only=True)
+class _DeviceArrays(StepArrays):
+    """The bound arrays of one call shape, and where the step's inputs and logits lie on the
+    device."""
+
+    inputs: dict[str, tuple[npt.NDArray[Any], Any]]
+    logits: Any
+
+
+class CudaSession(OrtSession):
+    """A decoder lowered for CUDA. See `runtimes.session.Session`.
+
+    Raises BackendError when the provider is missing, and when it would leave work to the CPU.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        facts: Facts,
+        ports: Sequence[Port],
+        *,
+        capacity: int | None = None,
+        threads: int | None = None,
+        company: bool = False,
+        device: str = "cuda",
+    ) -> None:
+        self.device = device
+        self._memory: list[_Block] = []
+        self._commits: CommitGraph | None = None
+        super().__init__(
+            graph, facts, ports, capacity=capacity, threads=threads, company=company
+        )
+
+    def _open(self, company: bool) -> Any:
+        session = open_on(self.device, self._graph, self.threads)
+        wanted = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
+        # an input that only shape arithmetic reads is wanted in the CPU's memory
+        self._places = {
+            port.name: "cuda" if info.name == "Cuda" else "cpu" for port, info in wanted
+        }
+        return session
+
+    def sibling(self, host: OrtSession | None = None) -> OrtSession:
+        """See `OrtSession.sibling`: caches of its own, or those of a session on the same device."""
+        other = copy(self)
+        other._calls, other._guests, other._memory = {}, [], []
+        other._lengths = np.zeros(0, np.int64)
+        if host is None:
+            other.reset(1)
+            return other
+        if not isinstance(host, CudaSession) or host._layout != self._layout:
+            raise BackendError("these two engines have caches of different shapes; share none")
+        other.capacity, other._memory = host.capacity, host._memory
+        host._guests.append(other)
+        return other
+
+    @property
+    def _layout(self) -> list[tuple[object, ...]]:
+        return [(self.device, p.name, p.shape, p.dtype) for p in self._caches]
+
+    def caches(self, row: int) -> dict[str, npt.NDArray[Any]]:
+        """Raises BackendError: the caches lie on the device."""
+        raise BackendError(f"the caches of sequence {row} are on the GPU and have no arrays here")
+
+    @property
+    def _batch(self) -> int:
+        return self._memory[0].shape[1] if self._memory else 1
+
+    def reset(self, batch: int) -> None:
+        """Forget everything; memory is kept when the batch stays the same size."""
+        if len(self._lengths) != batch or not self._memory:
+            self._allocate(batch)
+        self._lengths = np.zeros(batch, np.int64)
+
+    def _allocate(self, batch: int) -> None:
+        self._calls.clear()
+        groups: dict[tuple[int, int, str], list[Port]] = {}
+        for port in self._caches:
+            groups.setdefault((int(port.shape[1]), int(port.shape[3]), port.dtype), []).append(port)
+        self._memory.clear()  # guests hold the same list; memory is freed before more is asked for
+        for guest in self._guests:
+            guest._calls.clear()
+        slots = self.capacity + MOST_ROWS
+        for (heads, size, dtype), ports in groups.items():
+            shape = (len(ports), batch, heads, slots, size)
+            numbers = np.dtype(dtype)
+            kind = onnx.helper.np_dtype_to_tensor_dtype(numbers)
+            zeros = np.zeros(prod(shape) * numbers.itemsize, np.uint8)
+            memory = onnxruntime.OrtValue.ortvalue_from_numpy(zeros, self.device, 0)
+            self._memory.append(_Block(ports, memory, shape, kind, numbers.itemsize))
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep the rows in each path, moved together behind the committed ones, on the device."""
+        moved = [tuple(path) != tuple(range(len(path))) for path in paths]
+        if any(moved):
+            most = max(len(path) for path in paths)
+            path = np.full((len(paths), most), -1, np.int64)
+            count = np.array([len(p) if m else 0 for p, m in zip(paths, moved, strict=True)])
+            for row, nodes in enumerate(paths):
+                path[row, : len(nodes)] = nodes
+            if self._commits is None:
+                self._commits = CommitGraph(self.device, self.threads)
+            for block in self._memory:
+                shape = (block.shape[0] * block.shape[1], *block.shape[2:])
+                address = int(block.memory.data_ptr())
+                self._commits.run(address, shape, block.kind, path, count, self._lengths)
+        self._lengths += np.array([len(path) for path in paths], np.int64)
+
+    def _bind(self, batch: int, count: int, asked: int, row: int | None) -> _DeviceArrays:
+        binding = self._session.io_binding()
+        host = self._step_arrays(batch, count, asked)
+        inputs: dict[str, tuple[npt.NDArray[Any], Any]] = {}
+        for name, array in host.items():
+            if name in self._names:
+                place = self._places[name]
+                value = _empty(array.shape, array.dtype, place)
+                binding.bind_ortvalue_input(name, value)
+                inputs[name] = (array, value)
+        for block in self._memory:
+            shape = [batch, *block.shape[2:]]
+            for port in block.ports:
+                where = (self.device, 0, block.kind, shape, block.address(port, row or 0))
+                binding.bind_input(port.mirror, *where)
+                binding.bind_output(port.name, *where)
+        outputs: dict[str, npt.NDArray[Any]] = {}
+        known: dict[str | int, int] = {"B": batch, "N": count, "R": asked}
+        logits: Any = None
+        for port in self.ports:
+            if port.direction == "out" and port.mirror is None:
+                shape = [d if isinstance(d, int) else known[d] for d in port.shape]
+                if port.name == READ_LATER:
+                    logits = _empty(shape, np.dtype(port.dtype), self.device)
+                    binding.bind_ortvalue_output(port.name, logits)
+                    continue
+                outputs[port.name] = np.zeros(shape, np.dtype(port.dtype))
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(outputs[port.name])
+                binding.bind_ortvalue_output(port.name, value)
+        tokens, positions, write_index, rows = (host[n] for n in STEP_INTS)
+        return _DeviceArrays(
+            binding, tokens, positions, write_index, rows, host.get("mask"), outputs,
+            inputs=inputs, logits=logits,
+        )  # fmt: skip
+
+    def _run(self, call: StepArrays) -> Scores:
+        assert isinstance(call, _DeviceArrays)
+        for array, value in call.inputs.values():
+            value.update_inplace(array)
+        try:
+            self._run_bound(call.binding)
+        except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
+            raise BackendError(f"onnxruntime failed in a step: {error}") from error
+        out = call.outputs
+        read = call.logits.numpy
+        argmax = out["argmax"] if "argmax" in out else read().argmax(-1)
+        top, values, gap = (out.get(n) for n in ("topk_ids", "topk_logits", "top_gap"))
+        hidden = self._last_hidden(call)  # brought back with the rest: see `outputs`
+        return DeviceScores(argmax, top, values, gap, read, lambda: hidden)
+
+
+def _empty(shape: Sequence[int], dtype: Any, device: str) -> Any:
+    """Device memory of a shape; what it holds is undefined until it is written."""
+    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, device, 0)
+
+
+SESSIONS: dict[str, type[OrtSession]] = {CPU: OrtSession, CUDA: CudaSession}
+"""By target."""

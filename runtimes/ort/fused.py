@@ -1,0 +1,143 @@
+"""The fused step on ONNX Runtime's CPU provider, over the caches of an ordinary session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from graftline.errors import BackendError
+from graftline.plugins.draft_tree import reference as draft_tree
+from graftline.ports import Port, by_role
+from graftline.runtimes.fused import Start
+from graftline.runtimes.ort.graph import open_graph
+from graftline.runtimes.ort.session import MOST_ROWS, OrtSession
+from graftline.runtimes.session import Ints
+from graftline.runtimes.trees.template import Template
+
+Array = npt.NDArray[Any]
+STATE = ("tokens", "parents", "write_index", "ordinal", "seed", "temperature", "min_p")
+"""Inputs that belong to one sequence, besides its caches."""
+
+
+@dataclass
+class _Seat:
+    """The bound arrays of one sequence; `carried` pairs an input with its value for the next step.
+    """
+
+    binding: Any
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    carried: list[tuple[Array, Array]]
+
+
+class OrtFusedStep:
+    """A fused graph and its state. See `runtimes.fused.FusedStep`.
+
+    Caches and table are written in place: their inputs and outputs are bound to one buffer, which
+    ONNX Runtime's scattering ops then do not copy. A batch is one call per sequence, because
+    GroupQueryAttention takes several new rows for one sequence only.
+    """
+
+    sizes: Sequence[int] | None = None
+
+    def __init__(self, graph: Path, ports: Sequence[Port], host: OrtSession) -> None:
+        self._host, self._ports = host, tuple(ports)
+        self._engine = open_graph(graph, host.threads)
+        self._run_bound = self._engine.run_with_iobinding
+        shape = by_role(ports, "table", "in")[0].shape
+        self.table: npt.NDArray[np.int32] = np.full([int(d) for d in shape], -1, np.int32)
+        """[V, W]: every token's latest candidates, best first, -1 for none."""
+        self._seats: dict[int, _Seat] = {}
+
+    def reset(self, plan: Template) -> None:
+        """Forget all sequences; from now on trees are of this shape."""
+        if len(plan) > MOST_ROWS:
+            raise BackendError(
+                f"a tree of {len(plan)} rows; this session scores at most {MOST_ROWS} in a step"
+            )
+        width = self.table.shape[1]
+        if plan.ranks.max() >= width:
+            raise BackendError(
+                f"a tree with candidate {plan.ranks.max()} of a token; this graph keeps {width}, "
+                "counted from 0"
+            )
+        self._plan = plan
+        self._seats.clear()
+
+    def seat(self, row: int, start: Start) -> None:
+        """Begin sequence `row` behind what the host has committed; the table drafts its tree."""
+        plan = self._plan
+        self._seats[row] = seat = self._bind(row, plan)
+        shape = plan.shape.parents, plan.ranks
+        drafted = draft_tree(
+            self.table, np.asarray([start.root]), *shape, levels=len(plan.levels)
+        )
+        how, length = start.sampling, self._host.lengths[row]
+        values = *drafted, length, start.ordinal, start.seed, how.temperature, how.min_p
+        for name, value in zip(STATE, values, strict=True):
+            seat.inputs[name][...] = value
+
+    def tree(self, row: int) -> tuple[Ints, Ints]:
+        """Tokens and parents [N] that the next step of sequence `row` scores; views."""
+        inputs = self._seats[row].inputs
+        return inputs["tokens"][0], inputs["parents"][0]
+
+    def step(self, row: int, room: int) -> list[int]:
+        """One engine call for sequence `row`. See `FusedStep.step`."""
+        seat = self._seats[row]
+        if room < seat.inputs["tokens"].shape[1]:
+            seat = self._cut(row, room)
+        try:
+            self._run_bound(seat.binding)
+        except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
+            raise BackendError(f"onnxruntime failed in a fused step: {error}") from error
+        count = int(seat.outputs["count"][0])
+        chosen: list[int] = seat.outputs["accepted"][0, :count].tolist()
+        for now, following in seat.carried:
+            now[...] = following
+        self._host.advance(row, count)
+        return chosen
+
+    def _cut(self, row: int, rows: int) -> _Seat:
+        """Go on with trees of the first `rows` rows: the engine takes no row past the last
+        position, be it padding."""
+        old, new = self._seats[row], self._bind(row, self._plan.first(rows))
+        for name in STATE:
+            new.inputs[name][...] = old.inputs[name][..., : new.inputs[name].shape[-1]]
+        self._seats[row] = new
+        return new
+
+    def _bind(self, row: int, plan: Template) -> _Seat:
+        """Every input, and of the outputs those that go on or that the host reads: the others,
+        logits among them, are then not copied out."""
+        extents: dict[str | int, int] = {"B": 1, "N": len(plan), "M": len(plan)}
+        in_place: dict[str, Array] = {**self._host.caches(row), "table": self.table}
+        given = {"template.parents": plan.shape.parents, "template.ranks": plan.ranks}
+        binding = self._engine.io_binding()
+        inputs: dict[str, Array] = {}
+        outputs: dict[str, Array] = {}
+        carried: list[tuple[Array, Array]] = []
+        for port in self._ports:
+            shape = [d if isinstance(d, int) else extents.get(d, 0) for d in port.shape]
+            if port.direction == "in":
+                known = in_place.get(port.name, given.get(port.name))
+                inputs[port.name] = np.zeros(shape, port.dtype) if known is None else known
+                binding.bind_ortvalue_input(port.name, _value(inputs[port.name]))
+            elif port.mirror in in_place:
+                binding.bind_ortvalue_output(port.name, _value(in_place[port.mirror]))
+            elif port.mirror is not None or port.role in ("accepted", "count"):
+                outputs[port.name] = np.zeros(shape, port.dtype)
+                binding.bind_ortvalue_output(port.name, _value(outputs[port.name]))
+                if port.mirror is not None:
+                    carried.append((inputs[port.mirror], outputs[port.name]))
+        return _Seat(binding, inputs, outputs, carried)
+
+
+def _value(array: Array) -> Any:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

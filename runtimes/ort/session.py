@@ -1,0 +1,409 @@
+"""The `ort-cpu` session: ONNX Runtime with caches written in place.
+
+Every array a step reads or writes is bound once; a step writes a few integers into them and calls
+the engine. Caches of one shape live in one block, so keeping a path of a tree is one move for all
+layers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from graftline.errors import BackendError, RequestError
+from graftline.ports import Facts, Port, by_role
+from graftline.runtimes.ort.graph import open_graph
+from graftline.runtimes.scores import copied, joined
+from graftline.runtimes.session import Bools, Floats, Ints, Scores
+from graftline.runtimes.slots import mask_kinds
+
+MOST_ROWS = 64
+"""Most rows of one `score`; caches hold as many slots beyond the capacity."""
+CHUNK = 256
+"""Rows of one prefill call."""
+STEP_INTS = ("tokens", "positions", "write_index", "rows")
+
+
+@dataclass
+class StepArrays:
+    """The bound arrays of one call shape: B sequences, N rows, R of them with logits."""
+
+    binding: Any
+    tokens: Ints
+    positions: Ints
+    write_index: Ints
+    rows: Ints
+    mask: Bools | None
+    outputs: dict[str, npt.NDArray[Any]]
+    filled: int = -1
+    """Slots before this one are visible in the last chain of one row; -1: unknown."""
+
+
+class OrtSession:
+    """A lowered decoder opened on ONNX Runtime's CPU provider. See `runtimes.session.Session`."""
+
+    device: str = "cpu"
+    """Where the caches lie."""
+
+    def __init__(
+        self,
+        graph: Path,
+        facts: Facts,
+        ports: Sequence[Port],
+        *,
+        capacity: int | None = None,
+        threads: int | None = None,
+        company: bool = False,
+    ) -> None:
+        self.facts, self.ports = facts, tuple(ports)
+        self.threads = threads or os.cpu_count() or 1
+        self.row_invariant = False
+        self.exact_rows: int | None = None
+        limit = facts.positions or 4096
+        self.capacity = min(capacity or limit, limit)
+        self._graph = graph
+        self._distances: set[str] | None = None
+        self._session = self._open(company)
+        self._run_bound = self._session.run_with_iobinding
+        self._names = {p.name for p in self.ports}
+        self._caches = [p for p in self.ports if p.mirror is not None]
+        self._tree = bool(by_role(self.ports, "mask"))
+        taps = by_role(self.ports, "hidden")
+        self._hidden = next((p.name for p in taps if p.tap == "postnorm"), None)
+        self._lengths = np.zeros(0, np.int64)
+        self._calls: dict[tuple[int, int, int, int], StepArrays] = {}
+        self._blocks: list[npt.NDArray[Any]] = []
+        self._views: dict[str, npt.NDArray[Any]] = {}
+        self._guests: list[OrtSession] = []
+        self.reset(1)
+
+    def _open(self, company: bool) -> Any:
+        return open_graph(self._graph, self.threads, company)
+
+    def sibling(self, host: OrtSession | None = None) -> OrtSession:
+        """The same engine with caches of its own, or with those of `host`, a session of the same
+        architecture: then only `follow` may be called.
+
+        Raises BackendError when the caches of `host` are of another shape.
+        """
+        other = copy(self)
+        other._calls, other._blocks, other._views, other._guests = {}, [], {}, []
+        other._lengths = np.zeros(0, np.int64)
+        if host is None:
+            other.reset(1)
+            return other
+        if _cache_shapes(self.ports) != _cache_shapes(host.ports):
+            raise BackendError("these two engines have caches of different shapes; share none")
+        other.capacity, other._views = host.capacity, host._views
+        host._guests.append(other)
+        return other
+
+    def caches(self, row: int) -> dict[str, npt.NDArray[Any]]:
+        """The caches of sequence `row`, [1, K, S, D] each, by the name of their graph input: views,
+        valid until `reset` is given another batch."""
+        views = ((port.mirror, self._views[port.name]) for port in self._caches)
+        return {name: view[row : row + 1] for name, view in views if name is not None}
+
+    def advance(self, row: int, count: int) -> None:
+        """Count `count` more slots of sequence `row` as committed: a fused step has filled them."""
+        self._lengths[row] += count
+
+    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+        """The last row's scores (N = 1) after `tokens`, put behind the first `length` slots of
+        sequence `row`. On the caches of a host they lie where the host's next step writes."""
+        for start in range(0, len(tokens), CHUNK):
+            part = np.asarray(tokens[start : start + CHUNK], np.int64)
+            call = self._call(1, len(part), 1, row)
+            call.rows[0, 0] = len(part) - 1
+            scores = self._chain(call, part, length + start, len(part))
+        return scores  # pyright: ignore[reportPossiblyUnboundVariable]
+
+    @property
+    def lengths(self) -> Ints:
+        """[B]: committed positions of each sequence."""
+        return self._lengths
+
+    @property
+    def supports_trees(self) -> bool:
+        """True when the bundle was made with tree-mask."""
+        return self._tree
+
+    @property
+    def _batch(self) -> int:
+        """Sequences that the caches hold; a guest's are its host's."""
+        return len(next(iter(self._views.values()))) if self._views else 1
+
+    def reset(self, batch: int) -> None:
+        """Forget everything; memory is kept when the batch stays the same size."""
+        if len(self._lengths) != batch or not self._blocks:
+            self._allocate(batch)
+        self._lengths = np.zeros(batch, np.int64)
+
+    def _allocate(self, batch: int) -> None:
+        self._calls.clear()
+        self._blocks.clear()
+        self._views.clear()
+        for guest in self._guests:
+            guest._calls.clear()
+        shapes: dict[tuple[int, int, str], list[Port]] = {}
+        for port in self._caches:
+            shapes.setdefault((int(port.shape[1]), int(port.shape[3]), port.dtype), []).append(port)
+        slots = self.capacity + MOST_ROWS
+        for (heads, size, dtype), ports in shapes.items():
+            block = np.zeros((len(ports), batch, heads, slots, size), np.dtype(dtype))
+            self._blocks.append(block)
+            self._views |= {p.name: block[i] for i, p in enumerate(ports)}
+
+    def prefill(self, prompts: Sequence[Ints]) -> Scores:
+        """Commit one prompt per sequence, each on its own, in chunks; scores of each last row."""
+        return joined([self._prompt(row, prompt) for row, prompt in enumerate(prompts)])
+
+    def admit(self, row: int, prompt: Ints) -> Scores:
+        """Commit `prompt` in place of sequence `row`; the scores of its last row."""
+        self._lengths[row] = 0
+        return self._prompt(row, prompt)
+
+    def _prompt(self, row: int, prompt: Ints) -> Scores:
+        """Commit a prompt behind what the sequence has; its last row's scores, as a copy."""
+        if len(prompt) == 0:
+            raise RequestError("an empty prompt has no last token to continue")
+        if self._lengths[row] + len(prompt) > self.capacity:
+            raise RequestError(
+                f"{self._lengths[row] + len(prompt)} tokens do not fit a capacity of "
+                f"{self.capacity}; load with a larger capacity or shorten the prompt"
+            )
+        for start in range(0, len(prompt), CHUNK):
+            part = np.asarray(prompt[start : start + CHUNK], np.int64)
+            scores = self._chunk(row, part)
+            self._lengths[row] += len(part)
+        return copied(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
+
+    def _chunk(self, row: int, part: Ints) -> Scores:
+        count = len(part)
+        call = self._call(1, count, 1, row)
+        call.filled = -1
+        call.tokens[0] = part
+        call.write_index[0] = self._lengths[row]
+        call.positions[0] = self._lengths[row] + np.arange(count)
+        call.rows[0, 0] = count - 1
+        if call.mask is not None:
+            self._chain_mask(call, row=0, start=int(self._lengths[row]), count=count)
+        return self._run(call)
+
+    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+        """Score N new rows per sequence. See `Session.score`."""
+        batch, count = tokens.shape
+        if count > MOST_ROWS:
+            raise BackendError(f"{count} rows in one step; this session scores at most {MOST_ROWS}")
+        if mask is not None and not self._tree:
+            raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
+        if mask is not None and not self._lengths.all():
+            raise BackendError("a tree needs a committed prompt before it; prefill first")
+        if batch > 1 and count > 1:
+            return joined(
+                [
+                    copied(self._rows(row, 1, tokens[row : row + 1], depth, mask))
+                    for row in range(batch)
+                ]
+            )
+        return self._rows(0, batch, tokens, depth, mask)
+
+    def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
+        """Score N new rows per sequence, by explicit slots. See `Session.score_slots`."""
+        batch, count = tokens.shape
+        if not self._tree:
+            raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
+        if count > MOST_ROWS:
+            raise BackendError(f"{count} rows in one step; this session scores at most {MOST_ROWS}")
+        if self._distances is None:
+            self._distances = mask_kinds(self._graph) - {"causal"}
+        if self._distances:
+            raise BackendError(
+                f"this model's attention goes by distance ({', '.join(sorted(self._distances))}), "
+                "which the engine takes from the slots; rows of several branches cannot be scored"
+            )
+        answers: list[Scores] = []
+        for row in range(batch):
+            call = self._call(1, count, count, row)
+            assert call.mask is not None, "a bundle with trees has a mask"
+            call.filled = -1
+            call.tokens[:] = tokens[row]
+            call.write_index[0] = self._lengths[row]
+            call.positions[:] = positions[row]
+            call.mask[0, 0, :, : mask.shape[2]] = mask[row]
+            call.mask[0, 0, :, mask.shape[2] :] = False
+            answers.append(self._run(call))
+            if batch > 1:
+                answers[-1] = copied(answers[-1])
+        return answers[0] if batch == 1 else joined(answers)
+
+    def _rows(
+        self,
+        first: int,
+        batch: int,
+        tokens: Ints,
+        depth: Ints | None,
+        mask: Bools | None,
+    ) -> Scores:
+        """One engine call for the sequences first .. first + batch - 1.
+
+        GroupQueryAttention takes several new rows for one sequence only, so a batch of trees is one
+        call per sequence; a batch of single rows is one call.
+        """
+        count, lengths = tokens.shape[1], self._lengths[first : first + batch]
+        call = self._call(batch, count, count, first)
+        if batch == 1 and mask is None:
+            return self._chain(call, tokens[0], int(lengths[0]), count)
+        call.tokens[:] = tokens
+        call.filled = -1
+        call.write_index[:] = lengths
+        steps = np.arange(count) if depth is None else depth[first : first + batch]
+        call.positions[:] = lengths[:, None] + steps
+        if call.mask is not None:
+            for row in range(batch):
+                start = int(lengths[row])
+                self._chain_mask(call, row, start, count)
+                if mask is not None:
+                    call.mask[row, 0, :, start : start + count] = mask[first + row]
+        return self._run(call)
+
+    def _chain(self, call: StepArrays, tokens: Ints, start: int, count: int) -> Scores:
+        """One chain of one sequence: the plain step, so as few array operations as will do.
+
+        The mask of such a call is all true up to slot `filled`, then a triangle.
+        """
+        call.tokens[0] = tokens
+        call.write_index[0] = start
+        if count == 1:
+            call.positions[0, 0] = start
+        else:
+            np.add(_steps(count), start, out=call.positions[0])
+        if call.mask is not None:
+            if count == 1 and 0 <= call.filled <= start:
+                call.mask[0, 0, 0, call.filled : start + 1] = True
+            else:
+                self._chain_mask(call, 0, start, count)
+            call.filled = start
+        return self._run(call)
+
+    def _chain_mask(self, call: StepArrays, row: int, start: int, count: int) -> None:
+        assert call.mask is not None
+        call.mask[row, 0, :, :start] = True
+        call.mask[row, 0, :, start + count :] = False
+        if count == 1:
+            call.mask[row, 0, 0, start] = True
+        else:
+            call.mask[row, 0, :, start : start + count] = _triangle(count)
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep the rows in each path, moved together behind the committed ones."""
+        for row, path in enumerate(paths):
+            kept = len(path)
+            if kept and path[-1] != kept - 1:
+                start = int(self._lengths[row])
+                first = next(i for i, node in enumerate(path) if node != i)
+                source = np.asarray(path[first:]) + start
+                for block in self._blocks:
+                    block[:, row, :, start + first : start + kept] = block[:, row][:, :, source]
+            self._lengths[row] += kept
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Roll back each sequence to a shorter committed length."""
+        wanted = np.asarray(lengths, np.int64)
+        if np.any(wanted > self._lengths) or np.any(wanted < 0):
+            raise BackendError(f"cannot roll back from {self._lengths} to {wanted}")
+        self._lengths = wanted
+
+    def _run(self, call: StepArrays) -> Scores:
+        try:
+            self._run_bound(call.binding)
+        except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
+            raise BackendError(f"onnxruntime failed in a step: {error}") from error
+        outputs = call.outputs
+        logits = outputs["logits"]
+        argmax = outputs["argmax"] if "argmax" in outputs else logits.argmax(-1)
+        top, values, gap = (outputs.get(n) for n in ("topk_ids", "topk_logits", "top_gap"))
+        return Scores(argmax, logits, top, values, gap, self._last_hidden(call))
+
+    def _last_hidden(self, call: StepArrays) -> Floats | None:
+        """[B, R, H]: what `tap{layers=norm}` brings out, of the rows that have logits."""
+        if self._hidden is None:
+            return None
+        hidden = call.outputs[self._hidden].astype(np.float32, copy=False)
+        if hidden.shape[1] != call.rows.shape[1]:
+            hidden = np.take_along_axis(hidden, call.rows[..., None], axis=1)
+        return hidden
+
+    def _call(self, batch: int, count: int, asked: int, row: int) -> StepArrays:
+        """The bound arrays for a call shape; `row` picks the caches for one of many."""
+        alone = batch == 1 and self._batch > 1
+        key = (batch, count, asked, row if alone else -1)
+        if key not in self._calls:
+            if len(self._calls) > 256:
+                self._calls.clear()
+            self._calls[key] = self._bind(batch, count, asked, row if alone else None)
+        return self._calls[key]
+
+    def _bind(self, batch: int, count: int, asked: int, row: int | None) -> StepArrays:
+        binding = self._session.io_binding()
+        feeds = self._step_arrays(batch, count, asked)
+        for name, array in feeds.items():
+            if name in self._names:
+                binding.bind_ortvalue_input(name, _value(array))
+        for port in self._caches:
+            view = self._views[port.name]
+            value = _value(view if row is None else view[row : row + 1])
+            binding.bind_ortvalue_input(port.mirror, value)
+            binding.bind_ortvalue_output(port.name, value)
+        outputs: dict[str, npt.NDArray[Any]] = {}
+        known: dict[str | int, int] = {"B": batch, "N": count, "R": asked}
+        for port in self.ports:
+            if port.direction == "out" and port.mirror is None:
+                shape = [d if isinstance(d, int) else known[d] for d in port.shape]
+                outputs[port.name] = np.zeros(shape, np.dtype(port.dtype))
+                binding.bind_ortvalue_output(port.name, _value(outputs[port.name]))
+        tokens, positions, write_index, rows = (feeds[n] for n in STEP_INTS)
+        return StepArrays(
+            binding, tokens, positions, write_index, rows, feeds.get("mask"), outputs
+        )
+
+    def _step_arrays(self, batch: int, count: int, asked: int) -> dict[str, npt.NDArray[Any]]:
+        """What one call shape reads besides the caches, by input name; the mask where there are
+        trees."""
+        made: dict[str, npt.NDArray[Any]] = {
+            "tokens": np.zeros((batch, count), np.int64),
+            "positions": np.zeros((batch, count), np.int64),
+            "write_index": np.zeros(batch, np.int64),
+            "rows": np.tile(np.arange(asked, dtype=np.int64), (batch, 1)),
+        }
+        if self._tree:
+            slots = self.capacity + MOST_ROWS
+            made["mask"] = np.zeros((batch, 1, count, slots), np.bool_)
+        return made
+
+
+def _cache_shapes(ports: Sequence[Port]) -> list[tuple[Any, ...]]:
+    return [(p.name, p.direction, p.shape, p.dtype) for p in ports if p.mirror is not None]
+
+
+def _value(array: npt.NDArray[Any]) -> Any:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+@cache
+def _triangle(count: int) -> Bools:
+    return np.tri(count, dtype=np.bool_)
+
+
+@cache
+def _steps(count: int) -> Ints:
+    return np.arange(count, dtype=np.int64)

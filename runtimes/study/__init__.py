@@ -1,0 +1,1 @@
+"""What is learned off line: records, tuning, the oracle of acceptance, perplexity."""

@@ -1,0 +1,1 @@
+"""Sessions on TensorRT and TensorRT-RTX."""

@@ -1,0 +1,259 @@
+"""The `trt` session: a TensorRT engine of fixed slots, every buffer on the GPU and owned once.
+
+A step is one call for the whole batch: the host writes a few integers and the changed columns of
+the mask into page-locked memory, launches one recorded CUDA graph, and reads a few integers back.
+A step of fewer rows than its profile is padded with rows that nothing sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from graftline.errors import BackendError, RequestError
+from graftline.ports import Facts, Port, by_role
+from graftline.runtimes.scores import DeviceScores, copied, joined
+from graftline.runtimes.session import Bools, Floats, Ints, Scores
+from graftline.runtimes.slots import mask_kinds
+from graftline.runtimes.trt.caches import DeviceCaches
+from graftline.runtimes.trt.device import Array, Device
+from graftline.runtimes.trt.fused import DraftTable
+from graftline.runtimes.trt.new_rows import NewRows
+from graftline.runtimes.trt.plan import EnginePlan
+from graftline.runtimes.trt.step import Extents, ProfileStep, extents_of
+
+MOST_ROWS = 64
+"""Most rows of a tree that the runtime drafts."""
+
+
+class TrtSession:
+    """A lowered decoder built by TensorRT. See `runtimes.session.Session`.
+
+    `capacity` is at most the engine's slots less the rows of its widest step, which a padded step
+    may fill. Raises BackendError where more is asked than was built.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        plan: EnginePlan,
+        facts: Facts,
+        ports: Sequence[Port],
+        graph: Path,
+        capacity: int | None = None,
+    ) -> None:
+        self.plan, self.facts, self.ports = plan, facts, tuple(ports)
+        self._device = device
+        self.row_invariant = False
+        self.exact_rows: int | None = None
+        self.costs_key = device.name
+        """What step costs measured here are kept under."""
+        self._caches = DeviceCaches(device, self.ports)
+        self._tree = bool(by_role(self.ports, "mask"))
+        self._selects = bool(by_role(self.ports, "rows"))
+        self._outputs = {p.name: p for p in self.ports if p.direction == "out"}
+        taps = by_role(self.ports, "hidden")
+        self._hidden = next((p for p in taps if p.tap == "postnorm"), None)
+        self._widest = max(plan.decoding)
+        most = plan.check_capacity(self.ports, capacity)
+        self._distances = ", ".join(sorted(mask_kinds(graph) - {"causal"}))
+        if self._tree and self._distances and self._widest < MOST_ROWS:
+            raise plan.refusal(
+                f"attention goes by distance ({self._distances}), so a tree is scored in one call; "
+                f"trees have up to {MOST_ROWS} rows, and steps of {self._widest} were built; "
+                f"choose --engine rows={MOST_ROWS}", rebuild=True
+            )  # fmt: skip
+        self.capacity = min(capacity or most, most)
+        self._steps: dict[str, ProfileStep] = {}
+        tables = by_role(self.ports, "table", "in")
+        self.table = DraftTable(device, tables[0]) if tables else None
+        """Of a fused engine: what its steps have learned, whoever runs them."""
+        self._lengths = np.zeros(0, np.int64)
+        self.reset(1)
+
+    @property
+    def lengths(self) -> Ints:
+        """[B]: committed positions of each sequence."""
+        return self._lengths
+
+    @property
+    def supports_trees(self) -> bool:
+        """True when the engine was built with tree-mask."""
+        return self._tree
+
+    def reset(self, batch: int) -> None:
+        """Forget everything; memory grows with the largest batch so far."""
+        if batch > self.plan.batch:
+            raise self.plan.refusal(
+                f"built for {self.plan.batch} sequences at once, not {batch}; ask for batch="
+                f"{self.plan.batch}, or choose --engine batch={batch}", rebuild=True
+            )  # fmt: skip
+        if batch > self._caches.batch:
+            for name in [n for n in self._steps if n.startswith("decode.")]:
+                self._steps.pop(name).release()
+        self._caches.reset(batch)
+        self._lengths = np.zeros(batch, np.int64)
+
+    def prefill(self, prompts: Sequence[Ints]) -> Scores:
+        """Commit one prompt per sequence, each on its own, in chunks; scores of each last row."""
+        return joined([self._prompt(row, prompt) for row, prompt in enumerate(prompts)])
+
+    def admit(self, row: int, prompt: Ints) -> Scores:
+        """Commit `prompt` in place of sequence `row`; the scores of its last row."""
+        self._lengths[row] = 0
+        return self._prompt(row, prompt)
+
+    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+        """Score N new rows per sequence. See `Session.score`."""
+        count = tokens.shape[1]
+        if mask is not None and not self._tree:
+            raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
+        if mask is not None and not self._lengths.all():
+            raise BackendError("a tree needs a committed prompt before it; prefill first")
+        if mask is not None and self._distances and count > self._widest:
+            raise BackendError(f"a tree of {count} rows; this engine scores {self._widest} in one")
+        chain = np.tri(count, dtype=np.bool_)
+        rows: list[NewRows] = []
+        for b, past in enumerate(self._lengths.tolist()):
+            steps = np.arange(count) if depth is None else depth[b]
+            seen = chain if mask is None else mask[b]
+            rows.append(NewRows(tokens[b], past + steps, past, past, seen))
+        return self._score(rows)
+
+    def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
+        """Score N new rows per sequence, by explicit slots. See `Session.score_slots`."""
+        if not self._tree:
+            raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
+        if self._distances:
+            raise BackendError(
+                f"this model's attention goes by distance ({self._distances}), "
+                "which the engine takes from the slots; rows of several branches cannot be scored"
+            )
+        given = zip(tokens, positions, self._lengths.tolist(), mask, strict=True)
+        return self._score([NewRows(ids, at, past, 0, seen) for ids, at, past, seen in given])
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep the rows in each path, moved together behind the committed ones."""
+        for row, path in enumerate(paths):
+            self._caches.keep(row, int(self._lengths[row]), path)
+            self._lengths[row] += len(path)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Roll back each sequence to a shorter committed length."""
+        wanted = np.asarray(lengths, np.int64)
+        if np.any(wanted > self._lengths) or np.any(wanted < 0):
+            raise BackendError(f"cannot roll back from {self._lengths} to {wanted}")
+        self._lengths = wanted
+
+    def advance(self, row: int, count: int) -> None:
+        """Count positions that a fused step has committed."""
+        self._lengths[row] += count
+
+    def fused_step(self, rows: int) -> ProfileStep:
+        """A step of `rows` rows for the whole batch that carries its state on the device."""
+        name = f"decode.{rows}"
+        extents = extents_of(self._caches.batch, rows, rows, rows)
+        if (step := self._steps.get(f"{name} fused")) is None:
+            self._steps[f"{name} fused"] = step = self._made(name, extents, True, carrying=True)
+        self._take_context(name)
+        step.shape(extents, self._caches.addresses())
+        return step
+
+    def _prompt(self, row: int, prompt: Ints) -> Scores:
+        """Commit a prompt behind what the sequence has; its last row's scores, as a copy."""
+        wanted = int(self._lengths[row]) + len(prompt)
+        if len(prompt) == 0:
+            raise RequestError("an empty prompt has no last token to continue")
+        if wanted > self.capacity:
+            raise RequestError(
+                f"{wanted} tokens do not fit a capacity of {self.capacity}; shorten the prompt or "
+                "rebuild with a larger --engine capacity="
+            )
+        step, chunk = self._step("prefill"), self.plan.rows("prefill")
+        caches = self._caches.addresses(row)
+        for first in range(0, len(prompt), chunk):
+            part = np.asarray(prompt[first : first + chunk], np.int64)
+            count, past = len(part), int(self._lengths[row])
+            step.shape(extents_of(1, count, 1 if self._selects else count, 1), caches)
+            chain = np.tri(count, dtype=np.bool_)
+            rows = NewRows(part, past + np.arange(count), past, past, chain)
+            rows.write(step, 0, 0, count, self._caches.slots)
+            if self._selects:
+                step.arrays["rows"][0, 0] = count - 1
+            step.run()
+            self._lengths[row] += count
+        return copied(self._scores(step, count, wanted=1))  # pyright: ignore[reportPossiblyUnboundVariable]
+
+    def _score(self, rows: list[NewRows]) -> Scores:
+        """Score rows of every sequence: in one call, or in several where no profile is as wide,
+        whose later rows see the earlier ones in the cache, where a row's slot is its position to
+        attention that goes by distance: true of chains, not of trees."""
+        count, widest = len(rows[0].tokens), self._widest
+        if count <= widest:
+            return self._part(rows, 0, count)
+        starts = range(0, count, widest)
+        parts = [copied(self._part(rows, n, min(n + widest, count))) for n in starts]
+        return joined(parts, axis=1)
+
+    def _part(self, rows: list[NewRows], first: int, last: int) -> DeviceScores:
+        """One engine call for rows first .. last - 1 of every sequence."""
+        wide = next(n for n in self.plan.decoding if n >= last - first)
+        step = self._step(f"decode.{wide}")
+        step.shape(extents_of(len(rows), wide, wide, wide), self._caches.addresses())
+        for place, one in enumerate(rows):
+            one.write(step, place, first, last, self._caches.slots)
+        if self._selects:
+            step.arrays["rows"][:] = np.arange(wide)
+        step.run()
+        return self._scores(step, last - first, wanted=last - first)
+
+    def _scores(self, step: ProfileStep, count: int, wanted: int) -> DeviceScores:
+        """What a step found for the last `wanted` of its `count` rows."""
+        turn = step.turn
+
+        def cut(array: Array, port: Port) -> Array:
+            rows = wanted if "R" in port.shape else count
+            return array[:, :rows][:, -wanted:]
+
+        def read(port: Port) -> Floats:
+            if step.turn != turn:
+                raise BackendError("scores were read after the next call; copy them before it")
+            rows = wanted if "R" in port.shape else count
+            return cut(step.fetch(port.name, rows), port).astype(np.float32, copy=False)
+
+        found = {n: cut(step.arrays[n], p) for n, p in self._outputs.items() if n in step.arrays}
+        logits = partial(read, self._outputs["logits"])
+        argmax = found["argmax"] if "argmax" in found else logits().argmax(-1)
+        return DeviceScores(
+            argmax,
+            found.get("topk_ids"),
+            found.get("topk_logits"),
+            found.get("top_gap"),
+            logits,
+            lambda: None if self._hidden is None else read(self._hidden),
+        )
+
+    def _step(self, name: str) -> ProfileStep:
+        """The profile of that name, with memory for as many sequences as the caches have."""
+        if name not in self._steps:
+            rows, fixed = self.plan.rows(name), name.startswith("decode.")
+            most = extents_of(self._caches.batch, rows, rows, rows)
+            if not fixed:
+                most = extents_of(1, rows, 1 if self._selects else rows, 1)
+            self._steps[name] = self._made(name, most, fixed, carrying=False)
+        self._take_context(f"{name} fused")
+        return self._steps[name]
+
+    def _take_context(self, other: str) -> None:
+        """The step of that name is on the same context, and must bind it before it runs again."""
+        if other in self._steps:
+            self._steps[other].forget()
+
+    def _made(self, name: str, most: Extents, fixed: bool, carrying: bool) -> ProfileStep:
+        context = self._device.context(list(self.plan.profiles).index(name), fixed)
+        elsewhere = {} if self.table is None else {"table": self.table.address}
+        given = self.ports, most, fixed, elsewhere, carrying
+        return ProfileStep(self._device, context, *given)
