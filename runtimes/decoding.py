@@ -68,6 +68,10 @@ class Decoding:
         self.first = time.perf_counter()
         return fresh
 
+    def root(self) -> tuple[int, Tree]:
+        """What is proposed when nothing is drafted."""
+        return 0, Tree.chain((self.tokens[-1],))
+
     def propose(self, branches: bool, bid: Bid | None = None) -> tuple[int, Tree]:
         """The drafter's signal and its tree, none of it deeper than chains can still be used; a
         chain unless `branches`; the root alone where no draft could help.
@@ -76,7 +80,7 @@ class Decoding:
         """
         remaining = self.limit - len(self.tokens)
         if self.finish is not None or remaining < 2:
-            return 0, Tree.chain((self.tokens[-1],))
+            return self.root()
         drafter = self.drafter
         budget = drafter.rows if bid is None else min(drafter.rows, bid.rows)
         if not drafter.branching:

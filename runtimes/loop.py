@@ -45,8 +45,10 @@ def decode(
         if all(one.finish is not None for one in batch):
             return
         _retire(session, batch)
+        asking = pacer.asking
         began, work = perf_counter(), working()
-        proposals = [one.propose(branches) for one in batch]
+        proposals = [one.propose(branches) if asking else one.root() for one in batch]
+        proposing = 1e3 * (working() - work) if asking else None
         past = max(one.length for one in batch)
         room = session.capacity - past
         rows = pacer.choose(proposals, room, past)
@@ -66,7 +68,7 @@ def decode(
             paths.append(path)
         session.commit(paths)
         host = working() - scored + asked - work
-        pacer.took(1e3 * (perf_counter() - began), 1e3 * host)
+        pacer.took(1e3 * (perf_counter() - began), 1e3 * host, proposing)
         yield
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import exp
 
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.session import Scores
 
 PEAK_CLASSES = 4
 _BELIEVED = 0.6
@@ -57,7 +59,7 @@ class NgramStore:
 
 
 def answers(
-    who: str, scores: Scores, row: int, rows: Ints | slice, width: int
+    who: str, scores: Scores, row: int, rows: Sequence[int], width: int
 ) -> tuple[list[list[int]], list[list[float]]]:
     """For each of `rows` of sequence `row`: the `width` best tokens and their share of the softmax
     over the candidates that the graph returns.
@@ -69,6 +71,12 @@ def answers(
             f"{who} reads topk_ids and topk_logits, which this graph does not return; rebuild the "
             f"bundle with the pass reduce-logits{{topk={width}}}"
         )
+    if len(rows) == 1:  # plain numbers are faster than arrays of one
+        only = rows[0]
+        logits: list[float] = scores.topk_logits[row, only, :width].tolist()
+        odds = [exp(logit - logits[0]) for logit in logits]
+        total = sum(odds)
+        return [scores.topk_ids[row, only, :width].tolist()], [[o / total for o in odds]]
     best = scores.topk_logits[row, rows, :width]
     shares = np.exp(best - best[:, :1])
     shares /= shares.sum(axis=1, keepdims=True)

@@ -15,8 +15,8 @@ REMEDIES = {
     "corpus": "give texts to retrieve from: --corpus FILE_OR_FOLDER (load(..., corpus=...))",
     "tokenizer": "rebuild the bundle from a checkpoint that has a tokenizer",
     "embedding": "this bundle's token embedding was not found; rebuild it from its checkpoint",
-    "judge head": "train one with runtimes.rules.judge.train_judge and name its file in the "
-    "recipe: rule_options head=FILE",
+    "judge head": "learn one: graftline tune OUT --recipes judge-decoding --prompts FILE.jsonl, or "
+    "name a file of JudgeHead.save in the recipe: rule_options head=FILE",
     "tuned": "measure this machine and your prompts first: graftline tune OUT --prompts FILE.jsonl",
 }
 """What can be needed (a recipe's `needs`), and what to do when it is missing."""

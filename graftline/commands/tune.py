@@ -56,9 +56,12 @@ def tune(
     or not. From that: for token-recycling the tree that accepts most, for every store how far its
     proposals are believed at first, and for a draft model the networks behind the draft lengths
     specdec++ and speckv. What to prefer follows from the step costs measured on this machine.
+    judge-decoding, if named, learns its judge head: a drafted token counts as right where the
+    target finds it a tenth as likely as its best, or more.
 
     Before and after are expected tokens per second by those costs, each half of the questions
-    judged by what the other half taught; what is no better is not kept. Tokens never change.
+    judged by what the other half taught; what is no better is not kept. Tokens never change, save
+    those that a judge lets stand.
     The result is written to OUT/tuned at the very end, and used whenever the bundle is opened on
     this machine with as many threads.
 
@@ -115,7 +118,8 @@ _SHOWN = ("recipe", "steps", "before", "after")
 
 
 def _kept(tuning: Tuning) -> dict[str, list[str]]:
-    return {"kept": [*tuning.table, *tuning.lengths]}
+    judge = ["judge"] if tuning.judge else []
+    return {"kept": [*tuning.table, *tuning.lengths, *judge]}
 
 
 def _session(engine: Engine) -> Any:
@@ -148,4 +152,6 @@ def _merged(known: dict[str, Any] | None, found: Sequence[Tuning]) -> dict[str, 
             table["tree"] = list(tuning.tree)
         if tuning.lengths:
             table["lengths"] = tuning.lengths
+        if tuning.judge:
+            table["judge"] = tuning.judge
     return table

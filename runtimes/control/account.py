@@ -45,6 +45,10 @@ class Account:
     def expected(self) -> tuple[float, float] | None:
         return self._pacer.expected
 
+    @property
+    def asking(self) -> bool:
+        return self._pacer.asking
+
     def begin(self, batch: int) -> None:
         began = perf_counter()
         self._pacer.begin(batch)
@@ -78,7 +82,7 @@ class Account:
         self._pacer.learn(sequence, fresh)
         self.seconds += perf_counter() - began
 
-    def took(self, step: float, host: float) -> None:
+    def took(self, step: float, host: float, proposing: float | None = None) -> None:
         """Hands on the times as they would be at the pace at which costs were measured, where the
         machine has become slower since."""
         began = perf_counter()
@@ -89,5 +93,6 @@ class Account:
             self._milliseconds += milliseconds * ratio
             self._pace.learn(milliseconds, step)
         slower = max(ratio, 1.0)
-        self._pacer.took(step / slower, host / slower)
+        made = None if proposing is None else proposing / slower
+        self._pacer.took(step / slower, host / slower, made)
         self.seconds += perf_counter() - began

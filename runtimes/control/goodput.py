@@ -16,6 +16,11 @@ from graftline.tree import Tree
 GAIN = 1.15
 """Least expected gain for which one speculates: what looks best of many sizes looks better than it
 is."""
+CALM, NAP = 12, 4
+"""Steps in a row without a draft after which proposals that cost the host time are asked for only
+in every so many."""
+MODEST = 0.01
+"""Share of a plain step that proposals may cost without that."""
 SPAN = 64
 """Committed positions over which a step is taken to cost the same."""
 
@@ -31,6 +36,11 @@ class Pacer(Protocol):
     def expected(self) -> tuple[float, float] | None:
         """Tokens and milliseconds that the step chosen last is expected to bring and to take, for
         the whole batch; None: nothing is expected."""
+        ...
+
+    @property
+    def asking(self) -> bool:
+        """Whether the coming step wants proposals; without, all sequences propose their root."""
         ...
 
     def begin(self, batch: int) -> None:
@@ -61,9 +71,9 @@ class Pacer(Protocol):
         """The live sequence at that place of the batch emitted `fresh`."""
         ...
 
-    def took(self, step: float, host: float) -> None:
-        """The step has ended: milliseconds it took, and those that the host worked on it outside
-        the target's engine."""
+    def took(self, step: float, host: float, proposing: float | None = None) -> None:
+        """The step has ended: milliseconds it took, those that the host worked on it outside the
+        target's engine, and those of them that making proposals took, if any were asked for."""
         ...
 
 
@@ -76,6 +86,10 @@ class Fixed:
     @property
     def expected(self) -> tuple[float, float] | None:
         return None
+
+    @property
+    def asking(self) -> bool:
+        return True
 
     def begin(self, batch: int) -> None:
         pass
@@ -99,7 +113,7 @@ class Fixed:
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
         pass
 
-    def took(self, step: float, host: float) -> None:
+    def took(self, step: float, host: float, proposing: float | None = None) -> None:
         pass
 
 
@@ -109,8 +123,9 @@ class Goodput:
     Exploring costs nothing: every proposal, scored or not, is followed along the tokens that come
     anyway, and whether each of its rows would have been accepted is counted per class of proposal
     (`Drafter.signal`). So a drafter that loses is left at once, and taken up again at once when its
-    unscored proposals come true. A step of B sequences with q rows each is taken to cost
-    what one of B * q rows does, and one that drafts also what the host was seen to need for that.
+    unscored proposals come true; where making them costs the host time and none has been scored for
+    a while, only those of every NAP-th step are. A step of B sequences with q rows each is taken to
+    cost what one of B * q rows does, and one that drafts also what the host was seen to need more.
     `whole`: a proposal is scored as it is or not at all.
     """
 
@@ -136,8 +151,15 @@ class Goodput:
         """Costs of steps by rows, for committed positions from SPAN times this on."""
         self._next = (0.0, 1e-9)
         self._host = HostTime()
+        self._calm, self._proposing = 0, 0.0
         self.rows = 1
         """Of the step that was chosen last."""
+
+    @property
+    def asking(self) -> bool:
+        """False in three of four steps while nothing is drafted, if proposals are dear."""
+        dear = self._proposing > MODEST * self._costs.of(1)
+        return not dear or self._calm < CALM or self._calm % NAP == 0
 
     @property
     def expected(self) -> tuple[float, float] | None:
@@ -159,6 +181,7 @@ class Goodput:
         self._walks = [[] for _ in range(batch)]
         self._steps = []
         self._batch = batch
+        self._calm = 0
         self._next = (0.0, 1e-9)
 
     def admit(self, sequence: int) -> None:
@@ -176,6 +199,7 @@ class Goodput:
                 if len(walks) < self._open:
                     walks.append(Walk(signal, tree))
         self.rows = 1
+        self._calm += 1
         self.expect(float(len(proposals)), self._cost(1))
         if most == 1:
             return 1
@@ -194,6 +218,8 @@ class Goodput:
                 best, rate = row + 1, expected / cost
                 self.expect(expected, cost)
         self.rows = best
+        if best > 1:
+            self._calm = 0
         return best
 
     def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
@@ -212,8 +238,11 @@ class Goodput:
         if walks:
             self._walks[sequence] = [w for w in walks if self._of(w.signal).follow(w, fresh)]
 
-    def took(self, step: float, host: float) -> None:
+    def took(self, step: float, host: float, proposing: float | None = None) -> None:
         self._host.record(self.rows > 1, host)
+        if proposing is not None:  # one interruption must not look like a slow drafter
+            known = self._proposing
+            self._proposing += 0.1 * (min(proposing, 2.0 * known + 0.02) - known)
 
     def _of(self, signal: int) -> Evidence:
         if signal not in self._evidence:

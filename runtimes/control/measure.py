@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -16,15 +17,17 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Numbers of rows that are measured; others are interpolated."""
 FAR_ROWS = (1, 2, 4, 8, 16, 32)
 """Numbers of rows that are measured again after a long past."""
-ROUNDS, FAR_ROUNDS = 7, 5
+ROUNDS, FAR_ROUNDS = 5, 5
 
 
 def measure_costs(session: Session) -> dict[str, dict[str, float]]:
     """Milliseconds of a step by number of rows, as `Costs.from_json` reads them.
 
-    Rounds over all sizes in turn, so that a machine whose speed drifts changes every size alike;
-    of each what it takes undisturbed. Trees are measured only where the session scores trees, a
-    long past only where the capacity allows for one.
+    Rounds over all sizes in turn, each step just after one of a single row, as it is in use: what
+    ran before decides what the processor's caches hold. A size costs the usual ratio to the single
+    row beside it, so that a machine whose speed drifts changes nothing, times what a single row
+    takes undisturbed. Trees are measured only where the session scores trees, a long past only
+    where the capacity allows for one.
     """
     random = np.random.default_rng(0)
     session.reset(1)
@@ -48,18 +51,22 @@ def _measured(
     session: Session, sizes: Sequence[int], rounds: int, random: np.random.Generator
 ) -> dict[str, dict[str, float]]:
     """`{"chain": {"1": ms, ...}, "tree": {...}}` after what is committed."""
-    shapes = [("chain", q) for q in sizes]
+    shapes = [("chain", q) for q in sizes if q > 1]
     if session.supports_trees:
-        shapes += [("tree", q) for q in sizes[1:]]
-    times: dict[tuple[str, int], list[float]] = {s: [] for s in shapes}
+        shapes += [("tree", q) for q in sizes if q > 1]
+    ratios: dict[tuple[str, int], list[float]] = {s: [] for s in shapes}
+    single: list[float] = []
     for _ in range(rounds):
         for kind, rows in shapes:
-            times[kind, rows].append(_step(session, kind, rows, random))
-    costs: dict[str, dict[str, float]] = {"chain": {}, "tree": {}}
-    for (kind, rows), taken in times.items():
-        costs[kind][str(rows)] = undisturbed(taken) * 1e3
+            _step(session, "chain", 1, random)
+            single.append(_step(session, "chain", 1, random))
+            ratios[kind, rows].append(_step(session, kind, rows, random) / single[-1])
+    row = undisturbed(single) * 1e3
+    costs: dict[str, dict[str, float]] = {"chain": {"1": row}, "tree": {}}
+    for (kind, rows), found in ratios.items():
+        costs[kind][str(rows)] = median(found) * row
     if session.supports_trees:
-        costs["tree"]["1"] = costs["chain"]["1"]
+        costs["tree"]["1"] = row
     return costs
 
 

@@ -75,6 +75,11 @@ class PaidGoodput:
         """Tokens and milliseconds that the step chosen last is expected to bring and to take."""
         return self._free.expected
 
+    @property
+    def asking(self) -> bool:
+        """Whether the proposals that cost nothing are wanted."""
+        return self._free.asking
+
     def begin(self, batch: int) -> None:
         self._free.begin(batch)
         self._batch = batch
@@ -146,11 +151,11 @@ class PaidGoodput:
         if trade is not None:
             trade.record(len(fresh), share / self._step(1))
 
-    def took(self, step: float, host: float) -> None:
+    def took(self, step: float, host: float, proposing: float | None = None) -> None:
         if self._bought:
             self._host.record(True, host - sum(d.reading for d in self._bought))
             return
-        self._free.took(step, host)
+        self._free.took(step, host, proposing)
         if self._free.rows == 1:
             self._host.record(False, host)
 

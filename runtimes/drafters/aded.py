@@ -85,7 +85,7 @@ class Aded:
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
         tokens: list[int] = tree.tokens.tolist()
         parents: list[int] = tree.parents.tolist()
-        found = answers("aded", scores, row, slice(0, len(tokens)), self.width)
+        found = answers("aded", scores, row, range(len(tokens)), self.width)
         learn = self._matrix.learn
         learn((self._before, tokens[0]), found[0][0], found[1][0])
         for node in range(1, len(tokens)):

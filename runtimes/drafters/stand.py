@@ -93,7 +93,7 @@ class Stand:
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
         self._vocabulary = scores.logits.shape[-1]
-        tokens, probs = answers("stand", scores, row, np.asarray(verdict.path), self.width)
+        tokens, probs = answers("stand", scores, row, verdict.path, self.width)
         recent, most = self._recent, self.longest - 1
         fresh = verdict.tokens(tree)
         for found, shares, token in zip(tokens, probs, fresh, strict=True):

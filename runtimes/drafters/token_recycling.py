@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from math import exp
 from typing import ClassVar
 
 import numpy as np
@@ -43,8 +44,11 @@ class Adjacency:
     candidates: npt.NDArray[np.int32] | None = None
     peak: npt.NDArray[np.float32] | None = None
 
-    def update(self, tokens: Ints, scores: Scores, row: int, rows: Ints | slice) -> None:
-        """Store the candidates that the scored `rows` of sequence `row` give their tokens."""
+    def update(
+        self, tokens: Ints | int, scores: Scores, row: int, rows: Ints | slice | int
+    ) -> None:
+        """Store the candidates that the scored `rows` of sequence `row` give their tokens; one
+        token and its row may be given as integers."""
         if scores.topk_ids is None:
             raise GraftlineError(
                 "token-recycling reads topk_ids, which this graph does not return; rebuild the "
@@ -57,6 +61,12 @@ class Adjacency:
             peak = np.full(vocabulary + 1, 0.5, np.float32)
             self.candidates, self.peak = candidates, peak
         width = min(self.width, scores.topk_ids.shape[-1])
+        if isinstance(rows, int):  # plain integers index faster than arrays of one
+            candidates[tokens, :width] = scores.topk_ids[row, rows, :width]
+            if scores.topk_logits is not None:
+                logits: list[float] = scores.topk_logits[row, rows, :width].tolist()
+                peak[tokens] = 1.0 / sum(exp(logit - logits[0]) for logit in logits)
+            return
         candidates[tokens, :width] = scores.topk_ids[row, rows, :width]
         if scores.topk_logits is not None:
             best = scores.topk_logits[row, rows, :width]
@@ -137,12 +147,14 @@ class TokenRecycling:
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
         assert self.adjacency is not None
+        self._last = verdict.next
         count = len(tree)
-        if count > 1:
-            self.adjacency.update(tree.tokens, scores, row, slice(0, count))
+        if count == 1:
+            self.adjacency.update(int(tree.tokens[0]), scores, row, 0)
+            return
+        self.adjacency.update(tree.tokens, scores, row, slice(0, count))
         path = np.asarray(verdict.path)  # last, so that accepted rows win over rejected ones
         self.adjacency.update(tree.tokens[path], scores, row, path)
-        self._last = verdict.next
 
     def prior(self, signal: int) -> Sequence[float]:
         return self._priors[signal]

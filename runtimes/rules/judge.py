@@ -16,7 +16,7 @@ from graftline.errors import GraftlineError
 from graftline.runtimes.acceptance.lenient import Lenient, Place
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.sampling import Doubles, Sampling
-from graftline.runtimes.session import Bools, Floats
+from graftline.runtimes.session import Bools, Floats, Scores
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class JudgeHead:
 
     weight: Floats
     bias: float
+
+    def chances(self, hidden: Floats) -> Doubles:
+        """[n]: the chance of being right, of hidden states [n, H]."""
+        return 1 / (1 + np.exp(-np.clip(hidden @ self.weight + self.bias, -80.0, 80.0)))
+
+    def to_json(self) -> dict[str, list[float]]:
+        """What `of` reads."""
+        return {"weight": [float(w) for w in self.weight], "bias": [self.bias]}
 
     def save(self, path: str | Path) -> None:
         """Write the head as safetensors: weight [H] and bias [1], float32."""
@@ -127,15 +135,20 @@ class Bench:
         self._least = math.log(odds) if odds > 0 else -math.inf
 
     def stands(self, place: Place, child: int, token: int) -> bool:
-        hidden, weight = place.scores.hidden, self._head.weight
-        if hidden is None:
-            raise GraftlineError(
-                "the rule judge reads the final hidden state, which this graph does not return; "
-                "rebuild the bundle with the pass tap{layers=norm}"
-            )
+        hidden, weight = hidden_states(place.scores), self._head.weight
         if hidden.shape[-1] != len(weight):
             raise GraftlineError(
                 f"judge: the head is for hidden states of {len(weight)}, this host's have "
                 f"{hidden.shape[-1]}; train a head for this host"
             )
         return float(hidden[place.row, child] @ weight) + self._head.bias > self._least
+
+
+def hidden_states(scores: Scores) -> Floats:
+    """[B, N, H]. Raises GraftlineError for a graph that does not bring them out."""
+    if scores.hidden is None:
+        raise GraftlineError(
+            "the rule judge reads the final hidden state, which this graph does not return; "
+            "rebuild the bundle with the pass tap{layers=norm}"
+        )
+    return scores.hidden

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe
@@ -17,9 +18,12 @@ from graftline.runtimes.lengths.length_class import CLASSES, train_length_class
 from graftline.runtimes.lengths.recorded import Draft, Recorded
 from graftline.runtimes.lengths.running import Running
 from graftline.runtimes.loop import decode
+from graftline.runtimes.options import check_options
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.greedy import Greedy
+from graftline.runtimes.rules.judge import Judge
 from graftline.runtimes.session import Ints, Session
+from graftline.runtimes.study.judging import ROWS, Judged, Judging, tune_judge
 from graftline.runtimes.study.recorder import Recorder, Step, is_shaped
 from graftline.runtimes.study.tuned import Prior
 from graftline.runtimes.study.tuning import (
@@ -30,6 +34,7 @@ from graftline.runtimes.study.tuning import (
     tune_template,
 )
 from graftline.runtimes.trees.template import Template
+from graftline.runtimes.verdict import Rule
 
 LONGEST = max(CLASSES)
 """Tokens of every draft that lengths learn from."""
@@ -53,12 +58,14 @@ class Rehearsal:
         """Learn what pays for that recipe's drafter. Raises GraftlineError for one that has nothing
         to learn, and for a resource that is missing."""
         drafter = make_drafter(recipe.drafter, recipe.options, self._resources)
+        if recipe.rule == "judge":
+            return self._judge(recipe, drafter, watch)
         if isinstance(drafter, DraftModel):
             return self._lengths(recipe, watch)
         if is_paid(drafter) or drafter.rows < 2:
             raise GraftlineError(
                 f"recipe {recipe.name}: its drafter has nothing to tune; tune token-recycling, "
-                "suffix, prompt-lookup or draft-model"
+                "suffix, prompt-lookup, draft-model or judge-decoding"
             )
         return self._store(recipe, drafter, watch)
 
@@ -123,13 +130,30 @@ class Rehearsal:
         }
         return Tuning(recipe.name, len(every), before, after, {}, lengths=trained)
 
+    def _judge(self, recipe: Recipe, drafter: Drafter, watch: Callable[[str], None]) -> Tuning:
+        """Train a judge head on what the target says of the drafts."""
+        judging = Judging()
+        halves: tuple[list[Judged], list[Judged]] = ([], [])
+        for number in self._answered(recipe, drafter, Fixed(ROWS), watch, judging):
+            halves[number % 2].extend(judging.drafts)
+            judging.drafts.clear()
+        watch(f"{recipe.name}: training on {sum(map(len, halves))} drafts")
+        check_options(recipe.rule, Judge, recipe.rule_options)
+        threshold = Judge(**cast("dict[str, Any]", recipe.rule_options)).threshold
+        return tune_judge(recipe.name, halves, self._costs, threshold)
+
     def _answered(
-        self, recipe: Recipe, drafter: Drafter, pacer: Pacer, watch: Callable[[str], None]
+        self,
+        recipe: Recipe,
+        drafter: Drafter,
+        pacer: Pacer,
+        watch: Callable[[str], None],
+        rule: Rule | None = None,
     ) -> Iterable[int]:
         """Answer the prompts in turn; the number of each once it is answered."""
         for number, prompt in enumerate(self._prompts):
             watch(f"{recipe.name}: {number + 1}/{len(self._prompts)}")
-            one = Decoding(prompt, self._limit, self._resources.ends, drafter, Greedy())
+            one = Decoding(prompt, self._limit, self._resources.ends, drafter, rule or Greedy())
             for _ in decode(self._session, [one], pacer):
                 pass
             yield number

@@ -122,7 +122,7 @@ class Tuning:
     """What tuning one recipe found. `before` and `after`: expected tokens per second, each half of
     the questions judged by what was learned from the other; `table`: what is stored for the recipe,
     nothing where that was no better; `tree`: the parents of the learned tree, if any; `lengths`:
-    the trained draft lengths, if any."""
+    the trained draft lengths, if any; `judge`: the trained judge head, if any."""
 
     recipe: str
     steps: int
@@ -131,6 +131,7 @@ class Tuning:
     table: Mapping[str, Any]
     tree: tuple[int, ...] = ()
     lengths: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    judge: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def tune_priors(

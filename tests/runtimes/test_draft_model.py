@@ -361,7 +361,7 @@ def test_a_step_is_written_to_its_end() -> None:
         assert len(long.draft(Bid.free(64))) == 20
 
 
-@pytest.mark.parametrize("name", ["bild", "specreason"])
+@pytest.mark.parametrize("name", ["bild", "specreason", "arbitrage"])
 def test_lossy_recipes_say_so_and_accept_more(prompts: list[list[int]], name: str) -> None:
     chosen = recipe(name)
     assert not chosen.lossless
@@ -369,21 +369,22 @@ def test_lossy_recipes_say_so_and_accept_more(prompts: list[list[int]], name: st
     resources = Resources(
         draft=lambda: SharedDraft(session), vocabulary=40, decode=lambda ids: "." * (len(ids) > 5)
     )
-    loose = replace(chosen, name="loose", rule_options={"threshold": LOOSE[name]})
-    strict = replace(chosen, name="strict", rule_options={"threshold": STRICT[name]})
+    options = chosen.rule_options
+    loose = replace(chosen, name="loose", rule_options={**options, "threshold": LOOSE[name]})
+    strict = replace(chosen, name="strict", rule_options={**options, "threshold": STRICT[name]})
     engine = Engine(session, None, {}, loose, None, resources=resources)
-    options: dict[str, Any] = {"max_new_tokens": 40, "ignore_eos": True}
-    plain = [engine.generate(p, recipe="plain", **options) for p in prompts[:4]]
-    every = [engine.generate(p, **options) for p in prompts[:4]]
-    exact = [engine.generate(p, recipe=strict, **options) for p in prompts[:4]]
+    asked: dict[str, Any] = {"max_new_tokens": 40, "ignore_eos": True}
+    plain = [engine.generate(p, recipe="plain", **asked) for p in prompts[:4]]
+    every = [engine.generate(p, **asked) for p in prompts[:4]]
+    exact = [engine.generate(p, recipe=strict, **asked) for p in prompts[:4]]
     assert [r.tokens for r in exact] == [r.tokens for r in plain]
     assert [r.tokens for r in every] != [r.tokens for r in plain]
     assert sum(r.stats.steps for r in every) < sum(r.stats.steps for r in exact)
     assert not every[0].stats.lossless
 
 
-LOOSE = {"bild": float("inf"), "specreason": float("-inf")}
-STRICT = {"bild": 0.0, "specreason": 1.0}
+LOOSE = {"bild": float("inf"), "specreason": float("-inf"), "arbitrage": float("-inf")}
+STRICT = {"bild": 0.0, "specreason": 1.0, "arbitrage": 1.0}
 
 
 def test_pearls_stream_outlives_a_step_whose_guesses_all_came_true() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 from toy_session import FLAT, ToySession
 
+from graftline.recipe import recipe, recipes
 from graftline.runtimes import draft_engine, loop
 from graftline.runtimes.control import account
 from graftline.runtimes.control.account import Account
-from graftline.runtimes.control.goodput import Goodput, Pacer
+from graftline.runtimes.control.costs import Costs
+from graftline.runtimes.control.goodput import CALM, MODEST, NAP, Goodput, Pacer
 from graftline.runtimes.control.host_time import PATIENCE, WINDOW, HostTime
 from graftline.runtimes.control.paid import PaidGoodput
 from graftline.runtimes.decoding import Decoding
@@ -19,6 +22,7 @@ from graftline.runtimes.draft_engine import Guess, OwnCaches
 from graftline.runtimes.drafter import is_paid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.draft_model import DraftModel
+from graftline.runtimes.engine import Engine
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.session import Bools, Ints, Scores
@@ -176,7 +180,7 @@ def test_a_busy_machine_is_not_a_slow_rule(clock: Clock) -> None:
     said: list[tuple[float, float]] = []
 
     class Listening(Goodput):
-        def took(self, step: float, host: float) -> None:
+        def took(self, step: float, host: float, proposing: float | None = None) -> None:
             said.append((step, host))
 
     pacer = Account(Listening(FLAT, lambda _: (1.0,), False))
@@ -186,6 +190,64 @@ def test_a_busy_machine_is_not_a_slow_rule(clock: Clock) -> None:
         pacer.took(30.0, 0.6)
     assert said[0] == (30.0, 0.6)
     assert said[-1] == pytest.approx((10.0, 0.2), rel=0.05)
+
+
+def nap(pacer: Goodput, steps: int, proposing: float) -> list[bool]:
+    """Whether each of so many steps asks for proposals, which take that long and never come true.
+    """
+    asked: list[bool] = []
+    for step in range(steps):
+        asked.append(pacer.asking)
+        tree = Tree.chain([1, 2] if asked[-1] else [1])
+        assert pacer.choose([(1, tree)], 100) == 1
+        pacer.learn(0, [9])
+        pacer.took(10.0, 0.1, proposing if asked[-1] else None)
+        assert step < 2 * CALM or asked[-1] == (pacer._calm % NAP == 1)
+    return asked
+
+
+def test_dear_proposals_are_asked_for_now_and_then_while_none_is_scored() -> None:
+    pacer = Goodput(Costs({1: 10.0, 2: 20.0}, {}), lambda _: (1.0, 0.1), False)
+    pacer.begin(1)
+    asked = nap(pacer, 100, 0.5)
+    assert all(asked[:CALM])
+    assert sum(asked[2 * CALM :]) == pytest.approx((100 - 2 * CALM) / NAP, abs=1)
+    pacer.begin(1)
+    assert pacer.asking  # another text may be easier
+
+
+def test_naps_end_with_the_first_draft_and_cheap_proposals_are_always_made() -> None:
+    sure = Goodput(Costs({1: 10.0, 2: 10.1}, {}), lambda _: (1.0, 0.9), False)
+    sure.begin(1)
+    for _ in range(3 * CALM):
+        assert sure.asking
+        assert sure.choose([(1, Tree.chain([1, 2]))], 100) == 2
+        sure.took(10.0, 0.1, 0.5)
+    sure._calm = 3 * NAP + CALM + 1
+    assert not sure.asking
+    assert sure.choose([(1, Tree.chain([1, 2]))], 100) == 2
+    assert sure.asking
+    cheap = Goodput(Costs({1: 10.0, 2: 20.0}, {}), lambda _: (1.0, 0.1), False)
+    cheap.begin(1)
+    for _ in range(100):
+        assert cheap.asking
+        cheap.choose([(1, Tree.chain([1, 2]))], 100)
+        cheap.took(10.0, 0.1, 0.9 * MODEST * 10.0)
+
+
+@pytest.mark.parametrize("name", [r.name for r in recipes() if r.lossless and not r.needs])
+def test_a_nap_changes_no_token(
+    prompts: list[list[int]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a drafter keeps from its last proposal, it may be older than the step before."""
+    engine = Engine(ToySession(), None, {}, recipe(name), FLAT)
+    options: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True}
+    plain = [engine.generate(p, recipe="plain", **options).tokens for p in prompts[:3]]
+    turn = iter(range(10**6))
+    monkeypatch.setattr(Goodput, "asking", property(lambda _: next(turn) % 3 == 0))
+    results = [engine.generate(p, **options) for p in prompts[:3]]
+    assert [r.tokens for r in results] == plain
+    assert next(turn) > 10 or name == "plain"
 
 
 def test_keeping_the_times_costs_next_to_nothing() -> None:

@@ -109,6 +109,8 @@ def test_the_targets_own_choice_goes_first(name: str) -> None:
         ("relaxed", {"k": 3, "tolerance": 0.0}, [7, 9]),
         ("step-score", {"threshold": -1.2}, []),
         ("step-score", {"threshold": -1.21}, [7]),
+        ("step-score", {"threshold": -0.69, "score": "advantage"}, []),  # log(0.3 / 0.6) = -0.693
+        ("step-score", {"threshold": -0.7, "score": "advantage"}, [7]),
         ("neighbours", {"k": V, "bound": 0.5}, []),
         ("neighbours", {"k": V, "bound": 1.0}, [7, 9, 3]),
         ("clusters", {"size": 1, "gap": 0.31, "distance": math.inf}, [7]),
@@ -135,6 +137,17 @@ def test_a_rejected_step_is_judged_token_by_token() -> None:
         rule("step-score").judge(BRANCHES, FAR, 0)
 
 
+def test_an_unlikely_step_stands_where_the_target_has_hardly_a_better_one() -> None:
+    even = dict.fromkeys(range(4, 9), 0.19)
+    scores, step = logits_of([even | {7: 0.2}, even | {8: 0.2}, {6: 0.9}]), Tree.chain([1, 5, 6])
+    sent_back, whole = Verdict((0,), 7), Verdict((0, 1, 2), 6)
+    by_itself = rule("step-score", threshold=-1.0)  # log 0.19 = -1.66
+    assert by_itself.judge(step, scores, 0) == sent_back
+    for threshold, verdict in ((-0.05, sent_back), (-0.06, whole)):  # log(0.19 / 0.2) = -0.051
+        beside_the_best = rule("step-score", threshold=threshold, score="advantage")
+        assert beside_the_best.judge(step, scores, 0) == verdict
+
+
 def test_the_judge_lets_tokens_stand_by_their_own_hidden_state() -> None:
     hidden = np.zeros((1, 5, 2), np.float32)
     hidden[0, :, 0] = 0, 3, 3, -3, 3  # right, right, wrong, right
@@ -158,6 +171,7 @@ def test_the_judge_lets_tokens_stand_by_their_own_hidden_state() -> None:
         ("reflective", {"weight": -0.5}, "weight=-0.5"),
         ("reflective", {"prompt": ""}, "has no tokens"),
         ("step-score", {"threshold": math.nan}, "threshold=nan"),
+        ("step-score", {"score": "advantages"}, "did you mean 'advantage'"),
         ("typical", {"epsilom": 0.1}, "did you mean 'epsilon'"),
     ],
 )
@@ -172,7 +186,7 @@ def test_bad_options_are_refused(name: str, options: dict[str, object], message:
     [
         ("neighbours", "needs a embedding here; this bundle's token embedding was not found"),
         ("clusters", "embedding"),
-        ("judge", "needs a judge head here; train one with"),
+        ("judge", "needs a judge head here; learn one: graftline tune"),
         ("reflective", "needs a tokenizer here; rebuild"),
     ],
 )
