@@ -12,6 +12,10 @@ from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.session import Floats, Ints
 
 METRICS = ("cosine", "euclidean")
+CELLS = 256
+"""Parts that a large vocabulary falls into: each token is with the one of so many leaders it is
+nearest to."""
+_ROUNDING = 1e-5
 
 
 class TokenSpace:
@@ -23,6 +27,7 @@ class TokenSpace:
     def __init__(self, embedding: Callable[[], Floats], metric: str) -> None:
         self._embedding, self._metric = embedding, metric
         self._nearest: dict[tuple[int, int], Ints] = {}
+        self._within: dict[tuple[int, int], float] = {}
 
     @cached_property
     def rows(self) -> Floats:
@@ -40,11 +45,40 @@ class TokenSpace:
     def distances(self, token: int, others: Ints | None = None) -> Floats:
         """From `token` to the `others` [n], or to all tokens [V]."""
         chosen = slice(None) if others is None else others
-        products = self.rows[chosen] @ self.rows[token]
+        products = (
+            self.rows @ self.rows[token]
+            if others is None  # few products would only wake the threads of the matrix library
+            else np.einsum("vh,h->v", self.rows[others], self.rows[token])
+        )
         if self._metric == "cosine":
             return 1.0 - products / (self._lengths[chosen] * self._lengths[token])
         squares, own = self._squares[chosen], self._squares[token]
         return np.sqrt(np.maximum(squares + own - 2.0 * products, 0.0))
+
+    @cached_property
+    def _cells(self) -> tuple[Ints, Ints, Ints]:
+        """The cell of every token [V], and the tokens by cell: [V], with the start of each cell."""
+        count = len(self.rows)
+        leaders = np.random.default_rng(0).choice(count, min(CELLS, 1 + count // 64), replace=False)
+        products = self.rows @ self.rows[leaders].T
+        near = products / self._lengths[leaders]
+        if self._metric == "euclidean":
+            near = products - self._squares[leaders] / 2.0
+        cell = near.argmax(axis=1)
+        starts = np.searchsorted(np.sort(cell), np.arange(len(leaders) + 1))
+        return cell, np.argsort(cell, kind="stable"), starts
+
+    def may_be_near(self, token: int, others: Ints, k: int) -> bool:
+        """False when none of `others` is among the `k` nearest of `token`, as far as the tokens in
+        its cell tell: a look at few embeddings in place of all."""
+        known = self._within.get((token, k))
+        if known is None:
+            cell, tokens, starts = self._cells
+            mates = tokens[starts[cell[token]] : starts[cell[token] + 1]]
+            distances = self.distances(token, mates[mates != token])
+            known = float(np.partition(distances, k - 1)[k - 1]) if len(distances) >= k else np.inf
+            self._within[token, k] = known + _ROUNDING
+        return bool((self.distances(token, others[others != token]) <= known + _ROUNDING).any())
 
     def nearest(self, token: int, k: int) -> Ints:
         """The `k` tokens nearest to `token`, itself not among them, the nearest first."""
@@ -72,5 +106,5 @@ def token_space(who: str, resources: Resources, metric: str) -> TokenSpace:
 @lru_cache(maxsize=4)
 def _space(embedding: Callable[[], Floats], metric: str) -> TokenSpace:
     space = TokenSpace(embedding, metric)
-    space.distances(0)  # reads the embedding before a request waits for it
+    space.may_be_near(0, np.arange(1), 1)  # all that takes long, before a request waits for it
     return space

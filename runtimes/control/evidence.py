@@ -38,7 +38,9 @@ class Evidence:
     """How often each row of proposals of one class was accepted, forgetting exponentially.
 
     The estimate of a row starts from the estimate of the row before, times the prior's ratio: what
-    is learned about the first rows carries to rows that were seldom reached.
+    is learned about the first rows carries to rows that were seldom reached. No row is believed
+    more than the one before it: proposals have the most promising first, and where a rare row came
+    true by luck, every row behind it would inherit the luck.
     """
 
     def __init__(self, prior: Sequence[float], horizon: float, weight: float) -> None:
@@ -86,7 +88,7 @@ class Evidence:
             before, reach, weight = 1.0, [1.0], self._weight
             rows = zip(self._hits[1:], self._trials[1:], self._ratio[1:], strict=True)
             for hits, trials, ratio in rows:
-                before = (hits + weight * before * ratio) / (trials + weight)
+                before = min(before, (hits + weight * before * ratio) / (trials + weight))
                 reach.append(before)
             self._reach = reach
         return self._reach

@@ -20,6 +20,8 @@ from graftline.runtimes.verdict import Rule
 
 _ROUNDING = 1e-5
 """More than what is lost of a probability in single precision."""
+_FEW = 512
+"""Tokens whose distances are less work than those of the whole vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Pooled:
         if best > self.bound + _ROUNDING and own + gain < best - _ROUNDING:
             return False  # without the neighbours, which take a look at every embedding
         weights = place.odds.weights
+        if best > own and self.k:  # one neighbour at least must have that share of what is missing
+            share = (best - own - _ROUNDING) / self.k * place.odds.total
+            likely = np.flatnonzero(weights >= share)
+            if len(likely) <= _FEW and not self.space.may_be_near(token, likely, self.k):
+                return False
         near, moved = self._near(weights, token, place.odds.total)
         rest = weights.copy()
         rest[near] = rest[token] = 0.0

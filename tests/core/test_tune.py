@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from graftline.bundle import Bundle
 from graftline.cli import app
+from graftline.compile import optimize
 from graftline.errors import BundleError, GraftlineError
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.token_recycling import TokenRecycling
@@ -89,7 +90,7 @@ def test_recipes_tuned_alone_leave_the_others_as_they_were(bundle: Path, prompts
     give_costs(bundle, per_row=0.01)
     for name in ("token-recycling", "suffix"):
         result = call(
-            "tune", bundle, "--prompts", prompts, "--max-new-tokens", "30", "--recipes", name, "-q"
+            "tune", bundle, "--prompts", prompts, "--max-new-tokens", "90", "--recipes", name, "-q"
         )
         assert result.exit_code == 0, result.output
         assert result.stderr == ""
@@ -150,9 +151,38 @@ def test_an_interrupt_leaves_what_was_there(
     assert len(list((bundle / "tuned").iterdir())) == 1
 
 
+def test_a_judge_head_is_learned_kept_and_used(
+    tiny_checkpoint: Path, prompts: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "judged.graft"
+    optimize(tiny_checkpoint, bundle, recipe="judge-decoding")
+    give_costs(bundle, per_row=0.01)
+    asked: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True, "recipe": "judge-decoding"}
+    with pytest.raises(GraftlineError, match="graftline tune OUT --recipes judge-decoding"):
+        load(bundle).generate("ab ab ab", **asked)
+    result = call(
+        "tune", bundle, "--prompts", prompts, "--max-new-tokens", "120", "--recipes",
+        "judge-decoding", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["recipes"]
+    assert row["kept"] == ["judge"]
+    assert row["after"] > row["before"] > 0
+    assert "judge-decoding: training on" in result.stderr
+    engine = load(bundle)
+    assert len(stored(bundle)["judge"]["weight"]) == engine.session.facts.hidden
+    judged, plain = (engine.generate("ab ab ab", **{**asked, "recipe": name}) for name in NAMES)
+    assert judged.stats.steps < plain.stats.steps == 59
+    assert not judged.stats.lossless
+
+
+NAMES = ("judge-decoding", "plain")
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [
+        (("--recipes", "judge-decoding"), "rebuild the bundle with the pass tap{layers=norm}"),
         (("--recipes", "sufix"), "did you mean 'suffix'?"),
         (("--recipes", "plain"), "recipe plain: its drafter has nothing to tune"),
         (("--recipes", "draft-model"), "needs a draft"),

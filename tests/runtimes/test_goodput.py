@@ -160,6 +160,20 @@ def test_evidence_of_the_first_row_carries_to_the_deeper() -> None:
     assert reach[7] < reach[1]
 
 
+def test_a_rare_row_that_came_true_once_does_not_lift_the_rows_behind_it() -> None:
+    """Row 3 came true by luck where rows 1 and 2 never did; believed, every row behind it would
+    inherit a ratio over 1, text after text, up to more tokens than rows."""
+    evidence = Evidence([0.8**row for row in range(12)], horizon=48, weight=20)
+    for _ in range(4):
+        for _ in range(30):
+            evidence.record(1, 2, hit=False)
+            evidence.record(3, 3, hit=True)
+        reach = evidence.reach()
+        assert reach == sorted(reach, reverse=True)
+        evidence.rest()
+    assert sum(evidence.reach()) < 3
+
+
 def test_what_was_learned_outlives_the_request_but_weighs_less() -> None:
     pacer = Goodput(INT4, lambda _: [0.8**row for row in range(32)], branching=False)
     tree = Tree.chain(list(range(32)))

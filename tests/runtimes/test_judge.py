@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_session import FLAT
 
 from graftline.errors import GraftlineError
 from graftline.models.decoder import TinyDecoder
@@ -18,6 +19,9 @@ from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.rules.judge import JudgeHead, train_judge
 from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.session import Scores
+from graftline.runtimes.study.judging import Judged, Judging, tune_judge
+from graftline.runtimes.verdict import Verdict
 from graftline.store import WeightFile, save_graph
 from graftline.tree import Tree
 
@@ -134,3 +138,55 @@ def test_a_head_is_saved_and_read_back(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(GraftlineError, match="is not a head"):
         JudgeHead.load(path)
+
+
+def test_labels_are_the_targets_own() -> None:
+    """Right: at least a tenth as likely as the best; each token's state is its own row's."""
+    probs = np.full((1, 4, 10), 1e-6)
+    probs[0, 0, [5, 7, 8]] = 0.6, 0.3, 0.05
+    probs[0, 1, [2, 3]] = 0.9, 0.091
+    probs[0, 2, [2, 3]] = 0.9, 0.089
+    logits = np.log(probs).astype(np.float32)
+    hidden = np.arange(8, dtype=np.float32).reshape(1, 4, 2)
+    scores = Scores(logits.argmax(-1), logits, hidden=hidden)
+    judging = Judging()
+    assert judging.judge(Tree.chain([1, 7, 3, 3]), scores, 0) == Verdict((0,), 5)
+    judging.judge(Tree.chain([1]), scores, 0)
+    assert judging.judge(Tree.chain([1, 5, 2]), scores, 0) == Verdict((0, 1, 2), 2)
+    first, second = judging.drafts
+    assert first.own.tolist() == [False, False, False]
+    assert first.right.tolist() == [True, True, False]
+    assert first.hidden.tolist() == [[2, 3], [4, 5], [6, 7]]
+    assert second.own.tolist() == second.right.tolist() == [True, True]
+    with pytest.raises(GraftlineError, match="from chains"):
+        judging.judge(Tree(np.array([1, 5, 7]), np.array([-1, 0, 0])), scores, 0)
+
+
+def drafts(random: np.random.Generator, count: int, sure: float) -> list[Judged]:
+    """Chains of 4 whose tokens are the target's choice with chance 0.5, else right with chance
+    `sure`; the state's first component says which are right."""
+    made: list[Judged] = []
+    for _ in range(count):
+        own = random.random(4) < 0.5
+        right = own | (random.random(4) < sure)
+        state = np.where(right, 1.0, -1.0)[:, None] + random.normal(size=(4, 3)) * [0.2, 1, 1]
+        made.append(Judged(state.astype(np.float32), own, right))
+    return made
+
+
+def test_a_head_is_kept_where_it_promises_tokens() -> None:
+    random = np.random.default_rng(4)
+    good = (drafts(random, 200, 0.8), drafts(random, 200, 0.8))
+    tuning = tune_judge("judge-decoding", good, FLAT, 0.5)
+    assert tuning.steps == 400
+    assert tuning.after > 1.3 * tuning.before
+    head = JudgeHead.of(tuning.judge)
+    every = [*good[0], *good[1]]
+    found = np.concatenate([head.chances(d.hidden) > 0.5 for d in every])
+    assert np.mean(found == np.concatenate([d.right for d in every])) > 0.95
+    idle = (drafts(random, 50, 0.0), drafts(random, 50, 0.0))
+    kept = tune_judge("judge-decoding", idle, FLAT, 0.999999)
+    assert (kept.judge, kept.after) == ({}, kept.before)
+    with pytest.raises(GraftlineError, match="teach no judge"):
+        tune_judge("judge-decoding", ([], good[0]), FLAT, 0.5)
+    assert tuning.table == {}

@@ -175,6 +175,24 @@ def test_no_embedding_is_read_where_the_bound_decides() -> None:
         rule.stands(open_, 1, 4)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_what_is_said_to_be_far_is_not_among_the_nearest(metric: str) -> None:
+    rng = np.random.default_rng(3)
+    centres = 3 * rng.normal(size=(40, 8))
+    rows = (centres[rng.integers(40, size=3000)] + rng.normal(size=(3000, 8))).astype(np.float32)
+    space = TokenSpace(lambda: rows, metric)
+    far = 0
+    for token in rng.integers(3000, size=150).tolist():
+        near = space.nearest(token, 16)
+        others = rng.integers(3000, size=5)
+        far += not space.may_be_near(token, others, 16)
+        assert space.may_be_near(token, others, 16) or not np.isin(others, near).any()
+        for one in near[[0, 7, 15]].tolist():
+            assert space.may_be_near(token, np.array([*others, one]), 16)
+        assert space.may_be_near(token, others, 3000)
+    assert far > 100
+
+
 def test_the_options_make_these_rules() -> None:
     """What is tested above is what `of` hands out."""
     resources = Resources(embedding=lambda: EMBEDDING)
