@@ -10,6 +10,7 @@ from graftline.runtimes.control.costs import Costs as Costs
 from graftline.runtimes.control.evidence import Evidence as Evidence
 from graftline.runtimes.control.evidence import Walk as Walk
 from graftline.runtimes.control.host_time import HostTime
+from graftline.runtimes.control.step_pace import StepPace
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.tree import Tree
 
@@ -125,7 +126,8 @@ class Goodput:
     (`Drafter.signal`). So a drafter that loses is left at once, and taken up again at once when its
     unscored proposals come true; where making them costs the host time and none has been scored for
     a while, only those of every NAP-th step are. A step of B sequences with q rows each is taken to
-    cost what one of B * q rows does, and one that drafts also what the host was seen to need more.
+    cost what one of B * q rows does, and one that drafts also what the host and the engine were
+    seen to need more.
     `whole`: a proposal is scored as it is or not at all.
     """
 
@@ -150,7 +152,7 @@ class Goodput:
         self._span = NEAR // SPAN
         """Costs of steps by rows, for committed positions from SPAN times this on."""
         self._next = (0.0, 1e-9)
-        self._host = HostTime()
+        self._host, self._pace = HostTime(), StepPace()
         self._calm, self._proposing = 0, 0.0
         self.rows = 1
         """Of the step that was chosen last."""
@@ -203,7 +205,7 @@ class Goodput:
         self.expect(float(len(proposals)), self._cost(1))
         if most == 1:
             return 1
-        extra = self._host.surcharge(self._cost(1))
+        extra, dearer = self._host.surcharge(self._cost(1)), self._pace.dearer
         chances = [(self._of(s).reach(), len(t)) for s, t in proposals if len(t) > 1]
         expected = float(len(proposals))
         best, rate = 1, expected / self._cost(1) * self._gain
@@ -213,7 +215,7 @@ class Goodput:
                     expected += reach[row]
             if self._whole and row + 1 < most:
                 continue
-            cost = self._cost(row + 1) + extra
+            cost = self._cost(row + 1) * dearer + extra
             if expected / cost > rate:
                 best, rate = row + 1, expected / cost
                 self.expect(expected, cost)
@@ -240,6 +242,7 @@ class Goodput:
 
     def took(self, step: float, host: float, proposing: float | None = None) -> None:
         self._host.record(self.rows > 1, host)
+        self._pace.record(self.rows > 1, self._cost(self.rows), step - host)
         if proposing is not None:  # one interruption must not look like a slow drafter
             known = self._proposing
             self._proposing += 0.1 * (min(proposing, 2.0 * known + 0.02) - known)

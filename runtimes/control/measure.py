@@ -18,6 +18,8 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 FAR_ROWS = (1, 2, 4, 8, 16, 32)
 """Numbers of rows that are measured again after a long past."""
 ROUNDS, FAR_ROUNDS = 5, 5
+SMALL, TIMES = 8, 3
+"""Sizes up to which decisions are close and steps are short are measured so many times as often."""
 
 
 def measure_costs(session: Session) -> dict[str, dict[str, float]]:
@@ -56,8 +58,9 @@ def _measured(
         shapes += [("tree", q) for q in sizes if q > 1]
     ratios: dict[tuple[str, int], list[float]] = {s: [] for s in shapes}
     single: list[float] = []
-    for _ in range(rounds):
-        for kind, rows in shapes:
+    small = [shape for shape in shapes if shape[1] <= SMALL]
+    for turn in range(rounds * TIMES):
+        for kind, rows in small if turn % TIMES else shapes:
             _step(session, "chain", 1, random)
             single.append(_step(session, "chain", 1, random))
             ratios[kind, rows].append(_step(session, kind, rows, random) / single[-1])

@@ -192,6 +192,35 @@ def test_a_busy_machine_is_not_a_slow_rule(clock: Clock) -> None:
     assert said[-1] == pytest.approx((10.0, 0.2), rel=0.05)
 
 
+def test_drafts_that_take_longer_than_measured_are_given_up_and_tried_again() -> None:
+    """Measured: 2 rows for 11 ms, 1 for 10. In use 2 take 20, which 1.5 tokens do not pay for."""
+    pacer = Goodput(Costs({1: 10.0, 2: 11.0}, {}), lambda _: (1.0, 0.5), False)
+    pacer.begin(1)
+    chosen: list[int] = []
+    for step in range(1500):
+        if step % 7 == 6:
+            pacer.choose([(0, Tree.chain([1]))], 100)  # nothing to propose
+        else:
+            chosen.append(pacer.choose([(1, Tree.chain([1, 2]))], 100))
+        pacer.learn(0, [2] if step % 2 else [9])
+        pacer.took({1: 10.0, 2: 20.0}[pacer.rows], 0.0, 0.0)
+    assert chosen[0] == 2
+    assert chosen[20:60] == [1] * 40
+    assert 1 < chosen[60:].count(2) < 150
+
+
+@pytest.mark.parametrize("pace", [0.01, 0.5, 1.5, 100.0])
+def test_a_machine_that_is_slow_or_fast_as_a_whole_drafts_as_before(pace: float) -> None:
+    pacer = Goodput(Costs({1: 10.0, 2: 11.0}, {}), lambda _: (1.0, 0.5), False)
+    pacer.begin(1)
+    for step in range(200):
+        draft = step % 5 > 0
+        rows = pacer.choose([(1, Tree.chain([1, 2] if draft else [1]))], 100)
+        assert rows == 1 + draft
+        pacer.learn(0, [2] if step % 2 else [9])
+        pacer.took(pace * (10.0 if rows == 1 else 11.0), 0.0, 0.0)
+
+
 def nap(pacer: Goodput, steps: int, proposing: float) -> list[bool]:
     """Whether each of so many steps asks for proposals, which take that long and never come true.
     """
