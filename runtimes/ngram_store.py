@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 from math import exp
 
-import numpy as np
-
 from graftline.errors import GraftlineError
 from graftline.runtimes.session import Scores
 
@@ -71,16 +69,13 @@ def answers(
             f"{who} reads topk_ids and topk_logits, which this graph does not return; rebuild the "
             f"bundle with the pass reduce-logits{{topk={width}}}"
         )
-    if len(rows) == 1:  # plain numbers are faster than arrays of one
-        only = rows[0]
-        logits: list[float] = scores.topk_logits[row, only, :width].tolist()
+    kept: list[list[float]] = scores.topk_logits[row, rows, :width].tolist()
+    shares: list[list[float]] = []
+    for logits in kept:  # plain numbers: between steps, arrays of a few cost more
         odds = [exp(logit - logits[0]) for logit in logits]
         total = sum(odds)
-        return [scores.topk_ids[row, only, :width].tolist()], [[o / total for o in odds]]
-    best = scores.topk_logits[row, rows, :width]
-    shares = np.exp(best - best[:, :1])
-    shares /= shares.sum(axis=1, keepdims=True)
-    return scores.topk_ids[row, rows, :width].tolist(), shares.tolist()
+        shares.append([o / total for o in odds])
+    return scores.topk_ids[row, rows, :width].tolist(), shares
 
 
 def peak_class(candidates: Candidates) -> int:

@@ -97,7 +97,8 @@ class DeviceCaches:
                 self.move(row, start + node, start + place)
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, once the moves of the last commit are through."""
+        self._device.synchronize()
         for block in self._blocks:
             if block.base:
                 self._device.release(block.base)

@@ -129,6 +129,17 @@ def test_a_path_moves_rows_of_all_layers_at_once(tmp_path: Path) -> None:
     assert p.device.moves == 4
 
 
+def test_moves_of_the_last_commit_are_through_before_memory_is_given_back(tmp_path: Path) -> None:
+    p = pair(tmp_path)
+    p.trt.prefill([np.asarray([5, 9, 5])])
+    tree = Tree(np.asarray([1, 2, 3]), np.asarray([-1, 0, 0]))
+    p.trt.score(tree.tokens[None], tree.depth[None], tree.mask[None])
+    p.trt.commit([(0, 2)])
+    assert p.device.queue
+    p.trt.reset(2)  # the stand-in refuses to read or write memory that is nobody's
+    p.trt.prefill([np.asarray([5]), np.asarray([9])])
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["plain", "token-recycling", "prompt-lookup"])
 def test_generates_what_ort_generates(name: str, dtype: str, tmp_path: Path) -> None:
