@@ -61,12 +61,16 @@ class TokenSpace:
         count = len(self.rows)
         leaders = np.random.default_rng(0).choice(count, min(CELLS, 1 + count // 64), replace=False)
         products = self.rows @ self.rows[leaders].T
-        near = products / self._lengths[leaders]
-        if self._metric == "euclidean":
-            near = products - self._squares[leaders] / 2.0
-        cell = near.argmax(axis=1)
+        if self._metric == "cosine":
+            cell = (products / self._lengths[leaders]).argmax(axis=1)
+        else:
+            cell = (products - self._squares[leaders] / 2.0).argmax(axis=1)
         starts = np.searchsorted(np.sort(cell), np.arange(len(leaders) + 1))
         return cell, np.argsort(cell, kind="stable"), starts
+
+    def divide(self) -> None:
+        """Make the cells, which takes a moment, before a request waits for `may_be_near`."""
+        _ = self._cells
 
     def may_be_near(self, token: int, others: Ints, k: int) -> bool:
         """False when none of `others` is among the `k` nearest of `token`, as far as the tokens in
@@ -77,7 +81,7 @@ class TokenSpace:
             mates = tokens[starts[cell[token]] : starts[cell[token] + 1]]
             distances = self.distances(token, mates[mates != token])
             known = float(np.partition(distances, k - 1)[k - 1]) if len(distances) >= k else np.inf
-            self._within[token, k] = known + _ROUNDING
+            self._within[token, k] = known
         return bool((self.distances(token, others[others != token]) <= known + _ROUNDING).any())
 
     def nearest(self, token: int, k: int) -> Ints:
@@ -106,5 +110,5 @@ def token_space(who: str, resources: Resources, metric: str) -> TokenSpace:
 @lru_cache(maxsize=4)
 def _space(embedding: Callable[[], Floats], metric: str) -> TokenSpace:
     space = TokenSpace(embedding, metric)
-    space.may_be_near(0, np.arange(1), 1)  # all that takes long, before a request waits for it
+    space.distances(0)  # reads the embedding before a request waits for it
     return space

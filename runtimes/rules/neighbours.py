@@ -52,6 +52,7 @@ class Neighbours:
     def of(self, sampling: Sampling, generator: np.random.Generator, resources: Resources) -> Rule:
         """The rule for these settings. Raises GraftlineError without the target's embedding."""
         space = token_space("neighbours", resources, self.metric)
+        space.divide()
         kinship = Pooled(self.k, self.bound, space)
         return kindred_rule(sampling, generator, kinship, kinship.stands)
 
