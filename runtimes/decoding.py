@@ -79,9 +79,9 @@ class Decoding:
         With a `bid`, a drafter that has one spends on a draft; without, what costs nothing.
         """
         remaining = self.limit - len(self.tokens)
-        if self.finish is not None or remaining < 2:
-            return self.root()
         drafter = self.drafter
+        if self.finish is not None or remaining < 2 or drafter.rows < 2:
+            return self.root()
         budget = drafter.rows if bid is None else min(drafter.rows, bid.rows)
         if not drafter.branching:
             budget = min(budget, remaining)

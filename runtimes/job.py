@@ -11,8 +11,9 @@ import numpy as np
 
 from graftline.errors import RequestError
 from graftline.recipe import Recipe
-from graftline.runtimes.control.account import Account, Pace
+from graftline.runtimes.control.account import Account, level
 from graftline.runtimes.control.goodput import Fixed, Pacer
+from graftline.runtimes.control.steady import Steady
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.loop import decode
@@ -34,7 +35,7 @@ class Policy:
     pacer: Pacer
     records: Records | None = None
     """Where acceptance is recorded."""
-    pace: Pace = field(default_factory=Pace)
+    pace: Steady = field(default_factory=level)
     """How this machine runs now, against its measured costs."""
 
 

@@ -74,8 +74,10 @@ class Lenient:
         while True:
             node = path[-1]
             own = own_choice(self._sampling, self._uniforms, scores, row, node, self._seen)
-            place = Place(scores, row, node, own, self._sampling, self._seen)
-            child = self._successor(place, tree.children[node], tokens)
+            child = None
+            if len(tokens) > 1 and (children := tree.children[node]):
+                place = Place(scores, row, node, own, self._sampling, self._seen)
+                child = self._successor(place, children, tokens)
             if self._sampling.penalises:
                 self._seen.add(own if child is None else tokens[child])
             if child is None:

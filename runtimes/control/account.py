@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
 from graftline.runtimes.control.costs import NEAR
 from graftline.runtimes.control.goodput import Pacer
+from graftline.runtimes.control.steady import Steady
 from graftline.runtimes.drafter import Bid, Drafter
 from graftline.tree import Tree
 
-SETTLING = 0.1
-"""How much of a step's surprise is believed to stay."""
+SETTLED = 10
+"""Steps that the measured costs stand for."""
 
 
-@dataclass
-class Pace:
-    """How much longer steps take now than when costs were measured; it outlives a request."""
-
-    ratio: float = 1.0
-
-    def learn(self, expected: float, taken: float) -> None:
-        """A step that should take `expected` milliseconds took `taken`; a hitch counts as twice."""
-        surprise = min(taken / expected, 2.0 * self.ratio) - self.ratio
-        self.ratio += SETTLING * surprise
+def level() -> Steady:
+    """How much longer steps take than when costs were measured, before any was made; it outlives a
+    request."""
+    return Steady(1.0, count=SETTLED)
 
 
 class Account:
     """A pacer that does as another does, and keeps two accounts of a request: the seconds it
     spends, and the tokens and seconds it expected of each step before the step was made."""
 
-    def __init__(self, pacer: Pacer, pace: Pace | None = None) -> None:
-        self._pacer, self._pace = pacer, pace or Pace()
+    def __init__(self, pacer: Pacer, pace: Steady | None = None) -> None:
+        self._pacer, self._pace = pacer, pace or level()
         self.seconds = 0.0
         self._tokens, self._milliseconds = 0.0, 0.0
 
@@ -86,12 +80,12 @@ class Account:
         """Hands on the times as they would be at the pace at which costs were measured, where the
         machine has become slower since."""
         began = perf_counter()
-        expected, ratio = self._pacer.expected, self._pace.ratio
+        expected, ratio = self._pacer.expected, self._pace.value
         if expected is not None:
             tokens, milliseconds = expected
             self._tokens += tokens
             self._milliseconds += milliseconds * ratio
-            self._pace.learn(milliseconds, step)
+            self._pace.add(step / milliseconds)
         slower = max(ratio, 1.0)
         made = None if proposing is None else proposing / slower
         self._pacer.took(step / slower, host / slower, made)

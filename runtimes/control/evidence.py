@@ -7,17 +7,19 @@ from itertools import pairwise
 
 from graftline.tree import Tree
 
-LATELY = 12.0
+LATELY = 24.0
 """Trials of earlier texts that count in the next."""
 
 
 class Walk:
     """A proposal followed along what was then emitted, whether or not it was ever scored."""
 
-    __slots__ = ("decided", "node", "parents", "signal", "tokens")
+    __slots__ = ("came", "decided", "hoped", "node", "parents", "signal", "tokens")
 
-    def __init__(self, signal: int, tree: Tree) -> None:
+    def __init__(self, signal: int, tree: Tree, hoped: float = 0.0) -> None:
         self.signal = signal
+        self.came, self.hoped = 0, hoped
+        """Tokens that came true so far, and those expected of the whole proposal."""
         self.tokens: list[int] = tree.tokens.tolist()
         self.parents: list[int] = tree.parents.tolist()
         self.node = 0
@@ -30,6 +32,7 @@ class Walk:
         for child in range(node + 1, len(tokens)):
             if tokens[child] == token and parents[child] == node:
                 self.node = child
+                self.came += 1
                 return True
         return False
 

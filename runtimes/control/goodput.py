@@ -11,6 +11,7 @@ from graftline.runtimes.control.evidence import Evidence as Evidence
 from graftline.runtimes.control.evidence import Walk as Walk
 from graftline.runtimes.control.host_time import HostTime
 from graftline.runtimes.control.step_pace import StepPace
+from graftline.runtimes.control.text_fit import TextFit
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.tree import Tree
 
@@ -123,11 +124,11 @@ class Goodput:
 
     Exploring costs nothing: every proposal, scored or not, is followed along the tokens that come
     anyway, and whether each of its rows would have been accepted is counted per class of proposal
-    (`Drafter.signal`). So a drafter that loses is left at once, and taken up again at once when its
-    unscored proposals come true; where making them costs the host time and none has been scored for
-    a while, only those of every NAP-th step are. A step of B sequences with q rows each is taken to
-    cost what one of B * q rows does, and one that drafts also what the host and the engine were
-    seen to need more.
+    (`Drafter.signal`), and how well all of them do in the text at hand (`TextFit`). So a drafter
+    that loses is left at once, and taken up again at once when its unscored proposals come true;
+    where making them costs the host time and none has been scored for a while, only those of every
+    NAP-th step are. A step of B sequences with q rows each is taken to cost what one of B * q rows
+    does, and one that drafts also what the host and the engine were seen to need more.
     `whole`: a proposal is scored as it is or not at all.
     """
 
@@ -153,6 +154,7 @@ class Goodput:
         """Costs of steps by rows, for committed positions from SPAN times this on."""
         self._next = (0.0, 1e-9)
         self._host, self._pace = HostTime(), StepPace()
+        self._fits: list[TextFit] = []
         self._calm, self._proposing = 0, 0.0
         self.rows = 1
         """Of the step that was chosen last."""
@@ -184,10 +186,12 @@ class Goodput:
         self._steps = []
         self._batch = batch
         self._calm = 0
+        self._fits = [TextFit() for _ in range(batch)]
         self._next = (0.0, 1e-9)
 
     def admit(self, sequence: int) -> None:
         self._walks[sequence] = []
+        self._fits[sequence] = TextFit()
 
     def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
         """Proposals come in the order of the batch; a finished sequence's is its root alone."""
@@ -199,20 +203,25 @@ class Goodput:
                 most = max(most, len(tree))
                 walks = self._walks[sequence]
                 if len(walks) < self._open:
-                    walks.append(Walk(signal, tree))
+                    hoped = sum(self._of(signal).reach()[1 : len(tree)])
+                    walks.append(Walk(signal, tree, hoped))
         self.rows = 1
         self._calm += 1
         self.expect(float(len(proposals)), self._cost(1))
         if most == 1:
             return 1
         extra, dearer = self._host.surcharge(self._cost(1)), self._pace.dearer
-        chances = [(self._of(s).reach(), len(t)) for s, t in proposals if len(t) > 1]
+        chances = [
+            (self._of(signal).reach(), len(tree), fit.factor)
+            for (signal, tree), fit in zip(proposals, self._fits, strict=True)
+            if len(tree) > 1
+        ]
         expected = float(len(proposals))
         best, rate = 1, expected / self._cost(1) * self._gain
         for row in range(1, min(most, room)):
-            for reach, size in chances:
+            for reach, size, fit in chances:
                 if row < size and row < len(reach):
-                    expected += reach[row]
+                    expected += fit * reach[row]
             if self._whole and row + 1 < most:
                 continue
             cost = self._cost(row + 1) * dearer + extra
@@ -238,7 +247,13 @@ class Goodput:
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
         walks = self._walks[sequence]
         if walks:
-            self._walks[sequence] = [w for w in walks if self._of(w.signal).follow(w, fresh)]
+            going: list[Walk] = []
+            for walk in walks:
+                if self._of(walk.signal).follow(walk, fresh):
+                    going.append(walk)
+                else:
+                    self._fits[sequence].record(walk.came, walk.hoped)
+            self._walks[sequence] = going
 
     def took(self, step: float, host: float, proposing: float | None = None) -> None:
         self._host.record(self.rows > 1, host)

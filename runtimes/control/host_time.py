@@ -13,9 +13,7 @@ PATIENCE = 32
 """Steps without a draft after which the dearest of the drafted ones is forgotten."""
 
 working = (
-    time.thread_time
-    if time.get_clock_info("thread_time").resolution < 1e-4
-    else time.perf_counter
+    time.thread_time if time.get_clock_info("thread_time").resolution < 1e-4 else time.perf_counter
 )
 """Seconds that this thread has worked: others that want the processor do not make a rule slow.
 Where the system counts in coarse ticks, the time that has passed."""
@@ -33,21 +31,28 @@ class HostTime:
         self._plain: deque[float] = deque(maxlen=WINDOW)
         self._drafted: deque[float] = deque(maxlen=WINDOW)
         self._idle = 0
-        self._longer = 0.0
+        self._usual_plain = self._usual_drafted = 0.0
 
     def record(self, drafted: bool, milliseconds: float) -> None:
         """A step took the host that long, what is priced otherwise left out."""
-        (self._drafted if drafted else self._plain).append(milliseconds)
-        self._idle = 0 if drafted else self._idle + 1
+        if drafted:
+            self._drafted.append(milliseconds)
+            self._idle = 0
+            self._usual_drafted = _usual(self._drafted)
+            return
+        self._plain.append(milliseconds)
+        self._usual_plain = _usual(self._plain)
+        self._idle += 1
         if self._drafted and self._idle == PATIENCE:
             self._drafted.remove(max(self._drafted))
             self._idle = 0
-        self._longer = _usual(self._drafted) - _usual(self._plain)
+            self._usual_drafted = _usual(self._drafted)
 
     def surcharge(self, step: float) -> float:
         """What to add to the cost of a drafted step when a plain one costs `step`. Little is
         nothing: decisions would hang on the clock, and what a lossy recipe answers on decisions."""
-        return self._longer if self._longer > SLIGHT * step else 0.0
+        longer = self._usual_drafted - self._usual_plain
+        return longer if longer > SLIGHT * step else 0.0
 
 
 def _usual(times: deque[float]) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-SETTLING, FADING = 0.1, 0.005
-"""How much of a step's surprise is believed to stay, and how much of it a plain step forgets."""
+from graftline.runtimes.control.steady import Steady
+
+FADING = 0.005
+"""How much of what drafted steps took longer a plain step forgets."""
 SLIGHT = 0.05
 """What drafted steps may take longer than expected without being charged."""
 OTHERWISE = 4.0
@@ -19,7 +21,7 @@ class StepPace:
     """
 
     def __init__(self) -> None:
-        self._plain, self._drafted = _Mean(), _Mean()
+        self._plain, self._drafted = Steady(), Steady()
 
     def record(self, drafted: bool, expected: float, taken: float) -> None:
         """A step that should take `expected` milliseconds took `taken`."""
@@ -36,15 +38,3 @@ class StepPace:
             return 1.0
         ratio = drafted.value / plain.value
         return ratio if ratio > 1.0 + SLIGHT else 1.0
-
-
-class _Mean:
-    """A mean that follows slowly once it has settled; a hitch counts as twice what is usual."""
-
-    def __init__(self) -> None:
-        self.value, self.count = 0.0, 0
-
-    def add(self, ratio: float) -> None:
-        self.count += 1
-        known = self.value if self.count > 1 else ratio
-        self.value = known + max(SETTLING, 1 / self.count) * (min(ratio, 2.0 * known) - known)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from toy_session import FLAT, INT4
 
+from graftline.runtimes.control.evidence import LATELY
 from graftline.runtimes.control.goodput import GAIN, Costs, Evidence, Fixed, Goodput, Pacer
+from graftline.runtimes.control.text_fit import TextFit
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.rules.greedy import Greedy
@@ -248,7 +250,50 @@ def test_what_one_text_taught_is_where_the_next_begins() -> None:
     assert known[1] < 0.3
     evidence.rest()
     believed = (known[1] + 0.8) / 2
-    assert evidence.reach()[1] == pytest.approx(20 * believed / (20 + 12))
+    assert evidence.reach()[1] == pytest.approx(20 * believed / (20 + LATELY))
     for _ in range(20):
         evidence.record(1, 1, hit=True)
     assert evidence.reach()[1] > 0.5
+
+
+def drafted_in_a_text_that_does_not_copy() -> int:
+    """Steps that draft there, after texts in which two of three proposals came true."""
+    pacer = Goodput(INT4, lambda _: [0.8**row for row in range(8)], branching=False)
+    tree = Tree.chain(list(range(8)))
+
+    def text(tokens: Callable[[int], list[int]]) -> int:
+        pacer.begin(1)
+        drafted = 0
+        for step in range(60):
+            drafted += pacer.choose([(1, tree)], 100) > 1
+            pacer.learn(0, tokens(step))
+        return drafted
+
+    for _ in range(6):
+        assert text(lambda step: [99] if step % 3 == 0 else [*range(1, 8), 99]) > 40
+    return text(lambda _: [99])
+
+
+def test_one_text_is_told_from_the_others_before_any_belief_has_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert drafted_in_a_text_that_does_not_copy() <= 6
+    monkeypatch.setattr(TextFit, "factor", 1.0)
+    assert drafted_in_a_text_that_does_not_copy() > 12
+
+
+def test_a_place_that_another_text_takes_starts_without_a_record() -> None:
+    pacer = Goodput(FLAT, lambda _: [1.0, 0.6, 0.5], branching=False)
+    tree = Tree.chain([0, 1, 2])
+    pacer.begin(2)
+    for _ in range(30):
+        pacer.choose([(1, tree), (1, tree)], 100)
+        pacer.learn(0, [99])
+        pacer.learn(1, [1, 2, 99])
+    one = pacer.expected
+    pacer.admit(0)
+    pacer.choose([(1, tree), (1, tree)], 100)
+    other = pacer.expected
+    assert one is not None
+    assert other is not None
+    assert other[0] > one[0]

@@ -157,7 +157,7 @@ def test_our_own_drafters_need_no_mending(
     except GraftlineError as error:
         pytest.skip(str(error))
     engine.generate(prompts[:4], max_new_tokens=24, temperature=0.8, seed=1)
-    assert proposals
+    assert proposals or one.drafter == "none"
     assert all(proposed is kept for proposed, kept in proposals)
 
 
