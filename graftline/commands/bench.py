@@ -110,9 +110,7 @@ def bench(
             bundle, threads=threads, capacity=capacity, exact=exact, corpus=corpus, watch=watch
         )
         found = compare(engine, questions, names, options, turns, repeat, watch, step)
-        records = (
-            acceptance.record(engine, questions, names, options, watch) if oracle else None
-        )
+        records = acceptance.record(engine, questions, names, options, watch) if oracle else None
     shown = screen.console()
     for group in groups(questions):
         shown.print(_table(found, group))
@@ -139,8 +137,8 @@ def bench(
 
 def _table(found: Comparison, group: str | None) -> Any:
     columns = (
-        "recipe", "tokens/s#", "speed-up#", "MAT#", "identical#", "lossless", "with prompt#",
-        "predicted#", "controller#",
+        "recipe", "tokens/s#", "speed-up#", "median#", "MAT#", "identical#", "lossless",
+        "with prompt#", "predicted#", "controller#",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for name in found.recipes:
@@ -150,6 +148,7 @@ def _table(found: Comparison, group: str | None) -> Any:
                 name,
                 f"{row.tokens_per_second:.1f}",
                 f"{row.speedup:.2f}x",
+                f"{row.median_speedup:.2f}x",
                 f"{row.mat:.2f}",
                 f"{found.agreeing(name, group)}/{row.prompts}",
                 "yes" if found.lossless(name) else "no",

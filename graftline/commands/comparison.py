@@ -62,6 +62,10 @@ class Row:
 
     tokens_per_second: float
     speedup: float
+    """Of all tokens over all time."""
+    median_speedup: float
+    """The median over the prompts of each one's speed-up: one long answer or one hitch of the
+    machine does not decide it."""
     mat: float
     identical: bool
     prompts: int
@@ -82,7 +86,8 @@ class Comparison:
     def row(self, recipe: str, group: str | None = None) -> Row:
         """Figures of a recipe on one group, or overall."""
         mine, plain = self._of(recipe, group), self._of(PLAIN, group)
-        pairs = zip(mine, plain, strict=True)
+        pairs = list(zip(mine, plain, strict=True))
+        ratios = [_speed([a]) / _speed([p]) for a, p in pairs if _speed([p])]
         speed = _speed(mine)
         base = _speed(plain)
         steps = sum(a.steps for a in mine)
@@ -90,6 +95,7 @@ class Comparison:
         return Row(
             tokens_per_second=speed,
             speedup=speed / base if base else 0.0,
+            median_speedup=statistics.median(ratios) if ratios else 0.0,
             mat=after / steps if steps else 0.0,
             identical=all(a.tokens == p.tokens and a.stable for a, p in pairs),
             prompts=len(mine),

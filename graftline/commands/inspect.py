@@ -193,8 +193,11 @@ def _bundle_table(bundle: Bundle) -> Any:
         ("target", f"{manifest.target}, {manifest.dtype}"),
         ("pipeline", manifest.pipeline),
         *([("fused step", f"{fused['pipeline']}; see --stage {FUSED}")] if fused else []),
-        *([("draft", f"{manifest.draft['source']}; inspect {bundle.path}/draft")] if manifest.draft
-          else []),
+        *(
+            [("draft", f"{manifest.draft['source']}; inspect {bundle.path}/draft")]
+            if manifest.draft
+            else []
+        ),
         ("exactness", exactness),
         *((name, f"{value:.4g}") for name, value in manifest.quality.items()),
         ("size", screen.size(sum(f.size for f in manifest.files.values()))),

@@ -3,12 +3,12 @@
     python tests/bench/systems.py --bundle fp32=A.graft --bundle int8=B.graft --bundle int4=C.graft
         --prompts spec_bench_dev.jsonl --work systems.json --out systems.md [--per-group 2]
         [--tokens 128] [--threads 2] [--recipes a,b] [--repeat 3] [--exact] [--corpus FOLDER]
-        [--judge HEAD.safetensors]
+        [--judge HEAD.safetensors] [--together 4]
 
-Each recipe is measured against plain decoding of the same engine, which answers the same prompts in
-turn; with --repeat times are medians. A finished recipe is kept in --work and not measured again
-unless it was with other questions, tokens or repeats, so the table can be made in slices (stop it
-at any time). Refused recipes are tried again.
+Recipes are measured --together so many, against plain decoding of the same engine, which answers
+the same prompts in turn; with --repeat times are medians. A finished recipe is kept in --work and
+not measured again unless it was with other questions, tokens or repeats, so the table can be made
+in slices (stop it at any time). Refused recipes are tried again.
 
 What recipes need: bundles with --draft for the draft models, --corpus for rest and rasd; for
 specdec++ and speckv first `graftline tune BUNDLE --recipes draft-model --prompts OTHER.jsonl`; for
@@ -22,12 +22,14 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from graftline.commands.bench import machine
-from graftline.commands.comparison import compare
+from graftline.commands.comparison import Comparison, compare
 from graftline.commands.questions import Question, groups, read_questions, select
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe, recipes
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--together", type=int, default=4)
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--judge", type=Path, metavar="HEAD")
@@ -108,29 +111,62 @@ def measure(
     engine = load(
         path, threads=given.threads, corpus=given.corpus, exact=given.exact, recipe="plain"
     )
-    options = {"max_new_tokens": given.tokens}
+    asking = Judged(engine, given.judge) if given.judge else engine
+    able: list[Recipe] = []
     for one in todo:
-        began = time.perf_counter()
-        entry: Entry
-        try:
-            asking = Judged(engine, given.judge) if given.judge else engine
-            found = compare(asking, questions, [one.name], options, repeat=given.repeat)
-        except GraftlineError as error:
-            entry = {"refused": str(error)}
+        refused = refusal(asking, one)
+        if refused is None:
+            able.append(one)
         else:
-            overall = found.row(one.name)
-            speeds = {group: found.row(one.name, group).speedup for group in groups(questions)}
-            entry = {
-                **vars(overall), "same": found.agreeing(one.name),
-                "vouched": found.lossless(one.name), "groups": speeds,
-                "machine": machine(given.threads), "date": time.strftime("%Y-%m-%d"),
-                **settings(given, len(questions)),
-            }  # fmt: skip
-        state[f"{precision} {one.name}"] = entry
+            state[f"{precision} {one.name}"] = {"refused": refused}
+    for some in batched(able, given.together):
+        began = time.perf_counter()
+        names = [one.name for one in some]
+        options = {"max_new_tokens": given.tokens}
+        found = compare(asking, questions, names, options, repeat=given.repeat)
+        for name in names:
+            state[f"{precision} {name}"] = entry(found, name, questions, given)
+            told = state[f"{precision} {name}"]
+            print(
+                f"{precision} {name}: {told['speedup']:.2f}x, MAT {told['mat']:.2f}",
+                file=sys.stderr,
+            )
         save(given.work, state)
-        told = entry.get("refused") or f"{entry['speedup']:.2f}x, MAT {entry['mat']:.2f}"
-        took = f"{time.perf_counter() - began:.0f} s"
-        print(f"{precision} {one.name}: {told} ({took})", file=sys.stderr)
+        print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
+
+
+def refusal(engine: Any, one: Recipe) -> str | None:
+    """Why the recipe does not run on this engine; None when it does."""
+    try:
+        engine.generate("One, two,", recipe=one.name, max_new_tokens=2)
+    except GraftlineError as error:
+        return str(error)
+    return None
+
+
+def entry(
+    found: Comparison, name: str, questions: list[Question], given: argparse.Namespace
+) -> Entry:
+    """What is kept of a measured recipe."""
+    rows = {group: found.row(name, group) for group in groups(questions)}
+    return {
+        **vars(found.row(name)), "same": found.agreeing(name), "vouched": found.lossless(name),
+        "groups": {group: row.speedup for group, row in rows.items()},
+        "medians": {group: row.median_speedup for group, row in rows.items()},
+        "forecasts": {
+            group: row.predicted / row.tokens_per_second if row.predicted else None
+            for group, row in rows.items()
+        },
+        "machine": machine(given.threads), "date": time.strftime("%Y-%m-%d"),
+        **settings(given, len(questions)),
+    }  # fmt: skip
+
+
+def batched(them: list[Recipe], size: int) -> Iterator[list[Recipe]]:
+    """Slices of at most that size, in order."""
+    rest = iter(them)
+    while some := list(islice(rest, size)):
+        yield some
 
 
 def save(file: Path, state: State) -> None:
@@ -138,6 +174,17 @@ def save(file: Path, state: State) -> None:
     fresh = file.with_suffix(".new")
     fresh.write_text(json.dumps(state, indent=1) + "\n")
     os.replace(fresh, file)
+
+
+def slowest(done: list[Entry]) -> str:
+    """The slowest group of all precisions, and the median over its prompts."""
+    if not done:
+        return "-"
+    speeds = (
+        (speed, e["medians"][group], group) for e in done for group, speed in e["groups"].items()
+    )
+    total, median, group = min(speeds)
+    return f"{total:.2f}x {group} (median {median:.2f}x)"
 
 
 def table(chosen: list[Recipe], precisions: list[str], state: State) -> str:
@@ -149,7 +196,6 @@ def table(chosen: list[Recipe], precisions: list[str], state: State) -> str:
         found = [known(state, precision, one) for precision in precisions]
         done = [entry for entry in found if "mat" in entry]
         refused += dict.fromkeys(f"{one.name}: {e['refused']}" for e in found if "refused" in e)
-        worst = min((s, g) for e in done for g, s in e["groups"].items()) if done else None
         cells = [
             one.system,
             one.name,
@@ -157,7 +203,7 @@ def table(chosen: list[Recipe], precisions: list[str], state: State) -> str:
             f"{done[0]['mat']:.2f}" if done else "-",
             *(f"{e['speedup']:.2f}x" if "mat" in e else "-" for e in found),
             ", ".join(f"{e['same']}/{e['prompts']}" if "mat" in e else "-" for e in found),
-            f"{worst[0]:.2f}x {worst[1]}" if worst else "-",
+            slowest(done),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     machines = sorted({f"{e['machine']}, {e['date']}" for e in state.values() if "mat" in e})
