@@ -201,7 +201,7 @@ def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
     if size <= ORACLE_LIMIT:
         say(f"laws: the oracle runs every graft on {blocks} of {read_facts(model).layers} blocks")
         feed = decoder_feed(read_facts(model).vocabulary)
-        for report in rest.run(reduced, feed, watch=_told(say)):
+        for report in rest.within(blocks).run(reduced, feed, watch=_told(say)):
             numeric = [r for r in report.laws if r.law not in ("typed", "wellformed", "interface")]
             notes += [LawRow(r.graft, r.law, f"{r.checked}; {blocks} blocks") for r in numeric]
     else:
