@@ -20,6 +20,8 @@ class Calibration:
         middle = [(a + b) / 2 for a, b in zip((0.0, *_EDGES), (*_EDGES, 1.0), strict=True)]
         self._hits = [weight * max(0.05, 1 - 2 * (1 - agreement) * (1 - m)) for m in middle]
         self._trials = [weight] * len(middle)
+        self._seen = [weight] * len(middle)
+        """Answers of each confidence, forgotten together."""
         self._keep = 1.0 - 1.0 / horizon
         self.usual = agreement
         """Acceptance of whatever was drafted lately."""
@@ -29,9 +31,18 @@ class Calibration:
         place = bisect_right(_EDGES, confidence)
         return self._hits[place] / self._trials[place]
 
+    def outcomes(self) -> list[tuple[float, float]]:
+        """What an answer to come may be worth: pairs of the share of answers that have such a
+        confidence, and their chance."""
+        total = sum(self._seen)
+        chances = (hits / trials for hits, trials in zip(self._hits, self._trials, strict=True))
+        return [(seen / total, chance) for seen, chance in zip(self._seen, chances, strict=True)]
+
     def record(self, confidence: float, hit: bool) -> None:
         """A token drafted with that confidence was judged."""
         place = bisect_right(_EDGES, confidence)
         self._hits[place] = self._hits[place] * self._keep + hit
         self._trials[place] = self._trials[place] * self._keep + 1.0
+        self._seen = [seen * self._keep for seen in self._seen]
+        self._seen[place] += 1.0
         self.usual += 0.02 * (hit - self.usual)
