@@ -103,8 +103,8 @@ class DraftModel:
         for depth in range(1, min(bid.rows, self.rows, reader.room + 1)):
             if depth > 1 and not self._promises(chance, bid, depth):
                 break
-            guess, share = self._answer(ahead, chance, bid)
-            chance *= share
+            guess, odds = self._answer(ahead, chance, bid)
+            chance *= odds
             if not self._worth(guess, len(ahead), chance >= bid.keep[depth]):
                 break
             token = guess.best
