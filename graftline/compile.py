@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,16 +12,16 @@ import onnx_ir as ir
 
 from graftline.bundle import DRAFT, Bundle
 from graftline.bundle_writer import BundleWriter, check_target
-from graftline.draft import DraftSource, check_vocabulary
+from graftline.draft import DEPTHS, DraftSource, check_depths, check_vocabulary, depth_stage
 from graftline.engines import EngineRequest, is_engine
 from graftline.errors import GraftlineError, nearest
-from graftline.evaluate import decoder_feed
+from graftline.evaluate import ORACLE_LIMIT, decoder_feed
 from graftline.manifest import LawRow, Manifest, PassRow
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.pipeline import PassReport
 from graftline.passes.reduce_host import reduce_host
 from graftline.ports import Port, read_facts, read_ports
-from graftline.proof import prove, prove_fused
+from graftline.proof import prove, prove_depth, prove_fused
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
 from graftline.store import WeightFile, checkpoint_files, save_graph
 from graftline.targets import CPU, TARGETS, ending
@@ -33,9 +33,6 @@ Watch = Callable[[str], None]
 FRONT = "canonicalize | anchors"
 LAW_BLOCKS = 2
 """Blocks of the reduced host on which the numeric laws of the grafts run."""
-ORACLE_LIMIT = 1 << 30
-"""Bytes of weights up to which the oracle runs; a larger reduced host is held to structural laws.
-"""
 
 
 @dataclass
@@ -74,6 +71,7 @@ def optimize(
     full_export: bool = False,
     quantizer: str | None = None,
     draft: str | None = None,
+    draft_depths: Sequence[int] = (),
     engine: str = "",
     step: str = "host",
     watch: Watch | None = None,
@@ -83,10 +81,12 @@ def optimize(
 
     `passes` replaces the recipe's own; `quantizer` names the algorithm of `dtype` int8 or int4.
     `draft` puts a draft engine in: "int4" or "int8" (the same weights quantized), or the path of a
-    checkpoint of the same vocabulary, optionally "PATH:int4". `engine` are options of a TensorRT
-    target ("rows=1+64,capacity=4096"). `step` "fused" puts a second graph in, over the same
-    weights, whose step drafts, verifies and commits by itself; a TensorRT engine is built from that
-    one. `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
+    checkpoint of the same vocabulary, optionally "PATH:int4". `draft_depths` (12, 20) puts the
+    draft's first 12 and first 20 blocks beside it, as drafts of the same weights. `engine` are
+    options of a TensorRT target ("rows=1+64,capacity=4096"). `step` "fused" puts a second graph in,
+    over the same weights, whose step drafts, verifies and commits by itself; a TensorRT engine is
+    built from that one. `watch` is told each step in words. Raises GraftlineError; then `out` is as
+    it was.
     """
     from graftline.models.checkpoint import open_checkpoint
 
@@ -107,6 +107,9 @@ def optimize(
         raise GraftlineError(f"--draft {draft}: no such file or folder, nor a precision{known}")
     if source is None and "draft" in chosen.needs:
         raise GraftlineError(f"the recipe {chosen.name} needs a draft engine; add --draft int8")
+    check_depths(draft_depths, draft)
+    if DEPTHS in chosen.needs and not draft_depths:
+        raise GraftlineError(f"the recipe {chosen.name} needs depths; add --draft-depths 12,20")
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
@@ -116,6 +119,7 @@ def optimize(
         other = open_checkpoint(source.checkpoint).host(full_export=full_export, watch=say)
         sizes = host.facts.vocabulary, other.facts.vocabulary
         check_vocabulary(host.tokenizer_files, other.tokenizer_files, sizes, str(source.checkpoint))
+    check_depths(draft_depths, draft, other.facts.layers)
     compiled = compile_graph(host.model, text, say)
     step_graph: Compiled | None = None
     if fused is not None:
@@ -124,6 +128,8 @@ def optimize(
     rebuild = f"graftline optimize {checkpoint} -o {out} --recipe {chosen.name} --dtype {dtype}"
     if draft is not None:
         rebuild += f" --draft {draft}"
+    if draft_depths:
+        rebuild += f" --draft-depths {','.join(map(str, draft_depths))}"
     if fused is not None:
         rebuild += " --step fused"
     if target != CPU:
@@ -133,7 +139,8 @@ def optimize(
             writer, host, compiled, chosen, target, dtype, weights, say, request, step_graph
         )
         if source is not None:
-            _write_draft(writer.nested(DRAFT), other, source, target, weights, rebuild, say)
+            inner = writer.nested(DRAFT)
+            _write_draft(inner, other, source, draft_depths, target, weights, rebuild, say)
             same = source.checkpoint is None
             manifest = replace(manifest, draft={"source": draft, "same_weights": same})
         say("hashing and closing the bundle")
@@ -201,7 +208,7 @@ def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
     if size <= ORACLE_LIMIT:
         say(f"laws: the oracle runs every graft on {blocks} of {read_facts(model).layers} blocks")
         feed = decoder_feed(read_facts(model).vocabulary)
-        for report in rest.run(reduced, feed, watch=_told(say)):
+        for report in rest.within(blocks).run(reduced, feed, watch=_told(say)):
             numeric = [r for r in report.laws if r.law not in ("typed", "wellformed", "interface")]
             notes += [LawRow(r.graft, r.law, f"{r.checked}; {blocks} blocks") for r in numeric]
     else:
@@ -234,10 +241,13 @@ def _write(
     say: Watch,
     request: EngineRequest | None = None,
     fused: Compiled | None = None,
+    depths: Mapping[int, Compiled] | None = None,
 ) -> Manifest:
     graphs = {"export": host.model, "canonical": compiled.canonical, target: compiled.lowered}
     if fused is not None:
         graphs[FUSED] = fused.lowered
+    cuts = {depth_stage(blocks): (blocks, cut) for blocks, cut in (depths or {}).items()}
+    graphs |= {stage: cut.lowered for stage, (_, cut) in cuts.items()}
     linked: dict[Path, str] = {}
     for model in graphs.values():
         for file in sorted(checkpoint_files(model)):
@@ -251,7 +261,7 @@ def _write(
     for name, model in graphs.items():
         files[name] = f"{_file_name(name)}.onnx"
         say(f"writing {files[name]}")
-        weight_file = own if name in (target, FUSED) else store
+        weight_file = store if name in ("export", "canonical") else own
         save_graph(model, writer.path(files[name]), weight_file, linked)
     tokenizer = [_copied(writer, file) for file in host.tokenizer_files]
     facts = read_facts(compiled.lowered)
@@ -269,6 +279,15 @@ def _write(
         reports, laws = [*reports, *more.reports], [*laws, *more.laws]
         laws.append(prove_fused(writer.root, files, facts, ports, target, chosen, say))
         extra[FUSED] = {"pipeline": fused.pipeline}
+    for stage, (blocks, cut) in cuts.items():
+        more = cut.beyond(compiled)
+        reports, laws = [*reports, *more.reports], [*laws, *more.laws]
+        laws += prove_depth(writer.root, files, facts, ports, stage, blocks, target, dtype, say)
+    if cuts:
+        extra[DEPTHS] = {
+            stage: {"blocks": blocks, "pipeline": cut.pipeline}
+            for stage, (blocks, cut) in cuts.items()
+        }
     return Manifest(
         name=Path(writer.out).name,
         facts=facts,
@@ -307,17 +326,25 @@ def _write_draft(
     writer: BundleWriter,
     host: Host,
     source: DraftSource,
+    depths: Sequence[int],
     target: str,
     mode: Literal["link", "copy"],
     rebuild: str,
     say: Watch,
 ) -> None:
     """The draft engine as a bundle inside the bundle: compiled and proven like any other, with the
-    passes of plain decoding, because a draft scores single rows."""
+    passes of plain decoding, because a draft scores single rows; and its depths, over its weights.
+    """
     say(f"draft engine: {source.checkpoint or 'the same weights'} in {source.dtype}")
     chosen, text = plan("plain", None, target, source.dtype, None)
     compiled = compile_graph(host.model, text, say)
-    manifest = _write(writer, host, compiled, chosen, target, source.dtype, mode, say)
+    cuts: dict[int, Compiled] = {}
+    for blocks in depths:
+        say(f"draft engine: its first {blocks} of {host.facts.layers} blocks")
+        cutting = f"cut-depth{{blocks={blocks}}}"
+        text = plan("plain", None, target, source.dtype, None, fusing=cutting)[1]
+        cuts[blocks] = compile_graph(host.model, text, say)
+    manifest = _write(writer, host, compiled, chosen, target, source.dtype, mode, say, depths=cuts)
     writer.finish(replace(manifest, name=DRAFT, rebuild=rebuild))
 
 

@@ -1,16 +1,21 @@
-"""What `--draft` asks for, and the one thing a draft must share with its target: the vocabulary."""
+"""What `--draft` and `--draft-depths` ask for, and what a draft must share with its target: the
+vocabulary."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 from graftline.errors import CheckpointError, GraftlineError
 
 TOKENIZER = "tokenizer.json"
+DEPTHS = "depths"
+"""What the manifest of a draft engine calls its sub-models: by stage, `blocks` and `pipeline`."""
+_DEPTHS_HELP = "as in --draft int8 --draft-depths 12,20"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,36 @@ class DraftSource:
         if path and dtype in dtypes:
             return cls(Path(path), dtype)
         return cls(Path(text), "fp32")
+
+
+def depth_stage(blocks: int) -> str:
+    """The stage of a draft's sub-model of so many blocks."""
+    return f"depth-{blocks}"
+
+
+def parse_depths(text: str) -> tuple[int, ...]:
+    """Read `12,20`. Raises GraftlineError for what is not whole numbers."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise GraftlineError(
+            f"--draft-depths {text}: takes numbers of blocks joined by commas, {_DEPTHS_HELP}"
+        )
+    return tuple(map(int, words))
+
+
+def check_depths(depths: Sequence[int], draft: str | None, layers: int | None = None) -> None:
+    """Raise GraftlineError unless `depths` rise and are sub-models of a draft of `layers` blocks
+    (None: not known yet)."""
+    if not depths:
+        return
+    said = f"--draft-depths {','.join(map(str, depths))}"
+    if draft is None:
+        raise GraftlineError(f"{said}: there is no draft engine to cut; add one, {_DEPTHS_HELP}")
+    if any(b <= a for a, b in pairwise((0, *depths))):
+        raise GraftlineError(f"{said}: depths start at 1 and rise, {_DEPTHS_HELP}")
+    if layers is not None and depths[-1] >= layers:
+        span = f"use depths of 1 to {layers - 1}" if layers > 1 else "it cannot be cut"
+        raise GraftlineError(f"{said}: the draft {draft} has {layers} blocks; {span}")
 
 
 def check_vocabulary(

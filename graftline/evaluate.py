@@ -15,6 +15,8 @@ from graftline.contrib_ops import CONTRIB_OPS
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
+ORACLE_LIMIT = 1 << 30
+"""Bytes of weights up to which the oracle runs; a larger host is held to structural laws."""
 
 
 def run(model: ir.Model, feed: Mapping[str, Array]) -> Feed:

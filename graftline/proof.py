@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from graftline.engines import is_engine
 from graftline.errors import LawBroken
+from graftline.evaluate import ORACLE_LIMIT, Feed, run
 from graftline.manifest import Exactness, LawRow
+from graftline.passes.cut_depth import CutDepth, prefix, prefix_outputs
+from graftline.passes.kv_cache import empty_caches
 from graftline.passes.laws import TOLERANCE
 from graftline.ports import Facts, Port
 from graftline.recipe import FUSED, Recipe
+from graftline.store import load_graph
 from graftline.targets import CUDA
 
 if TYPE_CHECKING:
@@ -113,6 +118,45 @@ def prove_fused(
     return LawRow(FUSED, "fused", fused_is_host(session, fused, chosen.options))
 
 
+def prove_depth(
+    folder: Path,
+    files: Mapping[str, str],
+    facts: Facts,
+    ports: Mapping[str, tuple[Port, ...]],
+    stage: str,
+    blocks: int,
+    target: str,
+    dtype: str,
+    say: Watch,
+) -> list[LawRow]:
+    """Laws of a sub-model, with the real weights: the law `prefix` of its cut, on the canonical
+    graph of the whole; and its engine against what that graph gives where it is cut."""
+    from graftline.runtimes.ort.cuda import SESSIONS
+    from graftline.runtimes.ort.provider import cuda_missing
+
+    say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
+    canonical = load_graph(folder / files["canonical"])
+    size = sum(v.const_value.nbytes for v in canonical.graph.initializers.values() if v.const_value)
+    if size > ORACLE_LIMIT:
+        told = f"not run: the draft weighs {size / 1e9:.1f} GB, the oracle takes 1 GB"
+        return [LawRow(stage, "prefix", told)]
+    tokens = np.random.default_rng(4).integers(0, facts.vocabulary, (1, 8), dtype=np.int64)
+    feed: Feed = {"tokens": tokens, "positions": np.arange(8)[None], "rows": np.arange(8)[None]}
+    feed |= {"write_index": np.zeros(1, np.int64), **empty_caches(canonical, 1, 10)}
+    cut, graft = canonical.clone(), CutDepth(blocks)
+    graft.apply(cut)
+    laws = [LawRow(stage, "prefix", prefix(graft, canonical, cut, feed, run))]
+    if target == CUDA and cuda_missing():
+        return laws
+    session = SESSIONS[target](folder / files[stage], facts, ports[stage], capacity=64)
+    expected = prefix_outputs(canonical, blocks, feed, run)["logits"][0]
+    session.reset(1)
+    first = session.prefill([tokens[0, :4]]).logits[0].copy()
+    got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])
+    checked = _close("depth", got, expected[3:], dtype, "the host cut there")
+    return [*laws, LawRow(stage, "depth", checked)]
+
+
 def _prove_graph(
     folder: Path,
     files: dict[str, str],
@@ -175,10 +219,17 @@ def whole(export: Path, session: Any, facts: Facts, dtype: str) -> str:
     rest = session.score(tokens[:, rows // 2 :]).logits[0]
     both = min(rows - rows // 2 + 1, len(expected))  # an export may give the last row only
     got, expected = np.concatenate([first, rest])[-both:], expected[-both:]
+    return _close("whole", got, expected, dtype, "the export")
+
+
+def _close(
+    law: str, got: npt.NDArray[Any], expected: npt.NDArray[Any], dtype: str, reference: str
+) -> str:
+    """Rows of logits [R, V] against those of a reference, as near as the precision allows."""
     gap = float(np.max(np.abs(got - expected)))
     agree = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
     largest = float(np.max(np.abs(expected), initial=1.0))
     limit = {"fp32": 1e-3, "fp16": TOLERANCE["float16"] * largest}.get(dtype, np.inf)
     if not gap <= limit:
-        raise LawBroken("pipeline", "whole", "logits", f"{gap:.3g} > {limit:.3g} from the export")
-    return f"{len(got)} rows against the export: max difference {gap:.2g}, argmax equal in {agree}"
+        raise LawBroken("pipeline", law, "logits", f"{gap:.3g} > {limit:.3g} from {reference}")
+    return f"{len(got)} rows against {reference}: max difference {gap:.2g}, argmax equal in {agree}"

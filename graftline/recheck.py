@@ -10,9 +10,10 @@ import onnx_ir as ir
 
 from graftline.bundle import Bundle
 from graftline.compile import Compiled, compile_graph
+from graftline.draft import DEPTHS
 from graftline.errors import LawBroken
 from graftline.manifest import LawRow
-from graftline.proof import prove, prove_fused
+from graftline.proof import prove, prove_depth, prove_fused
 from graftline.recipe import FUSED, recipe
 from graftline.store import load_graph
 
@@ -39,6 +40,11 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
         rows.append(_made_again(step, load_graph(bundle.graph(FUSED)), FUSED))
         chosen = recipe(manifest.recipe)
         rows.append(prove_fused(bundle.path, files, facts, ports, target, chosen, watch))
+    for stage, depth in manifest.extra.get(DEPTHS, {}).items():
+        cut, blocks = compile_graph(export, depth["pipeline"], watch), depth["blocks"]
+        rows += cut.beyond(compiled).laws
+        rows.append(_made_again(cut, load_graph(bundle.graph(stage)), stage))
+        rows += prove_depth(bundle.path, files, facts, ports, stage, blocks, target, dtype, watch)
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graftline.passes.anchors import Anchors
 from graftline.passes.canonicalize import Canonicalize
+from graftline.passes.cut_depth import CutDepth
 from graftline.passes.fuse_draft import FuseDraft
 from graftline.passes.fuse_verify import FuseVerify
 from graftline.passes.graft import Graft
@@ -26,6 +27,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         TreeMask,
         SelectRows,
         Tap,
+        CutDepth,
         ReduceLogits,
         FuseVerify,
         FuseDraft,

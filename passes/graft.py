@@ -61,6 +61,15 @@ class Graft:
         """From outputs of the graph after, the outputs of the graph before they stand for."""
         return outputs
 
+    def dropped(self, before: ir.Model) -> frozenset[str]:
+        """Inputs and outputs of the host that the graph has no more, by design."""
+        return frozenset(self.computes)
+
+    def within(self, blocks: int) -> Graft:
+        """The same rewrite for the first `blocks` blocks of its host, on which the numeric laws
+        run."""
+        return self
+
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

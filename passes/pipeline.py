@@ -53,6 +53,10 @@ class Pipeline:
         """The first `count` grafts, and the rest."""
         return Pipeline(self.grafts[:count]), Pipeline(self.grafts[count:])
 
+    def within(self, blocks: int) -> Pipeline:
+        """The same grafts for the first `blocks` blocks of their host."""
+        return Pipeline(tuple(g.within(blocks) for g in self.grafts))
+
     def index(self, name: str) -> int:
         """Place of the first graft of that name; the length when there is none."""
         return next((i for i, g in enumerate(self.grafts) if g.name() == name), len(self.grafts))

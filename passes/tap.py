@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -55,3 +55,13 @@ class Tap(Graft):
             shape = ("B", "N", hidden)
             ports.append(Port(name, "hidden", "out", dtype.numpy().name, shape, layer, tap))
         write_ports(model, ports)
+
+    def within(self, blocks: int) -> Tap:
+        words = self.layers.split("+")
+        near = (w if w == "norm" else _nearest(int(w), blocks) for w in words)
+        return replace(self, layers="+".join(dict.fromkeys(near)))
+
+
+def _nearest(layer: int, blocks: int) -> str:
+    """The number of the block that stands for `layer` where there are only so many."""
+    return str(max(min(layer, blocks - 1), -blocks) % blocks)

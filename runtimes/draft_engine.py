@@ -19,6 +19,8 @@ from graftline.runtimes.session import Scores, Session
 
 CHUNK = 32
 """Rows of one call when a draft catches up with its sequence."""
+MANY_ROWS = 0.4
+"""What every further row of a call costs, as a share of the first (measured, int4 on a CPU)."""
 
 
 class DraftEngine(Protocol):
@@ -104,6 +106,16 @@ class SharedCaches:
         return self._guest.follow(row, length, tokens)
 
 
+class NestedCaches(SharedCaches):
+    """A sub-model of a draft engine, over the caches that the engine has of its own for one
+    sequence: other weights than the target's."""
+
+    shares = False
+
+    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+        return super().follow(0, length, tokens)
+
+
 def _last(scores: Scores) -> Scores:
     def cut(part: npt.NDArray[Any] | None) -> Any:
         return None if part is None else part[:, -1:]
@@ -187,9 +199,7 @@ class Reader:
 
     def read(self, ahead: Sequence[int]) -> Scores:
         """Scores [1, 1] of what comes after the sequence and `ahead`; valid until the next call."""
-        base = len(self.tokens)
-        known = base + _common(self._ahead, ahead)
-        start = min(self._held, known, base + len(ahead) - 1)
+        base, start = len(self.tokens), self._start(ahead)
         part = [*self.tokens[start:], *ahead[max(0, start - base) :]]
         began, work = time.perf_counter(), working()
         scores = self.engine.follow(self.row, start, part)
@@ -198,6 +208,26 @@ class Reader:
             self._clock((time.perf_counter() - began) * 1e3)
         self._held, self._ahead = base + len(ahead), list(ahead)
         return scores
+
+    def rows(self, ahead: Sequence[int]) -> int:
+        """Rows that `read(ahead)` puts behind the sequence's last token, and that token: what is
+        `unread` is not counted."""
+        return len(self.tokens) + len(ahead) - max(self._start(ahead), len(self.tokens) - 1)
+
+    def filled(self, ahead: Sequence[int]) -> None:
+        """An engine with all blocks of this one, and more, has read the sequence and `ahead` into
+        the caches that both use."""
+        self._held, self._ahead = len(self.tokens) + len(ahead), list(ahead)
+
+    def overwritten(self, ahead: Sequence[int]) -> None:
+        """An engine with only the first blocks of this one has."""
+        same = _common(self._ahead, ahead)
+        self._held, self._ahead = min(self._held, len(self.tokens) + same), self._ahead[:same]
+
+    def _start(self, ahead: Sequence[int]) -> int:
+        """The first slot that `read(ahead)` writes."""
+        known = len(self.tokens) + _common(self._ahead, ahead)
+        return min(self._held, known, len(self.tokens) + len(ahead) - 1)
 
     def guess(self, ahead: Sequence[int], sampling: Sampling, exact: bool = False) -> Guess:
         """What comes next by the draft; with `probs` unless `sampling` is greedy. `exact` asks for

@@ -59,6 +59,10 @@ class Bid:
     keep: Sequence[float]
     row: int = 0
 
+    def call(self, depth: int) -> float:
+        """Tokens that one call of the model has to bring in, made for a row of that depth."""
+        return self.draft[depth] - self.keep[depth]
+
     @classmethod
     def free(cls, rows: int) -> Bid:
         """As many rows as that, whatever they are worth."""
@@ -71,10 +75,10 @@ class PaidDrafter(Drafter, Protocol):
 
     With drawn drafts the lossless rules need that nothing is cut afterwards, and that whether one
     goes on is decided before the next token is drawn. `reads` are the model's calls of the last
-    draft.
+    draft; a cheaper call, of a part of the model, counts as that part of one.
     """
 
-    reads: int
+    reads: float
     reading: float
     """Milliseconds that this thread worked in those calls."""
 
@@ -86,7 +90,7 @@ class PaidDrafter(Drafter, Protocol):
         """As `prior`, for the model's drafts of that class."""
         ...
 
-    def price(self, reads: int) -> float:
+    def price(self, reads: float) -> float:
         """Milliseconds of that many calls of the model."""
         ...
 

@@ -14,7 +14,6 @@ from graftline.recipe import recipe as find_recipe
 from graftline.runtimes.control.calibration import USUAL
 from graftline.runtimes.control.goodput import Costs
 from graftline.runtimes.control.measure import costs_key, measure_costs
-from graftline.runtimes.draft_engine import DraftEngine
 from graftline.runtimes.engine import Engine, end_tokens
 from graftline.runtimes.fused import FusedStep
 from graftline.runtimes.ort.cuda import SESSIONS
@@ -25,8 +24,10 @@ from graftline.runtimes.study.perplexity import HELD_OUT
 from graftline.runtimes.study.tuned import read_tuned
 from graftline.runtimes.surroundings import (
     Match,
+    Opened,
     agreement,
     corpus_of,
+    depths_opener,
     draft_opener,
     embedding_of,
     step_ratio,
@@ -101,8 +102,11 @@ def load(
         check_fusable(chosen)
         fused()
     generation = bundle.manifest.generation
+    opened = None if host is None else _opener(bundle, host, costs, tokenizer, threads, watch)
+    drafts = None if host is None or opened is None else (bundle, host, opened)
     resources = Resources(
-        draft=None if host is None else _draft(bundle, host, costs, tokenizer, threads, watch),
+        draft=None if drafts is None else draft_opener(*drafts),
+        depths=None if drafts is None else depths_opener(*drafts),
         corpus=None if corpus is None else corpus_of(corpus, tokenizer),
         embedding=embedding_of(bundle),
         tuned=read_tuned(bundle, _key(session)),
@@ -115,23 +119,30 @@ def load(
     return Engine(session, tokenizer, generation, chosen, costs, exact, resources, fused, step)
 
 
-def _draft(
+def _opener(
     bundle: Bundle,
     session: OrtSession,
     costs: Costs,
     tokenizer: Tokenizer | None,
     threads: int | None,
     watch: Callable[[str], None] | None,
-) -> Callable[[], DraftEngine] | None:
-    """Opens draft engines beside the target, as `Resources` wants them; None without one."""
+) -> Opened | None:
+    """Opens each graph of the draft's bundle once, and measures it beside the target; None without
+    a draft."""
+    draft = bundle.draft()
+    if draft is None:
+        return None
 
-    def opened(draft: Bundle) -> tuple[OrtSession, Match]:
+    @cache
+    def opened(stage: str) -> tuple[OrtSession, Match]:
+        whole = stage == draft.manifest.target
+        name = "the draft engine" if whole else f"the draft engine's {stage}"
         if watch is not None:
-            watch("opening the draft engine")
+            watch(f"opening {name}")
         engine = open_session(
-            draft, threads=threads, capacity=session.capacity, company=True
+            draft, threads=threads, capacity=session.capacity, company=True, stage=stage
         )
-        key = f"{_key(session)} beside {bundle.manifest.dtype}"
+        key = f"{_key(session)} beside {bundle.manifest.dtype}" + ("" if whole else f", {stage}")
         known = draft.read_costs(key)
         if known is None:
             known = {"ratio": step_ratio(engine, session), "agreement": USUAL}
@@ -142,7 +153,7 @@ def _draft(
         step = float(known["ratio"]) * costs.of(1)
         return engine, Match(step, float(known.get("agreement", USUAL)))
 
-    return draft_opener(bundle, session, opened)
+    return opened
 
 
 def open_session(
@@ -151,8 +162,10 @@ def open_session(
     threads: int | None = None,
     capacity: int | None = None,
     company: bool = False,
+    stage: str = "",
 ) -> OrtSession:
     """The session of a bundle's own target; with `company`, another engine works between its calls.
+    `stage` names another of its graphs, lowered for that target.
 
     Raises BackendError for a target not runnable here.
     """
@@ -164,9 +177,9 @@ def open_session(
             "rebuild with --target ort-cpu"
         )
     session = kind(
-        bundle.graph(manifest.target),
+        bundle.graph(stage or manifest.target),
         manifest.facts,
-        manifest.ports[manifest.target],
+        manifest.ports[stage or manifest.target],
         capacity=capacity or DEFAULT_CAPACITY,
         threads=threads,
         company=company,

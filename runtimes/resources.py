@@ -12,6 +12,8 @@ from graftline.runtimes.session import Floats, Ints
 
 REMEDIES = {
     "draft": "build the bundle with a draft engine: graftline optimize CHECKPOINT --draft int8",
+    "depths": "build the bundle with sub-models of its draft engine: graftline optimize CHECKPOINT "
+    "--draft int8 --draft-depths 12,20",
     "corpus": "give texts to retrieve from: --corpus FILE_OR_FOLDER (load(..., corpus=...))",
     "tokenizer": "rebuild the bundle from a checkpoint that has a tokenizer",
     "embedding": "this bundle's token embedding was not found; rebuild it from its checkpoint",
@@ -26,13 +28,15 @@ REMEDIES = {
 class Resources:
     """Everything around a session that drafters and rules may use. What is not there is None.
 
-    `draft` opens the bundle's draft engine (a new one at each call, for one sequence); `corpus`:
+    `draft` opens the bundle's draft engine (a new one at each call, for one sequence); `depths`
+    its sub-models likewise, shallowest first and the whole last, over one set of caches; `corpus`:
     the user's documents as token ids; `embedding` [V, H]: the target's token embedding; `tuned`:
     what `graftline tune` stored in the bundle, by key; `decode` turns token ids into text; `encode`
     turns text into token ids, adding none.
     """
 
     draft: Callable[[], DraftEngine] | None = None
+    depths: Callable[[], Sequence[DraftEngine]] | None = None
     corpus: tuple[Ints, ...] | None = None
     embedding: Callable[[], Floats] | None = None
     tuned: Mapping[str, Any] | None = None

@@ -11,10 +11,11 @@ from time import perf_counter
 import numpy as np
 
 from graftline.bundle import Bundle
+from graftline.draft import DEPTHS
 from graftline.errors import RequestError
 from graftline.runtimes.control.costs import NEAR
 from graftline.runtimes.control.measure import undisturbed
-from graftline.runtimes.draft_engine import DraftEngine, OwnCaches, SharedCaches
+from graftline.runtimes.draft_engine import DraftEngine, NestedCaches, OwnCaches, SharedCaches
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.resources import missing
 from graftline.runtimes.session import Floats, Ints
@@ -29,6 +30,9 @@ ROLE, EMBEDDING = "graftline.role", "embedding"
 ROUNDS = 15
 """Calls of each engine where their steps are compared, at NEAR positions."""
 
+Opened = Callable[[str], "tuple[OrtSession, Match]"]
+"""Opens a stage of the draft's bundle, and knows how it compares with the target."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -40,26 +44,49 @@ class Match:
 
 
 def draft_opener(
-    bundle: Bundle, target: OrtSession, opened: Callable[[Bundle], tuple[OrtSession, Match]]
+    bundle: Bundle, target: OrtSession, opened: Opened
 ) -> Callable[[], DraftEngine] | None:
     """Opens a draft engine per sequence, all over one ONNX Runtime session; None without a draft.
 
-    `opened` opens a bundle's session and knows how it compares with the target. A draft that has
-    the target's own weights works on the target's caches, any other on its own.
+    A draft that has the target's own weights works on the target's caches, any other on its own.
     """
     nested = bundle.draft()
     if nested is None:
         return None
-    first = cache(lambda: opened(nested))
-    guest = cache(lambda: first()[0].sibling(target))
+    whole = nested.manifest.target
+    guest = cache(lambda: opened(whole)[0].sibling(target))
 
     def draft() -> DraftEngine:
-        session, match = first()
+        session, match = opened(whole)
         if bundle.manifest.draft["same_weights"]:
             return SharedCaches(guest(), match.step, match.agreement)
         return OwnCaches(session.sibling(), match.step, match.agreement)
 
     return draft
+
+
+def depths_opener(
+    bundle: Bundle, target: OrtSession, opened: Opened
+) -> Callable[[], Sequence[DraftEngine]] | None:
+    """Opens the draft's sub-models for a sequence, shallowest first and the whole last, over one
+    set of caches: the target's, or the draft's own. None without any."""
+    nested = bundle.draft()
+    if nested is None or not nested.manifest.extra.get(DEPTHS):
+        return None
+    stages = [*nested.manifest.extra[DEPTHS], nested.manifest.target]
+    guests = cache(lambda: [opened(stage)[0].sibling(target) for stage in stages])
+
+    def depths() -> Sequence[DraftEngine]:
+        matches = [opened(stage)[1] for stage in stages]
+        if bundle.manifest.draft["same_weights"]:
+            pairs = zip(guests(), matches, strict=True)
+            return [SharedCaches(guest, m.step, m.agreement) for guest, m in pairs]
+        own = opened(stages[-1])[0].sibling()
+        nests = (opened(stage)[0].sibling(own) for stage in stages)
+        pairs = zip(nests, matches, strict=True)
+        return [NestedCaches(guest, m.step, m.agreement) for guest, m in pairs]
+
+    return depths
 
 
 def step_ratio(draft: OrtSession, target: OrtSession) -> float:

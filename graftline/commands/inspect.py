@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graftline.commands import screen
+from graftline.draft import DEPTHS
 from graftline.errors import GraftlineError
 from graftline.recipe import FUSED
 
@@ -198,6 +199,7 @@ def _bundle_table(bundle: Bundle) -> Any:
             if manifest.draft
             else []
         ),
+        *_depth_rows(bundle),
         ("exactness", exactness),
         *((name, f"{value:.4g}") for name, value in manifest.quality.items()),
         ("size", screen.size(sum(f.size for f in manifest.files.values()))),
@@ -206,6 +208,18 @@ def _bundle_table(bundle: Bundle) -> Any:
         ("rebuild", manifest.rebuild),
     ]
     return screen.table(str(bundle.path), ("", " "), rows)
+
+
+def _depth_rows(bundle: Bundle) -> list[tuple[str, str]]:
+    """The sub-models of a draft engine, in its own bundle or in the one inside."""
+    holder = bundle.draft() or bundle
+    depths: dict[str, dict[str, Any]] = holder.manifest.extra.get(DEPTHS, {})
+    layers = holder.manifest.facts.layers
+    path = holder.path
+    return [
+        ("draft depth", f"{depth['blocks']} of {layers} blocks; inspect {path} --stage {stage}")
+        for stage, depth in depths.items()
+    ]
 
 
 def _ports_table(ports: tuple[Port, ...], model: ir.Model) -> Any:

@@ -59,6 +59,13 @@ def optimize(
             "checkpoint of the same vocabulary: PATH or PATH:int4.",
         ),
     ] = None,
+    draft_depths: Annotated[
+        str,
+        typer.Option(
+            metavar="BLOCKS",
+            help="Put the draft's first blocks in as smaller drafts of the same weights: 12,20.",
+        ),
+    ] = "",
     engine: Annotated[
         str,
         typer.Option(
@@ -92,6 +99,8 @@ def optimize(
 
     `graftline optimize ./SmolLM2 -o smol.graft --recipe cascade-drafting --draft int8`
 
+    `graftline optimize ./SmolLM2 -o sorted.graft --recipe s2d --draft int8 --draft-depths 15,24`
+
     `graftline optimize ./SmolLM2-135M-Instruct -o rtx.graft --target trt-rtx:sm89 --dtype fp16`
 
     `graftline optimize ./SmolLM2 -o fused.graft --recipe token-recycling --step fused`
@@ -101,6 +110,7 @@ def optimize(
     mode = _mode(weights)
     with screen.steps(quiet) as watch:
         from graftline import compile
+        from graftline.draft import parse_depths
 
         bundle = compile.optimize(
             checkpoint,
@@ -113,6 +123,7 @@ def optimize(
             full_export=full_export,
             quantizer=quantizer,
             draft=draft,
+            draft_depths=parse_depths(draft_depths) if draft_depths else (),
             engine=engine,
             step=step,
             watch=watch,

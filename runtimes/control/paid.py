@@ -197,7 +197,7 @@ class PaidGoodput:
         ]
         return Bid(rows, [k + rate * self._price(drafter, 1) for k in keep], keep)
 
-    def _price(self, drafter: PaidDrafter, reads: int) -> float:
+    def _price(self, drafter: PaidDrafter, reads: float) -> float:
         """Attention over what is committed costs a draft at most what it costs the target."""
         growth = self._costs.of(1, False, self._committed) - self._costs.of(1)
         return drafter.price(reads) + reads * max(growth, 0.0)

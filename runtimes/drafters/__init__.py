@@ -21,6 +21,7 @@ from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.drafters.pearl import Pearl
 from graftline.runtimes.drafters.prompt_lookup import PromptLookup
 from graftline.runtimes.drafters.reflective import Reflective
+from graftline.runtimes.drafters.sorted_draft import SortedDraft
 from graftline.runtimes.drafters.speculative_jacobi import SpeculativeJacobi
 from graftline.runtimes.drafters.stand import Stand
 from graftline.runtimes.drafters.suffix import Suffix
@@ -43,6 +44,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "pearl": Pearl,
     "prompt-lookup": PromptLookup,
     "reflective": Reflective,
+    "sorted-draft": SortedDraft,
     "speculative-jacobi": SpeculativeJacobi,
     "stand": Stand,
     "suffix": Suffix,

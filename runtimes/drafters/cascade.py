@@ -57,7 +57,7 @@ class Cascade:
         return other
 
     @property
-    def reads(self) -> int:
+    def reads(self) -> float:
         """Calls of the model in the last draft."""
         return self._model.reads
 
@@ -88,7 +88,7 @@ class Cascade:
     def hope(self, foresight: int) -> Sequence[float]:
         return self._model.hope(foresight)
 
-    def price(self, reads: int) -> float:
+    def price(self, reads: float) -> float:
         return self._model.price(reads)
 
     def debt(self) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.calibration import USUAL, Calibration
-from graftline.runtimes.draft_engine import Guess, Reader, drawn
+from graftline.runtimes.draft_engine import MANY_ROWS, Guess, Reader, drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.lengths import Length, make_length
 from graftline.runtimes.options import options_of
@@ -46,7 +46,7 @@ class DraftModel:
     seed: int = 0
     """Of the draws, where the request gives no generator."""
     signal: int = field(default=0, init=False)
-    reads: int = field(default=0, init=False)
+    reads: float = field(default=0, init=False)
     policy: Length | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -101,10 +101,10 @@ class DraftModel:
         draws: dict[int, Draws] = {}
         self._drafted = []
         for depth in range(1, min(bid.rows, self.rows, reader.room + 1)):
-            if depth > 1 and not self._promises(chance, bid.draft[depth]):
+            if depth > 1 and not self._promises(chance, bid, depth):
                 break
-            guess = self._read(ahead)
-            chance *= self.calibration.of(guess.confidence)
+            guess, odds = self._answer(ahead, chance, bid)
+            chance *= odds
             if not self._worth(guess, len(ahead), chance >= bid.keep[depth]):
                 break
             token = guess.best
@@ -120,12 +120,7 @@ class DraftModel:
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
         fresh = verdict.tokens(tree)
-        accepted = 0
-        for (token, confidence), chosen in zip(self._drafted, fresh, strict=False):
-            self.calibration.record(confidence, token == chosen)
-            if token != chosen:
-                break
-            accepted += 1
+        accepted = self._learn(fresh)
         if self.policy is not None and self._drafted:
             self.policy.observe(accepted, len(self._drafted))
         self._drafted = []
@@ -144,12 +139,11 @@ class DraftModel:
         share = self._agreement if self.policy is None else self._agreement * _GOES_ON
         return tuple(share**row for row in range(self.rows))
 
-    def price(self, reads: int) -> float:
+    def price(self, reads: float) -> float:
         return reads * self._reader.milliseconds
 
     def debt(self) -> float:
-        """Many rows at once cost about 0.4 of one row each (measured, int4 on a CPU)."""
-        return 0.4 * self._reader.unread * self._reader.milliseconds
+        return MANY_ROWS * self._reader.unread * self._reader.milliseconds
 
     def foresight(self) -> int:
         return self._class
@@ -160,15 +154,30 @@ class DraftModel:
         exact = self.policy is not None
         return self._reader.guess(ahead, self._sampling, exact)
 
-    def _promises(self, chance: float, least: float) -> bool:
+    def _promises(self, chance: float, bid: Bid, depth: int) -> bool:
         """Whether the draft is asked for a token after a chain of that chance."""
-        return self.policy is not None or chance * self.calibration.usual >= least
+        return self.policy is not None or chance * self.calibration.usual >= bid.draft[depth]
+
+    def _answer(self, ahead: Sequence[int], chance: float, bid: Bid) -> tuple[Guess, float]:
+        """What comes after `ahead`, a chain of that chance, and the chance that it is accepted."""
+        guess = self._read(ahead)
+        return guess, self.calibration.of(guess.confidence)
 
     def _worth(self, guess: Guess, drafted: int, paying: bool) -> bool:
         """Whether the next token is taken; decided before it is drawn."""
         if self.policy is not None:
             return guess.known and self.policy.go_on(drafted, guess.confidence, guess.entropy)
         return guess.known and paying
+
+    def _learn(self, fresh: Sequence[int]) -> int:
+        """Judge the last draft by what the target chose: how many of its tokens were accepted."""
+        accepted = 0
+        for (token, confidence), chosen in zip(self._drafted, fresh, strict=False):
+            self.calibration.record(confidence, token == chosen)
+            if token != chosen:
+                break
+            accepted += 1
+        return accepted
 
     def _complete(self, ahead: Sequence[int]) -> bool:
         """True when nothing is to be drafted after `ahead`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.draft_engine import Guess
+from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.resources import Resources, missing
 
@@ -31,7 +32,7 @@ class DraftSteps(DraftModel):
             raise missing("draft-steps", "tokenizer")
         self._decode = resources.decode
 
-    def _promises(self, chance: float, least: float) -> bool:
+    def _promises(self, chance: float, bid: Bid, depth: int) -> bool:
         return True
 
     def _worth(self, guess: Guess, drafted: int, paying: bool) -> bool:

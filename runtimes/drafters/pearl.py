@@ -9,7 +9,7 @@ from threading import Event
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.draft_engine import Reader
+from graftline.runtimes.draft_engine import MANY_ROWS, Reader
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.sampling import Sampling
@@ -36,7 +36,7 @@ class Pearl:
     overlap: float = 0.0
     """Share of the draft's time that the target's step hides: 0 where it fills all cores."""
     signal: int = field(default=0, init=False)
-    reads: int = field(default=0, init=False)
+    reads: float = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if not 2 <= self.rows <= 64 or not 0.0 <= self.overlap <= 1.0:
@@ -82,7 +82,7 @@ class Pearl:
         self._scored = self._stream[: min(bid.rows, self.rows) - 1]
         count = min(self.rows - 1, self._reader.room - len(self._stream))
         self.reads = max(count, 0)
-        self._writing = self._thread.submit(self._write, list(self._stream), self.reads)
+        self._writing = self._thread.submit(self._write, list(self._stream), count)
         return Tree.chain([self._reader.tokens[-1], *self._scored])
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
@@ -106,11 +106,11 @@ class Pearl:
     def hope(self, foresight: int) -> Sequence[float]:
         return tuple(self._reader.engine.agreement**row for row in range(self.rows))
 
-    def price(self, reads: int) -> float:
+    def price(self, reads: float) -> float:
         return reads * self._reader.milliseconds * (1.0 - self.overlap)
 
     def debt(self) -> float:
-        return 0.4 * self._reader.unread * self._reader.milliseconds
+        return MANY_ROWS * self._reader.unread * self._reader.milliseconds
 
     def foresight(self) -> int:
         """Whether there is something to verify."""

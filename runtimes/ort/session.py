@@ -91,9 +91,9 @@ class OrtSession:
 
     def sibling(self, host: OrtSession | None = None) -> OrtSession:
         """The same engine with caches of its own, or with those of `host`, a session of the same
-        architecture: then only `follow` may be called.
+        architecture with at least its blocks: then only `follow` may be called.
 
-        Raises BackendError when the caches of `host` are of another shape.
+        Raises BackendError when `host` has no caches of these shapes.
         """
         other = copy(self)
         other._calls, other._blocks, other._views, other._guests = {}, [], {}, []
@@ -101,7 +101,7 @@ class OrtSession:
         if host is None:
             other.reset(1)
             return other
-        if _cache_shapes(self.ports) != _cache_shapes(host.ports):
+        if not _cache_shapes(self.ports) <= _cache_shapes(host.ports):
             raise BackendError("these two engines have caches of different shapes; share none")
         other.capacity, other._views = host.capacity, host._views
         host._guests.append(other)
@@ -391,8 +391,8 @@ class OrtSession:
         return made
 
 
-def _cache_shapes(ports: Sequence[Port]) -> list[tuple[Any, ...]]:
-    return [(p.name, p.direction, p.shape, p.dtype) for p in ports if p.mirror is not None]
+def _cache_shapes(ports: Sequence[Port]) -> set[tuple[Any, ...]]:
+    return {(p.name, p.direction, p.shape, p.dtype) for p in ports if p.mirror is not None}
 
 
 def _value(array: npt.NDArray[Any]) -> Any:

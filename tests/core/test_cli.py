@@ -63,6 +63,8 @@ def test_help_imports_nothing_heavy() -> None:
         (("optimize", "x", "-o", "y", "--target", "ort-cpuu"), "did you mean 'ort-cpu'?"),
         (("optimize", "x", "-o", "y", "--weights", "lnk"), "did you mean 'link'?"),
         (("optimize", "x", "-o", "y", "--passes", "kv-cash"), "did you mean 'kv-cache'?"),
+        (("optimize", "x", "-o", "y", "--draft-depths", "a,b"), "takes numbers of blocks joined"),
+        (("optimize", "x", "-o", "y", "--draft-depths", "3,9"), "there is no draft engine to cut"),
         (("optimize", "absent", "-o", "y", "-q"), "absent"),
         (("run", "absent", "hello"), "absent: no such bundle; make one: graftline optimize"),
         (("run", "absent", ""), "the prompt is empty"),

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graftline.compile import compile_graph
 from graftline.errors import LawBroken, NotApplicable, PipelineSyntax
 from graftline.evaluate import decoder_feed, run
 from graftline.models.decoder import TinyDecoder
@@ -172,6 +173,14 @@ def test_tap_is_the_residual_stream() -> None:
     x = out["hidden.1"]
     normed = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-5) * scale
     assert np.allclose(normed, out["hidden.norm"], atol=1e-5)
+
+
+def test_a_deep_tap_is_held_to_its_laws_on_the_reduced_host() -> None:
+    text = "canonicalize | anchors | kv-cache | tap{layers=0+3+-1+norm} | pack-projections"
+    made = compile_graph(TinyDecoder(layers=5).build(), f"{text} | lower-ort", lambda line: None)
+    taps = {p.name for p in read_ports(made.lowered) if p.role == "hidden"}
+    assert taps == {"hidden.0", "hidden.3", "hidden.4", "hidden.norm"}
+    assert "tap{layers=0+1+norm}" in {row.graft for row in made.notes if row.law == "neutral"}
 
 
 def test_two_stage_reductions_over_a_vocabulary_of_many_groups() -> None:

@@ -1,0 +1,173 @@
+"""Sub-models of one draft: the shallowest that is sure enough writes the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from graftline.errors import GraftlineError
+from graftline.runtimes.control.calibration import Calibration
+from graftline.runtimes.control.paid import DEBT_STEPS
+from graftline.runtimes.draft_engine import MANY_ROWS, Guess
+from graftline.runtimes.drafter import Bid
+from graftline.runtimes.drafters.draft_model import DraftModel
+from graftline.runtimes.nested_reader import NestedReader
+from graftline.runtimes.resources import Resources, missing
+from graftline.tree import Tree
+
+_EXPLORE = 0.01
+"""Share of the time spent on drafts that pays for asking sub-models that are left aside."""
+
+
+@dataclass
+class SortedDraft(DraftModel):
+    """Sorted speculative decoding (S2D, arXiv 2407.01955): at every position the shallowest
+    sub-model of the draft answers first, and the next deeper one after it where the answer's chance
+    is too small.
+
+    The paper has one confidence threshold for each sub-model. Here a deeper one is asked where it
+    raises the chance of acceptance by more than its call must bring in at the bid's price; the
+    answer with the greatest chance stands. Which sub-models are asked at all is settled before
+    every draft, by what confidences each has shown and what came of them; those left aside are
+    tried again from a purse. All of that is known before a token is drawn.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length:
+            raise GraftlineError("sorted-draft: the bid says how far to draft; no `length`")
+
+    def equip(self, resources: Resources) -> None:
+        """Open the draft engine's sub-models. Raises GraftlineError for a bundle without them."""
+        if resources.draft is None:
+            raise missing("sorted-draft", "draft")
+        if resources.depths is None:
+            raise missing("sorted-draft", "depths")
+        self._resources = resources
+        engines = resources.depths()
+        self._nest = self._reader = NestedReader(engines, resources.vocabulary)
+        self._calibrations = [Calibration(engine.agreement) for engine in engines]
+        self.calibration, self._agreement = self._calibrations[-1], engines[-1].agreement
+        self._all = range(len(engines))
+        self._asked, self._tried = list(self._all), -1
+        """The sub-models that answer in the draft under way, and the one that is only tried."""
+        self._purse, self._tries = 0.0, 0
+        self._answers: list[list[tuple[int, Guess, bool]]] = []
+        """By position: who answered, what, and whether that answer stood."""
+
+    def fork(self) -> Self:
+        other = super().fork()
+        other._calibrations = self._calibrations
+        return other
+
+    def start(self, context: Sequence[int]) -> None:
+        super().start(context)
+        self._answers = []
+
+    def draft(self, bid: Bid) -> Tree:
+        self._answers = []
+        self._asked = self._worth_asking(bid) if bid.rows > 1 else list(self._all)
+        self._tried = self._to_try()
+        tree = super().draft(bid)
+        whole = self._nest.milliseconds
+        self._purse = min(self._purse + _EXPLORE * self.price(self.reads), whole)
+        return tree
+
+    def debt(self) -> float:
+        readers = (self._nest.depths[place] for place in self._asked)
+        return MANY_ROWS * sum(reader.unread * reader.milliseconds for reader in readers)
+
+    def _promises(self, chance: float, bid: Bid, depth: int) -> bool:
+        return self._best(chance, bid, depth)[0] >= bid.keep[depth]
+
+    def _answer(self, ahead: Sequence[int], chance: float, bid: Bid) -> tuple[Guess, float]:
+        depth = len(ahead) + 1
+        call = bid.call(depth)
+        token = chance + self._rest(chance, bid, depth)
+        tried = self._tried if depth == 1 else -1
+        found: list[tuple[int, Guess, float]] = []
+        most = 0.0
+        for place in sorted({*self._asked, tried} - {-1}):
+            gain = (self._calibrations[place].usual - most) * token
+            if found and place != tried and gain < call * self._share(place, ahead):
+                continue
+            self.reads += self._share(place, ahead)
+            guess = self._nest.ask(place, ahead, self._sampling)
+            odds = self._calibrations[place].of(guess.confidence) if guess.known else 0.0
+            found.append((place, guess, odds))
+            most = max(most, odds)
+        _, best, odds = max(found, key=lambda answer: answer[2])
+        self._answers.append([(place, guess, guess is best) for place, guess, _ in found])
+        return best, odds
+
+    def _learn(self, fresh: Sequence[int]) -> int:
+        """An answer that did not stand is judged too, by its best token; not where tokens are
+        drawn, for nothing was drawn from it."""
+        accepted = 0
+        for place, (answers, chosen) in enumerate(zip(self._answers, fresh, strict=False)):
+            drafted = self._drafted[place][0] if place < len(self._drafted) else None
+            for which, guess, stood in answers:
+                if stood and drafted is not None:
+                    self._calibrations[which].record(guess.confidence, drafted == chosen)
+                elif guess.probs is None:
+                    self._calibrations[which].record(guess.confidence, guess.best == chosen)
+            if drafted != chosen:
+                break
+            accepted += 1
+        return accepted
+
+    def _worth_asking(self, bid: Bid) -> list[int]:
+        """The sub-models whose answers are worth their price, from the deepest up: an answer is
+        taken, dropped, or left to those deeper, whichever promises most tokens."""
+        token = 1.0 + self._rest(1.0, bid, 1)
+        least, call = bid.keep[1], bid.call(1)
+        value, asked = 0.0, list[int]()
+        worth: dict[int, float] = {}
+        for place in reversed(self._all):
+            outcomes = self._calibrations[place].outcomes()
+            promised = sum(share * max(odds * token - least, value) for share, odds in outcomes)
+            worth[place] = promised - call * self._share(place)
+            if worth[place] > value:
+                value = worth[place]
+                asked.insert(0, place)
+        return asked or [max(worth, key=worth.__getitem__)]
+
+    def _to_try(self) -> int:
+        """A sub-model left aside that the purse pays for, each in its turn; -1: none."""
+        left = [place for place in self._all if place not in self._asked]
+        if not left:
+            return -1
+        place = left[self._tries % len(left)]
+        price = self._nest.depths[place].milliseconds
+        if self._purse < price:
+            return -1
+        self._purse -= price
+        self._tries += 1
+        return place
+
+    def _rest(self, chance: float, bid: Bid, depth: int) -> float:
+        """Tokens, less what they cost, that the rest of the draft promises behind a token at
+        `depth` of that chance."""
+        total = 0.0
+        for row in range(depth + 1, min(bid.rows, self.rows)):
+            gain, chance = self._best(chance, bid, row)
+            if gain <= bid.keep[row]:
+                break
+            total += gain - bid.keep[row]
+        return total
+
+    def _best(self, chance: float, bid: Bid, depth: int) -> tuple[float, float]:
+        """The most that one sub-model's usual answer behind a chain of that chance promises, less
+        its call; and the chance of the chain with it."""
+        call = bid.call(depth)
+        usual = (chance * calibration.usual for calibration in self._calibrations)
+        return max((odds - call * self._share(place), odds) for place, odds in enumerate(usual))
+
+    def _share(self, place: int, ahead: Sequence[int] = ()) -> float:
+        """What asking a sub-model costs, in calls of the whole draft; `ahead` may hold tokens that
+        it has to read first, and catching up with the sequence is written off over some steps."""
+        reader, whole = self._nest.depths[place], self._nest.milliseconds
+        share = reader.milliseconds / whole if whole else 1.0
+        first = reader.unread / DEBT_STEPS + reader.rows(ahead) - 1
+        return share * (1.0 + MANY_ROWS * first)

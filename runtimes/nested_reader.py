@@ -1,0 +1,44 @@
+"""The sub-models of one draft engine on one sequence, and which slots each of them has filled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graftline.runtimes.draft_engine import DraftEngine, Guess, Reader
+from graftline.runtimes.sampling import Sampling
+
+
+class NestedReader(Reader):
+    """The reader of a whole draft engine, with those of its sub-models, all over the same caches.
+
+    What one of them reads is true for the shallower ones too. The deeper ones lack their own
+    blocks' part of it: they read those tokens when they are next asked.
+    """
+
+    def __init__(self, engines: Sequence[DraftEngine], vocabulary: int = 0) -> None:
+        """`engines`: shallowest first, the whole one last."""
+        super().__init__(engines[-1], vocabulary)
+        self.depths: list[Reader] = [*(Reader(e, vocabulary) for e in engines[:-1]), self]
+
+    def start(self, context: Sequence[int]) -> None:
+        super().start(context)
+        for reader in self.depths[:-1]:
+            reader.start(context)
+
+    def append(self, fresh: Sequence[int]) -> None:
+        super().append(fresh)
+        for reader in self.depths[:-1]:
+            reader.append(fresh)
+
+    def ask(self, depth: int, ahead: Sequence[int], sampling: Sampling) -> Guess:
+        """What the sub-model of that place thinks comes after the sequence and `ahead`."""
+        reader = self.depths[depth]
+        reader.row, spent = self.row, reader.spent
+        guess = reader.guess(ahead, sampling)
+        if reader is not self:
+            self.spent += reader.spent - spent
+        for shallower in self.depths[:depth]:
+            shallower.filled(ahead)
+        for deeper in self.depths[depth + 1 :]:
+            deeper.overwritten(ahead)
+        return guess

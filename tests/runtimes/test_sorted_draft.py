@@ -1,0 +1,432 @@
+"""Sub-models of one draft: their caches stay true, and the one that pays is asked."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from toy_session import FLAT, ToySession
+
+from graftline.errors import GraftlineError
+from graftline.recipe import Recipe, recipe
+from graftline.runtimes.control.calibration import Calibration
+from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.draft_engine import Reader
+from graftline.runtimes.drafter import Bid
+from graftline.runtimes.drafters import make_drafter
+from graftline.runtimes.engine import Engine
+from graftline.runtimes.nested_reader import NestedReader
+from graftline.runtimes.resources import Resources
+from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.session import Scores
+
+COSTS = Costs({1: 20.0, 2: 22.0, 4: 24.0, 8: 30.0, 16: 45.0, 32: 80.0}, {})
+"""About fp32 on two cores."""
+STEPS = (1.5, 3.0, 5.0)
+"""Milliseconds of a row of each of three sub-models, of 2, 4 and 6 blocks."""
+
+
+class Blocks:
+    """The tokens in the cache of every block of a draft, per sequence of the batch.
+
+    With a `target` they lie behind what it has committed, which is in all blocks. Whoever reads a
+    slot that was never filled, or that another text has filled, is caught.
+    """
+
+    def __init__(self, target: ToySession | None) -> None:
+        self.target = target
+        self.rows: dict[tuple[int, int], list[int]] = {}
+
+    def write(self, row: int, block: int, start: int, tokens: Sequence[int]) -> None:
+        held = self.rows.get((row, block), [])
+        if self.target is not None:
+            length = int(self.target.lengths[row])
+            assert start >= length, "a committed slot"
+            committed = self.target._slots[row, :length, 1].tolist()
+            held = committed + held[length:]
+        assert len(held) >= start, f"block {block}: slots {len(held)} to {start} were never filled"
+        self.rows[row, block] = [*held[:start], *tokens]
+
+    def read(self, row: int, blocks: int) -> list[int]:
+        texts = [self.rows[row, block] for block in range(blocks)]
+        assert all(text == texts[0] for text in texts), "blocks hold different texts"
+        return texts[0]
+
+
+class SubModel:
+    """Knows the target's mind in `skill` of ten contexts, and knows when it does not."""
+
+    capacity = 512
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        depth: int,
+        skill: int,
+        step: float,
+        model: ToySession,
+        heat: float = 1.0,
+    ) -> None:
+        self.blocks, self.depth, self.skill, self.step = blocks, depth, skill, step
+        self.agreement = max(0.05, min(skill / 10, 0.98))
+        self.shares = blocks.target is not None
+        self.model, self.heat = model, heat
+        self.calls: list[int] = []
+
+    def alone(self) -> SubModel:
+        raise AssertionError("nobody asks for it")
+
+    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+        self.calls.append(len(tokens))
+        for block in range(self.depth):
+            self.blocks.write(row, block, length, tokens)
+        text = self.blocks.read(row, self.depth)
+        seen = np.stack([np.arange(len(text)), np.asarray(text)], axis=1)
+        logits = self.model.logits_of(seen) * self.heat
+        mood = zlib.crc32(np.ascontiguousarray(seen[-3:]).tobytes())
+        if mood % 10 >= self.skill:
+            logits = np.roll(logits, 1 + mood % 7) * 0.2
+        logits = logits[None, None]
+        return Scores(logits.argmax(-1), logits)
+
+
+def nest(
+    target: ToySession | None,
+    skills: Sequence[int] = (5, 7, 9),
+    steps: Sequence[float] = STEPS,
+    **model: Any,
+) -> list[SubModel]:
+    blocks = Blocks(target)
+    like = ToySession(**model)
+    return [
+        SubModel(blocks, 2 * place + 2, skill, step, like)
+        for place, (skill, step) in enumerate(zip(skills, steps, strict=True))
+    ]
+
+
+def policy(rule: str = "point-mass", **options: object) -> Recipe:
+    needs = ("draft", "depths")
+    return Recipe(f"{rule}{options}", "", "", True, needs, "", "sorted-draft", rule, options)
+
+
+Make = Callable[[ToySession], Sequence[SubModel]]
+
+
+def engine_of(make: Make, chosen: Recipe, costs: Costs | None, **session: Any) -> Engine:
+    target = ToySession(**session)
+
+    def depths() -> Any:
+        return make(target)
+
+    vocabulary = target.facts.vocabulary
+    resources = Resources(draft=lambda: depths()[-1], depths=depths, vocabulary=vocabulary)
+    return Engine(target, None, {"eos_token_id": 0}, chosen, costs, resources=resources)
+
+
+def drafter_of(engines: Sequence[SubModel], **options: object) -> Any:
+    resources = Resources(draft=lambda: engines[-1], depths=lambda: engines, vocabulary=40)
+    return make_drafter("sorted-draft", options, resources)
+
+
+OWN: Make = lambda _: nest(None)  # noqa: E731
+MAKE: dict[str, Make] = {"own": OWN, "shared": nest}
+
+
+@pytest.mark.parametrize("costs", [None, FLAT, COSTS], ids=["fixed", "flat", "fp32"])
+@pytest.mark.parametrize("caches", ["own", "shared"])
+@pytest.mark.parametrize("chosen", [recipe("s2d"), policy("greedy", rows=4)], ids=["s2d", "rows=4"])
+def test_greedy_output_is_plains(
+    prompts: list[list[int]], chosen: Recipe, caches: str, costs: Costs | None
+) -> None:
+    """Alone, in a ragged batch, and where sequences wait for a place."""
+    plain = Engine(ToySession(), None, {}, recipe("plain"), costs)
+    engine = engine_of(MAKE[caches], chosen, costs)
+    options: dict[str, Any] = {"max_new_tokens": 40, "ignore_eos": True}
+    expected = [plain.generate(prompt, **options).tokens for prompt in prompts[:6]]
+    results = [engine.generate(prompt, **options) for prompt in prompts[:6]]
+    assert [r.tokens for r in results] == expected
+    assert sum(r.stats.steps for r in results) < 0.6 * 6 * 39
+    assert [r.tokens for r in engine.generate(prompts[:6], **options)] == expected
+    assert [r.tokens for r in engine.generate(prompts[:6], batch=2, **options)] == expected
+
+
+def walks(shared: bool) -> None:
+    for seed in range(20):
+        walk(ToySession() if shared else None, seed)
+
+
+def walk(target: ToySession | None, seed: int) -> None:
+    """Random questions to random sub-models, and random verdicts: after every question all blocks
+    of the one that was asked hold the sequence and what was ahead."""
+    random = np.random.default_rng(seed)
+    context = [1, 2, 3]
+    if target is not None:
+        target.prefill([np.asarray(context[:-1])])
+    engines = nest(target)
+    reader = NestedReader(engines, 40)
+    reader.start(context)
+    for _ in range(40):
+        ahead: list[int] = []
+        for _ in range(int(random.integers(1, 6))):
+            depth = int(random.integers(3))
+            before = [len(e.calls) for e in engines]
+            reader.ask(depth, ahead, Sampling())
+            text = engines[depth].blocks.read(0, 2 * depth + 2)
+            assert text == [*reader.tokens, *ahead]
+            assert [len(e.calls) for e in engines] == [
+                n + (place == depth) for place, n in enumerate(before)
+            ]
+            ahead.append(int(random.integers(1, 3)))
+            if random.random() < 0.5:
+                ahead = ahead[: int(random.integers(len(ahead) + 1))]
+        accepted = ahead[: int(random.integers(len(ahead) + 1))]
+        fresh = accepted or [5]
+        if target is not None:
+            rows = [reader.tokens[-1], *fresh[:-1]]
+            target.score(np.asarray([rows]))
+            target.commit([range(len(rows))])
+        reader.append(fresh)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_every_sub_model_reads_a_true_text(shared: bool) -> None:
+    walks(shared)
+
+
+@pytest.mark.parametrize("claim", ["overwritten", "filled"])
+def test_a_claim_that_is_not_true_is_caught(monkeypatch: pytest.MonkeyPatch, claim: str) -> None:
+    """A deeper one that does not hear of it, or believes that its own blocks were filled."""
+
+    def ignored(self: Reader, ahead: Sequence[int]) -> None:
+        pass
+
+    wrong = ignored if claim == "overwritten" else Reader.filled
+    monkeypatch.setattr(Reader, "overwritten", wrong)
+    with pytest.raises(AssertionError, match=r"different texts|never filled"):
+        walks(shared=False)
+
+
+def test_a_deeper_one_reads_what_it_lacks_in_one_call_and_the_shallower_need_not() -> None:
+    engines = nest(None)
+    reader = NestedReader(engines, 40)
+    reader.start([1, 2, 3, 4])
+    for ahead in ([], [5], [5, 6]):
+        reader.ask(0, ahead, Sampling())
+    assert engines[0].calls == [4, 1, 1]
+    assert reader.depths[2].unread == 3
+    assert reader.depths[2].rows([5, 6, 7]) == 4
+    reader.ask(2, [5, 6, 7], Sampling())
+    assert engines[2].calls == [7]
+    assert [r.unread for r in reader.depths] == [0, 0, 0]
+    assert [r.rows([5, 6, 7, 8]) for r in reader.depths] == [1, 1, 1]
+    reader.ask(1, [5, 6, 7, 8], Sampling())
+    assert engines[1].calls == [1]
+    assert [r.rows([5, 6, 7, 8, 9]) for r in reader.depths] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("price", [0.0, 0.28])
+def test_sure_answers_stand_and_unsure_ones_are_passed_on(price: float) -> None:
+    """The next deeper one is asked wherever it is expected to know better, by enough."""
+    target = ToySession()
+    target.prefill([np.asarray([1, 2])])
+    drafter = drafter_of(nest(target))
+    drafter.start([1, 2, 3])
+    drafter.draft(Bid(12, (price + 0.02,) * 12, (0.02,) * 12))
+    asked: list[tuple[int, ...]] = []
+    for answers in drafter._answers:
+        odds = [drafter._calibrations[p].of(g.confidence) for p, g, _ in answers]
+        assert [stood for _, _, stood in answers].index(True) == int(np.argmax(odds))
+        asked.append(tuple(place for place, _, _ in answers))
+        for (place, _, _), chance in zip(answers[1:], odds, strict=False):
+            assert drafter._calibrations[place].usual > chance + (0.1 if price else 0.0)
+    assert {len(places) for places in asked} == ({1, 2} if price else {2, 3})
+
+
+def test_a_call_that_costs_more_than_it_brings_is_not_made() -> None:
+    target = ToySession()
+    target.prefill([np.asarray([1, 2])])
+    dear = drafter_of(nest(target, steps=(1.0, 400.0, 500.0)))
+    dear.start([1, 2, 3])
+    tree = dear.draft(Bid(12, (0.62,) * 12, (0.02,) * 12))  # 0.6 tokens a call of the whole one
+    assert len(tree) > 1
+    assert dear._asked[0] == 0
+    assert all(place == 0 for answers in dear._answers for place, _, _ in answers[:1])
+    nothing = drafter_of(nest(target))
+    nothing.start([1, 2, 3])
+    nothing.draft(Bid(12, (9.0,) * 12, (0.0,) * 12))
+    assert len(nothing._answers) == 1  # one call was promised
+    assert len(nothing._asked) == 1
+
+
+def test_the_price_is_of_the_calls_that_were_made() -> None:
+    target = ToySession()
+    target.prefill([np.asarray([1, 2])])
+    engines = nest(target)
+    drafter = drafter_of(engines)
+    drafter.start([1, 2, 3])
+    drafter.draft(Bid.free(12))
+    spent = sum(e.step * (1 + 0.4 * (rows - 1)) for e in engines for rows in e.calls)
+    assert drafter.price(drafter.reads) == pytest.approx(spent)
+    assert drafter.price(1) == 5.0
+
+
+def calls(engines: Sequence[SubModel]) -> list[int]:
+    return [len(e.calls) for e in engines]
+
+
+@pytest.mark.parametrize("useless", [0, 2])
+def test_a_sub_model_that_never_pays_is_left_and_only_tried(
+    prompts: list[list[int]], useless: int
+) -> None:
+    """The shallowest knows nothing; or the whole knows no more than the one before it."""
+    skills = (0, 7, 9) if useless == 0 else (5, 9, 9)
+    made: list[Sequence[SubModel]] = []
+
+    def make(target: ToySession) -> Sequence[SubModel]:
+        made.append(nest(target, skills))
+        made[-1][useless].agreement = 0.9  # what it is believed to be
+        return made[-1]
+
+    engine = engine_of(make, recipe("s2d"), COSTS)
+    options: dict[str, Any] = {"max_new_tokens": 150, "ignore_eos": True}
+    for prompt in prompts[:6]:
+        engine.generate(prompt, **options)
+    before = np.sum([calls(e) for e in made], axis=0)
+    late = [engine.generate(prompt, **options) for prompt in prompts[:6]]
+    after = np.sum([calls(e) for e in made], axis=0) - before
+    spent = after * STEPS
+    assert sum(r.stats.steps for r in late) < 0.6 * 6 * 149
+    assert before[useless] > 5  # it was believed at first
+    assert spent[useless] < (0.03 if useless == 0 else 0.25) * spent.sum()
+
+
+def test_a_sub_model_that_becomes_good_is_taken_up_again(prompts: list[list[int]]) -> None:
+    made: list[Sequence[SubModel]] = []
+
+    skills = [0, 7, 9]
+
+    def make(target: ToySession) -> Sequence[SubModel]:
+        made.append(nest(target, skills))
+        return made[-1]
+
+    engine = engine_of(make, recipe("s2d"), COSTS)
+    options: dict[str, Any] = {"max_new_tokens": 150, "ignore_eos": True}
+    counts: list[Any] = []
+    for round_of_prompts in (prompts[:3], prompts[3:6], prompts[:10], prompts[3:6]):
+        skills[0] = 9 if len(counts) >= 2 else 0
+        for prompt in round_of_prompts:
+            engine.generate(prompt, **options)
+        counts.append(np.sum([calls(e) for e in made], axis=0) - sum(counts))
+    left, taken = counts[1] * STEPS, counts[3] * STEPS
+    assert 0 < left[0] < 0.02 * left.sum()
+    assert taken[0] > 0.5 * taken.sum()
+
+
+def test_useless_drafts_are_given_up_altogether(prompts: list[list[int]]) -> None:
+    engine = engine_of(lambda target: nest(target, (0, 0, 0)), recipe("s2d"), COSTS)
+    options: dict[str, Any] = {"max_new_tokens": 120, "ignore_eos": True}
+    for prompt in prompts[:6]:
+        engine.generate(prompt, **options)
+    late = [engine.generate(prompt, **options) for prompt in prompts[:6]]
+    assert sum(r.stats.drafted for r in late) < 0.03 * 6 * 119
+
+
+def test_a_cheap_sub_model_saves_time_that_the_whole_draft_takes(prompts: list[list[int]]) -> None:
+    """Milliseconds by the known costs, of s2d and of the whole draft alone, for the same tokens."""
+    options: dict[str, Any] = {"max_new_tokens": 150, "ignore_eos": True}
+    spent: dict[str, float] = {}
+    for name, drafter in (("s2d", "sorted-draft"), ("whole", "draft-model")):
+        chosen = Recipe(name, "", "", True, (), "", drafter, "point-mass", {"rows": 12})
+        made: dict[int, SubModel] = {}
+
+        def make(target: ToySession, made: dict[int, SubModel] = made) -> Sequence[SubModel]:
+            engines = nest(target, (8, 8, 9), steps=(0.8, 3.0, 5.0))
+            made.update({id(e): e for e in engines})
+            return engines
+
+        engine = engine_of(make, chosen, COSTS)
+        target_ms = 0.0
+        for prompt in [*prompts[:8], *prompts[:8]]:
+            result = engine.generate(prompt, **options)
+            rows = 1 + result.stats.drafted / max(result.stats.steps, 1)
+            target_ms += result.stats.steps * COSTS.of(round(rows))
+        draft_ms = sum(e.step * (1 + 0.4 * (n - 1)) for e in made.values() for n in e.calls)
+        spent[name] = target_ms + draft_ms
+    assert spent["s2d"] < 0.85 * spent["whole"]
+
+
+V = 3
+
+
+@pytest.mark.parametrize("rule", ["rejection", "block"])
+def test_drawn_drafts_keep_the_targets_distribution(rule: str) -> None:
+    """Chi-square over all sequences of three tokens, many seeds; sub-models far from the target."""
+    chosen = policy(rule, sampled=True, rows=3)
+    made: list[Sequence[SubModel]] = []
+
+    def make(target: ToySession) -> Sequence[SubModel]:
+        made.append(nest(target, (4, 6, 7), vocabulary=V, odd=2))
+        for engine in made[-1]:
+            engine.heat = 0.5
+        return made[-1]
+
+    engine = engine_of(make, chosen, None, vocabulary=V)
+    session, prompt, sampling = ToySession(vocabulary=V), [1, 2], Sampling(temperature=4.0)
+
+    def law(context: Sequence[int]) -> np.ndarray:
+        pairs = np.stack([np.arange(len(context)), np.asarray(context)], axis=1)
+        return sampling.distribution(session.logits_of(pairs))[1]
+
+    laws = {
+        (a, b, c): float(law(prompt)[a] * law([*prompt, a])[b] * law([*prompt, a, b])[c])
+        for a, b, c in product(range(V), repeat=3)
+    }
+    count, seen, drafted = 1500, dict.fromkeys(laws, 0), 0
+    for seed in range(count):
+        result = engine.generate(
+            prompt, max_new_tokens=3, temperature=4.0, seed=seed, ignore_eos=True
+        )
+        seen[tuple(result.tokens)] += 1
+        drafted += result.stats.drafted
+    assert drafted > 0.9 * count
+    assert all(total > 0.1 * count for total in np.sum([calls(e) for e in made], axis=0))
+    common = [out for out, p in laws.items() if p * count >= 5]
+    expected = np.asarray([laws[out] * count for out in common])
+    found = np.asarray([seen[out] for out in common])
+    rest = count - found.sum(), count - expected.sum()
+    chi = float(((found - expected) ** 2 / expected).sum() + (rest[0] - rest[1]) ** 2 / rest[1])
+    assert stats.chi2.sf(chi, len(common)) > 1e-3
+
+
+def test_outcomes_are_what_was_seen() -> None:
+    calibration = Calibration(0.5)
+    for turn in range(2000):
+        calibration.record(0.99 if turn % 4 else 0.1, hit=bool(turn % 4))
+    outcomes = calibration.outcomes()
+    assert sum(share for share, _ in outcomes) == pytest.approx(1.0)
+    (low, low_chance), (high, high_chance) = outcomes[0], outcomes[9]
+    assert low == pytest.approx(0.25, abs=0.03)
+    assert high == pytest.approx(0.75, abs=0.03)
+    assert low_chance < 0.05
+    assert high_chance > 0.95
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"length": "confidence"}, "no `length`"), ({"rows": 1}, "rows=1 does not fit")],
+)
+def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(GraftlineError, match=message):
+        drafter_of(nest(None), **options)
+
+
+def test_without_sub_models_it_says_how_to_get_them() -> None:
+    with pytest.raises(GraftlineError, match="--draft int8"):
+        make_drafter("sorted-draft", {})
+    with pytest.raises(GraftlineError, match=r"needs a depths here; .*--draft-depths 12,20"):
+        make_drafter("sorted-draft", {}, Resources(draft=lambda: nest(None)[-1]))
