@@ -311,8 +311,8 @@ def test_bench_writes_the_published_json(tiny_bundle: Path, tmp_path: Path) -> N
     assert found["recipes"]["plain"]["groups"].keys() == {"mt_bench", "rag"}
     row = found["recipes"]["prompt-lookup"]["overall"]
     assert row.keys() == {
-        "tokens_per_second", "speedup", "median_speedup", "mat", "identical", "prompts", "predicted",
-        "controller_share",
+        "tokens_per_second", "speedup", "median_speedup", "mat", "identical", "prompts",
+        "predicted", "controller_share",
     }  # fmt: skip
     assert row["predicted"] > 0
     assert 0 < row["controller_share"] < 0.5
