@@ -7,6 +7,7 @@ to `plain` over the same prompts in the same process.
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,8 +151,8 @@ def compare(
     """Let every recipe, `plain` always among them, answer every question, in turn.
 
     With several turns the history is plain's own answers, so all recipes see the same prompts. The
-    order of the recipes moves on by one with every prompt, so none is always first. `step` is that
-    of all recipes but plain.
+    order of the recipes is another with every prompt: what ran before leaves its traces in the
+    processor, and none must always follow the same one. `step` is that of all recipes but plain.
     """
     names = (PLAIN, *dict.fromkeys(r for r in recipes if r != PLAIN))
     found = Comparison(names, {name: [] for name in names})
@@ -189,8 +190,7 @@ def _in_turn(
 ) -> dict[str, list[Any]]:
     results: dict[str, list[Any]] = {name: [] for name in names}
     for again in range(repeat):
-        first = (asked + again) % len(names)
-        for name in (*names[first:], *names[:first]):
+        for name in random.Random(f"{asked} {again}").sample(names, len(names)):
             answer = engine.generate(prompt, recipe=name, step=_step(name, step), **options)
             results[name].append(answer)
     return results

@@ -45,11 +45,8 @@ class TokenSpace:
     def distances(self, token: int, others: Ints | None = None) -> Floats:
         """From `token` to the `others` [n], or to all tokens [V]."""
         chosen = slice(None) if others is None else others
-        products = (
-            self.rows @ self.rows[token]
-            if others is None  # few products would only wake the threads of the matrix library
-            else np.einsum("vh,h->v", self.rows[others], self.rows[token])
-        )
+        # the matrix library's threads would go on spinning beside the engine's next steps
+        products = np.einsum("vh,h->v", self.rows[chosen], self.rows[token])
         if self._metric == "cosine":
             return 1.0 - products / (self._lengths[chosen] * self._lengths[token])
         squares, own = self._squares[chosen], self._squares[token]

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from graftline.runtimes.control.costs import NEAR, Costs
-from graftline.runtimes.control.goodput import Goodput
+from graftline.runtimes.control.goodput import CALM, NAP, Goodput
 from graftline.runtimes.control.host_time import HostTime
 from graftline.runtimes.drafter import Bid, Drafter, PaidDrafter, is_paid
 from graftline.tree import Tree
 
 AHEAD = 4
 """Rows over which the marginal cost of one more is averaged: measured costs come in steps."""
+TIMID = 4
+"""By how much tries that lost make the next ones rarer, at most."""
 DEBT_STEPS = 32
 """Steps over which catching up with the sequence is written off."""
 
@@ -44,7 +46,9 @@ class PaidGoodput:
     the row's cost (Dinkelbach 1967); so a bid carries, for each depth, the least chance worth
     drafting and the least worth scoring. While drafting is off, `explore` of the time fills a purse
     that pays for a draft of one token now and then, so that a draft that has become good is taken
-    up again. What a drafted step takes outside the engines is seen, too, and counted.
+    up again; every such try in a row that lost halves that share, down to a quarter. While nothing
+    is bought for long, only every NAP-th step is asked what a draft would be worth. What a drafted
+    step takes outside the engines is seen, too, and counted.
     """
 
     def __init__(
@@ -61,6 +65,9 @@ class PaidGoodput:
         self._gain, self._explore, self._weight = gain, explore, weight
         self._trades: dict[tuple[int, int], Trade] = {}
         self._purse, self._committed = 0.0, NEAR
+        self._vain, self._calm = 0, 0
+        """Tries in a row that lost, and steps in a row for which nothing was bought."""
+        self._trying = False
         self._batch = 1
         self._overall = Trade(0.0, 0.0, 0.0)
         self._open: list[Trade | None] = []
@@ -83,6 +90,7 @@ class PaidGoodput:
     def begin(self, batch: int) -> None:
         self._free.begin(batch)
         self._batch = batch
+        self._vain, self._calm = min(self._vain, 1), 0
         self._overall = Trade(0.0, 0.0, 0.0)
         self._open = [None] * batch
         for trade in self._trades.values():
@@ -105,8 +113,12 @@ class PaidGoodput:
         """What drafting may cost this step, given every live sequence's drafter; None: nothing."""
         self._free.bid(drafters, room)
         live = [(b, d) for b, d in enumerate(drafters) if is_paid(d)]
-        self._open = [None] * self._batch
+        self._open, self._trying = [None] * self._batch, False
         self._live = max(1, len(live))
+        self._calm += 1
+        self._purse += self._explore / min(2**self._vain, TIMID) * self._step(1)
+        if self._calm > CALM and self._calm % NAP:
+            return None
         rows = min([room, *(d.rows for _, d in live)]) if live else 1
         if rows < 2:
             return None
@@ -120,12 +132,13 @@ class PaidGoodput:
             for (b, _), trade in zip(live, trades, strict=True):
                 self._open[b] = trade
             self._free.expect(expected, cost)
+            self._calm = 0
             return self._priced(rows, live[0][1], max(plain, self._mean() or worth))
-        self._purse += self._explore * self._step(1)
         price = sum(self._price(d, 1) for _, d in live) + debt + self._step(2) - self._step(1)
         if self._purse < price:
             return None
         self._purse -= price
+        self._trying = True
         for (b, _), trade in zip(live, trades, strict=True):
             self._open[b] = trade
         return Bid.free(2)
@@ -149,7 +162,10 @@ class PaidGoodput:
         self._overall.record(len(fresh), share)
         trade = self._open[sequence]
         if trade is not None:
-            trade.record(len(fresh), share / self._step(1))
+            cost = share / self._step(1)
+            trade.record(len(fresh), cost)
+            if self._trying:
+                self._vain = self._vain + 1 if len(fresh) < cost else 0
 
     def took(self, step: float, host: float, proposing: float | None = None) -> None:
         if self._bought:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import exp
 from typing import ClassVar, Self
 
 import numpy as np
@@ -188,6 +189,8 @@ class DraftModel:
         """The class of the target's largest probability at the node that chose the last token."""
         if scores.topk_logits is None:
             return 0
-        values = scores.topk_logits[row, node]
-        share = 1.0 / float(np.exp(values - values.max()).sum())
+        # plain numbers: between two steps an array's first use costs more than this does
+        values: list[float] = scores.topk_logits[row, node].tolist()
+        best = max(values)
+        share = 1.0 / sum(exp(value - best) for value in values)
         return 1 + min(int(share * _CLASSES), _CLASSES - 1)

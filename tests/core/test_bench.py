@@ -103,7 +103,15 @@ def test_recipes_take_turns_and_none_is_always_first() -> None:
     thirds = [engine.asked[i : i + 3] for i in range(0, 9, 3)]
     assert [{said for _, said in third} for third in thirds] == [{"write"}, {"translate"}, {"rag"}]
     assert all({name for name, _ in t} == {"plain", "fast", "wrong"} for t in thirds)
-    assert [third[0][0] for third in thirds] == ["plain", "fast", "wrong"]
+
+
+def test_no_recipe_is_always_first_or_always_follows_the_same() -> None:
+    engine = PaperEngine()
+    compare(engine, QUESTIONS, ["fast", "wrong"], {"max_new_tokens": 7}, repeat=6)
+    turns = [[name for name, _ in engine.asked[i : i + 3]] for i in range(3, 3 + 3 * 18, 3)]
+    assert all(sorted(turn) == ["fast", "plain", "wrong"] for turn in turns)
+    assert {turn[0] for turn in turns} == {"plain", "fast", "wrong"}
+    assert len({tuple(turn) for turn in turns}) > 3
 
 
 def test_later_turns_carry_plains_own_answers() -> None:
