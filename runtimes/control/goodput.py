@@ -166,7 +166,7 @@ class Goodput:
         return not dear or self._calm < CALM or self._calm % NAP == 0
 
     @property
-    def expected(self) -> tuple[float, float] | None:
+    def expected(self) -> tuple[float, float]:
         """Tokens and milliseconds that the step chosen last is expected to bring and to take."""
         return self._next
 

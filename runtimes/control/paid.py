@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from graftline.runtimes.control.costs import NEAR, Costs
 from graftline.runtimes.control.goodput import CALM, NAP, Goodput
 from graftline.runtimes.control.host_time import HostTime
+from graftline.runtimes.control.step_pace import StepPace
+from graftline.runtimes.control.text_fit import TextFit
 from graftline.runtimes.drafter import Bid, Drafter, PaidDrafter, is_paid
 from graftline.tree import Tree
 
@@ -15,6 +17,8 @@ AHEAD = 4
 """Rows over which the marginal cost of one more is averaged: measured costs come in steps."""
 TIMID = 4
 """By how much tries that lost make the next ones rarer, at most."""
+PROMISED = 6.0
+"""Tokens that drafts must have promised before their record counts as much as their word."""
 DEBT_STEPS = 32
 """Steps over which catching up with the sequence is written off."""
 
@@ -37,6 +41,18 @@ class Trade:
         self.cost = self.cost * self.keep + cost
 
 
+def promised(tree: Tree) -> float | None:
+    """Tokens that a draft is to bring by its own account, `Tree.probs`; None: it gives none."""
+    if tree.probs is None:
+        return None if len(tree) > 1 else 0.0
+    parents: list[int] = tree.parents.tolist()
+    chances: list[float] = tree.probs.tolist()
+    reach = [1.0]
+    for node in range(1, len(parents)):
+        reach.append(reach[parents[node]] * chances[node])
+    return sum(reach) - 1.0
+
+
 class PaidGoodput:
     """Maximises tokens per millisecond where drafting costs milliseconds too.
 
@@ -48,7 +64,8 @@ class PaidGoodput:
     that pays for a draft of one token now and then, so that a draft that has become good is taken
     up again; every such try in a row that lost halves that share, down to a quarter. While nothing
     is bought for long, only every NAP-th step is asked what a draft would be worth. What a drafted
-    step takes outside the engines is seen, too, and counted.
+    step takes outside the engines is seen, too, and counted, and so is an engine that is slower
+    than measured beside another.
     """
 
     def __init__(
@@ -75,7 +92,9 @@ class PaidGoodput:
         """Milliseconds of the step under way, and the sequences it is for."""
         self._bought: list[PaidDrafter] = []
         """Who drafted for it."""
-        self._host = HostTime()
+        self._host, self._pace, self._fit = HostTime(), StepPace(), TextFit(PROMISED)
+        self._hoped: list[float | None] = []
+        """What the draft of each sequence promised; `_fit` knows what promises are worth."""
 
     @property
     def expected(self) -> tuple[float, float] | None:
@@ -126,6 +145,7 @@ class PaidGoodput:
         expected = sum(t.tokens / t.steps for t in trades)
         debt = sum(d.debt() for _, d in live)
         cost = self._step(1) * sum(t.cost / t.steps for t in trades) + debt / DEBT_STEPS
+        cost *= self._pace.dearer
         worth = expected / cost
         plain = len(live) / self._step(1)
         if worth > max(self._free.rate, plain * self._gain):
@@ -146,12 +166,18 @@ class PaidGoodput:
     def bought(
         self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
     ) -> int:
-        """What came of a bid: all of its rows are scored, because drawn drafts may not be cut."""
+        """What came of a bid: all of its rows are scored, because drawn drafts may not be cut. By
+        now it is known what the drafts have cost and what they promise."""
         rows = max(len(tree) for _, tree in proposals)
         live = [d for d in drafters if is_paid(d)]
         price = sum(self._price(d, d.reads) for d in live)
         self._spent = self._step(rows) + price + self._host.surcharge(self._step(1))
         self._bought = live
+        self._hoped = [promised(tree) for _, tree in proposals]
+        tokens = self._free.expected[0]
+        if None not in self._hoped:
+            tokens = len(live) + self._fit.factor * sum(h for h in self._hoped if h)
+        self._free.expect(tokens, self._spent * self._pace.dearer)
         return rows
 
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
@@ -161,6 +187,8 @@ class PaidGoodput:
         share = self._spent / self._live
         self._overall.record(len(fresh), share)
         trade = self._open[sequence]
+        if self._bought and (hoped := self._hoped[sequence]):
+            self._fit.record(len(fresh) - 1, hoped)
         if trade is not None:
             cost = share / self._step(1)
             trade.record(len(fresh), cost)
@@ -169,11 +197,14 @@ class PaidGoodput:
 
     def took(self, step: float, host: float, proposing: float | None = None) -> None:
         if self._bought:
-            self._host.record(True, host - sum(d.reading for d in self._bought))
+            host -= sum(d.reading for d in self._bought)
+            self._host.record(True, host)
+            self._pace.record(True, self._spent, step)
             return
         self._free.took(step, host, proposing)
         if self._free.rows == 1:
             self._host.record(False, host)
+            self._pace.record(False, self._spent, step - host)
 
     def _mean(self) -> float:
         """Tokens per millisecond of the whole batch in the last steps."""

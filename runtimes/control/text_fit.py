@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 TRUST = 24.0
-"""Tokens that a text must have been promised before its own record counts as much as the belief."""
+"""Tokens that must have been promised in a text before its record counts as much as the belief."""
 KEEP = 0.97
 """What every further proposal leaves of the record of those before it."""
 MOST = 3.0
@@ -18,7 +18,8 @@ class TextFit:
     long before the belief about any class has moved.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trust: float = TRUST) -> None:
+        self._trust = trust
         self._came, self._hoped = 0.0, 0.0
 
     def record(self, came: int, hoped: float) -> None:
@@ -30,4 +31,4 @@ class TextFit:
     @property
     def factor(self) -> float:
         """What expected tokens are to be multiplied by."""
-        return min((TRUST + self._came) / (TRUST + self._hoped), MOST)
+        return min((self._trust + self._came) / (self._trust + self._hoped), MOST)

@@ -99,6 +99,7 @@ class DraftModel:
         reader, chance = self._reader, 1.0
         reader.row, reader.spent = bid.row, 0.0
         ahead: list[int] = []
+        promised = [1.0]
         draws: dict[int, Draws] = {}
         self._drafted = []
         for depth in range(1, min(bid.rows, self.rows, reader.room + 1)):
@@ -113,11 +114,12 @@ class DraftModel:
                 token = drawn(guess.probs, self._generator)
                 draws[depth - 1] = Draws(guess.probs, (depth,))
             ahead.append(token)
+            promised.append(odds)
             self._drafted.append((token, guess.confidence))
             if self._complete(ahead):
                 break
         chain = Tree.chain([reader.tokens[-1], *ahead])
-        return Tree(chain.tokens, chain.parents, draws=draws) if draws else chain
+        return Tree(chain.tokens, chain.parents, np.asarray(promised, np.float32), draws or None)
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
         fresh = verdict.tokens(tree)

@@ -15,6 +15,7 @@ from toy_session import FLAT, ToySession
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.paid import PaidGoodput
 from graftline.runtimes.draft_engine import OwnCaches, Reader
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
@@ -23,6 +24,7 @@ from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Floats, Ints, Scores
 from graftline.runtimes.verdict import Verdict
+from graftline.tree import Tree
 
 COSTS = Costs({1: 20.0, 2: 22.0, 4: 24.0, 8: 30.0, 16: 45.0, 32: 80.0}, {})
 """About fp32 on two cores; a draft call of 5 ms is an int4 draft's."""
@@ -420,3 +422,30 @@ def test_bad_options_are_refused(name: str, options: dict[str, object], message:
 def test_without_a_draft_engine_it_says_how_to_get_one(name: str) -> None:
     with pytest.raises(GraftlineError, match="--draft int8"):
         make_drafter(name, {})
+
+
+def test_what_a_drafted_step_is_expected_to_bring_is_known_once_it_is_drafted() -> None:
+    """By the draft's own account of each token, put right by what such accounts were worth."""
+    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
+    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
+    pacer = PaidGoodput(COSTS, drafter, False)
+    pacer.begin(1)
+    root = [(0, Tree.chain([3]))]
+    for step in range(40):
+        pacer.choose(root, 100)
+        assert pacer.bid([drafter], 100) is not None
+        drafter.reads = 3
+        four = Tree(np.arange(4), np.arange(-1, 3), np.asarray([1, 0.8, 0.5, 0.5], np.float32))
+        pacer.bought([(0, four)], [drafter])
+        tokens, milliseconds = pacer.expected
+        assert milliseconds == pytest.approx(COSTS.of(4) + 3 * 5.0)
+        if step == 0:
+            assert tokens == pytest.approx(1 + 0.8 + 0.4 + 0.2)
+        pacer.learn(0, [1, 2, 3, 9])  # more than it promised
+    assert tokens == pytest.approx(4, rel=0.1)
+    blind = Tree.chain([0, 1, 2, 3])
+    pacer.choose(root, 100)
+    assert pacer.bid([drafter], 100) is not None
+    before = pacer.expected[0]
+    pacer.bought([(0, blind)], [drafter])
+    assert pacer.expected == (before, pytest.approx(COSTS.of(4) + 3 * 5.0))
