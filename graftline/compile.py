@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Watch = Callable[[str], None]
 FRONT = "canonicalize | anchors"
+MASK = "mask token"
+"""A recipe's need: of the draft's checkpoint."""
 LAW_BLOCKS = 2
 """Blocks of the reduced host on which the numeric laws of the grafts run."""
 
@@ -120,6 +122,11 @@ def optimize(
         sizes = host.facts.vocabulary, other.facts.vocabulary
         check_vocabulary(host.tokenizer_files, other.tokenizer_files, sizes, str(source.checkpoint))
     check_depths(draft_depths, draft, other.facts.layers)
+    if MASK in chosen.needs and other.facts.mask_token is None:
+        raise GraftlineError(
+            f"the recipe {chosen.name} needs a draft trained to fill masks, and neither config nor "
+            f"tokenizer of --draft {draft} names a mask token; use another checkpoint"
+        )
     compiled = compile_graph(host.model, text, say)
     step_graph: Compiled | None = None
     if fused is not None:

@@ -83,7 +83,7 @@ def check_vocabulary(
     tokenizer.json its ids and tokens must be equal (logits may be padded differently); else the
     sizes. Raises GraftlineError naming the first difference.
     """
-    ours, theirs = _vocabulary(target), _vocabulary(draft)
+    ours, theirs = token_ids(target), token_ids(draft)
     remedy = "a draft needs the target's own vocabulary; use another checkpoint, or --draft int8"
     if ours is None or theirs is None:
         if sizes[0] != sizes[1]:
@@ -99,8 +99,11 @@ def check_vocabulary(
             )
 
 
-def _vocabulary(files: Sequence[Path]) -> dict[str, int] | None:
-    """Token to id, as tokenizer.json lists them, added tokens included; None without that file."""
+def token_ids(files: Sequence[Path]) -> dict[str, int] | None:
+    """Token to id, as tokenizer.json lists them, added tokens included; None without that file.
+
+    Raises CheckpointError for a file that is no tokenizer.
+    """
     file = next((f for f in files if f.name == TOKENIZER), None)
     if file is None:
         return None
