@@ -120,7 +120,8 @@ def optimize(
         say(f"reading the draft {source.checkpoint}")
         other = open_checkpoint(source.checkpoint).host(full_export=full_export, watch=say)
         sizes = host.facts.vocabulary, other.facts.vocabulary
-        check_vocabulary(host.tokenizer_files, other.tokenizer_files, sizes, str(source.checkpoint))
+        files = host.tokenizer_files, other.tokenizer_files
+        check_vocabulary(*files, sizes, str(source.checkpoint), other.facts.mask_token)
     check_depths(draft_depths, draft, other.facts.layers)
     if MASK in chosen.needs and other.facts.mask_token is None:
         raise GraftlineError(

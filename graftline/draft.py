@@ -75,13 +75,18 @@ def check_depths(depths: Sequence[int], draft: str | None, layers: int | None = 
 
 
 def check_vocabulary(
-    target: Sequence[Path], draft: Sequence[Path], sizes: tuple[int, int], source: str
+    target: Sequence[Path],
+    draft: Sequence[Path],
+    sizes: tuple[int, int],
+    source: str,
+    mask: int | None = None,
 ) -> None:
     """A drafted id must mean the same token to both models.
 
     `target` and `draft` are tokenizer files, `sizes` the rows of the two logits. Where both have a
-    tokenizer.json its ids and tokens must be equal (logits may be padded differently); else the
-    sizes. Raises GraftlineError naming the first difference.
+    tokenizer.json its ids and tokens must be equal (logits may be padded differently, and the
+    target may lack the draft's own mask token, of the id `mask`); else the sizes. Raises
+    GraftlineError naming the first difference.
     """
     ours, theirs = token_ids(target), token_ids(draft)
     remedy = "a draft needs the target's own vocabulary; use another checkpoint, or --draft int8"
@@ -92,6 +97,8 @@ def check_vocabulary(
             )
         return
     for token in ours.keys() | theirs.keys():
+        if token not in ours and theirs[token] == mask:
+            continue
         if ours.get(token) != theirs.get(token):
             raise GraftlineError(
                 f"draft {source}: the token {token!r} is id {theirs.get(token)} there and "

@@ -46,7 +46,7 @@ def check(file: Path) -> None:
         raise CheckpointError(f"{file}: GGUF without all of its tensors; download it again")
 
 
-def _mask_token(file: Path) -> int | None:
+def mask_token_id(file: Path) -> int | None:
     """The mask token's id, which transformers does not read; None where the file names none."""
     from gguf import GGUFReader, Keys
 
@@ -74,7 +74,7 @@ def _convert(file: Path, folder: Path, tell: Watch) -> None:
         raise CheckpointError(f"{file}: tensor '{first}' is missing; download it again")
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    if (mask := _mask_token(file)) is not None:
+    if (mask := mask_token_id(file)) is not None:
         model.config.mask_token_id = mask
     tell("writing the converted weights")
     model.config.save_pretrained(folder)

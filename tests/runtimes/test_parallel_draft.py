@@ -309,7 +309,7 @@ def test_how_deep_follows_from_the_cost_of_rows_and_from_the_bid() -> None:
     engine = OwnDraft(trained(ToySession()))
     drafter = drafter_of(engine, rows=12)
     drafter.start([1])
-    drafter.chances = DepthChances(11, 0.9)
+    drafter.chances = DepthChances(11, 0.8)
     keep = (0.08,) * 12
     dear = Bid(12, (0.48,) * 12, keep)
     cheap = Bid(12, (0.18,) * 12, keep)
@@ -377,7 +377,8 @@ V = 3
 @pytest.mark.parametrize("caches", ["own", "shared"])
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_drawn_drafts_keep_the_targets_distribution(rule: str, caches: str) -> None:
-    """Chi-square over all sequences of three tokens, many seeds; the draft far from the target."""
+    """Chi-square over all sequences of three tokens, the last two drafted in one call; many seeds,
+    and a draft far from the target."""
 
     def far(seen: Ints) -> Floats:
         logits = like.logits_of(np.where(seen == MASK, 1, seen))
@@ -401,12 +402,12 @@ def test_drawn_drafts_keep_the_targets_distribution(rule: str, caches: str) -> N
     count, seen, drafted = 1500, dict.fromkeys(laws, 0), 0
     for seed in range(count):
         result = engine.generate(
-            prompt, max_new_tokens=3, temperature=4.0, seed=seed, ignore_eos=True
+            prompt, max_new_tokens=4, temperature=4.0, seed=seed, ignore_eos=True
         )
-        seen[tuple(result.tokens)] += 1
+        seen[tuple(result.tokens[:3])] += 1
         drafted += result.stats.drafted
-    assert drafted > 0.9 * count
-    assert any(asked == 2 for draft in drafts for _, asked in draft.sizes)
+    assert drafted > 1.9 * count
+    assert sum(asked == 2 for draft in drafts for _, asked in draft.sizes) >= count
     common = [out for out, p in laws.items() if p * count >= 5]
     expected = np.asarray([laws[out] * count for out in common])
     found = np.asarray([seen[out] for out in common])
