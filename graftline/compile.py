@@ -12,7 +12,15 @@ import onnx_ir as ir
 
 from graftline.bundle import DRAFT, Bundle
 from graftline.bundle_writer import BundleWriter, check_target
-from graftline.draft import DEPTHS, DraftSource, check_depths, check_vocabulary, depth_stage
+from graftline.draft import (
+    DEPTHS,
+    MASK_TOKEN,
+    DraftSource,
+    check_depths,
+    check_mask_token,
+    check_vocabulary,
+    depth_stage,
+)
 from graftline.engines import EngineRequest, is_engine
 from graftline.errors import GraftlineError, nearest
 from graftline.evaluate import ORACLE_LIMIT, decoder_feed
@@ -31,8 +39,6 @@ if TYPE_CHECKING:
 
 Watch = Callable[[str], None]
 FRONT = "canonicalize | anchors"
-MASK = "mask token"
-"""A recipe's need: of the draft's checkpoint."""
 LAW_BLOCKS = 2
 """Blocks of the reduced host on which the numeric laws of the grafts run."""
 
@@ -123,11 +129,8 @@ def optimize(
         files = host.tokenizer_files, other.tokenizer_files
         check_vocabulary(*files, sizes, str(source.checkpoint), other.facts.mask_token)
     check_depths(draft_depths, draft, other.facts.layers)
-    if MASK in chosen.needs and other.facts.mask_token is None:
-        raise GraftlineError(
-            f"the recipe {chosen.name} needs a draft trained to fill masks, and neither config nor "
-            f"tokenizer of --draft {draft} names a mask token; use another checkpoint"
-        )
+    if MASK_TOKEN in chosen.needs:
+        check_mask_token(other.facts, f"the recipe {chosen.name}", f"--draft {draft}")
     compiled = compile_graph(host.model, text, say)
     step_graph: Compiled | None = None
     if fused is not None:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from graftline.errors import CheckpointError, GraftlineError
+from graftline.ports import Facts
 
 TOKENIZER = "tokenizer.json"
 DEPTHS = "depths"
 """What the manifest of a draft engine calls its sub-models: by stage, `blocks` and `pipeline`."""
+MASK_TOKEN = "mask token"
+"""What a recipe's needs call it."""
 _DEPTHS_HELP = "as in --draft int8 --draft-depths 12,20"
 
 
@@ -72,6 +75,20 @@ def check_depths(depths: Sequence[int], draft: str | None, layers: int | None = 
     if layers is not None and depths[-1] >= layers:
         span = f"use depths of 1 to {layers - 1}" if layers > 1 else "it cannot be cut"
         raise GraftlineError(f"{said}: the draft {draft} has {layers} blocks; {span}")
+
+
+def check_mask_token(facts: Facts, who: str, draft: str) -> None:
+    """Raise GraftlineError unless the facts of a draft name a mask token within its vocabulary."""
+    if facts.mask_token is None:
+        raise GraftlineError(
+            f"{who} needs a draft trained to fill masks, and neither config nor tokenizer of "
+            f"{draft} names a mask token; use another checkpoint"
+        )
+    if not 0 <= facts.mask_token < facts.vocabulary:
+        raise GraftlineError(
+            f"{draft}: its mask token {facts.mask_token} is not among its {facts.vocabulary} ids; "
+            "use another checkpoint"
+        )
 
 
 def check_vocabulary(

@@ -12,11 +12,12 @@ import pytest
 
 from graftline.bundle import Bundle
 from graftline.compile import optimize
+from graftline.draft import check_mask_token
 from graftline.errors import GraftlineError
 from graftline.models import checkpoint
 from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
-from graftline.ports import read_facts, write_facts
+from graftline.ports import Facts, read_facts, write_facts
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.draft_engine import Reader
 from graftline.runtimes.load import load
@@ -141,6 +142,27 @@ def test_rows_after_a_rejected_draft_are_those_of_a_fresh_engine(bundle: Bundle)
     assert np.abs(found[0, 0] - found[0, 1]).max() > 0.1 * np.abs(expected).max()
 
 
+def test_several_rows_of_one_call_are_those_of_several_calls(bundle: Bundle) -> None:
+    """The rows asked for are the last; a call of more rows than go at once is cut before them."""
+    engine = load(bundle.path)
+    assert engine.resources.draft is not None
+    target: Any = engine.session
+    draft = engine.resources.draft()
+    text = np.random.default_rng(4).integers(0, 256, 300).tolist()
+    for held in (20, 296, 3):
+        target.reset(1)
+        target.prefill([np.asarray(text[:held])])
+        draft.follow(0, 0 if not draft.shares else held, text[: 1 if draft.shares else held])
+        found = draft.follow(0, held, text[held:], 4).logits.copy()
+        assert found.shape == (1, 4, 260)
+        for row in range(4):
+            end = len(text) - 3 + row
+            alone = draft.follow(0, held, text[held:end]).logits
+            near = 0.05 * np.abs(alone).max()
+            assert np.abs(found[0, row] - alone[0, 0]).max() < near
+            assert np.abs(found[0, (row + 1) % 4] - alone[0, 0]).max() > near
+
+
 def test_what_rows_cost_the_draft_is_measured_once_and_kept(bundle: Bundle) -> None:
     engine = load(bundle.path)
     assert engine.resources.draft is not None
@@ -162,6 +184,8 @@ def test_a_draft_without_a_mask_token_is_refused_and_the_option_names_one(
     with pytest.raises(GraftlineError, match="the recipe pard needs a draft trained to fill masks"):
         optimize(checkpoints[0], tmp_path / "a", recipe="pard", draft="int8")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(GraftlineError, match="its mask token 260 is not among its 260 ids"):
+        check_mask_token(Facts("decoder", 260, 8, 1, 1, 1, 8, 64, mask_token=260), "", "--draft x")
     made = optimize(checkpoints[0], tmp_path / "a", recipe="draft-model", draft="int8")
     with pytest.raises(GraftlineError, match=r"needs a mask token here; .*option mask"):
         load(made.path, recipe="pard")
