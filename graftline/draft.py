@@ -8,10 +8,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from graftline.errors import CheckpointError, GraftlineError
-from graftline.ports import Facts
+
+if TYPE_CHECKING:
+    from graftline.ports import Facts
 
 TOKENIZER = "tokenizer.json"
 DEPTHS = "depths"
