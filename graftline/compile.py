@@ -12,7 +12,15 @@ import onnx_ir as ir
 
 from graftline.bundle import DRAFT, Bundle
 from graftline.bundle_writer import BundleWriter, check_target
-from graftline.draft import DEPTHS, DraftSource, check_depths, check_vocabulary, depth_stage
+from graftline.draft import (
+    DEPTHS,
+    MASK_TOKEN,
+    DraftSource,
+    check_depths,
+    check_mask_token,
+    check_vocabulary,
+    depth_stage,
+)
 from graftline.engines import EngineRequest, is_engine
 from graftline.errors import GraftlineError, nearest
 from graftline.evaluate import ORACLE_LIMIT, decoder_feed
@@ -118,8 +126,11 @@ def optimize(
         say(f"reading the draft {source.checkpoint}")
         other = open_checkpoint(source.checkpoint).host(full_export=full_export, watch=say)
         sizes = host.facts.vocabulary, other.facts.vocabulary
-        check_vocabulary(host.tokenizer_files, other.tokenizer_files, sizes, str(source.checkpoint))
+        files = host.tokenizer_files, other.tokenizer_files
+        check_vocabulary(*files, sizes, str(source.checkpoint), other.facts.mask_token)
     check_depths(draft_depths, draft, other.facts.layers)
+    if MASK_TOKEN in chosen.needs:
+        check_mask_token(other.facts, f"the recipe {chosen.name}", f"--draft {draft}")
     compiled = compile_graph(host.model, text, say)
     step_graph: Compiled | None = None
     if fused is not None:

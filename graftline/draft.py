@@ -8,13 +8,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from graftline.errors import CheckpointError, GraftlineError
+
+if TYPE_CHECKING:
+    from graftline.ports import Facts
 
 TOKENIZER = "tokenizer.json"
 DEPTHS = "depths"
 """What the manifest of a draft engine calls its sub-models: by stage, `blocks` and `pipeline`."""
+MASK_TOKEN = "mask token"
+"""What a recipe's needs call it."""
 _DEPTHS_HELP = "as in --draft int8 --draft-depths 12,20"
 
 
@@ -74,16 +79,35 @@ def check_depths(depths: Sequence[int], draft: str | None, layers: int | None = 
         raise GraftlineError(f"{said}: the draft {draft} has {layers} blocks; {span}")
 
 
+def check_mask_token(facts: Facts, who: str, draft: str) -> None:
+    """Raise GraftlineError unless the facts of a draft name a mask token within its vocabulary."""
+    if facts.mask_token is None:
+        raise GraftlineError(
+            f"{who} needs a draft trained to fill masks, and neither config nor tokenizer of "
+            f"{draft} names a mask token; use another checkpoint"
+        )
+    if not 0 <= facts.mask_token < facts.vocabulary:
+        raise GraftlineError(
+            f"{draft}: its mask token {facts.mask_token} is not among its {facts.vocabulary} ids; "
+            "use another checkpoint"
+        )
+
+
 def check_vocabulary(
-    target: Sequence[Path], draft: Sequence[Path], sizes: tuple[int, int], source: str
+    target: Sequence[Path],
+    draft: Sequence[Path],
+    sizes: tuple[int, int],
+    source: str,
+    mask: int | None = None,
 ) -> None:
     """A drafted id must mean the same token to both models.
 
     `target` and `draft` are tokenizer files, `sizes` the rows of the two logits. Where both have a
-    tokenizer.json its ids and tokens must be equal (logits may be padded differently); else the
-    sizes. Raises GraftlineError naming the first difference.
+    tokenizer.json its ids and tokens must be equal (logits may be padded differently, and the
+    target may lack the draft's own mask token, of the id `mask`); else the sizes. Raises
+    GraftlineError naming the first difference.
     """
-    ours, theirs = _vocabulary(target), _vocabulary(draft)
+    ours, theirs = token_ids(target), token_ids(draft)
     remedy = "a draft needs the target's own vocabulary; use another checkpoint, or --draft int8"
     if ours is None or theirs is None:
         if sizes[0] != sizes[1]:
@@ -92,6 +116,8 @@ def check_vocabulary(
             )
         return
     for token in ours.keys() | theirs.keys():
+        if token not in ours and theirs[token] == mask:
+            continue
         if ours.get(token) != theirs.get(token):
             raise GraftlineError(
                 f"draft {source}: the token {token!r} is id {theirs.get(token)} there and "
@@ -99,8 +125,11 @@ def check_vocabulary(
             )
 
 
-def _vocabulary(files: Sequence[Path]) -> dict[str, int] | None:
-    """Token to id, as tokenizer.json lists them, added tokens included; None without that file."""
+def token_ids(files: Sequence[Path]) -> dict[str, int] | None:
+    """Token to id, as tokenizer.json lists them, added tokens included; None without that file.
+
+    Raises CheckpointError for a file that is no tokenizer.
+    """
     file = next((f for f in files if f.name == TOKENIZER), None)
     if file is None:
         return None

@@ -47,6 +47,7 @@ class Facts:
 
     kind: "decoder", later "denoiser", "recogniser", "encoder-decoder". `positions` is the number
     of positions the host can address (0: no bound). `dtype` is that of the activations.
+    `mask_token` is the id that stands where a token is to be predicted; None: it has none.
     `source` is the checkpoint's own name, for people only: no code may branch on it.
     """
 
@@ -61,6 +62,7 @@ class Facts:
     dtype: str = "float32"
     source: str = ""
     parameters: int = 0
+    mask_token: int | None = None
 
 
 def write_ports(model: ir.Model, ports: Iterable[Port]) -> None:

@@ -46,6 +46,14 @@ def check(file: Path) -> None:
         raise CheckpointError(f"{file}: GGUF without all of its tensors; download it again")
 
 
+def mask_token_id(file: Path) -> int | None:
+    """The mask token's id, which transformers does not read; None where the file names none."""
+    from gguf import GGUFReader, Keys
+
+    field = GGUFReader(file).get_field(Keys.Tokenizer.MASK_ID)
+    return None if field is None else int(field.contents())
+
+
 def _convert(file: Path, folder: Path, tell: Watch) -> None:
     import torch
     import transformers
@@ -66,6 +74,8 @@ def _convert(file: Path, folder: Path, tell: Watch) -> None:
         raise CheckpointError(f"{file}: tensor '{first}' is missing; download it again")
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    if (mask := mask_token_id(file)) is not None:
+        model.config.mask_token_id = mask
     tell("writing the converted weights")
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graftline.errors import CheckpointError, NotApplicable
 from graftline.models.host import Host, Watch, silent
+from graftline.models.mask_token import mask_token
 from graftline.models.weights import WeightSource, fill, read_headers
 from graftline.ports import Facts, write_facts
 
@@ -50,6 +51,7 @@ class HfCheckpoint:
             source = read_headers([converted(config, files, self.path / "config.json", tell)])
         point(built, source)
         facts = facts_of(config, built.parameters, self.name or self.path.name)
+        facts = replace(facts, mask_token=mask_token(self.path))
         write_facts(built.graph, facts)
         files = tokenizer_files(self.path)
         return Host("decoder", built.graph, facts, files, generation(self.path), source)

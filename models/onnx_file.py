@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
@@ -13,6 +13,7 @@ from graftline.errors import CheckpointError
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.hf import generation, tokenizer_files
 from graftline.models.host import Host, Watch, silent
+from graftline.models.mask_token import mask_token
 from graftline.ports import write_facts
 
 
@@ -32,9 +33,10 @@ class OnnxCheckpoint:
         self._check_graph(proto)
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, self.path.parent)
-        facts = facts_of_graph(model, self.path.name)
-        write_facts(model, facts)
         folder = self.path.parent
+        facts = facts_of_graph(model, self.path.name)
+        facts = replace(facts, mask_token=mask_token(folder))
+        write_facts(model, facts)
         return Host("decoder", model, facts, tokenizer_files(folder), generation(folder))
 
     def _proto(self) -> onnx.ModelProto:

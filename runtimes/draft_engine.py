@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from graftline.ports import Facts
 from graftline.runtimes.acceptance.odds import Odds
 from graftline.runtimes.control.calibration import USUAL
 from graftline.runtimes.control.host_time import working
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.sampling import Doubles, Sampling
-from graftline.runtimes.session import Scores, Session
+from graftline.runtimes.session import Scores, Session, call_starts
 
 CHUNK = 32
 """Rows of one call when a draft catches up with its sequence."""
 MANY_ROWS = 0.4
 """What every further row of a call costs, as a share of the first (measured, int4 on a CPU)."""
+
+RowsCost = Callable[[int], float]
+
+
+def usual_cost(rows: int) -> float:
+    """What a call of so many rows costs where nobody has measured it, in calls of one row."""
+    return 1.0 + MANY_ROWS * (rows - 1)
 
 
 class DraftEngine(Protocol):
@@ -33,14 +42,21 @@ class DraftEngine(Protocol):
     """Milliseconds of one row, on the scale of the target's costs; 0: not measured."""
     agreement: float
     """Share of its best tokens that are the target's, as far as is known before it is used."""
+    rows_cost: RowsCost
+    """What one call of so many rows costs, all of them with scores, in calls of one row."""
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the draft's checkpoint."""
+        ...
 
     def alone(self) -> DraftEngine:
         """The same engine on caches that nobody else writes to."""
         ...
 
-    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
-        """The scores of the last of `tokens` (N = 1), put behind the first `length` slots of
-        sequence `row` of the target's batch. At least one token."""
+    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+        """The scores of the last `asked` of `tokens` (N of them), put behind the first `length`
+        slots of sequence `row` of the target's batch. At least one token."""
         ...
 
 
@@ -49,28 +65,39 @@ class OwnCaches:
 
     shares = False
 
-    def __init__(self, session: Session, step: float = 0.0, agreement: float = USUAL) -> None:
-        self.agreement = agreement
+    def __init__(
+        self,
+        session: Session,
+        step: float = 0.0,
+        agreement: float = USUAL,
+        rows_cost: RowsCost = usual_cost,
+    ) -> None:
+        self.agreement, self.rows_cost = agreement, rows_cost
         self.session, self.step, self.capacity = session, step, session.capacity
         self._scored = 0
         """Rows of the last call that are not committed yet: committing ends the answer's life."""
 
+    @property
+    def facts(self) -> Facts:
+        return self.session.facts
+
     def alone(self) -> OwnCaches:
         return self
 
-    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
         session, ids = self.session, np.asarray(tokens, np.int64)
         if length == 0:
             self._scored = 0
             session.reset(1)
-            return session.prefill([ids])
-        self._commit(length)
-        for start in range(0, len(ids), CHUNK):
-            if start:
-                self._commit(length + start)
-            part = ids[None, start : start + CHUNK]
-            scores, self._scored = session.score(part), part.shape[1]
-        return _last(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
+            if asked == 1:
+                return session.prefill([ids])
+            length, ids = len(ids) - asked, ids[-asked:]
+            if length:
+                session.prefill([np.asarray(tokens[:length], np.int64)])
+        for start, end in pairwise([*call_starts(len(ids), asked, CHUNK), len(ids)]):
+            self._commit(length + start)
+            scores, self._scored = session.score(ids[None, start:end]), end - start
+        return _last(scores, asked)  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def _commit(self, length: int) -> None:
         """Hold exactly `length` slots, of those held and those scored last."""
@@ -94,16 +121,26 @@ class SharedCaches:
 
     shares = True
 
-    def __init__(self, guest: OrtSession, step: float = 0.0, agreement: float = USUAL) -> None:
+    def __init__(
+        self,
+        guest: OrtSession,
+        step: float = 0.0,
+        agreement: float = USUAL,
+        rows_cost: RowsCost = usual_cost,
+    ) -> None:
         """`guest`: made by `OrtSession.sibling(target)`; it serves all sequences of the batch."""
-        self.agreement = agreement
+        self.agreement, self.rows_cost = agreement, rows_cost
         self._guest, self.step, self.capacity = guest, step, guest.capacity
 
-    def alone(self) -> OwnCaches:
-        return OwnCaches(self._guest.sibling(), self.step, self.agreement)
+    @property
+    def facts(self) -> Facts:
+        return self._guest.facts
 
-    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
-        return self._guest.follow(row, length, tokens)
+    def alone(self) -> OwnCaches:
+        return OwnCaches(self._guest.sibling(), self.step, self.agreement, self.rows_cost)
+
+    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+        return self._guest.follow(row, length, tokens, asked)
 
 
 class NestedCaches(SharedCaches):
@@ -112,13 +149,13 @@ class NestedCaches(SharedCaches):
 
     shares = False
 
-    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
-        return super().follow(0, length, tokens)
+    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+        return super().follow(0, length, tokens, asked)
 
 
-def _last(scores: Scores) -> Scores:
+def _last(scores: Scores, rows: int) -> Scores:
     def cut(part: npt.NDArray[Any] | None) -> Any:
-        return None if part is None else part[:, -1:]
+        return None if part is None else part[:, -rows:]
 
     topk, values = cut(scores.topk_ids), cut(scores.topk_logits)
     return Scores(cut(scores.argmax), cut(scores.logits), topk, values, cut(scores.top_gap))
@@ -209,6 +246,20 @@ class Reader:
         self._held, self._ahead = base + len(ahead), list(ahead)
         return scores
 
+    def fill(self, mask: int, count: int) -> Scores:
+        """Scores [1, count] of the sequence's last token and of `count` - 1 masks behind it, from
+        one call; valid until the next. The slots of masks are never held, so that whatever is read
+        next overwrites them."""
+        start = self._start([])
+        part = [*self.tokens[start:], *[mask] * (count - 1)]
+        began, work = time.perf_counter(), working()
+        scores = self.engine.follow(self.row, start, part, count)
+        self.spent += (working() - work) * 1e3
+        if not self.engine.step and start:
+            self._clock((time.perf_counter() - began) * 1e3 / self.engine.rows_cost(len(part)))
+        self._held, self._ahead = len(self.tokens), []
+        return scores
+
     def rows(self, ahead: Sequence[int]) -> int:
         """Rows that `read(ahead)` puts behind the sequence's last token, and that token: what is
         `unread` is not counted."""
@@ -234,8 +285,7 @@ class Reader:
         the confidence and the entropy of the whole distribution."""
         scores = self.read(ahead)
         best = int(scores.argmax[0, 0])
-        width = self._vocabulary or scores.logits.shape[-1]
-        known = best < width
+        width, known = self._width(scores), self.knows(best)
         if sampling.greedy and not exact:
             some = scores.logits if scores.topk_logits is None else scores.topk_logits
             values = some[0, 0]
@@ -245,19 +295,27 @@ class Reader:
         if sampling.greedy and not sampling.filters:
             odds, probs = Odds.of(scores.logits[0, 0, :width]), None
         else:
-            law = self._distribution(scores, width, sampling)
+            law = self.distribution(scores, 0, sampling)
             odds, probs = Odds(law, 1.0), None if sampling.greedy else law
         return Guess(best, odds.highest, odds.entropy if exact else 0.0, known, probs)
 
-    @staticmethod
-    def _distribution(scores: Scores, width: int, sampling: Sampling) -> Doubles:
-        """[V] over the target's ids (a draft's logits may be padded otherwise), under the same
-        sampling, penalties aside: a draft may come from any distribution."""
+    def knows(self, token: int) -> bool:
+        """Whether the target has that id too."""
+        return not self._vocabulary or token < self._vocabulary
+
+    def distribution(self, scores: Scores, place: int, sampling: Sampling) -> Doubles:
+        """[V] over the target's ids (a draft's logits may be padded otherwise), of one row, under
+        the same sampling, penalties aside: a draft may come from any distribution."""
+        width = self._width(scores)
         used = replace(sampling, temperature=sampling.temperature or 1.0, repetition_penalty=1.0)
-        ids, probs = used.distribution(scores.logits[0, 0, :width])
+        ids, probs = used.distribution(scores.logits[0, place, :width])
         dense = np.zeros(width)
         dense[slice(None, len(probs)) if ids is None else ids] = probs
         return dense
+
+    def _width(self, scores: Scores) -> int:
+        """Ids that the target has."""
+        return self._vocabulary or scores.logits.shape[-1]
 
     def _clock(self, milliseconds: float) -> None:
         """One interrupted call must not look like a slow model."""

@@ -75,7 +75,8 @@ class PaidDrafter(Drafter, Protocol):
 
     With drawn drafts the lossless rules need that nothing is cut afterwards, and that whether one
     goes on is decided before the next token is drawn. `reads` are the model's calls of the last
-    draft; a cheaper call, of a part of the model, counts as that part of one.
+    draft, one for each token; a cheaper call, of a part of the model, counts as that part of one.
+    Where one call makes all tokens, they are its rows, and `price` knows what so many cost.
     """
 
     reads: float

@@ -151,7 +151,12 @@ def _opener(
                 known["agreement"] = agreement(engine, session, text)
             draft.write_costs(key, known)
         step = float(known["ratio"]) * costs.of(1)
-        return engine, Match(step, float(known.get("agreement", USUAL)))
+        table = cache(lambda: step_costs(draft, engine.sibling(), watch, name, stage))
+
+        def rows_cost(rows: int) -> float:
+            return table().of(rows) / table().of(1)
+
+        return engine, Match(step, float(known.get("agreement", USUAL)), rows_cost)
 
     return opened
 
@@ -199,14 +204,18 @@ def step_costs(
     bundle: Bundle,
     session: OrtSession | TrtSession,
     watch: Callable[[str], None] | None = None,
+    what: str = "a step",
+    stage: str = "",
 ) -> Costs:
     """Costs of this machine and number of threads: from the bundle, else measured and kept there.
+    `stage` is the graph that `session` runs, where that is not the one of the bundle's target, and
+    `what` its name.
     """
-    key = _key(session)
+    key = _key(session) + (f", {stage}" if stage not in ("", bundle.manifest.target) else "")
     known = bundle.read_costs(key)
     if known is None:
         if watch is not None:
-            watch("measuring what a step costs on this machine (once)")
+            watch(f"measuring what {what} costs on this machine (once)")
         known = measure_costs(session)
         bundle.write_costs(key, known)
     return Costs.from_json(known)

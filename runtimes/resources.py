@@ -14,6 +14,9 @@ REMEDIES = {
     "draft": "build the bundle with a draft engine: graftline optimize CHECKPOINT --draft int8",
     "depths": "build the bundle with sub-models of its draft engine: graftline optimize CHECKPOINT "
     "--draft int8 --draft-depths 12,20",
+    "mask token": "build the bundle with a draft that is trained to fill masks and names the token "
+    "in its config or tokenizer: graftline optimize CHECKPOINT --draft PATH; or name its id: the "
+    "recipe's option mask",
     "corpus": "give texts to retrieve from: --corpus FILE_OR_FOLDER (load(..., corpus=...))",
     "tokenizer": "rebuild the bundle from a checkpoint that has a tokenizer",
     "embedding": "this bundle's token embedding was not found; rebuild it from its checkpoint",

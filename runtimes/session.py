@@ -33,6 +33,15 @@ class Scores:
     hidden: Floats | None = None
 
 
+def call_starts(count: int, asked: int, most: int) -> list[int]:
+    """Where each call begins when `count` rows go in calls of `most` rows, and the last call must
+    hold the last `asked` rows, be they more."""
+    starts = [0]
+    while (left := count - starts[-1]) > max(most, asked):
+        starts.append(starts[-1] + min(most, left - asked))
+    return starts
+
+
 class Session(Protocol):
     """A bundle opened on a backend, with one set of caches for a batch of sequences.
 

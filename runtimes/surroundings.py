@@ -15,7 +15,13 @@ from graftline.draft import DEPTHS
 from graftline.errors import RequestError
 from graftline.runtimes.control.costs import NEAR
 from graftline.runtimes.control.measure import undisturbed
-from graftline.runtimes.draft_engine import DraftEngine, NestedCaches, OwnCaches, SharedCaches
+from graftline.runtimes.draft_engine import (
+    DraftEngine,
+    NestedCaches,
+    OwnCaches,
+    RowsCost,
+    SharedCaches,
+)
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.resources import missing
 from graftline.runtimes.session import Floats, Ints
@@ -41,6 +47,8 @@ class Match:
 
     step: float
     agreement: float
+    rows_cost: RowsCost
+    """What one call of so many rows costs, in calls of one row; measured when it is first asked."""
 
 
 def draft_opener(
@@ -59,8 +67,8 @@ def draft_opener(
     def draft() -> DraftEngine:
         session, match = opened(whole)
         if bundle.manifest.draft["same_weights"]:
-            return SharedCaches(guest(), match.step, match.agreement)
-        return OwnCaches(session.sibling(), match.step, match.agreement)
+            return SharedCaches(guest(), match.step, match.agreement, match.rows_cost)
+        return OwnCaches(session.sibling(), match.step, match.agreement, match.rows_cost)
 
     return draft
 
@@ -80,11 +88,11 @@ def depths_opener(
         matches = [opened(stage)[1] for stage in stages]
         if bundle.manifest.draft["same_weights"]:
             pairs = zip(guests(), matches, strict=True)
-            return [SharedCaches(guest, m.step, m.agreement) for guest, m in pairs]
+            return [SharedCaches(guest, m.step, m.agreement, m.rows_cost) for guest, m in pairs]
         own = opened(stages[-1])[0].sibling()
         nests = (opened(stage)[0].sibling(own) for stage in stages)
         pairs = zip(nests, matches, strict=True)
-        return [NestedCaches(guest, m.step, m.agreement) for guest, m in pairs]
+        return [NestedCaches(guest, m.step, m.agreement, m.rows_cost) for guest, m in pairs]
 
     return depths
 

@@ -101,6 +101,8 @@ def optimize(
 
     `graftline optimize ./SmolLM2 -o sorted.graft --recipe s2d --draft int8 --draft-depths 15,24`
 
+    `graftline optimize ./TARGET -o pard.graft --recipe pard --draft ./PARD-DRAFT:int8`
+
     `graftline optimize ./SmolLM2-135M-Instruct -o rtx.graft --target trt-rtx:sm89 --dtype fp16`
 
     `graftline optimize ./SmolLM2 -o fused.graft --recipe token-recycling --step fused`

@@ -18,6 +18,7 @@ from graftline.runtimes.drafters.jacobi import Jacobi
 from graftline.runtimes.drafters.lookahead import Lookahead
 from graftline.runtimes.drafters.merged import Merged
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.drafters.parallel_draft import ParallelDraft
 from graftline.runtimes.drafters.pearl import Pearl
 from graftline.runtimes.drafters.prompt_lookup import PromptLookup
 from graftline.runtimes.drafters.reflective import Reflective
@@ -41,6 +42,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "jacobi": Jacobi,
     "lookahead": Lookahead,
     "merged": Merged,
+    "parallel-draft": ParallelDraft,
     "pearl": Pearl,
     "prompt-lookup": PromptLookup,
     "reflective": Reflective,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from graftline.errors import BackendError, RequestError
 from graftline.ports import Facts, Port, by_role
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.scores import copied, joined
-from graftline.runtimes.session import Bools, Floats, Ints, Scores
+from graftline.runtimes.session import Bools, Floats, Ints, Scores, call_starts
 from graftline.runtimes.slots import mask_kinds
 
 MOST_ROWS = 64
@@ -117,13 +118,16 @@ class OrtSession:
         """Count `count` more slots of sequence `row` as committed: a fused step has filled them."""
         self._lengths[row] += count
 
-    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
-        """The last row's scores (N = 1) after `tokens`, put behind the first `length` slots of
-        sequence `row`. On the caches of a host they lie where the host's next step writes."""
-        for start in range(0, len(tokens), CHUNK):
-            part = np.asarray(tokens[start : start + CHUNK], np.int64)
-            call = self._call(1, len(part), 1, row)
-            call.rows[0, 0] = len(part) - 1
+    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+        """The last `asked` rows' scores (N of them) of `tokens`, put behind the first `length`
+        slots of sequence `row`. On the caches of a host they lie where the host's next step writes.
+        """
+        starts = call_starts(len(tokens), asked, CHUNK)
+        for start, end in pairwise([*starts, len(tokens)]):
+            part = np.asarray(tokens[start:end], np.int64)
+            wanted = asked if end == len(tokens) else 1
+            call = self._call(1, len(part), wanted, row)
+            call.rows[0] = np.arange(len(part) - wanted, len(part))
             scores = self._chain(call, part, length + start, len(part))
         return scores  # pyright: ignore[reportPossiblyUnboundVariable]
 

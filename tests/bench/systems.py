@@ -10,9 +10,10 @@ the same prompts in turn; with --repeat times are medians. A finished recipe is 
 not measured again unless it was with other questions, tokens or repeats, so the table can be made
 in slices (stop it at any time). Refused recipes are tried again.
 
-What recipes need: bundles with --draft for the draft models, --corpus for rest and rasd; for
-specdec++ and speckv first `graftline tune BUNDLE --recipes draft-model --prompts OTHER.jsonl`; for
-judge-decoding --judge, and bundles that return hidden states: the pass tap{layers=norm}.
+What recipes need: bundles with --draft for the draft models (for pard and gad a draft that names a
+mask token), --corpus for rest and rasd; for specdec++ and speckv first `graftline tune BUNDLE
+--recipes draft-model --prompts OTHER.jsonl`; for judge-decoding --judge, and bundles that return
+hidden states: the pass tap{layers=norm}.
 """
 
 from __future__ import annotations

@@ -190,11 +190,18 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     same = tokenizer(tmp_path / "b", {"x": 0, "y": 1})
     other = tokenizer(tmp_path / "c", {"x": 1, "y": 0})
     added = tokenizer(tmp_path / "d", {"x": 0, "y": 1}, added="</s>")
+    masked = tokenizer(tmp_path / "e", {"x": 0, "y": 1, "<s>": 2}, added="<mask>")
     check_vocabulary([ours], [same], (3, 8), "same")  # padded logits are no difference
     for file in (other, added):
         with pytest.raises(GraftlineError, match="use another checkpoint") as caught:
             check_vocabulary([ours], [file], (3, 3), "other")
         assert "\n" not in str(caught.value)
+    check_vocabulary([ours], [masked], (3, 8), "with a mask token of its own", mask=3)
+    for mask in (None, 2):
+        with pytest.raises(GraftlineError, match="'<mask>' is id 3 there and None"):
+            check_vocabulary([ours], [masked], (3, 8), "other", mask)
+    with pytest.raises(GraftlineError, match="is id"):
+        check_vocabulary([masked], [ours], (8, 3), "other", mask=3)
     check_vocabulary([], [ours], (3, 3), "without a tokenizer")
     with pytest.raises(GraftlineError, match="vocabulary of 8, the target's is 3"):
         check_vocabulary([], [ours], (3, 8), "without a tokenizer")
