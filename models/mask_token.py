@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from graftline.draft import token_ids
+from graftline.draft import TOKENIZER, token_ids
 from graftline.errors import CheckpointError
 
 CONFIG_KEYS = ("pard_token", "ptd_token_id", "mask_token_id")
@@ -17,8 +17,9 @@ TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 def mask_token(folder: Path) -> int | None:
     """The id that config.json names, or else that of the tokenizer's `mask_token`; None without.
 
-    Whether it lies within the vocabulary is for those to check who use it. Raises CheckpointError
-    for a damaged file, an id that is no number, and a mask token that the tokenizer does not know.
+    Whether it lies within the vocabulary is for those to check who use it; most never do, so a mask
+    token that the tokenizer does not know is none. Raises CheckpointError for a damaged file, and
+    for an id that is no number.
     """
     config = _read(folder / "config.json")
     for key in CONFIG_KEYS:
@@ -33,16 +34,9 @@ def mask_token(folder: Path) -> int | None:
         if isinstance(token, dict):
             token = cast("dict[str, Any]", token).get("content")
         if token is not None:
-            return _id_of(str(token), folder, name)
+            ids = token_ids([folder / TOKENIZER] if (folder / TOKENIZER).is_file() else [])
+            return None if ids is None else ids.get(str(token))
     return None
-
-
-def _id_of(token: str, folder: Path, source: str) -> int | None:
-    """None where the folder has no tokenizer.json, whose ids could be looked up."""
-    ids = token_ids([file for file in folder.glob("tokenizer.json")])
-    if ids is not None and token not in ids:
-        raise CheckpointError(f"{folder / source}: mask_token {token!r} is not in tokenizer.json")
-    return None if ids is None else ids[token]
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -132,7 +132,8 @@ class PaidGoodput:
         """What drafting may cost this step, given every live sequence's drafter; None: nothing."""
         self._free.bid(drafters, room)
         live = [(b, d) for b, d in enumerate(drafters) if is_paid(d)]
-        self._open, self._trying = [None] * self._batch, False
+        self._open = [None] * self._batch
+        self._trying = False
         self._live = max(1, len(live))
         self._calm += 1
         self._purse += self._explore / min(2**self._vain, TIMID) * self._step(1)

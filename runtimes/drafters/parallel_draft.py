@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
+
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.depth_chances import DepthChances
 from graftline.runtimes.draft_engine import drawn
@@ -78,7 +80,8 @@ class ParallelDraft(DraftModel):
         tokens, draws = self._filled(reader.fill(self._mask, count), count)
         self._drafted = [(token, 1.0) for token in tokens]
         chain = Tree.chain([reader.tokens[-1], *tokens])
-        return Tree(chain.tokens, chain.parents, draws=draws) if draws else chain
+        given = [1.0, *self.chances.each()][: len(chain)]
+        return Tree(chain.tokens, chain.parents, np.asarray(given, np.float32), draws or None)
 
     def hope(self, foresight: int) -> Sequence[float]:
         return tuple(self.chances.reach())

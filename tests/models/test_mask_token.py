@@ -43,8 +43,7 @@ def test_the_mask_token_is_read_as_published_files_name_it(tmp_path: Path) -> No
     assert found("f", tokenizer_config={"mask_token": "<mask>"}) is None
     with pytest.raises(CheckpointError, match="pard_token='7' is no token id"):
         found("g", config={"pard_token": "7"})
-    with pytest.raises(CheckpointError, match=r"mask_token '<m>' is not in tokenizer\.json"):
-        found("h", tokenizer_config={"mask_token": "<m>"}, **known)
+    assert found("h", tokenizer_config={"mask_token": "<m>"}, **known) is None
 
 
 def test_a_folder_that_names_one_has_it_in_its_facts(tmp_path: Path, llama: Path) -> None:
