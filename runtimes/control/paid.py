@@ -92,7 +92,7 @@ class PaidGoodput:
         """Milliseconds of the step under way, and the sequences it is for."""
         self._bought: list[PaidDrafter] = []
         """Who drafted for it."""
-        self._host, self._pace, self._fit = HostTime(), StepPace(), TextFit(PROMISED)
+        self._host, self._pace, self._fit = HostTime(), StepPace(), TextFit(PROMISED, most=3.0)
         self._hoped: list[float | None] = []
         """What the draft of each sequence promised; `_fit` knows what promises are worth."""
 

@@ -6,8 +6,9 @@ TRUST = 24.0
 """Tokens that must have been promised in a text before its record counts as much as the belief."""
 KEEP = 0.97
 """What every further proposal leaves of the record of those before it."""
-MOST = 3.0
-"""Most by which a text is believed to be better than others."""
+MOST = 1.5
+"""Most by which a text is believed to be better than others: what looks best of many is less good
+than it looks."""
 
 
 class TextFit:
@@ -18,8 +19,8 @@ class TextFit:
     long before the belief about any class has moved.
     """
 
-    def __init__(self, trust: float = TRUST) -> None:
-        self._trust = trust
+    def __init__(self, trust: float = TRUST, most: float = MOST) -> None:
+        self._trust, self._most = trust, most
         self._came, self._hoped = 0.0, 0.0
 
     def record(self, came: int, hoped: float) -> None:
@@ -31,4 +32,4 @@ class TextFit:
     @property
     def factor(self) -> float:
         """What expected tokens are to be multiplied by."""
-        return min((self._trust + self._came) / (self._trust + self._hoped), MOST)
+        return min((self._trust + self._came) / (self._trust + self._hoped), self._most)
