@@ -177,6 +177,11 @@ def save(file: Path, state: State) -> None:
     os.replace(fresh, file)
 
 
+def both(entry: Entry) -> str:
+    """The speed-up of all tokens over all time, and the median over the prompts."""
+    return f"{entry['speedup']:.2f}x / {entry['median_speedup']:.2f}x" if "mat" in entry else "-"
+
+
 def slowest(done: list[Entry]) -> str:
     """The slowest group of all precisions, and the median over its prompts."""
     if not done:
@@ -202,7 +207,7 @@ def table(chosen: list[Recipe], precisions: list[str], state: State) -> str:
             one.name,
             "yes" if one.lossless else "no",
             f"{done[0]['mat']:.2f}" if done else "-",
-            *(f"{e['speedup']:.2f}x" if "mat" in e else "-" for e in found),
+            *(both(e) for e in found),
             ", ".join(f"{e['same']}/{e['prompts']}" if "mat" in e else "-" for e in found),
             slowest(done),
         ]
