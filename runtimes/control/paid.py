@@ -136,8 +136,9 @@ class PaidGoodput:
         self._trying = False
         self._live = max(1, len(live))
         self._calm += 1
-        self._purse += self._explore / min(2**self._vain, TIMID) * self._step(1)
+        saved = self._explore / min(2**self._vain, TIMID) * self._step(1)
         if self._calm > CALM and self._calm % NAP:
+            self._purse += saved
             return None
         rows = min([room, *(d.rows for _, d in live)]) if live else 1
         if rows < 2:
@@ -155,6 +156,7 @@ class PaidGoodput:
             self._free.expect(expected, cost)
             self._calm = 0
             return self._priced(rows, live[0][1], max(plain, self._mean() or worth))
+        self._purse += saved
         price = sum(self._price(d, 1) for _, d in live) + debt + self._step(2) - self._step(1)
         if self._purse < price:
             return None

@@ -449,3 +449,17 @@ def test_what_a_drafted_step_is_expected_to_bring_is_known_once_it_is_drafted() 
     before = pacer.expected[0]
     pacer.bought([(0, blind)], [drafter])
     assert pacer.expected == (before, pytest.approx(COSTS.of(4) + 3 * 5.0))
+
+
+def test_the_purse_is_filled_only_while_nothing_is_bought() -> None:
+    """Else a draft that has just stopped to pay would be tried many times in a row."""
+    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
+    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
+    pacer = PaidGoodput(COSTS, drafter, False)
+    pacer.begin(1)
+    for _ in range(50):
+        pacer.choose([(0, Tree.chain([3]))], 100)
+        assert pacer.bid([drafter], 100) is not None
+        pacer.bought([(0, Tree.chain([3, 4, 5, 6]))], [drafter])
+        pacer.learn(0, [4, 5, 6, 7])
+    assert pacer._purse == 0.0
