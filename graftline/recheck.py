@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graftline.bundle import Bundle
-from graftline.compile import Compiled, compile_graph
+from graftline.compiled import Compiled, compile_graph
 from graftline.draft import DEPTHS
 from graftline.errors import LawBroken
 from graftline.manifest import LawRow

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graftline.compile import optimize, plan
+from graftline.compile import optimize
 from graftline.models import fake_host
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.weights import lazy
+from graftline.plan import pipeline_of
 from graftline.ports import read_facts, read_ports
 from graftline.recipe import recipe
 from graftline.runtimes.control.goodput import Costs
@@ -107,7 +108,7 @@ def random_host(
 
     model = fake_host(LlamaConfig(**config, max_position_embeddings=capacity + 64)).model
     fill(model)
-    _, text = plan(RECIPE, None, CUDA, dtype, None)
+    _, text = pipeline_of(RECIPE, None, CUDA, dtype, None)
     Pipeline.parse(text, GRAFTS).run(model)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "g.onnx"

@@ -26,8 +26,9 @@ def one(layers: int) -> None:
     """Print seconds of export, of the passes, and the peak memory, as JSON."""
     from transformers import LlamaConfig
 
-    from graftline.compile import compile_graph, plan
+    from graftline.compiled import compile_graph
     from graftline.models import fake_host
+    from graftline.plan import pipeline_of
 
     config = LlamaConfig(
         num_hidden_layers=layers, hidden_size=8192, num_attention_heads=64, num_key_value_heads=8,
@@ -36,7 +37,7 @@ def one(layers: int) -> None:
     began = time.perf_counter()
     host = fake_host(config)
     exported = time.perf_counter()
-    _, text = plan("prompt-lookup", None, "ort-cpu", "fp32", None)
+    _, text = pipeline_of("prompt-lookup", None, "ort-cpu", "fp32", None)
     compiled = compile_graph(host.model, text, lambda line: None)
     done = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)

@@ -11,8 +11,9 @@ import pytest
 import graftline.doctor as doctor
 from graftline.bundle import Bundle
 from graftline.check import check
-from graftline.compile import optimize, plan
+from graftline.compile import optimize
 from graftline.errors import BackendError, GraftlineError
+from graftline.plan import pipeline_of
 from graftline.runtimes.load import load
 from graftline.runtimes.ort.provider import CUDA
 from graftline.targets import TARGETS
@@ -63,9 +64,9 @@ def test_precisions_are_those_of_the_target(tiny_checkpoint: Path, tmp_path: Pat
 
 def test_on_a_gpu_quantized_weights_go_with_half_precision() -> None:
     for dtype, bits in (("int4", ""), ("int8", "{bits=8}")):
-        _, text = plan("plain", None, "ort-cuda", dtype, None)
+        _, text = pipeline_of("plain", None, "ort-cuda", dtype, None)
         assert text.endswith(f"quantize{bits} | lower-ort{{provider=cuda,dtype=fp16}}")
-    _, text = plan("plain", None, "ort-cuda", "int4", "hqq")
+    _, text = pipeline_of("plain", None, "ort-cuda", "int4", "hqq")
     assert "quantize{algorithm=hqq}" in text
 
 

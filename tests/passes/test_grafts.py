@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graftline.compile import compile_graph
+from graftline.compiled import compile_graph
 from graftline.errors import LawBroken, NotApplicable, PipelineSyntax
 from graftline.evaluate import decoder_feed, run
 from graftline.models.decoder import TinyDecoder
