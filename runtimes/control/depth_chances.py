@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import accumulate
 from operator import mul
 
+from graftline.runtimes.control.purse import Purse
+
 
 class DepthChances:
     """For every depth of a chain, the chance that its token is accepted when those before it were.
@@ -21,7 +23,7 @@ class DepthChances:
         self._hits, self._trials = [0.0] * depths, [0.0] * depths
         self._agreement, self._weight = agreement, weight
         self._keep = 1.0 - 1.0 / horizon
-        self._purse = 0.0
+        self._purse = Purse()
 
     def each(self) -> list[float]:
         """The chance of every depth, from the first token's."""
@@ -38,11 +40,8 @@ class DepthChances:
     def affords(self, price: float, income: float) -> bool:
         """Put `income` into the purse for depths that are left out, and take `price` from it where
         it holds that much: then one may be tried."""
-        self._purse = min(self._purse + income, price)
-        if self._purse < price:
-            return False
-        self._purse -= price
-        return True
+        self._purse.save(income, most=price)
+        return self._purse.pays(price)
 
     def record(self, drafted: int, accepted: int) -> None:
         """Of a chain of `drafted` tokens the first `accepted` stood. What lies behind the first

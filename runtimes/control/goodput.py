@@ -21,6 +21,8 @@ is."""
 CALM, NAP = 12, 4
 """Steps in a row without a draft after which proposals that cost the host time are asked for only
 in every so many."""
+LONG = 256
+"""Steps in a row without a draft, of any text, after which all proposals are asked for seldom."""
 MODEST = 0.01
 """Share of a plain step that proposals may cost without that."""
 SPAN = 64
@@ -155,13 +157,16 @@ class Goodput:
         self._next = (0.0, 1e-9)
         self._host, self._pace = HostTime(), StepPace()
         self._fits: list[TextFit] = []
-        self._calm, self._proposing = 0, 0.0
+        self._calm, self._idle, self._proposing = 0, 0, 0.0
         self.rows = 1
         """Of the step that was chosen last."""
 
     @property
     def asking(self) -> bool:
-        """False in three of four steps while nothing is drafted, if proposals are dear."""
+        """False in three of four steps while nothing is drafted, if proposals are dear; in seven of
+        eight where nothing was drafted for long, in this text and in those before it."""
+        if self._idle >= LONG and self._calm >= NAP:
+            return self._calm % (2 * NAP) == 0
         dear = self._proposing > MODEST * self._costs.of(1)
         return not dear or self._calm < CALM or self._calm % NAP == 0
 
@@ -207,6 +212,7 @@ class Goodput:
                     walks.append(Walk(signal, tree, hoped))
         self.rows = 1
         self._calm += 1
+        self._idle += 1
         self.expect(float(len(proposals)), self._cost(1))
         if most == 1:
             return 1
@@ -230,7 +236,7 @@ class Goodput:
                 self.expect(expected, cost)
         self.rows = best
         if best > 1:
-            self._calm = 0
+            self._calm = self._idle = 0
         return best
 
     def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from graftline.runtimes.control.costs import NEAR, Costs
 from graftline.runtimes.control.goodput import CALM, NAP, Goodput
 from graftline.runtimes.control.host_time import HostTime
+from graftline.runtimes.control.purse import Purse
 from graftline.runtimes.control.step_pace import StepPace
 from graftline.runtimes.control.text_fit import TextFit
 from graftline.runtimes.drafter import Bid, Drafter, PaidDrafter, is_paid
@@ -65,7 +66,7 @@ class PaidGoodput:
     up again; every such try in a row that lost halves that share, down to a quarter. While nothing
     is bought for long, only every NAP-th step is asked what a draft would be worth. What a drafted
     step takes outside the engines is seen, too, and counted, and so is an engine that is slower
-    than measured beside another.
+    than measured beside another: the very first steps of all are plain, to compare with.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class PaidGoodput:
         self._costs, self._branching = costs, branching
         self._gain, self._explore, self._weight = gain, explore, weight
         self._trades: dict[tuple[int, int], Trade] = {}
-        self._purse, self._committed = 0.0, NEAR
+        self._purse, self._committed = Purse(), NEAR
         self._vain, self._calm = 0, 0
         """Tries in a row that lost, and steps in a row for which nothing was bought."""
         self._trying = False
@@ -137,8 +138,10 @@ class PaidGoodput:
         self._live = max(1, len(live))
         self._calm += 1
         saved = self._explore / min(2**self._vain, TIMID) * self._step(1)
+        if not self._pace.settled:
+            return None
         if self._calm > CALM and self._calm % NAP:
-            self._purse += saved
+            self._purse.save(saved)
             return None
         rows = min([room, *(d.rows for _, d in live)]) if live else 1
         if rows < 2:
@@ -156,11 +159,10 @@ class PaidGoodput:
             self._free.expect(expected, cost)
             self._calm = 0
             return self._priced(rows, live[0][1], max(plain, self._mean() or worth))
-        self._purse += saved
+        self._purse.save(saved)
         price = sum(self._price(d, 1) for _, d in live) + debt + self._step(2) - self._step(1)
-        if self._purse < price:
+        if not self._purse.pays(price):
             return None
-        self._purse -= price
         self._trying = True
         for (b, _), trade in zip(live, trades, strict=True):
             self._open[b] = trade

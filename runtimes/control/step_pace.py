@@ -6,6 +6,8 @@ from graftline.runtimes.control.steady import Steady
 
 FADING = 0.005
 """How much of what drafted steps took longer a plain step forgets."""
+COMPARED = 3
+"""Plain steps after which it is known how fast the machine is now."""
 SLIGHT = 0.05
 """What drafted steps may take longer than expected without being charged."""
 OTHERWISE = 4.0
@@ -28,6 +30,11 @@ class StepPace:
         (self._drafted if drafted else self._plain).add(taken / expected)
         if not drafted and self._drafted.count:
             self._drafted.value += FADING * (self._plain.value - self._drafted.value)
+
+    @property
+    def settled(self) -> bool:
+        """Whether drafted steps have plain ones to be compared with."""
+        return self._plain.count >= COMPARED
 
     @property
     def dearer(self) -> float:

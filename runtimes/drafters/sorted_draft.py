@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Self
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.calibration import Calibration
 from graftline.runtimes.control.paid import DEBT_STEPS
+from graftline.runtimes.control.purse import Purse
 from graftline.runtimes.draft_engine import MANY_ROWS, Guess
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
@@ -52,13 +54,14 @@ class SortedDraft(DraftModel):
         self._all = range(len(engines))
         self._asked, self._tried = list(self._all), -1
         """The sub-models that answer in the draft under way, and the one that is only tried."""
-        self._purse, self._tries = 0.0, 0
+        self._purse, self._turns = Purse(), count()
         self._answers: list[list[tuple[int, Guess, bool]]] = []
         """By position: who answered, what, and whether that answer stood."""
 
     def fork(self) -> Self:
         other = super().fork()
         other._calibrations = self._calibrations
+        other._purse, other._turns = self._purse, self._turns
         return other
 
     def start(self, context: Sequence[int]) -> None:
@@ -70,8 +73,8 @@ class SortedDraft(DraftModel):
         self._asked = self._worth_asking(bid) if bid.rows > 1 else list(self._all)
         self._tried = self._to_try()
         tree = super().draft(bid)
-        whole = self._nest.milliseconds
-        self._purse = min(self._purse + _EXPLORE * self.price(self.reads), whole)
+        dearest = max(reader.milliseconds for reader in self._nest.depths)
+        self._purse.save(_EXPLORE * self.price(self.reads), most=dearest)
         return tree
 
     def debt(self) -> float:
@@ -138,13 +141,8 @@ class SortedDraft(DraftModel):
         left = [place for place in self._all if place not in self._asked]
         if not left:
             return -1
-        place = left[self._tries % len(left)]
-        price = self._nest.depths[place].milliseconds
-        if self._purse < price:
-            return -1
-        self._purse -= price
-        self._tries += 1
-        return place
+        dearest = max(self._nest.depths[place].milliseconds for place in left)
+        return left[next(self._turns) % len(left)] if self._purse.pays(dearest) else -1
 
     def _rest(self, chance: float, bid: Bid, depth: int) -> float:
         """Tokens, less what they cost, that the rest of the draft promises behind a token at

@@ -16,6 +16,8 @@ from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.goodput import Costs
 from graftline.runtimes.control.paid import PaidGoodput
+from graftline.runtimes.control.purse import Purse
+from graftline.runtimes.control.step_pace import COMPARED
 from graftline.runtimes.draft_engine import OwnCaches, Reader
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
@@ -188,7 +190,7 @@ def test_a_useless_draft_is_left_and_tried_again_within_its_purse(
     results = [engine.generate(p, max_new_tokens=120, ignore_eos=True) for p in prompts[:6]]
     assert sum(r.stats.drafted for r in results[:2]) > 5  # it was believed at first
     pacer = engine._policies[engine.recipe.name].pacer  # type: ignore[attr-defined]
-    pacer._purse = 0.0
+    pacer._purse = Purse()
     late = [engine.generate(p, max_new_tokens=120, ignore_eos=True) for p in prompts[:6]]
     steps, drafted = (sum(getattr(r.stats, n) for r in late) for n in ("steps", "drafted"))
     assert steps > 6 * 119 * 0.98
@@ -424,11 +426,41 @@ def test_without_a_draft_engine_it_says_how_to_get_one(name: str) -> None:
         make_drafter(name, {})
 
 
+def compared(pacer: PaidGoodput) -> PaidGoodput:
+    """Has made the plain steps that drafted ones are compared with."""
+    pacer.begin(1)
+    for _ in range(COMPARED):
+        pacer.choose([(0, Tree.chain([3]))], 100)
+        assert pacer.bid([None], 100) is None
+        pacer.took(COSTS.of(1), 0.0)
+    return pacer
+
+
+def test_a_draft_that_is_dearer_than_measured_is_found_out_by_its_first_step() -> None:
+    """As PEARL's where two threads share two cores: the first steps of all are plain."""
+    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
+    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
+    pacer = PaidGoodput(COSTS, drafter, False)
+    pacer.begin(1)
+    bids = 0
+    for step in range(40):
+        pacer.choose([(0, Tree.chain([3]))], 100)
+        if pacer.bid([drafter], 100) is None:
+            pacer.took(COSTS.of(1), 0.0)
+            continue
+        assert step >= COMPARED
+        bids, drafter.reads = bids + 1, 3
+        pacer.bought([(0, Tree.chain([3, 4, 5, 6]))], [drafter])
+        pacer.learn(0, [4, 5, 6, 7])
+        pacer.took(8.0 * (COSTS.of(4) + 3 * 5.0), 0.0)
+    assert bids == 1
+
+
 def test_what_a_drafted_step_is_expected_to_bring_is_known_once_it_is_drafted() -> None:
     """By the draft's own account of each token, put right by what such accounts were worth."""
     drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
     begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    pacer = PaidGoodput(COSTS, drafter, False)
+    pacer = compared(PaidGoodput(COSTS, drafter, False))
     pacer.begin(1)
     root = [(0, Tree.chain([3]))]
     for step in range(40):
@@ -455,11 +487,11 @@ def test_the_purse_is_filled_only_while_nothing_is_bought() -> None:
     """Else a draft that has just stopped to pay would be tried many times in a row."""
     drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
     begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    pacer = PaidGoodput(COSTS, drafter, False)
+    pacer = compared(PaidGoodput(COSTS, drafter, False))
     pacer.begin(1)
     for _ in range(50):
         pacer.choose([(0, Tree.chain([3]))], 100)
         assert pacer.bid([drafter], 100) is not None
         pacer.bought([(0, Tree.chain([3, 4, 5, 6]))], [drafter])
         pacer.learn(0, [4, 5, 6, 7])
-    assert pacer._purse == 0.0
+    assert pacer._purse.held == 0.0
