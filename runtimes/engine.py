@@ -56,6 +56,7 @@ class Engine:
         resources: Resources | None = None,
         fused: Callable[[], FusedStep] | None = None,
         step: str = "host",
+        twin: Callable[[], tuple[Session, Resources]] | None = None,
     ) -> None:
         self.session, self.tokenizer, self.recipe = session, tokenizer, recipe
         self.resources = resources or Resources()
@@ -63,8 +64,8 @@ class Engine:
         """What `exact=None` means in a call."""
         self.step = step
         """What `step=None` means in a call."""
-        self._fused = fused
-        self._costs = costs
+        self._fused, self._twin = fused, twin
+        self._costs, self._defaults = costs, generation_defaults
         self._ends = end_tokens(generation_defaults, tokenizer)
         self._policies: dict[str, Policy] = {}
         self._lock = threading.Lock()
@@ -100,6 +101,30 @@ class Engine:
             raise RequestError("this bundle has no tokenizer, so there is no text to stream")
         job = self._text_job([self._encode(prompts[0], request)], request)
         return Stream(job, self._held())
+
+    def passes(self, prompt: Prompt, **options: Unpack[Options]) -> Passes:
+        """Generate for one prompt, one pass of the target at a time, for a caller that has other
+        work between two. Takes what `generate` takes and holds the engine as `stream` does."""
+        request = read_options(options)
+        prompts, many = split_prompts(prompt)
+        if many:
+            raise RequestError("passes takes one prompt; use generate for several")
+        return Passes(self._text_job([self._encode(prompts[0], request)], request), self._held())
+
+    def sibling(self) -> Engine:
+        """Another engine over the same graphs and weights, with caches and requests of its own:
+        both may be generating at once. Its steps are on the host, and what recipes have learned in
+        one, the other does not know.
+
+        Raises RequestError where the backend keeps one set of caches.
+        """
+        if self._twin is None:
+            raise RequestError("this backend keeps one set of caches; load the bundle again")
+        session, resources = self._twin()
+        return Engine(
+            session, self.tokenizer, self._defaults, self.recipe, self._costs, self.exact,
+            resources, twin=self._twin,
+        )  # fmt: skip
 
     def branches(
         self, prompt: Prompt, branches: Sequence[str | Ids], **options: Unpack[Options]
@@ -222,6 +247,28 @@ class Engine:
                 self._holder = None
 
 
+class Passes(Iterator[int]):
+    """Every `next` is one target pass, the prompt's being the first, and gives the number of tokens
+    so far. `close` (or exhaustion) frees the engine; `result` is set once the text has ended."""
+
+    def __init__(self, job: Job, held: AbstractContextManager[None]) -> None:
+        self._steps = self._run(job, held)
+        self.result: Result | None = None
+
+    def _run(self, job: Job, held: AbstractContextManager[None]) -> Generator[int]:
+        with held:
+            for _ in job.run(pieces=False):
+                yield job.count
+        self.result = job.results()[0]
+
+    def __next__(self) -> int:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """Stop generating and free the engine."""
+        self._steps.close()
+
+
 class Stream(Iterator[str]):
     """Pieces of text, each of whole characters. `close` (or `with`) frees the engine early;
     `result` is set once the text has ended."""
@@ -232,7 +279,7 @@ class Stream(Iterator[str]):
 
     def _run(self, job: Job, held: AbstractContextManager[None]) -> Generator[str]:
         with held:
-            yield from job.run()
+            yield from filter(None, job.run())
         self.result = job.results()[0]
 
     def __next__(self) -> str:

@@ -76,7 +76,7 @@ class Job:
         self._account: Account | None = None
 
     def run(self, pieces: bool = True) -> Generator[str]:
-        """Decode, yielding the new text of the first sequence as it comes.
+        """Decode, yielding after every target pass the new text of the first sequence, if any.
 
         Without `pieces` the text is read once a sequence has ended, unless a stop string could end
         it earlier: between two steps the processor's caches are cold, and every call costs.
@@ -90,8 +90,12 @@ class Job:
                 if eager or one.finish is not None:
                     text = self._show(row)
                     shown = text if row == 0 else shown
-            if shown:
-                yield shown
+            yield shown
+
+    @property
+    def count(self) -> int:
+        """Tokens of all sequences so far."""
+        return sum(len(one.tokens) for one in self._batch)
 
     def _sequences(self, started: float) -> Iterator[Decoding]:
         """The decodings in turn, each made when its place is free; kept in `_batch`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,10 +104,7 @@ def load(
         fused()
     generation = bundle.manifest.generation
     opened = None if host is None else _opener(bundle, host, costs, tokenizer, threads, watch)
-    drafts = None if host is None or opened is None else (bundle, host, opened)
     resources = Resources(
-        draft=None if drafts is None else draft_opener(*drafts),
-        depths=None if drafts is None else depths_opener(*drafts),
         corpus=None if corpus is None else corpus_of(corpus, tokenizer),
         embedding=embedding_of(bundle),
         tuned=read_tuned(bundle, _key(session)),
@@ -115,8 +113,22 @@ def load(
         vocabulary=bundle.manifest.facts.vocabulary,
         ends=end_tokens(generation, tokenizer),
     )
-    step = step or "host"
-    return Engine(session, tokenizer, generation, chosen, costs, exact, resources, fused, step)
+
+    def drafting(target: OrtSession) -> Resources:
+        if opened is None:
+            return resources
+        draft, depths = (make(bundle, target, opened) for make in (draft_opener, depths_opener))
+        return replace(resources, draft=draft, depths=depths)
+
+    def twin(original: OrtSession) -> tuple[OrtSession, Resources]:
+        session = original.twin()
+        return session, drafting(session)
+
+    return Engine(
+        session, tokenizer, generation, chosen, costs, exact,
+        resources if host is None else drafting(host), fused, step or "host",
+        None if host is None else partial(twin, host),
+    )  # fmt: skip
 
 
 def _opener(

@@ -57,6 +57,13 @@ def bench(
     step: Annotated[
         str, typer.Option(help="Of all recipes but plain: host, or fused where they can be.")
     ] = "host",
+    abreast: Annotated[
+        bool,
+        typer.Option(
+            "--abreast",
+            help="All recipes at once, a pass each in turn: slow moments hit all alike.",
+        ),
+    ] = False,
     oracle: Annotated[
         bool,
         typer.Option("--oracle", help="Show acceptance next to the bound of any lossless rule."),
@@ -69,11 +76,15 @@ def bench(
     time after the first token; `with prompt` has the prompt's own pass included. `predicted` is
     what the controller expected of its choices, `controller` its own part of the time.
 
+    On a machine that does other things too, `--abreast` tells differences of a hundredth: all
+    recipes decode a prompt at once, each with caches of its own, the one with the fewest tokens
+    making the next pass.
+
     Examples:
 
     `graftline bench smol.graft --prompts spec_bench.jsonl --per-group 10`
 
-    `graftline bench smol.graft --prompts mine.jsonl --recipes suffix --repeat 3 --json out.json`
+    `graftline bench smol.graft --prompts mine.jsonl --recipes suffix --abreast --json out.json`
 
     `graftline bench smol.graft --prompts mine.jsonl --temperature 0.7 --oracle`
     """
@@ -92,6 +103,8 @@ def bench(
     check_step(step)
     if step == "fused" and oracle:
         raise RequestError("--oracle records what the host judges; leave out --step fused")
+    if step == "fused" and abreast:
+        raise RequestError("a bundle has one fused step; leave out --abreast or --step fused")
     for name in names:
         if step == "fused" and name != "plain":
             check_fusable(recipe(name))
@@ -109,7 +122,7 @@ def bench(
         engine = load(
             bundle, threads=threads, capacity=capacity, exact=exact, corpus=corpus, watch=watch
         )
-        found = compare(engine, questions, names, options, turns, repeat, watch, step)
+        found = compare(engine, questions, names, options, turns, repeat, watch, step, abreast)
         records = acceptance.record(engine, questions, names, options, watch) if oracle else None
     shown = screen.console()
     for group in groups(questions):
@@ -130,6 +143,8 @@ def bench(
         }
         if step != "host":
             figures["step"] = step
+        if abreast:
+            figures["abreast"] = True
         if records is not None:
             figures["oracle"] = acceptance.report(records)
         json.write_text(json_format.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,5 @@
-"""Recipes measured in turn: per question every recipe answers before the next question comes.
+"""Recipes measured in turn: per question every recipe answers before the next question comes, or
+all of them answer it abreast, a pass of the target each in turn.
 
 Decode time is the time after the first token, so the prompt's own pass is left out. A recipe's
 tokens per second are all tokens after the first over all decode time; its speed-up is the ratio
@@ -11,6 +12,7 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Protocol
 
 from graftline.commands.questions import Question, groups
@@ -25,6 +27,23 @@ class Engine(Protocol):
     def generate(self, prompt: Any, **options: Any) -> Any:
         """Generate for one prompt."""
         ...
+
+    def passes(self, prompt: Any, **options: Any) -> Any:
+        """Generate for one prompt, a pass at each `next`."""
+        ...
+
+    def sibling(self) -> Engine:
+        """Another engine that may generate at the same time."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer and its times, in seconds."""
+
+    result: Any
+    decode: float
+    total: float
 
 
 @dataclass(frozen=True)
@@ -147,18 +166,23 @@ def compare(
     repeat: int = 1,
     watch: Callable[[str], None] | None = None,
     step: str = "host",
+    abreast: bool = False,
 ) -> Comparison:
     """Let every recipe, `plain` always among them, answer every question, in turn.
 
     With several turns the history is plain's own answers, so all recipes see the same prompts. The
     order of the recipes is another with every prompt: what ran before leaves its traces in the
     processor, and none must always follow the same one. `step` is that of all recipes but plain.
+    `abreast`: all answer at once, the one with the fewest tokens making the next pass, so that
+    what disturbs the machine disturbs all alike; each has caches of its own, and the prompt is read
+    once for all.
     """
     names = (PLAIN, *dict.fromkeys(r for r in recipes if r != PLAIN))
     found = Comparison(names, {name: [] for name in names})
     for name in names:
         few = {**options, "max_new_tokens": 8}
         engine.generate(questions[0].turns[0], recipe=name, step=_step(name, step), **few)
+    engines = {name: engine.sibling() for name in names} if abreast else {}
     asked = 0
     for number, question in enumerate(questions, 1):
         if watch is not None:
@@ -168,10 +192,15 @@ def compare(
             prompt: Any = turn
             if not options.get("raw"):
                 prompt = [*history, {"role": "user", "content": turn}]
-            results = _in_turn(engine, prompt, names, options, repeat, asked, step)
+            if abreast:
+                seeds = (f"{asked} {again}" for again in range(repeat))
+                runs = [_abreast(engines, prompt, options, seed) for seed in seeds]
+                results = {name: [run[name] for run in runs] for name in names}
+            else:
+                results = _in_turn(engine, prompt, names, options, repeat, asked, step)
             asked += 1
             _keep(found, question, prompt, results)
-            answer = results[PLAIN][0].text
+            answer = results[PLAIN][0].result.text
             history += [
                 {"role": "user", "content": turn},
                 {"role": "assistant", "content": answer},
@@ -187,13 +216,41 @@ def _in_turn(
     repeat: int,
     asked: int,
     step: str,
-) -> dict[str, list[Any]]:
-    results: dict[str, list[Any]] = {name: [] for name in names}
+) -> dict[str, list[Run]]:
+    results: dict[str, list[Run]] = {name: [] for name in names}
     for again in range(repeat):
         for name in random.Random(f"{asked} {again}").sample(names, len(names)):
             answer = engine.generate(prompt, recipe=name, step=_step(name, step), **options)
-            results[name].append(answer)
+            stats = answer.stats
+            decode = stats.seconds - stats.time_to_first_token
+            results[name].append(Run(answer, decode, stats.seconds))
     return results
+
+
+def _abreast(
+    engines: Mapping[str, Engine], prompt: Any, options: Mapping[str, Any], seed: str
+) -> dict[str, Run]:
+    """All answers at once; `total` has the time that the prompt took whoever read it first."""
+    chance = random.Random(seed)
+    going = {name: engines[name].passes(prompt, recipe=name, **options) for name in engines}
+    found: dict[str, Run] = {}
+    decode, counts = dict.fromkeys(going, 0.0), dict.fromkeys(going, 0)
+    prompted = 0.0
+    while going:
+        name = min(going, key=lambda one: (counts[one], chance.random()))
+        began = perf_counter()
+        count = next(going[name], None)
+        taken = perf_counter() - began
+        if counts[name]:
+            decode[name] += taken
+        else:
+            prompted = max(prompted, taken)
+        if count is None:
+            result = going.pop(name).result
+            found[name] = Run(result, decode[name], prompted + decode[name])
+        else:
+            counts[name] = count
+    return found
 
 
 def _step(recipe: str, step: str) -> str:
@@ -202,21 +259,21 @@ def _step(recipe: str, step: str) -> str:
 
 
 def _keep(
-    found: Comparison, question: Question, prompt: Any, results: Mapping[str, list[Any]]
+    found: Comparison, question: Question, prompt: Any, results: Mapping[str, list[Run]]
 ) -> None:
-    plain = tuple(results[PLAIN][0].tokens)
+    plain = tuple(results[PLAIN][0].result.tokens)
     for name, runs in results.items():
-        tokens = tuple(runs[0].tokens)
-        stats = [run.stats for run in runs]
+        tokens = tuple(runs[0].result.tokens)
+        stats = [run.result.stats for run in runs]
         found.answers[name].append(
             Answer(
                 group=question.group,
                 tokens=tokens,
                 steps=stats[0].steps,
-                decode=statistics.median(s.seconds - s.time_to_first_token for s in stats),
-                total=statistics.median(s.seconds for s in stats),
+                decode=statistics.median(run.decode for run in runs),
+                total=statistics.median(run.total for run in runs),
                 lossless=all(s.lossless for s in stats),
-                stable=all(tuple(run.tokens) == tokens for run in runs),
+                stable=all(tuple(run.result.tokens) == tokens for run in runs),
                 predicted=_median([s.predicted for s in stats]),
                 controller=statistics.median(
                     s.controller_share * (s.seconds - s.time_to_first_token) for s in stats

@@ -104,6 +104,10 @@ class CudaSession(OrtSession):
         host._guests.append(other)
         return other
 
+    def twin(self) -> OrtSession:
+        """A sibling for requests of its own, which reads every prompt itself."""
+        return self.sibling()
+
     @property
     def _layout(self) -> list[tuple[object, ...]]:
         return [(self.device, p.name, p.shape, p.dtype) for p in self._caches]

@@ -23,6 +23,7 @@ import onnxruntime
 from graftline.errors import BackendError, RequestError
 from graftline.ports import Facts, Port, by_role
 from graftline.runtimes.ort.graph import open_graph
+from graftline.runtimes.ort.prompt_memory import PromptMemory
 from graftline.runtimes.scores import copied, joined
 from graftline.runtimes.session import Bools, Floats, Ints, Scores, call_starts
 from graftline.runtimes.slots import mask_kinds
@@ -85,6 +86,7 @@ class OrtSession:
         self._blocks: list[npt.NDArray[Any]] = []
         self._views: dict[str, npt.NDArray[Any]] = {}
         self._guests: list[OrtSession] = []
+        self._prompts: PromptMemory | None = None
         self.reset(1)
 
     def _open(self, company: bool) -> Any:
@@ -107,6 +109,12 @@ class OrtSession:
         other.capacity, other._views = host.capacity, host._views
         host._guests.append(other)
         return other
+
+    def twin(self) -> OrtSession:
+        """A sibling for requests of its own: a prompt that one of the two has just read costs the
+        other no more than a copy."""
+        self._prompts = self._prompts or PromptMemory()
+        return self.sibling()
 
     def caches(self, row: int) -> dict[str, npt.NDArray[Any]]:
         """The caches of sequence `row`, [1, K, S, D] each, by the name of their graph input: views,
@@ -185,11 +193,18 @@ class OrtSession:
                 f"{self._lengths[row] + len(prompt)} tokens do not fit a capacity of "
                 f"{self.capacity}; load with a larger capacity or shorten the prompt"
             )
+        memory = self._prompts if self._lengths[row] == 0 else None
+        if memory is not None and (known := memory.recall(prompt, self._blocks, row)) is not None:
+            self._lengths[row] = len(prompt)
+            return known
         for start in range(0, len(prompt), CHUNK):
             part = np.asarray(prompt[start : start + CHUNK], np.int64)
             scores = self._chunk(row, part)
             self._lengths[row] += len(part)
-        return copied(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
+        scores = copied(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
+        if memory is not None:
+            memory.keep(prompt, self._blocks, row, scores)
+        return scores
 
     def _chunk(self, row: int, part: Ints) -> Scores:
         count = len(part)

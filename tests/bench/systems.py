@@ -3,22 +3,24 @@
     python tests/bench/systems.py --bundle fp32=A.graft --bundle int8=B.graft --bundle int4=C.graft
         --prompts spec_bench_dev.jsonl --work systems.json --out systems.md [--per-group 2]
         [--tokens 128] [--threads 2] [--recipes a,b] [--repeat 3] [--exact] [--corpus FOLDER]
-        [--judge HEAD.safetensors] [--together 4]
+        [--judge HEAD.safetensors] [--mask TOKEN] [--together 6]
 
-Recipes are measured --together so many, against plain decoding of the same engine, which answers
-the same prompts in turn; with --repeat times are medians. A finished recipe is kept in --work and
+So many recipes --together are measured against plain decoding of the same engine, all abreast: a
+pass of the target each in turn, the one with the fewest tokens first, so that a busy machine slows
+all alike; with --repeat times are medians. A finished recipe is kept in --work and
 not measured again unless it was with other questions, tokens or repeats, so the table can be made
 in slices (stop it at any time). Refused recipes are tried again.
 
 What recipes need: bundles with --draft for the draft models (for pard and gad a draft that names a
-mask token), --corpus for rest and rasd; for specdec++ and speckv first `graftline tune BUNDLE
---recipes draft-model --prompts OTHER.jsonl`; for judge-decoding --judge, and bundles that return
-hidden states: the pass tap{layers=norm}.
+mask token, or --mask), --corpus for rest and rasd; for specdec++ and speckv first `graftline tune
+BUNDLE --recipes draft-model --prompts OTHER.jsonl`; for judge-decoding a bundle that returns hidden
+states (--recipe judge-decoding), and its head by `graftline tune` or --judge.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -55,10 +57,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--together", type=int, default=4)
+    parser.add_argument("--together", type=int, default=6)
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--judge", type=Path, metavar="HEAD")
+    parser.add_argument("--mask", type=int, metavar="TOKEN")
     given = parser.parse_args()
     bundles = dict(b.split("=", 1) for b in given.bundle)
     names = given.recipes.split(",") if given.recipes else [r.name for r in recipes()]
@@ -87,17 +90,28 @@ def known(state: State, precision: str, one: Recipe) -> Entry:
     return state.get(f"{precision} {one.name}", {})
 
 
-class Judged:
-    """An engine whose recipes that judge by a head are given one."""
+class Completed:
+    """An engine whose recipes get what their bundle lacks: a judge head, a draft's mask token."""
 
-    def __init__(self, engine: Engine, head: Path) -> None:
-        self._engine, self._head = engine, str(head)
+    def __init__(self, engine: Engine, head: Path | None, mask: int | None) -> None:
+        self._engine, self._head, self._mask = engine, head, mask
+
+    def _with(self, name: str) -> Recipe:
+        one = recipe(name)
+        if one.rule == "judge" and self._head is not None:
+            return replace(one, rule_options={**one.rule_options, "head": str(self._head)})
+        if one.drafter == "parallel-draft" and self._mask is not None:
+            return replace(one, options={**one.options, "mask": self._mask})
+        return one
 
     def generate(self, prompt: Any, **options: Any) -> Any:
-        one = recipe(options.pop("recipe"))
-        if one.rule == "judge":
-            one = replace(one, rule_options={**one.rule_options, "head": self._head})
-        return self._engine.generate(prompt, recipe=one, **options)
+        return self._engine.generate(prompt, recipe=self._with(options.pop("recipe")), **options)
+
+    def passes(self, prompt: Any, **options: Any) -> Any:
+        return self._engine.passes(prompt, recipe=self._with(options.pop("recipe")), **options)
+
+    def sibling(self) -> Completed:
+        return Completed(self._engine.sibling(), self._head, self._mask)
 
 
 def measure(
@@ -112,7 +126,8 @@ def measure(
     engine = load(
         path, threads=given.threads, corpus=given.corpus, exact=given.exact, recipe="plain"
     )
-    asking = Judged(engine, given.judge) if given.judge else engine
+    gc.freeze()  # a full collection of what is loaded takes as long as ten steps
+    asking = Completed(engine, given.judge, given.mask)
     able: list[Recipe] = []
     for one in todo:
         refused = refusal(asking, one)
@@ -124,7 +139,7 @@ def measure(
         began = time.perf_counter()
         names = [one.name for one in some]
         options = {"max_new_tokens": given.tokens}
-        found = compare(asking, questions, names, options, repeat=given.repeat)
+        found = compare(asking, questions, names, options, repeat=given.repeat, abreast=True)
         for name in names:
             state[f"{precision} {name}"] = entry(found, name, questions, given)
             told = state[f"{precision} {name}"]

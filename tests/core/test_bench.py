@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from graftline.cli import app
+from graftline.commands import comparison
 from graftline.commands.comparison import Comparison, compare, report
 from graftline.commands.questions import GROUPS, Question, groups, read_questions, select
 from graftline.errors import RequestError
@@ -41,6 +42,33 @@ class PaperEngine:
             controller_share=0.01 if recipe == "fast" else 0.0,
         )
         return SimpleNamespace(tokens=tokens, text=f"answer to {said}", stats=stats)
+
+
+class PaperTrack(PaperEngine):
+    """One that decodes a pass at a time; every pass takes a second, `fast` brings three tokens."""
+
+    def __init__(self, clock: list[float], log: list[tuple[str, int]]) -> None:
+        super().__init__()
+        self.clock, self.log = clock, log
+
+    def sibling(self) -> PaperTrack:
+        return PaperTrack(self.clock, self.log)
+
+    def passes(self, prompt: Any, *, recipe: str, **options: Any) -> Any:
+        return PaperPasses(self, recipe, self.generate(prompt, recipe=recipe))
+
+
+class PaperPasses:
+    def __init__(self, engine: PaperTrack, recipe: str, result: Any) -> None:
+        self.engine, self.recipe, self.result, self.count = engine, recipe, result, 0
+
+    def __next__(self) -> int:
+        if self.count == 7:
+            raise StopIteration
+        self.engine.clock[0] += 10.0 if self.count == 0 and not self.engine.log else 1.0
+        self.count += 3 if self.recipe == "fast" and self.count else 1
+        self.engine.log.append((self.recipe, self.count))
+        return self.count
 
 
 QUESTIONS = [
@@ -114,6 +142,27 @@ def test_no_recipe_is_always_first_or_always_follows_the_same() -> None:
     assert len({tuple(turn) for turn in turns}) > 3
 
 
+def test_abreast_all_decode_at_once_and_the_prompt_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, log = [0.0], list[tuple[str, int]]()
+    monkeypatch.setattr(comparison, "perf_counter", lambda: clock[0])
+    engine = PaperTrack(clock, log)
+    found = compare(
+        engine, QUESTIONS[:1], ["fast", "wrong"], {"max_new_tokens": 7}, abreast=True, repeat=2
+    )
+    assert len(log) == 2 * (7 + 3 + 7)
+    behind = {"plain": 0, "fast": 0, "wrong": 0}
+    for name, count in log[:17]:  # always the one with the fewest tokens
+        assert behind[name] == min(behind.values())
+        behind[name] = count if count < 7 else 99
+    assert log[:17] != log[17:]  # none always goes first
+    assert found.row("fast").speedup == pytest.approx(3.0)
+    assert found.row("wrong").speedup == pytest.approx(1.0)
+    assert found.row("plain").tokens_per_second == pytest.approx(1.0)
+    assert found.overall_speed("plain") == pytest.approx(7 / ((16.0 + 7.0) / 2))
+
+
 def test_later_turns_carry_plains_own_answers() -> None:
     engine = PaperEngine()
     prompts: list[Any] = []
@@ -170,6 +219,23 @@ def test_repeats_give_medians_and_an_unstable_answer_is_not_identical() -> None:
 
     found = compare(Unsteady(), QUESTIONS, ["fast"], {"max_new_tokens": 7}, repeat=2)
     assert not found.row("fast").identical
+
+
+def test_recipes_abreast_answer_as_one_by_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    asking = [json.dumps({"prompt": text}) for text in ("ab ab ab", "cd", "ab ab ab")]
+    (tmp_path / "q.jsonl").write_text("\n".join(asking))
+    asked = ["bench", str(tiny_bundle), "--prompts", str(tmp_path / "q.jsonl"), "--ignore-eos"]
+    asked += ["--recipes", "suffix,jacobi", "--max-new-tokens", "24", "--abreast"]
+    out = tmp_path / "out.json"
+    told = CliRunner().invoke(app, [*asked, "--json", str(out)])
+    assert told.exit_code == 0, told.output
+    found = json.loads(out.read_text())
+    assert found["abreast"]
+    assert all(r["overall"]["identical"] for r in found["recipes"].values())
+    assert found["recipes"]["suffix"]["overall"]["mat"] >= 1.0
+    told = CliRunner().invoke(app, [*asked, "--step", "fused", "--recipes", "token-recycling"])
+    assert told.exit_code == 2
+    assert "leave out --abreast or --step fused" in told.stderr
 
 
 def test_acceptance_is_shown_next_to_the_bound(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -110,6 +110,26 @@ def test_tokens_are_plains_alone_and_in_a_ragged_batch(bundle: Bundle, recipe: s
     assert [r.stats.steps for r in batch] == [r.stats.steps for r in alone]
 
 
+def test_siblings_decode_pass_by_pass_in_turn_and_the_draft_of_each_reads_its_caches(
+    bundle: Bundle,
+) -> None:
+    engine = load(bundle.path)
+    engines = [engine, engine.sibling(), engine.sibling()]
+    random = np.random.default_rng(8)
+    prompts = [random.integers(0, 256, n).tolist() for n in (5, 17, 17)]
+    prompts[2] = prompts[1]
+    options: dict[str, Any] = {"max_new_tokens": 30, "ignore_eos": True, "recipe": "draft-model"}
+    plain = [engine.generate(p, **{**options, "recipe": "plain"}).tokens for p in prompts]
+    for one in engines:
+        one._costs = None  # type: ignore[attr-defined]
+        one._policies.clear()  # type: ignore[attr-defined]
+    runs = [one.passes(p, **options) for one, p in zip(engines, prompts, strict=True)]
+    while any([next(run, None) for run in runs]):
+        pass
+    assert [run.result.tokens for run in runs if run.result] == plain
+    assert sum(run.result.stats.steps for run in runs if run.result) < 0.9 * 3 * 29
+
+
 @pytest.mark.parametrize("mode", ["link", "copy"])
 def test_weights_of_both_engines_are_stored_once(
     tmp_path: Path, bundle: Bundle, mode: Literal["link", "copy"]

@@ -172,6 +172,34 @@ def test_threads_take_turns(make_engine: Make, prompts: list[list[int]]) -> None
     assert [got[i] for i in range(len(prompts))] == expected
 
 
+@pytest.mark.parametrize("name", ["plain", "suffix"])
+def test_passes_are_the_targets_and_give_the_count(speaking: Engine, name: str) -> None:
+    options = {"max_new_tokens": 60, "recipe": name, "ignore_eos": True}
+    expected = speaking.generate(MESSAGES, **options)
+    passes = speaking.passes(MESSAGES, **options)
+    counts = list(passes)
+    assert counts[0] == 1
+    assert counts[-1] == 60
+    assert counts == sorted(counts)
+    assert passes.result is not None
+    assert passes.result.tokens == expected.tokens
+    assert len(counts) == 1 + passes.result.stats.steps
+    speaking.generate("Hi", max_new_tokens=1)  # it is free again
+    with pytest.raises(RequestError, match="passes takes one prompt"):
+        speaking.passes(["Hi", "you"])
+    begun = speaking.passes(MESSAGES, **options)
+    next(begun)
+    with pytest.raises(RequestError, match="finish or close"):
+        speaking.generate("Hi")
+    begun.close()
+    speaking.generate("Hi", max_new_tokens=1)
+
+
+def test_a_backend_with_one_set_of_caches_has_no_sibling(speaking: Engine) -> None:
+    with pytest.raises(RequestError, match="load the bundle again"):
+        speaking.sibling()
+
+
 def test_a_stream_holds_the_engine_until_it_is_closed(speaking: Engine) -> None:
     waiting = speaking.stream("Hi")  # not started: holds nothing
     stream = speaking.stream("Hi", max_new_tokens=50, ignore_eos=True)

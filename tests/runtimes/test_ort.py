@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,3 +104,47 @@ def test_a_damaged_graph_is_one_line(tmp_path: Path) -> None:
     facts = read_facts(TinyDecoder().build())
     with pytest.raises(BackendError, match=r"onnxruntime cannot open .*bad\.onnx"):
         OrtSession(tmp_path / "bad.onnx", facts, ())
+
+
+def test_a_twin_copies_the_prompt_that_was_read_last(tmp_path: Path) -> None:
+    """Bit for bit, and whatever either of them does afterwards."""
+    session, _ = sessions(TinyDecoder(), tmp_path)
+    twin, alone = session.twin(), session.sibling()
+    alone._prompts = None
+    rng = np.random.default_rng(5)
+    first, second = rng.integers(0, 61, 20), rng.integers(0, 61, 9)
+    runs = count_runs(session)
+    for prompt, reads in ((first, 1), (second, 1), (second, 0), (first, 1)):
+        session.reset(2)
+        before = runs[0]
+        scores = session.prefill([prompt, prompt])
+        assert runs[0] - before == reads  # the second sequence never reads it itself
+        assert np.array_equal(scores.logits[0], scores.logits[1])
+    session.reset(1)
+    session.prefill([first])
+    session.score(np.asarray([[7, 8]]))
+    session.commit([(0, 1)])
+    before = runs[0]
+    twin.reset(1)
+    copied = twin.prefill([first])
+    assert runs[0] == before
+    alone.reset(1)
+    assert np.array_equal(copied.logits, alone.prefill([first]).logits)
+    for step in ([3], [4, 5, 6], [1]):
+        found, wanted = (s.score(np.asarray([step])).logits.copy() for s in (twin, alone))
+        assert np.array_equal(found, wanted)
+        for one in (twin, alone):
+            one.commit([range(len(step))])
+    assert session.lengths[0] == 22
+
+
+def count_runs(session: OrtSession) -> list[int]:
+    """How many calls of the engine the session has made from now on, in a list of one."""
+    count, run = [0], session._run_bound
+
+    def counted(binding: Any) -> Any:
+        count[0] += 1
+        return run(binding)
+
+    session._run_bound = counted
+    return count
