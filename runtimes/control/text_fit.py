@@ -10,6 +10,9 @@ MOST = 1.5
 """Most by which a text is believed to be better than others: what looks best of many is less good
 than it looks."""
 
+TOLD = 2.0
+"""The same where nothing is chosen, so that nothing looks better than it is."""
+
 
 class TextFit:
     """The tokens that came of proposals over those they were believed to bring.
@@ -32,4 +35,13 @@ class TextFit:
     @property
     def factor(self) -> float:
         """What expected tokens are to be multiplied by."""
-        return min((self._trust + self._came) / (self._trust + self._hoped), self._most)
+        return min(self._ratio, self._most)
+
+    @property
+    def told(self) -> float:
+        """The same for who decides nothing, and only says what is to be expected."""
+        return min(self._ratio, TOLD)
+
+    @property
+    def _ratio(self) -> float:
+        return (self._trust + self._came) / (self._trust + self._hoped)

@@ -12,7 +12,7 @@ from toy_session import FLAT, INT4
 
 from graftline.runtimes.control.evidence import LATELY
 from graftline.runtimes.control.goodput import GAIN, Costs, Evidence, Fixed, Goodput, Pacer
-from graftline.runtimes.control.text_fit import TextFit
+from graftline.runtimes.control.text_fit import MOST, TOLD, TextFit
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.rules.greedy import Greedy
@@ -280,6 +280,24 @@ def test_one_text_is_told_from_the_others_before_any_belief_has_moved(
     assert drafted_in_a_text_that_does_not_copy() <= 6
     monkeypatch.setattr(TextFit, "factor", 1.0)
     assert drafted_in_a_text_that_does_not_copy() > 12
+
+
+def test_a_text_that_copies_is_told_better_than_it_is_trusted() -> None:
+    """A forecast picks nothing, so it need not fear that the best of many looks too good."""
+    fit, pacer = TextFit(), Goodput(FP32, lambda _: [0.5**row for row in range(5)], False)
+    for _ in range(60):
+        fit.record(4, 1.0)
+    assert (fit.factor, fit.told) == (MOST, TOLD)
+    fit.record(0, 1000.0)
+    assert fit.factor == fit.told < 1.0
+    pacer.begin(1)
+    tree = Tree.chain(list(range(5)))
+    rows = pacer.choose([(1, tree)], 100)
+    before = pacer.expected[0]
+    for _ in range(60):
+        pacer._fits[0].record(4, 1.0)
+    assert pacer.choose([(1, tree)], 100) >= rows > 1
+    assert pacer.expected[0] - 1 >= TOLD * (before - 1)
 
 
 def test_a_place_that_another_text_takes_starts_without_a_record() -> None:
