@@ -251,13 +251,18 @@ class Reader:
         one call; valid until the next. The slots of masks are never held, so that whatever is read
         next overwrites them."""
         start = self._start([])
-        part = [*self.tokens[start:], *[mask] * (count - 1)]
-        began, work = time.perf_counter(), working()
-        scores = self.engine.follow(self.row, start, part, count)
-        self.spent += (working() - work) * 1e3
-        if not self.engine.step and start:
-            self._clock((time.perf_counter() - began) * 1e3 / self.engine.rows_cost(len(part)))
+        scores = self._call(start, [*self.tokens[start:], *[mask] * (count - 1)], count)
         self._held, self._ahead = len(self.tokens), []
+        return scores
+
+    def verify(self, ahead: Sequence[int], chain: Sequence[int]) -> Scores:
+        """Scores [1, 1 + len(chain)] of what comes after the sequence and `ahead`, and after every
+        token of `chain` behind it, from one call; valid until the next."""
+        base, start = len(self.tokens), self._start(ahead)
+        part = [*self.tokens[start:], *ahead[max(0, start - base) :], *chain]
+        scores = self._call(start, part, 1 + len(chain))
+        self._held = base + len(ahead) + len(chain)
+        self._ahead = [*ahead, *chain]
         return scores
 
     def rows(self, ahead: Sequence[int]) -> int:
@@ -275,6 +280,15 @@ class Reader:
         same = _common(self._ahead, ahead)
         self._held, self._ahead = min(self._held, len(self.tokens) + same), self._ahead[:same]
 
+    def _call(self, start: int, part: Sequence[int], asked: int) -> Scores:
+        """The scores of the last `asked` of several rows."""
+        began, work = time.perf_counter(), working()
+        scores = self.engine.follow(self.row, start, part, asked)
+        self.spent += (working() - work) * 1e3
+        if not self.engine.step and start:
+            self._clock((time.perf_counter() - began) * 1e3 / self.engine.rows_cost(len(part)))
+        return scores
+
     def _start(self, ahead: Sequence[int]) -> int:
         """The first slot that `read(ahead)` writes."""
         known = len(self.tokens) + _common(self._ahead, ahead)
@@ -283,19 +297,24 @@ class Reader:
     def guess(self, ahead: Sequence[int], sampling: Sampling, exact: bool = False) -> Guess:
         """What comes next by the draft; with `probs` unless `sampling` is greedy. `exact` asks for
         the confidence and the entropy of the whole distribution."""
-        scores = self.read(ahead)
-        best = int(scores.argmax[0, 0])
+        return self.guess_of(self.read(ahead), 0, sampling, exact)
+
+    def guess_of(
+        self, scores: Scores, place: int, sampling: Sampling, exact: bool = False
+    ) -> Guess:
+        """What one row of the draft's scores says comes next."""
+        best = int(scores.argmax[0, place])
         width, known = self._width(scores), self.knows(best)
         if sampling.greedy and not exact:
             some = scores.logits if scores.topk_logits is None else scores.topk_logits
-            values = some[0, 0]
+            values = some[0, place]
             share = 1.0 / float(np.exp(values - values.max()).sum())
-            others = () if scores.topk_ids is None else tuple(scores.topk_ids[0, 0].tolist())
+            others = () if scores.topk_ids is None else tuple(scores.topk_ids[0, place].tolist())
             return Guess(best, share, 0.0, known, None, others)
         if sampling.greedy and not sampling.filters:
-            odds, probs = Odds.of(scores.logits[0, 0, :width]), None
+            odds, probs = Odds.of(scores.logits[0, place, :width]), None
         else:
-            law = self.distribution(scores, 0, sampling)
+            law = self.distribution(scores, place, sampling)
             odds, probs = Odds(law, 1.0), None if sampling.greedy else law
         return Guess(best, odds.highest, odds.entropy if exact else 0.0, known, probs)
 

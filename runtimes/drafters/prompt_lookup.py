@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.drafter import match_class, match_prior
+from graftline.runtimes.ngram_index import NgramIndex
 from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
@@ -48,14 +49,13 @@ class PromptLookup:
         return PromptLookup(self.rows, self.longest, self.shortest)
 
     def start(self, context: Sequence[int]) -> None:
-        self._context: list[int] = []
-        self._index: list[tuple[int, dict[tuple[int, ...], int]]] = [(n, {}) for n in self._sizes]
+        self._index = NgramIndex(self._sizes)
         for token in context:
-            self._append(int(token))
+            self._index.append(int(token))
 
     def propose(self, budget: int) -> Tree:
-        context = self._context
-        start = self._find()
+        context = self._index.tokens
+        _, start = self._index.find()
         self.signal = match_class(self._matched(start)) if start else 0
         count = min(budget, self.rows) - 1
         if not start or count < 1:
@@ -67,31 +67,14 @@ class PromptLookup:
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
         for token in verdict.tokens(tree):
-            self._append(token)
+            self._index.append(token)
 
     def prior(self, signal: int) -> Sequence[float]:
         return self._priors[signal]
 
-    def _append(self, token: int) -> None:
-        context, end = self._context, len(self._context)
-        for size, starts in self._index:
-            if size <= end:
-                starts[tuple(context[end - size :])] = end
-        context.append(token)
-
-    def _find(self) -> int:
-        """Where the continuation of the longest known n-gram starts; 0 when there is none."""
-        context = self._context
-        for size, starts in self._index:
-            if size <= len(context):
-                start = starts.get(tuple(context[-size:]))
-                if start is not None:
-                    return start
-        return 0
-
     def _matched(self, start: int) -> int:
         """How many tokens before `start` equal the context's end."""
-        context = self._context
+        context = self._index.tokens
         length, most = 0, min(start, _LONGEST_MATCH)
         while length < most and context[start - 1 - length] == context[-1 - length]:
             length += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from toy_drafts import COSTS, CheckedDraft, Garbage, SharedDraft, begin, engine_of, policy
 from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError
@@ -24,86 +25,9 @@ from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Floats, Ints, Scores
+from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
-
-COSTS = Costs({1: 20.0, 2: 22.0, 4: 24.0, 8: 30.0, 16: 45.0, 32: 80.0}, {})
-"""About fp32 on two cores; a draft call of 5 ms is an int4 draft's."""
-
-
-class CheckedDraft(OwnCaches):
-    """A draft on its own toy session that proves, at every call, what lies in its cache."""
-
-    def __init__(self, step: float = 5.0, odd: int = 4, **session: Any) -> None:
-        super().__init__(ToySession(odd=odd, **session), step)
-        self.calls: list[int] = []
-        self.sequence: list[int] = []
-
-    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
-        self.sequence = [*self.sequence[:length], *tokens]
-        self.calls.append(len(tokens))
-        scores = super().follow(row, length, tokens)
-        slots = self.session._slots[0, : len(self.sequence)]  # type: ignore[attr-defined]
-        assert slots[:, 1].tolist() == self.sequence
-        assert slots[:, 0].tolist() == list(range(len(self.sequence)))
-        assert scores.logits.shape[:2] == (1, 1)
-        return scores
-
-
-class SharedDraft:
-    """A draft with other weights on the target's own slots, whatever sequence of the batch."""
-
-    shares = True
-
-    def __init__(self, target: ToySession, step: float = 5.0, odd: int = 4) -> None:
-        self.target, self.step, self.capacity = target, step, target.capacity
-        self.agreement = 0.75
-        self.model = ToySession(odd=odd)
-
-    def alone(self) -> CheckedDraft:
-        return CheckedDraft(self.step)
-
-    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
-        target, ids = self.target, np.asarray(tokens)
-        behind = length + np.arange(len(tokens))
-        assert length >= target.lengths[row]
-        target._slots[row, behind] = np.stack([behind, ids], axis=1)
-        logits = self.model.logits_of(target._slots[row, : length + len(tokens)])[None, None]
-        return Scores(logits.argmax(-1), logits)
-
-
-class Garbage(ToySession):
-    """Agrees with nobody."""
-
-    def logits_of(self, seen: Ints) -> Floats:
-        return np.random.default_rng(len(seen)).normal(size=self.facts.vocabulary).astype("f4")
-
-
-def engine_of(
-    drafts: list[Any], make: Callable[[ToySession], Any], chosen: Recipe, costs: Costs | None
-) -> Engine:
-    session = ToySession()
-
-    def opened() -> Any:
-        drafts.append(make(session))
-        return drafts[-1]
-
-    resources = Resources(draft=opened, vocabulary=40)
-    return Engine(session, None, {"eos_token_id": 0}, chosen, costs, resources=resources)
-
-
-def begin(drafter: Any, target: ToySession, context: list[int]) -> None:
-    """The target has committed all but the last token."""
-    target.reset(1)
-    target.prefill([np.asarray(context[:-1])])
-    drafter.start(context)
-
-
-def policy(drafter: str = "draft-model", rule: str = "point-mass", **options: object) -> Recipe:
-    name = f"{drafter}{rule}{options}"
-    return Recipe(name, "", "", True, ("draft",), "", drafter, rule, options)
-
 
 MAKE = {"own": lambda _: CheckedDraft(), "shared": SharedDraft}
 RECIPES = [
@@ -114,8 +38,9 @@ RECIPES = [
     policy("draft-paths", "rejection", rows=9),
     policy("draft-paths", "k-sequential", rows=9, paths=3, replacement=False),
     policy("pearl"),
+    policy("hierarchical-draft"),
 ]
-IDS = ["model", "rows=3", "running", "cascade", "paths", "children", "pearl"]
+IDS = ["model", "rows=3", "running", "cascade", "paths", "children", "pearl", "hierarchical"]
 
 
 @pytest.mark.parametrize("costs", [None, FLAT, COSTS], ids=["fixed", "flat", "fp32"])
@@ -201,8 +126,8 @@ def test_a_draft_that_becomes_good_is_taken_up_again(prompts: list[list[int]]) -
     class Moody(SharedDraft):
         good = False
 
-        def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
-            scores = super().follow(row, length, tokens)
+        def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+            scores = super().follow(row, length, tokens, asked)
             if not Moody.good:
                 scores.argmax[...] = (scores.argmax + 7) % 40
             return scores
@@ -270,13 +195,14 @@ class Small(SharedDraft):
         super().__init__(target)
         self.model = ToySession(vocabulary=V, odd=2)
 
-    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
-        scores = super().follow(row, length, tokens)
+    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+        scores = super().follow(row, length, tokens, asked)
         return Scores(scores.argmax, np.roll(scores.logits, 1, axis=-1) * 0.5)
 
 
 SAMPLED = [
     policy("draft-model", "rejection", sampled=True, rows=3),
+    policy("hierarchical-draft", "rejection", sampled=True, rows=3),
     policy("draft-paths", "rejection", rows=5, paths=2, replacement=False),
     policy("draft-paths", "k-sequential", rows=5, paths=2),
     policy("draft-paths", "greedy-multipath-block", rows=5, paths=2),
