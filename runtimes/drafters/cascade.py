@@ -9,6 +9,7 @@ from typing import ClassVar
 from graftline.errors import GraftlineError, nearest
 from graftline.runtimes.drafter import Bid, Drafter
 from graftline.runtimes.drafters.draft_model import DraftModel
+from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
 from graftline.runtimes.drafters.prompt_lookup import PromptLookup
 from graftline.runtimes.drafters.suffix import Suffix
 from graftline.runtimes.resources import Resources
@@ -28,7 +29,8 @@ class Cascade:
     """Cascade speculative drafting (arXiv 2312.11462) as a choice made anew at every step: the
     store's proposal, which is free, or a draft of the model, which is paid for, whichever promises
     more tokens per millisecond. What the model's drafts are worth is learned by the length of the
-    store's match: where the store is sure, the model has to beat it.
+    store's match: where the store is sure, the model has to beat it. The model in turn is drafted
+    for by the text's n-grams (the paper's vertical cascade), unless it has a length policy.
     """
 
     branching: ClassVar[bool] = False
@@ -44,7 +46,8 @@ class Cascade:
     def __post_init__(self) -> None:
         if self.store not in STORES:
             raise GraftlineError(f"cascade: no store '{self.store}'{nearest(self.store, STORES)}")
-        self._model = DraftModel(self.model_rows, self.length)
+        rows, length = self.model_rows, self.length
+        self._model = DraftModel(rows, length) if length else HierarchicalDraft(rows)
         self._store: Drafter = STORES[self.store](self.rows)
 
     def equip(self, resources: Resources) -> None:
