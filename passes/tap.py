@@ -27,7 +27,8 @@ class Tap(Graft):
         count = len(block_outputs(model.graph))
         if count == 0:
             raise NotApplicable("tap needs stamped blocks; run anchors first")
-        for word in self.layers.split("+"):
+        words = self.layers.split("+")
+        for word in words:
             if word == "norm":
                 if not with_role(model.graph, "final_norm"):
                     raise NotApplicable("tap{layers=norm}: this host has no final norm")
@@ -36,6 +37,10 @@ class Tap(Graft):
                     f"tap: there is no layer '{word}'; this host has blocks 0 to {count - 1}, "
                     f"-{count} to -1, and 'norm'"
                 )
+        if len({w if w == "norm" else str(int(w) % count) for w in words}) < len(words):
+            raise NotApplicable(
+                f"tap{{layers={self.layers}}} names one layer twice; name each once"
+            )
 
     def apply(self, model: ir.Model) -> None:
         graph = model.graph

@@ -22,7 +22,8 @@ from graftline.runtimes.session import Scores, Session, call_starts
 CHUNK = 32
 """Rows of one call when a draft catches up with its sequence."""
 MANY_ROWS = 0.4
-"""What every further row of a call costs, as a share of the first (measured, int4 on a CPU)."""
+"""What every further row of a call is taken to cost, as a share of the first, where nobody has
+measured it."""
 
 RowsCost = Callable[[int], float]
 
@@ -127,16 +128,21 @@ class SharedCaches:
         step: float = 0.0,
         agreement: float = USUAL,
         rows_cost: RowsCost = usual_cost,
+        own: Callable[[], OwnCaches] | None = None,
     ) -> None:
-        """`guest`: made by `OrtSession.sibling(target)`; it serves all sequences of the batch."""
+        """`guest`: made by `OrtSession.sibling(target)`; it serves all sequences of the batch.
+        `own` opens the engine on caches of its own; None: on new ones."""
         self.agreement, self.rows_cost = agreement, rows_cost
         self._guest, self.step, self.capacity = guest, step, guest.capacity
+        self._own = own
 
     @property
     def facts(self) -> Facts:
         return self._guest.facts
 
     def alone(self) -> OwnCaches:
+        if self._own is not None:
+            return self._own()
         return OwnCaches(self._guest.sibling(), self.step, self.agreement, self.rows_cost)
 
     def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
@@ -195,6 +201,8 @@ class Reader:
 
     def __init__(self, engine: DraftEngine, vocabulary: int = 0) -> None:
         self.engine, self._vocabulary = engine, vocabulary
+        if not engine.shares:
+            engine.rows_cost(1)  # what is measured once is measured now, not within a text
         self.tokens: list[int] = []
         self.milliseconds = engine.step
         """Of reading one token. Measured together with the target's steps, it is not measured again
@@ -228,6 +236,12 @@ class Reader:
     def unread(self) -> int:
         """Tokens of the sequence that the draft has not read yet, the last one aside."""
         return max(0, len(self.tokens) - 1 - self._held)
+
+    @property
+    def debt(self) -> float:
+        """Milliseconds that reading what is `unread` adds to the next call."""
+        unread = self.unread
+        return (self.engine.rows_cost(1 + unread) - 1.0) * self.milliseconds if unread else 0.0
 
     @property
     def room(self) -> int:

@@ -119,7 +119,10 @@ class Engine:
         Raises RequestError where the backend keeps one set of caches.
         """
         if self._twin is None:
-            raise RequestError("this backend keeps one set of caches; load the bundle again")
+            raise RequestError(
+                "this backend keeps one set of caches; load the bundle again (bench: leave out "
+                "--abreast)"
+            )
         session, resources = self._twin()
         return Engine(
             session, self.tokenizer, self._defaults, self.recipe, self._costs, self.exact,

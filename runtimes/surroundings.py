@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from time import perf_counter
+from weakref import finalize
 
 import numpy as np
 
@@ -63,14 +64,30 @@ def draft_opener(
         return None
     whole = nested.manifest.target
     guest = cache(lambda: opened(whole)[0].sibling(target))
+    spare: list[OrtSession] = []
+
+    def own() -> OwnCaches:
+        session, match = opened(whole)
+        mine = spare.pop() if spare else _touched(session.sibling())
+        engine = OwnCaches(mine, match.step, match.agreement, match.rows_cost)
+        finalize(engine, spare.append, mine)
+        return engine
 
     def draft() -> DraftEngine:
-        session, match = opened(whole)
-        if bundle.manifest.draft["same_weights"]:
-            return SharedCaches(guest(), match.step, match.agreement, match.rows_cost)
-        return OwnCaches(session.sibling(), match.step, match.agreement, match.rows_cost)
+        if not bundle.manifest.draft["same_weights"]:
+            return own()
+        match = opened(whole)[1]
+        return SharedCaches(guest(), match.step, match.agreement, match.rows_cost, own)
 
     return draft
+
+
+def _touched(session: OrtSession) -> OrtSession:
+    """The first call touches all of the caches' memory, which takes as long as twenty steps: now,
+    not within a text. Sequences that come later get the caches of those that have ended."""
+    session.prefill([np.zeros(1, np.int64)])
+    session.reset(1)
+    return session
 
 
 def depths_opener(

@@ -27,6 +27,12 @@ class Costs:
     tree: dict[int, float]
     far_chain: dict[int, float] = field(default_factory=dict[int, float])
     far_tree: dict[int, float] = field(default_factory=dict[int, float])
+    _lines: dict[tuple[int, bool], tuple[float, float]] = field(
+        default_factory=dict[tuple[int, bool], tuple[float, float]],
+        init=False, repr=False, compare=False,
+    )  # fmt: skip
+    """By rows and shape, the cost at NEAR and its growth by position: asked for many times a step.
+    """
 
     def __post_init__(self) -> None:
         tables = (self.chain, self.tree, self.far_chain, self.far_tree)
@@ -40,12 +46,16 @@ class Costs:
 
         Without measured trees a tree costs what a chain does. One row is never a tree.
         """
-        near = _at(self.chain, self.tree if branching else {}, rows)
-        if past == NEAR or not self.far_chain:
-            return near
-        far = _at(self.far_chain, self.far_tree if branching else {}, rows)
-        slope = max(far - near, 0.0) / (FAR - NEAR)
+        near, slope = self._lines.get((rows, branching)) or self._line(rows, branching)
         return max(near + slope * (past - NEAR), near / 2)
+
+    def _line(self, rows: int, branching: bool) -> tuple[float, float]:
+        near, slope = _at(self.chain, self.tree if branching else {}, rows), 0.0
+        if self.far_chain:
+            far = _at(self.far_chain, self.far_tree if branching else {}, rows)
+            slope = max(far - near, 0.0) / (FAR - NEAR)
+        self._lines[rows, branching] = near, slope
+        return near, slope
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """With string keys, as JSON has them."""

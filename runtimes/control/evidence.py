@@ -14,7 +14,7 @@ LATELY = 24.0
 class Walk:
     """A proposal followed along what was then emitted, whether or not it was ever scored."""
 
-    __slots__ = ("came", "decided", "hoped", "node", "parents", "signal", "tokens")
+    __slots__ = ("came", "chain", "decided", "hoped", "node", "parents", "signal", "tokens")
 
     def __init__(self, signal: int, tree: Tree, hoped: float = 0.0) -> None:
         self.signal = signal
@@ -22,6 +22,7 @@ class Walk:
         """Tokens that came true so far, and those expected of the whole proposal."""
         self.tokens: list[int] = tree.tokens.tolist()
         self.parents: list[int] = tree.parents.tolist()
+        self.chain = tree.is_chain
         self.node = 0
         self.decided = 1
         """Rows before this one are known to be accepted or not."""
@@ -29,6 +30,11 @@ class Walk:
     def step(self, token: int) -> bool:
         """Move to the child that carries `token`; false when none does."""
         tokens, parents, node = self.tokens, self.parents, self.node
+        if self.chain:
+            hit = node + 1 < len(tokens) and tokens[node + 1] == token
+            self.node += hit
+            self.came += hit
+            return hit
         for child in range(node + 1, len(tokens)):
             if tokens[child] == token and parents[child] == node:
                 self.node = child

@@ -217,28 +217,31 @@ class Goodput:
         if most == 1:
             return 1
         extra, dearer = self._host.surcharge(self._cost(1)), self._pace.dearer
-        chances = [
-            (self._of(signal).reach(), len(tree), fit)
+        parts = [
+            (self._of(signal).reach()[: len(tree)], fit)
             for (signal, tree), fit in zip(proposals, self._fits, strict=True)
             if len(tree) > 1
         ]
-        factors = [fit.factor for _, _, fit in chances]
+        factors = [fit.factor for _, fit in parts]
+        last = min(most, room)
+        self._cost(last)
+        steps = self._steps  # plain numbers and lists: this runs between two steps
         expected = float(len(proposals))
-        best, rate = 1, expected / self._cost(1) * self._gain
-        for row in range(1, min(most, room)):
-            for (reach, size, _), factor in zip(chances, factors, strict=True):
-                if row < size and row < len(reach):
+        best, rate = 1, expected / steps[0] * self._gain
+        for row in range(1, last):
+            for (reach, _), factor in zip(parts, factors, strict=True):
+                if row < len(reach):
                     expected += factor * reach[row]
             if self._whole and row + 1 < most:
                 continue
-            cost = self._cost(row + 1) * dearer + extra
-            if expected / cost > rate:
-                best, rate = row + 1, expected / cost
+            worth = expected / (steps[row] * dearer + extra)
+            if worth > rate:
+                best, rate = row + 1, worth
         self.rows = best
         if best > 1:
             self._calm = self._idle = 0
-            told = sum(fit.told * sum(reach[1 : min(best, size)]) for reach, size, fit in chances)
-            self.expect(len(proposals) + told, self._cost(best) * dearer + extra)
+            told = sum(fit.told * sum(reach[1:best]) for reach, fit in parts)
+            self.expect(len(proposals) + told, steps[best - 1] * dearer + extra)
         return best
 
     def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:

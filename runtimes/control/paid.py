@@ -66,7 +66,8 @@ class PaidGoodput:
     up again; every such try in a row that lost halves that share, down to a quarter. While nothing
     is bought for long, only every NAP-th step is asked what a draft would be worth. What a drafted
     step takes outside the engines is seen, too, and counted, and so is an engine that is slower
-    than measured beside another: the very first steps of all are plain, to compare with.
+    than measured beside another: the very first steps of all are plain, to compare with, and the
+    first draft is of one token.
     """
 
     def __init__(
@@ -89,8 +90,9 @@ class PaidGoodput:
         self._batch = 1
         self._overall = Trade(0.0, 0.0, 0.0)
         self._open: list[Trade | None] = []
-        self._spent, self._live = 0.0, 1
-        """Milliseconds of the step under way, and the sequences it is for."""
+        self._spent, self._due, self._live = 0.0, 0.0, 1
+        """Milliseconds of the step under way, those of catching up before it, and the sequences it
+        is for."""
         self._bought: list[PaidDrafter] = []
         """Who drafted for it."""
         self._host, self._pace, self._fit = HostTime(), StepPace(), TextFit(PROMISED, most=3.0)
@@ -148,7 +150,7 @@ class PaidGoodput:
             return None
         trades = [self._trade(d) for _, d in live]
         expected = sum(t.tokens / t.steps for t in trades)
-        debt = sum(d.debt() for _, d in live)
+        self._due = debt = sum(d.debt() for _, d in live)
         cost = self._step(1) * sum(t.cost / t.steps for t in trades) + debt / DEBT_STEPS
         cost *= self._pace.dearer
         worth = expected / cost
@@ -158,6 +160,8 @@ class PaidGoodput:
                 self._open[b] = trade
             self._free.expect(expected, cost)
             self._calm = 0
+            if not self._pace.tried:  # so far all prices are those of engines that run alone
+                return Bid.free(2)
             return self._priced(rows, live[0][1], max(plain, self._mean() or worth))
         self._purse.save(saved)
         price = sum(self._price(d, 1) for _, d in live) + debt + self._step(2) - self._step(1)
@@ -182,7 +186,7 @@ class PaidGoodput:
         tokens = self._free.expected[0]
         if None not in self._hoped:
             tokens = len(live) + self._fit.factor * sum(h for h in self._hoped if h)
-        self._free.expect(tokens, self._spent * self._pace.dearer)
+        self._free.expect(tokens, (self._spent + self._due) * self._pace.dearer)
         return rows
 
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
@@ -204,7 +208,9 @@ class PaidGoodput:
         if self._bought:
             host -= sum(d.reading for d in self._bought)
             self._host.record(True, host)
-            self._pace.record(True, self._spent, step)
+            self._pace.record(True, self._spent + self._due, step)
+            if self._trying:  # what is saved for tries pays for all of them
+                self._purse.save(min(self._spent + self._due - step, 0.0))
             return
         self._free.took(step, host, proposing)
         if self._free.rows == 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from graftline.runtimes.control.steady import Steady
 
 FADING = 0.005
-"""How much of what drafted steps took longer a plain step forgets."""
+"""How much of what drafted steps took longer a plain step forgets; where they took r times as long,
+r * r times less: the dearer a mistake, the later it is made again."""
 COMPARED = 3
 """Plain steps after which it is known how fast the machine is now."""
 SLIGHT = 0.05
@@ -29,12 +30,18 @@ class StepPace:
         """A step that should take `expected` milliseconds took `taken`."""
         (self._drafted if drafted else self._plain).add(taken / expected)
         if not drafted and self._drafted.count:
-            self._drafted.value += FADING * (self._plain.value - self._drafted.value)
+            ratio = max(self._drafted.value / self._plain.value, 1.0)
+            self._drafted.value += FADING / ratio**2 * (self._plain.value - self._drafted.value)
 
     @property
     def settled(self) -> bool:
         """Whether drafted steps have plain ones to be compared with."""
         return self._plain.count >= COMPARED
+
+    @property
+    def tried(self) -> bool:
+        """Whether any drafted step has been seen."""
+        return self._drafted.count > 0
 
     @property
     def dearer(self) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.calibration import USUAL, Calibration
-from graftline.runtimes.draft_engine import MANY_ROWS, Guess, Reader, drawn
+from graftline.runtimes.draft_engine import Guess, Reader, drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.lengths import Length, make_length
 from graftline.runtimes.options import options_of
@@ -146,7 +146,7 @@ class DraftModel:
         return reads * self._reader.milliseconds
 
     def debt(self) -> float:
-        return MANY_ROWS * self._reader.unread * self._reader.milliseconds
+        return self._reader.debt
 
     def foresight(self) -> int:
         return self._class

@@ -9,7 +9,7 @@ from threading import Event
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.draft_engine import MANY_ROWS, Reader
+from graftline.runtimes.draft_engine import Reader
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.sampling import Sampling
@@ -79,8 +79,10 @@ class Pearl:
     def draft(self, bid: Bid) -> Tree:
         self.signal = self.foresight()
         self._reader.row, self._reader.spent = bid.row, 0.0
+        if self._reader.unread:  # not beside the target, which would wait for it
+            self._reader.read([])
         self._scored = self._stream[: min(bid.rows, self.rows) - 1]
-        count = min(self.rows - 1, self._reader.room - len(self._stream))
+        count = min(self.rows - 1, bid.rows - 1, self._reader.room - len(self._stream))
         self.reads = max(count, 0)
         self._writing = self._thread.submit(self._write, list(self._stream), count)
         return Tree.chain([self._reader.tokens[-1], *self._scored])
@@ -110,7 +112,7 @@ class Pearl:
         return reads * self._reader.milliseconds * (1.0 - self.overlap)
 
     def debt(self) -> float:
-        return MANY_ROWS * self._reader.unread * self._reader.milliseconds
+        return self._reader.debt
 
     def foresight(self) -> int:
         """Whether there is something to verify."""

@@ -78,8 +78,7 @@ class SortedDraft(DraftModel):
         return tree
 
     def debt(self) -> float:
-        readers = (self._nest.depths[place] for place in self._asked)
-        return MANY_ROWS * sum(reader.unread * reader.milliseconds for reader in readers)
+        return sum(self._nest.depths[place].debt for place in self._asked)
 
     def _promises(self, chance: float, bid: Bid, depth: int) -> bool:
         return self._best(chance, bid, depth)[0] >= bid.keep[depth]

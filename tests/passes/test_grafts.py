@@ -89,6 +89,7 @@ def test_pipeline_errors_say_what_to_do(text: str, message: str) -> None:
         ("anchors | kv-cache | tree-mask | tree-mask", "has a tree mask already"),
         ("anchors | tap{layers=2}", "no layer '2'; this host has blocks 0 to 1"),
         ("tap{layers=0}", "run anchors first"),
+        ("anchors | tap{layers=1+-1}", "names one layer twice"),
         ("reduce-logits{topk=1}", "topk=0 (none) or at least 2"),
         ("reduce-logits | reduce-logits", "reduced already"),
         ("select-rows", "run anchors first"),

@@ -382,6 +382,26 @@ def test_a_draft_that_is_dearer_than_measured_is_found_out_by_its_first_step() -
     assert bids == 1
 
 
+def test_catching_up_is_no_slowness_and_tries_are_paid_for_whatever_they_take() -> None:
+    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
+    begin(drafter, drafter._reader.engine.session, list(range(30)))
+    pacer = compared(PaidGoodput(COSTS, drafter, False))
+    pacer.begin(1)
+    pacer.choose([(0, Tree.chain([3]))], 100)
+    due = drafter.debt()
+    assert due > 20.0
+    bid = pacer.bid([drafter], 100)
+    assert bid is not None
+    assert bid.rows == 2  # the first draft of all
+    drafter.reads = 1
+    pacer.bought([(0, Tree.chain([3, 4]))], [drafter])
+    pacer.took(COSTS.of(2) + 5.0 + due, 0.0)
+    assert pacer._pace.dearer == 1.0
+    pacer._trying, pacer._purse = True, Purse(1.0)
+    pacer.took(COSTS.of(2) + 5.0 + due + 50.0, 0.0)
+    assert pacer._purse.held == pytest.approx(-49.0)
+
+
 def test_what_a_drafted_step_is_expected_to_bring_is_known_once_it_is_drafted() -> None:
     """By the draft's own account of each token, put right by what such accounts were worth."""
     drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
@@ -396,7 +416,7 @@ def test_what_a_drafted_step_is_expected_to_bring_is_known_once_it_is_drafted() 
         four = Tree(np.arange(4), np.arange(-1, 3), np.asarray([1, 0.8, 0.5, 0.5], np.float32))
         pacer.bought([(0, four)], [drafter])
         tokens, milliseconds = pacer.expected
-        assert milliseconds == pytest.approx(COSTS.of(4) + 3 * 5.0)
+        assert milliseconds == pytest.approx(COSTS.of(4) + 3 * 5.0 + drafter.debt())
         if step == 0:
             assert tokens == pytest.approx(1 + 0.8 + 0.4 + 0.2)
         pacer.learn(0, [1, 2, 3, 9])  # more than it promised
@@ -406,7 +426,7 @@ def test_what_a_drafted_step_is_expected_to_bring_is_known_once_it_is_drafted() 
     assert pacer.bid([drafter], 100) is not None
     before = pacer.expected[0]
     pacer.bought([(0, blind)], [drafter])
-    assert pacer.expected == (before, pytest.approx(COSTS.of(4) + 3 * 5.0))
+    assert pacer.expected == (before, pytest.approx(COSTS.of(4) + 3 * 5.0 + drafter.debt()))
 
 
 def test_the_purse_is_filled_only_while_nothing_is_bought() -> None:

@@ -16,7 +16,7 @@ from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.calibration import Calibration
 from graftline.runtimes.control.goodput import Costs
-from graftline.runtimes.draft_engine import Reader
+from graftline.runtimes.draft_engine import Reader, usual_cost
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
@@ -62,6 +62,7 @@ class SubModel:
     """Knows the target's mind in `skill` of ten contexts, and knows when it does not."""
 
     capacity = 512
+    rows_cost = staticmethod(usual_cost)
 
     def __init__(
         self,
