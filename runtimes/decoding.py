@@ -9,7 +9,7 @@ from typing import Literal
 
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.runtimes.session import Ints, Scores
-from graftline.runtimes.trees.packing import first_path
+from graftline.runtimes.trees.packing import first_path, trim
 from graftline.runtimes.trees.soundness import sound
 from graftline.runtimes.verdict import Rule, Verdict
 from graftline.tree import Tree
@@ -90,7 +90,11 @@ class Decoding:
         else:
             proposed = drafter.propose(budget)
         tree = sound(proposed, self.tokens[-1], self.vocabulary, budget, whole=bid is not None)
-        return drafter.signal, tree if branches else first_path(tree)
+        if not branches:
+            tree = first_path(tree)
+        if len(tree) > remaining and tree.is_chain and bid is None:
+            tree = trim(tree, remaining)  # what lies behind the limit is never read
+        return drafter.signal, tree
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
         """The path to commit and the tokens chosen; nothing for a finished sequence."""

@@ -14,7 +14,10 @@ from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError, RequestError
 from graftline.recipe import parse_recipe, recipe, recipes
+from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
+from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.text.tokenizer import Tokenizer
 
 Make = Callable[..., Engine]
@@ -88,6 +91,20 @@ def test_max_new_tokens_is_exact(make_engine: Make) -> None:
             )
             assert len(result.tokens) == limit
             assert result.finish_reason == "length"
+
+
+@pytest.mark.parametrize("name", ["suffix", "prompt-lookup"])
+def test_no_chain_is_drafted_beyond_the_limit(name: str) -> None:
+    """What it would bring is never read: it costs time, and the controller would expect it."""
+    prompt = np.asarray([1, 2, 3] * 8)
+    session = ToySession()
+    one = Decoding(prompt, 4, frozenset(), make_drafter(name, {}), Greedy())
+    one.begin(session.prefill([prompt]), 0)
+    one.drafter.start([*prompt.tolist(), one.tokens[-1], *prompt.tolist(), one.tokens[-1]])
+    _, tree = one.propose(branches=True)
+    assert len(tree) == 3  # the root is the first of four tokens, and the last needs no row
+    one.limit = 40
+    assert len(one.propose(branches=True)[1]) > 20
 
 
 def test_every_kind_of_prompt(speaking: Engine) -> None:
