@@ -106,7 +106,10 @@ class Pearl:
         return (1.0,)
 
     def hope(self, foresight: int) -> Sequence[float]:
-        return tuple(self._reader.engine.agreement**row for row in range(self.rows))
+        """Where the target left the stream, the next step has nothing to verify."""
+        share = self._reader.engine.agreement
+        verifying = 1.0 / (2.0 - share ** (self.rows - 1))
+        return (1.0, *(verifying * share**row for row in range(1, self.rows)))
 
     def price(self, reads: float) -> float:
         return reads * self._reader.milliseconds * (1.0 - self.overlap)

@@ -382,6 +382,16 @@ def test_a_draft_that_is_dearer_than_measured_is_found_out_by_its_first_step() -
     assert bids == 1
 
 
+def test_pearl_hopes_for_no_more_than_its_steps_that_verify() -> None:
+    resources = Resources(draft=lambda: CheckedDraft(), vocabulary=40)
+    pearl: Any = make_drafter("pearl", {"rows": 4}, resources)
+    share = pearl._reader.engine.agreement
+    stands = share**3
+    verifying, idle = 1.0, 1.0 - stands  # of two steps in a row, after one that verified
+    mean = verifying / (verifying + idle)
+    assert pearl.hope(1) == pytest.approx((1, *(mean * share**row for row in (1, 2, 3))))
+
+
 def test_catching_up_is_no_slowness_and_tries_are_paid_for_whatever_they_take() -> None:
     drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
     begin(drafter, drafter._reader.engine.session, list(range(30)))
