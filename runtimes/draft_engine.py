@@ -252,11 +252,7 @@ class Reader:
         """Scores [1, 1] of what comes after the sequence and `ahead`; valid until the next call."""
         base, start = len(self.tokens), self._start(ahead)
         part = [*self.tokens[start:], *ahead[max(0, start - base) :]]
-        began, work = time.perf_counter(), working()
-        scores = self.engine.follow(self.row, start, part)
-        self.spent += (working() - work) * 1e3
-        if not self.engine.step and len(part) == 1:
-            self._clock((time.perf_counter() - began) * 1e3)
+        scores = self._call(start, part, 1)
         self._held, self._ahead = base + len(ahead), list(ahead)
         return scores
 
@@ -295,7 +291,7 @@ class Reader:
         self._held, self._ahead = min(self._held, len(self.tokens) + same), self._ahead[:same]
 
     def _call(self, start: int, part: Sequence[int], asked: int) -> Scores:
-        """The scores of the last `asked` of several rows."""
+        """The scores of the last `asked` of these rows."""
         began, work = time.perf_counter(), working()
         scores = self.engine.follow(self.row, start, part, asked)
         self.spent += (working() - work) * 1e3

@@ -40,6 +40,8 @@ class DraftModel:
     """
 
     branching: ClassVar[bool] = False
+    name: ClassVar[str] = "draft-model"
+    """In the table of drafters."""
     rows: int = 12
     length: str = ""
     """A draft-length policy, as `confidence{threshold=0.6}`; empty: the bid's."""
@@ -52,7 +54,7 @@ class DraftModel:
 
     def __post_init__(self) -> None:
         if not 2 <= self.rows <= 64:
-            raise GraftlineError(f"draft-model: rows={self.rows} does not fit; use 2 to 64")
+            raise GraftlineError(f"{self.name}: rows={self.rows} does not fit; use 2 to 64")
         self.calibration, self._agreement = Calibration(), USUAL
         self._sampling = Sampling(temperature=1.0 if self.sampled else 0.0)
         self._generator = np.random.default_rng(self.seed)
@@ -63,7 +65,7 @@ class DraftModel:
     def equip(self, resources: Resources) -> None:
         """Open the draft engine. Raises GraftlineError for a bundle without one."""
         if resources.draft is None:
-            raise missing("draft-model", "draft")
+            raise missing(self.name, "draft")
         self._resources = resources
         engine = resources.draft()
         self._reader = Reader(engine, resources.vocabulary)

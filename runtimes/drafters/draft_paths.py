@@ -55,6 +55,7 @@ class DraftPaths(DraftModel):
     """
 
     branching: ClassVar[bool] = True
+    name: ClassVar[str] = "draft-paths"
     sampled: bool = True
     paths: int = 2
     replacement: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.draft_engine import Guess
@@ -18,6 +19,7 @@ class DraftSteps(DraftModel):
     2504.07891). A step ends with an empty line or, `sentences`, with a sentence; at the latest when
     there are `rows` rows."""
 
+    name: ClassVar[str] = "draft-steps"
     rows: int = 48
     sentences: bool = True
 

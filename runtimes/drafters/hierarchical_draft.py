@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.depth_chances import DepthChances
@@ -33,6 +33,7 @@ class HierarchicalDraft(DraftModel):
     n-gram of that size came true.
     """
 
+    name: ClassVar[str] = "hierarchical-draft"
     ahead: int = 8
     """Most copied tokens in one call."""
 
@@ -51,7 +52,6 @@ class HierarchicalDraft(DraftModel):
         """Open the draft engine. Raises GraftlineError for a bundle without one."""
         super().equip(resources)
         self._reader.engine.rows_cost(1)  # what is measured once is measured now, not in a text
-        self._text = NgramIndex(_SIZES)
 
     def fork(self) -> Self:
         other = super().fork()

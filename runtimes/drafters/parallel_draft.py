@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class ParallelDraft(DraftModel):
     on the tokens drawn, and neither does k.
     """
 
+    name: ClassVar[str] = "parallel-draft"
     mask: int = -1
     """The draft's mask token; -1: the one that its checkpoint names."""
 
@@ -46,8 +47,6 @@ class ParallelDraft(DraftModel):
     def equip(self, resources: Resources) -> None:
         """Open the draft engine. Raises GraftlineError for a bundle without one, and where there is
         no mask token, or none that the draft knows."""
-        if resources.draft is None:
-            raise missing("parallel-draft", "draft")
         super().equip(resources)
         engine = self._reader.engine
         facts = engine.facts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Self
+from typing import ClassVar, Self
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.calibration import Calibration
@@ -34,6 +34,8 @@ class SortedDraft(DraftModel):
     every draft, by what confidences each has shown and what came of them; those left aside are
     tried again from a purse. All of that is known before a token is drawn.
     """
+
+    name: ClassVar[str] = "sorted-draft"
 
     def __post_init__(self) -> None:
         super().__post_init__()

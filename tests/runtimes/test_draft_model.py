@@ -346,9 +346,13 @@ def test_bad_options_are_refused(name: str, options: dict[str, object], message:
         make_drafter(name, options, resources)
 
 
-@pytest.mark.parametrize("name", ["draft-model", "draft-paths", "pearl", "cascade"])
+NAMES = ["draft-model", "draft-paths", "draft-steps", "hierarchical-draft", "parallel-draft"]
+NAMES += ["pearl", "sorted-draft"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_without_a_draft_engine_it_says_how_to_get_one(name: str) -> None:
-    with pytest.raises(GraftlineError, match="--draft int8"):
+    with pytest.raises(GraftlineError, match=f"^{name} needs a draft.*--draft int8"):
         make_drafter(name, {})
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from toy_drafts import COSTS, CheckedDraft, SharedDraft, begin, engine_of, policy
+from toy_drafts import COSTS, CheckedDraft, SharedDraft, begin, policy
 from toy_session import ToySession
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.goodput import Costs
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
+from graftline.runtimes.engine import Engine
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.verdict import Verdict
@@ -92,12 +94,8 @@ def test_what_never_comes_true_is_not_verified() -> None:
         before = len(draft.calls)
         fast.draft(Bid.free(6))
         sizes += draft.calls[before + 1 :]
-        fast.observe(fast_root(fast), Verdict((0,), 8), no_scores(), 0)
+        fast.observe(fast.propose(1), Verdict((0,), 8), no_scores(), 0)
     assert max(sizes[len(sizes) // 2 :]) <= 2
-
-
-def fast_root(drafter: Any) -> Any:
-    return drafter.propose(1)
 
 
 def test_a_bid_that_ends_the_draft_is_kept_though_more_is_known() -> None:
@@ -129,11 +127,14 @@ def test_drawn_tokens_follow_the_drafts_own_law() -> None:
         assert np.allclose(laws, theirs)
 
 
-def test_output_is_plains_near_the_end_of_the_caches(prompts: list[list[int]]) -> None:
+def test_output_is_plains_near_the_end_of_the_caches() -> None:
+    """The draft's rows lie in the target's slots, of which there are no more than 80."""
     costs: list[Costs | None] = [None, COSTS]
     for cost in costs:
-        engine = engine_of([], SharedDraft, policy("hierarchical-draft", rows=16), cost)
-        engine.session.capacity = 80  # type: ignore[misc]
+        session = ToySession(capacity=80)
+        resources = Resources(draft=partial(SharedDraft, session), vocabulary=40)
+        chosen = policy("hierarchical-draft", rows=16)
+        engine = Engine(session, None, {}, chosen, cost, resources=resources)
         options: dict[str, Any] = {"max_new_tokens": 80 - 28, "ignore_eos": True}
         found = engine.generate(LOOP, **options)
         assert found.tokens == engine.generate(LOOP, recipe="plain", **options).tokens

@@ -82,7 +82,8 @@ class SubModel:
     def alone(self) -> SubModel:
         raise AssertionError("nobody asks for it")
 
-    def follow(self, row: int, length: int, tokens: Sequence[int]) -> Scores:
+    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+        assert asked == 1
         self.calls.append(len(tokens))
         for block in range(self.depth):
             self.blocks.write(row, block, length, tokens)
