@@ -52,11 +52,12 @@ class Tree:
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.parents) or len(self.tokens) == 0:
             raise ValueError("a tree needs as many parents as tokens, and a root")
-        above: list[int] = self.parents.tolist()
+        above = self.parent_list
         if above[0] != -1 or any(parent >= node for node, parent in enumerate(above)):
             raise ValueError("a tree lists its root first and every parent before its children")
         if min(above[1:], default=0) < 0:
             raise ValueError("a tree has one root")
+        self.__dict__["is_chain"] = above == _chain_list(len(above))
 
     @classmethod
     def chain(cls, tokens: Sequence[int] | Ints) -> Tree:
@@ -100,7 +101,17 @@ class Tree:
     @cached_property
     def is_chain(self) -> bool:
         """True when there is one path only, so a causal mask serves."""
-        return bool(np.array_equal(self.parents, _chain_parents(len(self))))
+        return self.parent_list == _chain_list(len(self))
+
+    @cached_property
+    def token_list(self) -> list[int]:
+        """`tokens` as plain numbers, not to be changed: between two steps they are faster."""
+        return self.tokens.tolist()
+
+    @cached_property
+    def parent_list(self) -> list[int]:
+        """`parents` likewise."""
+        return self.parents.tolist()
 
     def path_to(self, node: int) -> tuple[int, ...]:
         """Nodes from the root to `node`, both included."""
@@ -108,6 +119,11 @@ class Tree:
         while self.parents[path[-1]] >= 0:
             path.append(int(self.parents[path[-1]]))
         return tuple(reversed(path))
+
+
+@cache
+def _chain_list(count: int) -> list[int]:
+    return list(range(-1, count - 1))
 
 
 @cache

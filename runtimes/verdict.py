@@ -49,8 +49,8 @@ def walk(tree: Tree, choose: Callable[[int], int]) -> Verdict:
     count = len(tree)
     if count == 1:
         return Verdict((0,), token)
-    tokens: list[int] = tree.tokens.tolist()
-    parents: list[int] = tree.parents.tolist()
+    tokens = tree.token_list
+    parents = tree.parent_list
     path = [0]
     for node in range(1, count):
         if tokens[node] == token and parents[node] == path[-1]:

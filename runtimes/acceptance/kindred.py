@@ -74,7 +74,7 @@ def kindred_rule(
 def _trials(tree: Tree, node: int, vocabulary: int) -> list[tuple[int, Doubles]]:
     """The children of `node` in the order of their draws, and what each was drawn from."""
     draws = (tree.draws or {}).get(node)
-    tokens: list[int] = tree.tokens.tolist()
+    tokens = tree.token_list
     if draws is None:
         return [(child, point(tokens[child], vocabulary)) for child in tree.children[node]]
     return [(child, proposal(draws, tokens, place)) for place, child in enumerate(draws.order)]

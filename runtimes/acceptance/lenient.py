@@ -69,7 +69,7 @@ class Lenient:
         self._seen = set(context) if self._sampling.penalises else set()
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
-        tokens: list[int] = tree.tokens.tolist()
+        tokens = tree.token_list
         path = [0]
         while True:
             node = path[-1]

@@ -83,8 +83,8 @@ class Aded:
         return self._search(first, rows)
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
-        tokens: list[int] = tree.tokens.tolist()
-        parents: list[int] = tree.parents.tolist()
+        tokens = tree.token_list
+        parents = tree.parent_list
         found = answers("aded", scores, row, range(len(tokens)), self.width)
         learn = self._matrix.learn
         learn((self._before, tokens[0]), found[0][0], found[1][0])

@@ -97,7 +97,7 @@ class Shoot:
         """True when `tree` is the first rows of this one."""
         count = len(tree)
         tokens, parents = self.tokens[:count], self.parents[:count]
-        return tree.tokens.tolist() == tokens and tree.parents.tolist() == parents
+        return tree.token_list == tokens and tree.parent_list == parents
 
 
 @dataclass

@@ -150,5 +150,5 @@ def _prune(chances: list[float], retrieved: Tree, drafted: Tree) -> None:
 
 def _first_tokens(tree: Tree) -> dict[int, int]:
     """The token of every child of the root, by row."""
-    pairs = zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)
+    pairs = zip(tree.parent_list, tree.token_list, strict=True)
     return {row: token for row, (parent, token) in enumerate(pairs) if parent == 0}

@@ -74,11 +74,11 @@ class Reflective:
         self.signal = self._source.signal
         if length < 1 or len(draft) == 1:
             return draft
-        tokens: list[int] = draft.tokens.tolist()
+        tokens = draft.token_list
         return Tree.chain(self._layout.chain(tokens[0], tokens[1:]))
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
-        drafted = self._layout.drafted(tree.tokens.tolist())
+        drafted = self._layout.drafted(tree.token_list)
         self._source.observe(trim(tree, drafted + 1), verdict, scores, row)
 
     def prior(self, signal: int) -> Sequence[float]:

@@ -48,7 +48,7 @@ class Block(StochasticRule):
     """
 
     def decide(self, tree: Tree, laws: Laws) -> Verdict:
-        tokens: list[int] = tree.tokens.tolist()
+        tokens = tree.token_list
         tried = [0] * len(tree)
         path, p = [0], laws.at(0)
         while True:

@@ -72,7 +72,7 @@ class ReflectiveRule:
     def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
         if not tree.is_chain:
             raise GraftlineError("the rule reflective judges chains; use the drafter reflective")
-        tokens: list[int] = tree.tokens.tolist()
+        tokens = tree.token_list
         count = self._layout.drafted(tokens)
         mirror = count + len(self._layout.prompt)  # the copy of row i is row mirror + i
         path = [0]

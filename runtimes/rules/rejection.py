@@ -21,7 +21,7 @@ class Rejection(StochasticRule):
     """
 
     def decide(self, tree: Tree, laws: Laws) -> Verdict:
-        tokens: list[int] = tree.tokens.tolist()
+        tokens = tree.token_list
         path = [0]
         while True:
             node = path[-1]

@@ -31,8 +31,8 @@ def merge(
     place_of: dict[tuple[int, int], int] = {}
     tokens, parents, best = [root], [-1], [1.0]
     for tree, chance in zip(trees, chances, strict=True):
-        ids: list[int] = tree.tokens.tolist()
-        above: list[int] = tree.parents.tolist()
+        ids = tree.token_list
+        above = tree.parent_list
         if ids[0] != root or tree.draws:
             raise ValueError("merged trees start at one token and have no drawn children")
         places = [0]

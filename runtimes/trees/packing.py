@@ -38,7 +38,7 @@ def first_path(tree: Tree) -> Tree:
     """The chain of first children from the root, for sessions that cannot score branches."""
     if len(tree) == 1 or tree.is_chain:
         return tree
-    parents: list[int] = tree.parents.tolist()
+    parents = tree.parent_list
     path = [0]
     for node in range(1, len(parents)):
         if parents[node] == path[-1]:

@@ -27,11 +27,11 @@ def sound(tree: Tree, root: int, vocabulary: int, rows: int, whole: bool = False
     """
     if tree.tokens.dtype != np.int64 or tree.parents.dtype != np.int64 or tree.tokens[0] != root:
         return Tree.chain((root,))
-    tokens: list[int] = tree.tokens.tolist()
+    tokens = tree.token_list
     count = len(tokens)
     if count == 1 and not tree.draws:
         return tree
-    parents: list[int] = tree.parents.tolist()
+    parents = tree.parent_list
     if count <= rows and not tree.draws and _plain(tokens, parents, vocabulary):
         return tree
     return _mended(tree, vocabulary, rows, whole)
@@ -39,8 +39,8 @@ def sound(tree: Tree, root: int, vocabulary: int, rows: int, whole: bool = False
 
 def _mended(proposed: Tree, vocabulary: int, rows: int, whole: bool) -> Tree:
     tree = trim(_settled(proposed, rows, whole), rows)
-    tokens: list[int] = tree.tokens.tolist()
-    parents: list[int] = tree.parents.tolist()
+    tokens = tree.token_list
+    parents = tree.parent_list
     drawn = {node for node in proposed.draws or () if 0 <= node < len(tokens)}
     draws = tree.draws or {}
     barren = {n for n in drawn if n not in draws or not _drawn(tree, n, draws[n], vocabulary)}
