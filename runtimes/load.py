@@ -13,7 +13,7 @@ from graftline.errors import BackendError
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
 from graftline.runtimes.control.calibration import USUAL
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.measure import costs_key, measure_costs
 from graftline.runtimes.engine import Engine, end_tokens
 from graftline.runtimes.fused import FusedStep
@@ -228,7 +228,8 @@ def step_costs(
     if known is None:
         if watch is not None:
             watch(f"measuring what {what} costs on this machine (once)")
-        known = measure_costs(session)
+        twin = session.sibling() if isinstance(session, OrtSession) else None
+        known = measure_costs(session, twin)
         bundle.write_costs(key, known)
     return Costs.from_json(known)
 

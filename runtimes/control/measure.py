@@ -11,66 +11,97 @@ from statistics import median
 import numpy as np
 
 from graftline.runtimes.control.costs import FAR, NEAR
-from graftline.runtimes.session import Ints, Session
+from graftline.runtimes.session import Session
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Numbers of rows that are measured; others are interpolated."""
 FAR_ROWS = (1, 2, 4, 8, 16, 32)
 """Numbers of rows that are measured again after a long past."""
-ROUNDS, FAR_ROUNDS = 5, 5
+ROUNDS = 5
 SMALL, TIMES = 8, 3
 """Sizes up to which decisions are close and steps are short are measured so many times as often."""
 
 
-def measure_costs(session: Session) -> dict[str, dict[str, float]]:
+def measure_costs(session: Session, twin: Session | None = None) -> dict[str, dict[str, float]]:
     """Milliseconds of a step by number of rows, as `Costs.from_json` reads them.
 
     Rounds over all sizes in turn, each step just after one of a single row, as it is in use: what
     ran before decides what the processor's caches hold. A size costs the usual ratio to the single
     row beside it, so that a machine whose speed drifts changes nothing, times what a single row
-    takes undisturbed. Trees are measured only where the session scores trees, a long past only
-    where the capacity allows for one.
+    takes undisturbed. No size costs less than a smaller one. Trees are measured only where the
+    session scores trees, a long past only where the capacity allows for one: on `twin`, the same
+    engine with caches of its own, in turn with the short one; without a twin after it.
     """
     random = np.random.default_rng(0)
-    session.reset(1)
     past = min(NEAR, session.capacity // 2)
-    session.prefill([_tokens(session, past, random)])
-    costs = _measured(session, [q for q in ROWS if q <= session.capacity - past], ROUNDS, random)
-    if session.capacity >= FAR + FAR_ROWS[-1]:
-        session.reset(1)
-        session.prefill([_tokens(session, FAR, random)])
-        far = _measured(session, FAR_ROWS, FAR_ROUNDS, random)
-        costs |= {f"far_{kind}": table for kind, table in far.items()}
+    sizes = [q for q in ROWS if q <= session.capacity - past]
+    near = Gauge(session, past, sizes, random)
+    costs = {}
+    if session.capacity < FAR + FAR_ROWS[-1]:
+        near.turns(ROUNDS)
+    else:
+        if twin is None:
+            near.turns(ROUNDS)
+        far = Gauge(twin or session, FAR, FAR_ROWS, random)
+        for _ in range(ROUNDS):
+            if twin is not None:
+                near.turns(1)
+            far.turns(1)
+        costs = {f"far_{kind}": table for kind, table in far.table().items()}
     session.reset(1)
-    return costs
+    return near.table() | costs
 
 
-def _tokens(session: Session, count: int, random: np.random.Generator) -> Ints:
-    return random.integers(0, session.facts.vocabulary, count, dtype=np.int64)
+class Gauge:
+    """Times steps of some sizes behind `past` committed positions of a session."""
+
+    def __init__(
+        self, session: Session, past: int, sizes: Sequence[int], random: np.random.Generator
+    ) -> None:
+        self._session, self._random = session, random
+        session.reset(1)
+        session.prefill([random.integers(0, session.facts.vocabulary, past, dtype=np.int64)])
+        shapes = [("chain", q) for q in sizes if q > 1]
+        if session.supports_trees:
+            shapes += [("tree", q) for q in sizes if q > 1]
+        self._ratios: dict[tuple[str, int], list[float]] = {shape: [] for shape in shapes}
+        self._single: list[float] = []
+
+    def turns(self, count: int) -> None:
+        """So many times every size, and small ones TIMES as often."""
+        shapes = list(self._ratios)
+        small = [shape for shape in shapes if shape[1] <= SMALL]
+        for turn in range(count * TIMES):
+            for kind, rows in small if turn % TIMES else shapes:
+                _step(self._session, "chain", 1, self._random)
+                single = _step(self._session, "chain", 1, self._random)
+                self._single.append(single)
+                taken = _step(self._session, kind, rows, self._random)
+                self._ratios[kind, rows].append(taken / single)
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """`{"chain": {"1": ms, ...}, "tree": {...}}`."""
+        row = undisturbed(self._single) * 1e3
+        costs: dict[str, dict[str, float]] = {"chain": {}, "tree": {}}
+        for kind, table in costs.items():
+            found = {rows: median(r) for (k, rows), r in self._ratios.items() if k == kind}
+            if found or kind == "chain":
+                ratios = rising([1.0, *found.values()])
+                pairs = zip((1, *found), ratios, strict=True)
+                table |= {str(rows): ratio * row for rows, ratio in pairs}
+        return costs
 
 
-def _measured(
-    session: Session, sizes: Sequence[int], rounds: int, random: np.random.Generator
-) -> dict[str, dict[str, float]]:
-    """`{"chain": {"1": ms, ...}, "tree": {...}}` after what is committed."""
-    shapes = [("chain", q) for q in sizes if q > 1]
-    if session.supports_trees:
-        shapes += [("tree", q) for q in sizes if q > 1]
-    ratios: dict[tuple[str, int], list[float]] = {s: [] for s in shapes}
-    single: list[float] = []
-    small = [shape for shape in shapes if shape[1] <= SMALL]
-    for turn in range(rounds * TIMES):
-        for kind, rows in small if turn % TIMES else shapes:
-            _step(session, "chain", 1, random)
-            single.append(_step(session, "chain", 1, random))
-            ratios[kind, rows].append(_step(session, kind, rows, random) / single[-1])
-    row = undisturbed(single) * 1e3
-    costs: dict[str, dict[str, float]] = {"chain": {"1": row}, "tree": {}}
-    for (kind, rows), found in ratios.items():
-        costs[kind][str(rows)] = median(found) * row
-    if session.supports_trees:
-        costs["tree"]["1"] = row
-    return costs
+def rising(values: Sequence[float]) -> list[float]:
+    """The nearest sequence that never falls (Barlow 1972, pool adjacent violators); the first value
+    stays the least of all: what another row costs is measured beside it."""
+    blocks = list[list[float]]()
+    for value in values[1:]:
+        blocks.append([max(value, values[0]), 1.0])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (mean, count), (last, more) = blocks[-2], blocks.pop()
+            blocks[-1] = [(mean * count + last * more) / (count + more), count + more]
+    return [values[0], *(mean for mean, count in blocks for _ in range(int(count)))]
 
 
 def _step(session: Session, kind: str, rows: int, random: np.random.Generator) -> float:

@@ -1,0 +1,62 @@
+"""Step costs: in turn near and far, never falling, whatever the machine does meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_session import ToySession
+
+from graftline.runtimes.control import measure
+from graftline.runtimes.control.costs import FAR, NEAR, Costs
+from graftline.runtimes.control.measure import measure_costs, rising
+
+
+class Timed(ToySession):
+    """A step of q rows takes (10 + q + past / 256) units of a clock that all sessions share."""
+
+    def __init__(self, clock: list[float], drift: float = 0.0) -> None:
+        super().__init__(capacity=2048)
+        self.clock, self.drift = clock, drift
+
+    def score(self, *args: Any, **more: Any) -> Any:
+        rows = np.asarray(args[0]).shape[1]
+        taken = 10.0 + rows + float(self.lengths[0]) / NEAR
+        self.clock[0] += taken * (1.0 + self.drift * self.clock[0])
+        return super().score(*args, **more)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0] / 1e3)
+    return now
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_costs_are_what_steps_take(clock: list[float], twin: bool) -> None:
+    found = measure_costs(Timed(clock), Timed(clock) if twin else None)
+    costs = Costs.from_json(found)
+    assert costs.of(1) == pytest.approx(12.0)
+    assert costs.of(8) == pytest.approx(19.0)
+    assert costs.of(1, past=FAR) == pytest.approx(15.0)
+    assert costs.of(32, past=FAR) == pytest.approx(46.0)
+
+
+def test_a_machine_that_slows_down_meanwhile_makes_no_long_past_dear(clock: list[float]) -> None:
+    """One after the other, all that the machine lost in between looked like the price of a long
+    past: 9 ms over 768 positions, where it is 2 (SmolLM2 in fp32)."""
+    drift = 2e-5  # twice as slow at the end
+    apart = Costs.from_json(measure_costs(Timed(clock, drift)))
+    clock[0] = 0.0
+    beside = Costs.from_json(measure_costs(Timed(clock, drift), Timed(clock, drift)))
+    true = 15.0 / 12.0
+    assert beside.of(1, past=FAR) / beside.of(1) == pytest.approx(true, rel=0.05)
+    assert apart.of(1, past=FAR) / apart.of(1) > 1.15 * true
+
+
+def test_no_size_costs_less_than_a_smaller_one() -> None:
+    assert rising([1.0, 1.2, 1.1, 2.0]) == pytest.approx([1.0, 1.15, 1.15, 2.0])
+    assert rising([1.0, 0.8, 1.3, 1.2, 0.9]) == pytest.approx([1.0, 1.0, *[3.5 / 3] * 3])
+    assert rising([1.0]) == [1.0]
