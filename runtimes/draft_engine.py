@@ -51,7 +51,7 @@ class DraftEngine(Protocol):
         """What is known of the draft's checkpoint."""
         ...
 
-    def alone(self) -> DraftEngine:
+    def alone(self) -> OwnCaches:
         """The same engine on caches that nobody else writes to."""
         ...
 
@@ -81,6 +81,12 @@ class OwnCaches:
     @property
     def facts(self) -> Facts:
         return self.session.facts
+
+    @property
+    def threads(self) -> int:
+        """Processor threads that a call keeps busy; 0: it works elsewhere."""
+        session = self.session
+        return session.threads if isinstance(session, OrtSession) and session.device == "cpu" else 0
 
     def alone(self) -> OwnCaches:
         return self

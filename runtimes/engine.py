@@ -13,7 +13,9 @@ import numpy as np
 from graftline.errors import RequestError
 from graftline.recipe import Recipe, check_fusable, recipe
 from graftline.runtimes.branches import BranchJob
-from graftline.runtimes.control.goodput import Costs, Fixed, Goodput, Pacer
+from graftline.runtimes.control.costs import Costs
+from graftline.runtimes.control.goodput import Goodput
+from graftline.runtimes.control.pacer import Fixed, Pacer
 from graftline.runtimes.control.paid import PaidGoodput
 from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.drafters import make_drafter
@@ -224,18 +226,19 @@ class Engine:
                 chosen.rule, Request().sampling, np.random.default_rng(0), chosen.rule_options,
                 self.resources,
             )  # fmt: skip
-            known = Policy(chosen, drafter, self._pacer(chosen.name, drafter))
+            known = Policy(chosen, drafter, self._pacer(chosen, drafter))
             self._policies[chosen.name] = known
         return known
 
-    def _pacer(self, name: str, drafter: Drafter) -> Pacer:
+    def _pacer(self, chosen: Recipe, drafter: Drafter) -> Pacer:
         if self._costs is None:
             return Fixed()
         branching = drafter.branching and self.session.supports_trees
         if is_paid(drafter):
             return PaidGoodput(self._costs, drafter, branching)
-        prior = tuned_prior(self.resources.tuned, name, drafter.prior)
-        return Goodput(self._costs, prior, branching, whole=getattr(drafter, "whole", False))
+        prior = tuned_prior(self.resources.tuned, chosen.name, drafter.prior)
+        whole, lossy = getattr(drafter, "whole", False), not chosen.lossless
+        return Goodput(self._costs, prior, branching, whole=whole, lossy=lossy)
 
     @contextmanager
     def _held(self) -> Generator[None]:

@@ -12,7 +12,7 @@ import numpy as np
 from graftline.errors import RequestError
 from graftline.recipe import Recipe
 from graftline.runtimes.control.account import Account, level
-from graftline.runtimes.control.goodput import Fixed, Pacer
+from graftline.runtimes.control.pacer import Fixed, Pacer
 from graftline.runtimes.control.steady import Steady
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter
 
-from graftline.runtimes.control.goodput import Pacer
 from graftline.runtimes.control.host_time import working
+from graftline.runtimes.control.pacer import Pacer
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.session import Session
 from graftline.runtimes.trees.packing import pack, trim

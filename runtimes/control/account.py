@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from graftline.runtimes.control.costs import NEAR
-from graftline.runtimes.control.goodput import Pacer
+from graftline.runtimes.control.pacer import Pacer
 from graftline.runtimes.control.steady import Steady
 from graftline.runtimes.drafter import Bid, Drafter
 from graftline.tree import Tree
 
 SETTLED = 10
 """Steps that the measured costs stand for."""
+HEAVIEST = 5.0
+"""Plain steps that one step says as much as, at most."""
 
 
 def level() -> Steady:
     """How much longer steps take than when costs were measured, before any was made; it outlives a
-    request."""
+    request. A step that brings many tokens takes as long as several, and says as much."""
     return Steady(1.0, count=SETTLED)
 
 
@@ -28,6 +30,7 @@ class Account:
     def __init__(self, pacer: Pacer, pace: Steady | None = None) -> None:
         self._pacer, self._pace = pacer, pace or level()
         self.seconds = 0.0
+        self._batch = 1
         self._tokens, self._milliseconds = 0.0, 0.0
 
     @property
@@ -45,6 +48,7 @@ class Account:
 
     def begin(self, batch: int) -> None:
         began = perf_counter()
+        self._batch = batch
         self._pacer.begin(batch)
         self.seconds += perf_counter() - began
 
@@ -85,7 +89,8 @@ class Account:
             tokens, milliseconds = expected
             self._tokens += tokens
             self._milliseconds += milliseconds * ratio
-            self._pace.add(step / milliseconds)
+            weight = min(max(tokens / self._batch, 1.0), HEAVIEST)
+            self._pace.add(step / milliseconds, weight)
         slower = max(ratio, 1.0)
         made = None if proposing is None else proposing / slower
         self._pacer.took(step / slower, host / slower, made)

@@ -12,16 +12,18 @@ LATELY = 24.0
 
 
 class Walk:
-    """A proposal followed along what was then emitted, whether or not it was ever scored."""
+    """A proposal, its first `rows` if so many are given, followed along what was then emitted,
+    whether or not it was ever scored."""
 
     __slots__ = ("came", "chain", "decided", "hoped", "node", "parents", "signal", "tokens")
 
-    def __init__(self, signal: int, tree: Tree, hoped: float = 0.0) -> None:
+    def __init__(
+        self, signal: int, tree: Tree, hoped: float = 0.0, rows: int | None = None
+    ) -> None:
         self.signal = signal
         self.came, self.hoped = 0, hoped
-        """Tokens that came true so far, and those expected of the whole proposal."""
-        self.tokens: list[int] = tree.tokens.tolist()
-        self.parents: list[int] = tree.parents.tolist()
+        """Tokens that came true so far, and those expected of the rows that are followed."""
+        self.tokens, self.parents = tree.token_list[:rows], tree.parent_list
         self.chain = tree.is_chain
         self.node = 0
         self.decided = 1
@@ -56,7 +58,12 @@ class Evidence:
         self._prior, self._ratio = prior, _ratios(prior)
         self._keep, self._weight = 1.0 - 1.0 / horizon, weight
         self._hits, self._trials = [0.0] * len(prior), [0.0] * len(prior)
-        self._reach: list[float] | None = None
+        self._reach, self._sums = [1.0], [0.0]
+        """Of as many rows as were asked for since something before them changed: their chances, and
+        the sums of all up to them, the root's left out."""
+
+    def __len__(self) -> int:
+        return len(self._prior)
 
     def record(self, first: int, last: int, hit: bool) -> None:
         """Rows first .. last were offered; `last` was accepted if `hit`, the others were not."""
@@ -67,7 +74,7 @@ class Evidence:
             hits[row] *= keep
         if hit and first <= last:
             hits[last] += 1.0
-        self._reach = None
+        del self._reach[first:], self._sums[first:]
 
     def follow(self, walk: Walk, fresh: Sequence[int]) -> bool:
         """Advance a walk along `fresh` and record what that decides; false when it is over."""
@@ -89,18 +96,29 @@ class Evidence:
             if trials > LATELY:
                 self._hits[row] *= LATELY / trials
                 self._trials[row] = LATELY
-        self._reach = None
+        self._reach, self._sums = [1.0], [0.0]
 
     def reach(self) -> list[float]:
         """For every row the chance that it is accepted; the root's is 1."""
-        if self._reach is None:
-            before, reach, weight = 1.0, [1.0], self._weight
-            rows = zip(self._hits[1:], self._trials[1:], self._ratio[1:], strict=True)
-            for hits, trials, ratio in rows:
-                before = min(before, (hits + weight * before * ratio) / (trials + weight))
-                reach.append(before)
-            self._reach = reach
+        self.at(len(self._prior) - 1)
         return self._reach
+
+    def at(self, row: int) -> float:
+        """The chance of one row that is accepted, from what is known of it and those before it."""
+        reach, weight = self._reach, self._weight
+        while row >= len(reach):
+            at, before = len(reach), reach[-1]
+            known = self._hits[at] + weight * before * self._ratio[at]
+            chance = min(before, known / (self._trials[at] + weight))
+            reach.append(chance)
+            self._sums.append(self._sums[-1] + chance)
+        return reach[row]
+
+    def hoped(self, rows: int) -> float:
+        """Tokens that the first `rows` bring."""
+        last = min(rows, len(self._prior)) - 1
+        self.at(last)
+        return self._sums[last]
 
 
 def _ratios(reach: Sequence[float]) -> list[float]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
-from graftline.runtimes.control.costs import NEAR
-from graftline.runtimes.control.costs import Costs as Costs
-from graftline.runtimes.control.evidence import Evidence as Evidence
-from graftline.runtimes.control.evidence import Walk as Walk
+from graftline.runtimes.control.costs import NEAR, Costs
+from graftline.runtimes.control.evidence import Evidence, Walk
 from graftline.runtimes.control.host_time import HostTime
+from graftline.runtimes.control.offers import Offer, best_rows, least_slopes
 from graftline.runtimes.control.step_pace import StepPace
 from graftline.runtimes.control.text_fit import TextFit
-from graftline.runtimes.drafter import Bid, Drafter, is_paid
+from graftline.runtimes.drafter import Bid, Drafter
 from graftline.tree import Tree
 
 GAIN = 1.15
@@ -27,98 +25,9 @@ MODEST = 0.01
 """Share of a plain step that proposals may cost without that."""
 SPAN = 64
 """Committed positions over which a step is taken to cost the same."""
-
-
-class Pacer(Protocol):
-    """Chooses how many rows a step scores, for all sequences of a batch alike.
-
-    First `choose` among the proposals that cost nothing to make; then a `bid` may replace them by
-    drafts that a model makes, whose rows `bought` counts.
-    """
-
-    @property
-    def expected(self) -> tuple[float, float] | None:
-        """Tokens and milliseconds that the step chosen last is expected to bring and to take, for
-        the whole batch; None: nothing is expected."""
-        ...
-
-    @property
-    def asking(self) -> bool:
-        """Whether the coming step wants proposals; without, all sequences propose their root."""
-        ...
-
-    def begin(self, batch: int) -> None:
-        """A new request of `batch` sequences starts."""
-        ...
-
-    def admit(self, sequence: int) -> None:
-        """Another sequence takes that place of the batch: open proposals for it are void."""
-        ...
-
-    def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
-        """Rows of this step, 1 to `room`, given every live sequence's signal and proposal, and the
-        committed positions of the longest."""
-        ...
-
-    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
-        """What to spend on drafts of at most `room` rows; a finished sequence's drafter is None.
-        None: nothing, the free proposals are scored."""
-        ...
-
-    def bought(
-        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
-    ) -> int:
-        """Rows of a step whose proposals were paid for."""
-        ...
-
-    def learn(self, sequence: int, fresh: Sequence[int]) -> None:
-        """The live sequence at that place of the batch emitted `fresh`."""
-        ...
-
-    def took(self, step: float, host: float, proposing: float | None = None) -> None:
-        """The step has ended: milliseconds it took, those that the host worked on it outside the
-        target's engine, and those of them that making proposals took, if any were asked for."""
-        ...
-
-
-class Fixed:
-    """Always as many rows as proposed, up to `rows`: what is done when costs are unknown."""
-
-    def __init__(self, rows: int = 8) -> None:
-        self.rows = rows
-
-    @property
-    def expected(self) -> tuple[float, float] | None:
-        return None
-
-    @property
-    def asking(self) -> bool:
-        return True
-
-    def begin(self, batch: int) -> None:
-        pass
-
-    def admit(self, sequence: int) -> None:
-        pass
-
-    def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
-        return max(1, min(room, self.rows, max((len(t) for _, t in proposals), default=1)))
-
-    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
-        rows = min(room, self.rows)
-        paid = rows > 1 and any(is_paid(d) for d in drafters)
-        return Bid.free(rows) if paid else None
-
-    def bought(
-        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
-    ) -> int:
-        return max(len(tree) for _, tree in proposals)
-
-    def learn(self, sequence: int, fresh: Sequence[int]) -> None:
-        pass
-
-    def took(self, step: float, host: float, proposing: float | None = None) -> None:
-        pass
+WARY = 6.0
+"""The same as TRUST for whole proposals, which are dear: a text never makes them look better, one
+that came true is counted once, and few that did not are enough."""
 
 
 class Goodput:
@@ -131,7 +40,9 @@ class Goodput:
     where making them costs the host time and none has been scored for a while, only those of every
     NAP-th step are. A step of B sequences with q rows each is taken to cost what one of B * q rows
     does, and one that drafts also what the host and the engine were seen to need more.
-    `whole`: a proposal is scored as it is or not at all.
+    `whole`: a proposal is scored as it is or not at all. `lossy`: the rule accepts more than would
+    have come anyway, so that of a scored proposal the rows behind the scored ones say nothing.
+    Neither are those rows followed that could not pay whatever they did.
     """
 
     def __init__(
@@ -144,16 +55,19 @@ class Goodput:
         weight: float = 20.0,
         open_walks: int = 4,
         whole: bool = False,
+        lossy: bool = False,
     ) -> None:
-        self._whole = whole
+        self._whole, self._lossy = whole, lossy
         self._costs, self._prior, self._branching = costs, prior, branching
         self._gain, self._horizon, self._weight = gain, horizon, weight
-        self._open = open_walks
+        self._open = 1 if whole else open_walks
         self._evidence: dict[int, Evidence] = {}
         self._walks: list[list[Walk]] = []
         self._steps: list[float] = []
+        self._slopes: list[float] = []
         self._span = NEAR // SPAN
-        """Costs of steps by rows, for committed positions from SPAN times this on."""
+        """Costs of steps by rows, for committed positions from SPAN times this on, and the least
+        that further rows cost each."""
         self._next = (0.0, 1e-9)
         self._host, self._pace = HostTime(), StepPace()
         self._fits: list[TextFit] = []
@@ -191,57 +105,50 @@ class Goodput:
         self._steps = []
         self._batch = batch
         self._calm = 0
-        self._fits = [TextFit() for _ in range(batch)]
+        self._fits = [self._fit() for _ in range(batch)]
         self._next = (0.0, 1e-9)
 
     def admit(self, sequence: int) -> None:
         self._walks[sequence] = []
-        self._fits[sequence] = TextFit()
+        self._fits[sequence] = self._fit()
 
     def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
         """Proposals come in the order of the batch; a finished sequence's is its root alone."""
         if past // SPAN != self._span:
             self._span, self._steps = past // SPAN, []
-        most = 1
-        for sequence, (signal, tree) in enumerate(proposals):
-            if len(tree) > 1:
-                most = max(most, len(tree))
-                walks = self._walks[sequence]
-                if len(walks) < self._open:
-                    hoped = sum(self._of(signal).reach()[1 : len(tree)])
-                    walks.append(Walk(signal, tree, hoped))
+        most = max(len(tree) for _, tree in proposals)
         self.rows = 1
         self._calm += 1
         self._idle += 1
-        self.expect(float(len(proposals)), self._cost(1))
+        plain = self._cost(1)
+        self._next = float(len(proposals)), plain
         if most == 1:
             return 1
-        extra, dearer = self._host.surcharge(self._cost(1)), self._pace.dearer
-        parts = [
-            (self._of(signal).reach()[: len(tree)], fit)
-            for (signal, tree), fit in zip(proposals, self._fits, strict=True)
+        offers = [
+            Offer(signal, tree, self._of(signal), self._fits[sequence], self._walks[sequence])
+            for sequence, (signal, tree) in enumerate(proposals)
             if len(tree) > 1
         ]
-        factors = [fit.factor for _, fit in parts]
+        extra, dearer = self._host.surcharge(plain), self._pace.dearer
         last = min(most, room)
         self._cost(last)
-        steps = self._steps  # plain numbers and lists: this runs between two steps
-        expected = float(len(proposals))
-        best, rate = 1, expected / steps[0] * self._gain
-        for row in range(1, last):
-            for (reach, _), factor in zip(parts, factors, strict=True):
-                if row < len(reach):
-                    expected += factor * reach[row]
-            if self._whole and row + 1 < most:
-                continue
-            worth = expected / (steps[row] * dearer + extra)
-            if worth > rate:
-                best, rate = row + 1, worth
+        if len(self._slopes) != len(self._steps) - 1:
+            self._slopes = least_slopes(self._steps)
+        best, far = best_rows(
+            offers, len(proposals), self._steps[:last], self._slopes, self._gain, dearer, extra,
+            most if self._whole else 0,
+        )  # fmt: skip
         self.rows = best
+        told = 0.0
+        followed = best if self._lossy and best > 1 else far
+        for one in offers:
+            if best > 1:
+                told += one.fit.told * one.hoped(best)
+            if len(one.walks) < self._open:
+                one.walks.append(Walk(one.signal, one.tree, one.hoped(followed), followed))
         if best > 1:
             self._calm = self._idle = 0
-            told = sum(fit.told * sum(reach[1:best]) for reach, fit in parts)
-            self.expect(len(proposals) + told, steps[best - 1] * dearer + extra)
+            self._next = len(proposals) + told, self._steps[best - 1] * dearer + extra
         return best
 
     def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
@@ -273,6 +180,9 @@ class Goodput:
             known = self._proposing
             self._proposing += 0.1 * (min(proposing, 2.0 * known + 0.02) - known)
 
+    def _fit(self) -> TextFit:
+        return TextFit(WARY, most=1.0) if self._whole else TextFit()
+
     def _of(self, signal: int) -> Evidence:
         if signal not in self._evidence:
             prior = self._prior(signal)
@@ -283,6 +193,6 @@ class Goodput:
         """Milliseconds of a step of the whole batch with `rows` rows each."""
         while len(self._steps) < rows:
             q = len(self._steps) + 1
-            branching = self._branching and q > 1
+            branching, self._slopes = self._branching and q > 1, []
             self._steps.append(self._costs.of(self._batch * q, branching, self._span * SPAN))
         return self._steps[rows - 1]

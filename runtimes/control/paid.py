@@ -20,6 +20,9 @@ TIMID = 4
 """By how much tries that lost make the next ones rarer, at most."""
 PROMISED = 6.0
 """Tokens that drafts must have promised before their record counts as much as their word."""
+DOUBT = 0.12
+"""What drafts must gain besides while all that is known of them is a belief: what looks best of
+many depths looks better than it is."""
 DEBT_STEPS = 32
 """Steps over which catching up with the sequence is written off."""
 
@@ -46,7 +49,7 @@ def promised(tree: Tree) -> float | None:
     """Tokens that a draft is to bring by its own account, `Tree.probs`; None: it gives none."""
     if tree.probs is None:
         return None if len(tree) > 1 else 0.0
-    parents: list[int] = tree.parents.tolist()
+    parents = tree.parent_list
     chances: list[float] = tree.probs.tolist()
     reach = [1.0]
     for node in range(1, len(parents)):
@@ -155,7 +158,8 @@ class PaidGoodput:
         cost *= self._pace.dearer
         worth = expected / cost
         plain = len(live) / self._step(1)
-        if worth > max(self._free.rate, plain * self._gain):
+        gain = self._gain + DOUBT * self._weight / min(t.steps for t in trades)
+        if worth > max(self._free.rate, plain * gain):
             for (b, _), trade in zip(live, trades, strict=True):
                 self._open[b] = trade
             self._free.expect(expected, cost)

@@ -14,12 +14,12 @@ class Steady:
     after an interruption, counts as twice."""
 
     value: float = 0.0
-    count: int = 0
+    count: float = 0
     """Values so far. One that is said to stand for many at the start moves slowly from there."""
 
-    def add(self, value: float) -> None:
-        """One more value."""
-        self.count += 1
-        known = self.value if self.count > 1 else value
-        share = max(SETTLING, 1 / self.count)
+    def add(self, value: float, weight: float = 1.0) -> None:
+        """One more value, which says as much as `weight` others, 1 or more."""
+        known = self.value if self.count else value
+        self.count += weight
+        share = max(1.0 - (1.0 - SETTLING) ** weight, weight / self.count)
         self.value = known + share * (min(value, 2.0 * known) - known)

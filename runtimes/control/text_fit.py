@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TRUST = 24.0
+TRUST = 10.0
 """Tokens that must have been promised in a text before its record counts as much as the belief."""
 KEEP = 0.97
 """What every further proposal leaves of the record of those before it."""

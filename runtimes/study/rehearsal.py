@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe
-from graftline.runtimes.control.goodput import Costs, Fixed, Goodput, Pacer
+from graftline.runtimes.control.costs import Costs
+from graftline.runtimes.control.goodput import Goodput
+from graftline.runtimes.control.pacer import Fixed, Pacer
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.drafters import make_drafter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.trees.learned import Accuracies, by_rank
 from graftline.runtimes.trees.template import Template
 

@@ -22,7 +22,7 @@ from graftline.passes.weights import lazy
 from graftline.plan import pipeline_of
 from graftline.ports import read_facts, read_ports
 from graftline.recipe import recipe
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.measure import measure_costs
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.load import load

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy_session import FLAT, ToySession
 
 from graftline.recipe import recipe
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.engine import Engine
 
 

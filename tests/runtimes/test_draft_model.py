@@ -15,13 +15,13 @@ from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.paid import PaidGoodput
 from graftline.runtimes.control.purse import Purse
 from graftline.runtimes.control.step_pace import COMPARED
 from graftline.runtimes.draft_engine import OwnCaches, Reader
 from graftline.runtimes.drafter import Bid
-from graftline.runtimes.drafters import make_drafter
+from graftline.runtimes.drafters import make_drafter, pearl
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Sampling
@@ -386,6 +386,39 @@ def test_a_draft_that_is_dearer_than_measured_is_found_out_by_its_first_step() -
     assert bids == 1
 
 
+def test_a_draft_that_is_hardly_better_than_plain_has_to_show_it_first() -> None:
+    """Believed 1.06 times as fast: not drafted on a belief, but on what it has brought."""
+    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
+    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
+    drafter.price = lambda reads: 9.0 * reads
+    hope = (1.0, 0.86)
+    drafter.hope = lambda foresight: hope
+    root, pair = [(0, Tree.chain([3]))], [(0, Tree.chain([3, 4]))]
+    costs = Costs({1: 20.0, 2: 26.0}, {})
+    assert 1.03 < sum(hope) * 20.0 / (26.0 + 9.0) < 1.1
+
+    def bids(pacer: PaidGoodput) -> bool:
+        pacer.choose(root, 100)
+        return pacer.bid([drafter], 100) is not None
+
+    pacer = PaidGoodput(costs, drafter, False)
+    pacer.begin(1)
+    for _ in range(COMPARED):
+        assert not bids(pacer)
+        pacer.took(20.0, 0.0)
+    assert not bids(pacer)
+    pacer._purse = Purse(100.0)
+    while not bids(pacer) or pacer._trying:
+        pacer._purse = Purse(100.0)
+        drafter.reads = 1
+        pacer.bought(pair, [drafter])
+        pacer.learn(0, [4, 5])
+        pacer.took(35.0, 0.0)
+        assert pacer._trades[1, drafter.foresight()].steps < 12
+    pacer._purse = Purse()
+    assert bids(pacer)
+
+
 def test_pearl_hopes_for_no_more_than_its_steps_that_verify() -> None:
     resources = Resources(draft=lambda: CheckedDraft(), vocabulary=40)
     pearl: Any = make_drafter("pearl", {"rows": 4}, resources)
@@ -394,6 +427,22 @@ def test_pearl_hopes_for_no_more_than_its_steps_that_verify() -> None:
     verifying, idle = 1.0, 1.0 - stands  # of two steps in a row, after one that verified
     mean = verifying / (verifying + idle)
     assert pearl.hope(1) == pytest.approx((1, *(mean * share**row for row in (1, 2, 3))))
+
+
+def test_pearl_is_priced_by_the_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draft and target with two threads each on two cores: neither hides the other."""
+    monkeypatch.setattr(CheckedDraft, "threads", 2, raising=False)
+
+    def price(cores: int, **options: Any) -> float:
+        monkeypatch.setattr(pearl.os, "cpu_count", lambda: cores)
+        drafter: Any = make_drafter(
+            "pearl", options, Resources(draft=lambda: CheckedDraft(), vocabulary=40)
+        )
+        return drafter.price(2)
+
+    assert price(4) == price(8) == 2 * 5.0
+    assert price(2) == 2 * 5.0 * (1 + pearl.CROWDED)
+    assert price(2, overlap=1.0) == 0.0
 
 
 def test_catching_up_is_no_slowness_and_tries_are_paid_for_whatever_they_take() -> None:

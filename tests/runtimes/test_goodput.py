@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from toy_session import FLAT, INT4
 
-from graftline.runtimes.control.evidence import LATELY
-from graftline.runtimes.control.goodput import GAIN, Costs, Evidence, Fixed, Goodput, Pacer
+from graftline.runtimes.control.costs import Costs
+from graftline.runtimes.control.evidence import LATELY, Evidence
+from graftline.runtimes.control.goodput import GAIN, Goodput
+from graftline.runtimes.control.pacer import Fixed, Pacer
 from graftline.runtimes.control.text_fit import MOST, TOLD, TextFit
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import make_drafter
@@ -298,6 +300,36 @@ def test_a_text_that_copies_is_told_better_than_it_is_trusted() -> None:
         pacer._fits[0].record(4, 1.0)
     assert pacer.choose([(1, tree)], 100) >= rows > 1
     assert pacer.expected[0] - 1 >= TOLD * (before - 1)
+
+
+def test_what_a_lossy_rule_was_not_shown_is_no_miss_of_it() -> None:
+    """It would have accepted more of the proposal than the text that came instead says."""
+
+    def believed(lossy: bool) -> float:
+        cost = Costs({1: 10.0, 4: 11.0, 5: 40.0, 9: 80.0}, {})
+        pacer = Goodput(cost, lambda _: [0.9**row for row in range(9)], False, lossy=lossy)
+        tree = Tree.chain(list(range(9)))
+        pacer.begin(1)
+        for _ in range(60):
+            assert pacer.choose([(1, tree)], 100) == 4
+            pacer.learn(0, [1, 2, 3, 77])  # all three were accepted, what came then is another word
+        return pacer._evidence[1].at(4)
+
+    assert believed(lossy=True) > 0.8
+    assert believed(lossy=False) < 0.5
+
+
+def test_a_dear_whole_proposal_that_did_not_come_true_is_not_made_again_in_that_text() -> None:
+    costs = Costs({1: 10.0, 9: 30.0}, {})
+    pacer = Goodput(costs, lambda _: (1.0, *[0.8] * 4, *[0.0] * 4), False, whole=True)
+    tree = Tree.chain(list(range(9)))
+    for text in range(4):
+        pacer.begin(1)
+        drafted = 0
+        for _ in range(30):
+            drafted += pacer.choose([(1, tree)], 100) == 9
+            pacer.learn(0, [99])
+        assert drafted <= 2, text
 
 
 def test_a_place_that_another_text_takes_starts_without_a_record() -> None:

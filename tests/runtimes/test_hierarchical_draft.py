@@ -11,7 +11,7 @@ from toy_drafts import COSTS, CheckedDraft, SharedDraft, begin, policy
 from toy_session import ToySession
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine

@@ -14,8 +14,9 @@ from graftline.runtimes import draft_engine, loop
 from graftline.runtimes.control import account
 from graftline.runtimes.control.account import Account
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.goodput import CALM, LONG, MODEST, NAP, Goodput, Pacer
+from graftline.runtimes.control.goodput import CALM, LONG, MODEST, NAP, Goodput
 from graftline.runtimes.control.host_time import PATIENCE, WINDOW, HostTime
+from graftline.runtimes.control.pacer import Pacer
 from graftline.runtimes.control.paid import PaidGoodput
 from graftline.runtimes.control.step_pace import StepPace
 from graftline.runtimes.decoding import Decoding
@@ -192,6 +193,22 @@ def test_a_busy_machine_is_not_a_slow_rule(clock: Clock) -> None:
         pacer.took(30.0, 0.6)
     assert said[0] == (30.0, 0.6)
     assert said[-1] == pytest.approx((10.0, 0.2), rel=0.05)
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(1.0, 20), (8.0, 4)])
+def test_the_machines_pace_is_known_after_as_much_time_in_long_steps(
+    tokens: float, steps: int
+) -> None:
+    """A text is ten long steps of a draft model: it would be over before they had settled it."""
+
+    class Expecting(Goodput):
+        expected = (tokens, 10.0 * tokens)
+
+    pacer = Account(Expecting(FLAT, lambda _: (1.0,), False))
+    pacer.begin(1)
+    for _ in range(steps):
+        pacer.took(7.0 * tokens, 0.0)
+    assert pacer._pace.value == pytest.approx(0.7, abs=0.05)
 
 
 def test_drafts_that_take_longer_than_measured_are_given_up_and_tried_again() -> None:

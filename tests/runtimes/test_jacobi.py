@@ -14,7 +14,7 @@ from toy_session import FLAT, ToySession
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe
 from graftline.recipe import recipe as find_recipe
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.jacobi import Jacobi, advance
 from graftline.runtimes.drafters.speculative_jacobi import SpeculativeJacobi

@@ -11,7 +11,7 @@ from toy_session import ToySession
 
 from graftline.errors import GraftlineError
 from graftline.recipe import recipe
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.draft_engine import OwnCaches
 from graftline.runtimes.drafter import is_paid
 from graftline.runtimes.drafters import make_drafter

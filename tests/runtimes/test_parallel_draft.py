@@ -15,8 +15,8 @@ from toy_session import FLAT, ToySession
 from graftline.errors import GraftlineError
 from graftline.ports import Facts
 from graftline.recipe import Recipe, recipe
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.depth_chances import DepthChances
-from graftline.runtimes.control.goodput import Costs
 from graftline.runtimes.draft_engine import OwnCaches, Reader, usual_cost
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter

@@ -10,7 +10,7 @@ from toy_session import ToySession
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.acceptance.reflection import Reflection
-from graftline.runtimes.control.goodput import Fixed
+from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import DRAFTERS, make_drafter

@@ -15,7 +15,7 @@ from toy_session import FLAT, ToySession
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.calibration import Calibration
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.draft_engine import Reader, usual_cost
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter

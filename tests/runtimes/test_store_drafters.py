@@ -14,7 +14,7 @@ from toy_session import FLAT, INT4, ToySession
 
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.drafter import Bid, Drafter
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
 from graftline.runtimes.drafters.aded import Aded

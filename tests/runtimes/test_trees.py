@@ -11,7 +11,7 @@ import pytest
 from toy_session import FLAT, INT4, ToySession
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.drafters.token_recycling import TokenRecycling, template
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores

@@ -9,7 +9,7 @@ import numpy as np
 from toy_session import ToySession
 
 from graftline.recipe import Recipe
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.draft_engine import OwnCaches, usual_cost
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.resources import Resources

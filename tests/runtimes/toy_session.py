@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from graftline.ports import Facts
-from graftline.runtimes.control.goodput import Costs
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.session import Bools, Floats, Ints, Scores
 
 FLAT = Costs({1: 10.0, 32: 11.0}, {1: 10.0, 32: 11.0})
