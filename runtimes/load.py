@@ -14,7 +14,7 @@ from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusabl
 from graftline.recipe import recipe as find_recipe
 from graftline.runtimes.control.calibration import USUAL
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.measure import costs_key, measure_costs
+from graftline.runtimes.control.measure import FAR_SLOTS, costs_key, measure_costs
 from graftline.runtimes.engine import Engine, end_tokens
 from graftline.runtimes.fused import FusedStep
 from graftline.runtimes.ort.cuda import SESSIONS
@@ -228,10 +228,16 @@ def step_costs(
     if known is None:
         if watch is not None:
             watch(f"measuring what {what} costs on this machine (once)")
-        twin = session.sibling() if isinstance(session, OrtSession) else None
-        known = measure_costs(session, twin)
+        known = measure_costs(session, _beside(session))
         bundle.write_costs(key, known)
     return Costs.from_json(known)
+
+
+def _beside(session: OrtSession | TrtSession) -> OrtSession | None:
+    """The same engine with caches for a long past, where the session has room for one."""
+    if isinstance(session, TrtSession) or session.capacity < FAR_SLOTS:
+        return None
+    return session.sibling(capacity=FAR_SLOTS)
 
 
 def _key(session: OrtSession | TrtSession) -> str:

@@ -17,6 +17,8 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Numbers of rows that are measured; others are interpolated."""
 FAR_ROWS = (1, 2, 4, 8, 16, 32)
 """Numbers of rows that are measured again after a long past."""
+FAR_SLOTS = FAR + FAR_ROWS[-1]
+"""Positions that measuring a long past takes."""
 ROUNDS = 5
 SMALL, TIMES = 8, 3
 """Sizes up to which decisions are close and steps are short are measured so many times as often."""
@@ -37,7 +39,7 @@ def measure_costs(session: Session, twin: Session | None = None) -> dict[str, di
     sizes = [q for q in ROWS if q <= session.capacity - past]
     near = Gauge(session, past, sizes, random)
     costs = {}
-    if session.capacity < FAR + FAR_ROWS[-1]:
+    if session.capacity < FAR_SLOTS:
         near.turns(ROUNDS)
     else:
         if twin is None:

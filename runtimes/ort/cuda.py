@@ -90,12 +90,13 @@ class CudaSession(OrtSession):
         }
         return session
 
-    def sibling(self, host: OrtSession | None = None) -> OrtSession:
+    def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> OrtSession:
         """See `OrtSession.sibling`: caches of its own, or those of a session on the same device."""
         other = copy(self)
         other._calls, other._guests, other._memory = {}, [], []
         other._lengths = np.zeros(0, np.int64)
         if host is None:
+            other.capacity = min(capacity or self.capacity, self.capacity)
             other.reset(1)
             return other
         if not isinstance(host, CudaSession) or host._layout != self._layout:

@@ -92,9 +92,10 @@ class OrtSession:
     def _open(self, company: bool) -> Any:
         return open_graph(self._graph, self.threads, company)
 
-    def sibling(self, host: OrtSession | None = None) -> OrtSession:
-        """The same engine with caches of its own, or with those of `host`, a session of the same
-        architecture with at least its blocks: then only `follow` may be called.
+    def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> OrtSession:
+        """The same engine with caches of its own, of `capacity` positions where fewer will do, or
+        with those of `host`, a session of the same architecture with at least its blocks: then only
+        `follow` may be called.
 
         Raises BackendError when `host` has no caches of these shapes.
         """
@@ -102,6 +103,7 @@ class OrtSession:
         other._calls, other._blocks, other._views, other._guests = {}, [], {}, []
         other._lengths = np.zeros(0, np.int64)
         if host is None:
+            other.capacity = min(capacity or self.capacity, self.capacity)
             other.reset(1)
             return other
         if not _cache_shapes(self.ports) <= _cache_shapes(host.ports):

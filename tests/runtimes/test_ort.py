@@ -148,3 +148,13 @@ def count_runs(session: OrtSession) -> list[int]:
 
     session._run_bound = counted
     return count
+
+
+def test_a_sibling_may_have_smaller_caches_never_larger(tmp_path: Path) -> None:
+    """Measuring a long past must not take the memory of the longest."""
+    session, _ = sessions(TinyDecoder(), tmp_path)
+    small, large = session.sibling(capacity=20), session.sibling(capacity=10**6)
+    assert (small.capacity, large.capacity) == (20, session.capacity)
+    ids = np.arange(12)
+    assert np.array_equal(small.prefill([ids]).logits, large.prefill([ids]).logits)
+    assert small._blocks[0].nbytes < large._blocks[0].nbytes
