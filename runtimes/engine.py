@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar, Unpack, cast
 
@@ -37,6 +37,7 @@ from graftline.runtimes.result import Result
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Session
+from graftline.runtimes.streams import Passes, Stream
 from graftline.runtimes.study.records import Records
 from graftline.runtimes.study.tuned import tuned_prior
 from graftline.runtimes.text.tokenizer import Tokenizer
@@ -251,55 +252,6 @@ class Engine:
                 yield
             finally:
                 self._holder = None
-
-
-class Passes(Iterator[int]):
-    """Every `next` is one target pass, the prompt's being the first, and gives the number of tokens
-    so far. `close` (or exhaustion) frees the engine; `result` is set once the text has ended."""
-
-    def __init__(self, job: Job, held: AbstractContextManager[None]) -> None:
-        self._steps = self._run(job, held)
-        self.result: Result | None = None
-
-    def _run(self, job: Job, held: AbstractContextManager[None]) -> Generator[int]:
-        with held:
-            for _ in job.run(pieces=False):
-                yield job.count
-        self.result = job.results()[0]
-
-    def __next__(self) -> int:
-        return next(self._steps)
-
-    def close(self) -> None:
-        """Stop generating and free the engine."""
-        self._steps.close()
-
-
-class Stream(Iterator[str]):
-    """Pieces of text, each of whole characters. `close` (or `with`) frees the engine early;
-    `result` is set once the text has ended."""
-
-    def __init__(self, job: Job, held: AbstractContextManager[None]) -> None:
-        self._pieces = self._run(job, held)
-        self.result: Result | None = None
-
-    def _run(self, job: Job, held: AbstractContextManager[None]) -> Generator[str]:
-        with held:
-            yield from filter(None, job.run())
-        self.result = job.results()[0]
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Stop generating and free the engine."""
-        self._pieces.close()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def end_tokens(defaults: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:

@@ -15,7 +15,7 @@ from graftline.errors import GraftlineError, RequestError
 
 if TYPE_CHECKING:
     from graftline.bundle import Bundle
-    from graftline.commands.comparison import Comparison, Difference
+    from graftline.commands.figures import Comparison, Difference
     from graftline.runtimes.engine import Engine
 
 SHOWN = 12
@@ -94,7 +94,8 @@ def bench(
         raise RequestError("--turns and --repeat start at 1")
     from graftline.bundle import Bundle
     from graftline.commands import acceptance
-    from graftline.commands.comparison import compare, report
+    from graftline.commands.comparison import compare
+    from graftline.commands.figures import report
     from graftline.commands.questions import groups, read_questions, select
     from graftline.recipe import check_fusable, check_step, recipe
     from graftline.runtimes.load import load

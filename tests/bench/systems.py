@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from graftline.commands.bench import machine
-from graftline.commands.comparison import Comparison, compare
+from graftline.commands.comparison import compare
+from graftline.commands.figures import Comparison
 from graftline.commands.questions import Question, groups, read_questions, select
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe, recipes

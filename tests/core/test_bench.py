@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from graftline.cli import app
 from graftline.commands import comparison
-from graftline.commands.comparison import Comparison, compare, report
+from graftline.commands.comparison import compare
+from graftline.commands.figures import Comparison, report
 from graftline.commands.questions import GROUPS, Question, groups, read_questions, select
 from graftline.errors import RequestError
 
