@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graftline.runtimes.draft_engine import DraftEngine, Guess, Reader
+from graftline.runtimes.draft_engine import DraftEngine
+from graftline.runtimes.draft_reader import Guess, Reader
 from graftline.runtimes.sampling import Sampling
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.calibration import USUAL, Calibration
-from graftline.runtimes.draft_engine import Guess, Reader, drawn
+from graftline.runtimes.draft_reader import Guess, Reader, drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.lengths import Length, make_length
 from graftline.runtimes.options import options_of

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.draft_engine import Guess, drawn
+from graftline.runtimes.draft_reader import Guess, drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.tree import Doubles, Draws, Tree

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.draft_engine import Guess
+from graftline.runtimes.draft_reader import Guess
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.resources import Resources, missing

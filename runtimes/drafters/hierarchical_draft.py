@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.depth_chances import DepthChances
-from graftline.runtimes.draft_engine import Guess
+from graftline.runtimes.draft_reader import Guess
 from graftline.runtimes.drafter import Bid, match_class, match_prior
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.ngram_index import NgramIndex

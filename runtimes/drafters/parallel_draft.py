@@ -10,7 +10,7 @@ import numpy as np
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.depth_chances import DepthChances
-from graftline.runtimes.draft_engine import drawn
+from graftline.runtimes.draft_reader import drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.resources import Resources, missing

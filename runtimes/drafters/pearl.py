@@ -10,7 +10,7 @@ from threading import Event
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.draft_engine import Reader
+from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.sampling import Sampling

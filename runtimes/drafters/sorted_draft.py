@@ -11,7 +11,8 @@ from graftline.errors import GraftlineError
 from graftline.runtimes.control.calibration import Calibration
 from graftline.runtimes.control.paid import DEBT_STEPS
 from graftline.runtimes.control.purse import Purse
-from graftline.runtimes.draft_engine import MANY_ROWS, Guess
+from graftline.runtimes.draft_engine import MANY_ROWS
+from graftline.runtimes.draft_reader import Guess
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.nested_reader import NestedReader

@@ -19,7 +19,7 @@ from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
 from graftline.ports import Facts, read_facts, write_facts
 from graftline.recipe import Recipe, recipe
-from graftline.runtimes.draft_engine import Reader
+from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.load import load
 
 MASK = 258

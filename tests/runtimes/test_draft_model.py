@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
+from three_tokens import V, drawn_as, three_tokens
 from toy_drafts import COSTS, CheckedDraft, Garbage, SharedDraft, begin, engine_of, policy
 from toy_session import FLAT, ToySession
 
@@ -19,7 +19,8 @@ from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.paid import PaidGoodput
 from graftline.runtimes.control.purse import Purse
 from graftline.runtimes.control.step_pace import COMPARED
-from graftline.runtimes.draft_engine import OwnCaches, Reader
+from graftline.runtimes.draft_engine import OwnCaches
+from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter, pearl
 from graftline.runtimes.engine import Engine
@@ -185,9 +186,6 @@ def test_a_stopping_policy_sees_the_whole_distribution_and_its_verdicts() -> Non
     assert seen[-1] == (1, 2)
 
 
-V = 3
-
-
 class Small(SharedDraft):
     """A draft over three tokens, whose distribution is far from the target's."""
 
@@ -217,33 +215,7 @@ def test_drawn_drafts_keep_the_targets_distribution(chosen: Recipe) -> None:
     engine = Engine(session, None, {}, chosen, None, resources=resources)
     prompt, sampling = [1, 2], Sampling(temperature=4.0)
     law = three_tokens(session, prompt, sampling)
-    count, seen, drafted = 1000, dict.fromkeys(law, 0), 0
-    for seed in range(count):
-        result = engine.generate(
-            prompt, max_new_tokens=3, temperature=4.0, seed=seed, ignore_eos=True
-        )
-        seen[tuple(result.tokens)] += 1
-        drafted += result.stats.drafted
-    assert drafted > 0.9 * count
-    common = [out for out, p in law.items() if p * count >= 5]
-    expected = np.asarray([law[out] * count for out in common])
-    found = np.asarray([seen[out] for out in common])
-    rest = count - found.sum(), count - expected.sum()
-    chi = float(((found - expected) ** 2 / expected).sum() + (rest[0] - rest[1]) ** 2 / rest[1])
-    assert stats.chi2.sf(chi, len(common)) > 1e-3
-
-
-def three_tokens(
-    session: ToySession, prompt: list[int], sampling: Sampling
-) -> dict[tuple[int, ...], float]:
-    def law(context: Sequence[int]) -> np.ndarray:
-        pairs = np.stack([np.arange(len(context)), np.asarray(context)], axis=1)
-        return sampling.distribution(session.logits_of(pairs))[1]
-
-    return {
-        (a, b, c): float(law(prompt)[a] * law([*prompt, a])[b] * law([*prompt, a, b])[c])
-        for a, b, c in product(range(V), repeat=3)
-    }
+    assert drawn_as(law, engine, prompt, 4.0, count=1000) > 0.9 * 1000
 
 
 def test_paths_are_drawn_as_their_draws_say() -> None:

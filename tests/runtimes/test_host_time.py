@@ -10,7 +10,7 @@ import pytest
 from toy_session import FLAT, ToySession
 
 from graftline.recipe import recipe, recipes
-from graftline.runtimes import draft_engine, loop
+from graftline.runtimes import draft_reader, loop
 from graftline.runtimes.control import account
 from graftline.runtimes.control.account import Account
 from graftline.runtimes.control.costs import Costs
@@ -20,7 +20,8 @@ from graftline.runtimes.control.pacer import Pacer
 from graftline.runtimes.control.paid import PaidGoodput
 from graftline.runtimes.control.step_pace import StepPace
 from graftline.runtimes.decoding import Decoding
-from graftline.runtimes.draft_engine import Guess, OwnCaches
+from graftline.runtimes.draft_engine import OwnCaches
+from graftline.runtimes.draft_reader import Guess
 from graftline.runtimes.drafter import is_paid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.draft_model import DraftModel
@@ -50,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     for module in (loop, account):
         monkeypatch.setattr(module, "perf_counter", clock)
-    for module in (loop, draft_engine):
+    for module in (loop, draft_reader):
         monkeypatch.setattr(module, "working", clock)
     return clock
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
+from three_tokens import V, drawn_as, three_tokens
 from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError
@@ -17,7 +17,8 @@ from graftline.ports import Facts
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.depth_chances import DepthChances
-from graftline.runtimes.draft_engine import OwnCaches, Reader, usual_cost
+from graftline.runtimes.draft_engine import OwnCaches, usual_cost
+from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
@@ -371,9 +372,6 @@ def test_room_and_unknown_ids_end_a_draft() -> None:
     assert drafter.draft(Bid.free(12)).tokens.tolist() == [3, 7, 7]
 
 
-V = 3
-
-
 @pytest.mark.parametrize("caches", ["own", "shared"])
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_drawn_drafts_keep_the_targets_distribution(rule: str, caches: str) -> None:
@@ -392,28 +390,10 @@ def test_drawn_drafts_keep_the_targets_distribution(rule: str, caches: str) -> N
     engine, drafts = engine_of(make[caches], policy(rule, sampled=True, rows=3), None, vocabulary=V)
     prompt, sampling = [1, 2], Sampling(temperature=4.0)
 
-    def law(context: Sequence[int]) -> np.ndarray:
-        return sampling.distribution(like.logits_of(pairs(context)))[1]
-
-    laws = {
-        (a, b, c): float(law(prompt)[a] * law([*prompt, a])[b] * law([*prompt, a, b])[c])
-        for a, b, c in product(range(V), repeat=3)
-    }
-    count, seen, drafted = 1500, dict.fromkeys(laws, 0), 0
-    for seed in range(count):
-        result = engine.generate(
-            prompt, max_new_tokens=4, temperature=4.0, seed=seed, ignore_eos=True
-        )
-        seen[tuple(result.tokens[:3])] += 1
-        drafted += result.stats.drafted
-    assert drafted > 1.9 * count
+    law = three_tokens(like, prompt, sampling)
+    count = 1500
+    assert drawn_as(law, engine, prompt, 4.0, count, tokens=4) > 1.9 * count
     assert sum(asked == 2 for draft in drafts for _, asked in draft.sizes) >= count
-    common = [out for out, p in laws.items() if p * count >= 5]
-    expected = np.asarray([laws[out] * count for out in common])
-    found = np.asarray([seen[out] for out in common])
-    rest = count - found.sum(), count - expected.sum()
-    chi = float(((found - expected) ** 2 / expected).sum() + (rest[0] - rest[1]) ** 2 / rest[1])
-    assert stats.chi2.sf(chi, len(common)) > 1e-3
 
 
 def test_every_token_is_drawn_from_its_own_row() -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+from three_tokens import V, drawn_as, three_tokens
 from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.calibration import Calibration
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.draft_engine import Reader, usual_cost
+from graftline.runtimes.draft_engine import usual_cost
+from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
@@ -362,9 +362,6 @@ def test_a_cheap_sub_model_saves_time_that_the_whole_draft_takes(prompts: list[l
     assert spent["s2d"] < 0.85 * spent["whole"]
 
 
-V = 3
-
-
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_drawn_drafts_keep_the_targets_distribution(rule: str) -> None:
     """Chi-square over all sequences of three tokens, many seeds; sub-models far from the target."""
@@ -379,30 +376,10 @@ def test_drawn_drafts_keep_the_targets_distribution(rule: str) -> None:
 
     engine = engine_of(make, chosen, None, vocabulary=V)
     session, prompt, sampling = ToySession(vocabulary=V), [1, 2], Sampling(temperature=4.0)
-
-    def law(context: Sequence[int]) -> np.ndarray:
-        pairs = np.stack([np.arange(len(context)), np.asarray(context)], axis=1)
-        return sampling.distribution(session.logits_of(pairs))[1]
-
-    laws = {
-        (a, b, c): float(law(prompt)[a] * law([*prompt, a])[b] * law([*prompt, a, b])[c])
-        for a, b, c in product(range(V), repeat=3)
-    }
-    count, seen, drafted = 1500, dict.fromkeys(laws, 0), 0
-    for seed in range(count):
-        result = engine.generate(
-            prompt, max_new_tokens=3, temperature=4.0, seed=seed, ignore_eos=True
-        )
-        seen[tuple(result.tokens)] += 1
-        drafted += result.stats.drafted
-    assert drafted > 0.9 * count
+    law = three_tokens(session, prompt, sampling)
+    count = 1500
+    assert drawn_as(law, engine, prompt, 4.0, count) > 0.9 * count
     assert all(total > 0.1 * count for total in np.sum([calls(e) for e in made], axis=0))
-    common = [out for out, p in laws.items() if p * count >= 5]
-    expected = np.asarray([laws[out] * count for out in common])
-    found = np.asarray([seen[out] for out in common])
-    rest = count - found.sum(), count - expected.sum()
-    chi = float(((found - expected) ** 2 / expected).sum() + (rest[0] - rest[1]) ** 2 / rest[1])
-    assert stats.chi2.sf(chi, len(common)) > 1e-3
 
 
 def test_outcomes_are_what_was_seen() -> None:

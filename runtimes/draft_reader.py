@@ -1,0 +1,212 @@
+"""A draft engine's reading of one sequence, and its guesses of what comes next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from graftline.runtimes.acceptance.odds import Odds
+from graftline.runtimes.control.host_time import working
+from graftline.runtimes.draft_engine import DraftEngine
+from graftline.runtimes.sampling import Doubles, Sampling
+from graftline.runtimes.session import Scores
+
+
+@dataclass
+class Guess:
+    """The draft's next token: its `best`, or one to be drawn from `probs` [V].
+
+    `confidence` is the largest probability; where nobody reads the entropy, it is the largest share
+    among the candidates the graph returns. `known`: the target has the best id too.
+    """
+
+    best: int
+    confidence: float
+    entropy: float
+    known: bool
+    probs: Doubles | None = None
+    others: tuple[int, ...] = ()
+    """The likeliest ids, where the graph names them."""
+
+
+def drawn(weights: Doubles, generator: np.random.Generator) -> int:
+    """A token drawn in proportion to `weights` [V]."""
+    cumulative = np.cumsum(weights)
+    place = np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right")
+    return min(int(place), int(np.flatnonzero(weights)[-1]))
+
+
+class Reader:
+    """A draft engine's side of one sequence.
+
+    `tokens` is the sequence, the last chosen token included; `read(ahead)` answers what the draft
+    thinks after it and some drafted tokens. What the engine has read already is never read again,
+    as long as it is still true.
+    """
+
+    def __init__(self, engine: DraftEngine, vocabulary: int = 0) -> None:
+        self.engine, self._vocabulary = engine, vocabulary
+        if not engine.shares:
+            engine.rows_cost(1)  # what is measured once is measured now, not within a text
+        self.tokens: list[int] = []
+        self.milliseconds = engine.step
+        """Of reading one token. Measured together with the target's steps, it is not measured again
+        while running: only their ratio counts, and a busy machine slows both."""
+        self.row = 0
+        """The sequence's place in the target's batch."""
+        self.spent = 0.0
+        """Milliseconds of work inside the engine; whoever reads it sets it back."""
+        self._held = 0
+        """Slots of the engine that hold what `tokens` and then `_ahead` say."""
+        self._ahead: list[int] = []
+
+    def start(self, context: Sequence[int]) -> None:
+        """Begin a sequence."""
+        self.tokens, self._ahead = list(map(int, context)), []
+        self._held = len(self.tokens) - 1 if self.engine.shares else 0
+
+    def append(self, fresh: Sequence[int]) -> None:
+        """The target chose `fresh`."""
+        same = _common(self._ahead, fresh)
+        if same < len(fresh) or self.engine.shares:
+            self._held = min(self._held, len(self.tokens) + same)
+            self._ahead = []
+        else:
+            self._ahead = self._ahead[same:]
+        self.tokens += fresh
+        if self.engine.shares:
+            self._held = len(self.tokens) - 1
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the sequence that the draft has not read yet, the last one aside."""
+        return max(0, len(self.tokens) - 1 - self._held)
+
+    @property
+    def debt(self) -> float:
+        """Milliseconds that reading what is `unread` adds to the next call."""
+        unread = self.unread
+        return (self.engine.rows_cost(1 + unread) - 1.0) * self.milliseconds if unread else 0.0
+
+    @property
+    def room(self) -> int:
+        """Tokens that may be drafted before the engine is full."""
+        return self.engine.capacity - len(self.tokens)
+
+    def read(self, ahead: Sequence[int]) -> Scores:
+        """Scores [1, 1] of what comes after the sequence and `ahead`; valid until the next call."""
+        base, start = len(self.tokens), self._start(ahead)
+        part = [*self.tokens[start:], *ahead[max(0, start - base) :]]
+        scores = self._call(start, part, 1)
+        self._held, self._ahead = base + len(ahead), list(ahead)
+        return scores
+
+    def fill(self, mask: int, count: int) -> Scores:
+        """Scores [1, count] of the sequence's last token and of `count` - 1 masks behind it, from
+        one call; valid until the next. The slots of masks are never held, so that whatever is read
+        next overwrites them."""
+        start = self._start([])
+        scores = self._call(start, [*self.tokens[start:], *[mask] * (count - 1)], count)
+        self._held, self._ahead = len(self.tokens), []
+        return scores
+
+    def verify(self, ahead: Sequence[int], chain: Sequence[int]) -> Scores:
+        """Scores [1, 1 + len(chain)] of what comes after the sequence and `ahead`, and after every
+        token of `chain` behind it, from one call; valid until the next."""
+        base, start = len(self.tokens), self._start(ahead)
+        part = [*self.tokens[start:], *ahead[max(0, start - base) :], *chain]
+        scores = self._call(start, part, 1 + len(chain))
+        self._held = base + len(ahead) + len(chain)
+        self._ahead = [*ahead, *chain]
+        return scores
+
+    def rows(self, ahead: Sequence[int]) -> int:
+        """Rows that `read(ahead)` puts behind the sequence's last token, and that token: what is
+        `unread` is not counted."""
+        return len(self.tokens) + len(ahead) - max(self._start(ahead), len(self.tokens) - 1)
+
+    def filled(self, ahead: Sequence[int]) -> None:
+        """An engine with all blocks of this one, and more, has read the sequence and `ahead` into
+        the caches that both use."""
+        self._held, self._ahead = len(self.tokens) + len(ahead), list(ahead)
+
+    def overwritten(self, ahead: Sequence[int]) -> None:
+        """An engine with only the first blocks of this one has."""
+        same = _common(self._ahead, ahead)
+        self._held, self._ahead = min(self._held, len(self.tokens) + same), self._ahead[:same]
+
+    def _call(self, start: int, part: Sequence[int], asked: int) -> Scores:
+        """The scores of the last `asked` of these rows."""
+        began, work = time.perf_counter(), working()
+        scores = self.engine.follow(self.row, start, part, asked)
+        self.spent += (working() - work) * 1e3
+        if not self.engine.step and start:
+            self._clock((time.perf_counter() - began) * 1e3 / self.engine.rows_cost(len(part)))
+        return scores
+
+    def _start(self, ahead: Sequence[int]) -> int:
+        """The first slot that `read(ahead)` writes."""
+        known = len(self.tokens) + _common(self._ahead, ahead)
+        return min(self._held, known, len(self.tokens) + len(ahead) - 1)
+
+    def guess(self, ahead: Sequence[int], sampling: Sampling, exact: bool = False) -> Guess:
+        """What comes next by the draft; with `probs` unless `sampling` is greedy. `exact` asks for
+        the confidence and the entropy of the whole distribution."""
+        return self.guess_of(self.read(ahead), 0, sampling, exact)
+
+    def guess_of(
+        self, scores: Scores, place: int, sampling: Sampling, exact: bool = False
+    ) -> Guess:
+        """What one row of the draft's scores says comes next."""
+        best = int(scores.argmax[0, place])
+        width, known = self._width(scores), self.knows(best)
+        if sampling.greedy and not exact:
+            some = scores.logits if scores.topk_logits is None else scores.topk_logits
+            values = some[0, place]
+            share = 1.0 / float(np.exp(values - values.max()).sum())
+            others = () if scores.topk_ids is None else tuple(scores.topk_ids[0, place].tolist())
+            return Guess(best, share, 0.0, known, None, others)
+        if sampling.greedy and not sampling.filters:
+            odds, probs = Odds.of(scores.logits[0, place, :width]), None
+        else:
+            law = self.distribution(scores, place, sampling)
+            odds, probs = Odds(law, 1.0), None if sampling.greedy else law
+        return Guess(best, odds.highest, odds.entropy if exact else 0.0, known, probs)
+
+    def knows(self, token: int) -> bool:
+        """Whether the target has that id too."""
+        return not self._vocabulary or token < self._vocabulary
+
+    def distribution(self, scores: Scores, place: int, sampling: Sampling) -> Doubles:
+        """[V] over the target's ids (a draft's logits may be padded otherwise), of one row, under
+        the same sampling, penalties aside: a draft may come from any distribution."""
+        width = self._width(scores)
+        used = replace(sampling, temperature=sampling.temperature or 1.0, repetition_penalty=1.0)
+        ids, probs = used.distribution(scores.logits[0, place, :width])
+        dense = np.zeros(width)
+        dense[slice(None, len(probs)) if ids is None else ids] = probs
+        return dense
+
+    def _width(self, scores: Scores) -> int:
+        """Ids that the target has."""
+        return self._vocabulary or scores.logits.shape[-1]
+
+    def _clock(self, milliseconds: float) -> None:
+        """One interrupted call must not look like a slow model."""
+        known = self.milliseconds
+        self.milliseconds = (
+            0.95 * known + 0.05 * min(milliseconds, 3.0 * known) if known else milliseconds
+        )
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
