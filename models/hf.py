@@ -130,7 +130,18 @@ def build(config: Any, full_export: bool, tell: Watch) -> Built:
     from graftline.models.kinds import kinds, layer_path, prefix_length, shortened
     from graftline.models.stamp import stamp
 
+    if getattr(config, "is_encoder_decoder", False):
+        raise CheckpointError(
+            f"config.json: model_type '{config.model_type}' is an encoder-decoder, which graftline "
+            "does not host yet; give a decoder"
+        )
     whole = empty_model(config)
+    if getattr(whole, "_is_stateful", False):
+        raise CheckpointError(
+            f"config.json: {type(whole).__name__} keeps a running state (state-space or recurrent "
+            "blocks), which graftline does not host yet; give a decoder whose blocks all attend "
+            "over keys and values"
+        )
     layers = int(whole.config.num_hidden_layers)
     path = layer_path(whole, layers)
     of = kinds(whole, path) if path else []

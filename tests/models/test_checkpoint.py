@@ -185,6 +185,23 @@ def test_not_a_decoder(tmp_path: Path, llama: Path) -> None:
     _refused(folder, "config.json: Unrecognized configuration class")
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "t5"}, "'t5' is an encoder-decoder, which graftline does not host yet"),
+        ({"model_type": "marian"}, "'marian' is an encoder-decoder"),
+        ({"model_type": "mamba"}, "MambaForCausalLM keeps a running state"),
+        ({"model_type": "jamba"}, "JambaForCausalLM keeps a running state"),
+    ],
+)
+def test_hosts_that_are_not_there_yet(
+    config: dict[str, str], words: str, tmp_path: Path, llama: Path
+) -> None:
+    folder = _copy(llama, tmp_path / "other")
+    (folder / "config.json").write_text(json.dumps(config))
+    _refused(folder, words)
+
+
 def test_damaged_config(tmp_path: Path, llama: Path) -> None:
     folder = _copy(llama, tmp_path / "json")
     (folder / "config.json").write_text("{")
