@@ -319,17 +319,20 @@ def test_what_a_lossy_rule_was_not_shown_is_no_miss_of_it() -> None:
     assert believed(lossy=False) < 0.5
 
 
-def test_a_dear_whole_proposal_that_did_not_come_true_is_not_made_again_in_that_text() -> None:
+def test_a_copied_stretch_counts_once_for_proposals_that_are_dear() -> None:
+    """Four that follow it would promise four times as much of the text, which then pays for it."""
     costs = Costs({1: 10.0, 9: 30.0}, {})
-    pacer = Goodput(costs, lambda _: (1.0, *[0.8] * 4, *[0.0] * 4), False, whole=True)
-    tree = Tree.chain(list(range(9)))
-    for text in range(4):
-        pacer.begin(1)
-        drafted = 0
-        for _ in range(30):
-            drafted += pacer.choose([(1, tree)], 100) == 9
-            pacer.learn(0, [99])
-        assert drafted <= 2, text
+    beliefs = {1: (1.0, 0.1, 0.05, *[0.0] * 6), 2: (1.0, *[0.8] * 4, *[0.0] * 4)}
+    pacer = Goodput(costs, lambda signal: beliefs[signal], False, whole=True)
+    pacer.begin(1)
+    for place in range(8):
+        assert pacer.choose([(1, Tree.chain(list(range(place, place + 9))))], 100) == 1
+        pacer.learn(0, [place + 1])
+    drafted = 0
+    for _ in range(30):
+        drafted += pacer.choose([(2, Tree.chain(list(range(50, 59))))], 100) == 9
+        pacer.learn(0, [99])
+    assert 1 <= drafted <= 3
 
 
 def test_a_place_that_another_text_takes_starts_without_a_record() -> None:
