@@ -57,7 +57,6 @@ class Tree:
             raise ValueError("a tree lists its root first and every parent before its children")
         if min(above[1:], default=0) < 0:
             raise ValueError("a tree has one root")
-        self.__dict__["is_chain"] = above == _chain_list(len(above))
 
     @classmethod
     def chain(cls, tokens: Sequence[int] | Ints) -> Tree:

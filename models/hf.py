@@ -136,7 +136,7 @@ def build(config: Any, full_export: bool, tell: Watch) -> Built:
             "does not host yet; give a decoder"
         )
     whole = empty_model(config)
-    if getattr(whole, "_is_stateful", False):
+    if getattr(whole, "_is_stateful", False):  # by which transformers knows what has no rollback
         raise CheckpointError(
             f"config.json: {type(whole).__name__} keeps a running state (state-space or recurrent "
             "blocks), which graftline does not host yet; give a decoder whose blocks all attend "

@@ -26,8 +26,8 @@ MODEST = 0.01
 SPAN = 64
 """Committed positions over which a step is taken to cost the same."""
 WARY = 6.0
-"""The same as TRUST for whole proposals, which are dear: a text never makes them look better, one
-that came true is counted once, and few that did not are enough."""
+"""Trust in what is believed (`TextFit`) of whole proposals, which are dear: a text never makes them
+look better, one that came true is counted once, and few that did not are enough."""
 
 
 class Goodput:
@@ -102,7 +102,7 @@ class Goodput:
         for evidence in self._evidence.values():
             evidence.rest()
         self._walks = [[] for _ in range(batch)]
-        self._steps = []
+        self._steps, self._slopes = [], []
         self._batch = batch
         self._calm = 0
         self._fits = [self._fit() for _ in range(batch)]
@@ -115,7 +115,7 @@ class Goodput:
     def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
         """Proposals come in the order of the batch; a finished sequence's is its root alone."""
         if past // SPAN != self._span:
-            self._span, self._steps = past // SPAN, []
+            self._span, self._steps, self._slopes = past // SPAN, [], []
         most = max(len(tree) for _, tree in proposals)
         self.rows = 1
         self._calm += 1
@@ -135,20 +135,18 @@ class Goodput:
         if len(self._slopes) != len(self._steps) - 1:
             self._slopes = least_slopes(self._steps)
         best, far = best_rows(
-            offers, len(proposals), self._steps[:last], self._slopes, self._gain, dearer, extra,
-            most if self._whole else 0,
+            offers, len(proposals), self._steps[:last], self._slopes, self._gain,
+            dearer=dearer, extra=extra, whole=most if self._whole else 0,
         )  # fmt: skip
         self.rows = best
-        told = 0.0
-        followed = best if self._lossy and best > 1 else far
-        for one in offers:
-            if best > 1:
-                told += one.fit.told * one.hoped(best)
-            if len(one.walks) < self._open:
-                one.walks.append(Walk(one.signal, one.tree, one.hoped(followed), followed))
         if best > 1:
             self._calm = self._idle = 0
+            told = sum(one.fit.told * one.hoped(best) for one in offers)
             self._next = len(proposals) + told, self._steps[best - 1] * dearer + extra
+        followed = best if self._lossy and best > 1 else far
+        for one in offers:
+            if len(one.walks) < self._open:
+                one.walks.append(Walk(one.signal, one.tree, one.hoped(followed), followed))
         return best
 
     def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
@@ -193,6 +191,6 @@ class Goodput:
         """Milliseconds of a step of the whole batch with `rows` rows each."""
         while len(self._steps) < rows:
             q = len(self._steps) + 1
-            branching, self._slopes = self._branching and q > 1, []
+            branching = self._branching and q > 1
             self._steps.append(self._costs.of(self._batch * q, branching, self._span * SPAN))
         return self._steps[rows - 1]

@@ -37,21 +37,20 @@ def measure_costs(session: Session, twin: Session | None = None) -> dict[str, di
     random = np.random.default_rng(0)
     past = min(NEAR, session.capacity // 2)
     sizes = [q for q in ROWS if q <= session.capacity - past]
-    near = Gauge(session, past, sizes, random)
-    costs = {}
-    if session.capacity < FAR_SLOTS:
-        near.turns(ROUNDS)
-    else:
-        if twin is None:
-            near.turns(ROUNDS)
-        far = Gauge(twin or session, FAR, FAR_ROWS, random)
+    near, far = Gauge(session, past, sizes, random), None
+    if session.capacity >= FAR_SLOTS and twin is not None:
+        far = Gauge(twin, FAR, FAR_ROWS, random)
         for _ in range(ROUNDS):
-            if twin is not None:
-                near.turns(1)
+            near.turns(1)
             far.turns(1)
-        costs = {f"far_{kind}": table for kind, table in far.table().items()}
+    else:
+        near.turns(ROUNDS)
+        if session.capacity >= FAR_SLOTS:
+            far = Gauge(session, FAR, FAR_ROWS, random)
+            far.turns(ROUNDS)
     session.reset(1)
-    return near.table() | costs
+    distant = {} if far is None else far.table()
+    return near.table() | {f"far_{kind}": table for kind, table in distant.items()}
 
 
 class Gauge:

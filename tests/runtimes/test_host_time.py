@@ -281,7 +281,7 @@ def test_after_long_without_a_draft_even_cheap_proposals_are_asked_for_seldom() 
         pacer.took(10.0, 0.1, 0.01 if asked[-1] else None)
     assert all(asked[:NAP])  # another text may be easier
     assert sum(asked[NAP:]) == pytest.approx(76 / (2 * NAP), abs=1)
-    pacer._costs, pacer._steps = Costs({1: 10.0, 2: 10.1}, {}), []
+    pacer._costs, pacer._steps, pacer._slopes = Costs({1: 10.0, 2: 10.1}, {}), [], []
     assert pacer.choose([(2, Tree.chain([1, 2]))], 100) == 1  # nobody believes in it
     pacer._evidence.clear()
     pacer._prior = lambda _: (1.0, 0.9)
