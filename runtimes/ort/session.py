@@ -87,6 +87,7 @@ class OrtSession:
         self._views: dict[str, npt.NDArray[Any]] = {}
         self._guests: list[OrtSession] = []
         self._prompts: PromptMemory | None = None
+        self._last: StepArrays | None = None
         self.reset(1)
 
     def _open(self, company: bool) -> Any:
@@ -150,6 +151,13 @@ class OrtSession:
     def supports_trees(self) -> bool:
         """True when the bundle was made with tree-mask."""
         return self._tree
+
+    @property
+    def taps(self) -> dict[str, npt.NDArray[Any]]:
+        """What every `tap` brought out of the last call, [B, N, H] by port; valid until the next.
+        """
+        names = (p.name for p in by_role(self.ports, "hidden", "out"))
+        return {} if self._last is None else {name: self._last.outputs[name] for name in names}
 
     @property
     def _batch(self) -> int:
@@ -349,7 +357,7 @@ class OrtSession:
             self._run_bound(call.binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in a step: {error}") from error
-        outputs = call.outputs
+        self._last, outputs = call, call.outputs
         logits = outputs["logits"]
         argmax = outputs["argmax"] if "argmax" in outputs else logits.argmax(-1)
         top, values, gap = (outputs.get(n) for n in ("topk_ids", "topk_logits", "top_gap"))
