@@ -19,7 +19,7 @@ OF_FACTS: Mapping[str, str] = {"float16": "fp16", "bfloat16": "bf16"}
 """Precision by the dtype of a host's activations, fp32 unless named."""
 STAGES = 8
 """Sums and products one behind another in a block; their errors add up like a random walk."""
-MARGIN = 4.0
+MARGIN = 2.0
 """How much more than a random walk is allowed."""
 HIDDEN = -9e3
 """A logit from here down is one that a model hides: it must be hidden in both."""
