@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import LawBroken
-from graftline.manifest import LawRow
-from graftline.nearness import gaps, limit, spread_gaps
-from graftline.ports import Facts
+from graftline.law import LawRow
+from graftline.models.reference import NORM
+from graftline.nearness import AGREE, NEARBY, gaps, limit, spread_gaps
+from graftline.ports import Facts, Port, by_role
 from graftline.probe import DEPTH, Ints, Probe, Sample
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ STEPS = (5, 16, 2, 31, 64)
 """Rows of the steps in which a sequence is read, over and over."""
 ALONE = 4
 """Rows at the end of a sequence that are read one at a time."""
-NEARBY: Mapping[str, float] = {"int8": 0.15, "int4": 0.6}
-"""Most that the logits of quantized weights may be off on average, as a share of their spread."""
-AGREE = 1 / 4
-"""Least share of rows in which quantized weights choose the same token."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +159,62 @@ def _taps(session: OrtSession) -> dict[str, Array]:
     return {name: tap[0].astype(np.float32) for name, tap in session.taps.items()}
 
 
-def whole(graft: str, session: OrtSession, probe: Probe, facts: Facts, dtype: str) -> LawRow:
+@dataclass
+class Taps:
+    """Hidden states by port, [N, H] each, of the main sequence; NaN in rows that were not seen."""
+
+    rows: int
+    streams: dict[str, Array] = field(default_factory=dict[str, Array])
+
+    @classmethod
+    def of_own(cls, stream: Mapping[int, Array], ports: Sequence[Port]) -> Taps | None:
+        """What the checkpoint's own model has for every tap; None where it lacks one."""
+        taps = by_role(ports, "hidden", "out")
+        places = {p.name: NORM if p.tap == "postnorm" or p.layer is None else p.layer for p in taps}
+        if not all(place in stream for place in places.values()):
+            return None
+        found = {name: stream[place] for name, place in places.items()}
+        return cls(max(map(len, found.values()), default=0), found)
+
+    def note(self, answer: Answer, main: Sample) -> None:
+        """Keep the taps of an answer to the main sequence."""
+        if answer.sample is not main:
+            return
+        for name, tap in answer.taps.items():
+            if name not in self.streams:
+                self.streams[name] = np.full((self.rows, tap.shape[-1]), np.nan, np.float32)
+            self.streams[name][answer.rows] = tap
+
+
+def taps_law(graft: str, seen: Taps, known: Taps, facts: Facts, dtype: str) -> LawRow:
+    """Law `taps`: what an engine brings out is the hidden state at that place. Raises LawBroken."""
+    judged, most = dtype not in NEARBY, NEARBY.get(dtype) or limit(dtype, facts)
+    worst, count = 0.0, 0
+    for name, expected in known.streams.items():
+        rows = ~np.isnan(seen.streams[name]).all(axis=-1)
+        got, wanted = seen.streams[name][rows], expected[rows]
+        if got.shape != wanted.shape or not len(got):
+            raise LawBroken(graft, "taps", f"'{name}'", f"{got.shape} in place of {wanted.shape}")
+        off = float(gaps(got, wanted).max() if judged else np.mean(spread_gaps(got, wanted)))
+        if not off <= most:
+            by = f"{off:.2g} of the largest number in a row, above {most:.2g}"
+            raise LawBroken(graft, "taps", f"'{name}'", by)
+        worst, count = max(worst, off), count + len(got)
+    what = f"{count} rows of {', '.join(known.streams)}"
+    return LawRow(graft, "taps", "held", what, worst, most)
+
+
+def whole(
+    graft: str, session: OrtSession, probe: Probe, facts: Facts, dtype: str, seen: Taps
+) -> LawRow:
     """Law `whole`: the engine's logits are the export's, as near as the precision rounds.
 
-    `dtype` is the coarsest precision on the way; int8 and int4 must be near. Raises LawBroken.
+    `dtype` is the coarsest precision on the way; int8 and int4 must be near. `seen` takes the taps.
+    Raises LawBroken.
     """
     judge = _Nearby(graft, dtype) if dtype in NEARBY else _Equal(graft, limit(dtype, facts))
     for answer in answers(session, probe):
+        seen.note(answer, probe.main)
         places, expected = answer.sample.of(answer.rows)
         if len(places):
             judge.compare(answer, answer.logits[places], expected, answer.rows[places])
@@ -237,7 +283,7 @@ class _Nearby(_Rows):
         if not mean <= self.most:
             by = f"{mean:.2g} of their spread from the export's on average, above {self.most:g}"
             raise LawBroken(self.graft, "whole", f"{self.dtype} logits", by)
-        if not self.agree >= AGREE * self.count:
+        if not self.agree >= AGREE[self.dtype] * self.count:
             by = f"the export's choice in {self.agree} of {self.count} rows only"
             raise LawBroken(self.graft, "whole", f"{self.dtype} logits", by)
         return LawRow(self.graft, "whole", "held", told, mean, self.most)

@@ -14,6 +14,7 @@ from graftline.errors import CheckpointError
 from graftline.models.cache import cached, fingerprint
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.host import Host, Watch, silent
+from graftline.models.reference import program_model
 from graftline.models.weights import fill, read_headers
 from graftline.ports import write_facts
 
@@ -58,7 +59,8 @@ class Pt2Checkpoint:
         fill(exported.model, sorted(held), lambda n, shape, kind: source.tensor(n, n, shape, kind))
         facts = facts_of_graph(exported.model, self.path.name)
         write_facts(exported.model, facts)
-        return Host("decoder", exported.model, facts, weights=source)
+        own = program_model(self._load)
+        return Host("decoder", exported.model, facts, weights=source, own=own)
 
     def _load(self) -> Any:
         import torch
