@@ -30,8 +30,8 @@ class Graft:
 
     laws: ClassVar[tuple[Law, ...]] = ()
     weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = ()
-    """Laws that need no numbers but the graph's own: they run at every size, on all blocks, and read
-    one weight at a time at most."""
+    """Laws that need no numbers but the graph's own: they run at every size, on all blocks, and
+    read one weight at a time at most."""
     numeric: ClassVar[bool] = True
     """False for a pass that changes values by design (quantize): the neutral law reports, not
     judges."""

@@ -15,11 +15,11 @@ from graftline.law import Evidence
 from graftline.nearness import gaps, limit
 from graftline.runtimes.session import Bools, Floats, Ints, Session
 
-SIZES = (1, 2, 3, 5, 8, 16, 33, 64)
+SIZES = (1, 2, 3, 5, 8, 16, 35, 64)
 """Rows per step that are tried."""
 LEASTS = (1, 2, 5, 8, 16)
 """Fewest rows per step that are tried as a remedy where rows are not all rounded alike."""
-PLACES = (0, 1, 2, 3, 4, 7, 15, 32, 63)
+PLACES = (0, 1, 2, 3, 4, 7, 15, 34, 63)
 """Rows of a step that are compared with the same row as the first of a step."""
 CUTS = 2
 """How many lengths of the prompt are tried: kernels tile by length too."""
@@ -58,7 +58,7 @@ class RowInvariance:
         elif self.min_rows == 1:
             words = "rows of chains agree; rows of trees and batches are rounded differently"
         elif self.min_rows:
-            words = f"one row alone is rounded unlike several; from {self.min_rows} rows on they agree"
+            words = f"one row alone is rounded unlike several; {self.min_rows} rows or more agree"
         else:
             words = "a row's result depends on the rows beside it: never lossless"
         tried = f"steps of 1 to {SIZES[-1]} rows" + (", a tree" if self.tree is not None else "")
@@ -71,10 +71,11 @@ def row_invariance(session: Session, prompt: Ints) -> RowInvariance:
     The session's caches are lost. Raises RequestError for a prompt of under three tokens, and for a
     session too small for the rows that are tried; BackendError for logits that are not finite.
     """
-    longest = min(len(prompt), session.capacity - SIZES[-1])
+    beyond = SIZES[-1] + LEASTS[-1] - 1
+    longest = min(len(prompt), session.capacity - beyond)
     if longest < 3:
         raise RequestError(
-            f"row_invariance takes 3 tokens or more and {3 + SIZES[-1]} slots; "
+            f"row_invariance takes 3 tokens or more and {3 + beyond} slots; "
             f"got {len(prompt)} tokens and {session.capacity} slots"
         )
     prompt = np.resize(prompt, longest + SIZES[-1])
@@ -96,7 +97,8 @@ def row_invariance(session: Session, prompt: Ints) -> RowInvariance:
     tree = _tree(session, prompt, longest) if session.supports_trees else None
     batch = _batch(session, prompt, longest)
     alike = least == 1 and max(tree or 0.0, batch) <= most
-    return RowInvariance(alike, max(per_rows.values()), per_rows, per_least, least, tree, batch, most)
+    worst = max(per_rows.values())
+    return RowInvariance(alike, worst, per_rows, per_least, least, tree, batch, most)
 
 
 def _fill(session: Session, prompt: Ints, cut: int) -> None:
