@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,14 @@ class Emit:
         return node
 
     def const(self, name: str, value: npt.ArrayLike, dtype: Any = None) -> ir.Value:
-        """A named initializer; one already there under that name is taken to be the same."""
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
+        """A named initializer, or one that is there already under that name with that very value.
+        Where the name stands for something else (a user's graph may use it), another is taken."""
         array = np.asarray(value, dtype=dtype)
-        return self.initializer(name, ir.tensor(array, name=name))
+        for held in _named(self.graph, name):
+            if _holds(held, array):
+                return held
+        own = free_name(self.graph, name)
+        return self.initializer(own, ir.tensor(array, name=own))
 
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Register a tensor, which may be lazy or external, as an initializer."""
@@ -71,6 +75,21 @@ class Emit:
         )
         self.graph.register_initializer(value)
         return value
+
+
+def _named(graph: ir.Graph, name: str) -> Iterator[ir.Value]:
+    """The initializers called `name`, `name~1`, ..."""
+    for own in itertools.chain([name], (f"{name}~{n}" for n in itertools.count(1))):
+        if own not in graph.initializers:
+            return
+        yield graph.initializers[own]
+
+
+def _holds(value: ir.Value, array: npt.NDArray[Any]) -> bool:
+    tensor = value.const_value
+    if tensor is None or tensor.size != array.size or tensor.dtype.numpy() != array.dtype:
+        return False
+    return tensor.numpy().shape == array.shape and bool(np.array_equal(tensor.numpy(), array))
 
 
 def new_input(
@@ -89,6 +108,11 @@ def new_output(
     value.name = name
     value.shape, value.type = ir.Shape(list(shape)), ir.TensorType(dtype)
     graph.outputs.append(value)
+
+
+def free_name(graph: ir.Graph, name: str) -> str:
+    """`name`, or a name made from it that no initializer has: blocks may share their weights."""
+    return name if name not in graph.initializers else f"{name}~{len(list(_named(graph, name)))}"
 
 
 def take_place(node: ir.Node, values: Sequence[ir.Value | None]) -> None:
