@@ -9,14 +9,19 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
+from graftline.passes.canonical_lift import Lift
 from graftline.passes.canonical_mask import MASK_KEY, Bias, Mask, MaskWriter, read_mask
 from graftline.passes.canonical_moves import Heads, trace_heads
 from graftline.passes.canonical_rotary import RotaryReader
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
 from graftline.passes.meaning import World, label, label_value, scalar
+from graftline.passes.seen import Seen
 
-_PASSED = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Max", "Clip"})
+_PASSED = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Max", "Clip", "Min"})
+SCORES = (1.0, 30.0, 1e3, 3e4)
+"""Sizes of the random scores on which a chain is checked; the last is what fp16 can hold."""
+_PROBED_SCORES = 64
 
 
 @dataclass
@@ -35,8 +40,6 @@ class Found:
     scale: float
     softcap: float
     bias: Bias
-    sources: list[ir.Value]
-    """Weight-free values the bias is made of."""
     bias_key: str
 
 
@@ -79,7 +82,7 @@ class AttentionReader:
             raise NotApplicable("values are scaled before attention", [where])
         if found.bias_key not in self.read:
             self.read[found.bias_key] = read_mask(
-                found.bias, found.sources, self.measures, found.heads, where
+                found.bias, self.measures, found.heads, self.rotary.rows, where
             )
         mask = self.read[found.bias_key]
         scale = found.scale * q.scale * k.scale
@@ -136,7 +139,7 @@ class AttentionReader:
             node, out, query, key, value, shape[1], False,
             float(scale) if scale is not None else shape[-1] ** -0.5,
             float(node.attributes.get_float("softcap", 0.0) or 0.0),
-            _bias_of_mask(mask, causal), [mask] if mask is not None else [],
+            _bias_of_mask(mask, causal),
             f"{id(mask)}.{causal}.{shape[1]}",
         )  # fmt: skip
 
@@ -192,7 +195,7 @@ class AttentionReader:
         heads = scores.heads(self.measures)
         return Found(
             end, self._four_dimensional(end.outputs[0]), query, key, value, heads, True,
-            scores.scale, scores.softcap, scores.bias, scores.sources, scores.key(),
+            scores.scale, scores.softcap, scores.as_bias(), scores.key(),
         )  # fmt: skip
 
     def _times_values(self, softmax: ir.Node) -> ir.Node:
@@ -220,20 +223,22 @@ class AttentionReader:
 
 
 def _bias_of_mask(mask: ir.Value | None, causal: bool) -> Bias:
-    def bias(world: World) -> Array:
-        if mask is None:
-            length = next(v for v in world.known.values() if v.ndim == 2).shape[1]
-            values = np.zeros((1, 1, length, length))
-        else:
-            held = world.value(mask)
-            values = np.where(held, 0.0, -np.inf) if held.dtype == np.bool_ else held
-        if causal:
-            rows, columns = values.shape[-2:]
-            lower = np.tril(np.ones((max(rows, columns), columns), bool))
-            values = np.where(lower, values, -np.inf)
-        return values.reshape((1,) * (4 - values.ndim) + values.shape)
+    """The bias of an Attention node: its mask input, and what it says itself."""
 
-    return bias
+    def at(world: World, batch: int, length: int) -> Array:
+        values = np.zeros((1, 1, length, length), np.float32)
+        if mask is not None:
+            held = world.value(mask)
+            values = np.where(held, np.float32(0), -np.inf) if held.dtype == np.bool_ else held
+        if causal:
+            values = np.where(np.tril(np.ones((length, length), bool)), values, -np.inf)
+        values = values.reshape((1,) * (4 - values.ndim) + values.shape)
+        return np.broadcast_to(values, (*values.shape[:2], length, length))
+
+    def lift(lifting: Lift) -> ir.Value:
+        return lifting.attention_mask(mask, causal)
+
+    return Bias(at, lift, [mask] if mask is not None else [])
 
 
 class _Scores:
@@ -311,24 +316,43 @@ class _Scores:
         shape = measures.shape(self.product.outputs[0])
         return shape[0] // SIZES[0][0]
 
-    def bias(self, world: World) -> Array:
-        """What is added to the capped scores, [B, heads, N, N]; checked on random scores."""
-        product, end = self.product.outputs[0], self.softmax.inputs[0]
-        if end is None:
+    def as_bias(self) -> Bias:
+        """What is added to the capped scores: their way to the softmax, with zeros for them."""
+        end = self.end
+
+        def lift(lifting: Lift) -> ir.Value:
+            rank = len(self.measures.shape(end))
+            return lifting.value(end, ("bh", "q", "k") if rank == 3 else ("b", "h", "q", "k"))
+
+        return Bias(self.bias, lift, self.sources, self.product.outputs[0])
+
+    @property
+    def end(self) -> ir.Value:
+        """What the softmax reads."""
+        value = self.softmax.inputs[0]
+        if value is None:
             raise NotApplicable("softmax without input", [label(self.softmax)])
-        tokens = world.known[self.measures.tokens]
-        batch, length = tokens.shape
-        shape = self._product_shape(batch, length)
-        known = dict(world.known)
-        zero = world.fork({**known, product: np.zeros(shape, np.float32)}).value(end)
-        rng = np.random.default_rng(0)
-        scores = rng.standard_normal(shape).astype(np.float32)
-        got = world.fork({**known, product: scores}).value(end).astype(np.float64)
-        want = self._capped(scores.astype(np.float64)).reshape(got.shape) + zero
-        seen = zero > -9e3
-        if seen.any() and np.abs(got[seen] - want[seen]).max() > 1e-4:
-            raise NotApplicable("scores are changed by more than scale, cap and bias",
-                                [label(n) for n in self.chain])  # fmt: skip
+        return value
+
+    def bias(self, world: World, batch: int, length: int) -> Array:
+        """What is added to the capped scores, [B, heads, N, N]; checked on random scores, large
+        ones among them."""
+        product = self.product.outputs[0]
+        shape, dtype = self._product_shape(batch, length), _float(product)
+        zero = world.fork({**world.known, product: np.zeros(shape, dtype)}).value(self.end)
+        seen = Seen.of(zero.reshape(-1, length, length)).allowed.reshape(zero.shape)
+        rng = np.random.default_rng(length)
+        for size in SCORES if length <= _PROBED_SCORES else ():
+            scores = (rng.standard_normal(shape) * size).astype(dtype)
+            got = world.fork({**world.known, product: scores}).value(self.end).astype(np.float64)
+            want = self._capped(scores.astype(np.float64)).reshape(got.shape) + zero
+            limit = 8 * np.finfo(dtype).eps * max(1.0, float(np.abs(want[seen]).max(initial=0)))
+            if np.abs(got[seen] - want[seen]).max(initial=0.0) > limit:
+                raise NotApplicable(
+                    f"scores are changed by more than scale, cap and bias (they differ at scores "
+                    f"of about {size:g}): clipped scores cannot be served",
+                    [label(n) for n in self.chain],
+                )
         heads = self.heads(self.measures)
         return zero.reshape(batch, heads, length, length)
 
@@ -349,3 +373,7 @@ class _Scores:
             for n in self.chain
         ]
         return f"{rows}.{self.heads(self.measures)}"
+
+
+def _float(value: ir.Value) -> np.dtype[np.generic]:
+    return (value.dtype or ir.DataType.FLOAT).numpy()
