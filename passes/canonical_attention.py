@@ -10,9 +10,9 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_lift import Lift
-from graftline.passes.canonical_mask import MASK_KEY, Bias, Mask, MaskWriter, read_mask
+from graftline.passes.canonical_mask import MASK_KEY, Bias, Mask, MaskWriter, RawMask, read_mask
 from graftline.passes.canonical_moves import Heads, trace_heads
-from graftline.passes.canonical_rotary import RotaryReader
+from graftline.passes.canonical_rotary import RawTurn, RotaryReader
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
 from graftline.passes.meaning import World, label, label_value, scalar
@@ -22,6 +22,17 @@ _PASSED = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Max", "Clip", "M
 SCORES = (1.0, 30.0, 1e3, 3e4)
 """Sizes of the random scores on which a chain is checked; the last is what fp16 can hold."""
 _PROBED_SCORES = 64
+RAW_KEY = "graftline.raw_attention"
+
+
+@dataclass(frozen=True)
+class RawAttention:
+    """What the raw graph adds between positions, and how it turns queries and keys; kept beside the
+    new node, in memory only, for the law `masks`."""
+
+    masks: tuple[RawMask, ...]
+    query: RawTurn | None
+    key: RawTurn | None
 
 
 @dataclass
@@ -86,8 +97,8 @@ class AttentionReader:
             )
         mask = self.read[found.bias_key]
         scale = found.scale * q.scale * k.scale
-        query = self.rotary.settle(bases[0], found.node)
-        key = self.rotary.settle(bases[1], found.node)
+        query, query_turn = self.rotary.settle(bases[0], found.node)
+        key, key_turn = self.rotary.settle(bases[1], found.node)
         inputs = [query, key, bases[2]]
         held = self.masks.value(mask)
         if held is not None:
@@ -99,6 +110,7 @@ class AttentionReader:
         )  # fmt: skip
         node.name = f"attention.{len(self.graph)}.{found.out.name}"
         node.metadata_props[MASK_KEY] = mask.text()
+        node.meta[RAW_KEY] = RawAttention(mask.raw, query_turn, key_turn)
         new = node.outputs[0]
         new.type, new.shape = found.out.type, found.out.shape
         ir.convenience.replace_all_uses_with(found.out, new, replace_graph_outputs=True)

@@ -21,12 +21,13 @@ from graftline.passes.formula import number
 from graftline.passes.meaning import constant, evaluate_node, label, label_value, sizes_of
 
 Axes = tuple[str, ...]
-_ELEMENTWISE = frozenset("""
+_OPERATORS = """
     Abs Add And BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Clip Cos Div Elu Equal
     Erf Exp Floor Greater GreaterOrEqual HardSigmoid Identity IsInf IsNaN LeakyRelu Less LessOrEqual
     Log Max Min Mod Mul Neg Not Or Pow Reciprocal Relu Round Sigmoid Sign Sin Softplus Sqrt Sub Sum
     Tanh Where Xor
-""".split())
+"""
+_ELEMENTWISE = frozenset(_OPERATORS.split())
 _KEEPS_ORDER = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 _TABLE_BYTES = 1 << 24
 

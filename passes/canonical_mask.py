@@ -36,7 +36,7 @@ from graftline.passes.seen import HIDDEN, Seen
 __all__ = ["MASK_KEY", "Bias", "Mask", "MaskWriter", "RawMask", "read_mask"]
 _WHOLE = 1 << 22
 """Elements of the largest bias that is evaluated as a whole, once."""
-_SAMPLED = 48
+_SAMPLED, _KEPT = 48, 8
 _NEAR = 2
 
 
@@ -61,8 +61,9 @@ class RawMask:
     query: Array
     key: Array
     values: Array
+    length: int
     whole: bool
-    """Evaluated in the raw graph itself; else by its lifted formula, beyond what can be."""
+    """Evaluated in the raw graph itself, at this length; else by its lifted formula, beyond."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ def read_mask(bias: Bias, measures: Measures, heads: int, rows: int, where: str)
     root = bias.lift(lift)
     points = _points(constants)
     formula = _settle_length(lift, root, points, where)
-    raw = _proved(bias, formula, lengths, heads, where)
+    raw = _proved(bias, formula, lengths, points, heads, where)
     if lift.tables:
         points = points[points < lift.rows]
     far = _keys_of(points, constants)
     if lift.tables:
         far = far[far < lift.rows]
-    raw = (*raw, RawMask(points, far, formula.at(points, far), False))
+    raw = (*raw, RawMask(points, far, formula.at(points, far), int(points[-1]) + 1, False))
     found = _classify(formula, points, far, where)
     return replace(found, raw=raw, tables=lift.tables and found.kind == "formula")
 
@@ -180,7 +181,7 @@ def _settle_length(lift: Lift, root: ir.Value, points: Array, where: str) -> For
 
 
 def _proved(
-    bias: Bias, formula: Formula, lengths: Lengths, heads: int, where: str
+    bias: Bias, formula: Formula, lengths: Lengths, points: Array, heads: int, where: str
 ) -> tuple[RawMask, ...]:
     """Raw values at every length that can be evaluated whole; the formula equals them, at positions
     in order and out of it. Raises NotApplicable with the length where it does not."""
@@ -200,7 +201,9 @@ def _proved(
             raise NotApplicable("the mask differs between rows of the batch", [where])
         at = np.arange(n)
         mixed = np.random.default_rng(n).permutation(n)
-        raw = RawMask(at, at, values[0].astype(np.float32), True)
+        kept = np.union1d(points[points < n], at[-_KEPT:])
+        block = values[0][:, kept][:, :, kept].astype(np.float32)
+        raw = RawMask(kept, kept, block, n, True)
         for order in (at, mixed):
             found = Seen.of(formula.at(order, mixed))
             expected = Seen.of(values[0][:, order][:, :, mixed])

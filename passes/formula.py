@@ -47,7 +47,8 @@ class Formula:
             attributes = sorted((k, str(a.value)) for k, a in node.attributes.items())
             names[node.outputs[0]] = str(len(lines))
             lines.append(f"{node.op_type}{attributes}({','.join(read)})")
-        return hashlib.sha256("\n".join([*lines, _name(self.root, names)]).encode()).hexdigest()[:16]
+        lines.append(_name(self.root, names))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def formula_of(root: ir.Value) -> Formula:
