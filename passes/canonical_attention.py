@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
+from graftline.passes.canonical_lengths import SQUARE, constants_above, lengths_around
 from graftline.passes.canonical_lift import Lift
 from graftline.passes.canonical_mask import MASK_KEY, Bias, Mask, MaskWriter, RawMask, read_mask
 from graftline.passes.canonical_moves import Heads, trace_heads
@@ -22,6 +23,9 @@ _PASSED = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Max", "Clip", "M
 SCORES = (1.0, 30.0, 1e3, 3e4)
 """Sizes of the random scores on which a chain is checked; the last is what fp16 can hold."""
 _PROBED_SCORES = 64
+_BETWEEN = 24
+_READ = frozenset({"is_causal", "scale", "softcap", "q_num_heads", "kv_num_heads"})
+"""Attributes of Attention that are read; others must say nothing."""
 RAW_KEY = "graftline.raw_attention"
 
 
@@ -132,6 +136,7 @@ class AttentionReader:
     # Attention nodes
 
     def _fused(self, node: ir.Node) -> Found:
+        _refuse_attributes(node)
         inputs = list(node.inputs) + [None] * 7
         query, key, value, mask = inputs[:4]
         if query is None or key is None or value is None:
@@ -200,7 +205,7 @@ class AttentionReader:
         query, key = product.inputs[0], product.inputs[1]
         if query is None or key is None:
             return None
-        end = self._times_values(softmax)
+        end = self._times_values(softmax, scores)
         value = end.inputs[1]
         if value is None:
             raise NotApplicable("attention without values", [label(end)])
@@ -210,20 +215,69 @@ class AttentionReader:
             scores.scale, scores.softcap, scores.as_bias(), scores.key(),
         )  # fmt: skip
 
-    def _times_values(self, softmax: ir.Node) -> ir.Node:
-        """The product with V that probabilities run into, past casts and guards against NaN."""
-        value = softmax.outputs[0]
-        while True:
-            readers = [n for n, _ in value.uses() if n.op_type != "IsNaN"]
-            node = readers[0] if len(readers) == 1 else None
-            if node is None or value.is_graph_output():
-                raise NotApplicable("attention probabilities are read twice", [label(softmax)])
-            if node.op_type == "MatMul" and node.inputs[0] is value:
-                return node
-            guard = node.op_type == "Where" and node.inputs[2] is value
-            if not guard and node.op_type not in _PASSED:
-                raise NotApplicable("attention probabilities do not meet values", [label(node)])
-            value = node.outputs[0]
+    def _times_values(self, softmax: ir.Node, scores: _Scores) -> ir.Node:
+        """The product with V that probabilities run into; what lies between changes nothing."""
+        axis = int(softmax.attributes.get_int("axis", -1) or 0)
+        rank = len(self.measures.shape(softmax.outputs[0]))
+        if axis % rank != rank - 1:
+            raise NotApplicable(
+                f"softmax runs over axis {axis} of scores, not over the keys, their last axis",
+                [label(softmax)],
+            )
+        end, between = self._between(softmax)
+        if between:
+            self._prove_unchanged(softmax, end, between, scores)
+        return end
+
+    def _between(self, softmax: ir.Node) -> tuple[ir.Node, list[ir.Node]]:
+        """The product with V, and the nodes on the way from the probabilities to it."""
+        inside, ends = dict[ir.Node, None](), dict[ir.Node, None]()
+        todo = [softmax.outputs[0]]
+        while todo:
+            value = todo.pop()
+            if value.is_graph_output():
+                raise NotApplicable("attention probabilities are an output", [label(softmax)])
+            for node, index in value.uses():
+                if node.op_type == "MatMul" and index == 0:
+                    ends[node] = None
+                elif node not in inside:
+                    inside[node] = None
+                    todo.extend(node.outputs)
+            if len(inside) > _BETWEEN:
+                raise NotApplicable("attention probabilities do not meet values", [label(softmax)])
+        if len(ends) != 1:
+            raise NotApplicable("attention probabilities are read twice", [label(n) for n in ends])
+        return next(iter(ends)), list(inside)
+
+    def _prove_unchanged(
+        self, softmax: ir.Node, end: ir.Node, between: list[ir.Node], scores: _Scores
+    ) -> None:
+        """Refuse what changes probabilities (a second mask, a clip): told by values around every
+        constant above them."""
+        names = [label(n) for n in between]
+        given = [v for n in between for v in n.inputs if v is not None and v not in self.hidden]
+        wide = max(self.measures.shape(softmax.outputs[0])[:-2], default=1)
+        lengths = lengths_around(constants_above([*given, *scores.sources]))
+        per_row = any("N" in (self.measures.dims(v) or ["N"]) for v in given)
+        product, probabilities = scores.product.outputs[0], softmax.outputs[0]
+        for n in lengths:
+            if wide * n * n > SQUARE:
+                if per_row:
+                    raise NotApplicable(
+                        f"what is done to attention probabilities cannot be looked at for {n} "
+                        "positions", names,
+                    )  # fmt: skip
+                break
+            world = self.measures.world(2, n)
+            random = np.random.default_rng(n).standard_normal(scores.product_shape(2, n)) * 3
+            world.known[product] = random.astype(_float(product))
+            before, after = world.value(probabilities), world.value(_input(end, 0))
+            gap = np.abs(after.reshape(before.shape).astype(np.float64) - before)
+            if not gap.max() <= 8 * np.finfo(before.dtype).eps:
+                raise NotApplicable(
+                    f"attention probabilities are changed after the softmax (masked again, clipped "
+                    f"or rescaled; by {gap.max():.2g} at {n} positions)", names,
+                )  # fmt: skip
 
     def _four_dimensional(self, out: ir.Value) -> ir.Value:
         if len(self.measures.shape(out)) == 4:
@@ -350,7 +404,7 @@ class _Scores:
         """What is added to the capped scores, [B, heads, N, N]; checked on random scores, large
         ones among them."""
         product = self.product.outputs[0]
-        shape, dtype = self._product_shape(batch, length), _float(product)
+        shape, dtype = self.product_shape(batch, length), _float(product)
         zero = world.fork({**world.known, product: np.zeros(shape, dtype)}).value(self.end)
         seen = Seen.of(zero.reshape(-1, length, length)).allowed.reshape(zero.shape)
         rng = np.random.default_rng(length)
@@ -372,7 +426,8 @@ class _Scores:
         scaled = scores * self.scale
         return self.softcap * np.tanh(scaled / self.softcap) if self.softcap else scaled
 
-    def _product_shape(self, batch: int, length: int) -> tuple[int, ...]:
+    def product_shape(self, batch: int, length: int) -> tuple[int, ...]:
+        """[B, heads, N, N], or [B * heads, N, N], as the graph multiplies."""
         shape = self.measures.shape(self.product.outputs[0])
         if len(shape) == 4:
             return (batch, shape[1], length, length)
@@ -389,3 +444,27 @@ class _Scores:
 
 def _float(value: ir.Value) -> np.dtype[np.generic]:
     return (value.dtype or ir.DataType.FLOAT).numpy()
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    if value is None:
+        raise NotApplicable("a node lacks its input", [label(node)])
+    return value
+
+
+def _refuse_attributes(node: ir.Node) -> None:
+    """Refuse what an Attention node says that its canonical form cannot."""
+    if any(v.uses() or v.is_graph_output() for v in node.outputs[3:]):
+        raise NotApplicable("an Attention node gives out its scores", [label(node)])
+    precision = node.attributes.get_int("softmax_precision", ir.DataType.FLOAT.value)
+    if precision != ir.DataType.FLOAT.value:
+        raise NotApplicable(
+            f"softmax_precision {precision} is not supported: softmax is computed in fp32",
+            [label(node)],
+        )
+    unread = set(node.attributes) - _READ - {"softmax_precision", "qk_matmul_output_mode"}
+    if unread:
+        raise NotApplicable(
+            f"an Attention node has {', '.join(sorted(unread))}, which is not read", [label(node)]
+        )

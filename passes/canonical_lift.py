@@ -231,12 +231,11 @@ class Lift:
         arrays = [None if v is None else constant(v) for v in inputs]
         if all(a is not None for a, v in zip(arrays, inputs, strict=True) if v is not None):
             return self.constant(evaluate_node(node, arrays, 24)[0])
-        if node.op_type == "And":
-            kept = [
-                v for v, a in zip(inputs, arrays, strict=True) if a is None or not np.all(a)
-            ]
-            if len(kept) == 1 and kept[0] is not None:
-                return kept[0]
+        kept = [
+            v for v, a in zip(inputs, arrays, strict=True) if not _says_nothing(node.op_type, a)
+        ]
+        if len(kept) == 1 < len(inputs) and kept[0] is not None:
+            return kept[0]
         return self.emit.op(node.op_type, inputs, **attributes)
 
     def _expanded(self, node: ir.Node, axes: Axes) -> ir.Value | None:
@@ -411,6 +410,13 @@ class Lift:
             piece = self.constant(_per_head(values, values.dtype))
             made = self.emit.op("Where", [reached, piece, made])
         return made
+
+
+def _says_nothing(op_type: str, operand: Array | None) -> bool:
+    """Whether an operand leaves the other as it is: true of And, zero of Add."""
+    if operand is None or operand.size != 1:
+        return False
+    return (op_type == "And" and bool(operand)) or (op_type == "Add" and not operand.any())
 
 
 def _per_head(values: Array, dtype: np.dtype[np.generic]) -> Array:

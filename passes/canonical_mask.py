@@ -28,9 +28,9 @@ from graftline.passes.canonical_lengths import (
 from graftline.passes.canonical_lift import Lift
 from graftline.passes.canonical_shapes import Measures
 from graftline.passes.emit import Emit
-from graftline.passes.formula import Formula, copy_formula, number
+from graftline.passes.formula import Formula, copy_formula, nodes_of, number
 from graftline.passes.masks import MASK_KEY, combined
-from graftline.passes.meaning import World, label
+from graftline.passes.meaning import World, constant, label
 from graftline.passes.seen import HIDDEN, Seen
 
 __all__ = ["MASK_KEY", "Bias", "Mask", "MaskWriter", "RawMask", "read_mask"]
@@ -38,6 +38,7 @@ _WHOLE = 1 << 22
 """Elements of the largest bias that is evaluated as a whole, once."""
 _SAMPLED, _KEPT = 48, 8
 _NEAR = 2
+_FILLER = -1e30
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def _classify(formula: Formula, query: Array, key: Array, where: str) -> Mask:
     for found in (Mask("causal"), _alibi(formula), _window(formula, query)):
         if found is not None and Seen.of(_values(found, query, key)).equals(seen):
             return found
-    return Mask("formula", formula=_as_mask(formula, query, key))
+    return Mask("formula", formula=_as_mask(formula, query, key, where))
 
 
 def _alibi(formula: Formula) -> Mask | None:
@@ -272,7 +273,7 @@ def _values(mask: Mask, query: Array, key: Array) -> Array:
     return np.where(past, slopes * key.astype(np.float64), -np.inf)
 
 
-def _as_mask(formula: Formula, query: Array, key: Array) -> Formula:
+def _as_mask(formula: Formula, query: Array, key: Array, where: str) -> Formula:
     """bool where it only hides, else fp32."""
     values = formula.at(query, key)
     if values.dtype == np.bool_:
@@ -282,11 +283,38 @@ def _as_mask(formula: Formula, query: Array, key: Array) -> Formula:
     root = copy_formula(formula, emit, *leaves)
     seen = Seen.of(values)
     if (values[np.broadcast_to(seen.allowed, values.shape)] == 0).all():
-        limit = number(emit, np.asarray(HIDDEN, values.dtype))
-        root = emit.op("Greater", [root, limit])
-    elif values.dtype != np.float32:
+        return Formula(_hiding(emit, root, values.dtype), *leaves)
+    _lower_fillers(emit, root)
+    if values.dtype != np.float32:
         root = emit.op("Cast", [root], to=ir.DataType.FLOAT)
-    return Formula(root, *leaves)
+    lowered = Formula(root, *leaves)
+    if not Seen.of(lowered.at(query, key)).equals(seen):
+        raise NotApplicable("a mask computes with the numbers that hide", [where])
+    return lowered
+
+
+def _hiding(emit: Emit, root: ir.Value, dtype: np.dtype[np.generic]) -> ir.Value:
+    """What is true where a bias of 0 or very low numbers is 0."""
+    node = root.producer()
+    if node is not None and node.op_type == "Where":
+        chosen = [constant(v) for v in node.inputs[1:]]
+        if all(a is not None and a.size == 1 for a in chosen):
+            zero, low = (float(a.reshape(())) for a in chosen if a is not None)
+            if zero == 0 and low < HIDDEN and node.inputs[0] is not None:
+                return node.inputs[0]
+    return emit.op("Greater", [root, number(emit, np.asarray(HIDDEN, dtype))])
+
+
+def _lower_fillers(emit: Emit, root: ir.Value) -> None:
+    """Minus infinity for the very low numbers that Where hides with: fp16 has no others."""
+    for node in nodes_of(root, {}):
+        for place, value in enumerate(node.inputs if node.op_type == "Where" else ()):
+            array = constant(value)
+            if array is None or array.size != 1 or array.dtype.kind != "f":
+                continue
+            if float(array.reshape(())) < _FILLER:
+                low = np.asarray(-np.inf, array.dtype).reshape(array.shape)
+                node.replace_input_with(place, number(emit, low))
 
 
 class MaskWriter:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -29,7 +30,8 @@ from graftline.passes.canonical_norm import fuse_norms
 from graftline.passes.canonical_opset import open_graph
 from graftline.passes.canonical_rotary import RotaryReader
 from graftline.passes.canonical_shapes import Measures, dedupe, fold, settle_shapes
-from graftline.passes.graft import Graft
+from graftline.passes.graft import Graft, Law
+from graftline.passes.mask_law import masks
 from graftline.passes.meaning import hidden_values, label, label_value
 from graftline.ports import FACTS_KEY, Port, read_facts, write_ports
 
@@ -44,6 +46,8 @@ class Canonicalize(Graft):
     """Brings a raw decoder to canonical form. `positions` bounds the rotary tables: what the host's
     facts say, or `positions` where they say nothing, and never more than `cap`.
     """
+
+    laws: ClassVar[tuple[Law, ...]] = (masks,)
 
     positions: int = 8192
     cap: int = 32768
