@@ -14,6 +14,7 @@ from graftline.passes.canonical_lengths import (
     above,
     constants_above,
     lengths_around,
+    marked_ids,
     token_ids,
 )
 from graftline.passes.canonical_shapes import SIZES, Measures
@@ -92,7 +93,7 @@ def _refuse_ids(value: ir.Value, measures: Measures, names: list[str]) -> None:
         for node in (v.producer() for v in above([value]))
     ):
         return
-    constants = constants_above([value])
+    constants = constants_above([value]) | marked_ids([value])
     plain = measures.world(2, _IDS).value(value)
     for seed in range(8):
         world = measures.world(2, _IDS)

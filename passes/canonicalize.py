@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -33,7 +33,7 @@ from graftline.passes.canonical_shapes import Measures, dedupe, fold, settle_sha
 from graftline.passes.graft import Graft, Law
 from graftline.passes.mask_law import masks
 from graftline.passes.meaning import hidden_values, label, label_value
-from graftline.ports import FACTS_KEY, Port, read_facts, write_ports
+from graftline.ports import FACTS_KEY, Port, read_facts, write_facts, write_ports
 
 RAW_INPUTS_KEY = "graftline.raw_inputs"
 """Metadata: the names tokens and positions had in the raw graph."""
@@ -100,6 +100,10 @@ class Canonicalize(Graft):
             raise NotApplicable(
                 "no attention found that is written in standard operators", [label(n) for n in near]
             )
+        if reader.positions and FACTS_KEY in model.metadata_props:
+            facts = read_facts(model)
+            held = min(facts.positions or reader.positions, reader.positions)
+            write_facts(model, replace(facts, positions=held))
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         """Token ids and positions under the canonical names; caches and masks are gone.
