@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -17,11 +18,12 @@ from graftline.passes.canonical_rotary import RawTurn, RotaryReader
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
 from graftline.passes.meaning import World, label, label_value, scalar
-from graftline.passes.seen import Seen
+from graftline.passes.seen import Seen, rounding
 
 _PASSED = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Max", "Clip", "Min"})
 SCORES = (1.0, 30.0, 1e3, 3e4)
-"""Sizes of the random scores on which a chain is checked; the last is what fp16 can hold."""
+"""Sizes of the random scores on which a chain is checked, as far as their type holds them."""
+_SPREAD = 16
 _PROBED_SCORES = 64
 _BETWEEN = 24
 _READ = frozenset({"is_causal", "scale", "softcap", "q_num_heads", "kv_num_heads"})
@@ -286,7 +288,7 @@ class AttentionReader:
             world.known[product] = random.astype(_float(product))
             before, after = world.value(probabilities), world.value(_input(end, 0))
             gap = np.abs(after.reshape(before.shape).astype(np.float64) - before)
-            if not gap.max() <= 8 * np.finfo(before.dtype).eps:
+            if not gap.max() <= 8 * rounding(before.dtype):
                 raise NotApplicable(
                     f"attention probabilities are changed after the softmax (masked again, clipped "
                     f"or rescaled; by {gap.max():.2g} at {n} positions)", names,
@@ -428,12 +430,14 @@ class _Scores:
         zero = world.fork({**world.known, product: np.zeros(shape, dtype)}).value(self.end)
         seen = Seen.of(zero.reshape(-1, length, length)).allowed.reshape(zero.shape)
         rng = np.random.default_rng(length)
-        for size in SCORES if length <= _PROBED_SCORES else ():
+        largest = float(ml_dtypes.finfo(dtype).max) / _SPREAD
+        sizes = [s for s in SCORES if s <= largest] if length <= _PROBED_SCORES else []
+        for size in sizes:
             scores = (rng.standard_normal(shape) * size).astype(dtype)
             got = world.fork({**world.known, product: scores}).value(self.end).astype(np.float64)
             want = self._capped(scores.astype(np.float64)).reshape(got.shape) + zero
-            limit = 8 * np.finfo(dtype).eps * max(1.0, float(np.abs(want[seen]).max(initial=0)))
-            if np.abs(got[seen] - want[seen]).max(initial=0.0) > limit:
+            limit = 8 * rounding(dtype) * max(1.0, float(np.abs(want[seen]).max(initial=0)))
+            if not np.abs(got[seen] - want[seen]).max(initial=0.0) <= limit:
                 raise NotApplicable(
                     f"scores are changed by more than scale, cap and bias (they differ at scores "
                     f"of about {size:g}): clipped scores cannot be served",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -17,6 +18,7 @@ from graftline.errors import CannotEvaluate, DoesNotRun
 from graftline.evaluate import Array
 from graftline.passes.canonical_shapes import Measures
 from graftline.passes.meaning import World, label_value, sizes_of
+from graftline.passes.seen import rounding
 
 LONGEST = 1 << 20
 """Constants above it are fillers: no cache holds so many positions."""
@@ -51,10 +53,18 @@ def constants_above(sources: Iterable[ir.Value]) -> set[int]:
         if tensor.size > 1:
             found.update(sizes_of(tensor))
         if tensor.size <= _FEW and tensor.dtype != ir.DataType.BOOL:
-            numbers = np.abs(tensor.numpy().astype(np.float64)).reshape(-1)
-            near = numbers[np.isfinite(numbers) & (numbers <= LONGEST)]
+            near = _near(tensor.numpy())
             found.update(int(n) for n in (*np.floor(near), *np.ceil(near)))
     return {n for n in found if 0 < n <= LONGEST}
+
+
+def _near(array: Array) -> Array:
+    """The numbers that could be lengths; the largest of a float type is none: it hides."""
+    numbers = np.abs(array.astype(np.float64)).reshape(-1)
+    limit = float(LONGEST)
+    if rounding(array.dtype):
+        limit = min(limit, float(ml_dtypes.finfo(array.dtype).max) * (1 - rounding(array.dtype)))
+    return numbers[np.isfinite(numbers) & (numbers <= limit)]
 
 
 def lengths_around(constants: Iterable[int]) -> list[int]:

@@ -214,7 +214,7 @@ class Lift:
         rules: dict[str, Callable[[ir.Node, Axes], ir.Value | None]] = {
             "Expand": self._expanded, "Tile": self._expanded, "Transpose": self._transposed,
             "Trilu": self._triangle, "Gather": self._gathered, "Slice": self._sliced,
-            "MatMul": self._outer,
+            "MatMul": self._outer, "ConstantOfShape": self._filled,
         }  # fmt: skip
         rule = rules.get(node.op_type)
         return rule(node, axes) if rule is not None else None
@@ -285,6 +285,12 @@ class Lift:
     def _batches(self) -> int | tuple[int, ...]:
         return self.shapes_at(self.lengths.measures.tokens, 0)
 
+    def _filled(self, node: ir.Node, axes: Axes) -> ir.Value:
+        """One number everywhere, whatever the shape."""
+        held = node.attributes.get("value")
+        tensor = held.as_tensor().numpy() if held is not None else np.zeros(1, np.float32)
+        return self.constant(tensor.reshape(()))
+
     def _triangle(self, node: ir.Node, axes: Axes) -> ir.Value | None:
         """Trilu: what lies on one side of a diagonal, else zero."""
         shift = constant(node.inputs[1]) if len(node.inputs) > 1 else np.zeros((), np.int64)
@@ -326,10 +332,9 @@ class Lift:
         if data.const_value is None or order != list(range(len(shape))) or len(shape) != len(kept):
             whole = self.lengths.world(_few(self.lengths)).value(data)
             return self.constant(whole.transpose(order).reshape([shape[i] for i in kept]))
-        held = self.emit.graph.initializers
-        if data.name not in held:
-            return self.emit.initializer(data.name or "", data.const_value)
-        return held[data.name]
+        name = data.name or ""
+        held = self.emit.graph.initializers.get(name)
+        return held or self.emit.initializer(name, data.const_value)
 
     def _look_up(self, table: ir.Value, index: ir.Value, size: int) -> ir.Value:
         """table[index] as [., heads or 1, ., .], the heads of a table being its second axis."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from graftline.evaluate import Array
@@ -23,11 +25,15 @@ class Line:
     dtype: np.dtype[np.generic]
 
 
+def _is_number(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "iufb" or dtype == ml_dtypes.bfloat16
+
+
 def line_of(rows: Rows, tolerance: float) -> Line | None:
     """The line all rows lie on, within `tolerance` of their largest value, or None."""
     lengths = sorted(rows)
     last = rows[lengths[-1]]
-    if any(r.shape[0] != last.shape[0] for r in rows.values()) or last.dtype.kind not in "iufb":
+    if any(r.shape[0] != last.shape[0] for r in rows.values()) or not _is_number(last.dtype):
         return None
     wide = {n: rows[n].astype(np.float64) for n in lengths}
     flat = np.zeros(last.shape[0])

@@ -206,7 +206,7 @@ def _proved(
         at = np.arange(n)
         mixed = np.random.default_rng(n).permutation(n)
         kept = np.union1d(points[points < n], at[-_KEPT:])
-        block = values[0][:, kept][:, :, kept].astype(np.float32)
+        block = values[0][:, kept][:, :, kept]
         raw = RawMask(kept, kept, block, n, True)
         for order in (at, mixed):
             found = Seen.of(formula.at(order, mixed))

@@ -20,6 +20,7 @@ from graftline.passes.canonical_moves import single_source
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
 from graftline.passes.meaning import label, label_value
+from graftline.passes.seen import rounding
 
 _LINEAR = frozenset(
     [
@@ -279,7 +280,7 @@ class RotaryReader:
             turned = self._along(region, x)
             wide = x.astype(np.float64) * rest[:, None]
             gap = float(np.abs(_turn(wide, cos, sin, interleaved, dim) - turned).max())
-            limit = 16 * np.finfo(x.dtype).eps * max(1.0, float(np.abs(turned).max()))
+            limit = 16 * rounding(x.dtype) * max(1.0, float(np.abs(turned).max()))
             if not gap <= max(limit, _TOLERANCE):
                 raise self._is_none(region, gap)
         tables = self._hold(cos, sin, region) if dim else None

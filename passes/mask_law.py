@@ -8,7 +8,7 @@ the graph after: rows at several places of a cache, and a tree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,11 +23,13 @@ from graftline.passes.canonical_rotary import probe
 from graftline.passes.emit import find_input
 from graftline.passes.graft import Evaluate, Graft
 from graftline.passes.meaning import World, label
-from graftline.passes.seen import HIDDEN, Seen
+from graftline.passes.seen import HIDDEN, Seen, rounding
 
 LAW = "masks"
 _FIRST, _NEAR = 24, 2
 _ROWS, _SPARE = 3, 2
+_TURNED = 2e-5
+"""A turned head may differ by so much of its largest number: sine and cosine of another library."""
 _PARENTS = (-1, 0, 0, 1, 1, 2)
 
 
@@ -124,9 +126,12 @@ def _against_host(graft: Graft, before: ir.Model, after: ir.Model) -> str:
 
 def _totals(host: ir.Node, node: ir.Node) -> list[int]:
     """Positions in use: around every constant above either mask."""
-    sources = [n.inputs[3] for n in (host, node) if len(n.inputs) > 3 and n.inputs[3] is not None]
-    constants = constants_above(v for v in sources if v is not None)
-    return [n for n in lengths_around(constants) if n > 1]
+    return [n for n in lengths_around(_constants(host, node)) if n > 1]
+
+
+def _constants(host: ir.Node, node: ir.Node) -> set[int]:
+    given = [n.inputs[3] if len(n.inputs) > 3 else None for n in (host, node)]
+    return constants_above(v for v in given if v is not None)
 
 
 def _points(total: int, constants: set[int]) -> Array:
@@ -142,8 +147,7 @@ def _at_length(
 ) -> None:
     """New rows that end at `total` positions see what the host's rows there see, each slot of
     the cache by the position it holds; with a tree, along its branches."""
-    sources = [n.inputs[3] for n in (host, node) if len(n.inputs) > 3 and n.inputs[3] is not None]
-    constants = constants_above(v for v in sources if v is not None)
+    constants = _constants(host, node)
     parents = _PARENTS if find_input(after.graph, "mask") is not None else ()
     depth, reach = _tree(parents) if parents else _chain(min(_ROWS, total))
     rows, past = len(depth), max(total - 1 - int(depth.max()), 0)
@@ -323,7 +327,7 @@ def _tables(node: ir.Node) -> list[Array]:
 
 
 @contextmanager
-def _running(graft: Graft, node: ir.Node) -> Iterator[None]:
+def _running(graft: Graft, node: ir.Node) -> Generator[None]:
     """A graph that does not run where the one before does breaks the law."""
     try:
         yield
@@ -353,7 +357,9 @@ def _at(seen: Seen, head: int, row: int, column: int) -> float:
 
 def _same_heads(graft: Graft, node: ir.Node, found: Array, expected: Array) -> None:
     gap = np.abs(found - expected).max(axis=-1)
-    limit = 2e-5 * max(1.0, float(np.abs(expected).max(initial=0.0)))
+    kind = node.inputs[0].dtype if node.inputs[0] is not None else None
+    step = 32 * rounding((kind or ir.DataType.FLOAT).numpy())
+    limit = max(step, _TURNED) * max(1.0, float(np.abs(expected).max(initial=0.0)))
     if not (gap <= limit).all():
         first = int(np.flatnonzero(~(gap <= limit))[0])
         raise LawBroken(

@@ -4,7 +4,9 @@ common does not count."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from graftline.evaluate import Array
@@ -12,6 +14,12 @@ from graftline.evaluate import Array
 HIDDEN = -9e3
 """A key so much below the best of its row has no weight; what exporters hide with lies below it."""
 _NOTHING = -1e30
+
+
+def rounding(dtype: np.dtype[Any]) -> float:
+    """The step of a float type after 1, bfloat16 included; 0 of other types."""
+    floating = dtype.kind == "f" or dtype == ml_dtypes.bfloat16
+    return float(ml_dtypes.finfo(dtype).eps) if floating else 0.0
 
 
 @dataclass(frozen=True)
@@ -32,10 +40,8 @@ class Seen:
         top = wide.max(axis=-1, keepdims=True)
         bias = np.maximum(wide - np.where(np.isfinite(top), top, 0.0), HIDDEN)
         counted = np.abs(wide[bias > HIDDEN])
-        step = float(np.finfo(values.dtype).eps) if values.dtype.kind == "f" else 0.0
-        if values.dtype == np.float64:
-            step = 0.0
-        return cls(bias, 4 * step * max(1.0, float(counted.max(initial=0.0))))
+        step = 4 * rounding(values.dtype)
+        return cls(bias, step * max(1.0, float(counted.max(initial=0.0))))
 
     @property
     def allowed(self) -> Array:
