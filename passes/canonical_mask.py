@@ -249,7 +249,7 @@ def _alibi(formula: Formula) -> Mask | None:
     """Per head, what one key position more adds, read off the first 13 positions."""
     near = np.arange(13)
     values = formula.at(near, near)
-    if values.dtype == np.bool_:
+    if values.dtype == np.bool_ or not Seen.of(values).allowed[:, -1, 0].all():
         return None
     wide = values[:, -1].astype(np.float64)
     slopes = (wide[:, -1] - wide[:, 0]) / 12

@@ -14,6 +14,8 @@ from graftline.evaluate import Array
 HIDDEN = -9e3
 """A key so much below the best of its row has no weight; what exporters hide with lies below it."""
 _NOTHING = -1e30
+_MOST = 1.0
+"""Rounding of biases over a million positions; no more is called rounding."""
 
 
 def rounding(dtype: np.dtype[Any]) -> float:
@@ -54,4 +56,4 @@ class Seen:
 
     def equals(self, other: Seen) -> bool:
         """Whether both are the same mask but for rounding."""
-        return self.gap(other) <= max(self.limit, other.limit)
+        return self.gap(other) <= min(max(self.limit, other.limit), _MOST)
