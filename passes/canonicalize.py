@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -29,9 +30,10 @@ from graftline.passes.canonical_norm import fuse_norms
 from graftline.passes.canonical_opset import open_graph
 from graftline.passes.canonical_rotary import RotaryReader
 from graftline.passes.canonical_shapes import Measures, dedupe, fold, settle_shapes
-from graftline.passes.graft import Graft
+from graftline.passes.graft import Graft, WeightFreeLaw
+from graftline.passes.mask_law import masks
 from graftline.passes.meaning import hidden_values, label, label_value
-from graftline.ports import FACTS_KEY, Port, read_facts, write_ports
+from graftline.ports import FACTS_KEY, Port, read_facts, write_facts, write_ports
 
 RAW_INPUTS_KEY = "graftline.raw_inputs"
 """Metadata: the names tokens and positions had in the raw graph."""
@@ -44,6 +46,8 @@ class Canonicalize(Graft):
     """Brings a raw decoder to canonical form. `positions` bounds the rotary tables: what the host's
     facts say, or `positions` where they say nothing, and never more than `cap`.
     """
+
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (masks,)
 
     positions: int = 8192
     cap: int = 32768
@@ -96,6 +100,10 @@ class Canonicalize(Graft):
             raise NotApplicable(
                 "no attention found that is written in standard operators", [label(n) for n in near]
             )
+        if reader.positions and FACTS_KEY in model.metadata_props:
+            facts = read_facts(model)
+            held = min(facts.positions or reader.positions, reader.positions)
+            write_facts(model, replace(facts, positions=held))
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         """Token ids and positions under the canonical names; caches and masks are gone.

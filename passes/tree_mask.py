@@ -15,8 +15,9 @@ from graftline.law import Evidence
 from graftline.passes.anchors import with_role
 from graftline.passes.compare import Comparison
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input
-from graftline.passes.graft import Evaluate, Graft, Law
+from graftline.passes.graft import Evaluate, Graft, Law, WeightFreeLaw
 from graftline.passes.kv_cache import carried_caches
+from graftline.passes.mask_law import masks
 from graftline.passes.masks import SlotMasks
 from graftline.ports import Port, read_ports, write_ports
 from graftline.tree import Tree
@@ -88,6 +89,7 @@ class TreeMask(Graft):
     """
 
     laws: ClassVar[tuple[Law, ...]] = (branches,)
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (masks,)
 
     def requires(self, model: ir.Model) -> None:
         if find_input(model.graph, "write_index") is None:
@@ -105,9 +107,9 @@ class TreeMask(Graft):
         assert write_index is not None
         mask = new_input(graph, "mask", ir.DataType.BOOL, ["B", 1, "N", "S"])
         emit = Emit(graph, self.name(), graph[0])
-        masks = SlotMasks(emit, tokens, positions, write_index, cache, mask)
+        slots = SlotMasks(emit, tokens, positions, write_index, cache, mask)
         for node in with_role(graph, "attention"):
-            node.replace_input_with(3, masks.of(node))
+            node.replace_input_with(3, slots.of(node))
         write_ports(
             model, [*read_ports(model), Port("mask", "mask", "in", "bool", ("B", 1, "N", "S"))]
         )
