@@ -18,6 +18,7 @@ from graftline.errors import BundleError
 Direction = Literal["in", "out"]
 PORTS_KEY = "graftline.ports"
 FACTS_KEY = "graftline.facts"
+ASSUMPTIONS_KEY = "graftline.assumptions"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,23 @@ class Facts:
     mask_token: int | None = None
 
 
+@dataclass(frozen=True)
+class Assumption:
+    """What the compiler put in place of an input of the exported graph, in words.
+
+    `input` is its name there, `role` what it was recognised as, `value` what stands in its place
+    from now on ("all ones: no padding"), and `why` that is sound.
+    """
+
+    input: str
+    role: str
+    value: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"input '{self.input}' ({self.role}) is taken as {self.value}; {self.why}"
+
+
 def write_ports(model: ir.Model, ports: Iterable[Port]) -> None:
     """Stamp the ports into the model; they survive save and load."""
     model.metadata_props[PORTS_KEY] = json.dumps([asdict(p) for p in ports])
@@ -105,3 +123,21 @@ def read_facts(model: ir.Model) -> Facts:
     if text is None:
         raise BundleError("the graph carries no facts; it was not made by `graftline optimize`")
     return Facts(**json.loads(text))
+
+
+def write_assumptions(model: ir.Model, assumptions: Iterable[Assumption]) -> None:
+    """Stamp the assumptions into the model."""
+    model.metadata_props[ASSUMPTIONS_KEY] = json.dumps([asdict(a) for a in assumptions])
+
+
+def read_assumptions(model: ir.Model) -> tuple[Assumption, ...]:
+    """Return the assumptions stamped in the model, in order of its inputs."""
+    return assumptions_from_json(json.loads(model.metadata_props.get(ASSUMPTIONS_KEY, "[]")))
+
+
+def assumptions_from_json(rows: list[dict[str, Any]]) -> tuple[Assumption, ...]:
+    """Build assumptions from their JSON rows. Raises BundleError when a row does not fit."""
+    try:
+        return tuple(Assumption(**row) for row in rows)
+    except TypeError as error:
+        raise BundleError(f"assumptions cannot be read ({error}); rebuild the bundle") from error
