@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -79,8 +79,21 @@ class Assumption:
     value: str
     why: str
 
-    def __str__(self) -> str:
-        return f"input '{self.input}' ({self.role}) is taken as {self.value}; {self.why}"
+
+def told(assumptions: Iterable[Assumption]) -> list[str]:
+    """One line per kind of assumption: what is true of many inputs alike is said once."""
+    kinds: dict[Assumption, list[Assumption]] = {}
+    for assumption in assumptions:
+        kinds.setdefault(replace(assumption, input=""), []).append(assumption)
+    lines: list[str] = []
+    for same in kinds.values():
+        first = same[0]
+        more = f" and {len(same) - 1} like it" if len(same) > 1 else ""
+        verb = "are" if more else "is"
+        lines.append(
+            f"input '{first.input}'{more} ({first.role}) {verb} taken as {first.value}; {first.why}"
+        )
+    return lines
 
 
 def write_ports(model: ir.Model, ports: Iterable[Port]) -> None:
