@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
+from graftline.errors import CannotEvaluate, NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
@@ -136,7 +136,7 @@ def _tabulated(
 def _all_ones(value: ir.Value, measures: Measures) -> bool:
     try:
         return all(bool((measures.world(b, n).value(value) == 1).all()) for b, n in SIZES[:2])
-    except NotApplicable:
+    except CannotEvaluate:
         return False
 
 

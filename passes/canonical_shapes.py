@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
+from graftline.errors import CannotEvaluate, NotApplicable
 from graftline.passes.emit import Emit
 from graftline.passes.meaning import World, constant, evaluate_node
 from graftline.passes.shapes import Measure, Shape
@@ -88,7 +88,7 @@ def fold(model: ir.Model) -> None:
             continue
         try:
             outputs = evaluate_node(node, arrays, 24)
-        except NotApplicable:
+        except CannotEvaluate:
             continue
         if any(np.asarray(o).size > FOLDED for o in outputs):
             continue
@@ -132,7 +132,7 @@ def _settle_shape_read(graph: ir.Graph, node: ir.Node, measures: Measures) -> bo
     """Read the batch and the length from `tokens` instead of from an activation."""
     try:
         rows = [m.values(node.outputs[0]) for m in measures.each]
-    except NotApplicable:
+    except CannotEvaluate:
         return False
     dims = symbolic([r.tolist() for r in rows])
     if dims is None or any(isinstance(d, str) and "*" in d for d in dims):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +31,8 @@ from graftline.passes.canonical_norm import fuse_norms
 from graftline.passes.canonical_opset import open_graph
 from graftline.passes.canonical_rotary import RotaryReader
 from graftline.passes.canonical_shapes import Measures, dedupe, fold, settle_shapes
-from graftline.passes.graft import Graft
+from graftline.passes.graft import Graft, Law
+from graftline.passes.mask_law import masks
 from graftline.passes.meaning import hidden_values, label, label_value
 from graftline.ports import (
     FACTS_KEY,
@@ -52,6 +54,8 @@ class Canonicalize(Graft):
     facts say, or `positions` where they say nothing, and never more than `cap`. `causal_mask`: the
     user says that a mask input over pairs of tokens hides the future, where the graph does not.
     """
+
+    laws: ClassVar[tuple[Law, ...]] = (masks,)
 
     positions: int = 8192
     cap: int = 32768

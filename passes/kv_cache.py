@@ -13,6 +13,7 @@ from graftline.evaluate import Feed
 from graftline.passes.anchors import with_role
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input, new_output
 from graftline.passes.graft import Evaluate, Graft, Law
+from graftline.passes.mask_law import masks
 from graftline.passes.masks import SlotMasks
 from graftline.passes.weights import constant, tensor_of
 from graftline.ports import Facts, Port, read_facts, read_ports, write_facts, write_ports
@@ -51,7 +52,7 @@ class KvCache(Graft):
     an empty cache and write_index 0.
     """
 
-    laws: ClassVar[tuple[Law, ...]] = (chunked,)
+    laws: ClassVar[tuple[Law, ...]] = (chunked, masks)
 
     def requires(self, model: ir.Model) -> None:
         found = with_role(model.graph, "attention")
@@ -71,13 +72,13 @@ class KvCache(Graft):
         assert positions is not None
         write_index = new_input(graph, "write_index", ir.DataType.INT64, ["B"])
         ports.append(Port("write_index", "write_index", "in", "int64", ("B",)))
-        masks: SlotMasks | None = None
+        slots: SlotMasks | None = None
         for layer, node in enumerate(attention):
             caches = [self._scatter(graph, node, i, layer, write_index, ports) for i in (1, 2)]
-            if masks is None:
+            if slots is None:
                 emit = Emit(graph, self.name(), graph[0])
-                masks = SlotMasks(emit, tokens, positions, write_index, caches[0])
-            _set_mask(node, masks.of(node))
+                slots = SlotMasks(emit, tokens, positions, write_index, caches[0])
+            _set_mask(node, slots.of(node))
         write_ports(model, ports)
         facts = _with_cache_shape(read_facts(model), ports)
         write_facts(model, replace(facts, positions=_addressable(positions, facts.positions)))

@@ -13,6 +13,7 @@ from graftline.evaluate import Array, Feed
 from graftline.passes.anchors import with_role
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input
 from graftline.passes.graft import Evaluate, Graft, Law
+from graftline.passes.mask_law import masks
 from graftline.passes.masks import SlotMasks
 from graftline.ports import Port, read_ports, write_ports
 from graftline.tree import Tree
@@ -58,7 +59,7 @@ class TreeMask(Graft):
     Windows and ALiBi biases follow from it and from `positions`, which in a tree are depths.
     """
 
-    laws: ClassVar[tuple[Law, ...]] = (branches,)
+    laws: ClassVar[tuple[Law, ...]] = (branches, masks)
 
     def requires(self, model: ir.Model) -> None:
         if find_input(model.graph, "write_index") is None:
@@ -76,9 +77,9 @@ class TreeMask(Graft):
         assert write_index is not None
         mask = new_input(graph, "mask", ir.DataType.BOOL, ["B", 1, "N", "S"])
         emit = Emit(graph, self.name(), graph[0])
-        masks = SlotMasks(emit, tokens, positions, write_index, cache, mask)
+        slots = SlotMasks(emit, tokens, positions, write_index, cache, mask)
         for node in with_role(graph, "attention"):
-            node.replace_input_with(3, masks.of(node))
+            node.replace_input_with(3, slots.of(node))
         write_ports(
             model, [*read_ports(model), Port("mask", "mask", "in", "bool", ("B", 1, "N", "S"))]
         )
