@@ -63,7 +63,7 @@ class Canonicalize(Graft):
 
     def requires(self, model: ir.Model) -> None:
         refuse_quantized(model.graph)
-        if not any(n.op_type.startswith("Gather") for n in model.graph):
+        if not any(n.op_type.startswith("Gather") for n in model.graph.all_nodes()):
             seen = Counter(n.op_type for n in model.graph).most_common(8)
             raise NotApplicable(
                 "no embedding found: this graph is no decoder of token ids",

@@ -31,7 +31,7 @@ FLAT_HEADS = "qf = MatMul(n, w_q)\nkf = MatMul(n, w_k)\nvf = MatMul(n, w_v)"
 OUT = "o = MatMul(flat, w_o)\ny = Add(x, o)"
 CACHES = "float[B,2,P,16] past_a, float[B,2,P,16] past_b"
 PRESENT = "float[B,2,T,16] pa, float[B,2,T,16] pb"
-SCORES = "float[B,N,11] scores"
+SCORES = "float[B,N,11] answer"
 MASK_4D = "bias = Identity(my_mask)"
 PAST = HEADS_OF.replace("k = Transpose", "k_new = Transpose").replace("v = T", "v_new = T")
 JOINED = """
@@ -59,7 +59,7 @@ def group_query(
         "entry": "x = Gather(embed, ids)", "norm": RUNTIME_NORM,
         "heads": one_matrix if packed else FLAT_HEADS, "angles": "" if direct else LENGTHS,
         "rotary": "", "repeat": "", "mask": "", "attend": attend,
-        "head": HEAD.replace("logits", "scores"),
+        "head": HEAD.replace("logits", "answer"),
     }  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def cached(mask: str = "float[B,1,N,T] my_mask") -> Pieces:
     """A hand-written export with a cache and a mask over pairs, under names of its own."""
     return {
         "inputs": f"int32[B,N] ids, int32[B,N] places, {mask}, float[B,2,P,6] a, float[B,2,P,6] b",
-        "outputs": "float[B,2,T,6] kc, float[B,2,T,6] vc, float[B,N,11] scores",
+        "outputs": "float[B,2,T,6] kc, float[B,2,T,6] vc, float[B,N,11] answer",
         "entry": "x = Gather(embed, ids)",
         "angles": PIECES["angles"].replace("positions", "places"),
         "repeat": (
@@ -111,7 +111,7 @@ def cached(mask: str = "float[B,1,N,T] my_mask") -> Pieces:
                 for x in "kv"
             )
         ),
-        "mask": MASK_4D, "head": HEAD.replace("logits", "scores"),
+        "mask": MASK_4D, "head": HEAD.replace("logits", "answer"),
     }  # fmt: skip
 
 
@@ -151,7 +151,8 @@ def merged() -> ir.Model:
     proto = ir.to_proto(outer)
     branches = {True: _branch(proto, {}), False: _branch(proto, {"a": "none_a", "b": "none_b"})}
     graph = proto.graph
-    kept = [n for n in graph.node if n.output[0] in ("none_a", "none_b")]
+    start = ("some", "empty", "none_a", "none_b")
+    kept = [n for n in graph.node if n.output[0] in start]
     del graph.node[:]
     graph.node.extend(kept)
     node = onnx.helper.make_node("If", ["use_past"], [o.name for o in graph.output], name="merged")
