@@ -67,7 +67,14 @@ class AttentionReader:
     hidden: set[ir.Value]
     rotary: RotaryReader
     masks: MaskWriter
-    read: dict[str, Mask] = field(default_factory=dict)
+    read: dict[str, Mask] = field(default_factory=dict[str, Mask])
+    unchanged: set[str] = field(default_factory=set[str])
+    """Ways from probabilities to values that were proven to change nothing."""
+
+    @property
+    def positions(self) -> int:
+        """How many positions the tables of all masks hold; 0 where there are none."""
+        return min((m.positions for m in self.read.values() if m.positions), default=0)
 
     def run(self) -> int:
         """Rewrite every attention and return how many there were."""
@@ -97,7 +104,7 @@ class AttentionReader:
             raise NotApplicable("values are scaled before attention", [where])
         if found.bias_key not in self.read:
             self.read[found.bias_key] = read_mask(
-                found.bias, self.measures, found.heads, self.rotary.rows, where
+                found.bias, self.measures, self.rotary.rows, where
             )
         mask = self.read[found.bias_key]
         scale = found.scale * q.scale * k.scale
@@ -146,6 +153,8 @@ class AttentionReader:
         for past in inputs[4:6]:
             if past is not None and 0 not in self.measures.shape(past):
                 raise NotApplicable("an Attention node keeps its own cache", [label(node)])
+        if mask is not None and mask in self.hidden:
+            raise NotApplicable("the mask of an attention depends on activations", [label(node)])
         out = node.outputs[0]
         if len(self.measures.shape(query)) == 3:
             query, key, value, out = self._unmerge(node, query, key, value)
@@ -156,7 +165,7 @@ class AttentionReader:
             node, out, query, key, value, shape[1], False,
             float(scale) if scale is not None else shape[-1] ** -0.5,
             float(node.attributes.get_float("softcap", 0.0) or 0.0),
-            _bias_of_mask(mask, causal),
+            _bias_of_mask(mask, causal, self.measures),
             f"{id(mask)}.{causal}.{shape[1]}",
         )  # fmt: skip
 
@@ -254,8 +263,12 @@ class AttentionReader:
     ) -> None:
         """Refuse what changes probabilities (a second mask, a clip): told by values around every
         constant above them."""
+        key = f"{scores.key()}{[(n.op_type, [id(v) for v in self._given([n])]) for n in between]}"
+        if key in self.unchanged:
+            return
+        self.unchanged.add(key)
         names = [label(n) for n in between]
-        given = [v for n in between for v in n.inputs if v is not None and v not in self.hidden]
+        given = self._given(between)
         wide = max(self.measures.shape(softmax.outputs[0])[:-2], default=1)
         lengths = lengths_around(constants_above([*given, *scores.sources]))
         per_row = any("N" in (self.measures.dims(v) or ["N"]) for v in given)
@@ -279,6 +292,10 @@ class AttentionReader:
                     f"or rescaled; by {gap.max():.2g} at {n} positions)", names,
                 )  # fmt: skip
 
+    def _given(self, nodes: list[ir.Node]) -> list[ir.Value]:
+        """The weight-free operands of nodes."""
+        return [v for n in nodes for v in n.inputs if v is not None and v not in self.hidden]
+
     def _four_dimensional(self, out: ir.Value) -> ir.Value:
         if len(self.measures.shape(out)) == 4:
             return out
@@ -288,7 +305,7 @@ class AttentionReader:
         raise NotApplicable("heads of an attention are not restored", [label_value(out)])
 
 
-def _bias_of_mask(mask: ir.Value | None, causal: bool) -> Bias:
+def _bias_of_mask(mask: ir.Value | None, causal: bool, measures: Measures) -> Bias:
     """The bias of an Attention node: its mask input, and what it says itself."""
 
     def at(world: World, batch: int, length: int) -> Array:
@@ -304,7 +321,9 @@ def _bias_of_mask(mask: ir.Value | None, causal: bool) -> Bias:
     def lift(lifting: Lift) -> ir.Value:
         return lifting.attention_mask(mask, causal)
 
-    return Bias(at, lift, [mask] if mask is not None else [])
+    shape = measures.shape(mask) if mask is not None else ()
+    heads = shape[1] if len(shape) == 4 else 1
+    return Bias(at, lift, [mask] if mask is not None else [], heads)
 
 
 class _Scores:
@@ -390,7 +409,8 @@ class _Scores:
             rank = len(self.measures.shape(end))
             return lifting.value(end, ("bh", "q", "k") if rank == 3 else ("b", "h", "q", "k"))
 
-        return Bias(self.bias, lift, self.sources, self.product.outputs[0])
+        product = self.product.outputs[0]
+        return Bias(self.bias, lift, self.sources, self.heads(self.measures), product)
 
     @property
     def end(self) -> ir.Value:

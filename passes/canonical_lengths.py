@@ -119,6 +119,17 @@ class Lengths:
         return self.squares[value]
 
 
+def marked_ids(sources: Iterable[ir.Value]) -> set[int]:
+    """Ids that a long list above the sources, read by ids, treats differently from its first."""
+    found: set[int] = set()
+    for value in above(sources):
+        tensor = value.const_value
+        if tensor is not None and len(tensor.shape) == 1 and tensor.size > _FEW:
+            array = tensor.numpy()
+            found.update(int(i) for i in np.flatnonzero(array != array[0])[:_FEW])
+    return found
+
+
 def token_ids(constants: Iterable[int], batch: int, length: int, seed: int) -> Array:
     """Random ids [batch, length] drawn from the constants tokens are compared with, 0, 1 and 2."""
     pool = np.asarray(sorted({0, 1, 2, *constants}), np.int64)

@@ -39,8 +39,8 @@ class Lift:
     table of values per position holds. `length` is the leaf for what depends on N.
     """
 
-    def __init__(self, lengths: Lengths, heads: int, rows: int, zero: ir.Value | None) -> None:
-        self.lengths, self.heads, self.rows, self.zero = lengths, heads, rows, zero
+    def __init__(self, lengths: Lengths, rows: int, zero: ir.Value | None) -> None:
+        self.lengths, self.rows, self.zero = lengths, rows, zero
         self.emit = Emit(ir.Graph([], [], nodes=[], name="formula"), "canonicalize")
         self.query, self.key = ir.Value(name="query"), ir.Value(name="key")
         self.length = ir.Value(name="length")

@@ -23,6 +23,7 @@ from graftline.passes.canonical_lengths import (
     above,
     constants_above,
     lengths_around,
+    marked_ids,
     token_ids,
 )
 from graftline.passes.canonical_lift import Lift
@@ -51,6 +52,8 @@ class Bias:
     """Its formula: bool for what is seen, or numbers that are added."""
     sources: list[ir.Value]
     """The weight-free values it is made of."""
+    width: int = 1
+    """Heads of the values that `at` gives."""
     zero: ir.Value | None = None
     """The scores, which the formula takes as 0."""
 
@@ -76,8 +79,8 @@ class Mask:
     size: int = 0
     slopes: tuple[float, ...] = ()
     formula: Formula | None = None
-    tables: bool = False
-    """Whether the formula reads a table by position, which bounds positions."""
+    positions: int = 0
+    """How many positions the formula's tables hold; 0: it has none."""
     raw: tuple[RawMask, ...] = field(default=(), compare=False)
 
     def text(self) -> str:
@@ -92,17 +95,17 @@ class Mask:
         return json.dumps(row)
 
 
-def read_mask(bias: Bias, measures: Measures, heads: int, rows: int, where: str) -> Mask:
+def read_mask(bias: Bias, measures: Measures, rows: int, where: str) -> Mask:
     """Read a bias; tables by position hold `rows`. Raises NotApplicable for what is no function of
     positions or sees later ones, CannotEvaluate for what cannot be looked at."""
     constants = constants_above(bias.sources)
     lengths = Lengths(measures, lengths_around(constants))
-    _refuse_tokens(bias, measures, constants, where)
-    lift = Lift(lengths, heads, rows, bias.zero)
+    _refuse_tokens(bias, lengths, constants, where)
+    lift = Lift(lengths, rows, bias.zero)
     root = bias.lift(lift)
     points = _points(constants)
     formula = _settle_length(lift, root, points, where)
-    raw = _proved(bias, formula, lengths, points, heads, where)
+    raw = _proved(bias, formula, lengths, points, where)
     if lift.tables:
         points = points[points < lift.rows]
     far = _keys_of(points, constants)
@@ -110,36 +113,36 @@ def read_mask(bias: Bias, measures: Measures, heads: int, rows: int, where: str)
         far = far[far < lift.rows]
     raw = (*raw, RawMask(points, far, formula.at(points, far), int(points[-1]) + 1, False))
     found = _classify(formula, points, far, where)
-    return replace(found, raw=raw, tables=lift.tables and found.kind == "formula")
+    bound = lift.rows if lift.tables and found.kind == "formula" else 0
+    return replace(found, raw=raw, positions=bound)
 
 
-def _refuse_tokens(bias: Bias, measures: Measures, constants: set[int], where: str) -> None:
+def _refuse_tokens(bias: Bias, lengths: Lengths, constants: set[int], where: str) -> None:
     """Refuse a mask that changes with the ids; they are drawn from what ids are compared with."""
-    readers = [
-        v.producer() for v in above(bias.sources) if _reads_ids(v.producer(), measures.tokens)
-    ]
+    measures = lengths.measures
+    makers = (v.producer() for v in above(bias.sources))
+    readers = [n for n in makers if n is not None and _reads_ids(n, measures.tokens)]
     if not readers:
         return
-    batch, length = 2, 24
+    batch = 2
+    length = max(n for n in lengths.each if bias.width * n * n <= SQUARE)
     plain = measures.world(batch, length)
+    given = {v: plain.known[v] for v in (measures.tokens, measures.positions)}
     expected = bias.at(plain, batch, length)
+    ids = constants | marked_ids(bias.sources)
     for seed in range(8):
-        world = plain.fork({**_inputs(plain, measures)})
-        world.known[measures.tokens] = token_ids(constants, batch, length, seed)
+        drawn = token_ids(ids, batch, length, seed)
+        world = plain.fork({**given, measures.tokens: drawn})
         if not np.array_equal(bias.at(world, batch, length), expected):
             raise NotApplicable(
                 "the mask depends on token values (as one that hides the keys of padding tokens "
                 "does): export the model without it, prompts are never padded here",
-                [where, *(label(n) for n in readers if n is not None)],
+                [where, *(label(n) for n in readers)],
             )
 
 
-def _reads_ids(node: ir.Node | None, tokens: ir.Value) -> bool:
-    return node is not None and tokens in node.inputs and node.op_type not in ("Shape", "Size")
-
-
-def _inputs(world: World, measures: Measures) -> dict[ir.Value, Array]:
-    return {v: world.known[v] for v in (measures.tokens, measures.positions)}
+def _reads_ids(node: ir.Node, tokens: ir.Value) -> bool:
+    return tokens in node.inputs and node.op_type not in ("Shape", "Size")
 
 
 def _points(constants: set[int]) -> Array:
@@ -182,12 +185,12 @@ def _settle_length(lift: Lift, root: ir.Value, points: Array, where: str) -> For
 
 
 def _proved(
-    bias: Bias, formula: Formula, lengths: Lengths, points: Array, heads: int, where: str
+    bias: Bias, formula: Formula, lengths: Lengths, points: Array, where: str
 ) -> tuple[RawMask, ...]:
     """Raw values at every length that can be evaluated whole; the formula equals them, at positions
     in order and out of it. Raises NotApplicable with the length where it does not."""
-    sizes = [n for n in lengths.each if heads * n * n <= SQUARE]
-    larger = [n for n in lengths.each if SQUARE < heads * n * n <= _WHOLE]
+    sizes = [n for n in lengths.each if bias.width * n * n <= SQUARE]
+    larger = [n for n in lengths.each if SQUARE < bias.width * n * n <= _WHOLE]
     out: list[RawMask] = []
     for n in [*sizes, *larger[-1:]]:
         if lengths.stops is not None and n >= lengths.stops:

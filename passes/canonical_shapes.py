@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from graftline.errors import CannotEvaluate, NotApplicable
 from graftline.passes.emit import Emit
-from graftline.passes.meaning import World, constant, evaluate_node
+from graftline.passes.meaning import World, constant, evaluate_node, label_value
 from graftline.passes.shapes import Measure, Shape
 
 SIZES = ((2, 5), (3, 7), (2, 11))
@@ -38,8 +38,19 @@ class Measures:
         """Shape at the first size. Raises NotApplicable when it is unknown."""
         found = self.each[0].of(value)
         if found is None:
-            raise NotApplicable(f"the shape of {value.name} depends on data")
+            cause = self._unknown(value)
+            raise NotApplicable(
+                f"the shape of {value.name} depends on data or on an operator without a reference "
+                "implementation", [label_value(cause)],
+            )  # fmt: skip
         return found
+
+    def _unknown(self, value: ir.Value) -> ir.Value:
+        """The first value above whose shape is not known."""
+        node = value.producer()
+        above = [v for v in node.inputs if v is not None] if node is not None else []
+        odd = [v for v in above if self.each[0].of(v) is None]
+        return self._unknown(odd[0]) if odd else value
 
     def dims(self, value: ir.Value) -> list[str | int] | None:
         """Shape as numbers and the symbols "B", "N", "B*N"; None where none of them fits."""

@@ -11,7 +11,7 @@ what is not understood is refused with the nodes looked at.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -40,6 +40,7 @@ from graftline.ports import (
     by_role,
     read_facts,
     write_assumptions,
+    write_facts,
     write_ports,
 )
 from graftline.raw_ports import read_raw, write_raw
@@ -114,6 +115,10 @@ class Canonicalize(Graft):
             raise NotApplicable(
                 "no attention found that is written in standard operators", [label(n) for n in near]
             )
+        if reader.positions and FACTS_KEY in model.metadata_props:
+            facts = read_facts(model)
+            held = min(facts.positions or reader.positions, reader.positions)
+            write_facts(model, replace(facts, positions=held))
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         """Token ids and positions under the canonical names; caches and masks are gone.

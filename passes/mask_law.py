@@ -9,12 +9,13 @@ the graph after: rows at several places of a cache, and a tree.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import LawBroken
+from graftline.errors import DoesNotRun, LawBroken
 from graftline.evaluate import Array, Feed
 from graftline.passes.canonical_attention import RAW_KEY, RawAttention
 from graftline.passes.canonical_lengths import constants_above, lengths_around
@@ -28,7 +29,6 @@ LAW = "masks"
 _FIRST, _NEAR = 24, 2
 _ROWS, _SPARE = 3, 2
 _PARENTS = (-1, 0, 0, 1, 1, 2)
-_FACTOR = frozenset({"Mul"})
 
 
 def masks(
@@ -62,7 +62,8 @@ def _against_raw(graft: Graft, after: ir.Model) -> str:
             done.masks += 1
             for part in raw.masks:
                 positions = np.unique(np.concatenate([part.query, part.key]))
-                values = mask_at(after, node, positions)
+                with _running(graft, node):
+                    values = mask_at(after, node, positions)
                 rows, columns = (np.searchsorted(positions, p) for p in (part.query, part.key))
                 found = values[:, rows][:, :, columns]
                 _compare(graft, node, found, part.values, part.query, part.key)
@@ -80,7 +81,9 @@ def _against_raw(graft: Graft, after: ir.Model) -> str:
             rows = len(expected) if expected is not None else way.rows
             if rows:
                 x = probe(rows, size, 0)
-                _same_heads(graft, node, way.of_heads(after, x), x if turn is None else expected)
+                with _running(graft, node):
+                    found = way.of_heads(after, x)
+                _same_heads(graft, node, found, x if expected is None else expected)
                 done.rotary = max(done.rotary, rows)
     return done.text("the raw graph's")
 
@@ -112,7 +115,9 @@ def _against_host(graft: Graft, before: ir.Model, after: ir.Model) -> str:
                 continue
             seen.add(key)
             x = probe(rows, was.size, 0)
-            _same_heads(graft, node, now.of_heads(after, x), was.of_heads(before, x))
+            with _running(graft, node):
+                found = now.of_heads(after, x)
+            _same_heads(graft, node, found, was.of_heads(before, x))
             done.rotary = max(done.rotary, rows)
     return done.text("the host's")
 
@@ -135,19 +140,19 @@ def _points(total: int, constants: set[int]) -> Array:
 def _at_length(
     graft: Graft, before: ir.Model, after: ir.Model, host: ir.Node, node: ir.Node, total: int
 ) -> None:
-    """New rows at the end of `total` positions see what the host's rows there see, each slot of
+    """New rows that end at `total` positions see what the host's rows there see, each slot of
     the cache by the position it holds; with a tree, along its branches."""
     sources = [n.inputs[3] for n in (host, node) if len(n.inputs) > 3 and n.inputs[3] is not None]
     constants = constants_above(v for v in sources if v is not None)
     parents = _PARENTS if find_input(after.graph, "mask") is not None else ()
-    rows = len(parents) or min(_ROWS, total)
-    past = max(total - rows, 0)
-    depth, reach = _tree(parents) if parents else _chain(rows)
+    depth, reach = _tree(parents) if parents else _chain(min(_ROWS, total))
+    rows, past = len(depth), max(total - 1 - int(depth.max()), 0)
     slots = past + rows + _SPARE
     port = np.zeros((rows, slots), np.bool_)
     port[:, :past] = True
     port[:, past : past + rows] = reach
-    found = _cached(after, node, past + depth, past, slots, port)
+    with _running(graft, node):
+        found = _cached(after, node, past + depth, past, slots, port)
     kept = np.concatenate([_points(past, constants), np.arange(past, slots)])
     held = np.concatenate([np.arange(past), past + depth, np.full(_SPARE, -1)])
     positions = np.unique(np.concatenate([held[kept], past + depth]))
@@ -317,6 +322,15 @@ def _tables(node: ir.Node) -> list[Array]:
 # comparing
 
 
+@contextmanager
+def _running(graft: Graft, node: ir.Node) -> Iterator[None]:
+    """A graph that does not run where the one before does breaks the law."""
+    try:
+        yield
+    except DoesNotRun as error:
+        raise LawBroken(graft.name(), LAW, label(node), str(error)) from error
+
+
 def _compare(
     graft: Graft, node: ir.Node, found: Array, expected: Array, query: Array, key: Array
 ) -> None:
@@ -337,8 +351,7 @@ def _at(seen: Seen, head: int, row: int, column: int) -> float:
     return float(seen.bias[min(head, len(seen.bias) - 1), row, column])
 
 
-def _same_heads(graft: Graft, node: ir.Node, found: Array, expected: Array | None) -> None:
-    assert expected is not None
+def _same_heads(graft: Graft, node: ir.Node, found: Array, expected: Array) -> None:
     gap = np.abs(found - expected).max(axis=-1)
     limit = 2e-5 * max(1.0, float(np.abs(expected).max(initial=0.0)))
     if not (gap <= limit).all():
@@ -359,7 +372,6 @@ class Compared:
     whole: int = 0
     longest: int = 0
     rotary: int = 0
-    notes: list[str] = field(default_factory=list[str])
 
     def text(self, whose: str) -> str:
         """One line."""

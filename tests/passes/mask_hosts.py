@@ -78,9 +78,20 @@ MASKS = {
 FAST = ("causal", "window", "alibi", "alibi from the end")
 
 
-def weights(layers: int) -> dict[str, np.ndarray]:
-    """What the texts name and do not define; projections are each layer's own."""
+def weights(layers: int, size: int) -> dict[str, np.ndarray]:
+    """What the texts name and do not define; projections are each layer's own, heads of `size`."""
     held = raw_decoder.weights()
+    held |= {
+        "q_heads": np.asarray([0, 0, HEADS, size]), "kv_heads": np.asarray([0, 0, KV, size]),
+        "head_size": np.asarray([size]), "all_heads": np.asarray([0, HEADS, -1, size]),
+        "row_3": np.asarray([size // 2]), "row_6": np.asarray([size]),
+        "frequencies": (0.7 ** np.arange(size // 2)).astype(np.float32),
+        "scale": np.float32(size**-0.5), "row_4": np.asarray([4]), "row_2": np.asarray([2]),
+        "axes_13": np.asarray([1, 3]), "axes_12": np.asarray([1, 2]),
+        "axes_123": np.asarray([1, 2, 3]),
+        "w_q": np.zeros((HIDDEN, HEADS * size)), "w_k": np.zeros((HIDDEN, KV * size)),
+        "w_v": np.zeros((HIDDEN, KV * size)), "w_o": np.zeros((HEADS * size, HIDDEN)),
+    }  # fmt: skip
     held |= {f"n_{n}": np.int64(n) for n in (1, 3, 4, 5, 7, 10, 24, 40)}
     rng = np.random.default_rng(5)
     held |= {
@@ -97,24 +108,25 @@ def weights(layers: int) -> dict[str, np.ndarray]:
     return held
 
 
-def host(masks: list[str], ids: int = VOCABULARY, **pieces: str) -> ir.Model:
+def host(masks: list[str], size: int = SIZE, **pieces: str) -> ir.Model:
     """A raw decoder with one layer per mask (a name of MASKS or text), other pieces replaced."""
+    ids = VOCABULARY
     text = [pieces.get("entry", PIECES["entry"]), pieces.get("angles", ANGLES)]
     for layer, mask in enumerate(masks):
         own = {**PIECES, **pieces, "mask": MASKS.get(mask, mask)}
         text.append(_layer("\n".join(own[p] for p in LAYER), layer))
     text.append(pieces.get("head", PIECES["head"]).replace("(y,", f"(x_l{len(masks)},"))
-    body = "\n".join(text).replace("x = ", "x_l0 = ", 1)
+    body = re.sub(r"^( *)x = ", r"\1x_l0 = ", "\n".join(text), count=1, flags=re.M)
     proto = onnx.parser.parse_model(
         f'<ir_version: 10, opset_import: ["" : 23]> raw ({raw_decoder.INPUTS}) => '
         f"(float[B,N,{ids}] logits) {{{body}}}"
     )
     defined = {o for n in proto.graph.node for o in n.output} | {i.name for i in proto.graph.input}
-    held = weights(len(masks))
+    held = weights(len(masks), size)
     for name in sorted({i for n in proto.graph.node for i in n.input if i} - defined):
         proto.graph.initializer.append(onnx.numpy_helper.from_array(held[name], name))
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-    write_facts(model, Facts("decoder", ids, HIDDEN, len(masks), HEADS, KV, SIZE, POSITIONS))
+    write_facts(model, Facts("decoder", ids, HIDDEN, len(masks), HEADS, KV, size, POSITIONS))
     return model
 
 

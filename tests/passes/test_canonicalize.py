@@ -399,14 +399,7 @@ def test_canonical_graphs_stay_what_they_are(spec: TinyDecoder) -> None:
     assert [json.loads(s) for s in says[0]] == [json.loads(s) for s in says[1]]
 
 
-STRIPES = WINDOW.replace(
-    "near = Less(ago, window)",
-    """
-    odd = Mod(ago, offset)
-    near = Equal(odd, zero)""",
-)
 REFUSALS = {
-    "neither causal nor a window": {"mask": STRIPES},
     "the mask hides nothing": {"mask": MASK.replace(
         "Where(see, nothing, lowest)", "Cast<to = 1>(see)")},
     "no rotary embedding": {"rotary": turn("q").replace("Neg(q_b)", "Identity(q_b)") + turn("k")},

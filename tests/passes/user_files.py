@@ -189,7 +189,8 @@ def _branch(proto: onnx.ModelProto, renamed: dict[str, str]) -> onnx.GraphProto:
     """The graph as a branch, some of its outer values under other names."""
     graph = onnx.GraphProto()
     graph.name = f"branch{len(renamed)}"
-    for node in proto.graph.node:
+    outside = ("some", "empty", "none_a", "none_b")
+    for node in (n for n in proto.graph.node if n.output[0] not in outside):
         copy = graph.node.add()
         copy.CopyFrom(node)
         for at, name in enumerate(copy.input):
