@@ -16,6 +16,7 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_entry import Entry
+from graftline.passes.canonical_lengths import HIDES
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.meaning import label
 from graftline.ports import Port
@@ -136,15 +137,48 @@ def _check_causal(
 
 
 def _hides_future(meeting: Meeting, value: ir.Value, measures: Measures) -> bool:
-    """Whether scores stay causal where the input shows everything."""
+    """Whether scores hide the same where the input shows everything."""
     if meeting.node.attributes.get_int("is_causal", 0):
         return True
-    found: list[Array] = []
+    wanted, products = meeting.value, list[ir.Value]()
+    if meeting.node.op_type != "Attention":
+        wanted, products = _scores_around(meeting.node)
+    hides: list[Array] = []
     for shows in (False, True):
         world = measures.world(*SIZES[0])
         if shows:
             mask = measures.world(*SIZES[0]).value(value)
             seen = np.zeros_like if mask.dtype.kind == "f" else np.ones_like
             world.known[value] = seen(mask)
-        found.append(world.value(meeting.value))
-    return bool(np.array_equal(found[0], found[1]))
+        world.shapes = measures.each[0].shapes
+        for product in products:
+            kind = (product.dtype or ir.DataType.FLOAT).numpy()
+            world.known[product] = np.zeros(measures.shape(product), kind)
+        found = world.value(wanted)
+        hides.append(~found if found.dtype == np.bool_ else found <= HIDES)
+    return bool(np.array_equal(hides[0], hides[1]))
+
+
+def _scores_around(node: ir.Node) -> tuple[ir.Value, list[ir.Value]]:
+    """What enters the softmax below a node of the scores, and the products it is made of."""
+    below = node
+    while below.op_type != "Softmax":
+        readers = [n for n, _ in below.outputs[0].uses() if n.op_type not in ("Shape", "IsNaN")]
+        if not readers:
+            raise NotApplicable("scores reach no softmax", [label(node)])
+        below = readers[0]
+    scores = below.inputs[0]
+    assert scores is not None
+    products, seen, todo = list[ir.Value](), {scores}, [scores]
+    while todo:
+        value = todo.pop()
+        maker = value.producer()
+        if maker is None:
+            continue
+        if maker.op_type == "MatMul":
+            products.append(value)
+            continue
+        fresh = [v for v in maker.inputs if v is not None and v not in seen]
+        seen.update(fresh)
+        todo.extend(fresh)
+    return scores, products

@@ -10,7 +10,6 @@ what is not understood is refused with the nodes looked at.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -64,12 +63,6 @@ class Canonicalize(Graft):
 
     def requires(self, model: ir.Model) -> None:
         refuse_quantized(model.graph)
-        if not any(n.op_type.startswith("Gather") for n in model.graph.all_nodes()):
-            seen = Counter(n.op_type for n in model.graph).most_common(8)
-            raise NotApplicable(
-                "no embedding found: this graph is no decoder of token ids",
-                [f"{count} {op}" for op, count in seen],
-            )
 
     def apply(self, model: ir.Model) -> None:
         graph = model.graph

@@ -121,7 +121,9 @@ def weights(size: int = SIZE, seed: int = 0) -> dict[str, np.ndarray]:
         "nothing": np.float32(0), "lowest": np.float32(-3e38),
         "last": ints(-1), "one_row": ints(1), "axis_2": ints(2), "axis_0": ints(0),
         "row_0": ints(0), "row_1": ints(1), "row_3": ints(3), "row_6": ints(6),
-        "far": ints(1 << 40), "b_q": normal(HEADS * size),
+        "axes_pair": ints(1, 3), "axes_mid": ints(1, 2), "last_one": np.int64(-1),
+        "w_two": normal(HIDDEN, 2), "types": normal(2, HIDDEN), "far": ints(1 << 40),
+        "b_q": normal(HEADS * size),
         "zero": np.int64(0), "one_step": np.int64(1), "window": np.int64(4), "offset": np.int64(2),
         "q_heads": ints(0, 0, HEADS, size), "kv_heads": ints(0, 0, KV, size),
         "kv_count": ints(KV), "groups": ints(HEADS // KV), "head_size": ints(size),
@@ -141,7 +143,7 @@ def decoder(
     text = f"<ir_version: 10, opset_import: {domains}> raw ({inputs}) => ({outputs}) {{{body}}}"
     proto = onnx.parser.parse_model(text)
     defined = {o for n in proto.graph.node for o in n.output} | {i.name for i in proto.graph.input}
-    held = weights(size)
+    held = weights() if size == SIZE else weights(size)
     for name in sorted({i for n in proto.graph.node for i in n.input if i} - defined):
         proto.graph.initializer.append(onnx.numpy_helper.from_array(held[name], name))
     return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
