@@ -90,4 +90,7 @@ def _inline(graph: ir.Graph, node: ir.Node, taken: bool) -> None:
     for old, new in zip(node.outputs, outputs, strict=True):
         new.shape, new.type = new.shape or old.shape, new.type or old.type
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    for inner in _branch(node, not taken).all_nodes():  # or what it reads would have two readers
+        for index in range(len(inner.inputs)):
+            inner.replace_input_with(index, None)
     graph.remove(node, safe=True)
