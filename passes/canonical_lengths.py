@@ -24,6 +24,8 @@ LONGEST = 1 << 20
 """Constants above it are fillers: no cache holds so many positions."""
 SQUARE = 1 << 18
 """Elements [heads, N, N] up to which values of two positions are evaluated at every length."""
+HIDES = -9e3
+"""A floating number as low as this stands for minus infinity in scores, and for no position."""
 _SHORT = (1, 2, 3, 5, 13)
 _FEW = 64
 _KEPT = 1 << 16
@@ -53,7 +55,15 @@ def constants_above(sources: Iterable[ir.Value]) -> set[int]:
         if tensor.size > 1:
             found.update(sizes_of(tensor))
         if tensor.size <= _FEW and tensor.dtype != ir.DataType.BOOL:
+<<<<<<< HEAD
             near = _near(tensor.numpy())
+=======
+            numbers = tensor.numpy().astype(np.float64).reshape(-1)
+            if tensor.dtype.is_floating_point():
+                numbers = numbers[numbers > HIDES]
+            numbers = np.abs(numbers)
+            near = numbers[np.isfinite(numbers) & (numbers <= LONGEST)]
+>>>>>>> entry
             found.update(int(n) for n in (*np.floor(near), *np.ceil(near)))
     return {n for n in found if 0 < n <= LONGEST}
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,13 +55,13 @@ class Emit:
         return node
 
     def const(self, name: str, value: npt.ArrayLike, dtype: Any = None) -> ir.Value:
-        """A named initializer, or one that is there already under that name with that very value.
-        Where the name stands for something else (a user's graph may use it), another is taken."""
-        array = np.asarray(value, dtype=dtype)
-        for held in _named(self.graph, name):
-            if _holds(held, array):
-                return held
-        own = free_name(self.graph, name)
+        """An initializer of that value, under that name or, where a host has the name for another
+        value, one like it."""
+        array, own = np.asarray(value, dtype=dtype), name
+        while (known := self.graph.initializers.get(own)) is not None:
+            if _holds(known, array):
+                return known
+            own += ".own"
         return self.initializer(own, ir.tensor(array, name=own))
 
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
@@ -77,19 +76,12 @@ class Emit:
         return value
 
 
-def _named(graph: ir.Graph, name: str) -> Iterator[ir.Value]:
-    """The initializers called `name`, `name~1`, ..."""
-    for own in itertools.chain([name], (f"{name}~{n}" for n in itertools.count(1))):
-        if own not in graph.initializers:
-            return
-        yield graph.initializers[own]
-
-
-def _holds(value: ir.Value, array: npt.NDArray[Any]) -> bool:
-    tensor = value.const_value
-    if tensor is None or tensor.size != array.size or tensor.dtype.numpy() != array.dtype:
+def _holds(known: ir.Value, array: npt.NDArray[Any]) -> bool:
+    tensor = known.const_value
+    if tensor is None or static_shape(tensor) != ir.Shape(array.shape):
         return False
-    return tensor.numpy().shape == array.shape and bool(np.array_equal(tensor.numpy(), array))
+    held = tensor.numpy()
+    return held.dtype == array.dtype and held.tobytes() == array.tobytes()
 
 
 def new_input(
@@ -112,7 +104,9 @@ def new_output(
 
 def free_name(graph: ir.Graph, name: str) -> str:
     """`name`, or a name made from it that no initializer has: blocks may share their weights."""
-    return name if name not in graph.initializers else f"{name}~{len(list(_named(graph, name)))}"
+    while name in graph.initializers:
+        name += ".own"
+    return name
 
 
 def take_place(node: ir.Node, values: Sequence[ir.Value | None]) -> None:

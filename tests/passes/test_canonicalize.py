@@ -486,7 +486,7 @@ def test_refuses_what_it_does_not_understand(reason: str, pieces: dict[str, str]
 
 
 def test_refuses_inputs_it_does_not_understand() -> None:
-    with pytest.raises(NotApplicable, match="input images is neither tokens, positions, mask nor"):
+    with pytest.raises(NotApplicable, match=r"input images \[B, 8\] enters among the token"):
         canonical(decoder(
             INPUTS + ", float[B,8] images",
             entry="e = Gather(embed, tokens)\ni = Unsqueeze(images, one_row)\nx = Add(e, i)",
