@@ -9,12 +9,8 @@ from importlib import metadata
 from typing import Any, cast, get_args
 
 from graftline.errors import BundleError
-<<<<<<< HEAD
 from graftline.law import LawRow, Status
-from graftline.ports import Facts, Port, ports_from_json
-=======
 from graftline.ports import Assumption, Facts, Port, assumptions_from_json, ports_from_json
->>>>>>> entry
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -137,12 +133,8 @@ def _read(rows: dict[str, Any]) -> Manifest:
         values["facts"] = Facts(**values["facts"])
         values["ports"] = {k: ports_from_json(v) for k, v in values["ports"].items()}
         values["passes"] = tuple(_pass_row(r) for r in values["passes"])
-<<<<<<< HEAD
         values["laws"] = tuple(_law_row(r) for r in values["laws"])
-=======
-        values["laws"] = tuple(LawRow(**r) for r in values["laws"])
         values["assumptions"] = assumptions_from_json(values.get("assumptions", []))
->>>>>>> entry
         values["files"] = {str(k): FileEntry(**v) for k, v in values["files"].items()}
         values["tokenizer"] = tuple(values["tokenizer"])
         if values["exactness"] is not None:

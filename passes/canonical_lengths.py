@@ -55,23 +55,17 @@ def constants_above(sources: Iterable[ir.Value]) -> set[int]:
         if tensor.size > 1:
             found.update(sizes_of(tensor))
         if tensor.size <= _FEW and tensor.dtype != ir.DataType.BOOL:
-<<<<<<< HEAD
             near = _near(tensor.numpy())
-=======
-            numbers = tensor.numpy().astype(np.float64).reshape(-1)
-            if tensor.dtype.is_floating_point():
-                numbers = numbers[numbers > HIDES]
-            numbers = np.abs(numbers)
-            near = numbers[np.isfinite(numbers) & (numbers <= LONGEST)]
->>>>>>> entry
             found.update(int(n) for n in (*np.floor(near), *np.ceil(near)))
     return {n for n in found if 0 < n <= LONGEST}
 
 
 def _near(array: Array) -> Array:
     """The numbers that could be lengths; the largest of a float type is none: it hides."""
-    numbers = np.abs(array.astype(np.float64)).reshape(-1)
-    limit = float(LONGEST)
+    numbers = array.astype(np.float64).reshape(-1)
+    if rounding(array.dtype):
+        numbers = numbers[numbers > HIDES]
+    numbers, limit = np.abs(numbers), float(LONGEST)
     if rounding(array.dtype):
         limit = min(limit, float(ml_dtypes.finfo(array.dtype).max) * (1 - rounding(array.dtype)))
     return numbers[np.isfinite(numbers) & (numbers <= limit)]

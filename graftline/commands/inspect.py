@@ -19,13 +19,8 @@ if TYPE_CHECKING:
 
     from graftline.bundle import Bundle
     from graftline.commands.blocks import Block
-<<<<<<< HEAD
     from graftline.law import LawRow
-    from graftline.ports import Port
-=======
-    from graftline.manifest import LawRow
     from graftline.ports import Assumption, Port
->>>>>>> entry
 
 STRUCTURAL = ("typed", "wellformed", "interface")
 
