@@ -113,6 +113,10 @@ class Canonicalize(Graft):
             held = min(facts.positions or reader.positions, reader.positions)
             write_facts(model, replace(facts, positions=held))
 
+    def dropped(self, before: ir.Model) -> frozenset[str]:
+        """All of them: what remains has its canonical name."""
+        return frozenset(v.name or "" for v in (*before.graph.inputs, *before.graph.outputs))
+
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         """Token ids and positions under the canonical names; caches and masks are gone.
 

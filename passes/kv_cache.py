@@ -12,9 +12,9 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.law import Evidence
 from graftline.passes.anchors import with_role
-from graftline.passes.compare import Comparison
+from graftline.passes.compare import Comparison, activation_dtype
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input, new_output
-from graftline.passes.graft import Evaluate, Graft, Law, WeightFreeLaw
+from graftline.passes.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
 from graftline.passes.mask_law import masks
 from graftline.passes.masks import SlotMasks
 from graftline.passes.weights import constant, tensor_of
@@ -41,7 +41,7 @@ def chunked(
     second |= {k: np.take_along_axis(v, at, axis=1) for k, v in feed.items()}
     second["write_index"] = starts
     rest = evaluate(after, second)["logits"]
-    comparison = Comparison(graft.name(), "chunked")
+    comparison = Comparison(graft.name(), "chunked", activation_dtype(after))
     gap = comparison.output("logits", half["logits"], whole[:, :cut])
     expected = np.take_along_axis(whole, at[..., None], axis=1)
     gap = max(gap, comparison.output("logits", rest, expected))
@@ -88,7 +88,7 @@ class KvCache(Graft):
         for layer, node in enumerate(attention):
             caches = [self._scatter(graph, node, i, layer, write_index, ports) for i in (1, 2)]
             if slots is None:
-                emit = Emit(graph, self.name(), graph[0])
+                emit = Emit(graph, self.name(), graph[0], block=SHARED)
                 slots = SlotMasks(emit, tokens, positions, write_index, caches[0])
             _set_mask(node, slots.of(node))
         write_ports(model, ports)

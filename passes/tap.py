@@ -11,7 +11,7 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.law import Evidence
 from graftline.passes.anchors import block_outputs, with_role
-from graftline.passes.compare import Comparison
+from graftline.passes.compare import Comparison, activation_dtype
 from graftline.passes.emit import Emit, new_output
 from graftline.passes.graft import Evaluate, Graft, Law
 from graftline.ports import Port, read_facts, read_ports, write_ports
@@ -23,7 +23,7 @@ def tapped(
     """Each tap is what the host has there: put in its place, it leads to the host's logits, and
     what comes before it alone leads to it."""
     expected, got = evaluate(before, feed)["logits"], evaluate(after, feed)
-    comparison, worst = Comparison(graft.name(), "tapped"), 0.0
+    comparison, worst = Comparison(graft.name(), "tapped", activation_dtype(after)), 0.0
     ports = [p for p in read_ports(after) if p.role == "hidden"]
     for port in ports:
         host = before.clone()

@@ -13,9 +13,9 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Array, Feed
 from graftline.law import Evidence
 from graftline.passes.anchors import with_role
-from graftline.passes.compare import Comparison
+from graftline.passes.compare import Comparison, activation_dtype
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input
-from graftline.passes.graft import Evaluate, Graft, Law, WeightFreeLaw
+from graftline.passes.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
 from graftline.passes.kv_cache import carried_caches
 from graftline.passes.mask_law import masks
 from graftline.passes.masks import SlotMasks
@@ -47,7 +47,7 @@ def branches(
     fed["positions"] = lengths[:, None] + np.stack([tree.depth for tree in trees])
     fed["mask"] = tree_masks(trees, lengths, fed["mask"].shape[-1])
     scored = evaluate(after, fed)["logits"]
-    comparison, worst, count = Comparison(graft.name(), "branches"), 0.0, 0
+    comparison, worst, count = Comparison(graft.name(), "branches", activation_dtype(after)), 0.0, 0
     for n, tree in enumerate(trees):
         for leaf in [m for m in range(nodes) if not tree.children[m]]:
             path = list(tree.path_to(leaf))
@@ -106,7 +106,7 @@ class TreeMask(Graft):
         assert positions is not None
         assert write_index is not None
         mask = new_input(graph, "mask", ir.DataType.BOOL, ["B", 1, "N", "S"])
-        emit = Emit(graph, self.name(), graph[0])
+        emit = Emit(graph, self.name(), graph[0], block=SHARED)
         slots = SlotMasks(emit, tokens, positions, write_index, cache, mask)
         for node in with_role(graph, "attention"):
             node.replace_input_with(3, slots.of(node))

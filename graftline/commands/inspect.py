@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from graftline.law import LawRow
     from graftline.ports import Assumption, Port
 
-STRUCTURAL = ("typed", "wellformed", "interface")
+STRUCTURAL = ("typed", "wellformed", "interface", "alike")
 
 
 def inspect(
