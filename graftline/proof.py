@@ -24,6 +24,7 @@ from graftline.passes.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.kv_cache import empty_caches
 from graftline.ports import Facts, Port
 from graftline.probe import MOST_ROWS, Probe, make_probe
+from graftline.raw_ports import raw_feed
 from graftline.recipe import FUSED, Recipe
 from graftline.store import load_graph
 from graftline.targets import CUDA
@@ -144,7 +145,8 @@ def _checkpoint(
     """Law `checkpoint`: the export answers as the checkpoint's own model does; and its answer."""
     if own is None:
         return LawRow("export", "checkpoint", "not_run", gone), None
-    found = _file_model(own, probe) if isinstance(own, Path) else own(probe.main.tokens)
+    raw, tokens = parts.ports["export"], probe.main.tokens[None]
+    found = _file_model(own, raw, tokens) if isinstance(own, Path) else own(raw_feed(raw, tokens))
     if isinstance(found, str):
         return LawRow("export", "checkpoint", "not_run", found), None
     count, given = len(probe.main.tokens), len(found.logits)
@@ -156,12 +158,12 @@ def _checkpoint(
     return LawRow.of("export", "checkpoint", evidence), found
 
 
-def _file_model(file: Path, probe: Probe) -> Own:
+def _file_model(file: Path, raw: tuple[Port, ...], tokens: Array) -> Own:
     """The user's own file in ONNX Runtime, under its own names and types."""
     from graftline.models.reference import Own
-    from graftline.runtimes.ort.graph import export_logits
+    from graftline.runtimes.ort.graph import open_graph, run_raw
 
-    return Own(export_logits(file, probe.main.tokens[None])[0])
+    return Own(run_raw(open_graph(file, 0), raw, tokens)[0])
 
 
 def equal_rows(

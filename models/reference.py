@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graftline.evaluate import Feed
 from graftline.memory import free_memory
 
 Ints = npt.NDArray[np.int64]
@@ -29,14 +30,15 @@ class Own:
     stream: dict[int, Floats] = field(default_factory=dict[int, Floats])
 
 
-OwnModel = Callable[[Ints], Own | str]
-"""own(ids [N]): what the checkpoint's own model answers, or why it cannot be asked here."""
+OwnModel = Callable[[Feed], Own | str]
+"""own(feed of one sequence, by the names of the raw graph's inputs): what the checkpoint's own
+model answers, or why it cannot be asked here."""
 
 
 def transformers_model(folder: Path, parameters: int) -> OwnModel:
     """The model of a Hugging Face folder, its weights read by transformers, in fp32."""
 
-    def run(tokens: Ints) -> Own | str:
+    def run(feed: Feed) -> Own | str:
         need, free = 1.3 * 4 * parameters, free_memory() / 2
         if need > free:
             return (
@@ -44,7 +46,7 @@ def transformers_model(folder: Path, parameters: int) -> OwnModel:
                 f"half of the free memory is {free / 1e9:.1f} GB"
             )
         with _silent():
-            return _forward(folder, tokens)
+            return _forward(folder, feed["tokens"])
 
     return run
 
@@ -63,7 +65,7 @@ def _forward(folder: Path, tokens: Ints) -> Own | str:
     if missing := sorted(info["missing_keys"]):
         return f"transformers finds no '{missing[0]}' in the checkpoint and would make it up"
     try:
-        return _run(model.eval(), torch.from_numpy(tokens[None].copy()))
+        return _run(model.eval(), torch.from_numpy(tokens.copy()))
     except Exception as error:  # and whatever its models do
         return f"transformers cannot run the checkpoint's own model ({_first_line(error)})"
     finally:
@@ -112,18 +114,21 @@ def _silent() -> Generator[None]:
 
 
 def program_model(load: Callable[[], Any]) -> OwnModel:
-    """A program saved by torch.export, run by torch: ids, then what else it takes by its shape."""
+    """A program saved by torch.export, run by torch on its own inputs."""
 
-    def run(tokens: Ints) -> Own | str:
+    def run(feed: Feed) -> Own | str:
         import torch
 
-        module = load().module()
-        names = [n for n in module.graph.nodes if n.op == "placeholder"]
-        if len(names) != 1:
-            told = ", ".join(str(n.target) for n in names)
-            return f"the saved program takes {len(names)} inputs ({told}), of which one is ids"
-        with torch.no_grad():
-            out: Any = module(torch.from_numpy(tokens[None].copy()))
+        program = load()
+        names = list(program.graph_signature.user_inputs)
+        if lost := [name for name in names if name not in feed]:
+            return f"nothing is known of the input '{lost[0]}', which the program does not read"
+        given = [torch.from_numpy(np.ascontiguousarray(feed[name])) for name in names]
+        try:
+            with torch.no_grad():
+                out: Any = program.module()(*given)
+        except Exception as error:  # torch raises whatever its programs do
+            return f"torch cannot run the saved program ({_first_line(error)})"
         logits = getattr(out, "logits", out[0] if isinstance(out, (tuple, list)) else out)
         return Own(logits[0].float().numpy())
 
