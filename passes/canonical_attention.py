@@ -69,6 +69,8 @@ class AttentionReader:
     hidden: set[ir.Value]
     rotary: RotaryReader
     masks: MaskWriter
+    bound: int = 0
+    """The most positions that are ever fed; 0: any number."""
     read: dict[str, Mask] = field(default_factory=dict[str, Mask])
     unchanged: set[str] = field(default_factory=set[str])
     """Ways from probabilities to values that were proven to change nothing."""
@@ -106,7 +108,7 @@ class AttentionReader:
             raise NotApplicable("values are scaled before attention", [where])
         if found.bias_key not in self.read:
             self.read[found.bias_key] = read_mask(
-                found.bias, self.measures, self.rotary.rows, where
+                found.bias, self.measures, self.hidden, self.rotary.rows, self.bound, where
             )
         mask = self.read[found.bias_key]
         scale = found.scale * q.scale * k.scale

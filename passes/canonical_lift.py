@@ -36,11 +36,14 @@ class Lift:
     """Writes values of one graph as formulas, in a graph of its own.
 
     `zero` is a value taken as 0: the scores a bias is added to. `rows` is how many positions a
-    table of values per position holds. `length` is the leaf for what depends on N.
+    table of values per position holds. `length` is the leaf for what depends on N. Of the `hidden`
+    activations only the operators are followed, never the values.
     """
 
-    def __init__(self, lengths: Lengths, rows: int, zero: ir.Value | None) -> None:
-        self.lengths, self.rows, self.zero = lengths, rows, zero
+    def __init__(
+        self, lengths: Lengths, rows: int, hidden: set[ir.Value], zero: ir.Value | None
+    ) -> None:
+        self.lengths, self.rows, self.hidden, self.zero = lengths, rows, hidden, zero
         self.emit = Emit(ir.Graph([], [], nodes=[], name="formula"), "canonicalize")
         self.query, self.key = ir.Value(name="query"), ir.Value(name="key")
         self.length = ir.Value(name="length")
@@ -91,6 +94,8 @@ class Lift:
     # values of one position, told by what they are
 
     def _row(self, value: ir.Value, axes: Axes) -> ir.Value:
+        if value in self.hidden:
+            raise NotApplicable("a mask depends on activations", [label_value(value)])
         rows = self._rows(value, axes)
         of = next((a for a in axes if a in ("q", "k")), "")
         line = line_of(rows, 0.0)
@@ -174,16 +179,17 @@ class Lift:
                 [label_value(value)],
             )
         count = self.rows
-        if self.lengths.stops is not None:
-            count = min(count, longest.shape[1])
+        if self.lengths.stops is not None or longest.shape[1] < max(rows):
+            count = min(count, longest.shape[1])  # it comes from a table of so many rows
         whole = self.lengths.measures.world(1, count).value(value)
         table = self._ordered(whole, axes, 1, value)[:, :, 0]
         if not all(_same(r[:, :count], table[:, : r.shape[1]]) for r in rows.values()):
             raise NotApplicable(
                 "a value per position changes with the length", [label_value(value)]
             )
-        self.tables = True
-        return self._look_up(self.constant(table.T), self._leaf(of), 0)
+        self.tables, self.rows = True, count
+        columns = table[0] if len(table) == 1 else np.ascontiguousarray(table.T)
+        return self._look_up(self.constant(columns), self._leaf(of))
 
     # values of both positions, written again
 
@@ -195,7 +201,7 @@ class Lift:
                 return made
         except NotApplicable as error:
             reason = error
-        made = self._by_distance(value, axes)
+        made = self._by_distance(value, axes) if value not in self.hidden else None
         if made is None:
             raise reason or NotApplicable(
                 "a mask is written in a way that cannot be followed", [label_value(value)]
@@ -324,7 +330,7 @@ class Lift:
         index = self._operand(at, axes[axis : axis + rank])
         kept = [axis] + [i for i in range(len(shape)) if i != axis and shape[i] != 1]
         table = self._weight(data, shape, kept)
-        return self._look_up(table, index, shape[axis])
+        return self._look_up(table, index)
 
     def _weight(self, data: ir.Value, shape: tuple[int, ...], kept: list[int]) -> ir.Value:
         """A learned table [rows] or [rows, heads]: the checkpoint's own tensor where it fits."""
@@ -336,7 +342,7 @@ class Lift:
         held = self.emit.graph.initializers.get(name)
         return held or self.emit.initializer(name, data.const_value)
 
-    def _look_up(self, table: ir.Value, index: ir.Value, size: int) -> ir.Value:
+    def _look_up(self, table: ir.Value, index: ir.Value) -> ir.Value:
         """table[index] as [., heads or 1, ., .], the heads of a table being its second axis."""
         found = constant(index)
         if found is not None and found.ndim < 4:
@@ -390,7 +396,7 @@ class Lift:
         self.tables, self.rows = True, min(self.rows, *whole.shape[1:])
         flat = whole.reshape(whole.shape[0], -1)
         table = flat[0] if len(flat) == 1 else np.ascontiguousarray(flat.T)
-        return self._look_up(self.constant(table), index, whole.shape[1])
+        return self._look_up(self.constant(table), index)
 
     def _by_distance(self, value: ir.Value, axes: Axes) -> ir.Value | None:
         """What depends on the distance alone, told by its values at every length."""

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from graftline.errors import DoesNotRun, NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_lengths import (
+    LONGEST,
     SQUARE,
     Lengths,
     above,
@@ -95,22 +96,23 @@ class Mask:
         return json.dumps(row)
 
 
-def read_mask(bias: Bias, measures: Measures, rows: int, where: str) -> Mask:
-    """Read a bias; tables by position hold `rows`. Raises NotApplicable for what is no function of
-    positions or sees later ones, CannotEvaluate for what cannot be looked at."""
+def read_mask(
+    bias: Bias, measures: Measures, hidden: set[ir.Value], rows: int, bound: int, where: str
+) -> Mask:
+    """Read a bias; tables by position hold `rows`, and no more than `bound` positions are ever fed
+    (0: any number). Raises NotApplicable for what is no function of positions or sees later ones,
+    CannotEvaluate for what cannot be looked at."""
     constants = constants_above(bias.sources)
-    lengths = Lengths(measures, lengths_around(constants))
+    around = lengths_around(constants)
+    lengths = Lengths(measures, [n for n in around if not bound or n <= bound])
     _refuse_tokens(bias, lengths, constants, where)
-    lift = Lift(lengths, rows, bias.zero)
+    lift = Lift(lengths, rows, hidden, bias.zero)
     root = bias.lift(lift)
     points = _points(constants)
+    points = points[points < min(bound or LONGEST * 4, lift.rows if lift.tables else LONGEST * 4)]
     formula = _settle_length(lift, root, points, where)
     raw = _proved(bias, formula, lengths, points, where)
-    if lift.tables:
-        points = points[points < lift.rows]
     far = _keys_of(points, constants)
-    if lift.tables:
-        far = far[far < lift.rows]
     raw = (*raw, RawMask(points, far, formula.at(points, far), int(points[-1]) + 1, False))
     found = _classify(formula, points, far, where)
     bound = lift.rows if lift.tables and found.kind == "formula" else 0
@@ -173,8 +175,6 @@ def _settle_length(lift: Lift, root: ir.Value, points: Array, where: str) -> For
         return Formula(new, query, key)
 
     first = at(1)
-    if lift.tables:
-        points = points[points < lift.rows]
     for length in (2, 24, int(points[-1]) + 1):
         one, other = (Seen.of(f.at(points, points)) for f in (first, at(length)))
         if not one.equals(other):

@@ -87,14 +87,14 @@ class Canonicalize(Graft):
 
     def rows(self, model: ir.Model) -> int:
         """How many positions the tables of this model hold."""
-        known = read_facts(model).positions if FACTS_KEY in model.metadata_props else 0
-        return min(known or self.positions, self.cap)
+        return min(_stated(model) or self.positions, self.cap)
 
     def _attention(self, model: ir.Model, tokens: ir.Value, positions: ir.Value, own: bool) -> None:
         graph = model.graph
         measures, hidden = measure(graph, tokens, positions)
         rotary = RotaryReader(graph, measures, hidden, positions, own, self.rows(model))
-        reader = AttentionReader(graph, measures, hidden, rotary, MaskWriter(graph, positions))
+        masks = MaskWriter(graph, positions)
+        reader = AttentionReader(graph, measures, hidden, rotary, masks, _stated(model))
         if not reader.run():
             near = [n for n in graph if n.op_type == "Softmax" or "Attention" in n.op_type]
             raise NotApplicable(
@@ -115,6 +115,11 @@ class Canonicalize(Graft):
         counted = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int64), tokens.shape)
         given = feed.get(names.get("positions", ""), counted)
         return {"tokens": tokens, "positions": np.asarray(given, np.int64)}
+
+
+def _stated(model: ir.Model) -> int:
+    """How many positions the host's facts say it addresses; 0 where they say nothing."""
+    return read_facts(model).positions if FACTS_KEY in model.metadata_props else 0
 
 
 def measure(
