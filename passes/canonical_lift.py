@@ -189,7 +189,7 @@ class Lift:
             )
         self.tables, self.rows = True, count
         columns = table[0] if len(table) == 1 else np.ascontiguousarray(table.T)
-        return self._look_up(self.constant(columns), self._leaf(of))
+        return self._look_up(self.constant(columns), self._leaf(of), count, ir.DataType.INT64)
 
     # values of both positions, written again
 
@@ -330,7 +330,7 @@ class Lift:
         index = self._operand(at, axes[axis : axis + rank])
         kept = [axis] + [i for i in range(len(shape)) if i != axis and shape[i] != 1]
         table = self._weight(data, shape, kept)
-        return self._look_up(table, index)
+        return self._look_up(table, index, shape[axis], at.dtype or ir.DataType.INT64)
 
     def _weight(self, data: ir.Value, shape: tuple[int, ...], kept: list[int]) -> ir.Value:
         """A learned table [rows] or [rows, heads]: the checkpoint's own tensor where it fits."""
@@ -342,11 +342,19 @@ class Lift:
         held = self.emit.graph.initializers.get(name)
         return held or self.emit.initializer(name, data.const_value)
 
-    def _look_up(self, table: ir.Value, index: ir.Value) -> ir.Value:
-        """table[index] as [., heads or 1, ., .], the heads of a table being its second axis."""
+    def _look_up(
+        self, table: ir.Value, index: ir.Value, rows: int, dtype: ir.DataType
+    ) -> ir.Value:
+        """table[index] as [., heads or 1, ., .], the heads of a table being its second axis.
+
+        Slots that hold nothing have positions beyond the table: they read its last row, unseen.
+        """
         found = constant(index)
         if found is not None and found.ndim < 4:
             index = self.constant(found.reshape(1, 1, 1, 1))
+        last, first = (np.asarray(n, dtype.numpy()) for n in (rows - 1, -rows))
+        index = self.emit.op("Min", [index, self.constant(last)])
+        index = self.emit.op("Max", [index, self.constant(first)])
         read = self.emit.op("Gather", [table, index], axis=0)
         tensor = table.const_value
         assert tensor is not None
@@ -396,7 +404,7 @@ class Lift:
         self.tables, self.rows = True, min(self.rows, *whole.shape[1:])
         flat = whole.reshape(whole.shape[0], -1)
         table = flat[0] if len(flat) == 1 else np.ascontiguousarray(flat.T)
-        return self._look_up(self.constant(table), index)
+        return self._look_up(self.constant(table), index, len(table), ir.DataType.INT64)
 
     def _by_distance(self, value: ir.Value, axes: Axes) -> ir.Value | None:
         """What depends on the distance alone, told by its values at every length."""

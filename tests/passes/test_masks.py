@@ -16,10 +16,10 @@ from graftline.evaluate import Feed, run
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.masks import MASK_KEY
 from graftline.passes.tree_mask import causal_mask
-from graftline.ports import read_ports
+from graftline.ports import read_facts, read_ports
 from graftline.tree import Tree
 
-from .mask_hosts import AXES, FAST, MASKS, SEEN, feed, host
+from .mask_hosts import AXES, FAST, MASKS, SEEN, SPELLINGS, feed, host
 from .raw_decoder import ANGLES, ATTEND, turn
 
 FRONT = "canonicalize{positions=512} | anchors | kv-cache"
@@ -80,6 +80,23 @@ def test_masks_are_served_as_they_are(layers: list[str]) -> None:
     close(stepped(model, given, [37, 30, 1, 24]), want)
     grafted(model, "tree-mask")
     close(stepped(model, given, [50, 42]), want)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_spellings(name: str) -> None:
+    """However a function of positions is written, in Trilu, buffers, sums or by position."""
+    given = feed(LENGTH)
+    want = run(host([SPELLINGS[name]]), given)["logits"]
+    model = grafted(host([SPELLINGS[name]]), "canonicalize{positions=512}")
+    assert kinds(model) == [name.split()[0].rstrip(":")]
+    grafted(model, "anchors | kv-cache")
+    close(stepped(model, given, [45, 47]), want)
+
+
+@pytest.mark.parametrize("name", ["segments by a table", "a bias for every pair"])
+def test_a_table_bounds_the_positions(name: str) -> None:
+    model = grafted(host([SPELLINGS[f"formula: {name}"]]), FRONT)
+    assert read_facts(model).positions == 96
 
 
 @pytest.mark.parametrize("name", ["chunked", "window and sinks", "clipped alibi", "bucketed"])
