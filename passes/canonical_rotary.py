@@ -7,6 +7,8 @@ A(p) per position. It is read off by feeding unit vectors, recognised as a rotat
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -84,12 +86,11 @@ class RawTurn:
     """What the raw graph makes of the heads `probe(P, D, seed)`, [P, D], at positions 0 .. P-1."""
 
     turned: Array
-    seed: int = 0
 
 
 def probe(rows: int, size: int, seed: int) -> Array:
     """Random heads [P, D], one per position."""
-    return np.random.default_rng(seed).standard_normal((rows, size)).astype(np.float32)
+    return np.random.default_rng(seed).standard_normal((rows, size), np.float32)
 
 
 @dataclass
@@ -107,6 +108,7 @@ class RotaryReader:
     seen: dict[str, Rotation] = field(default_factory=dict)
     tables: dict[bytes, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     scales: dict[bytes, ir.Value] = field(default_factory=dict)
+    turns: dict[bytes, RawTurn] = field(default_factory=dict)
     angle_rows: dict[ir.Value, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -274,19 +276,28 @@ class RotaryReader:
             if (rest == 0).any():
                 raise self._is_none(region, float("inf"))
             cos, sin, scale = cos / rest[:, None], sin / rest[:, None], rest
-        size = self._sizes(region)[1]
-        for seed in (1, 0):
-            x = probe(self.rows, size, seed).astype(_dtype(region.x))
-            turned = self._along(region, x)
-            wide = x.astype(np.float64) * rest[:, None]
-            gap = float(np.abs(_turn(wide, cos, sin, interleaved, dim) - turned).max())
-            limit = 16 * rounding(x.dtype) * max(1.0, float(np.abs(turned).max()))
-            if not gap <= max(limit, _TOLERANCE):
-                raise self._is_none(region, gap)
+        raw = self._proved(region, (cos, sin, rest), interleaved, dim)
         tables = self._hold(cos, sin, region) if dim else None
         factor = None if scale is None else self._hold_scale(scale, region)
-        raw = RawTurn(turned.astype(np.float32))
         return Rotation(tables, interleaved, dim, factor, raw)
+
+    def _proved(
+        self, region: Region, tables: tuple[Array, Array, Array], interleaved: bool, dim: int
+    ) -> RawTurn:
+        """What the region makes of random heads at every position, which is what the tables do."""
+        x = probe(self.rows, self._sizes(region)[1], 0).astype(_dtype(region.x))
+        out = np.empty(x.shape, np.float32)
+        for start, got in self._along(region, x):
+            part = slice(start, start + len(got))
+            cos, sin, rest = (t[part] for t in tables)
+            want = _turn(x[part].astype(np.float64) * rest[:, None], cos, sin, interleaved, dim)
+            out[part] = got
+            gap = float(np.abs(want - got).max())
+            limit = max(16 * rounding(x.dtype), _TOLERANCE) * max(1.0, float(np.abs(want).max()))
+            if not gap <= limit:
+                raise self._is_none(region, gap)
+        key = hashlib.sha256(out.tobytes()).digest()
+        return self.turns.setdefault(key, RawTurn(out))
 
     def _is_none(self, region: Region, gap: float) -> NotApplicable:
         return NotApplicable(
@@ -295,16 +306,14 @@ class RotaryReader:
             [label(n) for n in region.nodes],
         )
 
-    def _along(self, region: Region, x: Array) -> Array:
-        """The region on one head per position, [P, D]."""
+    def _along(self, region: Region, x: Array) -> Iterator[tuple[int, Array]]:
+        """The region on one head per position [P, D]: a first position and some rows, in turn."""
         heads, size = self._sizes(region)
         heads = 1 if self._takes_one_head(region, size) else heads
-        out: list[Array] = []
         for start in range(0, self.rows, _CHUNK):
             part = x[start : start + _CHUNK]
             fed = np.broadcast_to(part, (1, heads, *part.shape)).copy()
-            out.append(self._evaluate(region, fed, start)[0, 0])
-        return np.concatenate(out)
+            yield start, self._evaluate(region, fed, start)[0, 0]
 
     def _evaluate(self, region: Region, x: Array, start: int) -> Array:
         """The region on heads x [batch, heads, n, D], at positions start .. start + n - 1."""
@@ -321,7 +330,7 @@ class RotaryReader:
             axis = (self.measures.dims(angle) or []).index("N")
             taken = np.take(rows, range(start, start + length), axis=axis)
             world.known[angle] = taken
-        return world.value(region.out).astype(np.float64)
+        return world.value(region.out)
 
     def _rows_of(self, angle: ir.Value) -> Array:
         """A position-dependent value at positions 0 .. P-1, for one batch row.
@@ -359,7 +368,7 @@ class RotaryReader:
         out = self._evaluate(region, x, 0)
         if not (out == out[:, :1]).all():
             raise NotApplicable("heads are turned by different angles", [label_value(region.out)])
-        return out[:, 0].transpose(1, 2, 0)
+        return out[:, 0].transpose(1, 2, 0).astype(np.float64)
 
     def _tables(self, region: Region, interleaved: bool, dim: int) -> tuple[Array, Array, Array]:
         """Cosines and sines [P, R/2], and what multiplies the dimensions that are not turned [P]:
@@ -370,7 +379,7 @@ class RotaryReader:
         x = np.zeros((self.rows, size), _dtype(region.x))
         x[:, first] = 1
         x[:, dim:] = 1
-        out = self._along(region, x)
+        out = np.concatenate([rows for _, rows in self._along(region, x)]).astype(np.float64)
         rest = out[:, dim] if dim < size else np.ones(self.rows)
         return out[:, first], out[:, second], rest
 

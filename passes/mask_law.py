@@ -297,7 +297,7 @@ class Way:
         world.known[self.heads] = x[None, None].astype(
             (self.heads.dtype or ir.DataType.FLOAT).numpy()
         )
-        return world.value(self.out)[0, 0].astype(np.float64)
+        return world.value(self.out)[0, 0]
 
 
 def _steps(value: ir.Value) -> Iterator[ir.Node]:
