@@ -25,7 +25,7 @@ from graftline.passes.canonical_attention import AttentionReader
 from graftline.passes.canonical_ends import open_head, own_head_weight, settle_positions
 from graftline.passes.canonical_entry import enter
 from graftline.passes.canonical_linear import unflatten_rows
-from graftline.passes.canonical_mask import MaskWriter
+from graftline.passes.canonical_mask_writer import MaskWriter
 from graftline.passes.canonical_norm import fuse_norms
 from graftline.passes.canonical_opset import open_graph
 from graftline.passes.canonical_rotary import RotaryReader
