@@ -138,7 +138,7 @@ class AttentionReader:
             b, n, h, d = measure.of(heads.base) or (0, 0, 0, 0)
             measure.shapes[new] = (b, h, n, d)
         self.hidden.add(new)
-        self.rotary.follow(new.producer(), at)
+        self.rotary.regions.follow(new.producer(), at)
         return new
 
     # Attention nodes
