@@ -91,7 +91,8 @@ class Regions:
     def _is_angle(self, value: ir.Value) -> bool:
         if value in self.hidden or value.const_value is not None:
             return False
-        if value.dtype is not None and not value.dtype.is_floating_point():
+        kind = value.dtype
+        if kind is not None and not kind.is_floating_point() and kind != ir.DataType.BOOL:
             return False
         dims = self.measures.dims(value)
         return dims is not None and "N" in dims

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
+from graftline.passes.canonical_lengths import steady
 from graftline.passes.canonical_lift import Lift
 from graftline.passes.canonical_mask import Bias
 from graftline.passes.canonical_shapes import SIZES, Measures
@@ -79,11 +80,14 @@ class Scores:
 
     def _number(self, value: ir.Value | None, node: ir.Node) -> float:
         number = scalar(value)
-        if number is None and value is not None:
+        if number is None and value is not None and steady(value, self.measures):
             array = self.measures.world(*SIZES[0]).value(value)
             number = float(array.reshape(-1)[0]) if array.size == 1 else None
         if number is None:
-            raise NotApplicable("scores are scaled by more than one number", [label(node)])
+            raise NotApplicable(
+                "scores are scaled by more than one number, or by one that depends on how many "
+                "tokens are fed", [label(node)],
+            )  # fmt: skip
         return number
 
     def heads(self, measures: Measures) -> int:
@@ -123,7 +127,7 @@ class Scores:
         seen = Seen.of(zero.reshape(-1, length, length)).allowed.reshape(zero.shape)
         rng = np.random.default_rng(length)
         largest = float(ml_dtypes.finfo(dtype).max) / _SPREAD
-        sizes = [s for s in SCORES if s <= largest] if length <= _PROBED else []
+        sizes = [s for s in SCORES if s <= largest][: None if length <= _PROBED else 1]
         for size in sizes:
             scores = (rng.standard_normal(shape) * size).astype(dtype)
             got = world.fork({**world.known, product: scores}).value(self.end).astype(np.float64)
