@@ -29,7 +29,10 @@ from graftline.passes.seen import HIDDEN, Seen, rounding
 
 LAW = "masks"
 _FIRST, _NEAR = 24, 2
-_ROWS, _SPARE = 3, 2
+_ROWS, _APART = 3, 5
+"""New rows of a chain, and how far two sequences of a batch are apart."""
+_SPARE = (2, 41)
+"""Slots nothing was written to."""
 _TURNED = 2e-5
 """A turned head may differ by so much of its largest number: sine and cosine of another library."""
 _PARENTS = (-1, 0, 0, 1, 1, 2)
@@ -158,25 +161,39 @@ def _at_length(
 ) -> None:
     """New rows that end at `total` positions see what the host's rows there see, each slot of
     the cache by the position it holds; with a tree, along its branches."""
-    constants = _constants(host, node)
     parents = _PARENTS if find_input(after.graph, "mask") is not None else ()
     depth, reach = _tree(parents) if parents else _chain(min(_ROWS, total))
-    rows, past = len(depth), max(total - 1 - int(depth.max()), 0)
-    slots = past + rows + _SPARE
-    port = np.zeros((rows, slots), np.bool_)
-    port[:, :past] = True
-    port[:, past : past + rows] = reach
+    last = max(total - 1 - int(depth.max()), 0)
+    pasts = np.asarray([last, max(last - _APART, 0)])
+    slots = last + len(depth) + _SPARE[total % 2]
+    port = np.zeros((2, len(depth), slots), np.bool_)
+    for seen, past in zip(port, pasts, strict=True):
+        seen[:, :past] = True
+        seen[:, past : past + len(depth)] = reach
     with _running(graft, node):
-        found = cached_mask(after, node, past + depth, past, slots, port)
-    kept = np.concatenate([_points(past, constants), np.arange(past, slots)])
-    held = np.concatenate([np.arange(past), past + depth, np.full(_SPARE, -1)])
-    positions = np.unique(np.concatenate([held[kept], past + depth]))
-    positions = positions[positions >= 0]
-    values = mask_at(before, host, positions)
+        found = cached_mask(after, node, pasts[:, None] + depth, pasts, slots, port)
+    for values, past, seen in zip(found, pasts, port, strict=True):
+        _same_rows(graft, before, (host, node), values, int(past), depth, seen)
+
+
+def _same_rows(
+    graft: Graft, before: ir.Model, nodes: tuple[ir.Node, ir.Node], values: Array, past: int,
+    depth: Array, port: Array,
+) -> None:  # fmt: skip
+    """Biases [heads, N, S] of rows behind `past` slots are the host's, where `port` lets them be.
+    """
+    host, node = nodes
+    rows, slots = port.shape
+    held = np.full(slots, -1)
+    held[:past], held[past : past + rows] = np.arange(past), past + depth
+    kept = np.concatenate([_points(past, _constants(host, node)), np.arange(past, slots)])
+    known = np.concatenate([held[kept], past + depth])
+    positions = np.unique(known[known >= 0])
+    expected = mask_at(before, host, positions)
     index = np.searchsorted(positions, np.maximum(held[kept], 0))
-    expected = values[:, np.searchsorted(positions, past + depth)][:, :, index]
+    expected = expected[:, np.searchsorted(positions, past + depth)][:, :, index]
     expected = np.where(port[:, kept], expected, -np.inf)
-    _compare(graft, node, found[:, :, kept], expected, past + depth, held[kept])
+    _compare(graft, node, values[:, :, kept], expected, past + depth, held[kept])
 
 
 def _chain(rows: int) -> tuple[Array, Array]:

@@ -20,52 +20,55 @@ def mask_at(model: ir.Model, node: ir.Node, positions: Array) -> Array:
     count = len(positions)
     if find_input(model.graph, "write_index") is not None:
         chain = np.tri(count, dtype=np.bool_)
-        return cached_mask(model, node, positions, 0, count, chain)
+        start = np.zeros(1, np.int64)
+        return cached_mask(model, node, positions[None], start, count, chain[None])[0]
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     values = np.zeros((1, 1, count, count), np.float32)
     if mask is not None:
-        values = _world(model, positions).value(mask)
-    bias = _additive(values, count, count)
+        values = _world(model, positions[None]).value(mask)
+    bias = _additive(values, 1, count, count)[0]
     if node.attributes.get_int("is_causal", 0):
         bias = np.where(np.tri(count, dtype=np.bool_), bias, -np.inf)
     return bias
 
 
 def cached_mask(
-    model: ir.Model, node: ir.Node, positions: Array, past: int, slots: int, port: Array
+    model: ir.Model, node: ir.Node, positions: Array, past: Array, slots: int, port: Array
 ) -> Array:
-    """The additive bias [heads or 1, N, S] of rows written to slots past .. past + N - 1."""
+    """The additive bias [B, heads or 1, N, S] of rows at positions [B, N], written to slots
+    past .. past + N - 1; `port` [B, N, S] is what a tree lets them see."""
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     assert mask is not None, "an attention over a cache has a mask"
     world = _world(model, positions)
     shapes: dict[ir.Value, tuple[int, ...] | None] = {}
     for value in model.graph.inputs:
         if value.name == "write_index":
-            world.known[value] = np.asarray([past], np.int64)
+            world.known[value] = past.astype(np.int64)
         elif value.name == "mask":
-            world.known[value] = port[None, None]
+            world.known[value] = port[:, None]
         elif value.shape is not None and len(value.shape) == 4:
-            sizes = {"B": 1, "S": slots}
+            sizes = {"B": len(past), "S": slots}
             dims = [d if isinstance(d, int) else d.value for d in value.shape]
             shapes[value] = tuple(d if isinstance(d, int) else sizes[d or ""] for d in dims)
     world.shapes = shapes
-    return _additive(world.value(mask), len(positions), slots)
+    return _additive(world.value(mask), *positions.shape, slots)
 
 
 def _world(model: ir.Model, positions: Array) -> World:
+    """Positions [B, N]; ids do not count."""
     known: dict[ir.Value, Array] = {}
     for name, row in (("tokens", np.zeros_like(positions)), ("positions", positions)):
         value = find_input(model.graph, name)
         assert value is not None, f"a canonical graph has the input '{name}'"
-        known[value] = row[None].astype(np.int64)
+        known[value] = row.astype(np.int64)
     return World(known)
 
 
-def _additive(values: Array, rows: int, columns: int) -> Array:
+def _additive(values: Array, batch: int, rows: int, columns: int) -> Array:
     if values.dtype == np.bool_:
         values = np.where(values, np.float32(0), np.float32(-np.inf))
     values = values.reshape((1,) * (4 - values.ndim) + values.shape)
-    return np.broadcast_to(values, (1, values.shape[1], rows, columns))[0]
+    return np.broadcast_to(values, (batch, values.shape[1], rows, columns))
 
 
 def mask_key(node: ir.Node) -> tuple[object, ...]:
@@ -122,7 +125,7 @@ class Way:
 
     def of_heads(self, model: ir.Model, x: Array) -> Array:
         """What becomes of heads [P, D] at positions 0 .. P-1."""
-        world = _world(model, np.arange(len(x)))
+        world = _world(model, np.arange(len(x))[None])
         world.known[self.heads] = x[None, None].astype(
             (self.heads.dtype or ir.DataType.FLOAT).numpy()
         )
