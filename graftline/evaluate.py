@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ import onnx.reference
 import onnx_ir as ir
 
 from graftline.contrib_ops import CONTRIB_OPS
+from graftline.memory import free_memory
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -49,12 +49,7 @@ def without_weights(model: ir.Model) -> tuple[ir.Model, Feed]:
 
 def oracle_limit() -> int:
     """Bytes of weights that the oracle can take on this machine, as it is now."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            free = next(int(line.split()[1]) << 10 for line in lines if "MemAvailable" in line)
-    except (OSError, StopIteration):  # not Linux: half of what there is may be in use
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return int(free * ORACLE_SHARE)
+    return int(free_memory() * ORACLE_SHARE)
 
 
 def decoder_feed(vocabulary: int, batch: int = 2, rows: int = 24, seed: int = 0) -> Feed:

@@ -13,7 +13,7 @@ from graftline.compiled import Compiled, compile_graph
 from graftline.draft import DEPTHS
 from graftline.errors import LawBroken
 from graftline.law import LawRow
-from graftline.proof import prove, prove_depth, prove_fused
+from graftline.proof import Parts, prove, prove_depth, prove_fused
 from graftline.recipe import FUSED, recipe
 from graftline.store import load_graph
 
@@ -30,9 +30,8 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
     export = load_graph(bundle.graph("export"))
     compiled = compile_graph(export, manifest.pipeline, watch)
     rows = [*compiled.laws, _made_again(compiled, load_graph(bundle.graph(target)), "pipeline")]
-    proof = prove(
-        bundle.path, files, facts, ports[target], ports["canonical"], target, dtype, watch
-    )
+    parts = Parts(bundle.path, files, facts, ports, target, dtype)
+    proof = prove(parts, None, "the checkpoint is no part of a bundle", watch)
     rows += proof.laws
     if FUSED in files:
         step = compile_graph(export, manifest.extra[FUSED]["pipeline"], watch)

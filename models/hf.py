@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graftline.errors import CheckpointError, NotApplicable
 from graftline.models.host import Host, Watch, silent
 from graftline.models.mask_token import mask_token
+from graftline.models.reference import transformers_model
 from graftline.models.weights import WeightSource, fill, read_headers
 from graftline.ports import Facts, write_facts
 
@@ -54,7 +55,8 @@ class HfCheckpoint:
         facts = replace(facts, mask_token=mask_token(self.path))
         write_facts(built.graph, facts)
         files = tokenizer_files(self.path)
-        return Host("decoder", built.graph, facts, files, generation(self.path), source)
+        own = transformers_model(self.path, built.parameters)
+        return Host("decoder", built.graph, facts, files, generation(self.path), source, own)
 
 
 @dataclass(frozen=True)
