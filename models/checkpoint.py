@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from graftline.errors import CheckpointError
+from graftline.models.config_file import CONFIG
 from graftline.models.gguf_file import GgufCheckpoint
 from graftline.models.hf import HfCheckpoint
 from graftline.models.host import Checkpoint
 from graftline.models.onnx_file import OnnxCheckpoint
 from graftline.models.pt2_file import Pt2Checkpoint
+from graftline.models.recognise import ADAPTER
 
 GGUF_MAGIC = b"GGUF"
 
@@ -37,7 +39,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _folder(place: Path) -> Checkpoint:
-    if (place / "config.json").is_file():
+    if any((place / name).is_file() for name in (CONFIG, ADAPTER)):
         return HfCheckpoint(place)
     graphs = sorted(place.glob("*.onnx"))
     if len(graphs) == 1:
