@@ -62,7 +62,8 @@ class HfCheckpoint:
             point(built, source)
         report(left, built.whole, tell)
         facts = facts_of(config, built.parameters, self.name or self.path.name)
-        facts = replace(facts, mask_token=mask_token(self.path))
+        tokenizer = tokenizer_files(self.path, tell)
+        facts = replace(facts, mask_token=mask_token(self.path, tokenizer))
         if (limit := frozen_limit(config)) is not None and limit < facts.positions:
             tell(
                 f"its rotary frequencies change past {limit} of {facts.positions} positions: "
@@ -70,7 +71,6 @@ class HfCheckpoint:
             )
             facts = replace(facts, positions=limit)
         write_facts(built.graph, facts)
-        tokenizer = tokenizer_files(self.path, tell)
         return Host("decoder", built.graph, facts, tokenizer, generation(self.path), source)
 
 
