@@ -15,6 +15,7 @@ from graftline.models.cache import cached, fingerprint
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.host import Host, Watch, silent
 from graftline.models.weights import fill, read_headers
+from graftline.optional import require_export
 from graftline.ports import write_facts
 
 WEIGHTS = "model.safetensors"
@@ -46,6 +47,7 @@ class Pt2Checkpoint:
 
     def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
         """Translate the whole saved program (it is traced already, so nothing is stamped)."""
+        require_export()
         from graftline.models.export import translate
 
         tell = watch or silent

@@ -1,4 +1,4 @@
-"""Folders whose weights or tokenizer are stored in another form: FP8, composites, old tokenizers."""
+"""Folders whose weights or tokenizer are stored in another form: FP8, composites, older files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import feed, logits, reference
-from test_folder_files import assert_equal, edit, opened, refused
+from test_folder_files import edit, opened, refused
 
 from graftline.models.mask_token import mask_token
 from graftline.models.tiny import tiny
