@@ -101,6 +101,8 @@ def bench(
         recipe(name)
     if json is not None and not json.absolute().parent.is_dir():
         raise GraftlineError(f"{json}: its folder does not exist")
+    if json is not None and json.is_dir():
+        raise GraftlineError(f"--json {json} is a folder; name a file in it")
     questions = select(read_questions(prompts), per_group)
     libraries.silence_onnxruntime()
     opened = Bundle.open(bundle, verify=False)

@@ -111,6 +111,8 @@ def optimize(
     `graftline optimize model.onnx -o taps.graft --passes "kv-cache | tap{layers=3}" -q --json`
     """
     mode = _mode(weights)
+    if not checkpoint or draft == "":
+        raise GraftlineError(f"{'--draft' if checkpoint else 'CHECKPOINT'} is empty; give a path")
     libraries.silence_onnxruntime()
     with screen.steps(quiet) as watch:
         from graftline import compile

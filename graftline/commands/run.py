@@ -13,6 +13,7 @@ from graftline.commands import libraries, screen
 from graftline.commands.options import Capacity, Corpus, Threads
 from graftline.commands.texts import from_argument, from_stdin
 from graftline.errors import RequestError
+from graftline.recipe import recipe as find_recipe
 
 if TYPE_CHECKING:
     from graftline.runtimes.result import Result, Stats
@@ -70,6 +71,8 @@ def run(
     prompt = from_stdin() if prompt == "-" else from_argument(prompt, "the prompt")
     if not prompt:
         raise RequestError("the prompt is empty; give a text")
+    if recipe is not None:
+        find_recipe(recipe)
     libraries.silence_onnxruntime()
     from graftline.runtimes.load import load
 
