@@ -149,7 +149,6 @@ def test_the_exactness_of_a_run_is_told_apart_from_the_engines() -> None:
         ["check", "BUNDLE", "-q"],
         ["run", "BUNDLE", "hello", "--max-new-tokens", "3"],
         ["bench", "BUNDLE", "--prompts", "QUESTIONS", "--max-new-tokens", "3"],
-        ["tune", "BUNDLE", "--prompts", "QUESTIONS", "--max-new-tokens", "3", "-q"],
     ],
     ids=lambda c: c[0],
 )
