@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What to say; - reads it from stdin.")
+        str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin.")
     ],
     raw: Annotated[bool, typer.Option("--raw", help="Leave out the chat template.")] = False,
     recipe: Annotated[
@@ -53,7 +53,7 @@ def run(
         str | None,
         typer.Option(help="host, or fused where the bundle was made with --step fused."),
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="How it went, on stderr.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print speed, acceptance and exactness to stderr.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Text, tokens and stats as JSON, at the end.")
     ] = False,

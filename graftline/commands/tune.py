@@ -50,7 +50,7 @@ def tune(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Learn from your prompts which drafts come true, and keep in the bundle what pays here.
+    """Learn from your prompts which drafts are accepted, and keep in the bundle what pays here.
 
     Answers the prompts greedily with every recipe and follows each draft along the answer, scored
     or not. From that: for token-recycling the tree that accepts most, for every store how far its
