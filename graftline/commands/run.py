@@ -53,7 +53,7 @@ def run(
         str | None,
         typer.Option(help="host, or fused where the bundle was made with --step fused."),
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Print speed, acceptance and exactness to stderr.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print figures to stderr.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Text, tokens and stats as JSON, at the end.")
     ] = False,
