@@ -174,7 +174,8 @@ def test_adapters_and_draft_heads_are_named(tmp_path: Path, folder: Path) -> Non
     lora = tmp_path / "lora"
     lora.mkdir()
     edit(lora / "adapter_config.json", peft_type="LORA", base_model_name_or_path="meta/x")
-    with pytest.raises(CheckpointError, match=r"a LORA adapter .* for meta/x, no checkpoint; merge"):
+    told = r"a LORA adapter .* for meta/x, no checkpoint; merge"
+    with pytest.raises(CheckpointError, match=told):
         open_checkpoint(lora).host()
     edit(folder / "config.json", medusa_num_heads=3, base_model_name_or_path="lmsys/vicuna")
     refused(folder, r"Medusa draft heads \(config.json: medusa_num_heads\) for lmsys/vicuna")
