@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from graftline.errors import CheckpointError, NotApplicable
+from graftline.models.rotary_limit import freeze
 from graftline.models.simplify import simplify
 
 OPSET = 23
@@ -113,9 +114,16 @@ def empty_model(config: Any, dtype: str = "float32") -> Any:
             if attention != "eager" and "attn_implementation" in str(error):
                 continue
             raise CheckpointError(_first_line(f"config.json: {error}")) from error
+        except (ArithmeticError, RuntimeError, MemoryError, AssertionError) as error:
+            reason = _first_line(str(error)) or type(error).__name__
+            raise CheckpointError(
+                f"config.json: transformers cannot build a model of these sizes ({reason}); "
+                "compare it with the original's"
+            ) from error
         if attention == ATTENTION and not _uses_interface(model):
             continue
         model.tie_weights()
+        freeze(model)
         return model.eval()
     raise AssertionError("transformers refuses its own eager attention")
 

@@ -19,6 +19,7 @@ from graftline.models.mask_token import mask_token
 from graftline.models.onnx_file import companion
 from graftline.models.reference import program_model
 from graftline.models.weights import fill, read_headers
+from graftline.optional import require_export
 from graftline.ports import write_facts
 
 WEIGHTS = "model.safetensors"
@@ -50,6 +51,7 @@ class Pt2Checkpoint:
 
     def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
         """Translate the whole saved program (it is traced already, so nothing is stamped)."""
+        require_export()
         from graftline.models.export import translate
 
         tell = watch or silent

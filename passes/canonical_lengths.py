@@ -144,6 +144,15 @@ def marked_ids(sources: Iterable[ir.Value]) -> set[int]:
     return found
 
 
+def steady(value: ir.Value, measures: Measures) -> bool:
+    """Whether a weight-free number is the same at every length. Raises CannotEvaluate."""
+    if value.const_value is not None:
+        return True
+    each = lengths_around(constants_above([value]))
+    found = [measures.world(2 if n <= _FEW else 1, n).value(value).reshape(-1) for n in each]
+    return all(np.array_equal(f, found[0]) for f in found)
+
+
 def token_ids(constants: Iterable[int], batch: int, length: int, seed: int) -> Array:
     """Random ids [batch, length] drawn from the constants tokens are compared with, 0, 1 and 2."""
     pool = np.asarray(sorted({0, 1, 2, *constants}), np.int64)

@@ -32,7 +32,7 @@ def open_graph(
         # three int4 draft steps and one fp32 step of 4 rows took 75 ms in place of 39. Alone it
         # costs 2 % of a step to wake them again.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class

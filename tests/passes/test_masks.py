@@ -16,10 +16,10 @@ from graftline.evaluate import Feed, run
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.masks import MASK_KEY
 from graftline.passes.tree_mask import causal_mask
-from graftline.ports import read_ports
+from graftline.ports import read_facts, read_ports
 from graftline.tree import Tree
 
-from .mask_hosts import AXES, FAST, MASKS, SEEN, feed, host
+from .mask_hosts import AXES, FAST, MASKS, SEEN, SPELLINGS, feed, host
 from .raw_decoder import ANGLES, ATTEND, turn
 
 FRONT = "canonicalize{positions=512} | anchors | kv-cache"
@@ -80,6 +80,23 @@ def test_masks_are_served_as_they_are(layers: list[str]) -> None:
     close(stepped(model, given, [37, 30, 1, 24]), want)
     grafted(model, "tree-mask")
     close(stepped(model, given, [50, 42]), want)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_spellings(name: str) -> None:
+    """However a function of positions is written, in Trilu, buffers, sums or by position."""
+    given = feed(LENGTH)
+    want = run(host([SPELLINGS[name]]), given)["logits"]
+    model = grafted(host([SPELLINGS[name]]), "canonicalize{positions=512}")
+    assert kinds(model) == [name.split()[0].rstrip(":")]
+    grafted(model, "anchors | kv-cache")
+    close(stepped(model, given, [45, 47]), want)
+
+
+@pytest.mark.parametrize("name", ["segments by a table", "a bias for every pair"])
+def test_a_table_bounds_the_positions(name: str) -> None:
+    model = grafted(host([SPELLINGS[f"formula: {name}"]]), FRONT)
+    assert read_facts(model).positions == 96
 
 
 @pytest.mark.parametrize("name", ["chunked", "window and sinks", "clipped alibi", "bucketed"])
@@ -164,11 +181,25 @@ LIFTED = """
     p_3 = Unsqueeze(p_1, last)
     x = Mul(e, p_3)
 """
+LATE = """
+    late_at = Unsqueeze(positions, axes_13)
+    late = Less(late_at, n_40)
+    qj = Mul(q, tenth)
+    qr = Where(late, q, qj)
+    kr = Identity(k)
+"""
+LATE_ENTRY = """
+    e = Gather(embed, tokens)
+    p = Gather(learned_long, positions)
+    x = Add(e, p)
+"""
 PER_POSITION = {
     "query scale from 40 on over partial rotary": {
         "angles": PART_ANGLES, "rotary": PART.format(x="q") + PART.format(x="k") + GAIN},
     "query scale from 40 on over whole rotary": {"rotary": WHOLE + GAIN},
     "stream multiplier from 40 on": {"entry": LIFTED},
+    "queries chosen by position, without rotary": {
+        "angles": "", "entry": LATE_ENTRY, "rotary": LATE},
 }  # fmt: skip
 
 
@@ -249,6 +280,17 @@ SILENCED = """
     factor_3 = Unsqueeze(factor, last)
     x = Mul(e, factor_3)
 """
+OF_N = """
+    of_n = Squeeze(length_1)
+    of_n_f = Cast<to = 1>(of_n)
+    of_n_40 = Div(of_n_f, f_40)
+    gain = Max(of_n_40, one)
+"""
+LENGTH_1 = "length_1 = Shape<start = 1, end = 2>(tokens)" + OF_N
+BY_LENGTH = turn("q").replace("qr =", "qj =") + turn("k") + LENGTH_1 + "qr = Mul(qj, gain)\n"
+SCORES_BY_LENGTH = LENGTH_1 + ATTEND.replace(
+    "scaled = Mul(scores, scale)", "s0 = Mul(scores, scale)\n    scaled = Mul(s0, gain)"
+)
 FUSED = """
     heads = Attention<{0}>(qr, kk, vv, bias)
     rows = Transpose<perm = [0, 2, 1, 3]>(heads)
@@ -273,6 +315,10 @@ REFUSED = {
     "a position relative to the last": ("causal", {"entry": RELATIVE},
                                         r"more than each token's own position.*Add x"),
     "an embedding silenced by its id": ("causal", {"entry": SILENCED}, r"depends on token values"),
+    "queries scaled by the length from 40 on": ("causal", {"rotary": BY_LENGTH},
+                                                r"number that depends on how many tokens.*Mul qr"),
+    "scores scaled by the length from 40 on": ("causal", {"attend": SCORES_BY_LENGTH},
+                                               r"depends on how many tokens are fed.*Mul scaled"),
     "softmax in fp16": ("causal", {"attend": FUSED.format("softmax_precision = 10")},
                         r"softmax_precision 10 is not supported"),
     "an unknown attribute": ("causal", {"attend": FUSED.format("left_window = 3")},
