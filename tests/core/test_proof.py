@@ -169,7 +169,7 @@ def test_faults_in_lowering_are_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     lowered_with(monkeypatch, fault)
-    with pytest.raises(LawBroken, match="law '(whole|tables)'") as broken:
+    with pytest.raises(LawBroken, match=r"law '(whole|tables)'") as broken:
         proven(llama, recipe="token-recycling")
     assert ("a tree" in str(broken.value)) == (fault is by_row_order)
 
