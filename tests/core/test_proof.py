@@ -324,3 +324,41 @@ def test_a_decoder_without_a_checkpoint_runs_its_laws(
     model = TinyDecoder(layers=BLOCKS, window=24, positions=128).build()
     laws = proven(Host("decoder", model, read_facts(model)), recipe="token-recycling")
     assert laws["ort-cpu", "whole"].status == "held"
+
+
+def test_a_saved_program_is_run_by_torch() -> None:
+    from graftline.models.reference import Own, program_model
+
+    torch = pytest.importorskip("torch")
+
+    class Program(torch.nn.Module):
+        def forward(self, ids: Any, mask: Any) -> Any:
+            return torch.nn.functional.one_hot(ids * mask, 9).float()
+
+    example = (torch.ones(1, 5, dtype=torch.int64), torch.ones(1, 5, dtype=torch.int64))
+    program = torch.export.export(Program(), example)
+    ids = np.asarray([[1, 2, 3, 4, 8]])
+    found = program_model(lambda: program)({"ids": ids, "mask": np.ones_like(ids)})
+    assert isinstance(found, Own)
+    assert found.logits.argmax(-1).tolist() == ids[0].tolist()
+    assert "input 'mask'" in str(program_model(lambda: program)({"ids": ids}))
+
+
+def test_another_attribute_or_weight_is_not_reproduced(llama: Host) -> None:
+    from graftline.compiled import compile_graph
+    from graftline.plan import pipeline_of
+    from graftline.recheck import _made_again
+
+    _, text = pipeline_of("plain", None, "ort-cpu", "fp32", None)
+    made = compile_graph(llama.model, text, lambda line: None)
+    assert _made_again(made, made.lowered.clone(), "pipeline").status == "held"
+    other = made.lowered.clone()
+    node = next(n for n in other.graph if "epsilon" in n.attributes)
+    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 1e-3)
+    with pytest.raises(LawBroken, match="law 'reproducible' at node"):
+        _made_again(made, other, "pipeline")
+    other = made.lowered.clone()
+    name = next(n for n in other.graph.initializers if "layers.1" in n and "norm" in n)
+    change(other.graph.initializers[name], lambda scale: scale * 1.001)
+    with pytest.raises(LawBroken, match=f"law 'reproducible' at weight '{name}'"):
+        _made_again(made, other, "pipeline")
