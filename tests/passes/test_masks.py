@@ -12,8 +12,9 @@ import pytest
 
 import graftline
 from graftline.errors import CannotEvaluate, NotApplicable
-from graftline.evaluate import Feed, run
+from graftline.evaluate import Feed, decoder_feed, run
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.build_tensorrt import BuildOptions, build
 from graftline.passes.masks import MASK_KEY
 from graftline.passes.tree_mask import causal_mask
 from graftline.ports import read_facts, read_ports
@@ -144,6 +145,46 @@ def test_through_optimize_and_generate(layers: list[str], tmp_path: Path) -> Non
             np.asarray(ids), max_new_tokens=LENGTH - 20, ignore_eos=True, recipe=recipe
         )
         assert list(made.tokens) == want[20:]
+
+
+LOWERINGS = (
+    "kv-cache | tree-mask | lower-ort",
+    "kv-cache | lower-ort{dtype=fp16}",
+    "kv-cache | tree-mask | lower-tensorrt",
+    "kv-cache | tree-mask | cut-depth{blocks=2} | lower-ort",
+)
+
+
+@pytest.mark.parametrize("text", LOWERINGS)
+def test_every_lowering_takes_formulas(text: str) -> None:
+    """The laws, which raise, run on eight rows after every pass, and `masks` beyond."""
+    model = grafted(host(MIX[:3], size=16), "canonicalize{positions=512}")
+    reports = Pipeline.parse(f"anchors | {text}", GRAFTS).run(model, decoder_feed(11))
+    laws = [law.law for report in reports for law in report.laws]
+    assert laws.count("neutral") == len(reports)
+    assert laws.count("masks") == text.count("kv-cache") + text.count("tree-mask")
+
+
+def test_an_engine_is_built_of_formulas(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
+    text = f"{FRONT} | tree-mask | lower-tensorrt{{capacity=64}}"
+    model = grafted(host(MIX[:3], size=16), text)
+    ir.save(model, tmp_path / "graph.onnx")
+    made = build(
+        tmp_path / "graph.onnx", read_ports(model), "trt-rtx:sm89", tmp_path / "step.engine",
+        BuildOptions(rows=(8,), chunk=16),
+    )  # fmt: skip
+    assert made.size > 100_000
+
+
+def test_a_canonical_formula_is_read_again() -> None:
+    """A graph that is canonical already keeps its masks."""
+    given = feed(LENGTH)
+    model = grafted(host(MIX[:3]), "canonicalize{positions=512}")
+    want = run(model, given)["logits"]
+    grafted(model, "canonicalize{positions=512}")
+    assert kinds(model) == ["formula"] * 3
+    close(run(model, given)["logits"], want)
 
 
 PART = """
