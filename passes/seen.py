@@ -38,9 +38,9 @@ class Seen:
         if values.dtype == np.bool_:
             return cls(np.where(values, 0.0, HIDDEN), 0.0)
         wide = values.astype(np.float64)
-        wide = np.where(wide > _NOTHING, wide, -np.inf)
+        wide = np.where(wide <= _NOTHING, -np.inf, wide)  # NaN stays, and equals nothing
         top = wide.max(axis=-1, keepdims=True)
-        bias = np.maximum(wide - np.where(np.isfinite(top), top, 0.0), HIDDEN)
+        bias = np.maximum(wide - np.where(np.isinf(top), 0.0, top), HIDDEN)
         counted = np.abs(wide[bias > HIDDEN])
         step = 4 * rounding(values.dtype)
         return cls(bias, step * max(1.0, float(counted.max(initial=0.0))))

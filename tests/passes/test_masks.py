@@ -303,6 +303,7 @@ OF_THE_BATCH = AXES + """
     b_4 = Unsqueeze(b_order, axes_123)
     reach = Add(b_4, n_5)
     near = Less(ago, reach)""" + SEEN  # fmt: skip
+NOT_A_NUMBER = SPELLINGS["window added as -1e4"].replace("low_1e4", "minus_infinity_l")
 SELFLESS = AXES + "\n    see = Less(key_at, query_at)\n    bias = Where(see, nothing, lowest)\n"
 RELATIVE = """
     e = Gather(embed, tokens)
@@ -343,6 +344,7 @@ REFUSED = {
     "a prefix that sees itself": (EARLY, {}, r"see later positions.*cannot be decoded"),
     "another part of every length": (OF_THE_LENGTH, {}, r"how many tokens are fed"),
     "another window per row of the batch": (OF_THE_BATCH, {}, r"differs between rows of the batch"),
+    "zero times minus infinity": (NOT_A_NUMBER, {}, r"no numbers \(NaN\)"),
     "rows that see nothing": (SELFLESS, {}, r"rows that see nothing"),
     "masked again beyond 40": ("causal", {"attend": attend(AGAIN)},
                                r"changed after the softmax.*at 41 positions.*Where again"),
