@@ -18,10 +18,19 @@ _MOST = 1.0
 """Rounding of biases over a million positions; no more is called rounding."""
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a type is a float, bfloat16 included."""
+    return dtype.kind == "f" or dtype == ml_dtypes.bfloat16
+
+
 def rounding(dtype: np.dtype[Any]) -> float:
-    """The step of a float type after 1, bfloat16 included; 0 of other types."""
-    floating = dtype.kind == "f" or dtype == ml_dtypes.bfloat16
-    return float(ml_dtypes.finfo(dtype).eps) if floating else 0.0
+    """The step of a float type after 1; 0 of other types."""
+    return float(ml_dtypes.finfo(dtype).eps) if is_float(dtype) else 0.0
+
+
+def largest(dtype: np.dtype[Any]) -> float:
+    """The largest number of a float type; infinity for other types."""
+    return float(ml_dtypes.finfo(dtype).max) if is_float(dtype) else np.inf
 
 
 @dataclass(frozen=True)
