@@ -107,7 +107,8 @@ class Groups:
         count = -(-size // GROUP)
         if count * GROUP != size:
             pads = emit.const("vocabulary.pads", [0, 0, 0, 0, 0, count * GROUP - size], np.int64)
-            lowest = emit.const("lowest", LOWEST, np.float32)
+            kind = (logits.dtype or ir.DataType.FLOAT).numpy()
+            lowest = emit.const("lowest", max(LOWEST, np.finfo(kind).min), kind)
             logits = emit.op("Pad", [logits, pads, lowest], mode="constant")
         shape = emit.const("vocabulary.groups", [0, 0, count, GROUP], np.int64)
         self.grouped = emit.op("Reshape", [logits, shape])
