@@ -96,9 +96,9 @@ def _tables(model: ir.Model) -> list[tuple[int, int]]:
 def _attention(model: ir.Model) -> tuple[int, int, int, int]:
     """(layers, heads, KV heads, head size) by the graph's attention nodes, or its softmaxes over
     products of two activations; without shapes, the layers alone."""
-    nodes = [n for n in model.graph.all_nodes() if n.op_type in ATTENTION]
+    nodes = _most([n for n in model.graph.all_nodes() if n.op_type in ATTENTION])
     if not nodes:
-        soft = [n for n in model.graph.all_nodes() if _weighs(n)]
+        soft = _most([n for n in model.graph.all_nodes() if _weighs(n)])
         sizes = {_dim(n.inputs[0], 1) for n in soft if _rank(n.inputs[0]) == 4}
         return len(soft), sizes.pop() if len(sizes) == 1 else 0, 0, 0
     node = nodes[0]
@@ -108,6 +108,12 @@ def _attention(model: ir.Model) -> tuple[int, int, int, int]:
         return len(nodes), _dim(query, 1), _dim(key, 1), _dim(query, 3)
     width = _dim(query, 2) if key is not None else 0  # else queries, keys and values are one
     return len(nodes), heads, kv_heads or heads, width // heads if heads else 0
+
+
+def _most(nodes: list[ir.Node]) -> list[ir.Node]:
+    """Those of the one graph that has most of them: the branches of an `If` are one model each."""
+    graphs = {id(n.graph): [m for m in nodes if m.graph is n.graph] for n in nodes}
+    return max(graphs.values(), key=len, default=[])
 
 
 def _weighs(node: ir.Node) -> bool:

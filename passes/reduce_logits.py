@@ -67,6 +67,8 @@ class ReduceLogits(Graft):
         rows = next(p for p in read_ports(model) if p.role == "logits").shape[1]
         ports = list(read_ports(model))
         emit = Emit(graph, self.name())
+        if logits.dtype != ir.DataType.FLOAT:
+            logits = emit.op("Cast", [logits], to=ir.DataType.FLOAT)
 
         def publish(value: ir.Value, name: str, dtype: ir.DataType, *shape: str | int) -> None:
             new_output(graph, value, name, dtype, ["B", rows, *shape])
@@ -107,8 +109,7 @@ class Groups:
         count = -(-size // GROUP)
         if count * GROUP != size:
             pads = emit.const("vocabulary.pads", [0, 0, 0, 0, 0, count * GROUP - size], np.int64)
-            kind = (logits.dtype or ir.DataType.FLOAT).numpy()
-            lowest = emit.const("lowest", max(LOWEST, np.finfo(kind).min), kind)
+            lowest = emit.const("lowest", LOWEST, np.float32)
             logits = emit.op("Pad", [logits, pads, lowest], mode="constant")
         shape = emit.const("vocabulary.groups", [0, 0, count, GROUP], np.int64)
         self.grouped = emit.op("Reshape", [logits, shape])
