@@ -51,7 +51,8 @@ class HfCheckpoint:
             source = read_headers([converted(config, files, self.path / "config.json", tell)])
         point(built, source)
         facts = facts_of(config, built.parameters, self.name or self.path.name)
-        facts = replace(facts, mask_token=mask_token(self.path))
+        left = max(facts.positions - built.first, 0)
+        facts = replace(facts, mask_token=mask_token(self.path), positions=left)
         write_facts(built.graph, facts)
         files = tokenizer_files(self.path)
         return Host("decoder", built.graph, facts, files, generation(self.path), source)
@@ -67,6 +68,8 @@ class Built:
     persistent: frozenset[str]
     parameters: int
     prefix: str
+    first: int
+    """The position of a text's first token in the model's own tables."""
 
 
 def read_config(folder: Path) -> Any:
@@ -176,6 +179,8 @@ def _fill_buffers(graph: ir.Model, whole: Any, names: list[str]) -> set[str]:
 
 
 def _built(graph: ir.Model, weights: frozenset[str], whole: Any) -> Built:
+    from graftline.models.export import first_position
+
     groups: dict[int, list[str]] = {}
     count = 0
     for name, value in whole.named_parameters(remove_duplicate=False):
@@ -186,7 +191,8 @@ def _built(graph: ir.Model, weights: frozenset[str], whole: Any) -> Built:
     saved = set(whole.state_dict(keep_vars=True))
     buffers = {n for n, _ in whole.named_buffers() if n in saved}
     persistent = frozenset(n for n in buffers if n in graph.graph.initializers)
-    return Built(graph, weights, aliases, persistent, count, whole.base_model_prefix)
+    prefix, first = whole.base_model_prefix, first_position(whole)
+    return Built(graph, weights, aliases, persistent, count, prefix, first)
 
 
 def _key(built: Built, name: str, source: WeightSource) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from graftline.passes.canonical_logits import table_shape
+from graftline.passes.meaning import scalar
 from graftline.ports import FACTS_KEY, by_role, read_facts, read_ports, write_facts
 
 _SIZES = ("vocabulary", "hidden", "layers", "heads", "kv_heads", "head_size")
@@ -18,7 +19,23 @@ def settle_facts(model: ir.Model) -> None:
         return
     facts, seen = read_facts(model), _sizes(model)
     known = {name: getattr(facts, name) or seen[name] for name in _SIZES}
-    write_facts(model, replace(facts, **known))
+    write_facts(model, replace(facts, **known, positions=_positions(model, facts.positions)))
+
+
+def _positions(model: ir.Model, known: int) -> int:
+    """How many positions the tables that are read at positions, or some rows behind, have left."""
+    (positions,) = [v for v in model.graph.inputs if v.name == "positions"]
+    starts = [(positions, 0)]
+    for node in positions.consumers():
+        offset = scalar(node.inputs[1]) if node.op_type == "Add" else None
+        if offset is not None and node.inputs[0] is positions:
+            starts.append((node.outputs[0], int(offset)))
+    for value, offset in starts:
+        for node in value.consumers():
+            shape = table_shape(node.inputs[0]) if node.op_type == "Gather" else None
+            if shape is not None and node.inputs[1] is value:
+                known = min(known or shape[0], shape[0] - offset)
+    return known
 
 
 def _sizes(model: ir.Model) -> dict[str, int]:
