@@ -85,7 +85,7 @@ def _tree(session: OrtSession, probe: Probe) -> Iterator[Answer]:
         rows = fork + np.arange(len(path))
         kept = {name: tap[path] for name, tap in taps.items()}
         yield Answer("a tree", sample, rows, logits[path], kept)
-    session.commit([tree.paths[-1]])
+    session.commit([tree.paths[-1].tolist()])
     last = samples[-1]
     for answer in _step(session, last, len(last.tokens) - 1, 1):
         yield Answer("the row behind a kept path", last, answer.rows, answer.logits, answer.taps)
