@@ -122,8 +122,7 @@ def check_vocabulary(
     other = [
         token
         for token in sorted(ours.keys() | theirs.keys())
-        if ours.get(token) != theirs.get(token)
-        and (token in ours or theirs[token] != mask)
+        if ours.get(token) != theirs.get(token) and (token in ours or theirs[token] != mask)
     ]
     if not other:
         return None

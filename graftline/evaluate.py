@@ -12,6 +12,7 @@ import onnx.reference
 import onnx_ir as ir
 
 from graftline.contrib_ops import CONTRIB_OPS
+from graftline.errors import CannotEvaluate
 from graftline.memory import free_memory
 
 Array = npt.NDArray[Any]
@@ -23,14 +24,30 @@ ORACLE_SHARE = 0.4
 def run(model: ir.Model, feed: Mapping[str, Array]) -> Feed:
     """Outputs by name of `model` under `feed`, computed by onnx.reference (numpy).
 
-    Weights are handed over as they lie (mapped files are not copied into a protobuf).
+    Weights are handed over as they lie (mapped files are not copied into a protobuf). Raises
+    CannotEvaluate for an operator without a reference implementation.
     """
+    if unknown := _unknown(model):
+        raise CannotEvaluate("the oracle knows no such operator", unknown)
     bare, weights = without_weights(model)
     session = onnx.reference.ReferenceEvaluator(ir.to_proto(bare), new_ops=list(CONTRIB_OPS))
     names = [cast(str, v.name) for v in model.graph.inputs]
     values = session.run(None, {**{n: feed[n] for n in names if n in feed}, **weights})
     outputs = cast(list[str], session.output_names)
     return {n: np.asarray(v) for n, v in zip(outputs, cast(list[Any], values), strict=True)}
+
+
+_KNOWN = frozenset((op.op_domain, op.__name__) for op in CONTRIB_OPS)
+
+
+def _unknown(model: ir.Model) -> list[str]:
+    """Operators of other domains than ONNX's that are neither functions of the model nor ours."""
+    own = {(name, op) for name, op, _ in model.functions}
+    return [
+        f"{node.domain}.{node.op_type} {node.name}" for node in model.graph.all_nodes()
+        if node.domain not in ("", "ai.onnx")
+        and (node.domain, node.op_type) not in _KNOWN | own
+    ]  # fmt: skip
 
 
 def without_weights(model: ir.Model) -> tuple[ir.Model, Feed]:

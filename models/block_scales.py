@@ -52,9 +52,13 @@ def scaled(
 
     Raises CheckpointError where the scales' shape is not the blocks'.
     """
+    if len(weight.shape) < 2:
+        raise CheckpointError(
+            f"checkpoint: FP8 tensor '{weight.name}' is no matrix, which blocks of scales are for; "
+            "give the unquantized checkpoint"
+        )
     rows, columns = (
-        (have if size == 0 else size)
-        for size, have in zip(block, weight.shape[-2:], strict=True)
+        (have if size == 0 else size) for size, have in zip(block, weight.shape[-2:], strict=True)
     )
     grid = (-(-weight.shape[-2] // rows), -(-weight.shape[-1] // columns))
     if scale.shape[-2:] != grid and not (block == (0, 0) and np.prod(scale.shape) == 1):

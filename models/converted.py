@@ -70,8 +70,9 @@ def _load(config: Any, folder: Path, source: WeightSource) -> tuple[Any, list[st
         )
     ignored = getattr(whole, "_keys_to_ignore_on_load_unexpected", None) or ()
     dropped = {n for n in state if any(re.search(p, n) for p in ignored)}
-    read = state.keys() - (set(info["unexpected_keys"]) | dropped)
-    return model, unread(source, read, whole)
+    unexpected = set(info["unexpected_keys"])
+    left = unread(source, state.keys() - (unexpected | dropped), whole)
+    return model, sorted({*left, *(unexpected - state.keys())})  # transformers may rename first
 
 
 def _state(source: WeightSource) -> dict[str, Any]:

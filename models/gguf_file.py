@@ -85,7 +85,7 @@ def _convert(files: Sequence[Path], readers: Sequence[Any], folder: Path, tell: 
     """Convert alone in a folder of its own: transformers would read what lies beside the file."""
     require_export()
     tell(f"converting {files[0].name} (once)")
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".alone-") as place:
         alone = Path(place) / "model.gguf"
         if len(files) == 1:
             alone.symlink_to(files[0].resolve())

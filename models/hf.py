@@ -64,7 +64,9 @@ class HfCheckpoint:
         report(left, built.whole, tell)
         facts = facts_of(config, built.parameters, self.name or self.path.name)
         tokenizer = tokenizer_files(self.path, tell)
-        facts = replace(facts, mask_token=mask_token(self.path, tokenizer))
+        room = max(facts.positions - built.first, 0)
+        mask = mask_token(self.path, tokenizer)
+        facts = replace(facts, mask_token=mask, positions=room)
         if (limit := frozen_limit(config)) is not None and limit < facts.positions:
             tell(
                 f"its rotary frequencies change past {limit} of {facts.positions} positions: "
@@ -87,6 +89,8 @@ class Built:
     persistent: frozenset[str]
     parameters: int
     whole: Any
+    first: int
+    """The position of a text's first token in the model's own tables."""
 
 
 def _weights(folder: Path, tell: Watch) -> tuple[WeightSource, list[Path]]:
@@ -177,11 +181,14 @@ def _fill_buffers(graph: ir.Model, whole: Any, names: list[str]) -> set[str]:
 
 
 def _built(graph: ir.Model, weights: frozenset[str], whole: Any) -> Built:
+    from graftline.models.export import first_position
+
     count = sum(math.prod(value.shape) for value in whole.parameters())
     saved = set(whole.state_dict(keep_vars=True))
     buffers = {n for n, _ in whole.named_buffers() if n in saved}
     persistent = frozenset(n for n in buffers if n in graph.graph.initializers)
-    return Built(graph, weights, aliases(whole), persistent, count, whole)
+    names = aliases(whole)
+    return Built(graph, weights, names, persistent, count, whole, first_position(whole))
 
 
 def _key(built: Built, name: str, source: WeightSource) -> str | None:

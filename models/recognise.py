@@ -1,5 +1,4 @@
-"""What lies where a checkpoint is expected and is none: adapters and draft heads, by what they are.
-"""
+"""What lies where a checkpoint is expected and is none: adapters and draft heads, by name."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ CONFIG_MARKS = {
 }
 """Keys that only configs of draft heads have."""
 ARCHITECTURE_MARKS = (
-    (r"Eagle3|Eagle", "an EAGLE draft head"),
+    (r"^Eagle3?[A-Z]\w*(ForCausalLM|Model)$|ForCausalLMEagle3?$", "an EAGLE draft head"),
     (r"^DFlash", "a DFlash draft head"),
     (r"Medusa", "Medusa draft heads"),
     (r"MLPSpeculator", "an MLP speculator draft head"),

@@ -34,9 +34,7 @@ def tokenizer_files(folder: Path, tell: Watch = silent) -> list[Path]:
     named = next(n for n in OLDER if (folder / n).is_file())
     config = [folder / "config.json"] if (folder / "config.json").is_file() else []
     try:
-        place = cached(
-            "tokenizer", fingerprint([*found, *config]), lambda to: _build(folder, to)
-        )
+        place = cached("tokenizer", fingerprint([*found, *config]), lambda to: _build(folder, to))
     except Exception as error:  # transformers and sentencepiece raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         tell(f"no tokenizer.json, and none can be built from {named} ({reason}): ids only")

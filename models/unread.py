@@ -96,7 +96,7 @@ def _inside(name: str, model: Any) -> str | None:
             if module is None or place == prefix:
                 continue
             if type(module).__name__ == "ModuleList":
-                return place if _another_block(name, place, model) else None
+                return None if _counts_extra_layers(model) else place
             return place
     return None
 
@@ -108,19 +108,17 @@ def _module(model: Any, place: str) -> Any:
         return None
 
 
-def _another_block(name: str, place: str, model: Any) -> bool:
-    """True for a layer past the decoder's last unless the config counts extra layers there."""
-    extra = [
-        value
+def _counts_extra_layers(model: Any) -> bool:
+    """True where the config says that a head's layers follow the decoder's last."""
+    return any(
+        re.search(EXTRA_LAYERS, key) and type(value) is int and value > 0
         for key, value in model.config.to_dict().items()
-        if re.search(EXTRA_LAYERS, key) and type(value) is int and value > 0
-    ]
-    return not extra
+    )
 
 
 def _group(name: str) -> str:
     """How a stored tensor is called in a summary: its first parts, numbers left out."""
     parts = name.split(".")
-    return name if len(parts) < 3 else f"{parts[0]}.{parts[1]}.*" if parts[0] == "model" else (
-        f"{parts[0]}.*"
-    )
+    if len(parts) < 3:
+        return name
+    return f"{parts[0]}.{parts[1]}.*" if parts[0] == "model" else f"{parts[0]}.*"

@@ -173,6 +173,8 @@ def _settle_length(lift: Lift, root: ir.Value, points: Array, where: str) -> For
         return Formula(new, query, key)
 
     first = at(1)
+    if np.isnan(Seen.of(first.at(points, points)).bias).any():
+        raise NotApplicable("the mask holds values that are no numbers (NaN)", [where])
     for length in (2, 24, int(points[-1]) + 1):
         one, other = (Seen.of(f.at(points, points)) for f in (first, at(length)))
         if not one.equals(other):

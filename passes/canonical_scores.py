@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -13,7 +12,7 @@ from graftline.passes.canonical_lift import Lift
 from graftline.passes.canonical_mask import Bias
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.meaning import World, label, scalar
-from graftline.passes.seen import Seen, rounding
+from graftline.passes.seen import Seen, largest, rounding
 
 SCORES = (1.0, 30.0, 1e3, 3e4)
 """Sizes of the random scores on which a chain is checked, as far as their type holds them."""
@@ -126,8 +125,8 @@ class Scores:
         zero = world.fork({**world.known, product: np.zeros(shape, dtype)}).value(self.end)
         seen = Seen.of(zero.reshape(-1, length, length)).allowed.reshape(zero.shape)
         rng = np.random.default_rng(length)
-        largest = float(ml_dtypes.finfo(dtype).max) / _SPREAD
-        sizes = [s for s in SCORES if s <= largest][: None if length <= _PROBED else 1]
+        most = largest(dtype) / _SPREAD
+        sizes = [s for s in SCORES if s <= most][: None if length <= _PROBED else 1]
         for size in sizes:
             scores = (rng.standard_normal(shape) * size).astype(dtype)
             got = world.fork({**world.known, product: scores}).value(self.end).astype(np.float64)

@@ -24,6 +24,7 @@ from graftline.passes.canonical_attention import AttentionReader
 from graftline.passes.canonical_contrib import expand_contrib, refuse_quantized
 from graftline.passes.canonical_ends import open_head, own_head_weight, settle_positions
 from graftline.passes.canonical_entry import enter
+from graftline.passes.canonical_facts import settle_facts
 from graftline.passes.canonical_linear import unflatten_rows
 from graftline.passes.canonical_mask_writer import MaskWriter
 from graftline.passes.canonical_norm import fuse_norms
@@ -92,6 +93,7 @@ class Canonicalize(Graft):
         settle(model, tokens, positions)
         check(model, tokens, positions)
         finish(model, tokens, positions)
+        settle_facts(model)
 
     def rows(self, model: ir.Model) -> int:
         """How many positions the tables of this model hold."""

@@ -51,7 +51,8 @@ def cached_mask(
             dims = [d if isinstance(d, int) else d.value for d in value.shape]
             shapes[value] = tuple(d if isinstance(d, int) else sizes[d or ""] for d in dims)
     world.shapes = shapes
-    return _additive(world.value(mask), *positions.shape, slots)
+    batch, rows = positions.shape
+    return _additive(world.value(mask), batch, rows, slots)
 
 
 def _world(model: ir.Model, positions: Array) -> World:

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from graftline.contrib_ops import CONTRIB_OPS
+from graftline.errors import CannotEvaluate
+from graftline.evaluate import run
 from graftline.tree import Tree
 from tests.rounding import assert_same_sums
 
@@ -256,6 +259,23 @@ def test_gather_block_quantized(bits: int):
     options = {"bits": bits, "block_size": 16, "gather_axis": 0, "quantize_axis": 1}
     for zero in (zeros, None):
         agree("GatherBlockQuantized", [data, ids, noise(7, 4), zero], terms=2, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"interleaved": 1}, {"num_heads": 6}], ids=str)
+def test_the_contributed_rotary_embedding(options: dict[str, int]):
+    tables = [noise(32, 8), noise(32, 8, seed=1)]
+    at = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    for where in (at, np.array([7])):
+        agree("RotaryEmbedding", [noise(2, 6, 5, 16), where, *tables], domain=MS, **options)
+        agree("RotaryEmbedding", [noise(2, 5, 96), where, *tables], domain=MS, **options)
+    partial = {"rotary_embedding_dim": 16, "num_heads": 4}
+    agree("RotaryEmbedding", [noise(2, 5, 96), at, *tables], domain=MS, **partial)
+
+
+def test_an_operator_without_a_meaning_is_named():
+    proto, feed = model("NGramRepeatBlock", [noise(2, 3)], 1, MS, {"ngram_size": 2})
+    with pytest.raises(CannotEvaluate, match=r"com.microsoft.NGramRepeatBlock"):
+        run(ir.from_proto(proto), feed)
 
 
 def test_activations():

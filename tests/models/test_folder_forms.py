@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import feed, logits, reference
-from test_folder_files import edit, opened, refused
+from test_folder_files import add, edit, opened, refused
 
 from graftline.models.mask_token import mask_token
 from graftline.models.tiny import tiny
@@ -71,6 +71,16 @@ def test_fp8_experts_are_converted_with_their_scales(tmp_path: Path) -> None:
     host, _ = opened(folder)
     other = plain(folder, want, tmp_path / "plain")
     np.testing.assert_allclose(logits(host.model, feed()), reference(other, feed()), atol=1e-5)
+
+
+def test_tensors_that_conversion_drops_are_named(tmp_path: Path) -> None:
+    folder = tiny("qwen3_moe", tmp_path / "moe", num_hidden_layers=2)
+    add(folder, mtp__fc__weight=np.ones((4, 4), np.float32))
+    for _ in range(2):  # converted, and then from the cache
+        _, said = opened(folder)
+        assert "not read: mtp.* (1)" in said
+    add(folder, model__layers__0__self_attn__q_proj__bias=np.ones(48, np.float32))
+    refused(folder, r"q_proj\.bias' lies in the decoder")
 
 
 def test_fp8_without_its_scales_is_refused(tmp_path: Path, llama: Path) -> None:

@@ -194,6 +194,7 @@ def _buffers() -> dict[str, np.ndarray]:
         "segments": np.sort(rng.integers(0, 9, 96)), "n_512": np.asarray([POSITIONS]),
         "n_39_back": np.int64(-39), "two_zeros": np.asarray([0, 0]), "axis_3": np.asarray([3]),
         "axes_23": np.asarray([2, 3]), "low_1e4": np.float32(-1e4), "low_1e9": np.float32(-1e9),
+        "minus_infinity_l": np.float32(-np.inf),
         "head_windows": np.asarray([5, 40, 24, 7]).reshape(1, HEADS, 1, 1),
     }  # fmt: skip
 

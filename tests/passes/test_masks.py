@@ -12,8 +12,9 @@ import pytest
 
 import graftline
 from graftline.errors import CannotEvaluate, NotApplicable
-from graftline.evaluate import Feed, run
+from graftline.evaluate import Feed, decoder_feed, run
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.build_tensorrt import BuildOptions, build
 from graftline.passes.masks import MASK_KEY
 from graftline.passes.tree_mask import causal_mask
 from graftline.ports import read_facts, read_ports
@@ -146,6 +147,46 @@ def test_through_optimize_and_generate(layers: list[str], tmp_path: Path) -> Non
         assert list(made.tokens) == want[20:]
 
 
+LOWERINGS = (
+    "kv-cache | tree-mask | lower-ort",
+    "kv-cache | lower-ort{dtype=fp16}",
+    "kv-cache | tree-mask | lower-tensorrt",
+    "kv-cache | tree-mask | cut-depth{blocks=2} | lower-ort",
+)
+
+
+@pytest.mark.parametrize("text", LOWERINGS)
+def test_every_lowering_takes_formulas(text: str) -> None:
+    """The laws, which raise, run on eight rows after every pass, and `masks` beyond."""
+    model = grafted(host(MIX[:3], size=16), "canonicalize{positions=512}")
+    reports = Pipeline.parse(f"anchors | {text}", GRAFTS).run(model, decoder_feed(11))
+    laws = [law.law for report in reports for law in report.laws]
+    assert laws.count("neutral") == len(reports)
+    assert laws.count("masks") == text.count("kv-cache") + text.count("tree-mask")
+
+
+def test_an_engine_is_built_of_formulas(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
+    text = f"{FRONT} | tree-mask | lower-tensorrt{{capacity=64}}"
+    model = grafted(host(MIX[:3], size=16), text)
+    ir.save(model, tmp_path / "graph.onnx")
+    made = build(
+        tmp_path / "graph.onnx", read_ports(model), "trt-rtx:sm89", tmp_path / "step.engine",
+        BuildOptions(rows=(8,), chunk=16),
+    )  # fmt: skip
+    assert made.size > 100_000
+
+
+def test_a_canonical_formula_is_read_again() -> None:
+    """A graph that is canonical already keeps its masks."""
+    given = feed(LENGTH)
+    model = grafted(host(MIX[:3]), "canonicalize{positions=512}")
+    want = run(model, given)["logits"]
+    grafted(model, "canonicalize{positions=512}")
+    assert kinds(model) == ["formula"] * 3
+    close(run(model, given)["logits"], want)
+
+
 PART = """
     {x}_t = Slice({x}, row_0, row_4, last)
     {x}_p = Slice({x}, row_4, row_6, last)
@@ -262,6 +303,7 @@ OF_THE_BATCH = AXES + """
     b_4 = Unsqueeze(b_order, axes_123)
     reach = Add(b_4, n_5)
     near = Less(ago, reach)""" + SEEN  # fmt: skip
+NOT_A_NUMBER = SPELLINGS["window added as -1e4"].replace("low_1e4", "minus_infinity_l")
 SELFLESS = AXES + "\n    see = Less(key_at, query_at)\n    bias = Where(see, nothing, lowest)\n"
 RELATIVE = """
     e = Gather(embed, tokens)
@@ -302,6 +344,7 @@ REFUSED = {
     "a prefix that sees itself": (EARLY, {}, r"see later positions.*cannot be decoded"),
     "another part of every length": (OF_THE_LENGTH, {}, r"how many tokens are fed"),
     "another window per row of the batch": (OF_THE_BATCH, {}, r"differs between rows of the batch"),
+    "zero times minus infinity": (NOT_A_NUMBER, {}, r"no numbers \(NaN\)"),
     "rows that see nothing": (SELFLESS, {}, r"rows that see nothing"),
     "masked again beyond 40": ("causal", {"attend": attend(AGAIN)},
                                r"changed after the softmax.*at 41 positions.*Where again"),
