@@ -1,0 +1,384 @@
+"""Masks: windows of another size, causal masks off by one, slopes of other heads, trees by order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from faults.graphs import (
+    above,
+    attentions,
+    attribute,
+    constant,
+    nodes,
+    numbers,
+    of_layers,
+    op,
+    rewired,
+)
+from faults.mutant import Edit, Mutant, after
+from graftline.passes import GRAFTS
+
+CANONICALIZE, KV, TREE, LOWER = (
+    GRAFTS[n] for n in ("canonicalize", "kv-cache", "tree-mask", "lower-ort")
+)
+MASK = "graftline.mask"
+PLAIN = {"recipe": "plain"}
+
+
+def _recognised(old: int, new: int, layers: Iterable[int] | None = None) -> Edit:
+    """The window is taken for another, in the graph and in what is said of it."""
+
+    def edit(model: ir.Model) -> int:
+        done = 0
+        for node in of_layers(attentions(model), layers):
+            says = json.loads(node.metadata_props.get(MASK, "{}"))
+            if says.get("size") == old:
+                node.metadata_props[MASK] = json.dumps({**says, "size": new})
+            done += numbers(model, node.inputs[3:4], old, new)
+        return done
+
+    return edit
+
+
+def _sized(old: int, new: int, layers: Iterable[int] | None = None) -> Edit:
+    def edit(model: ir.Model) -> int:
+        chosen = of_layers(attentions(model), layers)
+        return sum(numbers(model, n.inputs[3:4], old, new) for n in chosen)
+
+    return edit
+
+
+def _lowered(new: int) -> Edit:
+    def edit(model: ir.Model) -> int:
+        return sum(attribute(n, "local_window_size", new) for n in attentions(model))
+
+    return edit
+
+
+def _not_causal(model: ir.Model) -> int:
+    return sum(n.attributes.pop("is_causal", None) is not None for n in attentions(model))
+
+
+def _compares(op_type: str, wrong: str) -> Edit:
+    """A comparison above the mask is another one."""
+
+    def edit(model: ir.Model) -> int:
+        done = 0
+        for node in attentions(model):
+            for maker in above(node.inputs[3]) if len(node.inputs) > 3 else []:
+                if maker.op_type == op_type:
+                    new = op(model, maker, wrong, maker.inputs)
+                    new.type, new.shape = maker.outputs[0].type, maker.outputs[0].shape
+                    maker.outputs[0].replace_all_uses_with(new)
+                    done += 1
+        return done
+
+    return edit
+
+
+def _seen_too_far(model: ir.Model) -> int:
+    """A causal row sees one slot more than its own: what an earlier text left there."""
+    done = 0
+    for node in nodes(model, "LessOrEqual"):
+        if node.outputs[0].name == "mask.causal" or node.outputs[0].consumers():
+            rows = node.inputs[1]
+            done += rewired(
+                node, 1, op(model, node, "Add", [rows, constant(model, 1, np.int64)])
+            )
+    return done
+
+
+def _other_row(model: ir.Model) -> int:
+    """Every row of the batch gets the mask of the row opposite."""
+    done, made = 0, {}
+    for node in attentions(model):
+        mask = node.inputs[3]
+        if mask not in made:
+            ends = [constant(model, [n], np.int64) for n in (-1, -(1 << 40), 0, -1)]
+            made[mask] = op(model, node, "Slice", [mask, *ends])
+        done += rewired(node, 3, made[mask])
+    return done
+
+
+def _slopes(change: object) -> Edit:
+    """The slopes of the heads, wherever they stand."""
+
+    def edit(model: ir.Model) -> int:
+        done = 0
+        for node in attentions(model):
+            for maker in above(node.inputs[3]) if len(node.inputs) > 3 else []:
+                for place, value in enumerate(maker.inputs):
+                    tensor = value.const_value if value is not None else None
+                    if tensor is None or tensor.size != 4 or not tensor.dtype.is_floating_point():
+                        continue
+                    array = tensor.numpy()
+                    new = change(array.reshape(-1)).reshape(array.shape)  # type: ignore[operator]
+                    done += rewired(maker, place, constant(model, new, array.dtype))
+        return done
+
+    return edit
+
+
+def _slopes_said(change: object) -> Edit:
+    def edit(model: ir.Model) -> int:
+        for node in attentions(model):
+            says = json.loads(node.metadata_props.get(MASK, "{}"))
+            if "slopes" in says:
+                new = change(np.asarray(says["slopes"]))  # type: ignore[operator]
+                node.metadata_props[MASK] = json.dumps({**says, "slopes": new.tolist()})
+        return _slopes(change)(model)
+
+    return edit
+
+
+def _reversed(slopes: np.ndarray) -> np.ndarray:
+    return slopes[::-1].copy()
+
+
+def _second_head(slopes: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(len(slopes)) == 1, slopes * 1.05, slopes)
+
+
+def row_order(model: ir.Model, before: ir.Node) -> ir.Value:
+    """[B, N]: where each new row is written, in place of its depth in the tree."""
+    inputs = {v.name: v for v in model.graph.inputs}
+    size = op(model, before, "Shape", [inputs["tokens"]], start=1, end=2)
+    count = op(model, before, "Squeeze", [size, constant(model, [0], np.int64)])
+    zero, one = constant(model, 0, np.int64), constant(model, 1, np.int64)
+    rows = op(model, before, "Range", [zero, count, one])
+    start = op(model, before, "Unsqueeze", [inputs["write_index"], constant(model, [1], np.int64)])
+    return op(model, before, "Add", [start, rows])
+
+
+def _mask_by_order(layers: Iterable[int] | None) -> Edit:
+    """Positions in the mask count rows, not depths in the tree."""
+
+    def edit(model: ir.Model) -> int:
+        positions = next(v for v in model.graph.inputs if v.name == "positions")
+        order = None
+        done = 0
+        for node in of_layers(attentions(model), layers):
+            copies: dict[ir.Value, ir.Value] = {}
+            for maker in reversed(above(node.inputs[3])):
+                if order is None:
+                    order = row_order(model, model.graph[0])
+                inputs = [order if v is positions else copies.get(v, v) for v in maker.inputs]  # type: ignore[call-overload]
+                done += sum(v is positions for v in maker.inputs)
+                copy = ir.node(maker.op_type, inputs, dict(maker.attributes))
+                copy.metadata_props.update(maker.metadata_props)
+                model.graph.insert_before(node, copy)
+                copy.outputs[0].type, copy.outputs[0].shape = (
+                    maker.outputs[0].type, maker.outputs[0].shape
+                )  # fmt: skip
+                copies[maker.outputs[0]] = copy.outputs[0]
+            mask = node.inputs[3]
+            if mask in copies:
+                rewired(node, 3, copies[mask])
+        return done
+
+    return edit
+
+
+def _chain_for_tree(layers: Iterable[int] | None) -> Edit:
+    """A row sees every row before it, its tree or not."""
+
+    def edit(model: ir.Model) -> int:
+        done = 0
+        for node in of_layers(attentions(model), layers):
+            cache = next(v for v in model.graph.inputs if (v.name or "").startswith("cache."))
+            size = op(model, node, "Shape", [cache], start=2, end=3)
+            count = op(model, node, "Squeeze", [size, constant(model, [0], np.int64)])
+            zero, one = constant(model, 0, np.int64), constant(model, 1, np.int64)
+            slots = op(model, node, "Range", [zero, count, one])
+            rows = op(
+                model, node, "Unsqueeze",
+                [row_order(model, node), constant(model, [1, 3], np.int64)],
+            )  # fmt: skip
+            seen = op(model, node, "LessOrEqual", [slots, rows])
+            done += rewired(node, 3, seen)
+        return done
+
+    return edit
+
+
+def _bias_twice(model: ir.Model) -> int:
+    """What is added to the scores is added once more."""
+    done = 0
+    for node in attentions(model):
+        if node.op_type == "GroupQueryAttention" and len(node.inputs) > 10:
+            bias = node.inputs[10]
+            done += rewired(node, 10, op(model, node, "Add", [bias, bias]))
+    return done
+
+
+def _window_of_layer(source: int, target: int) -> Edit:
+    """A layer takes the mask of another."""
+
+    def edit(model: ir.Model) -> int:
+        found = attentions(model)
+        if target >= len(found):
+            return 0
+        node, other = found[target], found[source]
+        node.metadata_props[MASK] = other.metadata_props.get(MASK, "")
+        mask = other.inputs[3] if len(other.inputs) > 3 else None
+        if mask is None:
+            node.resize_inputs(3)
+            node.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
+            return 1
+        node.attributes.pop("is_causal", None)
+        node.resize_inputs(4)
+        node.replace_input_with(3, mask)
+        return 1
+
+    return edit
+
+
+def _query_shifted(model: ir.Model) -> int:
+    """Queries stand one position later in the mask than they do."""
+    positions = next(v for v in model.graph.inputs if v.name == "positions")
+    done = 0
+    for node in {m for n in attentions(model) for m in above(n.inputs[3])}:
+        axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] else None
+        queries = node.op_type == "Unsqueeze" and axes is not None and 3 in axes.numpy()
+        if queries and node.inputs[0] is positions:
+            later = op(model, node, "Add", [positions, constant(model, 1, np.int64)])
+            done += rewired(node, 0, later)
+    return done
+
+
+def _sizes() -> list[Mutant]:
+    found: list[Mutant] = []
+    for new in (80, 41, 39):
+        found += [
+            Mutant(
+                f"window-recognised-as-{new}", "canonicalize: read_mask",
+                f"a window of 40 is taken for one of {new}, everywhere",
+                "window", "masks", after(CANONICALIZE, _recognised(40, new)),
+            ),
+            Mutant(
+                f"window-{new}-in-mask-pass", "canonicalize: MaskWriter",
+                f"the canonical mask is {new} wide, not 40",
+                "window", "neutral", after(CANONICALIZE, _sized(40, new)),
+            ),
+            Mutant(
+                f"window-{new}-over-slots", "kv-cache: SlotMasks",
+                f"the mask over cache slots is {new} wide, not 40",
+                "window", "neutral", after(KV, _sized(40, new)), PLAIN,
+            ),
+            Mutant(
+                f"window-{new}-in-tree", "tree-mask: SlotMasks",
+                f"the mask over the tree is {new} wide, not 40",
+                "window", "neutral", after(TREE, _sized(40, new)),
+            ),
+            Mutant(
+                f"window-{new}-lowered", "lower-ort: _group_query_attention",
+                f"local_window_size is {new}, not 40",
+                "window", "neutral", after(LOWER, _lowered(new)), PLAIN,
+            ),
+        ]  # fmt: skip
+    return found
+
+
+MASKS = [
+    *_sizes(),
+    Mutant(
+        "window-80-in-block-3", "kv-cache: SlotMasks", "the mask of block 3 alone is 80 wide",
+        "window", "whole", after(KV, _sized(40, 80, [3])), PLAIN,
+    ),
+    Mutant(
+        "window-80-in-export", "canonicalize: read_mask",
+        "a transformers model's window of 40 is taken for one of 80",
+        "gemma2", "masks", after(CANONICALIZE, _recognised(40, 80)),
+    ),
+    Mutant(
+        "window-dropped", "canonicalize: read_mask", "a local layer sees everything",
+        "window", "masks", after(CANONICALIZE, _window_of_layer(0, 1)),
+    ),
+    Mutant(
+        "window-of-a-local-layer", "canonicalize: AttentionReader.read",
+        "a global layer gets the mask of a local one",
+        "window", "masks", after(CANONICALIZE, _window_of_layer(1, 0)),
+    ),
+    Mutant(
+        "not-causal", "canonicalize: AttentionReader._write", "is_causal is dropped",
+        "plain", "neutral", after(CANONICALIZE, _not_causal),
+    ),
+    Mutant(
+        "blind-to-itself", "kv-cache: SlotMasks._causal", "a row does not see its own slot",
+        "plain", "neutral", after(KV, _compares("LessOrEqual", "Less")), PLAIN,
+    ),
+    Mutant(
+        "stale-slots-visible", "kv-cache: SlotMasks._causal",
+        "a row sees the slot after its own, stale as it is",
+        "plain", "neutral", after(KV, _seen_too_far), PLAIN,
+    ),
+    Mutant(
+        "window-of-rows-later", "kv-cache: SlotMasks._window",
+        "queries stand one position later in the mask than in the rotary embedding",
+        "window", "neutral", after(KV, _query_shifted), PLAIN,
+    ),
+    Mutant(
+        "mask-query-shifted", "canonicalize: MaskWriter._sides",
+        "queries stand one position later in the mask than in the rotary embedding",
+        "window", "neutral", after(CANONICALIZE, _query_shifted),
+    ),
+    Mutant(
+        "mask-of-another-batch-row", "kv-cache: SlotMasks", "each sequence gets another's mask",
+        "plain", "chunked", after(KV, _other_row), PLAIN,
+    ),
+    Mutant(
+        "tree-mask-of-another-batch-row", "tree-mask: SlotMasks",
+        "each sequence gets another's tree",
+        "plain", "branches", after(TREE, _other_row),
+    ),
+    Mutant(
+        "slopes-permuted", "canonicalize: read_mask", "the slopes of the heads are in reverse",
+        "bloom", "masks", after(CANONICALIZE, _slopes_said(_reversed)),
+    ),
+    Mutant(
+        "slope-of-one-head", "canonicalize: read_mask", "one head's slope is 5 % too steep",
+        "alibi", "masks", after(CANONICALIZE, _slopes_said(_second_head)),
+    ),
+    Mutant(
+        "slopes-permuted-over-slots", "kv-cache: SlotMasks._alibi",
+        "the slopes of the heads are in reverse",
+        "alibi", "neutral", after(KV, _slopes(_reversed)), PLAIN,
+    ),
+    Mutant(
+        "slope-of-one-head-in-tree", "tree-mask: SlotMasks._alibi",
+        "one head's slope is 5 % too steep",
+        "alibi", "neutral", after(TREE, _slopes(_second_head)),
+    ),
+    Mutant(
+        "slopes-by-row-order", "tree-mask: SlotMasks._alibi",
+        "a bias counts rows of the tree, not its depth",
+        "alibi", "branches", after(TREE, _mask_by_order(None)),
+    ),
+    Mutant(
+        "window-by-row-order", "tree-mask: SlotMasks._window",
+        "a window counts rows of the tree, not its depth",
+        "window", "branches", after(TREE, _mask_by_order(None)),
+    ),
+    Mutant(
+        "slopes-by-row-order-in-blocks-2-3", "tree-mask: SlotMasks._alibi",
+        "in two later blocks a bias counts rows of the tree, not its depth",
+        "alibi", "whole", after(TREE, _mask_by_order([2, 3])),
+    ),
+    Mutant(
+        "tree-seen-as-a-chain", "tree-mask: SlotMasks", "a row sees its siblings",
+        "plain", "branches", after(TREE, _chain_for_tree(None)),
+    ),
+    Mutant(
+        "tree-seen-as-a-chain-in-blocks-2-3", "tree-mask: SlotMasks",
+        "in two later blocks a row sees its siblings",
+        "plain", "whole", after(TREE, _chain_for_tree([2, 3])),
+    ),
+    Mutant(
+        "bias-added-twice", "lower-ort: _Lengths.bias", "the bias of the scores is added twice",
+        "alibi", "neutral", after(LOWER, _bias_twice),
+    ),
+]  # fmt: skip
