@@ -17,7 +17,7 @@ from faults.graphs import (
     rewired,
     weight,
 )  # fmt: skip
-from faults.mutant import Apply, Edit, Mutant, after, instead
+from faults.mutant import Apply, Edit, Mutant, Touched, after, instead
 from graftline.passes import GRAFTS, draws, fuse_draft, fuse_verify, tree_inputs
 from graftline.passes.anchors import block_outputs, with_role
 
@@ -174,9 +174,7 @@ def _embedding_shifted(model: ir.Model) -> int:
 
 def _ids_cut(model: ir.Model) -> int:
     """Ids go through 8 bits, as larger ones through 32."""
-    node = _embedding(model)
-    low = op(model, node, "Cast", [node.inputs[1]], to=ir.DataType.UINT8)
-    return rewired(node, 1, op(model, node, "Cast", [low], to=ir.DataType.INT64))
+    return weight(model, _embedding(model), 0, lambda w: w[np.arange(len(w)) % 256])
 
 
 def _learned_shifted(model: ir.Model) -> int:
@@ -242,8 +240,8 @@ def _unsorted(model: ir.Model) -> int:
     """The second and third best change places, ids and logits alike."""
     size = int(_output(model, "topk_ids").shape[2])  # type: ignore[index, arg-type]
     order = [0, 2, 1, *range(3, size)]
-    swap: Callable[[str], Edit] = lambda name: _wrong(name, "Gather", (order, np.int64), axis=-1)
-    return swap("topk_ids")(model) + swap("topk_logits")(model)
+    swaps = [_wrong(n, "Gather", (order, np.int64), axis=-1) for n in ("topk_ids", "topk_logits")]
+    return sum(swap(model) for swap in swaps)
 
 
 def _logits_unsorted(model: ir.Model) -> int:
@@ -291,10 +289,11 @@ def _called(module: Any, plugin: str, change: Callable[[ir.Model, Any, list[ir.V
             where: str = "inputs") -> Apply:  # fmt: skip
     """The inputs or outputs of one of our operators' calls become change(model, emit, them)."""
 
-    def make(real: Any) -> Any:
+    def make(real: Any, touched: Touched) -> Any:
         def wrong(model: Any, emit: Any, op_: Any, inputs: Any, **options: Any) -> Any:
             if op_.name != plugin:
                 return real(model, emit, op_, inputs, **options)
+            touched.count += 1
             if where == "inputs":
                 return real(model, emit, op_, change(model, emit, list(inputs)), **options)
             return change(model, emit, real(model, emit, op_, inputs, **options))
@@ -335,15 +334,15 @@ def _table_rolled(model: ir.Model, emit: Any, values: list[ir.Value]) -> list[ir
     return [new, *values[1:]]
 
 
-def _depth_counted(real: Any) -> Any:
-    """Padding nodes point at the root, and see it."""
+def _turned(real: Any, touched: Touched) -> Any:
+    """Rows and columns of the ancestors change places: a node sees its descendants."""
 
-    def wrong(self: Any, index: ir.Value) -> ir.Value:
-        reach = real(self, index)
-        e = self.emit
-        return e.op("Transpose", [reach], perm=[0, 2, 1])
+    def reach(self: Any, index: ir.Value) -> ir.Value:
+        touched.count += 1
+        made: ir.Value = self.emit.op("Transpose", [real(self, index)], perm=[0, 2, 1])
+        return made
 
-    return wrong
+    return reach
 
 
 def _one_too_many(model: ir.Model, emit: Any, values: list[ir.Value]) -> list[ir.Value]:
@@ -353,9 +352,11 @@ def _one_too_many(model: ir.Model, emit: Any, values: list[ir.Value]) -> list[ir
 ENDS = [
     Mutant("key-written-late", "kv-cache: KvCache._scatter", "keys are written one slot late",
            "plain", "neutral", after(KV, _slot_shifted(1, None)), CHAIN),
+    Mutant("value-written-late", "kv-cache: KvCache._scatter", "values are written one slot late",
+           "narrow", "neutral", after(KV, _slot_shifted(2, None)), CHAIN),
     Mutant("value-written-late-in-block-3", "kv-cache: KvCache._scatter",
            "values of block 3 are written one slot late",
-           "plain", "whole", after(KV, _slot_shifted(2, [3])), CHAIN),
+           "narrow", "whole", after(KV, _slot_shifted(2, [3])), CHAIN),
     Mutant("key-and-value-caches-swapped", "kv-cache", "keys are read as values",
            "plain", "neutral", after(KV, _caches_swapped([0])), CHAIN),
     Mutant("cache-of-another-layer", "kv-cache", "block 1 attends over block 0's keys",
@@ -429,9 +430,9 @@ ENDS = [
     Mutant("accepts-one-too-many", "fuse-verify", "count is one too many",
            "plain", "fused", _called(fuse_verify, "TreeVerify", _one_too_many, "outputs"), FUSED),
     Mutant("commits-one-row-early", "fuse-verify: _commit", "a path's rows are one row off",
-           "plain", "fused", _called(fuse_verify, "KvCommit", _path_late), FUSED),
+           "plain", "fused", _called(fuse_verify, "KVCommit", _path_late), FUSED),
     Mutant("ancestors-turned", "tree-inputs: TreeInputs._reach", "a node sees its descendants",
-           "plain", "fused", instead(tree_inputs.TreeInputs, "_reach", _depth_counted), FUSED),
+           "plain", "fused", instead(tree_inputs.TreeInputs, "_reach", _turned), FUSED),
     Mutant("draft-rows-shifted", "fuse-draft", "a token's candidates are another's",
            "plain", "drafted", _called(fuse_draft, "DraftTree", _table_rolled), FUSED),
     Mutant("random-stream-of-the-next-turn", "draws: uniforms", "draws are numbered from one",

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -38,8 +39,11 @@ FOLDERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 GRAPHS: Mapping[str, TinyDecoder] = {
     "plain": TinyDecoder(layers=5, mlp=64, vocabulary=700, positions=8192),
     "window": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
+    "narrow": TinyDecoder(layers=5, mlp=64, head_size=4, positions=8192),
     "alibi": TinyDecoder(layers=5, mlp=64, alibi=True, positions=8192),
 }
+STEEP = {"gemma2": ("gate_proj", 4.0)}
+"""Weights of that name are so much larger: activations reach where approximations differ."""
 HALVES = {"half": "float16", "brain": "bfloat16"}
 """llama, stored in another precision."""
 
@@ -92,6 +96,16 @@ def _write(name: str, place: Path) -> None:
         return
     family, options = FOLDERS[name]
     tiny(family, place, **{**WIDE, **options})
+    if name in STEEP:
+        _steepened(place / "model.safetensors", *STEEP[name])
+
+
+def _steepened(file: Path, word: str, factor: float) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(file)
+    save_file({n: t * np.float32(factor) if word in n else t for n, t in tensors.items()}, file,
+              {"format": "pt"})  # fmt: skip
 
 
 @cache

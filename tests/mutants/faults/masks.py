@@ -1,4 +1,4 @@
-"""Masks: windows of another size, causal masks off by one, slopes of other heads, trees by order."""
+"""Masks: other windows, causal masks off by one, slopes of other heads, trees by row order."""
 
 from __future__ import annotations
 
@@ -241,7 +241,8 @@ def _query_shifted(model: ir.Model) -> int:
     """Queries stand one position later in the mask than they do."""
     positions = next(v for v in model.graph.inputs if v.name == "positions")
     done = 0
-    for node in {m for n in attentions(model) for m in above(n.inputs[3])}:
+    masked = [n.inputs[3] for n in attentions(model) if len(n.inputs) > 3]
+    for node in {m for value in masked for m in above(value)}:
         axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] else None
         queries = node.op_type == "Unsqueeze" and axes is not None and 3 in axes.numpy()
         if queries and node.inputs[0] is positions:

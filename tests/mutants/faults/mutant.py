@@ -54,16 +54,11 @@ def after(pass_: type[Graft], edit: Edit) -> Apply:
     return apply
 
 
-def instead(owner: Any, name: str, make: Callable[[Any], Any]) -> Apply:
-    """The function `owner.name` becomes `make(the real one)`, which may call it."""
+def instead(owner: Any, name: str, make: Callable[[Any, Touched], Any]) -> Apply:
+    """The function `owner.name` becomes `make(the real one, touched)`, which may call it and counts
+    how often it does otherwise."""
 
     def apply(patch: pytest.MonkeyPatch, touched: Touched) -> None:
-        wrong = make(getattr(owner, name))
-
-        def counted(*args: Any, **options: Any) -> Any:
-            touched.count += 1
-            return wrong(*args, **options)
-
-        patch.setattr(owner, name, counted)
+        patch.setattr(owner, name, make(getattr(owner, name), touched))
 
     return apply

@@ -24,8 +24,8 @@ def _quantized(model: ir.Model, layers: Iterable[int] | None, word: str = "") ->
     found: list[ir.Node] = []
     for node in nodes(model, "MatMulNBits"):
         name = node.metadata_props.get(SOURCE, "")
-        chosen = "lm_head" in name if layers is None else any(f"layers.{i}." in name for i in layers)
-        if chosen and word in name:
+        words = ["lm_head"] if layers is None else [f"layers.{i}." for i in layers]
+        if word in name and any(w in name for w in words):
             found.append(node)
     return found
 
@@ -59,13 +59,15 @@ def _scales_of_another_layer(source: int, target: int) -> Edit:
     return edit
 
 
-def _turned_square(real: Any) -> Any:
+def _turned_square(real: Any, touched: Touched) -> Any:
     """A square matrix is read along its columns."""
 
     def rows(self: Matrix) -> Any:
         array = real(self)
-        square = array.shape[0] == array.shape[1]
-        return np.ascontiguousarray(array.T) if square else array
+        if array.shape[0] != array.shape[1]:
+            return array
+        touched.count += 1
+        return np.ascontiguousarray(array.T)
 
     return rows
 
@@ -95,11 +97,12 @@ def _types(name: str, wrong: ir.DataType) -> Apply:
 def _numbers(change: Callable[[str, Any], Any], word: str = "") -> Apply:
     """What the loader gives for a weight becomes change(its name, its numbers)."""
 
-    def make(real: Any) -> Any:
+    def make(real: Any, touched: Touched) -> Any:
         def tensor(self: Any, key: str, name: str, shape: Any, dtype: Any) -> Any:
             found = real(self, key, name, shape, dtype)
             if word not in name:
                 return found
+            touched.count += 1
             array = found.numpy()
             return ir.Tensor(change(name, array).astype(array.dtype), name=name)
 
@@ -120,11 +123,14 @@ def _low_byte_dropped(name: str, array: Any) -> Any:
     return bits.view(np.float32)
 
 
-def _row_late(real: Any) -> Any:
+def _row_early(real: Any, touched: Touched) -> Any:
     """Matrices are read one row earlier than they lie."""
 
     def external(self: Any, name: str) -> Any:
-        row = self.length // self.shape[0] if len(self.shape) > 1 and "layers.1." in name else 0
+        if len(self.shape) < 2 or "layers.1." not in name:
+            return real(self, name)
+        touched.count += 1
+        row = self.length // self.shape[0]
         return ir.ExternalTensor(
             location=str(self.file), offset=self.offset - row, length=self.length,
             dtype=self.dtype, shape=ir.Shape(self.shape), name=name,
@@ -136,13 +142,13 @@ def _row_late(real: Any) -> Any:
 def _key(old: str, new: str) -> Apply:
     """Names with `old` are looked up under `new`."""
 
-    def make(real: Any) -> Any:
+    def make(real: Any, touched: Touched) -> Any:
         def key(built: Any, name: str, source: Any) -> Any:
             found = real(built, name, source)
             if found is None or old not in found:
                 return found
-            other = found.replace(old, new)
-            return other if other in source.stored else found
+            touched.count += 1
+            return found.replace(old, new)
 
         return key
 
@@ -155,9 +161,11 @@ def _key(old: str, new: str) -> Apply:
 def _renamed(change: Callable[[str, int], int]) -> Apply:
     """A stamped layer reads the weight of the layer change(its name, its number)."""
 
-    def make(real: Any) -> Any:
+    def make(real: Any, touched: Touched) -> Any:
         def rename(self: Any, name: str, layer: int) -> str:
-            return real(self, name, change(name, layer))
+            other: int = change(name, layer)
+            touched.count += other != layer
+            return real(self, name, other)
 
         return rename
 
@@ -167,8 +175,9 @@ def _renamed(change: Callable[[str, int], int]) -> Apply:
 def _stamped(change: Callable[[Any], Any]) -> Apply:
     """The list of the layers' kinds that is stamped from."""
 
-    def make(real: Any) -> Any:
+    def make(real: Any, touched: Touched) -> Any:
         def stamped(model: Any, path: str, of: list[int], exported: int) -> list[str]:
+            touched.count += 1
             return real(model, path, change(list(of)), exported)
 
         return stamped
@@ -179,8 +188,9 @@ def _stamped(change: Callable[[Any], Any]) -> Apply:
 def _cloned(change: Callable[[int, list[ir.Node]], None]) -> Apply:
     """The nodes of a stamped layer."""
 
-    def make(real: Any) -> Any:
+    def make(real: Any, touched: Touched) -> Any:
         def clone(*args: Any) -> Any:
+            touched.count += 1
             out, made = real(*args)
             change(args[3], made)
             return out, made
@@ -201,8 +211,9 @@ def _other_kinds(of: list[int]) -> list[int]:
     return [*of[:-1], 1 - of[-1]]
 
 
-def _through_bf16(real: Any) -> Any:
+def _larger(real: Any, touched: Touched) -> Any:
     def rounded(tensor: Any, low: Any, name: str) -> Any:
+        touched.count += 1
         array = real(tensor, low, name)
         return (array.astype(np.float32) * 1.01).astype(array.dtype)
 
@@ -244,7 +255,7 @@ WEIGHTS = [
            "brain", "own-model", _numbers(_low_byte_dropped)),
     Mutant("offset-one-row-early", "models.weights: Stored.external",
            "matrices of layer 1 are read from one row earlier",
-           "llama", "own-model", instead(weights.Stored, "external", _row_late)),
+           "llama", "own-model", instead(weights.Stored, "external", _row_early)),
     Mutant("value-for-key", "models.hf: _key", "k_proj is filled from v_proj in layer 3",
            "llama", "own-model", _key("layers.3.self_attn.k_proj", "layers.3.self_attn.v_proj")),
     Mutant("gate-for-up", "models.hf: _key", "up_proj is filled from gate_proj",
@@ -277,6 +288,6 @@ WEIGHTS = [
            "epsilon 1e-4 in stamped layer 3",
            "llama", "own-model", _cloned(_epsilon)),
     Mutant("precision-scales-weights", "precision: _rounded", "fp16 weights are 1 % too large",
-           "plain", "neutral", instead(precision, "_rounded", _through_bf16),
+           "plain", "neutral", instead(precision, "_rounded", _larger),
            {"target": "ort-cuda", "dtype": "fp16"}),
 ]  # fmt: skip
