@@ -15,6 +15,7 @@ from faults.trial import Outcome, sound, tried
 
 def main(words: list[str]) -> int:
     """Print the table; 1 where a mutant survives that a law should see, or was not tried."""
+    loud, words = "-v" in words, [w for w in words if w != "-v"]
     chosen = [m for m in MUTANTS if not words or any(w in m.name for w in words)]
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -36,7 +37,7 @@ def main(words: list[str]) -> int:
             wrong += bad
             expected = "" if got.law in ("", mutant.law) else f" (listed: {mutant.law})"
             print(f"{mutant.name:42} {mutant.host:9} {verdict}{expected}", flush=True)
-            if "-v" in sys.argv or not got.touched:
+            if loud or not got.touched:
                 print(f"    {mutant.where}: {mutant.wrong}\n    {got.said}")
         pairs = {(m.host, str(m.options)): m for m in chosen}
         for mutant in pairs.values():

@@ -1,4 +1,4 @@
-"""Every fault on purpose is caught by the law that is listed for it; every host is sound without."""
+"""Every fault on purpose is caught by its law; every host is sound without one."""
 
 from __future__ import annotations
 

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graftline.passes.anchors import block_of
+from faults.mutant import Edit
 
 ATTENTION = ("Attention", "GroupQueryAttention")
+NORM_TYPES = (
+    "RMSNormalization", "LayerNormalization", "SkipSimplifiedLayerNormalization",
+    "SkipLayerNormalization", "SimplifiedLayerNormalization",
+)  # fmt: skip
 
 
 def attentions(model: ir.Model) -> list[ir.Node]:
@@ -26,11 +30,6 @@ def of_layers(nodes: Sequence[ir.Node], layers: Iterable[int] | None) -> list[ir
 def nodes(model: ir.Model, *op_types: str) -> list[ir.Node]:
     """All nodes of these types."""
     return [n for n in model.graph if n.op_type in op_types]
-
-
-def in_block(model: ir.Model, block: int, *op_types: str) -> list[ir.Node]:
-    """The nodes of these types that are stamped with a block."""
-    return [n for n in nodes(model, *op_types) if block_of(n) == block]
 
 
 def above(value: ir.Value | None) -> list[ir.Node]:
@@ -130,3 +129,38 @@ def bypass(node: ir.Node, place: int = 0) -> int:
     assert source is not None
     node.outputs[0].replace_all_uses_with(source)
     return 1
+
+
+def rotaries(model: ir.Model, layers: Iterable[int] | None, which: Iterable[int]) -> list[ir.Node]:
+    """RotaryEmbedding nodes of queries (0) and keys (1)."""
+    found: list[ir.Node] = []
+    for node in of_layers(attentions(model), layers):
+        for operand in which:
+            value = node.inputs[operand]
+            maker = value.producer() if value is not None else None
+            if maker is not None and maker.op_type == "TensorScatter":
+                value = maker.inputs[1]
+                maker = value.producer() if value is not None else None
+            if maker is not None and maker.op_type == "RotaryEmbedding":
+                found.append(maker)
+            elif node.op_type == "GroupQueryAttention" and operand == 0:
+                found.append(node)
+    return found
+
+
+def factor(old: float, new: float) -> Edit:
+    """One constant of the stream (a residual or embedding multiplier) is another."""
+
+    def edit(model: ir.Model) -> int:
+        done = 0
+        for node in nodes(model, "Mul", "Div"):
+            for place, value in enumerate(node.inputs):
+                tensor = value.const_value if value is not None else None
+                if tensor is not None and tensor.size == 1:
+                    array = tensor.numpy()
+                    if np.isclose(float(array.reshape(())), old, rtol=1e-3):
+                        full = np.full(array.shape, new)
+                        done += rewired(node, place, constant(model, full, array.dtype))
+        return done
+
+    return edit

@@ -75,7 +75,8 @@ class Hosts:
         real: Callable[..., Any] = export.export
 
         def kept(model: Any, watch: Any) -> Any:
-            key = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
+            said = {k: v for k, v in model.config.to_dict().items() if k != "dtype"}
+            key = json.dumps(said, sort_keys=True, default=str)
             if key not in self.exports:
                 self.exports[key] = real(model, watch)
             made = self.exports[key]

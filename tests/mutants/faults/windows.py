@@ -1,4 +1,4 @@
-"""Masks: other windows, causal masks off by one, slopes of other heads, trees by row order."""
+"""Windows and causal masks: other sizes, off by one, of another layer or batch row."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from faults.graphs import (
 from faults.mutant import Edit, Mutant, after
 from graftline.passes import GRAFTS
 
-CANONICALIZE, KV, TREE, LOWER = (
-    GRAFTS[n] for n in ("canonicalize", "kv-cache", "tree-mask", "lower-ort")
-)
+CANONICALIZE = GRAFTS["canonicalize"]
+KV = GRAFTS["kv-cache"]
+TREE = GRAFTS["tree-mask"]
+LOWER = GRAFTS["lower-ort"]
 MASK = "graftline.mask"
 PLAIN = {"recipe": "plain"}
 
@@ -48,13 +49,6 @@ def _sized(old: int, new: int, layers: Iterable[int] | None = None) -> Edit:
     def edit(model: ir.Model) -> int:
         chosen = of_layers(attentions(model), layers)
         return sum(numbers(model, n.inputs[3:4], old, new) for n in chosen)
-
-    return edit
-
-
-def _lowered(new: int) -> Edit:
-    def edit(model: ir.Model) -> int:
-        return sum(attribute(n, "local_window_size", new) for n in attentions(model))
 
     return edit
 
@@ -104,117 +98,6 @@ def _other_row(model: ir.Model) -> int:
     return done
 
 
-def _slopes(change: object) -> Edit:
-    """The slopes of the heads, wherever they stand."""
-
-    def edit(model: ir.Model) -> int:
-        done = 0
-        for node in attentions(model):
-            for maker in above(node.inputs[3]) if len(node.inputs) > 3 else []:
-                for place, value in enumerate(maker.inputs):
-                    tensor = value.const_value if value is not None else None
-                    if tensor is None or tensor.size != 4 or not tensor.dtype.is_floating_point():
-                        continue
-                    array = tensor.numpy()
-                    new = change(array.reshape(-1)).reshape(array.shape)  # type: ignore[operator]
-                    done += rewired(maker, place, constant(model, new, array.dtype))
-        return done
-
-    return edit
-
-
-def _slopes_said(change: object) -> Edit:
-    def edit(model: ir.Model) -> int:
-        for node in attentions(model):
-            says = json.loads(node.metadata_props.get(MASK, "{}"))
-            if "slopes" in says:
-                new = change(np.asarray(says["slopes"]))  # type: ignore[operator]
-                node.metadata_props[MASK] = json.dumps({**says, "slopes": new.tolist()})
-        return _slopes(change)(model)
-
-    return edit
-
-
-def _reversed(slopes: np.ndarray) -> np.ndarray:
-    return slopes[::-1].copy()
-
-
-def _second_head(slopes: np.ndarray) -> np.ndarray:
-    return np.where(np.arange(len(slopes)) == 1, slopes * 1.05, slopes)
-
-
-def row_order(model: ir.Model, before: ir.Node) -> ir.Value:
-    """[B, N]: where each new row is written, in place of its depth in the tree."""
-    inputs = {v.name: v for v in model.graph.inputs}
-    size = op(model, before, "Shape", [inputs["tokens"]], start=1, end=2)
-    count = op(model, before, "Squeeze", [size, constant(model, [0], np.int64)])
-    zero, one = constant(model, 0, np.int64), constant(model, 1, np.int64)
-    rows = op(model, before, "Range", [zero, count, one])
-    start = op(model, before, "Unsqueeze", [inputs["write_index"], constant(model, [1], np.int64)])
-    return op(model, before, "Add", [start, rows])
-
-
-def _mask_by_order(layers: Iterable[int] | None) -> Edit:
-    """Positions in the mask count rows, not depths in the tree."""
-
-    def edit(model: ir.Model) -> int:
-        positions = next(v for v in model.graph.inputs if v.name == "positions")
-        order = None
-        done = 0
-        for node in of_layers(attentions(model), layers):
-            copies: dict[ir.Value, ir.Value] = {}
-            for maker in reversed(above(node.inputs[3])):
-                if order is None:
-                    order = row_order(model, model.graph[0])
-                inputs = [order if v is positions else copies.get(v, v) for v in maker.inputs]  # type: ignore[call-overload]
-                done += sum(v is positions for v in maker.inputs)
-                copy = ir.node(maker.op_type, inputs, dict(maker.attributes))
-                copy.metadata_props.update(maker.metadata_props)
-                model.graph.insert_before(node, copy)
-                copy.outputs[0].type, copy.outputs[0].shape = (
-                    maker.outputs[0].type, maker.outputs[0].shape
-                )  # fmt: skip
-                copies[maker.outputs[0]] = copy.outputs[0]
-            mask = node.inputs[3]
-            if mask in copies:
-                rewired(node, 3, copies[mask])
-        return done
-
-    return edit
-
-
-def _chain_for_tree(layers: Iterable[int] | None) -> Edit:
-    """A row sees every row before it, its tree or not."""
-
-    def edit(model: ir.Model) -> int:
-        done = 0
-        for node in of_layers(attentions(model), layers):
-            cache = next(v for v in model.graph.inputs if (v.name or "").startswith("cache."))
-            size = op(model, node, "Shape", [cache], start=2, end=3)
-            count = op(model, node, "Squeeze", [size, constant(model, [0], np.int64)])
-            zero, one = constant(model, 0, np.int64), constant(model, 1, np.int64)
-            slots = op(model, node, "Range", [zero, count, one])
-            rows = op(
-                model, node, "Unsqueeze",
-                [row_order(model, node), constant(model, [1, 3], np.int64)],
-            )  # fmt: skip
-            seen = op(model, node, "LessOrEqual", [slots, rows])
-            done += rewired(node, 3, seen)
-        return done
-
-    return edit
-
-
-def _bias_twice(model: ir.Model) -> int:
-    """What is added to the scores is added once more."""
-    done = 0
-    for node in attentions(model):
-        if node.op_type == "GroupQueryAttention" and len(node.inputs) > 10:
-            bias = node.inputs[10]
-            done += rewired(node, 10, op(model, node, "Add", [bias, bias]))
-    return done
-
-
 def _window_of_layer(source: int, target: int) -> Edit:
     """A layer takes the mask of another."""
 
@@ -251,9 +134,16 @@ def _query_shifted(model: ir.Model) -> int:
     return done
 
 
+def _lowered(new: int) -> Edit:
+    def edit(model: ir.Model) -> int:
+        return sum(attribute(n, "local_window_size", new) for n in attentions(model))
+
+    return edit
+
+
 def _sizes() -> list[Mutant]:
     found: list[Mutant] = []
-    for new in (80, 41, 39):
+    for new in (80, 41):
         found += [
             Mutant(
                 f"window-recognised-as-{new}", "canonicalize: read_mask",
@@ -284,7 +174,7 @@ def _sizes() -> list[Mutant]:
     return found
 
 
-MASKS = [
+WINDOWS = [
     *_sizes(),
     Mutant(
         "window-80-in-block-3", "kv-cache: SlotMasks", "the mask of block 3 alone is 80 wide",
@@ -335,51 +225,5 @@ MASKS = [
         "tree-mask-of-another-batch-row", "tree-mask: SlotMasks",
         "each sequence gets another's tree",
         "plain", "branches", after(TREE, _other_row),
-    ),
-    Mutant(
-        "slopes-permuted", "canonicalize: read_mask", "the slopes of the heads are in reverse",
-        "bloom", "masks", after(CANONICALIZE, _slopes_said(_reversed)),
-    ),
-    Mutant(
-        "slope-of-one-head", "canonicalize: read_mask", "one head's slope is 5 % too steep",
-        "alibi", "masks", after(CANONICALIZE, _slopes_said(_second_head)),
-    ),
-    Mutant(
-        "slopes-permuted-over-slots", "kv-cache: SlotMasks._alibi",
-        "the slopes of the heads are in reverse",
-        "alibi", "neutral", after(KV, _slopes(_reversed)), PLAIN,
-    ),
-    Mutant(
-        "slope-of-one-head-in-tree", "tree-mask: SlotMasks._alibi",
-        "one head's slope is 5 % too steep",
-        "alibi", "neutral", after(TREE, _slopes(_second_head)),
-    ),
-    Mutant(
-        "slopes-by-row-order", "tree-mask: SlotMasks._alibi",
-        "a bias counts rows of the tree, not its depth",
-        "alibi", "branches", after(TREE, _mask_by_order(None)),
-    ),
-    Mutant(
-        "window-by-row-order", "tree-mask: SlotMasks._window",
-        "a window counts rows of the tree, not its depth",
-        "window", "branches", after(TREE, _mask_by_order(None)),
-    ),
-    Mutant(
-        "slopes-by-row-order-in-blocks-2-3", "tree-mask: SlotMasks._alibi",
-        "in two later blocks a bias counts rows of the tree, not its depth",
-        "alibi", "whole", after(TREE, _mask_by_order([2, 3])),
-    ),
-    Mutant(
-        "tree-seen-as-a-chain", "tree-mask: SlotMasks", "a row sees its siblings",
-        "plain", "branches", after(TREE, _chain_for_tree(None)),
-    ),
-    Mutant(
-        "tree-seen-as-a-chain-in-blocks-2-3", "tree-mask: SlotMasks",
-        "in two later blocks a row sees its siblings",
-        "plain", "whole", after(TREE, _chain_for_tree([2, 3])),
-    ),
-    Mutant(
-        "bias-added-twice", "lower-ort: _Lengths.bias", "the bias of the scores is added twice",
-        "alibi", "neutral", after(LOWER, _bias_twice),
     ),
 ]  # fmt: skip
