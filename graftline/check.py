@@ -98,7 +98,7 @@ def _laws(bundle: Bundle, say: Watch) -> list[Finding]:
         return [Finding(f"law {error.law}", str(error), False)]
     except GraftlineError as error:
         return [Finding("laws", str(error), False)]
-    return [Finding(f"law {r.law}", f"{r.graft}: {r.checked}", True) for r in rows]
+    return [Finding(f"law {r.law}", f"{r.graft}: {r.text}", True) for r in rows]
 
 
 def _tokens(bundle: Bundle) -> list[Finding]:

@@ -1,4 +1,5 @@
-"""Pipelines run on an exported graph: structural laws on all of it, numeric ones on two blocks."""
+"""Pipelines run on an exported graph: structural laws on all of it, numeric ones on a reduced host.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +8,16 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from graftline.evaluate import ORACLE_LIMIT, decoder_feed
-from graftline.manifest import LawRow
+from graftline.evaluate import decoder_feed, oracle_limit
+from graftline.law import LawRow, summary
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.laws import STRUCTURAL
 from graftline.passes.pipeline import PassReport
 from graftline.passes.reduce_host import reduce_host
 from graftline.plan import FRONT, Plan
 from graftline.ports import read_facts
 
 Watch = Callable[[str], None]
-LAW_BLOCKS = 2
-"""Blocks of the reduced host on which the numeric laws of the grafts run."""
 
 
 @dataclass
@@ -33,8 +33,7 @@ class Compiled:
     @property
     def laws(self) -> list[LawRow]:
         """Every law that was checked."""
-        rows = [LawRow(r.graft, r.law, r.checked) for p in self.reports for r in p.laws]
-        return rows + self.notes
+        return [row for report in self.reports for row in report.laws] + self.notes
 
     def beyond(self, other: Compiled) -> Compiled:
         """What was done and checked here, and not on the way to `other`."""
@@ -75,20 +74,7 @@ def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
     model = raw.clone()
     front, rest = pipeline.split(len(Pipeline.parse(FRONT, GRAFTS).grafts))
     reports = front.run(model, watch=_told(say))
-    notes: list[LawRow] = []
-    reduced = reduce_host(model, LAW_BLOCKS)
-    size = sum(v.const_value.nbytes for v in reduced.graph.initializers.values() if v.const_value)
-    blocks = min(LAW_BLOCKS, read_facts(model).layers)
-    if size <= ORACLE_LIMIT:
-        say(f"laws: the oracle runs every graft on {blocks} of {read_facts(model).layers} blocks")
-        feed = decoder_feed(read_facts(model).vocabulary)
-        for report in rest.within(blocks).run(reduced, feed, watch=_told(say)):
-            numeric = [r for r in report.laws if r.law not in ("typed", "wellformed", "interface")]
-            notes += [LawRow(r.graft, r.law, f"{r.checked}; {blocks} blocks") for r in numeric]
-    else:
-        note = f"not run: {blocks} blocks weigh {size / 1e9:.1f} GB, the oracle takes 1 GB"
-        notes.append(LawRow("pipeline", "neutral", note))
-        say(f"laws: numeric laws {note}")
+    notes = numeric_laws(model, rest, say)
     grafts, lowering = rest.split(rest.index("pack-projections"))
     reports += grafts.run(model)
     canonical = model.clone()
@@ -96,9 +82,27 @@ def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
     return Compiled(canonical, model, str(pipeline), reports, notes)
 
 
+def numeric_laws(canonical: ir.Model, rest: Pipeline, say: Watch) -> list[LawRow]:
+    """The laws of every graft behind the front, on the reduced host, which any machine holds."""
+    reduced = reduce_host(canonical)
+    limit = oracle_limit()
+    if reduced.size > limit and len(reduced.blocks) > 1:
+        reduced = reduce_host(canonical, reduced.blocks[:1])
+    if reduced.size > limit:
+        size, room = reduced.size / 1e9, limit / 1e9
+        why = f"{reduced.text} weigh {size:.1f} GB, of which the oracle takes {room:.1f} GB here"
+        say(f"laws: the numeric laws do not run: {why}")
+        return [LawRow("pipeline", "neutral", "not_run", why)]
+    say(f"laws: the oracle runs every graft on {reduced.text}, {reduced.rows} rows")
+    feed = decoder_feed(read_facts(reduced.model).vocabulary, rows=reduced.rows)
+    reports = rest.within(len(reduced.blocks)).run(reduced.model, feed, watch=_told(say))
+    rows = [row for report in reports for row in report.laws if row.law not in STRUCTURAL]
+    return [replace(row, what=f"{row.what}; {reduced.text}") for row in rows]
+
+
 def _told(say: Watch) -> Callable[[PassReport], None]:
     def tell(report: PassReport) -> None:
         count = f"{report.nodes_before} -> {report.nodes_after} nodes"
-        say(f"{report.text}: {count}, {len(report.laws)} laws hold, {report.seconds:.1f} s")
+        say(f"{report.text}: {count}, laws: {summary(report.laws)}, {report.seconds:.1f} s")
 
     return tell

@@ -369,7 +369,20 @@ class FusedMatMul(OpRun):
         return ((np.matmul(left, right) * alpha).astype(a.dtype),)
 
 
+class GatherElements(OpRun):
+    """The standard operator: onnx.reference's own is wrong above 32 entries (onnx 1.23)."""
+
+    op_domain = ""
+
+    def _run(self, data: Array, indices: Array, *, axis: int = 0) -> tuple[Array, ...]:
+        at = np.where(indices < 0, indices + data.shape[axis], indices)
+        index = list(np.indices(at.shape, sparse=True))
+        index[axis] = at
+        return (data[tuple(index)],)
+
+
 CONTRIB_OPS: tuple[type[OpRun], ...] = (
+    GatherElements,
     FusedMatMul,
     GroupQueryAttention,
     SimplifiedLayerNormalization,

@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from graftline.errors import BundleError
+from graftline.law import LawRow, Status
 from graftline.ports import Facts, Port, ports_from_json
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 SEAL = "manifest.json.sha256"
 """Its digest, in the format of `sha256sum`."""
@@ -38,15 +39,6 @@ class PassRow:
     nodes_after: int
     added: tuple[str, ...] = ()
     why: str = ""
-
-
-@dataclass(frozen=True)
-class LawRow:
-    """One law that was checked after one pass, and what the check found, in words."""
-
-    graft: str
-    law: str
-    checked: str
 
 
 @dataclass(frozen=True)
@@ -124,6 +116,12 @@ def _pass_row(row: dict[str, Any]) -> PassRow:
     return replace(PassRow(**row), added=tuple(row["added"]))
 
 
+def _law_row(row: dict[str, Any]) -> LawRow:
+    if row["status"] not in get_args(Status):
+        raise TypeError(f"a law has the status {row['status']!r}")
+    return LawRow(**row)
+
+
 def _read(rows: dict[str, Any]) -> Manifest:
     known = {f.name for f in fields(Manifest)}
     values = {key: value for key, value in rows.items() if key != "schema"}
@@ -133,7 +131,7 @@ def _read(rows: dict[str, Any]) -> Manifest:
         values["facts"] = Facts(**values["facts"])
         values["ports"] = {k: ports_from_json(v) for k, v in values["ports"].items()}
         values["passes"] = tuple(_pass_row(r) for r in values["passes"])
-        values["laws"] = tuple(LawRow(**r) for r in values["laws"])
+        values["laws"] = tuple(_law_row(r) for r in values["laws"])
         values["files"] = {str(k): FileEntry(**v) for k, v in values["files"].items()}
         values["tokenizer"] = tuple(values["tokenizer"])
         if values["exactness"] is not None:

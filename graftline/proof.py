@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from graftline.engines import is_engine
 from graftline.errors import LawBroken
-from graftline.evaluate import ORACLE_LIMIT, Feed, run
-from graftline.manifest import Exactness, LawRow
+from graftline.evaluate import Feed, oracle_limit, run
+from graftline.law import Evidence, LawRow
+from graftline.manifest import Exactness
+from graftline.passes.compare import TOLERANCE
 from graftline.passes.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.kv_cache import empty_caches
-from graftline.passes.laws import TOLERANCE
 from graftline.ports import Facts, Port
 from graftline.recipe import FUSED, Recipe
 from graftline.store import load_graph
@@ -63,7 +64,7 @@ def prove(
     say("proof: the engine against the unmodified export, with the real weights")
     capacity = min(facts.positions or 512, 512)
     session = SESSIONS[target](folder / files[target], facts, ports, capacity=capacity)
-    laws = [LawRow(target, "whole", whole(folder / files["export"], session, facts, dtype))]
+    laws = [LawRow.of(target, "whole", whole(folder / files["export"], session, facts, dtype))]
     random = np.random.default_rng(1)
     prompt = random.integers(0, facts.vocabulary, min(24, capacity - 20), dtype=np.int64)
     session.reset(1)
@@ -78,12 +79,13 @@ def prove(
             else "a row's result depends on the rows beside it: never lossless"
         )
     )
-    laws.append(LawRow(target, "row-invariant", f"{words} (largest difference {rows.worst:.2g})"))
+    found = Evidence(words, rows.worst, status="measured")
+    laws.append(LawRow.of(target, "row-invariant", found))
     quality: dict[str, float] = {}
     if dtype != "fp32":  # the engine is close by design only; what it was made from must be equal
         fp32 = OrtSession(folder / files["canonical"], facts, canonical, capacity=capacity)
         equal = whole(folder / files["export"], fp32, facts, "fp32")
-        laws.append(LawRow("canonical", "whole", equal))
+        laws.append(LawRow.of("canonical", "whole", equal))
         if (folder / "tokenizer" / "tokenizer.json").is_file():
             quality = _quality(folder, fp32, session, dtype, say)
     return Proof(
@@ -110,12 +112,13 @@ def prove_fused(
     from graftline.runtimes.ort.session import OrtSession
 
     if is_engine(target):
-        return LawRow(FUSED, "fused", "on the reduced host alone: the engine runs on its GPU")
+        why = "the engine runs on its GPU; the reduced host was held to the same law"
+        return LawRow(FUSED, "fused", "not_run", why)
     say("proof: the fused step against the host's own, with the real weights")
     capacity = min(facts.positions or 512, 512)
     session = OrtSession(folder / files[target], facts, ports[target], capacity=capacity)
     fused = OrtFusedStep(folder / files[FUSED], ports[FUSED], session)
-    return LawRow(FUSED, "fused", fused_is_host(session, fused, chosen.options))
+    return LawRow(FUSED, "fused", "held", fused_is_host(session, fused, chosen.options))
 
 
 def prove_depth(
@@ -137,15 +140,15 @@ def prove_depth(
     say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
     canonical = load_graph(folder / files["canonical"])
     size = sum(v.const_value.nbytes for v in canonical.graph.initializers.values() if v.const_value)
-    if size > ORACLE_LIMIT:
-        told = f"not run: the draft weighs {size / 1e9:.1f} GB, the oracle takes 1 GB"
-        return [LawRow(stage, "prefix", told)]
+    if size > (most := oracle_limit()):
+        why = f"the draft weighs {size / 1e9:.1f} GB, the oracle takes {most / 1e9:.1f} GB here"
+        return [LawRow(stage, "prefix", "not_run", why)]
     tokens = np.random.default_rng(4).integers(0, facts.vocabulary, (1, 8), dtype=np.int64)
     feed: Feed = {"tokens": tokens, "positions": np.arange(8)[None], "rows": np.arange(8)[None]}
     feed |= {"write_index": np.zeros(1, np.int64), **empty_caches(canonical, 1, 10)}
     cut, graft = canonical.clone(), CutDepth(blocks)
     graft.apply(cut)
-    laws = [LawRow(stage, "prefix", prefix(graft, canonical, cut, feed, run))]
+    laws = [LawRow.of(stage, "prefix", prefix(graft, canonical, cut, feed, run))]
     if target == CUDA and cuda_missing():
         return laws
     session = SESSIONS[target](folder / files[stage], facts, ports[stage], capacity=64)
@@ -154,7 +157,7 @@ def prove_depth(
     first = session.prefill([tokens[0, :4]]).logits[0].copy()
     got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])
     checked = _close("depth", got, expected[3:], dtype, "the host cut there")
-    return [*laws, LawRow(stage, "depth", checked)]
+    return [*laws, LawRow.of(stage, "depth", checked)]
 
 
 def _prove_graph(
@@ -173,15 +176,16 @@ def _prove_graph(
     say("proof: the engine's graph against the unmodified export, with the real weights")
     capacity = min(facts.positions or 512, 512)
     fp32 = OrtSession(folder / files["canonical"], facts, canonical, capacity=capacity)
-    laws = [LawRow("canonical", "whole", whole(folder / files["export"], fp32, facts, "fp32"))]
+    laws = [LawRow.of("canonical", "whole", whole(folder / files["export"], fp32, facts, "fp32"))]
     slots = next((p.shape[2] for p in ports if p.mirror is not None), 0)
     slots = slots if isinstance(slots, int) else capacity + MOST_ROWS
     if dtype == "bf16" or slots <= MOST_ROWS:
         why = "ONNX Runtime's CPU has no bf16" if dtype == "bf16" else "too few slots for a step"
-        laws.append(LawRow(target, "whole", f"not run: {why}; the oracle ran the reduced host"))
+        why += "; the oracle ran the reduced host"
+        laws.append(LawRow(target, "whole", "not_run", why))
         return Proof(laws, None, None, {}, {})
     session = OrtSession(folder / files[target], facts, ports, capacity=slots - MOST_ROWS)
-    laws.append(LawRow(target, "whole", whole(folder / files["export"], session, facts, dtype)))
+    laws.append(LawRow.of(target, "whole", whole(folder / files["export"], session, facts, dtype)))
     quality: dict[str, float] = {}
     if dtype != "fp32" and (folder / "tokenizer" / "tokenizer.json").is_file():
         quality = _quality(folder, fp32, session, dtype, say)
@@ -206,7 +210,7 @@ def _quality(
     return {f"perplexity {name}": value for name, value in found.items()}
 
 
-def whole(export: Path, session: Any, facts: Facts, dtype: str) -> str:
+def whole(export: Path, session: Any, facts: Facts, dtype: str) -> Evidence:
     """Law of the whole: the engine's logits, prompt in chunks and cache, are the unmodified
     export's."""
     from graftline.runtimes.ort.graph import export_logits
@@ -224,7 +228,7 @@ def whole(export: Path, session: Any, facts: Facts, dtype: str) -> str:
 
 def _close(
     law: str, got: npt.NDArray[Any], expected: npt.NDArray[Any], dtype: str, reference: str
-) -> str:
+) -> Evidence:
     """Rows of logits [R, V] against those of a reference, as near as the precision allows."""
     gap = float(np.max(np.abs(got - expected)))
     agree = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
@@ -232,4 +236,6 @@ def _close(
     limit = {"fp32": 1e-3, "fp16": TOLERANCE["float16"] * largest}.get(dtype, np.inf)
     if not gap <= limit:
         raise LawBroken("pipeline", law, "logits", f"{gap:.3g} > {limit:.3g} from {reference}")
-    return f"{len(got)} rows against {reference}: max difference {gap:.2g}, argmax equal in {agree}"
+    what = f"{len(got)} rows against {reference}, argmax equal in {agree}"
+    bounded = np.isfinite(limit)
+    return Evidence(what, gap, limit if bounded else None, "held" if bounded else "measured")

@@ -12,7 +12,7 @@ from graftline.bundle import Bundle
 from graftline.compiled import Compiled, compile_graph
 from graftline.draft import DEPTHS
 from graftline.errors import LawBroken
-from graftline.manifest import LawRow
+from graftline.law import LawRow
 from graftline.proof import prove, prove_depth, prove_fused
 from graftline.recipe import FUSED, recipe
 from graftline.store import load_graph
@@ -55,7 +55,7 @@ def _made_again(compiled: Compiled, stored: ir.Model, what: str) -> LawRow:
             raise LawBroken(
                 what, "reproducible", f"node {place}", f"{_wiring(was)} is stored, not made"
             )
-    return LawRow(what, "reproducible", f"{len(stored.graph)} nodes made again as stored")
+    return LawRow(what, "reproducible", "held", f"{len(stored.graph)} nodes made again as stored")
 
 
 def _wiring(node: ir.Node | None) -> tuple[Any, ...]:

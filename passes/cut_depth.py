@@ -10,45 +10,34 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import LawBroken, NotApplicable
+from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.law import Evidence
 from graftline.passes.anchors import block_of, block_outputs
+from graftline.passes.compare import Comparison, written_slots
 from graftline.passes.emit import drop_unused, find_input, new_input, new_output
 from graftline.passes.graft import BLOCK, Evaluate, Graft, Law
-from graftline.passes.laws import TOLERANCE
 from graftline.ports import read_facts, read_ports, write_facts, write_ports
 
 STREAM = "stream"
 """The residual stream where a law takes a host apart."""
 
 
-def prefix(graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate) -> str:
+def prefix(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
     """The cut graph gives what the host's own final norm and head make of its residual stream after
     the last block that is kept, and the caches and taps of those blocks as they were."""
     assert isinstance(graft, CutDepth)
     expected = prefix_outputs(before, graft.blocks, feed, evaluate)
     got = evaluate(after, graft.neutral(feed, after))
-    caches = {p.name for p in read_ports(after) if p.mirror is not None}
+    caches = frozenset(p.name for p in read_ports(after) if p.mirror is not None)
     written = int(np.min(feed.get("write_index", 0))) + feed["tokens"].shape[1]
-    worst, limit = 0.0, TOLERANCE[read_facts(after).dtype]
-    for name, was in expected.items():
-        now = got.get(name)
-        if now is None or now.shape != was.shape:
-            found = "gone" if now is None else f"{now.shape} != {was.shape}"
-            raise LawBroken(graft.name(), "prefix", f"'{name}'", found)
-        if not np.issubdtype(was.dtype, np.floating):
-            continue
-        if name in caches:
-            was, now = was[:, :, :written], now[:, :, :written]
-        scale = max(1.0, float(np.max(np.abs(was), initial=0.0)))
-        gap = float(np.max(np.abs(now.astype(np.float64) - was), initial=0.0)) / scale
-        worst = max(worst, gap)
-        if not gap <= limit:
-            raise LawBroken(graft.name(), "prefix", f"'{name}'", f"{gap:.3g} > {limit:g}")
-    return (
-        f"{len(expected)} outputs equal the host's stream after block {graft.blocks - 1} through "
-        f"its final norm and head (max relative difference {worst:.2g})"
-    )
+    comparison = Comparison(graft.name(), "prefix", read_facts(after).dtype)
+    sides = (written_slots(side, caches, written) for side in (got, expected))
+    worst = comparison.outputs(*sides)
+    what = f"{len(expected)} outputs equal the host's stream after block {graft.blocks - 1} through"
+    return Evidence(f"{what} its final norm and head", worst, comparison.limit)
 
 
 def prefix_outputs(host: ir.Model, blocks: int, feed: Feed, evaluate: Evaluate) -> Feed:

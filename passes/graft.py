@@ -11,22 +11,26 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.law import Evidence
 
 MADE_BY, BLOCK, ROLE = "graftline.made_by", "graftline.block", "graftline.role"
 Evaluate = Callable[[ir.Model, Feed], Feed]
-Law = Callable[["Graft", ir.Model, ir.Model, Feed, Evaluate], str]
-"""law(graft, before, after, feed of before, evaluate) -> what was checked, in words. Raises
-LawBroken."""
+Law = Callable[["Graft", ir.Model, ir.Model, Feed, Evaluate], Evidence]
+"""law(graft, before, after, feed of before, evaluate) -> what was compared. Raises LawBroken."""
+WeightFreeLaw = Callable[["Graft", ir.Model, ir.Model], Evidence]
+"""law(graft, before, after) -> what was compared, on the whole graph, without reading a weight."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Graft:
     """Base of all passes: a frozen dataclass whose fields are its options.
 
-    `laws` are checked after `apply`, besides the common four.
+    `laws` and `weight_free` laws are checked after `apply`, besides the common four.
     """
 
     laws: ClassVar[tuple[Law, ...]] = ()
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = ()
+    """Laws that need no numbers but the graph's own: they run at every size, on all blocks."""
     numeric: ClassVar[bool] = True
     """False for a pass that changes values by design (quantize): the neutral law reports, not
     judges."""
@@ -64,6 +68,10 @@ class Graft:
     def dropped(self, before: ir.Model) -> frozenset[str]:
         """Inputs and outputs of the host that the graph has no more, by design."""
         return frozenset(self.computes)
+
+    def replaced(self, before: ir.Model) -> frozenset[str]:
+        """Outputs of the host that `carried` makes from outputs of the graph after."""
+        return frozenset()
 
     def within(self, blocks: int) -> Graft:
         """The same rewrite for the first `blocks` blocks of its host, on which the numeric laws

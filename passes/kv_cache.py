@@ -8,9 +8,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import LawBroken, NotApplicable
+from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.law import Evidence
 from graftline.passes.anchors import with_role
+from graftline.passes.compare import Comparison
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input, new_output
 from graftline.passes.graft import Evaluate, Graft, Law
 from graftline.passes.masks import SlotMasks
@@ -21,7 +23,9 @@ POISON = 1e3
 """What unwritten cache slots hold in a law's feed: finite, large, and never to be seen."""
 
 
-def chunked(graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate) -> str:
+def chunked(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
     """Feeding the rows in two chunks, caches carried over, gives the rows of the host."""
     whole = evaluate(before, feed)["logits"]
     rows = feed["tokens"].shape[1]
@@ -36,11 +40,11 @@ def chunked(graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluat
     second |= {k: v[:, cut:] for k, v in feed.items()}
     second["write_index"] = np.full(len(feed["tokens"]), cut, np.int64)
     rest = evaluate(after, second)["logits"]
-    gap = float(np.max(np.abs(np.concatenate([half["logits"], rest], axis=1) - whole)))
-    limit = 1e-4 * max(1.0, float(np.max(np.abs(whole))))
-    if not gap <= limit:
-        raise LawBroken(graft.name(), "chunked", "logits", f"{gap:.3g} > {limit:.3g}")
-    return f"two chunks of {cut} and {rows - cut} rows equal one pass (max difference {gap:.2g})"
+    both = np.concatenate([half["logits"], rest], axis=1)
+    comparison = Comparison(graft.name(), "chunked")
+    gap = comparison.output("logits", both, whole)
+    what = f"two chunks of {cut} and {rows - cut} rows equal one pass"
+    return Evidence(what, gap, comparison.limit)
 
 
 @dataclass(frozen=True)

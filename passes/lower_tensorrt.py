@@ -22,7 +22,14 @@ from graftline.passes.kv_cache import POISON
 from graftline.passes.laws import infer_shapes
 from graftline.passes.precision import PRECISIONS, Precision
 from graftline.passes.tensorrt_attention import AttentionLowering
-from graftline.passes.tensorrt_commit import COUNT, NextStepCommits, committed, deferred, unmoved
+from graftline.passes.tensorrt_commit import (
+    COUNT,
+    SUFFIX,
+    NextStepCommits,
+    committed,
+    deferred,
+    unmoved,
+)
 from graftline.passes.tensorrt_operators import inline_operators, keep_operators
 from graftline.passes.tensorrt_ops import refusals
 from graftline.passes.weights import tensor_of
@@ -110,6 +117,9 @@ class LowerTensorrt(Graft):
 
     def carried(self, outputs: Feed) -> Feed:
         return committed(outputs)
+
+    def replaced(self, before: ir.Model) -> frozenset[str]:
+        return frozenset(p.name for p in read_ports(before) if p.name.endswith(SUFFIX))
 
 
 def _lowered(port: Port, sizes: Mapping[str, int], dtype: str) -> Port:

@@ -15,8 +15,9 @@ import onnx_ir as ir
 
 from graftline.errors import PipelineSyntax, nearest
 from graftline.evaluate import Feed, run
+from graftline.law import LawRow
 from graftline.passes.graft import MADE_BY, Evaluate, Graft
-from graftline.passes.laws import LawResult, check, infer_shapes
+from graftline.passes.laws import Interface, Memo, check, infer_shapes
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class PassReport:
     nodes_before: int
     nodes_after: int
     added: dict[str, int]
-    laws: list[LawResult]
+    laws: list[LawRow]
 
 
 Watch = Callable[[PassReport], None]
@@ -71,14 +72,17 @@ class Pipeline:
         """Rewrite `model` in place. With a feed of the model as it is now, the numeric laws run
         too."""
         reports: list[PassReport] = []
+        memo = Memo(evaluate)
         for graft in self.grafts:
             began = time.perf_counter()
             graft.requires(model)
-            before = model.clone() if feed is not None else model
-            count = len(model.graph)
+            expected, count = Interface.of(graft, model), len(model.graph)
+            before = model.clone() if feed is not None or graft.weight_free else None
+            if before is not None:
+                memo.renamed(model, before)
             graft.apply(model)
-            infer_shapes(model)
-            laws = check(graft, before, model, feed, evaluate)
+            infer_shapes(model, graft.name())
+            laws = check(graft, expected, before, model, feed, memo)
             if feed is not None:
                 feed = graft.neutral(feed, model)
             report = PassReport(

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graftline.contrib_ops import dequantize
 from graftline.errors import LawBroken, NotApplicable, nearest
 from graftline.evaluate import Feed
+from graftline.law import Evidence
 from graftline.passes.block_codes import ALGORITHMS, Packed, quantize_rows
 from graftline.passes.emit import Emit, drop_unused
 from graftline.passes.graft import ROLE, Evaluate, Graft
@@ -238,9 +239,7 @@ def _names(graph: ir.Graph) -> list[str]:
     return [_name(n) for n in graph if n.op_type in PRODUCTS]
 
 
-def every_matrix(
-    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
-) -> str:
+def every_matrix(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
     """No product by a constant matrix is left, and as many were quantized as there were."""
     nodes = list(after.graph.all_nodes())
     products = [n for n in nodes if n.op_type in PRODUCTS]
@@ -257,18 +256,18 @@ def every_matrix(
     if len(made) != len(were):
         by = f"{len(were)} constant matrices became {len(made)}"
         raise LawBroken(graft.name(), "every-matrix", "the graph", by)
-    return f"{len(made)} matrices quantized; {len(products)} products of activations stay"
+    return Evidence(f"{len(made)} matrices quantized; {len(products)} products of activations stay")
 
 
 def closeness(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
-) -> str:
+) -> Evidence:
     """Each matrix differs from its source by no more than rounding can cause.
 
     A block of b values spanning R has norm R/sqrt(2) or more, and rounding to n steps moves each
     by R/2n or less: relative Frobenius error sqrt(2b)/2n at the most.
     """
-    worst, where, errors = 0.0, "", list[float]()
+    worst, highest, where, errors = 0.0, 0.0, "", list[float]()
     for node in after.graph:
         if node.op_type != "MatMulNBits" or SOURCE not in node.metadata_props:
             continue
@@ -282,12 +281,14 @@ def closeness(
         limit = np.sqrt(2 * sizes["block_size"]) / (2 * ((1 << sizes["bits"]) - 1))
         if not error <= limit:
             raise LawBroken(graft.name(), "closeness", f"'{name}'", f"{error:.3g} > {limit:.3g}")
+        highest = max(highest, float(limit))
         errors.append(error)
         if error >= worst:
             worst, where = error, name
     mean = float(np.mean(errors))
     report = f"mean {mean:.3g}, worst {worst:.3g} ('{where}')"
-    return f"relative error of {len(errors)} matrices: {report}"
+    return Evidence(f"relative error of {len(errors)} matrices: {report}", worst, highest)
 
 
-Quantize.laws = (every_matrix, closeness)
+Quantize.laws = (closeness,)
+Quantize.weight_free = (every_matrix,)

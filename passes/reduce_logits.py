@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Feed
+from graftline.law import Evidence
 from graftline.passes.emit import Emit, new_output
 from graftline.passes.graft import Evaluate, Graft, Law
 from graftline.ports import Port, read_ports, write_ports
@@ -21,7 +22,9 @@ LOWEST = -1e30
 """Below every logit, and still a float32 when it is divided by a temperature."""
 
 
-def reduced(graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate) -> str:
+def reduced(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
     """The reductions are those of the host's logits, computed outside the graph."""
     got = evaluate(after, feed)
     logits = got["logits"].astype(np.float64)
@@ -31,8 +34,13 @@ def reduced(graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluat
     if "topk_ids" in got:
         values = np.take_along_axis(logits, got["topk_ids"], axis=-1)
         best = -np.sort(-logits, axis=-1)[..., : values.shape[-1]]
-        if not np.allclose(values, best, atol=1e-6):
+        if not np.array_equal(values, best):
             raise LawBroken(graft.name(), "reduced", "topk_ids", "are not the largest logits")
+        if not np.array_equal(got["topk_logits"], best.astype(got["topk_logits"].dtype)):
+            raise LawBroken(graft.name(), "reduced", "topk_logits", "are not those of topk_ids")
+        repeated = np.any(np.diff(np.sort(got["topk_ids"], axis=-1)) == 0)
+        if repeated:
+            raise LawBroken(graft.name(), "reduced", "topk_ids", "name one token twice")
         checked += ["topk_ids", "topk_logits", "top_gap"]
         if not np.allclose(got["top_gap"], best[..., 0] - best[..., 1], atol=1e-5):
             raise LawBroken(graft.name(), "reduced", "top_gap", "is not best minus second best")
@@ -43,7 +51,7 @@ def reduced(graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluat
         if not gap <= 1e-3:
             raise LawBroken(graft.name(), "reduced", "entropy", f"off by {gap:.3g}")
         checked.append("entropy")
-    return f"{', '.join(checked)} agree with the logits"
+    return Evidence(f"{', '.join(checked)} agree with the logits")
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,28 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import LawBroken, NotApplicable
+from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.law import Evidence
 from graftline.passes.anchors import with_role
+from graftline.passes.compare import Comparison
 from graftline.passes.emit import Emit, new_input
 from graftline.passes.graft import Evaluate, Graft, Law
 from graftline.ports import Port, read_ports, write_ports
 
 
-def subset(graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate) -> str:
+def subset(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
     """Asking for some rows gives exactly those rows of the host's logits."""
     whole = evaluate(before, feed)["logits"]
     rows = np.asarray([[whole.shape[1] - 1, 0]] * len(whole), np.int64)
     some = evaluate(after, {**feed, "rows": rows})["logits"]
     expected = np.take_along_axis(whole, rows[..., None], axis=1)
-    gap = float(np.max(np.abs(some - expected)))
-    if not gap <= 1e-4 * max(1.0, float(np.max(np.abs(whole)))):
-        raise LawBroken(graft.name(), "subset", "logits", f"{gap:.3g}")
-    return f"2 rows of {whole.shape[1]} asked for: the same logits (max difference {gap:.2g})"
+    comparison = Comparison(graft.name(), "subset")
+    gap = comparison.output("logits", some, expected)
+    what = f"2 rows of {whole.shape[1]} asked for are the same logits"
+    return Evidence(what, gap, comparison.limit)
 
 
 @dataclass(frozen=True)

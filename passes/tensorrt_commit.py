@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import LawBroken, NotApplicable
+from graftline.errors import NotApplicable
 from graftline.evaluate import Array, Feed
+from graftline.law import Evidence
+from graftline.passes.compare import Comparison
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input
 from graftline.passes.fused_law import LENGTHS, ROUNDS, TreeStep
 from graftline.passes.graft import Evaluate, Graft
 from graftline.passes.kv_cache import POISON
-from graftline.passes.laws import TOLERANCE
 from graftline.passes.operators import calls
 from graftline.plugins.kv_commit import KV_COMMIT
 from graftline.ports import Port, read_facts, read_ports, write_ports
@@ -172,10 +173,10 @@ def committed(outputs: Feed) -> Feed:
 
 def deferred(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
-) -> str:
+) -> Evidence:
     """A second step gives the logits it gives after the commit, though it makes the commit."""
     if find_input(after.graph, COUNT) is None:
-        return "no cache is committed by the step"
+        return Evidence("no cache is committed by the step")
     slots = next(int(p.shape[2]) for p in read_ports(after) if p.role == "cache.key")
     step = TreeStep.of(feed, LENGTHS[0])
     node = np.arange(step.parents.shape[1])
@@ -195,11 +196,9 @@ def deferred(
     late = graft.neutral({**second, **first}, after)
     late |= {PATH: path, COUNT: count, "write_index": step.lengths}
     got = evaluate(after, late)["logits"]
-    gap = float(np.max(np.abs(got.astype(np.float64) - whole)))
-    limit = TOLERANCE[read_facts(after).dtype] * max(1.0, float(np.max(np.abs(whole))))
-    if not gap <= limit:
-        raise LawBroken(graft.name(), "deferred", "logits", f"{gap:.3g} > {limit:.3g}")
-    return f"{moved} rows are moved by the step after (max difference {gap:.2g})"
+    comparison = Comparison(graft.name(), "deferred", read_facts(after).dtype)
+    gap = comparison.output("logits", got, whole)
+    return Evidence(f"{moved} rows are moved by the step after", gap, comparison.limit)
 
 
 def _grown(cache: Array, slots: int) -> Array:

@@ -8,9 +8,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import LawBroken, NotApplicable
+from graftline.errors import NotApplicable
 from graftline.evaluate import Array, Feed
+from graftline.law import Evidence
 from graftline.passes.anchors import with_role
+from graftline.passes.compare import Comparison
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input
 from graftline.passes.graft import Evaluate, Graft, Law
 from graftline.passes.masks import SlotMasks
@@ -26,18 +28,17 @@ def causal_mask(write_index: Array, rows: int, slots: int) -> Array:
 
 def branches(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
-) -> str:
+) -> Evidence:
     """Every path of a tree scored in one pass equals the path fed to the host as a chain."""
     rows = feed["tokens"].shape[1]
-    parents = np.asarray([-1, 0, 0, 1, 1, 2, 3, 5][:rows])
-    tree = Tree(feed["tokens"][0], np.pad(parents, (0, rows - len(parents)), constant_values=0))
+    tree = Tree(feed["tokens"][0], trunk_and_branches(rows))
     fed = {k: v[:1] for k, v in feed.items()}
     fed["positions"] = tree.depth[None]
     slots = next(v.shape[2] for k, v in feed.items() if k.startswith("cache."))
     fed["mask"] = np.zeros((1, 1, rows, slots), np.bool_)
     fed["mask"][0, 0, :, :rows] = tree.mask
     scored = evaluate(after, fed)["logits"][0]
-    worst, limit = 0.0, 1e-4 * max(1.0, float(np.max(np.abs(scored))))
+    comparison, worst = Comparison(graft.name(), "branches"), 0.0
     leaves = [n for n in range(rows) if not tree.children[n]]
     for leaf in leaves:
         path = list(tree.path_to(leaf))
@@ -45,10 +46,20 @@ def branches(
         chain["tokens"] = tree.tokens[path][None]
         chain["positions"] = np.arange(len(path), dtype=np.int64)[None]
         alone = evaluate(before, chain)["logits"][0]
-        worst = max(worst, float(np.max(np.abs(alone - scored[path]))))
-    if not worst <= limit:
-        raise LawBroken(graft.name(), "branches", "logits", f"{worst:.3g} > {limit:.3g}")
-    return f"{len(leaves)} branches of one tree equal their chains (max difference {worst:.2g})"
+        worst = max(worst, comparison.output("logits", scored[path], alone))
+    what = f"{len(leaves)} branches of a tree of {rows} nodes equal their chains"
+    return Evidence(what, worst, comparison.limit)
+
+
+BRANCHES = (-1, 0, 0, 1, 1, 2, 3, 5)
+"""Parents of a small tree with four leaves of different depths."""
+
+
+def trunk_and_branches(rows: int) -> Array:
+    """Parents of `rows` nodes: a chain, long enough to leave every window, that ends in a tree."""
+    trunk = max(0, rows - len(BRANCHES))
+    ends = np.asarray(BRANCHES[: rows - trunk], np.int64)
+    return np.concatenate([np.arange(-1, trunk - 1), trunk + ends])
 
 
 @dataclass(frozen=True)

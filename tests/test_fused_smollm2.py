@@ -20,7 +20,7 @@ PROMPTS = (
 def engine(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     out = tmp_path_factory.mktemp("smollm2") / "fused.graft"
     made = graftline.optimize(smollm2, out, recipe="token-recycling", step="fused")
-    laws = {w.law: w.checked for w in made.manifest.laws if w.graft == "fused"}
+    laws = {w.law: w.text for w in made.manifest.laws if w.graft == "fused"}
     assert laws["fused"].startswith("24 steps")
     return graftline.load(out, step="fused", capacity=512)
 

@@ -11,6 +11,7 @@ import typer
 from graftline.commands import screen
 from graftline.draft import DEPTHS
 from graftline.errors import GraftlineError
+from graftline.law import summary
 from graftline.recipe import FUSED
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from graftline.bundle import Bundle
     from graftline.commands.blocks import Block
-    from graftline.manifest import LawRow
+    from graftline.law import LawRow
     from graftline.ports import Port
 
 STRUCTURAL = ("typed", "wellformed", "interface")
@@ -143,7 +144,8 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
     columns = ("pass", "nodes", "seconds#", "added", "why")
     shown.print(screen.table("passes", columns, rows))
     laws = _law_rows(bundle.manifest.laws)
-    shown.print(screen.table("laws that held", ("after", "law", "what was checked"), laws))
+    columns, title = ("after", "law", "what was compared"), summary(bundle.manifest.laws)
+    shown.print(screen.table(f"laws: {title}", columns, laws))
     files = [(rel, screen.size(f.size), f.sha256[:12]) for rel, f in bundle.manifest.files.items()]
     shown.print(screen.table("files", ("file", "size#", "sha256"), files))
 
@@ -179,7 +181,7 @@ def _law_rows(laws: tuple[LawRow, ...]) -> list[tuple[str, str, str]]:
     grafts = len({law.graft for law in structural})
     told = f"{len(structural)} checks on the whole graph, after each of {grafts} passes"
     rows = [("every pass", ", ".join(STRUCTURAL), told)] if structural else []
-    return rows + [(w.graft, w.law, w.checked) for w in laws if w.law not in STRUCTURAL]
+    return rows + [(w.graft, w.law, w.text) for w in laws if w.law not in STRUCTURAL]
 
 
 def _bundle_table(bundle: Bundle) -> Any:

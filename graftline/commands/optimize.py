@@ -9,6 +9,7 @@ import typer
 
 from graftline.commands import screen
 from graftline.errors import GraftlineError, nearest
+from graftline.law import summary
 
 
 def optimize(
@@ -134,7 +135,7 @@ def optimize(
         screen.write_json(_jsonable(bundle.manifest.to_json()))
         return
     total = sum(entry.size for entry in bundle.manifest.files.values())
-    laws = f"{len(bundle.manifest.laws)} laws hold"
+    laws = f"laws: {summary(bundle.manifest.laws)}"
     print(f"{out}: {bundle.manifest.facts.layers} blocks, {screen.size(total)}, {laws}")
     if "engine" in bundle.manifest.extra:
         print(f"its engine runs on {bundle.manifest.target}; see: graftline inspect {out}")

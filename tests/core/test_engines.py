@@ -59,7 +59,7 @@ def test_the_bundle_holds_the_engine_and_what_it_was_built_from(engine_bundle: B
 def test_the_graph_of_the_engine_is_proven_and_its_exactness_is_not_claimed(
     engine_bundle: Bundle,
 ) -> None:
-    proven = {(law.graft, law.law): law.checked for law in engine_bundle.manifest.laws}
+    proven = {(law.graft, law.law): law.text for law in engine_bundle.manifest.laws}
     assert "argmax equal in 13" in proven[TARGET, "whole"]
     assert engine_bundle.manifest.exactness is None
     quality = engine_bundle.manifest.quality
@@ -159,7 +159,7 @@ def test_a_graph_without_a_tree_decodes_single_rows(tiny_checkpoint: Path, tmp_p
         engine="chunk=16,capacity=256",
     )
     assert list(bundle.manifest.extra["engine"]["profiles"]) == ["decode.1", "prefill"]
-    laws = {(law.graft, law.law): law.checked for law in bundle.manifest.laws}
+    laws = {(law.graft, law.law): law.text for law in bundle.manifest.laws}
     assert laws["trt-rtx:sm89", "whole"].startswith("not run: ONNX Runtime's CPU has no bf16")
 
 

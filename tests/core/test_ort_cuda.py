@@ -35,7 +35,7 @@ def test_a_bundle_is_built_and_proven_without_a_gpu(
     manifest = Bundle.open(out).manifest
     assert manifest.target == "ort-cuda"
     assert manifest.exactness is None, "rows are compared on the GPU, not here"
-    laws = {(r.graft, r.law): r.checked for r in manifest.laws}
+    laws = {(r.graft, r.law): r.text for r in manifest.laws}
     assert ("not run" in laws["ort-cuda", "whole"]) == (dtype == "bf16")
     assert "argmax equal" in laws["canonical", "whole"]
     caches = {p.dtype for p in manifest.ports["ort-cuda"] if p.mirror is not None}

@@ -97,7 +97,7 @@ def test_before_and_after() -> None:
     ]
     assert lines == AFTER
     assert reports[-1].laws[-1].law == "prefix"
-    assert "after block 0" in reports[-1].laws[-1].checked
+    assert "after block 0" in reports[-1].laws[-1].text
 
 
 @pytest.mark.parametrize(

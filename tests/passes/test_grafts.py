@@ -18,6 +18,7 @@ from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors import block_of, block_outputs, stamp_anchors, with_role
 from graftline.passes.graft import MADE_BY
 from graftline.passes.laws import infer_shapes
+from graftline.passes.masks import MASK_KEY
 from graftline.passes.reduce_host import reduce_host
 from graftline.passes.tree_mask import TreeMask
 from graftline.ports import read_ports
@@ -122,13 +123,48 @@ def test_anchors_find_blocks_roles_and_stream() -> None:
     assert [v.producer().op_type for v in block_outputs(model.graph)] == ["Add"] * 3  # type: ignore[union-attr]
 
 
-def test_reduced_host_is_the_first_blocks() -> None:
-    deep, shallow = host(TinyDecoder(layers=4)), host(TinyDecoder(layers=2))
-    reduced = reduce_host(deep, 2)
-    assert len(reduced.graph) == len(shallow.graph)
-    assert len(deep.graph) > len(reduced.graph), "the host itself is left alone"
-    names = {n for n in reduced.graph.initializers if n.startswith("layers.")}
+def test_the_reduced_host_keeps_two_blocks_of_one_kind() -> None:
+    deep, shallow = grafted("anchors", TinyDecoder(layers=4)), host(TinyDecoder(layers=2))
+    reduced = reduce_host(deep)
+    assert reduced.text == "blocks 0+1 of 4"
+    assert len(reduced.model.graph) == len(shallow.graph)
+    assert len(deep.graph) > len(reduced.model.graph), "the host itself is left alone"
+    names = {n for n in reduced.model.graph.initializers if n.startswith("layers.")}
     assert {n.split(".")[1] for n in names} == {"0", "1"}
+
+
+def test_the_reduced_host_keeps_a_block_of_each_kind() -> None:
+    deep = grafted("anchors", TinyDecoder(layers=5, window=4))
+    odd = next(n for n in deep.graph if block_of(n) == 3 and n.op_type == "RMSNormalization")
+    odd.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.25)
+    reduced = reduce_host(deep)
+    assert reduced.blocks == (0, 1, 3), "causal, windowed, and one with an epsilon of its own"
+    assert {block_of(n) for n in reduced.model.graph} - {None} == {0, 1, 2}
+    out = run(reduced.model, decoder_feed(61, rows=reduced.rows))["logits"]
+    whole = run(grafted("anchors", TinyDecoder(layers=5, window=4)), decoder_feed(61))["logits"]
+    assert out.shape == whole.shape
+    assert not np.allclose(out, whole)
+
+
+def test_the_reduced_host_has_a_cut_vocabulary_and_short_windows() -> None:
+    deep = grafted("anchors", TinyDecoder(layers=4, window=4000, vocabulary=5001))
+    reduced = reduce_host(deep)
+    kept = 512 + 5001 % 256
+    logits = next(p for p in read_ports(reduced.model) if p.role == "logits")
+    assert logits.shape == ("B", "N", kept)
+    assert reduced.model.graph.initializers["window"].const_value.numpy() == 16  # type: ignore[union-attr]
+    feed = decoder_feed(kept, rows=reduced.rows)
+    reports = Pipeline.parse("kv-cache | tree-mask | reduce-logits", GRAFTS).run(
+        reduced.model, feed
+    )
+    assert all(row.status == "held" for report in reports for row in report.laws)
+    windowed = deep.clone()
+    for node in with_role(windowed.graph, "attention"):
+        if "window" in node.metadata_props[MASK_KEY]:
+            node.metadata_props[MASK_KEY] = '{"kind": "window", "size": 16}'
+    windowed.graph.initializers["window"].const_value = ir.tensor(np.asarray(16))
+    short, long = (run(reduce_host(model).model, feed)["logits"] for model in (windowed, deep))
+    assert np.allclose(short, long)
 
 
 def test_kv_cache_before_and_after() -> None:

@@ -259,8 +259,8 @@ def test_every_algorithm_is_tested():
 def test_its_laws_hold_and_say_what_they_saw():
     graft, before = Quantize(), host()
     after = grafted(graft)
-    assert "3 matrices quantized; 1 products" in every_matrix(graft, before, after, {}, run)
-    assert "of 3 matrices" in closeness(graft, before, after, {}, run)
+    assert "3 matrices quantized; 1 products" in every_matrix(graft, before, after).what
+    assert "of 3 matrices" in closeness(graft, before, after, {}, run).what
 
 
 def test_a_matrix_left_out_is_caught():
@@ -271,11 +271,11 @@ def test_a_matrix_left_out_is_caught():
     late = ir.node("MatMul", [after.graph[0].outputs[0], after.graph.initializers["up"]])
     after.graph.insert_before(relu, late)
     with pytest.raises(LawBroken, match="every-matrix"):
-        every_matrix(graft, before, after, {}, run)
+        every_matrix(graft, before, after)
     fewer = grafted(Quantize())
     del made(fewer)[0].metadata_props["graftline.weight"]
     with pytest.raises(LawBroken, match="3 constant matrices became 2"):
-        every_matrix(graft, before, fewer, {}, run)
+        every_matrix(graft, before, fewer)
 
 
 @pytest.mark.parametrize("part", [1, 2, 3])

@@ -1,0 +1,110 @@
+"""How two runs of a graph are compared: one place for tolerances, channels, integers and NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.errors import LawBroken
+from graftline.evaluate import Array, Feed
+
+TOLERANCE: Mapping[str, float] = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
+"""Largest difference by activation dtype, relative to the magnitude of its own channel. A product
+over K terms is off by eps * sqrt(K) relative to its terms: 1e-5 at K = 8192 in float32."""
+FLOOR = 1e-2
+"""The least magnitude a channel is given, relative to the largest of the whole output: what is
+rounded is the terms of a sum, which may be larger than the sum."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Compares named outputs for one law of one graft. `dtype` is that of the activations."""
+
+    who: str
+    law: str
+    dtype: str = "float32"
+
+    @property
+    def limit(self) -> float:
+        """The largest relative difference that passes."""
+        return TOLERANCE[self.dtype]
+
+    def broken(self, name: str, by: str) -> LawBroken:
+        """The error that says where the law does not hold."""
+        return LawBroken(self.who, self.law, f"'{name}'", by)
+
+    def outputs(self, got: Feed, expected: Feed) -> float:
+        """Largest relative difference of all `expected` outputs. Raises LawBroken where one is
+        missing, has another shape, exceeds the limit, or where there is nothing to compare."""
+        if not expected:
+            raise LawBroken(self.who, self.law, "outputs", "there is nothing to compare")
+        worst = 0.0
+        for name, array in expected.items():
+            if name not in got:
+                raise self.broken(name, "the host's output is gone")
+            worst = max(worst, self.output(name, got[name], array, expected))
+        return worst
+
+    def output(self, name: str, got: Array, expected: Array, others: Feed | None = None) -> float:
+        """The largest relative difference of one output; integers must be equal, but for token ids
+        whose logits, among `others`, are too close to tell apart."""
+        gap = self.measure(name, got, expected, others)
+        if not gap <= self.limit:
+            raise self.broken(name, f"{gap:.3g} > {self.limit:g}")
+        return gap
+
+    def measure(self, name: str, got: Array, expected: Array, others: Feed | None = None) -> float:
+        """The same without a limit: for what is by design not equal. NaN is broken all the same."""
+        if got.shape != expected.shape:
+            raise self.broken(name, f"{got.shape} != {expected.shape}")
+        if is_float(got) != is_float(expected):
+            raise self.broken(name, f"{got.dtype} in place of {expected.dtype}")
+        if is_float(expected):
+            return self._floats(name, got, expected)
+        if np.array_equal(got, expected):
+            return 0.0
+        logits = (others or {}).get("logits")
+        if logits is None or logits.ndim != got.ndim + (name == "argmax"):
+            places = int(np.sum(got != expected))
+            raise self.broken(name, f"{places} of {expected.size} integers differ")
+        return self._ids(name, got, expected, logits)
+
+    def _floats(self, name: str, got: Array, expected: Array) -> float:
+        new, old = got.astype(np.float64), expected.astype(np.float64)
+        if np.isnan(new).any() or np.isnan(old).any():
+            raise self.broken(name, "NaN")
+        both = np.isinf(new) & (new == old)
+        new, old = np.where(both, 0, new), np.where(both, 0, old)
+        if not old.size:
+            raise self.broken(name, "is empty: there is nothing to compare")
+        return float(np.max(np.abs(new - old) / magnitudes(old)))
+
+    def _ids(self, name: str, got: Array, expected: Array, logits: Array) -> float:
+        """How far apart the logits of differing token ids are: a near-tie may fall either way."""
+        old, new = (ids if ids.ndim == logits.ndim else ids[..., None] for ids in (expected, got))
+        scores = logits.astype(np.float64)
+        apart = np.take_along_axis(scores, old, -1) - np.take_along_axis(scores, new, -1)
+        return float(np.max(np.abs(apart)) / max(float(np.max(np.abs(scores))), 1e-30))
+
+
+def written_slots(outputs: Feed, caches: frozenset[str], slots: int) -> Feed:
+    """`outputs` with the first `slots` slots of its caches [B, K, S, D]: nobody sees the others."""
+    return {k: v[:, :, :slots] if k in caches else v for k, v in outputs.items()}
+
+
+def magnitudes(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """What a difference in each channel (last axis; of a cache also its head) is relative to."""
+    largest = float(np.max(np.abs(array), initial=0.0))
+    if array.ndim < 3:
+        return np.full((1,) * array.ndim, max(largest, 1e-30))
+    axes = (0, 2) if array.ndim == 4 else tuple(range(array.ndim - 1))
+    channels = np.max(np.abs(array), axis=axes, keepdims=True)
+    return np.maximum(np.maximum(channels, FLOOR * largest), 1e-30)
+
+
+def is_float(array: Array) -> bool:
+    """Whether an array holds floating-point numbers, those of ml_dtypes (bfloat16) included."""
+    return array.dtype.kind == "f" or array.dtype.name in ("bfloat16", "float8_e4m3fn")
