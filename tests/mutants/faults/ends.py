@@ -9,10 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from faults.graphs import (
-    constant,
     factor,
-    op,
-    rewired,
     weight,
 )
 from faults.mutant import Edit, Mutant, after
@@ -86,12 +83,11 @@ def _ids_cut(model: ir.Model) -> int:
 
 
 def _learned_shifted(model: ir.Model) -> int:
-    """Learned positions start one row later."""
+    """Learned positions start one row later; the last has its own."""
     positions = next(v for v in model.graph.inputs if v.name == "positions")
-    node = next(n for n in positions.consumers() if n.op_type in ("Gather", "Add"))
-    at = 1 if node.op_type == "Gather" else list(node.inputs).index(positions)
-    later = op(model, node, "Add", [positions, constant(model, 1, np.int64)])
-    return rewired(node, at, later)
+    near = [n for node in positions.consumers() for n in (node, *node.outputs[0].consumers())]
+    node = next(n for n in near if n.op_type == "Gather")
+    return weight(model, node, 0, lambda w: np.concatenate([w[1:], w[-1:]]))
 
 
 ENDS = [

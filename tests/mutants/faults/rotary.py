@@ -12,7 +12,6 @@ from faults.graphs import (
     attentions,
     bypass,
     constant,
-    op,
     rewired,
     rotaries,
 )
@@ -22,22 +21,6 @@ from graftline.passes import GRAFTS
 CANONICALIZE = GRAFTS["canonicalize"]
 KV = GRAFTS["kv-cache"]
 LOWER = GRAFTS["lower-ort"]
-
-
-def _positions(which: int, shift: int, layers: Iterable[int] | None = None) -> Edit:
-    """Queries (0) or keys (1) are turned as if they stood `shift` positions later."""
-
-    def edit(model: ir.Model) -> int:
-        done = 0
-        for node in rotaries(model, layers, [which]):
-            if node.op_type == "RotaryEmbedding":
-                later = op(
-                    model, node, "Add", [node.inputs[3], constant(model, shift, np.int64)]
-                )
-                done += rewired(node, 3, later)
-        return done
-
-    return edit
 
 
 def _tables(change: Callable[[Any, Any], tuple[Any, Any]], layers: Iterable[int] | None = None,
@@ -132,12 +115,12 @@ def _tables_of_layer(source: int, target: int) -> Edit:
 
 ROTARY = [
     Mutant("rotary-query-late", "canonicalize: RotaryReader", "queries turn one position later",
-           "llama", "neutral", after(CANONICALIZE, _positions(0, 1))),
+           "llama", "neutral", after(CANONICALIZE, _tables(_late(0), None, [0]))),
     Mutant("rotary-key-late-in-block-3", "canonicalize: RotaryReader",
            "keys of block 3 turn one position later",
-           "llama", "whole", after(CANONICALIZE, _positions(1, 1, [3]))),
+           "llama", "whole", after(CANONICALIZE, _tables(_late(0), [3], [1]))),
     Mutant("rotary-late-over-cache", "kv-cache", "keys turn one position later once cached",
-           "plain", "neutral", after(KV, _positions(1, 1))),
+           "plain", "neutral", after(KV, _tables(_late(0), None, [1]))),
     Mutant("rotary-late-from-30", "canonicalize: RotaryReader._tables",
            "from position 30 on tables are off by one",
            "llama", "rotary", after(CANONICALIZE, _tables(_late(30)))),
