@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from faults.graphs import constant, op, rewired
 from graftline.models.decoder import TinyDecoder
 from graftline.models.tiny import tiny
 
@@ -41,11 +42,56 @@ GRAPHS: Mapping[str, TinyDecoder] = {
     "window": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
     "narrow": TinyDecoder(layers=5, mlp=64, head_size=4, positions=8192),
     "alibi": TinyDecoder(layers=5, mlp=64, alibi=True, positions=8192),
+    "chunk": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
+    "sinks": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
+    "clip": TinyDecoder(layers=5, mlp=64, alibi=True, positions=8192),
 }
 STEEP = {"gemma2": ("gate_proj", 4.0)}
 """Weights of that name are so much larger: activations reach where approximations differ."""
 HALVES = {"half": "float16", "brain": "bfloat16"}
 """llama, stored in another precision."""
+
+
+def _chunked(model: ir.Model) -> ir.Model:
+    """Local layers see their own stretch of 24 positions."""
+    for near in [n for n in model.graph if n.op_type == "Less"]:
+        size = constant(model, 24, np.int64)
+        ago = near.inputs[0].producer()  # type: ignore[union-attr]
+        assert ago is not None
+        of = [op(model, near, "Div", [side, size]) for side in ago.inputs]
+        near.outputs[0].replace_all_uses_with(op(model, near, "Equal", of))
+    return model
+
+
+def _with_sinks(model: ir.Model) -> ir.Model:
+    """Local layers see the first 4 positions too."""
+    for both in [n for n in model.graph if n.op_type == "And"]:
+        causal, near = both.inputs
+        keys = causal.producer().inputs[0]  # type: ignore[union-attr]
+        sinks = op(model, both, "Less", [keys, constant(model, 4, np.int64)])
+        both.replace_input_with(1, op(model, both, "Or", [near, sinks]))
+    return model
+
+
+def _clipped(model: ir.Model) -> ir.Model:
+    """Slopes end at a distance of 40."""
+    for steep in [n for n in model.graph if n.op_type == "Mul" and n.inputs[0].name == "slopes"]:  # type: ignore[union-attr]
+        keys = steep.inputs[1].producer().inputs[0]  # type: ignore[union-attr]
+        rows = next(
+            n.outputs[0] for n in model.graph
+            if n.op_type == "Unsqueeze" and n.inputs[1].name == "axes_q"  # type: ignore[union-attr]
+            and n.inputs[0] is keys.producer().inputs[0]  # type: ignore[union-attr]
+        )  # fmt: skip
+        behind = op(model, steep, "Sub", [keys, rows])
+        near = op(model, steep, "Max", [behind, constant(model, -40, np.int64)])
+        rewired(steep, 1, op(model, steep, "Cast", [near], to=ir.DataType.FLOAT))
+    return model
+
+
+MASKED: Mapping[str, Callable[[ir.Model], ir.Model]] = {
+    "chunk": _chunked, "sinks": _with_sinks, "clip": _clipped,
+}  # fmt: skip
+"""What is done to the masks of a graph before it is saved."""
 
 
 @dataclass
@@ -62,7 +108,8 @@ class Hosts:
             file = place / "model.onnx"
             if not file.is_file():
                 place.mkdir(parents=True)
-                ir.save(GRAPHS[name].build(), file)
+                model = GRAPHS[name].build()
+                ir.save(MASKED[name](model) if name in MASKED else model, file)
             return file
         if not place.is_dir():
             _write(name, place)

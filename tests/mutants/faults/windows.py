@@ -174,6 +174,23 @@ def _sizes() -> list[Mutant]:
     return found
 
 
+def _formulas() -> list[Mutant]:
+    found: list[Mutant] = []
+    for host, what, old, new in (
+        ("chunk", "a chunk of 24 ends", 24, 25), ("sinks", "the 4 first positions end", 4, 3),
+        ("clip", "a slope clipped at 40 ends", 40, 41),
+    ):  # fmt: skip
+        for pass_, word in ((CANONICALIZE, "recognised"), (KV, "over-slots"), (TREE, "in-tree")):
+            options = PLAIN if pass_ is KV else {}
+            found.append(
+                Mutant(
+                    f"{host}-{new}-{word}", f"{pass_.name()}: its formula", f"{what} at {new}",
+                    host, "masks", after(pass_, _recognised(old, new)), options,
+                )
+            )  # fmt: skip
+    return found
+
+
 WINDOWS = [
     *_sizes(),
     Mutant(
@@ -226,4 +243,5 @@ WINDOWS = [
         "each sequence gets another's tree",
         "plain", "branches", after(TREE, _other_row),
     ),
+    *_formulas(),
 ]  # fmt: skip
