@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,44 +25,47 @@ TREE = GRAFTS["tree-mask"]
 LOWER = GRAFTS["lower-ort"]
 MASK = "graftline.mask"
 PLAIN = {"recipe": "plain"}
+Change = Callable[[Any], Any]
 
 
-def _slopes(change: object) -> Edit:
+def _slopes(change: Change) -> Edit:
     """The slopes of the heads, wherever they stand."""
 
     def edit(model: ir.Model) -> int:
         done = 0
-        for node in attentions(model):
-            for maker in above(node.inputs[3]) if len(node.inputs) > 3 else []:
-                for place, value in enumerate(maker.inputs):
-                    tensor = value.const_value if value is not None else None
-                    if tensor is None or tensor.size != 4 or not tensor.dtype.is_floating_point():
-                        continue
-                    array = tensor.numpy()
-                    new = change(array.reshape(-1)).reshape(array.shape)  # type: ignore[operator]
-                    done += rewired(maker, place, constant(model, new, array.dtype))
+        masks = [n.inputs[3] for n in attentions(model) if len(n.inputs) > 3]
+        for maker in {n for mask in masks for n in above(mask)}:
+            for place, value in enumerate(maker.inputs):
+                tensor = value.const_value if value is not None else None
+                if tensor is None or tensor.size != 4 or not tensor.dtype.is_floating_point():
+                    continue
+                array = tensor.numpy()
+                new = change(array.reshape(-1)).reshape(array.shape)
+                done += rewired(maker, place, constant(model, new, array.dtype))
         return done
 
     return edit
 
 
-def _slopes_said(change: object) -> Edit:
+def _slopes_said(change: Change) -> Edit:
+    """And what is said of them."""
+
     def edit(model: ir.Model) -> int:
         for node in attentions(model):
             says = json.loads(node.metadata_props.get(MASK, "{}"))
             if "slopes" in says:
-                new = change(np.asarray(says["slopes"]))  # type: ignore[operator]
+                new = change(np.asarray(says["slopes"]))
                 node.metadata_props[MASK] = json.dumps({**says, "slopes": new.tolist()})
         return _slopes(change)(model)
 
     return edit
 
 
-def _reversed(slopes: np.ndarray) -> np.ndarray:
+def _reversed(slopes: Any) -> Any:
     return slopes[::-1].copy()
 
 
-def _second_head(slopes: np.ndarray) -> np.ndarray:
+def _second_head(slopes: Any) -> Any:
     return np.where(np.arange(len(slopes)) == 1, slopes * 1.05, slopes)
 
 

@@ -14,7 +14,7 @@ from faults.graphs import (
 from faults.mutant import Apply, Mutant, Touched, instead
 from graftline.passes import draws, fuse_draft, fuse_verify
 
-FUSED = {"recipe": "token-recycling", "step": "fused"}
+STEP = {"recipe": "token-recycling", "step": "fused"}
 
 
 def _called(module: Any, plugin: str, change: Callable[[ir.Model, Any, list[ir.Value]], Any],
@@ -45,8 +45,8 @@ def _plus(place: int, number: int) -> Callable[[ir.Model, Any, list[ir.Value]], 
     return change
 
 
-def _path_late(model: ir.Model, emit: Any, values: list[ir.Value]) -> list[ir.Value]:
-    """The rows of an accepted path are taken one row later; the last where there is none."""
+def _path_early(model: ir.Model, emit: Any, values: list[ir.Value]) -> list[ir.Value]:
+    """The rows of an accepted path are taken one row earlier, behind the root."""
     cache, path, *rest = values
     real = emit.op("Greater", [path, constant(model, 0, np.int64)])
     step = emit.op("Cast", [real], to=ir.DataType.INT64)
@@ -72,13 +72,13 @@ def _one_too_many(model: ir.Model, emit: Any, values: list[ir.Value]) -> list[ir
 
 FUSED = [
     Mutant("accepts-one-too-many", "fuse-verify", "count is one too many",
-           "plain", "fused", _called(fuse_verify, "TreeVerify", _one_too_many, "outputs"), FUSED),
+           "plain", "fused", _called(fuse_verify, "TreeVerify", _one_too_many, "outputs"), STEP),
     Mutant("commits-one-row-early", "fuse-verify: _commit", "a path's rows are one row off",
-           "plain", "fused", _called(fuse_verify, "KVCommit", _path_late), FUSED),
+           "plain", "fused", _called(fuse_verify, "KVCommit", _path_early), STEP),
     Mutant("draft-rows-shifted", "fuse-draft", "a token's candidates are another's",
-           "plain", "drafted", _called(fuse_draft, "DraftTree", _table_rolled), FUSED),
+           "plain", "drafted", _called(fuse_draft, "DraftTree", _table_rolled), STEP),
     Mutant("random-stream-of-the-next-turn", "draws: uniforms", "draws are numbered from one",
-           "plain", "fused", _called(draws, "Uniforms", _plus(1, 1)), FUSED),
+           "plain", "fused", _called(draws, "Uniforms", _plus(1, 1)), STEP),
     Mutant("random-stream-of-another-seed", "draws: uniforms", "the seed is another",
-           "plain", "fused", _called(draws, "Uniforms", _plus(0, 1)), FUSED),
+           "plain", "fused", _called(draws, "Uniforms", _plus(0, 1)), STEP),
 ]  # fmt: skip

@@ -27,11 +27,11 @@ LOWER = GRAFTS["lower-ort"]
 
 
 def _epsilon(place: int, *op_types: str) -> Edit:
-    """One norm's epsilon is 1e-6, not 1e-5."""
+    """One norm's epsilon is 1e-5, not 1e-6."""
 
     def edit(model: ir.Model) -> int:
         found = nodes(model, *(op_types or NORM_TYPES))
-        return attribute(found[place], "epsilon", 1e-4) if len(found) > place else 0
+        return attribute(found[place], "epsilon", 1e-5) if len(found) > place else 0
 
     return edit
 
@@ -88,15 +88,15 @@ def _sum_forgets_skip(model: ir.Model) -> int:
 
 
 NORMS = [
-    Mutant("epsilon-of-one-norm", "canonicalize: fuse_norms", "epsilon 1e-4 for 1e-5 in block 0",
+    Mutant("epsilon-of-one-norm", "canonicalize: fuse_norms", "epsilon 1e-5 for 1e-6 in block 0",
            "llama", "neutral", after(CANONICALIZE, _epsilon(0))),
-    Mutant("epsilon-of-a-later-norm", "canonicalize: fuse_norms", "epsilon 1e-4 in block 3",
+    Mutant("epsilon-of-a-later-norm", "canonicalize: fuse_norms", "epsilon 1e-5 in block 3",
            "llama", "whole", after(CANONICALIZE, _epsilon(6))),
-    Mutant("epsilon-of-final-norm", "canonicalize: fuse_norms", "epsilon 1e-4 in the final norm",
+    Mutant("epsilon-of-final-norm", "canonicalize: fuse_norms", "epsilon 1e-5 in the final norm",
            "llama", "neutral", after(CANONICALIZE, _epsilon(10))),
-    Mutant("epsilon-lowered", "lower-ort: _skip_norm", "epsilon 1e-4 in a fused norm",
+    Mutant("epsilon-lowered", "lower-ort: _skip_norm", "epsilon 1e-5 in a fused norm",
            "llama", "neutral", after(LOWER, _epsilon(0, "SkipSimplifiedLayerNormalization"))),
-    Mutant("epsilon-lowered-in-block-3", "lower-ort: _skip_norm", "epsilon 1e-4 in a fused norm",
+    Mutant("epsilon-lowered-in-block-3", "lower-ort: _skip_norm", "epsilon 1e-5 in a fused norm",
            "llama", "whole", after(LOWER, _epsilon(6, "SkipSimplifiedLayerNormalization"))),
     Mutant("norm-bias-dropped", "canonicalize: _take_affine", "a LayerNorm loses its bias",
            "bloom", "neutral", after(CANONICALIZE, _norm_input(1, 2, np.zeros_like))),

@@ -34,20 +34,13 @@ def _output(model: ir.Model, name: str) -> ir.Value:
 
 def _published(model: ir.Model, name: str, change: Callable[[ir.Node, ir.Value], ir.Value]) -> int:
     """An output is made of what was to be it; nobody else sees the difference."""
-    old = _output(model, name)
-    at = model.graph.node(-1) if old.producer() is None else None
-    marker = at or list(model.graph)[-1]
-    end = op(model, marker, "Identity", [old])
-    model.graph.remove(end.producer())  # type: ignore[arg-type]
-    model.graph.insert_after(list(model.graph)[-1], end.producer())  # type: ignore[arg-type]
-    maker = end.producer()
-    assert maker is not None
+    old, maker = _output(model, name), ir.node("Identity", [None])
+    model.graph.append(maker)
     maker.replace_input_with(0, change(maker, old))
-    end.type, end.shape = old.type, old.shape
-    place = list(model.graph.outputs).index(old)
-    model.graph.outputs[place] = end
-    old.name = f"{name}.right"
-    end.name = name
+    new = maker.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    model.graph.outputs[list(model.graph.outputs).index(old)] = new
+    old.name, new.name = f"{name}.right", name
     return 1
 
 

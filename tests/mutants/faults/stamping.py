@@ -56,7 +56,7 @@ def _cloned(change: Callable[[int, list[ir.Node]], None]) -> Apply:
 def _first_epsilon(layer: int, made: list[ir.Node]) -> None:
     norms = [n for n in made if "Normalization" in n.op_type]
     if layer == 3:
-        norms[0].attributes["epsilon"] = ir.AttrFloat32("epsilon", 1e-4)
+        norms[0].attributes["epsilon"] = ir.AttrFloat32("epsilon", 1e-5)
 
 
 def _other_kinds(of: list[int]) -> list[int]:
@@ -80,6 +80,6 @@ STAMPING = [
            "a local layer is stamped from a global one",
            "gemma2", "own-model", _stamped(_other_kinds)),
     Mutant("epsilon-in-one-stamped-layer", "models.stamp: _clone",
-           "epsilon 1e-4 in stamped layer 3",
+           "epsilon 1e-5 in stamped layer 3",
            "llama", "own-model", _cloned(_first_epsilon)),
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from faults.mutant import Edit, Mutant, Touched, after, instead
 from graftline.passes import GRAFTS, tree_inputs
 
 TREE = GRAFTS["tree-mask"]
-FUSED = {"recipe": "token-recycling", "step": "fused"}
+STEP = {"recipe": "token-recycling", "step": "fused"}
 
 
 def row_order(model: ir.Model, before: ir.Node) -> ir.Value:
@@ -138,5 +138,5 @@ TREES = [
            "in two later blocks a tree's rows turn by their order, not by their depth",
            "plain", "whole", after(TREE, _by_row_order([2, 3]))),
     Mutant("ancestors-turned", "tree-inputs: TreeInputs._reach", "a node sees its descendants",
-           "plain", "fused", instead(tree_inputs.TreeInputs, "_reach", _turned), FUSED),
+           "plain", "fused", instead(tree_inputs.TreeInputs, "_reach", _turned), STEP),
 ]  # fmt: skip

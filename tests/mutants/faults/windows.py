@@ -31,7 +31,7 @@ PLAIN = {"recipe": "plain"}
 
 
 def _recognised(old: int, new: int, layers: Iterable[int] | None = None) -> Edit:
-    """The window is taken for another, in the graph and in what is said of it."""
+    """The number is taken for another, in the mask and in what is said of it."""
 
     def edit(model: ir.Model) -> int:
         done = 0
@@ -46,6 +46,8 @@ def _recognised(old: int, new: int, layers: Iterable[int] | None = None) -> Edit
 
 
 def _sized(old: int, new: int, layers: Iterable[int] | None = None) -> Edit:
+    """The number is another in the mask alone."""
+
     def edit(model: ir.Model) -> int:
         chosen = of_layers(attentions(model), layers)
         return sum(numbers(model, n.inputs[3:4], old, new) for n in chosen)
@@ -78,11 +80,8 @@ def _seen_too_far(model: ir.Model) -> int:
     """A causal row sees one slot more than its own: what an earlier text left there."""
     done = 0
     for node in nodes(model, "LessOrEqual"):
-        if node.outputs[0].name == "mask.causal" or node.outputs[0].consumers():
-            rows = node.inputs[1]
-            done += rewired(
-                node, 1, op(model, node, "Add", [rows, constant(model, 1, np.int64)])
-            )
+        later = op(model, node, "Add", [node.inputs[1], constant(model, 1, np.int64)])
+        done += rewired(node, 1, later)
     return done
 
 
