@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from faults.graphs import (
 )
 from faults.mutant import Edit, Mutant, after
 from graftline.passes import GRAFTS
+from graftline.ports import read_ports, write_ports
 
 KV = GRAFTS["kv-cache"]
 LOWER = GRAFTS["lower-ort"]
@@ -98,6 +100,21 @@ def _past_order(model: ir.Model) -> int:
     return rewired(found[3], 3, found[2].inputs[3])  # type: ignore[arg-type]
 
 
+def _mirrors_exchanged(one: int, other: int) -> Edit:
+    """What a step writes for one layer becomes the next step's past of another."""
+
+    def edit(model: ir.Model) -> int:
+        names = {f"cache.{a}.key": f"cache.{b}.key" for a, b in ((one, other), (other, one))}
+        ports = read_ports(model)
+        changed = [replace(p, mirror=names.get(p.mirror or "", p.mirror)) for p in ports]
+        if not any(p.name == f"cache.{other}.key" for p in ports):
+            return 0
+        write_ports(model, changed)
+        return sum(a != b for a, b in zip(ports, changed, strict=True))
+
+    return edit
+
+
 CACHES = [
     Mutant("key-written-late", "kv-cache: KvCache._scatter", "keys are written one slot late",
            "plain", "neutral", after(KV, _slot_shifted(1, None)), CHAIN),
@@ -114,6 +131,11 @@ CACHES = [
            "plain", "whole", after(KV, _cache_of_another_layer(2, 3, [1])), CHAIN),
     Mutant("past-of-another-layer", "kv-cache", "block 1 goes on from block 0's past keys",
            "plain", "chunked", after(KV, _past_of_another_layer(0, 1)), CHAIN),
+    Mutant("mirrors-exchanged", "kv-cache", "keys of blocks 0 and 1 change places between steps",
+           "plain", "chunked", after(KV, _mirrors_exchanged(0, 1)), CHAIN),
+    Mutant("mirrors-exchanged-in-blocks-2-3", "kv-cache",
+           "keys of blocks 2 and 3 change places between steps",
+           "plain", "whole", after(KV, _mirrors_exchanged(2, 3)), CHAIN),
     Mutant("past-length-short", "lower-ort: _Lengths", "seqlens_k is one too small",
            "plain", "neutral", after(LOWER, _past_lengths), CHAIN),
     Mutant("past-of-another-layer-lowered", "lower-ort", "block 3 takes block 2's past keys",

@@ -93,6 +93,14 @@ def _rows_shifted(model: ir.Model) -> int:
     return rewired(node, 0, op(model, node, "Mod", [next_, last]))
 
 
+def _rows_of_the_other(model: ir.Model) -> int:
+    """Each sequence gets the rows of the one opposite."""
+    rows = next(v for v in model.graph.inputs if v.name == "rows")
+    pick = rows.consumers()[0].outputs[0].consumers()[0]
+    ends = [constant(model, [n], np.int64) for n in (-1, -(1 << 40), 0, -1)]
+    return rewired(pick, 0, op(model, pick, "Slice", [pick.inputs[0], *ends]))
+
+
 def _tap(source: Callable[[ir.Model], ir.Value | None], name: str) -> Edit:
     def edit(model: ir.Model) -> int:
         maker = _output(model, name).producer()
@@ -128,6 +136,8 @@ OUTPUTS = [
            "plain", "neutral", after(LOWER, _wrong("hidden.1", "Mul", (0.5, np.float32))), TAPS),
     Mutant("rows-shifted", "select-rows", "the row after the one asked for is given",
            "plain", "neutral", after(SELECT, _rows_shifted), CHAIN),
+    Mutant("rows-of-another-sequence", "select-rows", "each sequence gets another's rows",
+           "plain", "neutral", after(SELECT, _rows_of_the_other), CHAIN),
     Mutant("argmax-of-the-next-group", "reduce-logits: Groups.argmax", "256 too many",
            "plain", "reduced", after(REDUCE, _wrong("argmax", "Add", (256, np.int64))), CHAIN),
     Mutant("topk-ids-of-another-group", "reduce-logits: Groups.topk", "256 too few",

@@ -12,6 +12,7 @@ from faults.graphs import (
     above,
     attentions,
     constant,
+    nodes,
     of_layers,
     op,
     rewired,
@@ -21,6 +22,7 @@ from faults.mutant import Edit, Mutant, Touched, after, instead
 from graftline.passes import GRAFTS, tree_inputs
 
 TREE = GRAFTS["tree-mask"]
+LOWER = GRAFTS["lower-ort"]
 STEP = {"recipe": "token-recycling", "step": "fused"}
 
 
@@ -98,6 +100,21 @@ def _by_row_order(layers: Iterable[int]) -> Edit:
     return edit
 
 
+def _without(place: int, layers: Iterable[int] | None = None) -> Edit:
+    """A fused attention without its positions (9) or its bias (10): it counts rows, and sees all
+    before."""
+
+    def edit(model: ir.Model) -> int:
+        done = 0
+        for node in of_layers(nodes(model, "GroupQueryAttention"), layers):
+            if len(node.inputs) > place and node.inputs[place] is not None:
+                node.replace_input_with(place, None)
+                done += 1
+        return done
+
+    return edit
+
+
 def _turned(real: Any, touched: Touched) -> Any:
     """Rows and columns of the ancestors change places: a node sees its descendants."""
 
@@ -137,6 +154,15 @@ TREES = [
     Mutant("rotary-by-row-order-in-blocks-2-3", "tree-mask",
            "in two later blocks a tree's rows turn by their order, not by their depth",
            "plain", "whole", after(TREE, _by_row_order([2, 3]))),
+    Mutant("tree-positions-dropped-lowered", "lower-ort: _group_query_attention",
+           "a tree's rows turn by their order once attention is fused",
+           "plain", "whole", after(LOWER, _without(9))),
+    Mutant("tree-bias-dropped-lowered", "lower-ort: _group_query_attention",
+           "a row sees its siblings once attention is fused",
+           "plain", "whole", after(LOWER, _without(10))),
+    Mutant("tree-bias-dropped-in-block-3", "lower-ort: _group_query_attention",
+           "a row sees its siblings in block 3 once attention is fused",
+           "plain", "whole", after(LOWER, _without(10, [3]))),
     Mutant("ancestors-turned", "tree-inputs: TreeInputs._reach", "a node sees its descendants",
            "plain", "fused", instead(tree_inputs.TreeInputs, "_reach", _turned), STEP),
 ]  # fmt: skip
