@@ -13,8 +13,9 @@ from graftline.engines import EngineRequest
 from graftline.manifest import Manifest, PassRow
 from graftline.passes.pipeline import PassReport
 from graftline.plan import Plan
-from graftline.ports import Port, read_facts, read_ports
+from graftline.ports import Port, read_assumptions, read_facts, read_ports, told, write_ports
 from graftline.proof import prove, prove_depth, prove_fused
+from graftline.raw_ports import read_raw
 from graftline.recipe import FUSED
 from graftline.store import WeightFile, checkpoint_files, save_graph
 
@@ -33,6 +34,11 @@ def write_bundle(
     """Write the graphs and their weights, build the engine where there is one, prove everything;
     what the manifest says of it."""
     compiled, fused, target, dtype = made.target, made.fused, plan.target, plan.dtype
+    # the export says what its own inputs are, for whoever runs it without the compiler
+    write_ports(host.model, read_raw(compiled.canonical.metadata_props))
+    assumptions = read_assumptions(compiled.canonical)
+    for line in told(assumptions):
+        say(f"assumed: {line}")
     graphs = {"export": host.model, "canonical": compiled.canonical, target: compiled.lowered}
     if fused is not None:
         graphs[FUSED] = fused.lowered
@@ -89,6 +95,7 @@ def write_bundle(
         ports=ports,
         passes=tuple(_row(r) for r in reports),
         laws=tuple(laws),
+        assumptions=assumptions,
         exactness=proof.exactness,
         quality=proof.quality,
         generation=host.generation,

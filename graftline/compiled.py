@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from graftline.evaluate import decoder_feed, oracle_limit
+from graftline.evaluate import decoder_feed, oracle_limit, run
 from graftline.law import LawRow, summary
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.front_law import canonical_is_raw
 from graftline.passes.laws import STRUCTURAL
 from graftline.passes.pipeline import PassReport
 from graftline.passes.reduce_host import reduce_host
@@ -74,7 +75,9 @@ def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
     model = raw.clone()
     front, rest = pipeline.split(len(Pipeline.parse(FRONT, GRAFTS).grafts))
     reports = front.run(model, watch=_told(say))
-    notes = numeric_laws(model, rest, say)
+    say("laws: the canonical host against the raw graph")
+    found = canonical_is_raw(raw, model, run, oracle_limit())
+    notes = [LawRow.of("canonicalize", "neutral", found), *numeric_laws(model, rest, say)]
     grafts, lowering = rest.split(rest.index("pack-projections"))
     reports += grafts.run(model)
     canonical = model.clone()

@@ -19,6 +19,24 @@ class NotApplicable(GraftlineError):
         super().__init__(reason + seen)
 
 
+class CannotEvaluate(GraftlineError):
+    """A value cannot be computed without running the model: it depends on activations, a weight is
+    too large to look at, or an operator has no reference implementation. Names the nodes.
+
+    It says nothing about the value: whoever catches it knows no more than before.
+    """
+
+    def __init__(self, reason: str, nodes: Iterable[str] = ()) -> None:
+        self.nodes = tuple(nodes)
+        seen = f" (looked at: {', '.join(self.nodes[:8])})" if self.nodes else ""
+        super().__init__(reason + seen)
+
+
+class DoesNotRun(CannotEvaluate):
+    """A node fails on the values the graph itself gives it, as in any runtime: an index out of its
+    table, shapes that do not broadcast. The host cannot be run at these sizes."""
+
+
 class LawBroken(GraftlineError):
     """A law of grafts does not hold: who broke it, which law, which value, by how much."""
 

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 
 from graftline.errors import BundleError
 from graftline.law import LawRow, Status
-from graftline.ports import Facts, Port, ports_from_json
+from graftline.ports import Assumption, Facts, Port, assumptions_from_json, ports_from_json
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -55,7 +55,8 @@ class Manifest:
 
     `graphs` maps a stage or target ("canonical", "ort-cpu") to its file, `ports` the same names to
     their ports. `rebuild` is the command that makes this bundle again. `files` is filled in by
-    `BundleWriter.finish`. Paths are relative to the folder, with forward slashes. `draft` tells of
+    `BundleWriter.finish`. Paths are relative to the folder, with forward slashes. `assumptions` are
+    what was put in place of inputs of the export. `draft` tells of
     the draft engine, a bundle of its own in the folder draft/: its `source` as asked for, and
     whether it has the target's own weights (`same_weights`); empty where there is none.
     """
@@ -71,6 +72,7 @@ class Manifest:
     rebuild: str = REBUILD
     passes: tuple[PassRow, ...] = ()
     laws: tuple[LawRow, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
     exactness: Exactness | None = None
     quality: Mapping[str, float] = field(default_factory=dict[str, float])
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -132,6 +134,7 @@ def _read(rows: dict[str, Any]) -> Manifest:
         values["ports"] = {k: ports_from_json(v) for k, v in values["ports"].items()}
         values["passes"] = tuple(_pass_row(r) for r in values["passes"])
         values["laws"] = tuple(_law_row(r) for r in values["laws"])
+        values["assumptions"] = assumptions_from_json(values.get("assumptions", []))
         values["files"] = {str(k): FileEntry(**v) for k, v in values["files"].items()}
         values["tokenizer"] = tuple(values["tokenizer"])
         if values["exactness"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,8 +133,8 @@ def pipeline_of(
     """The recipe of that name and the whole pipeline text, with the passes `fusing` behind the
     recipe's. Raises for what is unknown."""
     chosen = recipe(name)
-    own = passes if passes is not None else chosen.passes
-    parts = [FRONT, own, fusing, "pack-projections"]
+    front, own = _front(passes, chosen.passes)
+    parts = [front, own, fusing, "pack-projections"]
     if request is not None:
         if quantizer is not None:
             raise GraftlineError(f"--quantizer goes with --target ort-cpu, not with {target}")
@@ -141,6 +142,15 @@ def pipeline_of(
         return chosen, str(Pipeline.parse(text, GRAFTS))
     text = " | ".join(filter(None, [*parts, ending(target, dtype, quantizer)]))
     return chosen, str(Pipeline.parse(text, GRAFTS))
+
+
+def _front(passes: str | None, own: str) -> tuple[str, str]:
+    """The front of a pipeline and what follows it. `passes` may begin with a canonicalize of other
+    options; where they are nothing else, the recipe's `own` passes follow."""
+    first, _, rest = (passes or "").partition("|")
+    if not re.match(r"\s*canonicalize\b", first):
+        return FRONT, own if passes is None else passes
+    return f"{first} | {FRONT.partition('| ')[2]}", rest if rest.strip() else own
 
 
 def fused_pipeline(

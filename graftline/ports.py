@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -18,6 +18,7 @@ from graftline.errors import BundleError
 Direction = Literal["in", "out"]
 PORTS_KEY = "graftline.ports"
 FACTS_KEY = "graftline.facts"
+ASSUMPTIONS_KEY = "graftline.assumptions"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,36 @@ class Facts:
     mask_token: int | None = None
 
 
+@dataclass(frozen=True)
+class Assumption:
+    """What the compiler put in place of an input of the exported graph, in words.
+
+    `input` is its name there, `role` what it was recognised as, `value` what stands in its place
+    from now on ("all ones: no padding"), and `why` that is sound.
+    """
+
+    input: str
+    role: str
+    value: str
+    why: str
+
+
+def told(assumptions: Iterable[Assumption]) -> list[str]:
+    """One line per kind of assumption: what is true of many inputs alike is said once."""
+    kinds: dict[Assumption, list[Assumption]] = {}
+    for assumption in assumptions:
+        kinds.setdefault(replace(assumption, input=""), []).append(assumption)
+    lines: list[str] = []
+    for same in kinds.values():
+        first = same[0]
+        more = f" and {len(same) - 1} like it" if len(same) > 1 else ""
+        verb = "are" if more else "is"
+        lines.append(
+            f"input '{first.input}'{more} ({first.role}) {verb} taken as {first.value}; {first.why}"
+        )
+    return lines
+
+
 def write_ports(model: ir.Model, ports: Iterable[Port]) -> None:
     """Stamp the ports into the model; they survive save and load."""
     model.metadata_props[PORTS_KEY] = json.dumps([asdict(p) for p in ports])
@@ -105,3 +136,21 @@ def read_facts(model: ir.Model) -> Facts:
     if text is None:
         raise BundleError("the graph carries no facts; it was not made by `graftline optimize`")
     return Facts(**json.loads(text))
+
+
+def write_assumptions(model: ir.Model, assumptions: Iterable[Assumption]) -> None:
+    """Stamp the assumptions into the model."""
+    model.metadata_props[ASSUMPTIONS_KEY] = json.dumps([asdict(a) for a in assumptions])
+
+
+def read_assumptions(model: ir.Model) -> tuple[Assumption, ...]:
+    """Return the assumptions stamped in the model, in order of its inputs."""
+    return assumptions_from_json(json.loads(model.metadata_props.get(ASSUMPTIONS_KEY, "[]")))
+
+
+def assumptions_from_json(rows: list[dict[str, Any]]) -> tuple[Assumption, ...]:
+    """Build assumptions from their JSON rows. Raises BundleError when a row does not fit."""
+    try:
+        return tuple(Assumption(**row) for row in rows)
+    except TypeError as error:
+        raise BundleError(f"assumptions cannot be read ({error}); rebuild the bundle") from error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from graftline.errors import CheckpointError
 from graftline.models.gguf_file import GgufCheckpoint
 from graftline.models.hf import HfCheckpoint
-from graftline.models.host import Checkpoint
+from graftline.models.host import Checkpoint, Host, Watch, silent
 from graftline.models.onnx_file import OnnxCheckpoint
 from graftline.models.pt2_file import Pt2Checkpoint
 
 GGUF_MAGIC = b"GGUF"
+WEIGHTS = ("*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin")
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -36,14 +38,37 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """One of several forms of a model that lie in one folder, and how to choose another."""
+
+    checkpoint: Checkpoint
+    note: str
+
+    @property
+    def path(self) -> Path:
+        """The file or folder that is read."""
+        return self.checkpoint.path
+
+    def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
+        """The host of the chosen form; `watch` is told of the choice first."""
+        (watch or silent)(self.note)
+        return self.checkpoint.host(full_export, watch)
+
+
 def _folder(place: Path) -> Checkpoint:
-    if (place / "config.json").is_file():
-        return HfCheckpoint(place)
-    graphs = sorted(place.glob("*.onnx"))
+    graphs = sorted(place.glob("*.onnx")) or sorted((place / "onnx").glob("*.onnx"))
+    weights = [f for kind in WEIGHTS for f in place.glob(kind)]
+    if (place / "config.json").is_file() and (weights or not graphs):
+        host = HfCheckpoint(place)
+        if not graphs:
+            return host
+        names = " or ".join(str(graph) for graph in graphs[:3])
+        return Chosen(host, f"using {weights[0].name} with config.json; for the graph give {names}")
     if len(graphs) == 1:
-        return OnnxCheckpoint(graphs[0])
+        return Chosen(OnnxCheckpoint(graphs[0]), f"using {graphs[0].relative_to(place)}")
     if graphs:
-        names = ", ".join(g.name for g in graphs)
+        names = ", ".join(str(g.relative_to(place)) for g in graphs)
         raise CheckpointError(f"{place}: several graphs ({names}); give one of the files")
     raise CheckpointError(f"{place}: no config.json and no .onnx; give a Hugging Face folder")
 

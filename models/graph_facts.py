@@ -6,11 +6,17 @@ import math
 
 import onnx_ir as ir
 
+from graftline.contrib_ops import MICROSOFT
 from graftline.ports import Facts
 
 HEADS = ("q_num_heads", "num_heads")
 ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
 KV_HEADS = ("kv_num_heads",)
+_TABLES = {
+    ("RotaryEmbedding", ""): 1, ("RotaryEmbedding", MICROSOFT): 2,
+    ("GroupQueryAttention", MICROSOFT): 7,
+}  # fmt: skip
+"""Where operators take their table of cosines, by name and domain."""
 
 
 def facts_of_graph(model: ir.Model, source: str) -> Facts:
@@ -30,11 +36,22 @@ def facts_of_graph(model: ir.Model, source: str) -> Facts:
         heads=heads,
         kv_heads=kv_heads or heads,
         head_size=size or (hidden // heads if heads else 0),
-        positions=0,
+        positions=_positions(model),
         dtype=_dtype(model),
         source=source,
         parameters=_parameters(model),
     )
+
+
+def _positions(model: ir.Model) -> int:
+    """The rows of the shortest table of cosines that a node is given, 0 where none is."""
+    rows = [
+        _dim(node.inputs[_TABLES[node.op_type, node.domain]], 0)
+        for node in model.graph
+        if (node.op_type, node.domain) in _TABLES
+        and len(node.inputs) > _TABLES[node.op_type, node.domain]
+    ]
+    return min((r for r in rows if r), default=0)
 
 
 def _dim(value: ir.Value | None, axis: int) -> int:

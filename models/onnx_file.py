@@ -8,7 +8,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
+from graftline.contrib_ops import MICROSOFT
 from graftline.errors import CheckpointError
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.hf import generation, tokenizer_files
@@ -16,10 +18,15 @@ from graftline.models.host import Host, Watch, silent
 from graftline.models.mask_token import mask_token
 from graftline.ports import write_facts
 
+CONFIG = "config.json"
+_KNOWN_TO_RUNTIME = frozenset({"SimplifiedLayerNormalization", "LayerNormalization"})
+"""Operators that ONNX Runtime has in the standard domain where the standard has none."""
+
 
 @dataclass(frozen=True)
 class OnnxCheckpoint:
-    """One .onnx file, with or without external data beside it."""
+    """One .onnx file, with or without external data beside it; its tokenizer and configuration are
+    beside it too, or one folder up where the file lies in onnx/."""
 
     path: Path
 
@@ -33,7 +40,8 @@ class OnnxCheckpoint:
         self._check_graph(proto)
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, self.path.parent)
-        folder = self.path.parent
+        common.LiftSubgraphInitializersToMainGraphPass()(model)
+        folder = companion(self.path)
         facts = facts_of_graph(model, self.path.name)
         facts = replace(facts, mask_token=mask_token(folder))
         write_facts(model, facts)
@@ -83,11 +91,25 @@ class OnnxCheckpoint:
                 light.graph.input.append(
                     onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                 )
+        for node in light.graph.node:
+            if node.op_type in _KNOWN_TO_RUNTIME and node.domain in ("", "ai.onnx"):
+                node.domain = MICROSOFT
+        if all(row.domain != MICROSOFT for row in light.opset_import):
+            light.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
         try:
             onnx.checker.check_model(light)
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{self.path}: not a valid graph ({reason})") from error
+
+
+def companion(file: Path) -> Path:
+    """The folder of a graph's tokenizer and configuration: its own, or the one above where a
+    checkpoint keeps its graphs in a folder of their own."""
+    own = file.parent
+    above = own.resolve().parent
+    bare = not tokenizer_files(own) and not (own / CONFIG).is_file()
+    return above if bare and tokenizer_files(above) and (above / CONFIG).is_file() else own
 
 
 def _hub_link(file: Path) -> bool:

@@ -6,14 +6,17 @@ import os
 import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from graftline.errors import CheckpointError
 from graftline.models.cache import cached, fingerprint
 from graftline.models.graph_facts import facts_of_graph
+from graftline.models.hf import generation, tokenizer_files
 from graftline.models.host import Host, Watch, silent
+from graftline.models.mask_token import mask_token
+from graftline.models.onnx_file import companion
 from graftline.models.weights import fill, read_headers
 from graftline.ports import write_facts
 
@@ -56,9 +59,12 @@ class Pt2Checkpoint:
         folder = cached("pt2", fingerprint([self.path]), lambda to: _save(held, to))
         source = read_headers([folder / WEIGHTS])
         fill(exported.model, sorted(held), lambda n, shape, kind: source.tensor(n, n, shape, kind))
+        beside = companion(self.path)
         facts = facts_of_graph(exported.model, self.path.name)
+        facts = replace(facts, mask_token=mask_token(beside))
         write_facts(exported.model, facts)
-        return Host("decoder", exported.model, facts, weights=source)
+        files, defaults = tokenizer_files(beside), generation(beside)
+        return Host("decoder", exported.model, facts, files, defaults, source)
 
     def _load(self) -> Any:
         import torch

@@ -16,7 +16,7 @@ import networkx as nx
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
-from graftline.passes.graft import BLOCK, ROLE, Graft
+from graftline.passes.graft import BLOCK, ROLE, SHARED, Graft
 
 NORMS = frozenset({"RMSNormalization", "LayerNormalization"})
 _NOT_DATA = frozenset({"Shape", "Size"})
@@ -197,8 +197,8 @@ def _stamp_constants(graph: ir.Graph, order: dict[ir.Node, int]) -> None:
         if BLOCK in node.metadata_props:
             continue
         blocks = {
-            reader.metadata_props.get(BLOCK, "shared")
+            reader.metadata_props.get(BLOCK, SHARED)
             for value in node.outputs
             for reader in value.consumers()
         }
-        node.metadata_props[BLOCK] = blocks.pop() if len(blocks) == 1 else "shared"
+        node.metadata_props[BLOCK] = blocks.pop() if len(blocks) == 1 else SHARED

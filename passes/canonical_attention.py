@@ -4,19 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
-from graftline.passes.canonical_mask import MASK_KEY, Bias, Mask, MaskWriter, read_mask
+from graftline.passes.canonical_lengths import SQUARE, constants_above, lengths_around
+from graftline.passes.canonical_lift import Lift
+from graftline.passes.canonical_mask import MASK_KEY, Bias, Mask, MaskWriter, RawMask, read_mask
 from graftline.passes.canonical_moves import Heads, trace_heads
-from graftline.passes.canonical_rotary import RotaryReader
+from graftline.passes.canonical_rotary import RawTurn, RotaryReader
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
 from graftline.passes.meaning import World, label, label_value, scalar
+from graftline.passes.seen import Seen, rounding
 
-_PASSED = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Max", "Clip"})
+_PASSED = frozenset({"Cast", "Identity", "Reshape", "Dropout", "Max", "Clip", "Min"})
+SCORES = (1.0, 30.0, 1e3, 3e4)
+"""Sizes of the random scores on which a chain is checked, as far as their type holds them."""
+_SPREAD = 16
+_PROBED_SCORES = 64
+_BETWEEN = 24
+_READ = frozenset({"is_causal", "scale", "softcap", "q_num_heads", "kv_num_heads"})
+"""Attributes of Attention that are read; others must say nothing."""
+RAW_KEY = "graftline.raw_attention"
+
+
+@dataclass(frozen=True)
+class RawAttention:
+    """What the raw graph adds between positions, and how it turns queries and keys; kept beside the
+    new node, in memory only, for the law `masks`."""
+
+    masks: tuple[RawMask, ...]
+    query: RawTurn | None
+    key: RawTurn | None
 
 
 @dataclass
@@ -35,8 +57,6 @@ class Found:
     scale: float
     softcap: float
     bias: Bias
-    sources: list[ir.Value]
-    """Weight-free values the bias is made of."""
     bias_key: str
 
 
@@ -49,7 +69,14 @@ class AttentionReader:
     hidden: set[ir.Value]
     rotary: RotaryReader
     masks: MaskWriter
-    read: dict[str, Mask] = field(default_factory=dict)
+    read: dict[str, Mask] = field(default_factory=dict[str, Mask])
+    unchanged: set[str] = field(default_factory=set[str])
+    """Ways from probabilities to values that were proven to change nothing."""
+
+    @property
+    def positions(self) -> int:
+        """How many positions the tables of all masks hold; 0 where there are none."""
+        return min((m.positions for m in self.read.values() if m.positions), default=0)
 
     def run(self) -> int:
         """Rewrite every attention and return how many there were."""
@@ -79,12 +106,12 @@ class AttentionReader:
             raise NotApplicable("values are scaled before attention", [where])
         if found.bias_key not in self.read:
             self.read[found.bias_key] = read_mask(
-                found.bias, found.sources, self.measures, found.heads, where
+                found.bias, self.measures, self.rotary.rows, where
             )
         mask = self.read[found.bias_key]
         scale = found.scale * q.scale * k.scale
-        query = self.rotary.settle(bases[0], found.node)
-        key = self.rotary.settle(bases[1], found.node)
+        query, query_turn = self.rotary.settle(bases[0], found.node)
+        key, key_turn = self.rotary.settle(bases[1], found.node)
         inputs = [query, key, bases[2]]
         held = self.masks.value(mask)
         if held is not None:
@@ -96,6 +123,7 @@ class AttentionReader:
         )  # fmt: skip
         node.name = f"attention.{len(self.graph)}.{found.out.name}"
         node.metadata_props[MASK_KEY] = mask.text()
+        node.meta[RAW_KEY] = RawAttention(mask.raw, query_turn, key_turn)
         new = node.outputs[0]
         new.type, new.shape = found.out.type, found.out.shape
         ir.convenience.replace_all_uses_with(found.out, new, replace_graph_outputs=True)
@@ -117,6 +145,7 @@ class AttentionReader:
     # Attention nodes
 
     def _fused(self, node: ir.Node) -> Found:
+        _refuse_attributes(node)
         inputs = list(node.inputs) + [None] * 7
         query, key, value, mask = inputs[:4]
         if query is None or key is None or value is None:
@@ -126,6 +155,8 @@ class AttentionReader:
         for past in inputs[4:6]:
             if past is not None and 0 not in self.measures.shape(past):
                 raise NotApplicable("an Attention node keeps its own cache", [label(node)])
+        if mask is not None and mask in self.hidden:
+            raise NotApplicable("the mask of an attention depends on activations", [label(node)])
         out = node.outputs[0]
         if len(self.measures.shape(query)) == 3:
             query, key, value, out = self._unmerge(node, query, key, value)
@@ -136,7 +167,7 @@ class AttentionReader:
             node, out, query, key, value, shape[1], False,
             float(scale) if scale is not None else shape[-1] ** -0.5,
             float(node.attributes.get_float("softcap", 0.0) or 0.0),
-            _bias_of_mask(mask, causal), [mask] if mask is not None else [],
+            _bias_of_mask(mask, causal, self.measures),
             f"{id(mask)}.{causal}.{shape[1]}",
         )  # fmt: skip
 
@@ -185,30 +216,87 @@ class AttentionReader:
         query, key = product.inputs[0], product.inputs[1]
         if query is None or key is None:
             return None
-        end = self._times_values(softmax)
+        end = self._times_values(softmax, scores)
         value = end.inputs[1]
         if value is None:
             raise NotApplicable("attention without values", [label(end)])
         heads = scores.heads(self.measures)
         return Found(
             end, self._four_dimensional(end.outputs[0]), query, key, value, heads, True,
-            scores.scale, scores.softcap, scores.bias, scores.sources, scores.key(),
+            scores.scale, scores.softcap, scores.as_bias(), scores.key(),
         )  # fmt: skip
 
-    def _times_values(self, softmax: ir.Node) -> ir.Node:
-        """The product with V that probabilities run into, past casts and guards against NaN."""
-        value = softmax.outputs[0]
-        while True:
-            readers = [n for n, _ in value.uses() if n.op_type != "IsNaN"]
-            node = readers[0] if len(readers) == 1 else None
-            if node is None or value.is_graph_output():
-                raise NotApplicable("attention probabilities are read twice", [label(softmax)])
-            if node.op_type == "MatMul" and node.inputs[0] is value:
-                return node
-            guard = node.op_type == "Where" and node.inputs[2] is value
-            if not guard and node.op_type not in _PASSED:
-                raise NotApplicable("attention probabilities do not meet values", [label(node)])
-            value = node.outputs[0]
+    def _times_values(self, softmax: ir.Node, scores: _Scores) -> ir.Node:
+        """The product with V that probabilities run into; what lies between changes nothing."""
+        axis = int(softmax.attributes.get_int("axis", -1) or 0)
+        rank = len(self.measures.shape(softmax.outputs[0]))
+        if axis % rank != rank - 1:
+            raise NotApplicable(
+                f"softmax runs over axis {axis} of scores, not over the keys, their last axis",
+                [label(softmax)],
+            )
+        end, between = self._between(softmax)
+        if between:
+            self._prove_unchanged(softmax, end, between, scores)
+        return end
+
+    def _between(self, softmax: ir.Node) -> tuple[ir.Node, list[ir.Node]]:
+        """The product with V, and the nodes on the way from the probabilities to it."""
+        inside, ends = dict[ir.Node, None](), dict[ir.Node, None]()
+        todo = [softmax.outputs[0]]
+        while todo:
+            value = todo.pop()
+            if value.is_graph_output():
+                raise NotApplicable("attention probabilities are an output", [label(softmax)])
+            for node, index in value.uses():
+                if node.op_type == "MatMul" and index == 0:
+                    ends[node] = None
+                elif node not in inside:
+                    inside[node] = None
+                    todo.extend(node.outputs)
+            if len(inside) > _BETWEEN:
+                raise NotApplicable("attention probabilities do not meet values", [label(softmax)])
+        if len(ends) != 1:
+            raise NotApplicable("attention probabilities are read twice", [label(n) for n in ends])
+        return next(iter(ends)), list(inside)
+
+    def _prove_unchanged(
+        self, softmax: ir.Node, end: ir.Node, between: list[ir.Node], scores: _Scores
+    ) -> None:
+        """Refuse what changes probabilities (a second mask, a clip): told by values around every
+        constant above them."""
+        key = f"{scores.key()}{[(n.op_type, [id(v) for v in self._given([n])]) for n in between]}"
+        if key in self.unchanged:
+            return
+        self.unchanged.add(key)
+        names = [label(n) for n in between]
+        given = self._given(between)
+        wide = max(self.measures.shape(softmax.outputs[0])[:-2], default=1)
+        lengths = lengths_around(constants_above([*given, *scores.sources]))
+        per_row = any("N" in (self.measures.dims(v) or ["N"]) for v in given)
+        product, probabilities = scores.product.outputs[0], softmax.outputs[0]
+        for n in lengths:
+            if wide * n * n > SQUARE:
+                if per_row:
+                    raise NotApplicable(
+                        f"what is done to attention probabilities cannot be looked at for {n} "
+                        "positions", names,
+                    )  # fmt: skip
+                break
+            world = self.measures.world(2, n)
+            random = np.random.default_rng(n).standard_normal(scores.product_shape(2, n)) * 3
+            world.known[product] = random.astype(_float(product))
+            before, after = world.value(probabilities), world.value(_input(end, 0))
+            gap = np.abs(after.reshape(before.shape).astype(np.float64) - before)
+            if not gap.max() <= 8 * rounding(before.dtype):
+                raise NotApplicable(
+                    f"attention probabilities are changed after the softmax (masked again, clipped "
+                    f"or rescaled; by {gap.max():.2g} at {n} positions)", names,
+                )  # fmt: skip
+
+    def _given(self, nodes: list[ir.Node]) -> list[ir.Value]:
+        """The weight-free operands of nodes."""
+        return [v for n in nodes for v in n.inputs if v is not None and v not in self.hidden]
 
     def _four_dimensional(self, out: ir.Value) -> ir.Value:
         if len(self.measures.shape(out)) == 4:
@@ -219,21 +307,25 @@ class AttentionReader:
         raise NotApplicable("heads of an attention are not restored", [label_value(out)])
 
 
-def _bias_of_mask(mask: ir.Value | None, causal: bool) -> Bias:
-    def bias(world: World) -> Array:
-        if mask is None:
-            length = next(v for v in world.known.values() if v.ndim == 2).shape[1]
-            values = np.zeros((1, 1, length, length))
-        else:
-            held = world.value(mask)
-            values = np.where(held, 0.0, -np.inf) if held.dtype == np.bool_ else held
-        if causal:
-            rows, columns = values.shape[-2:]
-            lower = np.tril(np.ones((max(rows, columns), columns), bool))
-            values = np.where(lower, values, -np.inf)
-        return values.reshape((1,) * (4 - values.ndim) + values.shape)
+def _bias_of_mask(mask: ir.Value | None, causal: bool, measures: Measures) -> Bias:
+    """The bias of an Attention node: its mask input, and what it says itself."""
 
-    return bias
+    def at(world: World, batch: int, length: int) -> Array:
+        values = np.zeros((1, 1, length, length), np.float32)
+        if mask is not None:
+            held = world.value(mask)
+            values = np.where(held, np.float32(0), -np.inf) if held.dtype == np.bool_ else held
+        if causal:
+            values = np.where(np.tril(np.ones((length, length), bool)), values, -np.inf)
+        values = values.reshape((1,) * (4 - values.ndim) + values.shape)
+        return np.broadcast_to(values, (*values.shape[:2], length, length))
+
+    def lift(lifting: Lift) -> ir.Value:
+        return lifting.attention_mask(mask, causal)
+
+    shape = measures.shape(mask) if mask is not None else ()
+    heads = shape[1] if len(shape) == 4 else 1
+    return Bias(at, lift, [mask] if mask is not None else [], heads)
 
 
 class _Scores:
@@ -311,24 +403,46 @@ class _Scores:
         shape = measures.shape(self.product.outputs[0])
         return shape[0] // SIZES[0][0]
 
-    def bias(self, world: World) -> Array:
-        """What is added to the capped scores, [B, heads, N, N]; checked on random scores."""
-        product, end = self.product.outputs[0], self.softmax.inputs[0]
-        if end is None:
+    def as_bias(self) -> Bias:
+        """What is added to the capped scores: their way to the softmax, with zeros for them."""
+        end = self.end
+
+        def lift(lifting: Lift) -> ir.Value:
+            rank = len(self.measures.shape(end))
+            return lifting.value(end, ("bh", "q", "k") if rank == 3 else ("b", "h", "q", "k"))
+
+        product = self.product.outputs[0]
+        return Bias(self.bias, lift, self.sources, self.heads(self.measures), product)
+
+    @property
+    def end(self) -> ir.Value:
+        """What the softmax reads."""
+        value = self.softmax.inputs[0]
+        if value is None:
             raise NotApplicable("softmax without input", [label(self.softmax)])
-        tokens = world.known[self.measures.tokens]
-        batch, length = tokens.shape
-        shape = self._product_shape(batch, length)
-        known = dict(world.known)
-        zero = world.fork({**known, product: np.zeros(shape, np.float32)}).value(end)
-        rng = np.random.default_rng(0)
-        scores = rng.standard_normal(shape).astype(np.float32)
-        got = world.fork({**known, product: scores}).value(end).astype(np.float64)
-        want = self._capped(scores.astype(np.float64)).reshape(got.shape) + zero
-        seen = zero > -9e3
-        if seen.any() and np.abs(got[seen] - want[seen]).max() > 1e-4:
-            raise NotApplicable("scores are changed by more than scale, cap and bias",
-                                [label(n) for n in self.chain])  # fmt: skip
+        return value
+
+    def bias(self, world: World, batch: int, length: int) -> Array:
+        """What is added to the capped scores, [B, heads, N, N]; checked on random scores, large
+        ones among them."""
+        product = self.product.outputs[0]
+        shape, dtype = self.product_shape(batch, length), _float(product)
+        zero = world.fork({**world.known, product: np.zeros(shape, dtype)}).value(self.end)
+        seen = Seen.of(zero.reshape(-1, length, length)).allowed.reshape(zero.shape)
+        rng = np.random.default_rng(length)
+        largest = float(ml_dtypes.finfo(dtype).max) / _SPREAD
+        sizes = [s for s in SCORES if s <= largest] if length <= _PROBED_SCORES else []
+        for size in sizes:
+            scores = (rng.standard_normal(shape) * size).astype(dtype)
+            got = world.fork({**world.known, product: scores}).value(self.end).astype(np.float64)
+            want = self._capped(scores.astype(np.float64)).reshape(got.shape) + zero
+            limit = 8 * rounding(dtype) * max(1.0, float(np.abs(want[seen]).max(initial=0)))
+            if not np.abs(got[seen] - want[seen]).max(initial=0.0) <= limit:
+                raise NotApplicable(
+                    f"scores are changed by more than scale, cap and bias (they differ at scores "
+                    f"of about {size:g}): clipped scores cannot be served",
+                    [label(n) for n in self.chain],
+                )
         heads = self.heads(self.measures)
         return zero.reshape(batch, heads, length, length)
 
@@ -336,7 +450,8 @@ class _Scores:
         scaled = scores * self.scale
         return self.softcap * np.tanh(scaled / self.softcap) if self.softcap else scaled
 
-    def _product_shape(self, batch: int, length: int) -> tuple[int, ...]:
+    def product_shape(self, batch: int, length: int) -> tuple[int, ...]:
+        """[B, heads, N, N], or [B * heads, N, N], as the graph multiplies."""
         shape = self.measures.shape(self.product.outputs[0])
         if len(shape) == 4:
             return (batch, shape[1], length, length)
@@ -349,3 +464,31 @@ class _Scores:
             for n in self.chain
         ]
         return f"{rows}.{self.heads(self.measures)}"
+
+
+def _float(value: ir.Value) -> np.dtype[np.generic]:
+    return (value.dtype or ir.DataType.FLOAT).numpy()
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    if value is None:
+        raise NotApplicable("a node lacks its input", [label(node)])
+    return value
+
+
+def _refuse_attributes(node: ir.Node) -> None:
+    """Refuse what an Attention node says that its canonical form cannot."""
+    if any(v.uses() or v.is_graph_output() for v in node.outputs[3:]):
+        raise NotApplicable("an Attention node gives out its scores", [label(node)])
+    precision = node.attributes.get_int("softmax_precision", ir.DataType.FLOAT.value)
+    if precision != ir.DataType.FLOAT.value:
+        raise NotApplicable(
+            f"softmax_precision {precision} is not supported: softmax is computed in fp32",
+            [label(node)],
+        )
+    unread = set(node.attributes) - _READ - {"softmax_precision", "qk_matmul_output_mode"}
+    if unread:
+        raise NotApplicable(
+            f"an Attention node has {', '.join(sorted(unread))}, which is not read", [label(node)]
+        )

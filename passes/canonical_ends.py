@@ -2,46 +2,104 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
+from graftline.errors import DoesNotRun, NotApplicable
 from graftline.evaluate import Array
+from graftline.passes.canonical_lengths import (
+    above,
+    constants_above,
+    lengths_around,
+    marked_ids,
+    token_ids,
+)
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
 from graftline.passes.meaning import World, label, label_value, sizes_of
 
 _TABLE_BYTES = 1 << 28
+_TABLE = "position_table."
+_IDS = 24
+_COMBINES = frozenset({
+    "Add", "Sub", "Mul", "Div", "Pow", "Where", "Min", "Max", "And", "Or", "MatMul", "Sum", "Mean",
+})  # fmt: skip
+"""Operators that combine activations with values per position."""
 _PASSED = frozenset({"Cast", "Tanh", "Mul", "Div", "Add", "Sub", "Reshape", "Unsqueeze", "Squeeze"})
 
 
 def settle_positions(
     graph: ir.Graph, measures: Measures, hidden: set[ir.Value], own: bool, rows: int
 ) -> None:
-    """Every vector that is added per position comes from a table read at `positions`."""
+    """Every value per position that activations are combined with is a table read at `positions`.
+
+    Raises NotApplicable for what depends on more than each position itself.
+    """
     for node in list(graph):
-        if node.outputs[0] not in hidden:
+        if node.outputs[0] not in hidden or node.op_type not in (*_COMBINES, "Concat"):
             continue
         for index, value in enumerate(node.inputs):
-            if value is None or value in hidden or not _per_position(value, measures):
+            if value is None or value in hidden or not _has_rows(value, measures):
                 continue
-            if node.op_type == "Add":
-                new = _learned(graph, node, value, measures, own)
-                new = new or _tabulated(graph, node, value, measures, own, rows)
-                node.replace_input_with(index, new)
-            elif node.op_type == "Mul" and _all_ones(value, measures):
-                other = node.inputs[1 - index]
-                if other is not None:
-                    ir.convenience.replace_all_uses_with(node.outputs[0], other)
+            if node.op_type == "Concat":
+                raise NotApplicable(
+                    "a value per position is concatenated to activations",
+                    [label(node), label_value(value)],
+                )
+            settled = _settled(graph, node, value, measures, own, rows)
+            if settled is not value:
+                node.replace_input_with(index, settled)
+        _drop_ones(node)
 
 
-def _per_position(value: ir.Value, measures: Measures) -> bool:
-    if value.const_value is not None or value is measures.positions:
+def _has_rows(value: ir.Value, measures: Measures) -> bool:
+    if value.const_value is not None or _is_look_up(value, measures.positions):
         return False
-    if value.dtype is not None and not value.dtype.is_floating_point():
-        return False
-    dims = measures.dims(value)
-    return dims is not None and len(dims) in (2, 3) and dims[-2] == "N" and dims[-1] != "N"
+    return "N" in (measures.dims(value) or [])
+
+
+def _is_look_up(value: ir.Value, positions: ir.Value) -> bool:
+    """Whether a value is a constant table read at `positions` and spread over heads."""
+    node = value.producer()
+    read = node.inputs[0] if node is not None and node.op_type == "Unsqueeze" else None
+    gather = read.producer() if read is not None else None
+    return gather is not None and gather.op_type == "Gather" and gather.inputs[1] is positions
+
+
+def _settled(
+    graph: ir.Graph, node: ir.Node, value: ir.Value, measures: Measures, own: bool, rows: int
+) -> ir.Value:
+    names = [label(node), label_value(value)]
+    inside, out = measures.dims(value) or [], measures.dims(node.outputs[0]) or []
+    if inside.count("N") > 1:
+        raise NotApplicable(
+            "tokens are mixed with each other by something that is no attention", names
+        )
+    axis = inside.index("N")
+    if len(out) - len(inside) + axis != 1 or out[:2] != ["B", "N"]:
+        raise NotApplicable("a value per position meets activations in another layout", names)
+    _refuse_ids(value, measures, names)
+    found = _learned(graph, node, value, measures, own) if node.op_type == "Add" else None
+    return found or _tabulated(graph, node, value, measures, own, rows)
+
+
+def _refuse_ids(value: ir.Value, measures: Measures, names: list[str]) -> None:
+    """Refuse a value that changes with the ids, drawn from all that they are compared with."""
+    if not any(
+        node is not None and measures.tokens in node.inputs and node.op_type != "Shape"
+        for node in (v.producer() for v in above([value]))
+    ):
+        return
+    constants = constants_above([value]) | marked_ids([value])
+    plain = measures.world(2, _IDS).value(value)
+    for seed in range(8):
+        world = measures.world(2, _IDS)
+        world.known[measures.tokens] = token_ids(constants, 2, _IDS, seed)
+        if not np.array_equal(world.value(value), plain):
+            raise NotApplicable("a value per position depends on token values", names)
 
 
 def _learned(
@@ -54,9 +112,14 @@ def _learned(
     shape = sizes_of(table.const_value)
     numbers = np.broadcast_to(np.arange(shape[0], dtype=np.float32)[:, None], shape)
     offsets: set[int] = set()
-    for world, at_positions in _worlds(measures, own):
+    for world, at_positions in _worlds(value, measures, own, shape[0]):
         world.known[table] = numbers
-        read = world.value(value)
+        try:
+            read = world.value(value)
+        except DoesNotRun:
+            if not offsets:
+                raise
+            break  # an offset into the table leaves fewer positions than it has rows
         flat = np.broadcast_to(read, (*at_positions.shape, shape[1]))
         off = flat[..., 0] - at_positions
         if (flat != flat[..., :1]).any() or (off != off.reshape(-1)[0]).any():
@@ -74,17 +137,19 @@ def _learned(
     return new
 
 
-def _worlds(measures: Measures, own: bool) -> list[tuple[World, Array]]:
-    out: list[tuple[World, Array]] = []
-    for batch, length in SIZES[:2]:
-        world = measures.world(batch, length)
-        out.append((world, world.known[measures.positions]))
+def _worlds(
+    value: ir.Value, measures: Measures, own: bool, rows: int
+) -> Iterator[tuple[World, Array]]:
+    """Worlds around every constant above a value, of at most `rows` positions; positions out of
+    order first, where they are an input of the host."""
     if own:
-        batch, length = SIZES[0]
-        world = measures.world(batch, length)
+        world = measures.world(*SIZES[0])
         world.known[measures.positions] = np.asarray([[4, 1, 0, 3, 2], [0, 0, 1, 6, 2]], np.int64)
-        out.append((world, world.known[measures.positions]))
-    return out
+        yield world, world.known[measures.positions]
+    for length in lengths_around(constants_above([value])):
+        if length <= rows:
+            world = measures.world(2 if length <= _IDS else 1, length)
+            yield world, world.known[measures.positions]
 
 
 def _table(value: ir.Value) -> ir.Value | None:
@@ -115,29 +180,39 @@ def _tabulated(
     graph: ir.Graph, at: ir.Node, value: ir.Value, measures: Measures, own: bool, rows: int
 ) -> ir.Value:
     """The value at positions 0 .. P-1 as a table. Raises NotApplicable when there is none."""
-    width = measures.shape(value)[-1]
-    if rows * width * 4 > _TABLE_BYTES:
+    inside = measures.dims(value) or []
+    rest = measures.shape(value)[inside.index("N") + 1 :]
+    dtype = (value.dtype or ir.DataType.FLOAT).numpy()
+    if rows * math.prod(rest) * dtype.itemsize > _TABLE_BYTES:
         raise NotApplicable("positions are computed in too wide a way to tabulate", [label(at)])
-    table = measures.world(1, rows).value(value).reshape(rows, width)
-    for world, positions in _worlds(measures, own):
-        got = np.broadcast_to(world.value(value), (*positions.shape, width))
-        if not np.allclose(got, table[positions], atol=1e-5):
+    table = measures.world(1, rows).value(value).reshape(rows, *rest)
+    limit = 1e-6 * max(1.0, float(np.abs(table).max(initial=0))) if dtype.kind == "f" else 0
+    for world, positions in _worlds(value, measures, own, rows):
+        got = np.broadcast_to(world.value(value), (*positions.shape, *rest))
+        if not np.allclose(got, table[positions], rtol=0, atol=limit):
             raise NotApplicable(
-                "what is added to the embedding depends on more than each token's own position",
-                [label_value(value)],
+                "a value per position depends on more than each token's own position",
+                [label(at), label_value(value)],
             )
     emit = Emit(graph, "canonicalize", at=at)
-    held = emit.const(f"position_table.{at.outputs[0].name}", table, table.dtype)
+    held = emit.const(f"{_TABLE}{at.outputs[0].name}", table, table.dtype)
     new = emit.op("Gather", [held, measures.positions], axis=0)
     new.type = value.type
     return new
 
 
-def _all_ones(value: ir.Value, measures: Measures) -> bool:
-    try:
-        return all(bool((measures.world(b, n).value(value) == 1).all()) for b, n in SIZES[:2])
-    except NotApplicable:
-        return False
+def _drop_ones(node: ir.Node) -> None:
+    """Drop a product with a table of ones."""
+    for index, value in enumerate(node.inputs if node.op_type == "Mul" else ()):
+        gather = value.producer() if value is not None else None
+        table = gather.inputs[0] if gather is not None and gather.op_type == "Gather" else None
+        other = node.inputs[1 - index]
+        if table is None or table.const_value is None or other is None:
+            continue
+        made_here = (table.name or "").startswith(_TABLE)
+        if made_here and (table.const_value.numpy() == 1).all():
+            ir.convenience.replace_all_uses_with(node.outputs[0], other)
+            return
 
 
 def open_head(graph: ir.Graph, logits: ir.Value, measures: Measures, hidden: set[ir.Value]) -> bool:

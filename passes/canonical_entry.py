@@ -1,12 +1,14 @@
 """The ports of any exported decoder, brought to `tokens`, `positions` -> `logits`.
 
-Inputs are told apart by what they do: token ids read the table with one row per logit, positions
-reach a sine or the index of another table, caches are concatenated, and what is left of rank two or
-four masks. Caches become empty, masks all-visible or causal: what a prefill without padding feeds.
+Every other input is replaced by what a prefill without padding feeds it: caches are empty, masks
+all-visible or causal, numbers what follows from B and N. Each replacement is an assumption that is
+written down; `canonical_assumptions` refuses those that the graph contradicts.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,22 +16,61 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graftline.errors import NotApplicable
+from graftline.passes.canonical_branch import take_branches
+from graftline.passes.canonical_logits import Ends, find_ends
+from graftline.passes.canonical_roles import Role, role_of
 from graftline.passes.emit import Emit
-from graftline.passes.meaning import label, sizes_of
+from graftline.passes.meaning import label
+from graftline.ports import Assumption, Port
 
-_KEEPS_IDS = frozenset(["Reshape", "Cast", "Unsqueeze", "Squeeze", "Identity", "Expand", "Flatten"])
-_COMPARES = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
-_SUMS = frozenset({"CumSum", "ReduceSum"})
+_TOLD: Mapping[str, tuple[str, str, str]] = {
+    "padding": (
+        "padding mask", "all ones: no token is padding",
+        "sequences of a batch are kept apart by their own lengths"),
+    "causal": (
+        "attention mask", "causal: a token sees itself and what precedes it",
+        "the graph leaves hiding the future to its caller"),
+    "cache": (
+        "cache", "empty", "graftline gives the attention a cache of its own"),
+    "order": (
+        "positions of the new tokens", "those of `positions`", "nothing precedes an empty cache"),
+    "past_length": ("length of the past", "0", "nothing precedes an empty cache"),
+    "length": ("length", "the number of tokens", "nothing precedes an empty cache"),
+    "last": ("last position", "the number of tokens less one", "nothing precedes an empty cache"),
+    "all_rows": (
+        "number of logits to keep", "0: logits at every position",
+        "a draft is verified at every position"),
+    "off": (
+        "flag", "false: the branch without a cache",
+        "graftline gives the attention a cache of its own"),
+    "on": (
+        "flag", "true: the branch without a cache",
+        "graftline gives the attention a cache of its own"),
+}  # fmt: skip
+"""Per role: what it is called, what stands in its place, and why that is sound."""
+_PORT_NAME = re.compile(
+    "tokens|positions|logits|mask|write_index|rows|keep|argmax|topk_ids|topk_logits|top_gap|entropy"
+    "|parents|accepted|count|path|temperature|min_p|seed|ordinal|table"
+    r"|(cache|hidden|next|template|table)\..*"
+)
+"""Names that passes give to inputs and outputs."""
+_REDUCES = frozenset({
+    "CumSum", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd", "ArgMax", "ArgMin",
+    "NonZero", "TopK",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The canonical inputs, whether positions were an input before, and the names they had."""
+    """The canonical inputs, whether positions were an input before, the ports that the export had,
+    what was assumed of them, and the values that now stand for replaced inputs."""
 
     tokens: ir.Value
     positions: ir.Value
     own_positions: bool
-    names: dict[str, str]
+    raw: tuple[Port, ...]
+    assumptions: tuple[Assumption, ...]
+    replaced: tuple[tuple[ir.Value, Port], ...]
 
 
 def enter(model: ir.Model) -> Entry:
@@ -38,263 +79,208 @@ def enter(model: ir.Model) -> Entry:
     Raises NotApplicable naming the input or output that is not understood.
     """
     graph = model.graph
-    logits = _logits(graph)
-    while graph.outputs:
-        graph.outputs.pop()
-    graph.outputs.append(logits)
-    logits.name = "logits"
-    common.RemoveUnusedNodesPass()(model)
-    tokens = _tokens(graph, logits)
-    positions = _positions(graph, tokens)
+    flags = take_branches(graph)
+    given = list(graph.inputs)
+    ends = find_ends(graph)
+    roles = _roles(graph, ends, flags)
+    raw = [_port(v, roles[v]) for v in given]
+    raw.append(_logits_port(ends))
+    _keep_logits(model, ends.logits)
+    _check_ids(ends.tokens)
+    replaced = [
+        (_replace_input(graph, value, role, ends.tokens), port)
+        for value, port in zip(given, raw, strict=False)
+        if (role := roles[value]).name not in ("tokens", "positions")
+    ]
+    positions = next((v for v in given if roles[v].name == "positions"), None)
     own = positions is not None
-    names = {"tokens": tokens.name or ""}
-    if positions is not None:
-        names["positions"] = positions.name or ""
-    batch = tokens.shape[0] if tokens.shape is not None else None
-    for value in list(graph.inputs):
-        if value not in (tokens, positions):
-            _replace_input(graph, value, tokens, batch)
-    while graph.inputs:
-        graph.inputs.pop()
-    if positions is None:
-        positions = ir.Value(name="positions")
-    for value, name in ((tokens, "tokens"), (positions, "positions")):
+    _free_names(graph)
+    graph.inputs.clear()
+    positions = positions if positions is not None else ir.Value(name="positions")
+    for value, name in ((ends.tokens, "tokens"), (positions, "positions")):
         _widen(graph, value)
         value.name = name
         value.shape = ir.Shape(["B", "N"])
         value.type = ir.TensorType(ir.DataType.INT64)
         graph.inputs.append(value)
     common.RemoveUnusedNodesPass()(model)
-    return Entry(tokens, positions, own, names)
+    stated = tuple(Assumption(p.name, *_TOLD[p.role]) for p in raw if p.role in _TOLD)
+    kept = tuple((new, port) for new, port in replaced if new is not None)
+    return Entry(ends.tokens, positions, own, tuple(raw), stated, kept)
 
 
-def _logits(graph: ir.Graph) -> ir.Value:
-    named = [v for v in graph.outputs if v.name == "logits"]
-    floats = [v for v in graph.outputs if v.dtype is None or v.dtype.is_floating_point()]
-    ranked = [v for v in floats if v.shape is None or len(v.shape) == 3]
-    found = (named or ranked or [None])[0]
-    if found is None or found.producer() is None:
-        raise NotApplicable(
-            "no output looks like logits [B, N, V]", [v.name or "" for v in graph.outputs]
-        )
-    return found
+def _free_names(graph: ir.Graph) -> None:
+    """Rename values of the host that have the name of a port of graftline's."""
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if not value.is_graph_output() and _PORT_NAME.fullmatch(value.name or ""):
+                value.name = f"{value.name}.host"
 
 
-def _tokens(graph: ir.Graph, logits: ir.Value) -> ir.Value:
-    rows: dict[ir.Value, int] = {}
+def _roles(graph: ir.Graph, ends: Ends, flags: Mapping[ir.Value, bool]) -> dict[ir.Value, Role]:
+    tokens = ends.tokens
+    _check_free(tokens)
+    roles: dict[ir.Value, Role] = {tokens: Role("tokens", ("B", "N"))}
     for value in graph.inputs:
-        for node in _index_readers(value):
-            table = node.inputs[0]
-            shape = _table_shape(table)
-            if shape is not None and len(shape) == 2:
-                rows[value] = max(rows.get(value, 0), shape[0])
-    if not rows:
+        if value in flags:
+            shape = tuple(int(d) for d in value.shape or () if isinstance(d, int))
+            roles[value] = Role("on" if flags[value] else "off", shape)
+        elif value is not tokens:
+            roles[value] = role_of(value, tokens)
+    several = [v for v in graph.inputs if roles[v].name == "positions"]
+    if len(several) > 1:
+        raise NotApplicable("several inputs act as positions", [f"input {v.name}" for v in several])
+    return roles
+
+
+def _check_free(tokens: ir.Value) -> None:
+    shape = list(tokens.shape) if tokens.shape is not None else ["batch", "length"]
+    if len(shape) != 2 or isinstance(shape[1], int):
         raise NotApplicable(
-            "no input of token ids: no integer input reads an embedding table",
-            [f"input {v.name}" for v in graph.inputs],
+            f"input {tokens.name} has the shape [{', '.join(map(str, shape))}]; export token ids "
+            "as [batch, length] with a dynamic length"
         )
-    width = logits.shape[-1] if logits.shape is not None and len(logits.shape) else None
-    exact = [v for v in rows if rows[v] == width]
-    if len(exact) == 1:
-        return exact[0]
-    return max(rows, key=lambda v: rows[v])
 
 
-def _index_readers(value: ir.Value) -> list[ir.Node]:
-    found, todo = list[ir.Node](), [value]
-    while todo:
-        current = todo.pop()
-        for node, index in current.uses():
-            if node.op_type.startswith("Gather") and index == 1:
-                found.append(node)
-            elif index == 0 and node.op_type in _KEEPS_IDS:
-                todo.extend(node.outputs)
-    return found
+def _port(value: ir.Value, role: Role) -> Port:
+    kind = (value.dtype or ir.DataType.INT64).numpy().name
+    return Port(value.name or "", role.name, "in", kind, role.shape)
 
 
-def _table_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    while value is not None and value.const_value is None:
-        node = value.producer()
-        if node is None or node.op_type not in ("Transpose", "Cast", "DequantizeLinear"):
-            return None
-        value = node.inputs[0]
-    if value is None or value.const_value is None:
-        return None
-    return sizes_of(value.const_value)
+def _logits_port(ends: Ends) -> Port:
+    kind = (ends.logits.dtype or ir.DataType.FLOAT).numpy().name
+    flat = ends.logits.shape is not None and len(ends.logits.shape) == 2
+    shape = ("B", ends.vocabulary) if flat else ("B", "N", ends.vocabulary)
+    return Port(ends.logits.name or "", "logits", "out", kind, shape)
 
 
-def _positions(graph: ir.Graph, tokens: ir.Value) -> ir.Value | None:
-    found = [
-        v for v in graph.inputs
-        if v is not tokens and (v.dtype is None or not v.dtype.is_floating_point())
-        and v.shape is not None and len(v.shape) == 2
-        and not _is_padding_mask(v) and _reaches_position_sink(v)
-    ]  # fmt: skip
-    if len(found) > 1:
-        raise NotApplicable("several inputs act as positions", [f"input {v.name}" for v in found])
-    return found[0] if found else None
+def _keep_logits(model: ir.Model, logits: ir.Value) -> None:
+    graph = model.graph
+    if logits.producer() is None:
+        raise NotApplicable("the logits are an input", [logits.name or ""])
+    graph.outputs.clear()
+    graph.outputs.append(logits)
+    logits.name = "logits"
+    common.RemoveUnusedNodesPass()(model)
 
 
-def _is_padding_mask(value: ir.Value) -> bool:
-    """Whether an input is summed or taken as true and false, as no position is."""
-    todo = [value]
+def _check_ids(tokens: ir.Value) -> None:
+    """Refuse what is counted over the ids of a text, as positions that skip a padding id are."""
+    compared, seen, todo = list[str](), {tokens}, [tokens]
     while todo:
         for node, index in todo.pop().uses():
-            if node.op_type in _SUMS and index == 0:
-                return True
-            to = node.attributes.get_int("to", 0) if node.op_type == "Cast" else 0
-            if to == ir.DataType.BOOL.value:
-                return True
-            if index == 0 and node.op_type in _KEEPS_IDS:
-                todo.extend(node.outputs)
-    return False
-
-
-def _hides(value: ir.Value) -> bool:
-    """Whether an input acts as a padding mask: summed, compared with a constant, or subtracted."""
-    todo, seen = [value], set[ir.Value]()
-    while todo:
-        for node, index in todo.pop().uses():
-            to = node.attributes.get_int("to", 0) if node.op_type == "Cast" else 0
-            others = [v for i, v in enumerate(node.inputs) if i != index and v is not None]
-            fixed = bool(others) and all(v.const_value is not None for v in others)
-            if to == ir.DataType.BOOL.value or node.op_type in (*_SUMS, "Not"):
-                return True
-            if fixed and (node.op_type in ("Equal", *_COMPARES) or node.op_type == "Sub"):
-                return node.op_type != "Sub" or index == 1
-            if index == 0 and node.op_type in (*_KEEPS_IDS, "Slice"):
-                fresh = [v for v in node.outputs if v not in seen]
-                seen.update(fresh)
-                todo.extend(fresh)
-    return False
-
-
-def _reaches_position_sink(value: ir.Value) -> bool:
-    """Whether values of an input reach an angle or a table index other than through a sum, or are
-    compared with each other."""
-    seen, todo = {value}, [value]
-    while todo:
-        current = todo.pop()
-        for node, index in current.uses():
-            if node.op_type in ("Cos", "Sin") or (node.op_type.startswith("Gather") and index == 1):
-                return True
-            if node.op_type == "RotaryEmbedding":
-                return True
-            if node.op_type in _SUMS or node.op_type == "Shape":
+            if node.op_type in ("Shape", "Size") or (node.op_type.startswith("Gather") and index):
                 continue
-            for out in node.outputs:
-                if out not in seen:
-                    seen.add(out)
-                    todo.append(out)
-    compared = (n for v in seen for n, _ in v.uses() if n.op_type in _COMPARES)
-    return any(all(v in seen for v in node.inputs) for node in compared)
+            if node.op_type in _REDUCES:
+                told = f" (they are compared at {', '.join(compared)})" if compared else ""
+                raise NotApplicable(
+                    f"the values of token ids are counted over the text{told}: positions or a mask "
+                    "depend on which tokens are padding; export with position ids and attention "
+                    "mask as inputs",
+                    [label(node)],
+                )
+            compared += [label(node)] if node.op_type in ("Equal", "Greater", "Less") else []
+            fresh = [v for v in node.outputs if v not in seen]
+            seen.update(fresh)
+            todo.extend(fresh)
 
 
 def _replace_input(
-    graph: ir.Graph, value: ir.Value, tokens: ir.Value, batch: int | ir.SymbolicDim | None
-) -> None:
-    """Put in place of an input what a prefill without padding would feed."""
+    graph: ir.Graph, value: ir.Value, role: Role, tokens: ir.Value
+) -> ir.Value | None:
+    """Put in place of an input what a prefill without padding would feed; None where no node reads
+    it."""
     first = next(iter(graph), None)
     if first is None:
         raise NotApplicable("the graph is empty")
-    emit = Emit(graph, "canonicalize", at=first)
-    shape = value.shape
-    dtype = value.dtype or ir.DataType.FLOAT
     if not value.uses():
-        return
-    if shape is None:
-        raise NotApplicable(f"input {value.name} has no shape", [f"input {value.name}"])
-    whole = emit.op("Shape", [tokens])
-    if len(shape) == 2 and _hides(value):
-        new = _filled(emit, whole, 1, dtype)
-    elif len(shape) == 1 and not dtype.is_floating_point() and not isinstance(shape[0], int):
-        new = _arange(emit, whole, dtype)
-    elif dtype.is_floating_point() and _is_cache(value):
-        new = _empty_cache(emit, value, whole, batch)
-    elif len(shape) == 4 and not any(isinstance(d, int) for d in list(shape)[2:]):
-        new = _causal(emit, whole, dtype)
-    else:
-        raise NotApplicable(
-            f"input {value.name} is neither tokens, positions, mask nor cache",
-            [label(n) for n in value.consumers()],
-        )
+        return None
+    emit = Emit(graph, "canonicalize", at=first)
+    new = _WRITERS[role.name](_Filling(emit, tokens, role.shape), value.dtype or ir.DataType.FLOAT)
+    new.type = ir.TensorType(value.dtype or ir.DataType.FLOAT)
     ir.convenience.replace_all_uses_with(value, new)
+    return new
 
 
-def _is_cache(value: ir.Value) -> bool:
-    """Whether an input is concatenated with something, as a cache is."""
-    todo, seen = [value], set[ir.Value]()
-    while todo:
-        for node, index in todo.pop().uses():
-            if node.op_type == "Concat" or (node.op_type == "Attention" and index in (4, 5)):
-                return True
-            if node.op_type in ("Transpose", "Cast", "Reshape", "Identity"):
-                out = node.outputs[0]
-                if out not in seen:
-                    seen.add(out)
-                    todo.append(out)
-    return False
+@dataclass(frozen=True)
+class _Filling:
+    """What a value in place of an input is made of."""
+
+    emit: Emit
+    tokens: ir.Value
+    shape: tuple[str | int, ...]
+
+    def size(self, dim: str | int) -> ir.Value:
+        """One dimension, as a vector of one number."""
+        if isinstance(dim, int):
+            return self.emit.const(f"row.{dim}", [dim], np.int64)
+        at = 0 if dim == "B" else 1
+        return self.emit.op("Shape", [self.tokens], start=at, end=at + 1)
+
+    def whole(self) -> ir.Value:
+        """The shape as a vector."""
+        if not self.shape:
+            return self.emit.const("shape.scalar", np.zeros(0), np.int64)
+        sizes = [self.size(dim) for dim in self.shape]
+        return sizes[0] if len(sizes) == 1 else self.emit.op("Concat", sizes, axis=0)
 
 
-def _filled(emit: Emit, shape: ir.Value, fill: int, dtype: ir.DataType) -> ir.Value:
-    held = emit.op(
-        "ConstantOfShape",
-        [shape],
-        value=ir.tensor(np.asarray([fill], np.int64)),
-    )
-    return emit.op("Cast", [held], to=dtype)
+_Writer = Callable[[_Filling, ir.DataType], ir.Value]
 
 
-def _arange(emit: Emit, whole: ir.Value, dtype: ir.DataType) -> ir.Value:
-    size = emit.op("Gather", [whole, emit.const("index.1", 1, np.int64)])
-    zero, one = emit.const("zero", 0, np.int64), emit.const("one", 1, np.int64)
+def _filled(number: int) -> _Writer:
+    def write(filling: _Filling, dtype: ir.DataType) -> ir.Value:
+        fill = ir.tensor(np.asarray([number], np.int64))
+        held = filling.emit.op("ConstantOfShape", [filling.whole()], value=fill)
+        return filling.emit.op("Cast", [held], to=dtype)
+
+    return write
+
+
+def _counted(less: int) -> _Writer:
+    """N, or less, everywhere."""
+
+    def write(filling: _Filling, dtype: ir.DataType) -> ir.Value:
+        emit = filling.emit
+        rows: ir.Value = filling.size("N")
+        if less:
+            rows = emit.op("Sub", [rows, emit.const(f"row.{less}", [less], np.int64)])
+        shape = filling.whole()
+        if not filling.shape:
+            return emit.op("Cast", [emit.op("Reshape", [rows, shape])], to=dtype)
+        return emit.op("Cast", [emit.op("Expand", [rows, shape])], to=dtype)
+
+    return write
+
+
+def _order(filling: _Filling, dtype: ir.DataType) -> ir.Value:
+    emit = filling.emit
+    size = emit.op("Squeeze", [filling.size("N")])
+    zero, one = _number(emit, 0), _number(emit, 1)
     return emit.op("Cast", [emit.op("Range", [zero, size, one])], to=dtype)
 
 
-def _empty_cache(
-    emit: Emit, value: ir.Value, whole: ir.Value, batch: int | ir.SymbolicDim | None
-) -> ir.Value:
-    dims = list(value.shape or ())
-    free = [i for i, d in enumerate(dims) if not isinstance(d, int)]
-    batches = [i for i in free if dims[i] == batch] or [i for i in free if i == 0]
-    length = [i for i in free if i not in batches[:1]]
-    if len(length) != 1:
-        raise NotApplicable(
-            f"cache input {value.name} {value.shape} must have one free dimension besides the batch"
-        )
-    parts: list[ir.Value] = []
-    for i, dim in enumerate(dims):
-        if i in batches[:1]:
-            parts.append(
-                emit.op(
-                    "Slice",
-                    [whole, emit.const("row.0", [0], np.int64), emit.const("row.1", [1], np.int64)],
-                )
-            )
-        else:
-            size = 0 if i in length else int(dim)  # type: ignore[arg-type]
-            parts.append(emit.const(f"row.{size}", [size], np.int64))
-    shape = emit.op("Concat", parts, axis=0)
-    return _filled(emit, shape, 0, value.dtype or ir.DataType.FLOAT)
+def _number(emit: Emit, number: int) -> ir.Value:
+    return emit.const(f"number.{number}", number, np.int64)
 
 
-def _causal(emit: Emit, whole: ir.Value, dtype: ir.DataType) -> ir.Value:
-    size = emit.op(
-        "Slice", [whole, emit.const("row.1", [1], np.int64), emit.const("row.2", [2], np.int64)]
-    )
-    batch = emit.op(
-        "Slice", [whole, emit.const("row.0", [0], np.int64), emit.const("row.1", [1], np.int64)]
-    )
-    shape = emit.op("Concat", [batch, emit.const("row.1", [1], np.int64), size, size], axis=0)
-    ones = _filled(emit, shape, 1, ir.DataType.FLOAT)
+def _causal(filling: _Filling, dtype: ir.DataType) -> ir.Value:
+    emit = filling.emit
+    ones = _filled(1)(filling, ir.DataType.FLOAT)
     lower = emit.op("Cast", [emit.op("Trilu", [ones], upper=0)], to=ir.DataType.BOOL)
-    if dtype == ir.DataType.BOOL:
-        return lower
+    if not dtype.is_floating_point():
+        return lower if dtype == ir.DataType.BOOL else emit.op("Cast", [lower], to=dtype)
     none, lowest = np.float32(0), np.float32(-3e38 if dtype != ir.DataType.FLOAT16 else -65504)
-    bias = emit.op(
-        "Where", [lower, emit.const("mask.none", none), emit.const("mask.lowest", lowest)]
-    )
+    name = f"mask.lowest.{dtype.name.lower()}"
+    bias = emit.op("Where", [lower, emit.const("mask.none", none), emit.const(name, lowest)])
     return bias if dtype == ir.DataType.FLOAT else emit.op("Cast", [bias], to=dtype)
+
+
+_WRITERS: dict[str, _Writer] = {
+    "padding": _filled(1), "cache": _filled(0), "past_length": _filled(0), "all_rows": _filled(0),
+    "off": _filled(0), "on": _filled(1), "length": _counted(0), "last": _counted(1),
+    "order": _order, "causal": _causal,
+}  # fmt: skip
 
 
 def _widen(graph: ir.Graph, value: ir.Value) -> None:
@@ -304,6 +290,7 @@ def _widen(graph: ir.Graph, value: ir.Value) -> None:
     first = next(iter(graph))
     readers = list(value.uses())
     cast = Emit(graph, "canonicalize", at=first).op("Cast", [value], to=value.dtype)
+    cast.type = ir.TensorType(value.dtype)
     for node, index in readers:
         if node.op_type not in ("Shape", "Gather"):
             node.replace_input_with(index, cast)

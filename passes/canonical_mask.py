@@ -1,41 +1,87 @@
-"""What an attention bias means: causal, a window, or linear biases; told by its values.
+"""What an attention bias means, told by its values: causal, a window, linear biases, or a formula.
 
-The bias is evaluated at small sizes. A window larger than those sizes would look causal, so every
-integer of the sub-graph that could be one is replaced by a small one to see if the mask follows.
+The graph's own formula is lifted onto query and key positions and proved against the raw values at
+every length around its constants. What depends on token values, on the batch, on data, or sees
+later positions is refused.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
+from graftline.errors import DoesNotRun, NotApplicable
 from graftline.evaluate import Array
+from graftline.passes.canonical_lengths import (
+    SQUARE,
+    Lengths,
+    above,
+    constants_above,
+    lengths_around,
+    marked_ids,
+    token_ids,
+)
+from graftline.passes.canonical_lift import Lift
 from graftline.passes.canonical_shapes import Measures
 from graftline.passes.emit import Emit
-from graftline.passes.meaning import World, sizes_of
+from graftline.passes.formula import Formula, copy_formula, nodes_of, number
+from graftline.passes.masks import MASK_KEY, combined
+from graftline.passes.meaning import World, constant, label
+from graftline.passes.seen import HIDDEN, Seen
 
-MASK_KEY = "graftline.mask"
-_MASKED = -9e3
-_LENGTH = 13
-_LARGEST_WINDOW = 1 << 20
-_DIRECT = 4096
-Bias = Callable[[World], Array]
-"""Evaluates the additive bias [B|1, heads|1, N|1, N] of the scores in a world."""
+__all__ = ["MASK_KEY", "Bias", "Mask", "MaskWriter", "RawMask", "read_mask"]
+_WHOLE = 1 << 22
+"""Elements of the largest bias that is evaluated as a whole, once."""
+_SAMPLED, _KEPT = 48, 8
+_NEAR = 2
+_FILLER = -1e30
+
+
+@dataclass(frozen=True)
+class Bias:
+    """The additive bias [B, heads, N, N] of some scores, as the graph spells it."""
+
+    at: Callable[[World, int, int], Array]
+    """Its values in a world of (batch, length)."""
+    lift: Callable[[Lift], ir.Value]
+    """Its formula: bool for what is seen, or numbers that are added."""
+    sources: list[ir.Value]
+    """The weight-free values it is made of."""
+    width: int = 1
+    """Heads of the values that `at` gives."""
+    zero: ir.Value | None = None
+    """The scores, which the formula takes as 0."""
+
+
+@dataclass(frozen=True)
+class RawMask:
+    """Values [heads or 1, Q, K] that the raw graph adds between queries and keys at positions."""
+
+    query: Array
+    key: Array
+    values: Array
+    length: int
+    whole: bool
+    """Evaluated in the raw graph itself, at this length; else by its lifted formula, beyond."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """What may be attended to: causal; within `size` positions; biased by `slopes` per head."""
+    """What may be attended to: causal; within `size` positions; biased by `slopes` per head; or
+    what `formula` says."""
 
-    kind: Literal["causal", "window", "alibi"]
+    kind: Literal["causal", "window", "alibi", "formula"]
     size: int = 0
     slopes: tuple[float, ...] = ()
+    formula: Formula | None = None
+    positions: int = 0
+    """How many positions the formula's tables hold; 0: it has none."""
+    raw: tuple[RawMask, ...] = field(default=(), compare=False)
 
     def text(self) -> str:
         """The metadata every Attention node carries."""
@@ -44,136 +90,234 @@ class Mask:
             row["size"] = self.size
         if self.kind == "alibi":
             row["slopes"] = list(self.slopes)
+        if self.formula is not None:
+            row["formula"] = self.formula.text()
         return json.dumps(row)
 
 
-def read_mask(
-    bias: Bias, sources: list[ir.Value], measures: Measures, heads: int, where: str
-) -> Mask:
-    """Classify a bias whose weight-free sources are `sources`. Raises NotApplicable otherwise."""
-    for batch, length in ((2, 5), (1, _LENGTH)):
-        found = _at(bias, measures.world(batch, length), batch, length, heads, where)
-    numbers, buffers = _constants(sources)
-    for length in sorted(n for n in buffers if n > _LENGTH):
-        found = _at(bias, measures.world(1, length), 1, length, heads, where)
-    if found.kind == "window":
-        return found
-    for number in sorted(numbers):
-        size = _window_of(bias, number, numbers[number], measures, heads, where)
-        if size is not None:
-            return Mask("window", size)
-    return found
+def read_mask(bias: Bias, measures: Measures, rows: int, where: str) -> Mask:
+    """Read a bias; tables by position hold `rows`. Raises NotApplicable for what is no function of
+    positions or sees later ones, CannotEvaluate for what cannot be looked at."""
+    constants = constants_above(bias.sources)
+    lengths = Lengths(measures, lengths_around(constants))
+    _refuse_tokens(bias, lengths, constants, where)
+    lift = Lift(lengths, rows, bias.zero)
+    root = bias.lift(lift)
+    points = _points(constants)
+    formula = _settle_length(lift, root, points, where)
+    raw = _proved(bias, formula, lengths, points, where)
+    if lift.tables:
+        points = points[points < lift.rows]
+    far = _keys_of(points, constants)
+    if lift.tables:
+        far = far[far < lift.rows]
+    raw = (*raw, RawMask(points, far, formula.at(points, far), int(points[-1]) + 1, False))
+    found = _classify(formula, points, far, where)
+    bound = lift.rows if lift.tables and found.kind == "formula" else 0
+    return replace(found, raw=raw, positions=bound)
 
 
-def _at(bias: Bias, world: World, batch: int, length: int, heads: int, where: str) -> Mask:
-    values = np.broadcast_to(bias(world).astype(np.float64), (batch, heads, length, length))
-    return _classify(values, where)
-
-
-def _classify(values: Array, where: str) -> Mask:
-    """The meaning of bias values [B, heads, N, N]."""
-    length = values.shape[-1]
-    allowed = values > _MASKED
-    distance = np.arange(length)[:, None] - np.arange(length)[None]
-    if (allowed != allowed[:1, :1]).any():
-        raise NotApplicable("the mask differs between rows of the batch or heads", [where])
-    seen = allowed[0, 0]
-    size = int(seen[-1].sum())
-    if not (seen == ((distance >= 0) & (distance < max(size, 1)))).all():
-        if seen.all():
+def _refuse_tokens(bias: Bias, lengths: Lengths, constants: set[int], where: str) -> None:
+    """Refuse a mask that changes with the ids; they are drawn from what ids are compared with."""
+    measures = lengths.measures
+    makers = (v.producer() for v in above(bias.sources))
+    readers = [n for n in makers if n is not None and _reads_ids(n, measures.tokens)]
+    if not readers:
+        return
+    batch = 2
+    length = max(n for n in lengths.each if bias.width * n * n <= SQUARE)
+    plain = measures.world(batch, length)
+    given = {v: plain.known[v] for v in (measures.tokens, measures.positions)}
+    expected = bias.at(plain, batch, length)
+    ids = constants | marked_ids(bias.sources)
+    for seed in range(8):
+        drawn = token_ids(ids, batch, length, seed)
+        world = plain.fork({**given, measures.tokens: drawn})
+        if not np.array_equal(bias.at(world, batch, length), expected):
             raise NotApplicable(
-                "the mask hides nothing: either this is no causal decoder, or a boolean mask is "
-                "added to the scores as 0 and 1 (export with a float mask or sdpa attention)",
-                [where],
+                "the mask depends on token values (as one that hides the keys of padding tokens "
+                "does): export the model without it, prompts are never padded here",
+                [where, *(label(n) for n in readers)],
             )
-        raise NotApplicable("the mask is neither causal nor a window", [where])
-    slopes = _slopes(values, seen, where)
-    if size < length:
-        if any(slopes):
-            raise NotApplicable("a window with position biases is not supported", [where])
-        return Mask("window", size)
-    return Mask("alibi", slopes=slopes) if any(slopes) else Mask("causal")
 
 
-def _slopes(values: Array, seen: Array, where: str) -> tuple[float, ...]:
-    """Per head, what one key position more adds; softmax ignores what a row has in common."""
-    length = values.shape[-1]
-    finite = np.where(seen, values, 0.0)
-    diagonal = np.arange(length)
-    relative = np.where(seen, finite - finite[..., diagonal, diagonal][..., None], 0.0)
-    slopes = -relative[0, :, -1, 0] / max(length - 1, 1)
-    slopes = np.where(seen[-1, 0], slopes, -relative[0, :, -1, -2])
-    steps = np.arange(length)[None, :] - np.arange(length)[:, None]
-    expected = np.where(seen, slopes[:, None, None] * steps, 0.0)
-    if np.abs(relative - expected).max() > 1e-4 * max(1.0, float(np.abs(relative).max())):
-        raise NotApplicable("the attention bias is no linear function of key positions", [where])
-    return tuple(float(np.float32(s)) if abs(s) > 1e-7 else 0.0 for s in slopes)
+def _reads_ids(node: ir.Node, tokens: ir.Value) -> bool:
+    return tokens in node.inputs and node.op_type not in ("Shape", "Size")
 
 
-def _constants(sources: list[ir.Value]) -> tuple[dict[int, list[ir.Value]], set[int]]:
-    """Whole numbers that could be window sizes, and sizes of square buffers, above the sources."""
-    numbers: dict[int, list[ir.Value]] = {}
-    buffers, seen, todo = set[int](), set[ir.Value](), list(sources)
-    while todo:
-        value = todo.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        node = value.producer()
-        if node is not None:
-            todo.extend(v for v in node.inputs if v is not None)
-            continue
-        tensor = value.const_value
-        if tensor is None:
-            continue
-        if tensor.size == 1:
-            number = float(tensor.numpy().reshape(()))
-            fill = tensor.dtype.is_floating_point() and abs(number) >= -_MASKED
-            in_range = _LENGTH - 3 < abs(number) <= _LARGEST_WINDOW
-            if number.is_integer() and in_range and not fill:
-                numbers.setdefault(abs(int(number)), []).append(value)
-            continue
-        shape = sizes_of(tensor)
-        if len(shape) >= 2 and shape[-1] == shape[-2]:
-            buffers.add(min(shape[-1], _DIRECT))
-    return numbers, buffers
+def _points(constants: set[int]) -> Array:
+    """Positions at which formulas are compared: the first ones, and around every constant."""
+    around = {
+        max(c * times + shift, 0)
+        for c in constants for times in (1, 2) for shift in range(-_NEAR, _NEAR + 1)
+    }  # fmt: skip
+    return np.asarray(sorted(around.union(range(_SAMPLED))), np.int64)
 
 
-def _window_of(
-    bias: Bias, number: int, holders: list[ir.Value], measures: Measures, heads: int, where: str
-) -> int | None:
-    """The window that `number` sets, or None when the mask does not depend on it."""
-    sizes: list[int | None] = []
-    try:
-        for small in (6, 8):
-            world = measures.world(1, _LENGTH)
-            for holder in holders:
-                tensor = holder.const_value
-                if tensor is not None:
-                    array = tensor.numpy()
-                    world.known[holder] = (np.sign(array) * small).astype(array.dtype)
-            found = _at(bias, world, 1, _LENGTH, heads, where)
-            sizes.append(found.size if found.kind == "window" else None)
-    except NotApplicable:
-        return _window_directly(bias, number, measures, heads, where)
-    if sizes[0] is None and sizes[1] is None:
+def _keys_of(points: Array, constants: set[int]) -> Array:
+    """The points, and what lies a constant before them."""
+    shifts = [c + s for c in constants for s in (-1, 0, 1)]
+    before = (points[:, None] - np.asarray([0, *shifts], np.int64)).reshape(-1)
+    return np.unique(before[before >= 0])
+
+
+def _settle_length(lift: Lift, root: ir.Value, points: Array, where: str) -> Formula:
+    """The formula without the length: softmax ignores what all keys of a row have in common."""
+
+    def at(length: int) -> Formula:
+        held = Emit(ir.Graph([], [], nodes=[], name="formula"), "canonicalize")
+        query, key = ir.Value(name="query"), ir.Value(name="key")
+        whole = Formula(root, lift.query, lift.key)
+        fixed = number(held, np.asarray(length, np.int64))
+        new = copy_formula(whole, held, query, key, {lift.length: fixed})
+        return Formula(new, query, key)
+
+    first = at(1)
+    if lift.tables:
+        points = points[points < lift.rows]
+    for length in (2, 24, int(points[-1]) + 1):
+        one, other = (Seen.of(f.at(points, points)) for f in (first, at(length)))
+        if not one.equals(other):
+            raise NotApplicable(
+                "the mask depends on how many tokens are fed, not only on positions", [where]
+            )
+    return first
+
+
+def _proved(
+    bias: Bias, formula: Formula, lengths: Lengths, points: Array, where: str
+) -> tuple[RawMask, ...]:
+    """Raw values at every length that can be evaluated whole; the formula equals them, at positions
+    in order and out of it. Raises NotApplicable with the length where it does not."""
+    sizes = [n for n in lengths.each if bias.width * n * n <= SQUARE]
+    larger = [n for n in lengths.each if SQUARE < bias.width * n * n <= _WHOLE]
+    out: list[RawMask] = []
+    for n in [*sizes, *larger[-1:]]:
+        if lengths.stops is not None and n >= lengths.stops:
+            break
+        try:
+            values = bias.at(lengths.measures.world(lengths.batch(n), n), lengths.batch(n), n)
+        except DoesNotRun:
+            if not out:
+                raise
+            break
+        if not (values == values[:1]).all():
+            raise NotApplicable("the mask differs between rows of the batch", [where])
+        at = np.arange(n)
+        mixed = np.random.default_rng(n).permutation(n)
+        kept = np.union1d(points[points < n], at[-_KEPT:])
+        block = values[0][:, kept][:, :, kept]
+        raw = RawMask(kept, kept, block, n, True)
+        for order in (at, mixed):
+            found = Seen.of(formula.at(order, mixed))
+            expected = Seen.of(values[0][:, order][:, :, mixed])
+            if not expected.equals(found):
+                raise NotApplicable(
+                    f"the mask is no function of query and key positions: at {n} positions it "
+                    "differs from the formula it follows before",
+                    [where],
+                )
+        out.append(raw)
+    return tuple(out)
+
+
+def _classify(formula: Formula, query: Array, key: Array, where: str) -> Mask:
+    """The fast kinds where the values are exactly those at all points; else the formula."""
+    seen = Seen.of(formula.at(query, key))
+    distance = query[:, None] - key
+    if seen.allowed.all():
+        raise NotApplicable(
+            "the mask hides nothing: either this is no causal decoder, or a boolean mask is "
+            "added to the scores as 0 and 1 (export with a float mask or sdpa attention)",
+            [where],
+        )
+    if seen.allowed[:, distance < 0].any():
+        raise NotApplicable(
+            "the mask lets a row see later positions (bidirectional attention, or a prefix that "
+            "sees itself whole): such a model cannot be decoded with a cache",
+            [where],
+        )
+    if not seen.allowed.any(axis=-1).all():
+        raise NotApplicable("the mask has rows that see nothing, not even themselves", [where])
+    for found in (Mask("causal"), _alibi(formula), _window(formula, query)):
+        if found is not None and Seen.of(_values(found, query, key)).equals(seen):
+            return found
+    return Mask("formula", formula=_as_mask(formula, query, key, where))
+
+
+def _alibi(formula: Formula) -> Mask | None:
+    """Per head, what one key position more adds, read off the first 13 positions."""
+    near = np.arange(13)
+    values = formula.at(near, near)
+    if values.dtype == np.bool_ or not Seen.of(values).allowed[:, -1, 0].all():
         return None
-    if sizes[0] is None or sizes[1] is None or sizes[1] - sizes[0] != 2:
-        return _window_directly(bias, number, measures, heads, where)
-    return number + sizes[0] - 6
+    wide = values[:, -1].astype(np.float64)
+    slopes = (wide[:, -1] - wide[:, 0]) / 12
+    return Mask("alibi", slopes=tuple(float(np.float32(s)) for s in slopes))
 
 
-def _window_directly(
-    bias: Bias, number: int, measures: Measures, heads: int, where: str
-) -> int | None:
-    if number > _DIRECT:
-        raise NotApplicable(f"cannot tell what {number} does to the mask", [where])
-    try:
-        found = _at(bias, measures.world(1, number + 3), 1, number + 3, heads, where)
-    except NotApplicable:
-        # a buffer of that many positions: longer inputs cannot be run, so none is hidden by it
-        found = _at(bias, measures.world(1, number), 1, number, heads, where)
-    return found.size if found.kind == "window" else None
+def _window(formula: Formula, query: Array) -> Mask | None:
+    """As many positions as the last row sees, found by bisection."""
+    last = int(query[-1])
+    low, high = 0, last
+    while low < high:
+        middle = (low + high) // 2
+        at = Seen.of(formula.at(np.asarray([last]), np.asarray([middle, last])))
+        low, high = (low, middle) if at.allowed[:, 0, 0].any() else (middle + 1, high)
+    return Mask("window", last - low + 1)
+
+
+def _values(mask: Mask, query: Array, key: Array) -> Array:
+    distance = query[:, None] - key
+    past = distance >= 0
+    if mask.kind == "window":
+        return (past & (distance < mask.size))[None]
+    slopes = np.asarray(mask.slopes or (0.0,))[:, None, None]
+    return np.where(past, slopes * key.astype(np.float64), -np.inf)
+
+
+def _as_mask(formula: Formula, query: Array, key: Array, where: str) -> Formula:
+    """bool where it only hides, else fp32."""
+    values = formula.at(query, key)
+    if values.dtype == np.bool_:
+        return formula
+    emit = Emit(ir.Graph([], [], nodes=[], name="formula"), "canonicalize")
+    leaves = ir.Value(name="query"), ir.Value(name="key")
+    root = copy_formula(formula, emit, *leaves)
+    seen = Seen.of(values)
+    if (values[np.broadcast_to(seen.allowed, values.shape)] == 0).all():
+        return Formula(_hiding(emit, root, values.dtype), *leaves)
+    _lower_fillers(emit, root)
+    if values.dtype != np.float32:
+        root = emit.op("Cast", [root], to=ir.DataType.FLOAT)
+    lowered = Formula(root, *leaves)
+    if not Seen.of(lowered.at(query, key)).equals(seen):
+        raise NotApplicable("a mask computes with the numbers that hide", [where])
+    return lowered
+
+
+def _hiding(emit: Emit, root: ir.Value, dtype: np.dtype[np.generic]) -> ir.Value:
+    """What is true where a bias of 0 or very low numbers is 0."""
+    node = root.producer()
+    if node is not None and node.op_type == "Where":
+        chosen = [constant(v) for v in node.inputs[1:]]
+        if all(a is not None and a.size == 1 for a in chosen):
+            zero, low = (float(a.reshape(())) for a in chosen if a is not None)
+            if zero == 0 and low < HIDDEN and node.inputs[0] is not None:
+                return node.inputs[0]
+    return emit.op("Greater", [root, number(emit, np.asarray(HIDDEN, dtype))])
+
+
+def _lower_fillers(emit: Emit, root: ir.Value) -> None:
+    """Minus infinity for the very low numbers that Where hides with: fp16 has no others."""
+    for node in nodes_of(root, {}):
+        for place, value in enumerate(node.inputs if node.op_type == "Where" else ()):
+            array = constant(value)
+            if array is None or array.size != 1 or array.dtype.kind != "f":
+                continue
+            if float(array.reshape(())) < _FILLER:
+                low = np.asarray(-np.inf, array.dtype).reshape(array.shape)
+                node.replace_input_with(place, number(emit, low))
 
 
 class MaskWriter:
@@ -190,16 +334,21 @@ class MaskWriter:
         key = mask.text()
         if key not in self.made:
             emit = Emit(self.graph, "canonicalize", at=next(iter(self.graph)))
-            self.made[key] = (
-                self._window(emit, mask.size)
-                if mask.kind == "window"
-                else (self._alibi(emit, mask.slopes))
-            )
+            self.made[key] = self._build(emit, mask)
         return self.made[key]
 
     def is_causal(self, mask: Mask) -> int | None:
         """The attribute of Attention that says causal, absent where a mask input says more."""
         return 1 if mask.kind == "causal" else None
+
+    def _build(self, emit: Emit, mask: Mask) -> ir.Value:
+        if mask.formula is not None:
+            query, key = self._sides(emit)
+            past = emit.op("LessOrEqual", [key, query])
+            return combined(emit, past, mask.formula, query, key)
+        if mask.kind == "window":
+            return self._window(emit, mask.size)
+        return self._alibi(emit, mask.slopes)
 
     def _sides(self, emit: Emit) -> tuple[ir.Value, ir.Value]:
         """Positions of queries [B, 1, N, 1] and of keys [B, 1, 1, N]."""

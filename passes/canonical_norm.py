@@ -11,20 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graftline.errors import NotApplicable
 from graftline.passes.emit import Emit
-from graftline.passes.meaning import constant, scalar, sizes_of
+from graftline.passes.meaning import constant, label, scalar, sizes_of
 
 _MAKER = "canonicalize"
-_FUSED = frozenset({
-    "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipLayerNormalization",
-})  # fmt: skip
+_EPSILONS = {
+    "SimplifiedLayerNormalization": 1e-5, "SkipSimplifiedLayerNormalization": 1e-12,
+    "SkipLayerNormalization": 1e-12,
+}  # fmt: skip
+"""ONNX Runtime's fused norms, and their epsilon where the node says none."""
 
 
 def fuse_norms(model: ir.Model) -> None:
     """Replace every decomposed or contributed normalisation over the last axis."""
     graph = model.graph
     for node in list(graph):
-        if node.op_type in _FUSED:
+        if node.op_type in _EPSILONS:
             _expand_fused(graph, node)
     for node in list(graph):
         if node.op_type == "ReduceMean":
@@ -32,6 +35,8 @@ def fuse_norms(model: ir.Model) -> None:
             if found is not None:
                 _replace(graph, found)
     for node in list(graph):
+        if node.op_type in ("RMSNormalization", "LayerNormalization"):
+            _refuse_axis(node)
         if node.op_type == "RMSNormalization":
             _centre(graph, node)
 
@@ -164,7 +169,7 @@ def _take_affine(norm: Norm) -> None:
 
 
 def _vector(value: ir.Value | None) -> ir.Value | None:
-    """A float vector from the checkpoint, seen through a widening cast."""
+    """A float vector from the checkpoint, seen through a cast."""
     if value is None:
         return None
     node = value.producer()
@@ -173,6 +178,16 @@ def _vector(value: ir.Value | None) -> ir.Value | None:
     if value is None or value.const_value is None or len(value.const_value.shape) != 1:
         return None
     return value
+
+
+def _typed(emit: Emit, vector: ir.Value, x: ir.Value) -> ir.Value:
+    """The vector in the type of `x`: a checkpoint may store it narrower than it is used."""
+    tensor = vector.const_value
+    if tensor is None or x.dtype is None or tensor.dtype == x.dtype:
+        return vector
+    made = emit.op("Cast", [vector], to=x.dtype)
+    made.type, made.shape = ir.TensorType(x.dtype), vector.shape
+    return made
 
 
 def _one_plus(value: ir.Value | None) -> ir.Value | None:
@@ -192,14 +207,16 @@ def _replace(graph: ir.Graph, norm: Norm) -> None:
     if node is None:
         return
     emit = Emit(graph, _MAKER, at=node)
-    scale = norm.scale
+    scale = _typed(emit, norm.scale, norm.x) if norm.scale is not None else None
     if norm.plus_one is not None:
-        scale = _plus_one(emit, norm.plus_one)
+        scale = _plus_one(emit, norm.plus_one, norm.x.dtype)
     if scale is None:
         scale = _ones(emit, norm.x)
     if scale is None:
         return
-    inputs = [norm.x, scale] + ([norm.bias] if norm.bias is not None else [])
+    inputs = [norm.x, scale]
+    if norm.bias is not None:
+        inputs.append(_typed(emit, norm.bias, norm.x))
     new = emit.op(
         "LayerNormalization" if norm.centred else "RMSNormalization", inputs,
         axis=-1, epsilon=norm.epsilon, stash_type=1,
@@ -208,20 +225,22 @@ def _replace(graph: ir.Graph, norm: Norm) -> None:
     ir.convenience.replace_all_uses_with(norm.out, new, replace_graph_outputs=True)
 
 
-def _plus_one(emit: Emit, vector: ir.Value) -> ir.Value:
-    """1 + w as a lazy tensor: read only when the graph is written or run."""
+def _plus_one(emit: Emit, vector: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+    """1 + w in the type it is used in, as a lazy tensor: read only when the graph is written or
+    run."""
     name, tensor = f"{vector.name}.plus_one", vector.const_value
     if name in emit.graph.initializers:
         return emit.graph.initializers[name]
     if tensor is None:
         raise AssertionError(f"{vector.name} is no initializer")
 
-    def add_one() -> ir.TensorProtocol:
-        array = tensor.numpy()
-        total = array.astype(np.float32) + np.float32(1)
-        return ir.tensor(total.astype(array.dtype), name=name)
+    used = dtype or tensor.dtype
 
-    lazy = ir.LazyTensor(add_one, dtype=tensor.dtype, shape=ir.Shape(sizes_of(tensor)), name=name)
+    def add_one() -> ir.TensorProtocol:
+        total = tensor.numpy().astype(np.float32) + np.float32(1)
+        return ir.tensor(total.astype(used.numpy()), dtype=used, name=name)
+
+    lazy = ir.LazyTensor(add_one, dtype=used, shape=ir.Shape(sizes_of(tensor)), name=name)
     return emit.initializer(name, lazy)
 
 
@@ -250,6 +269,7 @@ def _expand_fused(graph: ir.Graph, node: ir.Node) -> None:
     """ONNX Runtime's fused residual norms, as Add and a norm."""
     emit = Emit(graph, _MAKER, at=node)
     skip = node.op_type.startswith("Skip")
+    _refuse_axis(node)
     inputs: list[ir.Value | None] = list(node.inputs) + [None] * 5
     x = inputs[0]
     layer = node.op_type == "SkipLayerNormalization"
@@ -265,13 +285,24 @@ def _expand_fused(graph: ir.Graph, node: ir.Node) -> None:
     kept = [x, scale] + ([bias] if bias is not None else [])
     new = emit.op(
         "LayerNormalization" if layer else "RMSNormalization", kept,
-        axis=-1, epsilon=node.attributes.get_float("epsilon", 1e-5), stash_type=1,
+        axis=-1, epsilon=node.attributes.get_float("epsilon", _EPSILONS[node.op_type]),
+        stash_type=1,
     )  # fmt: skip
     new.shape, new.type = node.outputs[0].shape, node.outputs[0].type
     ir.convenience.replace_all_uses_with(node.outputs[0], new, replace_graph_outputs=True)
     if skip and len(node.outputs) > 3 and x is not None:
         ir.convenience.replace_all_uses_with(node.outputs[3], x, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+
+
+def _refuse_axis(node: ir.Node) -> None:
+    axis = node.attributes.get_int("axis", -1)
+    rank = len(node.inputs[0].shape) if node.inputs[0] is not None and node.inputs[0].shape else 0
+    if axis != -1 and axis != rank - 1:
+        raise NotApplicable(
+            f"a norm over the axes from {axis} on mixes tokens; only the last axis is supported",
+            [label(node)],
+        )
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:

@@ -13,12 +13,14 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
+from graftline.errors import DoesNotRun, NotApplicable
 from graftline.evaluate import Array
+from graftline.passes.canonical_lengths import constants_above, lengths_around
 from graftline.passes.canonical_moves import single_source
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
 from graftline.passes.meaning import label, label_value
+from graftline.passes.seen import rounding
 
 _LINEAR = frozenset(
     [
@@ -64,12 +66,30 @@ class Region:
 
 @dataclass(frozen=True)
 class Rotation:
-    """A recognised rotary embedding: its tables [P, R/2] and how it pairs dimensions."""
+    """A recognised rotary embedding: its tables [P, R/2] and how it pairs dimensions.
 
-    cos: ir.Value
-    sin: ir.Value
+    `dim` is R: 0 where nothing is turned. `scale` [P] multiplies the whole head, the part that is
+    not turned included; None where it is 1.
+    """
+
+    tables: tuple[ir.Value, ir.Value] | None
     interleaved: bool
     dim: int
+    scale: ir.Value | None
+    raw: RawTurn
+
+
+@dataclass(frozen=True)
+class RawTurn:
+    """What the raw graph makes of the heads `probe(P, D, seed)`, [P, D], at positions 0 .. P-1."""
+
+    turned: Array
+    seed: int = 0
+
+
+def probe(rows: int, size: int, seed: int) -> Array:
+    """Random heads [P, D], one per position."""
+    return np.random.default_rng(seed).standard_normal((rows, size)).astype(np.float32)
 
 
 @dataclass
@@ -86,6 +106,7 @@ class RotaryReader:
     order: dict[ir.Node | None, float] = field(default_factory=dict)
     seen: dict[str, Rotation] = field(default_factory=dict)
     tables: dict[bytes, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+    scales: dict[bytes, ir.Value] = field(default_factory=dict)
     angle_rows: dict[ir.Value, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,11 +116,12 @@ class RotaryReader:
         """Learn of a node written right before `at` after the graph was read."""
         self.order[made] = self.order[at] - 0.5
 
-    def settle(self, head: ir.Value, at: ir.Node) -> ir.Value:
-        """`head` [B, heads, N, D] with its rotary embedding, if any, as one node before `at`."""
+    def settle(self, head: ir.Value, at: ir.Node) -> tuple[ir.Value, RawTurn | None]:
+        """`head` [B, heads, N, D] with its rotary embedding, if any, as one node before `at`, and
+        what the raw graph makes of heads."""
         region = self._region(head)
         if region is None:
-            return head
+            return head, None
         layout = self._layout(region.x, head)
         key = self._key(region)
         if key not in self.seen:
@@ -109,14 +131,27 @@ class RotaryReader:
         x = region.x
         if layout == "rows_first":
             x = emit.op("Transpose", [x], perm=[0, 2, 1, 3])
+            x.type = head.type
+        if found.scale is not None:
+            x = self._scaled(emit, x, found.scale)
+        if found.tables is None:
+            return x, found.raw
         size = self.measures.shape(head)[-1]
         new = emit.op(
-            "RotaryEmbedding", [x, found.cos, found.sin, self.positions],
+            "RotaryEmbedding", [x, *found.tables, self.positions],
             interleaved=int(found.interleaved),
             rotary_embedding_dim=found.dim if found.dim != size else 0,
         )  # fmt: skip
         new.type = head.type
-        return new
+        return new, found.raw
+
+    def _scaled(self, emit: Emit, x: ir.Value, scale: ir.Value) -> ir.Value:
+        """Heads times a number per position, read from a table [P]."""
+        factor = emit.op("Gather", [scale, self.positions], axis=0)
+        axes = emit.const("axes.1_3", [1, 3], np.int64)
+        made = emit.op("Mul", [x, emit.op("Unsqueeze", [factor, axes])])
+        factor.type = made.type = x.type
+        return made
 
     # finding the region
 
@@ -233,16 +268,43 @@ class RotaryReader:
     def _recognise(self, region: Region) -> Rotation:
         matrices = self._matrices(region)
         interleaved, dim = _pairing(matrices, region)
-        cos, sin = self._tables(region, interleaved, dim)
-        rebuilt = _rebuild(cos[:_PROBED], sin[:_PROBED], interleaved, dim, matrices.shape[-1])
-        worst = float(np.abs(rebuilt - matrices).max())
-        if worst > _TOLERANCE * max(1.0, float(np.abs(matrices).max())):
-            raise NotApplicable(
-                f"position-dependent values are no rotary embedding (off by {worst:.1e})",
-                [label(n) for n in region.nodes],
-            )
-        held = self._hold(cos, sin, region)
-        return Rotation(*held, interleaved, dim)
+        cos, sin, rest = self._tables(region, interleaved, dim)
+        scale = None
+        if (rest != 1).any():
+            if (rest == 0).any():
+                raise self._is_none(region, float("inf"))
+            cos, sin, scale = cos / rest[:, None], sin / rest[:, None], rest
+        size = self._sizes(region)[1]
+        for seed in (1, 0):
+            x = probe(self.rows, size, seed).astype(_dtype(region.x))
+            turned = self._along(region, x)
+            wide = x.astype(np.float64) * rest[:, None]
+            gap = float(np.abs(_turn(wide, cos, sin, interleaved, dim) - turned).max())
+            limit = 16 * rounding(x.dtype) * max(1.0, float(np.abs(turned).max()))
+            if not gap <= max(limit, _TOLERANCE):
+                raise self._is_none(region, gap)
+        tables = self._hold(cos, sin, region) if dim else None
+        factor = None if scale is None else self._hold_scale(scale, region)
+        raw = RawTurn(turned.astype(np.float32))
+        return Rotation(tables, interleaved, dim, factor, raw)
+
+    def _is_none(self, region: Region, gap: float) -> NotApplicable:
+        return NotApplicable(
+            f"position-dependent values are no rotary embedding (off by {gap:.1e} at one of "
+            f"{self.rows} positions)",
+            [label(n) for n in region.nodes],
+        )
+
+    def _along(self, region: Region, x: Array) -> Array:
+        """The region on one head per position, [P, D]."""
+        heads, size = self._sizes(region)
+        heads = 1 if self._takes_one_head(region, size) else heads
+        out: list[Array] = []
+        for start in range(0, self.rows, _CHUNK):
+            part = x[start : start + _CHUNK]
+            fed = np.broadcast_to(part, (1, heads, *part.shape)).copy()
+            out.append(self._evaluate(region, fed, start)[0, 0])
+        return np.concatenate(out)
 
     def _evaluate(self, region: Region, x: Array, start: int) -> Array:
         """The region on heads x [batch, heads, n, D], at positions start .. start + n - 1."""
@@ -269,16 +331,17 @@ class RotaryReader:
         if angle not in self.angle_rows:
             rows = self.measures.world(1, self.rows).value(angle)
             axis = (self.measures.dims(angle) or []).index("N")
-            looks = [np.arange(_PROBED)]
+            lengths = lengths_around(constants_above([angle]))
+            looks = [np.arange(n) for n in lengths if n <= self.rows]
             if self.own_positions:
                 looks.append(np.asarray([self.rows - 1, 3, 0, 2, 1]))
             for at in looks:
-                short = self.measures.world(1, _PROBED)
+                short = self.measures.world(1, len(at))
                 short.known[self.positions] = at[None].astype(np.int64)
                 if not np.allclose(short.value(angle), np.take(rows, at, axis=axis), atol=1e-5):
                     raise NotApplicable(
-                        f"angles depend on other positions than their own: they change somewhere "
-                        f"below {self.rows} positions; lower `cap` to where they change",
+                        f"angles depend on other positions than their own: they change at "
+                        f"{len(at)} of {self.rows} positions; lower `cap` to where they change",
                         [label_value(angle)],
                     )
             self.angle_rows[angle] = rows
@@ -298,28 +361,26 @@ class RotaryReader:
             raise NotApplicable("heads are turned by different angles", [label_value(region.out)])
         return out[:, 0].transpose(1, 2, 0)
 
-    def _tables(self, region: Region, interleaved: bool, dim: int) -> tuple[Array, Array]:
-        heads, size = self._sizes(region)
-        heads = 1 if self._takes_one_head(region, size) else heads
+    def _tables(self, region: Region, interleaved: bool, dim: int) -> tuple[Array, Array, Array]:
+        """Cosines and sines [P, R/2], and what multiplies the dimensions that are not turned [P]:
+        1 where all are turned."""
+        size = self._sizes(region)[1]
         first = np.arange(0, dim, 2) if interleaved else np.arange(dim // 2)
         second = first + (1 if interleaved else dim // 2)
-        cos, sin = list[Array](), list[Array]()
-        for start in range(0, self.rows, _CHUNK):
-            count = min(_CHUNK, self.rows - start)
-            x = np.zeros((1, heads, count, size), _dtype(region.x))
-            x[..., first] = 1
-            out = self._evaluate(region, x, start)[0, 0]
-            cos.append(out[:, first])
-            sin.append(out[:, second])
-        return np.concatenate(cos), np.concatenate(sin)
+        x = np.zeros((self.rows, size), _dtype(region.x))
+        x[:, first] = 1
+        x[:, dim:] = 1
+        out = self._along(region, x)
+        rest = out[:, dim] if dim < size else np.ones(self.rows)
+        return out[:, first], out[:, second], rest
 
     def _takes_one_head(self, region: Region, size: int) -> bool:
         """Whether the nodes can be run on one head alone, which is that much cheaper."""
         one = np.ones((1, 1, _PROBED, size), _dtype(region.x))
         try:
             return self._evaluate(region, one, 0).shape[-3:] == (1, _PROBED, size)
-        except (NotApplicable, ValueError):
-            return False
+        except DoesNotRun:
+            return False  # its reshapes name the number of heads
 
     def _hold(self, cos: Array, sin: Array, region: Region) -> tuple[ir.Value, ir.Value]:
         dtype = _dtype(region.x)
@@ -336,11 +397,23 @@ class RotaryReader:
             )
         return self.tables[key]
 
+    def _hold_scale(self, scale: Array, region: Region) -> ir.Value:
+        """A table [P] of factors, made once."""
+        held = scale.astype(_dtype(region.x))
+        key = held.tobytes()
+        if key not in self.scales:
+            emit, name = Emit(self.graph, "canonicalize"), f"head_scale.{len(self.scales)}"
+            self.scales[key] = emit.initializer(name, ir.tensor(held, name=name))
+        return self.scales[key]
+
 
 def _pairing(matrices: Array, region: Region) -> tuple[bool, int]:
-    """Which dimensions are turned together, and how many are: (interleaved, R)."""
+    """Which dimensions are turned together, and how many are: (interleaved, R); R is 0 where each
+    is only scaled."""
     used = np.abs(matrices).max(axis=0) > 0
     np.fill_diagonal(used, False)
+    if not used.any():
+        return False, 0
     partners = np.flatnonzero(used[0])
     turned = np.flatnonzero(used.any(axis=1))
     if len(partners) != 1:
@@ -355,15 +428,13 @@ def _pairing(matrices: Array, region: Region) -> tuple[bool, int]:
     return False, 2 * partner
 
 
-def _rebuild(cos: Array, sin: Array, interleaved: bool, dim: int, size: int) -> Array:
-    """A(p) of an ideal rotary embedding with these tables."""
-    out = np.zeros((len(cos), size, size))
+def _turn(x: Array, cos: Array, sin: Array, interleaved: bool, dim: int) -> Array:
+    """Heads [P, D] turned by an ideal rotary embedding with these tables."""
     first = np.arange(0, dim, 2) if interleaved else np.arange(dim // 2)
     second = first + (1 if interleaved else dim // 2)
-    rest = np.arange(dim, size)
-    out[:, first, first], out[:, second, second] = cos, cos
-    out[:, second, first], out[:, first, second] = sin, -sin
-    out[:, rest, rest] = 1
+    out = x.copy()
+    out[:, first] = x[:, first] * cos - x[:, second] * sin
+    out[:, second] = x[:, first] * sin + x[:, second] * cos
     return out
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
+from graftline.errors import CannotEvaluate, NotApplicable
 from graftline.passes.emit import Emit
-from graftline.passes.meaning import World, constant, evaluate_node
+from graftline.passes.meaning import World, constant, evaluate_node, label_value
 from graftline.passes.shapes import Measure, Shape
 
 SIZES = ((2, 5), (3, 7), (2, 11))
@@ -38,8 +38,19 @@ class Measures:
         """Shape at the first size. Raises NotApplicable when it is unknown."""
         found = self.each[0].of(value)
         if found is None:
-            raise NotApplicable(f"the shape of {value.name} depends on data")
+            cause = self._unknown(value)
+            raise NotApplicable(
+                f"the shape of {value.name} depends on data or on an operator without a reference "
+                "implementation", [label_value(cause)],
+            )  # fmt: skip
         return found
+
+    def _unknown(self, value: ir.Value) -> ir.Value:
+        """The first value above whose shape is not known."""
+        node = value.producer()
+        above = [v for v in node.inputs if v is not None] if node is not None else []
+        odd = [v for v in above if self.each[0].of(v) is None]
+        return self._unknown(odd[0]) if odd else value
 
     def dims(self, value: ir.Value) -> list[str | int] | None:
         """Shape as numbers and the symbols "B", "N", "B*N"; None where none of them fits."""
@@ -88,7 +99,7 @@ def fold(model: ir.Model) -> None:
             continue
         try:
             outputs = evaluate_node(node, arrays, 24)
-        except NotApplicable:
+        except CannotEvaluate:
             continue
         if any(np.asarray(o).size > FOLDED for o in outputs):
             continue
@@ -132,7 +143,7 @@ def _settle_shape_read(graph: ir.Graph, node: ir.Node, measures: Measures) -> bo
     """Read the batch and the length from `tokens` instead of from an activation."""
     try:
         rows = [m.values(node.outputs[0]) for m in measures.each]
-    except NotApplicable:
+    except CannotEvaluate:
         return False
     dims = symbolic([r.tolist() for r in rows])
     if dims is None or any(isinstance(d, str) and "*" in d for d in dims):

@@ -10,9 +10,8 @@ what is not understood is refused with the nodes looked at.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +19,9 @@ import onnx_ir.passes.common as common
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.passes.canonical_assumptions import check_assumptions
 from graftline.passes.canonical_attention import AttentionReader
+from graftline.passes.canonical_contrib import expand_contrib, refuse_quantized
 from graftline.passes.canonical_ends import open_head, own_head_weight, settle_positions
 from graftline.passes.canonical_entry import enter
 from graftline.passes.canonical_linear import unflatten_rows
@@ -29,12 +30,20 @@ from graftline.passes.canonical_norm import fuse_norms
 from graftline.passes.canonical_opset import open_graph
 from graftline.passes.canonical_rotary import RotaryReader
 from graftline.passes.canonical_shapes import Measures, dedupe, fold, settle_shapes
-from graftline.passes.graft import Graft
+from graftline.passes.graft import Graft, WeightFreeLaw
+from graftline.passes.mask_law import masks
 from graftline.passes.meaning import hidden_values, label, label_value
-from graftline.ports import FACTS_KEY, Port, read_facts, write_ports
+from graftline.ports import (
+    FACTS_KEY,
+    Port,
+    by_role,
+    read_facts,
+    write_assumptions,
+    write_facts,
+    write_ports,
+)
+from graftline.raw_ports import read_raw, write_raw
 
-RAW_INPUTS_KEY = "graftline.raw_inputs"
-"""Metadata: the names tokens and positions had in the raw graph."""
 _SETTLE_ROUNDS = 4
 _MIXES = frozenset({"Conv", "Scan", "Loop", "If", "CumSum", "LSTM", "GRU", "RNN"})
 
@@ -42,19 +51,18 @@ _MIXES = frozenset({"Conv", "Scan", "Loop", "If", "CumSum", "LSTM", "GRU", "RNN"
 @dataclass(frozen=True)
 class Canonicalize(Graft):
     """Brings a raw decoder to canonical form. `positions` bounds the rotary tables: what the host's
-    facts say, or `positions` where they say nothing, and never more than `cap`.
+    facts say, or `positions` where they say nothing, and never more than `cap`. `causal_mask`: the
+    user says that a mask input over pairs of tokens hides the future, where the graph does not.
     """
+
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (masks,)
 
     positions: int = 8192
     cap: int = 32768
+    causal_mask: bool = False
 
     def requires(self, model: ir.Model) -> None:
-        if not any(n.op_type.startswith("Gather") for n in model.graph):
-            seen = Counter(n.op_type for n in model.graph).most_common(8)
-            raise NotApplicable(
-                "no embedding found: this graph is no decoder of token ids",
-                [f"{count} {op}" for op, count in seen],
-            )
+        refuse_quantized(model.graph)
 
     def apply(self, model: ir.Model) -> None:
         graph = model.graph
@@ -62,7 +70,11 @@ class Canonicalize(Graft):
         infer_types(model)
         entry = enter(model)
         tokens, positions, own = entry.tokens, entry.positions, entry.own_positions
-        model.metadata_props[RAW_INPUTS_KEY] = json.dumps(entry.names)
+        write_raw(model, entry.raw)
+        write_assumptions(model, entry.assumptions)
+        expand_contrib(model, tokens, positions)
+        if entry.replaced:
+            check_assumptions(entry, *measure(graph, tokens, positions), self.causal_mask)
         settle(model, tokens, positions)
         infer_types(model)
         fuse_norms(model)
@@ -96,17 +108,26 @@ class Canonicalize(Graft):
             raise NotApplicable(
                 "no attention found that is written in standard operators", [label(n) for n in near]
             )
+        if reader.positions and FACTS_KEY in model.metadata_props:
+            facts = read_facts(model)
+            held = min(facts.positions or reader.positions, reader.positions)
+            write_facts(model, replace(facts, positions=held))
+
+    def dropped(self, before: ir.Model) -> frozenset[str]:
+        """All of them: what remains has its canonical name."""
+        return frozenset(v.name or "" for v in (*before.graph.inputs, *before.graph.outputs))
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         """Token ids and positions under the canonical names; caches and masks are gone.
 
         A host without a positions input counts from zero, and so does its canonical form.
         """
-        names = json.loads(after.metadata_props[RAW_INPUTS_KEY])
-        tokens = feed[names["tokens"]].astype(np.int64)
-        counted = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int64), tokens.shape)
-        given = feed.get(names.get("positions", ""), counted)
-        return {"tokens": tokens, "positions": np.asarray(given, np.int64)}
+        raw = read_raw(after.metadata_props)
+        tokens = feed[by_role(raw, "tokens")[0].name].astype(np.int64)
+        given = [feed[p.name] for p in by_role(raw, "positions")]
+        counted = np.arange(tokens.shape[1], dtype=np.int64)
+        positions = np.broadcast_to(given[0] if given else counted, tokens.shape)
+        return {"tokens": tokens, "positions": positions.astype(np.int64)}
 
 
 def measure(

@@ -14,7 +14,7 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.law import Evidence
 from graftline.passes.anchors import block_of, block_outputs
-from graftline.passes.compare import Comparison, written_slots
+from graftline.passes.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.emit import drop_unused, find_input, new_input, new_output
 from graftline.passes.graft import BLOCK, Evaluate, Graft, Law
 from graftline.ports import read_facts, read_ports, write_facts, write_ports
@@ -33,7 +33,7 @@ def prefix(
     got = evaluate(after, graft.neutral(feed, after))
     caches = frozenset(p.name for p in read_ports(after) if p.mirror is not None)
     written = int(np.min(feed.get("write_index", 0))) + feed["tokens"].shape[1]
-    comparison = Comparison(graft.name(), "prefix", read_facts(after).dtype)
+    comparison = Comparison(graft.name(), "prefix", activation_dtype(after))
     sides = (written_slots(side, caches, written) for side in (got, expected))
     worst = comparison.outputs(*sides)
     what = f"{len(expected)} outputs equal the host's stream after block {graft.blocks - 1} through"

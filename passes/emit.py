@@ -55,11 +55,14 @@ class Emit:
         return node
 
     def const(self, name: str, value: npt.ArrayLike, dtype: Any = None) -> ir.Value:
-        """A named initializer; one already there under that name is taken to be the same."""
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-        array = np.asarray(value, dtype=dtype)
-        return self.initializer(name, ir.tensor(array, name=name))
+        """An initializer of that value, under that name or, where a host has the name for another
+        value, one like it."""
+        array, own = np.asarray(value, dtype=dtype), name
+        while (known := self.graph.initializers.get(own)) is not None:
+            if _holds(known, array):
+                return known
+            own += ".own"
+        return self.initializer(own, ir.tensor(array, name=own))
 
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Register a tensor, which may be lazy or external, as an initializer."""
@@ -71,6 +74,14 @@ class Emit:
         )
         self.graph.register_initializer(value)
         return value
+
+
+def _holds(known: ir.Value, array: npt.NDArray[Any]) -> bool:
+    tensor = known.const_value
+    if tensor is None or static_shape(tensor) != ir.Shape(array.shape):
+        return False
+    held = tensor.numpy()
+    return held.dtype == array.dtype and held.tobytes() == array.tobytes()
 
 
 def new_input(
@@ -89,6 +100,13 @@ def new_output(
     value.name = name
     value.shape, value.type = ir.Shape(list(shape)), ir.TensorType(dtype)
     graph.outputs.append(value)
+
+
+def free_name(graph: ir.Graph, name: str) -> str:
+    """`name`, or a name made from it that no initializer has: blocks may share their weights."""
+    while name in graph.initializers:
+        name += ".own"
+    return name
 
 
 def take_place(node: ir.Node, values: Sequence[ir.Value | None]) -> None:

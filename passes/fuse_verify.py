@@ -13,7 +13,7 @@ from graftline.evaluate import Feed
 from graftline.passes.draws import Draws, uniforms
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input, new_output
 from graftline.passes.fused_law import fused
-from graftline.passes.graft import Graft, Law
+from graftline.passes.graft import SHARED, Graft, Law
 from graftline.passes.operators import call
 from graftline.passes.reduce_logits import Groups
 from graftline.passes.tree_inputs import TreeInputs
@@ -61,7 +61,7 @@ class FuseVerify(Graft):
         assert write_index is not None
         cache = next(v for v in graph.inputs if (v.name or "").startswith("cache."))
         parents = new_input(graph, "parents", ir.DataType.INT64, NODES)
-        first = Emit(graph, self.name(), graph[0])
+        first = Emit(graph, self.name(), graph[0], block=SHARED)
         tree = TreeInputs(first, tokens, parents, write_index, cache)
         _supersede(graph, "positions", tree.positions)
         _supersede(graph, "mask", tree.mask)

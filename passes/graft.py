@@ -14,6 +14,8 @@ from graftline.evaluate import Feed
 from graftline.law import Evidence
 
 MADE_BY, BLOCK, ROLE = "graftline.made_by", "graftline.block", "graftline.role"
+SHARED = "shared"
+"""The block of what several blocks read."""
 Evaluate = Callable[[ir.Model, Feed], Feed]
 Law = Callable[["Graft", ir.Model, ir.Model, Feed, Evaluate], Evidence]
 """law(graft, before, after, feed of before, evaluate) -> what was compared. Raises LawBroken."""

@@ -12,9 +12,10 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.law import Evidence
 from graftline.passes.anchors import with_role
-from graftline.passes.compare import Comparison
+from graftline.passes.compare import Comparison, activation_dtype
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input, new_output
-from graftline.passes.graft import Evaluate, Graft, Law
+from graftline.passes.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
+from graftline.passes.mask_law import masks
 from graftline.passes.masks import SlotMasks
 from graftline.passes.weights import constant, tensor_of
 from graftline.ports import Facts, Port, read_facts, read_ports, write_facts, write_ports
@@ -26,25 +27,32 @@ POISON = 1e3
 def chunked(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
 ) -> Evidence:
-    """Feeding the rows in two chunks, caches carried over, gives the rows of the host."""
+    """Feeding the rows in chunks, caches carried over, gives the rows of the host; sequences of a
+    batch may stand at different lengths."""
     whole = evaluate(before, feed)["logits"]
-    rows = feed["tokens"].shape[1]
+    batch, rows = feed["tokens"].shape
     cut = max(1, rows // 2)
     first = graft.neutral({k: v[:, :cut] for k, v in feed.items()}, after)
-    first |= empty_caches(after, len(feed["tokens"]), rows + 2)
+    first |= empty_caches(after, batch, rows + 2)
     half = evaluate(after, first)
-    second = dict(first)
-    for port in read_ports(after):
-        if port.mirror is not None:
-            second[port.mirror] = half[port.name]
-    second |= {k: v[:, cut:] for k, v in feed.items()}
-    second["write_index"] = np.full(len(feed["tokens"]), cut, np.int64)
+    starts = np.asarray([max(0, cut - 2 * (n % 2)) for n in range(batch)])
+    at = starts[:, None] + np.arange(rows - cut)
+    second = first | carried_caches(after, half)
+    second |= {k: np.take_along_axis(v, at, axis=1) for k, v in feed.items()}
+    second["write_index"] = starts
     rest = evaluate(after, second)["logits"]
-    both = np.concatenate([half["logits"], rest], axis=1)
-    comparison = Comparison(graft.name(), "chunked")
-    gap = comparison.output("logits", both, whole)
-    what = f"two chunks of {cut} and {rows - cut} rows equal one pass"
+    comparison = Comparison(graft.name(), "chunked", activation_dtype(after))
+    gap = comparison.output("logits", half["logits"], whole[:, :cut])
+    expected = np.take_along_axis(whole, at[..., None], axis=1)
+    gap = max(gap, comparison.output("logits", rest, expected))
+    told = " and ".join(str(s) for s in dict.fromkeys(starts.tolist()))
+    what = f"{cut} rows, then {rows - cut} more from slot {told} on, equal one pass"
     return Evidence(what, gap, comparison.limit)
+
+
+def carried_caches(model: ir.Model, outputs: Feed) -> Feed:
+    """The caches a step gave, as inputs of the next."""
+    return {p.mirror: outputs[p.name] for p in read_ports(model) if p.mirror is not None}
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class KvCache(Graft):
     """
 
     laws: ClassVar[tuple[Law, ...]] = (chunked,)
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (masks,)
 
     def requires(self, model: ir.Model) -> None:
         found = with_role(model.graph, "attention")
@@ -75,13 +84,13 @@ class KvCache(Graft):
         assert positions is not None
         write_index = new_input(graph, "write_index", ir.DataType.INT64, ["B"])
         ports.append(Port("write_index", "write_index", "in", "int64", ("B",)))
-        masks: SlotMasks | None = None
+        slots: SlotMasks | None = None
         for layer, node in enumerate(attention):
             caches = [self._scatter(graph, node, i, layer, write_index, ports) for i in (1, 2)]
-            if masks is None:
-                emit = Emit(graph, self.name(), graph[0])
-                masks = SlotMasks(emit, tokens, positions, write_index, caches[0])
-            _set_mask(node, masks.of(node))
+            if slots is None:
+                emit = Emit(graph, self.name(), graph[0], block=SHARED)
+                slots = SlotMasks(emit, tokens, positions, write_index, caches[0])
+            _set_mask(node, slots.of(node))
         write_ports(model, ports)
         facts = _with_cache_shape(read_facts(model), ports)
         write_facts(model, replace(facts, positions=_addressable(positions, facts.positions)))

@@ -7,7 +7,7 @@ neutral values for what it added.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,11 +17,12 @@ import onnx_ir.passes.common as common
 from graftline.errors import LawBroken
 from graftline.evaluate import Feed
 from graftline.law import Evidence, LawRow
-from graftline.passes.compare import Comparison, written_slots
+from graftline.passes.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.graft import Evaluate, Graft
-from graftline.ports import FACTS_KEY, read_facts, read_ports
+from graftline.passes.reduce_host import block_kinds
+from graftline.ports import read_ports
 
-STRUCTURAL = ("typed", "wellformed", "interface")
+STRUCTURAL = ("typed", "wellformed", "interface", "alike")
 """Laws that hold after every pass, on the whole graph."""
 CACHES = ("cache.key", "cache.value")
 
@@ -54,19 +55,21 @@ def _equal(one: Feed, other: Feed) -> bool:
 
 
 @dataclass(frozen=True)
-class Interface:
-    """What the inputs and outputs of a graph must still be after a graft."""
+class Host:
+    """What is noted of a graph before a graft, for the laws that need no copy of it."""
 
     inputs: frozenset[str]
     outputs: frozenset[str]
+    kinds: tuple[Hashable, ...]
+    """What each block computes."""
 
     @classmethod
-    def of(cls, graft: Graft, before: ir.Model) -> Interface:
+    def of(cls, graft: Graft, before: ir.Model) -> Host:
         """All that the graft does not say it drops."""
         gone, graph = graft.dropped(before), before.graph
         inputs = frozenset(v.name or "" for v in graph.inputs)
         outputs = frozenset(v.name or "" for v in graph.outputs)
-        return cls(inputs - gone, outputs - gone - graft.replaced(before))
+        return cls(inputs - gone, outputs - gone - graft.replaced(before), block_kinds(graph))
 
 
 def infer_shapes(model: ir.Model, who: str = "the graph") -> None:
@@ -137,12 +140,12 @@ def wellformed(graft: Graft, after: ir.Model) -> Evidence:
     return Evidence(f"{len(after.graph)} nodes in order, names unique")
 
 
-def interface(graft: Graft, expected: Interface, after: ir.Model) -> Evidence:
+def interface(graft: Graft, host: Host, after: ir.Model) -> Evidence:
     """The ports are exactly the graph's inputs and outputs, and say their dtypes; every input and
     output of the host is still there, but those that the graft says it drops."""
     graph = after.graph
     for side, wanted, values in (
-        ("inputs", expected.inputs, graph.inputs), ("outputs", expected.outputs, graph.outputs)
+        ("inputs", host.inputs, graph.inputs), ("outputs", host.outputs, graph.outputs)
     ):  # fmt: skip
         if lost := sorted(wanted - {v.name or "" for v in values}):
             raise LawBroken(graft.name(), "interface", side, f"{', '.join(lost)} gone")
@@ -155,6 +158,25 @@ def interface(graft: Graft, expected: Interface, after: ir.Model) -> Evidence:
                 graft.name(), "interface", f"{direction}puts", f"ports differ at {odd[:4]}"
             )
     return Evidence(f"{len(read_ports(after))} ports match the graph")
+
+
+def alike(graft: Graft, host: Host, after: ir.Model) -> Evidence:
+    """Blocks that computed the same before, each with its own weights, still do: what a graft does
+    to one it does to all. So a law that holds on a block of each kind holds on every block."""
+    was, now = host.kinds, block_kinds(after.graph)
+    first: dict[Hashable, int] = {}
+    for block in range(min(len(was), len(now))):
+        other = first.setdefault(was[block], block)
+        if now[block] != now[other]:
+            by = "; ".join(sorted(str(row) for row in _difference(now[block], now[other]))[:2])
+            raise LawBroken(graft.name(), "alike", f"block {block}", f"not as block {other}: {by}")
+    return Evidence(f"{len(now)} blocks of {len(set(now))} kinds")
+
+
+def _difference(one: Hashable, other: Hashable) -> frozenset[Hashable]:
+    assert isinstance(one, frozenset)
+    assert isinstance(other, frozenset)
+    return one ^ other
 
 
 def neutral(
@@ -172,8 +194,7 @@ def neutral(
     if caches:
         written = int(np.min(feed["write_index"])) + feed["tokens"].shape[1]
         was, now = (written_slots(side, caches, written) for side in (was, now))
-    dtype = read_facts(after).dtype if FACTS_KEY in after.metadata_props else "float32"
-    comparison = Comparison(graft.name(), "neutral", dtype)
+    comparison = Comparison(graft.name(), "neutral", activation_dtype(after))
     if graft.numeric:
         worst = comparison.outputs(now, was)
         what = f"{len(was)} outputs are the host's"
@@ -189,14 +210,14 @@ _IDS = frozenset({"argmax", "topk_ids"})
 
 def check(
     graft: Graft,
-    expected: Interface,
+    host: Host,
     before: ir.Model | None,
     after: ir.Model,
     feed: Feed | None,
     evaluate: Evaluate,
 ) -> list[LawRow]:
     """Hold one graft to its laws. `before` is a copy of the graph as it was, which the structural
-    laws do not need; without a feed the numeric laws do not run."""
+    laws do not need. With a feed the numeric laws run; without, those that need no weight."""
     rows: list[LawRow] = []
 
     def hold(law: str, found: Evidence) -> None:
@@ -204,12 +225,13 @@ def check(
 
     hold("typed", typed(graft, after))
     hold("wellformed", wellformed(graft, after))
-    hold("interface", interface(graft, expected, after))
+    hold("interface", interface(graft, host, after))
+    hold("alike", alike(graft, host, after))
     if before is None:
         return rows
-    for weight_free in graft.weight_free:
-        hold(_name(weight_free), weight_free(graft, before, after))
     if feed is None:
+        for law in graft.weight_free:
+            hold(_name(law), law(graft, before, after))
         return rows
     hold("neutral", neutral(graft, before, after, feed, evaluate))
     for law in graft.laws:

@@ -224,7 +224,7 @@ def _group_query_attention(graph: ir.Graph, found: _Operands, lengths: _Lengths,
     tree = any(find_input(graph, name) is not None for name in ("mask", "parents"))
     mask = node.inputs[3]
     assert mask is not None
-    if tree or says["kind"] == "alibi":
+    if tree or says["kind"] in ("alibi", "formula"):
         inputs.append(lengths.bias(mask, node))
     while inputs[-1] is None:
         inputs.pop()

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graftline.errors import NotApplicable
 from graftline.passes.emit import Emit
+from graftline.passes.formula import Formula, copy_formula, formula_of
+from graftline.passes.meaning import label
 
 MASK_KEY = "graftline.mask"
 
@@ -18,6 +21,26 @@ MASK_KEY = "graftline.mask"
 def meaning(node: ir.Node) -> Mapping[str, Any]:
     """What the mask of an Attention node means: causal, window (size) or alibi (slopes)."""
     return json.loads(node.metadata_props.get(MASK_KEY, '{"kind": "causal"}'))
+
+
+def combined(
+    emit: Emit, visible: ir.Value, formula: Formula, query: ir.Value, key: ir.Value
+) -> ir.Value:
+    """What is visible and, of that, what a formula says of the positions: bool, or a float bias."""
+    values = copy_formula(formula, emit, query, key)
+    if formula.at(np.zeros(1), np.zeros(1)).dtype == np.bool_:
+        return emit.op("And", [visible, values], f"mask.formula.{formula.text()}")
+    hidden = emit.const("minus_infinity", -np.inf, np.float32)
+    return emit.op("Where", [visible, values, hidden], f"mask.formula.{formula.text()}")
+
+
+def _formula_in(node: ir.Node) -> Formula:
+    """The formula of an attention's mask, as `combined` wrote it."""
+    mask = node.inputs[3].producer() if node.inputs[3] is not None else None
+    root = mask.inputs[1] if mask is not None and mask.op_type in ("And", "Where") else None
+    if root is None:
+        raise NotApplicable("the mask of an attention is no formula any more", [label(node)])
+    return formula_of(root)
 
 
 @dataclass
@@ -43,15 +66,19 @@ class SlotMasks:
         says = meaning(node)
         key = json.dumps(says, sort_keys=True)
         if key not in self.made:
-            self.made[key] = self._build(says)
+            self.made[key] = self._build(says, node)
         return self.made[key]
 
-    def _build(self, says: Mapping[str, Any]) -> ir.Value:
+    def _build(self, says: Mapping[str, Any], node: ir.Node) -> ir.Value:
         if says["kind"] == "causal":
             return self._visible()
         if says["kind"] == "window":
             return self._window(int(says["size"]))
-        return self._alibi([float(s) for s in says["slopes"]])
+        if says["kind"] == "alibi":
+            return self._alibi([float(s) for s in says["slopes"]])
+        rows = self._row_positions()
+        formula = _formula_in(node)
+        return combined(self.emit, self._visible(), formula, rows, self._key_positions())
 
     def _once(self, key: str, build: Any) -> ir.Value:
         if key not in self.made:
@@ -107,9 +134,14 @@ class SlotMasks:
 
         return self._once("key_positions", build)
 
+    def _row_positions(self) -> ir.Value:
+        """[B, 1, N, 1] int64."""
+        e = self.emit
+        return e.op("Unsqueeze", [self.positions, e.const("axes.1_3", [1, 3], np.int64)])
+
     def _window(self, size: int) -> ir.Value:
         e = self.emit
-        rows = e.op("Unsqueeze", [self.positions, e.const("axes.1_3", [1, 3], np.int64)])
+        rows = self._row_positions()
         ago = e.op("Sub", [rows, self._key_positions()])
         near = e.op("Less", [ago, e.const(f"window.{size}", size, np.int64)])
         return e.op("And", [near, self._visible()], f"mask.window.{size}")

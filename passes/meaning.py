@@ -13,12 +13,23 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import (
+    RuntimeContextError,
+    RuntimeImplementationError,
+    RuntimeTypeError,
+)
 
-from graftline.errors import NotApplicable
+from graftline.errors import CannotEvaluate, DoesNotRun
 from graftline.evaluate import Array
 
 EVALUATED_BYTES = 1 << 28
 """No initializer larger than this is ever read."""
+_UNSUPPORTED = (
+    NotImplementedError, RuntimeContextError, RuntimeImplementationError, RuntimeTypeError,
+)  # fmt: skip
+"""What onnx.reference raises for an operator, a version or a type it does not implement."""
+_FAILS = (ValueError, IndexError, ZeroDivisionError)
+"""What numpy raises where a node's values do not go together."""
 
 
 def label(node: ir.Node) -> str:
@@ -105,7 +116,8 @@ class World:
         return World(dict(known), self.shapes, self.opset)
 
     def value(self, wanted: ir.Value) -> Array:
-        """The value of `wanted`. Raises NotApplicable when it depends on activations or weights."""
+        """The value of `wanted`. Raises CannotEvaluate when it depends on activations or large
+        weights, and DoesNotRun where the graph fails at these sizes."""
         stack = [wanted]
         while stack:
             value = stack[-1]
@@ -128,9 +140,9 @@ class World:
     def _initializer(self, value: ir.Value) -> Array:
         tensor = value.const_value
         if tensor is None:
-            raise NotApplicable(f"needs the value of {value.name}, which is not known")
+            raise CannotEvaluate(f"needs the value of {value.name}, which is not known")
         if tensor.nbytes > EVALUATED_BYTES:
-            raise NotApplicable(f"needs the weight {value.name}, which is too large to look at")
+            raise CannotEvaluate(f"needs the weight {value.name}, which is too large to look at")
         return tensor.numpy()
 
     def _shape_of(self, node: ir.Node, value: ir.Value) -> bool:
@@ -148,7 +160,7 @@ class World:
             a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
             for a in node.attributes.values()
         ):
-            raise NotApplicable("control flow cannot be evaluated", [label(node)])
+            raise CannotEvaluate("control flow cannot be evaluated", [label(node)])
         inputs = [None if v is None else self.known[v] for v in node.inputs]
         with np.errstate(all="ignore"):
             outputs = evaluate_node(node, inputs, self.opset)
@@ -157,7 +169,8 @@ class World:
 
 
 def evaluate_node(node: ir.Node, inputs: Iterable[Array | None], opset: int) -> list[Array]:
-    """Run one node by onnx's reference implementation. Raises NotApplicable when it has none."""
+    """Run one node by onnx's reference implementation. Raises CannotEvaluate when it has none, and
+    DoesNotRun when the node's values do not go together."""
     inputs = list(inputs)
     data, at = [*inputs, None, None][:2]
     if node.op_type == "GatherElements" and data is not None and at is not None:
@@ -173,7 +186,17 @@ def evaluate_node(node: ir.Node, inputs: Iterable[Array | None], opset: int) -> 
     try:
         runner = ReferenceEvaluator(proto, opsets={node.domain: opset if node.domain == "" else 1})
         return [np.asarray(out) for out in runner.run(None, feed)]
-    except NotApplicable:
-        raise
-    except Exception as error:
-        raise NotApplicable(f"cannot be evaluated: {error}", [label(node)]) from error
+    except _UNSUPPORTED as error:
+        raise CannotEvaluate(f"cannot be evaluated: {_line(error)}", [label(node)]) from error
+    except _FAILS as error:
+        raise DoesNotRun(f"does not run at these sizes: {_line(error)}", [label(node)]) from error
+    except TypeError as error:
+        # onnx wraps what numpy raised
+        if not isinstance(error.__cause__, _FAILS):
+            raise
+        reason = _line(error.__cause__)
+        raise DoesNotRun(f"does not run at these sizes: {reason}", [label(node)]) from error
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

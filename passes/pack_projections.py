@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.passes.anchors import block_of
-from graftline.passes.emit import Emit, drop_unused
+from graftline.passes.emit import Emit, drop_unused, free_name
 from graftline.passes.graft import BLOCK, Graft
 from graftline.passes.weights import Matrix, constant, lazy, matrix, tensor_of
 
@@ -81,7 +81,7 @@ def _pack(graph: ir.Graph, rows: ir.Value, members: list[Projection], by: str) -
     emit = Emit(graph, by, first.node, block=first.node.metadata_props.get(BLOCK))
     widths = [m.matrix.shape[1] for m in members]
     into = members[0].matrix.shape[0]
-    name = f"packed.{first.matrix.stored.name}"
+    name = free_name(graph, f"packed.{first.matrix.stored.name}")
     dtype = tensor_of(first.matrix.stored).dtype
     kept = [m.matrix for m in members]
     packed = lazy(

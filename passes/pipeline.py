@@ -17,7 +17,7 @@ from graftline.errors import PipelineSyntax, nearest
 from graftline.evaluate import Feed, run
 from graftline.law import LawRow
 from graftline.passes.graft import MADE_BY, Evaluate, Graft
-from graftline.passes.laws import Interface, Memo, check, infer_shapes
+from graftline.passes.laws import Host, Memo, check, infer_shapes
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,20 @@ class Pipeline:
         watch: Watch | None = None,
         evaluate: Evaluate = run,
     ) -> list[PassReport]:
-        """Rewrite `model` in place. With a feed of the model as it is now, the numeric laws run
-        too."""
+        """Rewrite `model` in place. With a feed of the model as it is now the numeric laws run,
+        without one those that need no weight."""
         reports: list[PassReport] = []
         memo = Memo(evaluate)
         for graft in self.grafts:
             began = time.perf_counter()
             graft.requires(model)
-            expected, count = Interface.of(graft, model), len(model.graph)
+            host, count = Host.of(graft, model), len(model.graph)
             before = model.clone() if feed is not None or graft.weight_free else None
             if before is not None:
                 memo.renamed(model, before)
             graft.apply(model)
             infer_shapes(model, graft.name())
-            laws = check(graft, expected, before, model, feed, memo)
+            laws = check(graft, host, before, model, feed, memo)
             if feed is not None:
                 feed = graft.neutral(feed, model)
             report = PassReport(

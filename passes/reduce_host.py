@@ -7,6 +7,7 @@ constant within reach of a short feed; what is cut away is more of the same.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -74,9 +75,14 @@ def reduce_host(model: ir.Model, kept: Sequence[int] | None = None) -> Reduced:
     drop_unread(reduced)
     facts = replace(read_facts(reduced), layers=len(blocks))
     write_facts(reduced, facts)
-    constants = [c for c in mask_constants(reduced.graph) if c <= MOST_ROWS - BEYOND]
+    return Reduced(reduced, blocks, count, feed_rows(reduced))
+
+
+def feed_rows(model: ir.Model) -> int:
+    """Rows of a feed that passes every constant of the host's masks that MOST_ROWS can pass."""
+    constants = [c for c in mask_constants(model.graph) if c <= MOST_ROWS - BEYOND]
     rows = max([LEAST_ROWS, *(c + BEYOND for c in constants)])
-    return Reduced(reduced, blocks, count, min(rows, facts.positions or rows))
+    return min(rows, read_facts(model).positions or rows)
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -88,31 +94,47 @@ def weight_bytes(model: ir.Model) -> int:
 def chosen_blocks(model: ir.Model) -> tuple[int, ...]:
     """The first block of each kind, and two blocks where there are two."""
     first: dict[Hashable, int] = {}
-    kinds = block_kinds(model.graph)
+    kinds = block_kinds(model.graph, apart=False)
     for block, kind in enumerate(kinds):
         first.setdefault(kind, block)
     chosen = sorted(first.values())
     return tuple(chosen) if len(chosen) > 1 else tuple(range(min(2, len(kinds))))
 
 
-def block_kinds(graph: ir.Graph) -> list[Hashable]:
-    """What each block computes, whatever its weights hold: its operators, attributes, masks and
-    the shapes of its weights."""
+def block_kinds(graph: ir.Graph, apart: bool = True) -> tuple[Hashable, ...]:
+    """What each block computes, whatever its weights hold: its operators, attributes, masks, the
+    shapes of its weights, and what each operator reads. `apart`: the first block, which reads the
+    embedding and not a block, is of a kind of its own."""
     counts: dict[int, Counter[Hashable]] = {}
     for node in graph:
         block = block_of(node)
         if block is not None:
-            counts.setdefault(block, Counter())[_kind(node)] += 1
-    return [frozenset(counts[block].items()) for block in sorted(counts)]
+            counts.setdefault(block, Counter())[_kind(node, block, apart)] += 1
+    return tuple(frozenset(counts[block].items()) for block in sorted(counts))
 
 
-def _kind(node: ir.Node) -> Hashable:
+def _kind(node: ir.Node, block: int, apart: bool) -> Hashable:
     attributes = tuple(sorted((k, str(a.value)) for k, a in node.attributes.items()))
-    weights = tuple(
-        str(tensor_of(v).shape) if v is not None and constant(v) is not None else ""
-        for v in node.inputs
-    )
-    return node.domain, node.op_type, attributes, weights, node.metadata_props.get(MASK_KEY, "")
+    reads = tuple(_read(value, block, apart) for value in node.inputs)
+    return node.domain, node.op_type, attributes, reads, node.metadata_props.get(MASK_KEY, "")
+
+
+def _read(value: ir.Value | None, block: int, apart: bool) -> str:
+    """What a block reads there, said so that equal blocks at other places say the same."""
+    if value is None:
+        return ""
+    maker = value.producer()
+    if maker is None and constant(value) is not None:
+        tensor = tensor_of(value)
+        return f"{tensor.dtype} {tensor.shape}"
+    if maker is None:  # a port, which may be that of the block
+        return re.sub(rf"\b{block}\b", "#", value.name or "")
+    place, own = maker.metadata_props.get(BLOCK, ""), f"{maker.op_type}.{value.index()}"
+    if place == str(block):
+        return own
+    if place == str(block - 1) or (not block and place == "embedding" and not apart):
+        return "stream"
+    return f"{block - int(place)} blocks before: {own}" if place.isdigit() else f"{place}: {own}"
 
 
 def keep_blocks(model: ir.Model, blocks: Sequence[int]) -> None:

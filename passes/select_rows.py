@@ -13,7 +13,7 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.law import Evidence
 from graftline.passes.anchors import with_role
-from graftline.passes.compare import Comparison
+from graftline.passes.compare import Comparison, activation_dtype
 from graftline.passes.emit import Emit, new_input
 from graftline.passes.graft import Evaluate, Graft, Law
 from graftline.ports import Port, read_ports, write_ports
@@ -27,7 +27,7 @@ def subset(
     rows = np.asarray([[whole.shape[1] - 1, 0]] * len(whole), np.int64)
     some = evaluate(after, {**feed, "rows": rows})["logits"]
     expected = np.take_along_axis(whole, rows[..., None], axis=1)
-    comparison = Comparison(graft.name(), "subset")
+    comparison = Comparison(graft.name(), "subset", activation_dtype(after))
     gap = comparison.output("logits", some, expected)
     what = f"2 rows of {whole.shape[1]} asked for are the same logits"
     return Evidence(what, gap, comparison.limit)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
+from graftline.errors import CannotEvaluate, NotApplicable
 from graftline.evaluate import Array
-from graftline.passes.meaning import World, constant, sizes_of
+from graftline.passes.meaning import World, constant, label, sizes_of
 
 Shape = tuple[int, ...]
 Rule = Callable[[ir.Node, "Measure"], list[Shape | None]]
@@ -132,7 +132,7 @@ class Measure:
     def _node(self, node: ir.Node) -> None:
         try:
             found = _shapes(node, self)
-        except (NotApplicable, ValueError, IndexError, TypeError):
+        except CannotEvaluate:
             # data-dependent or unknown: whoever needs this shape will say so
             found = []
         for i, value in enumerate(node.outputs):
@@ -141,14 +141,14 @@ class Measure:
 
 def _need(shape: Shape | None) -> Shape:
     if shape is None:
-        raise NotApplicable("unknown shape")
+        raise CannotEvaluate("unknown shape")
     return shape
 
 
 def _shapes(node: ir.Node, m: Measure) -> list[Shape | None]:
     op = node.op_type
     if op in _BROADCAST:
-        return [np.broadcast_shapes(*(_need(m.of(v)) for v in node.inputs if v is not None))]
+        return [_broadcast(node, [_need(m.of(v)) for v in node.inputs if v is not None])]
     if op in _SAME:
         return [m.of(node.inputs[0])]
     rule = _RULES.get(op)
@@ -157,6 +157,17 @@ def _shapes(node: ir.Node, m: Measure) -> list[Shape | None]:
     if rule is not None:
         return rule(node, m)
     return [m.world.value(v).shape for v in node.outputs]
+
+
+def _broadcast(node: ir.Node, shapes: list[Shape]) -> Shape:
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        sizes = " and ".join(str(s) for s in shapes)
+        raise NotApplicable(
+            f"shapes {sizes} do not go together: the graph was exported for fixed sizes, export "
+            "it with a dynamic batch and length", [label(node)],
+        ) from None  # fmt: skip
 
 
 def _axes(node: ir.Node, m: Measure, index: int = 1) -> list[int] | None:
@@ -190,7 +201,7 @@ def _matmul(node: ir.Node, m: Measure) -> list[Shape | None]:
     a, b = _need(m.of(node.inputs[0])), _need(m.of(node.inputs[1]))
     if len(b) == 1:
         return [a[:-1]]
-    return [(*np.broadcast_shapes(a[:-2], b[:-2]), *a[-2:-1], b[-1])]
+    return [(*_broadcast(node, [a[:-2], b[:-2]]), *a[-2:-1], b[-1])]
 
 
 def _gemm(node: ir.Node, m: Measure) -> list[Shape | None]:
@@ -225,7 +236,7 @@ def _reshape(node: ir.Node, m: Measure) -> list[Shape | None]:
 
 def _expand(node: ir.Node, m: Measure) -> list[Shape | None]:
     target = tuple(int(d) for d in m.values(node.inputs[1]))
-    return [np.broadcast_shapes(_need(m.of(node.inputs[0])), target)]
+    return [_broadcast(node, [_need(m.of(node.inputs[0])), target])]
 
 
 def _tile(node: ir.Node, m: Measure) -> list[Shape | None]:

@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
+from graftline.evaluate import Feed
+from graftline.law import Evidence
 from graftline.passes.anchors import block_outputs, with_role
+from graftline.passes.compare import Comparison, activation_dtype
 from graftline.passes.emit import Emit, new_output
-from graftline.passes.graft import Graft
+from graftline.passes.graft import Evaluate, Graft, Law
 from graftline.ports import Port, read_facts, read_ports, write_ports
+
+
+def tapped(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
+    """Each tap is what the host has there: put in its place, it leads to the host's logits, and
+    what comes before it alone leads to it."""
+    expected, got = evaluate(before, feed)["logits"], evaluate(after, feed)
+    comparison, worst = Comparison(graft.name(), "tapped", activation_dtype(after)), 0.0
+    ports = [p for p in read_ports(after) if p.role == "hidden"]
+    for port in ports:
+        host = before.clone()
+        source = _source(host.graph, port)
+        dtype = source.dtype or ir.DataType.FLOAT
+        given = ir.Value(name="given", type=ir.TensorType(dtype), shape=ir.Shape(list(port.shape)))
+        source.replace_all_uses_with(given)
+        host.graph.inputs.append(given)
+        new_output(host.graph, source, "found", dtype, port.shape)
+        found = evaluate(host, {**feed, "given": got[port.name]})
+        worst = max(worst, comparison.output("logits", found["logits"], expected))
+        worst = max(worst, comparison.output(port.name, got[port.name], found["found"]))
+    return Evidence(f"{len(ports)} taps stand for the host's stream", worst, comparison.limit)
+
+
+def _source(graph: ir.Graph, port: Port) -> ir.Value:
+    """The value of the host that a tap is to give: it leaves block `layer`, or enters the head."""
+    if port.layer is not None:
+        return block_outputs(graph)[port.layer]
+    head = with_role(graph, "lm_head")[0].inputs[0]
+    maker = head.producer() if head is not None else None
+    if maker is not None and maker.op_type == "GatherND":  # select-rows stands before the head
+        head = maker.inputs[0]
+    assert head is not None, "a head multiplies something"
+    return head
 
 
 @dataclass(frozen=True)
@@ -20,6 +58,8 @@ class Tap(Graft):
     `layers` are 0-based block numbers joined by `+`, e.g. `1+14+26`; negative ones count from the
     end; `norm` stands for the output of the final norm. Adds no input.
     """
+
+    laws: ClassVar[tuple[Law, ...]] = (tapped,)
 
     layers: str = "norm"
 

@@ -15,14 +15,14 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array, Feed
 from graftline.law import Evidence
-from graftline.passes.compare import Comparison
+from graftline.passes.compare import Comparison, activation_dtype
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input
 from graftline.passes.fused_law import LENGTHS, ROUNDS, TreeStep
 from graftline.passes.graft import Evaluate, Graft
 from graftline.passes.kv_cache import POISON
 from graftline.passes.operators import calls
 from graftline.plugins.kv_commit import KV_COMMIT
-from graftline.ports import Port, read_facts, read_ports, write_ports
+from graftline.ports import Port, read_ports, write_ports
 
 PATH, COUNT, NEXT = "last.path", "last.count", "next.write_index"
 SUFFIX = ".committed"
@@ -196,7 +196,7 @@ def deferred(
     late = graft.neutral({**second, **first}, after)
     late |= {PATH: path, COUNT: count, "write_index": step.lengths}
     got = evaluate(after, late)["logits"]
-    comparison = Comparison(graft.name(), "deferred", read_facts(after).dtype)
+    comparison = Comparison(graft.name(), "deferred", activation_dtype(after))
     gap = comparison.output("logits", got, whole)
     return Evidence(f"{moved} rows are moved by the step after", gap, comparison.limit)
 

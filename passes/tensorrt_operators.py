@@ -76,8 +76,8 @@ def keep_operators(model: ir.Model, by: str) -> bool:
 
 def _tree_attentions(model: ir.Model, by: str) -> None:
     """TreeAttention in the place of Attention where the graph knows the tree's parents: no mask of
-    N x S is made or read. Attentions it has no meaning for (ALiBi, values of another size than
-    keys) stay."""
+    N x S is made or read. Attentions it has no meaning for (ALiBi, formulas of positions, values
+    of another size than keys) stay."""
     graph = model.graph
     parents = find_input(graph, "parents")
     lengths = next((v for v in graph.outputs if v.name == NEXT), None)
@@ -86,7 +86,7 @@ def _tree_attentions(model: ir.Model, by: str) -> None:
     for node in [n for n in graph if n.op_type == "Attention"]:
         says, (keys, values) = meaning(node), key_and_value_size(node)
         scale = scale_of(node)
-        if says["kind"] == "alibi" or keys != values or scale is None:
+        if says["kind"] in ("alibi", "formula") or keys != values or scale is None:
             continue
         read = [v for v in node.inputs[:3] if v is not None]
         (made,) = call(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,9 +13,11 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Array, Feed
 from graftline.law import Evidence
 from graftline.passes.anchors import with_role
-from graftline.passes.compare import Comparison
+from graftline.passes.compare import Comparison, activation_dtype
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input
-from graftline.passes.graft import Evaluate, Graft, Law
+from graftline.passes.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
+from graftline.passes.kv_cache import carried_caches
+from graftline.passes.mask_law import masks
 from graftline.passes.masks import SlotMasks
 from graftline.ports import Port, read_ports, write_ports
 from graftline.tree import Tree
@@ -29,37 +32,53 @@ def causal_mask(write_index: Array, rows: int, slots: int) -> Array:
 def branches(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
 ) -> Evidence:
-    """Every path of a tree scored in one pass equals the path fed to the host as a chain."""
-    rows = feed["tokens"].shape[1]
-    tree = Tree(feed["tokens"][0], trunk_and_branches(rows))
+    """Every branch of a tree, after a past, equals the past and the branch as a chain: different
+    trees after pasts of different lengths, one beside the other."""
+    tokens = feed["tokens"]
+    batch, rows = tokens.shape
+    nodes = min(rows - 1, len(TREES[0]))
+    past = rows - nodes
+    lengths = np.asarray([max(1, past - 2 * (n % 2)) for n in range(batch)])
+    trees = [Tree(tokens[n, past:], TREES[n % 2][:nodes]) for n in range(batch)]
+    filled = evaluate(after, graft.neutral({**feed, "tokens": tokens[:, :past],
+                                            "positions": feed["positions"][:, :past]}, after))
+    fed = graft.neutral({**feed, "tokens": tokens[:, past:], "write_index": lengths}, after)
+    fed |= carried_caches(after, filled)
+    fed["positions"] = lengths[:, None] + np.stack([tree.depth for tree in trees])
+    fed["mask"] = tree_masks(trees, lengths, fed["mask"].shape[-1])
+    scored = evaluate(after, fed)["logits"]
+    comparison, worst, count = Comparison(graft.name(), "branches", activation_dtype(after)), 0.0, 0
+    for n, tree in enumerate(trees):
+        for leaf in [m for m in range(nodes) if not tree.children[m]]:
+            path = list(tree.path_to(leaf))
+            chain = np.concatenate([tokens[n, : lengths[n]], tree.tokens[path]])
+            alone = evaluate(before, _chain(feed, chain))["logits"][0, lengths[n] :]
+            worst = max(worst, comparison.output("logits", scored[n, path], alone))
+            count += 1
+    what = f"{count} branches of {batch} trees of {nodes} nodes, after {lengths.tolist()} rows"
+    return Evidence(f"{what}, equal their chains", worst, comparison.limit)
+
+
+TREES = (
+    np.asarray([-1, 0, 0, 1, 1, 2, 3, 5], np.int64), np.asarray([-1, 0, 1, 0, 2, 3, 3, 4], np.int64)
+)  # fmt: skip
+"""Parents of small trees whose leaves have different depths, not in the order of their rows."""
+
+
+def tree_masks(trees: Sequence[Tree], lengths: Array, slots: int) -> Array:
+    """[B, 1, N, S] bool: what the nodes of each tree see behind `lengths` committed slots."""
+    mask = np.zeros((len(trees), 1, len(trees[0].tokens), slots), np.bool_)
+    for row, (tree, length) in enumerate(zip(trees, lengths.tolist(), strict=True)):
+        mask[row, 0, :, :length] = True
+        mask[row, 0, :, length : length + len(tree.tokens)] = tree.mask
+    return mask
+
+
+def _chain(feed: Feed, tokens: Array) -> Feed:
+    """A feed of one sequence from an empty cache."""
     fed = {k: v[:1] for k, v in feed.items()}
-    fed["positions"] = tree.depth[None]
-    slots = next(v.shape[2] for k, v in feed.items() if k.startswith("cache."))
-    fed["mask"] = np.zeros((1, 1, rows, slots), np.bool_)
-    fed["mask"][0, 0, :, :rows] = tree.mask
-    scored = evaluate(after, fed)["logits"][0]
-    comparison, worst = Comparison(graft.name(), "branches"), 0.0
-    leaves = [n for n in range(rows) if not tree.children[n]]
-    for leaf in leaves:
-        path = list(tree.path_to(leaf))
-        chain = {k: v[:1] for k, v in feed.items()}
-        chain["tokens"] = tree.tokens[path][None]
-        chain["positions"] = np.arange(len(path), dtype=np.int64)[None]
-        alone = evaluate(before, chain)["logits"][0]
-        worst = max(worst, comparison.output("logits", scored[path], alone))
-    what = f"{len(leaves)} branches of a tree of {rows} nodes equal their chains"
-    return Evidence(what, worst, comparison.limit)
-
-
-BRANCHES = (-1, 0, 0, 1, 1, 2, 3, 5)
-"""Parents of a small tree with four leaves of different depths."""
-
-
-def trunk_and_branches(rows: int) -> Array:
-    """Parents of `rows` nodes: a chain, long enough to leave every window, that ends in a tree."""
-    trunk = max(0, rows - len(BRANCHES))
-    ends = np.asarray(BRANCHES[: rows - trunk], np.int64)
-    return np.concatenate([np.arange(-1, trunk - 1), trunk + ends])
+    positions = np.arange(len(tokens), dtype=np.int64)
+    return {**fed, "tokens": tokens[None], "positions": positions[None]}
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,7 @@ class TreeMask(Graft):
     """
 
     laws: ClassVar[tuple[Law, ...]] = (branches,)
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (masks,)
 
     def requires(self, model: ir.Model) -> None:
         if find_input(model.graph, "write_index") is None:
@@ -86,10 +106,10 @@ class TreeMask(Graft):
         assert positions is not None
         assert write_index is not None
         mask = new_input(graph, "mask", ir.DataType.BOOL, ["B", 1, "N", "S"])
-        emit = Emit(graph, self.name(), graph[0])
-        masks = SlotMasks(emit, tokens, positions, write_index, cache, mask)
+        emit = Emit(graph, self.name(), graph[0], block=SHARED)
+        slots = SlotMasks(emit, tokens, positions, write_index, cache, mask)
         for node in with_role(graph, "attention"):
-            node.replace_input_with(3, masks.of(node))
+            node.replace_input_with(3, slots.of(node))
         write_ports(
             model, [*read_ports(model), Port("mask", "mask", "in", "bool", ("B", 1, "N", "S"))]
         )

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from graftline.bundle import Bundle
     from graftline.commands.blocks import Block
     from graftline.law import LawRow
-    from graftline.ports import Port
+    from graftline.ports import Assumption, Port
 
-STRUCTURAL = ("typed", "wellformed", "interface")
+STRUCTURAL = ("typed", "wellformed", "interface", "alike")
 
 
 def inspect(
@@ -121,7 +121,7 @@ def _summary(bundle: Bundle | None, model: ir.Model, origin: str) -> dict[str, A
 
 
 def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Path) -> None:
-    from graftline.ports import FACTS_KEY, read_facts, read_ports
+    from graftline.ports import FACTS_KEY, read_assumptions, read_facts, read_ports
 
     shown = screen.console()
     if bundle is not None:
@@ -130,6 +130,8 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
         facts = asdict(read_facts(model))
         shown.print(screen.table("facts", ("", " "), list(facts.items())))
     shown.print(_ports_table(read_ports(model), model))
+    if assumptions := read_assumptions(model):
+        shown.print(_assumptions_table(assumptions))
     shown.print(_anchors_table(model, origin, file.name))
     if bundle is None:
         return
@@ -237,6 +239,15 @@ def _ports_table(ports: tuple[Port, ...], model: ir.Model) -> Any:
                 rows[(direction, "no role", f"{value.shape} {value.dtype}")] = [value.name or ""]
     listed = [(*key, _few(names)) for key, names in rows.items()]
     return screen.table("ports", ("", "role", "shape", "names"), listed)
+
+
+def _assumptions_table(assumptions: tuple[Assumption, ...]) -> Any:
+    """What stands in place of inputs of the export; inputs of one kind are one row."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for a in assumptions:
+        rows.setdefault((a.role, a.value, a.why), []).append(a.input)
+    listed = [(_few(names), *key) for key, names in rows.items()]
+    return screen.table("assumptions", ("inputs of the export", "are", "taken as", "why"), listed)
 
 
 def _anchors_table(model: ir.Model, origin: str, name: str) -> Any:

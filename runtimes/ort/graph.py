@@ -11,6 +11,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from graftline.errors import BackendError
+from graftline.ports import by_role
+from graftline.raw_ports import raw_feed, raw_logits, read_raw
 from graftline.runtimes.session import Ints
 
 
@@ -37,37 +39,18 @@ def open_graph(
 
 
 def export_logits(graph: Path, tokens: Ints) -> npt.NDArray[np.float32]:
-    """Logits [B, N, V] of an unmodified export for whole sequences, nothing cached."""
+    """Logits [B, N, V] of an unmodified export for whole sequences, nothing cached.
+
+    [B, 1, V] of an export that gives the last row alone.
+    """
     session = open_graph(graph, os.cpu_count() or 1)
     return run_export(session, tokens)
 
 
 def run_export(session: onnxruntime.InferenceSession, tokens: Ints) -> npt.NDArray[np.float32]:
-    """One pass of an opened export over whole sequences [B, N]; a past, if any, is empty."""
-    batch, count = tokens.shape
-    feed: dict[str, npt.NDArray[Any]] = {}
-    for port in session.get_inputs():
-        if "past" in port.name:
-            shape = [
-                batch if i == 0 else d if isinstance(d, int) else 0
-                for i, d in enumerate(port.shape)
-            ]
-            feed[port.name] = np.zeros(shape, np.float32)
-        elif "mask" in port.name:
-            feed[port.name] = _open_mask(port, batch, count)
-        elif "position" in port.name:
-            feed[port.name] = np.tile(np.arange(count, dtype=np.int64), (batch, 1))
-        else:
-            feed[port.name] = tokens
-    return np.asarray(session.run([session.get_outputs()[0].name], feed)[0])
-
-
-def _open_mask(port: Any, batch: int, count: int) -> npt.NDArray[Any]:
-    """An attention mask that hides nothing but the future, of the kind an export's input takes."""
-    dtype = {"tensor(bool)": np.bool_, "tensor(float)": np.float32}.get(port.type, np.int64)
-    if len(port.shape) == 2:
-        return np.ones((batch, count), dtype)
-    seen = np.broadcast_to(np.tri(count, dtype=np.bool_), (batch, 1, count, count))
-    if dtype is np.float32:
-        return np.where(seen, np.float32(0), np.finfo(np.float32).min)
-    return seen.astype(dtype)
+    """One pass of an opened export over whole sequences [B, N], fed and read by the roles it says
+    its inputs and outputs have. Raises BackendError where it says none."""
+    ports = read_raw(session.get_modelmeta().custom_metadata_map)
+    names = [port.name for port in by_role(ports, "logits", "out")]
+    values: Any = session.run(names, raw_feed(ports, tokens))
+    return raw_logits(ports, dict(zip(names, values, strict=True))).astype(np.float32)

@@ -25,7 +25,7 @@ from graftline.ports import Facts, Port, by_role
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.ort.prompt_memory import PromptMemory
 from graftline.runtimes.scores import copied, joined
-from graftline.runtimes.session import Bools, Floats, Ints, Scores, call_starts
+from graftline.runtimes.session import Bools, Ints, Scores, call_starts
 from graftline.runtimes.slots import mask_kinds
 
 MOST_ROWS = 64
@@ -48,6 +48,15 @@ class StepArrays:
     outputs: dict[str, npt.NDArray[Any]]
     filled: int = -1
     """Slots before this one are visible in the last chain of one row; -1: unknown."""
+
+    def asked(self, name: str) -> npt.NDArray[Any] | None:
+        """An output [B, R, ...] of the rows that were asked for, where the graph gives all N of
+        them (no select-rows; taps); None where it has no such output."""
+        array = self.outputs.get(name)
+        if array is None or array.shape[1] == self.rows.shape[1]:
+            return array
+        rows = self.rows.reshape(*self.rows.shape, *[1] * (array.ndim - 2))
+        return np.take_along_axis(array, rows, axis=1)
 
 
 class OrtSession:
@@ -349,20 +358,15 @@ class OrtSession:
             self._run_bound(call.binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in a step: {error}") from error
-        outputs = call.outputs
-        logits = outputs["logits"]
-        argmax = outputs["argmax"] if "argmax" in outputs else logits.argmax(-1)
-        top, values, gap = (outputs.get(n) for n in ("topk_ids", "topk_logits", "top_gap"))
-        return Scores(argmax, logits, top, values, gap, self._last_hidden(call))
-
-    def _last_hidden(self, call: StepArrays) -> Floats | None:
-        """[B, R, H]: what `tap{layers=norm}` brings out, of the rows that have logits."""
-        if self._hidden is None:
-            return None
-        hidden = call.outputs[self._hidden].astype(np.float32, copy=False)
-        if hidden.shape[1] != call.rows.shape[1]:
-            hidden = np.take_along_axis(hidden, call.rows[..., None], axis=1)
-        return hidden
+        logits = call.asked("logits")
+        assert logits is not None, "every bundle has logits"
+        argmax = call.asked("argmax")
+        argmax = logits.argmax(-1) if argmax is None else argmax
+        top, values, gap = (call.asked(n) for n in ("topk_ids", "topk_logits", "top_gap"))
+        hidden = call.asked(self._hidden) if self._hidden is not None else None
+        if hidden is not None:
+            hidden = hidden.astype(np.float32, copy=False)
+        return Scores(argmax, logits, top, values, gap, hidden)
 
     def _call(self, batch: int, count: int, asked: int, row: int) -> StepArrays:
         """The bound arrays for a call shape; `row` picks the caches for one of many."""

@@ -96,8 +96,8 @@ PIECES = {
 INPUTS = "int64[B,N] tokens, int64[B,N] positions"
 
 
-def weights(seed: int = 0) -> dict[str, np.ndarray]:
-    """Everything the text names and does not define."""
+def weights(size: int = SIZE, seed: int = 0) -> dict[str, np.ndarray]:
+    """Everything the text names and does not define, for heads of `size`."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> np.ndarray:
@@ -106,38 +106,44 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
     def ints(*values: int) -> np.ndarray:
         return np.asarray(values, np.int64)
 
+    angles = np.arange(LONGEST)[:, None] * 0.3 ** np.arange(size // 2)
     return {
         "embed": normal(VOCABULARY, HIDDEN), "norm_scale": normal(HIDDEN),
-        "w_q": normal(HIDDEN, HEADS * SIZE), "w_k": normal(HIDDEN, KV * SIZE),
-        "w_v": normal(HIDDEN, KV * SIZE), "w_o": normal(HEADS * SIZE, HIDDEN),
+        "w_q": normal(HIDDEN, HEADS * size), "w_k": normal(HIDDEN, KV * size),
+        "w_v": normal(HIDDEN, KV * size), "w_o": normal(HEADS * size, HIDDEN),
         "learned": normal(LONGEST + 2, HIDDEN), "norm_bias": normal(HIDDEN),
         "frequencies": np.asarray([1.0, 0.3, 0.05], np.float32),
+        "cos_cache": np.cos(angles).astype(np.float32),
+        "sin_cache": np.sin(angles).astype(np.float32),
         "slopes": np.asarray([0.5, 0.25, 0.125, 0.0625], np.float32).reshape(1, 4, 1, 1),
         "epsilon": np.float32(1e-5), "two": np.float32(2), "one": np.float32(1),
-        "scale": np.float32(SIZE**-0.5), "cap": np.float32(2.0),
+        "scale": np.float32(size**-0.5), "cap": np.float32(2.0),
         "nothing": np.float32(0), "lowest": np.float32(-3e38),
         "last": ints(-1), "one_row": ints(1), "axis_2": ints(2), "axis_0": ints(0),
         "row_0": ints(0), "row_1": ints(1), "row_3": ints(3), "row_6": ints(6),
+        "axes_pair": ints(1, 3), "axes_mid": ints(1, 2), "last_one": np.int64(-1),
+        "w_two": normal(HIDDEN, 2), "types": normal(2, HIDDEN), "far": ints(1 << 40),
+        "b_q": normal(HEADS * size),
         "zero": np.int64(0), "one_step": np.int64(1), "window": np.int64(4), "offset": np.int64(2),
-        "q_heads": ints(0, 0, HEADS, SIZE), "kv_heads": ints(0, 0, KV, SIZE),
-        "kv_count": ints(KV), "groups": ints(HEADS // KV), "head_size": ints(SIZE),
-        "all_heads": ints(0, HEADS, -1, SIZE), "joined": ints(0, 0, -1),
+        "q_heads": ints(0, 0, HEADS, size), "kv_heads": ints(0, 0, KV, size),
+        "kv_count": ints(KV), "groups": ints(HEADS // KV), "head_size": ints(size),
+        "all_heads": ints(0, HEADS, -1, size), "joined": ints(0, 0, -1),
     }  # fmt: skip
 
 
 def decoder(
-    inputs: str = INPUTS, outputs: str = "float[B,N,11] logits", opset: int = 23, **pieces: str
+    inputs: str = INPUTS, outputs: str = "float[B,N,11] logits", opset: int = 23, size: int = SIZE,
+    **pieces: str,
 ) -> ir.Model:
     """The raw decoder with some pieces replaced. Raises KeyError for an unknown piece."""
     for name in pieces:
         PIECES[name]
     body = "\n".join({**PIECES, **pieces}.values())
-    text = (
-        f'<ir_version: 10, opset_import: ["" : {opset}]> raw ({inputs}) => ({outputs}) {{{body}}}'
-    )
+    domains = f'["" : {opset}, "com.microsoft" : 1]'
+    text = f"<ir_version: 10, opset_import: {domains}> raw ({inputs}) => ({outputs}) {{{body}}}"
     proto = onnx.parser.parse_model(text)
     defined = {o for n in proto.graph.node for o in n.output} | {i.name for i in proto.graph.input}
-    held = weights()
+    held = weights() if size == SIZE else weights(size)
     for name in sorted({i for n in proto.graph.node for i in n.input if i} - defined):
         proto.graph.initializer.append(onnx.numpy_helper.from_array(held[name], name))
     return ir.from_proto(onnx.shape_inference.infer_shapes(proto))

@@ -62,7 +62,7 @@ def test_the_lowered_step_is_the_step(
 ) -> None:
     """Also its second step, before which the first one's rows still lie where they were written."""
     model, found = lowered(text, decoder_feed(61), spec, dtype=dtype, plugins=plugins)
-    assert "outputs equal to the host's" in found["neutral"]
+    assert "outputs are the host's" in found["neutral"]
     assert found["deferred"].startswith("4 rows are moved")
     own = {n.op_type for n in model.graph if n.domain == DOMAIN}
     standard = Counter(n.op_type for n in model.graph if not n.domain)
@@ -177,7 +177,7 @@ def test_a_commit_that_moves_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) 
         self.source = where.inputs[2]  # every slot keeps its own row
 
     monkeypatch.setattr(NextStepCommits, "_window", blind)
-    with pytest.raises(LawBroken, match="lower-tensorrt breaks the law 'deferred' at logits"):
+    with pytest.raises(LawBroken, match="lower-tensorrt breaks the law 'deferred' at 'logits'"):
         lowered(GREEDY, decoder_feed(61), dtype="fp32")
 
 
