@@ -14,7 +14,7 @@ from graftline.manifest import Manifest, PassRow
 from graftline.passes.pipeline import PassReport
 from graftline.plan import Plan
 from graftline.ports import Port, read_assumptions, read_facts, read_ports, told, write_ports
-from graftline.proof import prove, prove_depth, prove_fused
+from graftline.proof import Parts, prove, prove_depth, prove_fused
 from graftline.raw_ports import read_raw
 from graftline.recipe import FUSED
 from graftline.store import WeightFile, checkpoint_files, save_graph
@@ -67,7 +67,8 @@ def write_bundle(
         stage = target if fused is None else FUSED
         built = _engine(writer, plan.request, files[stage], ports[stage], say)
         extra["engine"] = {"graph": stage, **built}
-    proof = prove(writer.root, files, facts, ports[target], ports["canonical"], target, dtype, say)
+    parts = Parts(writer.root, files, facts, ports, target, dtype)
+    proof = prove(parts, host.own, "the graph itself is the checkpoint", say)
     extra |= {"min_rows": proof.min_rows, "per_rows": proof.per_rows}
     reports, laws = compiled.reports, [*compiled.laws, *proof.laws]
     if fused is not None:

@@ -13,16 +13,18 @@ import numpy.typing as npt
 from graftline.bundle import Bundle
 from graftline.engines import is_engine
 from graftline.errors import GraftlineError, LawBroken
+from graftline.law import summary
+from graftline.nearness import OF_FACTS, limit
 from graftline.recipe import FUSED
 from graftline.targets import CUDA
 
 if TYPE_CHECKING:
+    from graftline.manifest import Manifest
     from graftline.runtimes.engine import Engine
 
 Ints = npt.NDArray[np.int64]
 Watch = Callable[[str], None]
-NEAR_TIE = 1e-3
-"""Logit gap below which fp32 may order two tokens either way; the law `whole` allows as much."""
+PLAIN = "plain"
 NEW_TOKENS = 24
 PROMPT = "Explain in two sentences why the sky is blue."
 
@@ -50,7 +52,8 @@ class Report:
 
 
 def check(path: str | Path, watch: Watch | None = None) -> Report:
-    """Re-hash every file, re-run the laws, and compare greedy tokens with the unmodified export.
+    """Re-hash every file, re-run the laws, and compare greedy tokens: plain decoding's with the
+    unmodified export's, the recipe's with plain decoding's on the same engine.
 
     A damaged bundle ends the check: what cannot be trusted is not run. Raises BundleError only for
     a path that is no bundle or whose manifest cannot be read.
@@ -98,47 +101,96 @@ def _laws(bundle: Bundle, say: Watch) -> list[Finding]:
         return [Finding(f"law {error.law}", str(error), False)]
     except GraftlineError as error:
         return [Finding("laws", str(error), False)]
-    return [Finding(f"law {r.law}", f"{r.graft}: {r.text}", True) for r in rows]
+    found = [Finding(f"law {r.law}", f"{r.graft}: {r.text}", True) for r in rows]
+    return [*found, Finding("laws", summary(rows), True)]
 
 
 def _tokens(bundle: Bundle) -> list[Finding]:
-    """Greedy tokens of the engine, plainly and under the bundle's recipe, against the export's."""
+    """Greedy tokens: plain decoding against the export, and every way the bundle decodes against
+    plain decoding on the same engine."""
     from graftline.runtimes.load import load
 
-    engine = load(bundle.path, verify=False)
+    manifest = bundle.manifest
+    invariant = manifest.exactness is not None and manifest.exactness.row_invariant
+    exact = not invariant and manifest.extra.get("min_rows") is not None
+    engine = load(bundle.path, verify=False, exact=exact)
     findings: list[Finding] = []
-    ways = [("plain", "host"), (bundle.manifest.recipe, "host")]
-    if FUSED in bundle.manifest.graphs:
-        ways.append((bundle.manifest.recipe, FUSED))
+    ways = [(manifest.recipe, "host")] if manifest.recipe != PLAIN else []
+    if FUSED in manifest.graphs:
+        ways.append((manifest.recipe, FUSED))
+
+    def generate(prompt: Ints, recipe: str, step: str) -> Any:
+        return engine.generate(
+            prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True, recipe=recipe, step=step
+        )
+
     for prompt in _prompts(bundle, engine):
-        expected, gaps = reference_tokens(bundle, prompt, NEW_TOKENS)
-        for recipe, step in dict.fromkeys(ways):
-            result: Any = engine.generate(
-                prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True, recipe=recipe, step=step
-            )
+        reference = Greedy(*reference_tokens(bundle, prompt, NEW_TOKENS), _near_tie(manifest))
+        plain = generate(prompt, PLAIN, "host").tokens
+        size = f"prompt of {len(prompt)}"
+        findings.append(_beside_export(size, manifest.dtype, plain, reference))
+        for recipe, step in ways:
+            found = generate(prompt, recipe, step)
             told = f"{recipe}, fused" if step == FUSED else recipe
-            what = f"greedy tokens, {told}, prompt of {len(prompt)}"
-            findings.append(_compared(what, bundle.manifest.dtype, result.tokens, expected, gaps))
+            what = f"greedy tokens, {told} beside plain, {size}"
+            findings.append(_beside_plain(what, found, plain, reference))
     return findings
 
 
-def _compared(
-    what: str, dtype: str, tokens: Sequence[int], expected: Sequence[int], gaps: Sequence[float]
-) -> Finding:
+@dataclass(frozen=True)
+class Greedy:
+    """What the export would write: its tokens, and at each how far its two best logits are apart,
+    relative to the largest; below `tie` rounding may order them either way."""
+
+    tokens: Sequence[int]
+    gaps: Sequence[float]
+    tie: float
+
+    def is_tie(self, at: int, tokens: Sequence[int]) -> bool:
+        """Whether a text that is the export's before `at` may go on differently there."""
+        return list(tokens[:at]) == list(self.tokens[:at]) and self.gaps[at] < self.tie
+
+
+def _near_tie(manifest: Manifest) -> float:
+    """Two logits, each off by as much as the law `whole` allows."""
+    return 2 * limit(OF_FACTS.get(manifest.facts.dtype, "fp32"), manifest.facts)
+
+
+def _first(tokens: Sequence[int], expected: Sequence[int]) -> int | None:
+    """The first place where two texts differ."""
     pairs = zip(tokens, expected, strict=True)
-    at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+
+
+def _beside_export(size: str, dtype: str, tokens: Sequence[int], reference: Greedy) -> Finding:
+    what, at = f"greedy tokens, plain, {size}", _first(tokens, reference.tokens)
     if at is None:
-        return Finding(what, f"all {len(expected)} are the export's", True)
-    told = f"leave the export's at token {at} of {len(expected)}"
-    told += f", where its two best are {gaps[at]:.2g} apart"
+        return Finding(what, f"all {len(tokens)} are the export's", True)
+    told = f"leave the export's at token {at} of {len(tokens)}"
+    told += f", where its two best are {reference.gaps[at]:.2g} of the largest logit apart"
     if dtype != "fp32":
-        return Finding(what, f"{told}; {dtype} weights are not the export's", True)
-    tie = gaps[at] < NEAR_TIE
+        return Finding(what, f"measured: {told}; {dtype} weights are not the export's", True)
+    tie = reference.is_tie(at, tokens)
+    return Finding(what, told + (": a near-tie" if tie else ""), tie)
+
+
+def _beside_plain(what: str, found: Any, plain: Sequence[int], reference: Greedy) -> Finding:
+    """A recipe's result against plain decoding on the same engine: where it calls itself lossless,
+    its tokens are the same."""
+    at = _first(found.tokens, plain)
+    drafted = f"{found.stats.drafted} tokens were drafted"
+    if at is None:
+        return Finding(what, f"all {len(plain)} are plain's; {drafted}", True)
+    told = f"leave plain's at token {at} of {len(plain)}; {drafted}"
+    if not found.stats.lossless:
+        return Finding(what, f"measured: {told}, and nothing makes it exact", True)
+    tie = reference.is_tie(at, plain)
     return Finding(what, told + (": a near-tie" if tie else ""), tie)
 
 
 def reference_tokens(bundle: Bundle, prompt: Ints, count: int) -> tuple[list[int], list[float]]:
-    """The unmodified export's greedy continuation, and its top-2 logit gap at every token.
+    """The unmodified export's greedy continuation, and at every token how far its two best logits
+    are apart, relative to the largest.
 
     The export has no cache, so every token costs a pass over all of them: meant for short texts.
     """
@@ -150,7 +202,8 @@ def reference_tokens(bundle: Bundle, prompt: Ints, count: int) -> tuple[list[int
         last = run_export(session, np.asarray([tokens], np.int64))[0, -1]
         best = np.argpartition(last, -2)[-2:]
         tokens.append(int(last.argmax()))
-        gaps.append(float(abs(last[best[1]] - last[best[0]])))
+        apart, largest = abs(last[best[1]] - last[best[0]]), np.max(np.abs(last))
+        gaps.append(float(apart / max(largest, 1e-30)))
     return tokens[len(prompt) :], gaps
 
 

@@ -1,4 +1,5 @@
-"""The command line. An error is one line on stderr and exit code 2; `--debug` shows its trace."""
+"""The command line. An error is one line on stderr and exit code 2; a defect of graftline itself is
+one line and exit code 1. `--debug` shows the traceback of either."""
 
 from __future__ import annotations
 
@@ -6,17 +7,32 @@ import errno
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from graftline.commands import bench, catalogue, check, doctor, inspect, optimize, run, tune
+from graftline.commands import (
+    bench,
+    catalogue,
+    check,
+    doctor,
+    inspect,
+    libraries,
+    optimize,
+    run,
+    screen,
+    tune,
+)
 from graftline.errors import GraftlineError
 
+DEFECT = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
+WRITING = frozenset(("optimize", "tune", "bench"))
+"""Commands that write files, and only when all is done."""
 
 
 class Commands(TyperGroup):
@@ -33,18 +49,31 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run one command."""
+        libraries.silence()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _fail("interrupted; nothing was written", INTERRUPTED)
+            written = "; nothing was written" if ctx.invoked_subcommand in WRITING else ""
+            _fail(f"interrupted{written}", INTERRUPTED)
         except GraftlineError as error:
             self._trace()
-            _fail(" ".join(str(error).split("\n")))
+            _fail(" ".join(str(error).splitlines()))
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # the reader of stdout left: no error of ours
             self._trace()
             _fail(f"{error.filename or 'system'}: {error.strerror or error}")
+        except ImportError as error:
+            self._trace()
+            _fail(libraries.missing(error))
+        except MemoryError:
+            self._trace()
+            _fail("out of memory; use a smaller model, --capacity or --dtype")
+        except Exception as error:
+            if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "format_message"):
+                raise  # an orderly end, or a mistake in the command line itself
+            self._trace()
+            _fail(_defect(error), DEFECT)
 
     def _trace(self) -> None:
         if self.debug:
@@ -53,6 +82,7 @@ class Commands(TyperGroup):
     def main(self, *args: Any, **options: Any) -> NoReturn:
         """Run a command line and exit; takes what click's `main` takes."""
         options["standalone_mode"] = False
+        screen.accept_any_text()
         try:
             code = super().main(*args, **options)
         except typer.Abort:
@@ -80,6 +110,16 @@ def _usage(error: Exception) -> int | None:
     text = " ".join(str(message()).split()).rstrip(".")
     sys.stderr.write(f"{path}: {text}; see `{path} --help`\n")
     return USAGE_ERROR
+
+
+def _defect(error: Exception) -> str:
+    """An exception that nothing foresaw, and where it came from."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return (
+        f"a defect of graftline: {reason} ({Path(frame.filename).name}, line {frame.lineno}); "
+        "please report it with the output of --debug"
+    )
 
 
 def _fail(line: str, code: int = USAGE_ERROR) -> NoReturn:

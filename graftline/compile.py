@@ -58,7 +58,9 @@ def optimize(
         other = open_checkpoint(source.checkpoint).host(full_export=full_export, watch=say)
         sizes = host.facts.vocabulary, other.facts.vocabulary
         files = host.tokenizer_files, other.tokenizer_files
-        check_vocabulary(*files, sizes, str(source.checkpoint), other.facts.mask_token)
+        mask = other.facts.mask_token
+        if note := check_vocabulary(*files, sizes, str(source.checkpoint), mask):
+            say(note)
     plan.check_draft(other.facts)
     made = compile_plan(host.model, plan, say)
     rebuild = plan.command(checkpoint, out, engine)

@@ -369,6 +369,41 @@ class FusedMatMul(OpRun):
         return ((np.matmul(left, right) * alpha).astype(a.dtype),)
 
 
+class RotaryEmbedding(OpRun):
+    """Heads [B, heads, N, D] or [B, N, heads * D], rotated by rows of cos and sin [P, R/2].
+
+    `position_ids` are [B, N], or [1]: the first position. Without rotary_embedding_dim a flat input
+    has heads of twice the width of the tables.
+    """
+
+    op_domain = MICROSOFT
+
+    def _run(
+        self,
+        x: Array,
+        position_ids: Array,
+        cos_cache: Array,
+        sin_cache: Array,
+        *,
+        interleaved: int = 0,
+        num_heads: int = 0,
+        rotary_embedding_dim: int = 0,
+        scale: float = 1.0,
+        is_packed_batching: int = 0,
+    ) -> tuple[Array, ...]:
+        if scale != 1.0 or is_packed_batching:
+            raise ValueError("RotaryEmbedding with a scale or packed batches is not known")
+        size = 2 * cos_cache.shape[-1]
+        width = x.shape[-1] // num_heads if rotary_embedding_dim and num_heads else size
+        heads = x if x.ndim == 4 else _heads(x, x.shape[-1] // width)
+        at = position_ids
+        if at.size == 1 and heads.shape[2] > 1:
+            at = at.reshape(1, 1) + np.arange(heads.shape[2])
+        at = np.broadcast_to(at.reshape(-1, heads.shape[2]), (len(x), heads.shape[2]))
+        turned = _rotate(heads, cos_cache[at][:, None], sin_cache[at][:, None], bool(interleaved))
+        return (turned if x.ndim == 4 else turned.transpose(0, 2, 1, 3).reshape(x.shape),)
+
+
 class GatherElements(OpRun):
     """The standard operator: onnx.reference's own is wrong above 32 entries (onnx 1.23)."""
 
@@ -383,6 +418,7 @@ class GatherElements(OpRun):
 
 CONTRIB_OPS: tuple[type[OpRun], ...] = (
     GatherElements,
+    RotaryEmbedding,
     FusedMatMul,
     GroupQueryAttention,
     SimplifiedLayerNormalization,

@@ -4,7 +4,7 @@ vocabulary."""
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 DEPTHS = "depths"
 """What the manifest of a draft engine calls its sub-models: by stage, `blocks` and `pipeline`."""
+FEW = 8
+"""Added tokens that may differ in a vocabulary of any size; 1 % of them in a large one."""
 MASK_TOKEN = "mask token"
 """What a recipe's needs call it."""
 _DEPTHS_HELP = "as in --draft int8 --draft-depths 12,20"
@@ -99,13 +101,15 @@ def check_vocabulary(
     sizes: tuple[int, int],
     source: str,
     mask: int | None = None,
-) -> None:
+) -> str | None:
     """A drafted id must mean the same token to both models.
 
     `target` and `draft` are tokenizer files, `sizes` the rows of the two logits. Where both have a
     tokenizer.json its ids and tokens must be equal (logits may be padded differently, and the
-    target may lack the draft's own mask token, of the id `mask`); else the sizes. Raises
-    GraftlineError naming the first difference.
+    target may lack the draft's own mask token, of the id `mask`); else the sizes. A few added
+    tokens may differ where the draft has a row for every id of the target: the rule judges ids, so
+    a wrong guess costs a draft and no text. Returns a line that names those. Raises GraftlineError
+    naming the first difference of any other kind.
     """
     ours, theirs = token_ids(target), token_ids(draft)
     remedy = "a draft needs the target's own vocabulary; use another checkpoint, or --draft int8"
@@ -114,15 +118,43 @@ def check_vocabulary(
             raise GraftlineError(
                 f"draft {source}: vocabulary of {sizes[1]}, the target's is {sizes[0]}; {remedy}"
             )
-        return
-    for token in ours.keys() | theirs.keys():
-        if token not in ours and theirs[token] == mask:
-            continue
-        if ours.get(token) != theirs.get(token):
-            raise GraftlineError(
-                f"draft {source}: the token {token!r} is id {theirs.get(token)} there and "
-                f"{ours.get(token)} in the target; {remedy}"
-            )
+        return None
+    other = [
+        token
+        for token in sorted(ours.keys() | theirs.keys())
+        if ours.get(token) != theirs.get(token) and (token in ours or theirs[token] != mask)
+    ]
+    if not other:
+        return None
+    added = _added(target), _added(draft)
+    first = next((t for t in other if not _is_added(t, ours, theirs, added)), other[0])
+    few = len(other) <= max(FEW, len(ours) // 100) and max(ours.values()) < sizes[1]
+    if not few or not _is_added(first, ours, theirs, added):
+        raise GraftlineError(
+            f"draft {source}: the token {first!r} is id {theirs.get(first)} there and "
+            f"{ours.get(first)} in the target; {remedy}"
+        )
+    return (
+        f"draft {source}: {len(other)} added tokens differ from the target's, first {first!r}; "
+        "where they occur drafts are rejected, the text stays the target's own"
+    )
+
+
+def _is_added(
+    token: str,
+    ours: Mapping[str, int],
+    theirs: Mapping[str, int],
+    added: tuple[set[str], set[str]],
+) -> bool:
+    """True where the token is an added one for each side that has it."""
+    return (token not in ours or token in added[0]) and (token not in theirs or token in added[1])
+
+
+def _added(files: Sequence[Path]) -> set[str]:
+    """The added tokens of a tokenizer.json that `token_ids` has read."""
+    file = next(f for f in files if f.name == TOKENIZER)
+    content: Any = json.loads(file.read_text(encoding="utf-8"))
+    return {str(row["content"]) for row in content.get("added_tokens") or ()}
 
 
 def token_ids(files: Sequence[Path]) -> dict[str, int] | None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -13,6 +12,8 @@ import onnx.reference
 import onnx_ir as ir
 
 from graftline.contrib_ops import CONTRIB_OPS
+from graftline.errors import CannotEvaluate
+from graftline.memory import free_memory
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -23,14 +24,30 @@ ORACLE_SHARE = 0.4
 def run(model: ir.Model, feed: Mapping[str, Array]) -> Feed:
     """Outputs by name of `model` under `feed`, computed by onnx.reference (numpy).
 
-    Weights are handed over as they lie (mapped files are not copied into a protobuf).
+    Weights are handed over as they lie (mapped files are not copied into a protobuf). Raises
+    CannotEvaluate for an operator without a reference implementation.
     """
+    if unknown := _unknown(model):
+        raise CannotEvaluate("the oracle knows no such operator", unknown)
     bare, weights = without_weights(model)
     session = onnx.reference.ReferenceEvaluator(ir.to_proto(bare), new_ops=list(CONTRIB_OPS))
     names = [cast(str, v.name) for v in model.graph.inputs]
     values = session.run(None, {**{n: feed[n] for n in names if n in feed}, **weights})
     outputs = cast(list[str], session.output_names)
     return {n: np.asarray(v) for n, v in zip(outputs, cast(list[Any], values), strict=True)}
+
+
+_KNOWN = frozenset((op.op_domain, op.__name__) for op in CONTRIB_OPS)
+
+
+def _unknown(model: ir.Model) -> list[str]:
+    """Operators of other domains than ONNX's that are neither functions of the model nor ours."""
+    own = {(name, op) for name, op, _ in model.functions}
+    return [
+        f"{node.domain}.{node.op_type} {node.name}" for node in model.graph.all_nodes()
+        if node.domain not in ("", "ai.onnx")
+        and (node.domain, node.op_type) not in _KNOWN | own
+    ]  # fmt: skip
 
 
 def without_weights(model: ir.Model) -> tuple[ir.Model, Feed]:
@@ -49,12 +66,7 @@ def without_weights(model: ir.Model) -> tuple[ir.Model, Feed]:
 
 def oracle_limit() -> int:
     """Bytes of weights that the oracle can take on this machine, as it is now."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            free = next(int(line.split()[1]) << 10 for line in lines if "MemAvailable" in line)
-    except (OSError, StopIteration):  # not Linux: half of what there is may be in use
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return int(free * ORACLE_SHARE)
+    return int(free_memory() * ORACLE_SHARE)
 
 
 def decoder_feed(vocabulary: int, batch: int = 2, rows: int = 24, seed: int = 0) -> Feed:

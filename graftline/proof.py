@@ -1,10 +1,11 @@
-"""The proof of a finished bundle: its graphs against the unmodified export, with the real weights.
+"""The proof of a finished bundle: its graphs against the unmodified export, with the real weights;
+and the export against the checkpoint's own model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +17,30 @@ from graftline.errors import LawBroken
 from graftline.evaluate import Feed, oracle_limit, run
 from graftline.law import Evidence, LawRow
 from graftline.manifest import Exactness
-from graftline.passes.compare import TOLERANCE
+from graftline.memory import free_memory
+from graftline.nearness import NEARBY, OF_FACTS, coarser, gaps, limit, spread_gaps
+from graftline.passes.constants import constants
 from graftline.passes.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.kv_cache import empty_caches
 from graftline.ports import Facts, Port
+from graftline.probe import MOST_ROWS, Probe, make_probe
+from graftline.raw_ports import raw_feed
 from graftline.recipe import FUSED, Recipe
 from graftline.store import load_graph
 from graftline.targets import CUDA
+from graftline.whole import Taps, taps_law, whole
 
 if TYPE_CHECKING:
+    from graftline.models.reference import Own, OwnModel
     from graftline.runtimes.ort.session import OrtSession
+    from graftline.runtimes.row_invariance import RowInvariance
 
+Array = npt.NDArray[Any]
 Watch = Callable[[str], None]
 HELD_OUT_TOKENS = 500
+SESSION_COPIES = 2.5
+"""Memory of a session over that of its weights: kernels keep some of them in a layout of their own.
+"""
 
 
 @dataclass
@@ -36,65 +48,217 @@ class Proof:
     """What was measured on the finished engine, with the real weights."""
 
     laws: list[LawRow]
-    exactness: Exactness | None
+    exactness: Exactness | None = None
     """None where it cannot be measured here: on the GPU of an engine."""
-    min_rows: int | None
-    per_rows: dict[str, float]
-    quality: dict[str, float]
+    min_rows: int | None = None
+    per_rows: dict[str, float] = field(default_factory=dict[str, float])
+    quality: dict[str, float] = field(default_factory=dict[str, float])
 
 
-def prove(
-    folder: Path,
-    files: dict[str, str],
-    facts: Facts,
-    ports: tuple[Port, ...],
-    canonical: tuple[Port, ...],
-    target: str,
-    dtype: str,
-    say: Watch,
-) -> Proof:
-    """Compare the engine with the unmodified export, and measure its rows against one another."""
+@dataclass(frozen=True)
+class Parts:
+    """A bundle's graphs that are compared, and what is known of them."""
+
+    folder: Path
+    files: Mapping[str, str]
+    facts: Facts
+    ports: Mapping[str, tuple[Port, ...]]
+    target: str
+    dtype: str
+
+    @property
+    def rounding(self) -> str:
+        """The coarsest precision between the export and the engine; of quantized weights, theirs.
+        """
+        if self.dtype in NEARBY:
+            return self.dtype
+        return coarser(self.dtype, self.host_rounding)
+
+    @property
+    def host_rounding(self) -> str:
+        """The precision of the host's activations."""
+        return OF_FACTS.get(self.facts.dtype, "fp32")
+
+    def canonical(self, rows: int) -> OrtSession:
+        """The canonical graph, fp32 unless the host itself is not, with room for `rows` rows."""
+        from graftline.runtimes.ort.session import OrtSession
+
+        graph, ports = self.folder / self.files["canonical"], self.ports["canonical"]
+        return OrtSession(graph, self.facts, ports, capacity=_capacity(self.facts, rows))
+
+
+def prove(parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+    """Compare the checkpoint's own model with the export, the export with the engine, and the
+    engine's rows with one another. `gone` says why there is no checkpoint to compare with."""
+    if short := _too_large(parts):
+        say(f"proof: not run: {short}")
+        return Proof([LawRow(parts.target, "whole", "not_run", short)])
+    say("proof: the unmodified export, with the real weights")
+    probe = _probe(parts)
+    if own is not None:
+        say("proof: the export against the checkpoint's own model")
+    row, known = _checkpoint(parts, own, gone, probe)
+    found = _prove_engine(parts, probe, known, say)
+    return Proof([row, *found.laws], found.exactness, found.min_rows, found.per_rows, found.quality)
+
+
+def _too_large(parts: Parts) -> str:
+    """Why no session can hold the weights here, "" when one can."""
+    graph = load_graph(parts.folder / parts.files["export"]).graph
+    size = sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value)
+    free = free_memory()
+    if SESSION_COPIES * size <= free:
+        return ""
+    return f"the weights are {size / 1e9:.1f} GB, of memory {free / 1e9:.1f} GB are free"
+
+
+def _probe(parts: Parts) -> Probe:
+    """The sequences to compare, and the export's logits of them."""
+    from graftline.runtimes.ort.graph import open_graph, run_export
+
+    export = parts.folder / parts.files["export"]
+    session = open_graph(export, 0)
+    return make_probe(
+        lambda tokens: run_export(session, tokens[None])[0],
+        constants(load_graph(export)),
+        parts.facts,
+        _slots(parts),
+    )
+
+
+def _slots(parts: Parts) -> int:
+    """Most rows of a sequence that the target's graph can hold."""
+    from graftline.runtimes.ort.session import MOST_ROWS as STEP
+
+    sizes = [p.shape[2] for p in parts.ports[parts.target] if p.mirror is not None]
+    fixed = [size - STEP for size in sizes if isinstance(size, int) and size > STEP]
+    return min([MOST_ROWS, *fixed])
+
+
+def _capacity(facts: Facts, rows: int) -> int:
+    return min(facts.positions or 1 << 30, max(512, rows))
+
+
+def _checkpoint(
+    parts: Parts, own: OwnModel | Path | None, gone: str, probe: Probe
+) -> tuple[LawRow, Own | None]:
+    """Law `checkpoint`: the export answers as the checkpoint's own model does; and its answer."""
+    if own is None:
+        return LawRow("export", "checkpoint", "not_run", gone), None
+    raw, tokens = parts.ports["export"], probe.main.tokens[None]
+    found = _file_model(own, raw, tokens) if isinstance(own, Path) else own(raw_feed(raw, tokens))
+    if isinstance(found, str):
+        return LawRow("export", "checkpoint", "not_run", found), None
+    count, given = len(probe.main.tokens), len(found.logits)
+    rows = probe.main.rows[probe.main.rows >= count - given]
+    places, expected = probe.main.of(rows)
+    got = found.logits[rows[places] - count + given]
+    most = limit(parts.host_rounding, parts.facts)
+    evidence = equal_rows("export", "checkpoint", expected, got, most, "the checkpoint's own model")
+    return LawRow.of("export", "checkpoint", evidence), found
+
+
+def _file_model(file: Path, raw: tuple[Port, ...], tokens: Array) -> Own:
+    """The user's own file in ONNX Runtime, under its own names and types."""
+    from graftline.models.reference import Own
+    from graftline.runtimes.ort.graph import open_graph, run_raw
+
+    return Own(run_raw(open_graph(file, 0), raw, tokens)[0])
+
+
+def equal_rows(
+    graft: str, law: str, got: Array, expected: Array, most: float, reference: str
+) -> Evidence:
+    """Rows of logits [R, V] equal those of a reference within `most`. Raises LawBroken."""
+    if not len(got):
+        raise LawBroken(graft, law, "logits", "nothing was compared")
+    off = gaps(got, expected)
+    worst, at = float(off.max()), int(off.argmax())
+    if not worst <= most:
+        by = f"{worst:.2g} of the largest logit from {reference}, above {most:.2g}"
+        raise LawBroken(graft, law, f"row {at} of {len(got)}", by)
+    agree = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
+    what = f"{len(got)} rows against {reference}, argmax equal in {agree}"
+    return Evidence(what, worst, most)
+
+
+def _prove_engine(parts: Parts, probe: Probe, own: Own | None, say: Watch) -> Proof:
+    """The target's engine where it runs here, else the graph that it is built from."""
     from graftline.runtimes.ort.cuda import SESSIONS
     from graftline.runtimes.ort.provider import cuda_missing
     from graftline.runtimes.ort.session import OrtSession
+
+    target, rows = parts.target, len(probe.main.tokens)
+    elsewhere = is_engine(target) or (target == CUDA and bool(cuda_missing()))
+    say(f"proof: {'the graph of the engine' if elsewhere else 'the engine'} against the export")
+    laws: list[LawRow] = []
+    tapped = any(p.role == "hidden" for p in parts.ports[target])
+    known = None if own is None else Taps.of_own(own.stream, parts.ports[target])
+    fp32: OrtSession | None = None
+    if parts.dtype != "fp32" or elsewhere or (tapped and known is None):
+        fp32 = parts.canonical(rows)
+        laws += _held("canonical", fp32, parts, probe, parts.host_rounding, known)
+        known = known or _taps(fp32, probe)
+    if elsewhere and (why := _unlike_cpu(parts)):
+        return Proof([*laws, LawRow(target, "whole", "not_run", why)])
+    kind = OrtSession if elsewhere else SESSIONS[target]
+    graph = parts.folder / parts.files[target]
+    capacity = min(_slots(parts), _capacity(parts.facts, rows))
+    session = kind(graph, parts.facts, parts.ports[target], capacity=capacity)
+    laws += _held(target, session, parts, probe, parts.rounding, known)
+    quality: dict[str, float] = {}
+    worded = (parts.folder / "tokenizer" / "tokenizer.json").is_file()
+    if fp32 is not None and parts.dtype != "fp32" and worded:
+        quality = _quality(parts.folder, fp32, session, parts.dtype, say)
+    if elsewhere:
+        return Proof(laws, quality=quality)
+    say("proof: the engine's rows against one another")
+    found = _rows(session, parts)
+    laws.append(LawRow.of(target, "row-invariant", found.evidence))
+    exactness = Exactness(found.row_invariant, found.worst)
+    per_rows = {str(k): float(v) for k, v in found.per_rows.items()}
+    return Proof(laws, exactness, found.min_rows, per_rows, quality)
+
+
+def _held(
+    graft: str, session: OrtSession, parts: Parts, probe: Probe, dtype: str, known: Taps | None
+) -> list[LawRow]:
+    """The laws `whole` and, where there are taps to compare with, `taps`."""
+    seen = Taps(len(probe.main.tokens))
+    rows = [whole(graft, session, probe, parts.facts, dtype, seen)]
+    if seen.streams and known is not None:
+        rows.append(taps_law(graft, seen, known, parts.facts, dtype))
+    return rows
+
+
+def _taps(session: OrtSession, probe: Probe) -> Taps:
+    """The taps of a graph that was proven, row by row of the main sequence."""
+    from graftline.whole import answers
+
+    seen = Taps(len(probe.main.tokens))
+    for answer in answers(session, probe):
+        seen.note(answer, probe.main)
+    return seen
+
+
+def _unlike_cpu(parts: Parts) -> str:
+    """Why the graph of an engine cannot be run on this machine's processor, "" when it can."""
+    from graftline.runtimes.ort.session import MOST_ROWS as STEP
+
+    sizes = [p.shape[2] for p in parts.ports[parts.target] if p.mirror is not None]
+    few = any(isinstance(size, int) and size <= STEP for size in sizes)
+    why = "too few slots for a step" if few else ""
+    why = "ONNX Runtime's CPU has no bf16" if parts.dtype == "bf16" else why
+    return f"{why}; the oracle ran the reduced host" if why else ""
+
+
+def _rows(session: OrtSession, parts: Parts) -> RowInvariance:
+    """How far the engine's rows depend on one another, measured."""
     from graftline.runtimes.row_invariance import row_invariance
 
-    if is_engine(target) or (target == CUDA and cuda_missing()):
-        return _prove_graph(folder, files, facts, ports, canonical, target, dtype, say)
-    say("proof: the engine against the unmodified export, with the real weights")
-    capacity = min(facts.positions or 512, 512)
-    session = SESSIONS[target](folder / files[target], facts, ports, capacity=capacity)
-    laws = [LawRow.of(target, "whole", whole(folder / files["export"], session, facts, dtype))]
     random = np.random.default_rng(1)
-    prompt = random.integers(0, facts.vocabulary, min(24, capacity - 20), dtype=np.int64)
-    session.reset(1)
-    rows = row_invariance(session, prompt)
-    least = rows.min_rows
-    words = (
-        "rows do not depend on one another"
-        if rows.row_invariant
-        else (
-            f"one row alone is rounded otherwise than several; from {least} rows on they agree"
-            if least
-            else "a row's result depends on the rows beside it: never lossless"
-        )
-    )
-    found = Evidence(words, rows.worst, status="measured")
-    laws.append(LawRow.of(target, "row-invariant", found))
-    quality: dict[str, float] = {}
-    if dtype != "fp32":  # the engine is close by design only; what it was made from must be equal
-        fp32 = OrtSession(folder / files["canonical"], facts, canonical, capacity=capacity)
-        equal = whole(folder / files["export"], fp32, facts, "fp32")
-        laws.append(LawRow.of("canonical", "whole", equal))
-        if (folder / "tokenizer" / "tokenizer.json").is_file():
-            quality = _quality(folder, fp32, session, dtype, say)
-    return Proof(
-        laws,
-        Exactness(rows.row_invariant, rows.worst),
-        least,
-        {str(k): float(v) for k, v in rows.per_rows.items()},
-        quality,
-    )
+    prompt = random.integers(0, parts.facts.vocabulary, 24, dtype=np.int64)
+    return row_invariance(session, prompt)
 
 
 def prove_fused(
@@ -156,40 +320,21 @@ def prove_depth(
     session.reset(1)
     first = session.prefill([tokens[0, :4]]).logits[0].copy()
     got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])
-    checked = _close("depth", got, expected[3:], dtype, "the host cut there")
+    checked = _cut_rows(stage, got, expected[3:], facts, dtype)
     return [*laws, LawRow.of(stage, "depth", checked)]
 
 
-def _prove_graph(
-    folder: Path,
-    files: dict[str, str],
-    facts: Facts,
-    ports: tuple[Port, ...],
-    canonical: tuple[Port, ...],
-    target: str,
-    dtype: str,
-    say: Watch,
-) -> Proof:
-    """Compare the graph an engine is built from with the unmodified export, on this machine."""
-    from graftline.runtimes.ort.session import MOST_ROWS, OrtSession
-
-    say("proof: the engine's graph against the unmodified export, with the real weights")
-    capacity = min(facts.positions or 512, 512)
-    fp32 = OrtSession(folder / files["canonical"], facts, canonical, capacity=capacity)
-    laws = [LawRow.of("canonical", "whole", whole(folder / files["export"], fp32, facts, "fp32"))]
-    slots = next((p.shape[2] for p in ports if p.mirror is not None), 0)
-    slots = slots if isinstance(slots, int) else capacity + MOST_ROWS
-    if dtype == "bf16" or slots <= MOST_ROWS:
-        why = "ONNX Runtime's CPU has no bf16" if dtype == "bf16" else "too few slots for a step"
-        why += "; the oracle ran the reduced host"
-        laws.append(LawRow(target, "whole", "not_run", why))
-        return Proof(laws, None, None, {}, {})
-    session = OrtSession(folder / files[target], facts, ports, capacity=slots - MOST_ROWS)
-    laws.append(LawRow.of(target, "whole", whole(folder / files["export"], session, facts, dtype)))
-    quality: dict[str, float] = {}
-    if dtype != "fp32" and (folder / "tokenizer" / "tokenizer.json").is_file():
-        quality = _quality(folder, fp32, session, dtype, say)
-    return Proof(laws, None, None, {}, quality)
+def _cut_rows(stage: str, got: Array, expected: Array, facts: Facts, dtype: str) -> Evidence:
+    """An engine of the first blocks against the host cut there; quantized weights must be near."""
+    reference = "the host cut there"
+    if dtype not in NEARBY:
+        rounding = coarser(dtype, OF_FACTS.get(facts.dtype, "fp32"))
+        return equal_rows(stage, "depth", got, expected, limit(rounding, facts), reference)
+    off, most = float(np.mean(spread_gaps(got, expected))), NEARBY[dtype]
+    if not off <= most:
+        by = f"{off:.2g} of their spread from {reference}, above {most:g}"
+        raise LawBroken(stage, "depth", f"{dtype} logits", by)
+    return Evidence(f"{len(got)} rows near {reference}, as {dtype} weights are", off, most)
 
 
 def _quality(
@@ -208,34 +353,3 @@ def _quality(
         f"fp32 {found['fp32']:.2f}"
     )
     return {f"perplexity {name}": value for name, value in found.items()}
-
-
-def whole(export: Path, session: Any, facts: Facts, dtype: str) -> Evidence:
-    """Law of the whole: the engine's logits, prompt in chunks and cache, are the unmodified
-    export's."""
-    from graftline.runtimes.ort.graph import export_logits
-
-    rows = min(24, facts.positions or 24)
-    tokens = np.random.default_rng(2).integers(0, facts.vocabulary, (1, rows), dtype=np.int64)
-    expected = export_logits(export, tokens)[0]
-    session.reset(1)
-    first = session.prefill([tokens[0, : rows // 2]]).logits[0].copy()
-    rest = session.score(tokens[:, rows // 2 :]).logits[0]
-    both = min(rows - rows // 2 + 1, len(expected))  # an export may give the last row only
-    got, expected = np.concatenate([first, rest])[-both:], expected[-both:]
-    return _close("whole", got, expected, dtype, "the export")
-
-
-def _close(
-    law: str, got: npt.NDArray[Any], expected: npt.NDArray[Any], dtype: str, reference: str
-) -> Evidence:
-    """Rows of logits [R, V] against those of a reference, as near as the precision allows."""
-    gap = float(np.max(np.abs(got - expected)))
-    agree = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
-    largest = float(np.max(np.abs(expected), initial=1.0))
-    limit = {"fp32": 1e-3, "fp16": TOLERANCE["float16"] * largest}.get(dtype, np.inf)
-    if not gap <= limit:
-        raise LawBroken("pipeline", law, "logits", f"{gap:.3g} > {limit:.3g} from {reference}")
-    what = f"{len(got)} rows against {reference}, argmax equal in {agree}"
-    bounded = np.isfinite(limit)
-    return Evidence(what, gap, limit if bounded else None, "held" if bounded else "measured")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graftline.bundle import Bundle
@@ -13,7 +14,8 @@ from graftline.compiled import Compiled, compile_graph
 from graftline.draft import DEPTHS
 from graftline.errors import LawBroken
 from graftline.law import LawRow
-from graftline.proof import prove, prove_depth, prove_fused
+from graftline.passes.weights import tensor_of
+from graftline.proof import Parts, prove, prove_depth, prove_fused
 from graftline.recipe import FUSED, recipe
 from graftline.store import load_graph
 
@@ -30,9 +32,8 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
     export = load_graph(bundle.graph("export"))
     compiled = compile_graph(export, manifest.pipeline, watch)
     rows = [*compiled.laws, _made_again(compiled, load_graph(bundle.graph(target)), "pipeline")]
-    proof = prove(
-        bundle.path, files, facts, ports[target], ports["canonical"], target, dtype, watch
-    )
+    parts = Parts(bundle.path, files, facts, ports, target, dtype)
+    proof = prove(parts, None, "the checkpoint is no part of a bundle", watch)
     rows += proof.laws
     if FUSED in files:
         step = compile_graph(export, manifest.extra[FUSED]["pipeline"], watch)
@@ -49,19 +50,50 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
 
 
 def _made_again(compiled: Compiled, stored: ir.Model, what: str) -> LawRow:
-    """Law reproducible: the pipeline gives the very graph that is stored."""
-    for place, (now, was) in enumerate(zip_longest(compiled.lowered.graph, stored.graph)):
-        if _wiring(now) != _wiring(was):
-            raise LawBroken(
-                what, "reproducible", f"node {place}", f"{_wiring(was)} is stored, not made"
-            )
-    return LawRow(what, "reproducible", "held", f"{len(stored.graph)} nodes made again as stored")
+    """Law reproducible: the pipeline gives the very graph that is stored, weights included."""
+    made = compiled.lowered
+    for place, (now, was) in enumerate(zip_longest(made.graph, stored.graph)):
+        if _node(now) != _node(was):
+            by = f"{_node(was)} is stored, {_node(now)} is made"
+            raise LawBroken(what, "reproducible", f"node {place}", by)
+    weights = made.graph.initializers, stored.graph.initializers
+    if odd := sorted(weights[0].keys() ^ weights[1].keys()):
+        raise LawBroken(what, "reproducible", f"'{odd[0]}'", "is a weight of one of the two only")
+    for name, value in weights[0].items():
+        if not _same(tensor_of(value), tensor_of(weights[1][name])):
+            raise LawBroken(what, "reproducible", f"weight '{name}'", "other numbers are stored")
+    told = f"{len(stored.graph)} nodes and {len(weights[1])} weights made again as stored"
+    return LawRow(what, "reproducible", "held", told)
 
 
-def _wiring(node: ir.Node | None) -> tuple[Any, ...]:
+def _node(node: ir.Node | None) -> tuple[Any, ...]:
     """What a node is, without its own name."""
     if node is None:
         return ("nothing",)
     inputs = tuple(v.name if v is not None else "" for v in node.inputs)
     outputs = tuple(v.name if v.uses() or v.is_graph_output() else "" for v in node.outputs)
-    return (node.op_type, inputs, outputs)
+    attributes = tuple(sorted((k, _attribute(a)) for k, a in node.attributes.items()))
+    return (node.domain, node.op_type, inputs, outputs, attributes)
+
+
+def _attribute(attribute: ir.Attr) -> str:
+    """An attribute's value; floats as the single precision that a file keeps."""
+    kind, value = attribute.type, attribute.value
+    if kind == ir.AttributeType.FLOAT:
+        return str(np.float32(value))
+    if kind == ir.AttributeType.FLOATS:
+        return str([np.float32(v) for v in value])
+    if kind == ir.AttributeType.TENSOR:
+        return f"{value.dtype} {list(value.shape)} {value.tobytes().hex()}"
+    if kind == ir.AttributeType.GRAPH:
+        return str([_node(node) for node in value])
+    return str(list(value) if isinstance(value, (list, tuple)) else value)
+
+
+def _same(one: ir.TensorProtocol, other: ir.TensorProtocol) -> bool:
+    """Whether two weights are the same bytes; those at one place of one file are not read."""
+    if one.dtype != other.dtype or list(one.shape) != list(other.shape):
+        return False
+    both = [t for t in (one, other) if isinstance(t, ir.ExternalTensor)]
+    places = {(str(t.path), t.offset, t.length) for t in both}
+    return (len(both) == 2 and len(places) == 1) or one.tobytes() == other.tobytes()

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graftline.errors import CheckpointError
+from graftline.models.config_file import CONFIG
 from graftline.models.gguf_file import GgufCheckpoint
 from graftline.models.hf import HfCheckpoint
 from graftline.models.host import Checkpoint, Host, Watch, silent
 from graftline.models.onnx_file import OnnxCheckpoint
 from graftline.models.pt2_file import Pt2Checkpoint
+from graftline.models.recognise import ADAPTER
 
 GGUF_MAGIC = b"GGUF"
 WEIGHTS = ("*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin")
@@ -57,9 +59,11 @@ class Chosen:
 
 
 def _folder(place: Path) -> Checkpoint:
+    if (place / ADAPTER).is_file():
+        return HfCheckpoint(place)
     graphs = sorted(place.glob("*.onnx")) or sorted((place / "onnx").glob("*.onnx"))
     weights = [f for kind in WEIGHTS for f in place.glob(kind)]
-    if (place / "config.json").is_file() and (weights or not graphs):
+    if (place / CONFIG).is_file() and (weights or not graphs):
         host = HfCheckpoint(place)
         if not graphs:
             return host

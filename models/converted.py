@@ -3,56 +3,98 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from graftline.errors import CheckpointError
 from graftline.models.cache import cached, fingerprint
 from graftline.models.host import Watch
+from graftline.models.unread import unread
+from graftline.models.weights import WeightSource, read_headers
 
 WEIGHTS = "model.safetensors"
+UNREAD = "unread.json"
+CONVERSION = 2
+"""Raised whenever converting gives other weights, so that no older conversion is used again."""
 
 
-def converted(config: Any, files: list[Path], settings: Path, tell: Watch) -> Path:
-    """The weights under the model's own names, as transformers itself loads and converts them.
+def converted(
+    config: Any, files: list[Path], source: WeightSource, settings: Path, tell: Watch
+) -> tuple[WeightSource, list[str]]:
+    """The weights under the model's own names, as transformers itself loads and converts them; and
+    the stored names that it did not read.
 
     Raises CheckpointError when tensors are missing or misshapen: none is ever made up.
     """
 
     def build(folder: Path) -> None:
         tell(f"converting {len(files)} weight files through transformers (once)")
-        write_state(_load(config, files), folder / WEIGHTS)
+        model, left = _load(config, files[0].parent, source)
+        write_state(model, folder / WEIGHTS)
+        (folder / UNREAD).write_text(json.dumps(left), "utf-8")
 
-    return cached("converted", fingerprint([settings, *files]), build) / WEIGHTS
+    folder = cached("converted", f"{fingerprint([settings, *files])}-{CONVERSION}", build)
+    left = json.loads((folder / UNREAD).read_text("utf-8"))
+    return read_headers([folder / WEIGHTS]), left
 
 
-def _load(config: Any, files: list[Path]) -> Any:
+def _load(config: Any, folder: Path, source: WeightSource) -> tuple[Any, list[str]]:
+    """transformers' model of the tensors in `source`, and the names it left unread."""
     import torch
-    from safetensors.torch import load_file
 
     from graftline.models.export import empty_model
 
-    state = {name: value for file in files for name, value in load_file(file).items()}
-    family = type(empty_model(config))
+    whole = empty_model(config)
+    state = _state(source)
     try:
-        model, info = family.from_pretrained(
+        model, info = type(whole).from_pretrained(
             None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:
-        raise CheckpointError(f"{files[0].parent}: {str(error).strip().splitlines()[0]}") from error
+        raise CheckpointError(f"{folder}: {str(error).strip().splitlines()[0]}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(
-            f"{files[0].parent}: {len(missing)} tensors missing, first '{missing[0]}'; "
+            f"{folder}: {len(missing)} tensors missing, first '{missing[0]}'; "
             "download the checkpoint again"
         )
     wrong = sorted(str(row[0]) for row in info.get("mismatched_keys", ()))
     if wrong:
         raise CheckpointError(
-            f"{files[0].parent}: tensor '{wrong[0]}' has another shape than the config asks for; "
+            f"{folder}: tensor '{wrong[0]}' has another shape than the config asks for; "
             "config.json and weights do not belong together"
         )
-    return model
+    ignored = getattr(whole, "_keys_to_ignore_on_load_unexpected", None) or ()
+    dropped = {n for n in state if any(re.search(p, n) for p in ignored)}
+    unexpected = set(info["unexpected_keys"])
+    left = unread(source, state.keys() - (unexpected | dropped), whole)
+    return model, sorted({*left, *(unexpected - state.keys())})  # transformers may rename first
+
+
+def _state(source: WeightSource) -> dict[str, Any]:
+    """Every tensor of the source for torch: FP8 times its scales in fp32, others as stored."""
+    import torch
+    from safetensors import safe_open
+
+    scales = {s for key in source.stored if (s := source.scale_of(key)) is not None}
+    state: dict[str, Any] = {}
+    with ExitStack() as stack:
+        opened = {
+            file: stack.enter_context(safe_open(file, framework="pt")) for file in source.files()
+        }
+        for key, stored in source.stored.items():
+            if key in scales:
+                continue
+            if source.scale_of(key) is None:
+                state[key] = opened[stored.file].get_tensor(stored.name)
+            else:
+                values = source.tensor(key, key, stored.shape, ir.DataType.FLOAT).numpy()
+                state[key] = torch.from_numpy(values)
+    return state
 
 
 def write_state(model: Any, file: Path) -> None:

@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from graftline.errors import CheckpointError, NotApplicable
+from graftline.models.rotary_limit import freeze
 from graftline.models.simplify import simplify
 
 OPSET = 23
@@ -80,14 +81,35 @@ class _Decoder(torch.nn.Module):
         self.host = model
         accepted = inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in accepted
+        self.first = first_position(model) if self.takes_positions else 0
         self.options = {"use_cache": False} if "use_cache" in accepted else {}
 
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
-        where = {"position_ids": positions} if self.takes_positions else {}
+        where = {"position_ids": positions + self.first} if self.takes_positions else {}
         out = self.host(input_ids=tokens, attention_mask=attention_mask, **where, **self.options)
         return out.logits
+
+
+def first_position(model: torch.nn.Module) -> int:
+    """The position a model gives the first token of a text where it counts them itself.
+
+    Some tables leave rows for padding in front. Raises NotApplicable where the model's own count of
+    a text without padding is not consecutive.
+    """
+    found = {0}
+    for module in model.modules():
+        count: Any = getattr(module, "create_position_ids_from_input_ids", None)
+        padding: Any = getattr(module, "padding_idx", None)
+        if count is None or padding is None:
+            continue
+        counted = count(torch.full((1, 6), int(padding) + 1, device="cpu"), padding)
+        first = int(counted[0, 0])
+        if not torch.equal(counted, torch.arange(first, first + 6)[None].to(counted.dtype)):
+            raise NotApplicable(f"{type(module).__name__} counts positions out of order")
+        found = {first}
+    return found.pop()
 
 
 def empty_model(config: Any, dtype: str = "float32") -> Any:
@@ -113,9 +135,16 @@ def empty_model(config: Any, dtype: str = "float32") -> Any:
             if attention != "eager" and "attn_implementation" in str(error):
                 continue
             raise CheckpointError(_first_line(f"config.json: {error}")) from error
+        except (ArithmeticError, RuntimeError, MemoryError, AssertionError) as error:
+            reason = _first_line(str(error)) or type(error).__name__
+            raise CheckpointError(
+                f"config.json: transformers cannot build a model of these sizes ({reason}); "
+                "compare it with the original's"
+            ) from error
         if attention == ATTENTION and not _uses_interface(model):
             continue
         model.tie_weights()
+        freeze(model)
         return model.eval()
     raise AssertionError("transformers refuses its own eager attention")
 

@@ -12,6 +12,9 @@ from graftline.ports import Facts
 HEADS = ("q_num_heads", "num_heads")
 ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
 KV_HEADS = ("kv_num_heads",)
+_ON_SCORES = frozenset({
+    "Add", "Sub", "Mul", "Div", "Where", "Cast", "Tanh", "Max", "Clip", "Reshape", "Identity",
+})  # fmt: skip
 _TABLES = {
     ("RotaryEmbedding", ""): 1, ("RotaryEmbedding", MICROSOFT): 2,
     ("GroupQueryAttention", MICROSOFT): 7,
@@ -20,22 +23,23 @@ _TABLES = {
 
 
 def facts_of_graph(model: ir.Model, source: str) -> Facts:
-    """Vocabulary and hidden size from the embedding, heads from attention nodes or past inputs."""
-    hidden = _hidden(model)
+    """Vocabulary and hidden size from the tables, heads from attention nodes or past inputs.
+
+    What an exported graph does not say is read off its canonical form, where all of it is plain.
+    """
     layers, heads, kv_heads, size = _attention(model)
     past = _past(model)
     if past:
         layers = layers or past[0]
         kv_heads, size = past[1] or kv_heads, past[2] or size
-    heads = heads or (hidden // size if size else 0)
     return Facts(
         kind="decoder",
         vocabulary=_vocabulary(model),
-        hidden=hidden,
+        hidden=_hidden(model),
         layers=layers,
         heads=heads,
-        kv_heads=kv_heads or heads,
-        head_size=size or (hidden // heads if heads else 0),
+        kv_heads=kv_heads,
+        head_size=size,
         positions=_positions(model),
         dtype=_dtype(model),
         source=source,
@@ -47,7 +51,7 @@ def _positions(model: ir.Model) -> int:
     """The rows of the shortest table of cosines that a node is given, 0 where none is."""
     rows = [
         _dim(node.inputs[_TABLES[node.op_type, node.domain]], 0)
-        for node in model.graph
+        for node in model.graph.all_nodes()
         if (node.op_type, node.domain) in _TABLES
         and len(node.inputs) > _TABLES[node.op_type, node.domain]
     ]
@@ -62,43 +66,94 @@ def _dim(value: ir.Value | None, axis: int) -> int:
     return size if isinstance(size, int) else 0
 
 
-def _logits(model: ir.Model) -> ir.Value:
-    named = [v for v in model.graph.outputs if v.name == "logits"]
-    return (named or list(model.graph.outputs))[0]
-
-
 def _vocabulary(model: ir.Model) -> int:
-    return _dim(_logits(model), -1) or (_embedding(model) or (0, 0))[0]
+    """The last size of the outputs that have a token for every row of a table, as logits do; the
+    canonical graph says it where no output does."""
+    rows = {shape[0] for shape in _tables(model)}
+    widths = {_dim(v, -1) for v in model.graph.outputs} & rows
+    return widths.pop() if len(widths) == 1 else 0
 
 
 def _hidden(model: ir.Model) -> int:
-    return (_embedding(model) or (0, 0))[1]
+    """The width that all tables have in common: those of tokens, positions and types are added."""
+    widths = {shape[1] for shape in _tables(model)}
+    return widths.pop() if len(widths) == 1 else 0
 
 
-def _embedding(model: ir.Model) -> tuple[int, int] | None:
-    """[V, H] of the largest table that graph inputs index."""
+def _tables(model: ir.Model) -> list[tuple[int, int]]:
+    """[rows, width] of the floating matrices that are read by row."""
     found: list[tuple[int, int]] = []
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         table = node.inputs[0] if node.inputs else None
-        if node.op_type != "Gather" or table is None or not table.is_initializer():
+        if node.op_type != "Gather" or table is None or table.const_value is None:
             continue
-        if table.shape is not None and len(table.shape) == 2:
+        floats = table.dtype is not None and table.dtype.is_floating_point()
+        if floats and table.shape is not None and len(table.shape) == 2:
             found.append((_dim(table, 0), _dim(table, 1)))
-    return max(found, default=None, key=lambda shape: shape[0] * shape[1])
+    return found
 
 
 def _attention(model: ir.Model) -> tuple[int, int, int, int]:
-    """(layers, heads, KV heads, head size) by the graph's attention nodes, or its softmaxes."""
-    nodes = [n for n in model.graph if n.op_type in ATTENTION]
+    """(layers, heads, KV heads, head size) by the graph's attention nodes, or its softmaxes over
+    products of two activations; without shapes, the layers alone."""
+    nodes = _most([n for n in model.graph.all_nodes() if n.op_type in ATTENTION])
     if not nodes:
-        soft = [n for n in model.graph if n.op_type == "Softmax" and _rank(n.inputs[0]) == 4]
-        return len(soft), _dim(soft[0].inputs[0], 1) if soft else 0, 0, 0
+        soft = _most([n for n in model.graph.all_nodes() if _weighs(n)])
+        sizes = {_dim(n.inputs[0], 1) for n in soft if _rank(n.inputs[0]) == 4}
+        return len(soft), sizes.pop() if len(sizes) == 1 else 0, 0, 0
     node = nodes[0]
     query, key = node.inputs[0], node.inputs[1]
     heads, kv_heads = _attribute(node, HEADS), _attribute(node, KV_HEADS)
     if _rank(query) == 4:
         return len(nodes), _dim(query, 1), _dim(key, 1), _dim(query, 3)
-    return len(nodes), heads, kv_heads or heads, _dim(query, 2) // heads if heads else 0
+    width = _dim(query, 2) if key is not None else 0  # else queries, keys and values are one
+    return len(nodes), heads, kv_heads or heads, width // heads if heads else 0
+
+
+def _most(nodes: list[ir.Node]) -> list[ir.Node]:
+    """Those of the one graph that has most of them: the branches of an `If` are one model each."""
+    graphs = {id(n.graph): [m for m in nodes if m.graph is n.graph] for n in nodes}
+    return max(graphs.values(), key=len, default=[])
+
+
+def _weighs(node: ir.Node) -> bool:
+    """Whether a softmax is that of an attention: of a product of two activations."""
+    if node.op_type != "Softmax":
+        return False
+    value = node.inputs[0]
+    while value is not None and (maker := value.producer()) is not None:
+        if maker.op_type == "MatMul":
+            return not any(_is_weight(v) for v in maker.inputs)
+        if maker.op_type not in _ON_SCORES:
+            return False
+        rest = [v for v in maker.inputs if v is not None and not _is_weight(v)]
+        value = next((v for v in rest if _reaches_product(v)), None)
+    return False
+
+
+def _reaches_product(value: ir.Value) -> bool:
+    """Whether a product of matrices stands above a value of the scores."""
+    todo, seen = [value], {value}
+    while todo:
+        maker = todo.pop().producer()
+        if maker is None:
+            continue
+        if maker.op_type == "MatMul":
+            return True
+        if maker.op_type in _ON_SCORES:
+            fresh = [v for v in maker.inputs if v is not None and v not in seen]
+            seen.update(fresh)
+            todo.extend(fresh)
+    return False
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    while value is not None and value.const_value is None:
+        maker = value.producer()
+        if maker is None or maker.op_type not in ("Transpose", "Cast", "DequantizeLinear"):
+            return maker is not None and maker.op_type == "Constant"
+        value = maker.inputs[0]
+    return value is not None
 
 
 def _rank(value: ir.Value | None) -> int:
@@ -111,20 +166,24 @@ def _attribute(node: ir.Node, names: tuple[str, ...]) -> int:
 
 
 def _past(model: ir.Model) -> tuple[int, int, int] | None:
-    """(layers, KV heads, head size) of rank-4 floating inputs that come in pairs."""
+    """(layers, KV heads, head size) of floating inputs [B, KV heads, past, head size] in pairs."""
     caches = [
         v
         for v in model.graph.inputs
         if _rank(v) == 4 and v.dtype is not None and v.dtype.is_floating_point()
-    ]
+        and _dim(v, 1) and _dim(v, 3) and not _dim(v, 2)
+    ]  # fmt: skip
     if not caches or len(caches) % 2:
         return None
     return len(caches) // 2, _dim(caches[0], 1), _dim(caches[0], 3)
 
 
 def _dtype(model: ir.Model) -> str:
-    kind = _logits(model).dtype
-    return "float32" if kind is None or kind == ir.DataType.FLOAT else kind.name.lower()
+    """The type of the activations: that of the tables, or of the outputs that are floats."""
+    tables = [n.inputs[0] for n in model.graph.all_nodes() if n.op_type == "Gather" and n.inputs]
+    kinds = [v.dtype for v in (*tables, *model.graph.outputs) if v is not None]
+    found = [k for k in kinds if k is not None and k.is_floating_point()]
+    return found[0].numpy().name if found else "float32"
 
 
 def _parameters(model: ir.Model) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,29 @@ from typing import Any
 import onnx_ir as ir
 
 from graftline.errors import CheckpointError, NotApplicable
+from graftline.models.block_scales import block_of
+from graftline.models.config_file import (
+    CONFIG,
+    check_sizes,
+    end_ids,
+    read_config,
+    read_json,
+    read_raw,
+    text_decoder,
+)
+from graftline.models.decoder_part import decoder_part
 from graftline.models.host import Host, Watch, silent
 from graftline.models.mask_token import mask_token
+from graftline.models.recognise import refuse_adapter, refuse_head
+from graftline.models.reference import transformers_model
+from graftline.models.rotary_limit import check_frequencies, frozen_limit
+from graftline.models.shards import check_index, weight_files
+from graftline.models.ties import aliases, key_of, untie
+from graftline.models.tokenizer_files import tokenizer_files
+from graftline.models.unread import report, unread
 from graftline.models.weights import WeightSource, fill, read_headers
+from graftline.optional import require_export
 from graftline.ports import Facts, write_facts
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-)
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -40,95 +46,83 @@ class HfCheckpoint:
     def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
         """Export the graph from the config alone, then point its initializers into the files."""
         tell = watch or silent
-        config = read_config(self.path)
-        files = weight_files(self.path)
-        tell(f"checking {len(files)} weight files of {self.path.name}")
-        source = read_headers(files)
+        refuse_adapter(self.path)
+        raw = read_raw(self.path)
+        refuse_head(self.path, raw, ())
+        require_export()
+        source, files = _weights(self.path, tell)
+        refuse_head(self.path, raw, source.stored)
+        config, source = _decoder(self.path, raw, source, tell)
         built = build(config, full_export, tell)
-        if not _covers(built, source):
+        if _covers(built, source):
+            left = point(built, source)
+        else:
             from graftline.models.converted import converted
 
-            source = read_headers([converted(config, files, self.path / "config.json", tell)])
-        point(built, source)
+            source, left = converted(config, files, source, self.path / CONFIG, tell)
+            point(built, source)
+        report(left, built.whole, tell)
         facts = facts_of(config, built.parameters, self.name or self.path.name)
-        facts = replace(facts, mask_token=mask_token(self.path))
+        tokenizer = tokenizer_files(self.path, tell)
+        room = max(facts.positions - built.first, 0)
+        mask = mask_token(self.path, tokenizer)
+        facts = replace(facts, mask_token=mask, positions=room)
+        if (limit := frozen_limit(config)) is not None and limit < facts.positions:
+            tell(
+                f"its rotary frequencies change past {limit} of {facts.positions} positions: "
+                f"served up to {limit}"
+            )
+            facts = replace(facts, positions=limit)
         write_facts(built.graph, facts)
-        files = tokenizer_files(self.path)
-        return Host("decoder", built.graph, facts, files, generation(self.path), source)
+        own = transformers_model(self.path, built.parameters)
+        return Host("decoder", built.graph, facts, tokenizer, generation(self.path), source, own)
 
 
 @dataclass(frozen=True)
 class Built:
-    """A raw graph without weights. `aliases`: an initializer's tied names, its own first."""
+    """A raw graph without weights, and the meta model `whole` it came from. `aliases`: an
+    initializer's tied names, its own first."""
 
     graph: ir.Model
     weights: frozenset[str]
     aliases: dict[str, tuple[str, ...]]
     persistent: frozenset[str]
     parameters: int
-    prefix: str
+    whole: Any
+    first: int
+    """The position of a text's first token in the model's own tables."""
 
 
-def read_config(folder: Path) -> Any:
-    """The transformers config. Raises CheckpointError when missing, damaged or unknown."""
-    file = folder / "config.json"
-    try:
-        raw = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no config.json; give a Hugging Face folder") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not JSON ({error}); download it again") from error
-    import transformers
-
-    try:
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        kind = raw.get("model_type") if isinstance(raw, dict) else None
-        known = "not known to" if kind else "missing, as needed by"
-        reason = str(error).strip().splitlines()[0]
-        unknown = ("does not recognize", "trust_remote_code")
-        if kind and not any(words in str(error) for words in unknown):
-            raise CheckpointError(f"{file}: {reason}") from error
-        raise CheckpointError(
-            f"{file}: model_type {kind!r} is {known} transformers {transformers.__version__}; "
-            "export the model to ONNX yourself and give the .onnx file"
-        ) from error
+def _weights(folder: Path, tell: Watch) -> tuple[WeightSource, list[Path]]:
+    files = weight_files(folder, tell)
+    tell(f"checking {len(files)} weight files of {folder.name}")
+    source = read_headers(files)
+    check_index(folder, source)
+    return source, files
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """A folder's safetensors files, by its index where there is one. Raises CheckpointError."""
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{index}: damaged ({error!r}); download it again") from error
-        bad = [n for n in names if not isinstance(n, str) or Path(n).name != n]
-        if bad:
-            raise CheckpointError(f"{index}: shard {bad[0]!r} is not a plain file name; refused")
-        missing = sorted(n for n in names if not (folder / n).is_file())
-        if missing:
-            raise CheckpointError(
-                f"{folder}: {len(missing)} of {len(names)} shards missing, first {missing[0]}; "
-                "download the checkpoint again"
-            )
-        return [folder / n for n in sorted(names)]
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    pickled = sorted(p.name for p in folder.glob("*.bin") if p.name.startswith("pytorch_model"))
-    if pickled:
-        from graftline.models.converted import unpickled
-
-        return [unpickled(folder)]
-    raise CheckpointError(f"{folder}: no model.safetensors and no {INDEX}; download the weights")
+def _decoder(
+    folder: Path, raw: dict[str, Any], source: WeightSource, tell: Watch
+) -> tuple[Any, WeightSource]:
+    """The config of what is hosted, and the source under that decoder's own names."""
+    check_sizes(folder / CONFIG, raw, source.numbers)
+    outer = read_config(folder, raw)
+    config = text_decoder(outer, tell)
+    block = block_of(f"{folder / CONFIG}", getattr(config, "quantization_config", None))
+    if block is not None:
+        del config.quantization_config
+        tell("FP8 weights times their scales; activations stay in the graph's own precision")
+        source = replace(source, block=block)
+    model = hosted(config)
+    if config is not outer:
+        source = decoder_part(model, source)
+    untie(config, model, source, tell)
+    return config, source
 
 
-def build(config: Any, full_export: bool, tell: Watch) -> Built:
-    """The raw graph of a config: the distinct layers exported, the rest stamped out."""
-    from graftline.models.export import empty_model, export
-    from graftline.models.kinds import kinds, layer_path, prefix_length, shortened
-    from graftline.models.stamp import stamp
+def hosted(config: Any) -> Any:
+    """The meta model of a config. Raises CheckpointError for kinds that are no plain decoder."""
+    from graftline.models.export import empty_model
 
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(
@@ -142,6 +136,17 @@ def build(config: Any, full_export: bool, tell: Watch) -> Built:
             "blocks), which graftline does not host yet; give a decoder whose blocks all attend "
             "over keys and values"
         )
+    check_frequencies(whole)
+    return whole
+
+
+def build(config: Any, full_export: bool, tell: Watch) -> Built:
+    """The raw graph of a config: the distinct layers exported, the rest stamped out."""
+    from graftline.models.export import empty_model, export
+    from graftline.models.kinds import kinds, layer_path, prefix_length, shortened
+    from graftline.models.stamp import stamp
+
+    whole = hosted(config)
     layers = int(whole.config.num_hidden_layers)
     path = layer_path(whole, layers)
     of = kinds(whole, path) if path else []
@@ -176,27 +181,19 @@ def _fill_buffers(graph: ir.Model, whole: Any, names: list[str]) -> set[str]:
 
 
 def _built(graph: ir.Model, weights: frozenset[str], whole: Any) -> Built:
-    groups: dict[int, list[str]] = {}
-    count = 0
-    for name, value in whole.named_parameters(remove_duplicate=False):
-        if id(value) not in groups:
-            count += int(value.numel())
-        groups.setdefault(id(value), []).append(name)
-    aliases = {n: (n, *(o for o in g if o != n)) for g in groups.values() for n in g}
+    from graftline.models.export import first_position
+
+    count = sum(math.prod(value.shape) for value in whole.parameters())
     saved = set(whole.state_dict(keep_vars=True))
     buffers = {n for n, _ in whole.named_buffers() if n in saved}
     persistent = frozenset(n for n in buffers if n in graph.graph.initializers)
-    return Built(graph, weights, aliases, persistent, count, whole.base_model_prefix)
+    names = aliases(whole)
+    return Built(graph, weights, names, persistent, count, whole, first_position(whole))
 
 
 def _key(built: Built, name: str, source: WeightSource) -> str | None:
     """The checkpoint's name of an initializer: its own, a tied one, or without the base prefix."""
-    for alias in built.aliases.get(name, (name,)):
-        bare = alias.removeprefix(built.prefix + ".")
-        for key in (alias, bare):
-            if key in source.stored:
-                return key
-    return None
+    return key_of(built.aliases.get(name, (name,)), built.whole.base_model_prefix, source)
 
 
 def _covers(built: Built, source: WeightSource) -> bool:
@@ -204,14 +201,19 @@ def _covers(built: Built, source: WeightSource) -> bool:
     return all(_key(built, name, source) is not None for name in built.weights)
 
 
-def point(built: Built, source: WeightSource) -> None:
-    """Fill the graph's initializers from the checkpoint, unread. Raises CheckpointError."""
+def point(built: Built, source: WeightSource) -> list[str]:
+    """Fill the graph's initializers from the checkpoint, unread; the stored names not used.
+
+    Raises CheckpointError.
+    """
+    keys = {name: _key(built, name, source) for name in (*built.weights, *built.persistent)}
 
     def lookup(name: str, shape: tuple[int, ...], dtype: ir.DataType) -> ir.TensorProtocol:
-        return source.tensor(_key(built, name, source) or name, name, shape, dtype)
+        return source.tensor(keys[name] or name, name, shape, dtype)
 
-    stored = [n for n in built.persistent if _key(built, n, source) is not None]
+    stored = [n for n in built.persistent if keys[n] is not None]
     fill(built.graph, [*sorted(built.weights), *sorted(stored)], lookup)
+    return unread(source, {k for k in keys.values() if k is not None}, built.whole)
 
 
 def facts_of(config: Any, parameters: int, source: str) -> Facts:
@@ -243,18 +245,12 @@ def _kv_heads(config: Any, heads: int) -> int:
     return heads
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The tokenizer's files in the folder, in a fixed order."""
-    return [folder / n for n in TOKENIZER_FILES if (folder / n).is_file()]
-
-
 def generation(folder: Path) -> dict[str, Any]:
-    """generation_config.json, or nothing. Raises CheckpointError when it is damaged."""
-    file = folder / "generation_config.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text("utf-8"))
-        return dict(found)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{file}: damaged ({error}); download it again") from error
+    """generation_config.json, with config.json's own end of text where it names none.
+
+    Raises CheckpointError when one is damaged.
+    """
+    settings, own = (folder / name for name in ("generation_config.json", CONFIG))
+    found = read_json(settings) if settings.is_file() else {}
+    named = {key: value for key, value in found.items() if value is not None}
+    return (end_ids(read_json(own)) if own.is_file() else {}) | named

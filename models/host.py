@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
+from graftline.models.reference import OwnModel
 from graftline.models.weights import WeightSource
 from graftline.ports import Facts
 
@@ -22,7 +23,8 @@ class Host:
 
     `generation` holds the checkpoint's generation defaults (generation_config.json), unread ids
     and all; `weights` is the source the graph's initializers came from, empty where they are part
-    of the graph's own files.
+    of the graph's own files. `own` runs the checkpoint's own model, or is the user's graph as it
+    lies on disk; None where there is neither.
     """
 
     kind: str
@@ -31,6 +33,7 @@ class Host:
     tokenizer_files: list[Path] = field(default_factory=list[Path])
     generation: dict[str, Any] = field(default_factory=dict[str, Any])
     weights: WeightSource = field(default_factory=lambda: WeightSource({}))
+    own: OwnModel | Path | None = None
 
 
 class Checkpoint(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ CONFIG_KEYS = ("pard_token", "ptd_token_id", "mask_token_id")
 TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
-def mask_token(folder: Path) -> int | None:
+def mask_token(folder: Path, files: Sequence[Path] = ()) -> int | None:
     """The id that config.json names, or else that of the tokenizer's `mask_token`; None without.
 
     Whether it lies within the vocabulary is for those to check who use it; most never do, so a mask
@@ -34,7 +35,8 @@ def mask_token(folder: Path) -> int | None:
         if isinstance(token, dict):
             token = cast("dict[str, Any]", token).get("content")
         if token is not None:
-            ids = token_ids([folder / TOKENIZER] if (folder / TOKENIZER).is_file() else [])
+            own = [folder / TOKENIZER] if (folder / TOKENIZER).is_file() else files
+            ids = token_ids(own)
             return None if ids is None else ids.get(str(token))
     return None
 

@@ -45,7 +45,8 @@ class OnnxCheckpoint:
         facts = facts_of_graph(model, self.path.name)
         facts = replace(facts, mask_token=mask_token(folder))
         write_facts(model, facts)
-        return Host("decoder", model, facts, tokenizer_files(folder), generation(folder))
+        files = tokenizer_files(folder)
+        return Host("decoder", model, facts, files, generation(folder), own=self.path)
 
     def _proto(self) -> onnx.ModelProto:
         try:

@@ -17,7 +17,9 @@ from graftline.models.hf import generation, tokenizer_files
 from graftline.models.host import Host, Watch, silent
 from graftline.models.mask_token import mask_token
 from graftline.models.onnx_file import companion
+from graftline.models.reference import program_model
 from graftline.models.weights import fill, read_headers
+from graftline.optional import require_export
 from graftline.ports import write_facts
 
 WEIGHTS = "model.safetensors"
@@ -49,6 +51,7 @@ class Pt2Checkpoint:
 
     def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
         """Translate the whole saved program (it is traced already, so nothing is stamped)."""
+        require_export()
         from graftline.models.export import translate
 
         tell = watch or silent
@@ -64,7 +67,8 @@ class Pt2Checkpoint:
         facts = replace(facts, mask_token=mask_token(beside))
         write_facts(exported.model, facts)
         files, defaults = tokenizer_files(beside), generation(beside)
-        return Host("decoder", exported.model, facts, files, defaults, source)
+        own = program_model(self._load)
+        return Host("decoder", exported.model, facts, files, defaults, source, own)
 
     def _load(self) -> Any:
         import torch

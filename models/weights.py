@@ -66,9 +66,34 @@ class Stored:
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Every tensor of a checkpoint by name, read from the headers only."""
+    """Every tensor of a checkpoint by name, read from the headers only.
+
+    `block` is the block of FP8 weights that have scales of their own (`block_scales`).
+    """
 
     stored: Mapping[str, Stored]
+    block: tuple[int, int] | None = None
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers all the tensors hold together."""
+        return sum(math.prod(s.shape) for s in self.stored.values())
+
+    def scale_of(self, key: str) -> str | None:
+        """The name of the scales of an FP8 tensor; None for any other.
+
+        Raises CheckpointError for FP8 whose scales are missing where the config says it has some.
+        """
+        from graftline.models.block_scales import FP8, SCALE
+
+        if self.block is None or self.stored[key].dtype not in FP8:
+            return None
+        if key + SCALE not in self.stored:
+            raise CheckpointError(
+                f"checkpoint: FP8 tensor '{key}' has no '{key}{SCALE}', without which its values "
+                "are not known; download the checkpoint again"
+            )
+        return key + SCALE
 
     def tensor(
         self, key: str, name: str, shape: tuple[int, ...], dtype: ir.DataType
@@ -88,6 +113,10 @@ class WeightSource:
                 f"checkpoint: tensor '{key}' in {found.file.name} is {list(found.shape)} but the "
                 f"config asks for {list(shape)}; config.json and weights do not belong together"
             )
+        if self.block is not None and (scale := self.scale_of(key)) is not None:
+            from graftline.models.block_scales import scaled
+
+            return scaled(found, self.stored[scale], self.block, name, dtype)
         if found.dtype == dtype:
             return found.external(name)
         if not (found.dtype.is_floating_point() and dtype.is_floating_point()):

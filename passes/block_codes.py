@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graftline.errors import BackendError
+from graftline.optional import require
 
 Floats = npt.NDArray[Any]
 Codes = tuple[Floats, Floats]
@@ -111,10 +111,7 @@ def _k_quant(x: Floats, bits: int) -> Iterator[Codes]:
 
 
 def _hqq(x: Floats, bits: int) -> Iterator[Codes]:
-    try:
-        import torch
-    except ImportError as error:
-        raise BackendError("quantize: hqq needs torch; install graftline[export]") from error
+    torch = require("torch")
     from onnxruntime.quantization.matmul_nbits_quantizer import (
         HQQWeightOnlyQuantConfig,
         HQQWeightOnlyQuantizer,

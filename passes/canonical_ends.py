@@ -66,7 +66,10 @@ def _is_look_up(value: ir.Value, positions: ir.Value) -> bool:
     node = value.producer()
     read = node.inputs[0] if node is not None and node.op_type == "Unsqueeze" else None
     gather = read.producer() if read is not None else None
-    return gather is not None and gather.op_type == "Gather" and gather.inputs[1] is positions
+    if gather is None or gather.op_type != "Gather" or gather.inputs[1] is not positions:
+        return False
+    table = gather.inputs[0]
+    return table is not None and table.const_value is not None
 
 
 def _settled(

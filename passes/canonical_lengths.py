@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -18,7 +17,7 @@ from graftline.errors import CannotEvaluate, DoesNotRun
 from graftline.evaluate import Array
 from graftline.passes.canonical_shapes import Measures
 from graftline.passes.meaning import World, label_value, sizes_of
-from graftline.passes.seen import rounding
+from graftline.passes.seen import largest, rounding
 
 LONGEST = 1 << 20
 """Constants above it are fillers: no cache holds so many positions."""
@@ -65,9 +64,8 @@ def _near(array: Array) -> Array:
     numbers = array.astype(np.float64).reshape(-1)
     if rounding(array.dtype):
         numbers = numbers[numbers > HIDES]
-    numbers, limit = np.abs(numbers), float(LONGEST)
-    if rounding(array.dtype):
-        limit = min(limit, float(ml_dtypes.finfo(array.dtype).max) * (1 - rounding(array.dtype)))
+    numbers = np.abs(numbers)
+    limit = min(float(LONGEST), largest(array.dtype) * (1 - rounding(array.dtype)))
     return numbers[np.isfinite(numbers) & (numbers <= limit)]
 
 
@@ -142,6 +140,15 @@ def marked_ids(sources: Iterable[ir.Value]) -> set[int]:
             array = tensor.numpy()
             found.update(int(i) for i in np.flatnonzero(array != array[0])[:_FEW])
     return found
+
+
+def steady(value: ir.Value, measures: Measures) -> bool:
+    """Whether a weight-free number is the same at every length. Raises CannotEvaluate."""
+    if value.const_value is not None:
+        return True
+    each = lengths_around(constants_above([value]))
+    found = [measures.world(2 if n <= _FEW else 1, n).value(value).reshape(-1) for n in each]
+    return all(np.array_equal(f, found[0]) for f in found)
 
 
 def token_ids(constants: Iterable[int], batch: int, length: int, seed: int) -> Array:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from graftline.evaluate import Array
+from graftline.passes.seen import is_float
 
 Rows = dict[int, Array]
 """By length: [heads or 1, positions or 1], or [heads or 1, N, N]."""
@@ -26,7 +26,7 @@ class Line:
 
 
 def _is_number(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind in "iufb" or dtype == ml_dtypes.bfloat16
+    return dtype.kind in "iub" or is_float(dtype)
 
 
 def line_of(rows: Rows, tolerance: float) -> Line | None:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from graftline.errors import DoesNotRun, NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_lengths import (
+    LONGEST,
     SQUARE,
     Lengths,
     above,
@@ -30,11 +31,9 @@ from graftline.passes.canonical_lift import Lift
 from graftline.passes.canonical_shapes import Measures
 from graftline.passes.emit import Emit
 from graftline.passes.formula import Formula, copy_formula, nodes_of, number
-from graftline.passes.masks import MASK_KEY, combined
 from graftline.passes.meaning import World, constant, label
 from graftline.passes.seen import HIDDEN, Seen
 
-__all__ = ["MASK_KEY", "Bias", "Mask", "MaskWriter", "RawMask", "read_mask"]
 _WHOLE = 1 << 22
 """Elements of the largest bias that is evaluated as a whole, once."""
 _SAMPLED, _KEPT = 48, 8
@@ -95,22 +94,23 @@ class Mask:
         return json.dumps(row)
 
 
-def read_mask(bias: Bias, measures: Measures, rows: int, where: str) -> Mask:
-    """Read a bias; tables by position hold `rows`. Raises NotApplicable for what is no function of
-    positions or sees later ones, CannotEvaluate for what cannot be looked at."""
+def read_mask(
+    bias: Bias, measures: Measures, hidden: set[ir.Value], rows: int, bound: int, where: str
+) -> Mask:
+    """Read a bias; tables by position hold `rows`, and no more than `bound` positions are ever fed
+    (0: any number). Raises NotApplicable for what is no function of positions or sees later ones,
+    CannotEvaluate for what cannot be looked at."""
     constants = constants_above(bias.sources)
-    lengths = Lengths(measures, lengths_around(constants))
+    around = lengths_around(constants)
+    lengths = Lengths(measures, [n for n in around if not bound or n <= bound])
     _refuse_tokens(bias, lengths, constants, where)
-    lift = Lift(lengths, rows, bias.zero)
+    lift = Lift(lengths, rows, hidden, bias.zero)
     root = bias.lift(lift)
     points = _points(constants)
+    points = points[points < min(bound or LONGEST * 4, lift.rows if lift.tables else LONGEST * 4)]
     formula = _settle_length(lift, root, points, where)
     raw = _proved(bias, formula, lengths, points, where)
-    if lift.tables:
-        points = points[points < lift.rows]
     far = _keys_of(points, constants)
-    if lift.tables:
-        far = far[far < lift.rows]
     raw = (*raw, RawMask(points, far, formula.at(points, far), int(points[-1]) + 1, False))
     found = _classify(formula, points, far, where)
     bound = lift.rows if lift.tables and found.kind == "formula" else 0
@@ -173,8 +173,8 @@ def _settle_length(lift: Lift, root: ir.Value, points: Array, where: str) -> For
         return Formula(new, query, key)
 
     first = at(1)
-    if lift.tables:
-        points = points[points < lift.rows]
+    if np.isnan(Seen.of(first.at(points, points)).bias).any():
+        raise NotApplicable("the mask holds values that are no numbers (NaN)", [where])
     for length in (2, 24, int(points[-1]) + 1):
         one, other = (Seen.of(f.at(points, points)) for f in (first, at(length)))
         if not one.equals(other):
@@ -318,58 +318,3 @@ def _lower_fillers(emit: Emit, root: ir.Value) -> None:
             if float(array.reshape(())) < _FILLER:
                 low = np.asarray(-np.inf, array.dtype).reshape(array.shape)
                 node.replace_input_with(place, number(emit, low))
-
-
-class MaskWriter:
-    """Builds each canonical mask once, at the top of the graph, from `positions`."""
-
-    def __init__(self, graph: ir.Graph, positions: ir.Value) -> None:
-        self.graph, self.positions = graph, positions
-        self.made: dict[str, ir.Value] = {}
-
-    def value(self, mask: Mask) -> ir.Value | None:
-        """The mask input of Attention: none for causal, which the node says itself."""
-        if mask.kind == "causal":
-            return None
-        key = mask.text()
-        if key not in self.made:
-            emit = Emit(self.graph, "canonicalize", at=next(iter(self.graph)))
-            self.made[key] = self._build(emit, mask)
-        return self.made[key]
-
-    def is_causal(self, mask: Mask) -> int | None:
-        """The attribute of Attention that says causal, absent where a mask input says more."""
-        return 1 if mask.kind == "causal" else None
-
-    def _build(self, emit: Emit, mask: Mask) -> ir.Value:
-        if mask.formula is not None:
-            query, key = self._sides(emit)
-            past = emit.op("LessOrEqual", [key, query])
-            return combined(emit, past, mask.formula, query, key)
-        if mask.kind == "window":
-            return self._window(emit, mask.size)
-        return self._alibi(emit, mask.slopes)
-
-    def _sides(self, emit: Emit) -> tuple[ir.Value, ir.Value]:
-        """Positions of queries [B, 1, N, 1] and of keys [B, 1, 1, N]."""
-        q = emit.op("Unsqueeze", [self.positions, emit.const("axes.1_3", [1, 3], np.int64)])
-        k = emit.op("Unsqueeze", [self.positions, emit.const("axes.1_2", [1, 2], np.int64)])
-        return q, k
-
-    def _window(self, emit: Emit, size: int) -> ir.Value:
-        q, k = self._sides(emit)
-        past = emit.op("LessOrEqual", [k, q])
-        ago = emit.op("Sub", [q, k])
-        near = emit.op("Less", [ago, emit.const(f"window.{size}", size, np.int64)])
-        return emit.op("And", [past, near], f"mask.window.{size}")
-
-    def _alibi(self, emit: Emit, slopes: tuple[float, ...]) -> ir.Value:
-        q, k = self._sides(emit)
-        steep = np.asarray(slopes, np.float32).reshape(1, -1, 1, 1)
-        name = "mask.alibi" + (f".{len(self.made)}" if self.made else "")
-        bias = emit.op(
-            "Mul", [emit.const(f"{name}.slopes", steep), emit.op("Cast", [k], to=ir.DataType.FLOAT)]
-        )
-        past = emit.op("LessOrEqual", [k, q])
-        lowest = emit.const("minus_infinity", -np.inf, np.float32)
-        return emit.op("Where", [past, bias, lowest], name)

@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
+from graftline.passes.canonical_lengths import steady
 from graftline.passes.canonical_shapes import SIZES, Measures
-from graftline.passes.meaning import label_value
+from graftline.passes.meaning import label, label_value
 
 MOVES = frozenset(
     [
@@ -54,8 +55,14 @@ def single_source(
         other = node.inputs[1] if node.inputs[0] is sources[0] else node.inputs[0]
         shape = measures.each[0].of(other)
         one = shape is not None and all(d == 1 for d in shape)
-        if one and not (node.op_type == "Div" and other is node.inputs[0]):
-            return sources[0]
+        if other is None or not one or (node.op_type == "Div" and other is node.inputs[0]):
+            return None
+        if not steady(other, measures):
+            raise NotApplicable(
+                "heads are scaled by a number that depends on how many tokens are fed",
+                [label(node)],
+            )
+        return sources[0]
     return None
 
 

@@ -7,6 +7,8 @@ A(p) per position. It is read off by feeding unit vectors, recognised as a rotat
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,52 +18,16 @@ import onnx_ir as ir
 from graftline.errors import DoesNotRun, NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_lengths import constants_above, lengths_around
-from graftline.passes.canonical_moves import single_source
+from graftline.passes.canonical_regions import Region, Regions
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
 from graftline.passes.meaning import label, label_value
 from graftline.passes.seen import rounding
 
-_LINEAR = frozenset(
-    [
-        "Mul",
-        "Add",
-        "Sub",
-        "Neg",
-        "Concat",
-        "Slice",
-        "Split",
-        "Reshape",
-        "Transpose",
-        "Unsqueeze",
-        "Squeeze",
-        "Cast",
-        "Gather",
-        "Expand",
-        "Where",
-        "ScatterElements",
-        "ScatterND",
-        "Identity",
-        "RotaryEmbedding",
-        "Div",
-        "Tile",
-    ]
-)
 _PROBED = 5
 _CHUNK = 1024
 _TOLERANCE = 1e-5
 Layout = Literal["heads_first", "rows_first"]
-
-
-@dataclass
-class Region:
-    """Nodes from a position-free head `x` to `out`, and the position-dependent values they read."""
-
-    x: ir.Value
-    out: ir.Value
-    nodes: list[ir.Node]
-    angles: list[ir.Value]
-    """Weight-free values with one row per position."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +47,14 @@ class Rotation:
 
 @dataclass(frozen=True)
 class RawTurn:
-    """What the raw graph makes of the heads `probe(P, D, seed)`, [P, D], at positions 0 .. P-1."""
+    """What the raw graph makes of the heads `probe(P, D)`, [P, D], at positions 0 .. P-1."""
 
     turned: Array
-    seed: int = 0
 
 
-def probe(rows: int, size: int, seed: int) -> Array:
+def probe(rows: int, size: int) -> Array:
     """Random heads [P, D], one per position."""
-    return np.random.default_rng(seed).standard_normal((rows, size)).astype(np.float32)
+    return np.random.default_rng(0).standard_normal((rows, size), np.float32)
 
 
 @dataclass
@@ -103,23 +68,20 @@ class RotaryReader:
     own_positions: bool
     rows: int
     """P: how many positions the tables hold."""
-    order: dict[ir.Node | None, float] = field(default_factory=dict)
+    regions: Regions = field(init=False)
     seen: dict[str, Rotation] = field(default_factory=dict)
     tables: dict[bytes, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     scales: dict[bytes, ir.Value] = field(default_factory=dict)
+    turns: dict[bytes, RawTurn] = field(default_factory=dict)
     angle_rows: dict[ir.Value, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.order = {node: i for i, node in enumerate(self.graph)}
-
-    def follow(self, made: ir.Node | None, at: ir.Node) -> None:
-        """Learn of a node written right before `at` after the graph was read."""
-        self.order[made] = self.order[at] - 0.5
+        self.regions = Regions(self.graph, self.measures, self.hidden)
 
     def settle(self, head: ir.Value, at: ir.Node) -> tuple[ir.Value, RawTurn | None]:
         """`head` [B, heads, N, D] with its rotary embedding, if any, as one node before `at`, and
         what the raw graph makes of heads."""
-        region = self._region(head)
+        region = self.regions.region(head)
         if region is None:
             return head, None
         layout = self._layout(region.x, head)
@@ -153,81 +115,6 @@ class RotaryReader:
         factor.type = made.type = x.type
         return made
 
-    # finding the region
-
-    def _region(self, head: ir.Value) -> Region | None:
-        inside, todo = set[ir.Node](), [head]
-        while todo:
-            node = todo.pop().producer()
-            if node is None or node in inside or node.op_type not in _LINEAR:
-                continue
-            inside.add(node)
-            todo.extend(v for v in node.inputs if v is not None and v in self.hidden)
-        ordered = sorted(inside, key=lambda n: self.order.get(n, -1))
-        turned, angles = set[ir.Value](), dict[ir.Value, None]()
-        for node in ordered:
-            own = [v for v in node.inputs if v is not None and self._is_angle(v)]
-            if node.op_type == "RotaryEmbedding" and len(node.inputs) > 3:
-                own += [v for v in node.inputs[3:4] if v is not None]
-            angles.update(dict.fromkeys(own))
-            if own or any(v in turned for v in node.inputs if v is not None):
-                turned.update(node.outputs)
-        if head not in turned:
-            return None
-        x = self._entry(ordered, turned)
-        return Region(x, head, self._between(x, head), list(angles))
-
-    def _is_angle(self, value: ir.Value) -> bool:
-        if value in self.hidden or value.const_value is not None:
-            return False
-        if value.dtype is not None and not value.dtype.is_floating_point():
-            return False
-        dims = self.measures.dims(value)
-        return dims is not None and "N" in dims
-
-    def _entry(self, ordered: list[ir.Node], turned: set[ir.Value]) -> ir.Value:
-        """The nearest value [B, heads, N, D] through which everything enters that gets turned."""
-        front = {
-            v for n in ordered if n.outputs[0] in turned
-            for v in n.inputs if v is not None and v in self.hidden and v not in turned
-        }  # fmt: skip
-        while True:
-            if len(front) == 1:
-                value = next(iter(front))
-                if self._is_heads(value):
-                    return value
-            latest = max(front, key=self._place)
-            node = latest.producer()
-            source = self._through(node)
-            if node is None or source is None:
-                raise NotApplicable(
-                    "a rotary embedding does not start from one value [B, heads, N, D]",
-                    [label_value(v) for v in front],
-                )
-            front.discard(latest)
-            front.update(source)
-
-    def _place(self, value: ir.Value) -> float:
-        node = value.producer()
-        return self.order.get(node, -1) if node is not None else -1
-
-    def _through(self, node: ir.Node | None) -> list[ir.Value] | None:
-        """Activations a data-moving node reads, or None where moving ends."""
-        if node is None:
-            return None
-        if node.op_type in ("Concat", "Add", "Sub"):
-            sources = [v for v in node.inputs if v is not None]
-            return sources if all(v in self.hidden for v in sources) else None
-        source = single_source(node, self.hidden, self.measures)
-        return None if source is None else [source]
-
-    def _is_heads(self, value: ir.Value) -> bool:
-        dims = self.measures.dims(value)
-        return (
-            dims is not None and len(dims) == 4 and dims[0] == "B"
-            and "N" in dims[1:3] and isinstance(dims[3], int)
-        )  # fmt: skip
-
     def _layout(self, x: ir.Value, head: ir.Value) -> Layout:
         (_, a, b, d), out = self.measures.shape(x), self.measures.shape(head)
         length = SIZES[0][1]
@@ -238,19 +125,6 @@ class RotaryReader:
                 "a rotary embedding changes the shape of its heads", [label_value(head)]
             )
         return "rows_first" if rows_first else "heads_first"
-
-    def _between(self, x: ir.Value, head: ir.Value) -> list[ir.Node]:
-        found, todo = set[ir.Node](), [head]
-        while todo:
-            value = todo.pop()
-            node = value.producer()
-            if value is x or node is None or node in found:
-                continue
-            if node.op_type not in _LINEAR:
-                raise NotApplicable("a rotary embedding mixes in another value", [label(node)])
-            found.add(node)
-            todo.extend(v for v in node.inputs if v is not None and v in self.hidden)
-        return sorted(found, key=lambda n: self.order.get(n, -1))
 
     def _key(self, region: Region) -> str:
         """Text that is equal for regions that compute the same."""
@@ -274,19 +148,28 @@ class RotaryReader:
             if (rest == 0).any():
                 raise self._is_none(region, float("inf"))
             cos, sin, scale = cos / rest[:, None], sin / rest[:, None], rest
-        size = self._sizes(region)[1]
-        for seed in (1, 0):
-            x = probe(self.rows, size, seed).astype(_dtype(region.x))
-            turned = self._along(region, x)
-            wide = x.astype(np.float64) * rest[:, None]
-            gap = float(np.abs(_turn(wide, cos, sin, interleaved, dim) - turned).max())
-            limit = 16 * rounding(x.dtype) * max(1.0, float(np.abs(turned).max()))
-            if not gap <= max(limit, _TOLERANCE):
-                raise self._is_none(region, gap)
+        raw = self._proved(region, (cos, sin, rest), interleaved, dim)
         tables = self._hold(cos, sin, region) if dim else None
         factor = None if scale is None else self._hold_scale(scale, region)
-        raw = RawTurn(turned.astype(np.float32))
         return Rotation(tables, interleaved, dim, factor, raw)
+
+    def _proved(
+        self, region: Region, tables: tuple[Array, Array, Array], interleaved: bool, dim: int
+    ) -> RawTurn:
+        """What the region makes of random heads at every position, which is what the tables do."""
+        x = probe(self.rows, self._sizes(region)[1]).astype(_dtype(region.x))
+        out = np.empty(x.shape, np.float32)
+        for start, got in self._along(region, x):
+            part = slice(start, start + len(got))
+            cos, sin, rest = (t[part] for t in tables)
+            want = _turn(x[part].astype(np.float64) * rest[:, None], cos, sin, interleaved, dim)
+            out[part] = got
+            gap = float(np.abs(want - got).max())
+            limit = max(16 * rounding(x.dtype), _TOLERANCE) * max(1.0, float(np.abs(want).max()))
+            if not gap <= limit:
+                raise self._is_none(region, gap)
+        key = hashlib.sha256(out.tobytes()).digest()
+        return self.turns.setdefault(key, RawTurn(out))
 
     def _is_none(self, region: Region, gap: float) -> NotApplicable:
         return NotApplicable(
@@ -295,16 +178,19 @@ class RotaryReader:
             [label(n) for n in region.nodes],
         )
 
-    def _along(self, region: Region, x: Array) -> Array:
-        """The region on one head per position, [P, D]."""
+    def _along(self, region: Region, x: Array) -> Iterator[tuple[int, Array]]:
+        """The region on one head per position [P, D]: a first position and some rows, in turn."""
         heads, size = self._sizes(region)
         heads = 1 if self._takes_one_head(region, size) else heads
-        out: list[Array] = []
         for start in range(0, self.rows, _CHUNK):
             part = x[start : start + _CHUNK]
             fed = np.broadcast_to(part, (1, heads, *part.shape)).copy()
-            out.append(self._evaluate(region, fed, start)[0, 0])
-        return np.concatenate(out)
+            out = self._evaluate(region, fed, start)[0]
+            if not (out == out[:1]).all():
+                raise NotApplicable(
+                    "heads are turned by different angles", [label_value(region.out)]
+                )
+            yield start, out[0]
 
     def _evaluate(self, region: Region, x: Array, start: int) -> Array:
         """The region on heads x [batch, heads, n, D], at positions start .. start + n - 1."""
@@ -321,7 +207,7 @@ class RotaryReader:
             axis = (self.measures.dims(angle) or []).index("N")
             taken = np.take(rows, range(start, start + length), axis=axis)
             world.known[angle] = taken
-        return world.value(region.out).astype(np.float64)
+        return world.value(region.out)
 
     def _rows_of(self, angle: ir.Value) -> Array:
         """A position-dependent value at positions 0 .. P-1, for one batch row.
@@ -359,7 +245,7 @@ class RotaryReader:
         out = self._evaluate(region, x, 0)
         if not (out == out[:, :1]).all():
             raise NotApplicable("heads are turned by different angles", [label_value(region.out)])
-        return out[:, 0].transpose(1, 2, 0)
+        return out[:, 0].transpose(1, 2, 0).astype(np.float64)
 
     def _tables(self, region: Region, interleaved: bool, dim: int) -> tuple[Array, Array, Array]:
         """Cosines and sines [P, R/2], and what multiplies the dimensions that are not turned [P]:
@@ -370,7 +256,7 @@ class RotaryReader:
         x = np.zeros((self.rows, size), _dtype(region.x))
         x[:, first] = 1
         x[:, dim:] = 1
-        out = self._along(region, x)
+        out = np.concatenate([rows for _, rows in self._along(region, x)]).astype(np.float64)
         rest = out[:, dim] if dim < size else np.ones(self.rows)
         return out[:, first], out[:, second], rest
 

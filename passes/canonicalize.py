@@ -24,8 +24,9 @@ from graftline.passes.canonical_attention import AttentionReader
 from graftline.passes.canonical_contrib import expand_contrib, refuse_quantized
 from graftline.passes.canonical_ends import open_head, own_head_weight, settle_positions
 from graftline.passes.canonical_entry import enter
+from graftline.passes.canonical_facts import settle_facts
 from graftline.passes.canonical_linear import unflatten_rows
-from graftline.passes.canonical_mask import MaskWriter
+from graftline.passes.canonical_mask_writer import MaskWriter
 from graftline.passes.canonical_norm import fuse_norms
 from graftline.passes.canonical_opset import open_graph
 from graftline.passes.canonical_rotary import RotaryReader
@@ -92,17 +93,18 @@ class Canonicalize(Graft):
         settle(model, tokens, positions)
         check(model, tokens, positions)
         finish(model, tokens, positions)
+        settle_facts(model)
 
     def rows(self, model: ir.Model) -> int:
         """How many positions the tables of this model hold."""
-        known = read_facts(model).positions if FACTS_KEY in model.metadata_props else 0
-        return min(known or self.positions, self.cap)
+        return min(_stated(model) or self.positions, self.cap)
 
     def _attention(self, model: ir.Model, tokens: ir.Value, positions: ir.Value, own: bool) -> None:
         graph = model.graph
         measures, hidden = measure(graph, tokens, positions)
         rotary = RotaryReader(graph, measures, hidden, positions, own, self.rows(model))
-        reader = AttentionReader(graph, measures, hidden, rotary, MaskWriter(graph, positions))
+        masks = MaskWriter(graph, positions)
+        reader = AttentionReader(graph, measures, hidden, rotary, masks, _stated(model))
         if not reader.run():
             near = [n for n in graph if n.op_type == "Softmax" or "Attention" in n.op_type]
             raise NotApplicable(
@@ -128,6 +130,11 @@ class Canonicalize(Graft):
         counted = np.arange(tokens.shape[1], dtype=np.int64)
         positions = np.broadcast_to(given[0] if given else counted, tokens.shape)
         return {"tokens": tokens, "positions": positions.astype(np.int64)}
+
+
+def _stated(model: ir.Model) -> int:
+    """How many positions the host's facts say it addresses; 0 where they say nothing."""
+    return read_facts(model).positions if FACTS_KEY in model.metadata_props else 0
 
 
 def measure(

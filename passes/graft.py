@@ -20,7 +20,7 @@ Evaluate = Callable[[ir.Model, Feed], Feed]
 Law = Callable[["Graft", ir.Model, ir.Model, Feed, Evaluate], Evidence]
 """law(graft, before, after, feed of before, evaluate) -> what was compared. Raises LawBroken."""
 WeightFreeLaw = Callable[["Graft", ir.Model, ir.Model], Evidence]
-"""law(graft, before, after) -> what was compared, on the whole graph, without reading a weight."""
+"""law(graft, before, after) -> what was compared, on the whole graph, without running it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Graft:
 
     laws: ClassVar[tuple[Law, ...]] = ()
     weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = ()
-    """Laws that need no numbers but the graph's own: they run at every size, on all blocks."""
+    """Laws that need no numbers but the graph's own: they run at every size, on all blocks, and
+    read one weight at a time at most."""
     numeric: ClassVar[bool] = True
     """False for a pass that changes values by design (quantize): the neutral law reports, not
     judges."""

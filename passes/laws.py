@@ -19,7 +19,9 @@ from graftline.evaluate import Feed
 from graftline.law import Evidence, LawRow
 from graftline.passes.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.graft import Evaluate, Graft
+from graftline.passes.kv_cache import carried_caches
 from graftline.passes.reduce_host import block_kinds
+from graftline.passes.tree_mask import Grove, causal_mask
 from graftline.ports import read_ports
 
 STRUCTURAL = ("typed", "wellformed", "interface", "alike")
@@ -204,6 +206,34 @@ def neutral(
     return Evidence(f"{len(floats)} outputs beside the host's", worst, status="measured")
 
 
+def trees(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
+    """Trees after pasts of different lengths, one beside the other, give the host's logits."""
+    step = Grove.of(feed)
+    fed = step.past(feed)
+    fed["mask"] = causal_mask(feed["write_index"], step.longest, feed["mask"].shape[-1])
+    filled = evaluate(before, _all_rows(fed))
+    fed = step.rows(feed) | carried_caches(before, filled) | step.ports(feed["mask"].shape[-1])
+    fed = _all_rows(fed)
+    expected = evaluate(before, fed)["logits"]
+    got = graft.carried(evaluate(after, graft.neutral(fed, after)))["logits"]
+    comparison = Comparison(graft.name(), "trees", activation_dtype(after))
+    what = f"{len(step.trees)} trees after {step.lengths.tolist()} rows give the host's logits"
+    if graft.numeric:
+        return Evidence(what, comparison.output("logits", got, expected), comparison.limit)
+    gap = comparison.measure("logits", got, expected)
+    return Evidence(f"{what}, nearly", gap, status="measured")
+
+
+def _all_rows(feed: Feed) -> Feed:
+    """`feed` asking, where it asks, for the logits of all its rows."""
+    if "rows" not in feed:
+        return feed
+    batch, count = feed["tokens"].shape
+    return {**feed, "rows": np.tile(np.arange(count, dtype=np.int64), (batch, 1))}
+
+
 _IDS = frozenset({"argmax", "topk_ids"})
 """Outputs that may differ by design where the logits do."""
 
@@ -234,6 +264,8 @@ def check(
             hold(_name(law), law(graft, before, after))
         return rows
     hold("neutral", neutral(graft, before, after, feed, evaluate))
+    if "mask" in feed and "mask" not in graft.dropped(before):
+        hold("trees", trees(graft, before, after, feed, evaluate))
     for law in graft.laws:
         hold(_name(law), law(graft, before, after, feed, evaluate))
     return rows

@@ -10,6 +10,7 @@ GroupQueryAttention keeps its Attention nodes, which ONNX Runtime runs too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -18,10 +19,11 @@ from graftline.errors import NotApplicable, nearest
 from graftline.evaluate import Feed
 from graftline.passes.anchors import with_role
 from graftline.passes.emit import Emit, drop_unused, find_input
-from graftline.passes.graft import BLOCK, ROLE, Graft
+from graftline.passes.graft import BLOCK, ROLE, Graft, WeightFreeLaw
 from graftline.passes.masks import MASK_KEY, meaning
 from graftline.passes.operators import inline
 from graftline.passes.precision import PRECISIONS, cast_caches, narrow
+from graftline.passes.rotary_law import tables
 from graftline.passes.weights import matrix
 
 MICROSOFT = "com.microsoft"
@@ -36,6 +38,8 @@ class LowerOrt(Graft):
     Attention over a TensorScatter cache. `dtype` is fp32, fp16 or bf16 (weights, activations and
     caches). Neutral: the caches in that type.
     """
+
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (tables,)
 
     provider: str = "cpu"
     dtype: str = "fp32"

@@ -8,7 +8,7 @@ the graph after: rows at several places of a cache, and a tree.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,15 +20,20 @@ from graftline.evaluate import Array
 from graftline.law import Evidence
 from graftline.passes.canonical_attention import RAW_KEY, RawAttention
 from graftline.passes.canonical_lengths import constants_above, lengths_around
-from graftline.passes.canonical_rotary import probe
+from graftline.passes.canonical_mask import RawMask
+from graftline.passes.canonical_rotary import RawTurn, probe
 from graftline.passes.emit import find_input
 from graftline.passes.graft import Graft
-from graftline.passes.meaning import World, label
+from graftline.passes.mask_values import Way, cached_mask, mask_at, mask_key
+from graftline.passes.meaning import label
 from graftline.passes.seen import HIDDEN, Seen, rounding
 
 LAW = "masks"
 _FIRST, _NEAR = 24, 2
-_ROWS, _SPARE = 3, 2
+_ROWS, _APART = 3, 5
+"""New rows of a chain, and how far two sequences of a batch are apart."""
+_SPARE = (2, 41)
+"""Slots nothing was written to."""
 _TURNED = 2e-5
 """A turned head may differ by so much of its largest number: sine and cosine of another library."""
 _PARENTS = (-1, 0, 0, 1, 1, 2)
@@ -56,36 +61,45 @@ def _against_raw(graft: Graft, after: ir.Model) -> Evidence:
         if not isinstance(raw, RawAttention):
             raise LawBroken(graft.name(), LAW, label(node), "nobody noted what the raw graph says")
         done.attentions += 1
-        key = (_mask_key(node), id(raw.masks))
+        key = (mask_key(node), id(raw.masks))
         if key not in seen:
             seen.add(key)
-            done.masks += 1
-            for part in raw.masks:
-                positions = np.unique(np.concatenate([part.query, part.key]))
-                with _running(graft, node):
-                    values = mask_at(after, node, positions)
-                rows, columns = (np.searchsorted(positions, p) for p in (part.query, part.key))
-                found = values[:, rows][:, :, columns]
-                _compare(graft, node, found, part.values, part.query, part.key)
-                if part.whole:
-                    done.whole = max(done.whole, part.length)
-                done.longest = max(done.longest, part.length)
+            _raw_masks(graft, after, node, raw.masks, done)
         for operand, turn in ((0, raw.query), (1, raw.key)):
             way = Way.of(node, operand)
             key = (way.key(), id(turn))
-            if key in seen:
-                continue
-            seen.add(key)
-            expected = None if turn is None else turn.turned
-            size = way.size
-            rows = len(expected) if expected is not None else way.rows
-            if rows:
-                x = probe(rows, size, 0)
-                with _running(graft, node):
-                    found = way.of_heads(after, x)
-                _same_heads(graft, node, found, x if expected is None else expected)
-                done.rotary = max(done.rotary, rows)
+            if key not in seen:
+                seen.add(key)
+                _raw_turn(graft, after, node, way, turn, done)
     return Evidence(done.text("the raw graph's"))
+
+
+def _raw_masks(
+    graft: Graft, after: ir.Model, node: ir.Node, raw: tuple[RawMask, ...], done: Compared
+) -> None:
+    done.masks += 1
+    for part in raw:
+        positions = np.unique(np.concatenate([part.query, part.key]))
+        with _running(graft, node):
+            values = mask_at(after, node, positions)
+        rows, columns = (np.searchsorted(positions, p) for p in (part.query, part.key))
+        _compare(graft, node, values[:, rows][:, :, columns], part.values, part.query, part.key)
+        done.whole = max(done.whole, part.length if part.whole else 0)
+        done.longest = max(done.longest, part.length)
+
+
+def _raw_turn(
+    graft: Graft, after: ir.Model, node: ir.Node, way: Way, raw: RawTurn | None, done: Compared
+) -> None:
+    """Heads are turned as in the raw graph; not at all where it turns none."""
+    rows = len(raw.turned) if raw is not None else way.rows
+    if not rows:
+        return
+    x = probe(rows, way.size)
+    with _running(graft, node):
+        found = way.of_heads(after, x)
+    _same_heads(graft, node, found, x if raw is None else raw.turned)
+    done.rotary = max(done.rotary, rows)
 
 
 # cached against canonical, and with a tree against without
@@ -100,7 +114,7 @@ def _against_host(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
         )
     for host, node in zip(hosts, news, strict=True):
         done.attentions += 1
-        key = (_mask_key(host), _mask_key(node))
+        key = (mask_key(host), mask_key(node))
         if key not in seen:
             seen.add(key)
             done.masks += 1
@@ -114,7 +128,7 @@ def _against_host(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
             if key in seen or not rows:
                 continue
             seen.add(key)
-            x = probe(rows, was.size, 0)
+            x = probe(rows, was.size)
             with _running(graft, node):
                 found = now.of_heads(after, x)
             _same_heads(graft, node, found, was.of_heads(before, x))
@@ -145,25 +159,39 @@ def _at_length(
 ) -> None:
     """New rows that end at `total` positions see what the host's rows there see, each slot of
     the cache by the position it holds; with a tree, along its branches."""
-    constants = _constants(host, node)
     parents = _PARENTS if find_input(after.graph, "mask") is not None else ()
     depth, reach = _tree(parents) if parents else _chain(min(_ROWS, total))
-    rows, past = len(depth), max(total - 1 - int(depth.max()), 0)
-    slots = past + rows + _SPARE
-    port = np.zeros((rows, slots), np.bool_)
-    port[:, :past] = True
-    port[:, past : past + rows] = reach
+    last = max(total - 1 - int(depth.max()), 0)
+    pasts = np.asarray([last, max(last - _APART, 0)])
+    slots = last + len(depth) + _SPARE[total % 2]
+    port = np.zeros((2, len(depth), slots), np.bool_)
+    for seen, past in zip(port, pasts, strict=True):
+        seen[:, :past] = True
+        seen[:, past : past + len(depth)] = reach
     with _running(graft, node):
-        found = _cached(after, node, past + depth, past, slots, port)
-    kept = np.concatenate([_points(past, constants), np.arange(past, slots)])
-    held = np.concatenate([np.arange(past), past + depth, np.full(_SPARE, -1)])
-    positions = np.unique(np.concatenate([held[kept], past + depth]))
-    positions = positions[positions >= 0]
-    values = mask_at(before, host, positions)
+        found = cached_mask(after, node, pasts[:, None] + depth, pasts, slots, port)
+    for values, past, seen in zip(found, pasts, port, strict=True):
+        _same_rows(graft, before, (host, node), values, int(past), depth, seen)
+
+
+def _same_rows(
+    graft: Graft, before: ir.Model, nodes: tuple[ir.Node, ir.Node], values: Array, past: int,
+    depth: Array, port: Array,
+) -> None:  # fmt: skip
+    """Biases [heads, N, S] of rows behind `past` slots are the host's, where `port` lets them be.
+    """
+    host, node = nodes
+    rows, slots = port.shape
+    held = np.full(slots, -1)
+    held[:past], held[past : past + rows] = np.arange(past), past + depth
+    kept = np.concatenate([_points(past, _constants(host, node)), np.arange(past, slots)])
+    known = np.concatenate([held[kept], past + depth])
+    positions = np.unique(known[known >= 0])
+    expected = mask_at(before, host, positions)
     index = np.searchsorted(positions, np.maximum(held[kept], 0))
-    expected = values[:, np.searchsorted(positions, past + depth)][:, :, index]
+    expected = expected[:, np.searchsorted(positions, past + depth)][:, :, index]
     expected = np.where(port[:, kept], expected, -np.inf)
-    _compare(graft, node, found[:, :, kept], expected, past + depth, held[kept])
+    _compare(graft, node, values[:, :, kept], expected, past + depth, held[kept])
 
 
 def _chain(rows: int) -> tuple[Array, Array]:
@@ -179,146 +207,6 @@ def _tree(parents: tuple[int, ...]) -> tuple[Array, Array]:
             depth[node] = depth[parent] + 1
             reach[node] |= reach[parent]
     return depth, reach
-
-
-# evaluating one graph
-
-
-def mask_at(model: ir.Model, node: ir.Node, positions: Array) -> Array:
-    """The additive bias [heads or 1, P, P] between ascending positions, of a graph with or without
-    a cache: fed as one chain from slot 0."""
-    count = len(positions)
-    if find_input(model.graph, "write_index") is not None:
-        chain = np.tri(count, dtype=np.bool_)
-        return _cached(model, node, positions, 0, count, chain)
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    values = np.zeros((1, 1, count, count), np.float32)
-    if mask is not None:
-        values = _world(model, positions).value(mask)
-    bias = _additive(values, count, count)
-    if node.attributes.get_int("is_causal", 0):
-        bias = np.where(np.tri(count, dtype=np.bool_), bias, -np.inf)
-    return bias
-
-
-def _cached(
-    model: ir.Model, node: ir.Node, positions: Array, past: int, slots: int, port: Array
-) -> Array:
-    """The additive bias [heads or 1, N, S] of rows written to slots past .. past + N - 1."""
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    assert mask is not None, "an attention over a cache has a mask"
-    world = _world(model, positions)
-    shapes: dict[ir.Value, tuple[int, ...] | None] = {}
-    for value in model.graph.inputs:
-        if value.name == "write_index":
-            world.known[value] = np.asarray([past], np.int64)
-        elif value.name == "mask":
-            world.known[value] = port[None, None]
-        elif value.shape is not None and len(value.shape) == 4:
-            sizes = {"B": 1, "S": slots}
-            dims = [d if isinstance(d, int) else d.value for d in value.shape]
-            shapes[value] = tuple(d if isinstance(d, int) else sizes[d or ""] for d in dims)
-    world.shapes = shapes
-    return _additive(world.value(mask), len(positions), slots)
-
-
-def _world(model: ir.Model, positions: Array) -> World:
-    known: dict[ir.Value, Array] = {}
-    for name, row in (("tokens", np.zeros_like(positions)), ("positions", positions)):
-        value = find_input(model.graph, name)
-        assert value is not None, f"a canonical graph has the input '{name}'"
-        known[value] = row[None].astype(np.int64)
-    return World(known)
-
-
-def _additive(values: Array, rows: int, columns: int) -> Array:
-    if values.dtype == np.bool_:
-        values = np.where(values, np.float32(0), np.float32(-np.inf))
-    values = values.reshape((1,) * (4 - values.ndim) + values.shape)
-    return np.broadcast_to(values, (1, values.shape[1], rows, columns))[0]
-
-
-def _mask_key(node: ir.Node) -> tuple[object, ...]:
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    return (id(mask) if mask is not None else None, node.attributes.get_int("is_causal", 0))
-
-
-@dataclass(frozen=True)
-class Way:
-    """How an operand of an attention comes from heads: turned, scaled by position, written."""
-
-    heads: ir.Value
-    out: ir.Value
-    nodes: tuple[ir.Node, ...]
-
-    @classmethod
-    def of(cls, node: ir.Node, operand: int) -> Way:
-        """From the heads before the rotary embedding to the rows that enter the cache."""
-        value = node.inputs[operand]
-        assert value is not None
-        maker = value.producer()
-        if maker is not None and maker.op_type == "TensorScatter":
-            value = maker.inputs[1]
-            assert value is not None
-        out, nodes = value, list[ir.Node]()
-        for step in _steps(value):
-            nodes.append(step)
-            assert step.inputs[0] is not None
-            value = step.inputs[0]
-        return cls(value, out, tuple(nodes))
-
-    @property
-    def rows(self) -> int:
-        """P of the tables it reads; 0 where it reads none."""
-        tables = [t for n in self.nodes for t in _tables(n)]
-        return min((len(t) for t in tables), default=0)
-
-    @property
-    def size(self) -> int:
-        """D: numbers in a head."""
-        assert self.heads.shape is not None
-        size = self.heads.shape[-1]
-        assert isinstance(size, int)
-        return size
-
-    def key(self) -> tuple[object, ...]:
-        """Equal for ways that do the same."""
-        parts: list[object] = [self.size if self.nodes else 0]
-        for node in self.nodes:
-            parts += [node.op_type, *(id(v) for v in node.inputs[1:])]
-            parts += sorted((k, str(a.value)) for k, a in node.attributes.items())
-        return tuple(parts)
-
-    def of_heads(self, model: ir.Model, x: Array) -> Array:
-        """What becomes of heads [P, D] at positions 0 .. P-1."""
-        world = _world(model, np.arange(len(x)))
-        world.known[self.heads] = x[None, None].astype(
-            (self.heads.dtype or ir.DataType.FLOAT).numpy()
-        )
-        return world.value(self.out)[0, 0].astype(np.float64)
-
-
-def _steps(value: ir.Value) -> Iterator[ir.Node]:
-    while (node := value.producer()) is not None:
-        source = node.inputs[0]
-        scaled = node.op_type == "Mul" and bool(_tables(node))
-        if source is None or not (node.op_type == "RotaryEmbedding" or scaled):
-            return
-        yield node
-        value = source
-
-
-def _tables(node: ir.Node) -> list[Array]:
-    """The tables by position that a node reads."""
-    if node.op_type == "RotaryEmbedding":
-        held = [v.const_value for v in node.inputs[1:3] if v is not None]
-        return [t.numpy() for t in held if t is not None]
-    axes = node.inputs[1].producer() if node.inputs[1] is not None else None
-    read = axes.inputs[0] if axes is not None and axes.op_type == "Unsqueeze" else None
-    gather = read.producer() if read is not None else None
-    table = gather.inputs[0] if gather is not None and gather.op_type == "Gather" else None
-    tensor = table.const_value if table is not None else None
-    return [tensor.numpy()] if tensor is not None else []
 
 
 # comparing

@@ -75,6 +75,8 @@ class ReduceLogits(Graft):
         rows = next(p for p in read_ports(model) if p.role == "logits").shape[1]
         ports = list(read_ports(model))
         emit = Emit(graph, self.name())
+        if logits.dtype != ir.DataType.FLOAT:
+            logits = emit.op("Cast", [logits], to=ir.DataType.FLOAT)
 
         def publish(value: ir.Value, name: str, dtype: ir.DataType, *shape: str | int) -> None:
             new_output(graph, value, name, dtype, ["B", rows, *shape])

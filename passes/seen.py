@@ -18,10 +18,19 @@ _MOST = 1.0
 """Rounding of biases over a million positions; no more is called rounding."""
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a type is a float, bfloat16 included."""
+    return dtype.kind == "f" or dtype == ml_dtypes.bfloat16
+
+
 def rounding(dtype: np.dtype[Any]) -> float:
-    """The step of a float type after 1, bfloat16 included; 0 of other types."""
-    floating = dtype.kind == "f" or dtype == ml_dtypes.bfloat16
-    return float(ml_dtypes.finfo(dtype).eps) if floating else 0.0
+    """The step of a float type after 1; 0 of other types."""
+    return float(ml_dtypes.finfo(dtype).eps) if is_float(dtype) else 0.0
+
+
+def largest(dtype: np.dtype[Any]) -> float:
+    """The largest number of a float type; infinity for other types."""
+    return float(ml_dtypes.finfo(dtype).max) if is_float(dtype) else np.inf
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,9 @@ class Seen:
         if values.dtype == np.bool_:
             return cls(np.where(values, 0.0, HIDDEN), 0.0)
         wide = values.astype(np.float64)
-        wide = np.where(wide > _NOTHING, wide, -np.inf)
+        wide = np.where(wide <= _NOTHING, -np.inf, wide)  # NaN stays, and equals nothing
         top = wide.max(axis=-1, keepdims=True)
-        bias = np.maximum(wide - np.where(np.isfinite(top), top, 0.0), HIDDEN)
+        bias = np.maximum(wide - np.where(np.isinf(top), 0.0, top), HIDDEN)
         counted = np.abs(wide[bias > HIDDEN])
         step = 4 * rounding(values.dtype)
         return cls(bias, step * max(1.0, float(counted.max(initial=0.0))))

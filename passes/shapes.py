@@ -216,7 +216,10 @@ def _matmul_nbits(node: ir.Node, m: Measure) -> list[Shape | None]:
 
 
 def _einsum(node: ir.Node, m: Measure) -> list[Shape | None]:
-    left, right = node.attributes["equation"].as_string().replace(" ", "").split("->")
+    equation = node.attributes["equation"].as_string().replace(" ", "")
+    if "..." in equation or "->" not in equation:
+        raise CannotEvaluate(f"the shape of Einsum '{equation}' is not told", [label(node)])
+    left, right = equation.split("->")
     sizes: dict[str, int] = {}
     for letters, value in zip(left.split(","), node.inputs, strict=True):
         sizes.update(zip(letters, _need(m.of(value)), strict=True))

@@ -103,7 +103,8 @@ class Tap(Graft):
 
     def within(self, blocks: int) -> Tap:
         words = self.layers.split("+")
-        near = (w if w == "norm" else _nearest(int(w), blocks) for w in words)
+        # what is no number is refused by `requires`, in these words
+        near = (_nearest(int(w), blocks) if w.lstrip("-").isdigit() else w for w in words)
         return replace(self, layers="+".join(dict.fromkeys(near)))
 
 

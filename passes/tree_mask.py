@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,19 +33,13 @@ def branches(
 ) -> Evidence:
     """Every branch of a tree, after a past, equals the past and the branch as a chain: different
     trees after pasts of different lengths, one beside the other."""
-    tokens = feed["tokens"]
-    batch, rows = tokens.shape
-    nodes = min(rows - 1, len(TREES[0]))
-    past = rows - nodes
-    lengths = np.asarray([max(1, past - 2 * (n % 2)) for n in range(batch)])
-    trees = [Tree(tokens[n, past:], TREES[n % 2][:nodes]) for n in range(batch)]
-    filled = evaluate(after, graft.neutral({**feed, "tokens": tokens[:, :past],
-                                            "positions": feed["positions"][:, :past]}, after))
-    fed = graft.neutral({**feed, "tokens": tokens[:, past:], "write_index": lengths}, after)
-    fed |= carried_caches(after, filled)
-    fed["positions"] = lengths[:, None] + np.stack([tree.depth for tree in trees])
-    fed["mask"] = tree_masks(trees, lengths, fed["mask"].shape[-1])
+    step = Grove.of(feed)
+    tokens, trees, lengths = feed["tokens"], step.trees, step.lengths
+    filled = evaluate(after, graft.neutral(step.past(feed), after))
+    fed = graft.neutral(step.rows(feed), after) | carried_caches(after, filled)
+    fed |= step.ports(fed["mask"].shape[-1])
     scored = evaluate(after, fed)["logits"]
+    batch, nodes = len(trees), len(trees[0].tokens)
     comparison, worst, count = Comparison(graft.name(), "branches", activation_dtype(after)), 0.0, 0
     for n, tree in enumerate(trees):
         for leaf in [m for m in range(nodes) if not tree.children[m]]:
@@ -65,13 +58,41 @@ TREES = (
 """Parents of small trees whose leaves have different depths, not in the order of their rows."""
 
 
-def tree_masks(trees: Sequence[Tree], lengths: Array, slots: int) -> Array:
-    """[B, 1, N, S] bool: what the nodes of each tree see behind `lengths` committed slots."""
-    mask = np.zeros((len(trees), 1, len(trees[0].tokens), slots), np.bool_)
-    for row, (tree, length) in enumerate(zip(trees, lengths.tolist(), strict=True)):
-        mask[row, 0, :, :length] = True
-        mask[row, 0, :, length : length + len(tree.tokens)] = tree.mask
-    return mask
+@dataclass(frozen=True)
+class Grove:
+    """A different tree for each sequence of a batch, after pasts of different lengths."""
+
+    trees: tuple[Tree, ...]
+    lengths: Array
+    """[B] int64."""
+    longest: int
+
+    @classmethod
+    def of(cls, feed: Feed) -> Grove:
+        """The last tokens of a chain as trees, its first ones as their past."""
+        tokens = feed["tokens"]
+        batch, rows = tokens.shape
+        past = max(1, rows - len(TREES[0]))
+        lengths = np.asarray([max(1, past - 2 * (n % 2)) for n in range(batch)])
+        trees = [Tree(tokens[n, past:], TREES[n % 2][: rows - past]) for n in range(batch)]
+        return cls(tuple(trees), lengths, past)
+
+    def past(self, feed: Feed) -> Feed:
+        """The rows before the trees, as one chain from an empty cache."""
+        return {**feed, **{k: feed[k][:, : self.longest] for k in ("tokens", "positions")}}
+
+    def rows(self, feed: Feed) -> Feed:
+        """The rows of the trees, in sequences that have their past."""
+        return {**feed, "tokens": feed["tokens"][:, self.longest :], "write_index": self.lengths}
+
+    def ports(self, slots: int) -> Feed:
+        """positions [B, N] and mask [B, 1, N, S] of the trees."""
+        depth = np.stack([tree.depth for tree in self.trees])
+        mask = np.zeros((*depth.shape[:1], 1, *depth.shape[1:], slots), np.bool_)
+        for row, (tree, length) in enumerate(zip(self.trees, self.lengths.tolist(), strict=True)):
+            mask[row, 0, :, :length] = True
+            mask[row, 0, :, length : length + len(tree.tokens)] = tree.mask
+        return {"positions": self.lengths[:, None] + depth, "mask": mask}
 
 
 def _chain(feed: Feed, tokens: Array) -> Feed:

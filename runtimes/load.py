@@ -81,9 +81,9 @@ def load(
     chosen = (
         find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
     )
-    tokenizer = (
-        Tokenizer.from_folder(bundle.path / "tokenizer") if bundle.manifest.tokenizer else None
-    )
+    listed = [Path(name).name for name in bundle.manifest.tokenizer]
+    place = bundle.path / "tokenizer"  # without its tokenizer.json it takes ids
+    tokenizer = Tokenizer.from_folder(place) if "tokenizer.json" in listed else None
     costs = step_costs(bundle, session, watch)
 
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet

@@ -11,24 +11,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from graftline.errors import BackendError, RequestError
-from graftline.runtimes.session import Floats, Ints, Session
+from graftline.law import Evidence
+from graftline.nearness import gaps, limit
+from graftline.runtimes.session import Bools, Floats, Ints, Session
 
-SIZES = (1, 2, 5, 8, 16)
-"""Rows per step that are tried: a row alone, and with 1, 4, 7 and 15 others."""
-TOLERANCE = 5e-4
-"""Largest difference of a logit called equal, relative to the largest absolute logit."""
-CUTS = 3
+SIZES = (1, 2, 3, 5, 8, 16, 35, 64)
+"""Rows per step that are tried."""
+LEASTS = (1, 2, 5, 8, 16)
+"""Fewest rows per step that are tried as a remedy where rows are not all rounded alike."""
+PLACES = (0, 1, 2, 3, 4, 7, 15, 34, 63)
+"""Rows of a step that are compared with the same row as the first of a step."""
+CUTS = 2
 """How many lengths of the prompt are tried: kernels tile by length too."""
+TREE = 12
+"""Rows of the tree that is tried: two branches, row by row in turn."""
 
 
 @dataclass(frozen=True)
 class RowInvariance:
     """`per_rows[n]`: most that row 0 among n rows differs from row 0 alone; `worst` is their most.
 
-    `per_least[m]`: most that any row of a chain of m rows or more differs from the same row reached
-    one by one in steps of m rows, relative to the largest logit. `min_rows`: the smallest m for
-    which that is within TOLERANCE, so that steps padded to m rows agree; None: no m does, and
-    nothing makes this backend lossless. `row_invariant`: min_rows is 1.
+    `per_least[m]`: most that a row of a chain of m rows or more differs from the same row as the
+    first of a step of m rows, relative to the largest logit. `min_rows`: the smallest m for which
+    that is within `limit`, so that steps padded to m rows agree; None: no m does, and nothing makes
+    this backend lossless. `tree` and `batch`: the same of a row in a tree and of a row beside
+    another sequence's, against a chain of as many rows; None where there are no trees.
+    `row_invariant`: min_rows is 1, and trees and batches are within the limit too.
     """
 
     row_invariant: bool
@@ -36,36 +44,61 @@ class RowInvariance:
     per_rows: dict[int, float]
     per_least: dict[int, float]
     min_rows: int | None
+    tree: float | None
+    batch: float
+    limit: float
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the law `row-invariant` says of it."""
+        least = min(self.per_least, key=lambda rows: self.per_least[rows])
+        value = max(self.per_least[least], self.tree or 0.0, self.batch)
+        if self.row_invariant:
+            words = "rows do not depend on one another"
+        elif self.min_rows == 1:
+            words = "rows of chains agree; rows of trees and batches are rounded differently"
+        elif self.min_rows:
+            words = f"one row alone is rounded unlike several; {self.min_rows} rows or more agree"
+        else:
+            words = "a row's result depends on the rows beside it: never lossless"
+        tried = f"steps of 1 to {SIZES[-1]} rows" + (", a tree" if self.tree is not None else "")
+        return Evidence(f"{words} ({tried}, a batch of two)", value, self.limit, "measured")
 
 
 def row_invariance(session: Session, prompt: Ints) -> RowInvariance:
     """Measure a session after several lengths of a prompt, which also continues it, repeated.
 
     The session's caches are lost. Raises RequestError for a prompt of under three tokens, and for a
-    session too small for the rows that are tried; BackendError for NaN logits.
+    session too small for the rows that are tried; BackendError for logits that are not finite.
     """
-    beyond = SIZES[-1] + SIZES[-2] - 1
+    beyond = SIZES[-1] + LEASTS[-1] - 1
     longest = min(len(prompt), session.capacity - beyond)
     if longest < 3:
         raise RequestError(
             f"row_invariance takes 3 tokens or more and {3 + beyond} slots; "
             f"got {len(prompt)} tokens and {session.capacity} slots"
         )
-    prompt = np.resize(prompt, longest + beyond)
+    prompt = np.resize(prompt, longest + SIZES[-1])
+    most = limit("fp32", session.facts)
     cuts = sorted({int(c) for c in np.linspace(3, longest, CUTS)})
     chains = {cut: _chains(session, prompt, cut) for cut in cuts}
     per_rows = {
         n: max(float(np.abs(c[n][0] - c[1][0]).max()) for c in chains.values()) for n in SIZES[1:]
     }
+    between = max(_between(c) for c in chains.values())
     per_least: dict[int, float] = {}
     least: int | None = None
-    for rows in SIZES[:-1]:
-        gaps = [_gap(session, prompt, cut, chain, rows) for cut, chain in chains.items()]
-        per_least[rows] = float(np.max(gaps))
-        if per_least[rows] <= TOLERANCE:
+    for rows in LEASTS:
+        apart = [_gap(session, prompt, cut, chain, rows) for cut, chain in chains.items()]
+        per_least[rows] = max(*apart, between if rows == 1 else 0.0)
+        if per_least[rows] <= most:
             least = rows
             break
-    return RowInvariance(least == 1, max(per_rows.values()), per_rows, per_least, least)
+    tree = _tree(session, prompt, longest) if session.supports_trees else None
+    batch = _batch(session, prompt, longest)
+    alike = least == 1 and max(tree or 0.0, batch) <= most
+    worst = max(per_rows.values())
+    return RowInvariance(alike, worst, per_rows, per_least, least, tree, batch, most)
 
 
 def _fill(session: Session, prompt: Ints, cut: int) -> None:
@@ -79,26 +112,64 @@ def _chains(session: Session, prompt: Ints, cut: int) -> dict[int, Floats]:
     return {n: _logits(session, prompt[cut : cut + n]) for n in SIZES}
 
 
-def _logits(session: Session, tokens: Ints) -> Floats:
+def _logits(
+    session: Session, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None
+) -> Floats:
     """Logits [n, V] of one step. NaN would pass every comparison, so it is an error."""
-    logits = session.score(tokens[None]).logits[0].copy()
-    if np.isnan(logits).any():
+    given = (None if depth is None else depth[None], None if mask is None else mask[None])
+    logits = session.score(tokens[None], *given).logits[0].copy()
+    if not np.isfinite(logits).any(axis=-1).all() or np.isnan(logits).any():
         raise BackendError(f"row_invariance: a step of {len(tokens)} rows gave NaN logits")
     return logits
 
 
+def _between(chains: dict[int, Floats]) -> float:
+    """Largest relative difference of any row in a chain from the same row in the longest."""
+    longest = chains[SIZES[-1]]
+    return max(float(gaps(rows, longest[: len(rows)]).max()) for rows in chains.values())
+
+
 def _gap(session: Session, prompt: Ints, cut: int, chains: dict[int, Floats], rows: int) -> float:
-    """Largest relative difference of any row in chains of `rows` or more from the same row as row 0
-    of a step of `rows`, the earlier ones committed.
+    """Largest relative difference of the rows at PLACES in chains of `rows` or more from the same
+    row as row 0 of a step of `rows`, behind the earlier ones.
     """
-    _fill(session, prompt, cut)
+    session.reset(1)
+    session.prefill([prompt])
     worst = 0.0
-    for j in range(SIZES[-1]):
-        start = cut + j
-        alone = _logits(session, prompt[start : start + rows])[0]
-        session.commit([[0]])
-        scale = max(float(np.abs(alone).max()), 1e-30)
-        for n, chain in chains.items():
-            if n >= rows and j < n:
-                worst = max(worst, float(np.abs(chain[j] - alone).max()) / scale)
+    for place in reversed(PLACES):
+        start = cut + place
+        session.truncate([start])
+        step = np.resize(prompt[start:], rows)
+        alone = _logits(session, step)[:1]
+        seen = [c[place] for n, c in chains.items() if n >= rows and place < n]
+        worst = max([worst, *(float(gaps(row[None], alone).max()) for row in seen)])
     return worst
+
+
+def _tree(session: Session, prompt: Ints, cut: int) -> float:
+    """Largest relative difference of the rows of two branches, in one step row by row in turn, from
+    the same branches as chains."""
+    half = TREE // 2
+    branches = [prompt[cut : cut + half], prompt[:half][::-1].copy()]
+    _fill(session, prompt, cut)
+    chains = [_logits(session, branch) for branch in branches]
+    rows = np.arange(TREE)
+    mask = (rows[:, None] % 2 == rows % 2) & (rows <= rows[:, None])
+    tokens = np.stack(branches, axis=1).reshape(-1)
+    together = _logits(session, tokens, rows // 2, mask)
+    return max(float(gaps(together[i::2], chain).max()) for i, chain in enumerate(chains))
+
+
+def _batch(session: Session, prompt: Ints, cut: int) -> float:
+    """Largest relative difference of single rows of two sequences of different lengths, in one
+    step, from the same rows alone."""
+    starts, alone = (cut, 2), list[Floats]()
+    for start in starts:
+        _fill(session, prompt, start)
+        alone.append(_logits(session, prompt[start : start + 1]))
+    session.reset(2)
+    session.prefill([prompt[:start] for start in starts])
+    tokens = np.stack([prompt[start : start + 1] for start in starts])
+    together = session.score(tokens).logits.copy()
+    session.reset(1)
+    return max(float(gaps(together[i], row).max()) for i, row in enumerate(alone))

@@ -12,7 +12,7 @@ NOTE = "graftline.mask"
 
 
 def mask_kinds(graph: Path) -> set[str]:
-    """What the masks of a compiled graph's attentions mean: causal, window or alibi.
+    """What the masks of a compiled graph's attentions mean: causal, window, alibi or formula.
 
     A causal mask is the port `mask` alone. The others also take the distance from a row to what it
     sees, and the graph takes the position of a committed row to be its slot.

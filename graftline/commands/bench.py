@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftline.commands import screen
+from graftline.commands import libraries, screen
+from graftline.commands.options import Capacity, Corpus, PerGroup, Prompts, Threads
 from graftline.errors import GraftlineError, RequestError
 
 if TYPE_CHECKING:
@@ -24,27 +25,17 @@ SHOWN = 12
 
 def bench(
     bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
-    prompts: Annotated[
-        Path,
-        typer.Option(help='Questions, one JSON a line: Spec-Bench\'s fields, or {"prompt": …}.'),
-    ],
+    prompts: Prompts,
     recipes: Annotated[
         str, typer.Option(help="Recipes, separated by commas; plain is always measured.")
     ] = "plain,prompt-lookup,token-recycling",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 128,
-    per_group: Annotated[
-        int | None, typer.Option(help="Questions of each group, spread evenly; default: all.")
-    ] = None,
-    turns: Annotated[int, typer.Option(help="Turns of each conversation.")] = 1,
-    repeat: Annotated[int, typer.Option(help="Runs of each prompt; times are medians.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
-    capacity: Annotated[
-        int | None, typer.Option(help="Most tokens of prompt and answer together.")
-    ] = None,
-    corpus: Annotated[
-        Path | None,
-        typer.Option(help="Texts that some recipes retrieve from: a file or a folder."),
-    ] = None,
+    per_group: PerGroup = None,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of each conversation.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs of each prompt; times are medians.")] = 1,
+    threads: Threads = None,
+    capacity: Capacity = None,
+    corpus: Corpus = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Keep every step to one kernel family.")
     ] = False,
@@ -90,8 +81,6 @@ def bench(
     """
     if oracle and temperature == 0:
         raise RequestError("--oracle compares chances of acceptance; give a --temperature above 0")
-    if turns < 1 or repeat < 1:
-        raise RequestError("--turns and --repeat start at 1")
     from graftline.bundle import Bundle
     from graftline.commands import acceptance
     from graftline.commands.comparison import compare
@@ -112,7 +101,10 @@ def bench(
         recipe(name)
     if json is not None and not json.absolute().parent.is_dir():
         raise GraftlineError(f"{json}: its folder does not exist")
+    if json is not None and json.is_dir():
+        raise GraftlineError(f"--json {json} is a folder; name a file in it")
     questions = select(read_questions(prompts), per_group)
+    libraries.silence_onnxruntime()
     opened = Bundle.open(bundle, verify=False)
     options = {
         "max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "raw": raw,

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from graftline.commands import screen
-
-Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
+from graftline.commands.options import Json
 
 
 def recipes(json: Json = False) -> None:

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from graftline.commands import screen
+from graftline.commands import libraries, screen
+from graftline.commands.options import Json, Quiet
 
 
 def check(
     bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Re-hash every file, re-run the laws, compare greedy tokens with the unmodified export.
 
@@ -26,6 +27,7 @@ def check(
 
     `graftline check smol.graft -q --json`
     """
+    libraries.silence_onnxruntime()
     from graftline.check import check as check_bundle
 
     with screen.steps(quiet) as watch:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
-
-import typer
 
 from graftline.commands import screen
+from graftline.commands.options import Json
 
 
 def doctor(
-    json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+    json: Json = False,
 ) -> None:
     """Say what is installed, which targets can be built and run here, and what the others need.
 

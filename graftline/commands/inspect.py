@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftline.commands import screen
+from graftline.commands import libraries, screen
+from graftline.commands.options import Json
 from graftline.draft import DEPTHS
 from graftline.errors import GraftlineError
 from graftline.law import summary
@@ -37,7 +38,7 @@ def inspect(
         str | None,
         typer.Option(metavar="LAYER", help="The nodes of a block: 0, 1, …, embedding, head."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+    json: Json = False,
 ) -> None:
     """Show facts, ports, blocks and anchors, what each pass added and why, laws, and sizes.
 
@@ -61,6 +62,7 @@ def inspect(
     else:
         bundle = Bundle.open(path, verify=False)
         file = bundle.graph(stage or bundle.manifest.target)
+    libraries.silence_onnxruntime()
     from graftline.commands.blocks import block, stamped
 
     model, origin = stamped(file)

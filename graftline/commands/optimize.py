@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from graftline.commands import screen
+from graftline.commands import libraries, screen
+from graftline.commands.options import Quiet
 from graftline.errors import GraftlineError, nearest
 from graftline.law import summary
 
@@ -85,7 +86,7 @@ def optimize(
     full_export: Annotated[
         bool, typer.Option("--full-export", help="Export every layer instead of one of each kind.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    quiet: Quiet = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Export a checkpoint, graft and compile it, prove it, and write a bundle.
@@ -111,6 +112,9 @@ def optimize(
     `graftline optimize model.onnx -o taps.graft --passes "kv-cache | tap{layers=3}" -q --json`
     """
     mode = _mode(weights)
+    if not checkpoint or draft == "":
+        raise GraftlineError(f"{'--draft' if checkpoint else 'CHECKPOINT'} is empty; give a path")
+    libraries.silence_onnxruntime()
     with screen.steps(quiet) as watch:
         from graftline import compile
         from graftline.draft import parse_depths

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from graftline.commands.texts import decoded
 from graftline.errors import RequestError
 
 MT_BENCH = frozenset(
@@ -29,12 +30,13 @@ class Question:
 def read_questions(path: Path) -> list[Question]:
     """Questions of a .jsonl file: Spec-Bench's fields, or {"prompt": ...}; in the file's order.
 
-    Raises RequestError naming the line that is neither.
+    Raises RequestError naming the line that is neither, or the byte that is not UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} cannot be read: {error}") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}") from error
+    lines = decoded(data, str(path)).split("\n")  # a JSON text may hold other line separators
     found = [_question(path, at, line) for at, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise RequestError(f"{path} has no questions")
@@ -44,13 +46,15 @@ def read_questions(path: Path) -> list[Question]:
 def _question(path: Path, at: int, line: str) -> Question:
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path}, line {at}: not JSON ({error})") from error
     fields = cast("dict[str, Any]", row) if isinstance(row, dict) else {}
     turns: Any = fields.get("turns", [fields.get("prompt")])
     listed = cast("list[object]", turns) if isinstance(turns, list) else []
     if not listed or not all(isinstance(t, str) and t for t in listed):
         raise RequestError(f"{path}, line {at}: needs 'turns' (a list of texts) or 'prompt'")
+    if any("\ud800" <= c <= "\udfff" for text in listed for c in str(text)):
+        raise RequestError(f"{path}, line {at}: half of a surrogate pair is no character")
     category = str(fields.get("category", "prompts"))
     group = "mt_bench" if category in MT_BENCH else category
     return Question(

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graftline.commands import screen
+from graftline.commands import libraries, screen
+from graftline.commands.options import Capacity, Corpus, Threads
+from graftline.commands.texts import from_argument, from_stdin
 from graftline.errors import RequestError
+from graftline.recipe import recipe as find_recipe
 
 if TYPE_CHECKING:
-    from graftline.runtimes.result import Result
+    from graftline.runtimes.result import Result, Stats
 
 
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What to say; - reads it from stdin.")
+        str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin.")
     ],
     raw: Annotated[bool, typer.Option("--raw", help="Leave out the chat template.")] = False,
     recipe: Annotated[
@@ -43,19 +46,14 @@ def run(
     exact: Annotated[
         bool, typer.Option("--exact", help="Keep every step to one kernel family.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
-    capacity: Annotated[
-        int | None, typer.Option(help="Most tokens of prompt and answer together.")
-    ] = None,
-    corpus: Annotated[
-        Path | None,
-        typer.Option(help="Texts that some recipes retrieve from: a file or a folder."),
-    ] = None,
+    threads: Threads = None,
+    capacity: Capacity = None,
+    corpus: Corpus = None,
     step: Annotated[
         str | None,
         typer.Option(help="host, or fused where the bundle was made with --step fused."),
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="How it went, on stderr.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print figures to stderr.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Text, tokens and stats as JSON, at the end.")
     ] = False,
@@ -70,10 +68,12 @@ def run(
 
     `graftline run smol.graft "Once upon" --raw --temperature 0.7 --top-p 0.9 --seed 1 --json`
     """
-    if prompt == "-":
-        prompt = sys.stdin.read()
+    prompt = from_stdin() if prompt == "-" else from_argument(prompt, "the prompt")
     if not prompt:
         raise RequestError("the prompt is empty; give a text")
+    if recipe is not None:
+        find_recipe(recipe)
+    libraries.silence_onnxruntime()
     from graftline.runtimes.load import load
 
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
@@ -125,11 +125,26 @@ def _told(result: Result) -> str:
         f"first after {stats.time_to_first_token * 1e3:.0f} ms, {stats.seconds:.2f} s in all",
         f"{stats.steps} steps, MAT {stats.mat:.2f}, {stats.drafted} drafted, "
         f"accepted per depth {depths}",
-        f"lossless {_yes(stats.lossless)}, row-invariant {_yes(stats.row_invariant)}",
+        _exactness(stats),
         stats.controller,
     )
     return "".join(f"{line}\n" for line in lines if line)
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _exactness(stats: Stats) -> str:
+    """What holds for these tokens, and what this engine can promise of others."""
+    if stats.row_invariant:
+        engine = "rows of this engine do not depend on each other (row-invariant)"
+    else:
+        engine = "rows of this engine depend on each other (not row-invariant)"
+    if not stats.lossless:
+        rest = "" if stats.row_invariant else ", so drafts may change tokens"
+        return f"not lossless: these tokens may differ from plain decoding's; {engine}{rest}"
+    if stats.row_invariant:
+        return f"lossless: these tokens are plain decoding's; {engine}"
+    if stats.drafted:
+        return f"lossless: these tokens are exact by --exact; {engine}"
+    return (
+        f"lossless: nothing was drafted, so these tokens are plain decoding's; {engine}, "
+        "so drafts may change tokens"
+    )

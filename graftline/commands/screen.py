@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import sys
 import time
@@ -17,6 +19,23 @@ if TYPE_CHECKING:
 
 DETAIL = 2.0
 """Seconds from which a step's time is worth showing."""
+PLAIN = {"→": "->", "…": "...", "·": "*", "–": "-", "’": "'"}
+"""What is written where the terminal's encoding lacks a character; "?" for any other."""
+
+
+def accept_any_text() -> None:
+    """Let stdout and stderr take every text, whatever their encoding."""
+    codecs.register_error("graftline", _plainer)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="graftline")
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(PLAIN.get(c, "?") for c in lacking), error.end
 
 
 def console(error: bool = False) -> Console:
@@ -44,8 +63,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def write_json(value: Any) -> None:
-    """Print `value` for a program to read."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Print `value` for a program to read; where stdout is not UTF-8, in ASCII."""
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=not unicode) + "\n")
 
 
 @contextmanager

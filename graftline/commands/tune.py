@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftline.commands import screen
+from graftline.commands import libraries, screen
+from graftline.commands.options import (
+    Capacity,
+    Corpus,
+    Json,
+    PerGroup,
+    Prompts,
+    Quiet,
+    Threads,
+)
 from graftline.errors import RequestError
 
 if TYPE_CHECKING:
@@ -24,10 +33,7 @@ STORES = ("token-recycling", "suffix", "prompt-lookup")
 
 def tune(
     bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
-    prompts: Annotated[
-        Path,
-        typer.Option(help='Questions, one JSON a line: Spec-Bench\'s fields, or {"prompt": …}.'),
-    ],
+    prompts: Prompts,
     recipes: Annotated[
         str,
         typer.Option(
@@ -35,22 +41,16 @@ def tune(
             "draft-model where the bundle has a draft engine."
         ),
     ] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 128,
-    per_group: Annotated[
-        int | None, typer.Option(help="Questions of each group, spread evenly; default: all.")
-    ] = None,
-    corpus: Annotated[
-        Path | None, typer.Option(help="Texts for the recipes that retrieve from a corpus.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
-    capacity: Annotated[
-        int | None, typer.Option(help="Most tokens of prompt and answer together.")
-    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 128,
+    per_group: PerGroup = None,
+    corpus: Corpus = None,
+    threads: Threads = None,
+    capacity: Capacity = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave out the chat template.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
-    """Learn from your prompts which drafts come true, and keep in the bundle what pays here.
+    """Learn from your prompts which drafts are accepted, and keep in the bundle what pays here.
 
     Answers the prompts greedily with every recipe and follows each draft along the answer, scored
     or not. From that: for token-recycling the tree that accepts most, for every store how far its
@@ -71,8 +71,6 @@ def tune(
 
     `graftline tune smol.graft --prompts mine.jsonl --recipes token-recycling --max-new-tokens 256`
     """
-    if max_new_tokens < 2:
-        raise RequestError(f"--max-new-tokens is {max_new_tokens}; use at least 2")
     import onnxruntime
 
     from graftline.bundle import Bundle
@@ -86,6 +84,7 @@ def tune(
     for name in asked:
         find_recipe(name)
     questions = select(read_questions(prompts), per_group)
+    libraries.silence_onnxruntime()
     opened = Bundle.open(bundle, verify=False)
     with screen.steps(quiet) as watch:
         watch(f"opening {bundle}")

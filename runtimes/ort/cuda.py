@@ -204,7 +204,7 @@ class CudaSession(OrtSession):
             self._run_bound(call.binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in a step: {error}") from error
-        out = call.outputs
+        self._last, out = call, call.outputs
         read = call.logits.numpy
         argmax = out["argmax"] if "argmax" in out else read().argmax(-1)
         top, values, gap = (out.get(n) for n in ("topk_ids", "topk_logits", "top_gap"))

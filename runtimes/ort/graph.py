@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from graftline.errors import BackendError
-from graftline.ports import by_role
+from graftline.ports import Port, by_role
 from graftline.raw_ports import raw_feed, raw_logits, read_raw
 from graftline.runtimes.session import Ints
 
@@ -31,7 +32,7 @@ def open_graph(
         # three int4 draft steps and one fp32 step of 4 rows took 75 ms in place of 39. Alone it
         # costs 2 % of a step to wake them again.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class
@@ -50,7 +51,13 @@ def export_logits(graph: Path, tokens: Ints) -> npt.NDArray[np.float32]:
 def run_export(session: onnxruntime.InferenceSession, tokens: Ints) -> npt.NDArray[np.float32]:
     """One pass of an opened export over whole sequences [B, N], fed and read by the roles it says
     its inputs and outputs have. Raises BackendError where it says none."""
-    ports = read_raw(session.get_modelmeta().custom_metadata_map)
+    return run_raw(session, read_raw(session.get_modelmeta().custom_metadata_map), tokens)
+
+
+def run_raw(
+    session: onnxruntime.InferenceSession, ports: Sequence[Port], tokens: Ints
+) -> npt.NDArray[np.float32]:
+    """The same of a graph that does not say what its inputs and outputs are: `ports` does."""
     names = [port.name for port in by_role(ports, "logits", "out")]
     values: Any = session.run(names, raw_feed(ports, tokens))
     return raw_logits(ports, dict(zip(names, values, strict=True))).astype(np.float32)

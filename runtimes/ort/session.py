@@ -96,6 +96,7 @@ class OrtSession:
         self._views: dict[str, npt.NDArray[Any]] = {}
         self._guests: list[OrtSession] = []
         self._prompts: PromptMemory | None = None
+        self._last: StepArrays | None = None
         self.reset(1)
 
     def _open(self, company: bool) -> Any:
@@ -159,6 +160,13 @@ class OrtSession:
     def supports_trees(self) -> bool:
         """True when the bundle was made with tree-mask."""
         return self._tree
+
+    @property
+    def taps(self) -> dict[str, npt.NDArray[Any]]:
+        """What every `tap` brought out of the last call, [B, N, H] by port; valid until the next.
+        """
+        names = (p.name for p in by_role(self.ports, "hidden", "out"))
+        return {} if self._last is None else {name: self._last.outputs[name] for name in names}
 
     @property
     def _batch(self) -> int:
@@ -358,6 +366,7 @@ class OrtSession:
             self._run_bound(call.binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in a step: {error}") from error
+        self._last = call
         logits = call.asked("logits")
         assert logits is not None, "every bundle has logits"
         argmax = call.asked("argmax")

@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from graftline.contrib_ops import CONTRIB_OPS
+from graftline.errors import CannotEvaluate
+from graftline.evaluate import run
 from graftline.tree import Tree
+from tests.rounding import assert_same_sums
 
 MS = "com.microsoft"
 
@@ -54,23 +58,24 @@ def engine(op: str, inputs: list[Any], outputs: int = 1, domain: str = MS, **opt
     return session.run(None, feed)
 
 
-def agree(op: str, inputs: list[Any], outputs: int = 1, tolerance: float = 2e-6, **options: Any):
+def agree(op: str, inputs: list[Any], outputs: int = 1, terms: int = 24, **options: Any):
+    """Equal but for rounding; `terms`: additions behind one output, as wide as X by default."""
     ours, theirs = (f(op, inputs, outputs, **options) for f in (reference, engine))
     for left, right in zip(ours, theirs, strict=True):
         assert left.shape == right.shape
         assert left.dtype == right.dtype
-        scale = max(1.0, float(np.abs(right).max()))
-        np.testing.assert_allclose(left, right, rtol=0, atol=tolerance * scale)
+        assert_same_sums(left, right, terms)
 
 
-HEADS, KV, SLOTS = 6, 2, 21
+HEADS, KV, SLOTS, SIZE = 6, 2, 21, 16
+ATTENTION_TERMS = SIZE + 2 * (SLOTS + 3)  # a score, and the weights and values of all keys
 
 
 def gqa_inputs(
     past: list[int],
     rows: int,
     *,
-    size: int = 16,
+    size: int = SIZE,
     rotary: int = 0,
     packed: bool = False,
     positions: Any = None,
@@ -98,12 +103,11 @@ def agree_gqa(inputs: list[Any], **options: Any) -> None:
     rows = inputs[0].shape[1]
     for b, last in enumerate(inputs[5]):
         valid = min(rows, last + 1)
-        np.testing.assert_allclose(ours[0][b, :valid], theirs[0][b, :valid], rtol=0, atol=3e-6)
+        assert_same_sums(ours[0][b, :valid], theirs[0][b, :valid], ATTENTION_TERMS)
         for mine, other in zip(ours[1:], theirs[1:], strict=True):
             assert mine.shape == other.shape
-            np.testing.assert_allclose(
-                mine[b, :, : last + 1], other[b, :, : last + 1], rtol=0, atol=1e-6
-            )
+            written = (x[b, :, : last + 1] for x in (mine, other))
+            assert_same_sums(*written, terms=2)  # a rotation adds two products
 
 
 TREE = Tree(np.arange(5), np.array([-1, 0, 0, 1, 3]))
@@ -175,7 +179,7 @@ def test_a_ragged_batch_of_chunks_is_its_rows_one_by_one():
         one = [x[b : b + 1] if i < 6 else x for i, x in enumerate(inputs)]
         one[6] = np.array(start + 5, np.int32)
         theirs = gqa(engine, one, **options)
-        np.testing.assert_allclose(ours[0][b], theirs[0][0], rtol=0, atol=3e-6)
+        assert_same_sums(ours[0][b], theirs[0][0], ATTENTION_TERMS)
 
 
 def test_a_tree_is_its_branches():
@@ -186,7 +190,7 @@ def test_a_tree_is_its_branches():
     chain = [x[:, path] if i < 3 else x for i, x in enumerate(whole)]
     chain[5], chain[6] = np.array([10], np.int32), np.array(11, np.int32)
     alone = gqa(reference, [*chain[:9], None, None], do_rotary=1)[0][0]
-    np.testing.assert_allclose(alone, rows[path], rtol=0, atol=3e-6)
+    assert_same_sums(alone, rows[path], ATTENTION_TERMS)
 
 
 def test_what_is_not_known_is_refused():
@@ -207,7 +211,7 @@ def test_norms():
         ours = reference("SkipSimplifiedLayerNormalization", inputs, 4, epsilon=1e-5)
         theirs = engine("SkipSimplifiedLayerNormalization", inputs, 4, epsilon=1e-5)
         for i in (0, 2, 3):  # ONNX Runtime declares a mean and leaves it unset
-            np.testing.assert_allclose(ours[i], theirs[i], rtol=0, atol=2e-6)
+            assert_same_sums(ours[i], theirs[i], terms=X.shape[-1])
     agree("SkipLayerNormalization", [X, SKIP, GAMMA, BETA, BIAS], 4, epsilon=1e-5)
     agree("SkipLayerNormalization", [X, SKIP[:1], GAMMA], 4)
     agree("SimplifiedLayerNormalization", [X, GAMMA], 2, domain="", epsilon=1e-6)
@@ -231,7 +235,7 @@ def test_matmul_nbits(bits: int, depth: int, zeros: str):
         pytest.skip("ONNX Runtime's CPU kernel refuses it")
     inputs = [noise(2, 3, depth), data, noise(count, blocks), zero, None, noise(count)]
     sizes = {"K": depth, "N": count, "bits": bits, "block_size": block}
-    agree("MatMulNBits", inputs, tolerance=1e-5, **sizes)
+    agree("MatMulNBits", inputs, terms=depth, **sizes)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -254,7 +258,24 @@ def test_gather_block_quantized(bits: int):
     ids = np.array([[1, 6, -1], [0, 9, 3]])
     options = {"bits": bits, "block_size": 16, "gather_axis": 0, "quantize_axis": 1}
     for zero in (zeros, None):
-        agree("GatherBlockQuantized", [data, ids, noise(7, 4), zero], **options)
+        agree("GatherBlockQuantized", [data, ids, noise(7, 4), zero], terms=2, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"interleaved": 1}, {"num_heads": 6}], ids=str)
+def test_the_contributed_rotary_embedding(options: dict[str, int]):
+    tables = [noise(32, 8), noise(32, 8, seed=1)]
+    at = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    for where in (at, np.array([7])):
+        agree("RotaryEmbedding", [noise(2, 6, 5, 16), where, *tables], domain=MS, **options)
+        agree("RotaryEmbedding", [noise(2, 5, 96), where, *tables], domain=MS, **options)
+    partial = {"rotary_embedding_dim": 16, "num_heads": 4}
+    agree("RotaryEmbedding", [noise(2, 5, 96), at, *tables], domain=MS, **partial)
+
+
+def test_an_operator_without_a_meaning_is_named():
+    proto, feed = model("NGramRepeatBlock", [noise(2, 3)], 1, MS, {"ngram_size": 2})
+    with pytest.raises(CannotEvaluate, match=r"com.microsoft.NGramRepeatBlock"):
+        run(ir.from_proto(proto), feed)
 
 
 def test_activations():
@@ -273,16 +294,19 @@ def masks() -> dict[str, Any]:
 @pytest.mark.parametrize("options", [{}, {"is_causal": 1}, {"softcap": 1.5, "scale": 0.3}])
 def test_standard_attention(mask: str, options: dict[str, Any]):
     q, k, v = noise(2, 6, 5, 16), noise(2, 2, 9, 16), noise(2, 2, 9, 16, seed=1)
-    agree("Attention", [q, k, v, masks()[mask]], domain="", **options)
-    agree("Attention", [q, k, v, None, None, None, np.array([9, 6])], domain="", **options)
+    options = {"domain": "", "terms": ATTENTION_TERMS, **options}
+    agree("Attention", [q, k, v, masks()[mask]], **options)
+    agree("Attention", [q, k, v, None, None, None, np.array([9, 6])], **options)
 
 
 def test_standard_cache_rotary_and_norm():
-    agree("TensorScatter", [noise(2, 3, 12, 8), noise(2, 3, 4, 8), np.array([2, 8])], domain="")
+    written = [noise(2, 3, 12, 8), noise(2, 3, 4, 8), np.array([2, 8])]
+    agree("TensorScatter", written, terms=0, domain="")
     at = np.random.default_rng(0).integers(0, 40, (2, 5))
     for flag in (0, 1):
         for part, width in ((0, 8), (8, 4)):
-            options = {"domain": "", "interleaved": flag, "rotary_embedding_dim": part}
+            options = {"domain": "", "terms": 2, "interleaved": flag}
+            options["rotary_embedding_dim"] = part
             tables = [noise(40, width), noise(40, width, seed=1)]
             agree("RotaryEmbedding", [noise(2, 6, 5, 16), *tables, at], **options)
             direct = [noise(2, 5, width), noise(2, 5, width, seed=1)]

@@ -224,19 +224,37 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     ours = tokenizer(tmp_path / "a", {"x": 0, "y": 1})
     same = tokenizer(tmp_path / "b", {"x": 0, "y": 1})
     other = tokenizer(tmp_path / "c", {"x": 1, "y": 0})
-    added = tokenizer(tmp_path / "d", {"x": 0, "y": 1}, added="</s>")
     masked = tokenizer(tmp_path / "e", {"x": 0, "y": 1, "<s>": 2}, added="<mask>")
-    check_vocabulary([ours], [same], (3, 8), "same")  # padded logits are no difference
-    for file in (other, added):
-        with pytest.raises(GraftlineError, match="use another checkpoint") as caught:
-            check_vocabulary([ours], [file], (3, 3), "other")
-        assert "\n" not in str(caught.value)
-    check_vocabulary([ours], [masked], (3, 8), "with a mask token of its own", mask=3)
-    for mask in (None, 2):
-        with pytest.raises(GraftlineError, match="'<mask>' is id 3 there and None"):
-            check_vocabulary([ours], [masked], (3, 8), "other", mask)
-    with pytest.raises(GraftlineError, match="is id"):
-        check_vocabulary([masked], [ours], (8, 3), "other", mask=3)
+    assert check_vocabulary([ours], [same], (3, 8), "same") is None  # logits may be padded
+    with pytest.raises(GraftlineError, match="use another checkpoint") as caught:
+        check_vocabulary([ours], [other], (3, 3), "other")
+    assert "\n" not in str(caught.value)
+    assert check_vocabulary([ours], [masked], (3, 8), "with its own mask", mask=3) is None
+    with pytest.raises(GraftlineError, match="the token '<mask>' is id None there and 3"):
+        check_vocabulary([masked], [ours], (8, 3), "has no row for id 3", mask=3)
     check_vocabulary([], [ours], (3, 3), "without a tokenizer")
     with pytest.raises(GraftlineError, match="vocabulary of 8, the target's is 3"):
         check_vocabulary([], [ours], (3, 8), "without a tokenizer")
+
+
+def test_a_few_added_tokens_may_differ(tmp_path: Path) -> None:
+    words = {f"w{i}": i for i in range(1000)}
+    ours = tokenizer(tmp_path / "a", words)
+    few, many = tmp_path / "few", tmp_path / "many"
+    for place, count in ((few, 1), (many, 11)):
+        content = json.loads(ours.read_text())
+        content["added_tokens"] = [{"id": 1000 + i, "content": f"<{i}>"} for i in range(count)]
+        place.mkdir()
+        (place / "tokenizer.json").write_text(json.dumps(content))
+    note = check_vocabulary([ours], [few / "tokenizer.json"], (1001, 1001), "d")
+    assert note is not None
+    assert "2 added tokens differ from the target's, first '<0>'" in note
+    with pytest.raises(GraftlineError, match="in the target; a draft needs"):
+        check_vocabulary([ours], [many / "tokenizer.json"], (1001, 1100), "d")
+    with pytest.raises(GraftlineError, match="in the target; a draft needs"):
+        check_vocabulary([ours], [few / "tokenizer.json"], (1001, 1000), "no row for 1000")
+    swapped = {**words, "w0": 1, "w1": 0}
+    with pytest.raises(GraftlineError, match="the token 'w0' is id 1 there and 0"):
+        check_vocabulary(
+            [ours], [tokenizer(tmp_path / "s", swapped, "</s>")], (1001, 1001), "d"
+        )

@@ -134,7 +134,7 @@ def test_the_proof_sees_an_engine_of_another_depth(
     target, silent = manifest.target, lambda line: None
     known = (inner.path, files, manifest.facts, manifest.ports)
     assert prove_depth(*known, "depth-2", 2, target, "fp32", silent)[-1].law == "depth"
-    with pytest.raises(LawBroken, match="'depth' at logits"):
+    with pytest.raises(LawBroken, match="'depth' at row"):
         prove_depth(*known, "depth-3", 2, target, "fp32", silent)
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("passes", "plugins", "models", "runtimes")
 OUTSIDE = {
     "__init__", "__main__", "assemble", "check", "cli", "commands", "compile", "compiled", "doctor",
-    "engines", "plan", "proof", "recheck",
+    "engines", "plan", "probe", "proof", "recheck", "whole",
 }  # fmt: skip
 """Modules of graftline/ that are not the core: they bring the rooms together."""
 OPERATORS = (
@@ -34,10 +34,10 @@ HEAVY = {
 }  # fmt: skip
 GPU = {"tensorrt": "trt/engine.py", "tensorrt_rtx": "trt/engine.py", "cuda": "trt/cuda.py"}
 """The one file of the runtime that imports each of these, and inside functions only."""
-LOADS_BY_NAME = {"build_tensorrt.py"}
-"""Besides the plugins, the one file that imports a library by its name in a table. Engines are
-built by the compiler; TensorRT and TensorRT-RTX have one API, and a build loads the one it is for.
-"""
+LOADS_BY_NAME = {"build_tensorrt.py", "optional.py"}
+"""Besides the plugins, the files that import a library by its name. Engines are built by the
+compiler: TensorRT and TensorRT-RTX have one API, and a build loads the one it is for. What the base
+install lacks is imported through one guard, which says how to install it."""
 _NBITS = "onnxruntime.quantization.matmul_nbits_quantizer"
 _KQUANT = "onnxruntime.quantization.neural_compressor.weight_only"
 QUANTIZERS = {("block_codes.py", name) for name in ("torch", _NBITS, _KQUANT)}

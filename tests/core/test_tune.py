@@ -186,7 +186,7 @@ NAMES = ("judge-decoding", "plain")
         (("--recipes", "sufix"), "did you mean 'suffix'?"),
         (("--recipes", "plain"), "recipe plain: its drafter has nothing to tune"),
         (("--recipes", "draft-model"), "needs a draft"),
-        (("--max-new-tokens", "1"), "use at least 2"),
+        (("--max-new-tokens", "1"), "greater than or equal to 2"),
         (("--max-new-tokens", "9999"), "the capacity is 512"),
         (("--per-group", "1", "--recipes", "suffix"), "give at least 2"),
     ],

@@ -11,6 +11,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from graftline.models.decoder import TinyDecoder
+from tests.rounding import assert_same_sums, decoder_terms
+
 VOCABULARY = 96
 
 
@@ -42,6 +45,12 @@ def reference(folder: Path, values: dict[str, Any]) -> Any:
     ).eval()
     with torch.no_grad():
         return model(torch.tensor(values["tokens"])).logits.numpy()
+
+
+def assert_same_logits(got: Any, want: Any, layers: int = 3) -> None:
+    """Of a tiny checkpoint and the rows of `feed`: equal but for rounding."""
+    shape = TinyDecoder(layers, hidden=48, heads=4, head_size=12, mlp=80)
+    assert_same_sums(got, want, decoder_terms(shape, seen=want.shape[1]))
 
 
 def meaning(model: ir.Model) -> tuple[Counter[int], list[int]]:

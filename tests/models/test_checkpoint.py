@@ -9,11 +9,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from harness import feed, logits, reference, save
+from harness import assert_same_logits, feed, logits, reference, save
 
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models import external_files, open_checkpoint
@@ -51,7 +50,7 @@ def test_sharded(tmp_path: Path, llama: Path) -> None:
     model.save_pretrained(tmp_path / "s", max_shard_size="60KB")
     host = open_checkpoint(tmp_path / "s").host()
     assert len(external_files(host.model)) > 1
-    np.testing.assert_allclose(logits(host.model, feed()), reference(llama, feed()), atol=1e-5)
+    assert_same_logits(logits(host.model, feed()), reference(llama, feed()))
 
 
 def test_tied_weights_are_one_initializer(tmp_path: Path) -> None:
@@ -59,7 +58,7 @@ def test_tied_weights_are_one_initializer(tmp_path: Path) -> None:
     host = open_checkpoint(folder).host()
     tables = [v for v in host.model.graph.initializers.values() if v.shape == ir.Shape([96, 48])]
     assert len(tables) == 1
-    np.testing.assert_allclose(logits(host.model, feed()), reference(folder, feed()), atol=1e-5)
+    assert_same_logits(logits(host.model, feed()), reference(folder, feed()))
 
 
 def test_bfloat16_is_cast_when_read(tmp_path: Path, llama: Path) -> None:
@@ -73,7 +72,7 @@ def test_bfloat16_is_cast_when_read(tmp_path: Path, llama: Path) -> None:
     assert weight.dtype == ir.DataType.FLOAT
     assert isinstance(weight.const_value, ir.LazyTensor)
     want = reference(tmp_path / "half", feed())
-    np.testing.assert_allclose(logits(host.model, feed()), want, atol=1e-5)
+    assert_same_logits(logits(host.model, feed()), want)
 
 
 def test_names_without_the_base_prefix(tmp_path: Path) -> None:
@@ -87,7 +86,7 @@ def test_names_without_the_base_prefix(tmp_path: Path) -> None:
     said: list[str] = []
     host = open_checkpoint(folder).host(watch=said.append)
     assert not any("converting" in line for line in said)
-    np.testing.assert_allclose(logits(host.model, feed()), reference(folder, feed()), atol=1e-5)
+    assert_same_logits(logits(host.model, feed()), reference(folder, feed()))
 
 
 def test_pickled_tensors_are_converted(tmp_path: Path, llama: Path) -> None:
@@ -98,7 +97,7 @@ def test_pickled_tensors_are_converted(tmp_path: Path, llama: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     host = open_checkpoint(folder).host()
-    np.testing.assert_allclose(logits(host.model, feed()), reference(llama, feed()), atol=1e-5)
+    assert_same_logits(logits(host.model, feed()), reference(llama, feed()))
 
 
 class _Bomb:
@@ -240,7 +239,7 @@ def test_onnx_with_external_data(onnx_file: Path, llama: Path) -> None:
     config = open_checkpoint(llama).host().facts
     assert 0 <= facts.parameters - config.parameters < 32  # rotary frequencies are in the graph
     assert external_files(host.model) == [(onnx_file.parent / "m.data").resolve()]
-    np.testing.assert_allclose(logits(host.model, feed()), reference(llama, feed()), atol=1e-5)
+    assert_same_logits(logits(host.model, feed()), reference(llama, feed()))
 
 
 def _relocated(source: Path, folder: Path, location: str) -> Path:
@@ -310,7 +309,7 @@ def test_pt2_equals_the_model(tmp_path: Path, llama: Path) -> None:
     assert (host.facts.vocabulary, host.facts.hidden, host.facts.layers) == (96, 48, 3)
     assert external_files(host.model)
     assert host.weights.stored
-    np.testing.assert_allclose(logits(host.model, feed()), reference(llama, feed()), atol=1e-4)
+    assert_same_logits(logits(host.model, feed()), reference(llama, feed()))
     (tmp_path / "cut.pt2").write_bytes((tmp_path / "m.pt2").read_bytes()[:-5000])
     _refused(tmp_path / "cut.pt2", r"truncated or not a \.pt2 archive")
     with zipfile.ZipFile(tmp_path / "m.pt2", "a") as archive:

@@ -75,6 +75,79 @@ MASKS = {
     tilt = Mul(slopes, away_f)""" + BIASED,
     "bucketed": AXES + BUCKET + BIASED,
 }  # fmt: skip
+SPELLINGS = {
+    "window of two triangles": """
+    square_of = Concat<axis = 0>(length, length)
+    ones = ConstantOfShape<value = float[1] {1.0}>(square_of)
+    lower = Trilu<upper = 0>(ones)
+    both = Trilu<upper = 1>(lower, n_39_back)
+    see = Cast<to = 9>(both)
+    bias = Where(see, nothing, lowest)
+""",
+    "causal buffer": """
+    ends = Concat<axis = 0>(length, length)
+    see = Slice(causal_buffer, two_zeros, ends, axes_23)
+    bias = Where(see, nothing, lowest)
+""",
+    "alibi sliced from the end of a buffer": AXES + """
+    from = Sub(n_512, length)
+    tilt = Slice(alibi_buffer, from, n_512, axis_3)
+""" + BIASED,
+    "window added as -1e4": AXES + """
+    near = Less(ago, n_40)
+    see = And(past, near)
+    see_f = Cast<to = 1>(see)
+    hide_f = Sub(one, see_f)
+    bias = Mul(hide_f, low_1e4)
+""",
+    "window of positions": """
+    key_at = Unsqueeze(positions, row_1)
+    query_at = Unsqueeze(positions, last)
+    past = LessOrEqual(key_at, query_at)
+    ago = Sub(query_at, key_at)
+    near2 = Less(ago, n_40)
+    see2 = And(past, near2)
+    see = Unsqueeze(see2, row_1)
+    bias = Where(see, nothing, lowest)
+""",
+    "causal by a running count": AXES + """
+    seen_f = Cast<to = 1>(past)
+    count = CumSum(seen_f, one_step)
+    inverse = Sub(count, one)
+    near = GreaterOrEqual(inverse, nothing)""" + SEEN,
+    "formula: a window per head": AXES + """
+    near = Less(ago, head_windows)""" + SEEN,
+    "formula: a bias for every pair": AXES + """
+    ends = Concat<axis = 0>(length, length)
+    tilt = Slice(pair_buffer, two_zeros, ends, axes_23)
+""" + BIASED,
+    "formula: logarithm of the distance": AXES + """
+    ago_f = Cast<to = 1>(ago)
+    ago_1 = Add(ago_f, one)
+    grown = Log(ago_1)
+    part = Mul(grown, slopes)
+    tilt = Neg(part)""" + BIASED,
+    "formula: segments by a table": AXES + """
+    segment = Slice(segments, row_0, length)
+    query_in = Unsqueeze(segment, one_row)
+    key_in = Unsqueeze(segment, axis_0)
+    near = Equal(query_in, key_in)""" + SEEN,
+    "formula: chunks added as -1e9": AXES + """
+    query_chunk = Div(query_at, n_24)
+    key_chunk = Div(key_at, n_24)
+    near = Equal(query_chunk, key_chunk)
+    see = And(past, near)
+    see_f = Cast<to = 1>(see)
+    hide_f = Sub(one, see_f)
+    bias = Mul(hide_f, low_1e9)
+""",
+    "formula: what even positions see": AXES + """
+    rest = Mod(query_at, n_2)
+    even = Equal(rest, zero)
+    close = Less(ago, n_4)
+    near = Or(even, close)""" + SEEN,
+}  # fmt: skip
+"""Name, whose first word is the kind, and text."""
 FAST = ("causal", "window", "alibi", "alibi from the end")
 
 
@@ -92,7 +165,8 @@ def weights(layers: int, size: int) -> dict[str, np.ndarray]:
         "w_q": np.zeros((HIDDEN, HEADS * size)), "w_k": np.zeros((HIDDEN, KV * size)),
         "w_v": np.zeros((HIDDEN, KV * size)), "w_o": np.zeros((HEADS * size, HIDDEN)),
     }  # fmt: skip
-    held |= {f"n_{n}": np.int64(n) for n in (1, 3, 4, 5, 7, 10, 24, 40)}
+    held |= {f"n_{n}": np.int64(n) for n in (1, 2, 3, 4, 5, 7, 10, 24, 40)}
+    held |= _buffers()
     rng = np.random.default_rng(5)
     held |= {
         "bias_table": rng.standard_normal((16, HEADS)).astype(np.float32),
@@ -106,6 +180,23 @@ def weights(layers: int, size: int) -> dict[str, np.ndarray]:
             shape = held[name].shape
             held[f"{name}_l{layer}"] = rng.standard_normal(shape).astype(np.float32) * 0.7
     return held
+
+
+def _buffers() -> dict[str, np.ndarray]:
+    """Tables that masks are cut from."""
+    rng = np.random.default_rng(9)
+    slopes = np.asarray([0.5, 0.3, 0.1, 0.7]).reshape(1, HEADS, 1, 1)
+    from_end = np.arange(1 - POSITIONS, 1).reshape(1, 1, 1, -1)
+    return {
+        "causal_buffer": np.tril(np.ones((1, 1, 96, 96), np.bool_)),
+        "alibi_buffer": (from_end * slopes).astype(np.float32),
+        "pair_buffer": rng.standard_normal((1, HEADS, 96, 96)).astype(np.float32),
+        "segments": np.sort(rng.integers(0, 9, 96)), "n_512": np.asarray([POSITIONS]),
+        "n_39_back": np.int64(-39), "two_zeros": np.asarray([0, 0]), "axis_3": np.asarray([3]),
+        "axes_23": np.asarray([2, 3]), "low_1e4": np.float32(-1e4), "low_1e9": np.float32(-1e9),
+        "minus_infinity_l": np.float32(-np.inf),
+        "head_windows": np.asarray([5, 40, 24, 7]).reshape(1, HEADS, 1, 1),
+    }  # fmt: skip
 
 
 def host(masks: list[str], size: int = SIZE, **pieces: str) -> ir.Model:
@@ -143,4 +234,4 @@ def feed(length: int, batch: int = 1) -> dict[str, np.ndarray]:
     return {"tokens": ids, "positions": np.tile(np.arange(length), (batch, 1))}
 
 
-__all__ = ["FAST", "LONGEST", "MASKS", "feed", "host", "weights"]
+__all__ = ["FAST", "LONGEST", "MASKS", "SPELLINGS", "feed", "host", "weights"]

@@ -7,7 +7,10 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
+from graftline.models.decoder import TinyDecoder
+
 HIDDEN, HEADS, KV, SIZE, VOCABULARY, LONGEST = 8, 4, 2, 6, 11, 32
+SHAPE = TinyDecoder(1, HIDDEN, HEADS, KV, SIZE, 0, VOCABULARY, LONGEST)
 
 ENTRY = "x = Gather(embed, tokens)"
 NORM = """

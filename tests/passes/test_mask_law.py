@@ -91,6 +91,18 @@ def unwritten(graph: ir.Graph) -> None:
         node.replace_input_with(3, mask.inputs[1])
 
 
+def one_start(graph: ir.Graph) -> None:
+    """All sequences of a batch are taken to begin where the first does."""
+    start = next(v for v in graph.inputs if v.name == "write_index")
+    emit = Emit(graph, "fault", graph[0])
+    zeros = emit.op("Mul", [start, emit.const("fault.zero", 0, np.int64)])
+    first = emit.op("Gather", [start, emit.const("fault.first", [0], np.int64)], axis=0)
+    same = emit.op("Add", [zeros, first])
+    for node, index in list(start.uses()):
+        if node.op_type == "Unsqueeze":
+            node.replace_input_with(index, same)
+
+
 RAW: dict[str, tuple[list[str], Fault, str]] = {
     "a window of 80": (["window"], lambda g: number(g, 40, 80), "seen with 0, but hidden"),
     "a window of 41": (["window"], lambda g: number(g, 40, 41), "seen with 0, but hidden"),
@@ -114,6 +126,7 @@ CACHED: dict[str, tuple[list[str], Fault, str]] = {
                               "a slope of one head", "clipped at 41", "another learned bias",
                               "queries a position ahead in the mask")
 } | {
+    "one start for a whole batch": (["alibi"], one_start, "query"),
     "rotary a position ahead": (["causal"],
                                 lambda g: shifted(g, lambda n: n.op_type == "RotaryEmbedding"),
                                 "heads at position 0"),

@@ -12,14 +12,15 @@ import pytest
 
 import graftline
 from graftline.errors import CannotEvaluate, NotApplicable
-from graftline.evaluate import Feed, run
+from graftline.evaluate import Feed, decoder_feed, run
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.build_tensorrt import BuildOptions, build
 from graftline.passes.masks import MASK_KEY
 from graftline.passes.tree_mask import causal_mask
-from graftline.ports import read_ports
+from graftline.ports import read_facts, read_ports
 from graftline.tree import Tree
 
-from .mask_hosts import AXES, FAST, MASKS, SEEN, feed, host
+from .mask_hosts import AXES, FAST, MASKS, SEEN, SPELLINGS, feed, host
 from .raw_decoder import ANGLES, ATTEND, turn
 
 FRONT = "canonicalize{positions=512} | anchors | kv-cache"
@@ -82,6 +83,23 @@ def test_masks_are_served_as_they_are(layers: list[str]) -> None:
     close(stepped(model, given, [50, 42]), want)
 
 
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_spellings(name: str) -> None:
+    """However a function of positions is written, in Trilu, buffers, sums or by position."""
+    given = feed(LENGTH)
+    want = run(host([SPELLINGS[name]]), given)["logits"]
+    model = grafted(host([SPELLINGS[name]]), "canonicalize{positions=512}")
+    assert kinds(model) == [name.split()[0].rstrip(":")]
+    grafted(model, "anchors | kv-cache")
+    close(stepped(model, given, [45, 47]), want)
+
+
+@pytest.mark.parametrize("name", ["segments by a table", "a bias for every pair"])
+def test_a_table_bounds_the_positions(name: str) -> None:
+    model = grafted(host([SPELLINGS[f"formula: {name}"]]), FRONT)
+    assert read_facts(model).positions == 96
+
+
 @pytest.mark.parametrize("name", ["chunked", "window and sinks", "clipped alibi", "bucketed"])
 def test_a_tree_sees_by_depth(name: str) -> None:
     """Every path of a tree behind 46 committed rows, scored at once, is the path as a chain."""
@@ -129,6 +147,46 @@ def test_through_optimize_and_generate(layers: list[str], tmp_path: Path) -> Non
         assert list(made.tokens) == want[20:]
 
 
+LOWERINGS = (
+    "kv-cache | tree-mask | lower-ort",
+    "kv-cache | lower-ort{dtype=fp16}",
+    "kv-cache | tree-mask | lower-tensorrt",
+    "kv-cache | tree-mask | cut-depth{blocks=2} | lower-ort",
+)
+
+
+@pytest.mark.parametrize("text", LOWERINGS)
+def test_every_lowering_takes_formulas(text: str) -> None:
+    """The laws, which raise, run on eight rows after every pass, and `masks` beyond."""
+    model = grafted(host(MIX[:3], size=16), "canonicalize{positions=512}")
+    reports = Pipeline.parse(f"anchors | {text}", GRAFTS).run(model, decoder_feed(11))
+    laws = [law.law for report in reports for law in report.laws]
+    assert laws.count("neutral") == len(reports)
+    assert laws.count("masks") == text.count("kv-cache") + text.count("tree-mask")
+
+
+def test_an_engine_is_built_of_formulas(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
+    text = f"{FRONT} | tree-mask | lower-tensorrt{{capacity=64}}"
+    model = grafted(host(MIX[:3], size=16), text)
+    ir.save(model, tmp_path / "graph.onnx")
+    made = build(
+        tmp_path / "graph.onnx", read_ports(model), "trt-rtx:sm89", tmp_path / "step.engine",
+        BuildOptions(rows=(8,), chunk=16),
+    )  # fmt: skip
+    assert made.size > 100_000
+
+
+def test_a_canonical_formula_is_read_again() -> None:
+    """A graph that is canonical already keeps its masks."""
+    given = feed(LENGTH)
+    model = grafted(host(MIX[:3]), "canonicalize{positions=512}")
+    want = run(model, given)["logits"]
+    grafted(model, "canonicalize{positions=512}")
+    assert kinds(model) == ["formula"] * 3
+    close(run(model, given)["logits"], want)
+
+
 PART = """
     {x}_t = Slice({x}, row_0, row_4, last)
     {x}_p = Slice({x}, row_4, row_6, last)
@@ -164,11 +222,25 @@ LIFTED = """
     p_3 = Unsqueeze(p_1, last)
     x = Mul(e, p_3)
 """
+LATE = """
+    late_at = Unsqueeze(positions, axes_13)
+    late = Less(late_at, n_40)
+    qj = Mul(q, tenth)
+    qr = Where(late, q, qj)
+    kr = Identity(k)
+"""
+LATE_ENTRY = """
+    e = Gather(embed, tokens)
+    p = Gather(learned_long, positions)
+    x = Add(e, p)
+"""
 PER_POSITION = {
     "query scale from 40 on over partial rotary": {
         "angles": PART_ANGLES, "rotary": PART.format(x="q") + PART.format(x="k") + GAIN},
     "query scale from 40 on over whole rotary": {"rotary": WHOLE + GAIN},
     "stream multiplier from 40 on": {"entry": LIFTED},
+    "queries chosen by position, without rotary": {
+        "angles": "", "entry": LATE_ENTRY, "rotary": LATE},
 }  # fmt: skip
 
 
@@ -231,6 +303,7 @@ OF_THE_BATCH = AXES + """
     b_4 = Unsqueeze(b_order, axes_123)
     reach = Add(b_4, n_5)
     near = Less(ago, reach)""" + SEEN  # fmt: skip
+NOT_A_NUMBER = SPELLINGS["window added as -1e4"].replace("low_1e4", "minus_infinity_l")
 SELFLESS = AXES + "\n    see = Less(key_at, query_at)\n    bias = Where(see, nothing, lowest)\n"
 RELATIVE = """
     e = Gather(embed, tokens)
@@ -249,6 +322,17 @@ SILENCED = """
     factor_3 = Unsqueeze(factor, last)
     x = Mul(e, factor_3)
 """
+OF_N = """
+    of_n = Squeeze(length_1)
+    of_n_f = Cast<to = 1>(of_n)
+    of_n_40 = Div(of_n_f, f_40)
+    gain = Max(of_n_40, one)
+"""
+LENGTH_1 = "length_1 = Shape<start = 1, end = 2>(tokens)" + OF_N
+BY_LENGTH = turn("q").replace("qr =", "qj =") + turn("k") + LENGTH_1 + "qr = Mul(qj, gain)\n"
+SCORES_BY_LENGTH = LENGTH_1 + ATTEND.replace(
+    "scaled = Mul(scores, scale)", "s0 = Mul(scores, scale)\n    scaled = Mul(s0, gain)"
+)
 FUSED = """
     heads = Attention<{0}>(qr, kk, vv, bias)
     rows = Transpose<perm = [0, 2, 1, 3]>(heads)
@@ -260,6 +344,7 @@ REFUSED = {
     "a prefix that sees itself": (EARLY, {}, r"see later positions.*cannot be decoded"),
     "another part of every length": (OF_THE_LENGTH, {}, r"how many tokens are fed"),
     "another window per row of the batch": (OF_THE_BATCH, {}, r"differs between rows of the batch"),
+    "zero times minus infinity": (NOT_A_NUMBER, {}, r"no numbers \(NaN\)"),
     "rows that see nothing": (SELFLESS, {}, r"rows that see nothing"),
     "masked again beyond 40": ("causal", {"attend": attend(AGAIN)},
                                r"changed after the softmax.*at 41 positions.*Where again"),
@@ -273,6 +358,10 @@ REFUSED = {
     "a position relative to the last": ("causal", {"entry": RELATIVE},
                                         r"more than each token's own position.*Add x"),
     "an embedding silenced by its id": ("causal", {"entry": SILENCED}, r"depends on token values"),
+    "queries scaled by the length from 40 on": ("causal", {"rotary": BY_LENGTH},
+                                                r"number that depends on how many tokens.*Mul qr"),
+    "scores scaled by the length from 40 on": ("causal", {"attend": SCORES_BY_LENGTH},
+                                               r"depends on how many tokens are fed.*Mul scaled"),
     "softmax in fp16": ("causal", {"attend": FUSED.format("softmax_precision = 10")},
                         r"softmax_precision 10 is not supported"),
     "an unknown attribute": ("causal", {"attend": FUSED.format("left_window = 3")},

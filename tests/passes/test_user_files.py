@@ -3,6 +3,7 @@ what they are; and what canonicalisation assumed of their inputs."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+import graftline
+from graftline.check import check
 from graftline.errors import BackendError, NotApplicable
 from graftline.passes.canonicalize import Canonicalize
 from graftline.ports import Port, read_assumptions, told
@@ -226,3 +229,16 @@ def _padded(attend: str) -> str:
 def test_the_last_rows_alone_become_all_rows() -> None:
     (stated,) = read_assumptions(canonical(decoder(**last_rows())))
     assert (stated.input, stated.value) == ("keep", "0: logits at every position")
+
+
+@pytest.mark.parametrize("name", ["group query", "merged"])
+def test_a_bundle_checks_itself_against_the_user_s_own_file(name: str, tmp_path: Path) -> None:
+    """What the export's inputs are travels with it, so that `check` can run it by itself."""
+    ir.save(FILES[name](), tmp_path / "user.onnx")
+    said: list[str] = []
+    bundle = graftline.optimize(tmp_path / "user.onnx", tmp_path / "out", watch=said.append)
+    assert [line for line in said if line.startswith("assumed: input")]
+    assert {a.role for a in bundle.manifest.assumptions} & {"cache", "flag"}
+    assert {p.role for p in bundle.manifest.ports["export"]} >= {"tokens", "logits"}
+    assert check(bundle.path).holds
+    assert bundle.manifest.facts.layers == 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from graftline.evaluate import Array
 from graftline.plugins import PLUGINS
 from graftline.plugins.spec import Values
 from graftline.tree import Tree
+from tests.rounding import sum_tolerance
 
 Case = tuple[str, list[Array], Values]
 """The plugin's name, its inputs, its attributes."""
@@ -64,6 +67,57 @@ def tree_attention_merge(seed: int) -> Case:
     plugin = PLUGINS["TreeAttentionParts"]
     partial = plugin.reference(*inputs, **plugin.values(values))
     return "TreeAttentionMerge", [*partial, inputs[0]], {}
+
+
+def attention_tolerance(case: Case) -> Array:
+    """What rounding may change of every output [B, Hq, N, D] of TreeAttention.
+
+    An output is an average: its own sums make errors of the average of |values|, and an error of a
+    score is a relative one of its weight.
+    """
+    _, (query, key, value, parents, lengths), values = case
+    plugin, slots = PLUGINS["TreeAttention"], int(lengths.max()) + parents.shape[1]
+    given = plugin.values({k: v for k, v in values.items() if k != "parts"})
+    (average,) = plugin.reference(query, key, np.abs(value), parents, lengths, **given)
+    return (score_tolerance(case)[..., None] + sum_tolerance(2 * slots)) * average
+
+
+def parts_tolerance(case: Case) -> list[Array]:
+    """The same of TreeAttentionParts' sums, top scores and totals; a weight is e^(score - top)."""
+    _, (query, key, value, parents, lengths), values = case
+    plugin, slots = PLUGINS["TreeAttentionParts"], int(lengths.max()) + parents.shape[1]
+    given = plugin.values(values)
+    sums, tops, totals = plugin.reference(query, key, np.abs(value), parents, lengths, **given)
+    score = np.broadcast_to(score_tolerance(case)[:, :, None], tops.shape)
+    relative = 2 * score + sum_tolerance(slots)
+    return [relative[..., None] * sums, score, relative * totals]
+
+
+def merge_tolerance(case: Case) -> Array:
+    """The same of TreeAttentionMerge, which sums over parts what may have cancelled within them."""
+    _, (sums, tops, totals, like), _ = case
+    (average,) = PLUGINS["TreeAttentionMerge"].reference(np.abs(sums), tops, totals, like)
+    return sum_tolerance(2 * tops.shape[2], average)
+
+
+def tolerances(case: Case) -> list[Array] | None:
+    """What rounding may change of each output; None where integers are computed, or copies made."""
+    known: dict[str, Callable[[Case], list[Array]]] = {
+        "TreeAttention": lambda case: [attention_tolerance(case)],
+        "TreeAttentionParts": parts_tolerance,
+        "TreeAttentionMerge": lambda case: [merge_tolerance(case)],
+    }
+    return known[case[0]](case) if case[0] in known else None
+
+
+def score_tolerance(case: Case) -> Array:
+    """What rounding may change of row scores [B, Hq, N], whose terms add up to |query| |key|."""
+    _, (query, key, _, parents, lengths), values = case
+    largest = np.linalg.norm(query.astype(np.float64), axis=-1)
+    for b, length in enumerate(lengths):
+        used = key[b, :, : length + parents.shape[1]].astype(np.float64)
+        largest[b] *= values.get("scale", 1.0) * np.linalg.norm(used, axis=-1).max()
+    return sum_tolerance(query.shape[-1], largest)
 
 
 def kv_commit(

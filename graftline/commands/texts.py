@@ -1,0 +1,29 @@
+"""Text that users give as an argument, on stdin or in a file: UTF-8, or one line that says where
+it is not."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from graftline.errors import RequestError
+
+
+def decoded(data: bytes, name: str) -> str:
+    """`data` as text, without a byte order mark. Raises RequestError naming the first bad byte."""
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{name}: byte {error.start} is not UTF-8; convert it to UTF-8"
+        ) from error
+
+
+def from_stdin() -> str:
+    """All of stdin, its line ends as newlines."""
+    return decoded(sys.stdin.buffer.read(), "stdin").replace("\r\n", "\n")
+
+
+def from_argument(text: str, name: str) -> str:
+    """An argument of the command line, which the shell passes on as bytes of any kind."""
+    return decoded(os.fsencode(text), name)

@@ -1,0 +1,77 @@
+"""How near two computations of the same logits are, and how near they must be by the size of the
+sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.ports import Facts
+
+Array = npt.NDArray[Any]
+SPACING: Mapping[str, float] = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
+"""Relative distance of two neighbouring numbers of a precision."""
+OF_FACTS: Mapping[str, str] = {"float16": "fp16", "bfloat16": "bf16"}
+"""Precision by the dtype of a host's activations, fp32 unless named."""
+STAGES = 8
+"""Sums and products one behind another in a block; their errors add up like a random walk."""
+MARGIN = 2.0
+"""How much more than a random walk is allowed."""
+NEARBY: Mapping[str, float] = {"int8": 0.2, "int4": 0.9}
+"""Most that the logits of quantized weights may be off on average, as a share of their spread: of
+SmolLM2 on random ids 0.07 and 0.60, of tiny random hosts 0.02 and 0.3. An answer that knows nothing
+is off by 1, another model's by 1.4."""
+AGREE: Mapping[str, float] = {"int8": 1 / 2, "int4": 1 / 16}
+"""Least share of rows in which quantized weights choose the same token (SmolLM2: 0.86, 0.21)."""
+HIDDEN = -9e3
+"""A logit from here down is one that a model hides: it must be hidden in both."""
+
+
+def coarser(*dtypes: str) -> str:
+    """The precision that rounds most."""
+    return max(dtypes, key=lambda name: SPACING[name])
+
+
+def limit(dtype: str, facts: Facts) -> float:
+    """Largest difference of a logit that rounding alone explains, relative to its row's largest.
+
+    A sum of H products in fp32 is off by about sqrt(H) spacings; 16-bit kernels add up in fp32 and
+    round once. `STAGES` of them per block follow one another.
+    """
+    width = sqrt(max(facts.hidden, 1)) if dtype == "fp32" else 1.0
+    return MARGIN * SPACING[dtype] * width * sqrt(STAGES * max(facts.layers, 1))
+
+
+def gaps(got: Array, expected: Array) -> Array:
+    """[R]: the largest difference in each row of [R, V], relative to the largest expected; infinite
+    where a number is not finite, unless both hide that logit."""
+    got, expected = got.astype(np.float64), expected.astype(np.float64)
+    both = (got < HIDDEN) & (expected < HIDDEN)
+    sound = np.isfinite(got) & np.isfinite(expected)
+    scale = np.max(np.where(both | ~sound, 0.0, np.abs(expected)), axis=-1)
+    with np.errstate(invalid="ignore"):
+        off = np.where(both, 0.0, np.where(sound, np.abs(got - expected), np.inf))
+    largest = off.max(axis=-1)
+    return np.where(largest == 0, 0.0, largest / np.where(scale == 0, 1e-30, scale))
+
+
+def spread_gaps(got: Array, expected: Array) -> Array:
+    """[R]: root mean square of the difference in each row of [R, V] over that of the expected row,
+    both without their means, which a softmax does not see. 1 says as much as no answer at all."""
+    got, expected = got.astype(np.float64), expected.astype(np.float64)
+    kept = ~((got < HIDDEN) & (expected < HIDDEN))
+    count = np.maximum(kept.sum(axis=-1, keepdims=True), 1)
+
+    def centred(rows: Array) -> Array:
+        rows = np.where(kept, rows, 0.0)
+        return np.where(kept, rows - rows.sum(axis=-1, keepdims=True) / count, 0.0)
+
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = np.sqrt(np.square(centred(got - expected)).sum(axis=-1))
+    size = np.sqrt(np.square(centred(expected)).sum(axis=-1))
+    off = np.where(np.isfinite(off), off, np.inf)
+    return np.where(off == 0, 0.0, off / np.where(size == 0, 1e-30, size))

@@ -1,0 +1,51 @@
+"""A library that is not installed is one line with the command that installs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from graftline.errors import BackendError
+from graftline.optional import require
+
+EXTRA = r'run: pip install "graftline\[export\]"$'
+
+
+def test_what_is_there_is_imported() -> None:
+    assert require("json") is sys.modules["json"]
+
+
+def test_what_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=f"^no_such_library is not installed; {EXTRA}"):
+        require("no_such_library")
+    (tmp_path / "broken_library.py").write_text("import another_one")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = r"^broken_library cannot be imported \(No module named 'another_one'\); run: pip"
+    with pytest.raises(BackendError, match=words):
+        require("broken_library", "kernels")
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "accelerate", "gguf"])
+def test_reading_a_checkpoint_without_the_export_extra(
+    library: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As `pip install graftline` leaves it: the import of `library` fails."""
+    from gguf import GGUFWriter
+
+    from graftline.models import open_checkpoint
+    from graftline.models.tiny import tiny
+
+    folder = tiny("llama", tmp_path / "hf", num_hidden_layers=1)
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    monkeypatch.setitem(sys.modules, library, None)
+    for module in ("export", "kinds"):
+        monkeypatch.delitem(sys.modules, f"graftline.models.{module}", raising=False)
+    given = tmp_path / "m.gguf" if library == "gguf" else folder
+    with pytest.raises(BackendError, match=f"^{library} is not installed; {EXTRA}") as caught:
+        open_checkpoint(given).host()
+    assert "\n" not in str(caught.value)
