@@ -140,7 +140,7 @@ TREES = [
     Mutant(
         "slopes-by-row-order-in-blocks-2-3", "tree-mask: SlotMasks._alibi",
         "in two later blocks a bias counts rows of the tree, not its depth",
-        "alibi", "whole", after(TREE, _mask_by_order([2, 3])),
+        "alibi", "masks", after(TREE, _mask_by_order([2, 3])),
     ),
     Mutant(
         "tree-seen-as-a-chain", "tree-mask: SlotMasks", "a row sees its siblings",
@@ -149,11 +149,11 @@ TREES = [
     Mutant(
         "tree-seen-as-a-chain-in-blocks-2-3", "tree-mask: SlotMasks",
         "in two later blocks a row sees its siblings",
-        "plain", "whole", after(TREE, _chain_for_tree([2, 3])),
+        "plain", "alike", after(TREE, _chain_for_tree([2, 3])),
     ),
     Mutant("rotary-by-row-order-in-blocks-2-3", "tree-mask",
            "in two later blocks a tree's rows turn by their order, not by their depth",
-           "plain", "whole", after(TREE, _by_row_order([2, 3]))),
+           "plain", "alike", after(TREE, _by_row_order([2, 3]))),
     Mutant("tree-positions-dropped-lowered", "lower-ort: _group_query_attention",
            "a tree's rows turn by their order once attention is fused",
            "plain", "whole", after(LOWER, _without(9))),
@@ -162,7 +162,7 @@ TREES = [
            "plain", "whole", after(LOWER, _without(10))),
     Mutant("tree-bias-dropped-in-block-3", "lower-ort: _group_query_attention",
            "a row sees its siblings in block 3 once attention is fused",
-           "plain", "whole", after(LOWER, _without(10, [3]))),
+           "plain", "alike", after(LOWER, _without(10, [3]))),
     Mutant("ancestors-turned", "tree-inputs: TreeInputs._reach", "a node sees its descendants",
-           "plain", "fused", instead(tree_inputs.TreeInputs, "_reach", _turned), STEP),
+           "plain", "neutral", instead(tree_inputs.TreeInputs, "_reach", _turned), STEP),
 ]  # fmt: skip

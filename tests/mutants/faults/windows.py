@@ -152,7 +152,7 @@ def _sizes() -> list[Mutant]:
             Mutant(
                 f"window-{new}-in-mask-pass", "canonicalize: MaskWriter",
                 f"the canonical mask is {new} wide, not 40",
-                "window", "neutral", after(CANONICALIZE, _sized(40, new)),
+                "window", "masks", after(CANONICALIZE, _sized(40, new)),
             ),
             Mutant(
                 f"window-{new}-over-slots", "kv-cache: SlotMasks",
@@ -181,10 +181,11 @@ def _formulas() -> list[Mutant]:
     ):  # fmt: skip
         for pass_, word in ((CANONICALIZE, "recognised"), (KV, "over-slots"), (TREE, "in-tree")):
             options = PLAIN if pass_ is KV else {}
+            law = "masks" if pass_ is CANONICALIZE else "neutral"
             found.append(
                 Mutant(
                     f"{host}-{new}-{word}", f"{pass_.name()}: its formula", f"{what} at {new}",
-                    host, "masks", after(pass_, _recognised(old, new)), options,
+                    host, law, after(pass_, _recognised(old, new)), options,
                 )
             )  # fmt: skip
     return found
@@ -194,7 +195,7 @@ WINDOWS = [
     *_sizes(),
     Mutant(
         "window-80-in-block-3", "kv-cache: SlotMasks", "the mask of block 3 alone is 80 wide",
-        "window", "whole", after(KV, _sized(40, 80, [3])), PLAIN,
+        "window", "masks", after(KV, _sized(40, 80, [3])), PLAIN,
     ),
     Mutant(
         "window-80-in-export", "canonicalize: read_mask",
@@ -212,7 +213,7 @@ WINDOWS = [
     ),
     Mutant(
         "not-causal", "canonicalize: AttentionReader._write", "is_causal is dropped",
-        "plain", "neutral", after(CANONICALIZE, _not_causal),
+        "plain", "masks", after(CANONICALIZE, _not_causal),
     ),
     Mutant(
         "blind-to-itself", "kv-cache: SlotMasks._causal", "a row does not see its own slot",
@@ -231,7 +232,7 @@ WINDOWS = [
     Mutant(
         "mask-query-shifted", "canonicalize: MaskWriter._sides",
         "queries stand one position later in the mask than in the rotary embedding",
-        "window", "neutral", after(CANONICALIZE, _query_shifted),
+        "window", "masks", after(CANONICALIZE, _query_shifted),
     ),
     Mutant(
         "mask-of-another-batch-row", "kv-cache: SlotMasks", "each sequence gets another's mask",
