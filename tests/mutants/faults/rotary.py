@@ -129,7 +129,7 @@ ROTARY = [
            "llama", "masks", after(CANONICALIZE, _tables(_late(200)))),
     Mutant("rotary-late-from-30-lowered", "lower-ort: _group_query_attention",
            "from position 30 on tables are off by one",
-           "plain", "whole", after(LOWER, _tables(_late(30)))),
+           "plain", "tables", after(LOWER, _tables(_late(30)))),
     Mutant("rotary-interleaved", "canonicalize: _pairing", "neighbours are paired, not halves",
            "llama", "masks", after(CANONICALIZE, _interleaved)),
     Mutant("rotary-interleaved-lowered", "lower-ort", "neighbours are paired, not halves",
