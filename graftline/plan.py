@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ class Plan:
     draft: str | None = None
     source: DraftSource | None = None
     depths: tuple[int, ...] = ()
+    passes: str | None = None
+    """What --passes said."""
     cuts: tuple[tuple[int, str], ...] = ()
 
     @classmethod
@@ -68,7 +71,7 @@ class Plan:
         check_depths(depths, draft)
         if DEPTHS in chosen.needs and not depths:
             raise GraftlineError(f"the recipe {chosen.name} needs depths; add --draft-depths 12,20")
-        return cls(chosen, text, target, dtype, request, fused, draft, source, tuple(depths))
+        return cls(chosen, text, target, dtype, request, fused, draft, source, tuple(depths), passes)
 
     def check_draft(self, facts: Facts) -> None:
         """Raise GraftlineError where the draft's checkpoint, by its facts, cannot be cut or does
@@ -96,6 +99,8 @@ class Plan:
         """The command that makes this bundle again."""
         said = f"graftline optimize {checkpoint} -o {out} --recipe {self.recipe.name}"
         said += f" --dtype {self.dtype}"
+        if self.passes is not None:
+            said += f" --passes {shlex.quote(self.passes)}"
         if self.draft is not None:
             said += f" --draft {self.draft}"
         if self.depths:

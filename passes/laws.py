@@ -81,14 +81,16 @@ def infer_shapes(model: ir.Model, who: str = "the graph") -> None:
     """
     failures = _Failures()
     logger = logging.getLogger(common.ShapeInferencePass.__module__)
-    before = logger.propagate
+    propagated, disabled = logger.propagate, logging.root.manager.disable
     logger.addHandler(failures)
     logger.propagate = False
+    logging.disable(logging.NOTSET)  # a program may have turned all logging off
     try:
         common.ShapeInferencePass()(model)
     finally:
+        logging.disable(disabled)
         logger.removeHandler(failures)
-        logger.propagate = before
+        logger.propagate = propagated
     if failures.reasons:
         raise LawBroken(who, "typed", "shape inference", failures.reasons[0])
 

@@ -4,6 +4,7 @@ counted."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
 
 import numpy as np
@@ -59,6 +60,20 @@ def test_every_law_holds_on_every_kind_of_host(spec: TinyDecoder, text: str) -> 
     ]
     for report in reports:
         assert {"typed", "wellformed", "interface", "neutral"} <= {r.law for r in report.laws}
+
+
+@pytest.mark.parametrize("disabled", [logging.NOTSET, logging.CRITICAL])
+def test_contradicting_shapes_break_a_law_whatever_is_logged(disabled: int) -> None:
+    model = host()
+    value = next(n for n in model.graph if n.op_type == "MatMul").outputs[0]
+    value.shape = ir.Shape(["B", "N", 7])
+    logging.disable(disabled)
+    try:
+        with pytest.raises(LawBroken, match="'typed' at shape inference"):
+            infer_shapes(model)
+        assert logging.root.manager.disable == disabled
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def test_pipeline_text_and_parse_are_inverses() -> None:
