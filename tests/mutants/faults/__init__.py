@@ -1,0 +1,1 @@
+"""Faults made on purpose, one small object each; `TABLE` lists them all."""

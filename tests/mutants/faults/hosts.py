@@ -1,0 +1,164 @@
+"""The hosts that mutants run on: tiny checkpoints on disk, each exported once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from faults.graphs import constant, op, rewired
+from graftline.models.decoder import TinyDecoder
+from graftline.models.tiny import tiny
+
+WIDE: Mapping[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "vocab_size": 700,
+    "max_position_embeddings": 256,
+}  # fmt: skip
+TWO_KINDS = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
+
+FOLDERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "llama": ("llama", {}),
+    "gemma2": ("gemma2", {"sliding_window": 40, "head_dim": 16, "query_pre_attn_scalar": 16,
+                          "attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0}),
+    "gemma3": ("gemma3_text", {"sliding_window": 40, "head_dim": 16, "query_pre_attn_scalar": 16,
+                               "layer_types": TWO_KINDS}),
+    "qwen2": ("qwen2", {"num_key_value_heads": 4}),
+    "square": ("qwen2", {"vocab_size": 64, "tie_word_embeddings": True, "num_hidden_layers": 2}),
+    "bloom": ("bloom", {"n_layer": 5}),
+    "gpt2": ("gpt2", {"n_embd": 64, "n_inner": 96, "n_layer": 5, "n_positions": 256}),
+    "granite": ("granite", {"logits_scaling": 3.0, "embedding_multiplier": 5.0,
+                            "residual_multiplier": 0.7, "num_hidden_layers": 2}),
+    "partial": ("stablelm", {"num_hidden_layers": 2}),
+}  # fmt: skip
+GRAPHS: Mapping[str, TinyDecoder] = {
+    "plain": TinyDecoder(layers=5, mlp=64, vocabulary=700, positions=8192),
+    "window": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
+    "narrow": TinyDecoder(layers=5, mlp=64, head_size=4, positions=8192),
+    "alibi": TinyDecoder(layers=5, mlp=64, alibi=True, positions=8192),
+    "chunk": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
+    "sinks": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
+    "clip": TinyDecoder(layers=5, mlp=64, alibi=True, positions=8192),
+}
+STEEP = {"gemma2": ("gate_proj", 4.0)}
+"""Weights of that name are so much larger: activations reach where approximations differ."""
+HALVES = {"half": "float16", "brain": "bfloat16"}
+"""llama, stored in another precision."""
+
+
+def _chunked(model: ir.Model) -> ir.Model:
+    """Local layers see their own stretch of 24 positions."""
+    for near in [n for n in model.graph if n.op_type == "Less"]:
+        size = constant(model, 24, np.int64)
+        ago = near.inputs[0].producer()  # type: ignore[union-attr]
+        assert ago is not None
+        of = [op(model, near, "Div", [side, size]) for side in ago.inputs]
+        near.outputs[0].replace_all_uses_with(op(model, near, "Equal", of))
+    return model
+
+
+def _with_sinks(model: ir.Model) -> ir.Model:
+    """Local layers see the first 4 positions too."""
+    for both in [n for n in model.graph if n.op_type == "And"]:
+        causal, near = both.inputs
+        keys = causal.producer().inputs[0]  # type: ignore[union-attr]
+        sinks = op(model, both, "Less", [keys, constant(model, 4, np.int64)])
+        both.replace_input_with(1, op(model, both, "Or", [near, sinks]))
+    return model
+
+
+def _clipped(model: ir.Model) -> ir.Model:
+    """Slopes end at a distance of 40."""
+    for steep in [n for n in model.graph if n.op_type == "Mul" and n.inputs[0].name == "slopes"]:  # type: ignore[union-attr]
+        keys = steep.inputs[1].producer().inputs[0]  # type: ignore[union-attr]
+        rows = next(
+            n.outputs[0] for n in model.graph
+            if n.op_type == "Unsqueeze" and n.inputs[1].name == "axes_q"  # type: ignore[union-attr]
+            and n.inputs[0] is keys.producer().inputs[0]  # type: ignore[union-attr]
+        )  # fmt: skip
+        behind = op(model, steep, "Sub", [keys, rows])
+        near = op(model, steep, "Max", [behind, constant(model, -40, np.int64)])
+        rewired(steep, 1, op(model, steep, "Cast", [near], to=ir.DataType.FLOAT))
+    return model
+
+
+MASKED: Mapping[str, Callable[[ir.Model], ir.Model]] = {
+    "chunk": _chunked, "sinks": _with_sinks, "clip": _clipped,
+}  # fmt: skip
+"""What is done to the masks of a graph before it is saved."""
+
+
+@dataclass
+class Hosts:
+    """Checkpoints under `folder`, written when first asked for; exports are kept and copied."""
+
+    folder: Path
+    exports: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def path(self, name: str) -> Path:
+        """Where the checkpoint of that name lies."""
+        place = self.folder / name
+        if name in GRAPHS:
+            file = place / "model.onnx"
+            if not file.is_file():
+                place.mkdir(parents=True)
+                model = GRAPHS[name].build()
+                ir.save(MASKED[name](model) if name in MASKED else model, file)
+            return file
+        if not place.is_dir():
+            _write(name, place)
+        return place
+
+    def keep_exports(self, patch: pytest.MonkeyPatch) -> None:
+        """torch exports every model once: what is patched and tried lies before and behind it."""
+        from graftline.models import export
+
+        real: Callable[..., Any] = export.export
+
+        def kept(model: Any, watch: Any) -> Any:
+            said = {k: v for k, v in model.config.to_dict().items() if k != "dtype"}
+            key = json.dumps(said, sort_keys=True, default=str)
+            if key not in self.exports:
+                self.exports[key] = real(model, watch)
+            made = self.exports[key]
+            return export.Exported(made.model.clone(), made.weights)
+
+        patch.setattr(export, "export", kept)
+
+
+def _write(name: str, place: Path) -> None:
+    if name in HALVES:
+        import torch
+        import transformers
+
+        llama: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            tiny("llama", place / "wide", **WIDE), dtype=getattr(torch, HALVES[name])
+        )
+        llama.save_pretrained(place)
+        return
+    family, options = FOLDERS[name]
+    tiny(family, place, **{**WIDE, **options})
+    if name in STEEP:
+        _steepened(place / "model.safetensors", *STEEP[name])
+
+
+def _steepened(file: Path, word: str, factor: float) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(file)
+    save_file({n: t * np.float32(factor) if word in n else t for n, t in tensors.items()}, file,
+              {"format": "pt"})  # fmt: skip
+
+
+@cache
+def no_bars() -> None:
+    """transformers' progress bars stay out of the table."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

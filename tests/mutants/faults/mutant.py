@@ -1,0 +1,64 @@
+"""A mutant: one wrong behaviour, put into one function of ours, that a law must catch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from graftline.passes.graft import Graft
+
+
+@dataclass
+class Touched:
+    """How often the fault did something: a mutant that changed nothing was not tried."""
+
+    count: int = 0
+
+
+Apply = Callable[[pytest.MonkeyPatch, Touched], None]
+Edit = Callable[[ir.Model], int]
+"""edit(model) makes a graph wrong in place and returns in how many places."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`law` is the law that catches it at `optimize`, or the name of the error that does;
+    `options` are those of `optimize`."""
+
+    name: str
+    where: str
+    wrong: str
+    host: str
+    law: str
+    apply: Apply
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def after(pass_: type[Graft], edit: Edit) -> Apply:
+    """`pass_` does its work, and then `edit` spoils it: on the whole graph and on every reduced one
+    alike."""
+
+    def apply(patch: pytest.MonkeyPatch, touched: Touched) -> None:
+        real = pass_.apply
+
+        def spoiled(self: Graft, model: ir.Model) -> None:
+            real(self, model)
+            touched.count += edit(model)
+
+        patch.setattr(pass_, "apply", spoiled)
+
+    return apply
+
+
+def instead(owner: Any, name: str, make: Callable[[Any, Touched], Any]) -> Apply:
+    """The function `owner.name` becomes `make(the real one, touched)`, which may call it and counts
+    how often it does otherwise."""
+
+    def apply(patch: pytest.MonkeyPatch, touched: Touched) -> None:
+        patch.setattr(owner, name, make(getattr(owner, name), touched))
+
+    return apply

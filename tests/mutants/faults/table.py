@@ -1,0 +1,28 @@
+"""All mutants, and those that no stated law can see."""
+
+from __future__ import annotations
+
+from faults.biases import BIASES
+from faults.caches import CACHES
+from faults.ends import ENDS
+from faults.fused import FUSED
+from faults.heads import HEADS
+from faults.loader import LOADER
+from faults.norms import NORMS
+from faults.outputs import OUTPUTS
+from faults.projections import PROJECTIONS
+from faults.quantizer import QUANTIZER
+from faults.rotary import ROTARY
+from faults.stamping import STAMPING
+from faults.trees import TREES
+from faults.windows import WINDOWS
+
+MUTANTS = [
+    *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
+    *CACHES, *ENDS, *OUTPUTS, *FUSED, *QUANTIZER, *LOADER, *STAMPING,
+]  # fmt: skip
+
+BEYOND: dict[str, str] = {
+    "accuracy-level-1": "more exact than was asked for, and only slower: no law sees cost",
+}
+"""mutant -> why no stated law can see it"""

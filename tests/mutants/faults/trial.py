@@ -1,0 +1,56 @@
+"""One mutant, tried: does a law catch it at `optimize`, and which?"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faults.hosts import Hosts, no_bars
+from faults.mutant import Mutant, Touched
+from graftline.compile import optimize
+from graftline.errors import GraftlineError, LawBroken
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`law` is the law that caught it, the name of the error that refused it, or "" where it
+    survived; `said` is the error's line."""
+
+    law: str
+    said: str
+    touched: int
+
+
+def tried(mutant: Mutant, hosts: Hosts) -> Outcome:
+    """Optimize the mutant's host with the fault in place."""
+    touched = Touched()
+    with pytest.MonkeyPatch.context() as patch:
+        hosts.keep_exports(patch)
+        mutant.apply(patch, touched)
+        law, said = optimized(mutant.host, mutant.options, hosts)
+    return Outcome(law, said, touched.count)
+
+
+def sound(host: str, options: Mapping[str, Any], hosts: Hosts) -> Outcome:
+    """Optimize a host as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        hosts.keep_exports(patch)
+        return Outcome(*optimized(host, options, hosts), 0)
+
+
+def optimized(host: str, options: Mapping[str, Any], hosts: Hosts) -> tuple[str, str]:
+    """("", "") where every law holds, else which law or error said no, and its line."""
+    no_bars()
+    with tempfile.TemporaryDirectory(dir=hosts.folder) as out:
+        try:
+            optimize(hosts.path(host), Path(out) / "made.graft", **options)
+        except LawBroken as error:
+            return error.law, f"{error.who}: {error}"
+        except GraftlineError as error:
+            return type(error).__name__, str(error)
+    return "", ""
