@@ -1,0 +1,153 @@
+"""One seed: a host, a random pipeline, and the comparison with ONNX Runtime on the host's file."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import graftline
+from graftline.errors import GraftlineError
+from tests.generated.builder import Array
+from tests.generated.decoder import generate
+from tests.generated.draw import Draw, draw
+from tests.generated.reference import Reference, prompts
+from tests.generated.settings import Settings
+
+NEW_TOKENS = 20
+CAPACITY = 160
+RECIPES = ("prompt-lookup", "suffix", "token-recycling", "lookahead", "jacobi", "plain")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What graftline is asked for."""
+
+    recipe: str = "prompt-lookup"
+    passes: str | None = None
+    dtype: str = "fp32"
+    step: str = "host"
+
+    @classmethod
+    def draw(cls, seed: int) -> Choice:
+        """The choice of a seed."""
+        d = Draw(seed + 1_000_000)
+        recipe = d.of(RECIPES)
+        tree = "" if recipe == "plain" else "tree-mask | "
+        passes = d.of(
+            (None, f"kv-cache | {tree}select-rows", f"kv-cache | {tree}tap | select-rows",
+             f"kv-cache | {tree}reduce-logits{{topk=4}}",
+             f"kv-cache | {tree}tap | select-rows | reduce-logits{{topk=3}}"),
+            (5, 1, 1, 1, 1),
+        )  # fmt: skip
+        dtype = d.of(("fp32", "int8", "int4"), (12, 1, 1))
+        if recipe == "token-recycling" and dtype == "fp32" and d.chance(0.4):
+            return cls(recipe, None, dtype, "fused")
+        if recipe == "token-recycling":
+            passes = None  # it reads as many alternatives as it draws
+        return cls(recipe, passes, dtype, "host")
+
+    @property
+    def features(self) -> list[str]:
+        """What is not the default."""
+        rows = [f"recipe={self.recipe}", f"passes={self.passes}", f"dtype={self.dtype}"]
+        return [r for r in [*rows, f"step={self.step}"] if not r.endswith(("=None", "=host"))]
+
+
+@dataclass
+class Outcome:
+    """`kind`: equal, refused, silent or crash; `line` says why."""
+
+    kind: str
+    line: str
+    settings: Settings
+    choice: Choice
+    near_ties: list[float] = field(default_factory=list)
+    """Gaps of tokens that differ because the two best logits are closer than rounding."""
+
+
+def of_seed(seed: int, folder: Path) -> Outcome:
+    """The outcome of a seed. Raises GeneratorDefect where the generator is at fault."""
+    return of(draw(seed), Choice.draw(seed), folder, seed)
+
+
+def of(s: Settings, choice: Choice, folder: Path, seed: int = 0) -> Outcome:
+    """The outcome of one host under one choice."""
+    reference = Reference.write(generate(s), folder / "host.onnx")
+    for ids in prompts(s, seed):
+        reference.logits(ids[None])  # whatever is refused later, the file itself runs
+    try:
+        bundle = graftline.optimize(
+            folder / "host.onnx", folder / "out.graft", recipe=choice.recipe, passes=choice.passes,
+            dtype=choice.dtype, step=choice.step,
+        )  # fmt: skip
+        engine = graftline.load(bundle.path, capacity=CAPACITY, threads=1)
+        return _compare(s, choice, reference, engine, seed)
+    except GraftlineError as error:
+        return Outcome("refused", str(error), s, choice)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        first = str(error).strip().splitlines()[:1]
+        return Outcome("crash", f"{type(error).__name__} at {where}: {first}", s, choice)
+
+
+def _compare(
+    s: Settings, choice: Choice, reference: Reference, engine: Any, seed: int
+) -> Outcome:
+    if s.head != "lm":
+        return Outcome("silent", f"a host with head {s.head} was accepted", s, choice)
+    outcome = Outcome("equal", "", s, choice)
+    for ids in prompts(s, seed):
+        made = engine.generate(
+            ids, max_new_tokens=NEW_TOKENS, ignore_eos=True, recipe=choice.recipe, step=choice.step
+        )
+        if choice.dtype != "fp32":
+            continue
+        limit = _limit(s, reference.logits(ids[None]))
+        line = _tokens(reference, ids, made.tokens, limit, outcome)
+        line = line or _logits(s, reference, ids, engine, limit)
+        if line:
+            return Outcome("silent", line, s, choice)
+    return outcome
+
+
+def _limit(s: Settings, logits: Array) -> float:
+    """How far two orders of the same sums may be apart: fp32 has 24 bits and fp16 11, and a few
+    hundred roundings lie between a token and its logits."""
+    unit = 2.0**-11 if s.half else 2.0**-24
+    roundings = 60 * (1 + len(s.layers))
+    return float(unit * roundings * max(1.0, np.abs(logits).max()) * (0.25 if s.half else 8))
+
+
+def _tokens(
+    reference: Reference, ids: Array, tokens: list[int], limit: float, outcome: Outcome
+) -> str:
+    wanted, rows = reference.greedy(ids, NEW_TOKENS)
+    for i, (got, want, row) in enumerate(zip(tokens, wanted, rows, strict=True)):
+        if got == want:
+            continue
+        gap = float(row[want] - row[got])
+        if gap < limit:
+            outcome.near_ties.append(gap)
+            return ""
+        return f"prompt of {len(ids)}: token {i} is {got}, not {want}, {gap:.2e} below the best"
+    return ""
+
+
+def _logits(s: Settings, reference: Reference, ids: Array, engine: Any, limit: float) -> str:
+    """The last rows of a prompt through the session, its first rows committed in two calls."""
+    session, last = engine.session, min(8, len(ids) - 1)
+    session.reset(1)
+    session.prefill([ids[: len(ids) - last]])
+    got = np.asarray(session.score(ids[None, -last:]).logits, np.float64)[0]
+    want = reference.logits(ids[None])[0, -last:]
+    if got.shape != want.shape:
+        return f"logits have shape {got.shape}, not {want.shape}"
+    worst = float(np.abs(got - want).max())
+    if not worst < limit:
+        return f"prompt of {len(ids)}: logits differ by {worst:.1e}, limit {limit:.1e}"
+    return ""
