@@ -110,7 +110,7 @@ def _square(s: Settings) -> Feed:
 
     def feed(ids: Array) -> Array:
         count = ids.shape[1]
-        lower = np.ones((count, count), bool) if "bidirectional" in s.odd else np.tri(count) > 0
+        lower = np.ones((count, count), bool) if "open_square" in s.odd else np.tri(count) > 0
         lower = np.broadcast_to(lower, (ids.shape[0], 1, count, count))
         if s.mask_input == "bool":
             return lower.copy()
@@ -137,6 +137,10 @@ def _positions(b: Builder, s: Settings, names: dict[str, str], p: Ports) -> str:
         counted = b.op("Range", b.scalar(p.past), b.scalar(p.total), b.whole(1))
         shape = b.op("Concat", p.batch, p.length, axis=0)
         out = b.op("Expand", b.unsqueeze(counted, 0), shape)
+    if "counted_without_pads" in s.odd:
+        own = b.op("Cast", b.op("Not", b.op("Equal", b.op("Cast", p.ids, to=INT64),
+                                            b.whole(s.special[1]))), to=INT64)  # fmt: skip
+        out = b.op("Add", b.op("Mul", b.op("CumSum", own, b.whole(1)), own), b.whole(1))
     if "reversed" in s.odd:
         out = b.op("Sub", b.op("Sub", p.length, b.ints(1)), out)
     if "held_positions" in s.odd:
@@ -172,10 +176,6 @@ def _odd_stream(b: Builder, s: Settings, p: Ports, x: str) -> str:
     if "pad_zeroed" in s.odd:
         pad = b.unsqueeze(b.op("Equal", wide, b.whole(s.special[1])), -1)
         x = b.op("Where", pad, b.number(0), x)
-    if "pad_positions" in s.odd and s.learned >= 0:
-        pad = b.op("Equal", wide, b.whole(s.special[1]))
-        shift = b.op("Where", b.unsqueeze(pad, -1), b.number(0.5), b.number(0))
-        x = b.op("Add", x, shift)
     if "token_types" in s.odd:
         kinds = b.input("token_type_ids", INT64, ("batch", "length"), lambda x: 0 * x)
         x = b.op("Add", x, b.op("Gather", b.weight(2, s.hidden, scale=1.0), kinds))
@@ -186,6 +186,8 @@ def _odd_stream(b: Builder, s: Settings, p: Ports, x: str) -> str:
         mask = b.input("image_mask", BOOL, ("batch", "length"), lambda x: np.zeros(x.shape, bool))
         other = b.op("MatMul", x, b.weight(s.hidden, s.hidden))
         x = b.op("Where", b.unsqueeze(mask, -1), other, x)
+    if "cache_switch" in s.odd:
+        b.input("use_cache_branch", BOOL, (1,), lambda x: np.zeros(1, bool))
     if "batch_mean" in s.odd:
         x = b.op("Add", x, b.op("ReduceMean", x, b.ints(0), keepdims=1))
     if "row_mean" in s.odd:
@@ -236,10 +238,10 @@ def _outputs(
     b: Builder, s: Settings, names: dict[str, str], p: Ports, x: str, table: str,
     caches: list[Cache], states: list[str],
 ) -> None:  # fmt: skip
-    rows = ("batch", "length")
     wanted = [(lambda: b.output(*_head(b, s, names, p, x, table)))]
     if s.extra_outputs:
-        wanted.append(lambda: b.output(states[-1], "hidden_states", b.float_type, (*rows, s.hidden)))
+        shape_of = ("batch", "length", s.hidden)
+        wanted.append(lambda: b.output(states[-1], "hidden_states", b.float_type, shape_of))
     shape = ("batch", s.kv_heads, "total", s.head_size)
     for i, cache in enumerate(caches if s.cached else []):
         for part, value in (("key", cache.new_key), ("value", cache.new_value)):
@@ -266,8 +268,8 @@ def _head(
     if s.head == "none":
         return x, names["logits"], b.float_type, (*length, s.hidden)
     if s.head == "two_labels":
-        last = b.op("Gather", x, b.whole(-1), axis=1)
-        return b.op("MatMul", last, b.weight(s.hidden, 2)), names["logits"], b.float_type, ("batch", 2)
+        labels = b.op("MatMul", b.op("Gather", x, b.whole(-1), axis=1), b.weight(s.hidden, 2))
+        return labels, names["logits"], b.float_type, ("batch", 2)
     width = 5 if s.head == "token_labels" else s.vocabulary
     if s.tied and s.head == "lm":
         logits = b.op("Mul", b.op("MatMul", x, b.swap(table, 1, 0)), b.number(s.hidden**-0.5))

@@ -17,6 +17,7 @@ ODD = (
     "token_types", "image_mask", "batch_mean", "row_mean", "running_sum", "token_shift",
     "held_positions", "halved_positions", "length_scale", "sink_logit", "softmax_one", "strict",
     "anticausal", "place_values", "pad_zeroed", "scaled_weights",
+    "counted_without_pads", "cache_switch",
 )  # fmt: skip
 """What a decoder may have that graftline must get right or refuse."""
 ODD_SHARE = 0.3
@@ -187,8 +188,10 @@ def settle(s: Settings) -> Settings:
         needs["attention"] = "decomposed"
     if "softmax_one" in s.odd:
         needs["softmax"] = "exp"
-    if "strict" in s.odd and np.isinf(s.fill):
-        needs["fill"] = -1e9  # the first row sees nothing: with -inf it would be no number
+    if np.isinf(s.fill) and ("strict" in s.odd or "softmax_heads" in s.odd):
+        needs["fill"] = -1e9  # all of a sum may be hidden: -inf would give no number
+    if "counted_without_pads" in s.odd:
+        needs |= {"cached": False, "learned": max(s.learned, 0)}
     if "bidirectional" in s.odd or "image_mask" in s.odd:
         needs |= {"cached": False}
     s = replace(s, **needs)

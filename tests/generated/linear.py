@@ -16,6 +16,8 @@ def linear(
 ) -> str:  # fmt: skip
     """x [B, N, rows] @ W [rows, columns] + bias, as the settings spell it; `sharp` weights are
     larger, so that attention looks at few keys."""
+    if s.linear == "dynamic":
+        return _dynamic(b, x, rows, columns)
     scale = (2.0 if sharp else 1.0) * rows**-0.5
     transposed = s.linear in ("transposed", "gemm_transposed")
     shape = (columns, rows) if transposed else (rows, columns)
@@ -29,6 +31,16 @@ def linear(
         return b.op("Reshape", out, shape_of)
     out = b.op("MatMul", x, b.swap(weight, 1, 0) if transposed else weight)
     return b.op("Add", out, offset) if bias else out
+
+
+def _dynamic(b: Builder, x: str, rows: int, columns: int) -> str:
+    """A product as onnxruntime's quantize_dynamic writes it: 8 bits, the scale of x measured."""
+    name = f"weight_quantized.{len(b.weights)}"
+    b.weights[name] = b.rng.integers(-120, 120, (rows, columns)).astype(np.int8)
+    held, scale, zero = b.many("DynamicQuantizeLinear", [x], 3)
+    none = b.constant(np.asarray(0, np.int8))
+    whole = b.cast(b.op("MatMulInteger", held, name, zero, none))
+    return b.op("Mul", whole, b.op("Mul", scale, b.number(rows**-0.5 / 70)))
 
 
 def feed_forward(b: Builder, s: Settings, x: str) -> str:

@@ -83,7 +83,7 @@ class Settings:
     rows_first: bool = False
     """Rotary before the heads are transposed."""
     linear: str = "matmul"
-    """matmul, transposed, gemm (over flattened rows), gemm_transposed."""
+    """matmul, transposed, gemm (over flattened rows), gemm_transposed, dynamic (quantized)."""
     packed: bool = False
     """One projection for q, k and v."""
     attention: str = "decomposed"
@@ -128,8 +128,8 @@ class Settings:
     def features(self) -> list[str]:
         """What is not the default, as `name=value`; per-block settings as a set."""
         plain = Settings()
-        skip = {"seed", "odd", "layers", "special", "longest", "hidden", "vocabulary", "inner", "clip",
-                "odd_size"}
+        sizes = {"longest", "hidden", "vocabulary", "inner", "clip", "odd_size", "special"}
+        skip = {"seed", "odd", "layers", *sizes}
         rows = [f"odd={kind}" for kind in self.odd]
         rows += [
             f"{f.name}={getattr(self, f.name)}" for f in fields(self)
