@@ -110,18 +110,25 @@ def _compare(
     if s.head != "lm":
         return Outcome("silent", f"a host with head {s.head} was accepted", s, choice)
     outcome = Outcome("equal", "", s, choice)
-    for ids in prompts(s, seed):
-        made = engine.generate(
-            ids, max_new_tokens=NEW_TOKENS, ignore_eos=True, recipe=choice.recipe, step=choice.step
-        )
-        if choice.dtype != "fp32":
-            continue
+    given = prompts(s, seed)
+    alone = [_generate(engine, choice, ids) for ids in given[:1]]
+    together = _generate(engine, choice, given)
+    if choice.dtype != "fp32":
+        return outcome
+    for ids, made in [*zip(given[:1], alone, strict=True), *zip(given, together, strict=True)]:
         limit = _limit(s, reference.logits(ids[None]))
         line = _tokens(reference, ids, made.tokens, limit, outcome)
-        line = line or _logits(s, reference, ids, engine, limit)
+        line = line or _logits(reference, ids, engine, limit)
         if line:
             return Outcome("silent", line, s, choice)
     return outcome
+
+
+def _generate(engine: Any, choice: Choice, given: Array | list[Array]) -> Any:
+    """One prompt alone, or several as one batch."""
+    return engine.generate(
+        given, max_new_tokens=NEW_TOKENS, ignore_eos=True, recipe=choice.recipe, step=choice.step
+    )
 
 
 def _limit(s: Settings, logits: Array) -> float:
@@ -147,16 +154,21 @@ def _tokens(
     return ""
 
 
-def _logits(s: Settings, reference: Reference, ids: Array, engine: Any, limit: float) -> str:
-    """The last rows of a prompt through the session, its first rows committed in two calls."""
-    session, last = engine.session, min(8, len(ids) - 1)
+def _logits(reference: Reference, ids: Array, engine: Any, limit: float) -> str:
+    """The last rows of a prompt through the session, after two calls that commit those before."""
+    session, last = engine.session, min(8, len(ids) - 2)
+    middle = (len(ids) - last) // 2 + 1
     session.reset(1)
-    session.prefill([ids[: len(ids) - last]])
+    session.prefill([ids[:middle]])
+    chain = ids[None, middle : len(ids) - last]
+    if chain.shape[1]:
+        session.score(chain)
+        session.commit([tuple(range(chain.shape[1]))])
     got = np.asarray(session.score(ids[None, -last:]).logits, np.float64)[0]
     want = reference.logits(ids[None])[0, -last:]
-    if got.shape != want.shape:
-        return f"logits have shape {got.shape}, not {want.shape}"
-    worst = float(np.abs(got - want).max())
+    if got.shape[1] != want.shape[1]:
+        return f"logits have {got.shape[1]} columns, not {want.shape[1]}"
+    worst = float(np.abs(got[-len(want) :] - want).max())
     if not worst < limit:
         return f"prompt of {len(ids)}: logits differ by {worst:.1e}, limit {limit:.1e}"
     return ""
