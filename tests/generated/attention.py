@@ -38,18 +38,24 @@ def attend(b: Builder, s: Settings, layer: Layer, p: Ports, x: str, cache: Cache
     if s.attention in ("op4", "op3"):
         rows = _operator(b, s, layer, p, (query, key, value), cache)
     else:
-        key, value = _grow(b, cache, key, value)
+        key, value = _grow(b, s, cache, key, value)
         rows = _written_out(b, s, layer, p, query, key, value)
         rows = b.reshape(b.swap(rows, 0, 2, 1, 3), 0, 0, s.heads * s.head_size)
     return linear(b, s, rows, s.heads * s.head_size, s.hidden, s.biases)
 
 
-def _grow(b: Builder, cache: Cache, key: str, value: str) -> tuple[str, str]:
-    if cache.key:
-        key = b.op("Concat", cache.key, key, axis=2)
-        value = b.op("Concat", cache.value, value, axis=2)
-        cache.new_key, cache.new_value = key, value
-    return key, value
+def _grow(b: Builder, s: Settings, cache: Cache, key: str, value: str) -> tuple[str, str]:
+    """The past in front of new keys and values."""
+    if not cache.key:
+        return key, value
+    if s.cache == "rows_first":
+        new = [b.swap(x, 0, 2, 1, 3) for x in (key, value)]
+        cache.new_key = b.op("Concat", cache.key, new[0], axis=1)
+        cache.new_value = b.op("Concat", cache.value, new[1], axis=1)
+        return b.swap(cache.new_key, 0, 2, 1, 3), b.swap(cache.new_value, 0, 2, 1, 3)
+    cache.new_key = b.op("Concat", cache.key, key, axis=2)
+    cache.new_value = b.op("Concat", cache.value, value, axis=2)
+    return cache.new_key, cache.new_value
 
 
 def _heads(b: Builder, s: Settings, layer: Layer, p: Ports, x: str) -> tuple[str, str, str]:
@@ -217,7 +223,9 @@ def _operator(
         attributes["softcap"] = s.cap_scores
     if s.scaled == "divided":
         attributes["scale"] = 0.7 * s.head_size**-0.5
-    key, value = _grow(b, cache, key, value)
+    inside = bool(cache.key) and s.cache == "inside"
+    if not inside:
+        key, value = _grow(b, s, cache, key, value)
     if s.attention == "op3":
         counts = (s.heads, s.kv_heads, s.kv_heads)
         query, key, value = (
@@ -225,8 +233,12 @@ def _operator(
             for x, n in zip((query, key, value), counts, strict=True)
         )
         attributes |= {"q_num_heads": s.heads, "kv_num_heads": s.kv_heads}
-    given = [query, key, value] + ([mask] if mask else [])
-    out = b.op("Attention", *given, **attributes)
+    if inside:
+        given = [query, key, value, mask, cache.key, cache.value]
+        out, cache.new_key, cache.new_value = b.many("Attention", given, 3, **attributes)
+    else:
+        given = [query, key, value] + ([mask] if mask else [])
+        out = b.op("Attention", *given, **attributes)
     if s.attention == "op3":
         return out
     return b.reshape(b.swap(out, 0, 2, 1, 3), 0, 0, s.heads * s.head_size)

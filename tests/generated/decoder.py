@@ -9,9 +9,10 @@ import onnx
 
 from tests.generated.attention import Cache, attend
 from tests.generated.builder import BOOL, FLOAT, INT32, INT64, Array, Builder, Feed
-from tests.generated.linear import feed_forward
+from tests.generated.linear import feed_forward, linear
 from tests.generated.masks import Ports
 from tests.generated.norms import add_norm, norm
+from tests.generated.oddities import changed_positions, changed_stream
 from tests.generated.settings import Settings
 
 NAMES = {
@@ -73,9 +74,10 @@ def _inputs_of_caches(b: Builder, s: Settings, names: dict[str, str]) -> list[Ca
         return [Cache() for _ in s.layers]
 
     def empty(ids: Array) -> Array:
-        return np.zeros((ids.shape[0], s.kv_heads, 0, s.head_size), b.number_type)
+        shape = [0 if isinstance(d, str) else d for d in _cache_shape(s, "past")]
+        return np.zeros((ids.shape[0], *shape[1:]), b.number_type)
 
-    shape = ("batch", s.kv_heads, "past", s.head_size)
+    shape = _cache_shape(s, "past")
     made: list[Cache] = []
     for i in range(len(s.layers)):
         parts = [names["past"].format(i=i, part=part) for part in ("key", "value")]
@@ -83,11 +85,17 @@ def _inputs_of_caches(b: Builder, s: Settings, names: dict[str, str]) -> list[Ca
     return made
 
 
+def _cache_shape(s: Settings, rows: str) -> tuple[int | str, ...]:
+    if s.cache == "rows_first":
+        return ("batch", rows, s.kv_heads, s.head_size)
+    return ("batch", s.kv_heads, rows, s.head_size)
+
+
 def _ports(b: Builder, s: Settings, names: dict[str, str], caches: list[Cache]) -> Ports:
     kind = np.int32 if s.ids == "int32" else np.int64
     ids = b.input(names["ids"], TYPES[s.ids], ("batch", "length"), lambda x: x.astype(kind))
     batch, length = b.size(ids, 0), b.size(ids, 1)
-    past = b.size(caches[0].key, 2) if s.cached else b.ints(0)
+    past = b.size(caches[0].key, 1 if s.cache == "rows_first" else 2) if s.cached else b.ints(0)
     total = b.op("Add", past, length) if s.cached else length
     p = Ports(ids, batch, length, past, total)
     spread = "total" if s.cached else "length"
@@ -137,17 +145,7 @@ def _positions(b: Builder, s: Settings, names: dict[str, str], p: Ports) -> str:
         counted = b.op("Range", b.scalar(p.past), b.scalar(p.total), b.whole(1))
         shape = b.op("Concat", p.batch, p.length, axis=0)
         out = b.op("Expand", b.unsqueeze(counted, 0), shape)
-    if "counted_without_pads" in s.odd:
-        own = b.op("Cast", b.op("Not", b.op("Equal", b.op("Cast", p.ids, to=INT64),
-                                            b.whole(s.special[1]))), to=INT64)  # fmt: skip
-        out = b.op("Add", b.op("Mul", b.op("CumSum", own, b.whole(1)), own), b.whole(1))
-    if "reversed" in s.odd:
-        out = b.op("Sub", b.op("Sub", p.length, b.ints(1)), out)
-    if "held_positions" in s.odd:
-        out = b.op("Min", out, b.whole(s.odd_size))
-    if "halved_positions" in s.odd:
-        out = b.op("Div", out, b.whole(2))
-    return out
+    return changed_positions(b, s, p, out)
 
 
 def _embed(b: Builder, s: Settings, p: Ports) -> tuple[str, str]:
@@ -160,45 +158,7 @@ def _embed(b: Builder, s: Settings, p: Ports) -> tuple[str, str]:
         held = b.weight(s.longest + s.learned, s.hidden, scale=0.7)
         at = b.op("Add", p.positions, b.whole(s.learned)) if s.learned else p.positions
         x = b.op("Add", x, b.op("Gather", held, at))
-    return _odd_stream(b, s, p, x), table
-
-
-def _odd_stream(b: Builder, s: Settings, p: Ports, x: str) -> str:
-    """What is added to an embedding that a plain decoder does not add."""
-    wide = b.op("Cast", p.ids, to=INT64)
-    if "order" in s.odd:
-        counted = b.op("Range", b.whole(0), b.scalar(p.length), b.whole(1))
-        share = b.op("Div", b.cast(counted), b.cast(b.scalar(p.length)))
-        x = b.op("Add", x, b.op("Mul", b.unsqueeze(share, 0, 2), b.weight(s.hidden, scale=1.0)))
-    if "parity" in s.odd:
-        odd = b.cast(b.unsqueeze(b.op("Mod", wide, b.whole(2)), -1))
-        x = b.op("Add", x, b.op("Mul", odd, b.weight(s.hidden, scale=1.0)))
-    if "pad_zeroed" in s.odd:
-        pad = b.unsqueeze(b.op("Equal", wide, b.whole(s.special[1])), -1)
-        x = b.op("Where", pad, b.number(0), x)
-    if "token_types" in s.odd:
-        kinds = b.input("token_type_ids", INT64, ("batch", "length"), lambda x: 0 * x)
-        x = b.op("Add", x, b.op("Gather", b.weight(2, s.hidden, scale=1.0), kinds))
-    if "second_table" in s.odd:
-        small = b.op("Mod", wide, b.whole(7))
-        x = b.op("Add", x, b.op("Gather", b.weight(7, s.hidden, scale=1.0), small))
-    if "image_mask" in s.odd:
-        mask = b.input("image_mask", BOOL, ("batch", "length"), lambda x: np.zeros(x.shape, bool))
-        other = b.op("MatMul", x, b.weight(s.hidden, s.hidden))
-        x = b.op("Where", b.unsqueeze(mask, -1), other, x)
-    if "cache_switch" in s.odd:
-        b.input("use_cache_branch", BOOL, (1,), lambda x: np.zeros(1, bool))
-    if "batch_mean" in s.odd:
-        x = b.op("Add", x, b.op("ReduceMean", x, b.ints(0), keepdims=1))
-    if "row_mean" in s.odd:
-        x = b.op("Add", x, b.op("ReduceMean", x, b.ints(1), keepdims=1))
-    if "running_sum" in s.odd:
-        x = b.op("Add", x, b.op("Mul", b.op("CumSum", x, b.whole(1)), b.number(0.2)))
-    if "token_shift" in s.odd:
-        # nothing in front of the first row, the row before in front of all others
-        nothing = b.op("Mul", b.slice(x, 0, 1, 1), b.number(0))
-        x = b.op("Add", x, b.op("Concat", nothing, b.slice(x, 0, -1, 1), axis=1))
-    return x
+    return changed_stream(b, s, p, x), table
 
 
 def _block(
@@ -242,7 +202,7 @@ def _outputs(
     if s.extra_outputs:
         shape_of = ("batch", "length", s.hidden)
         wanted.append(lambda: b.output(states[-1], "hidden_states", b.float_type, shape_of))
-    shape = ("batch", s.kv_heads, "total", s.head_size)
+    shape = _cache_shape(s, "total")
     for i, cache in enumerate(caches if s.cached else []):
         for part, value in (("key", cache.new_key), ("value", cache.new_value)):
             name = names["present"].format(i=i, part=part)
@@ -274,7 +234,7 @@ def _head(
     if s.tied and s.head == "lm":
         logits = b.op("Mul", b.op("MatMul", x, b.swap(table, 1, 0)), b.number(s.hidden**-0.5))
     else:
-        logits = b.op("MatMul", x, b.weight(s.hidden, width, scale=2 * s.hidden**-0.5))
+        logits = linear(b, s, x, s.hidden, width, sharp=True)
     if s.head_bias:
         logits = b.op("Add", logits, b.weight(width, scale=0.3))
     if s.logit_scale != 1.0:

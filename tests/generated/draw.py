@@ -17,7 +17,7 @@ ODD = (
     "token_types", "image_mask", "batch_mean", "row_mean", "running_sum", "token_shift",
     "held_positions", "halved_positions", "length_scale", "sink_logit", "softmax_one", "strict",
     "anticausal", "place_values", "pad_zeroed", "scaled_weights",
-    "counted_without_pads", "cache_switch",
+    "counted_without_pads", "cache_switch", "place_stream", "kinked_tables", "longrope",
 )  # fmt: skip
 """What a decoder may have that graftline must get right or refuse."""
 ODD_SHARE = 0.3
@@ -120,7 +120,8 @@ def _ports(d: Draw, s: Settings) -> Settings:
     padding = d.of(("", "int64", "int32", "bool", "float32"), (3, 4, 1, 1, 1))
     positions = d.of(("input", "input32", "range", "cumsum"), (4, 1, 3, 1))
     return replace(
-        s, cached=d.chance(0.35), padding=padding, positions=positions,
+        s, cached=d.chance(0.35), cache=d.of(("concat", "inside", "rows_first"), (3, 1, 1)),
+        padding=padding, positions=positions,
         mask_input=d.of(("", "bool", "float32"), (6, 1, 1)), ids=d.of(("int64", "int32"), (3, 1)),
         port_names=d.of(("usual", "own", "numbered"), (3, 1, 1)), keep_logits=d.chance(0.1),
         logits_at=d.of((0, 1, 9), (4, 1, 1)), extra_outputs=d.chance(0.2),
@@ -139,7 +140,7 @@ def _spelling(d: Draw, s: Settings) -> Settings:
         norm_spelled=d.of(
             ("div", "reciprocal", "power", "square_sum", "op", "simplified", "skip",
              "skip_default"), (3, 2, 2, 1, 4, 0.7, 0.7, 0.3)),
-        rotary_spelled=d.of(("angles", "tables", "op", "ms"), (4, 2, 2, 0.6)),
+        rotary_spelled=d.of(("angles", "matmul", "tables", "op", "ms"), (3, 2, 2, 2, 0.6)),
         rotate_spelled=d.of(("slice", "split", "pieces")), rows_first=d.chance(0.3),
         linear=d.of(("matmul", "transposed", "gemm", "gemm_transposed"), (4, 2, 1, 1)),
         packed=d.chance(0.3), attention=d.of(kinds, shares),
@@ -190,6 +191,10 @@ def settle(s: Settings) -> Settings:
         needs["softmax"] = "exp"
     if np.isinf(s.fill) and ("strict" in s.odd or "softmax_heads" in s.odd):
         needs["fill"] = -1e9  # all of a sum may be hidden: -inf would give no number
+    if "longrope" in s.odd:
+        needs |= {"rotary": "half", "rotary_spelled": "angles"}
+    if "kinked_tables" in s.odd:
+        needs |= {"rotary": "half", "rotary_spelled": "tables"}
     if "counted_without_pads" in s.odd:
         needs |= {"cached": False, "learned": max(s.learned, 0)}
     if "bidirectional" in s.odd or "image_mask" in s.odd:
@@ -197,6 +202,8 @@ def settle(s: Settings) -> Settings:
     s = replace(s, **needs)
     if s.attention == "gqa":
         s = _for_gqa(s)
+    if not s.cached or (s.cache == "inside" and s.attention not in ("op4", "op3")):
+        s = replace(s, cache="concat")
     if s.attention in ("op4", "op3"):
         s = replace(s, opset=max(s.opset, 23), flat_scores=False)
     return _for_masks(s)
@@ -207,8 +214,8 @@ def _for_gqa(s: Settings) -> Settings:
     kinds = {"full", "window"}
     layers = tuple(x if x.sees in kinds else Layer(theta=x.theta) for x in s.layers)
     return replace(
-        s, cached=True, padding=s.padding or "int64", positions="cumsum", qk_norm=False,
-        slopes="", buckets="", mask_input="", layers=layers, head_size=16, rotary_share=1.0,
+        s, cached=True, cache="concat", padding=s.padding or "int64", positions="cumsum",
+        qk_norm=False, slopes="", buckets="", mask_input="", layers=layers, head_size=16, rotary_share=1.0,
         odd=tuple(x for x in s.odd if x in (
             "order", "parity", "last_row", "batch_mean", "row_mean", "running_sum", "token_shift",
             "token_types", "second_table", "pad_zeroed")),

@@ -172,6 +172,14 @@ STREAM: dict[str, Named] = {
     "rotary tables, rows first, interleaved": served(
         rotary_spelled="tables", rows_first=True, rotary="interleaved"),
     "RotaryEmbedding, partial": served(rotary_spelled="op", opset=23, rotary_share=0.5),
+    "angles as transformers computes them": served(rotary_spelled="matmul"),
+    "rotary scaled by 4": served(rotary_factor=4.0),
+    "rotary tables a tenth larger from 40 on": served(
+        odd=("kinked_tables",), odd_size=40, rotary_spelled="tables"),
+    "rotary by the longest position, from 40": refused(
+        "angles|position", odd=("longrope",), odd_size=40),
+    "stream multiplied by position from 30 on": either(
+        "position|stream|embedding", odd=("place_stream",), odd_size=30),
     "RotaryEmbedding of com.microsoft": either("RotaryEmbedding", rotary_spelled="ms"),
     "the last row's logits": either("last|logits|row", odd=("last_row",)),
 }  # fmt: skip
@@ -208,6 +216,9 @@ PORTS: dict[str, Named] = {
     "boolean padding mask": served(padding="bool"),
     "float padding mask": served(padding="float32"),
     "int64 padding mask, cached": served(padding="int64", cached=True),
+    "cache rows first": served(cached=True, cache="rows_first"),
+    "cache held by the Attention node": served(
+        cached=True, cache="inside", opset=23, attention="op4"),
     "own names, cached": served(port_names="own", padding="int64", cached=True),
     "numbered names": served(port_names="numbered", padding="int64"),
     "inputs in reverse": served(

@@ -37,9 +37,13 @@ def rotate(b: Builder, s: Settings, layer: Layer, x: str, positions: str, heads:
 
 
 def tables(s: Settings, layer: Layer, rows: int) -> tuple[Array, Array]:
-    """Cosines and sines [rows, R / 2]."""
+    """Cosines and sines [rows, R / 2]; "kinked" ones are a tenth larger from `odd_size` on."""
     angles = np.arange(rows, dtype=np.float32)[:, None] * frequencies(s, layer)
-    return np.cos(angles), np.sin(angles)
+    cos, sin = np.cos(angles), np.sin(angles)
+    if "kinked_tables" in s.odd:
+        cos[s.odd_size :] *= np.float32(1.1)
+        sin[s.odd_size :] *= np.float32(1.1)
+    return cos, sin
 
 
 def _op(b: Builder, s: Settings, layer: Layer, x: str, positions: str) -> str:
@@ -60,9 +64,6 @@ def _microsoft(b: Builder, s: Settings, layer: Layer, x: str, positions: str, he
     partial = {"rotary_embedding_dim": dim, "num_heads": heads} if dim != s.head_size else {}
     flat = x if s.rows_first else b.swap(x, 0, 2, 1, 3)
     flat = b.reshape(flat, 0, 0, heads * s.head_size)
-    if not partial:
-        # with three dimensions ONNX Runtime reads the head size off the tables
-        partial = {}
     out = b.op(
         "RotaryEmbedding", flat, positions, cos, sin, domain=MS,
         interleaved=int(s.rotary == "interleaved"), **partial,
@@ -79,10 +80,24 @@ def _angles(b: Builder, s: Settings, layer: Layer, positions: str) -> tuple[str,
         rows = [b.op("Gather", t, positions, axis=0) for t in kept]
         return b.unsqueeze(rows[0], axis), b.unsqueeze(rows[1], axis)
     at = b.op("Cast", b.unsqueeze(positions, -1), to=FLOAT)
-    angle = b.op("Mul", at, b.constant(frequencies(s, layer)))
+    angle = _times_frequencies(b, s, layer, at)
     rows = [b.op("Cos", angle), b.op("Sin", angle)]
     rows = [b.cast(r) if b.half else r for r in rows]
     return b.unsqueeze(rows[0], axis), b.unsqueeze(rows[1], axis)
+
+
+def _times_frequencies(b: Builder, s: Settings, layer: Layer, at: str) -> str:
+    """Angles [.., N, R / 2] of float positions [.., N, 1]; of "longrope" by the longest."""
+    plain = frequencies(s, layer)
+    held = b.constant(plain)
+    if "longrope" in s.odd:
+        most = b.op("ReduceMax", at, b.ints(0, 1, 2), keepdims=0)
+        far = b.op("GreaterOrEqual", most, b.constant(np.float32(s.odd_size)))
+        held = b.op("Where", far, b.constant(plain / np.float32(4)), held)
+    if s.rotary_spelled == "matmul":
+        wide = b.unsqueeze(held, 0, 2)
+        return b.swap(b.op("MatMul", wide, b.swap(at, 0, 2, 1)), 0, 2, 1)
+    return b.op("Mul", at, held)
 
 
 def _turn(b: Builder, s: Settings, x: str, cos: str, sin: str, dim: int) -> str:

@@ -77,7 +77,7 @@ class Settings:
     norm_spelled: str = "div"
     """div, reciprocal, power, square_sum, op, simplified, skip, skip_default."""
     rotary_spelled: str = "angles"
-    """angles, tables, op, ms."""
+    """angles, matmul (angles as transformers computes them), tables, op, ms."""
     rotate_spelled: str = "slice"
     """slice, split, pieces."""
     rows_first: bool = False
@@ -108,6 +108,8 @@ class Settings:
     ids: str = "int64"
     port_names: str = "usual"
     cached: bool = False
+    cache: str = "concat"
+    """concat; inside (the Attention node holds it); rows_first (concat of [B, P, kv_heads, D])."""
     padding: str = ""
     """The mask input of rank two: int64, int32, bool, float32."""
     mask_input: str = ""
