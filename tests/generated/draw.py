@@ -215,7 +215,8 @@ def _for_gqa(s: Settings) -> Settings:
     layers = tuple(x if x.sees in kinds else Layer(theta=x.theta) for x in s.layers)
     return replace(
         s, cached=True, cache="concat", padding=s.padding or "int64", positions="cumsum",
-        qk_norm=False, slopes="", buckets="", mask_input="", layers=layers, head_size=16, rotary_share=1.0,
+        qk_norm=False, slopes="", buckets="", mask_input="", layers=layers, head_size=16,
+        rotary_share=1.0,
         odd=tuple(x for x in s.odd if x in (
             "order", "parity", "last_row", "batch_mean", "row_mean", "running_sum", "token_shift",
             "token_types", "second_table", "pad_zeroed")),
