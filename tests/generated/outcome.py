@@ -14,7 +14,7 @@ from graftline.errors import GraftlineError
 from tests.generated.builder import Array
 from tests.generated.decoder import generate
 from tests.generated.draw import Draw, draw
-from tests.generated.reference import Reference, prompts
+from tests.generated.reference import GeneratorDefect, Reference, prompts
 from tests.generated.settings import Settings
 
 NEW_TOKENS = 20
@@ -93,15 +93,24 @@ def of(s: Settings, choice: Choice, folder: Path, seed: int = 0) -> Outcome:
             folder / "host.onnx", folder / "out.graft", recipe=choice.recipe, passes=choice.passes,
             dtype=choice.dtype, step=choice.step,
         )  # fmt: skip
-        engine = graftline.load(bundle.path, capacity=CAPACITY, threads=1)
-        return _compare(s, choice, reference, engine, seed)
     except GraftlineError as error:
         return Outcome("refused", f"{type(error).__name__}: {error}", s, choice)
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}:{last.lineno}"
-        first = str(error).strip().splitlines()[:1]
-        return Outcome("crash", f"{type(error).__name__} at {where}: {first}", s, choice)
+        return Outcome("crash", _where(error), s, choice)
+    try:
+        engine = graftline.load(bundle.path, capacity=CAPACITY, threads=1)
+        return _compare(s, choice, reference, engine, seed)
+    except GeneratorDefect:
+        raise
+    except Exception as error:
+        # `optimize` has accepted it: from here on a refusal comes too late
+        return Outcome("crash", f"after exit 0: {_where(error)}", s, choice)
+
+
+def _where(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    first = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {first}"
 
 
 def _compare(
