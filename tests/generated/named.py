@@ -109,6 +109,10 @@ MASKS: dict[str, Named] = {
         "attention_mask_4d|causal", odd=("bidirectional", "open_square"), mask_input="bool"),
     "causal, mask input of rank four besides": served(mask_input="float32"),
     "causal, boolean mask input besides": served(mask_input="bool"),
+    "causal by its mask input alone": either(
+        "attention_mask_4d", mask_from="input", mask_input="float32"),
+    "causal by its boolean mask input alone, cached": either(
+        "attention_mask_4d", mask_from="input", mask_input="bool", cached=True),
     "keys after the query alone": refused("mask|causal", odd=("anticausal",)),
     "keys before the query alone": either("mask|causal|law", odd=("strict",), fill=-1e9),
 }  # fmt: skip
