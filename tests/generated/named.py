@@ -21,29 +21,34 @@ class Named:
     refusal: str | None = None
 
 
+ONE = (Layer(),)
+PLAIN = Settings(layers=ONE)
+"""One block is enough to tell a host by; those that are about several say so."""
+
+
 def served(**changes: Any) -> Named:
     """A host that must be served."""
-    return Named(settle(replace(Settings(), **changes)), True)
+    return Named(settle(replace(PLAIN, **changes)), True)
 
 
 def refused(by: str, **changes: Any) -> Named:
     """A host that must be refused, by a line that says what it is."""
-    return Named(settle(replace(Settings(), **changes)), False, by)
+    return Named(settle(replace(PLAIN, **changes)), False, by)
 
 
 def either(by: str, **changes: Any) -> Named:
     """A host that is served right or refused by a line that says what it is."""
-    return Named(settle(replace(Settings(), **changes)), True, by)
+    return Named(settle(replace(PLAIN, **changes)), True, by)
 
 
 def seeing(*layers: Layer) -> tuple[Layer, ...]:
-    """Two blocks, or as many as are given."""
-    return layers if len(layers) > 1 else layers * 2
+    """One block for each."""
+    return layers
 
 
 FULL = Layer()
 WINDOW = Layer("window", 24)
-ONE = (Layer(),)
+TWO = (FULL, FULL)
 
 MASKS: dict[str, Named] = {
     "chunked attention, chunk 24": served(layers=seeing(Layer("chunk", 24))),
@@ -197,17 +202,18 @@ NORMS: dict[str, Named] = {
     "fp16 norm scale behind a Cast": served(half_norms=True),
     "fp16 norm scale behind a Cast, RMSNormalization": served(
         half_norms=True, norm_spelled="op", opset=23),
-    "fp16 matrices behind a Cast": served(stored_half=True),
+    "fp16 matrices behind a Cast": served(layers=TWO, stored_half=True),
     "fp16 throughout": either("fp16|float16|half", half=True),
     "fp16 throughout, cached": either("fp16|float16|half", half=True, cached=True),
     "epsilon 1e-12": served(epsilon=1e-12),
     "scale plus one": served(plus_one=True),
-    "norms after the sum": served(place="post"),
-    "norms on both sides": served(place="sandwich"),
+    "norms after the sum": served(layers=TWO, place="post"),
+    "norms on both sides": served(layers=TWO, place="sandwich"),
     "norms of queries and keys": served(qk_norm=True),
     "layer norm without bias": served(norm="layer"),
-    "layer norm with bias, parallel": served(norm="layer", norm_bias=True, parallel=True),
-    "residual scale": served(residual_scale=0.6),
+    "layer norm with bias, parallel": served(
+        layers=TWO, norm="layer", norm_bias=True, parallel=True),
+    "residual scale": served(layers=TWO, residual_scale=0.6),
 }  # fmt: skip
 
 PORTS: dict[str, Named] = {
@@ -223,7 +229,7 @@ PORTS: dict[str, Named] = {
     "cache rows first": served(cached=True, cache="rows_first"),
     "cache held by the Attention node": served(
         cached=True, cache="inside", opset=23, attention="op4"),
-    "own names, cached": served(port_names="own", padding="int64", cached=True),
+    "own names, cached": served(layers=TWO, port_names="own", padding="int64", cached=True),
     "numbered names": served(port_names="numbered", padding="int64"),
     "inputs in reverse": served(
         odd=("order_of_inputs",), port_names="numbered", padding="int64", cached=True),
@@ -243,8 +249,11 @@ PORTS: dict[str, Named] = {
     "opset 18, constants as nodes": served(opset=18, constants="nodes", names="torchscript"),
     "opset 24, Attention of rank three, cached": served(
         opset=24, attention="op3", cached=True, norm_spelled="op"),
-    "one block": served(layers=ONE),
-    "one block, tied, scaled embedding": served(layers=ONE, tied=True, embedding_scale=5.66),
+    "two blocks": served(layers=TWO),
+    "four blocks": served(layers=TWO + TWO),
+    "tied, scaled embedding": served(tied=True, embedding_scale=5.66),
+    "two chunked blocks, cached": served(layers=(Layer("chunk", 24),) * 2, cached=True),
+    "two blocks of window and sinks": served(layers=(Layer("sinks", 24, 4),) * 2),
     "one head of two dimensions": served(heads=1, kv_heads=1, head_size=2),
     "Gemm over flat rows": served(linear="gemm", biases=True),
     "packed projections, transposed weights": served(packed=True, linear="transposed"),
