@@ -1,6 +1,6 @@
 """`make fuzz`: many seeds, their outcomes by feature, and a command for each that failed.
 
-    python -m tests.generated.fuzz --count 400 --seed 0 [--workers 2] [--keep outcomes.jsonl]
+    python -m tests.generated.fuzz --count 400 --seed 0 [--workers 2] [--keep outcomes.jsonl] [--choose 40]
 
 Exits 1 when an outcome is silent or a crash. Ctrl-C prints what is known so far.
 """
@@ -126,6 +126,23 @@ def report(rows: Sequence[Row], wanted: int) -> str:
     return "\n".join(parts)
 
 
+def choose(rows: Sequence[Row], count: int) -> list[int]:
+    """Seeds without faults that together have as many features as they can, half of them equal.
+
+    Each in turn is the one that adds most features that no chosen seed has; of two, the smaller.
+    """
+    left = sorted((r for r in rows if r.kind not in FAULTS), key=lambda r: r.seed)
+    chosen, covered = list[Row](), set[str]()
+    while left and len(chosen) < count:
+        due = count - len(chosen) <= count // 2 - sum(r.kind == "equal" for r in chosen)
+        offered = [r for r in left if r.kind == "equal"] if due else left
+        best = max(offered or left, key=lambda r: len(set(r.features) - covered))
+        left.remove(best)
+        chosen.append(best)
+        covered.update(best.features)
+    return sorted(row.seed for row in chosen)
+
+
 def _reason(line: str) -> str:
     """A refusal without the names and numbers of its host."""
     return line.partition(" (looked at")[0][:110]
@@ -138,6 +155,7 @@ def main() -> int:
     read.add_argument("--seed", type=int, default=0)
     read.add_argument("--workers", type=int, default=2)
     read.add_argument("--keep", type=Path, help="append every row to this file, as JSON lines")
+    read.add_argument("--choose", type=int, default=0, help="so many seeds that have all features")
     given = read.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     seeds, rows = range(given.seed, given.seed + given.count), list[Row]()
@@ -152,6 +170,8 @@ def main() -> int:
             print(f"\r{len(rows)} of {len(seeds)}: {told}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     print(report(rows, len(seeds)))
+    if given.choose:
+        print(f"seeds for the tests: {choose(rows, given.choose)}")
     return int(any(row.kind in FAULTS for row in rows))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.generated.decoder import generate
 from tests.generated.draw import ODD, draw
-from tests.generated.fuzz import Row, report
+from tests.generated.fuzz import Row, choose, report
 from tests.generated.outcome import Choice, Outcome, of, of_seed
 from tests.generated.reference import Reference, prompts
 from tests.generated.settings import Layer, Settings
@@ -100,3 +100,12 @@ def test_the_report_names_what_failed() -> None:
     assert "make fuzz SEED=4 N=1" in text
     assert "2 of 3 seeds: 1 equal, 0 refused, 1 silent, 0 crash" in text
     assert text.index("sees=chunk") < text.index("sees=full")
+
+
+def test_chosen_seeds_have_all_features_and_no_fault() -> None:
+    rows = [
+        Row(0, "silent", "", ["a", "b", "c"]), Row(1, "refused", "", ["a"]),
+        Row(2, "equal", "", ["a", "b"]), Row(3, "equal", "", ["b"]), Row(4, "refused", "", ["c"]),
+    ]  # fmt: skip
+    assert choose(rows, 2) == [2, 4]
+    assert choose(rows, 4) == [1, 2, 3, 4]
