@@ -1,6 +1,6 @@
 """`make fuzz`: many seeds, their outcomes by feature, and a command for each that failed.
 
-    python -m tests.generated.fuzz --count 400 --seed 0 [--workers 2] [--keep outcomes.jsonl] [--choose 40]
+    python -m tests.generated.fuzz --count 400 --seed 0 [--workers 2] [--keep FILE] [--choose 40]
 
 Exits 1 when an outcome is silent or a crash. Ctrl-C prints what is known so far.
 """
