@@ -411,7 +411,7 @@ class GatherElements(OpRun):
 
     def _run(self, data: Array, indices: Array, *, axis: int = 0) -> tuple[Array, ...]:
         at = np.where(indices < 0, indices + data.shape[axis], indices)
-        index = list(np.indices(at.shape, sparse=True))
+        index: list[Array] = list(np.indices(at.shape, sparse=True))
         index[axis] = at
         return (data[tuple(index)],)
 

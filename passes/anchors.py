@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import networkx as nx
@@ -17,14 +17,20 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.passes.graft import BLOCK, ROLE, SHARED, Graft
+from graftline.ports import FACTS_KEY, read_facts, write_facts
 
 NORMS = frozenset({"RMSNormalization", "LayerNormalization"})
 _NOT_DATA = frozenset({"Shape", "Size"})
 
 
+LOW = ("bfloat16", "float16")
+"""Types that a residual stream may have besides float32, the coarsest first."""
+
+
 @dataclass(frozen=True)
 class Anchors(Graft):
-    """Stamps block numbers and roles on every node of a canonical decoder."""
+    """Stamps block numbers and roles on every node of a canonical decoder, and notes in its facts
+    the type of its residual stream."""
 
     def requires(self, model: ir.Model) -> None:
         if not any(n.op_type == "Attention" for n in model.graph):
@@ -36,6 +42,11 @@ class Anchors(Graft):
 
     def apply(self, model: ir.Model) -> None:
         stamp_anchors(model)
+        if FACTS_KEY in model.metadata_props:
+            facts = read_facts(model)
+            stream = {v.dtype.numpy().name for v in block_outputs(model.graph) if v.dtype}
+            dtype = next((name for name in LOW if name in stream), facts.dtype)
+            write_facts(model, replace(facts, dtype=dtype))
 
 
 def stamp_anchors(model: ir.Model) -> None:

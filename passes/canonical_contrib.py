@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -110,7 +111,7 @@ class _Contrib:
         if any(v is not None for v in self.node.inputs[first:]):
             raise self.refuse(f"takes an input beyond its first {first}, which is not understood")
 
-    def op(self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: object) -> ir.Value:
+    def op(self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
         made = self.emit.op(op_type, inputs, **attributes)
         made.type = self.type
         return made
@@ -251,10 +252,10 @@ def _multi_head(c: _Contrib) -> None:
     given = [c.need(i) for i in range(3)]
     bias = c.input(3)
     if bias is not None:
-        shape = bias.shape
-        if shape is None or not isinstance(shape[0], int):
+        size = bias.shape[0] if bias.shape is not None else None
+        if not isinstance(size, int):
             raise c.refuse("has a bias of unknown size")
-        biases = c.parts(bias, 0, [shape[0] // 3] * 3)
+        biases = c.parts(bias, 0, [size // 3] * 3)
         given = [c.op("Add", [x, b]) for x, b in zip(given, biases, strict=True)]
     parts = [c.split_heads(x, heads) for x in given]
     out = c.attend(parts, c.input(5), bool(c.int("unidirectional")), c.float("scale"))

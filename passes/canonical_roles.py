@@ -84,7 +84,7 @@ def _symbols(tokens: ir.Value) -> dict[str, str]:
 
 def _square(value: ir.Value, tokens: ir.Value) -> Dims:
     """[B, 1, N, N] of a mask over pairs; without a head axis where it has three dimensions."""
-    front = [d if isinstance(d, int) else 1 for d in list(value.shape or ())[:-2]]
+    front: list[str | int] = [d if isinstance(d, int) else 1 for d in list(value.shape or ())[:-2]]
     if not isinstance((value.shape or [0])[0], int):
         front[0] = "B"
     return (*front, "N", "N")

@@ -239,6 +239,6 @@ def _compare(graft: Graft, law: str, expected: Feed, got: Feed) -> float:
         unwritten = array == POISON
         if np.any(found[unwritten] != POISON):
             raise comparison.broken(name, "slots that nobody wrote have changed")
-        real = [np.where(unwritten, 0, side) for side in (found, array)]
-        worst = max(worst, comparison.output(name, *real))
+        new, old = (np.where(unwritten, 0, side) for side in (found, array))
+        worst = max(worst, comparison.output(name, new, old))
     return worst

@@ -24,7 +24,7 @@ from graftline.runtimes.ort.commit import CommitGraph
 from graftline.runtimes.ort.provider import open_on
 from graftline.runtimes.ort.session import MOST_ROWS, STEP_INTS, OrtSession, StepArrays
 from graftline.runtimes.scores import DeviceScores
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import Floats, Scores
 from graftline.targets import CPU, CUDA
 
 READ_LATER = "logits"
@@ -204,11 +204,15 @@ class CudaSession(OrtSession):
             self._run_bound(call.binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in a step: {error}") from error
-        self._last, out = call, call.outputs
-        read = call.logits.numpy
-        argmax = out["argmax"] if "argmax" in out else read().argmax(-1)
-        top, values, gap = (out.get(n) for n in ("topk_ids", "topk_logits", "top_gap"))
-        hidden = self._last_hidden(call)  # brought back with the rest: see `outputs`
+        self._last = call
+
+        def read() -> Floats:
+            return call.of_rows(call.logits.numpy())
+
+        argmax = call.asked("argmax")
+        argmax = read().argmax(-1) if argmax is None else argmax
+        top, values, gap = (call.asked(n) for n in ("topk_ids", "topk_logits", "top_gap"))
+        hidden = call.tapped(self._hidden)  # brought back with the rest: see `outputs`
         return DeviceScores(argmax, top, values, gap, read, lambda: hidden)
 
 

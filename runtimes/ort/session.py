@@ -25,7 +25,7 @@ from graftline.ports import Facts, Port, by_role
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.ort.prompt_memory import PromptMemory
 from graftline.runtimes.scores import copied, joined
-from graftline.runtimes.session import Bools, Ints, Scores, call_starts
+from graftline.runtimes.session import Bools, Floats, Ints, Scores, call_starts
 from graftline.runtimes.slots import mask_kinds
 
 MOST_ROWS = 64
@@ -53,10 +53,19 @@ class StepArrays:
         """An output [B, R, ...] of the rows that were asked for, where the graph gives all N of
         them (no select-rows; taps); None where it has no such output."""
         array = self.outputs.get(name)
-        if array is None or array.shape[1] == self.rows.shape[1]:
+        return None if array is None else self.of_rows(array)
+
+    def of_rows(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[B, R, ...]: the rows that were asked for, of [B, R or N, ...]."""
+        if array.shape[1] == self.rows.shape[1]:
             return array
         rows = self.rows.reshape(*self.rows.shape, *[1] * (array.ndim - 2))
         return np.take_along_axis(array, rows, axis=1)
+
+    def tapped(self, name: str | None) -> Floats | None:
+        """The hidden states of those rows that an output brings, in fp32; None without one."""
+        hidden = self.asked(name) if name is not None else None
+        return None if hidden is None else hidden.astype(np.float32, copy=False)
 
 
 class OrtSession:
@@ -372,10 +381,7 @@ class OrtSession:
         argmax = call.asked("argmax")
         argmax = logits.argmax(-1) if argmax is None else argmax
         top, values, gap = (call.asked(n) for n in ("topk_ids", "topk_logits", "top_gap"))
-        hidden = call.asked(self._hidden) if self._hidden is not None else None
-        if hidden is not None:
-            hidden = hidden.astype(np.float32, copy=False)
-        return Scores(argmax, logits, top, values, gap, hidden)
+        return Scores(argmax, logits, top, values, gap, call.tapped(self._hidden))
 
     def _call(self, batch: int, count: int, asked: int, row: int) -> StepArrays:
         """The bound arrays for a call shape; `row` picks the caches for one of many."""
