@@ -94,9 +94,7 @@ def _sides(inputs: list[ir.Value]) -> set[int]:
     """Sides of stored masks: squares in the last two axes, alone or under axes of one."""
     sides: set[int] = set()
     for value in inputs:
-        shape: tuple[int, ...] = ()
-        if value.const_value is not None:
-            shape = sizes_of(value.const_value)
+        shape = list(sizes_of(value.const_value)) if value.const_value is not None else []
         square = len(shape) >= 2 and shape[-1] == shape[-2]
         mask = value.dtype == ir.DataType.BOOL or (len(shape) == 4 and set(shape[:2]) == {1})
         if square and mask and SMALLEST <= shape[-1] <= BUFFER:
