@@ -14,11 +14,13 @@ from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.front_law import canonical_is_raw
 from graftline.passes.laws import STRUCTURAL
 from graftline.passes.pipeline import PassReport
-from graftline.passes.reduce_host import reduce_host
+from graftline.passes.reduce_host import chosen_blocks, hold_weights, reduce_host
 from graftline.plan import FRONT, Plan
 from graftline.ports import read_facts
 
 Watch = Callable[[str], None]
+PAIR_BYTES = 2 << 30
+"""Bytes of weights up to which the reduced host has two blocks where one would be of every kind."""
 
 
 @dataclass
@@ -89,14 +91,15 @@ def numeric_laws(canonical: ir.Model, rest: Pipeline, say: Watch) -> list[LawRow
     """The laws of every graft behind the front, on the reduced host, which any machine holds."""
     reduced = reduce_host(canonical)
     limit = oracle_limit()
-    if reduced.size > limit and len(reduced.blocks) > 1:
-        reduced = reduce_host(canonical, reduced.blocks[:1])
+    if reduced.size > min(limit, PAIR_BYTES):
+        reduced = reduce_host(canonical, chosen_blocks(canonical, least=1))
     if reduced.size > limit:
         size, room = reduced.size / 1e9, limit / 1e9
         why = f"{reduced.text} weigh {size:.1f} GB, of which the oracle takes {room:.1f} GB here"
         say(f"laws: the numeric laws do not run: {why}")
         return [LawRow("pipeline", "neutral", "not_run", why)]
     say(f"laws: the oracle runs every graft on {reduced.text}, {reduced.rows} rows")
+    hold_weights(reduced.model)
     feed = decoder_feed(read_facts(reduced.model).vocabulary, rows=reduced.rows)
     reports = rest.within(len(reduced.blocks)).run(reduced.model, feed, watch=_told(say))
     rows = [row for report in reports for row in report.laws if row.law not in STRUCTURAL]

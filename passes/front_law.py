@@ -38,7 +38,8 @@ def canonical_is_raw(
     count = len(block_outputs(canonical.graph))
     pair = _cut(raw, canonical, kept) if len(kept) < count else None
     if pair is not None and weight_bytes(pair[0]) > limit:
-        pair, kept = _cut(raw, canonical, kept[:1]), kept[:1]
+        kept = chosen_blocks(canonical, least=1)
+        pair = _cut(raw, canonical, kept)
     told = f"blocks {'+'.join(map(str, kept))} of {count}"
     if pair is None:
         pair, told = (raw.clone(), canonical.clone()), f"all {count} blocks"

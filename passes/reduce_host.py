@@ -91,14 +91,22 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(t.nbytes for t in tensors if t is not None)
 
 
-def chosen_blocks(model: ir.Model) -> tuple[int, ...]:
-    """The first block of each kind, and two blocks where there are two."""
+def hold_weights(model: ir.Model) -> None:
+    """Make weights that are converted when read now, once, in place of at every evaluation."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.LazyTensor):
+            tensor = value.const_value
+            value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+
+
+def chosen_blocks(model: ir.Model, least: int = 2) -> tuple[int, ...]:
+    """The first block of each kind, and `least` blocks where there are as many."""
     first: dict[Hashable, int] = {}
     kinds = block_kinds(model.graph, apart=False)
     for block, kind in enumerate(kinds):
         first.setdefault(kind, block)
     chosen = sorted(first.values())
-    return tuple(chosen) if len(chosen) > 1 else tuple(range(min(2, len(kinds))))
+    return tuple(chosen) if len(chosen) >= least else tuple(range(min(least, len(kinds))))
 
 
 def block_kinds(graph: ir.Graph, apart: bool = True) -> tuple[Hashable, ...]:
