@@ -13,6 +13,7 @@ from graftline.evaluate import Array
 from graftline.passes.canonical_lengths import (
     above,
     constants_above,
+    ids_held,
     lengths_around,
     marked_ids,
     token_ids,
@@ -97,10 +98,11 @@ def _refuse_ids(value: ir.Value, measures: Measures, names: list[str]) -> None:
     ):
         return
     constants = constants_above([value]) | marked_ids([value])
+    held = ids_held(measures)
     plain = measures.world(2, _IDS).value(value)
     for seed in range(8):
         world = measures.world(2, _IDS)
-        world.known[measures.tokens] = token_ids(constants, 2, _IDS, seed)
+        world.known[measures.tokens] = token_ids(constants, held, 2, _IDS, seed)
         if not np.array_equal(world.value(value), plain):
             raise NotApplicable("a value per position depends on token values", names)
 

@@ -151,7 +151,27 @@ def steady(value: ir.Value, measures: Measures) -> bool:
     return all(np.array_equal(f, found[0]) for f in found)
 
 
-def token_ids(constants: Iterable[int], batch: int, length: int, seed: int) -> Array:
-    """Random ids [batch, length] drawn from the constants tokens are compared with, 0, 1 and 2."""
-    pool = np.asarray(sorted({0, 1, 2, *constants}), np.int64)
+def ids_held(measures: Measures) -> int:
+    """The fewest rows of all tables that are read by the token ids: there are no larger ids."""
+    rows = LONGEST
+    for node in measures.graph:
+        if node.op_type == "Gather" and _uncast(node.inputs[1]) is measures.tokens:
+            shape = measures.each[0].of(node.inputs[0])
+            if shape is not None:
+                rows = min(rows, shape[node.attributes.get_int("axis", 0) or 0])
+    return rows
+
+
+def _uncast(value: ir.Value | None) -> ir.Value | None:
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in ("Cast", "Identity"):
+        value = node.inputs[0]
+        node = value.producer() if value is not None else None
+    return value
+
+
+def token_ids(constants: Iterable[int], held: int, batch: int, length: int, seed: int) -> Array:
+    """Random ids [batch, length] below `held`, drawn from the constants tokens are compared with,
+    0, 1 and 2."""
+    pool = np.asarray(sorted(n for n in {0, 1, 2, *constants} if n < held), np.int64)
     return np.random.default_rng(seed).choice(pool, (batch, length))

@@ -23,6 +23,7 @@ from graftline.passes.canonical_lengths import (
     Lengths,
     above,
     constants_above,
+    ids_held,
     lengths_around,
     marked_ids,
     token_ids,
@@ -130,8 +131,9 @@ def _refuse_tokens(bias: Bias, lengths: Lengths, constants: set[int], where: str
     given = {v: plain.known[v] for v in (measures.tokens, measures.positions)}
     expected = bias.at(plain, batch, length)
     ids = constants | marked_ids(bias.sources)
+    held = ids_held(measures)
     for seed in range(8):
-        drawn = token_ids(ids, batch, length, seed)
+        drawn = token_ids(ids, held, batch, length, seed)
         world = plain.fork({**given, measures.tokens: drawn})
         if not np.array_equal(bias.at(world, batch, length), expected):
             raise NotApplicable(

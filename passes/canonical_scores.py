@@ -12,7 +12,7 @@ from graftline.passes.canonical_lift import Lift
 from graftline.passes.canonical_mask import Bias
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.meaning import World, label, scalar
-from graftline.passes.seen import Seen, largest, rounding
+from graftline.passes.seen import HIDDEN, Seen, largest, rounding
 
 SCORES = (1.0, 30.0, 1e3, 3e4)
 """Sizes of the random scores on which a chain is checked, as far as their type holds them."""
@@ -123,6 +123,11 @@ class Scores:
         product = self.product.outputs[0]
         shape, dtype = self.product_shape(batch, length), float_type(product)
         zero = world.fork({**world.known, product: np.zeros(shape, dtype)}).value(self.end)
+        if (zero.max(axis=-1) < HIDDEN).any():
+            raise NotApplicable(
+                f"the mask has rows that see nothing, not even themselves (at {length} positions)",
+                [label(n) for n in self.chain],
+            )
         seen = Seen.of(zero.reshape(-1, length, length)).allowed.reshape(zero.shape)
         rng = np.random.default_rng(length)
         most = largest(dtype) / _SPREAD

@@ -23,7 +23,7 @@ from graftline.passes.canonical_assumptions import check_assumptions
 from graftline.passes.canonical_attention import AttentionReader
 from graftline.passes.canonical_contrib import expand_contrib, refuse_quantized
 from graftline.passes.canonical_ends import open_head, own_head_weight, settle_positions
-from graftline.passes.canonical_entry import enter
+from graftline.passes.canonical_entry import Entry, enter
 from graftline.passes.canonical_facts import settle_facts
 from graftline.passes.canonical_linear import unflatten_rows
 from graftline.passes.canonical_mask_writer import MaskWriter
@@ -31,6 +31,7 @@ from graftline.passes.canonical_norm import fuse_norms
 from graftline.passes.canonical_opset import open_graph
 from graftline.passes.canonical_rotary import RotaryReader
 from graftline.passes.canonical_shapes import Measures, dedupe, fold, settle_shapes
+from graftline.passes.canonical_tables import held_positions
 from graftline.passes.graft import Graft, WeightFreeLaw
 from graftline.passes.mask_law import masks
 from graftline.passes.meaning import hidden_values, label, label_value
@@ -80,10 +81,12 @@ class Canonicalize(Graft):
         infer_types(model)
         fuse_norms(model)
         common.RemoveUnusedNodesPass()(model)
-        self._attention(model, tokens, positions, own)
+        held = self._held(model, tokens, positions)
+        rows = min(held or self.positions, self.cap)
+        self._attention(model, entry, rows, held)
         dedupe(model)
         measures, hidden = measure(graph, tokens, positions)
-        settle_positions(graph, measures, hidden, own, self.rows(model))
+        settle_positions(graph, measures, hidden, own, rows)
         if open_head(graph, graph.outputs[0], measures, hidden):
             dedupe(model)
             measures, hidden = measure(graph, tokens, positions)
@@ -95,16 +98,26 @@ class Canonicalize(Graft):
         finish(model, tokens, positions)
         settle_facts(model)
 
-    def rows(self, model: ir.Model) -> int:
-        """How many positions the tables of this model hold."""
-        return min(_stated(model) or self.positions, self.cap)
+    def _held(self, model: ir.Model, tokens: ir.Value, positions: ir.Value) -> int:
+        """How many positions the host's facts, or its own tables, let it address, which become its
+        facts; 0 where neither says anything."""
+        stated = _stated(model)
+        most = min(stated or self.positions, self.cap)
+        held = held_positions(model.graph, *measure(model.graph, tokens, positions), most)
+        if held == most:
+            return stated
+        if FACTS_KEY in model.metadata_props:
+            write_facts(model, replace(read_facts(model), positions=held))
+        return held
 
-    def _attention(self, model: ir.Model, tokens: ir.Value, positions: ir.Value, own: bool) -> None:
-        graph = model.graph
-        measures, hidden = measure(graph, tokens, positions)
-        rotary = RotaryReader(graph, measures, hidden, positions, own, self.rows(model))
+    def _attention(self, model: ir.Model, entry: Entry, rows: int, bound: int) -> None:
+        """Every attention as a node; tables hold `rows`, and no more than `bound` positions are
+        ever fed (0: any number)."""
+        graph, positions = model.graph, entry.positions
+        measures, hidden = measure(graph, entry.tokens, positions)
+        rotary = RotaryReader(graph, measures, hidden, positions, entry.own_positions, rows)
         masks = MaskWriter(graph, positions)
-        reader = AttentionReader(graph, measures, hidden, rotary, masks, _stated(model))
+        reader = AttentionReader(graph, measures, hidden, rotary, masks, bound)
         if not reader.run():
             near = [n for n in graph if n.op_type == "Softmax" or "Attention" in n.op_type]
             raise NotApplicable(
