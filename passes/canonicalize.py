@@ -34,6 +34,7 @@ from graftline.passes.canonical_shapes import Measures, dedupe, fold, settle_sha
 from graftline.passes.graft import Graft, WeightFreeLaw
 from graftline.passes.mask_law import masks
 from graftline.passes.meaning import hidden_values, label, label_value
+from graftline.passes.names import separate_names
 from graftline.ports import (
     FACTS_KEY,
     Port,
@@ -160,6 +161,7 @@ def infer_types(model: ir.Model) -> None:
     """Element types of all values; shapes are measured, not inferred."""
     if all(v.dtype is not None for n in model.graph for v in n.outputs):
         return
+    separate_names(model.graph)
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
 
 
