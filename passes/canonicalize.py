@@ -39,6 +39,7 @@ from graftline.ports import (
     FACTS_KEY,
     Port,
     by_role,
+    read_assumptions,
     read_facts,
     write_assumptions,
     write_facts,
@@ -73,7 +74,7 @@ class Canonicalize(Graft):
         entry = enter(model)
         tokens, positions, own = entry.tokens, entry.positions, entry.own_positions
         write_raw(model, entry.raw)
-        write_assumptions(model, entry.assumptions)
+        write_assumptions(model, (*read_assumptions(model), *entry.assumptions))
         expand_contrib(model, tokens, positions)
         if entry.replaced:
             check_assumptions(entry, *measure(graph, tokens, positions), self.causal_mask)
