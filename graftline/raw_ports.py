@@ -90,7 +90,7 @@ def _typed(values: Array, port: Port) -> Array:
     if port.role == "causal" and kind.kind != "b" and kind.kind not in "iu":
         lowest = np.finfo(np.float16 if port.dtype == "float16" else np.float32).min
         return np.where(values, 0.0, lowest).astype(kind)
-    return np.ascontiguousarray(values.astype(kind))
+    return np.array(values, kind, order="C")  # ascontiguousarray would make a scalar a vector
 
 
 def _number(number: int) -> Fill:

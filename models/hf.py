@@ -32,7 +32,13 @@ from graftline.models.tokenizer_files import tokenizer_files
 from graftline.models.unread import report, unread
 from graftline.models.weights import WeightSource, fill, read_headers
 from graftline.optional import require_export
-from graftline.ports import Facts, write_facts
+from graftline.ports import Assumption, Facts, write_assumptions, write_facts
+
+NO_PADDING_ID = Assumption(
+    "tokens", "token ids", "ids of which none is the padding id",
+    "the model itself gives a padding id no position of its own",
+)  # fmt: skip
+"""Of a model that leaves rows of its position table for padding."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class HfCheckpoint:
             )
             facts = replace(facts, positions=limit)
         write_facts(built.graph, facts)
+        if built.first:
+            write_assumptions(built.graph, [NO_PADDING_ID])
         own = transformers_model(self.path, built.parameters)
         return Host("decoder", built.graph, facts, tokenizer, generation(self.path), source, own)
 

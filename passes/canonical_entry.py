@@ -7,7 +7,6 @@ written down; `canonical_assumptions` refuses those that the graph contradicts.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from graftline.passes.canonical_logits import Ends, find_ends
 from graftline.passes.canonical_roles import Role, role_of
 from graftline.passes.emit import Emit
 from graftline.passes.meaning import label
+from graftline.passes.names import separate_names
 from graftline.ports import Assumption, Port
 
 _TOLD: Mapping[str, tuple[str, str, str]] = {
@@ -48,12 +48,6 @@ _TOLD: Mapping[str, tuple[str, str, str]] = {
         "graftline gives the attention a cache of its own"),
 }  # fmt: skip
 """Per role: what it is called, what stands in its place, and why that is sound."""
-_PORT_NAME = re.compile(
-    "tokens|positions|logits|mask|write_index|rows|keep|argmax|topk_ids|topk_logits|top_gap|entropy"
-    "|parents|accepted|count|path|temperature|min_p|seed|ordinal|table"
-    r"|(cache|hidden|next|template|table)\..*"
-)
-"""Names that passes give to inputs and outputs."""
 _REDUCES = frozenset({
     "CumSum", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd", "ArgMax", "ArgMin",
     "NonZero", "TopK",
@@ -94,7 +88,6 @@ def enter(model: ir.Model) -> Entry:
     ]
     positions = next((v for v in given if roles[v].name == "positions"), None)
     own = positions is not None
-    _free_names(graph)
     graph.inputs.clear()
     positions = positions if positions is not None else ir.Value(name="positions")
     for value, name in ((ends.tokens, "tokens"), (positions, "positions")):
@@ -103,18 +96,11 @@ def enter(model: ir.Model) -> Entry:
         value.shape = ir.Shape(["B", "N"])
         value.type = ir.TensorType(ir.DataType.INT64)
         graph.inputs.append(value)
+    separate_names(graph)
     common.RemoveUnusedNodesPass()(model)
     stated = tuple(Assumption(p.name, *_TOLD[p.role]) for p in raw if p.role in _TOLD)
     kept = tuple((new, port) for new, port in replaced if new is not None)
     return Entry(ends.tokens, positions, own, tuple(raw), stated, kept)
-
-
-def _free_names(graph: ir.Graph) -> None:
-    """Rename values of the host that have the name of a port of graftline's."""
-    for node in graph.all_nodes():
-        for value in node.outputs:
-            if not value.is_graph_output() and _PORT_NAME.fullmatch(value.name or ""):
-                value.name = f"{value.name}.host"
 
 
 def _roles(graph: ir.Graph, ends: Ends, flags: Mapping[ir.Value, bool]) -> dict[ir.Value, Role]:

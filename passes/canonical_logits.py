@@ -127,12 +127,13 @@ def _head(output: ir.Value) -> int:
         if node.op_type not in _AFTER_HEAD:
             return 0
         rest = [v for v in node.inputs if v is not None and not _fixed(v)]
-        value = rest[0] if node.op_type != "Where" else next(iter(rest[1:] or rest), None)
+        value = next(iter(rest[1:] if node.op_type == "Where" and rest[1:] else rest), None)
     return 0
 
 
 def _fixed(value: ir.Value) -> bool:
-    return value.const_value is not None
+    """Whether a value is a weight, or one that is stored in another type or turned."""
+    return table_shape(value) is not None
 
 
 def _columns(node: ir.Node) -> int:

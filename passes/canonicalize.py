@@ -35,10 +35,12 @@ from graftline.passes.canonical_tables import held_positions
 from graftline.passes.graft import Graft, WeightFreeLaw
 from graftline.passes.mask_law import masks
 from graftline.passes.meaning import hidden_values, label, label_value
+from graftline.passes.names import separate_names
 from graftline.ports import (
     FACTS_KEY,
     Port,
     by_role,
+    read_assumptions,
     read_facts,
     write_assumptions,
     write_facts,
@@ -73,7 +75,7 @@ class Canonicalize(Graft):
         entry = enter(model)
         tokens, positions, own = entry.tokens, entry.positions, entry.own_positions
         write_raw(model, entry.raw)
-        write_assumptions(model, entry.assumptions)
+        write_assumptions(model, (*read_assumptions(model), *entry.assumptions))
         expand_contrib(model, tokens, positions)
         if entry.replaced:
             check_assumptions(entry, *measure(graph, tokens, positions), self.causal_mask)
@@ -173,6 +175,7 @@ def infer_types(model: ir.Model) -> None:
     """Element types of all values; shapes are measured, not inferred."""
     if all(v.dtype is not None for n in model.graph for v in n.outputs):
         return
+    separate_names(model.graph)
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
 
 

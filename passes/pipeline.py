@@ -18,6 +18,7 @@ from graftline.evaluate import Feed, run
 from graftline.law import LawRow
 from graftline.passes.graft import MADE_BY, Evaluate, Graft
 from graftline.passes.laws import Host, Memo, check, infer_shapes
+from graftline.passes.names import separate_names
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Pipeline:
             if before is not None:
                 memo.renamed(model, before)
             graft.apply(model)
+            separate_names(model.graph, graft.name())
             infer_shapes(model, graft.name())
             laws = check(graft, host, before, model, feed, memo)
             if feed is not None:

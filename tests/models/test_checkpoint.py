@@ -305,7 +305,11 @@ def test_pt2_equals_the_model(tmp_path: Path, llama: Path) -> None:
         Plain().eval(), example, dynamic_shapes={"tokens": size, "positions": size}, strict=False
     )
     torch.export.save(program, tmp_path / "m.pt2")
+    beside = [tmp_path / "tokenizer.json", tmp_path / "tokenizer_config.json"]
+    for file in beside:
+        file.write_text("{}")
     host = open_checkpoint(tmp_path / "m.pt2").host()
+    assert host.tokenizer_files == beside
     assert (host.facts.vocabulary, host.facts.hidden, host.facts.layers) == (96, 48, 3)
     assert external_files(host.model)
     assert host.weights.stored

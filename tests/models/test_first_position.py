@@ -9,7 +9,7 @@ import pytest
 
 from graftline.models import open_checkpoint
 from graftline.passes.canonicalize import Canonicalize
-from graftline.ports import read_facts
+from graftline.ports import read_assumptions, read_facts, told
 
 from .harness import logits
 
@@ -34,3 +34,5 @@ def test_positions_begin_behind_the_rows_of_padding(tmp_path: Path) -> None:
     got = logits(graph, {"tokens": ids, "positions": np.arange(12)[None]})
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert read_facts(graph).positions == 38
+    line = "input 'tokens' (token ids) is taken as ids of which none is the padding id; "
+    assert told(read_assumptions(graph))[0].startswith(line)

@@ -85,6 +85,20 @@ def test_the_feed_has_the_file_s_own_names_types_and_shapes() -> None:
     np.testing.assert_array_equal(feed["my_mask"][0, 0, 1], np.asarray([0, 0, hidden], np.float32))
 
 
+def test_a_number_is_fed_as_a_number() -> None:
+    feed = raw_feed([Port("keep", "all_rows", "in", "int64", ())], np.zeros((1, 2), np.int64))
+    assert feed["keep"].shape == ()
+
+
+def test_an_output_scaled_by_a_stored_half_is_not_the_logits() -> None:
+    model = decoder(
+        outputs="float[B,N,8] states, float[B,N,11] logits",
+        head="stored = Cast<to = 10>(norm_scale)\nscales = Cast<to = 1>(stored)\n"
+        f"states = Mul(scales, y)\n{HEAD}",
+    )
+    assert [p.name for p in read_raw(canonical(model).metadata_props)][-1] == "logits"
+
+
 def test_a_graph_without_roles_is_not_fed() -> None:
     with pytest.raises(BackendError, match="does not say what its inputs are"):
         read_raw({})
