@@ -30,7 +30,7 @@ def fuse_norms(model: ir.Model) -> None:
         if node.op_type in _EPSILONS:
             _expand_fused(graph, node)
     for node in list(graph):
-        if node.op_type == "ReduceMean":
+        if node.op_type in ("ReduceMean", "ReduceSumSquare"):
             found = _match(node)
             if found is not None:
                 _replace(graph, found)
@@ -58,12 +58,11 @@ class Norm:
 def _match(mean: ir.Node) -> Norm | None:
     if not _over_last(mean):
         return None
-    square = _producer(mean.inputs[0])
-    x = _squared(square)
-    if x is None:
+    x, squares, count = _mean_of_squares(mean)
+    if x is None or squares is None:
         return None
-    add = _reader(mean.outputs[0], "Add")
-    epsilon = _constant_operand(add, mean.outputs[0])
+    add = _reader(squares, "Add")
+    epsilon = _constant_operand(add, squares)
     root = _reader(add.outputs[0] if add else None, "Sqrt", "Rsqrt", "Pow")
     if add is None or epsilon is None or root is None:
         return None
@@ -73,7 +72,27 @@ def _match(mean: ir.Node) -> Norm | None:
     source, centred = _centred(x)
     norm = Norm(_before_cast(source), out, epsilon, centred)
     _take_affine(norm)
-    return norm
+    return norm if count is None or count == _width(norm) else None
+
+
+def _mean_of_squares(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None, float | None]:
+    """x, the mean of its squares, and the number that their sum is divided by, where it is."""
+    if node.op_type == "ReduceMean":
+        return _squared(_producer(node.inputs[0])), node.outputs[0], None
+    divided = _single(node.outputs[0], "Div")
+    count = scalar(divided.inputs[1]) if divided is not None else None
+    if divided is None or count is None or divided.inputs[0] is not node.outputs[0]:
+        return None, None, None
+    return node.inputs[0], divided.outputs[0], count
+
+
+def _width(norm: Norm) -> int | None:
+    """The size of the last axis, by the scale or by the shape of x."""
+    vector = norm.scale or norm.plus_one
+    if vector is not None and vector.const_value is not None:
+        return sizes_of(vector.const_value)[0]
+    width = norm.x.shape[-1] if norm.x.shape is not None and len(norm.x.shape) else None
+    return width if isinstance(width, int) else None
 
 
 def _over_last(node: ir.Node) -> bool:

@@ -49,6 +49,13 @@ class Scores:
             self.chain.append(node)
             self.sources.extend(v for v in node.inputs if v is not None and v not in self.hidden)
             value = activations[0]
+        rank = len(self.measures.shape(self.product.outputs[0]))
+        if rank > 4:
+            raise NotApplicable(
+                f"queries and keys are multiplied in {rank} dimensions (query heads grouped by KV "
+                "head): only [B, heads, N, D] is read; export with repeated KV heads",
+                [label(self.product)],
+            )
         self._read_scalars()
         return value is not None
 

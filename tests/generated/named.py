@@ -144,7 +144,7 @@ SCORES: dict[str, Named] = {
         "quer|position|rotary|scale", odd=("log_query",), odd_size=40, rotary="none"),
     "values scaled by their position": either("value|position", odd=("place_values",)),
     "scores over flat heads": served(flat_scores=True),
-    "grouped products": served(repeated="grouped"),
+    "grouped products": either("multiplied in 5 dimensions", repeated="grouped"),
     "tiled heads": served(repeated="tile", kv_heads=1),
     "scaled twice": served(scaled="both"),
 }  # fmt: skip

@@ -96,6 +96,10 @@ NORMS = {
     "one plus scale": NORM.replace(
         "n = Mul(norm_scale, unit)", "s = Add(norm_scale, one)\nn = Mul(unit, s)"),
     "no scale": NORM.replace("n = Mul(norm_scale, unit)", "n = Identity(unit)"),
+    "sum of squares over their count": NORM.replace("square = Pow(x, two)", "").replace(
+        "mean = ReduceMean(square, last)",
+        "sum = ReduceSumSquare(x, last)\ncount = Constant<value = float {8.0}>()\n"
+        "mean = Div(sum, count)"),
 }  # fmt: skip
 
 

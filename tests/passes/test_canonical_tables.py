@@ -1,0 +1,44 @@
+"""How many positions a host's own tables hold: the first read beyond one of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graftline.passes.canonical_tables import held_positions
+from graftline.passes.canonicalize import measure
+
+_MOST = 64
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("out = Gather(table, positions)", 12),
+        ("wide = Cast<to=11>(table) out = Gather(wide, positions)", 12),
+        ("later = Add(positions, two) out = Gather(table, later)", 10),
+        ("at = Min(positions, two) out = Gather(table, at)", _MOST),
+        ("half = Div(positions, two) out = Gather(table, half)", 24),
+        ("n = Shape<start=1, end=2>(tokens) out = Slice(table, start, n, axes)", 12),
+        ("n = Shape<start=1, end=2>(tokens) few = Min(n, eleven) "
+         "out = Slice(table, start, few, axes)", _MOST),
+        ("at = Gather(table, tokens) out = Identity(at)", _MOST),
+    ],
+)  # fmt: skip
+def test_first_position_beyond_a_table(text: str, held: int) -> None:
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 24]>\n'
+        "g (int64[B, N] tokens, int64[B, N] positions) => (out)"
+        "<int64 two = {2}, int64[1] eleven = {11}, int64[1] start = {0}, int64[1] axes = {0}>"
+        "{ " + text + " }"
+    )
+    graph = model.graph
+    rows = ir.tensor(np.zeros((12, 4), np.float32), name="table")
+    table = ir.Value(name="table", const_value=rows, shape=ir.Shape((12, 4)))
+    for node in graph:
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.name == "table":
+                node.replace_input_with(index, table)
+    tokens, positions = graph.inputs
+    assert held_positions(graph, *measure(graph, tokens, positions), _MOST) == held
