@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
-from graftline.passes.anchors import block_of, block_outputs, with_role
+from graftline.passes.anchors import NORMS, block_of, block_outputs, with_role
 from graftline.passes.emit import drop_unused
 from graftline.passes.graft import BLOCK
 from graftline.passes.masks import MASK_KEY, meaning
@@ -124,7 +124,15 @@ def block_kinds(graph: ir.Graph, apart: bool = True) -> tuple[Hashable, ...]:
 def _kind(node: ir.Node, block: int, apart: bool) -> Hashable:
     attributes = tuple(sorted((k, str(a.value)) for k, a in node.attributes.items()))
     reads = tuple(_read(value, block, apart) for value in node.inputs)
-    return node.domain, node.op_type, attributes, reads, node.metadata_props.get(MASK_KEY, "")
+    mask = node.metadata_props.get(MASK_KEY, "")
+    return node.domain, node.op_type, attributes, reads, mask, apart and _normed(node, block)
+
+
+def _normed(node: ir.Node, block: int) -> bool:
+    """Whether a norm of the next block or of the head reads what a node makes: lowering may fuse
+    the two. Of blocks that norm what they add, that is the last alone."""
+    readers = [n for v in node.outputs for n in v.consumers() if n.op_type in NORMS]
+    return any(n.metadata_props.get(BLOCK) != str(block) for n in readers)
 
 
 def _read(value: ir.Value | None, block: int, apart: bool) -> str:
