@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -217,9 +218,11 @@ def _register(graph: ir.Graph, name: str, packed: Packed, source: Matrix) -> lis
 
 
 def _release(weight: Matrix) -> None:
+    """Unmap the file of a weight that was read; where an array of it is alive, it stays mapped."""
     tensor = tensor_of(weight.stored)
     if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
+        with suppress(BufferError):
+            tensor.release()
 
 
 def _take_over(old: ir.Node, new: ir.Value) -> None:

@@ -16,7 +16,9 @@ from graftline.nearness import gaps, limit
 from graftline.runtimes.session import Bools, Floats, Ints, Session
 
 SIZES = (1, 2, 3, 5, 8, 16, 35, 64)
-"""Rows per step that are tried."""
+"""Rows per step that are tried, as far as the session has room for them."""
+SHORTEST = 3
+"""Fewest tokens before the rows that are tried."""
 LEASTS = (1, 2, 5, 8, 16)
 """Fewest rows per step that are tried as a remedy where rows are not all rounded alike."""
 PLACES = (0, 1, 2, 3, 4, 7, 15, 34, 63)
@@ -61,8 +63,9 @@ class RowInvariance:
             words = f"one row alone is rounded unlike several; {self.min_rows} rows or more agree"
         else:
             words = "a row's result depends on the rows beside it: never lossless"
-        tried = f"steps of 1 to {SIZES[-1]} rows" + (", a tree" if self.tree is not None else "")
-        return Evidence(f"{words} ({tried}, a batch of two)", value, self.limit, "measured")
+        tree = ", a tree" if self.tree is not None else ""
+        tried = f"steps of 1 to {max(self.per_rows)} rows{tree}, a batch of two"
+        return Evidence(f"{words} ({tried})", value, self.limit, "measured")
 
 
 def row_invariance(session: Session, prompt: Ints) -> RowInvariance:
@@ -71,19 +74,21 @@ def row_invariance(session: Session, prompt: Ints) -> RowInvariance:
     The session's caches are lost. Raises RequestError for a prompt of under three tokens, and for a
     session too small for the rows that are tried; BackendError for logits that are not finite.
     """
-    beyond = SIZES[-1] + LEASTS[-1] - 1
-    longest = min(len(prompt), session.capacity - beyond)
-    if longest < 3:
+    least_slots = SHORTEST + LEASTS[-1] + LEASTS[-1] - 1
+    if len(prompt) < SHORTEST or session.capacity < least_slots:
         raise RequestError(
-            f"row_invariance takes 3 tokens or more and {3 + beyond} slots; "
+            f"row_invariance takes {SHORTEST} tokens or more and {least_slots} slots; "
             f"got {len(prompt)} tokens and {session.capacity} slots"
         )
-    prompt = np.resize(prompt, longest + SIZES[-1])
+    room = session.capacity - LEASTS[-1] + 1
+    sizes = tuple(n for n in SIZES if SHORTEST + n <= room)
+    longest = min(len(prompt), room - sizes[-1])
+    prompt = np.resize(prompt, longest + sizes[-1])
     most = limit("fp32", session.facts)
     cuts = sorted({int(c) for c in np.linspace(3, longest, CUTS)})
-    chains = {cut: _chains(session, prompt, cut) for cut in cuts}
+    chains = {cut: _chains(session, prompt, cut, sizes) for cut in cuts}
     per_rows = {
-        n: max(float(np.abs(c[n][0] - c[1][0]).max()) for c in chains.values()) for n in SIZES[1:]
+        n: max(float(np.abs(c[n][0] - c[1][0]).max()) for c in chains.values()) for n in sizes[1:]
     }
     between = max(_between(c) for c in chains.values())
     per_least: dict[int, float] = {}
@@ -106,10 +111,12 @@ def _fill(session: Session, prompt: Ints, cut: int) -> None:
     session.prefill([prompt[:cut]])
 
 
-def _chains(session: Session, prompt: Ints, cut: int) -> dict[int, Floats]:
-    """Logits [n, V] of the n rows after `cut`, scored in one step, for every n of SIZES."""
+def _chains(
+    session: Session, prompt: Ints, cut: int, sizes: tuple[int, ...]
+) -> dict[int, Floats]:
+    """Logits [n, V] of the n rows after `cut`, scored in one step, for every n of `sizes`."""
     _fill(session, prompt, cut)
-    return {n: _logits(session, prompt[cut : cut + n]) for n in SIZES}
+    return {n: _logits(session, prompt[cut : cut + n]) for n in sizes}
 
 
 def _logits(
@@ -125,7 +132,7 @@ def _logits(
 
 def _between(chains: dict[int, Floats]) -> float:
     """Largest relative difference of any row in a chain from the same row in the longest."""
-    longest = chains[SIZES[-1]]
+    longest = chains[max(chains)]
     return max(float(gaps(rows, longest[: len(rows)]).max()) for rows in chains.values())
 
 
@@ -136,7 +143,7 @@ def _gap(session: Session, prompt: Ints, cut: int, chains: dict[int, Floats], ro
     session.reset(1)
     session.prefill([prompt])
     worst = 0.0
-    for place in reversed(PLACES):
+    for place in [p for p in reversed(PLACES) if p < max(chains)]:
         start = cut + place
         session.truncate([start])
         step = np.resize(prompt[start:], rows)
