@@ -37,7 +37,8 @@ def _gathered(node: ir.Node, measures: Measures, rows: int) -> int:
         return rows
     at = np.moveaxis(measures.world(1, rows).value(index), dims.index("N"), 0)
     beyond = ((at >= size) | (at < -size)).reshape(len(at), -1).any(axis=1)
-    return int(beyond.argmax()) if beyond.any() else rows
+    first = int(beyond.argmax())  # not 0: such an index counts from the end, and is refused as such
+    return first if beyond.any() and first else rows
 
 
 def _is_square(value: ir.Value, measures: Measures) -> bool:
