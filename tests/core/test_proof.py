@@ -21,7 +21,7 @@ from graftline.models.decoder import TinyDecoder
 from graftline.models.hf import HfCheckpoint
 from graftline.models.host import Host
 from graftline.models.tiny import tiny
-from graftline.nearness import gaps, limit, spread_gaps
+from graftline.nearness import LEAST, gaps, limit, spread_gaps
 from graftline.passes import quantize
 from graftline.passes.anchors import with_role
 from graftline.passes.constants import Constants, constants
@@ -314,7 +314,8 @@ def test_what_is_not_finite_is_far() -> None:
 
 
 def test_limits_follow_the_size_of_the_sums() -> None:
-    assert limit("fp32", FACTS) < limit("fp32", replace(FACTS, hidden=256)) < 1e-4
+    wide, deep = (replace(FACTS, hidden=2304, layers=layers) for layers in (26, 52))
+    assert limit("fp32", FACTS) == LEAST < limit("fp32", wide) < limit("fp32", deep) < 3e-4
     assert limit("fp32", FACTS) < limit("fp16", FACTS) < limit("bf16", FACTS) < 0.1
 
 
