@@ -27,6 +27,9 @@ MOST_BYTES = 1 << 30
 """Of the reference's logits, all rows of a sequence at once."""
 DEPTH = 5
 """Rows of a sequence that belong to the tree: a root, a branch of three, and the row behind it."""
+SIDES = 8
+"""Most rows of the tree beside its longest branch: they take slots, of which there are as many as
+positions."""
 SHORT = 24
 """Rows of the sequence that goes beside the main one in a batch."""
 FEW_ROWS = 256
@@ -97,13 +100,13 @@ def make_probe(
 
 
 def _length(found: Constants, facts: Facts, capacity: int) -> tuple[int, str]:
-    bounds = [facts.positions or MOST_ROWS, MOST_ROWS, capacity]
+    end = facts.positions or 1 << 20
+    bounds = [max(end - SIDES, 1), MOST_ROWS, capacity]
     bounds.append(max(LEAST_ROWS, MOST_BYTES // (4 * max(facts.vocabulary, 1))))
     bounds += [rows for rows in found.tables if rows != facts.vocabulary]
     most = min(bounds)
     reached = [n for n in found.distances if n < most]
     length = min(most, max(LEAST_ROWS, *(n + BEYOND for n in reached), 0))
-    end = facts.positions or 1 << 20
     beyond = sorted(n for n in found.distances if most <= n < end)
     told = f"; constants not reached: {', '.join(map(str, beyond))}" if beyond else ""
     return length, f"{length} rows{told}"

@@ -74,13 +74,13 @@ def row_invariance(session: Session, prompt: Ints) -> RowInvariance:
     The session's caches are lost. Raises RequestError for a prompt of under three tokens, and for a
     session too small for the rows that are tried; BackendError for logits that are not finite.
     """
-    least_slots = SHORTEST + LEASTS[-1] + LEASTS[-1] - 1
-    if len(prompt) < SHORTEST or session.capacity < least_slots:
+    if len(prompt) < SHORTEST or session.capacity < SHORTEST + TREE:
         raise RequestError(
-            f"row_invariance takes {SHORTEST} tokens or more and {least_slots} slots; "
+            f"row_invariance takes {SHORTEST} tokens or more and {SHORTEST + TREE} slots; "
             f"got {len(prompt)} tokens and {session.capacity} slots"
         )
-    room = session.capacity - LEASTS[-1] + 1
+    leasts = [m for m in LEASTS if SHORTEST + 2 * m - 1 <= session.capacity]
+    room = session.capacity - leasts[-1] + 1
     sizes = tuple(n for n in SIZES if SHORTEST + n <= room)
     longest = min(len(prompt), room - sizes[-1])
     prompt = np.resize(prompt, longest + sizes[-1])
@@ -93,7 +93,7 @@ def row_invariance(session: Session, prompt: Ints) -> RowInvariance:
     between = max(_between(c) for c in chains.values())
     per_least: dict[int, float] = {}
     least: int | None = None
-    for rows in LEASTS:
+    for rows in leasts:
         apart = [_gap(session, prompt, cut, chain, rows) for cut, chain in chains.items()]
         per_least[rows] = max(*apart, between if rows == 1 else 0.0)
         if per_least[rows] <= most:
