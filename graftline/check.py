@@ -13,7 +13,7 @@ import numpy.typing as npt
 from graftline.bundle import Bundle
 from graftline.engines import is_engine
 from graftline.errors import GraftlineError, LawBroken
-from graftline.law import summary
+from graftline.law import Status, summary
 from graftline.nearness import OF_FACTS, limit
 from graftline.recipe import FUSED
 from graftline.targets import CUDA
@@ -36,6 +36,8 @@ class Finding:
     what: str
     found: str
     holds: bool
+    status: Status = "held"
+    """Of what does not differ: whether a limit held, or there was none, or it was not run."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _laws(bundle: Bundle, say: Watch) -> list[Finding]:
         return [Finding(f"law {error.law}", str(error), False)]
     except GraftlineError as error:
         return [Finding("laws", str(error), False)]
-    found = [Finding(f"law {r.law}", f"{r.graft}: {r.text}", True) for r in rows]
+    found = [Finding(f"law {r.law}", f"{r.graft}: {r.text}", True, r.status) for r in rows]
     return [*found, Finding("laws", summary(rows), True)]
 
 

@@ -35,7 +35,10 @@ def check(
     if json:
         screen.write_json({**asdict(report), "holds": report.holds})
     else:
-        rows = [("holds" if f.holds else "BROKEN", f.what, f.found) for f in report.findings]
+        words = {"held": "holds", "measured": "measured", "not_run": "not run"}
+        rows = [
+            (words[f.status] if f.holds else "BROKEN", f.what, f.found) for f in report.findings
+        ]
         screen.console().print(screen.table(str(bundle), ("", "checked", "found"), rows))
     if not report.holds:
         wrong = next(f for f in report.findings if not f.holds)
