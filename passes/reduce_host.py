@@ -21,7 +21,7 @@ from graftline.passes.anchors import NORMS, block_of, block_outputs, with_role
 from graftline.passes.emit import drop_unused
 from graftline.passes.graft import BLOCK
 from graftline.passes.masks import MASK_KEY, meaning
-from graftline.passes.weights import constant, tensor_of
+from graftline.passes.weights import constant, lazy, tensor_of
 from graftline.ports import read_facts, read_ports, write_facts, write_ports
 
 LEAST_ROWS = 24
@@ -234,9 +234,10 @@ def _cut(value: ir.Value, size: int, kept: int) -> None:
         return
     every, axis = slice(None), shape.index(size)
     index = [slice(0, kept) if i == axis else every for i in range(len(shape))]
-    array = np.ascontiguousarray(tensor.numpy()[tuple(index)])
-    value.const_value = ir.tensor(array, dtype=tensor.dtype, name=value.name)
-    value.shape = ir.Shape(array.shape)
+    shape[axis] = kept
+    name = value.name or ""
+    value.const_value = lazy(lambda: tensor.numpy()[tuple(index)], tensor.dtype, shape, name)
+    value.shape = ir.Shape(shape)
 
 
 # masks
