@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
-from graftline.passes.canonical_lengths import steady
+from graftline.passes.canonical_lengths import above, steady
 from graftline.passes.canonical_lift import Lift
 from graftline.passes.canonical_mask import Bias
 from graftline.passes.canonical_shapes import SIZES, Measures
@@ -131,6 +131,11 @@ class Scores:
         shape, dtype = self.product_shape(batch, length), float_type(product)
         zero = world.fork({**world.known, product: np.zeros(shape, dtype)}).value(self.end)
         if (zero.max(axis=-1) < HIDDEN).any():
+            tokens = self.measures.tokens
+            makers = [v.producer() for v in above(self.sources)]
+            by_ids = [n for n in makers if n is not None and tokens in n.inputs]
+            if named := [label(n) for n in by_ids if n.op_type != "Shape"]:
+                raise NotApplicable("the mask depends on token values: it hides whole rows", named)
             raise NotApplicable(
                 f"the mask has rows that see nothing, not even themselves (at {length} positions)",
                 [label(n) for n in self.chain],

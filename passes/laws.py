@@ -167,7 +167,7 @@ def interface(graft: Graft, host: Host, after: ir.Model) -> Evidence:
 def alike(graft: Graft, host: Host, after: ir.Model) -> Evidence:
     """Blocks that computed the same before, each with its own weights, still do: what a graft does
     to one it does to all. So a law that holds on a block of each kind holds on every block."""
-    was, now = host.kinds, block_kinds(after.graph)
+    was, now = host.kinds, block_kinds(after.graph, apart=False)
     first: dict[Hashable, int] = {}
     for block in range(min(len(was), len(now))):
         other = first.setdefault(was[block], block)

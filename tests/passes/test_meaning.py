@@ -68,7 +68,7 @@ def test_lengths_lie_around_every_constant() -> None:
     assert constants_above([out]) == {2, 7, 40}
     assert {39, 40, 41, 81, 6, 7, 8, 15} <= set(lengths_around({2, 7, 40}))
     assert constants_above([value("half", np.float16(-65504))]) == set()
-    assert set(token_ids({9}, 4, 50, 0).ravel()) == {0, 1, 2, 9}
+    assert set(token_ids({9, 40}, 40, 4, 50, 0).ravel()) == {0, 1, 2, 9}
 
 
 def test_lines_and_steps() -> None:
