@@ -20,8 +20,8 @@ OF_FACTS: Mapping[str, str] = {"float16": "fp16", "bfloat16": "bf16"}
 STAGES = 8
 """Sums and products one behind another in a block; their errors add up like a random walk."""
 LEAST = 2e-5
-"""The limit of narrow and shallow hosts in fp32, whose walk is too short to be one: of 900 random
-decoders of up to 4 blocks and 48 features the most seen is 9e-6."""
+"""The limit of narrow and shallow hosts in fp32, whose walk is too short to be one: of about 900
+random decoders of up to 4 blocks and 48 features the most seen is 9e-6."""
 MARGIN = 2.0
 """How much more than a random walk is allowed."""
 NEARBY: Mapping[str, float] = {"int8": 0.2, "int4": 0.9}
