@@ -158,5 +158,5 @@ OUTPUTS = [
            "plain", "neutral",
            after(LOWER, _wrong("topk_logits", "Mul", (1.01, np.float32))), CHAIN),
     Mutant("cut-one-block-short", "cut-depth", "the head reads the stream one block early",
-           "plain", "alike", after(CUT, _cut_short), CUTS),
+           "plain", "prefix", after(CUT, _cut_short), CUTS),
 ]  # fmt: skip
