@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import onnx_ir as ir
 
 from graftline.bundle_writer import BundleWriter
 from graftline.compiled import CompiledPlan, Watch
 from graftline.draft import DEPTHS, depth_stage
 from graftline.engines import EngineRequest
+from graftline.folder import SOURCE
+from graftline.law import LawRow
 from graftline.manifest import Manifest, PassRow
 from graftline.passes.pipeline import PassReport
 from graftline.plan import Plan
@@ -17,10 +23,23 @@ from graftline.ports import Port, read_assumptions, read_facts, read_ports, told
 from graftline.proof import Parts, prove, prove_depth, prove_fused
 from graftline.raw_ports import read_raw
 from graftline.recipe import FUSED
-from graftline.store import WeightFile, checkpoint_files, save_graph
+from graftline.store import WeightFile, save_graph, stored_bytes
 
 if TYPE_CHECKING:
     from graftline.models.host import Host
+
+MOSTLY = 0.5
+"""Share of a checkpoint file that the engines must read as it is for them to point into it."""
+SMALL = 1 << 20
+"""Bytes of a checkpoint file that are rather written than the whole file linked for them."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The graphs of a bundle as they were written: their files and their ports, by stage."""
+
+    files: Mapping[str, str]
+    ports: Mapping[str, tuple[Port, ...]]
 
 
 def write_bundle(
@@ -33,67 +52,36 @@ def write_bundle(
 ) -> Manifest:
     """Write the graphs and their weights, build the engine where there is one, prove everything;
     what the manifest says of it."""
-    compiled, fused, target, dtype = made.target, made.fused, plan.target, plan.dtype
+    compiled, fused, target = made.target, made.fused, plan.target
+    writer.expect(host.states)
     # the export says what its own inputs are, for whoever runs it without the compiler
     write_ports(host.model, read_raw(compiled.canonical.metadata_props))
     assumptions = read_assumptions(compiled.canonical)
     for line in told(assumptions):
         say(f"assumed: {line}")
-    graphs = {"export": host.model, "canonical": compiled.canonical, target: compiled.lowered}
-    if fused is not None:
-        graphs[FUSED] = fused.lowered
-    cuts = {depth_stage(blocks): (blocks, cut) for blocks, cut in made.cuts.items()}
-    graphs |= {stage: cut.lowered for stage, (_, cut) in cuts.items()}
-    linked: dict[Path, str] = {}
-    for model in graphs.values():
-        for file in sorted(checkpoint_files(model)):
-            if file not in linked:
-                linked[file] = f"weights/{len(linked)}-{file.name}"
-                say(f"weights: {'linking' if mode == 'link' else 'copying'} {file.name}")
-                writer.link_or_copy(file, linked[file], mode)
-    files: dict[str, str] = {}
-    store = WeightFile(writer.root, "shared.weights", writer.need)
-    own = WeightFile(writer.root, f"{_file_name(target)}.weights", writer.need)
-    for name, model in graphs.items():
-        files[name] = f"{_file_name(name)}.onnx"
-        say(f"writing {files[name]}")
-        weight_file = store if name in ("export", "canonical") else own
-        save_graph(model, writer.path(files[name]), weight_file, linked)
+    stages = _write_graphs(writer, host.model, made, target, mode, say)
     tokenizer = [_copied(writer, file) for file in host.tokenizer_files]
     facts = read_facts(compiled.lowered)
-    ports = {name: read_ports(model) for name, model in graphs.items()}
     extra: dict[str, Any] = {}
     if plan.request is not None:  # before the proof, whose sessions leave memory behind
         stage = target if fused is None else FUSED
-        built = _engine(writer, plan.request, files[stage], ports[stage], say)
+        built = _engine(writer, plan.request, stages.files[stage], stages.ports[stage], say)
         extra["engine"] = {"graph": stage, **built}
-    parts = Parts(writer.root, files, facts, ports, target, dtype)
+    parts = Parts(writer.root, stages.files, facts, stages.ports, target, plan.dtype)
     proof = prove(parts, host.own, "the graph itself is the checkpoint", say)
     extra |= {"min_rows": proof.min_rows, "per_rows": proof.per_rows}
     reports, laws = compiled.reports, [*compiled.laws, *proof.laws]
-    if fused is not None:
-        more = fused.beyond(compiled)
-        reports, laws = [*reports, *more.reports], [*laws, *more.laws]
-        laws.append(prove_fused(writer.root, files, facts, ports, target, plan.recipe, say))
-        extra[FUSED] = {"pipeline": fused.pipeline}
-    for stage, (blocks, cut) in cuts.items():
-        more = cut.beyond(compiled)
-        reports, laws = [*reports, *more.reports], [*laws, *more.laws]
-        laws += prove_depth(writer.root, files, facts, ports, stage, blocks, target, dtype, say)
-    if cuts:
-        extra[DEPTHS] = {
-            stage: {"blocks": blocks, "pipeline": cut.pipeline}
-            for stage, (blocks, cut) in cuts.items()
-        }
+    for found in (_prove_fused(parts, plan, made, say), _prove_depths(parts, made, say)):
+        reports, laws, extra = [*reports, *found.reports], [*laws, *found.laws], extra | found.extra
     return Manifest(
         name=Path(writer.out).name,
         facts=facts,
         pipeline=compiled.pipeline,
         recipe=plan.recipe.name,
         target=target,
-        dtype=dtype,
-        graphs=files,
-        ports=ports,
+        dtype=plan.dtype,
+        graphs=stages.files,
+        ports=stages.ports,
         passes=tuple(_row(r) for r in reports),
         laws=tuple(laws),
         assumptions=assumptions,
@@ -103,6 +91,92 @@ def write_bundle(
         tokenizer=tuple(tokenizer),
         extra=extra,
     )
+
+
+def _write_graphs(
+    writer: BundleWriter,
+    export: ir.Model,
+    made: CompiledPlan,
+    target: str,
+    mode: Literal["link", "copy"],
+    say: Watch,
+) -> Stages:
+    """The engines' graphs first: what the export and the canonical graph share with them, these
+    only point to."""
+    engines = {target: made.target.lowered}
+    if made.fused is not None:
+        engines[FUSED] = made.fused.lowered
+    engines |= {depth_stage(blocks): cut.lowered for blocks, cut in made.cuts.items()}
+    sources = {"export": export, "canonical": made.target.canonical}
+    files: dict[str, str] = {}
+    linked: dict[Path, str] = {}
+    for graphs, weights, folder in (
+        (engines, writer.engine, "weights"), (sources, writer.source, SOURCE),
+    ):  # fmt: skip
+        if mode == "link":
+            _link(writer, list(graphs.values()), weights, folder, linked, say)
+        for name, model in graphs.items():
+            files[name] = f"{_file_name(name)}.onnx"
+            say(f"writing {files[name]}")
+            save_graph(model, writer.path(files[name]), weights, linked)
+        weights.forget()
+    return Stages(files, {name: read_ports(model) for name, model in (engines | sources).items()})
+
+
+def _link(
+    writer: BundleWriter,
+    models: list[ir.Model],
+    weights: WeightFile,
+    folder: str,
+    linked: dict[Path, str],
+    say: Watch,
+) -> None:
+    """Link the checkpoint files that the graphs need most of; what is needed of others is written.
+    """
+    for file, size in sorted(stored_bytes(models, weights).items()):
+        least = file.stat().st_size * MOSTLY if folder != SOURCE else SMALL
+        if file in linked or size < least:
+            continue
+        rel = f"{folder}/{len(linked)}-{file.name}"
+        say(f"weights: linking {file.name}")
+        if writer.link(file, rel):
+            linked[file] = rel
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What proving further stages adds to the manifest."""
+
+    reports: list[PassReport]
+    laws: list[LawRow]
+    extra: dict[str, Any]
+
+
+def _prove_fused(parts: Parts, plan: Plan, made: CompiledPlan, say: Watch) -> _Found:
+    if made.fused is None:
+        return _Found([], [], {})
+    more = made.fused.beyond(made.target)
+    law = prove_fused(
+        parts.folder, parts.files, parts.facts, parts.ports, parts.target, plan.recipe, say
+    )
+    return _Found(more.reports, [*more.laws, law], {FUSED: {"pipeline": made.fused.pipeline}})
+
+
+def _prove_depths(parts: Parts, made: CompiledPlan, say: Watch) -> _Found:
+    found = _Found([], [], {})
+    for blocks, cut in made.cuts.items():
+        more, stage = cut.beyond(made.target), depth_stage(blocks)
+        found.reports.extend(more.reports)
+        found.laws.extend(more.laws)
+        found.laws.extend(
+            prove_depth(
+                parts.folder, parts.files, parts.facts, parts.ports, stage, blocks, parts.target,
+                parts.dtype, say,
+            )
+        )  # fmt: skip
+        row = {"blocks": blocks, "pipeline": cut.pipeline}
+        found.extra.setdefault(DEPTHS, {})[stage] = row
+    return found
 
 
 def _engine(

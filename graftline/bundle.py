@@ -2,12 +2,17 @@
 
     OUT/manifest.json           what is inside (graftline.manifest), with the sha256 of every file
     OUT/manifest.json.sha256    digest of the manifest itself, in the format of `sha256sum`
-    OUT/graphs/  engines/  weights/  tokenizer/
+    OUT/*.onnx                  a graph per stage
+    OUT/engine.weights          what the engines read, and no checkpoint file holds as they need it
+    OUT/weights/                checkpoint files that the engines point into: linked, not copied
+    OUT/source/                 what only the export and the canonical graph read: for `check`
+    OUT/engines/  tokenizer/
     OUT/draft/                  the draft engine, if any: a bundle itself, its files listed above
     OUT/costs/                  measured step costs of this machine: a cache, outside the manifest
     OUT/tuned/                  what `graftline tune` found on this machine, likewise
 
-Nothing in it is executed on load, and no path leaves the folder.
+Nothing in it is executed on load, and no path leaves the folder. Without source/ a bundle runs as
+before; `graftline pack` makes one without it.
 """
 
 from __future__ import annotations
@@ -24,8 +29,9 @@ from typing import Any, cast
 
 from graftline.bundle_writer import BundleWriter as BundleWriter
 from graftline.errors import BundleError, nearest
-from graftline.folder import digest, files_in, inside
+from graftline.folder import digest, files_in, inside, of_source
 from graftline.manifest import MANIFEST, REBUILD, SEAL, Manifest
+from graftline.typed_json import LONGEST
 
 COSTS, TUNED = "costs", "tuned"
 DRAFT = "draft"
@@ -40,7 +46,8 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> Bundle:
-        """Open the bundle at `path`; `verify` re-hashes every file.
+        """Open the bundle at `path`; `verify` re-hashes every file but those below source/, which
+        nothing runs.
 
         Raises BundleError, in one line, for a path that is no bundle and for the first difference.
         """
@@ -56,11 +63,12 @@ class Bundle:
             raise BundleError(difference)
         return bundle
 
-    def differences(self, content: bool = True) -> Iterator[str]:
-        """What differs from the manifest, one line each; `content` re-hashes, else sizes only."""
-        entries = self.manifest.files
+    def differences(self, content: bool = True, source: bool = False) -> Iterator[str]:
+        """What differs from the manifest, one line each; `content` re-hashes, else sizes only;
+        `source` looks below source/ too."""
+        entries = [rel for rel in self.manifest.files if source or not of_source(rel)]
         for rel in self.manifest.graphs.values():
-            if rel not in entries:
+            if rel not in self.manifest.files:
                 yield f"{self.path}: graph {rel} is not in the manifest; {self._rebuild()}"
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
             yield from filter(None, pool.map(self._difference, entries, repeat(content)))
@@ -83,14 +91,29 @@ class Bundle:
         """Path of the graph of a stage or target. Raises BundleError naming those there are."""
         if name not in self.manifest.graphs:
             known = nearest(name, self.manifest.graphs)
-            raise BundleError(f"{self.path}: no graph for '{name}'{known}; {self._rebuild()}")
+            packed = "; it was packed without its export" if self.manifest.packed else ""
+            raise BundleError(
+                f"{self.path}: no graph for '{name}'{packed}{known}; {self._rebuild()}"
+            )
         return self.file(self.manifest.graphs[name])
 
     def draft(self) -> Bundle | None:
         """The draft engine's own bundle, or None. Its files were checked with this bundle's."""
         if not self.manifest.draft:
             return None
-        return Bundle.open(inside(self.path, DRAFT), verify=False)
+        found = Bundle.open(inside(self.path, DRAFT), verify=False)
+        if found.manifest.draft or found.path.resolve() == self.path.resolve():
+            raise BundleError(
+                f"{found.path}: a draft engine has no draft of its own; {self._rebuild()}"
+            )
+        return found
+
+    def without_source(self) -> str:
+        """Why the bundle cannot be compared with the model that it was made of, "" where it can."""
+        if self.manifest.packed:
+            return "packed without the export and the checkpoint's weights"
+        lost = [r for r in self.manifest.files if of_source(r) and not (self.path / r).is_file()]
+        return f"{lost[0]} is not here" if lost else ""
 
     def read_costs(self, key: str) -> dict[str, Any] | None:
         """Costs measured under `key` (machine and threads); None when not measured or damaged."""
@@ -159,6 +182,12 @@ class Bundle:
 
 
 def _sealed_manifest(root: Path) -> str:
+    size = (root / MANIFEST).stat().st_size
+    if size > LONGEST:
+        raise BundleError(
+            f"{root}: {MANIFEST} has {size:,} bytes, at most {LONGEST:,} are read; rebuild: "
+            f"{REBUILD}"
+        )
     raw = (root / MANIFEST).read_bytes()
     try:
         seal = (root / SEAL).read_text(encoding="utf-8").split()
@@ -175,6 +204,8 @@ def _no_bundle(root: Path) -> str:
         return "no such bundle; make one: graftline optimize CHECKPOINT -o OUT"
     if root.is_dir():
         return f"not a bundle (no {MANIFEST}); make one: graftline optimize {root} -o OUT"
+    if root.suffix == ".tar":
+        return f"an archive; unpack it (tar -xf {root}) and give the folder"
     return f"a file, not a bundle; make one: graftline optimize {root} -o OUT"
 
 

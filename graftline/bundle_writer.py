@@ -7,19 +7,31 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 from graftline.errors import BundleError
-from graftline.folder import digest, files_in, fsync, inside
+from graftline.folder import (
+    SOURCE,
+    FileState,
+    digest,
+    file_state,
+    files_in,
+    fsync,
+    inside,
+    uninterrupted,
+)
 from graftline.manifest import MANIFEST, SEAL, FileEntry, Manifest
+from graftline.store import WeightFile
 
 SPARE = 64 << 20
 """Bytes kept free on the disk besides what a write needs."""
+ENGINE_WEIGHTS, SOURCE_WEIGHTS = "engine.weights", f"{SOURCE}/source.weights"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk, a quota and a file system say that take no more."""
 Watch = Callable[[str], None]
 
 
@@ -33,31 +45,58 @@ class BundleWriter:
 
     def __init__(self, out: str | Path, watch: Watch | None = None) -> None:
         self.out = Path(os.path.abspath(out))
-        self.root = self.out.with_name(f"{self.out.name}.tmp-{os.getpid()}")
         self._watch = watch or _silent
         self._finished = False
-        self._brought: dict[Path, Path] = {}
-        self._around: dict[Path, Path] = {}
+        self.created = ""
+        self._states: dict[Path, FileState] = {}
+        self._digests: dict[FileState, str] = {}
+        self._place(self.out.with_name(f"{self.out.name}.tmp-{os.getpid()}"), ())
+
+    def _place(self, root: Path, around: Sequence[WeightFile]) -> None:
+        self.root = root
+        self.engine = WeightFile(root, ENGINE_WEIGHTS, self.need, around)
+        self.source = WeightFile(root, SOURCE_WEIGHTS, self.need, (self.engine, *around), True)
 
     def nested(self, rel: str) -> BundleWriter:
         """A writer of a bundle inside this one, published with it: finish it first, and that is
-        all. A file both bring in is stored once where the disk allows links."""
+        all. Weights that this one holds are linked in where the disk allows it."""
         inner = BundleWriter(self.out, self._watch)
-        inner.root = inside(self.root, rel)
-        inner.root.mkdir(parents=True)
-        inner._around = self._brought
+        root = inside(self.root, rel)
+        root.mkdir(parents=True)
+        inner._place(root, (self.engine, self.source))
+        inner._states, inner._digests = self._states, self._digests
         return inner
 
+    def expect(self, states: Mapping[Path, FileState]) -> None:
+        """Refuse to link or to finish when one of these files is no longer what it was."""
+        self._states.update(states)
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        for path, state in self._states.items():
+            if file_state(path) != state:
+                raise BundleError(
+                    f"{path} was replaced or changed while it was read; nothing was written, run "
+                    "the command again"
+                )
+
     def __enter__(self) -> BundleWriter:
-        _sweep(self.out)
-        check_target(self.out)
+        made = False
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.root.mkdir()
+            with uninterrupted():
+                _sweep(self.out)
+                self.check_target()
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                self.root.mkdir()
+                made = True
         except FileExistsError as error:
             raise BundleError(f"{self.root} is in the way; remove it and try again") from error
         except OSError as error:
             raise BundleError(f"cannot write {self.out}: {error.strerror or error}") from error
+        except KeyboardInterrupt:
+            if made:
+                self.root.rmdir()
+            raise
         return self
 
     def path(self, rel: str) -> Path:
@@ -81,42 +120,48 @@ class BundleWriter:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def link_or_copy(self, source: Path, rel: str, mode: Literal["link", "copy"] = "link") -> Path:
-        """Bring an existing file in: a hard link where the disk allows it, else a told copy; what
-        the bundle around this one has brought in is linked to that in either mode."""
+    def link(self, source: Path, rel: str) -> bool:
+        """Bring an existing file in as a hard link; False, and told, where the disk allows none.
+        """
         target = self.path(rel)
-        self._brought[source.resolve()] = target
-        there = self._around.get(source.resolve())
-        if mode == "link" or there is not None:
-            try:
-                os.link(there or source.resolve(), target)
-                return target
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-                    raise BundleError(f"cannot link {source}: {error.strerror}") from error
-                self._watch(f"{source.name}: cannot be linked ({error.strerror}), copying it")
         try:
-            self.need(source.stat().st_size)
-            shutil.copyfile(source, target)
+            os.link(source.resolve(), target)
         except OSError as error:
-            raise BundleError(f"cannot copy {source}: {error.strerror or error}") from error
-        return target
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                raise BundleError(f"cannot link {source}: {error.strerror}") from error
+            self._watch(
+                f"{source.name}: cannot be linked ({error.strerror}), copying what is needed of it"
+            )
+            return False
+        self._check_unchanged()
+        return True
 
     def finish(self, manifest: Manifest) -> Manifest:
         """Hash every file and write the manifest; the last call of the block."""
+        self._check_unchanged()
         files = {
-            p.relative_to(self.root).as_posix(): FileEntry(digest(p), p.stat().st_size)
+            p.relative_to(self.root).as_posix(): FileEntry(self._digest(p), p.stat().st_size)
             for p in files_in(self.root)
         }
+        self._check_unchanged()
         if lost := [rel for rel in manifest.graphs.values() if rel not in files]:
             raise BundleError(f"{self.out}: graph {lost[0]} was never written")
         made = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = replace(manifest, files=files, created=manifest.created or made)
+        self.created = manifest.created
         text = manifest.to_json()
         self.write_text(MANIFEST, text)
         self.write_text(SEAL, f"{hashlib.sha256(text.encode()).hexdigest()}  {MANIFEST}\n")
         self._finished = True
         return manifest
+
+    def _digest(self, path: Path) -> str:
+        """sha256 of a file, read once however many links it has."""
+        state = file_state(path)
+        assert state is not None
+        if state not in self._digests:
+            self._digests[state] = digest(path)
+        return self._digests[state]
 
     def __exit__(
         self,
@@ -124,26 +169,42 @@ class BundleWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            if kind is None and not self._finished:
-                raise BundleError(f"{self.out}: the bundle was not finished; nothing was written")
-            if kind is None:
-                self._publish()
-        except OSError as failure:
-            raise BundleError(f"cannot write {self.out}: {failure.strerror}") from failure
-        finally:
-            shutil.rmtree(self.root, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        with uninterrupted() as held:
+            try:
+                if kind is None and not self._finished:
+                    raise BundleError(
+                        f"{self.out}: the bundle was not finished; nothing was written"
+                    )
+                if kind is None:
+                    self._publish(held)
+            except OSError as failure:
+                raise BundleError(f"cannot write {self.out}: {failure.strerror}") from failure
+            finally:
+                shutil.rmtree(self.root, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in FULL:
             raise BundleError(
                 f"cannot write {self.out}: the disk is full; free some space or choose another -o"
             ) from error
 
-    def _publish(self) -> None:
-        for path in files_in(self.root):
+    def _publish(self, held: list[int]) -> None:
+        """Bring all to the disk and put it in place. Raises KeyboardInterrupt when one came: before
+        the older bundle was touched, or after all was written, and then says so."""
+        files = files_in(self.root)
+        for path in [*files, *{p.parent for p in files} | {self.root}]:
             fsync(path)
-        for folder in {p.parent for p in files_in(self.root)} | {self.root}:
-            fsync(folder)
+            if held:
+                raise KeyboardInterrupt
+        self.put_in_place(held)
+        if held:
+            raise KeyboardInterrupt(f"{self.out} was written")
+
+    def check_target(self) -> None:
+        """Raise BundleError where `out` must not be written over."""
         check_target(self.out)
+
+    def put_in_place(self, held: list[int]) -> None:
+        """Move the finished folder to `out`, in place of the bundle there."""
+        self.check_target()
         aside = self.out.with_name(f"{self.out.name}.old-{os.getpid()}")
         try:
             if self.out.exists():

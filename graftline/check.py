@@ -13,7 +13,8 @@ import numpy.typing as npt
 from graftline.bundle import Bundle
 from graftline.engines import is_engine
 from graftline.errors import GraftlineError, LawBroken
-from graftline.law import Status, summary
+from graftline.folder import of_source
+from graftline.law import LawRow, Status, summary
 from graftline.nearness import OF_FACTS, limit
 from graftline.recipe import FUSED
 from graftline.targets import CUDA
@@ -57,23 +58,25 @@ def check(path: str | Path, watch: Watch | None = None) -> Report:
     """Re-hash every file, re-run the laws, and compare greedy tokens: plain decoding's with the
     unmodified export's, the recipe's with plain decoding's on the same engine.
 
-    A damaged bundle ends the check: what cannot be trusted is not run. Raises BundleError only for
-    a path that is no bundle or whose manifest cannot be read.
+    A damaged bundle ends the check: what cannot be trusted is not run. Of a bundle without its
+    source weights, what cannot be compared is `not_run`. Raises BundleError only for a path that is
+    no bundle or whose manifest cannot be read.
     """
     say = watch or _silent
     bundle = Bundle.open(path, verify=False)
     say(f"hashing {len(bundle.manifest.files)} files")
     findings = _files(bundle)
-    if all(f.holds for f in findings):
-        say("running the laws again")
-        findings += _laws(bundle, say)
-        if (draft := bundle.draft()) is not None:
-            say("running the laws of the draft engine again")
-            findings += [replace(f, what=f"draft: {f.what}") for f in _laws(draft, say)]
-        if told := _elsewhere(bundle.manifest.target):
-            return Report(str(path), (*findings, Finding("greedy tokens", told, True)))
-        say("comparing greedy tokens with the unmodified export")
-        findings += _tokens(bundle)
+    if not all(f.holds for f in findings):
+        return Report(str(path), tuple(findings))
+    draft, elsewhere = bundle.draft(), _elsewhere(bundle.manifest.target)
+    findings += _laws(bundle, elsewhere, say)
+    if draft is not None:
+        say("the draft engine")
+        findings += [replace(f, what=f"draft: {f.what}") for f in _laws(draft, elsewhere, say)]
+    if elsewhere:
+        return Report(str(path), (*findings, Finding("greedy tokens", elsewhere, True, "not_run")))
+    say("comparing greedy tokens")
+    findings += _tokens(bundle)
     return Report(str(path), tuple(findings))
 
 
@@ -88,15 +91,19 @@ def _elsewhere(target: str) -> str:
 
 
 def _files(bundle: Bundle) -> list[Finding]:
-    wrong = [Finding("files", line, False) for line in bundle.differences()]
+    whole = not bundle.without_source()
+    wrong = [Finding("files", line, False) for line in bundle.differences(source=whole)]
     wrong += [Finding("files", f"{rel} is not in the manifest", False) for rel in bundle.unlisted()]
-    count = len(bundle.manifest.files)
+    count = sum(whole or not of_source(rel) for rel in bundle.manifest.files)
     return wrong or [Finding("files", f"{count} files have their sha256", True)]
 
 
-def _laws(bundle: Bundle, say: Watch) -> list[Finding]:
+def _laws(bundle: Bundle, elsewhere: str, say: Watch) -> list[Finding]:
     from graftline.recheck import recheck
 
+    if told := bundle.without_source():
+        return _without_source(bundle, told, elsewhere, say)
+    say("running the laws again")
     try:
         rows = recheck(bundle, say)
     except LawBroken as error:
@@ -107,12 +114,30 @@ def _laws(bundle: Bundle, say: Watch) -> list[Finding]:
     return [*found, Finding("laws", summary(rows), True)]
 
 
+def _without_source(bundle: Bundle, why: str, elsewhere: str, say: Watch) -> list[Finding]:
+    """What is left to check: a law that asks the engine alone. The others are as they were."""
+    laws = bundle.manifest.laws
+    names = ", ".join(dict.fromkeys(row.law for row in laws))
+    told = f"not run: {why}; when it was made: {summary(laws)}"
+    found = [Finding(f"laws {names}", told, True, "not_run")]
+    if elsewhere or not laws:
+        return found
+    from graftline.runtimes.load import open_session
+    from graftline.runtimes.row_invariance import row_invariance
+
+    say("the engine's rows against one another")
+    prompt = np.random.default_rng(1).integers(0, bundle.manifest.facts.vocabulary, 24)
+    evidence = row_invariance(open_session(bundle), prompt).evidence
+    row = LawRow.of(bundle.manifest.target, "row-invariant", evidence)
+    return [*found, Finding(f"law {row.law}", f"{row.graft}: {row.text}", True, row.status)]
+
+
 def _tokens(bundle: Bundle) -> list[Finding]:
     """Greedy tokens: plain decoding against the export, and every way the bundle decodes against
     plain decoding on the same engine."""
     from graftline.runtimes.load import load
 
-    manifest = bundle.manifest
+    manifest, gone = bundle.manifest, bundle.without_source()
     invariant = manifest.exactness is not None and manifest.exactness.row_invariant
     exact = not invariant and manifest.extra.get("min_rows") is not None
     engine = load(bundle.path, verify=False, exact=exact)
@@ -127,10 +152,15 @@ def _tokens(bundle: Bundle) -> list[Finding]:
         )
 
     for prompt in _prompts(bundle, engine):
-        reference = Greedy(*reference_tokens(bundle, prompt, NEW_TOKENS), _near_tie(manifest))
         plain = generate(prompt, PLAIN, "host").tokens
         size = f"prompt of {len(prompt)}"
-        findings.append(_beside_export(size, manifest.dtype, plain, reference))
+        reference: Greedy | None = None
+        if gone:
+            what, told = f"greedy tokens, plain, {size}", f"not compared with the export: {gone}"
+            findings.append(Finding(what, told, True, "not_run"))
+        else:
+            reference = Greedy(*reference_tokens(bundle, prompt, NEW_TOKENS), _near_tie(manifest))
+            findings.append(_beside_export(size, manifest.dtype, plain, reference))
         for recipe, step in ways:
             found = generate(prompt, recipe, step)
             told = f"{recipe}, fused" if step == FUSED else recipe
@@ -171,21 +201,27 @@ def _beside_export(size: str, dtype: str, tokens: Sequence[int], reference: Gree
     told = f"leave the export's at token {at} of {len(tokens)}"
     told += f", where its two best are {reference.gaps[at]:.2g} of the largest logit apart"
     if dtype != "fp32":
-        return Finding(what, f"measured: {told}; {dtype} weights are not the export's", True)
+        told = f"measured: {told}; {dtype} weights are not the export's"
+        return Finding(what, told, True, "measured")
     tie = reference.is_tie(at, tokens)
     return Finding(what, told + (": a near-tie" if tie else ""), tie)
 
 
-def _beside_plain(what: str, found: Any, plain: Sequence[int], reference: Greedy) -> Finding:
+def _beside_plain(
+    what: str, found: Any, plain: Sequence[int], reference: Greedy | None
+) -> Finding:
     """A recipe's result against plain decoding on the same engine: where it calls itself lossless,
-    its tokens are the same."""
+    its tokens are the same. Only with the export's own can a near-tie be told."""
     at = _first(found.tokens, plain)
     drafted = f"{found.stats.drafted} tokens were drafted"
     if at is None:
         return Finding(what, f"all {len(plain)} are plain's; {drafted}", True)
     told = f"leave plain's at token {at} of {len(plain)}; {drafted}"
     if not found.stats.lossless:
-        return Finding(what, f"measured: {told}, and nothing makes it exact", True)
+        return Finding(what, f"measured: {told}, and nothing makes it exact", True, "measured")
+    if reference is None:
+        told += "; without the export nobody can tell whether that is a near-tie"
+        return Finding(what, f"measured: {told}", True, "measured")
     tie = reference.is_tie(at, plain)
     return Finding(what, told + (": a near-tie" if tie else ""), tie)
 

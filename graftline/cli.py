@@ -22,6 +22,7 @@ from graftline.commands import (
     inspect,
     libraries,
     optimize,
+    pack,
     run,
     screen,
     tune,
@@ -31,7 +32,7 @@ from graftline.errors import GraftlineError
 DEFECT = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
-WRITING = frozenset(("optimize", "tune", "bench"))
+WRITING = frozenset(("optimize", "pack", "tune", "bench"))
 """Commands that write files, and only when all is done."""
 
 
@@ -52,9 +53,10 @@ class Commands(TyperGroup):
         libraries.silence()
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            written = "; nothing was written" if ctx.invoked_subcommand in WRITING else ""
-            _fail(f"interrupted{written}", INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            written = "nothing was written" if ctx.invoked_subcommand in WRITING else ""
+            told = str(stop) or written  # a writer that was done says so
+            _fail(f"interrupted; {told}" if told else "interrupted", INTERRUPTED)
         except GraftlineError as error:
             self._trace()
             _fail(" ".join(str(error).splitlines()))
@@ -171,6 +173,7 @@ for command in (
     tune.tune,
     inspect.inspect,
     check.check,
+    pack.pack,
     catalogue.recipes,
     catalogue.passes,
     doctor.doctor,

@@ -4,11 +4,70 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import FrameType
 
 from graftline.errors import BundleError
 
 CHUNK = 8 << 20
+SOURCE = "source"
+"""The folder of what `check` compares a bundle with, and no runtime reads."""
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What tells that a file was replaced or written to: which file of which disk, its size in
+    bytes, and when it was last changed, in nanoseconds."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int
+
+
+def file_state(path: Path) -> FileState | None:
+    """The state of a file now; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return FileState(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def of_source(rel: str) -> bool:
+    """Whether a file of a bundle is only there to compare the bundle with."""
+    return SOURCE in PurePosixPath(rel).parts[:-1]
+
+
+@contextmanager
+def uninterrupted() -> Generator[list[int]]:
+    """Hold Ctrl-C and a polite kill back until the block has ended; yields those that came.
+
+    In any thread but the main one nothing is interrupted in the first place.
+    """
+    held: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, hold)
+        yield held
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    for number in held[:1]:
+        signal.raise_signal(number)
 
 
 def digest(path: Path) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any, cast, get_args
+from typing import Any
 
 from graftline.errors import BundleError
-from graftline.law import LawRow, Status
-from graftline.ports import Assumption, Facts, Port, assumptions_from_json, ports_from_json
+from graftline.law import LawRow
+from graftline.ports import Assumption, Facts, Port
+from graftline.typed_json import Misfit, parse, read
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 SEAL = "manifest.json.sha256"
 """Its digest, in the format of `sha256sum`."""
@@ -50,6 +52,56 @@ class Exactness:
 
 
 @dataclass(frozen=True)
+class DraftRow:
+    """What is said of a draft engine: what was asked for, and whether its weights are the target's
+    own."""
+
+    source: str
+    same_weights: bool
+
+
+@dataclass(frozen=True)
+class FusedRow:
+    """What is said of a fused step."""
+
+    pipeline: str
+
+
+@dataclass(frozen=True)
+class DepthRow:
+    """What is said of a sub-model."""
+
+    blocks: int
+    pipeline: str
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """What is said of a TensorRT engine; `graph` is the stage that it was built from."""
+
+    file: str
+    graph: str
+    target: str
+    library: str
+    profiles: Mapping[str, Mapping[str, tuple[tuple[int, ...], ...]]]
+    options: Mapping[str, Any]
+    size: int
+    seconds: float
+    peak_memory: int
+    plugins: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+EXTRA: Mapping[str, Any] = {
+    "min_rows": int | None,
+    "per_rows": Mapping[str, float],
+    "fused": FusedRow,
+    "depths": Mapping[str, DepthRow],
+    "engine": EngineRow,
+}
+"""What `extra` may hold, and of which type."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything a reader may rely on without opening a graph.
 
@@ -58,7 +110,9 @@ class Manifest:
     `BundleWriter.finish`. Paths are relative to the folder, with forward slashes. `assumptions` are
     what was put in place of inputs of the export. `draft` tells of
     the draft engine, a bundle of its own in the folder draft/: its `source` as asked for, and
-    whether it has the target's own weights (`same_weights`); empty where there is none.
+    whether it has the target's own weights (`same_weights`); empty where there is none. `packed` is
+    the sha256 of the manifest of the bundle that this one was packed from; "" for one that
+    `optimize` made.
     """
 
     name: str
@@ -79,6 +133,7 @@ class Manifest:
     tokenizer: tuple[str, ...] = ()
     draft: Mapping[str, Any] = field(default_factory=dict[str, Any])
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    packed: str = ""
     versions: Mapping[str, str] = field(default_factory=lambda: tool_versions())
     created: str = ""
     files: Mapping[str, FileEntry] = field(default_factory=dict[str, FileEntry])
@@ -89,18 +144,54 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Read manifest.json. Raises BundleError for another schema or a misfitting field."""
+        """Read manifest.json. Raises BundleError for another schema, and for a text that is too
+        long, nested too deep or of wrong types, or whose parts do not fit one another."""
+        rows: dict[str, Any] = {}
         try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise BundleError(f"manifest.json is not JSON ({error}); rebuild: {REBUILD}") from error
-        if not isinstance(rows, dict) or rows.get("schema") != SCHEMA:
-            found = cast(dict[str, Any], rows).get("schema") if isinstance(rows, dict) else None
-            raise BundleError(
-                f"manifest.json has schema {found!r}, this graftline reads {SCHEMA}; "
-                f"rebuild: {REBUILD}"
-            )
-        return _read(cast(dict[str, Any], rows))
+            rows = parse(text)
+            if (found := rows.pop("schema", None)) != SCHEMA:
+                raise BundleError(
+                    f"{MANIFEST} has schema {str(found)[:20]!r}, this graftline reads {SCHEMA}; "
+                    f"rebuild: {_rebuild(rows)}"
+                )
+            manifest: Manifest = read(cls, rows)
+            manifest.check_parts()
+        except Misfit as error:
+            again = _rebuild(rows)
+            raise BundleError(f"{MANIFEST} cannot be read ({error}); rebuild: {again}") from error
+        return manifest
+
+    def check_parts(self) -> None:
+        """Raise Misfit where a part has a wrong form, or names a stage that is not there."""
+        for rel, entry in self.files.items():
+            if entry.size < 0 or not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
+                raise Misfit(f"files.{rel} has a size or a sha256 that none can have")
+        for name, kind in EXTRA.items():
+            if name in self.extra:
+                read(kind, self.extra[name], f"extra.{name}")
+        named = [("ports", stage) for stage in self.ports]
+        named += [("extra.depths", stage) for stage in self.extra.get("depths", ())]
+        named += [("extra", "fused")] if "fused" in self.extra else []
+        engine = self.extra.get("engine")
+        named += [("extra.engine", engine["graph"])] if engine else []
+        for where, stage in named:
+            if stage not in self.graphs:
+                raise Misfit(f"{where} names a stage '{stage}', which is no graph of the bundle")
+        for stage in self.graphs:
+            if stage not in self.ports:
+                raise Misfit(f"nothing is known of the ports of '{stage}'")
+        files = list(self.graphs.values())
+        if twice := [file for file in files if files.count(file) > 1]:
+            raise Misfit(f"two stages are the same file {twice[0]}")
+        if self.draft:
+            read(DraftRow, dict(self.draft), "draft")
+
+
+def _rebuild(rows: Mapping[str, Any]) -> str:
+    """The command that makes a bundle again, as its manifest has it, where that can be shown."""
+    said = rows.get("rebuild")
+    fine = isinstance(said, str) and said.startswith("graftline optimize ") and len(said) < 2000
+    return str(said) if fine and str(said).isprintable() else REBUILD
 
 
 def tool_versions() -> dict[str, str]:
@@ -112,33 +203,3 @@ def tool_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _pass_row(row: dict[str, Any]) -> PassRow:
-    return replace(PassRow(**row), added=tuple(row["added"]))
-
-
-def _law_row(row: dict[str, Any]) -> LawRow:
-    if row["status"] not in get_args(Status):
-        raise TypeError(f"a law has the status {row['status']!r}")
-    return LawRow(**row)
-
-
-def _read(rows: dict[str, Any]) -> Manifest:
-    known = {f.name for f in fields(Manifest)}
-    values = {key: value for key, value in rows.items() if key != "schema"}
-    if strange := sorted(values.keys() - known):
-        raise BundleError(f"manifest.json has unknown fields {', '.join(strange)}; {REBUILD}")
-    try:
-        values["facts"] = Facts(**values["facts"])
-        values["ports"] = {k: ports_from_json(v) for k, v in values["ports"].items()}
-        values["passes"] = tuple(_pass_row(r) for r in values["passes"])
-        values["laws"] = tuple(_law_row(r) for r in values["laws"])
-        values["assumptions"] = assumptions_from_json(values.get("assumptions", []))
-        values["files"] = {str(k): FileEntry(**v) for k, v in values["files"].items()}
-        values["tokenizer"] = tuple(values["tokenizer"])
-        if values["exactness"] is not None:
-            values["exactness"] = Exactness(**values["exactness"])
-        return Manifest(**values)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise BundleError(f"manifest.json cannot be read ({error}); rebuild: {REBUILD}") from error

@@ -1,10 +1,55 @@
-"""Small questions about tensors that several rooms ask."""
+"""Tensors that know what they are made of, so that a bundle can store the source in their place."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 
 
 def static_shape(tensor: ir.TensorProtocol) -> ir.Shape:
     """The shape of a tensor, all of whose sizes are known."""
     return ir.Shape([d for d in tensor.shape if isinstance(d, int)])
+
+
+class Widened(ir.LazyTensor):
+    """A bf16 or fp16 tensor in a type that holds all its numbers, converted when it is read.
+
+    `narrow` is the tensor as it lies in its file.
+    """
+
+    __slots__ = ("narrow",)
+
+    def __init__(self, narrow: ir.ExternalTensor, dtype: ir.DataType, name: str) -> None:
+        super().__init__(self._read, dtype=dtype, shape=static_shape(narrow), name=name)
+        self.narrow = narrow
+
+    def _read(self) -> ir.TensorProtocol:
+        return ir.Tensor(unmapped(self.narrow).astype(self.dtype.numpy()), name=self.name)
+
+
+class Stacked(ir.LazyTensor):
+    """Tensors of one dtype below one another (along the first axis), joined when it is read."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: Sequence[ir.TensorProtocol], name: str) -> None:
+        first = parts[0].shape.numpy()
+        rows = sum(part.shape.numpy()[0] for part in parts)
+        shape = ir.Shape([rows, *first[1:]])
+        super().__init__(self._read, dtype=parts[0].dtype, shape=shape, name=name)
+        self.parts = tuple(parts)
+
+    def _read(self) -> ir.TensorProtocol:
+        arrays = [part.numpy() for part in self.parts]
+        return ir.Tensor(np.concatenate(arrays), dtype=self.dtype, name=self.name)
+
+
+def unmapped(tensor: ir.ExternalTensor) -> np.ndarray:
+    """The numbers of a tensor in a file, by a mapping of its own, which goes with the array."""
+    own = ir.ExternalTensor(
+        tensor.path, tensor.offset, tensor.length, tensor.dtype,
+        shape=static_shape(tensor), name=tensor.name,
+    )  # fmt: skip
+    return own.numpy()

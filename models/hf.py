@@ -83,7 +83,8 @@ class HfCheckpoint:
         if built.first:
             write_assumptions(built.graph, [NO_PADDING_ID])
         own = transformers_model(self.path, built.parameters)
-        return Host("decoder", built.graph, facts, tokenizer, generation(self.path), source, own)
+        defaults, states = generation(self.path), source.states()
+        return Host("decoder", built.graph, facts, tokenizer, defaults, source, own, states)
 
 
 @dataclass(frozen=True)

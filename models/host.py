@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import onnx_ir as ir
 
+from graftline.folder import FileState
 from graftline.models.reference import OwnModel
 from graftline.models.weights import WeightSource
 from graftline.ports import Facts
@@ -34,6 +35,8 @@ class Host:
     generation: dict[str, Any] = field(default_factory=dict[str, Any])
     weights: WeightSource = field(default_factory=lambda: WeightSource({}))
     own: OwnModel | Path | None = None
+    states: Mapping[Path, FileState] = field(default_factory=dict[Path, FileState])
+    """The files that the graph's weights lie in, as they were when the graph was made."""
 
 
 class Checkpoint(Protocol):

@@ -12,6 +12,7 @@ import onnx_ir.passes.common as common
 
 from graftline.contrib_ops import MICROSOFT
 from graftline.errors import CheckpointError
+from graftline.folder import file_state
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.hf import generation, tokenizer_files
 from graftline.models.host import Host, Watch, silent
@@ -34,9 +35,11 @@ class OnnxCheckpoint:
         """Read the graph as it is; `full_export` changes nothing."""
         tell = watch or silent
         tell(f"reading {self.path.name}")
+        states = {self.path: file_state(self.path)}
         proto = self._proto()
         for tensor in _external(proto):
-            self._check_external(tensor)
+            file = self._check_external(tensor)
+            states.setdefault(file, file_state(file))
         self._check_graph(proto)
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, self.path.parent)
@@ -46,7 +49,9 @@ class OnnxCheckpoint:
         facts = replace(facts, mask_token=mask_token(folder))
         write_facts(model, facts)
         files = tokenizer_files(folder)
-        return Host("decoder", model, facts, files, generation(folder), own=self.path)
+        held = {file: state for file, state in states.items() if state is not None}
+        defaults = generation(folder)
+        return Host("decoder", model, facts, files, defaults, own=self.path, states=held)
 
     def _proto(self) -> onnx.ModelProto:
         try:
@@ -59,7 +64,8 @@ class OnnxCheckpoint:
             raise CheckpointError(f"{self.path}: an empty graph; export it again")
         return proto
 
-    def _check_external(self, tensor: onnx.TensorProto) -> None:
+    def _check_external(self, tensor: onnx.TensorProto) -> Path:
+        """The file that a tensor lies in. Raises CheckpointError where it cannot lie there."""
         entry = {row.key: row.value for row in tensor.external_data}
         location = entry.get("location", "")
         parts = PureWindowsPath(location).parts
@@ -80,6 +86,7 @@ class OnnxCheckpoint:
                 f"{self.path}: {location} is truncated ({file.stat().st_size} bytes, tensor "
                 f"'{tensor.name}' ends at {offset + length}); copy it again"
             )
+        return file
 
     def _check_graph(self, proto: onnx.ModelProto) -> None:
         """The structural check of onnx, with external weights stood in for by inputs."""

@@ -68,7 +68,8 @@ class Pt2Checkpoint:
         write_facts(exported.model, facts)
         files, defaults = tokenizer_files(beside), generation(beside)
         own = program_model(self._load)
-        return Host("decoder", exported.model, facts, files, defaults, source, own)
+        states = source.states()
+        return Host("decoder", exported.model, facts, files, defaults, source, own, states)
 
     def _load(self) -> Any:
         import torch

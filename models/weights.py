@@ -10,13 +10,15 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from graftline.errors import CheckpointError
+from graftline.folder import FileState, file_state
+from graftline.tensors import Widened
 
 HEADER_LIMIT = 100_000_000
 """Largest header the safetensors format allows, in bytes."""
@@ -47,6 +49,8 @@ class Stored:
     shape: tuple[int, ...]
     offset: int
     length: int
+    state: FileState | None = None
+    """The file's, when its header was read."""
 
     def external(self, name: str) -> ir.ExternalTensor:
         """This tensor, unread, as external data named `name`.
@@ -124,11 +128,22 @@ class WeightSource:
                 f"checkpoint: tensor '{key}' in {found.file.name} is {found.dtype.name} but the "
                 f"graph needs {dtype.name}; de-quantize the checkpoint first"
             )
+        if _holds(dtype, found.dtype):
+            return Widened(found.external(found.name), dtype, name)
         return _cast(found, name, dtype)
 
     def files(self) -> list[Path]:
         """The files that hold tensors, sorted."""
         return sorted({s.file for s in self.stored.values()})
+
+    def states(self) -> dict[Path, FileState]:
+        """The files as they were when their headers were read."""
+        return {s.file: s.state for s in self.stored.values() if s.state is not None}
+
+
+def _holds(wide: ir.DataType, narrow: ir.DataType) -> bool:
+    """Whether every number of one type of floats is one of the other."""
+    return wide == ir.DataType.FLOAT and narrow in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def _cast(found: Stored, name: str, dtype: ir.DataType) -> ir.LazyTensor:
@@ -161,9 +176,11 @@ def read_header(file: Path) -> list[Stored]:
     real = file.resolve()
     if not real.is_file():
         raise CheckpointError(f"{file}: no such file; download the missing shard")
+    state = file_state(real)
     size = real.stat().st_size
     rows, start = _header(file, real, size)
-    entries = [_stored(file, real, name, row, start) for name, row in rows.items()]
+    found = [_stored(file, real, name, row, start) for name, row in rows.items()]
+    entries = [replace(entry, state=state) for entry in found]
     end = max((e.offset + e.length for e in entries), default=start)
     if end != size:
         what = "truncated" if end > size else "longer than its header says"

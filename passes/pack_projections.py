@@ -13,6 +13,7 @@ from graftline.passes.anchors import block_of
 from graftline.passes.emit import Emit, drop_unused, free_name
 from graftline.passes.graft import BLOCK, Graft
 from graftline.passes.weights import Matrix, constant, lazy, matrix, tensor_of
+from graftline.tensors import Stacked
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,13 @@ def _pack(graph: ir.Graph, rows: ir.Value, members: list[Projection], by: str) -
     first = members[0]
     emit = Emit(graph, by, first.node, block=first.node.metadata_props.get(BLOCK))
     widths = [m.matrix.shape[1] for m in members]
-    into = members[0].matrix.shape[0]
     name = free_name(graph, f"packed.{first.matrix.stored.name}")
-    dtype = tensor_of(first.matrix.stored).dtype
-    kept = [m.matrix for m in members]
-    packed = lazy(
-        lambda: np.concatenate([m.rows() for m in kept], axis=0), dtype, [sum(widths), into], name
-    )
+    packed = Stacked([_rows(m.matrix) for m in members], name)
     turned = emit.op("Transpose", [emit.initializer(name, packed)], perm=[1, 0])
     product = emit.op("MatMul", [rows, turned])
     if any(m.bias is not None for m in members):
-        product = emit.op(
-            "Add", [product, emit.initializer(f"{name}.bias", _bias(members, widths))]
-        )
+        bias = _bias(members, widths, f"{name}.bias")
+        product = emit.op("Add", [product, emit.initializer(f"{name}.bias", bias)])
     sizes = emit.const("split." + ".".join(map(str, widths)), widths, np.int64)
     split = emit.node("Split", [product, sizes], [""] * len(members), axis=-1)
     for part, member in zip(split.outputs, members, strict=True):
@@ -100,9 +95,17 @@ def _pack(graph: ir.Graph, rows: ir.Value, members: list[Projection], by: str) -
         member.output.replace_all_uses_with(part)
 
 
-def _bias(members: list[Projection], widths: list[int]) -> ir.TensorProtocol:
+def _rows(weight: Matrix) -> ir.TensorProtocol:
+    """A matrix as [out, in]: as it is stored, or transposed when it is read."""
+    stored, shape = tensor_of(weight.stored), weight.shape
+    if weight.turned:
+        return stored
+    return lazy(weight.rows, stored.dtype, shape[::-1], weight.stored.name or "")
+
+
+def _bias(members: list[Projection], widths: list[int], name: str) -> ir.TensorProtocol:
     parts = [
-        tensor_of(m.bias).numpy() if m.bias is not None else np.zeros(w, np.float32)
-        for m, w in zip(members, widths, strict=True)
+        tensor_of(m.bias) if m.bias is not None else ir.tensor(np.zeros(width, np.float32))
+        for m, width in zip(members, widths, strict=True)
     ]
-    return ir.tensor(np.concatenate(parts))
+    return Stacked(parts, name)

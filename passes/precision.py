@@ -15,6 +15,7 @@ from graftline.passes.emit import Emit
 from graftline.passes.graft import ROLE
 from graftline.passes.weights import constant, lazy, tensor_of
 from graftline.ports import read_facts, read_ports, write_facts, write_ports
+from graftline.tensors import Widened
 
 CACHES = ("cache.key", "cache.value")
 PRECISIONS = {
@@ -137,7 +138,9 @@ class Precision:
         rounded: ir.TensorProtocol = lazy(
             lambda: _rounded(tensor, self.low, name), self.low, shape, name
         )
-        if tensor.nbytes < SMALL:  # others look into these; what is wrong with one is told here
+        if isinstance(tensor, Widened) and tensor.narrow.dtype == self.low:
+            rounded = tensor.narrow  # the checkpoint's own numbers
+        elif tensor.nbytes < SMALL:  # others look into these; what is wrong with one is told here
             rounded = ir.tensor(_rounded(tensor, self.low, name), name=name)
         if len(readers) == 1:
             value.const_value, value.type = rounded, ir.TensorType(self.low)

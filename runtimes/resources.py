@@ -19,7 +19,8 @@ REMEDIES = {
     "recipe's option mask",
     "corpus": "give texts to retrieve from: --corpus FILE_OR_FOLDER (load(..., corpus=...))",
     "tokenizer": "rebuild the bundle from a checkpoint that has a tokenizer",
-    "embedding": "this bundle's token embedding was not found; rebuild it from its checkpoint",
+    "embedding": "this bundle's token embedding was not found; use the bundle that it was packed "
+    "from, or rebuild it from its checkpoint",
     "judge head": "learn one: graftline tune OUT --recipes judge-decoding --prompts FILE.jsonl, or "
     "name a file of JudgeHead.save in the recipe: rule_options head=FILE",
     "tuned": "measure this machine and your prompts first: graftline tune OUT --prompts FILE.jsonl",

@@ -148,20 +148,24 @@ def agreement(draft: OrtSession, target: OrtSession, text: Sequence[int]) -> flo
 
 
 def embedding_of(bundle: Bundle) -> Callable[[], Floats]:
-    """Reads the target's token embedding [V, H] from the canonical graph, once.
+    """Reads the target's token embedding [V, H], once: from the engine's graph, or where that holds
+    it in another form from the canonical one.
 
-    The reader raises GraftlineError when the graph shows none.
+    The reader raises GraftlineError when no graph that is there shows one.
     """
 
     @cache
     def read() -> Floats:
-        graph = load_graph(bundle.graph("canonical")).graph
-        node = next((n for n in graph if n.metadata_props.get(ROLE) == EMBEDDING), None)
-        value = node.inputs[0] if node is not None else None
-        tensor = value.const_value if value is not None else None
-        if tensor is None or len(tensor.shape) != 2:
-            raise missing(str(bundle.path), "embedding")
-        return np.asarray(tensor.numpy(), np.float32)
+        stages = [bundle.manifest.target]
+        stages += [] if bundle.without_source() else ["canonical"]
+        for stage in stages:
+            graph = load_graph(bundle.graph(stage)).graph
+            node = next((n for n in graph if n.metadata_props.get(ROLE) == EMBEDDING), None)
+            value = node.inputs[0] if node is not None else None
+            tensor = value.const_value if value is not None else None
+            if tensor is not None and len(tensor.shape) == 2 and tensor.dtype.is_floating_point():
+                return np.asarray(tensor.numpy(), np.float32)
+        raise missing(str(bundle.path), "embedding")
 
     return read
 

@@ -172,7 +172,7 @@ def _explained(bundle: Bundle, engine: Engine, where: Difference, raw: bool) -> 
     """How far apart the unmodified export holds its two best tokens where the answers part."""
     told = f"{where.recipe}, question {where.question}: leaves plain at token {len(where.common)}"
     told += f" ({where.plain} against {where.other})"
-    if "export" not in bundle.manifest.graphs:
+    if bundle.without_source():
         return told
     import numpy as np
 

@@ -239,7 +239,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == []
 
 
-def test_weights_are_linked_or_else_copied_and_told(
+def test_a_checkpoint_file_is_linked_or_else_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "model.safetensors"
@@ -251,18 +251,16 @@ def test_weights_are_linked_or_else_copied_and_told(
 
     with BundleWriter(tmp_path / "out", lines.append) as writer:
         writer.path("graphs/canonical.onnx").write_bytes(b"graph")
-        linked = writer.link_or_copy(source, "weights/a")
-        copied = writer.link_or_copy(source, "weights/b", "copy")
-        assert linked.samefile(source)
-        assert not copied.samefile(source)
+        assert writer.link(source, "weights/a")
+        assert writer.path("weights/a").samefile(source)
         assert not lines
+        with pytest.raises(BundleError, match="cannot link"):
+            writer.link(tmp_path / "absent", "weights/d")
         monkeypatch.setattr(os, "link", cross_device)
-        assert not writer.link_or_copy(source, "weights/c").samefile(source)
-        assert "copying it" in lines[0]
-        with pytest.raises(BundleError, match="cannot copy"):
-            writer.link_or_copy(tmp_path / "absent", "weights/d", "copy")
+        assert not writer.link(source, "weights/c")
+        assert "cannot be linked (Invalid cross-device link), copying" in lines[0]
         writer.finish(manifest())
-    assert Bundle.open(tmp_path / "out").file("weights/c").read_bytes() == b"w"
+    assert Bundle.open(tmp_path / "out").file("weights/a").read_bytes() == b"w"
 
 
 def test_costs_are_kept_outside_the_manifest_and_survive_nothing_bad(bundle: Bundle) -> None:

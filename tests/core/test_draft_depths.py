@@ -89,7 +89,7 @@ def test_depths_are_graphs_over_the_drafts_one_weight_file(bundle: Bundle) -> No
     assert draft.manifest.extra["depths"].keys() == {"depth-1", "depth-3"}
     assert bundle.manifest.rebuild.endswith("--draft-depths 1,3")
     weights = {name for name in draft.manifest.files if name.endswith(".weights")}
-    assert weights == {"shared.weights", "ort-cpu.weights"}
+    assert weights == {"engine.weights", "source/source.weights"}
 
     def places(stage: str) -> set[tuple[int | None, int | None]]:
         weights = load_graph(draft.graph(stage)).graph.initializers.values()

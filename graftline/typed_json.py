@@ -1,0 +1,122 @@
+"""Values read from JSON that others may have written: every one of the type that is declared.
+
+Knows dataclasses, Mapping[str, X], tuple[X, ...], Literal, X | None, str, int, float, bool, and Any
+for JSON of whatever form.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+DEEPEST = 16
+"""Objects and lists within one another."""
+LONGEST = 16 << 20
+"""Bytes of a whole text."""
+CONTROL = {chr(code) for code in (*range(32), 127)} - set("\n\t")
+"""What a terminal would obey in place of showing it."""
+
+
+class Misfit(ValueError):
+    """A value that is not of its type: where it is, and what it should be."""
+
+
+def parse(text: str, largest: int = LONGEST) -> dict[str, Any]:
+    """The object that a JSON text holds. Raises Misfit for a text that is too long, nested too
+    deep, or no object."""
+    if len(text) > largest:
+        raise Misfit(f"{len(text):,} characters, at most {largest:,} are read")
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise Misfit(f"nested deeper than {DEEPEST}") from error
+    except ValueError as error:
+        raise Misfit(f"not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Misfit(f"{_shown(found)}, not an object")
+    _check_depth(found)
+    return cast("dict[str, Any]", found)
+
+
+def _check_depth(value: object) -> None:
+    """Level by level, so that no text is deep enough to exhaust the stack."""
+    level: list[Any] = [value]
+    for _ in range(DEEPEST + 1):
+        children = [list(v.values()) if isinstance(v, dict) else v for v in level]
+        level = [c for v in children if isinstance(v, list) for c in cast("list[Any]", v)]
+        if not level:
+            return
+    raise Misfit(f"nested deeper than {DEEPEST}")
+
+
+def read(kind: Any, value: Any, where: str = "") -> Any:
+    """`value` as `kind`, lists as tuples. Raises Misfit."""
+    if is_dataclass(kind):
+        return _object(kind, value, where)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        if not isinstance(value, str) or value not in inner:
+            raise Misfit(f"{where} is {_shown(value)}, not one of {', '.join(map(str, inner))}")
+        return value
+    if origin is types.UnionType:
+        return _one_of(inner, value, where)
+    if origin is tuple:
+        rows = _checked(list, value, where)
+        return tuple(read(inner[0], row, f"{where}[{i}]") for i, row in enumerate(rows))
+    if origin is Mapping:
+        rows = _checked(dict, value, where)
+        return {_checked(str, k, where): read(inner[1], v, f"{where}.{k}") for k, v in rows.items()}
+    return value if kind is Any else _checked(kind, value, where)
+
+
+def _object(kind: Any, value: Any, where: str) -> Any:
+    rows: dict[str, Any] = _checked(dict, value, where)
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}
+    if strange := sorted(map(str, rows.keys() - known)):
+        raise Misfit(f"unknown fields {', '.join(strange)}" + (f" in {where}" if where else ""))
+    if lost := [name for name, row in known.items() if name not in rows and _needed(row)]:
+        raise Misfit(f"{_at(where, lost[0])} is missing")
+    return kind(**{name: read(hints[name], rows[name], _at(where, name)) for name in rows})
+
+
+def _needed(row: Field[Any]) -> bool:
+    return row.default is MISSING and row.default_factory is MISSING
+
+
+def _at(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    rest = [kind for kind in kinds if kind is not type(None)]
+    for kind in rest[:-1]:
+        if isinstance(kind, type) and type(value) is kind:
+            return _checked(kind, value, where)
+    return read(rest[-1], value, where)
+
+
+NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false",
+         list: "a list", dict: "an object"}  # fmt: skip
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    """A plain value, of exactly this type; a whole number stands for a number too."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise Misfit(f"{where or 'it'} is {_shown(value)}, not {NAMES[kind]}")
+    if kind is str and not CONTROL.isdisjoint(value):
+        raise Misfit(f"{where} holds a control character")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value in an error message: short, and one line."""
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 40 else f"{text[:37]}..."
