@@ -10,13 +10,16 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from weakref import finalize
 
 from graftline.errors import BundleError
 from graftline.folder import (
     SOURCE,
     FileState,
+    check_unchanged,
     digest,
     file_state,
     files_in,
@@ -46,7 +49,7 @@ class BundleWriter:
     def __init__(self, out: str | Path, watch: Watch | None = None) -> None:
         self.out = Path(os.path.abspath(out))
         self._watch = watch or _silent
-        self._finished = False
+        self._finished = self._published = False
         self.created = ""
         self._states: dict[Path, FileState] = {}
         self._digests: dict[FileState, str] = {}
@@ -54,8 +57,9 @@ class BundleWriter:
 
     def _place(self, root: Path, around: Sequence[WeightFile]) -> None:
         self.root = root
-        self.engine = WeightFile(root, ENGINE_WEIGHTS, self.need, around)
-        self.source = WeightFile(root, SOURCE_WEIGHTS, self.need, (self.engine, *around), True)
+        need = partial(_need, root, self.out)
+        self.engine = WeightFile(root, ENGINE_WEIGHTS, need, around)
+        self.source = WeightFile(root, SOURCE_WEIGHTS, need, (self.engine, *around), True)
 
     def nested(self, rel: str) -> BundleWriter:
         """A writer of a bundle inside this one, published with it: finish it first, and that is
@@ -70,33 +74,21 @@ class BundleWriter:
     def expect(self, states: Mapping[Path, FileState]) -> None:
         """Refuse to link or to finish when one of these files is no longer what it was."""
         self._states.update(states)
-        self._check_unchanged()
-
-    def _check_unchanged(self) -> None:
-        for path, state in self._states.items():
-            if file_state(path) != state:
-                raise BundleError(
-                    f"{path} was replaced or changed while it was read; nothing was written, run "
-                    "the command again"
-                )
+        check_unchanged(self._states)
 
     def __enter__(self) -> BundleWriter:
-        made = False
         try:
             with uninterrupted():
                 _sweep(self.out)
                 self.check_target()
                 self.out.parent.mkdir(parents=True, exist_ok=True)
                 self.root.mkdir()
-                made = True
+                # an interrupt before __exit__ has begun goes past it, but not past this
+                self._clear = finalize(self, shutil.rmtree, self.root, True)
         except FileExistsError as error:
             raise BundleError(f"{self.root} is in the way; remove it and try again") from error
         except OSError as error:
             raise BundleError(f"cannot write {self.out}: {error.strerror or error}") from error
-        except KeyboardInterrupt:
-            if made:
-                self.root.rmdir()
-            raise
         return self
 
     def path(self, rel: str) -> Path:
@@ -107,12 +99,7 @@ class BundleWriter:
 
     def need(self, size: int) -> None:
         """Raise BundleError when the disk cannot take `size` more bytes."""
-        free = shutil.disk_usage(self.root).free
-        if free < size + SPARE:
-            raise BundleError(
-                f"cannot write {self.out}: {_mib(size)} needed, {_mib(free)} free on its disk; "
-                "free some space or choose another -o"
-            )
+        _need(self.root, self.out, size)
 
     def write_text(self, rel: str, text: str) -> Path:
         """Write a small text file (UTF-8)."""
@@ -133,23 +120,24 @@ class BundleWriter:
                 f"{source.name}: cannot be linked ({error.strerror}), copying what is needed of it"
             )
             return False
-        self._check_unchanged()
+        check_unchanged(self._states)
         return True
 
     def finish(self, manifest: Manifest) -> Manifest:
         """Hash every file and write the manifest; the last call of the block."""
-        self._check_unchanged()
+        check_unchanged(self._states)
         files = {
             p.relative_to(self.root).as_posix(): FileEntry(self._digest(p), p.stat().st_size)
             for p in files_in(self.root)
         }
-        self._check_unchanged()
+        check_unchanged(self._states)
         if lost := [rel for rel in manifest.graphs.values() if rel not in files]:
             raise BundleError(f"{self.out}: graph {lost[0]} was never written")
         made = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = replace(manifest, files=files, created=manifest.created or made)
         self.created = manifest.created
         text = manifest.to_json()
+        Manifest.from_json(text)  # what cannot be read is not published
         self.write_text(MANIFEST, text)
         self.write_text(SEAL, f"{hashlib.sha256(text.encode()).hexdigest()}  {MANIFEST}\n")
         self._finished = True
@@ -169,34 +157,39 @@ class BundleWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with uninterrupted() as held:
-            try:
-                if kind is None and not self._finished:
-                    raise BundleError(
-                        f"{self.out}: the bundle was not finished; nothing was written"
-                    )
-                if kind is None:
-                    self._publish(held)
-            except OSError as failure:
-                raise BundleError(f"cannot write {self.out}: {failure.strerror}") from failure
-            finally:
-                shutil.rmtree(self.root, ignore_errors=True)
+        try:
+            with uninterrupted() as held:
+                self._close(kind is None, held)
+        except KeyboardInterrupt:
+            told = (f"{self.out} was written",) if self._published else ()
+            raise KeyboardInterrupt(*told) from None
         if isinstance(error, OSError) and error.errno in FULL:
             raise BundleError(
                 f"cannot write {self.out}: the disk is full; free some space or choose another -o"
             ) from error
 
+    def _close(self, good: bool, held: list[int]) -> None:
+        """Publish what was finished, clear away what was not."""
+        try:
+            if good and not self._finished:
+                raise BundleError(f"{self.out}: the bundle was not finished; nothing was written")
+            if good:
+                self._publish(held)
+        except OSError as failure:
+            raise BundleError(f"cannot write {self.out}: {failure.strerror}") from failure
+        finally:
+            self._clear()
+
     def _publish(self, held: list[int]) -> None:
-        """Bring all to the disk and put it in place. Raises KeyboardInterrupt when one came: before
-        the older bundle was touched, or after all was written, and then says so."""
+        """Bring all to the disk and put it in place. Raises KeyboardInterrupt when one came before
+        the older bundle was touched."""
         files = files_in(self.root)
         for path in [*files, *{p.parent for p in files} | {self.root}]:
             fsync(path)
             if held:
                 raise KeyboardInterrupt
         self.put_in_place(held)
-        if held:
-            raise KeyboardInterrupt(f"{self.out} was written")
+        self._published = True
 
     def check_target(self) -> None:
         """Raise BundleError where `out` must not be written over."""
@@ -250,6 +243,15 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _need(root: Path, out: Path, size: int) -> None:
+    free = shutil.disk_usage(root).free
+    if free < size + SPARE:
+        raise BundleError(
+            f"cannot write {out}: {_mib(size)} needed, {_mib(free)} free on its disk; "
+            "free some space or choose another -o"
+        )
 
 
 def _silent(line: str) -> None:

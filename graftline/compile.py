@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from graftline.assemble import write_bundle
 from graftline.bundle import DRAFT, Bundle
 from graftline.bundle_writer import BundleWriter, check_target
 from graftline.compiled import Watch, compile_plan
 from graftline.draft import check_vocabulary
+from graftline.folder import reading
 from graftline.plan import Plan
+
+if TYPE_CHECKING:
+    from graftline.models.host import Host
 
 
 def optimize(
@@ -62,8 +66,22 @@ def optimize(
         if note := check_vocabulary(*files, sizes, str(source.checkpoint), mask):
             say(note)
     plan.check_draft(other.facts)
-    made = compile_plan(host.model, plan, say)
-    rebuild = plan.command(checkpoint, out, engine)
+    with reading({**host.states, **other.states}):
+        _write(host, other, plan, out, plan.command(checkpoint, out, engine), weights, say)
+    return Bundle.open(out, verify=False)
+
+
+def _write(
+    host: Host,
+    other: Host,
+    plan: Plan,
+    out: str | Path,
+    rebuild: str,
+    weights: Literal["link", "copy"],
+    say: Watch,
+) -> None:
+    """Compile, prove and write the bundle, and the draft engine made of `other` inside it."""
+    made, source = compile_plan(host.model, plan, say), plan.source
     with BundleWriter(out, watch=say) as writer:
         manifest = write_bundle(writer, host, plan, made, weights, say)
         if source is not None:
@@ -73,10 +91,9 @@ def optimize(
             nested = write_bundle(inner, other, drafting, cuts, weights, say)
             inner.finish(replace(nested, name=DRAFT, rebuild=rebuild))
             same = source.checkpoint is None
-            manifest = replace(manifest, draft={"source": draft, "same_weights": same})
+            manifest = replace(manifest, draft={"source": plan.draft, "same_weights": same})
         say("hashing and closing the bundle")
         writer.finish(replace(manifest, rebuild=rebuild))
-    return Bundle.open(out, verify=False)
 
 
 def _silent(line: str) -> None:

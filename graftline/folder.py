@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -37,6 +37,26 @@ def file_state(path: Path) -> FileState | None:
     except OSError:
         return None
     return FileState(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def check_unchanged(states: Mapping[Path, FileState]) -> None:
+    """Raise BundleError for a file that is no longer what it was."""
+    for path, state in states.items():
+        if file_state(path) != state:
+            raise BundleError(
+                f"{path} was replaced or changed while it was read; nothing was written, run the "
+                "command again"
+            )
+
+
+@contextmanager
+def reading(states: Mapping[Path, FileState]) -> Generator[None]:
+    """Whatever fails in this block because a file changed meanwhile says that it did."""
+    try:
+        yield
+    except Exception:
+        check_unchanged(states)
+        raise
 
 
 def of_source(rel: str) -> bool:

@@ -150,10 +150,8 @@ class Manifest:
         try:
             rows = parse(text)
             if (found := rows.pop("schema", None)) != SCHEMA:
-                raise BundleError(
-                    f"{MANIFEST} has schema {str(found)[:20]!r}, this graftline reads {SCHEMA}; "
-                    f"rebuild: {_rebuild(rows)}"
-                )
+                told = f"{json.dumps(found)[:20]}, this graftline reads {SCHEMA}"
+                raise BundleError(f"{MANIFEST} has schema {told}; rebuild: {_rebuild(rows)}")
             manifest: Manifest = read(cls, rows)
             manifest.check_parts()
         except Misfit as error:

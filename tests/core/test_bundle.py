@@ -7,8 +7,12 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import sys
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -17,6 +21,7 @@ from graftline.errors import BundleError
 from graftline.manifest import Exactness, LawRow, Manifest, PassRow
 from graftline.ports import Facts, Port
 
+TraceFunction = Callable[[FrameType, str, object], object]
 FACTS = Facts("decoder", 100, 8, 2, 2, 1, 4, 64)
 PORTS = (
     Port("tokens", "tokens", "in", "int64", ("B", "N")),
@@ -120,22 +125,97 @@ def test_a_link_that_leaves_the_folder_is_refused(bundle: Bundle) -> None:
         Bundle.open(bundle.path)
 
 
+def nested(levels: int) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for _ in range(levels):
+        found = {"a": found}
+    return found
+
+
+ENGINE = {
+    "file": "e", "graph": "nowhere", "target": "t", "library": "l", "profiles": {}, "options": {},
+    "size": 1, "seconds": 1.0, "peak_memory": 0,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 1}, "schema 1"),
+        ({"schema": 2}, "schema 2, this graftline reads 3; rebuild: graftline optimize toy -o toy"),
+        ({"schema": "3"}, 'schema "3"'),
+        ({"schema": 2, "rebuild": "rm -rf /"}, "rebuild: graftline optimize CHECKPOINT -o OUT"),
         ({"colour": "red"}, "unknown fields colour"),
-        ({"facts": {"kind": "decoder"}}, "cannot be read"),
-        ({"files": {"graphs/canonical.onnx": 3}}, "cannot be read"),
-        ({"ports": {"canonical": [{"name": "x"}]}}, "cannot be read"),
+        ({"facts": {"kind": "decoder"}}, "cannot be read .facts.vocabulary is missing"),
+        ({"files": {"graphs/canonical.onnx": 3}}, "files.graphs/canonical.onnx is 3, not an"),
+        ({"files": {"a": {"sha256": "0" * 64, "size": -1}}}, "a size or a sha256 that none can"),
+        ({"files": {"a": {"sha256": "0" * 63 + "x", "size": 1}}}, "a sha256 that none can have"),
+        ({"ports": {"canonical": [{"name": "x"}]}}, "ports.canonical.0..role is missing"),
+        ({"ports": {}}, "nothing is known of the ports of 'canonical'"),
+        ({"ports": {"canonical": [], "other": []}}, "a stage 'other', which is no graph"),
         ({"graphs": {"canonical": "elsewhere.onnx"}}, "not in the manifest"),
+        ({"graphs": {"canonical": ["a"]}}, r'graphs.canonical is \["a"\], not a text'),
+        ({"dtype": 7}, "dtype is 7, not a text"),
+        ({"dtype": "fp32\u001b[2J"}, "dtype holds a control character"),
+        ({"exactness": {"row_invariant": 1, "worst": 0}}, "row_invariant is 1, not true or false"),
+        ({"laws": [{"graft": "a", "law": "b", "status": "won", "what": ""}]}, "not one of held"),
+        ({"laws": {"a": 1}}, "laws is .*, not a list"),
+        ({"generation": nested(40)}, "nested deeper than 16"),
+        ({"extra": {"depths": {"depth-1": {"blocks": "1", "pipeline": ""}}}}, "blocks is \"1\""),
+        ({"extra": {"depths": {"gone": {"blocks": 1, "pipeline": ""}}}}, "stage 'gone', which is"),
+        ({"extra": {"fused": {"pipeline": ""}}}, "extra names a stage 'fused'"),
+        ({"extra": {"engine": ENGINE}}, "extra.engine names a stage 'nowhere'"),
+        ({"draft": {"source": "int4", "same_weights": "no"}}, "draft.same_weights is \"no\""),
     ],
 )
 def test_a_strange_manifest_is_refused(
     bundle: Bundle, change: dict[str, object], message: str
 ) -> None:
     reseal(bundle.path, change)
-    with pytest.raises(BundleError, match=message):
+    with pytest.raises(BundleError, match=message) as caught:
+        Bundle.open(bundle.path)
+    assert "\n" not in str(caught.value)
+    assert "rebuild: graftline optimize" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested deeper than 16"),
+        ('{"a":' * 100_000, "nested deeper than 16"),
+        ("[]", "an object"),
+        ('{"schema": 3', "not JSON"),
+        ('{"schema": 1' + "0" * 5000 + "}", "not JSON"),
+        (" " * (17 << 20), "17,825,792 bytes, at most 16,777,216 are read"),
+    ],
+    ids=["lists", "objects", "list", "cut", "digits", "huge"],
+)
+def test_a_text_that_is_no_manifest_is_refused(bundle: Bundle, text: str, message: str) -> None:
+    (bundle.path / "manifest.json").write_text(text)
+    seal = hashlib.sha256(text.encode()).hexdigest()
+    (bundle.path / "manifest.json.sha256").write_text(f"{seal}  manifest.json\n")
+    with pytest.raises(BundleError, match=message) as caught:
+        Bundle.open(bundle.path)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_draft_engine_that_is_the_bundle_itself_is_refused(bundle: Bundle) -> None:
+    """By a link to the folder, or by a draft in the draft: neither is followed."""
+    (bundle.path / "draft").symlink_to(".")
+    reseal(bundle.path, {"draft": {"source": "int4", "same_weights": True}})
+    with pytest.raises(BundleError, match="a draft engine has no draft of its own; rebuild"):
+        Bundle.open(bundle.path).draft()
+    (bundle.path / "draft").unlink()
+    shutil.copytree(bundle.path, bundle.path / "draft")
+    with pytest.raises(BundleError, match="a draft engine has no draft of its own; rebuild"):
+        Bundle.open(bundle.path).draft()
+
+
+def test_two_stages_that_are_one_file_are_refused(bundle: Bundle) -> None:
+    rel = "graphs/canonical.onnx"
+    ports = json.loads((bundle.path / "manifest.json").read_text())["ports"]
+    twice = {"graphs": {"canonical": rel, "ort-cpu": rel}, "ports": {**ports, "ort-cpu": []}}
+    reseal(bundle.path, twice)
+    with pytest.raises(BundleError, match="two stages are the same file"):
         Bundle.open(bundle.path)
 
 
@@ -150,6 +230,51 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, stop: type[BaseException]) 
     with pytest.raises(stop):
         interrupted()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("part", range(0, 16, 2))
+def test_ctrl_c_at_any_line_leaves_the_older_bundle_or_the_newer(tmp_path: Path, part: int) -> None:
+    """A real signal, at every other line that writing runs: never half of anything."""
+    out = tmp_path / "toy.graft"
+    lines = interrupted_write(out, None)
+    stopped = 0
+    for at in range(part, lines, 16):
+        write(out, b"older")
+        interrupted_write(out, at)
+        assert os.listdir(tmp_path) == ["toy.graft"], f"line {at}"
+        held = Bundle.open(out).file("weights/w.bin").read_bytes()
+        assert held in (b"older", b"newer"), f"line {at}"
+        stopped += held == b"older"
+    assert 5 < stopped < lines // 16
+
+
+def interrupted_write(out: Path, at: int | None) -> int:
+    """Write a newer bundle and press Ctrl-C at the line numbered `at`; how many lines ran."""
+    seen = 0
+    ours = ("bundle_writer.py", "folder.py")
+
+    def line(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
+        nonlocal seen
+        if not frame.f_code.co_filename.endswith(ours):
+            return None
+        if event == "line":
+            if seen == at:
+                signal.raise_signal(signal.SIGINT)
+            seen += 1
+        return line
+
+    told = ""
+    sys.settrace(line)
+    try:
+        write(out, b"newer")
+    except KeyboardInterrupt as stop:
+        told = str(stop)
+    finally:
+        sys.settrace(None)
+    if told:
+        assert told == f"{out} was written"
+        assert Bundle.open(out).file("weights/w.bin").read_bytes() == b"newer"
+    return seen
 
 
 def test_an_interrupt_keeps_the_older_bundle(bundle: Bundle) -> None:

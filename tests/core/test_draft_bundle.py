@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from graftline.bundle import Bundle, BundleWriter
@@ -145,23 +148,32 @@ def test_siblings_decode_pass_by_pass_in_turn_and_the_draft_of_each_reads_its_ca
     assert sum(run.result.stats.steps for run in runs if run.result) < 0.9 * 3 * 29
 
 
-@pytest.mark.parametrize("mode", ["link", "copy"])
+@pytest.mark.parametrize("links", [True, False])
 def test_weights_of_both_engines_are_stored_once(
-    tmp_path: Path, bundle: Bundle, mode: Literal["link", "copy"]
+    tmp_path: Path, bundle: Bundle, links: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(b"x" * 4096)
+    large, small = (ir.tensor(np.arange(n, dtype=np.float32)) for n in (1 << 18, 1 << 10))
+    bare = replace(bundle.manifest, graphs={}, ports={}, extra={}, files={}, draft={})
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
     with BundleWriter(tmp_path / "out") as writer:
-        writer.link_or_copy(weights, "weights/0", mode)
+        writer.engine.add(large)
         inner = writer.nested("draft")
-        inner.link_or_copy(weights, "weights/0", mode)
-        inner.finish(replace(bundle.manifest, graphs={}, files={}, draft={}))
-        writer.finish(replace(bundle.manifest, graphs={}, files={}))
+        places = [inner.engine.add(ir.tensor(t.numpy().copy())) for t in (large, small)]
+        inner.finish(bare)
+        writer.finish(bare)
     made = Bundle.open(tmp_path / "out")
-    ours, draft = made.file("weights/0"), made.file("draft/weights/0")
-    assert ours.stat().st_ino == draft.stat().st_ino
-    assert (ours.stat().st_ino == weights.stat().st_ino) == (mode == "link")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "out"]
+    first, second = (made.file(f"draft/{place.file.name}") for place in places)
+    assert second.name == "engine.weights"
+    assert first.samefile(made.file("engine.weights")) == links
+    assert first.samefile(second) != links
+    read = np.fromfile(first, np.float32, 1 << 18, offset=places[0].offset)
+    assert np.array_equal(read, large.numpy())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def no_links(source: Path, target: Path) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
 
 
 def test_the_embedding_is_the_checkpoints(bundle: Bundle) -> None:

@@ -1,0 +1,312 @@
+"""A bundle's weights exist once, and what an app ships of it runs alike, is verified, and says what
+it can no longer compare."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graftline.bundle import Bundle
+from graftline.check import check
+from graftline.compile import optimize
+from graftline.errors import BundleError, GraftlineError
+from graftline.models import checkpoint
+from graftline.pack import pack
+from graftline.runtimes.load import load
+from graftline.runtimes.surroundings import embedding_of
+from graftline.store import load_graph
+from graftline.tensors import Widened
+from tests.core.checkpoints import FileCheckpoint
+
+PROMPT = np.arange(9)
+
+
+@pytest.fixture(scope="module")
+def host(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
+) -> Iterator[Callable[[str], Path]]:
+    """Paths that `optimize` opens as a decoder in bf16 or another precision; patched after
+    `tiny_checkpoint`, because this patch ends first."""
+    folder = tmp_path_factory.mktemp("files")
+    made: dict[Path, FileCheckpoint] = {}
+    real = checkpoint.open_checkpoint
+
+    def opened(path: str | Path) -> Any:
+        return made.get(Path(path)) or real(path)
+
+    def of(dtype: str) -> Path:
+        path = folder / f"{dtype}.safetensors"
+        made.setdefault(path, FileCheckpoint(path, dtype))
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "open_checkpoint", opened)
+        yield of
+
+
+@pytest.fixture(scope="module")
+def fp32(host: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return optimize(host("BF16"), tmp_path_factory.mktemp("b") / "fp32.graft", recipe="suffix")
+
+
+@pytest.fixture(scope="module")
+def int4(host: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return optimize(host("BF16"), tmp_path_factory.mktemp("b") / "int4.graft", dtype="int4")
+
+
+def weights(bundle: Bundle) -> dict[str, int]:
+    """The files of a bundle that are weights, and their bytes."""
+    return {
+        rel: entry.size for rel, entry in bundle.manifest.files.items()
+        if rel.endswith((".weights", ".safetensors"))
+    }  # fmt: skip
+
+
+def test_an_fp32_bundle_of_bf16_weights_holds_the_engines_alone(fp32: Bundle) -> None:
+    held = weights(fp32)
+    assert held.keys() == {"engine.weights"}
+    engine = load_graph(fp32.graph("ort-cpu")).graph.initializers.values()
+    needed = {t.offset: t.nbytes for t in tensors(engine) if isinstance(t, ir.ExternalTensor)}
+    assert held["engine.weights"] <= 1.01 * sum(needed.values())
+    for stage in ("export", "canonical"):
+        assert all(not isinstance(t, Widened) for t in tensors(load_graph(fp32.graph(stage)).graph
+                   .initializers.values())), stage  # fmt: skip
+
+
+def tensors(values: Any) -> list[ir.TensorProtocol]:
+    return [v.const_value for v in values if v.const_value is not None]
+
+
+def test_an_int4_bundle_adds_its_engine_and_shares_the_checkpoint(
+    int4: Bundle, host: Callable[[str], Path]
+) -> None:
+    held = weights(int4)
+    assert held.keys() == {"engine.weights", "source/0-BF16.safetensors"}
+    assert int4.file("source/0-BF16.safetensors").samefile(host("BF16"))
+    assert check(int4.path).holds
+
+
+def test_a_copied_bundle_holds_what_the_graphs_read_and_no_more(
+    host: Callable[[str], Path], tmp_path: Path
+) -> None:
+    bundle = optimize(host("BF16"), tmp_path / "copy.graft", dtype="int4", weights="copy")
+    held = weights(bundle)
+    assert held.keys() == {"engine.weights", "source/source.weights"}
+    assert held["source/source.weights"] <= 1.05 * host("BF16").stat().st_size
+    assert bundle.file("source/source.weights").stat().st_nlink == 1
+    assert load_graph(bundle.graph("export")).graph.initializers.keys() > {"embed.weight"}
+
+
+def test_an_engine_of_the_checkpoints_precision_points_into_its_file(
+    host: Callable[[str], Path], tmp_path: Path
+) -> None:
+    bundle = optimize(host("F32"), tmp_path / "same.graft")
+    held = weights(bundle)
+    assert held.keys() == {"engine.weights", "weights/0-F32.safetensors"}
+    assert held["engine.weights"] < held["weights/0-F32.safetensors"]
+    packed = pack(bundle.path, tmp_path / "packed")
+    assert weights(Bundle.open(packed.path)).keys() == {"engine.weights"}
+    assert generated(packed.path) == generated(bundle.path)
+
+
+def generated(path: Path) -> list[int]:
+    return load(path).generate(PROMPT, max_new_tokens=12, ignore_eos=True).tokens
+
+
+def test_a_packed_bundle_runs_alike_and_holds_no_source(int4: Bundle, tmp_path: Path) -> None:
+    made = pack(int4.path, tmp_path / "app/int4")
+    packed = Bundle.open(made.path)
+    assert packed.manifest.files.keys() == {"engine.weights", "ort-cpu.onnx", "report.txt"}
+    assert made.size < 0.7 * made.before
+    assert packed.manifest.graphs.keys() == packed.manifest.ports.keys() == {"ort-cpu"}
+    assert generated(packed.path) == generated(int4.path)
+    report = packed.file("report.txt").read_text()
+    assert f"a bundle whose manifest.json has the sha256 {packed.manifest.packed}" in report
+    for row in packed.manifest.laws:
+        assert row.text in report
+    assert embedding_of(packed)().shape == (512, 128)
+
+
+def test_a_packed_bundle_is_verified_on_load(int4: Bundle, tmp_path: Path) -> None:
+    path = pack(int4.path, tmp_path / "packed").path
+    for rel in ("engine.weights", "ort-cpu.onnx", "manifest.json"):
+        whole = (path / rel).read_bytes()
+        (path / rel).write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        with pytest.raises(BundleError, match=rf"{rel} was changed.*rebuild: graftline optimize"):
+            load(path)
+        (path / rel).write_bytes(whole)
+    load(path)
+
+
+def test_check_of_a_packed_bundle_says_what_it_cannot_compare(fp32: Bundle, tmp_path: Path) -> None:
+    plain = "greedy tokens, plain, prompt of 19"
+    assert {f.what: f.status for f in check(fp32.path).findings}[plain] == "held"
+    report = check(pack(fp32.path, tmp_path / "packed").path)
+    assert report.holds
+    found = {f.what: f for f in report.findings}
+    why = "packed without the export and the checkpoint's weights"
+    left = [f for f in report.findings if f.status == "not_run"]
+    assert len(left) == 2
+    assert all(why in f.found for f in left)
+    assert "whole" in left[0].what
+    assert "reproducible" not in left[0].what, "only what was ever run"
+    assert left[1].what == plain
+    assert found["law row-invariant"].status in ("held", "measured")
+    beside = found["greedy tokens, suffix beside plain, prompt of 19"]
+    assert (beside.status, beside.found[:6]) == ("held", "all 24")
+
+
+def test_a_bundle_whose_source_was_deleted_loads_and_says_so(int4: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "moved.graft"
+    shutil.copytree(int4.path, path)
+    changed = path / "source/0-BF16.safetensors"
+    changed.write_bytes(changed.read_bytes()[:-1] + b"?")
+    assert generated(path) == generated(int4.path), "nothing that runs reads it"
+    report = check(path)
+    assert not report.holds
+    assert "source/0-BF16.safetensors was changed" in report.findings[0].found
+    shutil.rmtree(path / "source")
+    assert generated(path) == generated(int4.path)
+    told = [f for f in check(path).findings if f.status == "not_run"]
+    assert "source/0-BF16.safetensors is not here" in told[0].found
+    assert pack(path, tmp_path / "packed").size < int4.file("engine.weights").stat().st_size * 1.5
+
+
+def test_an_archive_holds_the_packed_folder_and_names_nobody(int4: Bundle, tmp_path: Path) -> None:
+    made = pack(int4.path, tmp_path / "app.tar")
+    with tarfile.open(made.path) as tar:
+        members = tar.getmembers()
+        tar.extractall(tmp_path / "there", filter="data")
+    assert members[0].name == "app/manifest.json"
+    assert {(m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, "", "", 0o644)}
+    assert generated(tmp_path / "there/app") == generated(int4.path)
+    first = made.path.read_bytes()
+    assert pack(int4.path, tmp_path / "app.tar").path.read_bytes() == first, "an older one goes"
+    with pytest.raises(BundleError, match=r"an archive; unpack it \(tar -xf .*app\.tar\)"):
+        load(made.path)
+    assert pack(tmp_path / "there/app", tmp_path / "again.tar").size == made.size
+
+
+def test_the_draft_engine_is_packed_too(host: Callable[[str], Path], tmp_path: Path) -> None:
+    bundle = optimize(
+        host("BF16"), tmp_path / "draft.graft", recipe="draft-model", draft="int4",
+        draft_depths=(1,), step="host",
+    )  # fmt: skip
+    packed = Bundle.open(pack(bundle.path, tmp_path / "packed").path)
+    inner = packed.draft()
+    assert inner is not None
+    assert inner.manifest.graphs.keys() == {"ort-cpu", "depth-1"}
+    assert inner.manifest.packed
+    assert not any("source" in rel or "export" in rel for rel in packed.manifest.files)
+    assert generated(packed.path) == generated(bundle.path)
+    assert check(packed.path).holds
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        ("app.tar.gz", "weights do not compress; choose a name that ends in .tar"),
+        ("app.tgz", "weights do not compress"),
+        ("photos", "is a folder that is not a bundle"),
+        ("photos/cat.png", "is not a folder"),
+        ("notes.tar", "is a file that pack did not make"),
+        ("folder.tar", "is not a file"),
+        ("int4.graft", "is the bundle itself or lies in it"),
+        ("int4.graft/packed", "is the bundle itself or lies in it"),
+    ],
+)
+def test_nothing_else_is_ever_written_over(
+    int4: Bundle, tmp_path: Path, out: str, told: str
+) -> None:
+    for folder in ("photos", "folder.tar"):
+        (tmp_path / folder).mkdir()
+    for file in ("photos/cat.png", "notes.tar"):
+        (tmp_path / file).write_bytes(b"mine")
+    target = int4.path.parent / out if out.startswith("int4") else tmp_path / out
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(GraftlineError, match=told):
+        pack(int4.path, target)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "photos/cat.png").read_bytes() == b"mine"
+
+
+def test_a_damaged_bundle_is_not_packed(int4: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "bad.graft"
+    shutil.copytree(int4.path, path)
+    (path / "engine.weights").write_bytes(b"x" + (path / "engine.weights").read_bytes()[1:])
+    with pytest.raises(BundleError, match=r"engine\.weights was changed"):
+        pack(path, tmp_path / "out.tar")
+    assert os.listdir(tmp_path) == ["bad.graft"]
+
+
+@pytest.mark.parametrize("name", ["app", "app.tar"])
+def test_an_interrupted_pack_leaves_nothing(
+    int4: Bundle, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def interrupted(handle: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pack(int4.path, tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_without_room_for_the_archive_leaves_the_older_one(
+    int4: Bundle, tmp_path: Path
+) -> None:
+    """The kernel refuses to let any file grow past the engine's weights: the archive does."""
+    pack(int4.path, tmp_path / "app.tar")
+    before = (tmp_path / "app.tar").read_bytes()
+    code = (
+        "import resource, sys; from graftline.pack import pack\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))\n"
+        "try: pack(*sys.argv[2:])\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    room = str(weights(int4)["engine.weights"] + 4096)
+    words = [sys.executable, "-c", code, room, str(int4.path), str(tmp_path / "app.tar")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("BundleError cannot write"), done.stdout + done.stderr
+    assert os.listdir(tmp_path) == ["app.tar"]
+    assert (tmp_path / "app.tar").read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["replaced", "written to", "removed"])
+def test_a_weight_file_that_changes_meanwhile_is_noticed(
+    host: Callable[[str], Path], tmp_path: Path, how: str
+) -> None:
+    """After the graph points into it, and again between linking it and the end."""
+    for at in ("kv-cache", "proof: the engine against"):
+        file = host("F16")
+
+        def change(line: str, at: str = at, file: Path = file) -> None:
+            if not line.startswith(at):
+                return
+            data = file.read_bytes()
+            if how == "written to":
+                file.write_bytes(data[:-1] + b"?")
+                os.utime(file, ns=(1, 1))
+                return
+            file.unlink()
+            if how == "replaced":
+                file.write_bytes(data)
+
+        told = "was replaced or changed while it was read; nothing was written, run the command"
+        with pytest.raises(BundleError, match=told):
+            optimize(file, tmp_path / "out.graft", dtype="int4", watch=change)
+        assert os.listdir(tmp_path) == []
