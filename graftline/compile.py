@@ -13,6 +13,7 @@ from graftline.bundle_writer import BundleWriter, check_target
 from graftline.compiled import Watch, compile_plan
 from graftline.draft import check_vocabulary
 from graftline.folder import reading
+from graftline.memory import give_back_memory
 from graftline.plan import Plan
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def optimize(
     """
     from graftline.models.checkpoint import open_checkpoint
 
-    say = watch or _silent
+    say = _economical(watch or _silent)
     plan = Plan.of(
         recipe, passes, target, dtype, quantizer, draft, draft_depths, engine, step
     )  # fmt: skip
@@ -94,6 +95,16 @@ def _write(
             manifest = replace(manifest, draft={"source": plan.draft, "same_weights": same})
         say("hashing and closing the bundle")
         writer.finish(replace(manifest, rebuild=rebuild))
+
+
+def _economical(say: Watch) -> Watch:
+    """Every step begins with the memory given back that the one before it has freed."""
+
+    def tell(line: str) -> None:
+        give_back_memory()
+        say(line)
+
+    return tell
 
 
 def _silent(line: str) -> None:

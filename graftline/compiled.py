@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -67,6 +68,7 @@ def compile_plan(host: ir.Model, plan: Plan, say: Watch) -> CompiledPlan:
     for blocks, text in plan.cuts:
         say(f"its first {blocks} of {read_facts(host).layers} blocks")
         cuts[blocks] = compile_graph(host, text, say)
+    gc.collect()  # graphs are cycles: those of the reduced hosts hold as much as the engine
     return CompiledPlan(target, fused, cuts)
 
 

@@ -210,16 +210,15 @@ def save_graph(model: ir.Model, path: Path, weights: WeightFile, linked: dict[Pa
     for value in list(copy.graph.initializers.values()):
         tensor, name = value.const_value, value.name or ""
         assert tensor is not None
-        if weights.widens and isinstance(tensor, Widened) and _large(tensor):
-            if (place := weights.find(tensor)) is None:
-                narrow[value], cast = _behind_cast(value, tensor)
-                source = narrow[value]
-                source.const_value = _placed(tensor.narrow, str(source.name), weights, linked)
-                casts.append(cast)
-                continue
+        if not (weights.widens and isinstance(tensor, Widened) and _large(tensor)):
+            value.const_value = _placed(tensor, name, weights, linked)
+        elif (place := weights.find(tensor)) is not None:
             value.const_value = _pointer(tensor, place, weights, name)
-            continue
-        value.const_value = _placed(tensor, name, weights, linked)
+        else:
+            source, cast = _behind_cast(value, tensor)
+            source.const_value = _placed(tensor.narrow, str(source.name), weights, linked)
+            narrow[value] = source
+            casts.append(cast)
     if casts:
         _exchange(copy.graph, narrow)
         copy.graph.insert_before(copy.graph[0], casts)
