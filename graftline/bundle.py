@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -79,6 +80,17 @@ class Bundle:
         found = (p.relative_to(self.path).as_posix() for p in files_in(self.path))
         caches = (f"{COSTS}/", f"{TUNED}/", f"{DRAFT}/{COSTS}/")
         return sorted(r for r in found if r not in known and not r.startswith(caches))
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes that the bundle adds to the disk, and bytes that it shares with other files."""
+        states = [(self.path / rel).stat() for rel in self.manifest.files if self._is_file(rel)]
+        here = Counter(state.st_ino for state in states)
+        unique = {state.st_ino: state for state in states}.values()
+        shared = sum(s.st_size for s in unique if s.st_nlink > here[s.st_ino])
+        return sum(s.st_size for s in unique) - shared, shared
+
+    def _is_file(self, rel: str) -> bool:
+        return inside(self.path, rel).is_file()
 
     def file(self, rel: str) -> Path:
         """Path of a file the manifest lists. Raises BundleError for any other."""

@@ -25,8 +25,8 @@ from graftline.folder import (
     files_in,
     fsync,
     inside,
-    uninterrupted,
 )
+from graftline.interrupts import uninterrupted
 from graftline.manifest import MANIFEST, SEAL, FileEntry, Manifest
 from graftline.store import WeightFile
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import FrameType
 
 from graftline.errors import BundleError
 
@@ -62,32 +59,6 @@ def reading(states: Mapping[Path, FileState]) -> Generator[None]:
 def of_source(rel: str) -> bool:
     """Whether a file of a bundle is only there to compare the bundle with."""
     return SOURCE in PurePosixPath(rel).parts[:-1]
-
-
-@contextmanager
-def uninterrupted() -> Generator[list[int]]:
-    """Hold Ctrl-C and a polite kill back until the block has ended; yields those that came.
-
-    In any thread but the main one nothing is interrupted in the first place.
-    """
-    held: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield held
-        return
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        held.append(number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in before:
-            signal.signal(number, hold)
-        yield held
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-    for number in held[:1]:
-        signal.raise_signal(number)
 
 
 def digest(path: Path) -> str:

@@ -48,7 +48,10 @@ def optimize(
     ] = "fp32",
     weights: Annotated[
         str,
-        typer.Option(help="link: share the checkpoint's file where possible; copy: stand alone."),
+        typer.Option(
+            help="link: share the checkpoint's files where the disk can; copy: stand alone, with a "
+            "copy of the tensors that are needed."
+        ),
     ] = "link",
     quantizer: Annotated[
         str | None, typer.Option(help="Algorithm for --dtype int8 or int4.")
@@ -138,9 +141,9 @@ def optimize(
     if json:
         screen.write_json(_jsonable(bundle.manifest.to_json()))
         return
-    total = sum(entry.size for entry in bundle.manifest.files.values())
     laws = f"laws: {summary(bundle.manifest.laws)}"
-    print(f"{out}: {bundle.manifest.facts.layers} blocks, {screen.size(total)}, {laws}")
+    size = screen.sizes(*bundle.sizes())
+    print(f"{out}: {bundle.manifest.facts.layers} blocks, {size}; {laws}")
     if "engine" in bundle.manifest.extra:
         print(f"its engine runs on {bundle.manifest.target}; see: graftline inspect {out}")
         return

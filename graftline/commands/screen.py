@@ -115,3 +115,8 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+def sizes(own: int, shared: int) -> str:
+    """What a bundle adds to a disk, and what it shares with the checkpoint there."""
+    return size(own) + (f", and {size(shared)} that are the checkpoint's own" if shared else "")

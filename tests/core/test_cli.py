@@ -17,7 +17,9 @@ from typer.testing import CliRunner, Result
 from graftline.cli import app
 from graftline.errors import GraftlineError
 
-COMMANDS = ("optimize", "run", "bench", "inspect", "check", "recipes", "passes", "doctor")
+COMMANDS = (
+    "optimize", "pack", "run", "bench", "inspect", "check", "recipes", "passes", "doctor",
+)  # fmt: skip
 
 
 def call(*args: str | Path, stdin: str = "") -> Result:
@@ -322,6 +324,41 @@ def test_bench_writes_the_published_json(tiny_bundle: Path, tmp_path: Path) -> N
     assert "overall" in result.stdout
     bad = ("bench", tiny_bundle, "--prompts", tmp_path / "q.jsonl", "--json", "nowhere/out.json")
     assert "its folder does not exist" in refused(*bad)
+
+
+def test_pack_makes_a_folder_or_an_archive_and_says_how_large(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    told = call("pack", tiny_bundle, "-o", tmp_path / "app.tar", "-q")
+    assert (told.exit_code, told.stderr) == (0, "")
+    assert "KiB of " in told.stdout
+    assert f"unpack it with: tar -xf {tmp_path / 'app.tar'}" in told.stdout
+    made = json.loads(call("pack", tiny_bundle, "-o", tmp_path / "app", "-q", "--json").stdout)
+    assert made.keys() == {"path", "size", "before"}
+    assert made["size"] < made["before"]
+    assert "packed" in call("inspect", tmp_path / "app").stdout
+    assert json.loads(call("check", tmp_path / "app", "-q", "--json").stdout)["holds"]
+    assert "not run" in call("check", tmp_path / "app", "-q").stdout
+    assert call("run", tmp_path / "app", "abc", "--max-new-tokens", "2").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("absent.graft", "-o", "x"), "absent.graft: no such bundle; make one"),
+        (("BUNDLE", "-o", "x.tar.gz"), "weights do not compress; choose a name that ends in .tar"),
+        (("BUNDLE", "-o", "BUNDLE"), "is the bundle itself or lies in it; choose another -o"),
+        (("BUNDLE",), "Missing option '-o' / '--out'"),
+    ],
+)
+def test_pack_refuses_in_one_line(tiny_bundle: Path, args: tuple[str, ...], told: str) -> None:
+    assert told in refused("pack", *(str(tiny_bundle) if a == "BUNDLE" else a for a in args), "-q")
+
+
+def test_a_packed_bundle_says_which_stages_it_has(tiny_bundle: Path, tmp_path: Path) -> None:
+    call("pack", tiny_bundle, "-o", tmp_path / "app", "-q")
+    told = refused("inspect", tmp_path / "app", "--stage", "canonical")
+    assert "no graph for 'canonical'; it was packed without its export" in told
 
 
 def test_errors_of_several_lines_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
