@@ -20,6 +20,8 @@ from graftline.plan import FRONT, Plan
 from graftline.ports import read_facts
 
 Watch = Callable[[str], None]
+COLLECTED = 256 << 20
+"""Bytes of a reduced host's weights that are worth a full garbage collection: graphs are cycles."""
 PAIR_BYTES = 2 << 30
 """Bytes of weights up to which the reduced host has two blocks where one would be of every kind."""
 
@@ -68,7 +70,6 @@ def compile_plan(host: ir.Model, plan: Plan, say: Watch) -> CompiledPlan:
     for blocks, text in plan.cuts:
         say(f"its first {blocks} of {read_facts(host).layers} blocks")
         cuts[blocks] = compile_graph(host, text, say)
-    gc.collect()  # graphs are cycles: those of the reduced hosts hold as much as the engine
     return CompiledPlan(target, fused, cuts)
 
 
@@ -105,7 +106,11 @@ def numeric_laws(canonical: ir.Model, rest: Pipeline, say: Watch) -> list[LawRow
     feed = decoder_feed(read_facts(reduced.model).vocabulary, rows=reduced.rows)
     reports = rest.within(len(reduced.blocks)).run(reduced.model, feed, watch=_told(say))
     rows = [row for report in reports for row in report.laws if row.law not in STRUCTURAL]
-    return [replace(row, what=f"{row.what}; {reduced.text}") for row in rows]
+    told, size = reduced.text, reduced.size
+    del reduced, reports
+    if size > COLLECTED:
+        gc.collect()
+    return [replace(row, what=f"{row.what}; {told}") for row in rows]
 
 
 def _told(say: Watch) -> Callable[[PassReport], None]:
