@@ -23,8 +23,8 @@ from graftline.models.config_file import (
 from graftline.models.decoder_part import decoder_part
 from graftline.models.host import Host, Watch, silent
 from graftline.models.mask_token import mask_token
+from graftline.models.own_model import transformers_model
 from graftline.models.recognise import refuse_adapter, refuse_head
-from graftline.models.reference import transformers_model
 from graftline.models.rotary_limit import check_frequencies, frozen_limit
 from graftline.models.shards import check_index, weight_files
 from graftline.models.ties import aliases, key_of, untie
@@ -57,6 +57,7 @@ class HfCheckpoint:
         refuse_head(self.path, raw, ())
         require_export()
         source, files = _weights(self.path, tell)
+        dtypes = {s.dtype for s in source.stored.values() if s.dtype.is_floating_point()}
         refuse_head(self.path, raw, source.stored)
         config, source = _decoder(self.path, raw, source, tell)
         built = build(config, full_export, tell)
@@ -82,7 +83,7 @@ class HfCheckpoint:
         write_facts(built.graph, facts)
         if built.first:
             write_assumptions(built.graph, [NO_PADDING_ID])
-        own = transformers_model(self.path, built.parameters)
+        own = transformers_model(self.path, dtypes, built.parameters)
         return Host("decoder", built.graph, facts, tokenizer, generation(self.path), source, own)
 
 
