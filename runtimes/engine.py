@@ -123,8 +123,8 @@ class Engine:
         """
         if self._twin is None:
             raise RequestError(
-                "this backend keeps one set of caches; load the bundle again (bench: leave out "
-                "--abreast)"
+                "this backend has a single set of caches; load the bundle again (bench: leave out "
+                "--interleaved)"
             )
         session, resources = self._twin()
         return Engine(

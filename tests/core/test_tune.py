@@ -158,7 +158,7 @@ def test_a_judge_head_is_learned_kept_and_used(
     optimize(tiny_checkpoint, bundle, recipe="judge-decoding")
     give_costs(bundle, per_row=0.01)
     asked: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True, "recipe": "judge-decoding"}
-    with pytest.raises(GraftlineError, match="graftline tune OUT --recipes judge-decoding"):
+    with pytest.raises(GraftlineError, match="graftline tune BUNDLE --recipes judge-decoding"):
         load(bundle).generate("ab ab ab", **asked)
     result = call(
         "tune", bundle, "--prompts", prompts, "--max-new-tokens", "120", "--recipes",
