@@ -225,13 +225,25 @@ class RotaryReader:
                 short = self.measures.world(1, len(at))
                 short.known[self.positions] = at[None].astype(np.int64)
                 if not np.allclose(short.value(angle), np.take(rows, at, axis=axis), atol=1e-5):
-                    raise NotApplicable(
-                        f"angles depend on other positions than their own: they change at "
-                        f"{len(at)} of {self.rows} positions; lower `cap` to where they change",
-                        [label_value(angle)],
-                    )
+                    raise self._dependent(angle, axis)
             self.angle_rows[angle] = rows
         return self.angle_rows[angle]
+
+    def _dependent(self, angle: ir.Value, axis: int) -> NotApplicable:
+        """The refusal of angles that depend on other positions than their own, with the length up
+        to which they do not, where there is one."""
+        steady, before = 0, np.empty(0)
+        for n in (n for n in lengths_around(constants_above([angle])) if n <= self.rows):
+            now = self.measures.world(1, n).value(angle)
+            shared = np.take(now, range(steady), axis=axis)
+            if steady and not np.allclose(shared, before, atol=1e-5):
+                break
+            steady, before = n, now
+        told = "angles depend on other positions than their own"
+        if 1 < steady < self.rows:
+            told += f" in texts of more than {steady} positions; to serve shorter ones, give "
+            told += f'--passes "canonicalize{{cap={steady}}}"'
+        return NotApplicable(told, [label_value(angle)])
 
     def _sizes(self, region: Region) -> tuple[int, int]:
         shape, dims = self.measures.shape(region.x), self.measures.dims(region.x) or []

@@ -130,14 +130,14 @@ def _session(engine: Engine) -> Any:
 
 def _encoded(engine: Engine, question: Question, raw: bool, limit: int) -> Ints:
     from graftline.runtimes.request import encode_prompt
+    from graftline.runtimes.session import room
 
     session = engine.session
     ids = encode_prompt(question.turns[0], engine.tokenizer, raw, session.facts.vocabulary)
     if len(ids) + limit > session.capacity:
         raise RequestError(
             f"question {question.name}: {len(ids)} prompt tokens and {limit} new ones need "
-            f"{len(ids) + limit} places, but the capacity is {session.capacity}; lower "
-            "--max-new-tokens or use a larger --capacity"
+            f"{len(ids) + limit} positions, but {room(session, 'lower --max-new-tokens')}"
         )
     return ids
 

@@ -25,7 +25,7 @@ from graftline.ports import Facts, Port, by_role
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.ort.prompt_memory import PromptMemory
 from graftline.runtimes.scores import copied, joined
-from graftline.runtimes.session import Bools, Floats, Ints, Scores, call_starts
+from graftline.runtimes.session import Bools, Floats, Ints, Scores, call_starts, room
 from graftline.runtimes.slots import mask_kinds
 
 MOST_ROWS = 64
@@ -88,8 +88,8 @@ class OrtSession:
         self.threads = threads or os.cpu_count() or 1
         self.row_invariant = False
         self.exact_rows: int | None = None
-        limit = facts.positions or 4096
-        self.capacity = min(capacity or limit, limit)
+        self.largest = facts.positions or 4096
+        self.capacity = min(capacity or self.largest, self.largest)
         self._graph = graph
         self._distances: set[str] | None = None
         self._session = self._open(company)
@@ -218,8 +218,8 @@ class OrtSession:
             raise RequestError("an empty prompt has no last token to continue")
         if self._lengths[row] + len(prompt) > self.capacity:
             raise RequestError(
-                f"{self._lengths[row] + len(prompt)} tokens do not fit a capacity of "
-                f"{self.capacity}; load with a larger capacity or shorten the prompt"
+                f"{self._lengths[row] + len(prompt)} tokens do not fit: "
+                f"{room(self, 'shorten the prompt')}"
             )
         memory = self._prompts if self._lengths[row] == 0 else None
         if memory is not None and (known := memory.recall(prompt, self._blocks, row)) is not None:

@@ -122,10 +122,10 @@ def test_a_bundle_of_chains_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "options", "message"),
     [
-        ([], {}, "0 branches need"),
+        ([], {}, "takes at least one branch"),
         ([[1], []], {}, "has no tokens"),
         ([[1], [99]], {}, "token id 99"),
-        ([[1]] * 5, {"max_new_tokens": 100}, "5 branches need 511 places.*capacity is 510"),
+        ([[1]] * 5, {"max_new_tokens": 100}, "5 branches need 511 positions.*capacity is 510"),
         ([[1]], {"recipe": "suffix"}, "branches takes no recipe"),
         (["text"], {}, "no tokenizer"),
     ],

@@ -53,7 +53,7 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
         ("Hi", {"max_new_tokens": -5}, "use at least 1"),
         ("Hi", {"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
         ("Hi", {"max_new_tokens": True}, "max_new_tokens is True"),
-        ("Hi", {"max_new_tokens": 400}, "need 431 places, but the capacity is 400"),
+        ("Hi", {"max_new_tokens": 400}, "431 positions, but the capacity is 400, the most that"),
         ([1] * 273, {}, "273 prompt tokens and 128 new ones need 401"),
         ("Hi", {"temperature": -1}, "temperature is -1"),
         ("Hi", {"temperature": float("nan")}, "temperature is nan"),

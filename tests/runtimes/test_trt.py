@@ -154,7 +154,8 @@ def test_generates_what_ort_generates(name: str, dtype: str, tmp_path: Path) -> 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     p = pair(tmp_path)
     assert p.trt.capacity == SLOTS - 8
-    with pytest.raises(RequestError, match=r"89 tokens do not fit a capacity of 88; .* capacity="):
+    told = r"89 tokens do not fit: the capacity is 88, the most .* shorten the prompt or rebuild"
+    with pytest.raises(RequestError, match=told):
         p.trt.prefill([np.zeros(89, np.int64)])
     with pytest.raises(RequestError, match="empty prompt"):
         p.trt.prefill([np.zeros(0, np.int64)])
