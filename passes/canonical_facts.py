@@ -14,7 +14,7 @@ _SIZES = ("vocabulary", "hidden", "layers", "heads", "kv_heads", "head_size")
 
 
 def settle_facts(model: ir.Model) -> None:
-    """Fill in the sizes that are 0; a size on which blocks differ stays 0."""
+    """Fill in the sizes that are 0; one on which blocks or token tables differ stays 0."""
     if FACTS_KEY not in model.metadata_props:
         return
     facts, seen = read_facts(model), _sizes(model)
@@ -49,7 +49,7 @@ def _sizes(model: ir.Model) -> dict[str, int]:
     tables = [table_shape(n.inputs[0]) for n in tokens.consumers() if n.op_type == "Gather"]
     return {
         "vocabulary": width if isinstance(width, int) else 0,
-        "hidden": next((t[1] for t in tables if t is not None and len(t) == 2), 0),
+        "hidden": _same([t[1] for t in tables if t is not None and len(t) == 2]),
         "layers": len(nodes),
         "heads": _same([_size(n.inputs[0], 1) for n in nodes]),
         "kv_heads": _same([_size(n.inputs[1], 1) for n in nodes]),
