@@ -2,8 +2,8 @@
 
 Attention over a TensorScatter cache becomes GroupQueryAttention (rotary inside, packed query, key
 and value where they come from one projection, past and present in one buffer); residual Add + norm
-becomes Skip(Simplified)LayerNormalization; MatMul by a turned weight becomes FusedMatMul, which
-reads the checkpoint's own layout. Ports do not change. A host whose heads do not fit
+becomes Skip(Simplified)LayerNormalization; MatMul by a transposed weight becomes FusedMatMul, which
+reads the checkpoint's own layout. Ports do not change. A host whose heads or caches do not fit
 GroupQueryAttention keeps its Attention nodes, which ONNX Runtime runs too.
 """
 
@@ -96,7 +96,9 @@ class _Operands:
     def of(cls, node: ir.Node) -> _Operands | None:
         """The operands when they fit GroupQueryAttention, else None."""
         query, key, value, _ = node.inputs
-        scatters = [_scatter(key), _scatter(value)]
+        assert node.graph is not None
+        index = find_input(node.graph, "write_index")
+        scatters = [_scatter(v, index) for v in (key, value)]
         if query is None or scatters[0] is None or scatters[1] is None:
             return None
         (keys, fresh_key), (values, fresh_value) = (_two(s) for s in scatters if s is not None)
@@ -123,10 +125,14 @@ def _fits_kernel(rotary: ir.Node) -> bool:
     return isinstance(columns, int) and columns % 8 == 0
 
 
-def _scatter(value: ir.Value | None) -> ir.Node | None:
-    """The TensorScatter that writes a cache, or None."""
+def _scatter(value: ir.Value | None, index: ir.Value | None) -> ir.Node | None:
+    """The TensorScatter that writes new rows of a cache from slot `index` on, which is where
+    GroupQueryAttention writes them; None for another node, index, axis or mode."""
     maker = value.producer() if value is not None else None
-    return maker if maker is not None and maker.op_type == "TensorScatter" else None
+    if maker is None or maker.op_type != "TensorScatter" or len(maker.inputs) != 3:
+        return None
+    fits = maker.inputs[2] is index and maker.attributes.get_int("axis", -2) in (2, -2)
+    return maker if fits and maker.attributes.get_string("mode", "linear") == "linear" else None
 
 
 def _two(node: ir.Node) -> tuple[ir.Value, ir.Value]:
