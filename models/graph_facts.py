@@ -6,7 +6,7 @@ import math
 
 import onnx_ir as ir
 
-from graftline.contrib_ops import MICROSOFT
+from graftline.contrib_ops.operands import MICROSOFT
 from graftline.ports import Facts
 
 HEADS = ("q_num_heads", "num_heads")

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graftline.contrib_ops import CONTRIB_OPS, MICROSOFT
+from graftline.contrib_ops import CONTRIB_OPS
+from graftline.contrib_ops.operands import MICROSOFT
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_shapes import SIZES
