@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 from onnx.reference.op_run import OpRun
 
 from graftline.contrib_ops.operands import MICROSOFT, Array, heads, wide
@@ -65,12 +66,12 @@ def _positions(position_ids: Array | None, past: Array, rows: int, total: int) -
     return np.broadcast_to(at, (len(past), rows))
 
 
-def _seen(past: Array, rows: int, total: int, window: int) -> Array:
+def _seen(past: Array, rows: int, total: int, window: int) -> npt.NDArray[np.bool_]:
     """[B, N, total]: which slots each new row sees; a negative `window` is none."""
     slot = np.arange(total)
     own = (past[:, None] + np.arange(rows))[:, :, None]
-    seen: Array = slot <= own
-    return seen & (own - slot < window) if window >= 0 else seen
+    seen = np.asarray(slot <= own, np.bool_)
+    return np.logical_and(seen, own - slot < window) if window >= 0 else seen
 
 
 class GroupQueryAttention(OpRun):
