@@ -152,7 +152,7 @@ class GroupQueryAttention(OpRun):
         if sink is None and smooth_softmax == 1:
             sink = np.zeros(num_heads, dtype=scores.dtype)
         weights = _sinked_softmax(scores, None if sink is None else wide(sink))
-        used = seen.any(axis=1)[:, None, :, None]
+        used = np.asarray(seen.any(axis=1))[:, None, :, None]
         out = weights @ np.where(used, values, 0)
         flat = out.transpose(0, 2, 1, 3).reshape(batch, rows, num_heads * size)
         return flat.astype(dtype), present_key, present_value
