@@ -170,4 +170,4 @@ def test_a_sibling_may_have_smaller_caches_never_larger(tmp_path: Path) -> None:
     assert (small.capacity, large.capacity) == (20, session.capacity)
     ids = np.arange(12)
     assert np.array_equal(small.prefill([ids]).logits, large.prefill([ids]).logits)
-    assert small._blocks[0].nbytes < large._blocks[0].nbytes
+    assert small._memory.blocks[0].nbytes < large._memory.blocks[0].nbytes
