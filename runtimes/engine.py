@@ -246,7 +246,9 @@ class Engine:
     def _held(self) -> Generator[None]:
         """Hold the session; a thread that already streams from it would wait for itself."""
         if self._holder == threading.get_ident():
-            raise RequestError("this thread is streaming from the engine; finish or close that")
+            raise RequestError(
+                "this thread is streaming from the engine; finish or close that stream"
+            )
         with self._lock:
             self._holder = threading.get_ident()
             try:

@@ -79,7 +79,7 @@ def load(
     if exact and session.exact_rows is None:
         raise BackendError(
             f"{path}: at {bundle.manifest.dtype} a row's result depends on the rows beside it, so "
-            "nothing makes it exact; rebuild with --dtype fp32"
+            "it cannot be exact; rebuild with --dtype fp32"
         )
     chosen = (
         find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe

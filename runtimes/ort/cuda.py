@@ -101,7 +101,9 @@ class CudaSession(OrtSession):
             other.reset(1)
             return other
         if not isinstance(host, CudaSession) or host._layout != self._layout:
-            raise BackendError("these two engines have caches of different shapes; share none")
+            raise BackendError(
+                "these two engines have caches of different shapes, which cannot be shared"
+            )
         other.capacity, other._device_memory = host.capacity, host._device_memory
         host._guests.append(other)
         return other

@@ -88,7 +88,9 @@ class OrtSession:
             other.reset(1)
             return other
         if not _cache_shapes(self.ports) <= _cache_shapes(host.ports):
-            raise BackendError("these two engines have caches of different shapes; share none")
+            raise BackendError(
+                "these two engines have caches of different shapes, which cannot be shared"
+            )
         other.capacity, other._memory = host.capacity, host._memory
         host._guests.append(other)
         return other
@@ -230,8 +232,10 @@ class OrtSession:
             self._distances = mask_kinds(self._graph) - {"causal"}
         if self._distances:
             raise BackendError(
-                f"this model's attention goes by distance ({', '.join(sorted(self._distances))}), "
-                "which the engine takes from the slots; rows of several branches cannot be scored"
+                "this model's attention depends on distance "
+                f"({', '.join(sorted(self._distances))}), "
+                "which the engine computes from cache slots; rows of several branches cannot be "
+                "scored"
             )
         answers: list[Scores] = []
         for row in range(batch):

@@ -62,8 +62,8 @@ class TrtSession:
         self._distances = ", ".join(sorted(mask_kinds(graph) - {"causal"}))
         if self._tree and self._distances and self._widest < MOST_ROWS:
             raise plan.refusal(
-                f"attention goes by distance ({self._distances}), so a tree is scored in one call; "
-                f"trees have up to {MOST_ROWS} rows, and steps of {self._widest} were built; "
+                f"attention depends on distance ({self._distances}), so a tree is scored in one "
+                f"call; trees have up to {MOST_ROWS} rows, and steps of {self._widest} were built; "
                 f"choose --engine rows={MOST_ROWS}", rebuild=True
             )  # fmt: skip
         self.capacity = min(capacity or self.largest, self.largest)
@@ -129,8 +129,9 @@ class TrtSession:
             raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
         if self._distances:
             raise BackendError(
-                f"this model's attention goes by distance ({self._distances}), "
-                "which the engine takes from the slots; rows of several branches cannot be scored"
+                f"this model's attention depends on distance ({self._distances}), "
+                "which the engine computes from cache slots; rows of several branches cannot be "
+                "scored"
             )
         given = zip(tokens, positions, self._lengths.tolist(), mask, strict=True)
         return self._score([NewRows(ids, at, past, 0, seen) for ids, at, past, seen in given])

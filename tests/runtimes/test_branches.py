@@ -109,7 +109,7 @@ def test_real_sessions_agree_with_one_by_one(host: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["window", "alibi"])
 def test_attention_by_distance_is_refused(host: str, tmp_path: Path) -> None:
     session, _ = sessions(HOSTS[host], tmp_path)
-    with pytest.raises(BackendError, match=f"by distance \\({host}\\)"):
+    with pytest.raises(BackendError, match=f"on distance \\({host}\\)"):
         engine_of(session).branches(PROMPT, [[1], [2]], max_new_tokens=2)
 
 

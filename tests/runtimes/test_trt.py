@@ -53,11 +53,11 @@ def test_branches_by_explicit_slots(tmp_path: Path) -> None:
 def test_a_host_of_distances_scores_no_branches(tmp_path: Path) -> None:
     p = pair(tmp_path, TinyDecoder(alibi=True), **WIDE)
     p.trt.prefill([np.arange(3)])
-    with pytest.raises(BackendError, match=r"goes by distance \(alibi\)"):
+    with pytest.raises(BackendError, match=r"depends on distance \(alibi\)"):
         p.trt.score_slots(np.zeros((1, 1), np.int64), np.zeros((1, 1)), np.ones((1, 1, 4)) > 0)
     with pytest.raises(BackendError, match="a tree of 65 rows; this engine scores 64 in one"):
         p.trt.score(np.zeros((1, 65), np.int64), None, np.eye(65, dtype=np.bool_)[None])
-    with pytest.raises(BackendError, match=r"by distance \(window\), so .* --engine rows=64; reb"):
+    with pytest.raises(BackendError, match=r"on distance \(window\), so .* --engine rows=64; reb"):
         pair(tmp_path / "narrow", TinyDecoder(window=5, layers=3))
 
 
