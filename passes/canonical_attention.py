@@ -10,7 +10,8 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_lift import Lift
-from graftline.passes.canonical_mask import Bias, Mask, RawMask, read_mask
+from graftline.passes.canonical_mask import Bias, read_mask
+from graftline.passes.canonical_mask_kinds import Mask, RawMask
 from graftline.passes.canonical_mask_writer import MaskWriter
 from graftline.passes.canonical_moves import Heads, trace_heads
 from graftline.passes.canonical_probabilities import Probabilities

@@ -20,7 +20,7 @@ from graftline.evaluate import Array
 from graftline.law import Evidence
 from graftline.passes.canonical_attention import RAW_KEY, RawAttention
 from graftline.passes.canonical_lengths import constants_above, lengths_around
-from graftline.passes.canonical_mask import RawMask
+from graftline.passes.canonical_mask_kinds import RawMask
 from graftline.passes.canonical_rotary import RawTurn, probe
 from graftline.passes.emit import find_input
 from graftline.passes.graft import Graft
