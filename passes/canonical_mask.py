@@ -137,7 +137,7 @@ def _settle_length(lift: Lift, root: ir.Value, points: Array, where: str) -> For
 
     first = at(1)
     if np.isnan(Seen.of(first.at(points, points)).bias).any():
-        raise NotApplicable("the mask holds values that are no numbers (NaN)", [where])
+        raise NotApplicable("the mask holds NaN", [where])
     for length in (2, 24, int(points[-1]) + 1):
         one, other = (Seen.of(f.at(points, points)) for f in (first, at(length)))
         if not one.equals(other):
@@ -176,7 +176,7 @@ def _proved(
             expected = Seen.of(values[0][:, order][:, :, mixed])
             if not expected.equals(found):
                 raise NotApplicable(
-                    f"the mask is no function of query and key positions: at {n} positions it "
+                    f"the mask is not a function of query and key positions: at {n} positions it "
                     "differs from the formula it follows before",
                     [where],
                 )

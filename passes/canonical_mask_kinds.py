@@ -65,7 +65,7 @@ def classify(formula: Formula, query: Array, key: Array, where: str) -> Mask:
     distance = query[:, None] - key
     if seen.allowed.all():
         raise NotApplicable(
-            "the mask hides nothing: either this is no causal decoder, or a boolean mask is "
+            "the mask hides nothing: either this is not a causal decoder, or a boolean mask is "
             "added to the scores as 0 and 1 (export with a float mask or sdpa attention)",
             [where],
         )

@@ -173,7 +173,7 @@ class RotaryReader:
 
     def _is_none(self, region: Region, gap: float) -> NotApplicable:
         return NotApplicable(
-            f"position-dependent values are no rotary embedding (off by {gap:.1e} at one of "
+            f"position-dependent values are not a rotary embedding (off by {gap:.1e} at one of "
             f"{self.rows} positions)",
             [label(n) for n in region.nodes],
         )
@@ -188,7 +188,7 @@ class RotaryReader:
             out = self._evaluate(region, fed, start)[0]
             if not (out == out[:1]).all():
                 raise NotApplicable(
-                    "heads are turned by different angles", [label_value(region.out)]
+                    "heads are rotated by different angles", [label_value(region.out)]
                 )
             yield start, out[0]
 
@@ -256,7 +256,7 @@ class RotaryReader:
         x[np.arange(size), :, :, np.arange(size)] = 1
         out = self._evaluate(region, x, 0)
         if not (out == out[:, :1]).all():
-            raise NotApplicable("heads are turned by different angles", [label_value(region.out)])
+            raise NotApplicable("heads are rotated by different angles", [label_value(region.out)])
         return out[:, 0].transpose(1, 2, 0).astype(np.float64)
 
     def _tables(self, region: Region, interleaved: bool, dim: int) -> tuple[Array, Array, Array]:
@@ -316,8 +316,8 @@ def _pairing(matrices: Array, region: Region) -> tuple[bool, int]:
     turned = np.flatnonzero(used.any(axis=1))
     if len(partners) != 1:
         raise NotApplicable(
-            "position-dependent values are no rotary embedding: the first dimension is not "
-            f"turned with exactly one other but with {len(partners)}",
+            "position-dependent values are not a rotary embedding: the first dimension is not "
+            f"rotated with exactly one other but with {len(partners)}",
             [label(n) for n in region.nodes],
         )
     partner = int(partners[0])
