@@ -173,7 +173,7 @@ class RotaryReader:
 
     def _is_none(self, region: Region, gap: float) -> NotApplicable:
         return NotApplicable(
-            f"position-dependent values are no rotary embedding (off by {gap:.1e} at one of "
+            f"position-dependent values are not a rotary embedding (off by {gap:.1e} at one of "
             f"{self.rows} positions)",
             [label(n) for n in region.nodes],
         )
@@ -188,7 +188,7 @@ class RotaryReader:
             out = self._evaluate(region, fed, start)[0]
             if not (out == out[:1]).all():
                 raise NotApplicable(
-                    "heads are turned by different angles", [label_value(region.out)]
+                    "heads are rotated by different angles", [label_value(region.out)]
                 )
             yield start, out[0]
 
@@ -225,13 +225,25 @@ class RotaryReader:
                 short = self.measures.world(1, len(at))
                 short.known[self.positions] = at[None].astype(np.int64)
                 if not np.allclose(short.value(angle), np.take(rows, at, axis=axis), atol=1e-5):
-                    raise NotApplicable(
-                        f"angles depend on other positions than their own: they change at "
-                        f"{len(at)} of {self.rows} positions; lower `cap` to where they change",
-                        [label_value(angle)],
-                    )
+                    raise self._dependent(angle, axis)
             self.angle_rows[angle] = rows
         return self.angle_rows[angle]
+
+    def _dependent(self, angle: ir.Value, axis: int) -> NotApplicable:
+        """The refusal of angles that depend on other positions than their own, with the length up
+        to which they do not, where there is one."""
+        steady, before = 0, np.empty(0)
+        for n in (n for n in lengths_around(constants_above([angle])) if n <= self.rows):
+            now = self.measures.world(1, n).value(angle)
+            shared = np.take(now, range(steady), axis=axis)
+            if steady and not np.allclose(shared, before, atol=1e-5):
+                break
+            steady, before = n, now
+        told = "angles depend on other positions than their own"
+        if 1 < steady < self.rows:
+            told += f" in texts of more than {steady} positions; to serve shorter ones, give "
+            told += f'--passes "canonicalize{{cap={steady}}}"'
+        return NotApplicable(told, [label_value(angle)])
 
     def _sizes(self, region: Region) -> tuple[int, int]:
         shape, dims = self.measures.shape(region.x), self.measures.dims(region.x) or []
@@ -244,7 +256,7 @@ class RotaryReader:
         x[np.arange(size), :, :, np.arange(size)] = 1
         out = self._evaluate(region, x, 0)
         if not (out == out[:, :1]).all():
-            raise NotApplicable("heads are turned by different angles", [label_value(region.out)])
+            raise NotApplicable("heads are rotated by different angles", [label_value(region.out)])
         return out[:, 0].transpose(1, 2, 0).astype(np.float64)
 
     def _tables(self, region: Region, interleaved: bool, dim: int) -> tuple[Array, Array, Array]:
@@ -304,8 +316,8 @@ def _pairing(matrices: Array, region: Region) -> tuple[bool, int]:
     turned = np.flatnonzero(used.any(axis=1))
     if len(partners) != 1:
         raise NotApplicable(
-            "position-dependent values are no rotary embedding: the first dimension is not "
-            f"turned with exactly one other but with {len(partners)}",
+            "position-dependent values are not a rotary embedding: the first dimension is not "
+            f"rotated with exactly one other but with {len(partners)}",
             [label(n) for n in region.nodes],
         )
     partner = int(partners[0])

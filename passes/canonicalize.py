@@ -194,7 +194,8 @@ def check(model: ir.Model, tokens: ir.Value, positions: ir.Value) -> None:
         made = measures.dims(node.outputs[0]) or []
         if made.count("N") > 1 or node.op_type in _MIXES:
             raise NotApplicable(
-                "tokens are mixed with each other by something that is no attention", [label(node)]
+                "tokens are mixed with each other by something that is not an "
+                "attention", [label(node)]
             )
         for value in node.inputs:
             if value is None or value in hidden or value.const_value is not None:

@@ -139,7 +139,7 @@ def wellformed(graft: Graft, after: ir.Model) -> Evidence:
     for value in after.graph.outputs:
         if (value.name or "") not in seen:
             raise LawBroken(
-                graft.name(), "wellformed", f"'{value.name}'", "is an output nobody makes"
+                graft.name(), "wellformed", f"'{value.name}'", "is an output that no node makes"
             )
     return Evidence(f"{len(after.graph)} nodes in order, names unique")
 

@@ -76,7 +76,9 @@ def violations(room: str, file: Path) -> list[str]:
 def files(room: str) -> list[Path]:
     if room in ROOMS:
         return sorted((ROOT / room).rglob("*.py"))
-    return sorted(f for f in (ROOT / "graftline").glob("*.py") if f.stem not in OUTSIDE)
+    core = [p for p in (ROOT / "graftline").iterdir() if p.stem not in (*OUTSIDE, *ROOMS)]
+    folders = [file for p in core if p.is_dir() for file in p.rglob("*.py")]
+    return sorted([p for p in core if p.suffix == ".py"] + folders)
 
 
 @pytest.mark.parametrize("room", MAY)

@@ -473,7 +473,8 @@ def test_canonical_graphs_stay_what_they_are(spec: TinyDecoder) -> None:
 REFUSALS = {
     "the mask hides nothing": {"mask": MASK.replace(
         "Where(see, nothing, lowest)", "Cast<to = 1>(see)")},
-    "no rotary embedding": {"rotary": turn("q").replace("Neg(q_b)", "Identity(q_b)") + turn("k")},
+    "not a rotary embedding": {
+        "rotary": turn("q").replace("Neg(q_b)", "Identity(q_b)") + turn("k")},
     "other positions than their own": {"angles": ANGLES.replace("at = Cast<to = 1>(at0)", """
     at1 = Cast<to = 1>(at0)
     longest = ReduceMax<keepdims = 1>(at1)

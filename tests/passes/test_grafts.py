@@ -212,6 +212,22 @@ def test_heads_that_do_not_fit_keep_their_attention() -> None:
     assert Counter(n.op_type for n in lowered.graph)["Attention"] == 2
 
 
+@pytest.mark.parametrize("odd", ["index", "axis", "mode"])
+def test_caches_that_are_written_elsewhere_keep_their_attention(odd: str) -> None:
+    """GroupQueryAttention writes behind the length, in order: another write is not its."""
+    model = grafted("anchors | kv-cache | tree-mask")
+    scatter = next(n for n in model.graph if n.op_type == "TensorScatter")
+    if odd == "index":
+        made = ir.node("Identity", [scatter.inputs[2]])
+        model.graph.insert_before(scatter, made)
+        scatter.replace_input_with(2, made.outputs[0])
+    else:
+        change = ir.AttrInt64("axis", 3) if odd == "axis" else ir.AttrString("mode", "circular")
+        scatter.attributes[odd] = change
+    GRAFTS["lower-ort"]().apply(model)
+    assert {n.op_type for n in model.graph if "Attention" in n.op_type} == {"Attention"}
+
+
 def test_packing_is_one_matmul_per_input() -> None:
     was = Counter(n.op_type for n in grafted("anchors").graph)["MatMul"]
     now = Counter(n.op_type for n in grafted("anchors | pack-projections").graph)["MatMul"]
