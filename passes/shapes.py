@@ -279,6 +279,17 @@ def _concat(node: ir.Node, m: Measure) -> list[Shape | None]:
     return [tuple(first)]
 
 
+def _pad(node: ir.Node, m: Measure) -> list[Shape | None]:
+    shape = list(_need(m.of(node.inputs[0])))
+    pads = [int(p) for p in m.values(node.inputs[1])]
+    given = node.inputs[3] if len(node.inputs) > 3 else None
+    axes = range(len(shape)) if given is None else [int(a) for a in m.values(given)]
+    half = len(pads) // 2
+    for axis, before, after in zip(axes, pads[:half], pads[half:], strict=True):
+        shape[axis] += before + after
+    return [tuple(shape)]
+
+
 def _split(node: ir.Node, m: Measure) -> list[Shape | None]:
     shape = list(_need(m.of(node.inputs[0])))
     axis = node.attributes.get_int("axis", 0) % len(shape)
@@ -371,8 +382,9 @@ _RULES: dict[str, Rule] = {
     "ArgMax": _arg, "ArgMin": _arg, "MatMul": _matmul, "Gemm": _gemm, "MatMulNBits": _matmul_nbits,
     "Einsum": _einsum, "Reshape": _reshape, "Expand": _expand, "Tile": _tile,
     "Transpose": _transpose, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Concat": _concat,
-    "Split": _split, "Slice": _slice, "Gather": _gather, "GatherElements": _gather_elements,
-    "GatherND": _gather_nd, "TopK": _topk, "OneHot": _one_hot, "Flatten": _flatten,
+    "Split": _split, "Slice": _slice, "Pad": _pad, "Gather": _gather,
+    "GatherElements": _gather_elements, "GatherND": _gather_nd, "TopK": _topk,
+    "OneHot": _one_hot, "Flatten": _flatten,
     "Shape": _shape, "Attention": _attention, "ConstantOfShape": _constant_of_shape,
     "Constant": _constant,
 }  # fmt: skip
