@@ -52,6 +52,12 @@ def _attention(
     other = sorted(k for k, v in options.items() if torch.is_tensor(v) and k not in PLACES)
     if other:
         raise NotApplicable(f"attention takes {', '.join(other)}, which ONNX Attention lacks")
+    if query.shape[-1] != value.shape[-1]:
+        raise NotApplicable(
+            f"attention has keys of {key.shape[-1]} numbers a head and values of {value.shape[-1]} "
+            "(multi-head latent attention), and a cache here has one width for both; give a decoder "
+            "whose keys and values are equally wide"
+        )
     out = torch.onnx.ops.attention(
         query,
         key,
