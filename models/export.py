@@ -55,8 +55,8 @@ def _attention(
     if query.shape[-1] != value.shape[-1]:
         raise NotApplicable(
             f"attention has keys of {key.shape[-1]} numbers a head and values of {value.shape[-1]} "
-            "(multi-head latent attention), and a cache here has one width for both; give a decoder "
-            "whose keys and values are equally wide"
+            "(as multi-head latent attention has), and a cache here has one width for both; give a "
+            "decoder whose keys and values are equally wide"
         )
     out = torch.onnx.ops.attention(
         query,

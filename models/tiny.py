@@ -79,6 +79,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {**HEAD, **TWO},
     "modernbert-decoder": {**TWO, "local_attention": 8, "global_attn_every_n_layers": 2},
     "mpt": {"d_model": 48, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "expansion_ratio": 2},
+    "nanochat": TWO,
     "nemotron": {**TWO, **PARTIAL},
     "olmo": {**TWO, "clip_qkv": 0.5},
     "olmo3": MIXED,
