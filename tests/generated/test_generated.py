@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.generated.decoder import generate
-from tests.generated.draw import ODD, draw
+from tests.generated.draw import ODD, draw, settle
 from tests.generated.fuzz import Row, choose, report
 from tests.generated.named import NAMED
 from tests.generated.outcome import Choice, Outcome, of, of_seed
@@ -120,3 +120,18 @@ def test_chosen_seeds_have_all_features_and_no_fault() -> None:
     ]  # fmt: skip
     assert choose(rows, 2) == [2, 4]
     assert choose(rows, 4) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("odd", ["strict", "softmax_heads"])
+@pytest.mark.parametrize("half", [False, True])
+def test_hosts_that_hide_everything_somewhere_have_finite_logits(
+    odd: str, half: bool, tmp_path: Path
+) -> None:
+    """Two masks of the lowest number add up to -inf, and a softmax over nothing else is NaN."""
+    settings = settle(
+        Settings(
+            layers=(Layer(),), odd=(odd,), half=half, mask_input="float32", mask_spelled="bias"
+        )
+    )
+    ids = np.arange(24)[None] % settings.vocabulary
+    assert Reference.write(generate(settings), tmp_path / "host.onnx").logits(ids).shape[1] == 24
