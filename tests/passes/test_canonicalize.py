@@ -270,6 +270,14 @@ def test_a_norm_that_scales_turned_heads_unevenly_is_refused() -> None:
         canonical(decoder(rotary=wide + text, **AFTER_NORM))
 
 
+def test_a_norm_of_heads_that_are_longer_once_turned_is_refused() -> None:
+    doubled = ANGLES.replace("cos0 =", "cos1 =").replace("sin0 =", "sin1 =").replace(
+        "cos = ", "cos0 = Mul(cos1, two)\nsin0 = Mul(sin1, two)\ncos = ")  # fmt: skip
+    wide = "ones_of_head = Expand(one, head_size)\n"
+    with pytest.raises(NotApplicable, match="or the embedding changes their length"):
+        canonical(decoder(angles=doubled, rotary=wide + NORMED, **AFTER_NORM))
+
+
 def test_partial_rotary_keeps_the_rest() -> None:
     def part(x: str) -> str:
         return f"""
