@@ -41,6 +41,10 @@ NO_PADDING_ID = Assumption(
 """Of a model that leaves rows of its position table for padding."""
 
 
+_RUNNING = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
+"""Kinds of blocks, by transformers' `layer_types`, that carry a state from token to token."""
+
+
 @dataclass(frozen=True)
 class HfCheckpoint:
     """A folder with config.json and safetensors, whole, sharded or tied."""
@@ -139,11 +143,13 @@ def hosted(config: Any) -> Any:
             "does not host yet; give a decoder"
         )
     whole = empty_model(config)
-    if getattr(whole, "_is_stateful", False):  # by which transformers knows what has no rollback
+    # by which transformers knows what has no rollback, and which blocks have a state of their own
+    states = _RUNNING & set(getattr(config, "layer_types", None) or ())
+    if states or getattr(whole, "_is_stateful", False):
         raise CheckpointError(
-            f"config.json: {type(whole).__name__} keeps a running state (state-space or recurrent "
-            "blocks), which graftline does not host yet; give a decoder whose blocks all attend "
-            "over keys and values"
+            f"config.json: {type(whole).__name__} keeps a running state (state-space, recurrent or "
+            "convolution blocks), which graftline does not host yet; give a decoder whose blocks "
+            "all attend over keys and values"
         )
     check_frequencies(whole)
     return whole

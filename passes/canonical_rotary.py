@@ -21,7 +21,7 @@ from graftline.passes.canonical_lengths import constants_above, lengths_around
 from graftline.passes.canonical_regions import Region, Regions
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
-from graftline.passes.meaning import label, label_value
+from graftline.passes.meaning import constant, label, label_value
 from graftline.passes.seen import rounding
 
 _PROBED = 5
@@ -43,6 +43,8 @@ class Rotation:
     dim: int
     scale: ir.Value | None
     raw: RawTurn
+    keeps_length: bool
+    """Whether a head is as long after it as before."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ class RotaryReader:
     def settle(self, head: ir.Value, at: ir.Node) -> tuple[ir.Value, RawTurn | None]:
         """`head` [B, heads, N, D] with its rotary embedding, if any, as one node before `at`, and
         what the raw graph makes of heads."""
-        region = self.regions.region(head)
+        maker = head.producer()
+        norm = maker if maker is not None and maker.op_type == "RMSNormalization" else None
+        below = head if norm is None else norm.inputs[0]
+        region = self.regions.region(below) if below is not None else None
         if region is None:
             return head, None
         layout = self._layout(region.x, head)
@@ -96,6 +101,8 @@ class RotaryReader:
             x.type = head.type
         if found.scale is not None:
             x = self._scaled(emit, x, found.scale)
+        if norm is not None:
+            x = self._normed(emit, x, norm, found)
         if found.tables is None:
             return x, found.raw
         size = self.measures.shape(head)[-1]
@@ -106,6 +113,20 @@ class RotaryReader:
         )  # fmt: skip
         new.type = head.type
         return new, found.raw
+
+    def _normed(self, emit: Emit, x: ir.Value, norm: ir.Node, found: Rotation) -> ir.Value:
+        """A norm of turned heads, taken before they are turned, which leaves their length."""
+        scale = constant(norm.inputs[1])
+        alike = scale is not None and (scale == scale.reshape(-1)[:1]).all()
+        if not alike or found.scale is not None or not found.keeps_length:
+            raise NotApplicable(
+                "a norm follows the rotary embedding of its heads and scales their numbers "
+                "differently, or the embedding changes their length", [label(norm)],
+            )  # fmt: skip
+        attributes = {k: a.value for k, a in norm.attributes.items()}
+        made = emit.op(norm.op_type, [x, *norm.inputs[1:]], **attributes)
+        made.type = x.type
+        return made
 
     def _scaled(self, emit: Emit, x: ir.Value, scale: ir.Value) -> ir.Value:
         """Heads times a number per position, read from a table [P]."""
@@ -151,7 +172,8 @@ class RotaryReader:
         raw = self._proved(region, (cos, sin, rest), interleaved, dim)
         tables = self._hold(cos, sin, region) if dim else None
         factor = None if scale is None else self._hold_scale(scale, region)
-        return Rotation(tables, interleaved, dim, factor, raw)
+        keeps = bool(np.allclose(cos**2 + sin**2, 1, rtol=0, atol=_TOLERANCE))
+        return Rotation(tables, interleaved, dim, factor, raw, keeps)
 
     def _proved(
         self, region: Region, tables: tuple[Array, Array, Array], interleaved: bool, dim: int

@@ -66,6 +66,17 @@ def _concat(node: ir.Node, m: Measure) -> list[Shape | None]:
     return [tuple(first)]
 
 
+def _pad(node: ir.Node, m: Measure) -> list[Shape | None]:
+    shape = list(need(m.of(node.inputs[0])))
+    pads = [int(p) for p in m.values(node.inputs[1])]
+    given = node.inputs[3] if len(node.inputs) > 3 else None
+    where = range(len(shape)) if given is None else [int(a) for a in m.values(given)]
+    half = len(pads) // 2
+    for axis, before, after in zip(where, pads[:half], pads[half:], strict=True):
+        shape[axis] += before + after
+    return [tuple(shape)]
+
+
 def _split(node: ir.Node, m: Measure) -> list[Shape | None]:
     shape = list(need(m.of(node.inputs[0])))
     axis = node.attributes.get_int("axis", 0) % len(shape)
@@ -131,7 +142,7 @@ def _flatten(node: ir.Node, m: Measure) -> list[Shape | None]:
 MOVES = {
     "Reshape": _reshape, "Expand": _expand, "Tile": _tile, "Transpose": _transpose,
     "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Concat": _concat, "Split": _split,
-    "Slice": _slice, "Gather": _gather, "GatherElements": _gather_elements,
+    "Slice": _slice, "Pad": _pad, "Gather": _gather, "GatherElements": _gather_elements,
     "GatherND": _gather_nd, "TopK": _topk, "OneHot": _one_hot, "Flatten": _flatten,
 }  # fmt: skip
 """The rule of each of them: the shapes of a node's outputs."""

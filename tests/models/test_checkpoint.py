@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -184,6 +185,9 @@ def test_not_a_decoder(tmp_path: Path, llama: Path) -> None:
     _refused(folder, "config.json: Unrecognized configuration class")
 
 
+FULL = "full_attention"
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -191,10 +195,15 @@ def test_not_a_decoder(tmp_path: Path, llama: Path) -> None:
         ({"model_type": "marian"}, "'marian' is an encoder-decoder"),
         ({"model_type": "mamba"}, "MambaForCausalLM keeps a running state"),
         ({"model_type": "jamba"}, "JambaForCausalLM keeps a running state"),
+        ({"model_type": "minimax", "num_hidden_layers": 2}, "MiniMaxForCausalLM keeps a running"),
+        (
+            {"model_type": "lfm2", "num_hidden_layers": 2, "layer_types": ["conv", FULL]},
+            "Lfm2ForCausalLM keeps a running state",
+        ),
     ],
 )
 def test_hosts_that_are_not_there_yet(
-    config: dict[str, str], words: str, tmp_path: Path, llama: Path
+    config: dict[str, Any], words: str, tmp_path: Path, llama: Path
 ) -> None:
     folder = _copy(llama, tmp_path / "other")
     (folder / "config.json").write_text(json.dumps(config))
