@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("passes", "plugins", "models", "runtimes")
 OUTSIDE = {
     "__init__", "__main__", "assemble", "check", "cli", "commands", "compile", "compiled", "doctor",
-    "engines", "plan", "probe", "proof", "recheck", "whole",
+    "by_block", "engines", "plan", "probe", "proof", "recheck", "whole",
 }  # fmt: skip
 """Modules of graftline/ that are not the core: they bring the rooms together."""
 OPERATORS = (
