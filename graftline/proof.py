@@ -5,7 +5,7 @@ and the export against the checkpoint's own model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +177,8 @@ def _checkpoint_by_block(
     found = own(raw_feed(parts.ports["export"], tokens[None]), say)
     if isinstance(found, str):
         return LawRow(GRAFT, "checkpoint", "not_run", found)
-    return by_block(canonical, tokens, found, limit(parts.host_rounding, parts.facts), say)
+    most = limit(parts.host_rounding, replace(parts.facts, layers=1))
+    return by_block(canonical, tokens, found, most, say)
 
 
 def _file_model(file: Path, raw: tuple[Port, ...], tokens: Array) -> Own:

@@ -15,10 +15,16 @@ import onnx_ir as ir
 
 from graftline.evaluate import Feed
 from graftline.memory import free_memory
-from graftline.models.reference import NORM, Floats, Ints, Own, OwnModel, Watch, first_line
-
-QUIET = 2.0
-"""Seconds between two lines of progress."""
+from graftline.models.reference import (
+    NORM,
+    QUIET,
+    Floats,
+    Ints,
+    Own,
+    OwnModel,
+    Watch,
+    first_line,
+)  # fmt: skip
 
 
 def transformers_model(folder: Path, dtypes: Iterable[ir.DataType], parameters: int) -> OwnModel:
@@ -30,7 +36,7 @@ def transformers_model(folder: Path, dtypes: Iterable[ir.DataType], parameters: 
         import torch
 
         floats = {"float": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-        mapped = floats.get(kinds.copy().pop()) if len(kinds) == 1 else None
+        mapped = floats.get(next(iter(kinds))) if len(kinds) == 1 else None
         if mapped is None and (short := _short(4 * parameters)):
             return (
                 f"the checkpoint's own model, whose files hold {'+'.join(sorted(kinds))}, {short}"
@@ -58,11 +64,12 @@ def _forward(folder: Path, tokens: Ints, dtype: Any, say: Watch) -> Own | str:
         stored, info = family.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
-        model = _with_weights(family, folder, stored)
+        model = _unfilled(family, folder, stored)
     except Exception as error:  # transformers raises whatever its readers do
         return f"transformers cannot load the checkpoint ({first_line(error)})"
     if missing := sorted(info["missing_keys"]):
         return f"transformers finds no '{missing[0]}' in the checkpoint and would make it up"
+    _take_weights(model, stored)
     layers, others = _units(model)
     most = max((_bytes(unit, deep) for unit, deep in [*layers, *others]), default=0)
     if short := _short(most):
@@ -78,22 +85,24 @@ def _forward(folder: Path, tokens: Ints, dtype: Any, say: Watch) -> Own | str:
         gc.collect()
 
 
-def _with_weights(family: Any, folder: Path, stored: Any) -> Any:
-    """The same model made in fp32, so that what it computes for itself is fp32, with the weights of
-    `stored` as they lie in their files."""
+def _unfilled(family: Any, folder: Path, stored: Any) -> Any:
+    """The model made in fp32, so that what it computes for itself is fp32, without weights."""
     import torch
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        model = family.from_config(type(stored.config).from_pretrained(folder), dtype=torch.float32)
+        config = type(stored.config).from_pretrained(folder)
+        return family.from_config(config, dtype=torch.float32)
+
+
+def _take_weights(model: Any, stored: Any) -> None:
+    """The weights of `stored`, as they lie in their files, and its buffers that a file holds."""
     known = dict(stored.named_modules())
     for name, module in model.named_modules():
         given = known[name]
-        for key, value in given._parameters.items():
-            module._parameters[key] = value
+        module._parameters.update(given._parameters)
         for key in module._buffers.keys() - module._non_persistent_buffers_set:
             module._buffers[key] = _wide(given._buffers[key])
-    return model
 
 
 Unit = tuple[Any, bool]

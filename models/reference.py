@@ -27,6 +27,8 @@ class Own:
 
 
 Watch = Callable[[str], None]
+QUIET = 2.0
+"""Seconds between two lines of progress."""
 OwnModel = Callable[[Feed, Watch], Own | str]
 """own(feed of one sequence, by the names of the raw graph's inputs; what is told of its progress):
 what the checkpoint's own model answers, or why it cannot be asked here."""

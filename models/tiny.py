@@ -76,6 +76,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "gptj": {"n_embd": 48, "n_head": 4, "n_layer": 2, "n_positions": 128, "rotary_dim": 8},
     "granitemoe": {**MOE, **TWO},
     "helium": {**HEAD, **TWO},
+    "hunyuan_v1_dense": {**HEAD, **TWO},
     "modernbert-decoder": {**TWO, "local_attention": 8, "global_attn_every_n_layers": 2},
     "mpt": {"d_model": 48, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "expansion_ratio": 2},
     "nanochat": TWO,

@@ -94,6 +94,8 @@ class RotaryReader:
         if key not in self.seen:
             self.seen[key] = self._recognise(region)
         found = self.seen[key]
+        if norm is not None and not _commutes(norm, found):
+            return head, None
         emit = Emit(self.graph, "canonicalize", at=at)
         x = region.x
         if layout == "rows_first":
@@ -101,8 +103,10 @@ class RotaryReader:
             x.type = head.type
         if found.scale is not None:
             x = self._scaled(emit, x, found.scale)
-        if norm is not None:
-            x = self._normed(emit, x, norm, found)
+        if norm is not None:  # it leaves the length of heads, and rotations leave what it makes
+            attributes = {k: a.value for k, a in norm.attributes.items()}
+            x = emit.op(norm.op_type, [x, *norm.inputs[1:]], **attributes)
+            x.type = head.type
         if found.tables is None:
             return x, found.raw
         size = self.measures.shape(head)[-1]
@@ -113,20 +117,6 @@ class RotaryReader:
         )  # fmt: skip
         new.type = head.type
         return new, found.raw
-
-    def _normed(self, emit: Emit, x: ir.Value, norm: ir.Node, found: Rotation) -> ir.Value:
-        """A norm of turned heads, taken before they are turned, which leaves their length."""
-        scale = constant(norm.inputs[1])
-        alike = scale is not None and (scale == scale.reshape(-1)[:1]).all()
-        if not alike or found.scale is not None or not found.keeps_length:
-            raise NotApplicable(
-                "a norm follows the rotary embedding of its heads and scales their numbers "
-                "differently, or the embedding changes their length", [label(norm)],
-            )  # fmt: skip
-        attributes = {k: a.value for k, a in norm.attributes.items()}
-        made = emit.op(norm.op_type, [x, *norm.inputs[1:]], **attributes)
-        made.type = x.type
-        return made
 
     def _scaled(self, emit: Emit, x: ir.Value, scale: ir.Value) -> ir.Value:
         """Heads times a number per position, read from a table [P]."""
@@ -325,6 +315,14 @@ class RotaryReader:
             emit, name = Emit(self.graph, "canonicalize"), f"head_scale.{len(self.scales)}"
             self.scales[key] = emit.initializer(name, ir.tensor(held, name=name))
         return self.scales[key]
+
+
+def _commutes(norm: ir.Node, found: Rotation) -> bool:
+    """Whether a norm of rotated heads is the same before they are rotated: it scales all of a
+    head's numbers alike, and the rotation keeps the head's length."""
+    scale = constant(norm.inputs[1])
+    alike = scale is not None and bool((scale == scale.reshape(-1)[:1]).all())
+    return alike and found.scale is None and found.keeps_length
 
 
 def _pairing(matrices: Array, region: Region) -> tuple[bool, int]:

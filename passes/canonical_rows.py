@@ -39,9 +39,9 @@ def refuse_mixing(graph: ir.Graph, measures: Measures, hidden: set[ir.Value]) ->
     for node in sorted(nodes, key=lambda n: n.op_type in _TAKES):
         for does in _mixings(node, measures, hidden):
             raise NotApplicable(
-                f"{label(node)} {does}: tokens are mixed with each other by something that is no "
-                "attention, and no cache of keys and values continues that; such a model cannot be "
-                "served"
+                f"{label(node)} {does}: tokens are mixed with each other by something that is not "
+                "an attention, and no cache of keys and values continues that; such a model cannot "
+                "be served"
             )
 
 
@@ -63,7 +63,8 @@ def _moved(node: ir.Node, measures: Measures, hidden: set[ir.Value]) -> Iterator
     joins = node.op_type == "Concat"
     parts = (*node.inputs, node.outputs[0]) if joins else node.inputs[:1]
     for value in (v for v in parts if v is not None and v in hidden):
-        for symbol in _symbols(value, _moved_axes(node), measures):
+        axes = _moved_axes(node, len(measures.dims(value) or ()))
+        for symbol in _symbols(value, axes, measures):
             places = _places(node, measures, hidden) if symbol == "N" else None
             if places is not None:
                 yield from _shift(places)
@@ -114,15 +115,20 @@ def _origin(value: ir.Value | None, measures: Measures, hidden: set[ir.Value]) -
     return value
 
 
-def _moved_axes(node: ir.Node) -> list[int]:
+def _moved_axes(node: ir.Node, rank: int) -> list[int]:
     """The axes along which a node takes or joins."""
     if node.op_type == "Slice":
-        return _list(node.inputs[3]) if len(node.inputs) > 3 else []
+        axes, start, end = _given_axes(node, 3, rank), *map(constant, node.inputs[1:3])
+        if start is None or end is None or not len(start) == len(end) == len(axes):
+            return axes
+        cuts = (start != 0) | (end < np.iinfo(np.int32).max)
+        return [axis for axis, is_cut in zip(axes, cuts, strict=True) if is_cut]
     if node.op_type == "Pad":
-        pads = _list(node.inputs[1])
-        rank = len(pads) // 2
-        axes = _list(node.inputs[3]) if len(node.inputs) > 3 else list(range(rank))
-        return [a for i, a in enumerate(axes) if pads[i] or pads[i + rank]]
+        axes, pads = _given_axes(node, 3, rank), constant(node.inputs[1])
+        if pads is None or len(pads) != 2 * len(axes):
+            return axes
+        moved = pads.reshape(2, -1).any(axis=0)
+        return [axis for axis, is_moved in zip(axes, moved, strict=True) if is_moved]
     if node.op_type == "ReverseSequence":
         return [int(node.attributes.get_int("time_axis", 0) or 0)]
     return [int(node.attributes.get_int("axis", 0) or 0)]
@@ -167,7 +173,7 @@ def _axes(node: ir.Node, index: int, rank: int) -> list[int]:
     if kind.startswith("Reduce"):
         return _reduced(node, rank)
     if kind == "CumSum":
-        return [int(a) for a in _list(node.inputs[1])]
+        return _given_axes(node, 1, rank)
     if kind == "MeanVarianceNormalization":
         return [int(a) for a in node.attributes.get_ints("axes", (0, 2, 3)) or ()]
     if kind.endswith("Pool") or kind in ("InstanceNormalization", "GroupNormalization"):
@@ -176,12 +182,16 @@ def _axes(node: ir.Node, index: int, rank: int) -> list[int]:
 
 
 def _reduced(node: ir.Node, rank: int) -> list[int]:
-    axes = node.inputs[1] if len(node.inputs) > 1 else None
-    if axes is not None:
-        return _list(axes)
-    return [] if node.attributes.get_int("noop_with_empty_axes", 0) else list(range(rank))
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else ()
+    if axes is not None and not len(axes) and node.attributes.get_int("noop_with_empty_axes", 0):
+        return []
+    return _given_axes(node, 1, rank)
 
 
-def _list(value: ir.Value | None) -> list[int]:
+def _given_axes(node: ir.Node, index: int, rank: int) -> list[int]:
+    """The axes that input `index` names: all where it is left out, empty or cannot be told."""
+    value = node.inputs[index] if len(node.inputs) > index else None
     array = constant(value)
-    return [] if array is None else [int(a) for a in array.reshape(-1)]
+    if array is None or not array.size:
+        return list(range(rank))
+    return [int(a) for a in array.reshape(-1)]

@@ -55,6 +55,11 @@ MIXES = {
         moved = Concat<axis = 1>(rest, front)
         z = Add(x, moved)""",
     "Slice first takes a part of the tokens of a sequence": f"{FIRST}\nz = Add(x, first)",
+    "Slice all_axes takes a part of the tokens of a sequence": """
+        from_first = Constant<value_ints = [0, 0, 0]>()
+        to_second = Constant<value_ints = [2147483647, 1, 2147483647]>()
+        all_axes = Slice(x, from_first, to_second)
+        z = Add(x, all_axes)""",
     "Conv s runs over the tokens": """
         across = Transpose<perm = [0, 2, 1]>(x)
         ones_of = Constant<value_ints = [8, 8, 2]>()

@@ -263,18 +263,19 @@ def test_a_norm_of_turned_heads_is_taken_before_they_are_turned(scale: str) -> N
     same_logits(raw, model, feed())
 
 
-def test_a_norm_that_scales_turned_heads_unevenly_is_refused() -> None:
+def test_a_norm_that_scales_turned_heads_unevenly_is_not_moved() -> None:
+    """What is left where it is must read its angles as other values per position are read."""
     text = turn("q") + turn("k") + unit("q", "frequencies_of_head") + "ku = Identity(kr)"
     wide = "frequencies_of_head = Concat<axis = 0>(frequencies, frequencies)\n"
-    with pytest.raises(NotApplicable, match="a norm follows the rotary embedding of its heads"):
+    with pytest.raises(NotApplicable, match="a value per position meets"):
         canonical(decoder(rotary=wide + text, **AFTER_NORM))
 
 
-def test_a_norm_of_heads_that_are_longer_once_turned_is_refused() -> None:
+def test_a_norm_of_heads_that_are_longer_once_turned_is_not_moved() -> None:
     doubled = ANGLES.replace("cos0 =", "cos1 =").replace("sin0 =", "sin1 =").replace(
         "cos = ", "cos0 = Mul(cos1, two)\nsin0 = Mul(sin1, two)\ncos = ")  # fmt: skip
     wide = "ones_of_head = Expand(one, head_size)\n"
-    with pytest.raises(NotApplicable, match="or the embedding changes their length"):
+    with pytest.raises(NotApplicable, match="a value per position meets"):
         canonical(decoder(angles=doubled, rotary=wide + NORMED, **AFTER_NORM))
 
 
