@@ -121,14 +121,14 @@ def _moved_axes(node: ir.Node, rank: int) -> list[int]:
         axes, start, end = _given_axes(node, 3, rank), *map(constant, node.inputs[1:3])
         if start is None or end is None or not len(start) == len(end) == len(axes):
             return axes
-        cuts = (start != 0) | (end < np.iinfo(np.int32).max)
-        return [axis for axis, is_cut in zip(axes, cuts, strict=True) if is_cut]
+        cut = (start != 0) | (end < np.iinfo(np.int32).max)
+        return [axes[i] for i in np.flatnonzero(cut)]
     if node.op_type == "Pad":
         axes, pads = _given_axes(node, 3, rank), constant(node.inputs[1])
         if pads is None or len(pads) != 2 * len(axes):
             return axes
-        moved = pads.reshape(2, -1).any(axis=0)
-        return [axis for axis, is_moved in zip(axes, moved, strict=True) if is_moved]
+        before, after = pads.reshape(2, -1)
+        return [axes[i] for i in np.flatnonzero((before != 0) | (after != 0))]
     if node.op_type == "ReverseSequence":
         return [int(node.attributes.get_int("time_axis", 0) or 0)]
     return [int(node.attributes.get_int("axis", 0) or 0)]
