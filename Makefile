@@ -39,10 +39,10 @@ lint: $(READY)
 	$(BIN)/pyright
 
 test: lint $(MODEL)
-	GRAFTLINE_MODEL=$(MODEL) $(BIN)/python -m pytest
+	GRAFTLINE_MODEL=$(MODEL) $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 mutants: $(READY)
-	$(BIN)/python tests/mutants/run.py $(WORDS)
+	$(BIN)/python -m tests.mutants.run $(WORDS)
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.generated.fuzz --count $(N) --seed $(SEED)
