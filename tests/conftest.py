@@ -24,12 +24,15 @@ def _name(path: Path) -> str:
     return path.relative_to(Path(__file__).parent).as_posix()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure() -> None:
+    """Processes that tests start read our modules compiled, as a user's do."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
     """`--dist loadgroup` gives a process whole files, and those of EXPORTING together."""
-    for item in items:
-        name = _name(item.path)
-        item.add_marker(pytest.mark.xdist_group("exporting" if name in EXPORTING else name))
+    name = _name(item.path)
+    item.add_marker(pytest.mark.xdist_group("exporting" if name in EXPORTING else name))
 
 
 def pytest_collection_finish() -> None:
