@@ -39,7 +39,7 @@ lint: $(READY)
 	$(BIN)/pyright
 
 test: lint $(MODEL)
-	GRAFTLINE_MODEL=$(MODEL) $(BIN)/python -m pytest -n 2 --dist loadgroup
+	GRAFTLINE_MODEL=$(MODEL) $(BIN)/python -m pytest -n 2
 
 mutants: $(READY)
 	$(BIN)/python -m tests.mutants.run $(WORDS)

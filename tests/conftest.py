@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,10 +30,17 @@ def pytest_configure() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """`--dist loadgroup` gives a process whole files, and those of EXPORTING together."""
-    name = _name(item.path)
-    item.add_marker(pytest.mark.xdist_group("exporting" if name in EXPORTING else name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`-n 2` gives a process whole files, and those of EXPORTING together, the largest first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class WholeFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "exporting" if file.removeprefix("tests/") in EXPORTING else file
+
+    return WholeFiles(config, log)
 
 
 def pytest_collection_finish() -> None:
