@@ -15,10 +15,10 @@ from graftline.compiled import compile_graph
 from graftline.errors import LawBroken, NotApplicable, PipelineSyntax
 from graftline.evaluate import decoder_feed, run
 from graftline.models.decoder import TinyDecoder
-from graftline.passes import GRAFTS, Pipeline
+from graftline.passes import GRAFTS, Pipeline, laws
 from graftline.passes.anchors import block_of, block_outputs, stamp_anchors, with_role
 from graftline.passes.graft import MADE_BY
-from graftline.passes.laws import infer_shapes
+from graftline.passes.laws import Memo, infer_shapes
 from graftline.passes.masks import MASK_KEY
 from graftline.passes.reduce_host import reduce_host
 from graftline.passes.tree_mask import TreeMask
@@ -269,6 +269,30 @@ class LeakyMask(TreeMask):
         rows = feed["tokens"].shape[1]
         fed["mask"][:, :, np.arange(rows - 1), np.arange(1, rows)] = True
         return fed
+
+
+def test_the_memo_prepares_a_graph_once_and_never_answers_for_what_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepared: list[ir.Model] = []
+    real = laws.prepare
+    monkeypatch.setattr(laws, "prepare", lambda model: (prepared.append(model), real(model))[1])
+    memo, model, feeds = Memo(), host(), [decoder_feed(61, seed=seed) for seed in (0, 1)]
+    was = [memo(model, feed)["logits"] for feed in feeds]
+    assert prepared == [model]
+    for feed, logits in zip(feeds, was, strict=True):
+        np.testing.assert_array_equal(logits, run(model, feed)["logits"])
+    copy = model.clone()
+    memo.renamed(model, copy)
+    weight = model.graph.initializers["layers.0.norm_a.weight"]
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(2 * weight.const_value.numpy(), name=weight.name)
+    third = decoder_feed(61, seed=2)
+    np.testing.assert_array_equal(memo(copy, third)["logits"], run(copy, third)["logits"])
+    assert prepared == [model]
+    changed = memo(model, feeds[0])["logits"]
+    np.testing.assert_array_equal(changed, run(model, feeds[0])["logits"])
+    assert not np.array_equal(changed, was[0])
 
 
 def test_the_neutral_law_catches_a_wrong_graft() -> None:
