@@ -15,6 +15,10 @@ from graftline.draft import check_vocabulary
 from graftline.folder import reading
 from graftline.memory import give_back_memory
 from graftline.plan import Plan
+from graftline.ports import Facts, read_facts
+
+if TYPE_CHECKING:
+    from graftline.models.host import Host
 
 if TYPE_CHECKING:
     from graftline.models.host import Host
@@ -57,15 +61,13 @@ def optimize(
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
-    other, source = host, plan.source
+    other, source, stated = host, plan.source, True
     if source is not None and source.checkpoint is not None:
         say(f"reading the draft {source.checkpoint}")
         other = open_checkpoint(source.checkpoint).host(full_export=full_export, watch=say)
-        sizes = host.facts.vocabulary, other.facts.vocabulary
-        files = host.tokenizer_files, other.tokenizer_files
-        mask = other.facts.mask_token
-        if note := check_vocabulary(*files, sizes, str(source.checkpoint), mask):
-            say(note)
+        stated = bool(host.facts.vocabulary and other.facts.vocabulary)
+        if stated:
+            _check_draft(host, host.facts, other, other.facts, source.checkpoint, say)
     plan.check_draft(other.facts)
     with reading({**host.states, **other.states}):
         _write(host, other, plan, out, plan.command(checkpoint, out, engine), weights, say)
@@ -89,6 +91,9 @@ def _write(
             say(f"draft engine: {source.checkpoint or 'the same weights'} in {source.dtype}")
             inner, drafting = writer.nested(DRAFT), plan.of_draft()
             cuts = compile_plan(other.model, drafting, say)
+            if source.checkpoint is not None and not stated:  # known of a graph from here on
+                ours, theirs = (read_facts(m.target.canonical) for m in (made, cuts))
+                _check_draft(host, ours, other, theirs, source.checkpoint, say)
             nested = write_bundle(inner, other, drafting, cuts, weights, say)
             inner.finish(replace(nested, name=DRAFT, rebuild=rebuild))
             same = source.checkpoint is None
@@ -105,6 +110,16 @@ def _economical(say: Watch) -> Watch:
         say(line)
 
     return tell
+
+
+def _check_draft(
+    host: Host, ours: Facts, other: Host, theirs: Facts, source: Path, say: Watch
+) -> None:
+    """Raise GraftlineError unless ids of the draft `other` mean the target's tokens."""
+    files = host.tokenizer_files, other.tokenizer_files
+    sizes = ours.vocabulary, theirs.vocabulary
+    if note := check_vocabulary(*files, sizes, str(source), theirs.mask_token):
+        say(note)
 
 
 def _silent(line: str) -> None:

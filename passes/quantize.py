@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graftline.contrib_ops import dequantize
+from graftline.contrib_ops.quantized import dequantize
 from graftline.errors import LawBroken, NotApplicable, nearest
 from graftline.evaluate import Array
 from graftline.law import Evidence

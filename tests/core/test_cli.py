@@ -18,7 +18,7 @@ from graftline.cli import app
 from graftline.errors import GraftlineError
 
 COMMANDS = (
-    "optimize", "pack", "run", "bench", "inspect", "check", "recipes", "passes", "doctor",
+    "optimize", "pack", "run", "bench", "tune", "inspect", "check", "recipes", "passes", "doctor",
 )  # fmt: skip
 
 
