@@ -20,9 +20,6 @@ from graftline.ports import Facts, read_facts
 if TYPE_CHECKING:
     from graftline.models.host import Host
 
-if TYPE_CHECKING:
-    from graftline.models.host import Host
-
 
 def optimize(
     checkpoint: str | Path,
@@ -61,12 +58,11 @@ def optimize(
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
-    other, source, stated = host, plan.source, True
+    other, source = host, plan.source
     if source is not None and source.checkpoint is not None:
         say(f"reading the draft {source.checkpoint}")
         other = open_checkpoint(source.checkpoint).host(full_export=full_export, watch=say)
-        stated = bool(host.facts.vocabulary and other.facts.vocabulary)
-        if stated:
+        if _states_sizes(host, other):
             _check_draft(host, host.facts, other, other.facts, source.checkpoint, say)
     plan.check_draft(other.facts)
     with reading({**host.states, **other.states}):
@@ -91,7 +87,7 @@ def _write(
             say(f"draft engine: {source.checkpoint or 'the same weights'} in {source.dtype}")
             inner, drafting = writer.nested(DRAFT), plan.of_draft()
             cuts = compile_plan(other.model, drafting, say)
-            if source.checkpoint is not None and not stated:  # known of a graph from here on
+            if source.checkpoint is not None and not _states_sizes(host, other):
                 ours, theirs = (read_facts(m.target.canonical) for m in (made, cuts))
                 _check_draft(host, ours, other, theirs, source.checkpoint, say)
             nested = write_bundle(inner, other, drafting, cuts, weights, say)
@@ -100,6 +96,11 @@ def _write(
             manifest = replace(manifest, draft={"source": plan.draft, "same_weights": same})
         say("hashing and closing the bundle")
         writer.finish(replace(manifest, rebuild=rebuild))
+
+
+def _states_sizes(host: Host, other: Host) -> bool:
+    """Whether both checkpoints say how many tokens they know; a graph says so once canonical."""
+    return bool(host.facts.vocabulary and other.facts.vocabulary)
 
 
 def _economical(say: Watch) -> Watch:
