@@ -15,6 +15,7 @@ from graftline.passes.front_law import canonical_is_raw
 from graftline.passes.laws import STRUCTURAL
 from graftline.passes.pipeline import PassReport
 from graftline.passes.reduce_host import chosen_blocks, hold_weights, reduce_host
+from graftline.passes.sample import SAMPLE, sample_of
 from graftline.plan import FRONT, Plan
 from graftline.ports import read_facts
 
@@ -80,10 +81,13 @@ def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
     say("laws: the canonical host against the raw graph")
     found = canonical_is_raw(raw, model, run, oracle_limit())
     notes = [LawRow.of("canonicalize", "neutral", found), *numeric_laws(model, rest, say)]
+    if any(graft.calibrates for graft in rest.grafts):
+        model.meta[SAMPLE] = sample_of(model, say)
     grafts, lowering = rest.split(rest.index("pack-projections"))
     reports += grafts.run(model)
     canonical = model.clone()
     reports += lowering.run(model)
+    model.meta.pop(SAMPLE, None)
     return Compiled(canonical, model, str(pipeline), reports, notes)
 
 
