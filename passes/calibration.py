@@ -1,4 +1,5 @@
-"""Rounding with a host's own activations: which matrices lose most, and what each may lose least."""
+"""Rounding that looks at a host's activations: each matrix for its inputs, and the kinds of matrix
+that matter most finer."""
 
 from __future__ import annotations
 

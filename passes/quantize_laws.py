@@ -52,7 +52,7 @@ def every_matrix(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
 
 
 @dataclass(frozen=True)
-class _Made:
+class Made:
     """A quantized matrix: the label of its source, how it was rounded, and what its node reads from
     its operands by its own attributes."""
 
@@ -64,7 +64,7 @@ class _Made:
     arrays: list[Array]
 
     @classmethod
-    def of(cls, node: ir.Node) -> _Made:
+    def of(cls, node: ir.Node) -> Made:
         depth, bits, block = (node.attributes[k].as_int() for k in ("K", "bits", "block_size"))
         label, method = node.metadata_props[SOURCE], node.metadata_props.get(ROUNDING, "")
         arrays = [tensor_of(v).numpy() for v in node.inputs[1:4] if v is not None]
@@ -77,14 +77,25 @@ class _Made:
         return dequantize(*self.arrays, self.depth, self.block, self.bits)
 
     def source(self, before: ir.Model) -> Matrix:
+        """What it was made from, in the graph before."""
         name, turned = self.label.removesuffix("^T"), self.label.endswith("^T")
         return Matrix(before.graph.initializers[name], turned)
 
     @property
+    def nearest(self) -> float:
+        """Largest relative error of a block that is rounded to the nearest codes."""
+        return float(np.sqrt(2 * self.block) / (2 * ((1 << self.bits) - 1)))
+
+    @property
     def limit(self) -> float:
         """Largest relative error of a block."""
-        nearest = float(np.sqrt(2 * self.block) / (2 * ((1 << self.bits) - 1)))
-        return COMPENSATED * nearest if self.method == GPTQ else nearest
+        return COMPENSATED * self.nearest if self.method == GPTQ else self.nearest
+
+    def differs(self, other: Made) -> float:
+        """Norm of the difference, relative to the other's."""
+        rows = other.rows()
+        size = float(np.linalg.norm(rows))
+        return float(np.linalg.norm(self.rows() - rows)) / (size or 1.0)
 
 
 def _misfit(arrays: list[Array], depth: int, block: int, bits: int) -> str:
@@ -115,7 +126,7 @@ def closeness(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
     for node in after.graph:
         if node.op_type != "MatMulNBits" or SOURCE not in node.metadata_props:
             continue
-        made = _Made.of(node)
+        made = Made.of(node)
         source, name = made.source(before), made.label.removesuffix("^T")
         error, mean = _block_errors(source.rows(), made.rows(), made.block)
         release(source)
@@ -141,10 +152,10 @@ class _Products:
 
     def __init__(self, graft: Graft, before: ir.Model, sample: Sample | None) -> None:
         self.graft, self.before, self.sample = graft, before, sample
-        self.made: dict[str, _Made] = {}
+        self.made: dict[str, Made] = {}
         self.worst = 0.0
 
-    def add(self, made: _Made) -> None:
+    def add(self, made: Made) -> None:
         """Keep a matrix to be compared, if its rounding looked at activations."""
         if made.method == GPTQ:
             self.made[made.label] = made
@@ -155,7 +166,7 @@ class _Products:
             return
         if self.sample is None or self.sample.missing:
             raise LawBroken(self.graft.name(), "closeness", "activations", "there are none")
-        inputs: dict[str, list[_Made]] = {}
+        inputs: dict[str, list[Made]] = {}
         for target in targets_of(self.before, 0):
             label = target.name + ("^T" if target.matrix.turned else "")
             if (made := self.made.pop(label, None)) is not None:
@@ -164,7 +175,7 @@ class _Products:
             for made in inputs[name]:
                 self._product(rows.reshape(-1, rows.shape[-1]), made)
 
-    def _product(self, inputs: Array, made: _Made) -> None:
+    def _product(self, inputs: Array, made: Made) -> None:
         source = made.source(self.before)
         was = source.rows().astype(np.float32, copy=False)
         off = np.square(inputs @ (made.rows() - was).T).mean(axis=0)
