@@ -20,6 +20,8 @@ from graftline.plan import FRONT, Plan
 from graftline.ports import read_facts
 
 Watch = Callable[[str], None]
+FRONT_GRAFTS = len(Pipeline.parse(FRONT, GRAFTS).grafts)
+"""How many grafts a pipeline begins with that bring a host to its canonical form."""
 PAIR_BYTES = 2 << 30
 """Bytes of weights up to which the reduced host has two blocks where one would be of every kind."""
 
@@ -76,7 +78,7 @@ def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
     host."""
     pipeline = Pipeline.parse(text, GRAFTS)
     model = raw.clone()
-    front, rest = pipeline.split(len(Pipeline.parse(FRONT, GRAFTS).grafts))
+    front, rest = pipeline.split(FRONT_GRAFTS)
     reports = front.run(model, watch=_told(say))
     say("laws: the canonical host against the raw graph")
     found = canonical_is_raw(raw, model, run, oracle_limit())

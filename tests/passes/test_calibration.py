@@ -74,7 +74,8 @@ def test_inputs_that_say_nothing_leave_the_nearest_codes_of_the_best_range() -> 
 
 def test_activations_are_those_of_one_run() -> None:
     model = host()
-    model.graph.outputs.extend(n.outputs[0] for n in model.graph if n.outputs[0].name in ("x2", "x0"))
+    made_on_the_way = [n.outputs[0] for n in model.graph if n.outputs[0].name in ("x2", "x0")]
+    model.graph.outputs.extend(made_on_the_way)
     whole = run(model, TOKENS)
     seen = dict(activations(model, TOKENS, ["x2", "logits", "x0", "tokens"]))
     assert list(seen) == ["tokens", "x0", "x2", "logits"]

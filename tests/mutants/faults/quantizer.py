@@ -16,6 +16,7 @@ from faults.graphs import (
     rewired,
 )
 from faults.mutant import Edit, Mutant, Touched, after, instead
+from graftline.contrib_ops import unpack
 from graftline.passes import GRAFTS, precision, quantize
 from graftline.passes.rounding import Moments
 from graftline.passes.weights import Matrix
@@ -62,11 +63,17 @@ def _read_as_4_bits(model: ir.Model) -> int:
 
 
 def _coarser_head(real: Any, touched: Touched) -> Any:
-    """The head's codes are of 4 bits where 8 were asked for, and stored as 8."""
+    """The head has codes of 4 bits where 8 were asked for, each in a byte of its own."""
 
     def nearest_codes(target: Any, bits: int, method: str = "rtn") -> Any:
-        touched.count += bits == 8
-        return replace(real(target, 4, method), bits=bits)
+        if bits != 8:
+            return real(target, bits, method)
+        touched.count += 1
+        coarse = real(target, 4, method)
+        blocks = coarse.packed.scales.shape[1]
+        zeros = unpack(coarse.packed.zeros, 4)[:, :blocks]
+        packed = replace(coarse.packed, data=unpack(coarse.packed.data, 4), zeros=zeros)
+        return replace(coarse, packed=packed, bits=8)
 
     return nearest_codes
 
@@ -167,7 +174,7 @@ QUANTIZER = [
            after(QUANTIZE, _operand([3], 1, lambda d: np.roll(d, 1, axis=0))), INT4),
     Mutant("eight-bits-read-as-four", "quantize", "the lm_head's 8-bit codes are read as 4",
            "llama", "closeness", after(QUANTIZE, _read_as_4_bits), INT4),
-    Mutant("head-of-the-wrong-width", "quantize: nearest_codes", "8-bit codes hold 4 bits",
+    Mutant("head-of-the-wrong-width", "quantize: nearest_codes", "an 8-bit matrix has 16 levels",
            "llama", "closeness", instead(quantize, "nearest_codes", _coarser_head), INT4),
     Mutant("compensated-codes-negated", "quantize", "codes of down_proj in block 3 are inverted",
            "llama", "closeness", after(QUANTIZE, _codes_of([3], np.invert)), INT4),
