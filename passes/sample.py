@@ -5,21 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx.reference
 import onnx_ir as ir
 
-from graftline.contrib_ops import CONTRIB_OPS
-from graftline.evaluate import Feed, oracle_limit, without_weights
+from graftline.evaluate import Feed, oracle_limit
+from graftline.passes.activations import activations
 from graftline.passes.graft import Graft
-from graftline.passes.kv_cache import KvCache, carried_caches, empty_caches
-from graftline.ports import read_facts
+from graftline.ports import by_role, read_facts, read_ports
 
 SEQUENCES, LENGTH, PROBES = 16, 64, 4
 """Sequences, tokens of each, and how many of the sequences are enough to compare two graphs."""
+ROUNDS = 4
+"""Products with SmolLM2's matrices (README as the other text) are off by 0.0073, 0.0066 and 0.0064
+after 0, 2 and 4 rounds, by 0.0057 for a text written token by token, by 0.0109 rounded to nearest.
+"""
 LARGEST = 4 << 30
 """Bytes of weights up to which a host writes and is looked at: minutes, on two cores."""
 SAMPLE = "graftline.sample"
@@ -61,24 +63,23 @@ def sample_of(model: ir.Model, say: Watch) -> Sample:
 
 def written(model: ir.Model, sequences: int = SEQUENCES, length: int = LENGTH) -> npt.NDArray[Any]:
     """Tokens [sequences, length] that a canonical host samples at temperature 1, each sequence
-    behind a first token of its own; always the same."""
+    behind a first token of its own; always the same.
+
+    All places are drawn at once from what stands before them, ROUNDS times over (Jacobi decoding;
+    Song et al. 2021), beginning with random tokens and keeping each place's random numbers: a few
+    large products, where one token after another takes many small ones. The first ROUNDS tokens
+    are exact samples; those behind them fit what stood there a round before.
+    """
     facts, random = read_facts(model), np.random.default_rng(0)
     length = min(length, facts.positions or length)
-    host = model.clone()
-    KvCache().requires(host)
-    KvCache().apply(host)
-    bare, weights = without_weights(host)
-    session = onnx.reference.ReferenceEvaluator(ir.to_proto(bare), new_ops=list(CONTRIB_OPS))
-    names = cast(list[str], session.output_names)
-    tokens = random.integers(0, facts.vocabulary, (sequences, 1), dtype=np.int64)
-    caches = {k: np.zeros_like(v) for k, v in empty_caches(host, sequences, length).items()}
-    for at in range(length - 1):
-        place = np.full((sequences, 1), at, np.int64)
-        feed = {"tokens": tokens[:, -1:], "positions": place, "write_index": place[:, 0], **caches}
-        values: Any = session.run(None, {**feed, **weights})
-        outputs = dict(zip(names, map(np.asarray, values), strict=True))
-        caches = carried_caches(host, outputs)
-        logits = outputs["logits"][:, -1].astype(np.float32)
-        drawn = (logits + random.gumbel(size=logits.shape)).argmax(axis=-1)
-        tokens = np.concatenate([tokens, drawn[:, None].astype(np.int64)], axis=1)
+    tokens = random.integers(0, facts.vocabulary, (sequences, length), dtype=np.int64)
+    positions = np.tile(np.arange(length, dtype=np.int64), (sequences, 1))
+    name = by_role(read_ports(model), "logits", "out")[0].name
+    for _ in range(ROUNDS):
+        feed = {"tokens": tokens, "positions": positions}
+        (_, logits), *_ = activations(model, feed, [name])
+        noise = np.random.default_rng(1)
+        for row in range(sequences):
+            scores = logits[row, :-1].astype(np.float32)
+            tokens[row, 1:] = (scores + noise.gumbel(size=scores.shape)).argmax(axis=-1)
     return tokens

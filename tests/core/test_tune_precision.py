@@ -33,7 +33,7 @@ def call(*args: str | Path) -> Result:
 
 
 @pytest.fixture(scope="module")
-def made(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def made(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path: 
     out = tmp_path_factory.mktemp("precisions") / "wide.graft"
     return optimize(wide_checkpoint, out, recipe="plain").path
 
@@ -49,7 +49,7 @@ def test_the_fastest_precision_that_loses_little_becomes_the_bundle(bundle: Path
     result = call("tune", bundle, "--precision", "--most-loss", "1000", "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    assert [p["name"] for p in told["precisions"]][0] == told["kept"] == "int4"
+    assert told["precisions"][0]["name"] == told["kept"] == "int4"
     assert {p["name"] for p in told["precisions"]} == set(tune_precision.PRECISIONS)
     assert told["changed"]
     sizes = {p["name"]: p["size"] for p in told["precisions"]}
