@@ -28,6 +28,11 @@ PROBED = 4.0
 moments of different inputs are drawn halfway to zero, and twice, because a part of the text is
 compared."""
 
+ON_AVERAGE = 0.4
+"""How much the squared error of all products of a matrix may be of rounding's bound: rounding to
+the nearest has a third of it (errors are even between the ends of a step), and a fifth more for
+what a text of some hundred tokens says. Tiny random hosts have 0.13 to 0.28."""
+
 
 def every_matrix(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
     """No product by a constant matrix is left, and as many were quantized as there were."""
@@ -184,12 +189,14 @@ class _Products:
         power = np.square(inputs).mean(axis=0).reshape(-1, made.block).sum(axis=1)
         bound = np.square(spans / (2 * ((1 << made.bits) - 1))) @ power
         share = float(np.max(np.where(off == 0, 0, off / np.where(bound == 0, 1e-30, bound))))
+        mean = float(off.sum()) / max(float(bound.sum()), 1e-30)
         release(source)
         self.worst = max(self.worst, share)
-        if not share <= PROBED:
-            by = f"its products are off by {share:.3g} of rounding's bound, above {PROBED:g}"
-            name = made.label.removesuffix("^T")
-            raise LawBroken(self.graft.name(), "closeness", f"'{name}'", by)
+        for what, seen, most in (("a product is", share, PROBED), ("products are", mean, ON_AVERAGE)):
+            if not seen <= most:
+                by = f"{what} off by {seen:.3g} of rounding's bound, above {most:g}"
+                name = made.label.removesuffix("^T")
+                raise LawBroken(self.graft.name(), "closeness", f"'{name}'", by)
 
     @property
     def text(self) -> str:

@@ -26,8 +26,8 @@ FINER = "quantize{algorithm=gptq,block=0,head_bits=8}"
 PRECISIONS = {
     FULL: (FULL, ""),
     "int8": ("int8", QUANTIZE["int8"]),
-    "int4, half of the blocks in int8": ("int4", FINER.replace("}", ",wide=0.5}")),
     "int4": ("int4", QUANTIZE["int4"]),
+    "int4, a fifth of the blocks in int8": ("int4", FINER.replace("}", ",wide=0.2}")),
     "int4, only the head in int8": ("int4", FINER),
     "int4, rounded to nearest": ("int4", "quantize{bits=4}"),
 }
