@@ -77,7 +77,8 @@ class Made:
 
     def rows(self) -> Array:
         """The weight [N, K]."""
-        return dequantize(*self.arrays, self.depth, self.block, self.bits)
+        data, scales, zeros = self.arrays
+        return dequantize(data, scales, zeros, self.depth, self.block, self.bits)
 
     def source(self, before: ir.Model) -> Matrix:
         """What it was made from, in the graph before."""
@@ -192,7 +193,8 @@ class _Products:
         mean = float(off.sum()) / max(float(bound.sum()), 1e-30)
         release(source)
         self.worst = max(self.worst, share)
-        for what, seen, most in (("a product is", share, PROBED), ("products are", mean, ON_AVERAGE)):
+        bounds = ("a product is", share, PROBED), ("products are", mean, ON_AVERAGE)
+        for what, seen, most in bounds:
             if not seen <= most:
                 by = f"{what} off by {seen:.3g} of rounding's bound, above {most:g}"
                 name = made.label.removesuffix("^T")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +110,7 @@ def _pipeline(text: str, quantize: str) -> str:
 @contextmanager
 def _sessions(
     bundle: Bundle, capacity: int, threads: int | None, watch: Watch
-) -> Iterator[dict[str, tuple[OrtSession, int]]]:
+) -> Generator[dict[str, tuple[OrtSession, int]]]:
     """Every precision opened, each with the bytes of its weights, in a folder that goes again."""
     from graftline.compiled import FRONT_GRAFTS
     from graftline.passes import GRAFTS, Pipeline
@@ -151,7 +151,7 @@ def _opened(
     save_graph(model, folder / "model.onnx", WeightFile(folder, "w", writer.need), linked)
     nodes = list(model.graph)
     weights = {v: v.const_value for n in nodes for v in n.inputs if v is not None and v.const_value}
-    size = sum(tensor.nbytes for tensor in weights.values() if tensor is not None)
+    size = sum(tensor.nbytes for tensor in weights.values())
     session = OrtSession(
         folder / "model.onnx", read_facts(model), read_ports(model),
         capacity=capacity, threads=threads,
