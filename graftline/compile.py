@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from graftline.assemble import write_bundle
 from graftline.bundle import DRAFT, Bundle
@@ -13,6 +13,10 @@ from graftline.bundle_writer import BundleWriter, check_target
 from graftline.compiled import Watch, compile_plan
 from graftline.draft import check_vocabulary
 from graftline.plan import Plan
+from graftline.ports import Facts, read_facts
+
+if TYPE_CHECKING:
+    from graftline.models.host import Host
 
 
 def optimize(
@@ -52,15 +56,13 @@ def optimize(
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
-    other, source = host, plan.source
+    other, source, stated = host, plan.source, True
     if source is not None and source.checkpoint is not None:
         say(f"reading the draft {source.checkpoint}")
         other = open_checkpoint(source.checkpoint).host(full_export=full_export, watch=say)
-        sizes = host.facts.vocabulary, other.facts.vocabulary
-        files = host.tokenizer_files, other.tokenizer_files
-        mask = other.facts.mask_token
-        if note := check_vocabulary(*files, sizes, str(source.checkpoint), mask):
-            say(note)
+        stated = bool(host.facts.vocabulary and other.facts.vocabulary)
+        if stated:
+            _check_draft(host, host.facts, other, other.facts, source.checkpoint, say)
     plan.check_draft(other.facts)
     made = compile_plan(host.model, plan, say)
     rebuild = plan.command(checkpoint, out, engine)
@@ -70,6 +72,9 @@ def optimize(
             say(f"draft engine: {source.checkpoint or 'the same weights'} in {source.dtype}")
             inner, drafting = writer.nested(DRAFT), plan.of_draft()
             cuts = compile_plan(other.model, drafting, say)
+            if source.checkpoint is not None and not stated:  # known of a graph from here on
+                ours, theirs = (read_facts(m.target.canonical) for m in (made, cuts))
+                _check_draft(host, ours, other, theirs, source.checkpoint, say)
             nested = write_bundle(inner, other, drafting, cuts, weights, say)
             inner.finish(replace(nested, name=DRAFT, rebuild=rebuild))
             same = source.checkpoint is None
@@ -77,6 +82,16 @@ def optimize(
         say("hashing and closing the bundle")
         writer.finish(replace(manifest, rebuild=rebuild))
     return Bundle.open(out, verify=False)
+
+
+def _check_draft(
+    host: Host, ours: Facts, other: Host, theirs: Facts, source: Path, say: Watch
+) -> None:
+    """Raise GraftlineError unless ids of the draft `other` mean the target's tokens."""
+    files = host.tokenizer_files, other.tokenizer_files
+    sizes = ours.vocabulary, theirs.vocabulary
+    if note := check_vocabulary(*files, sizes, str(source), theirs.mask_token):
+        say(note)
 
 
 def _silent(line: str) -> None:

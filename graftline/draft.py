@@ -75,7 +75,7 @@ def check_depths(depths: Sequence[int], draft: str | None, layers: int | None = 
     if draft is None:
         raise GraftlineError(f"{said}: there is no draft engine to cut; add one, {_DEPTHS_HELP}")
     if any(b <= a for a, b in pairwise((0, *depths))):
-        raise GraftlineError(f"{said}: depths start at 1 and rise, {_DEPTHS_HELP}")
+        raise GraftlineError(f"{said}: depths start at 1 and increase, {_DEPTHS_HELP}")
     if layers is not None and depths[-1] >= layers:
         span = f"use depths of 1 to {layers - 1}" if layers > 1 else "it cannot be cut"
         raise GraftlineError(f"{said}: the draft {draft} has {layers} blocks; {span}")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -21,8 +21,20 @@ ORACLE_SHARE = 0.4
 """Most of the free memory that the weights of an evaluated host may take: passes copy some."""
 
 
+Prepared = Callable[[Mapping[str, Array]], Feed]
+"""prepared(feed): the outputs by name of one graph, as it was when it was prepared."""
+
+
 def run(model: ir.Model, feed: Mapping[str, Array]) -> Feed:
     """Outputs by name of `model` under `feed`, computed by onnx.reference (numpy).
+
+    Raises CannotEvaluate for an operator without a reference implementation.
+    """
+    return prepare(model)(feed)
+
+
+def prepare(model: ir.Model) -> Prepared:
+    """`model` as it is now, to be run on any number of feeds.
 
     Weights are handed over as they lie (mapped files are not copied into a protobuf). Raises
     CannotEvaluate for an operator without a reference implementation.
@@ -32,9 +44,13 @@ def run(model: ir.Model, feed: Mapping[str, Array]) -> Feed:
     bare, weights = without_weights(model)
     session = onnx.reference.ReferenceEvaluator(ir.to_proto(bare), new_ops=list(CONTRIB_OPS))
     names = [cast(str, v.name) for v in model.graph.inputs]
-    values = session.run(None, {**{n: feed[n] for n in names if n in feed}, **weights})
     outputs = cast(list[str], session.output_names)
-    return {n: np.asarray(v) for n, v in zip(outputs, cast(list[Any], values), strict=True)}
+
+    def prepared(feed: Mapping[str, Array]) -> Feed:
+        values = session.run(None, {**{n: feed[n] for n in names if n in feed}, **weights})
+        return {n: np.asarray(v) for n, v in zip(outputs, cast(list[Any], values), strict=True)}
+
+    return prepared
 
 
 _KNOWN = frozenset((op.op_domain, op.__name__) for op in CONTRIB_OPS)

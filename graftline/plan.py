@@ -60,7 +60,7 @@ class Plan:
         check_step(step)
         request = EngineRequest.parse(target, dtype, engine) if is_engine(target) else None
         if engine and request is None:
-            raise GraftlineError(f"--engine goes with a TensorRT target, not with {target}")
+            raise GraftlineError(f"--engine needs a TensorRT target, not {target}")
         chosen, text = pipeline_of(name, passes, target, dtype, quantizer, request)
         fused = None
         if step == FUSED:
@@ -119,7 +119,7 @@ def _source(
     if draft is None:
         return None
     if request is not None:
-        raise GraftlineError(f"--draft goes with --target ort-cpu, not with {target}")
+        raise GraftlineError(f"--draft needs --target ort-cpu, not {target}")
     source = DraftSource.parse(draft, TARGETS[target], dtype)
     if source.checkpoint is not None and not source.checkpoint.exists():
         known = nearest(draft, [name for name in TARGETS[target] if name != dtype])
@@ -143,7 +143,7 @@ def pipeline_of(
     parts = [front, own, fusing, "pack-projections"]
     if request is not None:
         if quantizer is not None:
-            raise GraftlineError(f"--quantizer goes with --target ort-cpu, not with {target}")
+            raise GraftlineError(f"--quantizer needs --target ort-cpu, not {target}")
         text = " | ".join([*filter(None, parts), request.lowering])
         return chosen, str(Pipeline.parse(text, GRAFTS))
     text = " | ".join(filter(None, [*parts, ending(target, dtype, quantizer)]))
@@ -170,7 +170,9 @@ def fused_pipeline(
     """The pipeline text of the fused step, and the engine it asks for, whose steps are the
     recipe's trees. Raises GraftlineError for a recipe or a target that has none."""
     if request is None and target != CPU:
-        raise GraftlineError(f"--step fused goes with {CPU} or a TensorRT target, not {target}")
+        raise GraftlineError(
+            f"--step fused needs --target {CPU} or a TensorRT target, not {target}"
+        )
     check_fusable(chosen)
     from graftline.runtimes.drafters import make_drafter
 

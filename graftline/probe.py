@@ -78,10 +78,7 @@ def make_probe(
     """
     length, why = _length(found, facts, capacity)
     random = np.random.default_rng(2)
-    main = random.integers(0, facts.vocabulary, length, dtype=np.int64)
-    special = [t for t in sorted(found.tokens) if 0 <= t < facts.vocabulary][: length // 4]
-    places = np.linspace(1, length - 1, len(special), dtype=np.int64)
-    main[places] = special
+    main = _main(found, facts, length, random)
     others: list[Ints] = []
     fork = max(length - DEPTH, 0)
     for number in range(2 if length <= FEW_ROWS else 1):
@@ -97,6 +94,20 @@ def make_probe(
         _sample(reference, short, 0),
         why,
     )
+
+
+def make_tokens(found: Constants, facts: Facts, capacity: int = MOST_ROWS) -> Ints:
+    """The main sequence [N] alone, of a host whose export cannot be run whole."""
+    length, _ = _length(found, facts, capacity)
+    return _main(found, facts, length, np.random.default_rng(2))
+
+
+def _main(found: Constants, facts: Facts, length: int, random: np.random.Generator) -> Ints:
+    main = random.integers(0, facts.vocabulary, length, dtype=np.int64)
+    special = [t for t in sorted(found.tokens) if 0 <= t < facts.vocabulary][: length // 4]
+    places = np.linspace(1, length - 1, len(special), dtype=np.int64)
+    main[places] = special
+    return main
 
 
 def _length(found: Constants, facts: Facts, capacity: int) -> tuple[int, str]:

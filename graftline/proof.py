@@ -5,7 +5,7 @@ and the export against the checkpoint's own model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from graftline.passes.constants import constants
 from graftline.passes.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.kv_cache import empty_caches
 from graftline.ports import Facts, Port
-from graftline.probe import MOST_ROWS, Probe, make_probe
+from graftline.probe import MOST_ROWS, Probe, make_probe, make_tokens
 from graftline.raw_ports import raw_feed
 from graftline.recipe import FUSED, Recipe
 from graftline.store import load_graph
@@ -91,13 +91,14 @@ def prove(parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> P
     """Compare the checkpoint's own model with the export, the export with the engine, and the
     engine's rows with one another. `gone` says why there is no checkpoint to compare with."""
     if short := _too_large(parts):
-        say(f"proof: not run: {short}")
-        return Proof([LawRow(parts.target, "whole", "not_run", short)])
+        say(f"proof: the engine not run: {short}")
+        whole_row = LawRow(parts.target, "whole", "not_run", short)
+        return Proof([_checkpoint_by_block(parts, own, gone, say), whole_row])
     say("proof: the unmodified export, with the real weights")
     probe = _probe(parts)
     if own is not None:
         say("proof: the export against the checkpoint's own model")
-    row, known = _checkpoint(parts, own, gone, probe)
+    row, known = _checkpoint(parts, own, gone, probe, say)
     found = _prove_engine(parts, probe, known, say)
     return Proof([row, *found.laws], found.exactness, found.min_rows, found.per_rows, found.quality)
 
@@ -140,13 +141,16 @@ def _capacity(facts: Facts, rows: int) -> int:
 
 
 def _checkpoint(
-    parts: Parts, own: OwnModel | Path | None, gone: str, probe: Probe
+    parts: Parts, own: OwnModel | Path | None, gone: str, probe: Probe, say: Watch
 ) -> tuple[LawRow, Own | None]:
     """Law `checkpoint`: the export answers as the checkpoint's own model does; and its answer."""
     if own is None:
         return LawRow("export", "checkpoint", "not_run", gone), None
     raw, tokens = parts.ports["export"], probe.main.tokens[None]
-    found = _file_model(own, raw, tokens) if isinstance(own, Path) else own(raw_feed(raw, tokens))
+    if isinstance(own, Path):
+        found: Own | str = _file_model(own, raw, tokens)
+    else:
+        found = own(raw_feed(raw, tokens), say)
     if isinstance(found, str):
         return LawRow("export", "checkpoint", "not_run", found), None
     count, given = len(probe.main.tokens), len(found.logits)
@@ -156,6 +160,25 @@ def _checkpoint(
     most = limit(parts.host_rounding, parts.facts)
     evidence = equal_rows("export", "checkpoint", expected, got, most, "the checkpoint's own model")
     return LawRow.of("export", "checkpoint", evidence), found
+
+
+def _checkpoint_by_block(
+    parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch
+) -> LawRow:
+    """Law `checkpoint` of a host that does not fit in memory, where its own model can be run."""
+    from graftline.by_block import GRAFT, by_block
+
+    if own is None or isinstance(own, Path):
+        why = gone if own is None else "the checkpoint is a graph as large as the export"
+        return LawRow("export", "checkpoint", "not_run", why)
+    canonical = load_graph(parts.folder / parts.files["canonical"])
+    tokens = make_tokens(constants(canonical), parts.facts, _slots(parts))
+    say(f"proof: the checkpoint's own model, block by block, {len(tokens)} rows")
+    found = own(raw_feed(parts.ports["export"], tokens[None]), say)
+    if isinstance(found, str):
+        return LawRow(GRAFT, "checkpoint", "not_run", found)
+    most = limit(parts.host_rounding, replace(parts.facts, layers=1))
+    return by_block(canonical, tokens, found, most, say)
 
 
 def _file_model(file: Path, raw: tuple[Port, ...], tokens: Array) -> Own:

@@ -42,7 +42,7 @@ class Recipe:
 def check_step(step: str) -> None:
     """Raise GraftlineError for what is not one of STEPS."""
     if step not in STEPS:
-        raise GraftlineError(f"no step is called '{step}'{nearest(step, STEPS)}")
+        raise GraftlineError(f"unknown step '{step}'{nearest(step, STEPS)}")
 
 
 def is_fusable(chosen: Recipe) -> bool:
@@ -68,7 +68,7 @@ def recipe(name: str) -> Recipe:
     """The recipe of that name. Raises GraftlineError naming the nearest for an unknown one."""
     known = _all()
     if name not in known:
-        raise GraftlineError(f"no recipe is called '{name}'{nearest(name, known)}")
+        raise GraftlineError(f"unknown recipe '{name}'{nearest(name, known)}")
     return known[name]
 
 

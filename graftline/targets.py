@@ -28,13 +28,13 @@ def ending(target: str, dtype: str, quantizer: str | None) -> str:
     """The passes after the grafts. Raises BackendError for an unknown target, GraftlineError for a
     precision it does not have."""
     if target not in TARGETS:
-        raise BackendError(f"no builder for the target '{target}' here{nearest(target, TARGETS)}")
+        raise BackendError(f"unknown target '{target}'{nearest(target, TARGETS)}")
     known = TARGETS[target]
     if dtype not in known:
         raise GraftlineError(f"{target} has no dtype '{dtype}'{nearest(dtype, known)}")
     quantize = QUANTIZE.get(dtype, "")
     if quantizer is not None:
         if not quantize:
-            raise GraftlineError("--quantizer goes with --dtype int8 or int4")
+            raise GraftlineError("--quantizer needs --dtype int8 or int4")
         quantize = quantize.replace("algorithm=gptq,", "").replace("}", f",algorithm={quantizer}}}")
     return " | ".join(filter(None, [quantize, known[dtype]]))

@@ -41,7 +41,9 @@ def block_of(file: str, quantization: Any) -> Block | None:
         return (0, 0)
     rows, columns = (int(n) for n in block)
     if min(rows, columns) < 1:
-        raise CheckpointError(f"{file}: weight_block_size={block!r} is no block; correct it")
+        raise CheckpointError(
+            f"{file}: weight_block_size={block!r} is not a block size; correct it"
+        )
     return rows, columns
 
 
@@ -54,7 +56,7 @@ def scaled(
     """
     if len(weight.shape) < 2:
         raise CheckpointError(
-            f"checkpoint: FP8 tensor '{weight.name}' is no matrix, which blocks of scales are for; "
+            f"checkpoint: FP8 tensor '{weight.name}' is not a matrix, as block scales need; "
             "give the unquantized checkpoint"
         )
     rows, columns = (

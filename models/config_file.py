@@ -31,7 +31,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: not JSON ({error}); download it again") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{file}: no JSON object; download it again")
+        raise CheckpointError(f"{file}: not a JSON object; download it again")
     return cast("dict[str, Any]", found)
 
 
@@ -57,7 +57,7 @@ def check_sizes(file: Path, raw: Mapping[str, Any], numbers: int) -> None:
 
 def _check(file: Path, key: str, value: Any, most: int, why: str, least: int = 1) -> None:
     if type(value) is not int:
-        raise CheckpointError(f"{file}: {key}={value!r} is no whole number; correct it")
+        raise CheckpointError(f"{file}: {key}={value!r} is not a whole number; correct it")
     if value < least:
         raise CheckpointError(f"{file}: {key}={value} is less than {least}; correct it")
     if value > most:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 import transformers
 from accelerate import init_empty_weights
+from torch.utils._sympy.numbers import int_oo
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -27,6 +28,7 @@ from graftline.models.simplify import simplify
 OPSET = 23
 """The exporter fuses norms and rotary embeddings at this opset only."""
 
+INPUTS = ("tokens", "positions", "attention_mask")
 ATTENTION = "graftline"
 EXPERTS = {"experts_implementation": "batched_mm"}
 """Mixtures of experts gather the chosen experts' weights: the only form without a Python loop."""
@@ -50,6 +52,12 @@ def _attention(
     other = sorted(k for k, v in options.items() if torch.is_tensor(v) and k not in PLACES)
     if other:
         raise NotApplicable(f"attention takes {', '.join(other)}, which ONNX Attention lacks")
+    if query.shape[-1] != value.shape[-1]:
+        raise NotApplicable(
+            f"attention has keys of {key.shape[-1]} numbers a head and values of {value.shape[-1]} "
+            "(as multi-head latent attention has), and a cache here has one width for both; give a "
+            "decoder whose keys and values are equally wide"
+        )
     out = torch.onnx.ops.attention(
         query,
         key,
@@ -184,7 +192,6 @@ def export(model: Any, watch: Callable[[str], None]) -> Exported:
     """
     _untouched(model)
     rows = {0: "B", 1: "N"}
-    names = ("tokens", "positions", "attention_mask")
     example = (
         torch.zeros(2, 6, dtype=torch.int64),
         torch.arange(6).repeat(2, 1),
@@ -194,21 +201,56 @@ def export(model: Any, watch: Callable[[str], None]) -> Exported:
     program = _export(
         _Decoder(model).eval(),
         example,
-        dynamic_shapes={name: dict(rows) for name in names},
-        input_names=list(names),
+        dynamic_shapes={name: dict(rows) for name in INPUTS},
+        input_names=list(INPUTS),
         output_names=["logits"],
     )
-    _one_size(program)
+    _refuse_other_code(model, program.exported_program)
+    _one_size(program.model)
     watch("simplifying the graph")
-    return _finish(program, {n for n, _ in model.named_parameters(remove_duplicate=False)}, True)
+    parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
+    return _finish(program.model, parameters, True)
 
 
 def translate(program: Any, parameters: Iterable[str]) -> Exported:
     """A program torch.export made, as ONNX under its own input and output names."""
-    return _finish(_export(program), set(parameters), False)
+    return _finish(_export(program).model, set(parameters), False)
 
 
-def _export(what: Any, example: tuple[torch.Tensor, ...] = (), **options: Any) -> ir.Model:
+def _refuse_other_code(model: Any, program: Any) -> None:
+    """Raise NotApplicable where the model runs other code on longer texts than those torch traced:
+    the graph holds one of the two, and torch notes up to which length."""
+    longest = _traced(program)
+    held = int(getattr(model.config, "max_position_embeddings", None) or 0)
+    if longest is not None and not 0 < held <= longest:
+        raise NotApplicable(
+            f"{type(model).__name__} runs other code on texts of more than {longest} tokens, and a "
+            "graph holds one of the two: set what switches it in config.json, or "
+            f"max_position_embeddings (now {held or 'none'}) to at most {longest}"
+        )
+
+
+def _traced(program: Any) -> int | None:
+    """The most tokens for which a program of torch.export holds; None: any number."""
+    limits: list[int] = []
+    for node in program.graph.nodes:
+        if node.op != "placeholder" or node.name not in INPUTS:
+            continue
+        length = node.meta["val"].shape[1]
+        most = length if isinstance(length, int) else _upper(program, length.node.expr)
+        if most != int_oo:
+            limits.append(int(most))
+    return min(limits, default=None)
+
+
+def _upper(program: Any, symbol: Any) -> Any:
+    """The largest value of a size; torch writes one that can be only one number as that number."""
+    return program.range_constraints[symbol].upper if symbol.is_Symbol else symbol
+
+
+def _export(
+    what: Any, example: tuple[torch.Tensor, ...] = (), **options: Any
+) -> torch.onnx.ONNXProgram:
     """torch.onnx.export, unoptimised. Raises NotApplicable with torch's first line."""
     name = type(getattr(what, "host", what)).__name__
     try:
@@ -225,7 +267,7 @@ def _export(what: Any, example: tuple[torch.Tensor, ...] = (), **options: Any) -
     except Exception as error:
         raise NotApplicable(f"{name}: {_reason(error)}") from error
     assert program is not None
-    return program.model
+    return program
 
 
 def _finish(graph: ir.Model, parameters: set[str], own_interface: bool) -> Exported:

@@ -65,7 +65,7 @@ def check(file: Path) -> Any:
     kind = reader.get_field("general.type")
     if kind is not None and kind.contents() not in ("model", ""):
         raise CheckpointError(
-            f"{file}: general.type is '{kind.contents()}', no whole model; give the model's GGUF"
+            f"{file}: general.type is '{kind.contents()}', not a whole model; give the model's GGUF"
         )
     if reader.get_field(ARCHITECTURE) is None:
         raise CheckpointError(f"{file}: no '{ARCHITECTURE}' in it; download it again")

@@ -147,7 +147,8 @@ def _factors(name: str, factors: Mapping[str, Any], width: int, file: str) -> Fl
     values = np.asarray(factors[name], np.float32).reshape(-1)
     if len(values) != width // 2 or not bool((np.isfinite(values) & (values > 0)).all()):
         raise CheckpointError(
-            f"{file}: '{name}' is no {width // 2} positive factors, one a pair of the {width} "
+            f"{file}: '{name}' does not hold {width // 2} positive factors, one per pair of the "
+            f"{width} "
             "rotary dimensions; download it again"
         )
     return [float(v) for v in values]

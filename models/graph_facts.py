@@ -6,7 +6,7 @@ import math
 
 import onnx_ir as ir
 
-from graftline.contrib_ops import MICROSOFT
+from graftline.contrib_ops.operands import MICROSOFT
 from graftline.ports import Facts
 
 HEADS = ("q_num_heads", "num_heads")
@@ -23,9 +23,11 @@ _TABLES = {
 
 
 def facts_of_graph(model: ir.Model, source: str) -> Facts:
-    """Vocabulary and hidden size from the tables, heads from attention nodes or past inputs.
+    """Heads from attention nodes or past inputs, positions from tables of cosines.
 
-    What an exported graph does not say is read off its canonical form, where all of it is plain.
+    Vocabulary and hidden size are those of the logits and of the token table, which only the
+    canonical form tells from other outputs and tables; what else the graph does not say is read
+    off that form too.
     """
     layers, heads, kv_heads, size = _attention(model)
     past = _past(model)
@@ -34,8 +36,8 @@ def facts_of_graph(model: ir.Model, source: str) -> Facts:
         kv_heads, size = past[1] or kv_heads, past[2] or size
     return Facts(
         kind="decoder",
-        vocabulary=_vocabulary(model),
-        hidden=_hidden(model),
+        vocabulary=0,
+        hidden=0,
         layers=layers,
         heads=heads,
         kv_heads=kv_heads,
@@ -64,33 +66,6 @@ def _dim(value: ir.Value | None, axis: int) -> int:
         return 0
     size = value.shape[axis]
     return size if isinstance(size, int) else 0
-
-
-def _vocabulary(model: ir.Model) -> int:
-    """The last size of the outputs that have a token for every row of a table, as logits do; the
-    canonical graph says it where no output does."""
-    rows = {shape[0] for shape in _tables(model)}
-    widths = {_dim(v, -1) for v in model.graph.outputs} & rows
-    return widths.pop() if len(widths) == 1 else 0
-
-
-def _hidden(model: ir.Model) -> int:
-    """The width that all tables have in common: those of tokens, positions and types are added."""
-    widths = {shape[1] for shape in _tables(model)}
-    return widths.pop() if len(widths) == 1 else 0
-
-
-def _tables(model: ir.Model) -> list[tuple[int, int]]:
-    """[rows, width] of the floating matrices that are read by row."""
-    found: list[tuple[int, int]] = []
-    for node in model.graph.all_nodes():
-        table = node.inputs[0] if node.inputs else None
-        if node.op_type != "Gather" or table is None or table.const_value is None:
-            continue
-        floats = table.dtype is not None and table.dtype.is_floating_point()
-        if floats and table.shape is not None and len(table.shape) == 2:
-            found.append((_dim(table, 0), _dim(table, 1)))
-    return found
 
 
 def _attention(model: ir.Model) -> tuple[int, int, int, int]:

@@ -23,8 +23,8 @@ from graftline.models.config_file import (
 from graftline.models.decoder_part import decoder_part
 from graftline.models.host import Host, Watch, silent
 from graftline.models.mask_token import mask_token
+from graftline.models.own_model import transformers_model
 from graftline.models.recognise import refuse_adapter, refuse_head
-from graftline.models.reference import transformers_model
 from graftline.models.rotary_limit import check_frequencies, frozen_limit
 from graftline.models.shards import check_index, weight_files
 from graftline.models.ties import aliases, key_of, untie
@@ -39,6 +39,10 @@ NO_PADDING_ID = Assumption(
     "the model itself gives a padding id no position of its own",
 )  # fmt: skip
 """Of a model that leaves rows of its position table for padding."""
+
+
+_RUNNING = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding"})
+"""Kinds of blocks, by transformers' `layer_types`, that carry a state from token to token."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class HfCheckpoint:
         refuse_head(self.path, raw, ())
         require_export()
         source, files = _weights(self.path, tell)
+        dtypes = {s.dtype for s in source.stored.values() if s.dtype.is_floating_point()}
         refuse_head(self.path, raw, source.stored)
         config, source = _decoder(self.path, raw, source, tell)
         built = build(config, full_export, tell)
@@ -82,7 +87,7 @@ class HfCheckpoint:
         write_facts(built.graph, facts)
         if built.first:
             write_assumptions(built.graph, [NO_PADDING_ID])
-        own = transformers_model(self.path, built.parameters)
+        own = transformers_model(self.path, dtypes, built.parameters)
         return Host("decoder", built.graph, facts, tokenizer, generation(self.path), source, own)
 
 
@@ -138,11 +143,13 @@ def hosted(config: Any) -> Any:
             "does not host yet; give a decoder"
         )
     whole = empty_model(config)
-    if getattr(whole, "_is_stateful", False):  # by which transformers knows what has no rollback
+    # by which transformers knows what has no rollback, and which blocks have a state of their own
+    states = _RUNNING & set(getattr(config, "layer_types", None) or ())
+    if states or getattr(whole, "_is_stateful", False):
         raise CheckpointError(
-            f"config.json: {type(whole).__name__} keeps a running state (state-space or recurrent "
-            "blocks), which graftline does not host yet; give a decoder whose blocks all attend "
-            "over keys and values"
+            f"config.json: {type(whole).__name__} keeps a running state (state-space, recurrent or "
+            "convolution blocks), which graftline does not host yet; give a decoder whose blocks "
+            "all attend over keys and values"
         )
     check_frequencies(whole)
     return whole

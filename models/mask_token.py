@@ -28,7 +28,7 @@ def mask_token(folder: Path, files: Sequence[Path] = ()) -> int | None:
         if found is None:
             continue
         if type(found) is not int:
-            raise CheckpointError(f"{folder / 'config.json'}: {key}={found!r} is no token id")
+            raise CheckpointError(f"{folder / 'config.json'}: {key}={found!r} is not a token id")
         return found
     for name in TOKENIZER_CONFIGS:
         token: Any = _read(folder / name).get("mask_token")

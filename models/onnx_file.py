@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from graftline.contrib_ops import MICROSOFT
+from graftline.contrib_ops.operands import MICROSOFT
 from graftline.errors import CheckpointError
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.hf import generation, tokenizer_files

@@ -42,8 +42,9 @@ def refuse_adapter(folder: Path) -> None:
     base = found.get("base_model_name_or_path")
     kind = found.get("peft_type") or "PEFT"
     raise CheckpointError(
-        f"{folder}: a {kind} adapter ({ADAPTER}) for {base or 'another model'}, no checkpoint; "
-        "merge it into that model (peft: merge_and_unload, save_pretrained) and give the result"
+        f"{folder}: a {kind} adapter ({ADAPTER}) for {base or 'another model'}, not a "
+        "checkpoint; merge it into that model (peft: merge_and_unload, save_pretrained) and give "
+        "the result"
     )
 
 
@@ -55,7 +56,7 @@ def refuse_head(folder: Path, config: Mapping[str, Any], tensors: Collection[str
     base = config.get("base_model_name_or_path")
     target = f" for {base}" if isinstance(base, str) else ""
     raise CheckpointError(
-        f"{folder}: {what}{target}, no whole checkpoint; give the model that it drafts for"
+        f"{folder}: {what}{target}, not a whole checkpoint; give the model that it drafts for"
     )
 
 

@@ -28,6 +28,8 @@ PARTIAL = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 }
 LOCAL = {"sliding_window": 8}
+TWO = {"num_hidden_layers": 2}
+MIXED = {**TWO, **LOCAL, "layer_types": ["sliding_attention", "full_attention"]}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -52,12 +54,49 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Options of each family beyond SIZES; the key is transformers' model_type."""
 
+FURTHER: dict[str, dict[str, Any]] = {
+    "apertus": TWO,
+    "biogpt": TWO,
+    "codegen": {"n_embd": 48, "n_head": 4, "n_layer": 2, "n_positions": 128, "rotary_dim": 8},
+    "cohere2": {**HEAD, **MIXED},
+    "ctrl": {"n_embd": 48, "n_head": 4, "n_layer": 2, "n_positions": 128, "dff": 80},
+    "dots1": {
+        **HEAD, **MOE, **TWO, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1,
+        "topk_group": 1, "first_k_dense_replace": 1,
+    },
+    "ernie4_5_moe": {**HEAD, **MOE, **TWO, "moe_num_experts": 4, "moe_k": 2},
+    "exaone4": MIXED,
+    "gemma": {**HEAD, **TWO},
+    "glm4": {**HEAD, **TWO, **PARTIAL},
+    "gpt_bigcode": {"n_embd": 48, "n_head": 4, "n_layer": 2, "n_positions": 128, "n_inner": 80},
+    "gpt_neo": {
+        "num_layers": 2, "num_hidden_layers": None, "num_heads": 4, "window_size": 8,
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "gptj": {"n_embd": 48, "n_head": 4, "n_layer": 2, "n_positions": 128, "rotary_dim": 8},
+    "granitemoe": {**MOE, **TWO},
+    "helium": {**HEAD, **TWO},
+    "hunyuan_v1_dense": {**HEAD, **TWO},
+    "modernbert-decoder": {**TWO, "local_attention": 8, "global_attn_every_n_layers": 2},
+    "mpt": {"d_model": 48, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "expansion_ratio": 2},
+    "nanochat": TWO,
+    "nemotron": {**TWO, **PARTIAL},
+    "olmo": {**TWO, "clip_qkv": 0.5},
+    "olmo3": MIXED,
+    "persimmon": {**TWO, **PARTIAL},
+    "phi": {**TWO, **PARTIAL},
+    "qwen2_moe": {**MOE, **TWO, "shared_expert_intermediate_size": 32},
+    "smollm3": {**TWO, "no_rope_layer_interval": 2},
+    "xglm": {"d_model": 48, "attention_heads": 4, "num_layers": 2, "ffn_dim": 80},
+}  # fmt: skip
+"""Families compared end to end only: their blocks are other arrangements of the same parts."""
+
 
 def tiny_config(family: str, **overrides: Any) -> Any:
-    """The transformers config of a tiny model. Raises KeyError for a family not in the table."""
+    """The transformers config of a tiny model. Raises KeyError for a family in no table."""
     import transformers
 
-    options = {**SIZES, **FAMILIES[family], **overrides}
+    options = {**SIZES, **{**FAMILIES, **FURTHER}[family], **overrides}
     known: Any = transformers.CONFIG_MAPPING[family]
     mapped = set(getattr(known, "attribute_map", {}).values())
     kept = {k: v for k, v in options.items() if v is not None or k == "sliding_window"}

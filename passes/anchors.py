@@ -36,7 +36,7 @@ class Anchors(Graft):
         if not any(n.op_type == "Attention" for n in model.graph):
             seen = Counter(n.op_type for n in model.graph).most_common(8)
             raise NotApplicable(
-                "no attention found: this graph is no decoder graftline knows",
+                "no attention found: this graph is not a decoder that graftline knows",
                 [f"{count} {op}" for op, count in seen],
             )
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from graftline.contrib_ops import dequantize
+from graftline.contrib_ops.quantized import dequantize
 from graftline.passes.activations import activations
 from graftline.passes.block_codes import Packed, quantize_rows
 from graftline.passes.quantize_targets import Key, Kind, Target, release

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical_lift import Lift
-from graftline.passes.canonical_mask import Bias, Mask, RawMask, read_mask
+from graftline.passes.canonical_mask import Bias, read_mask
+from graftline.passes.canonical_mask_kinds import Mask, RawMask
 from graftline.passes.canonical_mask_writer import MaskWriter
 from graftline.passes.canonical_moves import Heads, trace_heads
 from graftline.passes.canonical_probabilities import Probabilities
@@ -258,7 +259,7 @@ def _bias_of_mask(mask: ir.Value | None, causal: bool, measures: Measures) -> Bi
 def _refuse_attributes(node: ir.Node) -> None:
     """Refuse what an Attention node says that its canonical form cannot."""
     if any(v.uses() or v.is_graph_output() for v in node.outputs[3:]):
-        raise NotApplicable("an Attention node gives out its scores", [label(node)])
+        raise NotApplicable("an Attention node outputs its scores", [label(node)])
     precision = node.attributes.get_int("softmax_precision", ir.DataType.FLOAT.value)
     if precision != ir.DataType.FLOAT.value:
         raise NotApplicable(

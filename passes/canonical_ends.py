@@ -80,7 +80,7 @@ def _settled(
     inside, out = measures.dims(value) or [], measures.dims(node.outputs[0]) or []
     if inside.count("N") > 1:
         raise NotApplicable(
-            "tokens are mixed with each other by something that is no attention", names
+            "tokens are mixed with each other by something that is not an attention", names
         )
     axis = inside.index("N")
     if len(out) - len(inside) + axis != 1 or out[:2] != ["B", "N"]:

@@ -14,28 +14,31 @@ _SIZES = ("vocabulary", "hidden", "layers", "heads", "kv_heads", "head_size")
 
 
 def settle_facts(model: ir.Model) -> None:
-    """Fill in the sizes that are 0; a size on which blocks differ stays 0."""
+    """Fill in the sizes that are 0; one on which blocks or token tables differ stays 0."""
     if FACTS_KEY not in model.metadata_props:
         return
     facts, seen = read_facts(model), _sizes(model)
     known = {name: getattr(facts, name) or seen[name] for name in _SIZES}
-    write_facts(model, replace(facts, **known, positions=_positions(model, facts.positions)))
-
-
-def _positions(model: ir.Model, known: int) -> int:
-    """How many positions the tables that are read at positions, or some rows behind, have left."""
     (positions,) = [v for v in model.graph.inputs if v.name == "positions"]
-    starts = [(positions, 0)]
-    for node in positions.consumers():
-        offset = scalar(node.inputs[1]) if node.op_type == "Add" else None
-        if offset is not None and node.inputs[0] is positions:
-            starts.append((node.outputs[0], int(offset)))
-    for value, offset in starts:
+    held = addressable(positions, facts.positions)
+    write_facts(model, replace(facts, **known, positions=held))
+
+
+def addressable(positions: ir.Value, stated: int) -> int:
+    """How many positions all tables hold that are read at `positions`, or some rows behind; no more
+    than `stated`. 0 where neither the tables nor the facts set a bound."""
+    bounds = [stated] if stated else []
+    front = [(positions, 0)]
+    while front:
+        value, offset = front.pop()
         for node in value.consumers():
-            shape = table_shape(node.inputs[0]) if node.op_type == "Gather" else None
-            if shape is not None and node.inputs[1] is value:
-                known = min(known or shape[0], shape[0] - offset)
-    return known
+            shift = scalar(node.inputs[1]) if node.op_type == "Add" else None
+            if shift is not None and node.inputs[0] is value:
+                front.append((node.outputs[0], offset + int(shift)))
+            elif node.op_type in ("RotaryEmbedding", "Gather"):
+                shape = table_shape(node.inputs[1 if node.op_type == "RotaryEmbedding" else 0])
+                bounds += [] if shape is None else [shape[0] - offset]
+    return min(bounds, default=0)
 
 
 def _sizes(model: ir.Model) -> dict[str, int]:
@@ -46,7 +49,7 @@ def _sizes(model: ir.Model) -> dict[str, int]:
     tables = [table_shape(n.inputs[0]) for n in tokens.consumers() if n.op_type == "Gather"]
     return {
         "vocabulary": width if isinstance(width, int) else 0,
-        "hidden": next((t[1] for t in tables if t is not None and len(t) == 2), 0),
+        "hidden": _same([t[1] for t in tables if t is not None and len(t) == 2]),
         "layers": len(nodes),
         "heads": _same([_size(n.inputs[0], 1) for n in nodes]),
         "kv_heads": _same([_size(n.inputs[1], 1) for n in nodes]),

@@ -7,10 +7,8 @@ later positions is refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -29,17 +27,17 @@ from graftline.passes.canonical_lengths import (
     token_ids,
 )
 from graftline.passes.canonical_lift import Lift
+from graftline.passes.canonical_mask_kinds import Mask, RawMask, classify
 from graftline.passes.canonical_shapes import Measures
 from graftline.passes.emit import Emit
-from graftline.passes.formula import Formula, copy_formula, nodes_of, number
-from graftline.passes.meaning import World, constant, label
-from graftline.passes.seen import HIDDEN, Seen
+from graftline.passes.formula import Formula, copy_formula, number
+from graftline.passes.meaning import World, label
+from graftline.passes.seen import Seen
 
 _WHOLE = 1 << 22
 """Elements of the largest bias that is evaluated as a whole, once."""
 _SAMPLED, _KEPT = 48, 8
 _NEAR = 2
-_FILLER = -1e30
 
 
 @dataclass(frozen=True)
@@ -56,43 +54,6 @@ class Bias:
     """Heads of the values that `at` gives."""
     zero: ir.Value | None = None
     """The scores, which the formula takes as 0."""
-
-
-@dataclass(frozen=True)
-class RawMask:
-    """Values [heads or 1, Q, K] that the raw graph adds between queries and keys at positions."""
-
-    query: Array
-    key: Array
-    values: Array
-    length: int
-    whole: bool
-    """Evaluated in the raw graph itself, at this length; else by its lifted formula, beyond."""
-
-
-@dataclass(frozen=True)
-class Mask:
-    """What may be attended to: causal; within `size` positions; biased by `slopes` per head; or
-    what `formula` says."""
-
-    kind: Literal["causal", "window", "alibi", "formula"]
-    size: int = 0
-    slopes: tuple[float, ...] = ()
-    formula: Formula | None = None
-    positions: int = 0
-    """How many positions the formula's tables hold; 0: it has none."""
-    raw: tuple[RawMask, ...] = field(default=(), compare=False)
-
-    def text(self) -> str:
-        """The metadata every Attention node carries."""
-        row: dict[str, object] = {"kind": self.kind}
-        if self.kind == "window":
-            row["size"] = self.size
-        if self.kind == "alibi":
-            row["slopes"] = list(self.slopes)
-        if self.formula is not None:
-            row["formula"] = self.formula.text()
-        return json.dumps(row)
 
 
 def read_mask(
@@ -113,7 +74,7 @@ def read_mask(
     raw = _proved(bias, formula, lengths, points, where)
     far = _keys_of(points, constants)
     raw = (*raw, RawMask(points, far, formula.at(points, far), int(points[-1]) + 1, False))
-    found = _classify(formula, points, far, where)
+    found = classify(formula, points, far, where)
     bound = lift.rows if lift.tables and found.kind == "formula" else 0
     return replace(found, raw=raw, positions=bound)
 
@@ -176,7 +137,7 @@ def _settle_length(lift: Lift, root: ir.Value, points: Array, where: str) -> For
 
     first = at(1)
     if np.isnan(Seen.of(first.at(points, points)).bias).any():
-        raise NotApplicable("the mask holds values that are no numbers (NaN)", [where])
+        raise NotApplicable("the mask holds NaN", [where])
     for length in (2, 24, int(points[-1]) + 1):
         one, other = (Seen.of(f.at(points, points)) for f in (first, at(length)))
         if not one.equals(other):
@@ -215,108 +176,9 @@ def _proved(
             expected = Seen.of(values[0][:, order][:, :, mixed])
             if not expected.equals(found):
                 raise NotApplicable(
-                    f"the mask is no function of query and key positions: at {n} positions it "
+                    f"the mask is not a function of query and key positions: at {n} positions it "
                     "differs from the formula it follows before",
                     [where],
                 )
         out.append(raw)
     return tuple(out)
-
-
-def _classify(formula: Formula, query: Array, key: Array, where: str) -> Mask:
-    """The fast kinds where the values are exactly those at all points; else the formula."""
-    seen = Seen.of(formula.at(query, key))
-    distance = query[:, None] - key
-    if seen.allowed.all():
-        raise NotApplicable(
-            "the mask hides nothing: either this is no causal decoder, or a boolean mask is "
-            "added to the scores as 0 and 1 (export with a float mask or sdpa attention)",
-            [where],
-        )
-    if seen.allowed[:, distance < 0].any():
-        raise NotApplicable(
-            "the mask lets a row see later positions (bidirectional attention, or a prefix that "
-            "sees itself whole): such a model cannot be decoded with a cache",
-            [where],
-        )
-    if not seen.allowed.any(axis=-1).all():
-        raise NotApplicable("the mask has rows that see nothing, not even themselves", [where])
-    for found in (Mask("causal"), _alibi(formula), _window(formula, query)):
-        if found is not None and Seen.of(_values(found, query, key)).equals(seen):
-            return found
-    return Mask("formula", formula=_as_mask(formula, query, key, where))
-
-
-def _alibi(formula: Formula) -> Mask | None:
-    """Per head, what one key position more adds, read off the first 13 positions."""
-    near = np.arange(13)
-    values = formula.at(near, near)
-    if values.dtype == np.bool_ or not Seen.of(values).allowed[:, -1, 0].all():
-        return None
-    wide = values[:, -1].astype(np.float64)
-    slopes = (wide[:, -1] - wide[:, 0]) / 12
-    return Mask("alibi", slopes=tuple(float(np.float32(s)) for s in slopes))
-
-
-def _window(formula: Formula, query: Array) -> Mask | None:
-    """As many positions as the last row sees, found by bisection."""
-    last = int(query[-1])
-    low, high = 0, last
-    while low < high:
-        middle = (low + high) // 2
-        at = Seen.of(formula.at(np.asarray([last]), np.asarray([middle, last])))
-        low, high = (low, middle) if at.allowed[:, 0, 0].any() else (middle + 1, high)
-    return Mask("window", last - low + 1)
-
-
-def _values(mask: Mask, query: Array, key: Array) -> Array:
-    distance = query[:, None] - key
-    past = distance >= 0
-    if mask.kind == "window":
-        return (past & (distance < mask.size))[None]
-    slopes = np.asarray(mask.slopes or (0.0,))[:, None, None]
-    return np.where(past, slopes * key.astype(np.float64), -np.inf)
-
-
-def _as_mask(formula: Formula, query: Array, key: Array, where: str) -> Formula:
-    """bool where it only hides, else fp32."""
-    values = formula.at(query, key)
-    if values.dtype == np.bool_:
-        return formula
-    emit = Emit(ir.Graph([], [], nodes=[], name="formula"), "canonicalize")
-    leaves = ir.Value(name="query"), ir.Value(name="key")
-    root = copy_formula(formula, emit, *leaves)
-    seen = Seen.of(values)
-    if (values[np.broadcast_to(seen.allowed, values.shape)] == 0).all():
-        return Formula(_hiding(emit, root, values.dtype), *leaves)
-    _lower_fillers(emit, root)
-    if values.dtype != np.float32:
-        root = emit.op("Cast", [root], to=ir.DataType.FLOAT)
-    lowered = Formula(root, *leaves)
-    if not Seen.of(lowered.at(query, key)).equals(seen):
-        raise NotApplicable("a mask computes with the numbers that hide", [where])
-    return lowered
-
-
-def _hiding(emit: Emit, root: ir.Value, dtype: np.dtype[np.generic]) -> ir.Value:
-    """What is true where a bias of 0 or very low numbers is 0."""
-    node = root.producer()
-    if node is not None and node.op_type == "Where":
-        chosen = [constant(v) for v in node.inputs[1:]]
-        if all(a is not None and a.size == 1 for a in chosen):
-            zero, low = (float(a.reshape(())) for a in chosen if a is not None)
-            if zero == 0 and low < HIDDEN and node.inputs[0] is not None:
-                return node.inputs[0]
-    return emit.op("Greater", [root, number(emit, np.asarray(HIDDEN, dtype))])
-
-
-def _lower_fillers(emit: Emit, root: ir.Value) -> None:
-    """Minus infinity for the very low numbers that Where hides with: fp16 has no others."""
-    for node in nodes_of(root, {}):
-        for place, value in enumerate(node.inputs if node.op_type == "Where" else ()):
-            array = constant(value)
-            if array is None or array.size != 1 or array.dtype.kind != "f":
-                continue
-            if float(array.reshape(())) < _FILLER:
-                low = np.asarray(-np.inf, array.dtype).reshape(array.shape)
-                node.replace_input_with(place, number(emit, low))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graftline.passes.canonical_mask import Mask
+from graftline.passes.canonical_mask_kinds import Mask
 from graftline.passes.emit import Emit
 from graftline.passes.masks import combined
 

@@ -38,6 +38,7 @@ def fuse_norms(model: ir.Model) -> None:
         if node.op_type in ("RMSNormalization", "LayerNormalization"):
             _refuse_axis(node)
         if node.op_type == "RMSNormalization":
+            _narrow_scale(graph, node)
             _centre(graph, node)
 
 
@@ -53,6 +54,20 @@ class Norm:
     plus_one: ir.Value | None = None
     """A scale stored as its difference from one."""
     bias: ir.Value | None = None
+
+
+def _narrow_scale(graph: ir.Graph, node: ir.Node) -> None:
+    """A vector for a scale of one number in the whole shape of x, as torch writes norms without."""
+    x, scale = node.inputs[0], node.inputs[1]
+    filled = _producer(scale)
+    width = x.shape[-1] if x is not None and x.shape is not None else None
+    if filled is None or filled.op_type != "ConstantOfShape" or not isinstance(width, int):
+        return
+    value = filled.attributes.get("value")
+    number = np.zeros(1, np.float32) if value is None else value.as_tensor().numpy()
+    name = f"norm.{width}.filled_{float(number[0]):g}"
+    held = Emit(graph, _MAKER, at=node).const(name, np.repeat(number, width), number.dtype)
+    node.replace_input_with(1, held)
 
 
 def _match(mean: ir.Node) -> Norm | None:

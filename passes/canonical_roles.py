@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
-from graftline.passes.canonical_logits import KEEPS_IDS, index_readers, table_shape
+from graftline.passes.canonical_foreign import chooses_types, foreign
+from graftline.passes.canonical_logits import KEEPS_IDS
 from graftline.passes.meaning import label
 
 _COMPARES = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
@@ -22,12 +23,6 @@ _CACHE_MOVES = frozenset({
     "Transpose", "Cast", "Reshape", "Identity", "Split", "Gather", "Squeeze", "Unsqueeze", "Slice",
 })  # fmt: skip
 _LENGTH_AT = {5: "last", 6: "length"}
-_PROJECTS = frozenset({"MatMul", "Gemm", "MatMulNBits", "FusedMatMul", "MatMulInteger"})
-_JOINS = frozenset({
-    "Concat", "Where", "ScatterND", "ScatterElements", "Add", "Scatter", "TensorScatter",
-})  # fmt: skip
-_FEWEST_POSITIONS = 16
-"""A table with fewer rows addresses no positions of a text: it holds token types."""
 
 Dims = tuple[str | int, ...]
 
@@ -60,7 +55,7 @@ def role_of(value: ir.Value, tokens: ir.Value) -> Role:
         return Role("positions", _positions(value))
     if rank == 2 and _hides(value):
         return Role("padding", ("B", "N"))
-    raise NotApplicable(_unknown(value), [label(n) for n in value.consumers()])
+    raise NotApplicable(foreign(value), [label(n) for n in value.consumers()])
 
 
 def _dims(value: ir.Value, tokens: ir.Value) -> Dims:
@@ -91,9 +86,9 @@ def _square(value: ir.Value, tokens: ir.Value) -> Dims:
 
 
 def _is_positions(value: ir.Value) -> bool:
-    rows = _rows(value)
-    few = bool(rows) and max(rows) < _FEWEST_POSITIONS
-    return not few and not _is_summed(value) and _reaches_position_sink(value)
+    if chooses_types(value):
+        return False
+    return not _is_summed(value) and _reaches_position_sink(value)
 
 
 def _is_summed(value: ir.Value) -> bool:
@@ -107,11 +102,6 @@ def _is_summed(value: ir.Value) -> bool:
             if index == 0 and node.op_type in KEEPS_IDS:
                 todo.extend(node.outputs)
     return False
-
-
-def _rows(value: ir.Value) -> list[int]:
-    """Rows of the tables that an input indexes."""
-    return [s[0] for n in index_readers(value) if (s := table_shape(n.inputs[0]))]
 
 
 def _positions(value: ir.Value) -> Dims:
@@ -161,7 +151,7 @@ def _vector(value: ir.Value, tokens: ir.Value) -> str:
     if at == [5] * len(at) and at:
         return "last"
     if _dims(value, tokens) == ("B",) or not _ordered(value):
-        raise NotApplicable(_unknown(value), [label(n) for n in value.consumers()])
+        raise NotApplicable(foreign(value), [label(n) for n in value.consumers()])
     return "order"
 
 
@@ -257,53 +247,3 @@ def _cache(value: ir.Value, tokens: ir.Value) -> Dims:
         )
     sizes = {**dict.fromkeys(batch, "B"), **dict.fromkeys(length, 0)}
     return tuple(sizes[i] if i in sizes else int(str(d)) for i, d in enumerate(dims))
-
-
-def _unknown(value: ir.Value) -> str:
-    """What an input is that no decoder of text alone has."""
-    told = f"{value.name} [{', '.join(str(d) for d in value.shape or ())}]"
-    kind = value.dtype or ir.DataType.FLOAT
-    if not kind.is_floating_point():
-        rows = _rows(value)
-        if rows and max(rows) < _FEWEST_POSITIONS:
-            return (
-                f"input {told} chooses among {max(rows)} token types, as encoders have: not a "
-                "decoder of plain text; export it without that input"
-            )
-        return (
-            f"input {told} is neither tokens, positions, mask nor cache; export the decoder "
-            "without it"
-        )
-    use = _first_use(value)
-    if use is not None and use.op_type in _PROJECTS:
-        return (
-            f"input {told} holds states of another network that keys and values are made of: the "
-            "decoder of an encoder-decoder, which graftline does not host"
-        )
-    if use is not None and (use.op_type in _JOINS or use.op_type == "Conv"):
-        return (
-            f"input {told} enters among the token embeddings: a multimodal decoder, which "
-            "graftline does not host; export its text model alone"
-        )
-    if len(value.shape or ()) == 4:
-        return (
-            f"input {told} is read as keys or values that nothing is appended to: "
-            "cross-attention of an encoder-decoder, which graftline does not host"
-        )
-    return (
-        f"input {told} is neither tokens, positions, mask nor cache; export the decoder without it"
-    )
-
-
-def _first_use(value: ir.Value) -> ir.Node | None:
-    """The first node that does more with an input than move it."""
-    todo, seen = [value], {value}
-    while todo:
-        for node, _ in todo.pop(0).uses():
-            if node.op_type in _PROJECTS | _JOINS | {"Conv"}:
-                weights = [v for v in node.inputs if v is not None and v.const_value is not None]
-                return node if node.op_type not in _PROJECTS or weights else None
-            fresh = [v for v in node.outputs if v not in seen]
-            seen.update(fresh)
-            todo.extend(fresh)
-    return None

@@ -21,7 +21,7 @@ from graftline.passes.canonical_lengths import constants_above, lengths_around
 from graftline.passes.canonical_regions import Region, Regions
 from graftline.passes.canonical_shapes import SIZES, Measures
 from graftline.passes.emit import Emit
-from graftline.passes.meaning import label, label_value
+from graftline.passes.meaning import constant, label, label_value
 from graftline.passes.seen import rounding
 
 _PROBED = 5
@@ -43,6 +43,8 @@ class Rotation:
     dim: int
     scale: ir.Value | None
     raw: RawTurn
+    keeps_length: bool
+    """Whether a head is as long after it as before."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ class RotaryReader:
     def settle(self, head: ir.Value, at: ir.Node) -> tuple[ir.Value, RawTurn | None]:
         """`head` [B, heads, N, D] with its rotary embedding, if any, as one node before `at`, and
         what the raw graph makes of heads."""
-        region = self.regions.region(head)
+        maker = head.producer()
+        norm = maker if maker is not None and maker.op_type == "RMSNormalization" else None
+        below = head if norm is None else norm.inputs[0]
+        region = self.regions.region(below) if below is not None else None
         if region is None:
             return head, None
         layout = self._layout(region.x, head)
@@ -89,6 +94,8 @@ class RotaryReader:
         if key not in self.seen:
             self.seen[key] = self._recognise(region)
         found = self.seen[key]
+        if norm is not None and not _commutes(norm, found):
+            return head, None
         emit = Emit(self.graph, "canonicalize", at=at)
         x = region.x
         if layout == "rows_first":
@@ -96,6 +103,10 @@ class RotaryReader:
             x.type = head.type
         if found.scale is not None:
             x = self._scaled(emit, x, found.scale)
+        if norm is not None:  # it leaves the length of heads, and rotations leave what it makes
+            attributes = {k: a.value for k, a in norm.attributes.items()}
+            x = emit.op(norm.op_type, [x, *norm.inputs[1:]], **attributes)
+            x.type = head.type
         if found.tables is None:
             return x, found.raw
         size = self.measures.shape(head)[-1]
@@ -151,7 +162,8 @@ class RotaryReader:
         raw = self._proved(region, (cos, sin, rest), interleaved, dim)
         tables = self._hold(cos, sin, region) if dim else None
         factor = None if scale is None else self._hold_scale(scale, region)
-        return Rotation(tables, interleaved, dim, factor, raw)
+        keeps = bool(np.allclose(cos**2 + sin**2, 1, rtol=0, atol=_TOLERANCE))
+        return Rotation(tables, interleaved, dim, factor, raw, keeps)
 
     def _proved(
         self, region: Region, tables: tuple[Array, Array, Array], interleaved: bool, dim: int
@@ -173,7 +185,7 @@ class RotaryReader:
 
     def _is_none(self, region: Region, gap: float) -> NotApplicable:
         return NotApplicable(
-            f"position-dependent values are no rotary embedding (off by {gap:.1e} at one of "
+            f"position-dependent values are not a rotary embedding (off by {gap:.1e} at one of "
             f"{self.rows} positions)",
             [label(n) for n in region.nodes],
         )
@@ -188,7 +200,7 @@ class RotaryReader:
             out = self._evaluate(region, fed, start)[0]
             if not (out == out[:1]).all():
                 raise NotApplicable(
-                    "heads are turned by different angles", [label_value(region.out)]
+                    "heads are rotated by different angles", [label_value(region.out)]
                 )
             yield start, out[0]
 
@@ -225,13 +237,25 @@ class RotaryReader:
                 short = self.measures.world(1, len(at))
                 short.known[self.positions] = at[None].astype(np.int64)
                 if not np.allclose(short.value(angle), np.take(rows, at, axis=axis), atol=1e-5):
-                    raise NotApplicable(
-                        f"angles depend on other positions than their own: they change at "
-                        f"{len(at)} of {self.rows} positions; lower `cap` to where they change",
-                        [label_value(angle)],
-                    )
+                    raise self._dependent(angle, axis)
             self.angle_rows[angle] = rows
         return self.angle_rows[angle]
+
+    def _dependent(self, angle: ir.Value, axis: int) -> NotApplicable:
+        """The refusal of angles that depend on other positions than their own, with the length up
+        to which they do not, where there is one."""
+        steady, before = 0, np.empty(0)
+        for n in (n for n in lengths_around(constants_above([angle])) if n <= self.rows):
+            now = self.measures.world(1, n).value(angle)
+            shared = np.take(now, range(steady), axis=axis)
+            if steady and not np.allclose(shared, before, atol=1e-5):
+                break
+            steady, before = n, now
+        told = "angles depend on other positions than their own"
+        if 1 < steady < self.rows:
+            told += f" in texts of more than {steady} positions; to serve shorter ones, give "
+            told += f'--passes "canonicalize{{cap={steady}}}"'
+        return NotApplicable(told, [label_value(angle)])
 
     def _sizes(self, region: Region) -> tuple[int, int]:
         shape, dims = self.measures.shape(region.x), self.measures.dims(region.x) or []
@@ -244,7 +268,7 @@ class RotaryReader:
         x[np.arange(size), :, :, np.arange(size)] = 1
         out = self._evaluate(region, x, 0)
         if not (out == out[:, :1]).all():
-            raise NotApplicable("heads are turned by different angles", [label_value(region.out)])
+            raise NotApplicable("heads are rotated by different angles", [label_value(region.out)])
         return out[:, 0].transpose(1, 2, 0).astype(np.float64)
 
     def _tables(self, region: Region, interleaved: bool, dim: int) -> tuple[Array, Array, Array]:
@@ -293,6 +317,14 @@ class RotaryReader:
         return self.scales[key]
 
 
+def _commutes(norm: ir.Node, found: Rotation) -> bool:
+    """Whether a norm of rotated heads is the same before they are rotated: it scales all of a
+    head's numbers alike, and the rotation keeps the head's length."""
+    scale = constant(norm.inputs[1])
+    alike = scale is not None and bool((scale == scale.reshape(-1)[:1]).all())
+    return alike and found.scale is None and found.keeps_length
+
+
 def _pairing(matrices: Array, region: Region) -> tuple[bool, int]:
     """Which dimensions are turned together, and how many are: (interleaved, R); R is 0 where each
     is only scaled."""
@@ -304,8 +336,8 @@ def _pairing(matrices: Array, region: Region) -> tuple[bool, int]:
     turned = np.flatnonzero(used.any(axis=1))
     if len(partners) != 1:
         raise NotApplicable(
-            "position-dependent values are no rotary embedding: the first dimension is not "
-            f"turned with exactly one other but with {len(partners)}",
+            "position-dependent values are not a rotary embedding: the first dimension is not "
+            f"rotated with exactly one other but with {len(partners)}",
             [label(n) for n in region.nodes],
         )
     partner = int(partners[0])

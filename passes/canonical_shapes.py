@@ -15,7 +15,8 @@ import onnx_ir as ir
 from graftline.errors import CannotEvaluate, NotApplicable
 from graftline.passes.emit import Emit
 from graftline.passes.meaning import World, constant, evaluate_node, label_value
-from graftline.passes.shapes import Measure, Shape
+from graftline.passes.shape_operands import Shape
+from graftline.passes.shapes import Measure
 
 SIZES = ((2, 5), (3, 7), (2, 11))
 FOLDED = 1024

@@ -30,6 +30,7 @@ from graftline.passes.canonical_mask_writer import MaskWriter
 from graftline.passes.canonical_norm import fuse_norms
 from graftline.passes.canonical_opset import open_graph
 from graftline.passes.canonical_rotary import RotaryReader
+from graftline.passes.canonical_rows import refuse_mixing
 from graftline.passes.canonical_shapes import Measures, dedupe, fold, settle_shapes
 from graftline.passes.canonical_tables import held_positions
 from graftline.passes.graft import Graft, WeightFreeLaw
@@ -49,7 +50,6 @@ from graftline.ports import (
 from graftline.raw_ports import read_raw, write_raw
 
 _SETTLE_ROUNDS = 4
-_MIXES = frozenset({"Conv", "Scan", "Loop", "If", "CumSum", "LSTM", "GRU", "RNN"})
 
 
 @dataclass(frozen=True)
@@ -188,14 +188,10 @@ def check(model: ir.Model, tokens: ir.Value, positions: ir.Value) -> None:
         raise NotApplicable(
             f"logits have shape {dims}, not [B, N, V]", [label_value(graph.outputs[0])]
         )
+    refuse_mixing(graph, measures, hidden)
     for node in graph:
         if node.op_type == "Attention" or node.outputs[0] not in hidden:
             continue
-        made = measures.dims(node.outputs[0]) or []
-        if made.count("N") > 1 or node.op_type in _MIXES:
-            raise NotApplicable(
-                "tokens are mixed with each other by something that is no attention", [label(node)]
-            )
         for value in node.inputs:
             if value is None or value in hidden or value.const_value is not None:
                 continue

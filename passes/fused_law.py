@@ -238,7 +238,7 @@ def _compare(graft: Graft, law: str, expected: Feed, got: Feed) -> float:
             raise comparison.broken(name, f"{found.shape} {found.dtype}")
         unwritten = array == POISON
         if np.any(found[unwritten] != POISON):
-            raise comparison.broken(name, "slots that nobody wrote have changed")
+            raise comparison.broken(name, "slots that were not written have changed")
         new, old = (np.where(unwritten, 0, side) for side in (found, array))
         worst = max(worst, comparison.output(name, new, old))
     return worst

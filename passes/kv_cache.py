@@ -12,12 +12,12 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.law import Evidence
 from graftline.passes.anchors import with_role
+from graftline.passes.canonical_facts import addressable
 from graftline.passes.compare import Comparison, activation_dtype
 from graftline.passes.emit import Emit, drop_unused, find_input, new_input, new_output
 from graftline.passes.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
 from graftline.passes.mask_law import masks
 from graftline.passes.masks import SlotMasks
-from graftline.passes.weights import constant, tensor_of
 from graftline.ports import Facts, Port, read_facts, read_ports, write_facts, write_ports
 
 POISON = 1e3
@@ -93,7 +93,7 @@ class KvCache(Graft):
             _set_mask(node, slots.of(node))
         write_ports(model, ports)
         facts = _with_cache_shape(read_facts(model), ports)
-        write_facts(model, replace(facts, positions=_addressable(positions, facts.positions)))
+        write_facts(model, replace(facts, positions=addressable(positions, facts.positions)))
         drop_unused(model)
 
     def _scatter(
@@ -156,31 +156,6 @@ def _set_mask(node: ir.Node, mask: ir.Value) -> None:
         node.resize_inputs(4)
     node.replace_input_with(3, mask)
     node.attributes.pop("is_causal", None)
-
-
-def _addressable(positions: ir.Value, stated: int) -> int:
-    """How many positions every table read at `positions` holds; 0 where neither they nor the
-    facts set a bound."""
-    bounds = [stated] if stated else []
-    front: list[tuple[ir.Value, int]] = [(positions, 0)]
-    while front:
-        value, offset = front.pop()
-        for node in value.consumers():
-            table = node.inputs[1 if node.op_type == "RotaryEmbedding" else 0]
-            shift = _number(node.inputs[1]) if node.op_type == "Add" else None
-            if shift is not None:
-                front.append((node.outputs[0], offset + shift))
-            elif node.op_type in ("RotaryEmbedding", "Gather") and table is not None:
-                rows = table.shape[0] if table.shape is not None else None
-                bounds += [rows - offset] if isinstance(rows, int) else []
-    return min(bounds, default=0)
-
-
-def _number(value: ir.Value | None) -> int | None:
-    tensor = constant(value)
-    if tensor is None or tensor_of(tensor).size != 1:
-        return None
-    return int(tensor_of(tensor).numpy().reshape(-1)[0])
 
 
 def _with_cache_shape(facts: Facts, ports: list[Port]) -> Facts:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graftline.errors import LawBroken
-from graftline.evaluate import Feed
+from graftline.evaluate import Feed, Prepared, prepare
 from graftline.law import Evidence, LawRow
 from graftline.passes.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.graft import Evaluate, Graft
@@ -31,9 +31,12 @@ CACHES = ("cache.key", "cache.value")
 
 @dataclass
 class Memo:
-    """An evaluator that remembers: laws ask for the same run of the same graph more than once."""
+    """An evaluator that remembers: laws run the same graph on many feeds, and on one more than
+    once."""
 
-    evaluate: Evaluate
+    prepared: list[tuple[ir.Model, Prepared]] = field(
+        default_factory=list[tuple[ir.Model, Prepared]]
+    )
     known: list[tuple[ir.Model, Feed, Feed]] = field(
         default_factory=list[tuple[ir.Model, Feed, Feed]]
     )
@@ -42,14 +45,22 @@ class Memo:
         for other, fed, outputs in self.known:
             if other is model and _equal(fed, feed):
                 return dict(outputs)
-        outputs = self.evaluate(model, feed)
+        outputs = self._prepared(model)(feed)
         held = {name: array.copy() for name, array in feed.items()}  # laws write into theirs
         self.known.append((model, held, outputs))
         return dict(outputs)
 
+    def _prepared(self, model: ir.Model) -> Prepared:
+        for other, evaluate in self.prepared:
+            if other is model:
+                return evaluate
+        self.prepared.append((model, prepare(model)))
+        return self.prepared[-1][1]
+
     def renamed(self, model: ir.Model, copy: ir.Model) -> None:
         """`model` is about to change and `copy` stays as it is; other runs are forgotten."""
         self.known = [(copy, fed, out) for other, fed, out in self.known if other is model]
+        self.prepared = [(copy, run) for other, run in self.prepared if other is model]
 
 
 def _equal(one: Feed, other: Feed) -> bool:
@@ -139,7 +150,7 @@ def wellformed(graft: Graft, after: ir.Model) -> Evidence:
     for value in after.graph.outputs:
         if (value.name or "") not in seen:
             raise LawBroken(
-                graft.name(), "wellformed", f"'{value.name}'", "is an output nobody makes"
+                graft.name(), "wellformed", f"'{value.name}'", "is an output that no node makes"
             )
     return Evidence(f"{len(after.graph)} nodes in order, names unique")
 

@@ -20,7 +20,7 @@ from graftline.evaluate import Array
 from graftline.law import Evidence
 from graftline.passes.canonical_attention import RAW_KEY, RawAttention
 from graftline.passes.canonical_lengths import constants_above, lengths_around
-from graftline.passes.canonical_mask import RawMask
+from graftline.passes.canonical_mask_kinds import RawMask
 from graftline.passes.canonical_rotary import RawTurn, probe
 from graftline.passes.emit import find_input
 from graftline.passes.graft import Graft
@@ -59,7 +59,7 @@ def _against_raw(graft: Graft, after: ir.Model) -> Evidence:
     for node in attentions(after):
         raw = node.meta.get(RAW_KEY)
         if not isinstance(raw, RawAttention):
-            raise LawBroken(graft.name(), LAW, label(node), "nobody noted what the raw graph says")
+            raise LawBroken(graft.name(), LAW, label(node), "the raw graph's mask was not recorded")
         done.attentions += 1
         key = (mask_key(node), id(raw.masks))
         if key not in seen:
@@ -250,7 +250,7 @@ def _same_heads(graft: Graft, node: ir.Node, found: Array, expected: Array) -> N
         first = int(np.flatnonzero(~(gap <= limit))[0])
         raise LawBroken(
             graft.name(), LAW, label(node),
-            f"heads at position {first} are turned differently than before: {gap[first]:.3g} > "
+            f"heads at position {first} are rotated differently from before: {gap[first]:.3g} > "
             f"{limit:.3g}",
         )  # fmt: skip
 

@@ -39,7 +39,7 @@ def _formula_in(node: ir.Node) -> Formula:
     mask = node.inputs[3].producer() if node.inputs[3] is not None else None
     root = mask.inputs[1] if mask is not None and mask.op_type in ("And", "Where") else None
     if root is None:
-        raise NotApplicable("the mask of an attention is no formula any more", [label(node)])
+        raise NotApplicable("the mask of an attention is no longer a formula", [label(node)])
     return formula_of(root)
 
 

@@ -29,7 +29,7 @@ _UNSUPPORTED = (
 )  # fmt: skip
 """What onnx.reference raises for an operator, a version or a type it does not implement."""
 _FAILS = (ValueError, IndexError, ZeroDivisionError)
-"""What numpy raises where a node's values do not go together."""
+"""What numpy raises where a node's values do not match."""
 
 
 def label(node: ir.Node) -> str:
@@ -170,7 +170,7 @@ class World:
 
 def evaluate_node(node: ir.Node, inputs: Iterable[Array | None], opset: int) -> list[Array]:
     """Run one node by onnx's reference implementation. Raises CannotEvaluate when it has none, and
-    DoesNotRun when the node's values do not go together."""
+    DoesNotRun when the node's values do not match."""
     inputs = list(inputs)
     data, at = [*inputs, None, None][:2]
     if node.op_type == "GatherElements" and data is not None and at is not None:

@@ -14,9 +14,9 @@ from typing import Any
 import onnx_ir as ir
 
 from graftline.errors import PipelineSyntax, nearest
-from graftline.evaluate import Feed, run
+from graftline.evaluate import Feed
 from graftline.law import LawRow
-from graftline.passes.graft import MADE_BY, Evaluate, Graft
+from graftline.passes.graft import MADE_BY, Graft
 from graftline.passes.laws import Host, Memo, check, infer_shapes
 from graftline.passes.names import separate_names
 from graftline.passes.sample import SAMPLE
@@ -69,12 +69,11 @@ class Pipeline:
         model: ir.Model,
         feed: Feed | None = None,
         watch: Watch | None = None,
-        evaluate: Evaluate = run,
     ) -> list[PassReport]:
         """Rewrite `model` in place. With a feed of the model as it is now the numeric laws run,
         without one those that need no weight."""
         reports: list[PassReport] = []
-        memo = Memo(evaluate)
+        memo = Memo()
         for graft in self.grafts:
             began = time.perf_counter()
             graft.requires(model)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graftline.contrib_ops import dequantize
+from graftline.contrib_ops.quantized import dequantize
 from graftline.errors import LawBroken
 from graftline.evaluate import Array
 from graftline.law import Evidence

@@ -27,7 +27,7 @@ def tables(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
         raise LawBroken(graft.name(), "tables", f"block {odd[0]}", "gains or loses its tables")
     for block, pairs in now.items():
         if len(pairs) != len(was[block]) or not all(_held(pair, was[block]) for pair in pairs):
-            raise LawBroken(graft.name(), "tables", f"block {block}", "turns by other angles")
+            raise LawBroken(graft.name(), "tables", f"block {block}", "rotates by other angles")
     kinds = {id(array) for pairs in now.values() for pair in pairs for array in pair}
     return Evidence(f"{len(kinds) // 2} pairs of rotary tables in {len(now)} blocks are the host's")
 

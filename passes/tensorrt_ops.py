@@ -47,7 +47,7 @@ def _refusal(node: ir.Node) -> str:
     if node.domain == DOMAIN:
         return ""  # a plugin, or a function that is inlined
     if node.domain:
-        return f"{node.domain}::{node.op_type} is no operator TensorRT knows"
+        return f"{node.domain}::{node.op_type} is not an operator that TensorRT knows"
     if any(
         a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         for a in node.attributes.values()

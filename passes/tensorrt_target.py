@@ -73,7 +73,7 @@ class Target:
         """Read "trt-rtx:sm89+sm120" or "trt:sm90". Raises BackendError for what cannot be built."""
         name, _, gpus = text.partition(":")
         if name not in FLAVOURS:
-            raise BackendError(f"no TensorRT is called '{name}'{nearest(name, FLAVOURS)}")
+            raise BackendError(f"unknown TensorRT flavour '{name}'{nearest(name, FLAVOURS)}")
         flavour = FLAVOURS[name]
         known = {f"sm{n}": n for n in flavour.capabilities}
         words = gpus.split("+")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graftline.errors import BackendError
-from graftline.plugins.launch import kernel, plan_for
+from graftline.plugins.launch import kernel, plan_for, triton
 from graftline.plugins.spec import Plan, Plugin, Values
 
 CAPABILITIES = (80, 89, 90, 100, 120)
@@ -77,7 +77,7 @@ def compile_planned(plugin: Plugin, plan: Plan, dtype: str, capability: int) -> 
 
 def triton_compile(plugin: Plugin, plan: Plan, dtype: str, capability: int) -> Any:
     """Triton's own result: `asm` and `metadata`."""
-    import triton
+    library = triton()
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -102,7 +102,7 @@ def triton_compile(plugin: Plugin, plan: Plan, dtype: str, capability: int) -> A
             options = {
                 "num_warps": plan.warps, "ptx_version": PTX_VERSION, "enable_fp_fusion": True,
             }  # fmt: skip
-            return triton.compile(source, target=target, options=options)
+            return library.compile(source, target=target, options=options)
         except Exception as error:
             line = str(error).strip().splitlines()[-1]
             raise BackendError(
@@ -128,6 +128,7 @@ def without_scratch(ptx: str, metadata: Any) -> str:
 
 def usage(cubin: bytes) -> dict[str, int]:
     """Registers and stack bytes per thread, as cuobjdump reads them from machine code."""
+    triton()
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -142,6 +143,7 @@ def usage(cubin: bytes) -> dict[str, int]:
 
 def assemble(ptx: str, capability: int) -> bytes:
     """The cubin of `ptx`, by the assembler that comes with Triton."""
+    triton()
     from triton.backends.nvidia.compiler import get_ptxas
 
     arch = re.search(r"^\.target (sm_\w+)", ptx, re.M)

@@ -6,11 +6,19 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from graftline.optional import require
 from graftline.plugins.spec import Plan, Plugin, Values
 
 
+def triton() -> Any:
+    """The module triton, imported on first use: the base install has none. Raises BackendError."""
+    return require("triton", "kernels")
+
+
 def kernel(plugin: Plugin) -> Any:
-    """The Triton function, imported on first use (the base install has no triton)."""
+    """The Triton function. Raises BackendError where Triton is missing, with the command that
+    installs it."""
+    triton()
     module = importlib.import_module(f"graftline.plugins.kernels.{plugin.module}")
     return getattr(module, plugin.module)
 

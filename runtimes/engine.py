@@ -36,7 +36,7 @@ from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Session
+from graftline.runtimes.session import Session, room
 from graftline.runtimes.streams import Passes, Stream
 from graftline.runtimes.study.records import Records
 from graftline.runtimes.study.tuned import tuned_prior
@@ -123,8 +123,8 @@ class Engine:
         """
         if self._twin is None:
             raise RequestError(
-                "this backend keeps one set of caches; load the bundle again (bench: leave out "
-                "--abreast)"
+                "this backend has a single set of caches; load the bundle again (bench: leave out "
+                "--interleaved)"
             )
         session, resources = self._twin()
         return Engine(
@@ -149,10 +149,12 @@ class Engine:
         shared = self._encode(prompt, request)
         parts = [self._branch(branch) for branch in branches]
         wanted = len(shared) + sum(len(p) + request.max_new_tokens for p in parts)
-        if not parts or wanted > self.session.capacity:
+        if not parts:
+            raise RequestError("branches takes at least one branch, and there is none")
+        if wanted > self.session.capacity:
             raise RequestError(
-                f"{len(parts)} branches need {wanted} places together, and the capacity is "
-                f"{self.session.capacity}; give one branch at least, and room for all"
+                f"{len(parts)} branches need {wanted} positions together, but "
+                f"{room(self.session, 'give fewer branches', 'lower max_new_tokens')}"
             )
         job = self._job(BranchJob, [np.concatenate([shared, part]) for part in parts], request)
         job.shared = shared
@@ -211,8 +213,7 @@ class Engine:
         if wanted > session.capacity:
             raise RequestError(
                 f"{len(ids)} prompt tokens and {request.max_new_tokens} new ones need {wanted} "
-                f"places, but the capacity is {session.capacity}; shorten the prompt, lower "
-                "max_new_tokens or load with a larger capacity"
+                f"positions, but {room(session, 'shorten the prompt', 'lower max_new_tokens')}"
             )
         return ids
 
@@ -245,7 +246,9 @@ class Engine:
     def _held(self) -> Generator[None]:
         """Hold the session; a thread that already streams from it would wait for itself."""
         if self._holder == threading.get_ident():
-            raise RequestError("this thread is streaming from the engine; finish or close that")
+            raise RequestError(
+                "this thread is streaming from the engine; finish or close that stream"
+            )
         with self._lock:
             self._holder = threading.get_ident()
             try:

@@ -62,7 +62,7 @@ class Job:
         if exact and session.exact_rows is None:
             raise RequestError(
                 "exact=True: at this precision a row's result depends on the rows beside it, so "
-                "nothing makes speculation exact; rebuild with --dtype fp32"
+                "speculation cannot be exact; rebuild with --dtype fp32"
             )
         self._session, self._policy, self._request = session, policy, request
         self._resources = resources or Resources()

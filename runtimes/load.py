@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from graftline.bundle import Bundle
-from graftline.errors import BackendError
+from graftline.errors import BackendError, RequestError
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
 from graftline.runtimes.control.calibration import USUAL
@@ -62,8 +63,10 @@ def load(
     `corpus` is a file or folder of texts for the recipes that retrieve from one. `step` says what
     calls use that do not say: "host", or "fused" where the bundle has a fused step; unless given,
     "host" on a processor, and on a GPU what the engine was built for.
-    Raises BundleError, BackendError or GraftlineError.
+    Raises RequestError for a number of threads or a capacity that cannot be, BundleError,
+    BackendError or GraftlineError.
     """
+    _check_sizes(threads, capacity)
     if step is not None:
         check_step(step)
     bundle = Bundle.open(path, verify=verify)
@@ -76,7 +79,7 @@ def load(
     if exact and session.exact_rows is None:
         raise BackendError(
             f"{path}: at {bundle.manifest.dtype} a row's result depends on the rows beside it, so "
-            "nothing makes it exact; rebuild with --dtype fp32"
+            "it cannot be exact; rebuild with --dtype fp32"
         )
     chosen = (
         find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
@@ -129,6 +132,20 @@ def load(
         resources if host is None else drafting(host), fused, step or "host",
         None if host is None else partial(twin, host),
     )  # fmt: skip
+
+
+def _check_sizes(threads: int | None, capacity: int | None) -> None:
+    """Each thread spins while a step runs: with more threads than processors a step never ends."""
+    most = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= most:
+        raise RequestError(
+            f"threads={threads}: this machine has {most} processors; use 1 to {most}, or leave it "
+            "out to use all"
+        )
+    if capacity is not None and capacity < 1:
+        raise RequestError(
+            f"capacity={capacity} holds no token; use at least 1, or leave it out for the default"
+        )
 
 
 def _opener(

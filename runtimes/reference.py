@@ -26,6 +26,7 @@ class ReferenceSession:
 
     def __init__(self, model: ir.Model, capacity: int = 128) -> None:
         self.facts, self.ports, self.capacity = read_facts(model), read_ports(model), capacity
+        self.largest = capacity
         self.row_invariant, self.exact_rows = True, 1
         self._model = model
         self._caches = [p for p in self.ports if p.mirror is not None]
@@ -65,7 +66,7 @@ class ReferenceSession:
     def _prompt(self, row: int, prompt: Ints) -> Scores:
         """Scores of the prompt's last row; it is committed behind what the sequence has."""
         if not 0 < len(prompt) <= self.capacity - self._lengths[row]:
-            raise RequestError(f"{len(prompt)} tokens do not fit {self.capacity} slots")
+            raise RequestError(f"{len(prompt)} tokens do not fit a capacity of {self.capacity}")
         scores = self._step(row, np.asarray(prompt, np.int64), None, None)
         self._lengths[row] += len(prompt)
         hidden = None if scores.hidden is None else scores.hidden[:, -1:]

@@ -88,7 +88,7 @@ class Request:
         if self.step is not None and self.step not in STEPS:
             raise RequestError(f"step is {self.step!r}; use {' or '.join(STEPS)}")
         if any(not isinstance(s, str) or not s for s in cast("Sequence[object]", self.stops)):
-            raise RequestError("stop takes texts that are not empty")
+            raise RequestError("stop texts must not be empty")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -157,8 +157,8 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, raw: bool, vocabu
     for place, token in enumerate(ids):
         if not 0 <= token < vocabulary:
             raise RequestError(
-                f"token id {token} at place {place} is out of range; the vocabulary has ids 0 to "
-                f"{vocabulary - 1}"
+                f"token id {token} at position {place} is out of range; the vocabulary has ids 0 "
+                f"to {vocabulary - 1}"
             )
     return np.asarray(ids, np.int64)
 

@@ -20,16 +20,17 @@ REMEDIES = {
     "corpus": "give texts to retrieve from: --corpus FILE_OR_FOLDER (load(..., corpus=...))",
     "tokenizer": "rebuild the bundle from a checkpoint that has a tokenizer",
     "embedding": "this bundle's token embedding was not found; rebuild it from its checkpoint",
-    "judge head": "learn one: graftline tune OUT --recipes judge-decoding --prompts FILE.jsonl, or "
-    "name a file of JudgeHead.save in the recipe: rule_options head=FILE",
-    "tuned": "measure this machine and your prompts first: graftline tune OUT --prompts FILE.jsonl",
+    "judge head": "learn one: graftline tune BUNDLE --recipes judge-decoding --prompts FILE.jsonl, "
+    "or name a file written by JudgeHead.save in the recipe: rule_options head=FILE",
+    "tuned": "tune on this machine with your prompts first: graftline tune BUNDLE --prompts "
+    "FILE.jsonl",
 }
 """What can be needed (a recipe's `needs`), and what to do when it is missing."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Everything around a session that drafters and rules may use. What is not there is None.
+    """Everything around a session that drafters and rules may use. Absent values are None.
 
     `draft` opens the bundle's draft engine (a new one at each call, for one sequence); `depths`
     its sub-models likewise, shallowest first and the whole last, over one set of caches; `corpus`:

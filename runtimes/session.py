@@ -42,6 +42,17 @@ def call_starts(count: int, asked: int, most: int) -> list[int]:
     return starts
 
 
+def room(session: Session, *ways: str) -> str:
+    """The capacity, and what to do where a request needs more: one of `ways`, or a larger capacity
+    where the bundle can be opened with one."""
+    told = f"the capacity is {session.capacity}"
+    if session.capacity < session.largest:
+        ways = (*ways, f"load with a larger capacity (at most {session.largest})")
+    else:
+        told += ", the most that this bundle allows"
+    return f"{told}; {', '.join(ways[:-1])}{' or ' if ways[1:] else ''}{ways[-1]}"
+
+
 class Session(Protocol):
     """A bundle opened on a backend, with one set of caches for a batch of sequences.
 
@@ -53,6 +64,8 @@ class Session(Protocol):
     facts: Facts
     capacity: int
     """Most slots a sequence may use."""
+    largest: int
+    """The largest capacity that the bundle can be opened with."""
     row_invariant: bool
     """True when a row's result does not depend on how many rows go with it (law row-invariant)."""
     exact_rows: int | None

@@ -1,11 +1,68 @@
-"""The real checkpoint: SmolLM2-135M-Instruct, where `make test` has fetched it."""
+"""The real checkpoint (SmolLM2-135M-Instruct, where `make test` has fetched it), and what many
+tests share: what torch has exported, and which files run in one process."""
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.exports import Exports
+
+EXPORTING = {
+    "test_families.py", "models/test_checkpoint.py", "models/test_families.py",
+    "models/test_folder_files.py", "models/test_folder_forms.py", "models/test_gguf_files.py",
+    "models/test_mask_token.py", "passes/test_canonicalize_exports.py",
+}  # fmt: skip
+"""Files whose tests export the same tiny models: in one process each is exported once."""
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(Path(__file__).parent).as_posix()
+
+
+def pytest_configure() -> None:
+    """Processes that tests start read our modules compiled, as a user's do."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`-n 2` gives a process whole files, and those of EXPORTING together, the largest first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class WholeFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "exporting" if file.removeprefix("tests/") in EXPORTING else file
+
+    return WholeFiles(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded stays: a full collection, of which tests cause hundreds, leaves it alone."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def kept_exports() -> Exports:
+    """What torch exported in this process."""
+    return Exports()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _exported_once(request: pytest.FixtureRequest, kept_exports: Exports) -> Iterator[None]:
+    if _name(request.path) not in EXPORTING:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        kept_exports.keep(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

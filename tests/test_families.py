@@ -1,36 +1,42 @@
 """Every family end to end: checkpoint in, engine out, the same logits as transformers.
 
-Heads of 16 take ONNX Runtime's GroupQueryAttention, heads of 12 keep Attention: both are tried. The
-40 positions are longer than the sliding windows, and are fed as a prompt and two later steps.
+Heads of 16 take ONNX Runtime's GroupQueryAttention, heads of 12 keep Attention: both are tried for
+the first families, the others take the form of most models. The 40 positions are longer than the
+sliding windows, and are fed as a prompt and two later steps.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import graftline
-from graftline.models.tiny import FAMILIES, tiny
+from graftline.models.tiny import FAMILIES, FURTHER, tiny
 from graftline.runtimes.load import open_session
 from graftline.store import load_graph
 from graftline.tree import Tree
+from tests.rounding import sum_tolerance
 
-WIDE = {"hidden_size": 64, "n_embd": 64, "head_dim": 16, "query_pre_attn_scalar": 16}
+WIDE = {"hidden_size": 64, "n_embd": 64, "d_model": 64, "head_dim": 16, "query_pre_attn_scalar": 16}
+BLOCK = 2 * 64 + 16 + 2 * 40 + 64 + 2 * 64 + 80
+"""Additions on the way through a block at most: its projections, norms and 40 keys."""
 
 
 def wide(family: str) -> dict[str, int]:
     """Overrides that make the heads of a family 16 wide."""
-    known = FAMILIES[family]
+    known = {**FAMILIES, **FURTHER}[family]
     own = {k: v for k, v in WIDE.items() if k in known}
-    return own if "n_embd" in known else {**own, "hidden_size": 64}
+    return own if {"n_embd", "d_model"} & set(known) else {**own, "hidden_size": 64}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("heads", [12, 16])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "heads"), [*product(FAMILIES, (12, 16)), *product(FURTHER, (16,))]
+)
 def test_engine_equals_transformers(family: str, heads: int, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -44,22 +50,25 @@ def test_engine_equals_transformers(family: str, heads: int, tmp_path: Path) -> 
     session = open_session(bundle, capacity=100)
     ids = np.random.default_rng(0).integers(3, session.facts.vocabulary, (1, 40), dtype=np.int64)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    with torch.no_grad():
-        expected = model(torch.tensor(ids)).logits[0].numpy()
+
+    def logits(tokens: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.tensor(tokens)).logits[0].numpy()
+
+    expected = logits(ids)
+    limit = sum_tolerance(bundle.manifest.facts.layers * BLOCK + 2 * 64, np.abs(expected).max())
     parts = [session.prefill([ids[0, :15]]).logits[0].copy()]
     for start, end in ((15, 30), (30, 40)):
         parts.append(session.score(ids[:, start:end]).logits[0].copy())
         session.commit([range(end - start)])
     worst = float(np.abs(np.concatenate(parts) - expected[14:]).max())
-    print(f"{family}, heads of {heads}: max difference to transformers {worst:.2g}")
-    assert worst <= 1e-3
+    print(f"{family}, heads of {heads}: max difference to transformers {worst:.2g} of {limit:.2g}")
+    assert worst <= limit
 
     tree = Tree(ids[0, :6], np.array([-1, 0, 0, 1, 2, 2]))
     session.truncate([25])
     scored = session.score(tree.tokens[None], tree.depth[None], tree.mask[None]).logits[0].copy()
     for leaf in (3, 4, 5):
         path = list(tree.path_to(leaf))
-        branch = np.concatenate([ids[0, :25], tree.tokens[path]])
-        with torch.no_grad():
-            alone = model(torch.tensor(branch[None])).logits[0, 25:].numpy()
-        assert np.abs(scored[path] - alone).max() <= 1e-3
+        alone = logits(np.concatenate([ids[0, :25], tree.tokens[path]])[None])[25:]
+        assert np.abs(scored[path] - alone).max() <= limit

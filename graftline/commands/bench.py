@@ -20,67 +20,75 @@ if TYPE_CHECKING:
     from graftline.runtimes.engine import Engine
 
 SHOWN = 12
-"""Most differing answers that are explained."""
+"""At most so many differing answers are explained."""
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
     prompts: Prompts,
     recipes: Annotated[
-        str, typer.Option(help="Recipes, separated by commas; plain is always measured.")
+        str, typer.Option(help="Recipes, separated by commas; plain is always included.")
     ] = "plain,prompt-lookup,token-recycling",
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.")] = 128,
     per_group: PerGroup = None,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of each conversation.")] = 1,
-    repeat: Annotated[int, typer.Option(min=1, help="Runs of each prompt; times are medians.")] = 1,
+    turns: Annotated[int, typer.Option(min=1, help="Maximum turns per conversation.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Runs per prompt; times are medians.")] = 1,
     threads: Threads = None,
     capacity: Capacity = None,
     corpus: Corpus = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Keep every step to one kernel family.")
-    ] = False,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Always generate --max-new-tokens.")
-    ] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Leave out the chat template.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the samples, where --temperature is above 0.")] = 0,
-    step: Annotated[
-        str, typer.Option(help="Of all recipes but plain: host, or fused where they can be.")
-    ] = "host",
-    abreast: Annotated[
         bool,
         typer.Option(
-            "--abreast",
-            help="All recipes at once, a pass each in turn: slow moments hit all alike.",
+            "--exact", help="One kernel family for every step: exact at int8 and int4 too."
+        ),
+    ] = False,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Always generate --max-new-tokens tokens.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Random seed, for --temperature above 0.")] = 0,
+    step: Annotated[
+        str,
+        typer.Option(help="Step of all recipes but plain: host, or fused where all support it."),
+    ] = "host",
+    interleaved: Annotated[
+        bool,
+        typer.Option(
+            "--interleaved",
+            help="Run all recipes at once, one pass of each in turn, so that a slowdown of the "
+            "machine affects all of them alike.",
         ),
     ] = False,
     oracle: Annotated[
         bool,
-        typer.Option("--oracle", help="Show acceptance next to the bound of any lossless rule."),
+        typer.Option("--oracle", help="Show acceptance beside the bound of any lossless rule."),
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="Write the figures there, as JSON.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Measure recipes against plain decoding: speed, MAT, and whether every token is the same.
+    """Benchmark recipes against plain decoding: speed, MAT, and whether every token is the same.
 
-    All recipes answer one prompt before the next comes, in one process. Tokens per second count the
-    time after the first token; `with prompt` has the prompt's own pass included. `predicted` is
-    what the controller expected of its choices, `controller` its own part of the time.
+    In one process, all recipes answer a prompt before the next prompt is read. MAT is the mean
+    number of accepted tokens per target pass. Tokens per second count the time after the first
+    token; `with prompt` includes the prompt's own pass. `predicted` is the speed that the
+    controller expected of its choices, `controller` its share of the time.
 
-    On a machine that does other things too, `--abreast` tells differences of a hundredth: all
-    recipes decode a prompt at once, each with caches of its own, the one with the fewest tokens
-    making the next pass.
+    On a busy machine, `--interleaved` resolves differences of about 1 %: all recipes decode a
+    prompt at once, each with its own caches, and the one with the fewest tokens makes the next
+    pass.
 
     Examples:
 
     `graftline bench smol.graft --prompts spec_bench.jsonl --per-group 10`
 
-    `graftline bench smol.graft --prompts mine.jsonl --recipes suffix --abreast --json out.json`
+    `graftline bench smol.graft --prompts mine.jsonl --recipes suffix --interleaved --json out.json`
 
     `graftline bench smol.graft --prompts mine.jsonl --temperature 0.7 --oracle`
     """
     if oracle and temperature == 0:
-        raise RequestError("--oracle compares chances of acceptance; give a --temperature above 0")
+        raise RequestError(
+            "--oracle compares acceptance probabilities; give a --temperature above 0"
+        )
     from graftline.bundle import Bundle
     from graftline.commands import acceptance
     from graftline.commands.comparison import compare
@@ -92,15 +100,17 @@ def bench(
     names = [name.strip() for name in recipes.split(",") if name.strip()]
     check_step(step)
     if step == "fused" and oracle:
-        raise RequestError("--oracle records what the host judges; leave out --step fused")
-    if step == "fused" and abreast:
-        raise RequestError("a bundle has one fused step; leave out --abreast or --step fused")
+        raise RequestError("--oracle records verification on the host; leave out --step fused")
+    if step == "fused" and interleaved:
+        raise RequestError(
+            "a bundle has only one fused step; leave out --interleaved or --step fused"
+        )
     for name in names:
         if step == "fused" and name != "plain":
             check_fusable(recipe(name))
         recipe(name)
     if json is not None and not json.absolute().parent.is_dir():
-        raise GraftlineError(f"{json}: its folder does not exist")
+        raise GraftlineError(f"--json {json}: its folder does not exist")
     if json is not None and json.is_dir():
         raise GraftlineError(f"--json {json} is a folder; name a file in it")
     questions = select(read_questions(prompts), per_group)
@@ -115,7 +125,7 @@ def bench(
         engine = load(
             bundle, threads=threads, capacity=capacity, exact=exact, corpus=corpus, watch=watch
         )
-        found = compare(engine, questions, names, options, turns, repeat, watch, step, abreast)
+        found = compare(engine, questions, names, options, turns, repeat, watch, step, interleaved)
         records = acceptance.record(engine, questions, names, options, watch) if oracle else None
     shown = screen.console()
     for group in groups(questions):
@@ -136,8 +146,8 @@ def bench(
         }
         if step != "host":
             figures["step"] = step
-        if abreast:
-            figures["abreast"] = True
+        if interleaved:
+            figures["interleaved"] = True
         if records is not None:
             figures["oracle"] = acceptance.report(records)
         json.write_text(json_format.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -169,9 +179,9 @@ def _table(found: Comparison, group: str | None) -> Any:
 
 
 def _explained(bundle: Bundle, engine: Engine, where: Difference, raw: bool) -> str:
-    """How far apart the unmodified export holds its two best tokens where the answers part."""
-    told = f"{where.recipe}, question {where.question}: leaves plain at token {len(where.common)}"
-    told += f" ({where.plain} against {where.other})"
+    """How far apart the two best logits of the unmodified export are where the answers differ."""
+    told = f"{where.recipe}, question {where.question}: differs from plain at token "
+    told += f"{len(where.common)} ({where.other}, not {where.plain})"
     if "export" not in bundle.manifest.graphs:
         return told
     import numpy as np

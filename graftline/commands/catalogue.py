@@ -1,4 +1,4 @@
-"""`graftline recipes` and `graftline passes`: what there is to choose from."""
+"""`graftline recipes` and `graftline passes`: the lists to choose from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graftline.commands.options import Json
 
 
 def recipes(json: Json = False) -> None:
-    """List the recipes: passes and runtime policy under the name of a published system.
+    """List the recipes: the passes and runtime policy of published systems.
 
     Examples:
 
@@ -34,7 +34,7 @@ def recipes(json: Json = False) -> None:
 
 
 def passes(json: Json = False) -> None:
-    """List the passes of the compiler, with their options and what each one is for.
+    """List the passes of the compiler, with their options and purpose.
 
     Examples:
 

@@ -13,13 +13,13 @@ from graftline.commands.options import Json, Quiet
 
 
 def check(
-    bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Re-hash every file, re-run the laws, compare greedy tokens with the unmodified export.
+    """Re-hash every file, re-run the laws, and compare greedy tokens with the unmodified export.
 
-    The exit code is 0 when all holds and 2 on any difference.
+    The exit code is 0 if everything holds, and 2 on any difference.
 
     Examples:
 

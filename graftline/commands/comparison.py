@@ -1,5 +1,5 @@
 """Recipes measured in turn: per question every recipe answers before the next question comes, or
-all of them answer it abreast, a pass of the target each in turn.
+all of them answer it interleaved, one target pass of each in turn.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ def compare(
     repeat: int = 1,
     watch: Callable[[str], None] | None = None,
     step: str = "host",
-    abreast: bool = False,
+    interleaved: bool = False,
 ) -> Comparison:
     """Let every recipe, `plain` always among them, answer every question, in turn.
 
     With several turns the history is plain's own answers, so all recipes see the same prompts. The
     order of the recipes is another with every prompt: what ran before leaves its traces in the
     processor, and none must always follow the same one. `step` is that of all recipes but plain.
-    `abreast`: all answer at once, the one with the fewest tokens making the next pass, so that
-    what disturbs the machine disturbs all alike; each has caches of its own, and the prompt is read
-    once for all.
+    `interleaved`: all answer at once, the one with the fewest tokens making the next pass, so that
+    what disturbs the machine disturbs all of them alike; each has its own caches, and the prompt
+    is read once for all.
     """
     names = (PLAIN, *dict.fromkeys(r for r in recipes if r != PLAIN))
     found = Comparison(names, {name: [] for name in names})
     for name in names:
         few = {**options, "max_new_tokens": 8}
         engine.generate(questions[0].turns[0], recipe=name, step=_step(name, step), **few)
-    engines = {name: engine.sibling() for name in names} if abreast else {}
+    engines = {name: engine.sibling() for name in names} if interleaved else {}
     asked = 0
     for number, question in enumerate(questions, 1):
         if watch is not None:
@@ -77,9 +77,9 @@ def compare(
             prompt: Any = turn
             if not options.get("raw"):
                 prompt = [*history, {"role": "user", "content": turn}]
-            if abreast:
+            if interleaved:
                 seeds = (f"{asked} {again}" for again in range(repeat))
-                runs = [_abreast(engines, prompt, options, seed) for seed in seeds]
+                runs = [_interleaved(engines, prompt, options, seed) for seed in seeds]
                 results = {name: [run[name] for run in runs] for name in names}
             else:
                 results = _in_turn(engine, prompt, names, options, repeat, asked, step)
@@ -112,7 +112,7 @@ def _in_turn(
     return results
 
 
-def _abreast(
+def _interleaved(
     engines: Mapping[str, Engine], prompt: Any, options: Mapping[str, Any], seed: str
 ) -> dict[str, Run]:
     """All answers at once; `total` has the time that the prompt took whoever read it first."""

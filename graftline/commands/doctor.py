@@ -11,7 +11,7 @@ from graftline.commands.options import Json
 def doctor(
     json: Json = False,
 ) -> None:
-    """Say what is installed, which targets can be built and run here, and what the others need.
+    """Report what is installed, which targets can be built and run here, and what the others need.
 
     Examples:
 

@@ -27,20 +27,22 @@ STRUCTURAL = ("typed", "wellformed", "interface", "alike")
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="OUT|GRAPH.onnx", help="A bundle or a graph.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE|GRAPH", help="A bundle folder, or an .onnx file.")
+    ],
     stage: Annotated[
-        str | None, typer.Option(help="Which graph of a bundle; default: the target's.")
+        str | None, typer.Option(help="Graph of the bundle to show; default: the target's.")
     ] = None,
     graph: Annotated[
-        bool, typer.Option("--graph", help="A picture of the graph, one line per block.")
+        bool, typer.Option("--graph", help="Show the graph, one line per block.")
     ] = False,
     nodes: Annotated[
         str | None,
-        typer.Option(metavar="LAYER", help="The nodes of a block: 0, 1, …, embedding, head."),
+        typer.Option(metavar="LAYER", help="Show the nodes of a block: 0, 1, …, embedding, head."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show facts, ports, blocks and anchors, what each pass added and why, laws, and sizes.
+    """Show facts, ports, blocks and anchors, what each pass added and why, laws and sizes.
 
     Examples:
 
@@ -55,7 +57,7 @@ def inspect(
     bundle: Bundle | None = None
     if path.suffix == ".onnx" and not path.is_dir():
         if stage is not None:
-            raise GraftlineError("--stage goes with a bundle; this is one graph")
+            raise GraftlineError("--stage is for bundles, and this is a single graph; leave it out")
         if not path.is_file():
             raise GraftlineError(f"{path}: no such file")
         file = path

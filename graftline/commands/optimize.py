@@ -23,64 +23,66 @@ def optimize(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The bundle folder to write.")],
     recipe: Annotated[
-        str, typer.Option(help="What the bundle is for; `graftline recipes` lists them.")
+        str, typer.Option(help="Recipe to build for; `graftline recipes` lists them.")
     ] = "prompt-lookup",
     passes: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
-            help='Grafts in place of the recipe\'s: "kv-cache | tap{layers=3}". '
+            help='Passes in place of the recipe\'s: "kv-cache | tap{layers=3}". '
             "`graftline passes` lists them.",
         ),
     ] = None,
     target: Annotated[
         str,
         typer.Option(
-            help="ort-cpu, ort-cuda, or TensorRT for some GPUs: trt-rtx:sm89+sm120, trt:sm90."
+            help="ort-cpu, ort-cuda, or TensorRT for the GPUs named: trt-rtx:sm89+sm120, trt:sm90."
         ),
     ] = "ort-cpu",
     dtype: Annotated[
         str,
         typer.Option(
-            help="ort-cpu: fp32, or int8 or int4 weights; ort-cuda: fp16 or bf16 too; TensorRT: "
+            help="ort-cpu: fp32, or int8 or int4 weights; ort-cuda: also fp16 or bf16; TensorRT: "
             "fp32, fp16 or bf16."
         ),
     ] = "fp32",
     weights: Annotated[
         str,
-        typer.Option(help="link: share the checkpoint's file where possible; copy: stand alone."),
+        typer.Option(
+            help="link: share the checkpoint's files where possible; copy: self-contained."
+        ),
     ] = "link",
     quantizer: Annotated[
-        str | None, typer.Option(help="Algorithm for --dtype int8 or int4.")
+        str | None, typer.Option(help="Quantization algorithm for --dtype int8 or int4.")
     ] = None,
     draft: Annotated[
         str | None,
         typer.Option(
-            metavar="WHAT",
-            help="Put a draft engine in: int4 or int8 (the same weights, quantized), or a smaller "
-            "checkpoint of the same vocabulary: PATH or PATH:int4.",
+            metavar="DRAFT",
+            help="Add a draft engine: int4 or int8 (the same weights, quantized), or a smaller "
+            "checkpoint with the same vocabulary: PATH or PATH:int4.",
         ),
     ] = None,
     draft_depths: Annotated[
         str,
         typer.Option(
             metavar="BLOCKS",
-            help="Put the draft's first blocks in as smaller drafts of the same weights: 12,20.",
+            help="Add the draft's first blocks as smaller drafts over the same weights: 12,20.",
         ),
     ] = "",
     engine: Annotated[
         str,
         typer.Option(
             metavar="OPTIONS",
-            help="Of a TensorRT engine: rows=1+64 (tree nodes of the decode profiles), chunk=512, "
+            help="TensorRT options: rows=1+64 (tree nodes of the decode profiles), chunk=512, "
             "batch=1, capacity=2048, version-compatible, refittable, strip-weights.",
         ),
     ] = "",
     step: Annotated[
         str,
         typer.Option(
-            help="host: drafts and verification between engine calls; fused: a second graph over "
-            "the same weights does them within the call."
+            help="host: draft and verify between engine calls; fused: add a second graph over the "
+            "same weights that does both within the call."
         ),
     ] = "host",
     full_export: Annotated[
@@ -91,7 +93,7 @@ def optimize(
 ) -> None:
     """Export a checkpoint, graft and compile it, prove it, and write a bundle.
 
-    Nothing is written unless everything held: an error or Ctrl-C leaves OUT as it was.
+    The bundle is written only if every check passes: an error or Ctrl-C leaves OUT as it was.
 
     Examples:
 
@@ -150,7 +152,7 @@ def optimize(
 def _mode(weights: str) -> Literal["link", "copy"]:
     if weights == "link" or weights == "copy":
         return weights
-    raise GraftlineError(f"--weights {weights}: no such way{nearest(weights, ('link', 'copy'))}")
+    raise GraftlineError(f"--weights {weights}: unknown mode{nearest(weights, ('link', 'copy'))}")
 
 
 def _jsonable(text: str) -> object:

@@ -54,7 +54,7 @@ def _question(path: Path, at: int, line: str) -> Question:
     if not listed or not all(isinstance(t, str) and t for t in listed):
         raise RequestError(f"{path}, line {at}: needs 'turns' (a list of texts) or 'prompt'")
     if any("\ud800" <= c <= "\udfff" for text in listed for c in str(text)):
-        raise RequestError(f"{path}, line {at}: half of a surrogate pair is no character")
+        raise RequestError(f"{path}, line {at}: half of a surrogate pair is not a character")
     category = str(fields.get("category", "prompts"))
     group = "mt_bench" if category in MT_BENCH else category
     return Question(

@@ -1,4 +1,4 @@
-"""`graftline run`: text as it comes."""
+"""`graftline run`: generated text, printed as it is decoded."""
 
 from __future__ import annotations
 
@@ -20,42 +20,51 @@ if TYPE_CHECKING:
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin.")
     ],
-    raw: Annotated[bool, typer.Option("--raw", help="Leave out the chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="Runtime policy in place of the bundle's own.")
+        str | None, typer.Option(help="Recipe to decode with, in place of the bundle's own.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among this share of probability.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens to generate.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0: all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the fewest tokens with this total probability.")
+    ] = 1.0,
     min_p: Annotated[
-        float, typer.Option(help="Leave out tokens below this share of the likeliest.")
+        float, typer.Option(help="Drop tokens below this fraction of the top probability.")
     ] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Penalty on tokens that occurred before; 1 is off.")
+    ] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed, for reproducible sampling.")
+    ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text; may be repeated.")
+        list[str] | None, typer.Option(help="Stop before this text; may be given more than once.")
     ] = None,
     ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on past the end-of-text token.")
+        bool, typer.Option("--ignore-eos", help="Continue past the end-of-text token.")
     ] = False,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Keep every step to one kernel family.")
+        bool,
+        typer.Option(
+            "--exact", help="One kernel family for every step: exact at int8 and int4 too."
+        ),
     ] = False,
     threads: Threads = None,
     capacity: Capacity = None,
     corpus: Corpus = None,
     step: Annotated[
         str | None,
-        typer.Option(help="host, or fused where the bundle was made with --step fused."),
+        typer.Option(help="host, or fused if the bundle was built with --step fused."),
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Print figures to stderr.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print statistics to stderr.")] = False,
     json: Annotated[
-        bool, typer.Option("--json", help="Text, tokens and stats as JSON, at the end.")
+        bool, typer.Option("--json", help="Print JSON at the end: text, tokens and statistics.")
     ] = False,
 ) -> None:
     """Generate from a bundle; the chat template is applied where the tokenizer has one.
@@ -70,7 +79,7 @@ def run(
     """
     prompt = from_stdin() if prompt == "-" else from_argument(prompt, "the prompt")
     if not prompt:
-        raise RequestError("the prompt is empty; give a text")
+        raise RequestError("the prompt is empty; give some text")
     if recipe is not None:
         find_recipe(recipe)
     libraries.silence_onnxruntime()
@@ -132,7 +141,7 @@ def _told(result: Result) -> str:
 
 
 def _exactness(stats: Stats) -> str:
-    """What holds for these tokens, and what this engine can promise of others."""
+    """Whether these tokens are exact, and whether the engine's tokens always are."""
     if stats.row_invariant:
         engine = "rows of this engine do not depend on each other (row-invariant)"
     else:

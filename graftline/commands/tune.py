@@ -1,4 +1,5 @@
-"""`graftline tune`: the trees and draft lengths that pay on this machine, for these prompts."""
+"""`graftline tune`: the trees and draft lengths that are fastest on this machine, for these
+prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ STORES = ("token-recycling", "suffix", "prompt-lookup")
 
 
 def tune(
-    bundle: Annotated[Path, typer.Argument(metavar="OUT", help="A bundle.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
     prompts: Annotated[
         Path | None,
         typer.Option(help='Questions, one JSON a line: Spec-Bench\'s fields, or {"prompt": …}.'),
@@ -52,37 +53,38 @@ def tune(
     recipes: Annotated[
         str,
         typer.Option(
-            help="Recipes to tune, separated by commas; default: the stores without a model, and "
-            "draft-model where the bundle has a draft engine."
+            help="Recipes to tune, separated by commas; default: token-recycling, suffix and "
+            "prompt-lookup, and draft-model if the bundle has a draft engine."
         ),
     ] = "",
-    max_new_tokens: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")] = 128,
     per_group: PerGroup = None,
     corpus: Corpus = None,
     threads: Threads = None,
     capacity: Capacity = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Leave out the chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Learn from your prompts which drafts are accepted, and keep in the bundle what pays here.
+    """Learn from your prompts which drafts are accepted, and store what is faster here.
 
-    Answers the prompts greedily with every recipe and follows each draft along the answer, scored
-    or not. From that: for token-recycling the tree that accepts most, for every store how far its
-    proposals are believed at first, and for a draft model the networks behind the draft lengths
-    specdec++ and speckv. What to prefer follows from the step costs measured on this machine.
-    judge-decoding, if named, learns its judge head: a drafted token counts as right where the
-    target finds it a tenth as likely as its best, or more.
+    Answers the prompts greedily with every recipe and compares each draft with the answer, whether
+    it was verified or not. From that it learns the tree with the most accepted tokens for
+    token-recycling, the initial acceptance estimates of the other recipes without a draft model,
+    and the networks behind the draft lengths specdec++ and speckv for a draft model. The step costs
+    measured on this machine decide which is best. judge-decoding, if named, learns its judge head:
+    a drafted token counts as correct if the target gives it at least a tenth of the probability of
+    its best token.
 
-    Before and after are expected tokens per second by those costs, each half of the questions
-    judged by what the other half taught; what is no better is not kept. Tokens never change, save
-    those that a judge lets stand.
-    The result is written to OUT/tuned at the very end, and used whenever the bundle is opened on
-    this machine with as many threads.
+    `before` and `after` are expected tokens per second at those costs; each half of the questions
+    is evaluated with what the other half taught, and what is not faster is not stored. Generated
+    tokens never change, except those that a judge accepts. The result is written to BUNDLE/tuned at
+    the very end, and used whenever the bundle is opened on this machine with the same number of
+    threads.
 
     With --precision no prompts are read: every precision decodes in turn and reads a held-out text,
-    the frontier of speed and perplexity is printed, and OUT becomes a bundle of the fastest
-    precision that loses no more than --most-loss. An error or Ctrl-C leaves OUT as it was.
+    the frontier of speed and perplexity is printed, and BUNDLE becomes a bundle of the fastest
+    precision that loses no more than --most-loss. An error or Ctrl-C leaves BUNDLE as it was.
 
     Examples:
 
@@ -187,14 +189,14 @@ def _session(engine: Engine) -> Any:
 
 def _encoded(engine: Engine, question: Question, raw: bool, limit: int) -> Ints:
     from graftline.runtimes.request import encode_prompt
+    from graftline.runtimes.session import room
 
     session = engine.session
     ids = encode_prompt(question.turns[0], engine.tokenizer, raw, session.facts.vocabulary)
     if len(ids) + limit > session.capacity:
         raise RequestError(
             f"question {question.name}: {len(ids)} prompt tokens and {limit} new ones need "
-            f"{len(ids) + limit} places, but the capacity is {session.capacity}; lower "
-            "--max-new-tokens or use a larger --capacity"
+            f"{len(ids) + limit} positions, but {room(session, 'lower --max-new-tokens')}"
         )
     return ids
 

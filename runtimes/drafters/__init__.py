@@ -63,7 +63,7 @@ def make_drafter(
     """The named drafter with these options. Raises GraftlineError for an unknown name or option, a
     value of another type, or a resource that is needed and not there."""
     if name not in DRAFTERS:
-        raise GraftlineError(f"no drafter is called '{name}'{nearest(name, DRAFTERS)}")
+        raise GraftlineError(f"unknown drafter '{name}'{nearest(name, DRAFTERS)}")
     kind = DRAFTERS[name]
     check_options(name, kind, options)
     drafter = kind(**options)

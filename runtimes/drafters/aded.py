@@ -54,8 +54,8 @@ class Aded:
     def __post_init__(self) -> None:
         if self.rows < 2 or self.width < 1 or not 0.0 <= self.explore < float("inf"):
             raise GraftlineError(
-                f"aded: rows={self.rows}, width={self.width}, explore={self.explore} do not fit; "
-                "use rows >= 2, width >= 1 and explore >= 0"
+                f"aded: rows={self.rows}, width={self.width}, explore={self.explore} are not "
+                "valid; use rows >= 2, width >= 1 and explore >= 0"
             )
         self._matrix = NgramStore(self.width, _HORIZON)
         self._priors = [peak_prior(signal, self.rows) for signal in range(1 + 2 * PEAK_CLASSES)]

@@ -109,7 +109,7 @@ class Datastore:
         if self.rows < 2 or self.occurrences < 1 or not 1 <= self.shortest <= self.longest:
             raise GraftlineError(
                 f"datastore: rows={self.rows}, occurrences={self.occurrences}, "
-                f"shortest={self.shortest}, longest={self.longest} do not fit; use rows >= 2, "
+                f"shortest={self.shortest}, longest={self.longest} are not valid; use rows >= 2, "
                 "occurrences >= 1 and 1 <= shortest <= longest"
             )
         self._priors = [match_prior(signal, self.rows) for signal in range(8)]

@@ -54,7 +54,7 @@ class DraftModel:
 
     def __post_init__(self) -> None:
         if not 2 <= self.rows <= 64:
-            raise GraftlineError(f"{self.name}: rows={self.rows} does not fit; use 2 to 64")
+            raise GraftlineError(f"{self.name}: rows={self.rows} is not valid; use 2 to 64")
         self.calibration, self._agreement = Calibration(), USUAL
         self._sampling = Sampling(temperature=1.0 if self.sampled else 0.0)
         self._generator = np.random.default_rng(self.seed)

@@ -41,8 +41,8 @@ class HierarchicalDraft(DraftModel):
         super().__post_init__()
         if self.length or not 1 <= self.ahead <= 31:
             raise GraftlineError(
-                f"hierarchical-draft: length='{self.length}', ahead={self.ahead} do not fit; the "
-                "bid says how far to draft, and one call verifies 1 to 31 tokens"
+                f"hierarchical-draft: length='{self.length}', ahead={self.ahead} are not valid; "
+                "the offer decides how far to draft, and one call verifies 1 to 31 tokens"
             )
         believed = {size: match_prior(match_class(size), 2)[1] for size in _SIZES}
         self._chances = {n: DepthChances(self.ahead, share) for n, share in believed.items()}

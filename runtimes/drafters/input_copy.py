@@ -37,7 +37,7 @@ class InputCopy:
     def __post_init__(self) -> None:
         if self.rows < 2 or self.longest < 1:
             raise GraftlineError(
-                f"input-copy: rows={self.rows}, longest={self.longest} do not fit; "
+                f"input-copy: rows={self.rows}, longest={self.longest} are not valid; "
                 "use rows >= 2 and longest >= 1"
             )
         self._priors = [match_prior(signal, self.rows) for signal in range(_CARRIED_ON)]

@@ -77,7 +77,7 @@ def check_window(who: str, rows: int, refill: str) -> None:
     """Raise GraftlineError for a window without a guess or an unknown way to refill it."""
     if rows < 2 or refill not in REFILLS:
         raise GraftlineError(
-            f"{who}: rows={rows}, refill='{refill}' do not fit; use rows >= 2 and one of "
+            f"{who}: rows={rows}, refill='{refill}' are not valid; use rows >= 2 and one of "
             f"{', '.join(REFILLS)}"
         )
 

@@ -131,12 +131,12 @@ class Lookahead:
         if self.window < 1 or self.size < 2 or self.candidates < 1:
             raise GraftlineError(
                 f"lookahead: window={self.window}, size={self.size}, candidates={self.candidates} "
-                "do not fit; use window >= 1, size >= 2 and candidates >= 1"
+                "are not valid; use window >= 1, size >= 2 and candidates >= 1"
             )
         least = self.window * (self.size - 1) + 1
         if self.rows < least:
             raise GraftlineError(
-                f"lookahead: rows={self.rows} have no place for the window and a draft; "
+                f"lookahead: rows={self.rows} have no room for the window and a draft; "
                 f"use rows >= {least}, or a smaller window or size"
             )
         self._pool = NgramPool(self.candidates)

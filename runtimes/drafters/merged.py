@@ -92,7 +92,7 @@ class Merged:
         for name, source in zip(names, self._sources, strict=True):
             if is_paid(source):
                 raise GraftlineError(
-                    f"merged: {name} drafts with a model, whose price cannot be weighed row by row;"
+                    f"merged: {name} drafts with a model, whose cost cannot be divided among rows;"
                     " name drafters that copy or look up"
                 )
 

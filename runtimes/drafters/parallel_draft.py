@@ -42,7 +42,9 @@ class ParallelDraft(DraftModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.length:
-            raise GraftlineError("parallel-draft: the bid says how far to draft; no `length`")
+            raise GraftlineError(
+                "parallel-draft: the offer decides how far to draft; leave out `length`"
+            )
 
     def equip(self, resources: Resources) -> None:
         """Open the draft engine. Raises GraftlineError for a bundle without one, and where there is

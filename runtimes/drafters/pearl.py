@@ -47,8 +47,8 @@ class Pearl:
     def __post_init__(self) -> None:
         if not 2 <= self.rows <= 64 or not 0.0 <= self.overlap <= 1.0:
             raise GraftlineError(
-                f"pearl: rows={self.rows}, overlap={self.overlap} do not fit; use 2 to 64 rows and "
-                "an overlap of 0 to 1"
+                f"pearl: rows={self.rows}, overlap={self.overlap} are not valid; use 2 to 64 "
+                "rows and an overlap of 0 to 1"
             )
         self._thread = ThreadPoolExecutor(1)
         self._reset()

@@ -38,7 +38,7 @@ class PromptLookup:
         if self.rows < 2 or not 1 <= self.shortest <= self.longest:
             raise GraftlineError(
                 f"prompt-lookup: rows={self.rows}, shortest={self.shortest}, longest={self.longest}"
-                " do not fit; use rows >= 2 and 1 <= shortest <= longest"
+                " are not valid; use rows >= 2 and 1 <= shortest <= longest"
             )
         sizes = {n for n in _SIZES if self.shortest <= n <= self.longest}
         self._sizes = sorted(sizes | {self.shortest, self.longest}, reverse=True)

@@ -47,7 +47,7 @@ class Reflective:
         self._source = make_drafter(self.source, {}, resources)
         if is_paid(self._source):
             raise GraftlineError(
-                f"reflective: source='{self.source}' drafts with a model, whose time nobody would "
+                f"reflective: source='{self.source}' drafts with a model, whose cost would not "
                 "weigh here; name a drafter that copies or looks up"
             )
         self._longest = self._layout.longest(self.rows)

@@ -41,7 +41,9 @@ class SortedDraft(DraftModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.length:
-            raise GraftlineError("sorted-draft: the bid says how far to draft; no `length`")
+            raise GraftlineError(
+                "sorted-draft: the offer decides how far to draft; leave out `length`"
+            )
 
     def equip(self, resources: Resources) -> None:
         """Open the draft engine's sub-models. Raises GraftlineError for a bundle without them."""

@@ -63,7 +63,7 @@ class SpeculativeJacobi:
     def __post_init__(self) -> None:
         check_window("speculative-jacobi", self.rows, self.refill)
         if self.top_k < 0:
-            raise GraftlineError(f"speculative-jacobi: top_k={self.top_k} does not fit; use >= 0")
+            raise GraftlineError(f"speculative-jacobi: top_k={self.top_k} is not valid; use >= 0")
         self.sample_with(Sampling(1.0), np.random.default_rng(self.seed))
         self._priors = [
             (1.0, *((0.2 + 0.2 * peak) ** place for place in range(1, self.rows)))

@@ -58,7 +58,7 @@ class Stand:
         if self.rows < 2 or not 1 <= self.width <= 8 or self.longest < 2 or self.seed < 0:
             raise GraftlineError(
                 f"stand: rows={self.rows}, width={self.width}, longest={self.longest}, "
-                f"seed={self.seed} do not fit; use rows >= 2, 1 <= width <= 8, longest >= 2 and "
+                f"seed={self.seed} are not valid; use rows >= 2, 1 <= width <= 8, longest >= 2 and "
                 "seed >= 0"
             )
         self._store = NgramStore(self.width, _HORIZON)
@@ -169,6 +169,6 @@ def _checked(given: Any) -> list[int]:
         Tree(np.zeros(len(parents), np.int64), parents)
     except (ValueError, TypeError) as error:
         raise GraftlineError(
-            f"stand: the tuned tree is no list of parents ({error}); run graftline tune again"
+            f"stand: the tuned tree is not a list of parents ({error}); run graftline tune again"
         ) from error
     return parents.tolist()

@@ -100,7 +100,7 @@ class Suffix:
     def __post_init__(self) -> None:
         if self.rows < 2 or self.shortest < 1:
             raise GraftlineError(
-                f"suffix: rows={self.rows}, shortest={self.shortest} do not fit; "
+                f"suffix: rows={self.rows}, shortest={self.shortest} are not valid; "
                 "use rows >= 2 and shortest >= 1"
             )
         self._priors = [match_prior(signal, self.rows) for signal in range(8)]

@@ -92,7 +92,7 @@ class TokenRecycling:
     def __post_init__(self) -> None:
         if self.rows < 2 or not 1 <= self.width <= _WIDEST:
             raise GraftlineError(
-                f"token-recycling: rows={self.rows}, width={self.width} do not fit; "
+                f"token-recycling: rows={self.rows}, width={self.width} are not valid; "
                 f"use rows >= 2 and 1 <= width <= {_WIDEST}"
             )
         self.adjacency = Adjacency(self.width)

@@ -36,7 +36,7 @@ def make_length(text: str, tuned: Mapping[str, Any] | None = None) -> Length:
         raise GraftlineError(f"length '{text}' cannot be read; write name or name{{option=value}}")
     name, given = form[1], form[2] or ""
     if name not in LENGTHS:
-        raise GraftlineError(f"no length is called '{name}'{nearest(name, LENGTHS)}")
+        raise GraftlineError(f"unknown length '{name}'{nearest(name, LENGTHS)}")
     kind = LENGTHS[name]
     options = {
         key.strip(): _number(name, key.strip(), value.strip(), kind)
@@ -56,4 +56,4 @@ def _number(name: str, option: str, text: str, kind: type) -> float | int:
         return int(text) if whole else float(text)
     except ValueError:
         sort = "whole number" if whole else "number"
-        raise GraftlineError(f"length {name}: {option}={text} is no {sort}") from None
+        raise GraftlineError(f"length {name}: {option}={text} is not a {sort}") from None

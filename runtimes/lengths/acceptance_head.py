@@ -35,8 +35,8 @@ class AcceptanceHead:
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
             raise GraftlineError(
-                f"length specdec++: threshold={self.threshold} is no chance of a rejection; use a "
-                "number between 0 and 1"
+                f"length specdec++: threshold={self.threshold} is not a probability of "
+                "rejection; use a number between 0 and 1"
             )
         self._clear = 1.0
 

@@ -64,7 +64,9 @@ def train_length_class(
     without drafts.
     """
     if not drafts:
-        raise GraftlineError("speckv cannot be trained: no drafts were recorded; tune on more")
+        raise GraftlineError(
+            "speckv cannot be trained: no drafts were recorded; tune on more prompts"
+        )
     prices = np.asarray([cost(n) for n in CLASSES], np.float64)
     accepted = np.asarray([d.accepted for d in drafts], np.float64)[:, None]
     tokens = np.minimum(accepted, np.asarray(CLASSES)) + 1.0

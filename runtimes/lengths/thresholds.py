@@ -17,7 +17,7 @@ class Confidence:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise GraftlineError(
-                f"length confidence: threshold={self.threshold} is no probability; use 0 to 1"
+                f"length confidence: threshold={self.threshold} is not a probability; use 0 to 1"
             )
 
     def fork(self) -> Confidence:

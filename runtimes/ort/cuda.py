@@ -22,7 +22,8 @@ from graftline.errors import BackendError
 from graftline.ports import Facts, Port
 from graftline.runtimes.ort.commit import CommitGraph
 from graftline.runtimes.ort.provider import open_on
-from graftline.runtimes.ort.session import MOST_ROWS, STEP_INTS, OrtSession, StepArrays
+from graftline.runtimes.ort.session import MOST_ROWS, OrtSession
+from graftline.runtimes.ort.step_arrays import STEP_INTS, StepArrays
 from graftline.runtimes.scores import DeviceScores
 from graftline.runtimes.session import Floats, Scores
 from graftline.targets import CPU, CUDA
@@ -75,7 +76,7 @@ class CudaSession(OrtSession):
         device: str = "cuda",
     ) -> None:
         self.device = device
-        self._memory: list[_Block] = []
+        self._device_memory: list[_Block] = []
         self._commits: CommitGraph | None = None
         super().__init__(
             graph, facts, ports, capacity=capacity, threads=threads, company=company
@@ -93,15 +94,17 @@ class CudaSession(OrtSession):
     def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> OrtSession:
         """See `OrtSession.sibling`: caches of its own, or those of a session on the same device."""
         other = copy(self)
-        other._calls, other._guests, other._memory = {}, [], []
+        other._calls, other._guests, other._device_memory = {}, [], []
         other._lengths = np.zeros(0, np.int64)
         if host is None:
             other.capacity = min(capacity or self.capacity, self.capacity)
             other.reset(1)
             return other
         if not isinstance(host, CudaSession) or host._layout != self._layout:
-            raise BackendError("these two engines have caches of different shapes; share none")
-        other.capacity, other._memory = host.capacity, host._memory
+            raise BackendError(
+                "these two engines have caches of different shapes, which cannot be shared"
+            )
+        other.capacity, other._device_memory = host.capacity, host._device_memory
         host._guests.append(other)
         return other
 
@@ -119,11 +122,11 @@ class CudaSession(OrtSession):
 
     @property
     def _batch(self) -> int:
-        return self._memory[0].shape[1] if self._memory else 1
+        return self._device_memory[0].shape[1] if self._device_memory else 1
 
     def reset(self, batch: int) -> None:
         """Forget everything; memory is kept when the batch stays the same size."""
-        if len(self._lengths) != batch or not self._memory:
+        if len(self._lengths) != batch or not self._device_memory:
             self._allocate(batch)
         self._lengths = np.zeros(batch, np.int64)
 
@@ -132,7 +135,8 @@ class CudaSession(OrtSession):
         groups: dict[tuple[int, int, str], list[Port]] = {}
         for port in self._caches:
             groups.setdefault((int(port.shape[1]), int(port.shape[3]), port.dtype), []).append(port)
-        self._memory.clear()  # guests hold the same list; memory is freed before more is asked for
+        # guests hold the same list; memory is freed before more is asked for
+        self._device_memory.clear()
         for guest in self._guests:
             guest._calls.clear()
         slots = self.capacity + MOST_ROWS
@@ -142,7 +146,7 @@ class CudaSession(OrtSession):
             kind = onnx.helper.np_dtype_to_tensor_dtype(numbers)
             zeros = np.zeros(prod(shape) * numbers.itemsize, np.uint8)
             memory = onnxruntime.OrtValue.ortvalue_from_numpy(zeros, self.device, 0)
-            self._memory.append(_Block(ports, memory, shape, kind, numbers.itemsize))
+            self._device_memory.append(_Block(ports, memory, shape, kind, numbers.itemsize))
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep the rows in each path, moved together behind the committed ones, on the device."""
@@ -155,7 +159,7 @@ class CudaSession(OrtSession):
                 path[row, : len(nodes)] = nodes
             if self._commits is None:
                 self._commits = CommitGraph(self.device, self.threads)
-            for block in self._memory:
+            for block in self._device_memory:
                 shape = (block.shape[0] * block.shape[1], *block.shape[2:])
                 address = int(block.memory.data_ptr())
                 self._commits.run(address, shape, block.kind, path, count, self._lengths)
@@ -163,15 +167,14 @@ class CudaSession(OrtSession):
 
     def _bind(self, batch: int, count: int, asked: int, row: int | None) -> _DeviceArrays:
         binding = self._session.io_binding()
-        host = self._step_arrays(batch, count, asked)
+        host = self._step_inputs(batch, count, asked)
         inputs: dict[str, tuple[npt.NDArray[Any], Any]] = {}
         for name, array in host.items():
-            if name in self._names:
-                place = self._places[name]
+            if place := self._places.get(name):
                 value = _empty(array.shape, array.dtype, place)
                 binding.bind_ortvalue_input(name, value)
                 inputs[name] = (array, value)
-        for block in self._memory:
+        for block in self._device_memory:
             shape = [batch, *block.shape[2:]]
             for port in block.ports:
                 where = (self.device, 0, block.kind, shape, block.address(port, row or 0))

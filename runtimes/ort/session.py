@@ -1,8 +1,7 @@
 """The `ort-cpu` session: ONNX Runtime with caches written in place.
 
 Every array a step reads or writes is bound once; a step writes a few integers into them and calls
-the engine. Caches of one shape live in one block, so keeping a path of a tree is one move for all
-layers.
+the engine.
 """
 
 from __future__ import annotations
@@ -10,62 +9,27 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from graftline.errors import BackendError, RequestError
 from graftline.ports import Facts, Port, by_role
+from graftline.runtimes.ort.caches import HostCaches
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.ort.prompt_memory import PromptMemory
+from graftline.runtimes.ort.step_arrays import StepArrays, bind, step_inputs
 from graftline.runtimes.scores import copied, joined
-from graftline.runtimes.session import Bools, Floats, Ints, Scores, call_starts
+from graftline.runtimes.session import Bools, Ints, Scores, call_starts, room
 from graftline.runtimes.slots import mask_kinds
 
 MOST_ROWS = 64
 """Most rows of one `score`; caches hold as many slots beyond the capacity."""
 CHUNK = 256
 """Rows of one prefill call."""
-STEP_INTS = ("tokens", "positions", "write_index", "rows")
-
-
-@dataclass
-class StepArrays:
-    """The bound arrays of one call shape: B sequences, N rows, R of them with logits."""
-
-    binding: Any
-    tokens: Ints
-    positions: Ints
-    write_index: Ints
-    rows: Ints
-    mask: Bools | None
-    outputs: dict[str, npt.NDArray[Any]]
-    filled: int = -1
-    """Slots before this one are visible in the last chain of one row; -1: unknown."""
-
-    def asked(self, name: str) -> npt.NDArray[Any] | None:
-        """An output [B, R, ...] of the rows that were asked for, where the graph gives all N of
-        them (no select-rows; taps); None where it has no such output."""
-        array = self.outputs.get(name)
-        return None if array is None else self.of_rows(array)
-
-    def of_rows(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """[B, R, ...]: the rows that were asked for, of [B, R or N, ...]."""
-        if array.shape[1] == self.rows.shape[1]:
-            return array
-        rows = self.rows.reshape(*self.rows.shape, *[1] * (array.ndim - 2))
-        return np.take_along_axis(array, rows, axis=1)
-
-    def tapped(self, name: str | None) -> Floats | None:
-        """The hidden states of those rows that an output brings, in fp32; None without one."""
-        hidden = self.asked(name) if name is not None else None
-        return None if hidden is None else hidden.astype(np.float32, copy=False)
 
 
 class OrtSession:
@@ -88,21 +52,19 @@ class OrtSession:
         self.threads = threads or os.cpu_count() or 1
         self.row_invariant = False
         self.exact_rows: int | None = None
-        limit = facts.positions or 4096
-        self.capacity = min(capacity or limit, limit)
+        self.largest = facts.positions or 4096
+        self.capacity = min(capacity or self.largest, self.largest)
         self._graph = graph
         self._distances: set[str] | None = None
         self._session = self._open(company)
         self._run_bound = self._session.run_with_iobinding
-        self._names = {p.name for p in self.ports}
         self._caches = [p for p in self.ports if p.mirror is not None]
         self._tree = bool(by_role(self.ports, "mask"))
         taps = by_role(self.ports, "hidden")
         self._hidden = next((p.name for p in taps if p.tap == "postnorm"), None)
         self._lengths = np.zeros(0, np.int64)
         self._calls: dict[tuple[int, int, int, int], StepArrays] = {}
-        self._blocks: list[npt.NDArray[Any]] = []
-        self._views: dict[str, npt.NDArray[Any]] = {}
+        self._memory = HostCaches(self._caches)
         self._guests: list[OrtSession] = []
         self._prompts: PromptMemory | None = None
         self._last: StepArrays | None = None
@@ -119,15 +81,17 @@ class OrtSession:
         Raises BackendError when `host` has no caches of these shapes.
         """
         other = copy(self)
-        other._calls, other._blocks, other._views, other._guests = {}, [], {}, []
+        other._calls, other._memory, other._guests = {}, HostCaches(self._caches), []
         other._lengths = np.zeros(0, np.int64)
         if host is None:
             other.capacity = min(capacity or self.capacity, self.capacity)
             other.reset(1)
             return other
         if not _cache_shapes(self.ports) <= _cache_shapes(host.ports):
-            raise BackendError("these two engines have caches of different shapes; share none")
-        other.capacity, other._views = host.capacity, host._views
+            raise BackendError(
+                "these two engines have caches of different shapes, which cannot be shared"
+            )
+        other.capacity, other._memory = host.capacity, host._memory
         host._guests.append(other)
         return other
 
@@ -140,8 +104,8 @@ class OrtSession:
     def caches(self, row: int) -> dict[str, npt.NDArray[Any]]:
         """The caches of sequence `row`, [1, K, S, D] each, by the name of their graph input: views,
         valid until `reset` is given another batch."""
-        views = ((port.mirror, self._views[port.name]) for port in self._caches)
-        return {name: view[row : row + 1] for name, view in views if name is not None}
+        views = self._memory.of(row)
+        return {port.mirror: views[port.name] for port in self._caches if port.mirror is not None}
 
     def advance(self, row: int, count: int) -> None:
         """Count `count` more slots of sequence `row` as committed: a fused step has filled them."""
@@ -157,7 +121,8 @@ class OrtSession:
             wanted = asked if end == len(tokens) else 1
             call = self._call(1, len(part), wanted, row)
             call.rows[0] = np.arange(len(part) - wanted, len(part))
-            scores = self._chain(call, part, length + start, len(part))
+            call.set_chain(part, length + start)
+            scores = self._run(call)
         return scores  # pyright: ignore[reportPossiblyUnboundVariable]
 
     @property
@@ -180,28 +145,19 @@ class OrtSession:
     @property
     def _batch(self) -> int:
         """Sequences that the caches hold; a guest's are its host's."""
-        return len(next(iter(self._views.values()))) if self._views else 1
+        return self._memory.batch
 
     def reset(self, batch: int) -> None:
         """Forget everything; memory is kept when the batch stays the same size."""
-        if len(self._lengths) != batch or not self._blocks:
+        if len(self._lengths) != batch or not self._memory.blocks:
             self._allocate(batch)
         self._lengths = np.zeros(batch, np.int64)
 
     def _allocate(self, batch: int) -> None:
         self._calls.clear()
-        self._blocks.clear()
-        self._views.clear()
         for guest in self._guests:
             guest._calls.clear()
-        shapes: dict[tuple[int, int, str], list[Port]] = {}
-        for port in self._caches:
-            shapes.setdefault((int(port.shape[1]), int(port.shape[3]), port.dtype), []).append(port)
-        slots = self.capacity + MOST_ROWS
-        for (heads, size, dtype), ports in shapes.items():
-            block = np.zeros((len(ports), batch, heads, slots, size), np.dtype(dtype))
-            self._blocks.append(block)
-            self._views |= {p.name: block[i] for i, p in enumerate(ports)}
+        self._memory.allocate(batch, self.capacity + MOST_ROWS)
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
         """Commit one prompt per sequence, each on its own, in chunks; scores of each last row."""
@@ -218,11 +174,12 @@ class OrtSession:
             raise RequestError("an empty prompt has no last token to continue")
         if self._lengths[row] + len(prompt) > self.capacity:
             raise RequestError(
-                f"{self._lengths[row] + len(prompt)} tokens do not fit a capacity of "
-                f"{self.capacity}; load with a larger capacity or shorten the prompt"
+                f"{self._lengths[row] + len(prompt)} tokens do not fit: "
+                f"{room(self, 'shorten the prompt')}"
             )
         memory = self._prompts if self._lengths[row] == 0 else None
-        if memory is not None and (known := memory.recall(prompt, self._blocks, row)) is not None:
+        known = None if memory is None else memory.recall(prompt, self._memory.blocks, row)
+        if known is not None:
             self._lengths[row] = len(prompt)
             return known
         for start in range(0, len(prompt), CHUNK):
@@ -231,7 +188,7 @@ class OrtSession:
             self._lengths[row] += len(part)
         scores = copied(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
         if memory is not None:
-            memory.keep(prompt, self._blocks, row, scores)
+            memory.keep(prompt, self._memory.blocks, row, scores)
         return scores
 
     def _chunk(self, row: int, part: Ints) -> Scores:
@@ -243,7 +200,7 @@ class OrtSession:
         call.positions[0] = self._lengths[row] + np.arange(count)
         call.rows[0, 0] = count - 1
         if call.mask is not None:
-            self._chain_mask(call, row=0, start=int(self._lengths[row]), count=count)
+            call.mask_chain(0, int(self._lengths[row]), count)
         return self._run(call)
 
     def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
@@ -275,8 +232,10 @@ class OrtSession:
             self._distances = mask_kinds(self._graph) - {"causal"}
         if self._distances:
             raise BackendError(
-                f"this model's attention goes by distance ({', '.join(sorted(self._distances))}), "
-                "which the engine takes from the slots; rows of several branches cannot be scored"
+                "this model's attention depends on distance "
+                f"({', '.join(sorted(self._distances))}), "
+                "which the engine computes from cache slots; rows of several branches cannot be "
+                "scored"
             )
         answers: list[Scores] = []
         for row in range(batch):
@@ -309,7 +268,8 @@ class OrtSession:
         count, lengths = tokens.shape[1], self._lengths[first : first + batch]
         call = self._call(batch, count, count, first)
         if batch == 1 and mask is None:
-            return self._chain(call, tokens[0], int(lengths[0]), count)
+            call.set_chain(tokens[0], int(lengths[0]))
+            return self._run(call)
         call.tokens[:] = tokens
         call.filled = -1
         call.write_index[:] = lengths
@@ -318,50 +278,16 @@ class OrtSession:
         if call.mask is not None:
             for row in range(batch):
                 start = int(lengths[row])
-                self._chain_mask(call, row, start, count)
+                call.mask_chain(row, start, count)
                 if mask is not None:
                     call.mask[row, 0, :, start : start + count] = mask[first + row]
         return self._run(call)
 
-    def _chain(self, call: StepArrays, tokens: Ints, start: int, count: int) -> Scores:
-        """One chain of one sequence: the plain step, so as few array operations as will do.
-
-        The mask of such a call is all true up to slot `filled`, then a triangle.
-        """
-        call.tokens[0] = tokens
-        call.write_index[0] = start
-        if count == 1:
-            call.positions[0, 0] = start
-        else:
-            np.add(_steps(count), start, out=call.positions[0])
-        if call.mask is not None:
-            if count == 1 and 0 <= call.filled <= start:
-                call.mask[0, 0, 0, call.filled : start + 1] = True
-            else:
-                self._chain_mask(call, 0, start, count)
-            call.filled = start
-        return self._run(call)
-
-    def _chain_mask(self, call: StepArrays, row: int, start: int, count: int) -> None:
-        assert call.mask is not None
-        call.mask[row, 0, :, :start] = True
-        call.mask[row, 0, :, start + count :] = False
-        if count == 1:
-            call.mask[row, 0, 0, start] = True
-        else:
-            call.mask[row, 0, :, start : start + count] = _triangle(count)
-
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep the rows in each path, moved together behind the committed ones."""
         for row, path in enumerate(paths):
-            kept = len(path)
-            if kept and path[-1] != kept - 1:
-                start = int(self._lengths[row])
-                first = next(i for i, node in enumerate(path) if node != i)
-                source = np.asarray(path[first:]) + start
-                for block in self._blocks:
-                    block[:, row, :, start + first : start + kept] = block[:, row][:, :, source]
-            self._lengths[row] += kept
+            self._memory.keep(row, int(self._lengths[row]), path)
+            self._lengths[row] += len(path)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Roll back each sequence to a shorter committed length."""
@@ -394,56 +320,13 @@ class OrtSession:
         return self._calls[key]
 
     def _bind(self, batch: int, count: int, asked: int, row: int | None) -> StepArrays:
-        binding = self._session.io_binding()
-        feeds = self._step_arrays(batch, count, asked)
-        for name, array in feeds.items():
-            if name in self._names:
-                binding.bind_ortvalue_input(name, _value(array))
-        for port in self._caches:
-            view = self._views[port.name]
-            value = _value(view if row is None else view[row : row + 1])
-            binding.bind_ortvalue_input(port.mirror, value)
-            binding.bind_ortvalue_output(port.name, value)
-        outputs: dict[str, npt.NDArray[Any]] = {}
-        known: dict[str | int, int] = {"B": batch, "N": count, "R": asked}
-        for port in self.ports:
-            if port.direction == "out" and port.mirror is None:
-                shape = [d if isinstance(d, int) else known[d] for d in port.shape]
-                outputs[port.name] = np.zeros(shape, np.dtype(port.dtype))
-                binding.bind_ortvalue_output(port.name, _value(outputs[port.name]))
-        tokens, positions, write_index, rows = (feeds[n] for n in STEP_INTS)
-        return StepArrays(
-            binding, tokens, positions, write_index, rows, feeds.get("mask"), outputs
-        )
+        inputs = self._step_inputs(batch, count, asked)
+        return bind(self._session, self.ports, inputs, self._memory.of(row))
 
-    def _step_arrays(self, batch: int, count: int, asked: int) -> dict[str, npt.NDArray[Any]]:
-        """What one call shape reads besides the caches, by input name; the mask where there are
-        trees."""
-        made: dict[str, npt.NDArray[Any]] = {
-            "tokens": np.zeros((batch, count), np.int64),
-            "positions": np.zeros((batch, count), np.int64),
-            "write_index": np.zeros(batch, np.int64),
-            "rows": np.tile(np.arange(asked, dtype=np.int64), (batch, 1)),
-        }
-        if self._tree:
-            slots = self.capacity + MOST_ROWS
-            made["mask"] = np.zeros((batch, 1, count, slots), np.bool_)
-        return made
+    def _step_inputs(self, batch: int, count: int, asked: int) -> dict[str, npt.NDArray[Any]]:
+        slots = self.capacity + MOST_ROWS if self._tree else None
+        return step_inputs(batch, count, asked, slots)
 
 
 def _cache_shapes(ports: Sequence[Port]) -> set[tuple[Any, ...]]:
     return {(p.name, p.direction, p.shape, p.dtype) for p in ports if p.mirror is not None}
-
-
-def _value(array: npt.NDArray[Any]) -> Any:
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
-
-@cache
-def _triangle(count: int) -> Bools:
-    return np.tri(count, dtype=np.bool_)
-
-
-@cache
-def _steps(count: int) -> Ints:
-    return np.arange(count, dtype=np.int64)

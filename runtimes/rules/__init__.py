@@ -56,7 +56,7 @@ def make_rule(
 ) -> Rule:
     """The named rule for one sequence. Raises GraftlineError for an unknown name or option."""
     if name not in RULES:
-        raise GraftlineError(f"no rule is called '{name}'{nearest(name, RULES)}")
+        raise GraftlineError(f"unknown rule '{name}'{nearest(name, RULES)}")
     kind = RULES[name]
     if is_dataclass(kind):
         check_options(name, kind, options or {})

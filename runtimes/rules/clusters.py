@@ -42,8 +42,8 @@ class Clusters:
     def __post_init__(self) -> None:
         if self.size < 0 or not self.gap >= 0 or not self.distance >= 0:
             raise GraftlineError(
-                f"clusters: size={self.size}, gap={self.gap}, distance={self.distance} do not fit; "
-                "use numbers >= 0"
+                f"clusters: size={self.size}, gap={self.gap}, distance={self.distance} are not "
+                "valid; use numbers >= 0"
             )
 
     def of(self, sampling: Sampling, generator: np.random.Generator, resources: Resources) -> Rule:

@@ -68,7 +68,8 @@ def train_judge(hidden: Floats, labels: Bools, decay: float = 1e-2, steps: int =
     if hidden.ndim != 2 or right.shape != hidden.shape[:1] or right.all() or not right.any():
         raise GraftlineError(
             f"train_judge: hidden {list(hidden.shape)} and labels {list(right.shape)}, "
-            f"{int(right.sum())} of them right, do not fit; give [n, H] and [n], both classes in it"
+            f"{int(right.sum())} of them right, do not match; give [n, H] and [n], both classes "
+            "in it"
         )
     x = np.column_stack([hidden, np.ones(len(right))]).astype(np.float64)
     share = np.where(right, 0.5 / right.sum(), 0.5 / (~right).sum())
@@ -109,7 +110,7 @@ class Judge:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise GraftlineError(
-                f"judge: threshold={self.threshold} does not fit; use a chance from 0 to 1"
+                f"judge: threshold={self.threshold} is not valid; use a chance from 0 to 1"
             )
 
     def of(

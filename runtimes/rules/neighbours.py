@@ -45,7 +45,7 @@ class Neighbours:
     def __post_init__(self) -> None:
         if self.k < 0 or not 0 <= self.bound <= 1:
             raise GraftlineError(
-                f"neighbours: k={self.k}, bound={self.bound} do not fit; "
+                f"neighbours: k={self.k}, bound={self.bound} are not valid; "
                 "use k >= 0 and 0 <= bound <= 1"
             )
 

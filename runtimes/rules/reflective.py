@@ -39,7 +39,7 @@ class Reflective:
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
             raise GraftlineError(
-                f"reflective: weight={self.weight} does not fit; use a share from 0 to 1"
+                f"reflective: weight={self.weight} is not valid; use a share from 0 to 1"
             )
 
     def of(

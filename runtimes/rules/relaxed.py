@@ -33,7 +33,7 @@ class Relaxed:
     def __post_init__(self) -> None:
         if self.k < 0 or not self.tolerance >= 0:
             raise GraftlineError(
-                f"relaxed: k={self.k}, tolerance={self.tolerance} do not fit; "
+                f"relaxed: k={self.k}, tolerance={self.tolerance} are not valid; "
                 "use k >= 0 and tolerance >= 0"
             )
 

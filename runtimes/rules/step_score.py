@@ -45,7 +45,7 @@ class StepScore:
 
     def __post_init__(self) -> None:
         if np.isnan(self.threshold):
-            raise GraftlineError("step-score: threshold=nan does not fit; use nats per token")
+            raise GraftlineError("step-score: threshold=nan is not valid; use nats per token")
         if self.score not in SCORES:
             raise GraftlineError(
                 f"step-score: no score '{self.score}'{nearest(self.score, SCORES)}"

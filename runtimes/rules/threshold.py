@@ -29,7 +29,7 @@ class Threshold:
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
             raise GraftlineError(
-                f"threshold: threshold={self.threshold} does not fit; use a number of nats >= 0"
+                f"threshold: threshold={self.threshold} is not valid; use a number of nats >= 0"
             )
 
     def of(

@@ -33,7 +33,7 @@ class Typical:
     def __post_init__(self) -> None:
         if not 0 <= self.epsilon <= 1 or not self.delta >= 0:
             raise GraftlineError(
-                f"typical: epsilon={self.epsilon}, delta={self.delta} do not fit; "
+                f"typical: epsilon={self.epsilon}, delta={self.delta} are not valid; "
                 "use 0 <= epsilon <= 1 and delta >= 0"
             )
 

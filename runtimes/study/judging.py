@@ -95,7 +95,7 @@ def _trained(recipe: str, drafts: Sequence[Judged]) -> JudgeHead:
     if right.all() or not right.any():
         raise GraftlineError(
             f"recipe {recipe}: {len(drafts)} drafts, {int(right.sum())} of their {len(right)} "
-            "tokens right, teach no judge; give more prompts, or let the answers be longer"
+            "tokens right, cannot train a judge; give more prompts, or let the answers be longer"
         )
     return train_judge(np.concatenate([d.hidden for d in drafts]), right)
 

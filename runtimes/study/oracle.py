@@ -158,14 +158,17 @@ def mean_rates(pairs: Iterable[tuple[Doubles, Doubles]], k: int) -> dict[str, fl
     """`rates` averaged over recorded pairs (p, q). Raises GraftlineError when there are none."""
     found = [rates(p, q, k) for p, q in pairs]
     if not found:
-        raise GraftlineError("the oracle has no recorded laws; run a recipe whose drafts are drawn")
+        raise GraftlineError(
+            "the oracle has no recorded distributions; run a recipe whose drafts are sampled"
+        )
     return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
 
 def _check(p: Doubles, q: Doubles, k: int) -> None:
     if p.shape != q.shape or p.ndim != 1:
         raise GraftlineError(
-            f"the oracle compares two laws over one vocabulary; got shapes {p.shape} and {q.shape}"
+            f"the oracle compares two distributions over one vocabulary; got shapes {p.shape} "
+            f"and {q.shape}"
         )
     if k < 1:
         raise GraftlineError(f"the oracle needs at least one draft; got k={k}")

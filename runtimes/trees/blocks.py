@@ -42,7 +42,8 @@ def block_tree(
     for block, count in zip(widths, [1, *begins], strict=True):
         if not block or not all(1 <= width <= widest for width in block):
             raise GraftlineError(
-                f"block tree: the widths {list(block)} do not fit; use 1 to {widest} for each level"
+                f"block tree: the widths {list(block)} are not valid; use 1 to {widest} for each "
+                "level"
             )
         starts = sorted(ends, key=lambda path: -chances.get(path, 1.0))[:count]
         roots.append(starts)

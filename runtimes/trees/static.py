@@ -35,7 +35,7 @@ def static(paths: str | Iterable[Ranks], accuracies: Accuracies) -> Template:
     """
     if isinstance(paths, str):
         if paths not in PUBLISHED:
-            raise GraftlineError(f"no tree is called '{paths}'{nearest(paths, PUBLISHED)}")
+            raise GraftlineError(f"unknown tree '{paths}'{nearest(paths, PUBLISHED)}")
         paths = PUBLISHED[paths]
     chances: dict[Ranks, float] = {}
     for path in paths:

@@ -40,7 +40,7 @@ class Template:
             if not 0 <= known[path] <= known[path[:-1]]:
                 raise GraftlineError(
                     f"tree: the path {path} has the chance {known[path]}, its parent "
-                    f"{known[path[:-1]]}; a chance is none of its parent's at most"
+                    f"{known[path[:-1]]}; no path is likelier than its parent"
                 )
         parents = [-1, *(row[path[:-1]] for path in order[1:])]
         ranks = [0, *(path[-1] for path in order[1:])]

@@ -16,7 +16,7 @@ import numpy as np
 from graftline.errors import BackendError, RequestError
 from graftline.ports import Facts, Port, by_role
 from graftline.runtimes.scores import DeviceScores, copied, joined
-from graftline.runtimes.session import Bools, Floats, Ints, Scores
+from graftline.runtimes.session import Bools, Floats, Ints, Scores, room
 from graftline.runtimes.slots import mask_kinds
 from graftline.runtimes.trt.caches import DeviceCaches
 from graftline.runtimes.trt.device import Array, Device
@@ -58,15 +58,15 @@ class TrtSession:
         taps = by_role(self.ports, "hidden")
         self._hidden = next((p for p in taps if p.tap == "postnorm"), None)
         self._widest = max(plan.decoding)
-        most = plan.check_capacity(self.ports, capacity)
+        self.largest = plan.check_capacity(self.ports, capacity)
         self._distances = ", ".join(sorted(mask_kinds(graph) - {"causal"}))
         if self._tree and self._distances and self._widest < MOST_ROWS:
             raise plan.refusal(
-                f"attention goes by distance ({self._distances}), so a tree is scored in one call; "
-                f"trees have up to {MOST_ROWS} rows, and steps of {self._widest} were built; "
+                f"attention depends on distance ({self._distances}), so a tree is scored in one "
+                f"call; trees have up to {MOST_ROWS} rows, and steps of {self._widest} were built; "
                 f"choose --engine rows={MOST_ROWS}", rebuild=True
             )  # fmt: skip
-        self.capacity = min(capacity or most, most)
+        self.capacity = min(capacity or self.largest, self.largest)
         self._steps: dict[str, ProfileStep] = {}
         tables = by_role(self.ports, "table", "in")
         self.table = DraftTable(device, tables[0]) if tables else None
@@ -129,8 +129,9 @@ class TrtSession:
             raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
         if self._distances:
             raise BackendError(
-                f"this model's attention goes by distance ({self._distances}), "
-                "which the engine takes from the slots; rows of several branches cannot be scored"
+                f"this model's attention depends on distance ({self._distances}), "
+                "which the engine computes from cache slots; rows of several branches cannot be "
+                "scored"
             )
         given = zip(tokens, positions, self._lengths.tolist(), mask, strict=True)
         return self._score([NewRows(ids, at, past, 0, seen) for ids, at, past, seen in given])
@@ -168,10 +169,10 @@ class TrtSession:
         if len(prompt) == 0:
             raise RequestError("an empty prompt has no last token to continue")
         if wanted > self.capacity:
-            raise RequestError(
-                f"{wanted} tokens do not fit a capacity of {self.capacity}; shorten the prompt or "
-                "rebuild with a larger --engine capacity="
-            )
+            ways = ["shorten the prompt"]
+            if self.largest < (self.facts.positions or wanted):
+                ways.append("rebuild with a larger --engine capacity=")
+            raise RequestError(f"{wanted} tokens do not fit: {room(self, *ways)}")
         step, chunk = self._step("prefill"), self.plan.rows("prefill")
         caches = self._caches.addresses(row)
         for first in range(0, len(prompt), chunk):

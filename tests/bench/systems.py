@@ -5,11 +5,11 @@
         [--tokens 128] [--threads 2] [--recipes a,b] [--repeat 3] [--exact] [--corpus FOLDER]
         [--judge HEAD.safetensors] [--mask TOKEN] [--together 6]
 
-So many recipes --together are measured against plain decoding of the same engine, all abreast: a
-pass of the target each in turn, the one with the fewest tokens first, so that a busy machine slows
-all alike; with --repeat times are medians. A finished recipe is kept in --work and
-not measured again unless it was with other questions, tokens or repeats, so the table can be made
-in slices (stop it at any time). Refused recipes are tried again.
+So many recipes --together are measured against plain decoding of the same engine, interleaved: one
+target pass of each in turn, the one with the fewest tokens first, so that a busy machine slows all
+of them alike; with --repeat, times are medians. A finished recipe is kept in --work and measured
+again only with other questions, tokens or repeats, so the table can be made in slices (stop it at
+any time). Refused recipes are tried again.
 
 What recipes need: bundles with --draft for the draft models (for pard and gad a draft that names a
 mask token, or --mask), --corpus for rest and rasd; for specdec++ and speckv first `graftline tune
@@ -140,7 +140,7 @@ def measure(
         began = time.perf_counter()
         names = [one.name for one in some]
         options = {"max_new_tokens": given.tokens}
-        found = compare(asking, questions, names, options, repeat=given.repeat, abreast=True)
+        found = compare(asking, questions, names, options, repeat=given.repeat, interleaved=True)
         for name in names:
             state[f"{precision} {name}"] = entry(found, name, questions, given)
             told = state[f"{precision} {name}"]

@@ -143,14 +143,14 @@ def test_no_recipe_is_always_first_or_always_follows_the_same() -> None:
     assert len({tuple(turn) for turn in turns}) > 3
 
 
-def test_abreast_all_decode_at_once_and_the_prompt_is_read_once(
+def test_interleaved_all_decode_at_once_and_the_prompt_is_read_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, log = [0.0], list[tuple[str, int]]()
     monkeypatch.setattr(comparison, "perf_counter", lambda: clock[0])
     engine = PaperTrack(clock, log)
     found = compare(
-        engine, QUESTIONS[:1], ["fast", "wrong"], {"max_new_tokens": 7}, abreast=True, repeat=2
+        engine, QUESTIONS[:1], ["fast", "wrong"], {"max_new_tokens": 7}, interleaved=True, repeat=2
     )
     assert len(log) == 2 * (7 + 3 + 7)
     behind = {"plain": 0, "fast": 0, "wrong": 0}
@@ -222,21 +222,21 @@ def test_repeats_give_medians_and_an_unstable_answer_is_not_identical() -> None:
     assert not found.row("fast").identical
 
 
-def test_recipes_abreast_answer_as_one_by_one(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_interleaved_recipes_answer_as_one_by_one(tiny_bundle: Path, tmp_path: Path) -> None:
     asking = [json.dumps({"prompt": text}) for text in ("ab ab ab", "cd", "ab ab ab")]
     (tmp_path / "q.jsonl").write_text("\n".join(asking))
     asked = ["bench", str(tiny_bundle), "--prompts", str(tmp_path / "q.jsonl"), "--ignore-eos"]
-    asked += ["--recipes", "suffix,jacobi", "--max-new-tokens", "24", "--abreast"]
+    asked += ["--recipes", "suffix,jacobi", "--max-new-tokens", "24", "--interleaved"]
     out = tmp_path / "out.json"
     told = CliRunner().invoke(app, [*asked, "--json", str(out)])
     assert told.exit_code == 0, told.output
     found = json.loads(out.read_text())
-    assert found["abreast"]
+    assert found["interleaved"]
     assert all(r["overall"]["identical"] for r in found["recipes"].values())
     assert found["recipes"]["suffix"]["overall"]["mat"] >= 1.0
     told = CliRunner().invoke(app, [*asked, "--step", "fused", "--recipes", "token-recycling"])
     assert told.exit_code == 2
-    assert "leave out --abreast or --step fused" in told.stderr
+    assert "leave out --interleaved or --step fused" in told.stderr
 
 
 def test_acceptance_is_shown_next_to_the_bound(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from typer.testing import CliRunner, Result
 from graftline.cli import app
 from graftline.errors import GraftlineError
 
-COMMANDS = ("optimize", "run", "bench", "inspect", "check", "recipes", "passes", "doctor")
+COMMANDS = (
+    "optimize", "run", "bench", "tune", "inspect", "check", "recipes", "passes", "doctor",
+)  # fmt: skip
 
 
 def call(*args: str | Path, stdin: str = "") -> Result:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from graftline.bundle import Bundle, BundleWriter
@@ -22,6 +23,7 @@ from graftline.models.host import Host
 from graftline.ports import read_facts
 from graftline.runtimes.load import load
 from graftline.runtimes.surroundings import embedding_of
+from tests.passes.raw_decoder import decoder
 
 DTYPES = ("fp32", "int8", "int4")
 
@@ -258,3 +260,18 @@ def test_a_few_added_tokens_may_differ(tmp_path: Path) -> None:
         check_vocabulary(
             [ours], [tokenizer(tmp_path / "s", swapped, "</s>")], (1001, 1001), "d"
         )
+
+
+def test_graphs_of_two_vocabularies_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    """Neither file states the last size of its logits, and neither has a tokenizer."""
+    for name, size in (("target", 11), ("draft", 9)):
+        model = decoder(outputs="float[B,N,V] logits")
+        table = model.graph.initializers["embed"]
+        assert table.const_value is not None
+        table.const_value = ir.tensor(table.const_value.numpy()[:size], name="embed")
+        table.shape = table.const_value.shape
+        ir.save(model, tmp_path / f"{name}.onnx")
+    draft = str(tmp_path / "draft.onnx")
+    with pytest.raises(GraftlineError, match="vocabulary of 9, the target's is 11"):
+        optimize(tmp_path / "target.onnx", tmp_path / "out", recipe="draft-model", draft=draft)
+    assert not (tmp_path / "out").exists()

@@ -192,16 +192,16 @@ def test_what_a_depth_writes_is_gone_with_the_targets_next_step(bundle: Bundle) 
     expected = target.score(np.asarray([[7]])).logits.copy()
     guest.follow(0, 9, [1, 2, 3, 4])
     assert np.array_equal(target.score(np.asarray([[7]])).logits, expected)
-    with pytest.raises(BackendError, match="share none"):
+    with pytest.raises(BackendError, match="which cannot be shared"):
         target.sibling(draft.sibling())
 
 
 @pytest.mark.parametrize(
     ("depths", "draft", "message"),
     [
-        ((3, 1), "int8", r"depths start at 1 and rise, as in --draft int8"),
-        ((1, 1), "int8", "depths start at 1 and rise"),
-        ((0, 2), "int8", "depths start at 1 and rise"),
+        ((3, 1), "int8", r"depths start at 1 and increase, as in --draft int8"),
+        ((1, 1), "int8", "depths start at 1 and increase"),
+        ((0, 2), "int8", "depths start at 1 and increase"),
         ((1, 5), "int8", "the draft int8 has 5 blocks; use depths of 1 to 4"),
         ((1, 2), None, "no draft engine to cut; add one, as in --draft int8"),
         ((), "int8", "the recipe s2d needs depths; add --draft-depths 12,20"),

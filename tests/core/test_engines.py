@@ -176,9 +176,9 @@ def test_a_graph_without_a_tree_decodes_single_rows(tiny_checkpoint: Path, tmp_p
         ({"target": TARGET, "engine": "row=3"}, "--engine has no option 'row'; did you mean"),
         ({"target": TARGET, "engine": "rows=x"}, "--engine rows takes a whole number, not 'x'"),
         ({"target": TARGET, "engine": "rows=0"}, "rows 0 is at least 1, not 0"),
-        ({"target": TARGET, "quantizer": "hqq"}, "--quantizer goes with --target ort-cpu"),
-        ({"target": TARGET, "draft": "int4"}, "--draft goes with --target ort-cpu"),
-        ({"engine": "rows=8"}, "--engine goes with a TensorRT target, not with ort-cpu"),
+        ({"target": TARGET, "quantizer": "hqq"}, "--quantizer needs --target ort-cpu"),
+        ({"target": TARGET, "draft": "int4"}, "--draft needs --target ort-cpu"),
+        ({"engine": "rows=8"}, "--engine needs a TensorRT target, not ort-cpu"),
     ],
 )
 def test_refusals_come_before_anything_is_read(

@@ -126,8 +126,8 @@ def test_refusals(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> N
     out = tmp_path / "no.graft"
     for options, told in (
         ({"recipe": "prompt-lookup"}, "drafts by token-recycling, not by prompt-lookup"),
-        ({"recipe": "token-recycling", "step": "fusd"}, "no step is called 'fusd'; did you mean"),
-        ({"recipe": "token-recycling", "target": "ort-cuda"}, "--step fused goes with"),
+        ({"recipe": "token-recycling", "step": "fusd"}, "unknown step 'fusd'; did you mean"),
+        ({"recipe": "token-recycling", "target": "ort-cuda"}, "--step fused needs --target"),
         ({"recipe": "token-recycling", "passes": "kv-cache"}, "needs a tree mask"),
     ):
         with pytest.raises(GraftlineError, match=told):
@@ -135,5 +135,5 @@ def test_refusals(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> N
         assert not out.exists()
     with pytest.raises(BackendError, match=r"has no fused step; rebuild: .*--step fused"):
         load(tiny_bundle, step="fused")
-    with pytest.raises(GraftlineError, match="no step is called 'both'"):
+    with pytest.raises(GraftlineError, match="unknown step 'both'"):
         load(tiny_bundle, step="both")

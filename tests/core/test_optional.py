@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graftline.errors import BackendError
 from graftline.optional import require
+from graftline.plugins import PLUGINS
+from graftline.plugins.compile import assemble, compile_kernel
+from graftline.plugins.launch import launch
 
 EXTRA = r'run: pip install "graftline\[export\]"$'
 
@@ -25,6 +29,20 @@ def test_what_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     words = r"^broken_library cannot be imported \(No module named 'another_one'\); run: pip"
     with pytest.raises(BackendError, match=words):
         require("broken_library", "kernels")
+
+
+def test_compiling_a_kernel_without_the_kernels_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    words = r'^triton is not installed; run: pip install "graftline\[kernels\]"$'
+    plugin = PLUGINS["KVCommit"]
+    shapes = [(1, 1, 64, 8), (1, 4), (1,), (1,)]
+    for work in (
+        lambda: compile_kernel(plugin, shapes, "float32", {}, 90),
+        lambda: launch(plugin, [np.zeros(shape) for shape in shapes], []),
+        lambda: assemble(".target sm_90", 90),
+    ):
+        with pytest.raises(BackendError, match=words):
+            work()
 
 
 @pytest.mark.parametrize("library", ["torch", "transformers", "accelerate", "gguf"])

@@ -17,6 +17,7 @@ from graftline.cli import app
 from graftline.commands.questions import read_questions
 from graftline.commands.run import _exactness
 from graftline.errors import RequestError
+from graftline.runtimes.load import load
 
 NOISY = (
     "import logging, sys, warnings, graftline.compile\n"
@@ -64,6 +65,22 @@ def test_any_encoding_takes_any_text(encoding: str) -> None:
     first, _, rest = done.stdout.decode(encoding).partition("\n")
     assert first.startswith("-> ? ")
     assert json.loads(rest) == {"text": "你"}
+
+
+def test_generated_text_streams_to_a_stdout_that_lacks_its_characters(tiny_bundle: Path) -> None:
+    """A tiny decoder samples bytes, most of which are no character: U+FFFD, unknown to cp1252."""
+    ask = ["run", str(tiny_bundle), "hello", "--max-new-tokens", "40", "--ignore-eos"]
+    ask += ["--temperature", "1", "--seed", "3"]
+    whole = json.loads(CliRunner().invoke(app, [*ask, "--json"]).stdout)
+    text = str(whole["text"])
+    assert len(whole["tokens"]) == 40
+    with pytest.raises(UnicodeEncodeError):
+        text.encode("cp1252")
+    code = f"import sys; sys.argv[1:] = {ask!r}\nfrom graftline.cli import main; main()"
+    done = python(code, PYTHONIOENCODING="cp1252", PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (0, b"")
+    written = (c.encode("cp1252", "replace").decode("cp1252") for c in text)
+    assert done.stdout.decode("cp1252").replace("\r\n", "\n") == "".join(written) + "\n"
 
 
 def test_questions_keep_separators_inside_their_texts(tmp_path: Path) -> None:
@@ -124,6 +141,21 @@ def test_more_threads_than_processors_are_refused(count: str) -> None:
     result = CliRunner().invoke(app, ["run", "absent", "hello", "--threads", count])
     assert result.exit_code == 2
     assert "this machine has" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({"threads": 0}, r"threads=0: this machine has \d+ processors; use 1 to \d+"),
+        ({"threads": -4}, "threads=-4: this machine has"),
+        ({"threads": 10**9}, "threads=1000000000: this machine has"),
+        ({"capacity": 0}, "capacity=0 holds no token; use at least 1"),
+        ({"capacity": -64}, "capacity=-64 holds no token"),
+    ],
+)
+def test_load_refuses_sizes_that_cannot_be(sizes: dict[str, int], told: str) -> None:
+    with pytest.raises(RequestError, match=told):
+        load("absent", **sizes)  # type: ignore[arg-type]
 
 
 def test_the_exactness_of_a_run_is_told_apart_from_the_engines() -> None:

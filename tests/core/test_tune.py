@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,25 @@ def give_costs(bundle: Path, per_row: float) -> None:
 def stored(bundle: Path) -> dict[str, Any]:
     (file,) = (bundle / "tuned").iterdir()
     return json.loads(file.read_text())["tuned"]
+
+
+def test_tunes_without_the_export_extra(bundle: Path, prompts: Path) -> None:
+    """As `pip install graftline` leaves it: a bundle is tuned without what reads checkpoints."""
+    give_costs(bundle, per_row=0.01)
+    args = ["tune", str(bundle), "--prompts", str(prompts), "--recipes", "token-recycling"]
+    args += ["--max-new-tokens", "40", "-q", "--json"]
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'accelerate', 'gguf', 'sentencepiece', 'triton'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.argv[1:] = {args!r}\n"
+        "from graftline.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    (row,) = json.loads(done.stdout)["recipes"]
+    assert row["recipe"] == "token-recycling"
+    assert row["kept"] == list(stored(bundle)["token-recycling"])
 
 
 def test_what_is_tuned_is_kept_and_used_and_changes_no_token(bundle: Path, prompts: Path) -> None:
@@ -158,7 +179,7 @@ def test_a_judge_head_is_learned_kept_and_used(
     optimize(tiny_checkpoint, bundle, recipe="judge-decoding")
     give_costs(bundle, per_row=0.01)
     asked: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True, "recipe": "judge-decoding"}
-    with pytest.raises(GraftlineError, match="graftline tune OUT --recipes judge-decoding"):
+    with pytest.raises(GraftlineError, match="graftline tune BUNDLE --recipes judge-decoding"):
         load(bundle).generate("ab ab ab", **asked)
     result = call(
         "tune", bundle, "--prompts", prompts, "--max-new-tokens", "120", "--recipes",

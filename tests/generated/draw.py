@@ -189,8 +189,8 @@ def settle(s: Settings) -> Settings:
         needs["attention"] = "decomposed"
     if "softmax_one" in s.odd:
         needs["softmax"] = "exp"
-    if np.isinf(s.fill) and ("strict" in s.odd or "softmax_heads" in s.odd):
-        needs["fill"] = -1e9  # all of a sum may be hidden: -inf would give no number
+    if "strict" in s.odd or "softmax_heads" in s.odd:  # all of a sum may be hidden
+        needs |= _finite_when_all_is_hidden(s)
     if "longrope" in s.odd:
         needs |= {"rotary": "half", "rotary_spelled": "angles"}
     if "kinked_tables" in s.odd:
@@ -207,6 +207,17 @@ def settle(s: Settings) -> Settings:
     if s.attention in ("op4", "op3"):
         s = replace(s, opset=max(s.opset, 23), flat_scores=False)
     return _for_masks(s)
+
+
+def _finite_when_all_is_hidden(s: Settings) -> dict[str, Any]:
+    """Masks whose numbers, and the sum of two, are finite: a softmax over -inf alone is none."""
+    needs: dict[str, Any] = {}
+    twice = s.mask_input == "float32"
+    if np.isinf(s.fill) or (twice and np.isinf(np.float32(2 * s.fill))):
+        needs["fill"] = -1e9
+    if twice and s.half:
+        needs["mask_input"] = "bool"  # two masks of fp16 add up to -inf
+    return needs
 
 
 def _for_gqa(s: Settings) -> Settings:

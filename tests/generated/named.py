@@ -163,10 +163,11 @@ STREAM: dict[str, Named] = {
         "image_mask", odd=("image_mask",), padding="int64"),
     "positions counted without pads": refused(
         "position|token", odd=("counted_without_pads",), learned=0, rotary="none"),
-    "mean over the batch": refused("batch|mix|ReduceMean|law", odd=("batch_mean",)),
-    "mean over the rows": refused("mix|rows|ReduceMean|law", odd=("row_mean",)),
-    "running sum of rows": refused("mix|CumSum", odd=("running_sum",)),
-    "each row with the one before": refused("mix|Concat|order|rows|law", odd=("token_shift",)),
+    "mean over the batch": refused("ReduceMean.* averages the sequences", odd=("batch_mean",)),
+    "mean over the rows": refused("ReduceMean.* averages the tokens", odd=("row_mean",)),
+    "running sum of rows": refused("CumSum.* adds up", odd=("running_sum",)),
+    "each row with the one before": refused(
+        "Concat.* puts each token in the place 1 after", odd=("token_shift",)),
     "learned positions": served(rotary="none", learned=0),
     "learned positions from 2": served(rotary="none", learned=2),
     "learned positions from 2, counted in the graph": served(

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.generated import fuzz
 from tests.generated.decoder import generate
-from tests.generated.draw import ODD, draw
+from tests.generated.draw import ODD, draw, settle
+from tests.generated.dying import DIES, dies_at_three
 from tests.generated.fuzz import Row, choose, report
 from tests.generated.named import NAMED
 from tests.generated.outcome import Choice, Outcome, of, of_seed
@@ -120,3 +122,28 @@ def test_chosen_seeds_have_all_features_and_no_fault() -> None:
     ]  # fmt: skip
     assert choose(rows, 2) == [2, 4]
     assert choose(rows, 4) == [1, 2, 3, 4]
+
+
+def test_a_process_that_dies_is_a_crash_of_its_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeds in flight beside it are run again, each alone, and those left in a new pool."""
+    monkeypatch.setattr(fuzz, "one", dies_at_three)
+    rows = sorted(fuzz.run(range(7), workers=2), key=lambda row: row.seed)
+    assert [row.seed for row in rows] == list(range(7))
+    assert [row.kind for row in rows] == ["crash" if s == DIES else "equal" for s in range(7)]
+    assert rows[DIES].line == "the process died"
+    assert "crash at seed 3: the process died\n    make fuzz SEED=3 N=1" in report(rows, 7)
+
+
+@pytest.mark.parametrize("odd", ["strict", "softmax_heads"])
+@pytest.mark.parametrize("half", [False, True])
+def test_hosts_that_hide_everything_somewhere_have_finite_logits(
+    odd: str, half: bool, tmp_path: Path
+) -> None:
+    """Two masks of the lowest number add up to -inf, and a softmax over nothing else is NaN."""
+    settings = settle(
+        Settings(
+            layers=(Layer(),), odd=(odd,), half=half, mask_input="float32", mask_spelled="bias"
+        )
+    )
+    ids = np.arange(24)[None] % settings.vocabulary
+    assert Reference.write(generate(settings), tmp_path / "host.onnx").logits(ids).shape[1] == 24

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -17,6 +18,8 @@ from harness import assert_same_logits, feed, logits, reference, save
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models import external_files, open_checkpoint
 from graftline.models.tiny import tiny
+from graftline.passes.canonicalize import Canonicalize
+from graftline.ports import read_facts
 
 
 def _copy(source: Path, to: Path) -> Path:
@@ -184,6 +187,9 @@ def test_not_a_decoder(tmp_path: Path, llama: Path) -> None:
     _refused(folder, "config.json: Unrecognized configuration class")
 
 
+FULL = "full_attention"
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -191,10 +197,15 @@ def test_not_a_decoder(tmp_path: Path, llama: Path) -> None:
         ({"model_type": "marian"}, "'marian' is an encoder-decoder"),
         ({"model_type": "mamba"}, "MambaForCausalLM keeps a running state"),
         ({"model_type": "jamba"}, "JambaForCausalLM keeps a running state"),
+        ({"model_type": "minimax", "num_hidden_layers": 2}, "MiniMaxForCausalLM keeps a running"),
+        (
+            {"model_type": "lfm2", "num_hidden_layers": 2, "layer_types": ["conv", FULL]},
+            "Lfm2ForCausalLM keeps a running state",
+        ),
     ],
 )
 def test_hosts_that_are_not_there_yet(
-    config: dict[str, str], words: str, tmp_path: Path, llama: Path
+    config: dict[str, Any], words: str, tmp_path: Path, llama: Path
 ) -> None:
     folder = _copy(llama, tmp_path / "other")
     (folder / "config.json").write_text(json.dumps(config))
@@ -231,10 +242,18 @@ def onnx_file(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(open_checkpoint(llama).host().model, folder / "m.onnx", external="m.data")
 
 
+def sizes(model: ir.Model) -> tuple[int, int, int]:
+    """Vocabulary, hidden size and layers, which the canonical form says."""
+    canonical = model.clone()
+    Canonicalize().apply(canonical)
+    facts = read_facts(canonical)
+    return facts.vocabulary, facts.hidden, facts.layers
+
+
 def test_onnx_with_external_data(onnx_file: Path, llama: Path) -> None:
     host = open_checkpoint(onnx_file).host()
     facts = host.facts
-    assert (facts.vocabulary, facts.hidden, facts.layers) == (96, 48, 3)
+    assert sizes(host.model) == (96, 48, 3)
     assert (facts.heads, facts.kv_heads, facts.head_size) == (4, 2, 12)
     config = open_checkpoint(llama).host().facts
     assert 0 <= facts.parameters - config.parameters < 32  # rotary frequencies are in the graph
@@ -310,7 +329,7 @@ def test_pt2_equals_the_model(tmp_path: Path, llama: Path) -> None:
         file.write_text("{}")
     host = open_checkpoint(tmp_path / "m.pt2").host()
     assert host.tokenizer_files == beside
-    assert (host.facts.vocabulary, host.facts.hidden, host.facts.layers) == (96, 48, 3)
+    assert sizes(host.model) == (96, 48, 3)
     assert external_files(host.model)
     assert host.weights.stored
     assert_same_logits(logits(host.model, feed()), reference(llama, feed()))

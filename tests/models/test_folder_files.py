@@ -123,8 +123,8 @@ def test_end_ids_of_config_without_generation_config(folder: Path) -> None:
         ({"num_hidden_layers": -3}, "num_hidden_layers=-3 is less than 1"),
         ({"vocab_size": 0}, "vocab_size=0 is less than 1"),
         ({"hidden_size": 10**12}, "hidden_size=1000000000000 is too large"),
-        ({"intermediate_size": 1.5}, "intermediate_size=1.5 is no whole number"),
-        ({"num_attention_heads": "4"}, "num_attention_heads='4' is no whole number"),
+        ({"intermediate_size": 1.5}, "intermediate_size=1.5 is not a whole number"),
+        ({"num_attention_heads": "4"}, "num_attention_heads='4' is not a whole number"),
         ({"max_position_embeddings": 10**20}, "max_position_embeddings=1" + "0" * 20),
         ({"num_attention_heads": 5}, r"config\.json: .*5"),
         ({"num_key_value_heads": 3}, r"is \[24, 48\] but the config asks for \[36, 48\]"),
@@ -172,7 +172,7 @@ def test_adapters_and_draft_heads_are_named(tmp_path: Path, folder: Path) -> Non
     lora = tmp_path / "lora"
     lora.mkdir()
     edit(lora / "adapter_config.json", peft_type="LORA", base_model_name_or_path="meta/x")
-    with pytest.raises(CheckpointError, match=r"a LORA adapter .* for meta/x, no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"a LORA adapter .* for meta/x, not a checkpoint"):
         open_checkpoint(lora).host()
     edit(folder / "config.json", medusa_num_heads=3, base_model_name_or_path="lmsys/vicuna")
     refused(folder, r"Medusa draft heads \(config.json: medusa_num_heads\) for lmsys/vicuna")

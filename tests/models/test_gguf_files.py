@@ -68,7 +68,7 @@ def test_rope_freqs_of_llama_3_1(tmp_path: Path) -> None:
     made = json.loads((close(file, folder) / "config.json").read_text())
     assert made["architectures"] == ["LlamaForCausalLM"]
     short = write_gguf(folder, tmp_path / "short.gguf", rope_freqs__weight=factors[:4])
-    refused(short, r"'rope_freqs\.weight' is no 6 positive factors")
+    refused(short, r"'rope_freqs\.weight' does not hold 6 positive factors")
 
 
 SCALINGS = {
@@ -188,5 +188,5 @@ def test_parts_are_read_together(tmp_path: Path) -> None:
     files = split(folder, tmp_path, 3)
     close(files[1], folder)
     other = files[2].rename(tmp_path / "other.gguf")
-    refused(other, r"one of 3 parts by its own split\.count; give the parts their names back")
+    refused(other, r"one of 3 parts, says its split\.count; restore the names of the parts")
     refused(files[0], r"part of a model in 3 files, 1 of them missing, first m-00003-of-00003")

@@ -41,7 +41,7 @@ def test_the_mask_token_is_read_as_published_files_name_it(tmp_path: Path) -> No
     assert found("d", tokenizer_config={"mask_token": "<mask>"}, **known) == 2
     assert found("e", tokenizer_config={}, special_tokens_map={"mask_token": spelled}, **known) == 2
     assert found("f", tokenizer_config={"mask_token": "<mask>"}) is None
-    with pytest.raises(CheckpointError, match="pard_token='7' is no token id"):
+    with pytest.raises(CheckpointError, match="pard_token='7' is not a token id"):
         found("g", config={"pard_token": "7"})
     assert found("h", tokenizer_config={"mask_token": "<m>"}, **known) is None
 

@@ -169,7 +169,7 @@ def test_bad_options_are_refused(options: dict[str, Any]) -> None:
         ("trt-rtx:sm90", "trt-rtx builds for no GPU 'sm90'; trt:sm90 does"),
         ("trt-rtx:sm88", "trt-rtx builds for no GPU 'sm88'; did you mean 'sm8"),
         ("trt-rtx", "trt-rtx builds for no GPU ''; known: sm120, sm121, sm75"),
-        ("trt-rxt:sm89", "no TensorRT is called 'trt-rxt'; did you mean 'trt-rtx'?"),
+        ("trt-rxt:sm89", "unknown TensorRT flavour 'trt-rxt'; did you mean 'trt-rtx'?"),
         ("trt-rtx:sm89+sm89", "trt-rtx:sm89+sm89 names a GPU twice"),
         ("trt:sm89+sm90", "builds for the GPU in the machine, one at a time"),
     ],

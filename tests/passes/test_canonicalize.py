@@ -238,6 +238,47 @@ def test_interleaved_rotary(monkeypatch: pytest.MonkeyPatch) -> None:
     same_logits(raw, model, feed())
 
 
+def unit(x: str, scale: str = "ones_of_head") -> str:
+    """A norm of turned heads: `x`u from `x`r."""
+    return f"{x}u = RMSNormalization<axis = -1, epsilon = 0.001>({x}r, {scale})\n"
+
+
+NORMED = turn("q") + turn("k") + unit("q") + unit("k")
+AFTER_NORM = {"repeat": REPEAT.replace("(kr,", "(ku,"), "attend": ATTEND.replace("(qr,", "(qu,")}
+
+
+@pytest.mark.parametrize("scale", ["vector", "shape of the heads"])
+def test_a_norm_of_turned_heads_is_taken_before_they_are_turned(scale: str) -> None:
+    wide = "ones_of_head = Expand(one, head_size)\n"
+    if scale != "vector":
+        wide = "of_q = Shape(q)\nones_of_head = ConstantOfShape<value = float[1] {1.0}>(of_q)\n"
+    text = NORMED if scale == "vector" else turn("q") + turn("k") + unit("q") + "ku = Identity(kr)"
+    raw, model = (decoder(rotary=wide + text, **AFTER_NORM) for _ in range(2))
+    model = canonical(model)
+    (attention,) = [n for n in model.graph if n.op_type == "Attention"]
+    turned = attention.inputs[0].producer()
+    assert turned is not None
+    assert turned.op_type == "RotaryEmbedding"
+    assert turned.inputs[0].producer().op_type == "RMSNormalization"
+    same_logits(raw, model, feed())
+
+
+def test_a_norm_that_scales_turned_heads_unevenly_is_not_moved() -> None:
+    """What is left where it is must read its angles as other values per position are read."""
+    text = turn("q") + turn("k") + unit("q", "frequencies_of_head") + "ku = Identity(kr)"
+    wide = "frequencies_of_head = Concat<axis = 0>(frequencies, frequencies)\n"
+    with pytest.raises(NotApplicable, match="a value per position meets"):
+        canonical(decoder(rotary=wide + text, **AFTER_NORM))
+
+
+def test_a_norm_of_heads_that_are_longer_once_turned_is_not_moved() -> None:
+    doubled = ANGLES.replace("cos0 =", "cos1 =").replace("sin0 =", "sin1 =").replace(
+        "cos = ", "cos0 = Mul(cos1, two)\nsin0 = Mul(sin1, two)\ncos = ")  # fmt: skip
+    wide = "ones_of_head = Expand(one, head_size)\n"
+    with pytest.raises(NotApplicable, match="a value per position meets"):
+        canonical(decoder(angles=doubled, rotary=wide + NORMED, **AFTER_NORM))
+
+
 def test_partial_rotary_keeps_the_rest() -> None:
     def part(x: str) -> str:
         return f"""
@@ -473,7 +514,8 @@ def test_canonical_graphs_stay_what_they_are(spec: TinyDecoder) -> None:
 REFUSALS = {
     "the mask hides nothing": {"mask": MASK.replace(
         "Where(see, nothing, lowest)", "Cast<to = 1>(see)")},
-    "no rotary embedding": {"rotary": turn("q").replace("Neg(q_b)", "Identity(q_b)") + turn("k")},
+    "not a rotary embedding": {
+        "rotary": turn("q").replace("Neg(q_b)", "Identity(q_b)") + turn("k")},
     "other positions than their own": {"angles": ANGLES.replace("at = Cast<to = 1>(at0)", """
     at1 = Cast<to = 1>(at0)
     longest = ReduceMax<keepdims = 1>(at1)

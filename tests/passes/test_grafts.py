@@ -15,10 +15,10 @@ from graftline.compiled import compile_graph
 from graftline.errors import LawBroken, NotApplicable, PipelineSyntax
 from graftline.evaluate import decoder_feed, run
 from graftline.models.decoder import TinyDecoder
-from graftline.passes import GRAFTS, Pipeline
+from graftline.passes import GRAFTS, Pipeline, laws
 from graftline.passes.anchors import block_of, block_outputs, stamp_anchors, with_role
 from graftline.passes.graft import MADE_BY
-from graftline.passes.laws import infer_shapes
+from graftline.passes.laws import Memo, infer_shapes
 from graftline.passes.masks import MASK_KEY
 from graftline.passes.reduce_host import reduce_host
 from graftline.passes.tree_mask import TreeMask
@@ -212,6 +212,22 @@ def test_heads_that_do_not_fit_keep_their_attention() -> None:
     assert Counter(n.op_type for n in lowered.graph)["Attention"] == 2
 
 
+@pytest.mark.parametrize("odd", ["index", "axis", "mode"])
+def test_caches_that_are_written_elsewhere_keep_their_attention(odd: str) -> None:
+    """GroupQueryAttention writes behind the length, in order: another write is not its."""
+    model = grafted("anchors | kv-cache | tree-mask")
+    scatter = next(n for n in model.graph if n.op_type == "TensorScatter")
+    if odd == "index":
+        made = ir.node("Identity", [scatter.inputs[2]])
+        model.graph.insert_before(scatter, made)
+        scatter.replace_input_with(2, made.outputs[0])
+    else:
+        change = ir.AttrInt64("axis", 3) if odd == "axis" else ir.AttrString("mode", "circular")
+        scatter.attributes[odd] = change
+    GRAFTS["lower-ort"]().apply(model)
+    assert {n.op_type for n in model.graph if "Attention" in n.op_type} == {"Attention"}
+
+
 def test_packing_is_one_matmul_per_input() -> None:
     was = Counter(n.op_type for n in grafted("anchors").graph)["MatMul"]
     now = Counter(n.op_type for n in grafted("anchors | pack-projections").graph)["MatMul"]
@@ -253,6 +269,30 @@ class LeakyMask(TreeMask):
         rows = feed["tokens"].shape[1]
         fed["mask"][:, :, np.arange(rows - 1), np.arange(1, rows)] = True
         return fed
+
+
+def test_the_memo_prepares_a_graph_once_and_never_answers_for_what_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepared: list[ir.Model] = []
+    real = laws.prepare
+    monkeypatch.setattr(laws, "prepare", lambda model: (prepared.append(model), real(model))[1])
+    memo, model, feeds = Memo(), host(), [decoder_feed(61, seed=seed) for seed in (0, 1)]
+    was = [memo(model, feed)["logits"] for feed in feeds]
+    assert prepared == [model]
+    for feed, logits in zip(feeds, was, strict=True):
+        np.testing.assert_array_equal(logits, run(model, feed)["logits"])
+    copy = model.clone()
+    memo.renamed(model, copy)
+    weight = model.graph.initializers["layers.0.norm_a.weight"]
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(2 * weight.const_value.numpy(), name=weight.name)
+    third = decoder_feed(61, seed=2)
+    np.testing.assert_array_equal(memo(copy, third)["logits"], run(copy, third)["logits"])
+    assert prepared == [model]
+    changed = memo(model, feeds[0])["logits"]
+    np.testing.assert_array_equal(changed, run(model, feeds[0])["logits"])
+    assert not np.array_equal(changed, was[0])
 
 
 def test_the_neutral_law_catches_a_wrong_graft() -> None:

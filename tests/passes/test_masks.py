@@ -346,7 +346,7 @@ REFUSED = {
     "a prefix that sees itself": (EARLY, {}, r"see later positions.*cannot be decoded"),
     "another part of every length": (OF_THE_LENGTH, {}, r"how many tokens are fed"),
     "another window per row of the batch": (OF_THE_BATCH, {}, r"differs between rows of the batch"),
-    "zero times minus infinity": (NOT_A_NUMBER, {}, r"no numbers \(NaN\)"),
+    "zero times minus infinity": (NOT_A_NUMBER, {}, "the mask holds NaN"),
     "rows that see nothing": (SELFLESS, {}, r"rows that see nothing"),
     "masked again beyond 40": ("causal", {"attend": attend(AGAIN)},
                                r"changed after the softmax.*at 41 positions.*Where again"),

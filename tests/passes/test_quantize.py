@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graftline.contrib_ops import dequantize
+from graftline.contrib_ops.quantized import dequantize
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import run
 from graftline.passes.block_codes import ALGORITHMS, quantize_rows

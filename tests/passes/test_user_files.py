@@ -13,7 +13,7 @@ import pytest
 
 import graftline
 from graftline.check import check
-from graftline.errors import BackendError, NotApplicable
+from graftline.errors import BackendError, NotApplicable, RequestError
 from graftline.passes.canonicalize import Canonicalize
 from graftline.ports import Port, read_assumptions, told
 from graftline.raw_ports import raw_feed, raw_logits, read_raw
@@ -256,3 +256,26 @@ def test_a_bundle_checks_itself_against_the_user_s_own_file(name: str, tmp_path:
     assert {p.role for p in bundle.manifest.ports["export"]} >= {"tokens", "logits"}
     assert check(bundle.path).holds
     assert bundle.manifest.facts.layers == 1
+
+
+def test_angles_of_long_texts_are_refused_and_the_advice_serves_short_ones(tmp_path: Path) -> None:
+    """As longrope: beyond twenty positions every angle is another."""
+    angles = ANGLES.replace("at = Cast<to = 1>(at0)", """
+    at1 = Cast<to = 1>(at0)
+    longest = ReduceMax<keepdims = 0>(at1)
+    limit = Constant<value = float {19.0}>()
+    long = Greater(longest, limit)
+    half = Mul(at1, scale)
+    at = Where(long, half, at1)""")
+    ir.save(decoder(angles=angles), tmp_path / "m.onnx")
+    with pytest.raises(NotApplicable, match=r"of more than 20 positions; .*\{cap=20\}"):
+        graftline.optimize(tmp_path / "m.onnx", tmp_path / "out", passes="canonicalize{cap=64}")
+    bundle = graftline.optimize(
+        tmp_path / "m.onnx", tmp_path / "out", passes="canonicalize{cap=20}"
+    )
+    assert bundle.manifest.facts.positions == 20
+    same(decoder(angles=angles), canonical(decoder(angles=angles), cap=20), 1, 20)
+    engine = graftline.load(bundle.path)
+    with pytest.raises(RequestError, match="capacity is 20, the most that this bundle allows"):
+        engine.generate([1, 2, 3], max_new_tokens=18, ignore_eos=True)
+    assert len(engine.generate([1, 2, 3], max_new_tokens=17, ignore_eos=True).tokens) == 17

@@ -109,7 +109,7 @@ def test_real_sessions_agree_with_one_by_one(host: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["window", "alibi"])
 def test_attention_by_distance_is_refused(host: str, tmp_path: Path) -> None:
     session, _ = sessions(HOSTS[host], tmp_path)
-    with pytest.raises(BackendError, match=f"by distance \\({host}\\)"):
+    with pytest.raises(BackendError, match=f"on distance \\({host}\\)"):
         engine_of(session).branches(PROMPT, [[1], [2]], max_new_tokens=2)
 
 
@@ -122,10 +122,10 @@ def test_a_bundle_of_chains_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "options", "message"),
     [
-        ([], {}, "0 branches need"),
+        ([], {}, "takes at least one branch"),
         ([[1], []], {}, "has no tokens"),
         ([[1], [99]], {}, "token id 99"),
-        ([[1]] * 5, {"max_new_tokens": 100}, "5 branches need 511 places.*capacity is 510"),
+        ([[1]] * 5, {"max_new_tokens": 100}, "5 branches need 511 positions.*capacity is 510"),
         ([[1]], {"recipe": "suffix"}, "branches takes no recipe"),
         (["text"], {}, "no tokenizer"),
     ],

@@ -304,7 +304,7 @@ def test_pearls_stream_outlives_a_step_whose_guesses_all_came_true() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("draft-model", {"rows": 1}, "rows=1 does not fit"),
+        ("draft-model", {"rows": 1}, "rows=1 is not valid"),
         ("draft-model", {"length": "confidense"}, "did you mean 'confidence'"),
         ("draft-paths", {"paths": 12}, "paths=12, rows=12"),
         ("draft-steps", {"sampled": True}, "its best tokens"),

@@ -143,9 +143,9 @@ def test_output_is_plains_near_the_end_of_the_caches() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ahead": 0}, "ahead=0 do not fit"),
+        ({"ahead": 0}, "ahead=0 are not valid"),
         ({"ahead": 40}, "verifies 1 to 31"),
-        ({"length": "confidence{threshold=0.6}"}, "the bid says how far"),
+        ({"length": "confidence{threshold=0.6}"}, "the offer decides how far"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:

@@ -188,6 +188,6 @@ def test_a_head_is_kept_where_it_promises_tokens() -> None:
     idle = (drafts(random, 50, 0.0), drafts(random, 50, 0.0))
     kept = tune_judge("judge-decoding", idle, FLAT, 0.999999)
     assert (kept.judge, kept.after) == ({}, kept.before)
-    with pytest.raises(GraftlineError, match="teach no judge"):
+    with pytest.raises(GraftlineError, match="cannot train a judge"):
         tune_judge("judge-decoding", ([], good[0]), FLAT, 0.5)
     assert tuning.table == {}

@@ -222,7 +222,7 @@ def test_exact_scores_branches_only_where_they_round_alike(
 def test_exact_is_refused_where_nothing_makes_it_so(make_engine: Make) -> None:
     engine = make_engine(row_invariant=False)
     engine.session.exact_rows = None
-    with pytest.raises(RequestError, match="nothing makes speculation exact"):
+    with pytest.raises(RequestError, match="speculation cannot be exact"):
         engine.generate([1, 2, 3], exact=True)
 
 

@@ -157,7 +157,7 @@ def test_means_and_refusals() -> None:
     assert found["bound"] == pytest.approx(
         sum(bound(p, q, 2, replacement=True) for p, q in pairs) / 2
     )
-    with pytest.raises(GraftlineError, match="no recorded laws"):
+    with pytest.raises(GraftlineError, match="no recorded distributions"):
         mean_rates([], 2)
     with pytest.raises(GraftlineError, match=r"did you mean 'k-sequential'"):
         acceptance("k-seqential", *pairs[0], 2)

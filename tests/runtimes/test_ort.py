@@ -83,8 +83,20 @@ def test_a_chain_bundle_refuses_trees(tmp_path: Path) -> None:
 
 def test_a_prompt_beyond_the_capacity_is_refused(tmp_path: Path) -> None:
     session, _ = sessions(HOSTS["grouped"], tmp_path)
-    with pytest.raises(RequestError, match="61 tokens do not fit a capacity of 60"):
+    limit = session.largest
+    assert limit > 60
+    told = rf"61 tokens do not fit: the capacity is 60; .* a larger capacity \(at most {limit}\)$"
+    with pytest.raises(RequestError, match=told):
         session.prefill([np.zeros(61, np.int64)])
+
+
+def test_a_capacity_that_cannot_grow_is_not_advised(tmp_path: Path) -> None:
+    """Positions end where a longrope or a learned table does: no option adds one."""
+    session, _ = sessions(HOSTS["grouped"], tmp_path)
+    most = OrtSession(session._graph, session.facts, session.ports)
+    told = f"capacity is {most.largest}, the most that this bundle allows; shorten the prompt$"
+    with pytest.raises(RequestError, match=told):
+        most.prefill([np.zeros(most.largest + 1, np.int64)])
 
 
 def test_reductions_are_those_of_the_logits(pair: Pair) -> None:
@@ -158,4 +170,4 @@ def test_a_sibling_may_have_smaller_caches_never_larger(tmp_path: Path) -> None:
     assert (small.capacity, large.capacity) == (20, session.capacity)
     ids = np.arange(12)
     assert np.array_equal(small.prefill([ids]).logits, large.prefill([ids]).logits)
-    assert small._blocks[0].nbytes < large._blocks[0].nbytes
+    assert small._memory.blocks[0].nbytes < large._memory.blocks[0].nbytes

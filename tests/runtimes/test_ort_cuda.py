@@ -103,7 +103,7 @@ def test_a_reset_keeps_the_memory(tmp_path: Path) -> None:
     session, _ = sessions(HOSTS["grouped"], tmp_path, "fp16")
 
     def addresses() -> list[int]:
-        return [block.memory.data_ptr() for block in session._memory]
+        return [block.memory.data_ptr() for block in session._device_memory]
 
     session.reset(2)
     before = addresses()

@@ -420,8 +420,8 @@ def test_every_token_is_drawn_from_its_own_row() -> None:
         (41, {}, "the mask token 41 is not among the 41 ids of the draft"),
         (40, {"mask": 99}, "the mask token 99 is not among"),
         (40, {"mask": -3}, "the mask token -3 is not among"),
-        (40, {"length": "confidence"}, "no `length`"),
-        (40, {"rows": 1}, "rows=1 does not fit"),
+        (40, {"length": "confidence"}, "leave out `length`"),
+        (40, {"rows": 1}, "rows=1 is not valid"),
     ],
 )
 def test_bad_masks_and_options_are_refused(

@@ -397,7 +397,7 @@ def test_outcomes_are_what_was_seen() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"length": "confidence"}, "no `length`"), ({"rows": 1}, "rows=1 does not fit")],
+    [({"length": "confidence"}, "leave out `length`"), ({"rows": 1}, "rows=1 is not valid")],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(GraftlineError, match=message):

@@ -641,7 +641,7 @@ def test_a_missing_or_empty_or_locked_corpus_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Lookahead(rows=8), "rows=8 have no place"),
+        (lambda: Lookahead(rows=8), "rows=8 have no room"),
         (lambda: Lookahead(size=1), "size=1"),
         (lambda: Aded(explore=float("nan")), "explore=nan"),
         (lambda: Aded(width=0), "width=0"),

@@ -53,11 +53,11 @@ def test_branches_by_explicit_slots(tmp_path: Path) -> None:
 def test_a_host_of_distances_scores_no_branches(tmp_path: Path) -> None:
     p = pair(tmp_path, TinyDecoder(alibi=True), **WIDE)
     p.trt.prefill([np.arange(3)])
-    with pytest.raises(BackendError, match=r"goes by distance \(alibi\)"):
+    with pytest.raises(BackendError, match=r"depends on distance \(alibi\)"):
         p.trt.score_slots(np.zeros((1, 1), np.int64), np.zeros((1, 1)), np.ones((1, 1, 4)) > 0)
     with pytest.raises(BackendError, match="a tree of 65 rows; this engine scores 64 in one"):
         p.trt.score(np.zeros((1, 65), np.int64), None, np.eye(65, dtype=np.bool_)[None])
-    with pytest.raises(BackendError, match=r"by distance \(window\), so .* --engine rows=64; reb"):
+    with pytest.raises(BackendError, match=r"on distance \(window\), so .* --engine rows=64; reb"):
         pair(tmp_path / "narrow", TinyDecoder(window=5, layers=3))
 
 
@@ -154,7 +154,8 @@ def test_generates_what_ort_generates(name: str, dtype: str, tmp_path: Path) -> 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     p = pair(tmp_path)
     assert p.trt.capacity == SLOTS - 8
-    with pytest.raises(RequestError, match=r"89 tokens do not fit a capacity of 88; .* capacity="):
+    told = r"89 tokens do not fit: the capacity is 88, the most .* shorten the prompt or rebuild"
+    with pytest.raises(RequestError, match=told):
         p.trt.prefill([np.zeros(89, np.int64)])
     with pytest.raises(RequestError, match="empty prompt"):
         p.trt.prefill([np.zeros(0, np.int64)])

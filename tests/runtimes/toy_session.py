@@ -38,6 +38,7 @@ class ToySession:
     ) -> None:
         self.facts = Facts("decoder", vocabulary, 8, 1, 1, 1, 8, capacity)
         self.capacity, self.row_invariant, self.supports_trees = capacity, row_invariant, trees
+        self.largest = capacity
         self.exact_rows: int | None = 1 if row_invariant else 2
         self.odd, self.topk = odd, topk
         self.calls: list[tuple[int, ...]] = []

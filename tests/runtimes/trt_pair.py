@@ -32,7 +32,7 @@ from tests.rounding import decoder_terms, sum_tolerance
 GRAFTED = "anchors | kv-cache | tree-mask | select-rows | tap{layers=norm} | reduce-logits"
 SLOTS = 96
 WIDE = {"rows": (1, 64), "slots": 160}
-"""Hosts whose attention goes by distance score a tree in one call."""
+"""Hosts whose attention depends on distance score a tree in one call."""
 ROUNDING = sum_tolerance(decoder_terms(TinyDecoder(layers=3), seen=SLOTS))
 """Of fp32, relative to the largest value, for the deepest of the hosts used here."""
 

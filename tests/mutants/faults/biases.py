@@ -99,7 +99,7 @@ BIASES = [
         "alibi", "neutral", after(TREE, _slopes(_second_head)),
     ),
     Mutant(
-        "bias-added-twice", "lower-ort: _Lengths.bias", "the bias of the scores is added twice",
+        "bias-added-twice", "lower-ort: Lengths.bias", "the bias of the scores is added twice",
         "alibi", "neutral", after(LOWER, _bias_twice),
     ),
 ]  # fmt: skip

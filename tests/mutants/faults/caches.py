@@ -136,7 +136,7 @@ CACHES = [
     Mutant("mirrors-exchanged-in-blocks-2-3", "kv-cache",
            "keys of blocks 2 and 3 change places between steps",
            "plain", "whole", after(KV, _mirrors_exchanged(2, 3)), CHAIN),
-    Mutant("past-length-short", "lower-ort: _Lengths", "seqlens_k is one too small",
+    Mutant("past-length-short", "lower-ort: Lengths", "seqlens_k is one too small",
            "plain", "whole", after(LOWER, _past_lengths), CHAIN),
     Mutant("past-of-another-layer-lowered", "lower-ort", "block 3 takes block 2's past keys",
            "plain", "alike", after(LOWER, _past_order), CHAIN),

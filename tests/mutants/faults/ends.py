@@ -95,7 +95,7 @@ ENDS = [
            "gemma2", "neutral", after(CANONICALIZE, factor(8.0, 1.0))),
     Mutant("head-zeroed", "canonicalize: own_head_weight", "the lm_head is zero",
            "llama", "neutral", after(CANONICALIZE, _head_weight(np.zeros_like))),
-    Mutant("head-zeroed-lowered", "lower-ort: _fused_matmul", "the lm_head is zero",
+    Mutant("head-zeroed-lowered", "lower-ort: fused_matmul", "the lm_head is zero",
            "plain", "neutral", after(LOWER, _head_weight(np.zeros_like))),
     Mutant("head-rows-shifted", "canonicalize: own_head_weight", "the lm_head is one row off",
            "llama", "neutral",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import pytest
 
 from faults.graphs import constant, op, rewired
 from graftline.models.decoder import TinyDecoder
 from graftline.models.tiny import tiny
+from tests.exports import Exports
 
 WIDE: Mapping[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "vocab_size": 700,
@@ -99,7 +98,7 @@ class Hosts:
     """Checkpoints under `folder`, written when first asked for; exports are kept and copied."""
 
     folder: Path
-    exports: dict[str, Any] = field(default_factory=dict[str, Any])
+    exports: Exports = field(default_factory=Exports)
 
     def path(self, name: str) -> Path:
         """Where the checkpoint of that name lies."""
@@ -114,22 +113,6 @@ class Hosts:
         if not place.is_dir():
             _write(name, place)
         return place
-
-    def keep_exports(self, patch: pytest.MonkeyPatch) -> None:
-        """torch exports every model once: what is patched and tried lies before and behind it."""
-        from graftline.models import export
-
-        real: Callable[..., Any] = export.export
-
-        def kept(model: Any, watch: Any) -> Any:
-            said = {k: v for k, v in model.config.to_dict().items() if k != "dtype"}
-            key = json.dumps(said, sort_keys=True, default=str)
-            if key not in self.exports:
-                self.exports[key] = real(model, watch)
-            made = self.exports[key]
-            return export.Exported(made.model.clone(), made.weights)
-
-        patch.setattr(export, "export", kept)
 
 
 def _write(name: str, place: Path) -> None:

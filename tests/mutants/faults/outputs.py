@@ -132,7 +132,7 @@ OUTPUTS = [
            "plain", "tapped",
            after(TAP, _tap(lambda m: with_role(m.graph, "final_norm")[0].outputs[0], "hidden.1")),
            TAPS),
-    Mutant("tap-lowered", "lower-ort: _skip_norm", "hidden.1 is half of a fused norm's sum",
+    Mutant("tap-lowered", "lower-ort: skip_norm", "hidden.1 is half of a fused norm's sum",
            "plain", "neutral", after(LOWER, _wrong("hidden.1", "Mul", (0.5, np.float32))), TAPS),
     Mutant("rows-shifted", "select-rows", "the row after the one asked for is given",
            "plain", "neutral", after(SELECT, _rows_shifted), CHAIN),

@@ -127,7 +127,7 @@ ROTARY = [
     Mutant("rotary-late-from-200", "canonicalize: RotaryReader._tables",
            "from position 200 of 256 on tables are off by one",
            "llama", "masks", after(CANONICALIZE, _tables(_late(200)))),
-    Mutant("rotary-late-from-30-lowered", "lower-ort: _group_query_attention",
+    Mutant("rotary-late-from-30-lowered", "lower-ort: group_query_attention",
            "from position 30 on tables are off by one",
            "plain", "tables", after(LOWER, _tables(_late(30)))),
     Mutant("rotary-interleaved", "canonicalize: _pairing", "neighbours are paired, not halves",

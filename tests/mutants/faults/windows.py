@@ -165,7 +165,7 @@ def _sizes() -> list[Mutant]:
                 "window", "neutral", after(TREE, _sized(40, new)),
             ),
             Mutant(
-                f"window-{new}-lowered", "lower-ort: _group_query_attention",
+                f"window-{new}-lowered", "lower-ort: group_query_attention",
                 f"local_window_size is {new}, not 40",
                 "window", "neutral", after(LOWER, _lowered(new)), PLAIN,
             ),

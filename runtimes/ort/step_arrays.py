@@ -1,0 +1,137 @@
+"""The arrays of one call shape: what a step reads and writes, bound once to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from graftline.ports import Port
+from graftline.runtimes.session import Bools, Floats, Ints
+
+STEP_INTS = ("tokens", "positions", "write_index", "rows")
+
+
+@dataclass
+class StepArrays:
+    """The bound arrays of one call shape: B sequences, N rows, R of them with logits."""
+
+    binding: Any
+    tokens: Ints
+    positions: Ints
+    write_index: Ints
+    rows: Ints
+    mask: Bools | None
+    outputs: dict[str, npt.NDArray[Any]]
+    filled: int = -1
+    """Slots before this one are visible in the last chain of one row; -1: unknown."""
+
+    def asked(self, name: str) -> npt.NDArray[Any] | None:
+        """An output [B, R, ...] of the rows that were asked for, where the graph gives all N of
+        them (no select-rows; taps); None where it has no such output."""
+        array = self.outputs.get(name)
+        return None if array is None else self.of_rows(array)
+
+    def of_rows(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[B, R, ...]: the rows that were asked for, of [B, R or N, ...]."""
+        if array.shape[1] == self.rows.shape[1]:
+            return array
+        rows = self.rows.reshape(*self.rows.shape, *[1] * (array.ndim - 2))
+        return np.take_along_axis(array, rows, axis=1)
+
+    def tapped(self, name: str | None) -> Floats | None:
+        """The hidden states of those rows that an output brings, in fp32; None without one."""
+        hidden = self.asked(name) if name is not None else None
+        return None if hidden is None else hidden.astype(np.float32, copy=False)
+
+    def set_chain(self, tokens: Ints, start: int) -> None:
+        """Fill in a chain of one sequence: the plain step, so as few array operations as will do.
+
+        The mask of such a call is all true up to slot `filled`, then a triangle.
+        """
+        count = len(tokens)
+        self.tokens[0] = tokens
+        self.write_index[0] = start
+        if count == 1:
+            self.positions[0, 0] = start
+        else:
+            np.add(_steps(count), start, out=self.positions[0])
+        if self.mask is not None:
+            if count == 1 and 0 <= self.filled <= start:
+                self.mask[0, 0, 0, self.filled : start + 1] = True
+            else:
+                self.mask_chain(0, start, count)
+            self.filled = start
+
+    def mask_chain(self, row: int, start: int, count: int) -> None:
+        """Let each of `count` rows of a sequence see all slots before it and its own."""
+        assert self.mask is not None
+        self.mask[row, 0, :, :start] = True
+        self.mask[row, 0, :, start + count :] = False
+        if count == 1:
+            self.mask[row, 0, 0, start] = True
+        else:
+            self.mask[row, 0, :, start : start + count] = _triangle(count)
+
+
+def step_inputs(
+    batch: int, count: int, asked: int, slots: int | None
+) -> dict[str, npt.NDArray[Any]]:
+    """What one call shape reads besides the caches, by input name; a mask over `slots` slots where
+    there are trees."""
+    made: dict[str, npt.NDArray[Any]] = {
+        "tokens": np.zeros((batch, count), np.int64),
+        "positions": np.zeros((batch, count), np.int64),
+        "write_index": np.zeros(batch, np.int64),
+        "rows": np.tile(np.arange(asked, dtype=np.int64), (batch, 1)),
+    }
+    if slots is not None:
+        made["mask"] = np.zeros((batch, 1, count, slots), np.bool_)
+    return made
+
+
+def bind(
+    session: onnxruntime.InferenceSession,
+    ports: Sequence[Port],
+    inputs: Mapping[str, npt.NDArray[Any]],
+    caches: Mapping[str, npt.NDArray[Any]],
+) -> StepArrays:
+    """Bind a step's `inputs`, `caches` (in place, by the name of their output) and its outputs."""
+    binding: Any = session.io_binding()
+    names = {p.name for p in ports}
+    for name, array in inputs.items():
+        if name in names:
+            binding.bind_ortvalue_input(name, _value(array))
+    (batch, count), asked = inputs["tokens"].shape, inputs["rows"].shape[1]
+    known: dict[str | int, int] = {"B": batch, "N": count, "R": asked}
+    outputs: dict[str, npt.NDArray[Any]] = {}
+    for port in ports:
+        if port.mirror is not None:
+            value = _value(caches[port.name])
+            binding.bind_ortvalue_input(port.mirror, value)
+            binding.bind_ortvalue_output(port.name, value)
+        elif port.direction == "out":
+            shape = [d if isinstance(d, int) else known[d] for d in port.shape]
+            outputs[port.name] = np.zeros(shape, np.dtype(port.dtype))
+            binding.bind_ortvalue_output(port.name, _value(outputs[port.name]))
+    tokens, positions, write_index, rows = (inputs[n] for n in STEP_INTS)
+    return StepArrays(binding, tokens, positions, write_index, rows, inputs.get("mask"), outputs)
+
+
+def _value(array: npt.NDArray[Any]) -> Any:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+@cache
+def _triangle(count: int) -> Bools:
+    return np.tri(count, dtype=np.bool_)
+
+
+@cache
+def _steps(count: int) -> Ints:
+    return np.arange(count, dtype=np.int64)

@@ -1,0 +1,47 @@
+"""What torch exports is kept and copied: many tests export the same tiny models, seconds each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+LARGEST = 10_000_000
+"""Parameters of a model whose export is kept."""
+UNREAD = ("dtype", "_name_or_path", "transformers_version")
+"""Of a config; no graph depends on them."""
+
+
+@dataclass
+class Exports:
+    """Exports by the class and the config of their models; a graph holds no weights."""
+
+    kept: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def keep(self, patch: pytest.MonkeyPatch) -> None:
+        """While `patch` holds, graftline exports a model once and copies it from then on."""
+        from graftline.models import export
+
+        real: Callable[..., Any] = export.export
+
+        def once(model: Any, watch: Callable[[str], None]) -> Any:
+            if sum(p.numel() for p in model.parameters()) > LARGEST:
+                return real(model, watch)
+            key = _key(model)
+            if key not in self.kept:
+                self.kept[key] = real(model, watch)
+            made = self.kept[key]
+            return export.Exported(made.model.clone(), made.weights)
+
+        patch.setattr(export, "export", once)
+
+
+def _key(model: Any) -> str:
+    config = {k: v for k, v in model.config.to_dict().items() if k not in UNREAD}
+    dtypes = sorted({str(p.dtype) for p in model.parameters()})
+    attention = model.config._attn_implementation
+    return json.dumps([type(model).__name__, dtypes, attention, config], sort_keys=True,
+                      default=str)  # fmt: skip
