@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from graftline.errors import BackendError, GraftlineError, nearest
 
 CPU, CUDA = "ort-cpu", "ort-cuda"
-QUANTIZE = {"int8": "quantize{bits=8}", "int4": "quantize{bits=4}"}
+QUANTIZE = {
+    "int8": "quantize{bits=8}",
+    "int4": "quantize{bits=4,algorithm=gptq,block=0,head_bits=8,wide=0.5}",
+}
 TARGETS: Mapping[str, Mapping[str, str]] = {
     CPU: {dtype: "lower-ort" for dtype in ("fp32", "int8", "int4")},
     CUDA: {
@@ -33,5 +36,5 @@ def ending(target: str, dtype: str, quantizer: str | None) -> str:
     if quantizer is not None:
         if not quantize:
             raise GraftlineError("--quantizer needs --dtype int8 or int4")
-        quantize = quantize.replace("}", f",algorithm={quantizer}}}")
+        quantize = quantize.replace("algorithm=gptq,", "").replace("}", f",algorithm={quantizer}}}")
     return " | ".join(filter(None, [quantize, known[dtype]]))

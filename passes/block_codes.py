@@ -24,6 +24,8 @@ Codes = tuple[Floats, Floats]
 """Codes [n, block] and zero points [n, 1] of n blocks, whole numbers kept as floats."""
 Fit = tuple[Floats, Floats, Floats]
 """Codes, scales [n, 1] and zero points."""
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
+"""Ranges that are tried for a block, relative to that of its values."""
 CHUNK = 4096
 """Blocks worked on at once: they stay in the cache."""
 
@@ -56,11 +58,14 @@ def quantize_rows(rows: Floats, bits: int, block: int, algorithm: str) -> Packed
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(pool.map(work, range(0, len(blocks), CHUNK)))
     shape = (count, depth // block)
-    return Packed(
-        _pack(codes.reshape(*shape, block), bits),
-        scales.reshape(shape),
-        _pack(zeros.reshape(shape).astype(np.uint8), bits),
-    )
+    parts = codes.reshape(*shape, block), scales.reshape(shape), zeros.reshape(shape)
+    return packed(*parts, bits)
+
+
+def packed(codes: Floats, scales: Floats, zeros: Floats, bits: int) -> Packed:
+    """From codes [N, blocks, block] and scales and zero points [N, blocks], all whole numbers but
+    the scales."""
+    return Packed(_pack(codes, bits), scales, _pack(zeros.astype(np.uint8), bits))
 
 
 def _closest(x: Floats, proposals: Iterable[Codes]) -> Fit:
@@ -93,12 +98,23 @@ def _where(won: Floats, new: Fit, old: Fit) -> Fit:
 
 def _rtn(x: Floats, bits: int) -> Iterator[Codes]:
     """Round to the nearest of 2^bits levels over the range of a block, zero included."""
+    yield _levels(x, bits, 1.0)
+
+
+def _levels(x: Floats, bits: int, shrink: float) -> Codes:
+    """The nearest of 2^bits levels over `shrink` times the range of a block, zero included."""
     top = (1 << bits) - 1
-    low = np.minimum(x.min(axis=1, keepdims=True), 0)
-    span = np.maximum(x.max(axis=1, keepdims=True), 0) - low
+    low = np.minimum(x.min(axis=1, keepdims=True), 0) * np.float32(shrink)
+    span = np.maximum(x.max(axis=1, keepdims=True), 0) * np.float32(shrink) - low
     inverse = top / np.where(span == 0, 1, span)
     zero = np.clip(np.round(-low * inverse), 0, top)
-    yield np.clip(np.round(x * inverse) + zero, 0, top), zero
+    return np.clip(np.round(x * inverse) + zero, 0, top), zero
+
+
+def _range(x: Floats, bits: int) -> Iterator[Codes]:
+    """The same over smaller ranges too, which are finer and cut the largest values off."""
+    for shrink in SHRINKS:
+        yield _levels(x, bits, shrink)
 
 
 def _k_quant(x: Floats, bits: int) -> Iterator[Codes]:
@@ -127,6 +143,7 @@ def _hqq(x: Floats, bits: int) -> Iterator[Codes]:
 
 ALGORITHMS: dict[str, Callable[[Floats, int], Iterator[Codes]]] = {
     "rtn": _rtn,
+    "range": _range,
     "hqq": _hqq,
     "k-quant": _k_quant,
 }

@@ -40,6 +40,11 @@ class Graft:
     computes: ClassVar[tuple[str, ...]] = ()
     """Inputs of the host that the graph makes itself from now on. All others stay inputs."""
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether it looks at activations, where the model carries a sample to make some of."""
+        return False
+
     @classmethod
     def name(cls) -> str:
         """The CLI name: the class name in kebab-case."""

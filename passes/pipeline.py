@@ -19,6 +19,7 @@ from graftline.law import LawRow
 from graftline.passes.graft import MADE_BY, Graft
 from graftline.passes.laws import Host, Memo, check, infer_shapes
 from graftline.passes.names import separate_names
+from graftline.passes.sample import SAMPLE
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Pipeline:
             graft.apply(model)
             separate_names(model.graph, graft.name())
             infer_shapes(model, graft.name())
+            if (sample := model.meta.get(SAMPLE)) is not None:
+                model.meta[SAMPLE] = sample.after(graft, model)
             laws = check(graft, host, before, model, feed, memo)
             if feed is not None:
                 feed = graft.neutral(feed, model)

@@ -15,11 +15,10 @@ from graftline.commands.options import (
     Corpus,
     Json,
     PerGroup,
-    Prompts,
     Quiet,
     Threads,
 )
-from graftline.errors import RequestError
+from graftline.errors import GraftlineError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +33,23 @@ STORES = ("token-recycling", "suffix", "prompt-lookup")
 
 def tune(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
-    prompts: Prompts,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help='Questions, one JSON a line: Spec-Bench\'s fields, or {"prompt": …}.'),
+    ] = None,
+    precision: Annotated[
+        bool,
+        typer.Option(
+            "--precision", help="Measure speed and perplexity of every precision; keep the best."
+        ),
+    ] = False,
+    most_loss: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="PERCENT",
+            help="With --precision: most that perplexity may be above that of fp32.",
+        ),
+    ] = 8.0,
     recipes: Annotated[
         str,
         typer.Option(
@@ -67,12 +82,23 @@ def tune(
     the very end, and used whenever the bundle is opened on this machine with the same number of
     threads.
 
+    With --precision no prompts are read: every precision decodes in turn and reads a held-out text,
+    the frontier of speed and perplexity is printed, and BUNDLE becomes a bundle of the fastest
+    precision that loses no more than --most-loss. An error or Ctrl-C leaves BUNDLE as it was.
+
     Examples:
+
+    `graftline tune smol.graft --precision --most-loss 5`
 
     `graftline tune smol.graft --prompts spec_bench.jsonl --per-group 5`
 
     `graftline tune smol.graft --prompts mine.jsonl --recipes token-recycling --max-new-tokens 256`
     """
+    if precision:
+        _tune_precision(bundle, prompts, most_loss, threads, quiet, json)
+        return
+    if prompts is None:
+        raise GraftlineError("tune needs --prompts FILE, or --precision")
     import onnxruntime
 
     from graftline.bundle import Bundle
@@ -113,6 +139,39 @@ def tune(
     columns = ("recipe", "drafts#", "tokens/s before#", "after#", "kept")
     title = f"expected on this machine; plain: {1e3 / costs.of(1):.1f} tokens/s"
     screen.console().print(screen.table(title, columns, rows))
+
+
+def _tune_precision(
+    bundle: Path,
+    prompts: Path | None,
+    most_loss: float,
+    threads: int | None,
+    quiet: bool,
+    json: bool,
+) -> None:
+    """Print the frontier and what was kept."""
+    from graftline.commands.tune_precision import FULL, tune_precision
+
+    if prompts is not None:
+        raise GraftlineError("--precision reads no prompts; run tune once with each")
+    libraries.silence_onnxruntime()
+    with screen.steps(quiet) as watch:
+        found = tune_precision(bundle, most_loss / 100, threads, watch)
+    if json:
+        points = [asdict(p) for p in found.points]
+        kept = {"kept": found.kept.name, "changed": found.changed}
+        screen.write_json({"precisions": points, **kept})
+        return
+    full = next(p.perplexity for p in found.points if p.name == FULL)
+    rows: list[tuple[str, ...]] = []
+    for p in found.points:
+        more = f"{100 * (p.perplexity / full - 1):+.1f}"
+        place = "kept" if p is found.kept else "yes" if p.best else "-"
+        cells = f"{p.rate:.1f}", f"{p.perplexity:.2f}", more, screen.size(p.size), place
+        rows.append((p.name, *cells))
+    columns = ("precision", "tokens/s#", "perplexity#", "% of fp32#", "weights#", "frontier")
+    screen.console().print(screen.table("plain decoding on this machine", columns, rows))
+    print(f"{bundle} is {found.kept.name}{' now' if found.changed else ' already'}")
 
 
 _SHOWN = ("recipe", "steps", "before", "after")

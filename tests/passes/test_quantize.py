@@ -226,7 +226,7 @@ def error_of(rows: np.ndarray, bits: int, algorithm: str) -> float:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("algorithm", ["k-quant", "hqq"])
+@pytest.mark.parametrize("algorithm", ["range", "k-quant", "hqq"])
 @pytest.mark.parametrize(
     "kind", ["gauss", "heavy tails", "one sign", "constant", "zero", "odd blocks"]
 )
@@ -256,7 +256,7 @@ def test_round_to_nearest_is_no_worse_than_onnx_runtimes():
 
 
 def test_every_algorithm_is_tested():
-    assert set(ALGORITHMS) == {"rtn", "k-quant", "hqq"}
+    assert set(ALGORITHMS) == {"rtn", "range", "k-quant", "hqq"}
 
 
 def test_its_laws_hold_and_say_what_they_saw():

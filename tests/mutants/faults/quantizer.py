@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from faults.graphs import (
     rewired,
 )
 from faults.mutant import Edit, Mutant, Touched, after, instead
-from graftline.passes import GRAFTS, precision
+from graftline.contrib_ops import unpack
+from graftline.passes import GRAFTS, precision, quantize
+from graftline.passes.rounding import Moments
 from graftline.passes.weights import Matrix
 
 LOWER = GRAFTS["lower-ort"]
@@ -51,6 +54,56 @@ def _operand(layers: Iterable[int] | None, place: int, change: Callable[[Any], A
         return done
 
     return edit
+
+
+def _read_as_4_bits(model: ir.Model) -> int:
+    """An 8-bit matrix is read as one of 4 bits."""
+    wide = [n for n in _quantized(model, None) if n.attributes["bits"].as_int() == 8]
+    return sum(attribute(n, "bits", 4) for n in wide)
+
+
+def _coarser_head(real: Any, touched: Touched) -> Any:
+    """The head has codes of 4 bits where 8 were asked for, each in a byte of its own."""
+
+    def nearest_codes(target: Any, bits: int, method: str = "rtn") -> Any:
+        if bits != 8:
+            return real(target, bits, method)
+        touched.count += 1
+        coarse = real(target, 4, method)
+        blocks = coarse.packed.scales.shape[1]
+        zeros = unpack(coarse.packed.zeros, 4)[:, :blocks]
+        packed = replace(coarse.packed, data=unpack(coarse.packed.data, 4), zeros=zeros)
+        return replace(coarse, packed=packed, bits=8)
+
+    return nearest_codes
+
+
+def _codes_of(layers: Iterable[int], change: Callable[[Any], Any]) -> Edit:
+    """Codes of one matrix of 4 bits in these layers become change(them)."""
+
+    def edit(model: ir.Model) -> int:
+        done = 0
+        for node in _quantized(model, layers, "down"):
+            value = node.inputs[1]
+            if node.attributes["bits"].as_int() != 4 or value is None:
+                continue
+            array = value.const_value.numpy()  # type: ignore[union-attr]
+            done += rewired(node, 1, constant(model, change(array), array.dtype))
+        return done
+
+    return edit
+
+
+def _away(real: Any, touched: Touched) -> Any:
+    """What a column loses is taken from the others once more, in place of made good."""
+
+    def made(self: Any, inputs: Any) -> None:
+        real(self, inputs)
+        touched.count += 1
+        factor = self.factor
+        self.factor = 2 * np.diag(np.diag(factor)) - factor
+
+    return made
 
 
 def _garbage(scales: Any) -> Any:
@@ -119,6 +172,14 @@ QUANTIZER = [
     Mutant("quantized-codes-shifted", "quantize", "codes of block 3 are one column off",
            "llama", "closeness",
            after(QUANTIZE, _operand([3], 1, lambda d: np.roll(d, 1, axis=0))), INT4),
+    Mutant("eight-bits-read-as-four", "quantize", "the lm_head's 8-bit codes are read as 4",
+           "llama", "closeness", after(QUANTIZE, _read_as_4_bits), INT4),
+    Mutant("head-of-the-wrong-width", "quantize: nearest_codes", "an 8-bit matrix has 16 levels",
+           "llama", "closeness", instead(quantize, "nearest_codes", _coarser_head), INT4),
+    Mutant("compensated-codes-negated", "quantize", "codes of down_proj in block 3 are inverted",
+           "llama", "closeness", after(QUANTIZE, _codes_of([3], np.invert)), INT4),
+    Mutant("compensation-of-the-wrong-sign", "rounding: Moments", "errors are doubled, not undone",
+           "llama", "closeness", instead(Moments, "__init__", _away), INT4),
     Mutant("accuracy-level-1", "quantize", "accuracy_level 1, not 4: activations stay float",
            "llama", "", after(QUANTIZE, _level), INT4),
     Mutant("precision-scales-weights", "precision: _rounded", "fp16 weights are 1 % too large",

@@ -1,0 +1,184 @@
+"""`graftline tune --precision`: speed and perplexity of every precision here, and the one to keep.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftline.errors import BundleError, GraftlineError
+from graftline.targets import CPU, QUANTIZE
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graftline.bundle import Bundle
+    from graftline.runtimes.ort.session import OrtSession
+    from graftline.runtimes.study.frontier import Point
+
+Watch = Callable[[str], None]
+FULL = "fp32"
+FINER = "quantize{algorithm=gptq,block=0,head_bits=8}"
+PRECISIONS = {
+    FULL: (FULL, ""),
+    "int8": ("int8", QUANTIZE["int8"]),
+    "int4": ("int4", QUANTIZE["int4"]),
+    "int4, a fifth of the blocks in int8": ("int4", FINER.replace("}", ",wide=0.2}")),
+    "int4, only the head in int8": ("int4", FINER),
+    "int4, rounded to nearest": ("int4", "quantize{bits=4}"),
+}
+"""By the name that is printed: the dtype of a bundle, and the pass that makes it."""
+TOKENS = 500
+"""Tokens of the held-out text, as many as `optimize` reads."""
+
+
+def tune_precision(path: Path, most_loss: float, threads: int | None, watch: Watch) -> Outcome:
+    """Measure every precision of a bundle's model on this machine; make the bundle again with the
+    fastest whose perplexity is above fp32's by `most_loss` (a share) at most.
+
+    Raises GraftlineError for a bundle whose precision cannot be changed, BundleError for one that
+    lacks what it was made from. The bundle stays as it was until the new one is finished.
+    """
+    from graftline.bundle import Bundle
+    from graftline.runtimes.study import frontier
+
+    bundle = Bundle.open(path, verify=False)
+    _check(bundle)
+    text = _text(bundle)
+    with _sessions(bundle, len(text), threads, watch) as sessions:
+        points = frontier.measure(sessions, text, watch)
+    point = frontier.chosen(points, FULL, most_loss)
+    pipeline = _pipeline(bundle.manifest.pipeline, PRECISIONS[point.name][1])
+    changed = pipeline != bundle.manifest.pipeline
+    if changed:
+        _remake(bundle, PRECISIONS[point.name][0], pipeline, watch)
+    return Outcome(points, point, changed)
+
+
+class Outcome:
+    """What was measured, the precision that is kept, and whether the bundle is another one now."""
+
+    def __init__(self, points: list[Point], kept: Point, changed: bool) -> None:
+        self.points, self.kept, self.changed = points, kept, changed
+
+
+def _check(bundle: Bundle) -> None:
+    """Raise where the bundle's precision cannot be changed, or its source is not in it."""
+    manifest = bundle.manifest
+    again = f"make it again with another --dtype: {manifest.rebuild}"
+    if manifest.target != CPU:
+        raise GraftlineError(f"{bundle.path}: --precision tunes {CPU} bundles; {again}")
+    more = [name for name in manifest.graphs if name not in ("export", "canonical", CPU)]
+    if manifest.draft or more:
+        what = "a draft engine" if manifest.draft else f"the stage {more[0]}"
+        raise GraftlineError(f"{bundle.path} has {what}, of one precision with it; {again}")
+    if "export" not in manifest.graphs:
+        raise BundleError(
+            f"{bundle.path} was packed without its source weights, which --precision rounds again; "
+            f"tune the bundle that it was packed from, or {again}"
+        )
+    if not (bundle.path / "tokenizer" / "tokenizer.json").is_file():
+        raise BundleError(f"{bundle.path} has no tokenizer to read a text with; {again}")
+
+
+def _text(bundle: Bundle) -> Any:
+    """The first tokens of the held-out text."""
+    import numpy as np
+
+    from graftline.runtimes.study.perplexity import HELD_OUT
+    from graftline.runtimes.text.tokenizer import Tokenizer
+
+    text = HELD_OUT.read_text(encoding="utf-8")
+    ids = Tokenizer.from_folder(bundle.path / "tokenizer").encode(text, raw=True)
+    return np.asarray(ids[: min(TOKENS, bundle.manifest.facts.positions or TOKENS)], np.int64)
+
+
+def _pipeline(text: str, quantize: str) -> str:
+    """The pipeline with that pass in place of its own quantize, before the lowering."""
+    from graftline.passes import GRAFTS, Pipeline
+
+    parts = [part.strip() for part in text.split("|")]
+    parts = [part for part in parts if not part.startswith("quantize")]
+    parts[-1:-1] = [quantize] if quantize else []
+    return str(Pipeline.parse(" | ".join(parts), GRAFTS))
+
+
+@contextmanager
+def _sessions(
+    bundle: Bundle, capacity: int, threads: int | None, watch: Watch
+) -> Generator[dict[str, tuple[OrtSession, int]]]:
+    """Every precision opened, each with the bytes of its weights, in a folder that goes again."""
+    from graftline.compiled import FRONT_GRAFTS
+    from graftline.passes import GRAFTS, Pipeline
+    from graftline.passes.sample import SAMPLE, sample_of
+    from graftline.store import load_graph
+
+    model = load_graph(bundle.graph("export"))
+    front, rest = Pipeline.parse(bundle.manifest.pipeline, GRAFTS).split(FRONT_GRAFTS)
+    watch("the canonical host")
+    front.run(model)
+    sample = sample_of(model, watch)
+    made: dict[str, tuple[OrtSession, int]] = {}
+    with tempfile.TemporaryDirectory(dir=bundle.path.parent, prefix=".precision-") as folder:
+        for place, (name, (_, quantize)) in enumerate(PRECISIONS.items()):
+            watch(f"making {name}")
+            lowered = model.clone()
+            lowered.meta[SAMPLE] = replace(sample)
+            Pipeline.parse(_pipeline(str(rest), quantize), GRAFTS).run(lowered)
+            made[name] = _opened(lowered, Path(folder) / str(place), capacity, threads)
+        yield made
+
+
+def _opened(
+    model: ir.Model, folder: Path, capacity: int, threads: int | None
+) -> tuple[OrtSession, int]:
+    """A session of a lowered graph, written with links to the weights that it shares."""
+    from graftline.bundle_writer import BundleWriter
+    from graftline.ports import read_facts, read_ports
+    from graftline.runtimes.ort.session import OrtSession
+    from graftline.store import WeightFile, checkpoint_files, save_graph
+
+    writer = BundleWriter(folder)
+    writer.root = folder
+    folder.mkdir()
+    linked = {file: f"{i}-{file.name}" for i, file in enumerate(sorted(checkpoint_files(model)))}
+    for file, rel in linked.items():
+        writer.link_or_copy(file, rel)
+    save_graph(model, folder / "model.onnx", WeightFile(folder, "w", writer.need), linked)
+    nodes = list(model.graph)
+    weights = {v: v.const_value for n in nodes for v in n.inputs if v is not None and v.const_value}
+    size = sum(tensor.nbytes for tensor in weights.values())
+    session = OrtSession(
+        folder / "model.onnx", read_facts(model), read_ports(model),
+        capacity=capacity, threads=threads,
+    )  # fmt: skip
+    return session, size
+
+
+def _remake(bundle: Bundle, dtype: str, pipeline: str, watch: Watch) -> None:
+    """Compile, prove and write the bundle in another precision, in its own place."""
+    from graftline.assemble import write_bundle
+    from graftline.bundle_writer import BundleWriter
+    from graftline.compiled import CompiledPlan, compile_graph
+    from graftline.models.host import Host
+    from graftline.plan import Plan
+    from graftline.recipe import recipe
+    from graftline.store import load_graph
+
+    manifest = bundle.manifest
+    watch(f"making the bundle again in {dtype}")
+    export = load_graph(bundle.graph("export"))
+    files = [bundle.path / rel for rel in manifest.tokenizer]
+    host = Host("decoder", export, manifest.facts, files, dict(manifest.generation))
+    plan = Plan(recipe(manifest.recipe), pipeline, manifest.target, dtype)
+    made = CompiledPlan(compile_graph(export, pipeline, watch), None, {})
+    with BundleWriter(bundle.path, watch=watch) as writer:
+        new = write_bundle(writer, host, plan, made, "link", watch)
+        rebuild = f"{manifest.rebuild} && graftline tune {bundle.path} --precision"
+        if manifest.rebuild.endswith("--precision"):
+            rebuild = manifest.rebuild
+        writer.finish(replace(new, name=manifest.name, rebuild=rebuild))
