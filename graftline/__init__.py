@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graftline.compile import optimize as optimize
+    from graftline.build.optimize import optimize as optimize
     from graftline.runtimes.load import load as load
 
 __all__ = ["__version__", "load", "optimize"]
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
     """`optimize` and `load` import their rooms only when used, so that `import graftline` is quick.
     """
     if name == "optimize":
-        from graftline.compile import optimize
+        from graftline.build.optimize import optimize
 
         return optimize
     if name == "load":

@@ -1,6 +1,6 @@
 """`python -m graftline` is the command line."""
 
-from graftline.cli import main
+from graftline.commands.cli import main
 
 if __name__ == "__main__":
     main()

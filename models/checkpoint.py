@@ -7,7 +7,7 @@ from pathlib import Path
 
 from graftline.errors import CheckpointError
 from graftline.models.config_file import CONFIG
-from graftline.models.gguf_file import GgufCheckpoint
+from graftline.models.gguf.file import GgufCheckpoint
 from graftline.models.hf import HfCheckpoint
 from graftline.models.host import Checkpoint, Host, Watch, silent
 from graftline.models.onnx_file import OnnxCheckpoint

@@ -21,11 +21,11 @@ from graftline.models.config_file import (
     text_decoder,
 )
 from graftline.models.decoder_part import decoder_part
+from graftline.models.export.rotary_limit import check_frequencies, frozen_limit
 from graftline.models.host import Host, Watch, silent
 from graftline.models.mask_token import mask_token
 from graftline.models.own_model import transformers_model
 from graftline.models.recognise import refuse_adapter, refuse_head
-from graftline.models.rotary_limit import check_frequencies, frozen_limit
 from graftline.models.shards import check_index, weight_files
 from graftline.models.ties import aliases, key_of, untie
 from graftline.models.tokenizer_files import tokenizer_files
@@ -136,7 +136,7 @@ def _decoder(
 
 def hosted(config: Any) -> Any:
     """The meta model of a config. Raises CheckpointError for kinds that are no plain decoder."""
-    from graftline.models.export import empty_model
+    from graftline.models.export.export import empty_model
 
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(
@@ -158,9 +158,9 @@ def hosted(config: Any) -> Any:
 
 def build(config: Any, full_export: bool, tell: Watch) -> Built:
     """The raw graph of a config: the distinct layers exported, the rest stamped out."""
-    from graftline.models.export import empty_model, export
-    from graftline.models.kinds import kinds, layer_path, prefix_length, shortened
-    from graftline.models.stamp import stamp
+    from graftline.models.export.export import empty_model, export
+    from graftline.models.export.layer_kinds import kinds, layer_path, prefix_length, shortened
+    from graftline.models.export.stamp import stamp
 
     whole = hosted(config)
     layers = int(whole.config.num_hidden_layers)
@@ -197,7 +197,7 @@ def _fill_buffers(graph: ir.Model, whole: Any, names: list[str]) -> set[str]:
 
 
 def _built(graph: ir.Model, weights: frozenset[str], whole: Any) -> Built:
-    from graftline.models.export import first_position
+    from graftline.models.export.export import first_position
 
     count = sum(math.prod(value.shape) for value in whole.parameters())
     saved = set(whole.state_dict(keep_vars=True))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
-from graftline.folder import FileState
+from graftline.files import FileState
 from graftline.models.reference import OwnModel
 from graftline.models.weights import WeightSource
 from graftline.ports import Facts

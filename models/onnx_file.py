@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common
 
 from graftline.contrib_ops.operands import MICROSOFT
 from graftline.errors import CheckpointError
-from graftline.folder import file_state
+from graftline.files import file_state
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.hf import generation, tokenizer_files
 from graftline.models.host import Host, Watch, silent

@@ -111,7 +111,7 @@ Unit = tuple[Any, bool]
 
 def _units(model: Any) -> tuple[list[Unit], list[Unit]]:
     """The blocks; and, one by one, the modules with parameters of their own beside them."""
-    from graftline.models.kinds import layer_path
+    from graftline.models.export.layer_kinds import layer_path
 
     config = model.config.get_text_config(decoder=True)
     path = layer_path(model, int(config.num_hidden_layers))

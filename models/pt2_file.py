@@ -52,7 +52,7 @@ class Pt2Checkpoint:
     def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
         """Translate the whole saved program (it is traced already, so nothing is stamped)."""
         require_export()
-        from graftline.models.export import translate
+        from graftline.models.export.export import translate
 
         tell = watch or silent
         program = self._load()

@@ -17,7 +17,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graftline.errors import CheckpointError
-from graftline.folder import FileState, file_state
+from graftline.files import FileState, file_state
 from graftline.tensors import Widened
 
 HEADER_LIMIT = 100_000_000

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from graftline.passes.anchors import Anchors
-from graftline.passes.canonicalize import Canonicalize
-from graftline.passes.cut_depth import CutDepth
-from graftline.passes.fuse_draft import FuseDraft
-from graftline.passes.fuse_verify import FuseVerify
-from graftline.passes.graft import Graft
-from graftline.passes.kv_cache import KvCache
-from graftline.passes.lower_ort import LowerOrt
-from graftline.passes.lower_tensorrt import LowerTensorrt
-from graftline.passes.pack_projections import PackProjections
-from graftline.passes.pipeline import Pipeline, names
-from graftline.passes.quantize import Quantize
-from graftline.passes.reduce_logits import ReduceLogits
-from graftline.passes.select_rows import SelectRows
-from graftline.passes.tap import Tap
-from graftline.passes.tree_mask import TreeMask
+from graftline.passes.anchors.anchors import Anchors
+from graftline.passes.canonical.canonicalize import Canonicalize
+from graftline.passes.grafts.cut_depth import CutDepth
+from graftline.passes.grafts.fuse_draft import FuseDraft
+from graftline.passes.grafts.fuse_verify import FuseVerify
+from graftline.passes.grafts.kv_cache import KvCache
+from graftline.passes.grafts.reduce_logits import ReduceLogits
+from graftline.passes.grafts.select_rows import SelectRows
+from graftline.passes.grafts.tap import Tap
+from graftline.passes.grafts.tree_mask import TreeMask
+from graftline.passes.lower.ort.lower import LowerOrt
+from graftline.passes.lower.pack_projections import PackProjections
+from graftline.passes.lower.quantize.quantize import Quantize
+from graftline.passes.lower.tensorrt.lower import LowerTensorrt
+from graftline.passes.pipeline.graft import Graft
+from graftline.passes.pipeline.pipeline import Pipeline, names
 
 GRAFTS: dict[str, type[Graft]] = names(
     [

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from graftline.bundle import Bundle
+from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
@@ -20,6 +20,7 @@ from graftline.runtimes.engine import Engine, end_tokens
 from graftline.runtimes.fused import FusedStep
 from graftline.runtimes.ort.cuda import SESSIONS
 from graftline.runtimes.ort.fused import OrtFusedStep
+from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.study.perplexity import HELD_OUT
@@ -261,7 +262,5 @@ def _key(session: OrtSession | TrtSession) -> str:
     """Key of what was measured on this machine: with that many threads, or on that GPU."""
     if isinstance(session, TrtSession):
         return session.costs_key
-    import onnxruntime
-
-    key = costs_key(session.threads, cast("Any", onnxruntime).__version__)
+    key = costs_key(session.threads, version())
     return key if session.device == "cpu" else f"{key}, {session.device}"

@@ -11,7 +11,8 @@ from weakref import finalize
 
 import numpy as np
 
-from graftline.bundle import Bundle
+from graftline.bundle.reader import Bundle
+from graftline.bundle.store import load_graph
 from graftline.draft import DEPTHS
 from graftline.errors import RequestError
 from graftline.runtimes.control.costs import NEAR
@@ -28,7 +29,6 @@ from graftline.runtimes.resources import missing
 from graftline.runtimes.session import Floats, Ints
 from graftline.runtimes.text.corpus import read_corpus
 from graftline.runtimes.text.tokenizer import Tokenizer
-from graftline.store import load_graph
 
 AGREED, ROWS_READ = 192, 32
 """Tokens of held-out text that draft and target are compared on, and rows of one call."""

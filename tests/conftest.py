@@ -77,6 +77,6 @@ def smollm2_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(smollm2_gguf: Path) -> Path:
     """The same as a Hugging Face folder, converted once into graftline's cache."""
-    from graftline.models.gguf_file import GgufCheckpoint
+    from graftline.models.gguf.file import GgufCheckpoint
 
     return GgufCheckpoint(smollm2_gguf).folder()

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import graftline
+from graftline.bundle.store import load_graph
 from graftline.models.tiny import FAMILIES, FURTHER, tiny
 from graftline.runtimes.load import open_session
-from graftline.store import load_graph
 from graftline.tree import Tree
 from tests.rounding import sum_tolerance
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import graftline
-from graftline.check import check
+from graftline.build.check import check
 from graftline.errors import BundleError
 from graftline.runtimes.engine import Engine
 

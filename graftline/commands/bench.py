@@ -15,7 +15,7 @@ from graftline.commands.options import Capacity, Corpus, PerGroup, Prompts, Thre
 from graftline.errors import GraftlineError, RequestError
 
 if TYPE_CHECKING:
-    from graftline.bundle import Bundle
+    from graftline.bundle.reader import Bundle
     from graftline.commands.figures import Comparison, Difference
     from graftline.runtimes.engine import Engine
 
@@ -89,7 +89,7 @@ def bench(
         raise RequestError(
             "--oracle compares acceptance probabilities; give a --temperature above 0"
         )
-    from graftline.bundle import Bundle
+    from graftline.bundle.reader import Bundle
     from graftline.commands import acceptance
     from graftline.commands.comparison import compare
     from graftline.commands.figures import report
@@ -208,6 +208,6 @@ def machine(threads: int | None = None) -> str:
 
 
 def _versions() -> dict[str, str]:
-    from graftline.manifest import tool_versions
+    from graftline.bundle.manifest import tool_versions
 
     return {"python": platform.python_version(), **tool_versions()}

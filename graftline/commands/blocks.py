@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from graftline.errors import CheckpointError, GraftlineError, nearest
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.graft import BLOCK, MADE_BY, ROLE
-from graftline.passes.masks import MASK_KEY
+from graftline.passes.grafts.masks import MASK_KEY
+from graftline.passes.pipeline.graft import BLOCK, MADE_BY, ROLE
 
 FRONT = "canonicalize | anchors"
 QUIET = frozenset({"Constant", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Shape"})

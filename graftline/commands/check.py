@@ -28,7 +28,7 @@ def check(
     `graftline check smol.graft -q --json`
     """
     libraries.silence_onnxruntime()
-    from graftline.check import check as check_bundle
+    from graftline.build.check import check as check_bundle
 
     with screen.steps(quiet) as watch:
         report = check_bundle(bundle, watch)

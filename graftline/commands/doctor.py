@@ -19,7 +19,7 @@ def doctor(
 
     `graftline doctor --json`
     """
-    from graftline.doctor import diagnose
+    from graftline.build.doctor import diagnose
 
     found = diagnose()
     if json:

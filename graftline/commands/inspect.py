@@ -18,7 +18,7 @@ from graftline.recipe import FUSED
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graftline.bundle import Bundle
+    from graftline.bundle.reader import Bundle
     from graftline.commands.blocks import Block
     from graftline.law import LawRow
     from graftline.ports import Assumption, Port
@@ -52,7 +52,7 @@ def inspect(
 
     `graftline inspect model.onnx --nodes 0`
     """
-    from graftline.bundle import Bundle
+    from graftline.bundle.reader import Bundle
 
     bundle: Bundle | None = None
     if path.suffix == ".onnx" and not path.is_dir():

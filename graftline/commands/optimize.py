@@ -119,7 +119,7 @@ def optimize(
         raise GraftlineError(f"{'--draft' if checkpoint else 'CHECKPOINT'} is empty; give a path")
     libraries.silence_onnxruntime()
     with screen.steps(quiet) as watch:
-        from graftline import compile
+        from graftline.build import optimize as compile
         from graftline.draft import parse_depths
 
         bundle = compile.optimize(

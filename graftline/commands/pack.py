@@ -34,7 +34,7 @@ def pack(
     """
     libraries.silence_onnxruntime()
     with screen.steps(quiet) as watch:
-        from graftline.pack import pack as pack_bundle
+        from graftline.bundle.pack import pack as pack_bundle
 
         made = pack_bundle(bundle, out, watch)
     if json:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from graftline.bundle_writer import Watch
+    from graftline.bundle.writer import Watch
 
 DETAIL = 2.0
 """Seconds from which a step's time is worth showing."""

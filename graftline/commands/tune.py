@@ -101,7 +101,7 @@ def tune(
         raise GraftlineError("tune needs --prompts FILE, or --precision")
     import onnxruntime
 
-    from graftline.bundle import Bundle
+    from graftline.bundle.reader import Bundle
     from graftline.commands.questions import read_questions, select
     from graftline.recipe import recipe as find_recipe
     from graftline.runtimes.control.measure import costs_key

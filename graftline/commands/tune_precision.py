@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,8 @@ from graftline.targets import CPU, QUANTIZE
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graftline.bundle import Bundle
+    from graftline.bundle.reader import Bundle
+    from graftline.bundle.store import WeightFile
     from graftline.runtimes.ort.session import OrtSession
     from graftline.runtimes.study.frontier import Point
 
@@ -43,7 +46,7 @@ def tune_precision(path: Path, most_loss: float, threads: int | None, watch: Wat
     Raises GraftlineError for a bundle whose precision cannot be changed, BundleError for one that
     lacks what it was made from. The bundle stays as it was until the new one is finished.
     """
-    from graftline.bundle import Bundle
+    from graftline.bundle.reader import Bundle
     from graftline.runtimes.study import frontier
 
     bundle = Bundle.open(path, verify=False)
@@ -112,10 +115,10 @@ def _sessions(
     bundle: Bundle, capacity: int, threads: int | None, watch: Watch
 ) -> Generator[dict[str, tuple[OrtSession, int]]]:
     """Every precision opened, each with the bytes of its weights, in a folder that goes again."""
-    from graftline.compiled import FRONT_GRAFTS
+    from graftline.build.compiled import FRONT_GRAFTS
+    from graftline.bundle.store import load_graph
     from graftline.passes import GRAFTS, Pipeline
-    from graftline.passes.sample import SAMPLE, sample_of
-    from graftline.store import load_graph
+    from graftline.passes.lower.quantize.sample import SAMPLE, sample_of
 
     model = load_graph(bundle.graph("export"))
     front, rest = Pipeline.parse(bundle.manifest.pipeline, GRAFTS).split(FRONT_GRAFTS)
@@ -123,32 +126,35 @@ def _sessions(
     front.run(model)
     sample = sample_of(model, watch)
     made: dict[str, tuple[OrtSession, int]] = {}
+    files: list[WeightFile] = []
     with tempfile.TemporaryDirectory(dir=bundle.path.parent, prefix=".precision-") as folder:
         for place, (name, (_, quantize)) in enumerate(PRECISIONS.items()):
             watch(f"making {name}")
             lowered = model.clone()
             lowered.meta[SAMPLE] = replace(sample)
             Pipeline.parse(_pipeline(str(rest), quantize), GRAFTS).run(lowered)
-            made[name] = _opened(lowered, Path(folder) / str(place), capacity, threads)
+            made[name] = _opened(lowered, Path(folder) / str(place), files, capacity, threads)
         yield made
 
 
 def _opened(
-    model: ir.Model, folder: Path, capacity: int, threads: int | None
+    model: ir.Model, folder: Path, files: list[WeightFile], capacity: int, threads: int | None
 ) -> tuple[OrtSession, int]:
-    """A session of a lowered graph, written with links to the weights that it shares."""
-    from graftline.bundle_writer import BundleWriter
+    """A session of a lowered graph, written with links to the weights that it shares with the
+    checkpoint and with `files`, which its own are added to."""
+    from graftline.build.assemble import link_files
+    from graftline.bundle.store import WeightFile, save_graph
+    from graftline.bundle.writer import need_space
     from graftline.ports import read_facts, read_ports
     from graftline.runtimes.ort.session import OrtSession
-    from graftline.store import WeightFile, checkpoint_files, save_graph
 
-    writer = BundleWriter(folder)
-    writer.root = folder
     folder.mkdir()
-    linked = {file: f"{i}-{file.name}" for i, file in enumerate(sorted(checkpoint_files(model)))}
-    for file, rel in linked.items():
-        writer.link_or_copy(file, rel)
-    save_graph(model, folder / "model.onnx", WeightFile(folder, "w", writer.need), linked)
+    need = partial(need_space, folder, folder)
+    weights = WeightFile(folder, f"{folder.name}.weights", need, tuple(files))
+    linked: dict[Path, str] = {}
+    link_files([model], weights, "weights", linked, partial(_link, folder))
+    save_graph(model, folder / "model.onnx", weights, linked)
+    files.append(weights)
     nodes = list(model.graph)
     weights = {v: v.const_value for n in nodes for v in n.inputs if v is not None and v.const_value}
     size = sum(tensor.nbytes for tensor in weights.values())
@@ -159,15 +165,25 @@ def _opened(
     return session, size
 
 
+def _link(folder: Path, file: Path, rel: str) -> bool:
+    """A hard link of a file in a folder; False where the disk has none."""
+    (folder / rel).parent.mkdir(exist_ok=True)
+    try:
+        os.link(file, folder / rel)
+    except OSError:
+        return False
+    return True
+
+
 def _remake(bundle: Bundle, dtype: str, pipeline: str, watch: Watch) -> None:
     """Compile, prove and write the bundle in another precision, in its own place."""
-    from graftline.assemble import write_bundle
-    from graftline.bundle_writer import BundleWriter
-    from graftline.compiled import CompiledPlan, compile_graph
+    from graftline.build.assemble import write_bundle
+    from graftline.build.compiled import CompiledPlan, compile_graph
+    from graftline.build.plan import Plan
+    from graftline.bundle.store import load_graph
+    from graftline.bundle.writer import BundleWriter
     from graftline.models.host import Host
-    from graftline.plan import Plan
     from graftline.recipe import recipe
-    from graftline.store import load_graph
 
     manifest = bundle.manifest
     watch(f"making the bundle again in {dtype}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import onnxruntime
@@ -25,6 +25,11 @@ FLOATS = {
     onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16,
     onnx.TensorProto.DOUBLE,
 }  # fmt: skip
+
+
+def version() -> str:
+    """The version of ONNX Runtime."""
+    return str(cast("Any", onnxruntime).__version__)
 
 
 def cuda_missing() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from graftline.bundle import Bundle
+from graftline.bundle.reader import Bundle
 from graftline.errors import GraftlineError
 
 Prior = Callable[[int], Sequence[float]]

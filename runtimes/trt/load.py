@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from graftline.bundle import Bundle
+from graftline.bundle.reader import Bundle
 from graftline.plugins import PLUGINS
 from graftline.plugins.fingerprint import fingerprint
 from graftline.runtimes.control.measure import machine

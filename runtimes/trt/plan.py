@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from graftline.bundle.manifest import Manifest
 from graftline.errors import BackendError, BundleError
-from graftline.manifest import Manifest
 from graftline.ports import Port
 
 LIBRARIES = {"trt-rtx": "tensorrt-rtx-cu13", "trt": "tensorrt-cu13"}

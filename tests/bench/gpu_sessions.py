@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graftline.compile import optimize
+from graftline.build.optimize import optimize
+from graftline.build.plan import pipeline_of
+from graftline.bundle.store import WeightFile, save_graph
 from graftline.models import fake_host
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.weights import lazy
-from graftline.plan import pipeline_of
+from graftline.passes.graph.weights import lazy
 from graftline.ports import read_facts, read_ports
 from graftline.recipe import recipe
 from graftline.runtimes.control.costs import Costs
@@ -28,7 +29,6 @@ from graftline.runtimes.engine import Engine
 from graftline.runtimes.load import load
 from graftline.runtimes.ort.cuda import CudaSession
 from graftline.runtimes.ort.provider import cuda_missing
-from graftline.store import WeightFile, save_graph
 from graftline.targets import CUDA
 from graftline.tree import Tree
 from tests.bench.gpu_timing import ROUNDS, Budget, Table

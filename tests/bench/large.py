@@ -29,9 +29,9 @@ def one(layers: int) -> None:
     from transformers import LlamaConfig
 
     from graftline import evaluate
-    from graftline.compiled import compile_graph
+    from graftline.build.compiled import compile_graph
+    from graftline.build.plan import pipeline_of
     from graftline.models import fake_host
-    from graftline.plan import pipeline_of
 
     evaluate.ORACLE_SHARE = 0.0  # the numeric laws would read the weights
     config = LlamaConfig(
@@ -54,10 +54,10 @@ def with_laws() -> None:
     import onnx_ir as ir
     from transformers import LlamaConfig
 
-    from graftline.compiled import compile_graph
+    from graftline.build.compiled import compile_graph
+    from graftline.build.plan import pipeline_of
     from graftline.law import summary
     from graftline.models import fake_host
-    from graftline.plan import pipeline_of
 
     host = fake_host(LlamaConfig(max_position_embeddings=4096))  # its defaults are Llama-2-7B's
     for name, value in host.model.graph.initializers.items():

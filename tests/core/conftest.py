@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from graftline.bundle import Bundle
+from graftline.bundle.reader import Bundle
 from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
 from graftline.ports import read_facts
@@ -72,7 +72,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny decoder as a bundle; do not change it."""
-    from graftline.compile import optimize
+    from graftline.build.optimize import optimize
 
     out = tmp_path_factory.mktemp("bundles") / "tiny.graft"
     optimize(tiny_checkpoint, out)

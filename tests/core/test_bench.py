@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from graftline.cli import app
 from graftline.commands import comparison
+from graftline.commands.cli import app
 from graftline.commands.comparison import compare
 from graftline.commands.figures import Comparison, report
 from graftline.commands.questions import GROUPS, Question, groups, read_questions, select

@@ -16,9 +16,9 @@ from types import FrameType
 
 import pytest
 
-from graftline.bundle import Bundle, BundleWriter
+from graftline.bundle.manifest import Exactness, LawRow, Manifest, PassRow
+from graftline.bundle.reader import Bundle, BundleWriter
 from graftline.errors import BundleError
-from graftline.manifest import Exactness, LawRow, Manifest, PassRow
 from graftline.ports import Facts, Port
 
 TraceFunction = Callable[[FrameType, str, object], object]

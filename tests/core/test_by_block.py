@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graftline import by_block, proof
-from graftline.compile import optimize
+from graftline.build import by_block, proof
+from graftline.build.optimize import optimize
 from graftline.errors import LawBroken
 from graftline.law import LawRow
 from graftline.models import checkpoint, own_model

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from graftline.cli import app
+from graftline.commands.cli import app
 from graftline.errors import GraftlineError
 
 COMMANDS = (
@@ -44,7 +44,7 @@ def test_every_command_has_help_with_an_example_that_calls_it(command: str) -> N
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from graftline.cli import app\n"
+        "import sys; from graftline.commands.cli import app\n"
         "try: app(['optimize', '--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'onnxruntime', 'onnx', 'onnx_ir', 'numpy'}\n"
@@ -102,12 +102,12 @@ def test_debug_shows_the_traceback_wherever_it_stands(args: tuple[str, ...]) -> 
 def test_an_interrupt_says_that_nothing_was_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import graftline.compile
+    import graftline.build.optimize
 
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(graftline.compile, "optimize", interrupted)
+    monkeypatch.setattr(graftline.build.optimize, "optimize", interrupted)
     result = call("optimize", "x", "-o", tmp_path / "y", "-q")
     assert result.exit_code == 130
     assert result.stderr == "graftline: interrupted; nothing was written\n"
@@ -116,18 +116,18 @@ def test_an_interrupt_says_that_nothing_was_written(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_optimize_leaves_nothing(number: int, tmp_path: Path) -> None:
     code = (
-        "import signal, sys, time, graftline.compile\n"
+        "import signal, sys, time, graftline.build.optimize\n"
         # a shell's background job, as CI may be, starts with SIGINT ignored
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from graftline.bundle import BundleWriter\n"
+        "from graftline.bundle.reader import BundleWriter\n"
         "def slow(checkpoint, out, **options):\n"
         "    with BundleWriter(out) as writer:\n"
         "        writer.write_text('graphs/half.onnx', 'half')\n"
         "        print('writing', flush=True)\n"
         "        time.sleep(60)\n"
-        "graftline.compile.optimize = slow\n"
+        "graftline.build.optimize.optimize = slow\n"
         f"sys.argv[1:] = ['optimize', 'x', '-o', {str(tmp_path / 'out')!r}, '-q']\n"
-        "from graftline.cli import main; main()"
+        "from graftline.commands.cli import main; main()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -164,7 +164,7 @@ def test_recipes_and_passes_list_every_one() -> None:
 
 
 def test_doctor_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import graftline.doctor as doctor
+    import graftline.build.doctor as doctor
 
     found = json.loads(call("doctor", "--json").stdout)
     able = {a["name"]: a for a in found["abilities"]}
@@ -280,7 +280,7 @@ def test_check_holds_for_what_optimize_made_and_notices_a_changed_byte(
 def test_check_notices_an_engine_that_answers_otherwise(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import graftline.check as check
+    import graftline.build.check as check
 
     real = check.reference_tokens
 
@@ -362,7 +362,7 @@ def test_a_packed_bundle_says_which_stages_it_has(tiny_bundle: Path, tmp_path: P
 
 
 def test_errors_of_several_lines_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    import graftline.doctor as doctor
+    import graftline.build.doctor as doctor
 
     def fails() -> None:
         raise GraftlineError("first\nsecond")

@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graftline.bundle import Bundle, BundleWriter
-from graftline.check import check
-from graftline.compile import optimize
+from graftline.build.check import check
+from graftline.build.optimize import optimize
+from graftline.bundle.reader import Bundle, BundleWriter
 from graftline.draft import DraftSource, check_vocabulary
 from graftline.errors import BundleError, GraftlineError
 from graftline.models import checkpoint

@@ -12,19 +12,19 @@ import onnx_ir as ir
 import pytest
 from typer.testing import CliRunner
 
-from graftline.bundle import Bundle
-from graftline.check import check
-from graftline.cli import app
-from graftline.compile import optimize
+from graftline.build.check import check
+from graftline.build.optimize import optimize
+from graftline.build.proof import prove_depth
+from graftline.bundle.reader import Bundle
+from graftline.bundle.store import load_graph
+from graftline.commands.cli import app
 from graftline.draft import check_depths, parse_depths
 from graftline.errors import BackendError, GraftlineError, LawBroken
 from graftline.models import checkpoint
 from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
 from graftline.ports import read_facts
-from graftline.proof import prove_depth
 from graftline.runtimes.load import load, open_session
-from graftline.store import load_graph
 
 DEPTHS = (1, 3)
 

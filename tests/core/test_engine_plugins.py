@@ -16,12 +16,15 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from graftline import engines
-from graftline.engines import EngineRequest
+from graftline.build import engines
+from graftline.build.engines import EngineRequest
+from graftline.build.tensorrt import builder as build_tensorrt
+from graftline.build.tensorrt import options as tensorrt_options
+from graftline.build.tensorrt import target as tensorrt_target
 from graftline.errors import BackendError
 from graftline.models.decoder import TinyDecoder
-from graftline.passes import GRAFTS, Pipeline, build_tensorrt, tensorrt_options, tensorrt_target
-from graftline.passes.laws import infer_shapes
+from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.laws.common import infer_shapes
 from graftline.plugins import PLUGINS, fingerprint, quick_plugin
 from graftline.plugins.fingerprint import fingerprint as mark
 from graftline.ports import read_ports

@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "runtimes"))
 from stand_in_device import StandInDevice
 
 import graftline
-from graftline.bundle import Bundle
-from graftline.check import check
-from graftline.cli import app
-from graftline.engines import EngineRequest, is_engine
+from graftline.build.check import check
+from graftline.build.engines import EngineRequest, is_engine
+from graftline.build.tensorrt.target import gpu_capability
+from graftline.bundle.reader import Bundle
+from graftline.commands.cli import app
 from graftline.errors import BackendError, GraftlineError
-from graftline.passes.tensorrt_target import gpu_capability
 from graftline.runtimes.trt import load as trt_load
 from graftline.runtimes.trt.plan import EnginePlan, Here
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from graftline.bundle import Bundle
-from graftline.check import check
-from graftline.cli import app
-from graftline.compile import optimize
+from graftline.build.check import check
+from graftline.build.optimize import optimize
+from graftline.build.recheck import recheck
+from graftline.bundle.reader import Bundle
+from graftline.commands.cli import app
 from graftline.errors import BackendError, GraftlineError, LawBroken
-from graftline.recheck import recheck
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.load import load
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-import graftline.doctor as doctor
-from graftline.bundle import Bundle
-from graftline.check import check
-from graftline.compile import optimize
+import graftline.build.doctor as doctor
+from graftline.build.check import check
+from graftline.build.optimize import optimize
+from graftline.build.plan import pipeline_of
+from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, GraftlineError
-from graftline.plan import pipeline_of
 from graftline.runtimes.load import load
 from graftline.runtimes.ort.provider import CUDA
 from graftline.targets import TARGETS

@@ -17,15 +17,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graftline.bundle import Bundle
-from graftline.check import check
-from graftline.compile import optimize
+from graftline.build.check import check
+from graftline.build.optimize import optimize
+from graftline.bundle.pack import pack
+from graftline.bundle.reader import Bundle
+from graftline.bundle.store import load_graph
 from graftline.errors import BundleError, GraftlineError
 from graftline.models import checkpoint
-from graftline.pack import pack
 from graftline.runtimes.load import load
 from graftline.runtimes.surroundings import embedding_of
-from graftline.store import load_graph
 from graftline.tensors import Widened
 from tests.core.checkpoints import FileCheckpoint
 
@@ -273,7 +273,7 @@ def test_a_disk_without_room_for_the_archive_leaves_the_older_one(
     pack(int4.path, tmp_path / "app.tar")
     before = (tmp_path / "app.tar").read_bytes()
     code = (
-        "import resource, sys; from graftline.pack import pack\n"
+        "import resource, sys; from graftline.bundle.pack import pack\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))\n"
         "try: pack(*sys.argv[2:])\n"
         "except Exception as error: print(type(error).__name__, error)"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graftline.bundle import Bundle
-from graftline.compile import optimize
+from graftline.build.optimize import optimize
+from graftline.bundle.reader import Bundle
 from graftline.draft import check_mask_token
 from graftline.errors import GraftlineError
 from graftline.models import checkpoint

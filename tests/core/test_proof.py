@@ -12,23 +12,24 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graftline.bundle import Bundle
-from graftline.compile import optimize
+from graftline.build.optimize import optimize
+from graftline.build.probe import make_probe
+from graftline.bundle.reader import Bundle
 from graftline.errors import LawBroken
 from graftline.law import LawRow
-from graftline.models import checkpoint, stamp
+from graftline.models import checkpoint
 from graftline.models.decoder import TinyDecoder
+from graftline.models.export.export import stamp
 from graftline.models.hf import HfCheckpoint
 from graftline.models.host import Host
 from graftline.models.tiny import tiny
 from graftline.nearness import LEAST, gaps, limit, spread_gaps
-from graftline.passes import quantize
-from graftline.passes.anchors import with_role
-from graftline.passes.constants import Constants, constants
-from graftline.passes.emit import Emit
-from graftline.passes.lower_ort import LowerOrt
+from graftline.passes.anchors.anchors import with_role
+from graftline.passes.graph.constants import Constants, constants
+from graftline.passes.graph.emit import Emit
+from graftline.passes.lower.ort.lower import LowerOrt
+from graftline.passes.lower.quantize import quantize
 from graftline.ports import Facts, read_facts
-from graftline.probe import make_probe
 
 BLOCKS = 4
 WINDOW = 40
@@ -346,9 +347,9 @@ def test_a_saved_program_is_run_by_torch() -> None:
 
 
 def test_another_attribute_or_weight_is_not_reproduced(llama: Host) -> None:
-    from graftline.compiled import compile_graph
-    from graftline.plan import pipeline_of
-    from graftline.recheck import _made_again
+    from graftline.build.compiled import compile_graph
+    from graftline.build.plan import pipeline_of
+    from graftline.build.recheck import _made_again
 
     _, text = pipeline_of("plain", None, "ort-cpu", "fp32", None)
     made = compile_graph(llama.model, text, lambda line: None)

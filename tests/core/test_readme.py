@@ -56,7 +56,7 @@ def test_the_readmes_blocks_run(
 
 
 def test_the_readme_lists_every_recipe_and_command() -> None:
-    from graftline.cli import app
+    from graftline.commands.cli import app
     from graftline.recipe import recipes
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,10 +11,10 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graftline.bundle_writer import BundleWriter
+from graftline.bundle.store import WeightFile, load_graph, save_graph, stored_bytes
+from graftline.bundle.writer import BundleWriter
 from graftline.errors import BundleError
 from graftline.models.weights import WeightSource, read_headers
-from graftline.store import WeightFile, load_graph, save_graph, stored_bytes
 from graftline.tensors import Stacked, Widened
 from tests.core.checkpoints import NAMES, write_safetensors
 

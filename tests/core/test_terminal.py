@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from graftline.cli import app
+from graftline.commands.cli import app
 from graftline.commands.questions import read_questions
 from graftline.commands.run import _exactness
 from graftline.errors import RequestError
 from graftline.runtimes.load import load
 
 NOISY = (
-    "import logging, sys, warnings, graftline.compile\n"
+    "import logging, sys, warnings, graftline.build.optimize\n"
     "def noisy(*args, **options):\n"
     "    import tqdm, transformers\n"
     "    from graftline.errors import CheckpointError\n"
@@ -31,9 +31,9 @@ NOISY = (
     "    list(tqdm.tqdm(range(3)))\n"
     "    if options['recipe'] == 'plain': raise CheckpointError('the one line')\n"
     "    raise SystemExit(0)\n"
-    "graftline.compile.optimize = noisy\n"
+    "graftline.build.optimize.optimize = noisy\n"
     "sys.argv[1:] = ['optimize', 'x', '-o', 'y', '-q', '--recipe', RECIPE]\n"
-    "from graftline.cli import main; main()"
+    "from graftline.commands.cli import main; main()"
 )
 
 
@@ -56,7 +56,8 @@ def test_libraries_are_silent(recipe: str, code: int, told: bytes) -> None:
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_any_encoding_takes_any_text(encoding: str) -> None:
     code = (
-        "import sys\nfrom graftline.cli import app\nfrom graftline.commands import screen\n"
+        "import sys\nfrom graftline.commands import screen\n"
+        "from graftline.commands.cli import app\n"
         "screen.accept_any_text()\nsys.stdout.write('→ 你 …\\n')\n"
         "screen.write_json({'text': '你'})\n"
     )
@@ -76,7 +77,7 @@ def test_generated_text_streams_to_a_stdout_that_lacks_its_characters(tiny_bundl
     assert len(whole["tokens"]) == 40
     with pytest.raises(UnicodeEncodeError):
         text.encode("cp1252")
-    code = f"import sys; sys.argv[1:] = {ask!r}\nfrom graftline.cli import main; main()"
+    code = f"import sys; sys.argv[1:] = {ask!r}\nfrom graftline.commands.cli import main; main()"
     done = python(code, PYTHONIOENCODING="cp1252", PYTHONUTF8="0")
     assert (done.returncode, done.stderr) == (0, b"")
     written = (c.encode("cp1252", "replace").decode("cp1252") for c in text)
@@ -123,7 +124,7 @@ def test_stdin_that_is_not_utf8_is_one_line() -> None:
 def test_what_nothing_foresaw_is_one_line(
     error: str, code: int, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import graftline.doctor as doctor
+    import graftline.build.doctor as doctor
 
     def fails() -> None:
         raise eval(error)
@@ -194,7 +195,7 @@ def test_a_base_install_runs_bundles(command: list[str], tiny_bundle: Path, tmp_
         "for name in ('torch', 'transformers', 'accelerate', 'gguf', 'sentencepiece'):\n"
         "    sys.modules[name] = None\n"
         f"sys.argv[1:] = {words!r}\n"
-        "from graftline.cli import main; main()"
+        "from graftline.commands.cli import main; main()"
     )
     done = python(code)
     assert done.returncode == 0, done.stderr

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from graftline.bundle import Bundle
-from graftline.cli import app
-from graftline.compile import optimize
+from graftline.build.optimize import optimize
+from graftline.bundle.reader import Bundle
+from graftline.commands.cli import app
 from graftline.errors import BundleError, GraftlineError
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.token_recycling import TokenRecycling
@@ -70,7 +70,7 @@ def test_tunes_without_the_export_extra(bundle: Path, prompts: Path) -> None:
         "for name in ('torch', 'transformers', 'accelerate', 'gguf', 'sentencepiece', 'triton'):\n"
         "    sys.modules[name] = None\n"
         f"sys.argv[1:] = {args!r}\n"
-        "from graftline.cli import main; main()"
+        "from graftline.commands.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from graftline.bundle import Bundle
-from graftline.cli import app
+from graftline.build.optimize import optimize
+from graftline.build.recheck import recheck
+from graftline.bundle.reader import Bundle
 from graftline.commands import tune_precision
-from graftline.compile import optimize
+from graftline.commands.cli import app
 from graftline.errors import BundleError, GraftlineError
-from graftline.recheck import recheck
 from graftline.runtimes.load import load
 from graftline.runtimes.study import frontier
 from graftline.runtimes.study.frontier import Point, chosen, marked

@@ -18,7 +18,7 @@ from harness import assert_same_logits, feed, logits, reference, save
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models import external_files, open_checkpoint
 from graftline.models.tiny import tiny
-from graftline.passes.canonicalize import Canonicalize
+from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.ports import read_facts
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from graftline.models import open_checkpoint
-from graftline.passes.canonicalize import Canonicalize
+from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.ports import read_assumptions, read_facts, told
 
 from .harness import logits

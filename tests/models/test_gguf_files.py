@@ -15,7 +15,7 @@ from harness import feed, logits, reference
 
 from graftline.errors import CheckpointError
 from graftline.models import open_checkpoint
-from graftline.models.gguf_file import GgufCheckpoint
+from graftline.models.gguf.file import GgufCheckpoint
 from graftline.models.tiny import tiny
 
 LONG = feed(rows=48)

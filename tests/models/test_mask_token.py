@@ -11,7 +11,7 @@ from gguf import GGUFWriter
 
 from graftline.errors import CheckpointError
 from graftline.models import open_checkpoint
-from graftline.models.gguf_file import mask_token_id
+from graftline.models.gguf.file import mask_token_id
 from graftline.models.mask_token import mask_token
 from graftline.ports import read_facts
 

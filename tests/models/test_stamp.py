@@ -11,8 +11,8 @@ from harness import feed, logits, meaning
 
 from graftline.errors import NotApplicable
 from graftline.models import fake_host, open_checkpoint
-from graftline.models.kinds import prefix_length
-from graftline.models.stamp import stamp
+from graftline.models.export.layer_kinds import prefix_length
+from graftline.models.export.stamp import stamp
 from graftline.models.tiny import tiny, tiny_config
 
 

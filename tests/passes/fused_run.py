@@ -11,7 +11,7 @@ import onnxruntime
 from graftline.evaluate import Array, Feed
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.laws import infer_shapes
+from graftline.passes.laws.common import infer_shapes
 from graftline.ports import Port, read_ports
 
 FRONT = "anchors | kv-cache | tree-mask | select-rows | reduce-logits{topk=4}"

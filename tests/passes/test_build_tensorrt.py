@@ -17,14 +17,15 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from graftline.build.tensorrt import builder as build_tensorrt
+from graftline.build.tensorrt.builder import BuildOptions, EngineFile, build
+from graftline.build.tensorrt.target import FLAVOURS, Target, gpu_capability
+from graftline.build.tensorrt.watch import error_log, progress_monitor
 from graftline.errors import BackendError
 from graftline.models.decoder import TinyDecoder
-from graftline.passes import GRAFTS, Pipeline, build_tensorrt
-from graftline.passes.build_tensorrt import BuildOptions, EngineFile, build
-from graftline.passes.laws import infer_shapes
-from graftline.passes.tensorrt_ops import IMPORTED
-from graftline.passes.tensorrt_target import FLAVOURS, Target, gpu_capability
-from graftline.passes.tensorrt_watch import error_log, progress_monitor
+from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.laws.common import infer_shapes
+from graftline.passes.lower.tensorrt.importable import IMPORTED
 from graftline.ports import Port, read_ports
 from graftline.recipe import recipes
 
@@ -201,7 +202,7 @@ def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_gpu_that_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graftline.passes.tensorrt_target.gpu_capability", lambda: 80)
+    monkeypatch.setattr("graftline.build.tensorrt.target.gpu_capability", lambda: 80)
     with pytest.raises(BackendError, match=r"trt:sm90 is built on .* this machine has sm80; run"):
         Target.parse("trt:sm90").check_machine()
     Target.parse("trt:sm80").check_machine()
@@ -271,9 +272,9 @@ def test_a_cancelled_monitor_stops_the_builder(
 REAL = """
 import json, sys
 from pathlib import Path
-from graftline.passes.build_tensorrt import build
+from graftline.build.tensorrt.builder import build
 from graftline.ports import read_ports
-from graftline.store import load_graph
+from graftline.bundle.store import load_graph
 graph, target = Path(sys.argv[1]), sys.argv[2]
 made = build(graph, read_ports(load_graph(graph)), target, graph.with_name("step.engine"))
 print(json.dumps(made.facts()))
@@ -297,7 +298,7 @@ def test_smollm2_builds_within_its_memory(
 ) -> None:
     """fp16, cache and tree of 64 nodes, two targets at once, in a process of its own: under three
     times its weights plus 1 GB."""
-    from graftline.store import WeightFile, save_graph
+    from graftline.bundle.store import WeightFile, save_graph
 
     model = smollm2_host.clone()
     Pipeline.parse(f"{text} | pack-projections | lower-tensorrt", GRAFTS).run(model)

@@ -10,20 +10,20 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graftline.compiled import compile_graph
+from graftline.build.compiled import compile_graph
+from graftline.build.plan import FRONT
 from graftline.contrib_ops import dequantize
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import run
 from graftline.models.decoder import TinyDecoder
-from graftline.passes import sample
-from graftline.passes.activations import activations
-from graftline.passes.block_codes import quantize_rows
-from graftline.passes.calibration import most_sensitive, nearest_codes
-from graftline.passes.quantize import Quantize, closeness
-from graftline.passes.quantize_targets import targets_of
-from graftline.passes.rounding import Moments, compensated
-from graftline.passes.sample import SAMPLE, Sample
-from graftline.plan import FRONT
+from graftline.passes.graph.activations import activations
+from graftline.passes.lower.quantize import sample
+from graftline.passes.lower.quantize.block_codes import quantize_rows
+from graftline.passes.lower.quantize.calibration import most_sensitive, nearest_codes
+from graftline.passes.lower.quantize.quantize import Quantize, closeness
+from graftline.passes.lower.quantize.rounding import Moments, compensated
+from graftline.passes.lower.quantize.sample import SAMPLE, Sample
+from graftline.passes.lower.quantize.targets import targets_of
 from graftline.ports import Port, write_ports
 from tests.passes.test_quantize import TOKENS, distance, grafted, host, made, weight_of
 from tests.rounding import assert_same_sums
@@ -184,7 +184,7 @@ def test_the_kind_of_matrix_that_changes_predictions_most_is_kept_finer() -> Non
 
 
 def _sample(model: ir.Model) -> Sample:
-    from graftline.passes.kv_cache import empty_caches
+    from graftline.passes.grafts.kv_cache import empty_caches
 
     tokens = np.arange(32, dtype=np.int64).reshape(2, 16) * 5 % 80
     feed = {"tokens": tokens, "positions": np.tile(np.arange(16), (2, 1))}

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from graftline.errors import NotApplicable
-from graftline.passes.canonicalize import Canonicalize
+from graftline.passes.canonical.canonicalize import Canonicalize
 
 from .raw_decoder import LONGEST, decoder
 

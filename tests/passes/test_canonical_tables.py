@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graftline.passes.canonical_tables import held_positions
-from graftline.passes.canonicalize import measure
+from graftline.passes.canonical.canonicalize import measure
+from graftline.passes.canonical.rotary.tables import held_positions
 
 _MOST = 64
 

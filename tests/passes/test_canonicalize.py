@@ -13,8 +13,8 @@ import pytest
 from graftline.errors import NotApplicable
 from graftline.evaluate import run
 from graftline.models.decoder import TinyDecoder
-from graftline.passes.canonicalize import Canonicalize
-from graftline.passes.masks import MASK_KEY
+from graftline.passes.canonical.canonicalize import Canonicalize
+from graftline.passes.grafts.masks import MASK_KEY
 from graftline.ports import by_role, read_ports
 from tests.rounding import assert_same_sums, decoder_terms
 

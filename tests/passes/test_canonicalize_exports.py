@@ -14,7 +14,7 @@ import pytest
 from graftline.errors import NotApplicable
 from graftline.models import fake_host, open_checkpoint
 from graftline.models.tiny import FAMILIES, tiny, tiny_config
-from graftline.passes.canonicalize import Canonicalize
+from graftline.passes.canonical.canonicalize import Canonicalize
 
 from .user_exports import export, feeds
 

@@ -12,11 +12,11 @@ from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import decoder_feed, run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.anchors import block_outputs
-from graftline.passes.cut_depth import CutDepth
-from graftline.passes.emit import find_input
-from graftline.passes.graft import BLOCK
-from graftline.passes.laws import infer_shapes
+from graftline.passes.anchors.anchors import block_outputs
+from graftline.passes.grafts.cut_depth import CutDepth
+from graftline.passes.graph.emit import find_input
+from graftline.passes.laws.common import infer_shapes
+from graftline.passes.pipeline.graft import BLOCK
 from graftline.ports import Facts, Port, read_facts, read_ports, write_facts, write_ports
 from tests.rounding import assert_same_sums, decoder_terms
 

@@ -7,10 +7,10 @@ import onnx_ir as ir
 import pytest
 
 from graftline.evaluate import Array, run
-from graftline.passes.draws import Draws, uniforms
-from graftline.passes.emit import Emit, new_input, new_output
-from graftline.passes.fused_law import TIE
-from graftline.passes.reduce_logits import Groups
+from graftline.passes.grafts.draws import Draws, uniforms
+from graftline.passes.grafts.reduce_logits import Groups
+from graftline.passes.graph.emit import Emit, new_input, new_output
+from graftline.passes.laws.fused import TIE
 from graftline.plugins.uniforms import UNIFORMS
 from graftline.ports import Port
 

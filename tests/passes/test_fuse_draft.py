@@ -12,7 +12,7 @@ from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Array, decoder_feed, run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.fuse_draft import FuseDraft
+from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.plugins.uniforms import UNIFORMS
 from graftline.ports import read_ports
 from tests.passes.fused_run import FRONT, LOWERED, FusedRun, build

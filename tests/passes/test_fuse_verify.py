@@ -10,17 +10,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graftline.compiled import compile_graph
+from graftline.build.compiled import compile_graph
+from graftline.bundle.store import WeightFile, load_graph, save_graph
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import decoder_feed, run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.fuse_verify import FuseVerify
-from graftline.passes.kv_cache import empty_caches
-from graftline.passes.laws import infer_shapes
+from graftline.passes.grafts.fuse_verify import FuseVerify
+from graftline.passes.grafts.kv_cache import empty_caches
+from graftline.passes.laws.common import infer_shapes
 from graftline.plugins.spec import DOMAIN
 from graftline.ports import by_role, read_ports
-from graftline.store import WeightFile, load_graph, save_graph
 from tests.passes.fused_run import FRONT, LOWERED, FusedRun, build
 
 HOSTS = {

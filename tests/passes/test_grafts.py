@@ -11,17 +11,18 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graftline.compiled import compile_graph
+from graftline.build.compiled import compile_graph
 from graftline.errors import LawBroken, NotApplicable, PipelineSyntax
 from graftline.evaluate import decoder_feed, run
 from graftline.models.decoder import TinyDecoder
-from graftline.passes import GRAFTS, Pipeline, laws
-from graftline.passes.anchors import block_of, block_outputs, stamp_anchors, with_role
-from graftline.passes.graft import MADE_BY
-from graftline.passes.laws import Memo, infer_shapes
-from graftline.passes.masks import MASK_KEY
-from graftline.passes.reduce_host import reduce_host
-from graftline.passes.tree_mask import TreeMask
+from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.anchors.anchors import block_of, block_outputs, stamp_anchors, with_role
+from graftline.passes.anchors.reduce import reduce_host
+from graftline.passes.grafts.masks import MASK_KEY
+from graftline.passes.grafts.tree_mask import TreeMask
+from graftline.passes.laws.common import Memo, infer_shapes
+from graftline.passes.laws.common import common as laws
+from graftline.passes.pipeline.graft import MADE_BY
 from graftline.ports import read_ports
 from tests.rounding import assert_same_sums
 

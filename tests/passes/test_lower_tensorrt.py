@@ -12,8 +12,8 @@ from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Feed, decoder_feed, run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.laws import infer_shapes
-from graftline.passes.tensorrt_attention import AttentionLowering
+from graftline.passes.laws.common import infer_shapes
+from graftline.passes.lower.tensorrt.attention import AttentionLowering
 from graftline.ports import Facts, Port, read_facts, read_ports, write_facts, write_ports
 from graftline.recipe import recipes
 

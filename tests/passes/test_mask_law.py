@@ -11,9 +11,9 @@ import pytest
 from graftline.errors import LawBroken
 from graftline.evaluate import Array
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.emit import Emit
-from graftline.passes.mask_law import masks
-from graftline.passes.seen import Seen
+from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.seen import Seen
+from graftline.passes.laws.masks import masks
 
 from .mask_hosts import host
 

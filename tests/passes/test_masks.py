@@ -11,12 +11,12 @@ import onnxruntime as ort
 import pytest
 
 import graftline
+from graftline.build.tensorrt.builder import BuildOptions, build
 from graftline.errors import CannotEvaluate, NotApplicable
 from graftline.evaluate import Feed, decoder_feed, run
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.build_tensorrt import BuildOptions, build
-from graftline.passes.masks import MASK_KEY
-from graftline.passes.tree_mask import causal_mask
+from graftline.passes.grafts.masks import MASK_KEY
+from graftline.passes.grafts.tree_mask import causal_mask
 from graftline.ports import read_facts, read_ports
 from graftline.tree import Tree
 

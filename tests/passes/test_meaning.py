@@ -7,11 +7,11 @@ import onnx_ir as ir
 import pytest
 
 from graftline.errors import CannotEvaluate, DoesNotRun, GraftlineError, NotApplicable
-from graftline.passes.canonical_lengths import constants_above, lengths_around, token_ids
-from graftline.passes.canonical_lines import line_of, steps_of
-from graftline.passes.emit import Emit
-from graftline.passes.formula import Formula, copy_formula, formula_of
-from graftline.passes.meaning import World, evaluate_node
+from graftline.passes.canonical.lengths import constants_above, lengths_around, token_ids
+from graftline.passes.canonical.mask.lines import line_of, steps_of
+from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.formula import Formula, copy_formula, formula_of
+from graftline.passes.graph.meaning import World, evaluate_node
 
 
 def value(name: str, array: object = None) -> ir.Value:

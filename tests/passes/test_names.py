@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graftline.passes.emit import Emit, new_input, new_output
-from graftline.passes.names import separate_names
+from graftline.passes.graph.emit import Emit, new_input, new_output
+from graftline.passes.graph.names import separate_names
 
 
 def test_the_host_s_values_and_weights_give_way() -> None:

@@ -12,8 +12,8 @@ import pytest
 from graftline.contrib_ops.quantized import dequantize
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import run
-from graftline.passes.block_codes import ALGORITHMS, quantize_rows
-from graftline.passes.quantize import Quantize, closeness, every_matrix
+from graftline.passes.lower.quantize.block_codes import ALGORITHMS, quantize_rows
+from graftline.passes.lower.quantize.quantize import Quantize, closeness, every_matrix
 from tests.rounding import assert_same_sums, sum_tolerance
 
 HIDDEN, WIDE, VOCABULARY = 64, 96, 40

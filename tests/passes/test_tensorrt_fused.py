@@ -10,17 +10,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graftline.build.tensorrt.plugins import NAMESPACE, for_parser, plugin_names
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Feed, decoder_feed, run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.emit import Emit, new_output
-from graftline.passes.laws import infer_shapes
-from graftline.passes.operators import call
-from graftline.passes.tensorrt_commit import COUNT, NEXT, PATH, NextStepCommits
-from graftline.passes.tensorrt_loop import unroll
-from graftline.passes.tensorrt_operators import inline_operators
-from graftline.passes.tensorrt_plugins import NAMESPACE, for_parser, plugin_names
+from graftline.passes.graph.emit import Emit, new_output
+from graftline.passes.graph.operators import call
+from graftline.passes.laws.common import infer_shapes
+from graftline.passes.lower.tensorrt.commit import COUNT, NEXT, PATH, NextStepCommits
+from graftline.passes.lower.tensorrt.loop import unroll
+from graftline.passes.lower.tensorrt.operators import inline_operators
 from graftline.plugins import PLUGINS
 from graftline.plugins.compile import compile_kernel
 from graftline.plugins.kv_commit import KV_COMMIT

@@ -12,9 +12,9 @@ import onnxruntime as ort
 import pytest
 
 import graftline
-from graftline.check import check
+from graftline.build.check import check
 from graftline.errors import BackendError, NotApplicable, RequestError
-from graftline.passes.canonicalize import Canonicalize
+from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.ports import Port, read_assumptions, told
 from graftline.raw_ports import raw_feed, raw_logits, read_raw
 

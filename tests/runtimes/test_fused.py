@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graftline.bundle.store import WeightFile, save_graph
 from graftline.errors import BackendError, GraftlineError, LawBroken, RequestError
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.laws import infer_shapes
+from graftline.passes.laws.common import infer_shapes
 from graftline.ports import read_facts, read_ports
 from graftline.recipe import recipe
 from graftline.runtimes import fused_law
@@ -22,7 +23,6 @@ from graftline.runtimes.fused import chain
 from graftline.runtimes.fused_law import fused_is_host
 from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.session import OrtSession
-from graftline.store import WeightFile, save_graph
 
 HOSTS = {
     "grouped": TinyDecoder(positions=90),

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from toy_session import FLAT
 
+from graftline.bundle.store import WeightFile, save_graph
 from graftline.errors import GraftlineError
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.laws import infer_shapes
+from graftline.passes.laws.common import infer_shapes
 from graftline.ports import read_facts, read_ports
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.reference import ReferenceSession
@@ -22,7 +23,6 @@ from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Scores
 from graftline.runtimes.study.judging import Judged, Judging, tune_judge
 from graftline.runtimes.verdict import Verdict
-from graftline.store import WeightFile, save_graph
 from graftline.tree import Tree
 from tests.rounding import assert_same_sums, decoder_terms
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graftline.bundle.store import WeightFile, save_graph
 from graftline.errors import BackendError, RequestError
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.laws import infer_shapes
+from graftline.passes.laws.common import infer_shapes
 from graftline.ports import read_facts, read_ports
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.reference import ReferenceSession
-from graftline.store import WeightFile, save_graph
 from graftline.tree import Tree
 from tests.rounding import assert_same_sums, decoder_terms
 

@@ -8,10 +8,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from graftline.bundle.store import WeightFile, save_graph
 from graftline.errors import BackendError, NotApplicable
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.laws import infer_shapes
+from graftline.passes.laws.common import infer_shapes
 from graftline.plugins.kv_commit import reference
 from graftline.ports import read_facts, read_ports
 from graftline.runtimes.ort.commit import CommitGraph
@@ -19,7 +20,6 @@ from graftline.runtimes.ort.cuda import CudaSession
 from graftline.runtimes.ort.provider import CUDA, float_nodes, left_behind, open_on
 from graftline.runtimes.reference import ReferenceSession
 from graftline.runtimes.session import Session
-from graftline.store import WeightFile, save_graph
 from graftline.tree import Tree
 
 FRONT = "anchors | kv-cache | tree-mask | select-rows | reduce-logits | pack-projections"

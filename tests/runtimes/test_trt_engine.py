@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from trt_pair import GRAFTED, lowered, plan_of
 
+from graftline.build.tensorrt.builder import BuildOptions, EngineFile, build
+from graftline.build.tensorrt.target import FLAVOURS, gpu_capability
+from graftline.bundle.manifest import Manifest
 from graftline.errors import BackendError, BundleError
-from graftline.manifest import Manifest
 from graftline.models.decoder import TinyDecoder
-from graftline.passes.build_tensorrt import BuildOptions, EngineFile, build
-from graftline.passes.tensorrt_target import FLAVOURS, gpu_capability
 from graftline.runtimes.trt import cuda as cuda_device
 from graftline.runtimes.trt.cuda import CudaDevice, capability, cuda, look
 from graftline.runtimes.trt.device import Box

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from trt_pair import GRAFTED, WIDE, Pair, generated, lowered, ragged_trees
 
+from graftline.build.tensorrt.builder import BuildOptions, build
+from graftline.build.tensorrt.target import FLAVOURS, gpu_capability
 from graftline.models.decoder import TinyDecoder
-from graftline.passes.build_tensorrt import BuildOptions, build
-from graftline.passes.tensorrt_target import FLAVOURS, gpu_capability
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.trt.cuda import CudaDevice, look
 from graftline.runtimes.trt.engine import TrtEngine, tensorrt

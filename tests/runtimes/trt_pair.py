@@ -15,17 +15,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from stand_in_device import StandInDevice
 from toy_session import FLAT
 
+from graftline.build.tensorrt.builder import BuildOptions
+from graftline.bundle.store import WeightFile, save_graph
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.build_tensorrt import BuildOptions
-from graftline.passes.laws import infer_shapes
+from graftline.passes.laws.common import infer_shapes
 from graftline.ports import read_facts, read_ports
 from graftline.recipe import recipe
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.trt.plan import EnginePlan
 from graftline.runtimes.trt.session import TrtSession
-from graftline.store import WeightFile, save_graph
 from graftline.tree import Tree
 from tests.rounding import decoder_terms, sum_tolerance
 

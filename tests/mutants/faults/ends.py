@@ -14,7 +14,7 @@ from faults.graphs import (
 )
 from faults.mutant import Edit, Mutant, after
 from graftline.passes import GRAFTS
-from graftline.passes.anchors import with_role
+from graftline.passes.anchors.anchors import with_role
 
 CANONICALIZE = GRAFTS["canonicalize"]
 LOWER = GRAFTS["lower-ort"]

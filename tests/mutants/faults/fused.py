@@ -12,7 +12,7 @@ from faults.graphs import (
     constant,
 )
 from faults.mutant import Apply, Mutant, Touched, instead
-from graftline.passes import draws, fuse_draft, fuse_verify
+from graftline.passes.grafts import draws, fuse_draft, fuse_verify
 
 STEP = {"recipe": "token-recycling", "step": "fused"}
 

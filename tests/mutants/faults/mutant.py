@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from graftline.passes.graft import Graft
+from graftline.passes.pipeline.graft import Graft
 
 
 @dataclass

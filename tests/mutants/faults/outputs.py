@@ -15,7 +15,7 @@ from faults.graphs import (
 )
 from faults.mutant import Edit, Mutant, after
 from graftline.passes import GRAFTS
-from graftline.passes.anchors import block_outputs, with_role
+from graftline.passes.anchors.anchors import block_outputs, with_role
 
 TAP = GRAFTS["tap"]
 SELECT = GRAFTS["select-rows"]

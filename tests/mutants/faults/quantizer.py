@@ -17,9 +17,11 @@ from faults.graphs import (
 )
 from faults.mutant import Edit, Mutant, Touched, after, instead
 from graftline.contrib_ops import unpack
-from graftline.passes import GRAFTS, precision, quantize
-from graftline.passes.rounding import Moments
-from graftline.passes.weights import Matrix
+from graftline.passes import GRAFTS
+from graftline.passes.graph.weights import Matrix
+from graftline.passes.lower import precision
+from graftline.passes.lower.quantize import quantize
+from graftline.passes.lower.quantize.rounding import Moments
 
 LOWER = GRAFTS["lower-ort"]
 QUANTIZE = GRAFTS["quantize"]

@@ -19,7 +19,8 @@ from faults.graphs import (
     rotaries,
 )
 from faults.mutant import Edit, Mutant, Touched, after, instead
-from graftline.passes import GRAFTS, tree_inputs
+from graftline.passes import GRAFTS
+from graftline.passes.grafts import tree_inputs
 
 TREE = GRAFTS["tree-mask"]
 LOWER = GRAFTS["lower-ort"]

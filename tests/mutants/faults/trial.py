@@ -12,7 +12,7 @@ import pytest
 
 from faults.hosts import Hosts, no_bars
 from faults.mutant import Mutant, Touched
-from graftline.compile import optimize
+from graftline.build.optimize import optimize
 from graftline.errors import GraftlineError, LawBroken
 
 

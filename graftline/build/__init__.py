@@ -1,0 +1,1 @@
+"""The driver: checkpoint in, proven bundle out."""

@@ -1,0 +1,219 @@
+"""A bundle's files: graphs, weights, engine, tokenizer; and the proof for its manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import onnx_ir as ir
+
+from graftline.build.compiled import CompiledPlan, Watch
+from graftline.build.engines import EngineRequest
+from graftline.build.plan import Plan
+from graftline.build.proof import Parts, prove, prove_depth, prove_fused
+from graftline.bundle.manifest import Manifest, PassRow
+from graftline.bundle.store import WeightFile, save_graph, stored_bytes
+from graftline.bundle.writer import BundleWriter
+from graftline.draft import DEPTHS, depth_stage
+from graftline.files import SOURCE
+from graftline.law import LawRow
+from graftline.passes.pipeline.pipeline import PassReport
+from graftline.ports import Port, read_assumptions, read_facts, read_ports, told, write_ports
+from graftline.raw_ports import read_raw
+from graftline.recipe import FUSED
+
+if TYPE_CHECKING:
+    from graftline.models.host import Host
+
+MOSTLY = 0.5
+"""Share of a checkpoint file that the engines must read as it is for them to point into it."""
+SMALL = 1 << 20
+"""Bytes of a checkpoint file that are rather written than the whole file linked for them."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The graphs of a bundle as they were written: their files and their ports, by stage."""
+
+    files: Mapping[str, str]
+    ports: Mapping[str, tuple[Port, ...]]
+
+
+def write_bundle(
+    writer: BundleWriter,
+    host: Host,
+    plan: Plan,
+    made: CompiledPlan,
+    mode: Literal["link", "copy"],
+    say: Watch,
+) -> Manifest:
+    """Write the graphs and their weights, build the engine where there is one, prove everything;
+    what the manifest says of it."""
+    compiled, fused, target = made.target, made.fused, plan.target
+    writer.expect(host.states)
+    # the export says what its own inputs are, for whoever runs it without the compiler
+    write_ports(host.model, read_raw(compiled.canonical.metadata_props))
+    assumptions = read_assumptions(compiled.canonical)
+    for line in told(assumptions):
+        say(f"assumed: {line}")
+    stages = _write_graphs(writer, host.model, made, target, mode, say)
+    tokenizer = [_copied(writer, file) for file in host.tokenizer_files]
+    facts = read_facts(compiled.lowered)
+    extra: dict[str, Any] = {}
+    if plan.request is not None:  # before the proof, whose sessions leave memory behind
+        stage = target if fused is None else FUSED
+        built = _engine(writer, plan.request, stages.files[stage], stages.ports[stage], say)
+        extra["engine"] = {"graph": stage, **built}
+    parts = Parts(writer.root, stages.files, facts, stages.ports, target, plan.dtype)
+    proof = prove(parts, host.own, "the graph itself is the checkpoint", say)
+    extra |= {"min_rows": proof.min_rows, "per_rows": proof.per_rows}
+    reports, laws = compiled.reports, [*compiled.laws, *proof.laws]
+    for found in (_prove_fused(parts, plan, made, say), _prove_depths(parts, made, say)):
+        reports, laws, extra = [*reports, *found.reports], [*laws, *found.laws], extra | found.extra
+    return Manifest(
+        name=Path(writer.out).name,
+        facts=facts,
+        pipeline=compiled.pipeline,
+        recipe=plan.recipe.name,
+        target=target,
+        dtype=plan.dtype,
+        graphs=stages.files,
+        ports=stages.ports,
+        passes=tuple(_row(r) for r in reports),
+        laws=tuple(laws),
+        assumptions=assumptions,
+        exactness=proof.exactness,
+        quality=proof.quality,
+        generation=host.generation,
+        tokenizer=tuple(tokenizer),
+        extra=extra,
+    )
+
+
+def _write_graphs(
+    writer: BundleWriter,
+    export: ir.Model,
+    made: CompiledPlan,
+    target: str,
+    mode: Literal["link", "copy"],
+    say: Watch,
+) -> Stages:
+    """The engines' graphs first: what the export and the canonical graph share with them, these
+    only point to."""
+    engines = {target: made.target.lowered}
+    if made.fused is not None:
+        engines[FUSED] = made.fused.lowered
+    engines |= {depth_stage(blocks): cut.lowered for blocks, cut in made.cuts.items()}
+    sources = {"export": export, "canonical": made.target.canonical}
+    files: dict[str, str] = {}
+    linked: dict[Path, str] = {}
+    for graphs, weights, folder in (
+        (engines, writer.engine, "weights"), (sources, writer.source, SOURCE),
+    ):  # fmt: skip
+        if mode == "link":
+            link = partial(_linked, writer, say)
+            link_files(list(graphs.values()), weights, folder, linked, link)
+        for name, model in graphs.items():
+            files[name] = f"{_file_name(name)}.onnx"
+            say(f"writing {files[name]}")
+            save_graph(model, writer.path(files[name]), weights, linked)
+        weights.forget()
+    return Stages(files, {name: read_ports(model) for name, model in (engines | sources).items()})
+
+
+def link_files(
+    models: Sequence[ir.Model],
+    weights: WeightFile,
+    folder: str,
+    linked: dict[Path, str],
+    link: Callable[[Path, str], bool],
+) -> None:
+    """Link the checkpoint files that the graphs need most of, below `folder`; what is needed of
+    others is written. `link` (file, its path in the bundle) says whether the disk could."""
+    for file, size in sorted(stored_bytes(models, weights).items()):
+        least = file.stat().st_size * MOSTLY if folder != SOURCE else SMALL
+        if file in linked or size < least:
+            continue
+        rel = f"{folder}/{len(linked)}-{file.name}"
+        if link(file, rel):
+            linked[file] = rel
+
+
+def _linked(writer: BundleWriter, say: Watch, file: Path, rel: str) -> bool:
+    say(f"weights: linking {file.name}")
+    return writer.link(file, rel)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What proving further stages adds to the manifest."""
+
+    reports: list[PassReport]
+    laws: list[LawRow]
+    extra: dict[str, Any]
+
+
+def _prove_fused(parts: Parts, plan: Plan, made: CompiledPlan, say: Watch) -> _Found:
+    if made.fused is None:
+        return _Found([], [], {})
+    more = made.fused.beyond(made.target)
+    law = prove_fused(
+        parts.folder, parts.files, parts.facts, parts.ports, parts.target, plan.recipe, say
+    )
+    return _Found(more.reports, [*more.laws, law], {FUSED: {"pipeline": made.fused.pipeline}})
+
+
+def _prove_depths(parts: Parts, made: CompiledPlan, say: Watch) -> _Found:
+    found = _Found([], [], {})
+    for blocks, cut in made.cuts.items():
+        more, stage = cut.beyond(made.target), depth_stage(blocks)
+        found.reports.extend(more.reports)
+        found.laws.extend(more.laws)
+        found.laws.extend(
+            prove_depth(
+                parts.folder, parts.files, parts.facts, parts.ports, stage, blocks, parts.target,
+                parts.dtype, say,
+            )
+        )  # fmt: skip
+        row = {"blocks": blocks, "pipeline": cut.pipeline}
+        found.extra.setdefault(DEPTHS, {})[stage] = row
+    return found
+
+
+def _engine(
+    writer: BundleWriter, request: EngineRequest, graph: str, ports: tuple[Port, ...], say: Watch
+) -> dict[str, Any]:
+    """Build the engine into the bundle; what the manifest says of it."""
+    rel = f"engines/{_file_name(str(request.target))}.engine"
+    timings = Path(f"{writer.out}.timings")
+    made = request.build(writer.path(graph), ports, writer.path(rel), timings, say)
+    return {"file": rel, **made.facts()}
+
+
+def _file_name(target: str) -> str:
+    """A stage or target as a file name."""
+    return target.replace(":", "-")
+
+
+def _copied(writer: BundleWriter, file: Path) -> str:
+    rel = f"tokenizer/{file.name}"
+    shutil.copyfile(file, writer.path(rel))
+    return rel
+
+
+def _row(report: PassReport) -> PassRow:
+    name = report.text.partition("{")[0]
+    added = tuple(f"{count} {op}" for op, count in sorted(report.added.items()))
+    return PassRow(
+        name,
+        report.text,
+        report.seconds,
+        report.nodes_before,
+        report.nodes_after,
+        added,
+        report.why,
+    )

@@ -1,0 +1,127 @@
+"""Pipelines run on an exported graph: structural laws on all of it, numeric ones on a reduced host.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from graftline.build.plan import FRONT, Plan
+from graftline.evaluate import decoder_feed, oracle_limit, run
+from graftline.law import LawRow, summary
+from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.anchors.reduce import chosen_blocks, hold_weights, reduce_host
+from graftline.passes.laws.common import STRUCTURAL
+from graftline.passes.laws.front import canonical_is_raw
+from graftline.passes.lower.quantize.sample import SAMPLE, sample_of
+from graftline.passes.pipeline.pipeline import PassReport
+from graftline.ports import read_facts
+
+Watch = Callable[[str], None]
+COLLECTED = 256 << 20
+"""Bytes of a reduced host's weights that are worth a full garbage collection: graphs are cycles."""
+FRONT_GRAFTS = len(Pipeline.parse(FRONT, GRAFTS).grafts)
+"""How many grafts a pipeline begins with that bring a host to its canonical form."""
+PAIR_BYTES = 2 << 30
+"""Bytes of weights up to which the reduced host has two blocks where one would be of every kind."""
+
+
+@dataclass
+class Compiled:
+    """The graphs of one run of the pipeline, and what every pass reported."""
+
+    canonical: ir.Model
+    lowered: ir.Model
+    pipeline: str
+    reports: list[PassReport]
+    notes: list[LawRow] = field(default_factory=list[LawRow])
+
+    @property
+    def laws(self) -> list[LawRow]:
+        """Every law that was checked."""
+        return [row for report in self.reports for row in report.laws] + self.notes
+
+    def beyond(self, other: Compiled) -> Compiled:
+        """What was done and checked here, and not on the way to `other`."""
+        done = {r.text for r in other.reports}
+        checked = {(row.graft, row.law) for row in other.notes}
+        reports = [r for r in self.reports if r.text not in done]
+        notes = [row for row in self.notes if (row.graft, row.law) not in checked]
+        return replace(self, reports=reports, notes=notes)
+
+
+@dataclass(frozen=True)
+class CompiledPlan:
+    """All graphs of a plan: the target's, its fused step's, and its sub-models' by their blocks."""
+
+    target: Compiled
+    fused: Compiled | None
+    cuts: Mapping[int, Compiled]
+
+
+def compile_plan(host: ir.Model, plan: Plan, say: Watch) -> CompiledPlan:
+    """Run every pipeline of the plan on an exported graph."""
+    target = compile_graph(host, plan.text, say)
+    fused: Compiled | None = None
+    if plan.fused is not None:
+        say("the fused step: the same passes, then drafting and verification in the graph")
+        fused = compile_graph(host, plan.fused, say)
+    cuts: dict[int, Compiled] = {}
+    for blocks, text in plan.cuts:
+        say(f"its first {blocks} of {read_facts(host).layers} blocks")
+        cuts[blocks] = compile_graph(host, text, say)
+    return CompiledPlan(target, fused, cuts)
+
+
+def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
+    """Run a pipeline on an exported graph: structural laws on all of it, numeric laws on a reduced
+    host."""
+    pipeline = Pipeline.parse(text, GRAFTS)
+    model = raw.clone()
+    front, rest = pipeline.split(FRONT_GRAFTS)
+    reports = front.run(model, watch=_told(say))
+    say("laws: the canonical host against the raw graph")
+    found = canonical_is_raw(raw, model, run, oracle_limit())
+    notes = [LawRow.of("canonicalize", "neutral", found), *numeric_laws(model, rest, say)]
+    if any(graft.calibrates for graft in rest.grafts):
+        model.meta[SAMPLE] = sample_of(model, say)
+    grafts, lowering = rest.split(rest.index("pack-projections"))
+    reports += grafts.run(model)
+    canonical = model.clone()
+    reports += lowering.run(model)
+    model.meta.pop(SAMPLE, None)
+    return Compiled(canonical, model, str(pipeline), reports, notes)
+
+
+def numeric_laws(canonical: ir.Model, rest: Pipeline, say: Watch) -> list[LawRow]:
+    """The laws of every graft behind the front, on the reduced host, which any machine holds."""
+    reduced = reduce_host(canonical)
+    limit = oracle_limit()
+    if reduced.size > min(limit, PAIR_BYTES):
+        reduced = reduce_host(canonical, chosen_blocks(canonical, least=1))
+    if reduced.size > limit:
+        size, room = reduced.size / 1e9, limit / 1e9
+        why = f"{reduced.text} weigh {size:.1f} GB, of which the oracle takes {room:.1f} GB here"
+        say(f"laws: the numeric laws do not run: {why}")
+        return [LawRow("pipeline", "neutral", "not_run", why)]
+    say(f"laws: the oracle runs every graft on {reduced.text}, {reduced.rows} rows")
+    hold_weights(reduced.model)
+    feed = decoder_feed(read_facts(reduced.model).vocabulary, rows=reduced.rows)
+    reports = rest.within(len(reduced.blocks)).run(reduced.model, feed, watch=_told(say))
+    rows = [row for report in reports for row in report.laws if row.law not in STRUCTURAL]
+    told, size = reduced.text, reduced.size
+    del reduced, reports
+    if size > COLLECTED:
+        gc.collect()
+    return [replace(row, what=f"{row.what}; {told}") for row in rows]
+
+
+def _told(say: Watch) -> Callable[[PassReport], None]:
+    def tell(report: PassReport) -> None:
+        count = f"{report.nodes_before} -> {report.nodes_after} nodes"
+        say(f"{report.text}: {count}, laws: {summary(report.laws)}, {report.seconds:.1f} s")
+
+    return tell

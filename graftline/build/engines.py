@@ -1,0 +1,133 @@
+"""TensorRT engines in a bundle: what `--target trt-rtx:sm89` asks for, and the build itself.
+
+The bundle of such a target holds the export, the canonical graph, the lowered graph with its
+weights, and the engine built from it; what was proven is proven on the graphs, for an engine cannot
+run on the machine that builds it ahead of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from graftline.build.tensorrt.builder import EngineFile, build, library
+from graftline.build.tensorrt.options import BuildOptions
+from graftline.build.tensorrt.plugins import plugin_names
+from graftline.build.tensorrt.target import FLAVOURS, Target
+from graftline.errors import BackendError, GraftlineError, nearest
+from graftline.passes.lower.precision import PRECISIONS
+from graftline.plugins import PLUGINS
+from graftline.plugins.fingerprint import fingerprint
+from graftline.plugins.quick_plugin import register
+from graftline.ports import Port, by_role
+
+Watch = Callable[[str], None]
+CAPACITY = 2048
+CHAIN_ROWS = (1,)
+"""Rows of a decode step where the graph has no tree mask."""
+
+
+def is_engine(target: str) -> bool:
+    """Whether a target is built by TensorRT."""
+    return target.partition(":")[0] in FLAVOURS
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One engine to be built: for which GPUs, in which precision, with how many cache slots.
+
+    `rows` says that the user chose the decode rows; else the graph's mask does.
+    """
+
+    target: Target
+    dtype: str
+    capacity: int = CAPACITY
+    options: BuildOptions = field(default_factory=BuildOptions)
+    rows: bool = False
+
+    @classmethod
+    def parse(cls, target: str, dtype: str, text: str = "") -> EngineRequest:
+        """Read `--target`, `--dtype` and `--engine "rows=1+64,capacity=4096,version-compatible"`.
+
+        Everything that can be refused before a checkpoint is read is refused here: an unknown GPU,
+        a missing library, a precision the GPU lacks.
+        """
+        aim = Target.parse(target)
+        if dtype not in PRECISIONS:
+            raise GraftlineError(
+                f"{target} takes --dtype {', '.join(PRECISIONS)}, not '{dtype}'"
+                f"{nearest(dtype, PRECISIONS)}"
+            )
+        aim.check_dtype(dtype)
+        library(aim)
+        aim.check_machine()
+        given = _given(text)
+        capacity = given.pop("capacity", CAPACITY)
+        assert isinstance(capacity, int)
+        options = replace(BuildOptions(), **given)
+        options.check_machine()
+        return cls(aim, dtype, capacity, options, rows="rows" in given)
+
+    @property
+    def lowering(self) -> str:
+        """The last pass of the pipeline."""
+        options = f"dtype={self.dtype},capacity={self.capacity}"
+        if self.target.flavour.plugins:
+            options += f",plugins=true,rows={max(self.options.rows)}"
+        return f"lower-tensorrt{{{options}}}"
+
+    def stepping(self, rows: int) -> EngineRequest:
+        """This engine with decode steps of that many rows, unless the user chose others."""
+        if self.rows:
+            return self
+        return replace(self, options=replace(self.options, rows=(rows,)), rows=True)
+
+    @property
+    def slug(self) -> str:
+        """The target as a file name."""
+        return str(self.target).replace(":", "-")
+
+    def build(
+        self, graph: Path, ports: Sequence[Port], out: Path, timings: Path, watch: Watch
+    ) -> EngineFile:
+        """Build `graph` to `out`; `timings` is the timing cache of flavours that time kernels."""
+        options = self.options
+        if not self.rows and not by_role(ports, "mask") and not by_role(ports, "parents"):
+            options = replace(options, rows=CHAIN_ROWS)
+        if self.target.flavour.times_kernels:
+            options = replace(options, timing_cache=str(timings))
+        inside = [PLUGINS[name] for name in plugin_names(graph)]
+        if inside:
+            watch(f"{self.target}: registering {', '.join(p.name for p in inside)}")
+            register(inside, self.target.capabilities[0])
+        made = build(graph, ports, str(self.target), out, options, watch)
+        made = replace(made, plugins={p.name: fingerprint(p) for p in inside})
+        watch(
+            f"{self.target}: engine of {made.size / 1e6:,.0f} MB in {made.seconds:.0f} s, "
+            f"with {made.peak_memory / 1e6:,.0f} MB of memory"
+        )
+        return made
+
+
+def _given(text: str) -> dict[str, int | bool | tuple[int, ...]]:
+    """`batch=4,rows=1+64,version-compatible` as options of BuildOptions, and capacity."""
+    flags = [f.name for f in fields(BuildOptions) if isinstance(f.default, bool)]
+    numbers = ["batch", "chunk", "capacity"]
+    known = [n.replace("_", "-") for n in (*flags, *numbers, "rows")]
+    found: dict[str, int | bool | tuple[int, ...]] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = item.partition("=")
+        key = name.replace("-", "_")
+        if name not in known:
+            raise BackendError(f"--engine has no option '{name}'{nearest(name, known)}")
+        if key in flags:
+            if value not in ("", "true", "false"):
+                raise BackendError(f"--engine {name} is true or false, not '{value}'")
+            found[key] = value != "false"
+            continue
+        parts = value.split("+") if key == "rows" else [value]
+        if not all(p.isdigit() for p in parts):
+            raise BackendError(f"--engine {name} takes a whole number, not '{value}'")
+        found[key] = tuple(map(int, parts)) if key == "rows" else int(value)
+    return found

@@ -1,0 +1,127 @@
+"""`optimize`: checkpoint in, bundle out. The one place where models, passes and runtime meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from graftline.build.assemble import write_bundle
+from graftline.build.compiled import Watch, compile_plan
+from graftline.build.plan import Plan
+from graftline.bundle.reader import DRAFT, Bundle
+from graftline.bundle.writer import BundleWriter, check_target
+from graftline.draft import check_vocabulary
+from graftline.files import reading
+from graftline.memory import give_back_memory
+from graftline.ports import Facts, read_facts
+
+if TYPE_CHECKING:
+    from graftline.models.host import Host
+
+
+def optimize(
+    checkpoint: str | Path,
+    out: str | Path,
+    recipe: str = "prompt-lookup",
+    passes: str | None = None,
+    target: str = "ort-cpu",
+    dtype: str = "fp32",
+    weights: Literal["link", "copy"] = "link",
+    full_export: bool = False,
+    quantizer: str | None = None,
+    draft: str | None = None,
+    draft_depths: Sequence[int] = (),
+    engine: str = "",
+    step: str = "host",
+    watch: Watch | None = None,
+) -> Bundle:
+    """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
+    nothing.
+
+    `passes` replaces the recipe's own; `quantizer` names the algorithm of `dtype` int8 or int4.
+    `draft` puts a draft engine in: "int4" or "int8" (the same weights quantized), or the path of a
+    checkpoint of the same vocabulary, optionally "PATH:int4". `draft_depths` (12, 20) puts the
+    draft's first 12 and first 20 blocks beside it, as drafts of the same weights. `engine` are
+    options of a TensorRT target ("rows=1+64,capacity=4096"). `step` "fused" puts a second graph in,
+    over the same weights, whose step drafts, verifies and commits by itself; a TensorRT engine is
+    built from that one. `watch` is told each step in words. Raises GraftlineError; then `out` is as
+    it was.
+    """
+    from graftline.models.checkpoint import open_checkpoint
+
+    say = _economical(watch or _silent)
+    plan = Plan.of(
+        recipe, passes, target, dtype, quantizer, draft, draft_depths, engine, step
+    )  # fmt: skip
+    check_target(Path(out))
+    say(f"reading {checkpoint}")
+    host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
+    other, source = host, plan.source
+    if source is not None and source.checkpoint is not None:
+        say(f"reading the draft {source.checkpoint}")
+        other = open_checkpoint(source.checkpoint).host(full_export=full_export, watch=say)
+        if _states_sizes(host, other):
+            _check_draft(host, host.facts, other, other.facts, source.checkpoint, say)
+    plan.check_draft(other.facts)
+    with reading({**host.states, **other.states}):
+        _write(host, other, plan, out, plan.command(checkpoint, out, engine), weights, say)
+    return Bundle.open(out, verify=False)
+
+
+def _write(
+    host: Host,
+    other: Host,
+    plan: Plan,
+    out: str | Path,
+    rebuild: str,
+    weights: Literal["link", "copy"],
+    say: Watch,
+) -> None:
+    """Compile, prove and write the bundle, and the draft engine made of `other` inside it."""
+    made, source = compile_plan(host.model, plan, say), plan.source
+    with BundleWriter(out, watch=say) as writer:
+        manifest = write_bundle(writer, host, plan, made, weights, say)
+        if source is not None:
+            say(f"draft engine: {source.checkpoint or 'the same weights'} in {source.dtype}")
+            inner, drafting = writer.nested(DRAFT), plan.of_draft()
+            cuts = compile_plan(other.model, drafting, say)
+            if source.checkpoint is not None and not _states_sizes(host, other):
+                ours, theirs = (read_facts(m.target.canonical) for m in (made, cuts))
+                _check_draft(host, ours, other, theirs, source.checkpoint, say)
+            nested = write_bundle(inner, other, drafting, cuts, weights, say)
+            inner.finish(replace(nested, name=DRAFT, rebuild=rebuild))
+            same = source.checkpoint is None
+            manifest = replace(manifest, draft={"source": plan.draft, "same_weights": same})
+        say("hashing and closing the bundle")
+        writer.finish(replace(manifest, rebuild=rebuild))
+
+
+def _states_sizes(host: Host, other: Host) -> bool:
+    """Whether both checkpoints say how many tokens they know; a graph says so once canonical."""
+    return bool(host.facts.vocabulary and other.facts.vocabulary)
+
+
+def _economical(say: Watch) -> Watch:
+    """Every step begins with the memory given back that the one before it has freed."""
+
+    def tell(line: str) -> None:
+        give_back_memory()
+        say(line)
+
+    return tell
+
+
+def _check_draft(
+    host: Host, ours: Facts, other: Host, theirs: Facts, source: Path, say: Watch
+) -> None:
+    """Raise GraftlineError unless ids of the draft `other` mean the target's tokens."""
+    files = host.tokenizer_files, other.tokenizer_files
+    sizes = ours.vocabulary, theirs.vocabulary
+    if note := check_vocabulary(*files, sizes, str(source), theirs.mask_token):
+        say(note)
+
+
+def _silent(line: str) -> None:
+    """Watch nothing."""

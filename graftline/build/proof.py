@@ -1,0 +1,378 @@
+"""The proof of a finished bundle: its graphs against the unmodified export, with the real weights;
+and the export against the checkpoint's own model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.build.engines import is_engine
+from graftline.build.probe import MOST_ROWS, Probe, make_probe, make_tokens
+from graftline.build.whole import Taps, taps_law, whole
+from graftline.bundle.manifest import Exactness
+from graftline.bundle.store import load_graph
+from graftline.errors import LawBroken
+from graftline.evaluate import Feed, oracle_limit, run
+from graftline.law import Evidence, LawRow
+from graftline.memory import free_memory
+from graftline.nearness import NEARBY, OF_FACTS, coarser, gaps, limit, spread_gaps
+from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
+from graftline.passes.grafts.kv_cache import empty_caches
+from graftline.passes.graph.constants import constants
+from graftline.ports import Facts, Port
+from graftline.raw_ports import raw_feed
+from graftline.recipe import FUSED, Recipe
+from graftline.targets import CUDA
+
+if TYPE_CHECKING:
+    from graftline.models.reference import Own, OwnModel
+    from graftline.runtimes.ort.session import OrtSession
+    from graftline.runtimes.row_invariance import RowInvariance
+
+Array = npt.NDArray[Any]
+Watch = Callable[[str], None]
+HELD_OUT_TOKENS = 500
+SESSION_COPIES = 2.5
+"""Memory of a session over that of its weights: kernels keep some of them in a layout of their own.
+"""
+
+
+@dataclass
+class Proof:
+    """What was measured on the finished engine, with the real weights."""
+
+    laws: list[LawRow]
+    exactness: Exactness | None = None
+    """None where it cannot be measured here: on the GPU of an engine."""
+    min_rows: int | None = None
+    per_rows: dict[str, float] = field(default_factory=dict[str, float])
+    quality: dict[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A bundle's graphs that are compared, and what is known of them."""
+
+    folder: Path
+    files: Mapping[str, str]
+    facts: Facts
+    ports: Mapping[str, tuple[Port, ...]]
+    target: str
+    dtype: str
+
+    @property
+    def rounding(self) -> str:
+        """The coarsest precision between the export and the engine; of quantized weights, theirs.
+        """
+        if self.dtype in NEARBY:
+            return self.dtype
+        return coarser(self.dtype, self.host_rounding)
+
+    @property
+    def host_rounding(self) -> str:
+        """The precision of the host's activations."""
+        return OF_FACTS.get(self.facts.dtype, "fp32")
+
+    def canonical(self, rows: int) -> OrtSession:
+        """The canonical graph, fp32 unless the host itself is not, with room for `rows` rows."""
+        from graftline.runtimes.ort.session import OrtSession
+
+        graph, ports = self.folder / self.files["canonical"], self.ports["canonical"]
+        return OrtSession(graph, self.facts, ports, capacity=_capacity(self.facts, rows))
+
+
+def prove(parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+    """Compare the checkpoint's own model with the export, the export with the engine, and the
+    engine's rows with one another. `gone` says why there is no checkpoint to compare with."""
+    if short := _too_large(parts):
+        say(f"proof: the engine not run: {short}")
+        whole_row = LawRow(parts.target, "whole", "not_run", short)
+        return Proof([_checkpoint_by_block(parts, own, gone, say), whole_row])
+    say("proof: the unmodified export, with the real weights")
+    probe = _probe(parts)
+    if own is not None:
+        say("proof: the export against the checkpoint's own model")
+    row, known = _checkpoint(parts, own, gone, probe, say)
+    found = _prove_engine(parts, probe, known, say)
+    return Proof([row, *found.laws], found.exactness, found.min_rows, found.per_rows, found.quality)
+
+
+def _too_large(parts: Parts) -> str:
+    """Why no session can hold the weights here, "" when one can."""
+    graph = load_graph(parts.folder / parts.files["export"]).graph
+    size = sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value)
+    free = free_memory()
+    if SESSION_COPIES * size <= free:
+        return ""
+    return f"the weights are {size / 1e9:.1f} GB, of memory {free / 1e9:.1f} GB are free"
+
+
+def _probe(parts: Parts) -> Probe:
+    """The sequences to compare, and the export's logits of them."""
+    from graftline.runtimes.ort.graph import open_graph, run_export
+
+    export = parts.folder / parts.files["export"]
+    session = open_graph(export, 0)
+    return make_probe(
+        lambda tokens: run_export(session, tokens[None])[0],
+        constants(load_graph(export)),
+        parts.facts,
+        _slots(parts),
+    )
+
+
+def _slots(parts: Parts) -> int:
+    """Most rows of a sequence that the target's graph can hold."""
+    from graftline.runtimes.ort.session import MOST_ROWS as STEP
+
+    sizes = [p.shape[2] for p in parts.ports[parts.target] if p.mirror is not None]
+    fixed = [size - STEP for size in sizes if isinstance(size, int) and size > STEP]
+    return min([MOST_ROWS, *fixed])
+
+
+def _capacity(facts: Facts, rows: int) -> int:
+    return min(facts.positions or 1 << 30, max(512, rows))
+
+
+def _checkpoint(
+    parts: Parts, own: OwnModel | Path | None, gone: str, probe: Probe, say: Watch
+) -> tuple[LawRow, Own | None]:
+    """Law `checkpoint`: the export answers as the checkpoint's own model does; and its answer."""
+    if own is None:
+        return LawRow("export", "checkpoint", "not_run", gone), None
+    raw, tokens = parts.ports["export"], probe.main.tokens[None]
+    if isinstance(own, Path):
+        found: Own | str = _file_model(own, raw, tokens)
+    else:
+        found = own(raw_feed(raw, tokens), say)
+    if isinstance(found, str):
+        return LawRow("export", "checkpoint", "not_run", found), None
+    count, given = len(probe.main.tokens), len(found.logits)
+    rows = probe.main.rows[probe.main.rows >= count - given]
+    places, expected = probe.main.of(rows)
+    got = found.logits[rows[places] - count + given]
+    most = limit(parts.host_rounding, parts.facts)
+    evidence = equal_rows("export", "checkpoint", expected, got, most, "the checkpoint's own model")
+    return LawRow.of("export", "checkpoint", evidence), found
+
+
+def _checkpoint_by_block(
+    parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch
+) -> LawRow:
+    """Law `checkpoint` of a host that does not fit in memory, where its own model can be run."""
+    from graftline.build.by_block import GRAFT, by_block
+
+    if own is None or isinstance(own, Path):
+        why = gone if own is None else "the checkpoint is a graph as large as the export"
+        return LawRow("export", "checkpoint", "not_run", why)
+    canonical = load_graph(parts.folder / parts.files["canonical"])
+    tokens = make_tokens(constants(canonical), parts.facts, _slots(parts))
+    say(f"proof: the checkpoint's own model, block by block, {len(tokens)} rows")
+    found = own(raw_feed(parts.ports["export"], tokens[None]), say)
+    if isinstance(found, str):
+        return LawRow(GRAFT, "checkpoint", "not_run", found)
+    most = limit(parts.host_rounding, replace(parts.facts, layers=1))
+    return by_block(canonical, tokens, found, most, say)
+
+
+def _file_model(file: Path, raw: tuple[Port, ...], tokens: Array) -> Own:
+    """The user's own file in ONNX Runtime, under its own names and types."""
+    from graftline.models.reference import Own
+    from graftline.runtimes.ort.graph import open_graph, run_raw
+
+    return Own(run_raw(open_graph(file, 0), raw, tokens)[0])
+
+
+def equal_rows(
+    graft: str, law: str, got: Array, expected: Array, most: float, reference: str
+) -> Evidence:
+    """Rows of logits [R, V] equal those of a reference within `most`. Raises LawBroken."""
+    if not len(got):
+        raise LawBroken(graft, law, "logits", "nothing was compared")
+    off = gaps(got, expected)
+    worst, at = float(off.max()), int(off.argmax())
+    if not worst <= most:
+        by = f"{worst:.2g} of the largest logit from {reference}, above {most:.2g}"
+        raise LawBroken(graft, law, f"row {at} of {len(got)}", by)
+    agree = int(np.sum(got.argmax(-1) == expected.argmax(-1)))
+    what = f"{len(got)} rows against {reference}, argmax equal in {agree}"
+    return Evidence(what, worst, most)
+
+
+def _prove_engine(parts: Parts, probe: Probe, own: Own | None, say: Watch) -> Proof:
+    """The target's engine where it runs here, else the graph that it is built from."""
+    from graftline.runtimes.ort.cuda import SESSIONS
+    from graftline.runtimes.ort.provider import cuda_missing
+    from graftline.runtimes.ort.session import OrtSession
+
+    target, rows = parts.target, len(probe.main.tokens)
+    elsewhere = is_engine(target) or (target == CUDA and bool(cuda_missing()))
+    say(f"proof: {'the graph of the engine' if elsewhere else 'the engine'} against the export")
+    laws: list[LawRow] = []
+    tapped = any(p.role == "hidden" for p in parts.ports[target])
+    known = None if own is None else Taps.of_own(own.stream, parts.ports[target])
+    fp32: OrtSession | None = None
+    if parts.dtype != "fp32" or elsewhere or (tapped and known is None):
+        fp32 = parts.canonical(rows)
+        laws += _held("canonical", fp32, parts, probe, parts.host_rounding, known)
+        known = known or _taps(fp32, probe)
+    if elsewhere and (why := _unlike_cpu(parts)):
+        return Proof([*laws, LawRow(target, "whole", "not_run", why)])
+    kind = OrtSession if elsewhere else SESSIONS[target]
+    graph = parts.folder / parts.files[target]
+    capacity = min(_slots(parts), _capacity(parts.facts, rows))
+    session = kind(graph, parts.facts, parts.ports[target], capacity=capacity)
+    laws += _held(target, session, parts, probe, parts.rounding, known)
+    quality: dict[str, float] = {}
+    worded = (parts.folder / "tokenizer" / "tokenizer.json").is_file()
+    if fp32 is not None and parts.dtype != "fp32" and worded:
+        quality = _quality(parts.folder, fp32, session, parts.dtype, say)
+    if elsewhere:
+        return Proof(laws, quality=quality)
+    say("proof: the engine's rows against one another")
+    found = _rows(session, parts)
+    laws.append(LawRow.of(target, "row-invariant", found.evidence))
+    exactness = Exactness(found.row_invariant, found.worst)
+    per_rows = {str(k): float(v) for k, v in found.per_rows.items()}
+    return Proof(laws, exactness, found.min_rows, per_rows, quality)
+
+
+def _held(
+    graft: str, session: OrtSession, parts: Parts, probe: Probe, dtype: str, known: Taps | None
+) -> list[LawRow]:
+    """The laws `whole` and, where there are taps to compare with, `taps`."""
+    seen = Taps(len(probe.main.tokens))
+    rows = [whole(graft, session, probe, parts.facts, dtype, seen)]
+    if seen.streams and known is not None:
+        rows.append(taps_law(graft, seen, known, parts.facts, dtype))
+    return rows
+
+
+def _taps(session: OrtSession, probe: Probe) -> Taps:
+    """The taps of a graph that was proven, row by row of the main sequence."""
+    from graftline.build.whole import answers
+
+    seen = Taps(len(probe.main.tokens))
+    for answer in answers(session, probe):
+        seen.note(answer, probe.main)
+    return seen
+
+
+def _unlike_cpu(parts: Parts) -> str:
+    """Why the graph of an engine cannot be run on this machine's processor, "" when it can."""
+    from graftline.runtimes.ort.session import MOST_ROWS as STEP
+
+    sizes = [p.shape[2] for p in parts.ports[parts.target] if p.mirror is not None]
+    few = any(isinstance(size, int) and size <= STEP for size in sizes)
+    why = "too few slots for a step" if few else ""
+    why = "ONNX Runtime's CPU has no bf16" if parts.dtype == "bf16" else why
+    return f"{why}; the oracle ran the reduced host" if why else ""
+
+
+def _rows(session: OrtSession, parts: Parts) -> RowInvariance:
+    """How far the engine's rows depend on one another, measured."""
+    from graftline.runtimes.row_invariance import row_invariance
+
+    random = np.random.default_rng(1)
+    prompt = random.integers(0, parts.facts.vocabulary, 24, dtype=np.int64)
+    return row_invariance(session, prompt)
+
+
+def prove_fused(
+    folder: Path,
+    files: Mapping[str, str],
+    facts: Facts,
+    ports: Mapping[str, tuple[Port, ...]],
+    target: str,
+    chosen: Recipe,
+    say: Watch,
+) -> LawRow:
+    """Law of the fused step, with the real weights: step by step it is the host's."""
+    from graftline.runtimes.fused_law import fused_is_host
+    from graftline.runtimes.ort.fused import OrtFusedStep
+    from graftline.runtimes.ort.session import OrtSession
+
+    if is_engine(target):
+        why = "the engine runs on its GPU; the reduced host was held to the same law"
+        return LawRow(FUSED, "fused", "not_run", why)
+    say("proof: the fused step against the host's own, with the real weights")
+    capacity = min(facts.positions or 512, 512)
+    session = OrtSession(folder / files[target], facts, ports[target], capacity=capacity)
+    fused = OrtFusedStep(folder / files[FUSED], ports[FUSED], session)
+    return LawRow(FUSED, "fused", "held", fused_is_host(session, fused, chosen.options))
+
+
+def prove_depth(
+    folder: Path,
+    files: Mapping[str, str],
+    facts: Facts,
+    ports: Mapping[str, tuple[Port, ...]],
+    stage: str,
+    blocks: int,
+    target: str,
+    dtype: str,
+    say: Watch,
+) -> list[LawRow]:
+    """Laws of a sub-model, with the real weights: the law `prefix` of its cut, on the canonical
+    graph of the whole; and its engine against what that graph gives where it is cut."""
+    from graftline.runtimes.ort.cuda import SESSIONS
+    from graftline.runtimes.ort.provider import cuda_missing
+
+    say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
+    canonical = load_graph(folder / files["canonical"])
+    size = sum(v.const_value.nbytes for v in canonical.graph.initializers.values() if v.const_value)
+    if size > (most := oracle_limit()):
+        why = f"the draft weighs {size / 1e9:.1f} GB, the oracle takes {most / 1e9:.1f} GB here"
+        return [LawRow(stage, "prefix", "not_run", why)]
+    tokens = np.random.default_rng(4).integers(0, facts.vocabulary, (1, 8), dtype=np.int64)
+    feed: Feed = {"tokens": tokens, "positions": np.arange(8)[None], "rows": np.arange(8)[None]}
+    feed |= {"write_index": np.zeros(1, np.int64), **empty_caches(canonical, 1, 10)}
+    cut, graft = canonical.clone(), CutDepth(blocks)
+    graft.apply(cut)
+    laws = [LawRow.of(stage, "prefix", prefix(graft, canonical, cut, feed, run))]
+    if target == CUDA and cuda_missing():
+        return laws
+    session = SESSIONS[target](folder / files[stage], facts, ports[stage], capacity=64)
+    expected = prefix_outputs(canonical, blocks, feed, run)["logits"][0]
+    session.reset(1)
+    first = session.prefill([tokens[0, :4]]).logits[0].copy()
+    got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])
+    checked = _cut_rows(stage, got, expected[3:], facts, dtype)
+    return [*laws, LawRow.of(stage, "depth", checked)]
+
+
+def _cut_rows(stage: str, got: Array, expected: Array, facts: Facts, dtype: str) -> Evidence:
+    """An engine of the first blocks against the host cut there; quantized weights must be near."""
+    reference = "the host cut there"
+    if dtype not in NEARBY:
+        rounding = coarser(dtype, OF_FACTS.get(facts.dtype, "fp32"))
+        return equal_rows(stage, "depth", got, expected, limit(rounding, facts), reference)
+    off, most = float(np.mean(spread_gaps(got, expected))), NEARBY[dtype]
+    if not off <= most:
+        by = f"{off:.2g} of their spread from {reference}, above {most:g}"
+        raise LawBroken(stage, "depth", f"{dtype} logits", by)
+    return Evidence(f"{len(got)} rows near {reference}, as {dtype} weights are", off, most)
+
+
+def _quality(
+    folder: Path, fp32: OrtSession, session: OrtSession, dtype: str, say: Watch
+) -> dict[str, float]:
+    """Perplexity on held-out English, in this precision and in fp32 (the canonical graph)."""
+    from graftline.runtimes.study.perplexity import HELD_OUT, perplexity
+    from graftline.runtimes.text.tokenizer import Tokenizer
+
+    text = HELD_OUT.read_text(encoding="utf-8")
+    ids = np.asarray(Tokenizer.from_folder(folder / "tokenizer").encode(text, raw=True), np.int64)
+    ids = ids[: min(HELD_OUT_TOKENS, session.capacity)]
+    found = {dtype: perplexity(session, [ids]), "fp32": perplexity(fp32, [ids])}
+    say(
+        f"perplexity on {len(ids)} held-out tokens: {dtype} {found[dtype]:.2f}, "
+        f"fp32 {found['fp32']:.2f}"
+    )
+    return {f"perplexity {name}": value for name, value in found.items()}

@@ -1,0 +1,116 @@
+"""A bundle made and proven again from its own export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.build.compiled import Compiled, compile_graph
+from graftline.build.proof import Parts, prove, prove_depth, prove_fused
+from graftline.bundle.reader import Bundle
+from graftline.bundle.store import load_graph
+from graftline.draft import DEPTHS
+from graftline.errors import LawBroken
+from graftline.law import LawRow
+from graftline.passes.graph.weights import tensor_of
+from graftline.passes.lower.quantize.calibration import GPTQ
+from graftline.passes.lower.quantize.laws import ROUNDING, Made
+from graftline.recipe import FUSED, recipe
+
+
+def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
+    """Compile the bundle's own export again and prove it again.
+
+    The pipeline must give the very graphs that are stored. Raises LawBroken and what
+    the pipeline raises.
+    """
+    manifest = bundle.manifest
+    files, ports, facts = dict(manifest.graphs), manifest.ports, manifest.facts
+    target, dtype = manifest.target, manifest.dtype
+    export = load_graph(bundle.graph("export"))
+    compiled = compile_graph(export, manifest.pipeline, watch)
+    rows = [*compiled.laws, _made_again(compiled, load_graph(bundle.graph(target)), "pipeline")]
+    parts = Parts(bundle.path, files, facts, ports, target, dtype)
+    proof = prove(parts, None, "the checkpoint is no part of a bundle", watch)
+    rows += proof.laws
+    if FUSED in files:
+        step = compile_graph(export, manifest.extra[FUSED]["pipeline"], watch)
+        rows += step.beyond(compiled).laws
+        rows.append(_made_again(step, load_graph(bundle.graph(FUSED)), FUSED))
+        chosen = recipe(manifest.recipe)
+        rows.append(prove_fused(bundle.path, files, facts, ports, target, chosen, watch))
+    for stage, depth in manifest.extra.get(DEPTHS, {}).items():
+        cut, blocks = compile_graph(export, depth["pipeline"], watch), depth["blocks"]
+        rows += cut.beyond(compiled).laws
+        rows.append(_made_again(cut, load_graph(bundle.graph(stage)), stage))
+        rows += prove_depth(bundle.path, files, facts, ports, stage, blocks, target, dtype, watch)
+    return rows
+
+
+def _made_again(compiled: Compiled, stored: ir.Model, what: str) -> LawRow:
+    """Law reproducible: the pipeline gives the very graph that is stored, weights included.
+
+    Matrices that were rounded for activations come out alike where sums are added up in the same
+    order; on another processor they are as near to each other as rounding is to its source.
+    """
+    made, near = compiled.lowered, set[str]()
+    for place, (now, was) in enumerate(zip_longest(made.graph, stored.graph)):
+        if _node(now) != _node(was):
+            by = f"{_node(was)} is stored, {_node(now)} is made"
+            raise LawBroken(what, "reproducible", f"node {place}", by)
+        if now is not None and was is not None and now.metadata_props.get(ROUNDING) == GPTQ:
+            near |= _near(what, now, was)
+    weights = made.graph.initializers, stored.graph.initializers
+    if odd := sorted(weights[0].keys() ^ weights[1].keys()):
+        raise LawBroken(what, "reproducible", f"'{odd[0]}'", "is a weight of one of the two only")
+    for name, value in weights[0].items():
+        if name not in near and not _same(tensor_of(value), tensor_of(weights[1][name])):
+            raise LawBroken(what, "reproducible", f"weight '{name}'", "other numbers are stored")
+    told = f"{len(stored.graph)} nodes and {len(weights[1])} weights made again as stored"
+    return LawRow(what, "reproducible", "held", told)
+
+
+def _near(what: str, now: ir.Node, was: ir.Node) -> set[str]:
+    """The operands of a matrix that was rounded for activations, made again nearly as stored."""
+    made = Made.of(now)
+    if not (gap := made.differs(Made.of(was))) <= made.nearest:
+        by = f"is off by {gap:.2g} from what is stored, above {made.nearest:.2g}"
+        raise LawBroken(what, "reproducible", f"'{made.label.removesuffix('^T')}'", by)
+    return {value.name or "" for value in now.inputs[1:] if value is not None}
+
+
+def _node(node: ir.Node | None) -> tuple[Any, ...]:
+    """What a node is, without its own name."""
+    if node is None:
+        return ("nothing",)
+    inputs = tuple(v.name if v is not None else "" for v in node.inputs)
+    outputs = tuple(v.name if v.uses() or v.is_graph_output() else "" for v in node.outputs)
+    attributes = tuple(sorted((k, _attribute(a)) for k, a in node.attributes.items()))
+    return (node.domain, node.op_type, inputs, outputs, attributes)
+
+
+def _attribute(attribute: ir.Attr) -> str:
+    """An attribute's value; floats as the single precision that a file keeps."""
+    kind, value = attribute.type, attribute.value
+    if kind == ir.AttributeType.FLOAT:
+        return str(np.float32(value))
+    if kind == ir.AttributeType.FLOATS:
+        return str([np.float32(v) for v in value])
+    if kind == ir.AttributeType.TENSOR:
+        return f"{value.dtype} {list(value.shape)} {value.tobytes().hex()}"
+    if kind == ir.AttributeType.GRAPH:
+        return str([_node(node) for node in value])
+    return str(list(value) if isinstance(value, (list, tuple)) else value)
+
+
+def _same(one: ir.TensorProtocol, other: ir.TensorProtocol) -> bool:
+    """Whether two weights are the same bytes; those at one place of one file are not read."""
+    if one.dtype != other.dtype or list(one.shape) != list(other.shape):
+        return False
+    both = [t for t in (one, other) if isinstance(t, ir.ExternalTensor)]
+    places = {(str(t.path), t.offset, t.length) for t in both}
+    return (len(both) == 2 and len(places) == 1) or one.tobytes() == other.tobytes()

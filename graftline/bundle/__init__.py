@@ -1,0 +1,1 @@
+"""The bundle: the folder that leaves the compiler and that every runtime opens."""

@@ -1,0 +1,41 @@
+"""What a bundle says of itself, as a text for people: it travels with a packed bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from graftline.bundle.manifest import Manifest
+from graftline.law import summary
+from graftline.ports import told
+
+
+def report(manifest: Manifest) -> str:
+    """How a bundle was made, what was assumed, and what every law found when it was made."""
+    return "\n".join(_lines(manifest)) + "\n"
+
+
+def _lines(manifest: Manifest) -> Iterator[str]:
+    facts = manifest.facts
+    yield f"{manifest.name}: {facts.source or facts.kind}, {facts.layers} blocks"
+    yield ""
+    yield f"target      {manifest.target}, {manifest.dtype}"
+    yield f"recipe      {manifest.recipe}"
+    yield f"pipeline    {manifest.pipeline}"
+    yield f"made        {manifest.created or 'with this report'}"
+    yield f"with        {', '.join(f'{tool} {v}' for tool, v in manifest.versions.items())}"
+    yield f"rebuild     {manifest.rebuild}"
+    if manifest.packed:
+        yield f"packed from a bundle whose manifest.json has the sha256 {manifest.packed}"
+    for name, value in manifest.quality.items():
+        yield f"{name:<11} {value:.4g}"
+    if manifest.exactness is not None:
+        yield (
+            f"exactness   row-invariant: {'yes' if manifest.exactness.row_invariant else 'no'} "
+            f"(worst {manifest.exactness.worst:.2g})"
+        )
+    yield ""
+    for line in told(manifest.assumptions):
+        yield f"assumed: {line}"
+    yield f"laws: {summary(manifest.laws)}"
+    for row in manifest.laws:
+        yield f"  {row.status:<8} {row.graft}, {row.law}: {row.text}"

@@ -1,0 +1,1 @@
+"""Models of transformers as graphs; and graphs of their repeated blocks."""

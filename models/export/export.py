@@ -1,0 +1,357 @@
+"""Export a decoder of transformers to ONNX without its weights. torch lives here."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import onnx_ir as ir
+import torch
+import transformers
+from accelerate import init_empty_weights
+from torch.utils._sympy.numbers import int_oo
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from graftline.errors import CheckpointError, NotApplicable
+from graftline.models.export.rotary_limit import freeze
+from graftline.models.export.simplify import simplify
+
+OPSET = 23
+"""The exporter fuses norms and rotary embeddings at this opset only."""
+
+INPUTS = ("tokens", "positions", "attention_mask")
+ATTENTION = "graftline"
+EXPERTS = {"experts_implementation": "batched_mm"}
+"""Mixtures of experts gather the chosen experts' weights: the only form without a Python loop."""
+
+PLACES = {"position_ids", "cache_position"}
+"""Tensors models pass to their attention that the mask already expresses."""
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention as one ONNX Attention: heads [B, heads, N, D] -> [B, N, heads, D]."""
+    other = sorted(k for k, v in options.items() if torch.is_tensor(v) and k not in PLACES)
+    if other:
+        raise NotApplicable(f"attention takes {', '.join(other)}, which ONNX Attention lacks")
+    if query.shape[-1] != value.shape[-1]:
+        raise NotApplicable(
+            f"attention has keys of {key.shape[-1]} numbers a head and values of {value.shape[-1]} "
+            "(as multi-head latent attention has), and a cache here has one width for both; give a "
+            "decoder whose keys and values are equally wide"
+        )
+    out = torch.onnx.ops.attention(
+        query,
+        key,
+        value,
+        attention_mask,
+        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        softcap=softcap or 0.0,
+        is_causal=attention_mask is None,
+    )[0]
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
+    """The model's own mask for unpadded sequences, always as an explicit boolean tensor."""
+    options["allow_is_causal_skip"] = False
+    options["attention_mask"] = None
+    return sdpa_mask(*args, **options)
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+class _Decoder(torch.nn.Module):
+    """tokens, positions, attention_mask -> logits, by the keywords the model's forward accepts."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.host = model
+        accepted = inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in accepted
+        self.first = first_position(model) if self.takes_positions else 0
+        self.options = {"use_cache": False} if "use_cache" in accepted else {}
+
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        where = {"position_ids": positions + self.first} if self.takes_positions else {}
+        out = self.host(input_ids=tokens, attention_mask=attention_mask, **where, **self.options)
+        return out.logits
+
+
+def first_position(model: torch.nn.Module) -> int:
+    """The position a model gives the first token of a text where it counts them itself.
+
+    Some tables leave rows for padding in front. Raises NotApplicable where the model's own count of
+    a text without padding is not consecutive.
+    """
+    found = {0}
+    for module in model.modules():
+        count: Any = getattr(module, "create_position_ids_from_input_ids", None)
+        padding: Any = getattr(module, "padding_idx", None)
+        if count is None or padding is None:
+            continue
+        counted = count(torch.full((1, 6), int(padding) + 1, device="cpu"), padding)
+        first = int(counted[0, 0])
+        if not torch.equal(counted, torch.arange(first, first + 6)[None].to(counted.dtype)):
+            raise NotApplicable(f"{type(module).__name__} counts positions out of order")
+        found = {first}
+    return found.pop()
+
+
+def empty_model(config: Any, dtype: str = "float32") -> Any:
+    """The model of a config with its parameters on the meta device and its buffers computed."""
+    kind = getattr(torch, dtype)
+    for attention in (ATTENTION, "eager"):
+        try:
+            with init_empty_weights(include_buffers=False):
+                model = cast(
+                    Any,
+                    transformers.AutoModelForCausalLM.from_config(
+                        copy.deepcopy(config),
+                        attn_implementation=attention,
+                        dtype=kind,
+                        **EXPERTS,
+                    ),
+                )
+        except KeyError as error:
+            if error.args != (attention,):
+                raise CheckpointError(f"config.json: {error} is missing or unknown") from error
+            continue
+        except ValueError as error:
+            if attention != "eager" and "attn_implementation" in str(error):
+                continue
+            raise CheckpointError(_first_line(f"config.json: {error}")) from error
+        except (ArithmeticError, RuntimeError, MemoryError, AssertionError) as error:
+            reason = _first_line(str(error)) or type(error).__name__
+            raise CheckpointError(
+                f"config.json: transformers cannot build a model of these sizes ({reason}); "
+                "compare it with the original's"
+            ) from error
+        if attention == ATTENTION and not _uses_interface(model):
+            continue
+        model.tie_weights()
+        freeze(model)
+        return model.eval()
+    raise AssertionError("transformers refuses its own eager attention")
+
+
+def _uses_interface(model: Any) -> bool:
+    """False for a model with attention of its own, which must see a real implementation."""
+    names = vars(sys.modules[type(model).__module__])
+    return any(value is ALL_ATTENTION_FUNCTIONS for value in names.values())
+
+
+def _untouched(model: Any) -> None:
+    """Replace meta parameters by CPU memory that no one touches: no pages, no resident memory."""
+    fresh: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, old in list(module._parameters.items()):
+            if old is None:
+                continue
+            if id(old) not in fresh:
+                new = torch.empty(old.shape, dtype=old.dtype)
+                fresh[id(old)] = torch.nn.Parameter(new, requires_grad=False)
+            module._parameters[name] = fresh[id(old)]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph at the raw stage whose `weights` (initializer names) still have no data."""
+
+    model: ir.Model
+    weights: frozenset[str]
+
+
+def export(model: Any, watch: Callable[[str], None]) -> Exported:
+    """Export an `empty_model` to ONNX; initializers carry the model's own parameter names.
+
+    Inputs tokens, positions and attention_mask [B, N] int64, those the graph does not read left
+    out; output logits [B, N, V]. Raises NotApplicable when torch cannot export the model.
+    """
+    _untouched(model)
+    rows = {0: "B", 1: "N"}
+    example = (
+        torch.zeros(2, 6, dtype=torch.int64),
+        torch.arange(6).repeat(2, 1),
+        torch.ones(2, 6, dtype=torch.int64),
+    )
+    watch(f"torch.export of {type(model).__name__}")
+    program = _export(
+        _Decoder(model).eval(),
+        example,
+        dynamic_shapes={name: dict(rows) for name in INPUTS},
+        input_names=list(INPUTS),
+        output_names=["logits"],
+    )
+    _refuse_other_code(model, program.exported_program)
+    _one_size(program.model)
+    watch("simplifying the graph")
+    parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
+    return _finish(program.model, parameters, True)
+
+
+def translate(program: Any, parameters: Iterable[str]) -> Exported:
+    """A program torch.export made, as ONNX under its own input and output names."""
+    return _finish(_export(program).model, set(parameters), False)
+
+
+def _refuse_other_code(model: Any, program: Any) -> None:
+    """Raise NotApplicable where the model runs other code on longer texts than those torch traced:
+    the graph holds one of the two, and torch notes up to which length."""
+    longest = _traced(program)
+    held = int(getattr(model.config, "max_position_embeddings", None) or 0)
+    if longest is not None and not 0 < held <= longest:
+        raise NotApplicable(
+            f"{type(model).__name__} runs other code on texts of more than {longest} tokens, and a "
+            "graph holds one of the two: set what switches it in config.json, or "
+            f"max_position_embeddings (now {held or 'none'}) to at most {longest}"
+        )
+
+
+def _traced(program: Any) -> int | None:
+    """The most tokens for which a program of torch.export holds; None: any number."""
+    limits: list[int] = []
+    for node in program.graph.nodes:
+        if node.op != "placeholder" or node.name not in INPUTS:
+            continue
+        length = node.meta["val"].shape[1]
+        most = length if isinstance(length, int) else _upper(program, length.node.expr)
+        if most != int_oo:
+            limits.append(int(most))
+    return min(limits, default=None)
+
+
+def _upper(program: Any, symbol: Any) -> Any:
+    """The largest value of a size; torch writes one that can be only one number as that number."""
+    return program.range_constraints[symbol].upper if symbol.is_Symbol else symbol
+
+
+def _export(
+    what: Any, example: tuple[torch.Tensor, ...] = (), **options: Any
+) -> torch.onnx.ONNXProgram:
+    """torch.onnx.export, unoptimised. Raises NotApplicable with torch's first line."""
+    name = type(getattr(what, "host", what)).__name__
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                what,
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+                **options,
+            )
+    except Exception as error:
+        raise NotApplicable(f"{name}: {_reason(error)}") from error
+    assert program is not None
+    return program
+
+
+def _finish(graph: ir.Model, parameters: set[str], own_interface: bool) -> Exported:
+    weights = _rename(graph, parameters)
+    graph = simplify(graph, weights)
+    if own_interface:
+        _name_interface(graph)
+    _forget_notes(graph)
+    return Exported(graph, frozenset(n for n in weights if n in graph.graph.initializers))
+
+
+def _rename(model: ir.Model, parameters: set[str]) -> frozenset[str]:
+    """Name initializers as the model does (without the wrapper); returns those that are weights."""
+    values = list(model.graph.initializers.values())
+    model.graph.initializers.clear()
+    for value in values:
+        assert value.name is not None
+        value.name = value.name.removeprefix("host.")
+        if value.const_value is not None:
+            value.const_value.name = value.name
+        model.graph.initializers[value.name] = value
+    return frozenset(parameters & set(model.graph.initializers))
+
+
+def _one_size(model: ir.Model) -> None:
+    """All inputs are [B, N]: take every size from the first, so one read for its size can go."""
+    first = model.graph.inputs[0]
+    for value in model.graph.inputs[1:]:
+        for node, index in value.uses():
+            if node.op_type == "Shape":
+                node.replace_input_with(index, first)
+
+
+def _name_interface(model: ir.Model) -> None:
+    """Drop the inputs nothing reads; B and N are the only symbols left in the interface."""
+    for value in [v for v in model.graph.inputs if not v.uses()]:
+        model.graph.inputs.remove(value)
+    for value in model.graph.inputs:
+        value.shape = ir.Shape(["B", "N"])
+    logits = model.graph.outputs[0]
+    assert logits.shape is not None
+    logits.shape = ir.Shape(["B", "N", logits.shape[2]])
+
+
+def _forget_notes(model: ir.Model) -> None:
+    """The exporter's stack traces are larger than the graph and name files of this machine."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for out in node.outputs:
+            out.metadata_props.clear()
+
+
+def _reason(error: BaseException) -> str:
+    """The most telling line: a NotApplicable torch wrapped, else the innermost cause."""
+    cause: BaseException = error
+    while True:
+        if isinstance(cause, NotApplicable):
+            return str(cause)
+        inner = cause.__cause__ or cause.__context__
+        if inner is None:
+            return f"torch cannot export it ({type(cause).__name__}: {_first_line(str(cause))})"
+        cause = inner
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else text
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Silence the exporter's own chatter; errors still raise."""
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

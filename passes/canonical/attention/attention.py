@@ -1,0 +1,273 @@
+"""Attention in any spelling, as one Attention node: 4D heads, native KV groups, mask by meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.evaluate import Array
+from graftline.passes.canonical.attention.moves import Heads, trace_heads
+from graftline.passes.canonical.attention.probabilities import Probabilities
+from graftline.passes.canonical.attention.scores import Scores
+from graftline.passes.canonical.mask.kinds import Mask, RawMask
+from graftline.passes.canonical.mask.lift import Lift
+from graftline.passes.canonical.mask.mask import Bias, read_mask
+from graftline.passes.canonical.mask.writer import MaskWriter
+from graftline.passes.canonical.rotary.rotary import RawTurn, RotaryReader
+from graftline.passes.canonical.shapes import Measures
+from graftline.passes.grafts.masks import MASK_KEY
+from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.meaning import World, label, label_value
+
+_READ = frozenset({"is_causal", "scale", "softcap", "q_num_heads", "kv_num_heads"})
+"""Attributes of Attention that are read; others must say nothing."""
+RAW_KEY = "graftline.raw_attention"
+
+
+@dataclass(frozen=True)
+class RawAttention:
+    """What the raw graph adds between positions, and how it turns queries and keys; kept beside the
+    new node, in memory only, for the law `masks`."""
+
+    masks: tuple[RawMask, ...]
+    query: RawTurn | None
+    key: RawTurn | None
+
+
+@dataclass
+class Found:
+    """One attention as the graph spells it."""
+
+    node: ir.Node
+    """Where the new node goes: the last node of the spelling."""
+    out: ir.Value
+    """[B, heads, N, D]."""
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    heads: int
+    transposed_key: bool
+    scale: float
+    softcap: float
+    bias: Bias
+    bias_key: str
+
+
+@dataclass
+class AttentionReader:
+    """Rewrites all attentions of a graph; equal masks and rotary embeddings are looked at once."""
+
+    graph: ir.Graph
+    measures: Measures
+    hidden: set[ir.Value]
+    rotary: RotaryReader
+    masks: MaskWriter
+    bound: int = 0
+    """The most positions that are ever fed; 0: any number."""
+    read: dict[str, Mask] = field(default_factory=dict[str, Mask])
+    probabilities: Probabilities = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.probabilities = Probabilities(self.measures, self.hidden)
+
+    @property
+    def positions(self) -> int:
+        """How many positions the tables of all masks hold; 0 where there are none."""
+        return min((m.positions for m in self.read.values() if m.positions), default=0)
+
+    def run(self) -> int:
+        """Rewrite every attention and return how many there were."""
+        done = 0
+        for node in list(self.graph):
+            found = None
+            if node.op_type == "Attention" and node.domain == "":
+                found = self._fused(node)
+            elif node.op_type == "Softmax" and node.outputs[0] in self.hidden:
+                found = self._decomposed(node)
+            if found is not None:
+                self._write(found)
+                done += 1
+        # the pieces of a three-dimensional Attention are written around it
+        self.graph.sort()
+        return done
+
+    def _write(self, found: Found) -> None:
+        where = label(found.node)
+        q = trace_heads(found.query, found.heads, False, self.hidden, self.measures)
+        k = trace_heads(found.key, found.heads, found.transposed_key, self.hidden, self.measures)
+        v = trace_heads(found.value, found.heads, False, self.hidden, self.measures)
+        bases = [self._heads_first(h, found.node) for h in (q, k, v)]
+        if self.measures.shape(bases[1])[1] != self.measures.shape(bases[2])[1]:
+            raise NotApplicable("keys and values have different numbers of heads", [where])
+        if abs(v.scale - 1) > 1e-6:
+            raise NotApplicable("values are scaled before attention", [where])
+        if found.bias_key not in self.read:
+            self.read[found.bias_key] = read_mask(
+                found.bias, self.measures, self.hidden, self.rotary.rows, self.bound, where
+            )
+        mask = self.read[found.bias_key]
+        scale = found.scale * q.scale * k.scale
+        query, query_turn = self.rotary.settle(bases[0], found.node)
+        key, key_turn = self.rotary.settle(bases[1], found.node)
+        inputs = [query, key, bases[2]]
+        held = self.masks.value(mask)
+        if held is not None:
+            inputs.append(held)
+        emit = Emit(self.graph, "canonicalize", at=found.node)
+        node = emit.node(
+            "Attention", inputs, [""], scale=float(np.float32(scale)),
+            softcap=found.softcap or None, is_causal=self.masks.is_causal(mask),
+        )  # fmt: skip
+        node.name = f"attention.{len(self.graph)}.{found.out.name}"
+        node.metadata_props[MASK_KEY] = mask.text()
+        node.meta[RAW_KEY] = RawAttention(mask.raw, query_turn, key_turn)
+        new = node.outputs[0]
+        new.type, new.shape = found.out.type, found.out.shape
+        ir.convenience.replace_all_uses_with(found.out, new, replace_graph_outputs=True)
+
+    def _heads_first(self, heads: Heads, at: ir.Node) -> ir.Value:
+        if not heads.rows_first:
+            return heads.base
+        new = Emit(self.graph, "canonicalize", at=at).op(
+            "Transpose", [heads.base], perm=[0, 2, 1, 3]
+        )
+        new.type = heads.base.type
+        for measure in self.measures.each:
+            b, n, h, d = measure.of(heads.base) or (0, 0, 0, 0)
+            measure.shapes[new] = (b, h, n, d)
+        self.hidden.add(new)
+        self.rotary.regions.follow(new.producer(), at)
+        return new
+
+    # Attention nodes
+
+    def _fused(self, node: ir.Node) -> Found:
+        _refuse_attributes(node)
+        inputs = list(node.inputs) + [None] * 7
+        query, key, value, mask = inputs[:4]
+        if query is None or key is None or value is None:
+            raise NotApplicable("an Attention node lacks an input", [label(node)])
+        if inputs[6] is not None:
+            raise NotApplicable("Attention over a padded cache is not supported", [label(node)])
+        for past in inputs[4:6]:
+            if past is not None and 0 not in self.measures.shape(past):
+                raise NotApplicable("an Attention node keeps its own cache", [label(node)])
+        if mask is not None and mask in self.hidden:
+            raise NotApplicable("the mask of an attention depends on activations", [label(node)])
+        out = node.outputs[0]
+        if len(self.measures.shape(query)) == 3:
+            query, key, value, out = self._unmerge(node, query, key, value)
+        shape = self.measures.shape(query)
+        causal = bool(node.attributes.get_int("is_causal", 0))
+        scale = node.attributes.get_float("scale", None)
+        return Found(
+            node, out, query, key, value, shape[1], False,
+            float(scale) if scale is not None else shape[-1] ** -0.5,
+            float(node.attributes.get_float("softcap", 0.0) or 0.0),
+            _bias_of_mask(mask, causal, self.measures),
+            f"{id(mask)}.{causal}.{shape[1]}",
+        )  # fmt: skip
+
+    def _unmerge(
+        self, node: ir.Node, query: ir.Value, key: ir.Value, value: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
+        """Heads of a 3D Attention node, and a 4D value that its old output is made of again."""
+        emit = Emit(self.graph, "canonicalize", at=node)
+        split: list[ir.Value] = []
+        for name, source in (("q", query), ("kv", key), ("kv", value)):
+            count = int(node.attributes.get_int(f"{name}_num_heads", 0) or 0)
+            size = self.measures.shape(source)[2] // max(count, 1)
+            target = emit.const(f"shape.0_0_{count}_{size}", [0, 0, count, size], np.int64)
+            rows = emit.op("Reshape", [source, target])
+            heads = emit.op("Transpose", [rows], perm=[0, 2, 1, 3])
+            for measure in self.measures.each:
+                batch, length, _ = measure.of(source) or (0, 0, 0)
+                measure.shapes[rows] = (batch, length, count, size)
+                measure.shapes[heads] = (batch, count, length, size)
+            for made in (rows, heads):
+                made.type = source.type
+                self.hidden.add(made)
+            split.append(heads)
+        after = Emit(self.graph, "canonicalize", at=node)
+        # the heads of the output stand where the node stood; readers get them merged again
+        out = after.op("Identity", [split[0]])
+        rows = after.op("Transpose", [out], perm=[0, 2, 1, 3])
+        width = self.measures.shape(node.outputs[0])[2]
+        merged = after.op(
+            "Reshape", [rows, after.const(f"shape.0_0_{width}", [0, 0, width], np.int64)]
+        )
+        for measure in self.measures.each:
+            b, h, n, _ = measure.shapes[split[0]] or (0, 0, 0, 0)
+            measure.shapes[out] = (b, h, n, width // max(h, 1))
+        merged.type, merged.shape = node.outputs[0].type, node.outputs[0].shape
+        ir.convenience.replace_all_uses_with(node.outputs[0], merged, replace_graph_outputs=True)
+        return split[0], split[1], split[2], out
+
+    # softmax(QK^T + bias) V
+
+    def _decomposed(self, softmax: ir.Node) -> Found | None:
+        scores = Scores(self.measures, self.hidden, softmax)
+        if not scores.walk():
+            return None
+        product = scores.product
+        query, key = product.inputs[0], product.inputs[1]
+        if query is None or key is None:
+            return None
+        end = self.probabilities.times_values(softmax, scores)
+        value = end.inputs[1]
+        if value is None:
+            raise NotApplicable("attention without values", [label(end)])
+        heads = scores.heads(self.measures)
+        return Found(
+            end, self._four_dimensional(end.outputs[0]), query, key, value, heads, True,
+            scores.scale, scores.softcap, scores.as_bias(), scores.key(),
+        )  # fmt: skip
+
+    def _four_dimensional(self, out: ir.Value) -> ir.Value:
+        if len(self.measures.shape(out)) == 4:
+            return out
+        for node, _ in out.uses():
+            if node.op_type == "Reshape" and len(self.measures.shape(node.outputs[0])) == 4:
+                return node.outputs[0]
+        raise NotApplicable("heads of an attention are not restored", [label_value(out)])
+
+
+def _bias_of_mask(mask: ir.Value | None, causal: bool, measures: Measures) -> Bias:
+    """The bias of an Attention node: its mask input, and what it says itself."""
+
+    def at(world: World, batch: int, length: int) -> Array:
+        values = np.zeros((1, 1, length, length), np.float32)
+        if mask is not None:
+            held = world.value(mask)
+            values = np.where(held, np.float32(0), -np.inf) if held.dtype == np.bool_ else held
+        if causal:
+            values = np.where(np.tril(np.ones((length, length), bool)), values, -np.inf)
+        values = values.reshape((1,) * (4 - values.ndim) + values.shape)
+        return np.broadcast_to(values, (*values.shape[:2], length, length))
+
+    def lift(lifting: Lift) -> ir.Value:
+        return lifting.attention_mask(mask, causal)
+
+    shape = measures.shape(mask) if mask is not None else ()
+    heads = shape[1] if len(shape) == 4 else 1
+    return Bias(at, lift, [mask] if mask is not None else [], heads)
+
+
+def _refuse_attributes(node: ir.Node) -> None:
+    """Refuse what an Attention node says that its canonical form cannot."""
+    if any(v.uses() or v.is_graph_output() for v in node.outputs[3:]):
+        raise NotApplicable("an Attention node outputs its scores", [label(node)])
+    precision = node.attributes.get_int("softmax_precision", ir.DataType.FLOAT.value)
+    if precision != ir.DataType.FLOAT.value:
+        raise NotApplicable(
+            f"softmax_precision {precision} is not supported: softmax is computed in fp32",
+            [label(node)],
+        )
+    unread = set(node.attributes) - _READ - {"softmax_precision", "qk_matmul_output_mode"}
+    if unread:
+        raise NotApplicable(
+            f"an Attention node has {', '.join(sorted(unread))}, which is not read", [label(node)]
+        )

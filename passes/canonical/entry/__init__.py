@@ -1,0 +1,1 @@
+"""What the inputs and outputs of an exported graph are."""

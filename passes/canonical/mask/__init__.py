@@ -1,0 +1,1 @@
+"""Masks and biases in any spelling: what they mean, or their formula."""

@@ -1,0 +1,363 @@
+"""Normalisations written in elementary nodes, as one node each.
+
+Anchored on the mean: x / sqrt(mean(x^2) + eps) is RMSNormalization, the same of x - mean(x) is
+LayerNormalization. Casts around them belong to the node's own stash type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.meaning import constant, label, scalar, sizes_of
+
+_MAKER = "canonicalize"
+_EPSILONS = {
+    "SimplifiedLayerNormalization": 1e-5, "SkipSimplifiedLayerNormalization": 1e-12,
+    "SkipLayerNormalization": 1e-12,
+}  # fmt: skip
+"""ONNX Runtime's fused norms, and their epsilon where the node says none."""
+
+
+def fuse_norms(model: ir.Model) -> None:
+    """Replace every decomposed or contributed normalisation over the last axis."""
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type in _EPSILONS:
+            _expand_fused(graph, node)
+    for node in list(graph):
+        if node.op_type in ("ReduceMean", "ReduceSumSquare"):
+            found = _match(node)
+            if found is not None:
+                _replace(graph, found)
+    for node in list(graph):
+        if node.op_type in ("RMSNormalization", "LayerNormalization"):
+            _refuse_axis(node)
+        if node.op_type == "RMSNormalization":
+            _narrow_scale(graph, node)
+            _centre(graph, node)
+
+
+@dataclass
+class Norm:
+    """A matched normalisation of `x` over its last axis, up to `out`."""
+
+    x: ir.Value
+    out: ir.Value
+    epsilon: float
+    centred: bool
+    scale: ir.Value | None = None
+    plus_one: ir.Value | None = None
+    """A scale stored as its difference from one."""
+    bias: ir.Value | None = None
+
+
+def _narrow_scale(graph: ir.Graph, node: ir.Node) -> None:
+    """A vector for a scale of one number in the whole shape of x, as torch writes norms without."""
+    x, scale = node.inputs[0], node.inputs[1]
+    filled = _producer(scale)
+    width = x.shape[-1] if x is not None and x.shape is not None else None
+    if filled is None or filled.op_type != "ConstantOfShape" or not isinstance(width, int):
+        return
+    value = filled.attributes.get("value")
+    number = np.zeros(1, np.float32) if value is None else value.as_tensor().numpy()
+    name = f"norm.{width}.filled_{float(number[0]):g}"
+    held = Emit(graph, _MAKER, at=node).const(name, np.repeat(number, width), number.dtype)
+    node.replace_input_with(1, held)
+
+
+def _match(mean: ir.Node) -> Norm | None:
+    if not _over_last(mean):
+        return None
+    x, squares, count = _mean_of_squares(mean)
+    if x is None or squares is None:
+        return None
+    add = _reader(squares, "Add")
+    epsilon = _constant_operand(add, squares)
+    root = _reader(add.outputs[0] if add else None, "Sqrt", "Rsqrt", "Pow")
+    if add is None or epsilon is None or root is None:
+        return None
+    out = _divided(x, root)
+    if out is None:
+        return None
+    source, centred = _centred(x)
+    norm = Norm(_before_cast(source), out, epsilon, centred)
+    _take_affine(norm)
+    return norm if count is None or count == _width(norm) else None
+
+
+def _mean_of_squares(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None, float | None]:
+    """x, the mean of its squares, and the number that their sum is divided by, where it is."""
+    if node.op_type == "ReduceMean":
+        return _squared(_producer(node.inputs[0])), node.outputs[0], None
+    divided = _single(node.outputs[0], "Div")
+    count = scalar(divided.inputs[1]) if divided is not None else None
+    if divided is None or count is None or divided.inputs[0] is not node.outputs[0]:
+        return None, None, None
+    return node.inputs[0], divided.outputs[0], count
+
+
+def _width(norm: Norm) -> int | None:
+    """The size of the last axis, by the scale or by the shape of x."""
+    vector = norm.scale or norm.plus_one
+    if vector is not None and vector.const_value is not None:
+        return sizes_of(vector.const_value)[0]
+    width = norm.x.shape[-1] if norm.x.shape is not None and len(norm.x.shape) else None
+    return width if isinstance(width, int) else None
+
+
+def _over_last(node: ir.Node) -> bool:
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if axes is None or axes.size != 1 or not node.attributes.get_int("keepdims", 1):
+        return False
+    axis = int(axes.reshape(()))
+    return axis == -1 or (shape is not None and axis == len(shape) - 1)
+
+
+def _squared(node: ir.Node | None) -> ir.Value | None:
+    if node is None:
+        return None
+    if node.op_type == "Pow" and scalar(node.inputs[1]) == 2.0:
+        return node.inputs[0]
+    if node.op_type == "Mul" and node.inputs[0] is node.inputs[1]:
+        return node.inputs[0]
+    return None
+
+
+def _divided(x: ir.Value, root: ir.Node) -> ir.Value | None:
+    """x / root, written as Div, or as Mul by a reciprocal."""
+    value = root.outputs[0]
+    if root.op_type == "Pow":
+        power = scalar(root.inputs[1])
+        if power == -0.5:
+            return _product(x, value)
+        if power != 0.5:
+            return None
+    if root.op_type == "Rsqrt":
+        return _product(x, value)
+    for node, index in value.uses():
+        if node.op_type == "Div" and index == 1 and node.inputs[0] is x:
+            return node.outputs[0]
+        if node.op_type == "Div" and index == 1 and scalar(node.inputs[0]) == 1.0:
+            return _product(x, node.outputs[0])
+        if node.op_type == "Reciprocal":
+            return _product(x, node.outputs[0])
+    return None
+
+
+def _product(x: ir.Value, factor: ir.Value) -> ir.Value | None:
+    for node, _ in factor.uses():
+        if node.op_type == "Mul" and x in node.inputs:
+            return node.outputs[0]
+    return None
+
+
+def _centred(x: ir.Value) -> tuple[ir.Value, bool]:
+    node = x.producer()
+    if node is None or node.op_type != "Sub":
+        return x, False
+    mean = _producer(node.inputs[1])
+    source = node.inputs[0]
+    if source is None or mean is None or mean.op_type != "ReduceMean":
+        return x, False
+    return (source, True) if mean.inputs[0] is source and _over_last(mean) else (x, False)
+
+
+def _before_cast(value: ir.Value) -> ir.Value:
+    node = value.producer()
+    source = node.inputs[0] if node is not None and node.op_type == "Cast" else None
+    if source is None or source.dtype is None or not source.dtype.is_floating_point():
+        return value
+    return source
+
+
+def _take_affine(norm: Norm) -> None:
+    """Extend the match over a cast, a scale vector (perhaps 1 + w) and a bias."""
+    out = norm.out
+    cast = _single(out, "Cast")
+    if cast is not None and cast.outputs[0].dtype == norm.x.dtype:
+        out = cast.outputs[0]
+    mul = _single(out, "Mul")
+    if mul is None:
+        norm.out = out
+        return
+    other = mul.inputs[1] if mul.inputs[0] is out else mul.inputs[0]
+    scale, plus_one = _vector(other), _one_plus(other)
+    if scale is None and plus_one is None:
+        norm.out = out
+        return
+    norm.scale, norm.plus_one, norm.out = scale, plus_one, mul.outputs[0]
+    cast = _single(norm.out, "Cast")
+    if cast is not None and cast.outputs[0].dtype == norm.x.dtype:
+        norm.out = cast.outputs[0]
+    add = _single(norm.out, "Add") if norm.centred else None
+    if add is not None:
+        bias = _vector(add.inputs[1] if add.inputs[0] is norm.out else add.inputs[0])
+        if bias is not None:
+            norm.bias, norm.out = bias, add.outputs[0]
+
+
+def _vector(value: ir.Value | None) -> ir.Value | None:
+    """A float vector from the checkpoint, seen through a cast."""
+    if value is None:
+        return None
+    node = value.producer()
+    if node is not None and node.op_type == "Cast":
+        value = node.inputs[0]
+    if value is None or value.const_value is None or len(value.const_value.shape) != 1:
+        return None
+    return value
+
+
+def _typed(emit: Emit, vector: ir.Value, x: ir.Value) -> ir.Value:
+    """The vector in the type of `x`: a checkpoint may store it narrower than it is used."""
+    tensor = vector.const_value
+    if tensor is None or x.dtype is None or tensor.dtype == x.dtype:
+        return vector
+    made = emit.op("Cast", [vector], to=x.dtype)
+    made.type, made.shape = ir.TensorType(x.dtype), vector.shape
+    return made
+
+
+def _one_plus(value: ir.Value | None) -> ir.Value | None:
+    node = _producer(value)
+    if node is not None and node.op_type == "Cast":
+        node = _producer(node.inputs[0])
+    if node is None or node.op_type != "Add":
+        return None
+    for one, vector in ((0, 1), (1, 0)):
+        if scalar(node.inputs[one]) == 1.0:
+            return _vector(node.inputs[vector])
+    return None
+
+
+def _replace(graph: ir.Graph, norm: Norm) -> None:
+    node = norm.out.producer()
+    if node is None:
+        return
+    emit = Emit(graph, _MAKER, at=node)
+    scale = _typed(emit, norm.scale, norm.x) if norm.scale is not None else None
+    if norm.plus_one is not None:
+        scale = _plus_one(emit, norm.plus_one, norm.x.dtype)
+    if scale is None:
+        scale = _ones(emit, norm.x)
+    if scale is None:
+        return
+    inputs = [norm.x, scale]
+    if norm.bias is not None:
+        inputs.append(_typed(emit, norm.bias, norm.x))
+    new = emit.op(
+        "LayerNormalization" if norm.centred else "RMSNormalization", inputs,
+        axis=-1, epsilon=norm.epsilon, stash_type=1,
+    )  # fmt: skip
+    new.shape, new.type = norm.out.shape, norm.out.type
+    ir.convenience.replace_all_uses_with(norm.out, new, replace_graph_outputs=True)
+
+
+def _plus_one(emit: Emit, vector: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+    """1 + w in the type it is used in, as a lazy tensor: read only when the graph is written or
+    run."""
+    name, tensor = f"{vector.name}.plus_one", vector.const_value
+    if name in emit.graph.initializers:
+        return emit.graph.initializers[name]
+    if tensor is None:
+        raise AssertionError(f"{vector.name} is no initializer")
+
+    used = dtype or tensor.dtype
+
+    def add_one() -> ir.TensorProtocol:
+        total = tensor.numpy().astype(np.float32) + np.float32(1)
+        return ir.tensor(total.astype(used.numpy()), dtype=used, name=name)
+
+    lazy = ir.LazyTensor(add_one, dtype=used, shape=ir.Shape(sizes_of(tensor)), name=name)
+    return emit.initializer(name, lazy)
+
+
+def _ones(emit: Emit, x: ir.Value) -> ir.Value | None:
+    width = x.shape[-1] if x.shape is not None and len(x.shape) else None
+    if not isinstance(width, int):
+        return None
+    dtype = (x.dtype or ir.DataType.FLOAT).numpy()
+    return emit.const(f"ones.{width}", np.ones(width), dtype)
+
+
+def _centre(graph: ir.Graph, node: ir.Node) -> None:
+    """RMSNormalization of x - mean(x), as exporters' rules leave it, is LayerNormalization."""
+    x, scale = node.inputs[0], node.inputs[1]
+    if x is None or scale is None or node.attributes.get_int("axis", -1) != -1:
+        return
+    source, centred = _centred(x)
+    if not centred:
+        return
+    out = node.outputs[0]
+    epsilon = node.attributes.get_float("epsilon", 1e-5) or 0.0
+    _replace(graph, Norm(_before_cast(source), out, epsilon, True, scale))
+
+
+def _expand_fused(graph: ir.Graph, node: ir.Node) -> None:
+    """ONNX Runtime's fused residual norms, as Add and a norm."""
+    emit = Emit(graph, _MAKER, at=node)
+    skip = node.op_type.startswith("Skip")
+    _refuse_axis(node)
+    inputs: list[ir.Value | None] = list(node.inputs) + [None] * 5
+    x = inputs[0]
+    layer = node.op_type == "SkipLayerNormalization"
+    scale_at = 2 if skip else 1
+    bias = inputs[3] if layer else None
+    extra = inputs[4] if layer else inputs[3]
+    if skip:
+        x = emit.op("Add", [x, inputs[1]])
+        x.type = node.inputs[0].type if node.inputs[0] is not None else None
+        if extra is not None:
+            x = emit.op("Add", [x, extra])
+    scale = inputs[scale_at]
+    kept = [x, scale] + ([bias] if bias is not None else [])
+    new = emit.op(
+        "LayerNormalization" if layer else "RMSNormalization", kept,
+        axis=-1, epsilon=node.attributes.get_float("epsilon", _EPSILONS[node.op_type]),
+        stash_type=1,
+    )  # fmt: skip
+    new.shape, new.type = node.outputs[0].shape, node.outputs[0].type
+    ir.convenience.replace_all_uses_with(node.outputs[0], new, replace_graph_outputs=True)
+    if skip and len(node.outputs) > 3 and x is not None:
+        ir.convenience.replace_all_uses_with(node.outputs[3], x, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _refuse_axis(node: ir.Node) -> None:
+    axis = node.attributes.get_int("axis", -1)
+    rank = len(node.inputs[0].shape) if node.inputs[0] is not None and node.inputs[0].shape else 0
+    if axis != -1 and axis != rank - 1:
+        raise NotApplicable(
+            f"a norm over the axes from {axis} on mixes tokens; only the last axis is supported",
+            [label(node)],
+        )
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return value.producer() if value is not None else None
+
+
+def _reader(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    if value is None:
+        return None
+    return next((n for n, _ in value.uses() if n.op_type in op_types), None)
+
+
+def _single(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The only reader of a value, when it is of that type."""
+    readers = list(value.uses())
+    if len(readers) != 1 or readers[0][0].op_type != op_type or value.is_graph_output():
+        return None
+    return readers[0][0]
+
+
+def _constant_operand(node: ir.Node | None, other: ir.Value) -> float | None:
+    if node is None:
+        return None
+    return scalar(node.inputs[1] if node.inputs[0] is other else node.inputs[0])

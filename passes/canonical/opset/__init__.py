@@ -1,0 +1,1 @@
+"""Functions, old opsets and ONNX Runtime's own operators, as standard operators."""

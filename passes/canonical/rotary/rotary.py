@@ -1,0 +1,360 @@
+"""Rotary embeddings in any spelling, as RotaryEmbedding with tables.
+
+Between a projected head and attention, what depends on positions is linear in the head: a matrix
+A(p) per position. It is read off by feeding unit vectors, recognised as a rotation of pairs
+(i, i + R/2) or (2i, 2i + 1), and its cosines and sines become tables of P rows, scales included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import DoesNotRun, NotApplicable
+from graftline.evaluate import Array
+from graftline.passes.canonical.lengths import constants_above, lengths_around
+from graftline.passes.canonical.rotary.regions import Region, Regions
+from graftline.passes.canonical.shapes import SIZES, Measures
+from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.meaning import constant, label, label_value
+from graftline.passes.graph.seen import rounding
+
+_PROBED = 5
+_CHUNK = 1024
+_TOLERANCE = 1e-5
+Layout = Literal["heads_first", "rows_first"]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A recognised rotary embedding: its tables [P, R/2] and how it pairs dimensions.
+
+    `dim` is R: 0 where nothing is turned. `scale` [P] multiplies the whole head, the part that is
+    not turned included; None where it is 1.
+    """
+
+    tables: tuple[ir.Value, ir.Value] | None
+    interleaved: bool
+    dim: int
+    scale: ir.Value | None
+    raw: RawTurn
+    keeps_length: bool
+    """Whether a head is as long after it as before."""
+
+
+@dataclass(frozen=True)
+class RawTurn:
+    """What the raw graph makes of the heads `probe(P, D)`, [P, D], at positions 0 .. P-1."""
+
+    turned: Array
+
+
+def probe(rows: int, size: int) -> Array:
+    """Random heads [P, D], one per position."""
+    return np.random.default_rng(0).standard_normal((rows, size), np.float32)
+
+
+@dataclass
+class RotaryReader:
+    """Recognises rotary regions of one graph; equal ones share one look and one pair of tables."""
+
+    graph: ir.Graph
+    measures: Measures
+    hidden: set[ir.Value]
+    positions: ir.Value
+    own_positions: bool
+    rows: int
+    """P: how many positions the tables hold."""
+    regions: Regions = field(init=False)
+    seen: dict[str, Rotation] = field(default_factory=dict)
+    tables: dict[bytes, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+    scales: dict[bytes, ir.Value] = field(default_factory=dict)
+    turns: dict[bytes, RawTurn] = field(default_factory=dict)
+    angle_rows: dict[ir.Value, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.regions = Regions(self.graph, self.measures, self.hidden)
+
+    def settle(self, head: ir.Value, at: ir.Node) -> tuple[ir.Value, RawTurn | None]:
+        """`head` [B, heads, N, D] with its rotary embedding, if any, as one node before `at`, and
+        what the raw graph makes of heads."""
+        maker = head.producer()
+        norm = maker if maker is not None and maker.op_type == "RMSNormalization" else None
+        below = head if norm is None else norm.inputs[0]
+        region = self.regions.region(below) if below is not None else None
+        if region is None:
+            return head, None
+        layout = self._layout(region.x, head)
+        key = self._key(region)
+        if key not in self.seen:
+            self.seen[key] = self._recognise(region)
+        found = self.seen[key]
+        if norm is not None and not _commutes(norm, found):
+            return head, None
+        emit = Emit(self.graph, "canonicalize", at=at)
+        x = region.x
+        if layout == "rows_first":
+            x = emit.op("Transpose", [x], perm=[0, 2, 1, 3])
+            x.type = head.type
+        if found.scale is not None:
+            x = self._scaled(emit, x, found.scale)
+        if norm is not None:  # it leaves the length of heads, and rotations leave what it makes
+            attributes = {k: a.value for k, a in norm.attributes.items()}
+            x = emit.op(norm.op_type, [x, *norm.inputs[1:]], **attributes)
+            x.type = head.type
+        if found.tables is None:
+            return x, found.raw
+        size = self.measures.shape(head)[-1]
+        new = emit.op(
+            "RotaryEmbedding", [x, *found.tables, self.positions],
+            interleaved=int(found.interleaved),
+            rotary_embedding_dim=found.dim if found.dim != size else 0,
+        )  # fmt: skip
+        new.type = head.type
+        return new, found.raw
+
+    def _scaled(self, emit: Emit, x: ir.Value, scale: ir.Value) -> ir.Value:
+        """Heads times a number per position, read from a table [P]."""
+        factor = emit.op("Gather", [scale, self.positions], axis=0)
+        axes = emit.const("axes.1_3", [1, 3], np.int64)
+        made = emit.op("Mul", [x, emit.op("Unsqueeze", [factor, axes])])
+        factor.type = made.type = x.type
+        return made
+
+    def _layout(self, x: ir.Value, head: ir.Value) -> Layout:
+        (_, a, b, d), out = self.measures.shape(x), self.measures.shape(head)
+        length = SIZES[0][1]
+        dims = self.measures.dims(x) or []
+        rows_first = dims[1] == "N"
+        if (out[0], a if not rows_first else b, length, d) != tuple(out):
+            raise NotApplicable(
+                "a rotary embedding changes the shape of its heads", [label_value(head)]
+            )
+        return "rows_first" if rows_first else "heads_first"
+
+    def _key(self, region: Region) -> str:
+        """Text that is equal for regions that compute the same."""
+        names: dict[ir.Value, str] = {region.x: "x"}
+        lines = [str(self.measures.shape(region.x)[1:])]
+        for i, node in enumerate(region.nodes):
+            read = [names.get(v, f"@{id(v)}") if v is not None else "" for v in node.inputs]
+            attributes = sorted((k, str(a.value)) for k, a in node.attributes.items())
+            lines.append(f"{node.op_type}{attributes}({','.join(read)})")
+            names.update({v: f"{i}.{j}" for j, v in enumerate(node.outputs)})
+        return "\n".join(lines)
+
+    # recognising the rotation
+
+    def _recognise(self, region: Region) -> Rotation:
+        matrices = self._matrices(region)
+        interleaved, dim = _pairing(matrices, region)
+        cos, sin, rest = self._tables(region, interleaved, dim)
+        scale = None
+        if (rest != 1).any():
+            if (rest == 0).any():
+                raise self._is_none(region, float("inf"))
+            cos, sin, scale = cos / rest[:, None], sin / rest[:, None], rest
+        raw = self._proved(region, (cos, sin, rest), interleaved, dim)
+        tables = self._hold(cos, sin, region) if dim else None
+        factor = None if scale is None else self._hold_scale(scale, region)
+        keeps = bool(np.allclose(cos**2 + sin**2, 1, rtol=0, atol=_TOLERANCE))
+        return Rotation(tables, interleaved, dim, factor, raw, keeps)
+
+    def _proved(
+        self, region: Region, tables: tuple[Array, Array, Array], interleaved: bool, dim: int
+    ) -> RawTurn:
+        """What the region makes of random heads at every position, which is what the tables do."""
+        x = probe(self.rows, self._sizes(region)[1]).astype(_dtype(region.x))
+        out = np.empty(x.shape, np.float32)
+        for start, got in self._along(region, x):
+            part = slice(start, start + len(got))
+            cos, sin, rest = (t[part] for t in tables)
+            want = _turn(x[part].astype(np.float64) * rest[:, None], cos, sin, interleaved, dim)
+            out[part] = got
+            gap = float(np.abs(want - got).max())
+            limit = max(16 * rounding(x.dtype), _TOLERANCE) * max(1.0, float(np.abs(want).max()))
+            if not gap <= limit:
+                raise self._is_none(region, gap)
+        key = hashlib.sha256(out.tobytes()).digest()
+        return self.turns.setdefault(key, RawTurn(out))
+
+    def _is_none(self, region: Region, gap: float) -> NotApplicable:
+        return NotApplicable(
+            f"position-dependent values are not a rotary embedding (off by {gap:.1e} at one of "
+            f"{self.rows} positions)",
+            [label(n) for n in region.nodes],
+        )
+
+    def _along(self, region: Region, x: Array) -> Iterator[tuple[int, Array]]:
+        """The region on one head per position [P, D]: a first position and some rows, in turn."""
+        heads, size = self._sizes(region)
+        heads = 1 if self._takes_one_head(region, size) else heads
+        for start in range(0, self.rows, _CHUNK):
+            part = x[start : start + _CHUNK]
+            fed = np.broadcast_to(part, (1, heads, *part.shape)).copy()
+            out = self._evaluate(region, fed, start)[0]
+            if not (out == out[:1]).all():
+                raise NotApplicable(
+                    "heads are rotated by different angles", [label_value(region.out)]
+                )
+            yield start, out[0]
+
+    def _evaluate(self, region: Region, x: Array, start: int) -> Array:
+        """The region on heads x [batch, heads, n, D], at positions start .. start + n - 1."""
+        batch, _, length, _ = x.shape
+        dims = self.measures.dims(region.x) or []
+        if dims[1] == "N":
+            x = x.swapaxes(1, 2)
+        world = self.measures.world(batch, length)
+        world.shapes = {}
+        world.known[self.positions] = world.known[self.positions] + start
+        world.known[region.x] = x
+        for angle in region.angles:
+            rows = self._rows_of(angle)
+            axis = (self.measures.dims(angle) or []).index("N")
+            taken = np.take(rows, range(start, start + length), axis=axis)
+            world.known[angle] = taken
+        return world.value(region.out)
+
+    def _rows_of(self, angle: ir.Value) -> Array:
+        """A position-dependent value at positions 0 .. P-1, for one batch row.
+
+        Raises NotApplicable when a row depends on other positions than its own.
+        """
+        if angle not in self.angle_rows:
+            rows = self.measures.world(1, self.rows).value(angle)
+            axis = (self.measures.dims(angle) or []).index("N")
+            lengths = lengths_around(constants_above([angle]))
+            looks = [np.arange(n) for n in lengths if n <= self.rows]
+            if self.own_positions:
+                looks.append(np.asarray([self.rows - 1, 3, 0, 2, 1]))
+            for at in looks:
+                short = self.measures.world(1, len(at))
+                short.known[self.positions] = at[None].astype(np.int64)
+                if not np.allclose(short.value(angle), np.take(rows, at, axis=axis), atol=1e-5):
+                    raise self._dependent(angle, axis)
+            self.angle_rows[angle] = rows
+        return self.angle_rows[angle]
+
+    def _dependent(self, angle: ir.Value, axis: int) -> NotApplicable:
+        """The refusal of angles that depend on other positions than their own, with the length up
+        to which they do not, where there is one."""
+        steady, before = 0, np.empty(0)
+        for n in (n for n in lengths_around(constants_above([angle])) if n <= self.rows):
+            now = self.measures.world(1, n).value(angle)
+            shared = np.take(now, range(steady), axis=axis)
+            if steady and not np.allclose(shared, before, atol=1e-5):
+                break
+            steady, before = n, now
+        told = "angles depend on other positions than their own"
+        if 1 < steady < self.rows:
+            told += f" in texts of more than {steady} positions; to serve shorter ones, give "
+            told += f'--passes "canonicalize{{cap={steady}}}"'
+        return NotApplicable(told, [label_value(angle)])
+
+    def _sizes(self, region: Region) -> tuple[int, int]:
+        shape, dims = self.measures.shape(region.x), self.measures.dims(region.x) or []
+        return (shape[2] if dims[1] == "N" else shape[1]), shape[3]
+
+    def _matrices(self, region: Region) -> Array:
+        """A(p) for the first positions: [p, D, D], the same for all heads."""
+        heads, size = self._sizes(region)
+        x = np.zeros((size, heads, _PROBED, size), _dtype(region.x))
+        x[np.arange(size), :, :, np.arange(size)] = 1
+        out = self._evaluate(region, x, 0)
+        if not (out == out[:, :1]).all():
+            raise NotApplicable("heads are rotated by different angles", [label_value(region.out)])
+        return out[:, 0].transpose(1, 2, 0).astype(np.float64)
+
+    def _tables(self, region: Region, interleaved: bool, dim: int) -> tuple[Array, Array, Array]:
+        """Cosines and sines [P, R/2], and what multiplies the dimensions that are not turned [P]:
+        1 where all are turned."""
+        size = self._sizes(region)[1]
+        first = np.arange(0, dim, 2) if interleaved else np.arange(dim // 2)
+        second = first + (1 if interleaved else dim // 2)
+        x = np.zeros((self.rows, size), _dtype(region.x))
+        x[:, first] = 1
+        x[:, dim:] = 1
+        out = np.concatenate([rows for _, rows in self._along(region, x)]).astype(np.float64)
+        rest = out[:, dim] if dim < size else np.ones(self.rows)
+        return out[:, first], out[:, second], rest
+
+    def _takes_one_head(self, region: Region, size: int) -> bool:
+        """Whether the nodes can be run on one head alone, which is that much cheaper."""
+        one = np.ones((1, 1, _PROBED, size), _dtype(region.x))
+        try:
+            return self._evaluate(region, one, 0).shape[-3:] == (1, _PROBED, size)
+        except DoesNotRun:
+            return False  # its reshapes name the number of heads
+
+    def _hold(self, cos: Array, sin: Array, region: Region) -> tuple[ir.Value, ir.Value]:
+        dtype = _dtype(region.x)
+        cos, sin = cos.astype(dtype), sin.astype(dtype)
+        key = cos.tobytes() + sin.tobytes()
+        if key not in self.tables:
+            emit, n = Emit(self.graph, "canonicalize"), len(self.tables)
+            while f"rotary.{n}.cos" in self.graph.initializers:
+                n += 1
+            names = [f"rotary.{n}.cos", f"rotary.{n}.sin"]
+            self.tables[key] = (
+                emit.initializer(names[0], ir.tensor(cos, name=names[0])),
+                emit.initializer(names[1], ir.tensor(sin, name=names[1])),
+            )
+        return self.tables[key]
+
+    def _hold_scale(self, scale: Array, region: Region) -> ir.Value:
+        """A table [P] of factors, made once."""
+        held = scale.astype(_dtype(region.x))
+        key = held.tobytes()
+        if key not in self.scales:
+            emit, name = Emit(self.graph, "canonicalize"), f"head_scale.{len(self.scales)}"
+            self.scales[key] = emit.initializer(name, ir.tensor(held, name=name))
+        return self.scales[key]
+
+
+def _commutes(norm: ir.Node, found: Rotation) -> bool:
+    """Whether a norm of rotated heads is the same before they are rotated: it scales all of a
+    head's numbers alike, and the rotation keeps the head's length."""
+    scale = constant(norm.inputs[1])
+    alike = scale is not None and bool((scale == scale.reshape(-1)[:1]).all())
+    return alike and found.scale is None and found.keeps_length
+
+
+def _pairing(matrices: Array, region: Region) -> tuple[bool, int]:
+    """Which dimensions are turned together, and how many are: (interleaved, R); R is 0 where each
+    is only scaled."""
+    used = np.abs(matrices).max(axis=0) > 0
+    np.fill_diagonal(used, False)
+    if not used.any():
+        return False, 0
+    partners = np.flatnonzero(used[0])
+    turned = np.flatnonzero(used.any(axis=1))
+    if len(partners) != 1:
+        raise NotApplicable(
+            "position-dependent values are not a rotary embedding: the first dimension is not "
+            f"rotated with exactly one other but with {len(partners)}",
+            [label(n) for n in region.nodes],
+        )
+    partner = int(partners[0])
+    if partner == 1 and not used[0, 1:].sum() > 1 and len(turned) != 2:
+        return True, int(turned.max()) // 2 * 2 + 2
+    return False, 2 * partner
+
+
+def _turn(x: Array, cos: Array, sin: Array, interleaved: bool, dim: int) -> Array:
+    """Heads [P, D] turned by an ideal rotary embedding with these tables."""
+    first = np.arange(0, dim, 2) if interleaved else np.arange(dim // 2)
+    second = first + (1 if interleaved else dim // 2)
+    out = x.copy()
+    out[:, first] = x[:, first] * cos - x[:, second] * sin
+    out[:, second] = x[:, first] * sin + x[:, second] * cos
+    return out
+
+
+def _dtype(value: ir.Value) -> np.dtype[np.generic]:
+    return (value.dtype or ir.DataType.FLOAT).numpy()

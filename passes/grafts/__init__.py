@@ -1,0 +1,1 @@
+"""The grafts: one file for each that a user can name."""

@@ -1,0 +1,141 @@
+"""tree-mask: open the causal mask as a port, so a step can score a whole tree of drafts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.evaluate import Array, Feed
+from graftline.law import Evidence
+from graftline.passes.anchors.anchors import with_role
+from graftline.passes.grafts.kv_cache import carried_caches
+from graftline.passes.grafts.masks import SlotMasks
+from graftline.passes.graph.emit import Emit, drop_unused, find_input, new_input
+from graftline.passes.laws.compare import Comparison, activation_dtype
+from graftline.passes.laws.masks import masks
+from graftline.passes.pipeline.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
+from graftline.ports import Port, read_ports, write_ports
+from graftline.tree import Tree
+
+
+def causal_mask(write_index: Array, rows: int, slots: int) -> Array:
+    """[B, 1, N, S] bool: row n sees slots 0 .. write_index + n."""
+    seen = write_index[:, None] + np.arange(rows)
+    return (np.arange(slots) <= seen[..., None])[:, None]
+
+
+def branches(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
+    """Every branch of a tree, after a past, equals the past and the branch as a chain: different
+    trees after pasts of different lengths, one beside the other."""
+    step = Grove.of(feed)
+    tokens, trees, lengths = feed["tokens"], step.trees, step.lengths
+    filled = evaluate(after, graft.neutral(step.past(feed), after))
+    fed = graft.neutral(step.rows(feed), after) | carried_caches(after, filled)
+    fed |= step.ports(fed["mask"].shape[-1])
+    scored = evaluate(after, fed)["logits"]
+    batch, nodes = len(trees), len(trees[0].tokens)
+    comparison, worst, count = Comparison(graft.name(), "branches", activation_dtype(after)), 0.0, 0
+    for n, tree in enumerate(trees):
+        for leaf in [m for m in range(nodes) if not tree.children[m]]:
+            path = list(tree.path_to(leaf))
+            chain = np.concatenate([tokens[n, : lengths[n]], tree.tokens[path]])
+            alone = evaluate(before, _chain(feed, chain))["logits"][0, lengths[n] :]
+            worst = max(worst, comparison.output("logits", scored[n, path], alone))
+            count += 1
+    what = f"{count} branches of {batch} trees of {nodes} nodes, after {lengths.tolist()} rows"
+    return Evidence(f"{what}, equal their chains", worst, comparison.limit)
+
+
+TREES = (
+    np.asarray([-1, 0, 0, 1, 1, 2, 3, 5], np.int64), np.asarray([-1, 0, 1, 0, 2, 3, 3, 4], np.int64)
+)  # fmt: skip
+"""Parents of small trees whose leaves have different depths, not in the order of their rows."""
+
+
+@dataclass(frozen=True)
+class Grove:
+    """A different tree for each sequence of a batch, after pasts of different lengths."""
+
+    trees: tuple[Tree, ...]
+    lengths: Array
+    """[B] int64."""
+    longest: int
+
+    @classmethod
+    def of(cls, feed: Feed) -> Grove:
+        """The last tokens of a chain as trees, its first ones as their past."""
+        tokens = feed["tokens"]
+        batch, rows = tokens.shape
+        past = max(1, rows - len(TREES[0]))
+        lengths = np.asarray([max(1, past - 2 * (n % 2)) for n in range(batch)])
+        trees = [Tree(tokens[n, past:], TREES[n % 2][: rows - past]) for n in range(batch)]
+        return cls(tuple(trees), lengths, past)
+
+    def past(self, feed: Feed) -> Feed:
+        """The rows before the trees, as one chain from an empty cache."""
+        return {**feed, **{k: feed[k][:, : self.longest] for k in ("tokens", "positions")}}
+
+    def rows(self, feed: Feed) -> Feed:
+        """The rows of the trees, in sequences that have their past."""
+        return {**feed, "tokens": feed["tokens"][:, self.longest :], "write_index": self.lengths}
+
+    def ports(self, slots: int) -> Feed:
+        """positions [B, N] and mask [B, 1, N, S] of the trees."""
+        depth = np.stack([tree.depth for tree in self.trees])
+        mask = np.zeros((*depth.shape[:1], 1, *depth.shape[1:], slots), np.bool_)
+        for row, (tree, length) in enumerate(zip(self.trees, self.lengths.tolist(), strict=True)):
+            mask[row, 0, :, :length] = True
+            mask[row, 0, :, length : length + len(tree.tokens)] = tree.mask
+        return {"positions": self.lengths[:, None] + depth, "mask": mask}
+
+
+def _chain(feed: Feed, tokens: Array) -> Feed:
+    """A feed of one sequence from an empty cache."""
+    fed = {k: v[:1] for k, v in feed.items()}
+    positions = np.arange(len(tokens), dtype=np.int64)
+    return {**fed, "tokens": tokens[None], "positions": positions[None]}
+
+
+@dataclass(frozen=True)
+class TreeMask(Graft):
+    """Adds the port mask [B, 1, N, S] bool: true where a new row may see a slot. Neutral: causal.
+
+    Windows and ALiBi biases follow from it and from `positions`, which in a tree are depths.
+    """
+
+    laws: ClassVar[tuple[Law, ...]] = (branches,)
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (masks,)
+
+    def requires(self, model: ir.Model) -> None:
+        if find_input(model.graph, "write_index") is None:
+            raise NotApplicable("tree-mask needs a cache; put kv-cache before it")
+        if find_input(model.graph, "mask") is not None:
+            raise NotApplicable("the graph has a tree mask already", ["mask"])
+
+    def apply(self, model: ir.Model) -> None:
+        graph = model.graph
+        inputs = [find_input(graph, n) for n in ("tokens", "positions", "write_index")]
+        cache = next(v for v in graph.inputs if (v.name or "").startswith("cache."))
+        tokens, positions, write_index = inputs
+        assert tokens is not None
+        assert positions is not None
+        assert write_index is not None
+        mask = new_input(graph, "mask", ir.DataType.BOOL, ["B", 1, "N", "S"])
+        emit = Emit(graph, self.name(), graph[0], block=SHARED)
+        slots = SlotMasks(emit, tokens, positions, write_index, cache, mask)
+        for node in with_role(graph, "attention"):
+            node.replace_input_with(3, slots.of(node))
+        write_ports(
+            model, [*read_ports(model), Port("mask", "mask", "in", "bool", ("B", 1, "N", "S"))]
+        )
+        drop_unused(model)
+
+    def neutral(self, feed: Feed, after: ir.Model) -> Feed:
+        slots = next(v.shape[2] for k, v in feed.items() if k.startswith("cache."))
+        return {**feed, "mask": causal_mask(feed["write_index"], feed["tokens"].shape[1], slots)}

@@ -1,0 +1,1 @@
+"""Concrete shapes of every value at a choice of sizes."""

@@ -1,0 +1,288 @@
+"""The laws every graft is held to: typed, wellformed, interface, neutral; then its own.
+
+The numeric law compares the graph before and after on the same seeded feed, with the graft's
+neutral values for what it added.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from graftline.errors import LawBroken
+from graftline.evaluate import Feed, Prepared, prepare
+from graftline.law import Evidence, LawRow
+from graftline.passes.anchors.reduce import block_kinds
+from graftline.passes.grafts.kv_cache import carried_caches
+from graftline.passes.grafts.tree_mask import Grove, causal_mask
+from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
+from graftline.passes.pipeline.graft import Evaluate, Graft
+from graftline.ports import read_ports
+
+STRUCTURAL = ("typed", "wellformed", "interface", "alike")
+"""Laws that hold after every pass, on the whole graph."""
+CACHES = ("cache.key", "cache.value")
+
+
+@dataclass
+class Memo:
+    """An evaluator that remembers: laws run the same graph on many feeds, and on one more than
+    once."""
+
+    prepared: list[tuple[ir.Model, Prepared]] = field(
+        default_factory=list[tuple[ir.Model, Prepared]]
+    )
+    known: list[tuple[ir.Model, Feed, Feed]] = field(
+        default_factory=list[tuple[ir.Model, Feed, Feed]]
+    )
+
+    def __call__(self, model: ir.Model, feed: Feed) -> Feed:
+        for other, fed, outputs in self.known:
+            if other is model and _equal(fed, feed):
+                return dict(outputs)
+        outputs = self._prepared(model)(feed)
+        held = {name: array.copy() for name, array in feed.items()}  # laws write into theirs
+        self.known.append((model, held, outputs))
+        return dict(outputs)
+
+    def _prepared(self, model: ir.Model) -> Prepared:
+        for other, evaluate in self.prepared:
+            if other is model:
+                return evaluate
+        self.prepared.append((model, prepare(model)))
+        return self.prepared[-1][1]
+
+    def renamed(self, model: ir.Model, copy: ir.Model) -> None:
+        """`model` is about to change and `copy` stays as it is; other runs are forgotten."""
+        self.known = [(copy, fed, out) for other, fed, out in self.known if other is model]
+        self.prepared = [(copy, run) for other, run in self.prepared if other is model]
+
+
+def _equal(one: Feed, other: Feed) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+@dataclass(frozen=True)
+class Host:
+    """What is noted of a graph before a graft, for the laws that need no copy of it."""
+
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+    kinds: tuple[Hashable, ...]
+    """What each block computes."""
+
+    @classmethod
+    def of(cls, graft: Graft, before: ir.Model) -> Host:
+        """All that the graft does not say it drops."""
+        gone, graph = graft.dropped(before), before.graph
+        inputs = frozenset(v.name or "" for v in graph.inputs)
+        outputs = frozenset(v.name or "" for v in graph.outputs)
+        return cls(inputs - gone, outputs - gone - graft.replaced(before), block_kinds(graph))
+
+
+def infer_shapes(model: ir.Model, who: str = "the graph") -> None:
+    """ONNX shape inference in place; weights are neither read nor copied.
+
+    Raises LawBroken where ONNX finds types or shapes that contradict each other.
+    """
+    failures = _Failures()
+    logger = logging.getLogger(common.ShapeInferencePass.__module__)
+    propagated, disabled = logger.propagate, logging.root.manager.disable
+    logger.addHandler(failures)
+    logger.propagate = False
+    logging.disable(logging.NOTSET)  # a program may have turned all logging off
+    try:
+        common.ShapeInferencePass()(model)
+    finally:
+        logging.disable(disabled)
+        logger.removeHandler(failures)
+        logger.propagate = propagated
+    if failures.reasons:
+        raise LawBroken(who, "typed", "shape inference", failures.reasons[0])
+
+
+class _Failures(logging.Handler):
+    """onnx_ir logs a failed inference and goes on; this keeps what it logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.reasons: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            self.reasons.append(" ".join(str(error).split())[:400])
+
+
+def typed(graft: Graft, after: ir.Model) -> Evidence:
+    """Every graph input, output and initializer has a type."""
+    graph = after.graph
+    values = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+    for value in values:
+        if value.dtype is None:
+            raise LawBroken(graft.name(), "typed", f"'{value.name}'", "has no element type")
+    return Evidence(f"{len(values)} interface values and weights are typed")
+
+
+def wellformed(graft: Graft, after: ir.Model) -> Evidence:
+    """Names are unique, every value is made before it is read, opsets are declared."""
+    seen: set[str] = {v.name or "" for v in after.graph.inputs} | set(after.graph.initializers)
+    for node in after.graph:
+        if node.domain not in after.opset_imports:
+            raise LawBroken(
+                graft.name(), "wellformed", f"'{node.name}'", f"no opset for '{node.domain}'"
+            )
+        for value in node.inputs:
+            if value is not None and (value.name or "") not in seen:
+                raise LawBroken(
+                    graft.name(), "wellformed", f"'{value.name}'", "is read before it is made"
+                )
+        for value in node.outputs:
+            name = value.name or ""
+            if name and name in seen:
+                raise LawBroken(graft.name(), "wellformed", f"'{name}'", "is made twice")
+            seen.add(name)
+    for value in after.graph.outputs:
+        if (value.name or "") not in seen:
+            raise LawBroken(
+                graft.name(), "wellformed", f"'{value.name}'", "is an output that no node makes"
+            )
+    return Evidence(f"{len(after.graph)} nodes in order, names unique")
+
+
+def interface(graft: Graft, host: Host, after: ir.Model) -> Evidence:
+    """The ports are exactly the graph's inputs and outputs, and say their dtypes; every input and
+    output of the host is still there, but those that the graft says it drops."""
+    graph = after.graph
+    for side, wanted, values in (
+        ("inputs", host.inputs, graph.inputs), ("outputs", host.outputs, graph.outputs)
+    ):  # fmt: skip
+        if lost := sorted(wanted - {v.name or "" for v in values}):
+            raise LawBroken(graft.name(), "interface", side, f"{', '.join(lost)} gone")
+    for direction, values in (("in", graph.inputs), ("out", graph.outputs)):
+        actual = {v.name: v.dtype.numpy().name if v.dtype else "?" for v in values}
+        stated = {p.name: p.dtype for p in read_ports(after) if p.direction == direction}
+        if actual != stated:
+            odd = sorted(set(actual.items()) ^ set(stated.items()), key=str)
+            raise LawBroken(
+                graft.name(), "interface", f"{direction}puts", f"ports differ at {odd[:4]}"
+            )
+    return Evidence(f"{len(read_ports(after))} ports match the graph")
+
+
+def alike(graft: Graft, host: Host, after: ir.Model) -> Evidence:
+    """Blocks that computed the same before, each with its own weights, still do: what a graft does
+    to one it does to all. So a law that holds on a block of each kind holds on every block."""
+    was, now = host.kinds, block_kinds(after.graph, apart=False)
+    first: dict[Hashable, int] = {}
+    for block in range(min(len(was), len(now))):
+        other = first.setdefault(was[block], block)
+        if now[block] != now[other]:
+            by = "; ".join(sorted(str(row) for row in _difference(now[block], now[other]))[:2])
+            raise LawBroken(graft.name(), "alike", f"block {block}", f"not as block {other}: {by}")
+    return Evidence(f"{len(now)} blocks of {len(set(now))} kinds")
+
+
+def _difference(one: Hashable, other: Hashable) -> frozenset[Hashable]:
+    assert isinstance(one, frozenset)
+    assert isinstance(other, frozenset)
+    return one ^ other
+
+
+def neutral(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
+    """Under neutral inputs the grafted graph computes the host's outputs, ports it kept included.
+
+    Of a cache only the written slots count: what the others hold nobody may see.
+    """
+    gone = graft.dropped(before)
+    was = {k: v for k, v in evaluate(before, feed).items() if k not in gone}
+    now = graft.carried(evaluate(after, graft.neutral(feed, after)))
+    ports = read_ports(before)
+    caches = frozenset(p.name for p in ports if p.role in CACHES)
+    if caches:
+        written = int(np.min(feed["write_index"])) + feed["tokens"].shape[1]
+        was, now = (written_slots(side, caches, written) for side in (was, now))
+    comparison = Comparison(graft.name(), "neutral", activation_dtype(after))
+    if graft.numeric:
+        worst = comparison.outputs(now, was)
+        what = f"{len(was)} outputs are the host's"
+        return Evidence(what, worst, comparison.limit)
+    floats = [k for k in was if k in now and k not in _IDS]
+    worst = max(comparison.measure(k, now[k], was[k]) for k in floats)
+    return Evidence(f"{len(floats)} outputs beside the host's", worst, status="measured")
+
+
+def trees(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
+    """Trees after pasts of different lengths, one beside the other, give the host's logits."""
+    step = Grove.of(feed)
+    fed = step.past(feed)
+    fed["mask"] = causal_mask(feed["write_index"], step.longest, feed["mask"].shape[-1])
+    filled = evaluate(before, _all_rows(fed))
+    fed = step.rows(feed) | carried_caches(before, filled) | step.ports(feed["mask"].shape[-1])
+    fed = _all_rows(fed)
+    expected = evaluate(before, fed)["logits"]
+    got = graft.carried(evaluate(after, graft.neutral(fed, after)))["logits"]
+    comparison = Comparison(graft.name(), "trees", activation_dtype(after))
+    what = f"{len(step.trees)} trees after {step.lengths.tolist()} rows give the host's logits"
+    if graft.numeric:
+        return Evidence(what, comparison.output("logits", got, expected), comparison.limit)
+    gap = comparison.measure("logits", got, expected)
+    return Evidence(f"{what}, nearly", gap, status="measured")
+
+
+def _all_rows(feed: Feed) -> Feed:
+    """`feed` asking, where it asks, for the logits of all its rows."""
+    if "rows" not in feed:
+        return feed
+    batch, count = feed["tokens"].shape
+    return {**feed, "rows": np.tile(np.arange(count, dtype=np.int64), (batch, 1))}
+
+
+_IDS = frozenset({"argmax", "topk_ids"})
+"""Outputs that may differ by design where the logits do."""
+
+
+def check(
+    graft: Graft,
+    host: Host,
+    before: ir.Model | None,
+    after: ir.Model,
+    feed: Feed | None,
+    evaluate: Evaluate,
+) -> list[LawRow]:
+    """Hold one graft to its laws. `before` is a copy of the graph as it was, which the structural
+    laws do not need. With a feed the numeric laws run; without, those that need no weight."""
+    rows: list[LawRow] = []
+
+    def hold(law: str, found: Evidence) -> None:
+        rows.append(LawRow.of(str(graft), law, found))
+
+    hold("typed", typed(graft, after))
+    hold("wellformed", wellformed(graft, after))
+    hold("interface", interface(graft, host, after))
+    hold("alike", alike(graft, host, after))
+    if before is None:
+        return rows
+    if feed is None:
+        for law in graft.weight_free:
+            hold(_name(law), law(graft, before, after))
+        return rows
+    hold("neutral", neutral(graft, before, after, feed, evaluate))
+    if "mask" in feed and "mask" not in graft.dropped(before):
+        hold("trees", trees(graft, before, after, feed, evaluate))
+    for law in graft.laws:
+        hold(_name(law), law(graft, before, after, feed, evaluate))
+    return rows
+
+
+def _name(law: Callable[..., Evidence]) -> str:
+    return law.__name__.replace("_", "-")

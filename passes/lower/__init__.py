@@ -1,0 +1,1 @@
+"""From canonical operators to those that a backend has."""

@@ -1,0 +1,79 @@
+"""lower-ort: from canonical ops to ONNX Runtime's fused ones.
+
+Attention over a TensorScatter cache becomes GroupQueryAttention (rotary inside, packed query, key
+and value where they come from one projection, past and present in one buffer); residual Add + norm
+becomes Skip(Simplified)LayerNormalization; MatMul by a transposed weight becomes FusedMatMul, which
+reads the checkpoint's own layout. Ports do not change. A host whose heads or caches do not fit
+GroupQueryAttention keeps its Attention nodes, which ONNX Runtime runs too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from graftline.contrib_ops.operands import MICROSOFT
+from graftline.errors import NotApplicable, nearest
+from graftline.evaluate import Feed
+from graftline.passes.anchors.anchors import with_role
+from graftline.passes.graph.emit import drop_unused, find_input
+from graftline.passes.graph.operators import inline
+from graftline.passes.laws.tables import tables
+from graftline.passes.lower.ort.attention import Lengths, group_query_attention
+from graftline.passes.lower.ort.fusions import fused_matmul, skip_norm
+from graftline.passes.lower.ort.operands import Operands
+from graftline.passes.lower.precision import PRECISIONS, cast_caches, narrow
+from graftline.passes.pipeline.graft import Graft, WeightFreeLaw
+
+PROVIDERS = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class LowerOrt(Graft):
+    """ONNX Runtime's fused ops: one attention op per layer, norms with their residual Add.
+
+    `provider` is cpu or cuda, whose GroupQueryAttention has no fp32 kernel: at fp32 it keeps
+    Attention over a TensorScatter cache. `dtype` is fp32, fp16 or bf16 (weights, activations and
+    caches). Neutral: the caches in that type.
+    """
+
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (tables,)
+
+    provider: str = "cpu"
+    dtype: str = "fp32"
+
+    def requires(self, model: ir.Model) -> None:
+        if find_input(model.graph, "write_index") is None:
+            raise NotApplicable("lower-ort needs a cache; put kv-cache before it")
+        for name, value, known in (
+            ("provider", self.provider, PROVIDERS), ("dtype", self.dtype, PRECISIONS),
+        ):  # fmt: skip
+            if value not in known:
+                raise NotApplicable(f"lower-ort has no {name} '{value}'{nearest(value, known)}")
+
+    def apply(self, model: ir.Model) -> None:
+        graph = model.graph
+        model.opset_imports[MICROSOFT] = 1
+        inline(model, self.name())
+        if self.dtype != "fp32":
+            narrow(model, PRECISIONS[self.dtype], self.name())
+        grouped = self.provider == "cpu" or self.dtype != "fp32"
+        operands = [Operands.of(node) for node in with_role(graph, "attention")]
+        if grouped and all(o is not None for o in operands):
+            lengths = Lengths(graph, self.name())
+            for found in operands:
+                assert found is not None
+                group_query_attention(graph, found, lengths, self.name())
+        drop_unused(model)
+        for node in list(graph):
+            if node.op_type in ("RMSNormalization", "LayerNormalization"):
+                skip_norm(graph, node, self.name())
+        for node in list(graph):
+            if node.op_type == "MatMul":
+                fused_matmul(graph, node, self.name())
+        drop_unused(model)
+
+    def neutral(self, feed: Feed, after: ir.Model) -> Feed:
+        return cast_caches(feed, after)

@@ -1,0 +1,1 @@
+"""Matrices as 4 or 8 bit integers."""

@@ -1,0 +1,136 @@
+"""The products that quantize rewrites: every one by a constant matrix."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.passes.anchors.anchors import block_of
+from graftline.passes.graph.weights import Matrix, constant, matrix, tensor_of
+from graftline.passes.pipeline.graft import ROLE
+
+PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
+Kind = tuple[int, int, int]
+Key = tuple[str, bool]
+BLOCKS = (64, 32, 16)
+"""Values with one scale, the most first: at 64 a matrix takes a sixth less than at 32, and ONNX
+Runtime's kernel is faster."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A product by a constant matrix. `block`: how many values share a scale. `kind`: its place
+    among the products of its block, and its shape; None outside the blocks."""
+
+    node: ir.Node
+    matrix: Matrix
+    block: int
+    kind: Kind | None
+
+    @property
+    def name(self) -> str:
+        return self.matrix.stored.name or "weight"
+
+    @property
+    def key(self) -> Key:
+        """The matrix, in the layout that it is read in."""
+        return self.name, self.matrix.turned
+
+    @property
+    def rows(self) -> ir.Value:
+        """What the matrix is multiplied with."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def is_head(self) -> bool:
+        return self.node.metadata_props.get(ROLE) == "lm_head"
+
+
+def targets_of(model: ir.Model, block: int) -> list[Target]:
+    """Every product by a constant matrix, in blocks of `block` values, or for 0 of the most that
+    divide it. Raises NotApplicable at one that cannot be quantized."""
+    found: list[Target] = []
+    places = Counter[int]()
+    top = set(model.graph)
+    for node in model.graph.all_nodes():
+        if node.op_type not in PRODUCTS or not any(is_constant(v) for v in node.inputs[:2]):
+            continue
+        weight = _weight(node)
+        if weight is None or node not in top:
+            where = "" if node in top else " inside a sub-graph"
+            raise NotApplicable(
+                f"quantize cannot read the constant operand of {node.op_type} "
+                f"'{name_of(node)}'{where} (it must be the second, a 2-D "
+                f"initializer, as stored or transposed)",
+                [name_of(node)],
+            )
+        if tensor_of(weight.stored).dtype != ir.DataType.FLOAT:
+            dtype = tensor_of(weight.stored).dtype.name
+            reason = f"quantize: '{weight.stored.name}' is {dtype}, not FLOAT"
+            raise NotApplicable(reason, [name_of(node)])
+        own, size = block_of(node), _block(node, weight, block)
+        kind = None if own is None else (places[own], *weight.shape)
+        if own is not None:
+            places[own] += 1
+        found.append(Target(node, weight, size, kind))
+    return found
+
+
+def _block(node: ir.Node, weight: Matrix, block: int) -> int:
+    depth, sizes = weight.shape[0], (block,) if block else BLOCKS
+    for size in sizes:
+        if depth % size == 0:
+            return size
+    what = f"block={block}; choose a smaller block" if block else f"{sizes[-1]}"
+    reason = f"quantize: the {depth} inputs of '{weight.stored.name}' are no multiple of {what}"
+    raise NotApplicable(reason, [name_of(node)])
+
+
+def _weight(node: ir.Node) -> Matrix | None:
+    if node.op_type == "MatMul":
+        return matrix(node.inputs[1]) if not is_constant(node.inputs[0]) else None
+    stored = constant(node.inputs[1])
+    if node.op_type != "FusedMatMul" or stored is None or len(tensor_of(stored).shape) != 2:
+        return None
+    flags = {k: a.value for k, a in node.attributes.items()}
+    turned = bool(flags.pop("transB", 0))
+    plain = {"alpha": 1.0, "transA": 0, "transBatchA": 0, "transBatchB": 0}
+    return Matrix(stored, turned) if all(plain.get(k) == v for k, v in flags.items()) else None
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """True when no graph input reaches the value, whatever ops lie between."""
+    seen: set[ir.Value] = set()
+    front = [value]
+    while front:
+        one = front.pop()
+        if one is None or one in seen:
+            continue
+        seen.add(one)
+        maker = one.producer()
+        if maker is None and one.const_value is None:
+            return False
+        front += maker.inputs if maker is not None else []
+    return value is not None
+
+
+def name_of(node: ir.Node) -> str:
+    return node.name or (node.outputs[0].name or "?")
+
+
+def product_names(graph: ir.Graph) -> list[str]:
+    return [name_of(n) for n in graph if n.op_type in PRODUCTS]
+
+
+def release(weight: Matrix) -> None:
+    """Unmap the file of a weight that was read; where an array of it is alive, it stays mapped."""
+    tensor = tensor_of(weight.stored)
+    if isinstance(tensor, ir.ExternalTensor):
+        with suppress(BufferError):
+            tensor.release()

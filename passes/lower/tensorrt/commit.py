@@ -1,0 +1,208 @@
+"""KVCommit as TensorRT takes it: a step first commits what the last step accepted.
+
+TensorRT's key-value cache update reads a network input and writes a network output, so a cache is
+written once in a step. That one write is a window that holds the rows of the last accepted path,
+then the new rows. Everything is ordered by data: the rows moved are read before they are written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.evaluate import Array, Feed
+from graftline.law import Evidence
+from graftline.passes.grafts.kv_cache import POISON
+from graftline.passes.graph.emit import Emit, drop_unused, find_input, new_input
+from graftline.passes.graph.operators import calls
+from graftline.passes.laws.compare import Comparison, activation_dtype
+from graftline.passes.laws.fused import LENGTHS, ROUNDS, TreeStep
+from graftline.passes.pipeline.graft import Evaluate, Graft
+from graftline.plugins.kv_commit import KV_COMMIT
+from graftline.ports import Port, read_ports, write_ports
+
+PATH, COUNT, NEXT = "last.path", "last.count", "next.write_index"
+SUFFIX = ".committed"
+
+
+@dataclass
+class NextStepCommits:
+    """Takes the outputs cache.*.committed away and adds the ports last.path [B, P], last.count [B],
+    mirrored by path and count.
+
+    write_index is now where the last step's tree was written, and next.write_index where this
+    step's is: last.count slots further. With last.count 0 nothing is moved (a first step, and one
+    whose last was a chain: the host then gives write_index itself). The window has P + N slots and
+    ends at the cache's end at the latest, so S >= P + N.
+    """
+
+    model: ir.Model
+    by: str
+    shaped: dict[int, list[ir.Value]] = field(default_factory=dict[int, list[ir.Value]])
+    """Number of heads -> the window's three values for caches of so many."""
+
+    def apply(self) -> None:
+        """Rewrite the graph in place, where it commits its caches."""
+        graph = self.model.graph
+        commits = calls(graph, KV_COMMIT)
+        if not commits:
+            return
+        index = find_input(graph, "write_index")
+        assert index is not None
+        self.path = new_input(graph, PATH, ir.DataType.INT64, ["B", "P"])
+        self.count = new_input(graph, COUNT, ir.DataType.INT64, ["B"])
+        self.first = Emit(graph, self.by, graph[0])
+        length = self.first.op("Add", [index, self.count])
+        length.shape, length.type = index.shape, index.type
+        for node, place in list(index.uses()):
+            if node is not length.producer():
+                node.replace_input_with(place, length)
+        scatters = [self._scatter(node) for node in commits]
+        self._window(index, length, scatters[0].inputs[0])
+        for scatter in scatters:
+            self._write(scatter)
+        self._interface(length, {v for node in commits for v in node.outputs})
+
+    def _scatter(self, commit: ir.Node) -> ir.Node:
+        """What wrote the rows that a KVCommit moves."""
+        written = commit.inputs[0]
+        node = written.producer() if written is not None else None
+        if node is None or node.op_type != "TensorScatter":
+            raise NotApplicable(
+                "lower-tensorrt: KVCommit of a cache that no TensorScatter wrote; run kv-cache",
+                [commit.name or commit.op_type],
+            )
+        return node
+
+    def _window(self, index: ir.Value, length: ir.Value, cache: ir.Value | None) -> None:
+        """[B, P + N] each: the slot to read, the new row, and `fresh`, which says which of them."""
+        e, tokens = self.first, find_input(self.model.graph, "tokens")
+        assert tokens is not None
+        assert cache is not None
+        axis, zero = e.const("axes.1", [1], np.int64), e.const("zero", 0, np.int64)
+        moved_1, rows_1 = (e.op("Shape", [v], start=1, end=2) for v in (self.path, tokens))
+        size_1, slots_1 = e.op("Add", [moved_1, rows_1]), e.op("Shape", [cache], start=2, end=3)
+        latest = e.op("Sub", [slots_1, size_1])
+        self.start = e.op("Min", [index, latest], "window.start")
+        size = e.op("Squeeze", [size_1, e.const("axes.0", [0], np.int64)])
+        place = e.op("Range", [zero, size, e.const("one", 1, np.int64)])
+        slot = e.op("Add", [e.op("Unsqueeze", [self.start, axis]), place])
+        since, row = (e.op("Sub", [slot, e.op("Unsqueeze", [v, axis])]) for v in (index, length))
+        one_1 = e.const("one.1", [1], np.int64)
+        last_moved, last_row = (e.op("Sub", [n, one_1]) for n in (moved_1, rows_1))
+        known = e.op("Min", [e.op("Max", [since, zero]), last_moved])
+        node = e.op("GatherElements", [self.path, known], axis=1)
+        source = e.op("Add", [e.op("Sub", [slot, since]), node])
+        counted = e.op("Less", [since, e.op("Unsqueeze", [self.count, axis])])
+        moves = e.op("And", [e.op("GreaterOrEqual", [since, zero]), counted])
+        self.source = e.op("Where", [moves, source, slot])
+        self.row = e.op("Min", [e.op("Max", [row, zero]), last_row])
+        self.fresh = e.op("GreaterOrEqual", [row, zero])
+
+    def _write(self, scatter: ir.Node) -> None:
+        """Write the window of one cache."""
+        cache, rows = scatter.inputs[:2]
+        assert cache is not None
+        assert rows is not None
+        assert cache.shape is not None
+        e = Emit(self.model.graph, self.by, scatter)
+        source, row, fresh = self._by_head(int(cache.shape[1]))  # type: ignore[arg-type]
+        old, new = (
+            e.op("GatherND", [values, at], batch_dims=2)
+            for values, at in ((cache, source), (rows, row))
+        )
+        window = e.op("Where", [fresh, new, old])
+        for value in (old, new, window):
+            value.type = cache.type
+        scatter.replace_input_with(1, window)
+        scatter.replace_input_with(2, self.start)
+
+    def _by_head(self, heads: int) -> list[ir.Value]:
+        """source and row as [B, K, P + N, 1], fresh as [B, 1, P + N, 1]; made once."""
+        if heads not in self.shaped:
+            e = self.first
+            axes = e.const("axes.1_3", [1, 3], np.int64)
+            wide = [e.op("Unsqueeze", [v, axes]) for v in (self.source, self.row, self.fresh)]
+            shape = e.const(f"heads.{heads}", [1, heads, 1, 1], np.int64)
+            self.shaped[heads] = [*(e.op("Expand", [v, shape]) for v in wide[:2]), wide[2]]
+        return self.shaped[heads]
+
+    def _interface(self, length: ir.Value, gone: set[ir.Value]) -> None:
+        """The outputs and ports of a step whose commit comes with the next."""
+        outputs = self.model.graph.outputs
+        kept = [v for v in outputs if v not in gone and v.name != NEXT]
+        for value in outputs:
+            if value.name == NEXT:
+                value.name = f"{NEXT}.old"
+        length.name = NEXT
+        outputs[:] = [*kept, length]
+        names = {v.name for v in outputs}
+        mirrors = {"path": PATH, "count": COUNT}
+        ports = [
+            replace(p, mirror=mirrors[p.role]) if p.role in mirrors else p
+            for p in read_ports(self.model)
+            if p.direction == "in" or p.name in names
+        ]
+        ports.append(Port(PATH, PATH, "in", "int64", ("B", "P")))
+        ports.append(Port(COUNT, COUNT, "in", "int64", ("B",)))
+        write_ports(self.model, ports)
+        drop_unused(self.model)
+
+
+def unmoved(feed: Feed) -> Feed:
+    """The neutral values of the new ports: no last step."""
+    batch, rows = feed["tokens"].shape
+    chain = np.tile(np.arange(rows, dtype=np.int64), (batch, 1))
+    return {PATH: chain, COUNT: np.zeros(batch, np.int64)}
+
+
+def committed(outputs: Feed) -> Feed:
+    """What the graph before would have given: its committed caches, and the length after them."""
+    if NEXT not in outputs:
+        return outputs
+    lengths, path, count = outputs[NEXT], outputs["path"], outputs["count"]
+    made = {**outputs, NEXT: lengths + count}
+    for name in [n for n in outputs if n.startswith("cache.") and n.endswith(".out")]:
+        (moved,) = KV_COMMIT.reference(outputs[name], path, count, lengths)
+        made[name.removesuffix(".out") + SUFFIX] = moved
+    return made
+
+
+def deferred(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
+    """A second step gives the logits it gives after the commit, though it makes the commit."""
+    if find_input(after.graph, COUNT) is None:
+        return Evidence("no cache is committed by the step")
+    slots = next(int(p.shape[2]) for p in read_ports(after) if p.role == "cache.key")
+    step = TreeStep.of(feed, LENGTHS[0])
+    node = np.arange(step.parents.shape[1])
+    step.parents[:] = np.where((node == 2) | (node == 3), 1, node - 1)  # the path leaves node 2 out
+    step.caches = {k: _grown(v, slots) for k, v in step.caches.items()}
+    batch = len(step.tokens)
+    given = {k: v[:batch] if len(v) == len(feed["tokens"]) else v for k, v in feed.items()}
+    for _ in range(ROUNDS):
+        step.draft(evaluate(before, {**given, **step.fused()})["argmax"])
+    one = evaluate(before, {**given, **step.fused()})
+    path, count = one["path"], one["count"]
+    moved = int(np.sum((path >= 0) & (path != np.arange(path.shape[1]))))
+    first = {k: one[f"{k}.out"] for k in step.caches}
+    done = {k: one[f"{k}{SUFFIX}"] for k in step.caches}
+    second = {**given, **step.fused()}
+    whole = evaluate(before, {**second, **done, "write_index": one[NEXT]})["logits"]
+    late = graft.neutral({**second, **first}, after)
+    late |= {PATH: path, COUNT: count, "write_index": step.lengths}
+    got = evaluate(after, late)["logits"]
+    comparison = Comparison(graft.name(), "deferred", activation_dtype(after))
+    gap = comparison.output("logits", got, whole)
+    return Evidence(f"{moved} rows are moved by the step after", gap, comparison.limit)
+
+
+def _grown(cache: Array, slots: int) -> Array:
+    """A cache with room for two steps."""
+    room = [(0, 0)] * cache.ndim
+    room[2] = (0, slots - cache.shape[2])
+    return np.pad(cache, room, constant_values=POISON)
