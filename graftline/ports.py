@@ -7,7 +7,7 @@ H hidden, V vocabulary, D head size, K KV heads, M nodes of the next step's tree
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +16,10 @@ import onnx_ir as ir
 from graftline.errors import BundleError
 
 Direction = Literal["in", "out"]
+State = Literal["", "slots", "running"]
+Compare = Literal["equal", "close", "written"]
+TARGET = "target"
+"""The owner of what belongs to the host itself."""
 PORTS_KEY = "graftline.ports"
 FACTS_KEY = "graftline.facts"
 ASSUMPTIONS_KEY = "graftline.assumptions"
@@ -40,6 +44,16 @@ class Port:
     tap: str | None = None
     mirror: str | None = None
     """For an output that is the next step's value of an input (a cache, in place): its name."""
+    owner: str = TARGET
+    """Whose it is: the host's, or "head.0", a part with tokens, lengths and caches of its own."""
+    state: State = ""
+    """What a step keeps for the next: `slots` [B, K, S, D], rolled back by position, or `running`,
+    a state that only goes on."""
+    valid_by: str | None = None
+    """Of a state: the port that says how many slots of each sequence hold something."""
+    compare: Compare = "close"
+    """How two graphs' values of it are compared: `equal` (integers), `close`, or `written`: close,
+    in the slots that hold something."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +132,25 @@ def ports_from_json(rows: list[dict[str, Any]]) -> tuple[Port, ...]:
 def by_role(ports: Iterable[Port], role: str, direction: Direction | None = None) -> list[Port]:
     """All ports of a role, in order."""
     return [p for p in ports if p.role == role and direction in (None, p.direction)]
+
+
+def slot_ports(
+    ports: Iterable[Port], direction: Direction | None = None, owner: str | None = None
+) -> list[Port]:
+    """The ports that hold slots of positions: caches of keys and values, and what is written to
+    them; of one owner, or of all."""
+    kept = [p for p in ports if p.state == "slots" and direction in (None, p.direction)]
+    return [p for p in kept if owner in (None, p.owner)]
+
+
+def sizes_of(ports: Iterable[Port], feed: Mapping[str, Any]) -> dict[str, int]:
+    """The symbols in the shapes of a graph's inputs, as a feed of it has them."""
+    found: dict[str, int] = {}
+    for port in ports:
+        if port.direction == "in" and port.name in feed:
+            named = zip(port.shape, feed[port.name].shape, strict=True)
+            found |= {dim: int(size) for dim, size in named if isinstance(dim, str)}
+    return found
 
 
 def _port(row: dict[str, Any]) -> Port:

@@ -158,10 +158,12 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
 
 def _engine_table(engine: dict[str, Any], ports: tuple[Port, ...]) -> Any:
     """What the manifest says of the engine: nothing is opened, so no GPU is needed."""
+    from graftline.ports import slot_ports
+
     memory = f"{screen.size(engine['peak_memory'])} of memory"
     options = engine["options"]
     flags = [name.replace("_", "-") for name, value in options.items() if value is True]
-    slots = {p.shape[2] for p in ports if p.role.startswith("cache.")}
+    slots = {p.shape[2] for p in slot_ports(ports)}
     sides = [sum(p.direction == side for p in ports) for side in ("in", "out")]
     aliased = sum(p.mirror is not None for p in ports)
     plugins = [f"{name} {digest[:12]}" for name, digest in engine.get("plugins", {}).items()]

@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_of, block_outputs
-from graftline.passes.graph.emit import drop_unused, find_input, new_input, new_output
+from graftline.passes.graph.emit import drop_unused, new_input, new_output
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.pipeline.graft import BLOCK, Evaluate, Graft, Law
 from graftline.ports import read_facts, read_ports, write_facts, write_ports
@@ -31,10 +30,9 @@ def prefix(
     assert isinstance(graft, CutDepth)
     expected = prefix_outputs(before, graft.blocks, feed, evaluate)
     got = evaluate(after, graft.neutral(feed, after))
-    caches = frozenset(p.name for p in read_ports(after) if p.mirror is not None)
-    written = int(np.min(feed.get("write_index", 0))) + feed["tokens"].shape[1]
+    ports = read_ports(after)
     comparison = Comparison(graft.name(), "prefix", activation_dtype(after))
-    sides = (written_slots(side, caches, written) for side in (got, expected))
+    sides = (written_slots(side, ports, feed) for side in (got, expected))
     worst = comparison.outputs(*sides)
     what = f"{len(expected)} outputs equal the host's stream after block {graft.blocks - 1} through"
     return Evidence(f"{what} its final norm and head", worst, comparison.limit)
@@ -99,8 +97,7 @@ class CutDepth(Graft):
         drop_unused(model)
         _drop_weights(graph)
         for name in gone:
-            unread = find_input(graph, name)
-            if unread is not None:
+            for unread in [value for value in graph.inputs if value.name == name]:
                 graph.inputs.remove(unread)
         write_ports(model, [p for p in read_ports(model) if p.name not in gone])
         left = max(facts.parameters - (size - _elements(model)), 0)

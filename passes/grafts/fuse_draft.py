@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
-from graftline.passes.graph.emit import Emit, find_input, new_input, new_output
+from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.operators import call, calls
+from graftline.passes.graph.ports import port_of
 from graftline.passes.laws.fused import drafted
 from graftline.passes.pipeline.graft import Graft, Law
 from graftline.plugins.candidate_update import CANDIDATE_UPDATE
@@ -39,7 +40,7 @@ class FuseDraft(Graft):
         name, ports = self.name(), read_ports(model)
         if not calls(model.graph, TREE_VERIFY):
             raise NotApplicable(f"{name} drafts behind a verified tree; put fuse-verify before it")
-        if find_input(model.graph, "table") is not None:
+        if port_of(model, "table") is not None:
             raise NotApplicable("the graph drafts its next tree already", ["table"])
         if self.width < 1 or self.levels < 1:
             raise NotApplicable(f"{name}: width and levels are at least 1, not {self}")
@@ -108,4 +109,5 @@ def _port(value: ir.Value, direction: str, mirror: str | None = None) -> Port:
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
     dtype = value.dtype.numpy().name
     out = "in" if direction == "in" else "out"
-    return Port(value.name, value.name, out, dtype, shape, mirror=mirror)
+    compare = "equal" if out == "out" else "close"
+    return Port(value.name, value.name, out, dtype, shape, mirror=mirror, compare=compare)

@@ -13,15 +13,15 @@ from graftline.evaluate import Feed
 from graftline.passes.grafts.draws import Draws, uniforms
 from graftline.passes.grafts.reduce_logits import Groups
 from graftline.passes.grafts.tree_inputs import TreeInputs
-from graftline.passes.graph.emit import Emit, drop_unused, find_input, new_input, new_output
+from graftline.passes.graph.emit import Emit, drop_unused, new_input, new_output
 from graftline.passes.graph.operators import call
+from graftline.passes.graph.ports import cache_of, input_of, port_of
 from graftline.passes.laws.fused import fused
 from graftline.passes.pipeline.graft import SHARED, Graft, Law
 from graftline.plugins.kv_commit import KV_COMMIT
 from graftline.plugins.tree_verify import TREE_VERIFY
-from graftline.ports import Port, by_role, read_ports, write_ports
+from graftline.ports import TARGET, Port, by_role, read_ports, slot_ports, write_ports
 
-CACHES = ("cache.key", "cache.value")
 NODES = ("B", "N")
 SETTINGS = {
     "temperature": ir.DataType.FLOAT, "min_p": ir.DataType.FLOAT,
@@ -47,25 +47,26 @@ class FuseVerify(Graft):
 
     def requires(self, model: ir.Model) -> None:
         name = self.name()
-        if find_input(model.graph, "parents") is not None:
-            raise NotApplicable("the graph verifies its tree already", ["parents"])
-        if find_input(model.graph, "mask") is None:
+        if (port := port_of(model, "parents")) is not None:
+            raise NotApplicable("the graph verifies its tree already", [port.name])
+        if port_of(model, "mask") is None:
             raise NotApplicable(f"{name} needs a tree mask; put kv-cache | tree-mask before it")
         if not by_role(read_ports(model), "argmax"):
             raise NotApplicable(f"{name} needs the target's argmax; put reduce-logits before it")
 
     def apply(self, model: ir.Model) -> None:
         graph = model.graph
-        tokens, write_index = (find_input(graph, n) for n in ("tokens", "write_index"))
+        tokens, write_index = (input_of(model, role) for role in ("tokens", "write_index"))
+        cache = cache_of(model)
+        assert cache is not None
         assert tokens is not None
         assert write_index is not None
-        cache = next(v for v in graph.inputs if (v.name or "").startswith("cache."))
         parents = new_input(graph, "parents", ir.DataType.INT64, NODES)
         first = Emit(graph, self.name(), graph[0], block=SHARED)
         tree = TreeInputs(first, tokens, parents, write_index, cache)
-        _supersede(graph, "positions", tree.positions)
-        _supersede(graph, "mask", tree.mask)
-        _score_all_rows(graph)
+        _supersede(model, "positions", tree.positions)
+        _supersede(model, "mask", tree.mask)
+        _score_all_rows(model)
         kept = [_whole(p) for p in read_ports(model) if p.name not in self.computes]
         ports = [*kept, Port("parents", "parents", "in", "int64", NODES)]
         emit = Emit(graph, self.name())
@@ -79,8 +80,8 @@ class FuseVerify(Graft):
             (accepted, "accepted", NODES), (count, "count", ("B",)), (path, "path", NODES)
         ):  # fmt: skip
             new_output(graph, value, role, ir.DataType.INT64, shape)
-            ports.append(Port(role, role, "out", "int64", shape))
-        written = [p for p in ports if p.role in CACHES and p.direction == "out"]
+            ports.append(Port(role, role, "out", "int64", shape, compare="equal"))
+        written = slot_ports(ports, "out", TARGET)
         ports += [_commit(model, emit, port, path, count, write_index) for port in written]
         counters = [write_index, settings["ordinal"]] if self.sample else [write_index]
         ports += [_advance(emit, counter, count) for counter in counters]
@@ -118,17 +119,17 @@ def _settings(graph: ir.Graph) -> dict[str, ir.Value]:
     return {name: new_input(graph, name, dtype, ["B"]) for name, dtype in SETTINGS.items()}
 
 
-def _supersede(graph: ir.Graph, name: str, value: ir.Value) -> None:
+def _supersede(model: ir.Model, role: str, value: ir.Value) -> None:
     """Put a computed value in the place of a graph input."""
-    old = find_input(graph, name)
+    old = input_of(model, role)
     assert old is not None
     old.replace_all_uses_with(value)
-    graph.inputs.remove(old)
+    model.graph.inputs.remove(old)
 
 
-def _score_all_rows(graph: ir.Graph) -> None:
+def _score_all_rows(model: ir.Model) -> None:
     """Undo select-rows: a verified tree needs the logits of every node."""
-    rows = find_input(graph, "rows")
+    graph, rows = model.graph, input_of(model, "rows")
     if rows is None:
         return
     for index in [n.outputs[0] for n in rows.consumers()]:
@@ -172,4 +173,4 @@ def _advance(emit: Emit, counter: ir.Value, count: ir.Value) -> Port:
     assert counter.name is not None
     name, moved = f"next.{counter.name}", emit.op("Add", [counter, count])
     new_output(emit.graph, moved, name, ir.DataType.INT64, ["B"])
-    return Port(name, name, "out", "int64", ("B",), mirror=counter.name)
+    return Port(name, name, "out", "int64", ("B",), mirror=counter.name, compare="equal")

@@ -14,12 +14,24 @@ from graftline.law import Evidence
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.canonical.facts import addressable
 from graftline.passes.grafts.masks import SlotMasks
-from graftline.passes.graph.emit import Emit, drop_unused, find_input, new_input, new_output
+from graftline.passes.graph.emit import Emit, drop_unused, new_input, new_output
+from graftline.passes.graph.ports import input_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
-from graftline.ports import Facts, Port, read_facts, read_ports, write_facts, write_ports
+from graftline.ports import (
+    TARGET,
+    Facts,
+    Port,
+    read_facts,
+    read_ports,
+    slot_ports,
+    write_facts,
+    write_ports,
+)
 
+WRITE_INDEX = "write_index"
+"""The name of the port that says from which slot on a step writes the host's caches."""
 POISON = 1e3
 """What unwritten cache slots hold in a law's feed: finite, large, and never to be seen."""
 
@@ -39,7 +51,7 @@ def chunked(
     at = starts[:, None] + np.arange(rows - cut)
     second = first | carried_caches(after, half)
     second |= {k: np.take_along_axis(v, at, axis=1) for k, v in feed.items()}
-    second["write_index"] = starts
+    second[WRITE_INDEX] = starts
     rest = evaluate(after, second)["logits"]
     comparison = Comparison(graft.name(), "chunked", activation_dtype(after))
     gap = comparison.output("logits", half["logits"], whole[:, :cut])
@@ -70,20 +82,20 @@ class KvCache(Graft):
         found = with_role(model.graph, "attention")
         if not found:
             raise NotApplicable("kv-cache needs stamped attention; run anchors first")
-        if find_input(model.graph, "write_index") is not None:
-            raise NotApplicable("the graph has a cache already", ["write_index"])
-        for name in ("tokens", "positions"):
-            if find_input(model.graph, name) is None:
-                raise NotApplicable(f"kv-cache needs the input '{name}'; run canonicalize first")
+        if cache := slot_ports(read_ports(model), "in", TARGET):
+            raise NotApplicable("the graph has a cache already", [cache[0].name])
+        for role in ("tokens", "positions"):
+            if input_of(model, role) is None:
+                raise NotApplicable(f"kv-cache needs the input '{role}'; run canonicalize first")
 
     def apply(self, model: ir.Model) -> None:
         graph, ports = model.graph, list(read_ports(model))
         attention = with_role(graph, "attention")
-        tokens, positions = find_input(graph, "tokens"), find_input(graph, "positions")
+        tokens, positions = input_of(model, "tokens"), input_of(model, "positions")
         assert tokens is not None
         assert positions is not None
-        write_index = new_input(graph, "write_index", ir.DataType.INT64, ["B"])
-        ports.append(Port("write_index", "write_index", "in", "int64", ("B",)))
+        write_index = new_input(graph, WRITE_INDEX, ir.DataType.INT64, ["B"])
+        ports.append(Port(WRITE_INDEX, "write_index", "in", "int64", ("B",)))
         slots: SlotMasks | None = None
         for layer, node in enumerate(attention):
             caches = [self._scatter(graph, node, i, layer, write_index, ports) for i in (1, 2)]
@@ -118,25 +130,27 @@ class KvCache(Graft):
         written = emit.op("TensorScatter", [cache, fresh, write_index], axis=2, mode="linear")
         node.replace_input_with(operand, written)
         new_output(graph, written, f"{name}.out", dtype, shape)
-        role, text = f"cache.{kind}", dtype.numpy().name
-        ports.append(Port(name, role, "in", text, shape, layer))
-        ports.append(Port(f"{name}.out", role, "out", text, shape, layer, mirror=name))
+        port = Port(
+            name, f"cache.{kind}", "in", dtype.numpy().name, shape, layer, state="slots",
+            valid_by=WRITE_INDEX, compare="written",
+        )  # fmt: skip
+        ports.append(port)
+        ports.append(replace(port, name=f"{name}.out", direction="out", mirror=name))
         return cache
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         batch, rows = feed["tokens"].shape
-        added: Feed = {"write_index": np.zeros(batch, np.int64)}
+        added: Feed = {WRITE_INDEX: np.zeros(batch, np.int64)}
         return {**feed, **added, **empty_caches(after, batch, rows + 2)}
 
 
 def empty_caches(model: ir.Model, batch: int, slots: int) -> Feed:
     """Caches of `slots` slots that hold poison, as a graph with caches expects them."""
     feed: Feed = {}
-    for port in read_ports(model):
-        if port.role in ("cache.key", "cache.value") and port.direction == "in":
-            known = {"B": batch, "S": slots}
-            shape = [known[d] if isinstance(d, str) else d for d in port.shape]
-            feed[port.name] = np.full(shape, POISON, np.dtype(port.dtype))
+    for port in slot_ports(read_ports(model), "in"):
+        known = {"B": batch, "S": slots}
+        shape = [known[d] if isinstance(d, str) else d for d in port.shape]
+        feed[port.name] = np.full(shape, POISON, np.dtype(port.dtype))
     return feed
 
 

@@ -80,7 +80,8 @@ class ReduceLogits(Graft):
 
         def publish(value: ir.Value, name: str, dtype: ir.DataType, *shape: str | int) -> None:
             new_output(graph, value, name, dtype, ["B", rows, *shape])
-            ports.append(Port(name, name, "out", dtype.numpy().name, ("B", rows, *shape)))
+            dims, compare = ("B", rows, *shape), "equal" if dtype == ir.DataType.INT64 else "close"
+            ports.append(Port(name, name, "out", dtype.numpy().name, dims, compare=compare))
 
         groups = Groups(emit, logits, ports)
         publish(groups.argmax(), "argmax", ir.DataType.INT64)

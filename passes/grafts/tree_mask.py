@@ -14,11 +14,12 @@ from graftline.law import Evidence
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.kv_cache import carried_caches
 from graftline.passes.grafts.masks import SlotMasks
-from graftline.passes.graph.emit import Emit, drop_unused, find_input, new_input
+from graftline.passes.graph.emit import Emit, drop_unused, new_input
+from graftline.passes.graph.ports import cache_of, input_of, port_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
-from graftline.ports import Port, read_ports, write_ports
+from graftline.ports import TARGET, Port, read_ports, slot_ports, write_ports
 from graftline.tree import Tree
 
 
@@ -113,16 +114,16 @@ class TreeMask(Graft):
     weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (masks,)
 
     def requires(self, model: ir.Model) -> None:
-        if find_input(model.graph, "write_index") is None:
+        if cache_of(model) is None:
             raise NotApplicable("tree-mask needs a cache; put kv-cache before it")
-        if find_input(model.graph, "mask") is not None:
-            raise NotApplicable("the graph has a tree mask already", ["mask"])
+        if (port := port_of(model, "mask")) is not None:
+            raise NotApplicable("the graph has a tree mask already", [port.name])
 
     def apply(self, model: ir.Model) -> None:
         graph = model.graph
-        inputs = [find_input(graph, n) for n in ("tokens", "positions", "write_index")]
-        cache = next(v for v in graph.inputs if (v.name or "").startswith("cache."))
-        tokens, positions, write_index = inputs
+        inputs = [input_of(model, role) for role in ("tokens", "positions", "write_index")]
+        cache, (tokens, positions, write_index) = cache_of(model), inputs
+        assert cache is not None
         assert tokens is not None
         assert positions is not None
         assert write_index is not None
@@ -137,5 +138,5 @@ class TreeMask(Graft):
         drop_unused(model)
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
-        slots = next(v.shape[2] for k, v in feed.items() if k.startswith("cache."))
+        slots = feed[slot_ports(read_ports(after), "in", TARGET)[0].name].shape[2]
         return {**feed, "mask": causal_mask(feed["write_index"], feed["tokens"].shape[1], slots)}

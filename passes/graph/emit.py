@@ -126,8 +126,3 @@ def drop_unused(model: ir.Model) -> None:
     import onnx_ir.passes.common as common
 
     common.RemoveUnusedNodesPass()(model)
-
-
-def find_input(graph: ir.Graph, name: str) -> ir.Value | None:
-    """The graph input of that name, or None."""
-    return next((v for v in graph.inputs if v.name == name), None)

@@ -26,7 +26,6 @@ from graftline.ports import read_ports
 
 STRUCTURAL = ("typed", "wellformed", "interface", "alike")
 """Laws that hold after every pass, on the whole graph."""
-CACHES = ("cache.key", "cache.value")
 
 
 @dataclass
@@ -203,18 +202,16 @@ def neutral(
     """
     gone = graft.dropped(before)
     was = {k: v for k, v in evaluate(before, feed).items() if k not in gone}
-    now = graft.carried(evaluate(after, graft.neutral(feed, after)))
+    now = graft.carried(evaluate(after, graft.neutral(feed, after)), after)
     ports = read_ports(before)
-    caches = frozenset(p.name for p in ports if p.role in CACHES)
-    if caches:
-        written = int(np.min(feed["write_index"])) + feed["tokens"].shape[1]
-        was, now = (written_slots(side, caches, written) for side in (was, now))
+    was, now = (written_slots(side, ports, feed) for side in (was, now))
     comparison = Comparison(graft.name(), "neutral", activation_dtype(after))
     if graft.numeric:
         worst = comparison.outputs(now, was)
         what = f"{len(was)} outputs are the host's"
         return Evidence(what, worst, comparison.limit)
-    floats = [k for k in was if k in now and k not in _IDS]
+    exact = {p.name for p in ports if p.compare == "equal"}
+    floats = [k for k in was if k in now and k not in exact]
     worst = max(comparison.measure(k, now[k], was[k]) for k in floats)
     return Evidence(f"{len(floats)} outputs beside the host's", worst, status="measured")
 
@@ -230,7 +227,7 @@ def trees(
     fed = step.rows(feed) | carried_caches(before, filled) | step.ports(feed["mask"].shape[-1])
     fed = _all_rows(fed)
     expected = evaluate(before, fed)["logits"]
-    got = graft.carried(evaluate(after, graft.neutral(fed, after)))["logits"]
+    got = graft.carried(evaluate(after, graft.neutral(fed, after)), after)["logits"]
     comparison = Comparison(graft.name(), "trees", activation_dtype(after))
     what = f"{len(step.trees)} trees after {step.lengths.tolist()} rows give the host's logits"
     if graft.numeric:
@@ -245,10 +242,6 @@ def _all_rows(feed: Feed) -> Feed:
         return feed
     batch, count = feed["tokens"].shape
     return {**feed, "rows": np.tile(np.arange(count, dtype=np.int64), (batch, 1))}
-
-
-_IDS = frozenset({"argmax", "topk_ids"})
-"""Outputs that may differ by design where the logits do."""
 
 
 def check(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graftline.errors import LawBroken
 from graftline.evaluate import Array, Feed
-from graftline.ports import FACTS_KEY, read_facts
+from graftline.ports import FACTS_KEY, Port, read_facts, sizes_of
 
 TOLERANCE: Mapping[str, float] = {"float32": 3e-5, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference by activation dtype, relative to the magnitude of its own channel. A product
@@ -99,9 +99,15 @@ def activation_dtype(model: ir.Model) -> str:
     return read_facts(model).dtype if FACTS_KEY in model.metadata_props else "float32"
 
 
-def written_slots(outputs: Feed, caches: frozenset[str], slots: int) -> Feed:
-    """`outputs` with the first `slots` slots of its caches [B, K, S, D]: nobody sees the others."""
-    return {k: v[:, :, :slots] if k in caches else v for k, v in outputs.items()}
+def written_slots(outputs: Feed, ports: Sequence[Port], feed: Feed) -> Feed:
+    """`outputs` with those slots of their caches [B, K, S, D] that hold something after a step on
+    `feed`: nobody sees the others."""
+    rows, cut = sizes_of(ports, feed).get("N", 0), dict(outputs)
+    for port in ports:
+        if port.compare == "written" and port.direction == "out" and port.name in outputs:
+            slots = int(np.min(feed[port.valid_by or ""])) + rows
+            cut[port.name] = outputs[port.name][:, :, :slots]
+    return cut
 
 
 def magnitudes(array: npt.NDArray[np.float64], floor: float) -> npt.NDArray[np.float64]:

@@ -14,8 +14,8 @@ import onnx_ir as ir
 from graftline.evaluate import Array, Feed
 from graftline.law import Evidence
 from graftline.passes.grafts.kv_cache import POISON
-from graftline.passes.graph.emit import find_input
 from graftline.passes.graph.operators import calls
+from graftline.passes.graph.ports import port_of
 from graftline.passes.laws.compare import TOLERANCE, Comparison
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.plugins.candidate_update import CANDIDATE_UPDATE
@@ -23,6 +23,7 @@ from graftline.plugins.draft_tree import DRAFT_TREE
 from graftline.plugins.kv_commit import KV_COMMIT
 from graftline.plugins.tree_verify import TREE_VERIFY
 from graftline.plugins.uniforms import UNIFORMS
+from graftline.ports import TARGET, read_ports, slot_ports
 from graftline.tree import Tree
 
 LENGTHS = ((2, 0), (1,))
@@ -46,7 +47,7 @@ class TreeStep:
     caches: Feed
 
     @classmethod
-    def of(cls, feed: Feed, lengths: tuple[int, ...]) -> TreeStep:
+    def of(cls, model: ir.Model, feed: Feed, lengths: tuple[int, ...]) -> TreeStep:
         """A step of as many rows and slots as the feed's, seeded."""
         random, batch = np.random.default_rng(len(lengths)), len(lengths)
         tokens = feed["tokens"][:batch, :NODES].copy()
@@ -55,7 +56,8 @@ class TreeStep:
         for node in range(1, rows):
             parents[:, node] = random.integers(max(0, node - 3), node, batch)
         parents[-1, max(1, rows - 2) :] = -1
-        caches = {k: v[:batch].copy() for k, v in feed.items() if k.startswith("cache.")}
+        names = [p.name for p in slot_ports(read_ports(model), "in", TARGET)]
+        caches = {name: feed[name][:batch].copy() for name in names}
         for cache in caches.values():
             for row, length in enumerate(lengths):
                 cache[row, :, :length] = random.standard_normal(cache[row, :, :length].shape)
@@ -105,7 +107,7 @@ def fused(
     """Accepted tokens, counts, paths and committed caches are those of the host's rule."""
     accepted, worst = 0, 0.0
     for lengths in LENGTHS:
-        step = TreeStep.of(feed, lengths)
+        step = TreeStep.of(before, feed, lengths)
         rule = _Choice.of(after, step)
         for _ in range(ROUNDS):
             step.draft(rule.tokens(evaluate(before, step.host()), step))
@@ -137,7 +139,7 @@ def drafted(
     vocabulary, width = (int(d) for d in shape)  # type: ignore[arg-type]
     levels = calls(after.graph, DRAFT_TREE)[0].attributes["levels"].as_int()
     for lengths in LENGTHS:
-        step = TreeStep.of(feed, lengths)
+        step = TreeStep.of(before, feed, lengths)
         settings = _Choice.of(before, step).settings
         for _ in range(ROUNDS):
             step.draft(evaluate(before, {**step.fused(), **settings})["argmax"])
@@ -167,7 +169,7 @@ class _Choice:
     @classmethod
     def of(cls, model: ir.Model, step: TreeStep) -> _Choice:
         """For a graph that samples: the first sequence at temperature 0.8, any other greedy."""
-        if find_input(model.graph, "temperature") is None:
+        if port_of(model, "temperature") is None:
             return cls({})
         batch = len(step.tokens)
         cold = np.zeros(batch, np.float32)

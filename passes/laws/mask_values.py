@@ -10,15 +10,16 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.evaluate import Array
-from graftline.passes.graph.emit import find_input
 from graftline.passes.graph.meaning import World
+from graftline.passes.graph.ports import cache_of, input_of, value_of
+from graftline.ports import read_ports, slot_ports
 
 
 def mask_at(model: ir.Model, node: ir.Node, positions: Array) -> Array:
     """The additive bias [heads or 1, P, P] between ascending positions, of a graph with or without
     a cache: fed as one chain from slot 0."""
     count = len(positions)
-    if find_input(model.graph, "write_index") is not None:
+    if cache_of(model) is not None:
         chain = np.tri(count, dtype=np.bool_)
         start = np.zeros(1, np.int64)
         return cached_mask(model, node, positions[None], start, count, chain[None])[0]
@@ -40,17 +41,14 @@ def cached_mask(
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     assert mask is not None, "an attention over a cache has a mask"
     world = _world(model, positions)
-    shapes: dict[ir.Value, tuple[int, ...] | None] = {}
-    for value in model.graph.inputs:
-        if value.name == "write_index":
-            world.known[value] = past.astype(np.int64)
-        elif value.name == "mask":
-            world.known[value] = port[:, None]
-        elif value.shape is not None and len(value.shape) == 4:
-            sizes = {"B": len(past), "S": slots}
-            dims = [d if isinstance(d, int) else d.value for d in value.shape]
-            shapes[value] = tuple(d if isinstance(d, int) else sizes[d or ""] for d in dims)
-    world.shapes = shapes
+    for role, row in (("write_index", past.astype(np.int64)), ("mask", port[:, None])):
+        if (value := input_of(model, role)) is not None:
+            world.known[value] = row
+    sizes = {"B": len(past), "S": slots}
+    world.shapes = {
+        value_of(model, p): tuple(d if isinstance(d, int) else sizes[d] for d in p.shape)
+        for p in slot_ports(read_ports(model), "in")
+    }
     batch, rows = positions.shape
     return _additive(world.value(mask), batch, rows, slots)
 
@@ -58,9 +56,9 @@ def cached_mask(
 def _world(model: ir.Model, positions: Array) -> World:
     """Positions [B, N]; ids do not count."""
     known: dict[ir.Value, Array] = {}
-    for name, row in (("tokens", np.zeros_like(positions)), ("positions", positions)):
-        value = find_input(model.graph, name)
-        assert value is not None, f"a canonical graph has the input '{name}'"
+    for role, row in (("tokens", np.zeros_like(positions)), ("positions", positions)):
+        value = input_of(model, role)
+        assert value is not None, f"a canonical graph has the input '{role}'"
         known[value] = row.astype(np.int64)
     return World(known)
 

@@ -22,8 +22,8 @@ from graftline.passes.canonical.attention.attention import RAW_KEY, RawAttention
 from graftline.passes.canonical.lengths import constants_above, lengths_around
 from graftline.passes.canonical.mask.kinds import RawMask
 from graftline.passes.canonical.rotary.rotary import RawTurn, probe
-from graftline.passes.graph.emit import find_input
 from graftline.passes.graph.meaning import label
+from graftline.passes.graph.ports import cache_of, port_of
 from graftline.passes.graph.seen import HIDDEN, Seen, rounding
 from graftline.passes.laws.mask_values import Way, cached_mask, mask_at, mask_key
 from graftline.passes.pipeline.graft import Graft
@@ -41,7 +41,7 @@ _PARENTS = (-1, 0, 0, 1, 1, 2)
 
 def masks(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
     """Masks and rotary embeddings after are those before, told by their values."""
-    if find_input(after.graph, "write_index") is None:
+    if cache_of(after) is None:
         return _against_raw(graft, after)
     return _against_host(graft, before, after)
 
@@ -159,7 +159,7 @@ def _at_length(
 ) -> None:
     """New rows that end at `total` positions see what the host's rows there see, each slot of
     the cache by the position it holds; with a tree, along its branches."""
-    parents = _PARENTS if find_input(after.graph, "mask") is not None else ()
+    parents = _PARENTS if port_of(after, "mask") is not None else ()
     depth, reach = _tree(parents) if parents else _chain(min(_ROWS, total))
     last = max(total - 1 - int(depth.max()), 0)
     pasts = np.asarray([last, max(last - _APART, 0)])

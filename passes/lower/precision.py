@@ -14,10 +14,9 @@ from graftline.evaluate import Feed
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.weights import constant, lazy, tensor_of
 from graftline.passes.pipeline.graft import ROLE
-from graftline.ports import read_facts, read_ports, write_facts, write_ports
+from graftline.ports import read_facts, read_ports, slot_ports, write_facts, write_ports
 from graftline.tensors import Widened
 
-CACHES = ("cache.key", "cache.value")
 PRECISIONS = {
     "fp32": ir.DataType.FLOAT,
     "fp16": ir.DataType.FLOAT16,
@@ -151,9 +150,9 @@ class Precision:
 
 
 def narrow(model: ir.Model, low: ir.DataType, by: str) -> None:
-    """Bring a decoder to the precision `low`: its graph, the ports of its caches, its facts."""
+    """Bring a host to the precision `low`: its graph, the ports of its caches, its facts."""
     ports, dtype = read_ports(model), low.numpy().name
-    caches = frozenset(p.name for p in ports if p.role in CACHES)
+    caches = frozenset(p.name for p in slot_ports(ports))
     Precision(model.graph, low, caches, by).apply()
     write_ports(model, [replace(p, dtype=dtype) if p.name in caches else p for p in ports])
     write_facts(model, replace(read_facts(model), dtype=dtype))
@@ -161,7 +160,7 @@ def narrow(model: ir.Model, low: ir.DataType, by: str) -> None:
 
 def cast_caches(feed: Feed, after: ir.Model) -> Feed:
     """`feed` with the caches in the types that the ports of `after` say."""
-    types = {p.name: np.dtype(p.dtype) for p in read_ports(after) if p.role in CACHES}
+    types = {p.name: np.dtype(p.dtype) for p in slot_ports(read_ports(after))}
     return {k: v.astype(types[k]) if k in types else v for k, v in feed.items()}
 
 

@@ -69,7 +69,7 @@ class Graft:
         """From a feed of the graph before, the feed of `after` under which nothing changed."""
         return dict(feed)
 
-    def carried(self, outputs: Feed) -> Feed:
+    def carried(self, outputs: Feed, after: ir.Model) -> Feed:
         """From outputs of the graph after, the outputs of the graph before they stand for."""
         return outputs
 

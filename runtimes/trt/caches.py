@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graftline.ports import Port
+from graftline.ports import Port, slot_ports
 from graftline.runtimes.trt.device import Box, Device
 
 
@@ -44,7 +44,7 @@ class DeviceCaches:
         self._device = device
         self.batch = self._room = 0
         self._blocks: list[_Block] = []
-        for port in (p for p in ports if p.mirror is not None and p.role.startswith("cache.")):
+        for port in (p for p in slot_ports(ports) if p.mirror is not None):
             assert port.mirror is not None
             _, heads, slots, size = (d if isinstance(d, int) else 0 for d in port.shape)
             row = size * np.dtype(port.dtype).itemsize

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from graftline.bundle.manifest import Manifest
 from graftline.errors import BackendError, BundleError
-from graftline.ports import Port
+from graftline.ports import Port, slot_ports
 
 LIBRARIES = {"trt-rtx": "tensorrt-rtx-cu13", "trt": "tensorrt-cu13"}
 """Flavour -> the package that runs its engines."""
@@ -117,7 +117,7 @@ class EnginePlan:
     def check_capacity(self, ports: Sequence[Port], asked: int | None = None) -> int:
         """The most positions of a sequence: the slots built, less the rows of the widest step,
         which a padded step may fill. Raises BackendError where more is asked for."""
-        sizes = (p.shape[2] for p in ports if p.mirror is not None and p.role.startswith("cache."))
+        sizes = (p.shape[2] for p in slot_ports(ports) if p.mirror is not None)
         slots, widest = min(int(s) for s in sizes), max(self.decoding)
         most = slots - widest
         if most < 1 or (asked or 1) > most:

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from graftline.ports import Port
+from graftline.ports import Port, slot_ports
 from graftline.runtimes.trt.device import Array, Box, Context, Device, Enqueue
 from graftline.runtimes.trt.slot_mask import SlotMask
 
@@ -45,8 +45,8 @@ class ProfileStep:
     ) -> None:
         self._device, self._context = device, context
         self._fixed, self._carrying = fixed, carrying
-        self._ports = [p for p in ports if not p.role.startswith("cache.")]
-        self._caches = [p for p in ports if p.role.startswith("cache.") and p.mirror is not None]
+        self._ports = [p for p in ports if p.state != "slots"]
+        self._caches = [p for p in slot_ports(ports) if p.mirror is not None]
         own = [p for p in self._ports if p.name not in (elsewhere or {})]
         self._inputs = [p for p in own if p.direction == "in" and p.role != "mask"]
         read = FUSED if carrying else SCORES

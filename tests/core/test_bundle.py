@@ -251,7 +251,7 @@ def test_ctrl_c_at_any_line_leaves_the_older_bundle_or_the_newer(tmp_path: Path,
 def interrupted_write(out: Path, at: int | None) -> int:
     """Write a newer bundle and press Ctrl-C at the line numbered `at`; how many lines ran."""
     seen = 0
-    ours = ("bundle_writer.py", "folder.py", "interrupts.py")
+    ours = ("bundle/writer.py", "graftline/files.py", "interrupts.py")
 
     def line(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
         nonlocal seen

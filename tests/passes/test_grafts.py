@@ -20,8 +20,8 @@ from graftline.passes.anchors.anchors import block_of, block_outputs, stamp_anch
 from graftline.passes.anchors.reduce import reduce_host
 from graftline.passes.grafts.masks import MASK_KEY
 from graftline.passes.grafts.tree_mask import TreeMask
+from graftline.passes.laws import common as laws
 from graftline.passes.laws.common import Memo, infer_shapes
-from graftline.passes.laws.common import common as laws
 from graftline.passes.pipeline.graft import MADE_BY
 from graftline.ports import read_ports
 from tests.rounding import assert_same_sums
@@ -112,7 +112,6 @@ def test_pipeline_errors_say_what_to_do(text: str, message: str) -> None:
         ("reduce-logits | reduce-logits", "reduced already"),
         ("select-rows", "run anchors first"),
         ("pack-projections", "run anchors first"),
-        ("lower-ort", "put kv-cache before it"),
     ],
 )
 def test_grafts_refuse_by_name(text: str, message: str) -> None:

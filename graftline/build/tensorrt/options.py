@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from graftline.build.tensorrt.target import gpu_capability
 from graftline.errors import BackendError
 from graftline.plugins.spec import TREE_LIMIT
-from graftline.ports import Port, by_role
+from graftline.ports import Port, by_role, slot_ports
 
 Shapes = Mapping[str, Sequence[Sequence[int]]]
 """Input name -> its smallest, usual and largest shape."""
@@ -63,7 +63,7 @@ class BuildOptions:
         rows with logits, P of the last tree and M of the next. No step writes more rows than the
         caches have slots; one that commits the last step's path writes that as well.
         """
-        caches = [p.shape[2] for p in ports if p.role in ("cache.key", "cache.value")]
+        caches = [p.shape[2] for p in slot_ports(ports)]
         slots = min((n for n in caches if isinstance(n, int)), default=None)
         widest = max(self.rows)
         moved = widest if any("P" in p.shape for p in ports) else 0

@@ -9,28 +9,30 @@ import onnx_ir as ir
 
 from graftline.contrib_ops.operands import MICROSOFT
 from graftline.passes.grafts.masks import MASK_KEY, meaning
-from graftline.passes.graph.emit import Emit, find_input
+from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.ports import port_of, value_of
 from graftline.passes.lower.ort.operands import Operands, permutation, rows_of
 from graftline.passes.pipeline.graft import ROLE
+from graftline.ports import read_ports
 
 
 @dataclass
 class Lengths:
-    """seqlens_k [B] and total_sequence_length [] int32, and mask biases cut to the total length."""
+    """seqlens_k [B] and total_sequence_length [] int32 of a step that writes from slot `start` [B]
+    on, and mask biases cut to the total length."""
 
-    graph: ir.Graph
+    model: ir.Model
+    start: ir.Value
     by: str
+    graph: ir.Graph = field(init=False)
     seqlens: ir.Value = field(init=False)
     total: ir.Value = field(init=False)
     biases: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.graph, start = self.model.graph, self.start
         emit = Emit(self.graph, self.by, self.graph[0], block="shared")
-        self.anchor = self.graph[0]
-        tokens, start = find_input(self.graph, "tokens"), find_input(self.graph, "write_index")
-        assert tokens is not None
-        assert start is not None
-        rows = emit.op("Shape", [tokens], start=1, end=2)
+        rows = emit.op("Shape", [_rows(self.model, start)], start=1, end=2)
         self.total64 = emit.op("Add", [emit.op("ReduceMax", [start], keepdims=1), rows])
         one = emit.const("axes.1", [1], np.int64)
         last = emit.op("Sub", [emit.op("Add", [start, rows]), one])
@@ -56,6 +58,14 @@ class Lengths:
         return self.biases[mask]
 
 
+def _rows(model: ir.Model, start: ir.Value) -> ir.Value:
+    """An input [B, N, ...] of whoever owns what is written from `start` on."""
+    ports = read_ports(model)
+    owner = next(p.owner for p in ports if p.direction == "in" and p.name == start.name)
+    mine = [p for p in ports if p.owner == owner and p.direction == "in"]
+    return value_of(model, next(p for p in mine if p.shape[:2] == ("B", "N")))
+
+
 def group_query_attention(graph: ir.Graph, found: Operands, lengths: Lengths, by: str) -> None:
     """Put a GroupQueryAttention in place of the attention that `found` takes apart."""
     node = found.node
@@ -75,7 +85,7 @@ def group_query_attention(graph: ir.Graph, found: Operands, lengths: Lengths, by
     cos, sin, positions = found.rotary.inputs[1:4] if found.rotary is not None else (None,) * 3
     inputs += [cos, sin, positions if cos is not None else None]
     says = meaning(node)
-    tree = any(find_input(graph, name) is not None for name in ("mask", "parents"))
+    tree = any(port_of(lengths.model, role) is not None for role in ("mask", "parents"))
     mask = node.inputs[3]
     assert mask is not None
     if tree or says["kind"] in ("alibi", "formula"):

@@ -18,8 +18,9 @@ from graftline.contrib_ops.operands import MICROSOFT
 from graftline.errors import NotApplicable, nearest
 from graftline.evaluate import Feed
 from graftline.passes.anchors.anchors import with_role
-from graftline.passes.graph.emit import drop_unused, find_input
+from graftline.passes.graph.emit import drop_unused
 from graftline.passes.graph.operators import inline
+from graftline.passes.graph.ports import lengths_of
 from graftline.passes.laws.tables import tables
 from graftline.passes.lower.ort.attention import Lengths, group_query_attention
 from graftline.passes.lower.ort.fusions import fused_matmul, skip_norm
@@ -45,8 +46,6 @@ class LowerOrt(Graft):
     dtype: str = "fp32"
 
     def requires(self, model: ir.Model) -> None:
-        if find_input(model.graph, "write_index") is None:
-            raise NotApplicable("lower-ort needs a cache; put kv-cache before it")
         for name, value, known in (
             ("provider", self.provider, PROVIDERS), ("dtype", self.dtype, PRECISIONS),
         ):  # fmt: skip
@@ -60,12 +59,15 @@ class LowerOrt(Graft):
         if self.dtype != "fp32":
             narrow(model, PRECISIONS[self.dtype], self.name())
         grouped = self.provider == "cpu" or self.dtype != "fp32"
-        operands = [Operands.of(node) for node in with_role(graph, "attention")]
+        indices = lengths_of(model)
+        operands = [Operands.of(node, indices) for node in with_role(graph, "attention")]
         if grouped and all(o is not None for o in operands):
-            lengths = Lengths(graph, self.name())
+            steps: dict[ir.Value, Lengths] = {}
             for found in operands:
                 assert found is not None
-                group_query_attention(graph, found, lengths, self.name())
+                if found.start not in steps:
+                    steps[found.start] = Lengths(model, found.start, self.name())
+                group_query_attention(graph, found, steps[found.start], self.name())
         drop_unused(model)
         for node in list(graph):
             if node.op_type in ("RMSNormalization", "LayerNormalization"):

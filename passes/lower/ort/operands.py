@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
-
-from graftline.passes.graph.emit import find_input
 
 
 @dataclass
@@ -17,21 +16,24 @@ class Operands:
     fresh: tuple[ir.Value, ir.Value, ir.Value]
     """Query, key, value as [B, heads, N, D], before any rotary."""
     caches: tuple[ir.Value, ir.Value]
+    start: ir.Value
+    """[B]: the slot that new rows are written from."""
     scatters: tuple[ir.Node, ir.Node]
     rotary: ir.Node | None
     heads: tuple[int, int]
     head_size: int
 
     @classmethod
-    def of(cls, node: ir.Node) -> Operands | None:
-        """The operands when they fit GroupQueryAttention, else None."""
-        query, key, value, _ = node.inputs
-        assert node.graph is not None
-        index = find_input(node.graph, "write_index")
-        scatters = [_scatter(v, index) for v in (key, value)]
+    def of(cls, node: ir.Node, indices: Mapping[ir.Value, ir.Value]) -> Operands | None:
+        """The operands when they fit GroupQueryAttention, else None. `indices`: of every cache the
+        input that says from which slot on it is written."""
+        query, key, value = node.inputs[:3]
+        scatters = [_scatter(v, indices) for v in (key, value)]
         if query is None or scatters[0] is None or scatters[1] is None:
             return None
         (keys, fresh_key), (values, fresh_value) = (_two(s) for s in scatters if s is not None)
+        if (start := indices[keys]) is not indices[values]:
+            return None
         sizes = [_heads_and_size(v) for v in (query, keys, values)]
         if any(s is None for s in sizes):
             return None
@@ -45,7 +47,7 @@ class Operands:
             query, fresh_key = _before(query), _before(fresh_key)
         fresh = (query, fresh_key, fresh_value)
         both = (scatters[0], scatters[1])
-        return cls(node, fresh, (keys, values), both, rotary, (heads, kv_heads), size)
+        return cls(node, fresh, (keys, values), start, both, rotary, (heads, kv_heads), size)
 
 
 def _fits_kernel(rotary: ir.Node) -> bool:
@@ -55,13 +57,16 @@ def _fits_kernel(rotary: ir.Node) -> bool:
     return isinstance(columns, int) and columns % 8 == 0
 
 
-def _scatter(value: ir.Value | None, index: ir.Value | None) -> ir.Node | None:
-    """The TensorScatter that writes new rows of a cache from slot `index` on, which is where
-    GroupQueryAttention writes them; None for another node, index, axis or mode."""
+def _scatter(value: ir.Value | None, indices: Mapping[ir.Value, ir.Value]) -> ir.Node | None:
+    """The TensorScatter that writes new rows of a cache from the slot of its index on, which is
+    where GroupQueryAttention writes them; None for another node, index, axis or mode."""
     maker = value.producer() if value is not None else None
     if maker is None or maker.op_type != "TensorScatter" or len(maker.inputs) != 3:
         return None
-    fits = maker.inputs[2] is index and maker.attributes.get_int("axis", -2) in (2, -2)
+    cache, index = maker.inputs[0], maker.inputs[2]
+    if cache is None or index is None or indices.get(cache) is not index:
+        return None
+    fits = maker.attributes.get_int("axis", -2) in (2, -2)
     return maker if fits and maker.attributes.get_string("mode", "linear") == "linear" else None
 
 

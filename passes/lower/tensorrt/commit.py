@@ -7,6 +7,7 @@ then the new rows. Everything is ordered by data: the rows moved are read before
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,13 +17,14 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Array, Feed
 from graftline.law import Evidence
 from graftline.passes.grafts.kv_cache import POISON
-from graftline.passes.graph.emit import Emit, drop_unused, find_input, new_input
+from graftline.passes.graph.emit import Emit, drop_unused, new_input
 from graftline.passes.graph.operators import calls
+from graftline.passes.graph.ports import input_of, port_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.laws.fused import LENGTHS, ROUNDS, TreeStep
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.plugins.kv_commit import KV_COMMIT
-from graftline.ports import Port, read_ports, write_ports
+from graftline.ports import TARGET, Port, read_ports, slot_ports, write_ports
 
 PATH, COUNT, NEXT = "last.path", "last.count", "next.write_index"
 SUFFIX = ".committed"
@@ -50,7 +52,7 @@ class NextStepCommits:
         commits = calls(graph, KV_COMMIT)
         if not commits:
             return
-        index = find_input(graph, "write_index")
+        index = input_of(self.model, "write_index")
         assert index is not None
         self.path = new_input(graph, PATH, ir.DataType.INT64, ["B", "P"])
         self.count = new_input(graph, COUNT, ir.DataType.INT64, ["B"])
@@ -79,7 +81,7 @@ class NextStepCommits:
 
     def _window(self, index: ir.Value, length: ir.Value, cache: ir.Value | None) -> None:
         """[B, P + N] each: the slot to read, the new row, and `fresh`, which says which of them."""
-        e, tokens = self.first, find_input(self.model.graph, "tokens")
+        e, tokens = self.first, input_of(self.model, "tokens")
         assert tokens is not None
         assert cache is not None
         axis, zero = e.const("axes.1", [1], np.int64), e.const("zero", 0, np.int64)
@@ -159,15 +161,16 @@ def unmoved(feed: Feed) -> Feed:
     return {PATH: chain, COUNT: np.zeros(batch, np.int64)}
 
 
-def committed(outputs: Feed) -> Feed:
-    """What the graph before would have given: its committed caches, and the length after them."""
+def committed(outputs: Feed, caches: Sequence[Port]) -> Feed:
+    """What the graph before would have given: its committed caches, and the length after them.
+    `caches`: the ports of what was written."""
     if NEXT not in outputs:
         return outputs
     lengths, path, count = outputs[NEXT], outputs["path"], outputs["count"]
     made = {**outputs, NEXT: lengths + count}
-    for name in [n for n in outputs if n.startswith("cache.") and n.endswith(".out")]:
-        (moved,) = KV_COMMIT.reference(outputs[name], path, count, lengths)
-        made[name.removesuffix(".out") + SUFFIX] = moved
+    for port in caches:
+        (moved,) = KV_COMMIT.reference(outputs[port.name], path, count, lengths)
+        made[f"{port.mirror}{SUFFIX}"] = moved
     return made
 
 
@@ -175,10 +178,10 @@ def deferred(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
 ) -> Evidence:
     """A second step gives the logits it gives after the commit, though it makes the commit."""
-    if find_input(after.graph, COUNT) is None:
+    if port_of(after, COUNT) is None:
         return Evidence("no cache is committed by the step")
-    slots = next(int(p.shape[2]) for p in read_ports(after) if p.role == "cache.key")
-    step = TreeStep.of(feed, LENGTHS[0])
+    slots = int(slot_ports(read_ports(after), "in", TARGET)[0].shape[2])
+    step = TreeStep.of(before, feed, LENGTHS[0])
     node = np.arange(step.parents.shape[1])
     step.parents[:] = np.where((node == 2) | (node == 3), 1, node - 1)  # the path leaves node 2 out
     step.caches = {k: _grown(v, slots) for k, v in step.caches.items()}

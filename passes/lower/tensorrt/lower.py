@@ -34,9 +34,8 @@ from graftline.passes.lower.tensorrt.importable import refusals
 from graftline.passes.lower.tensorrt.operators import inline_operators, keep_operators
 from graftline.passes.pipeline.graft import Graft, Law
 from graftline.plugins.spec import DOMAIN, TREE_LIMIT
-from graftline.ports import Port, read_facts, read_ports, write_facts, write_ports
+from graftline.ports import Port, read_facts, read_ports, slot_ports, write_facts, write_ports
 
-CACHES = ("cache.key", "cache.value")
 TREE = ("N", "P", "M")
 """Nodes of this step's tree, of the last step's, of the next step's."""
 SMALLEST = 16
@@ -95,7 +94,7 @@ class LowerTensorrt(Graft):
         AttentionLowering(graph, self.name(), rounded=low != ir.DataType.FLOAT).apply()
         ports = read_ports(model)
         if low != ir.DataType.FLOAT:
-            caches = frozenset(p.name for p in ports if p.role in CACHES)
+            caches = frozenset(p.name for p in slot_ports(ports))
             Precision(graph, low, caches, self.name()).apply()
         write_ports(model, [_lowered(p, sizes, low.numpy().name) for p in ports])
         write_facts(model, replace(facts, dtype=low.numpy().name))
@@ -104,19 +103,20 @@ class LowerTensorrt(Graft):
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         fed = dict(feed)
         for port in read_ports(after):
-            if port.name not in feed or port.role not in (*CACHES, "mask"):
+            held = port.state == "slots"
+            if port.name not in feed or not (held or port.role == "mask"):
                 continue
             array = feed[port.name].astype(np.dtype(port.dtype))
-            axis = 2 if port.role in CACHES else 3
+            axis = 2 if held else 3
             room = [(0, 0)] * array.ndim
             room[axis] = (0, int(port.shape[axis]) - array.shape[axis])
-            fill = POISON if port.role in CACHES else 0
+            fill = POISON if held else 0
             fed[port.name] = np.pad(array, room, constant_values=fill)
-        deferred = any(p.name == COUNT for p in read_ports(after))
+        deferred = any(p.role == COUNT for p in read_ports(after))
         return {**fed, **unmoved(feed)} if deferred else fed
 
-    def carried(self, outputs: Feed) -> Feed:
-        return committed(outputs)
+    def carried(self, outputs: Feed, after: ir.Model) -> Feed:
+        return committed(outputs, slot_ports(read_ports(after), "out"))
 
     def replaced(self, before: ir.Model) -> frozenset[str]:
         return frozenset(p.name for p in read_ports(before) if p.name.endswith(SUFFIX))
@@ -125,7 +125,7 @@ class LowerTensorrt(Graft):
 def _lowered(port: Port, sizes: Mapping[str, int], dtype: str) -> Port:
     """A port of the engine: S is a number, caches have the engine's precision."""
     shape = tuple(sizes.get(d, d) if isinstance(d, str) else d for d in port.shape)
-    return replace(port, shape=shape, dtype=dtype if port.role in CACHES else port.dtype)
+    return replace(port, shape=shape, dtype=dtype if port.state == "slots" else port.dtype)
 
 
 def share_weights(graph: ir.Graph) -> None:

@@ -9,8 +9,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graftline.passes.grafts.masks import meaning
-from graftline.passes.graph.emit import Emit, drop_unused, find_input, take_place
+from graftline.passes.graph.emit import Emit, drop_unused, take_place
 from graftline.passes.graph.operators import call, inline
+from graftline.passes.graph.ports import input_of
 from graftline.passes.lower.tensorrt.attention import scale_of
 from graftline.passes.lower.tensorrt.commit import NEXT
 from graftline.passes.lower.tensorrt.importable import key_and_value_size
@@ -79,7 +80,7 @@ def _tree_attentions(model: ir.Model, by: str) -> None:
     N x S is made or read. Attentions it has no meaning for (ALiBi, formulas of positions, values
     of another size than keys) stay."""
     graph = model.graph
-    parents = find_input(graph, "parents")
+    parents = input_of(model, "parents")
     lengths = next((v for v in graph.outputs if v.name == NEXT), None)
     if parents is None or lengths is None:
         return
