@@ -9,22 +9,20 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from graftline.build.plan import FRONT, Plan
+from graftline.build.plan import Plan
 from graftline.evaluate import decoder_feed, oracle_limit, run
 from graftline.law import LawRow, summary
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.reduce import chosen_blocks, hold_weights, reduce_host
 from graftline.passes.laws.common import STRUCTURAL
 from graftline.passes.laws.front import canonical_is_raw
-from graftline.passes.lower.quantize.sample import SAMPLE, sample_of
 from graftline.passes.pipeline.pipeline import PassReport
+from graftline.passes.pipeline.sample import SAMPLE, sample_of
 from graftline.ports import read_facts
 
 Watch = Callable[[str], None]
 COLLECTED = 256 << 20
 """Bytes of a reduced host's weights that are worth a full garbage collection: graphs are cycles."""
-FRONT_GRAFTS = len(Pipeline.parse(FRONT, GRAFTS).grafts)
-"""How many grafts a pipeline begins with that bring a host to its canonical form."""
 PAIR_BYTES = 2 << 30
 """Bytes of weights up to which the reduced host has two blocks where one would be of every kind."""
 
@@ -81,17 +79,16 @@ def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
     host."""
     pipeline = Pipeline.parse(text, GRAFTS)
     model = raw.clone()
-    front, rest = pipeline.split(FRONT_GRAFTS)
-    reports = front.run(model, watch=_told(say))
+    rest = pipeline.of("graft", "fuse", "lower")
+    reports = pipeline.of("front").run(model, watch=_told(say))
     say("laws: the canonical host against the raw graph")
     found = canonical_is_raw(raw, model, run, oracle_limit())
     notes = [LawRow.of("canonicalize", "neutral", found), *numeric_laws(model, rest, say)]
     if any(graft.calibrates for graft in rest.grafts):
         model.meta[SAMPLE] = sample_of(model, say)
-    grafts, lowering = rest.split(rest.index("pack-projections"))
-    reports += grafts.run(model)
+    reports += rest.of("graft", "fuse").run(model)
     canonical = model.clone()
-    reports += lowering.run(model)
+    reports += rest.of("lower").run(model)
     model.meta.pop(SAMPLE, None)
     return Compiled(canonical, model, str(pipeline), reports, notes)
 

@@ -47,11 +47,12 @@ def passes(json: Json = False) -> None:
     found: list[dict[str, Any]] = [
         {
             "name": name,
+            "stage": graft.stage,
             "meaning": _first_paragraph(graft),
             "options": {f.name: _default(f) for f in dataclasses.fields(graft)},
             "changes_values": not graft.numeric,
         }
-        for name, graft in sorted(GRAFTS.items())
+        for name, graft in GRAFTS.items()
     ]
     if json:
         screen.write_json(found)
@@ -59,12 +60,14 @@ def passes(json: Json = False) -> None:
     rows = [
         (
             row["name"],
+            row["stage"],
             ", ".join(f"{k}={v}" for k, v in row["options"].items()) or "-",
             row["meaning"],
         )
         for row in found
     ]
-    screen.console().print(screen.table("passes", ("name", "options", "what it does"), rows))
+    columns = ("name", "stage", "options", "what it does")
+    screen.console().print(screen.table("passes", columns, rows))
 
 
 def _first_paragraph(graft: type) -> str:

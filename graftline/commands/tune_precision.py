@@ -115,15 +115,15 @@ def _sessions(
     bundle: Bundle, capacity: int, threads: int | None, watch: Watch
 ) -> Generator[dict[str, tuple[OrtSession, int]]]:
     """Every precision opened, each with the bytes of its weights, in a folder that goes again."""
-    from graftline.build.compiled import FRONT_GRAFTS
     from graftline.bundle.store import load_graph
     from graftline.passes import GRAFTS, Pipeline
-    from graftline.passes.lower.quantize.sample import SAMPLE, sample_of
+    from graftline.passes.pipeline.sample import SAMPLE, sample_of
 
     model = load_graph(bundle.graph("export"))
-    front, rest = Pipeline.parse(bundle.manifest.pipeline, GRAFTS).split(FRONT_GRAFTS)
+    pipeline = Pipeline.parse(bundle.manifest.pipeline, GRAFTS)
+    rest = str(pipeline.of("graft", "fuse", "lower"))
     watch("the canonical host")
-    front.run(model)
+    pipeline.of("front").run(model)
     sample = sample_of(model, watch)
     made: dict[str, tuple[OrtSession, int]] = {}
     files: list[WeightFile] = []
@@ -132,7 +132,7 @@ def _sessions(
             watch(f"making {name}")
             lowered = model.clone()
             lowered.meta[SAMPLE] = replace(sample)
-            Pipeline.parse(_pipeline(str(rest), quantize), GRAFTS).run(lowered)
+            Pipeline.parse(_pipeline(rest, quantize), GRAFTS).run(lowered)
             made[name] = _opened(lowered, Path(folder) / str(place), files, capacity, threads)
         yield made
 

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
 
 import networkx as nx
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
-from graftline.passes.pipeline.graft import BLOCK, ROLE, SHARED, Graft
+from graftline.passes.pipeline.graft import BLOCK, ROLE, SHARED, Graft, Stage
 from graftline.ports import FACTS_KEY, read_facts, write_facts
 
 NORMS = frozenset({"RMSNormalization", "LayerNormalization"})
@@ -31,6 +32,8 @@ LOW = ("bfloat16", "float16")
 class Anchors(Graft):
     """Stamps block numbers and roles on every node of a canonical decoder, and notes in its facts
     the type of its residual stream."""
+
+    stage: ClassVar[Stage] = "front"
 
     def requires(self, model: ir.Model) -> None:
         if not any(n.op_type == "Attention" for n in model.graph):

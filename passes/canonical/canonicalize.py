@@ -36,7 +36,7 @@ from graftline.passes.canonical.shapes import Measures, dedupe, fold, settle_sha
 from graftline.passes.graph.meaning import hidden_values, label, label_value
 from graftline.passes.graph.names import separate_names
 from graftline.passes.laws.masks import masks
-from graftline.passes.pipeline.graft import Graft, WeightFreeLaw
+from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
 from graftline.ports import (
     FACTS_KEY,
     Port,
@@ -59,6 +59,7 @@ class Canonicalize(Graft):
     user says that a mask input over pairs of tokens hides the future, where the graph does not.
     """
 
+    stage: ClassVar[Stage] = "front"
     weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (masks,)
 
     positions: int = 8192

@@ -14,7 +14,7 @@ from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.operators import call, calls
 from graftline.passes.graph.ports import port_of
 from graftline.passes.laws.fused import drafted
-from graftline.passes.pipeline.graft import Graft, Law
+from graftline.passes.pipeline.graft import Graft, Law, Stage
 from graftline.plugins.candidate_update import CANDIDATE_UPDATE
 from graftline.plugins.draft_tree import DRAFT_TREE
 from graftline.plugins.tree_verify import TREE_VERIFY
@@ -31,6 +31,8 @@ class FuseDraft(Graft):
 
     `levels` is the depth of the deepest template. Neutral: an empty table and a root alone.
     """
+
+    stage: ClassVar[Stage] = "fuse"
 
     width: int = 8
     levels: int = 8

@@ -17,7 +17,7 @@ from graftline.passes.graph.emit import Emit, drop_unused, new_input, new_output
 from graftline.passes.graph.operators import call
 from graftline.passes.graph.ports import cache_of, input_of, port_of
 from graftline.passes.laws.fused import fused
-from graftline.passes.pipeline.graft import SHARED, Graft, Law
+from graftline.passes.pipeline.graft import SHARED, Graft, Law, Stage
 from graftline.plugins.kv_commit import KV_COMMIT
 from graftline.plugins.tree_verify import TREE_VERIFY
 from graftline.ports import TARGET, Port, by_role, read_ports, slot_ports, write_ports
@@ -40,6 +40,8 @@ class FuseVerify(Graft):
     [B] and ordinal [B], the tokens chosen so far; the exact rule for drafts that are point masses.
     Neutral: a chain, greedy.
     """
+
+    stage: ClassVar[Stage] = "fuse"
 
     sample: bool = False
     laws: ClassVar[tuple[Law, ...]] = (fused,)

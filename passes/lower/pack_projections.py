@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from graftline.errors import NotApplicable
 from graftline.passes.anchors.anchors import block_of
 from graftline.passes.graph.emit import Emit, drop_unused, free_name
 from graftline.passes.graph.weights import Matrix, constant, lazy, matrix, tensor_of
-from graftline.passes.pipeline.graft import BLOCK, Graft
+from graftline.passes.pipeline.graft import BLOCK, Graft, Stage
 from graftline.tensors import Stacked
 
 
@@ -34,6 +35,8 @@ class Projection:
 class PackProjections(Graft):
     """Fewer, larger MatMuls: query, key and value (and gate and up with mlp=true) in one call each.
     """
+
+    stage: ClassVar[Stage] = "lower"
 
     mlp: bool = False
 

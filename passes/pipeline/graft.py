@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -14,6 +14,9 @@ from graftline.evaluate import Feed
 from graftline.law import Evidence
 
 MADE_BY, BLOCK, ROLE = "graftline.made_by", "graftline.block", "graftline.role"
+Stage = Literal["front", "graft", "fuse", "lower"]
+STAGES: tuple[Stage, ...] = ("front", "graft", "fuse", "lower")
+"""To the canonical form; what is grafted on; the step in one graph; to a backend's operators."""
 SHARED = "shared"
 """The block of what several blocks read."""
 Evaluate = Callable[[ir.Model, Feed], Feed]
@@ -30,6 +33,8 @@ class Graft:
     `laws` and `weight_free` laws are checked after `apply`, besides the common four.
     """
 
+    stage: ClassVar[Stage] = "graft"
+    """When it runs: passes of a pipeline stand in the order of STAGES."""
     laws: ClassVar[tuple[Law, ...]] = ()
     weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = ()
     """Laws that need no numbers but the graph's own: they run at every size, on all blocks, and

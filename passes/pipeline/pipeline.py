@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import onnx_ir as ir
@@ -18,8 +19,8 @@ from graftline.evaluate import Feed
 from graftline.law import LawRow
 from graftline.passes.graph.names import separate_names
 from graftline.passes.laws.common import Host, Memo, check, infer_shapes
-from graftline.passes.lower.quantize.sample import SAMPLE
-from graftline.passes.pipeline.graft import MADE_BY, Graft
+from graftline.passes.pipeline.graft import MADE_BY, STAGES, Graft, Stage
+from graftline.passes.pipeline.sample import SAMPLE
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,21 @@ class Pipeline:
         """Read `a{x=1,y=true} | b`. Raises PipelineSyntax and names the nearest pass or option."""
         return cls(tuple(_graft(part.strip(), known) for part in text.split("|") if part.strip()))
 
-    def split(self, count: int) -> tuple[Pipeline, Pipeline]:
-        """The first `count` grafts, and the rest."""
-        return Pipeline(self.grafts[:count]), Pipeline(self.grafts[count:])
+    def __post_init__(self) -> None:
+        for one, other in pairwise(self.grafts):
+            if STAGES.index(one.stage) > STAGES.index(other.stage):
+                raise PipelineSyntax(
+                    f"{other.name()} ({other.stage}) comes after {one.name()} ({one.stage}); the "
+                    f"order is {', '.join(STAGES)}"
+                )
+
+    def of(self, *stages: Stage) -> Pipeline:
+        """The grafts of these stages."""
+        return Pipeline(tuple(g for g in self.grafts if g.stage in stages))
 
     def within(self, blocks: int) -> Pipeline:
         """The same grafts for the first `blocks` blocks of their host."""
         return Pipeline(tuple(g.within(blocks) for g in self.grafts))
-
-    def index(self, name: str) -> int:
-        """Place of the first graft of that name; the length when there is none."""
-        return next((i for i, g in enumerate(self.grafts) if g.name() == name), len(self.grafts))
 
     def run(
         self,

@@ -22,8 +22,8 @@ from graftline.passes.lower.quantize.block_codes import quantize_rows
 from graftline.passes.lower.quantize.calibration import most_sensitive, nearest_codes
 from graftline.passes.lower.quantize.quantize import Quantize, closeness
 from graftline.passes.lower.quantize.rounding import Moments, compensated
-from graftline.passes.lower.quantize.sample import SAMPLE, Sample
 from graftline.passes.lower.quantize.targets import targets_of
+from graftline.passes.pipeline.sample import SAMPLE, Sample
 from graftline.ports import Port, write_ports
 from tests.passes.test_quantize import TOKENS, distance, grafted, host, made, weight_of
 from tests.rounding import assert_same_sums

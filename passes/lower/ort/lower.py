@@ -26,7 +26,7 @@ from graftline.passes.lower.ort.attention import Lengths, group_query_attention
 from graftline.passes.lower.ort.fusions import fused_matmul, skip_norm
 from graftline.passes.lower.ort.operands import Operands
 from graftline.passes.lower.precision import PRECISIONS, cast_caches, narrow
-from graftline.passes.pipeline.graft import Graft, WeightFreeLaw
+from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
 
 PROVIDERS = ("cpu", "cuda")
 
@@ -40,6 +40,7 @@ class LowerOrt(Graft):
     caches). Neutral: the caches in that type.
     """
 
+    stage: ClassVar[Stage] = "lower"
     weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (tables,)
 
     provider: str = "cpu"

@@ -17,8 +17,8 @@ from graftline.passes.graph.activations import activations
 from graftline.passes.graph.weights import lazy, tensor_of
 from graftline.passes.lower.quantize.block_codes import Packed, quantize_rows
 from graftline.passes.lower.quantize.rounding import Moments, compensated
-from graftline.passes.lower.quantize.sample import Sample
 from graftline.passes.lower.quantize.targets import Key, Kind, Target, release
+from graftline.passes.pipeline.sample import Sample
 from graftline.ports import by_role, read_ports
 
 Array = npt.NDArray[Any]

@@ -15,7 +15,6 @@ from graftline.law import Evidence
 from graftline.passes.graph.activations import activations
 from graftline.passes.graph.weights import Matrix, tensor_of
 from graftline.passes.lower.quantize.calibration import GPTQ, SOURCE
-from graftline.passes.lower.quantize.sample import SAMPLE, Sample
 from graftline.passes.lower.quantize.targets import (
     PRODUCTS,
     is_constant,
@@ -24,6 +23,7 @@ from graftline.passes.lower.quantize.targets import (
     targets_of,
 )
 from graftline.passes.pipeline.graft import Graft
+from graftline.passes.pipeline.sample import SAMPLE, Sample
 
 ROUNDING = "graftline.rounding"
 """On a MatMulNBits: how its integers were chosen."""

@@ -23,9 +23,9 @@ from graftline.passes.lower.quantize.calibration import (
     nearest_codes,
 )
 from graftline.passes.lower.quantize.laws import ROUNDING, closeness, every_matrix
-from graftline.passes.lower.quantize.sample import SAMPLE, Sample
 from graftline.passes.lower.quantize.targets import Key, Target, product_names, targets_of
-from graftline.passes.pipeline.graft import ROLE, Graft
+from graftline.passes.pipeline.graft import ROLE, Graft, Stage
+from graftline.passes.pipeline.sample import SAMPLE, Sample
 
 MICROSOFT = "com.microsoft"
 Watch = Callable[[str, int, int], None]
@@ -46,6 +46,8 @@ class Quantize(Graft):
     gptq is `range` and `wide` 0. `embedding` reads a tied embedding from the lm_head's integers
     too.
     """
+
+    stage: ClassVar[Stage] = "lower"
 
     bits: int = 4
     algorithm: str = "rtn"

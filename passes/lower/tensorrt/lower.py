@@ -32,7 +32,7 @@ from graftline.passes.lower.tensorrt.commit import (
 )
 from graftline.passes.lower.tensorrt.importable import refusals
 from graftline.passes.lower.tensorrt.operators import inline_operators, keep_operators
-from graftline.passes.pipeline.graft import Graft, Law
+from graftline.passes.pipeline.graft import Graft, Law, Stage
 from graftline.plugins.spec import DOMAIN, TREE_LIMIT
 from graftline.ports import Port, read_facts, read_ports, slot_ports, write_facts, write_ports
 
@@ -54,6 +54,7 @@ class LowerTensorrt(Graft):
     standard operators. Neutral: the caches and the mask, padded to S; nothing left to commit.
     """
 
+    stage: ClassVar[Stage] = "lower"
     laws: ClassVar[tuple[Law, ...]] = (deferred,)
 
     dtype: str = "fp16"
