@@ -92,7 +92,7 @@ def load(
 
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
     fused = None
-    if host is not None and FUSED in bundle.manifest.graphs:
+    if host is not None and FUSED in bundle.manifest.stages:
         fused = cache(lambda: open_fused(bundle, host))
     elif isinstance(session, TrtSession) and session.table is not None:
         gpu = session
@@ -211,10 +211,11 @@ def open_session(
             f"{bundle.path}: built for {manifest.target}, which this version cannot run; "
             "rebuild with --target ort-cpu"
         )
+    opened = manifest.stages[stage or manifest.target]
     session = kind(
         bundle.graph(stage or manifest.target),
-        manifest.facts,
-        manifest.ports[stage or manifest.target],
+        opened.facts,
+        opened.ports,
         capacity=capacity or DEFAULT_CAPACITY,
         threads=threads,
         company=company,
@@ -227,7 +228,7 @@ def open_session(
 
 def open_fused(bundle: Bundle, session: OrtSession) -> FusedStep:
     """The fused step of a bundle, over the caches of its session."""
-    return OrtFusedStep(bundle.graph(FUSED), bundle.manifest.ports[FUSED], session)
+    return OrtFusedStep(bundle.graph(FUSED), bundle.manifest.stages[FUSED].ports, session)
 
 
 def step_costs(

@@ -13,7 +13,6 @@ import numpy as np
 
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
-from graftline.draft import DEPTHS
 from graftline.errors import RequestError
 from graftline.runtimes.control.costs import NEAR
 from graftline.runtimes.control.measure import undisturbed
@@ -96,9 +95,10 @@ def depths_opener(
     """Opens the draft's sub-models for a sequence, shallowest first and the whole last, over one
     set of caches: the target's, or the draft's own. None without any."""
     nested = bundle.draft()
-    if nested is None or not nested.manifest.extra.get(DEPTHS):
+    cuts = [] if nested is None else list(nested.manifest.of_role("depth"))
+    if nested is None or not cuts:
         return None
-    stages = [*nested.manifest.extra[DEPTHS], nested.manifest.target]
+    stages = [*cuts, nested.manifest.target]
     guests = cache(lambda: [opened(stage)[0].sibling(target) for stage in stages])
 
     def depths() -> Sequence[DraftEngine]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,15 +13,13 @@ import onnx_ir as ir
 from graftline.build.compiled import CompiledPlan, Watch
 from graftline.build.engines import EngineRequest
 from graftline.build.plan import Plan
-from graftline.build.proof import Parts, prove, prove_depth, prove_fused
-from graftline.bundle.manifest import Manifest, PassRow
+from graftline.build.proof import Parts, prove, prove_stage
+from graftline.bundle.manifest import Manifest, PassRow, Stage, StageRole
 from graftline.bundle.store import WeightFile, save_graph, stored_bytes
 from graftline.bundle.writer import BundleWriter
-from graftline.draft import DEPTHS, depth_stage
 from graftline.files import SOURCE
-from graftline.law import LawRow
 from graftline.passes.pipeline.pipeline import PassReport
-from graftline.ports import Port, read_assumptions, read_facts, read_ports, told, write_ports
+from graftline.ports import read_assumptions, read_facts, read_ports, told, write_ports
 from graftline.raw_ports import read_raw
 from graftline.recipe import FUSED
 
@@ -33,14 +30,6 @@ MOSTLY = 0.5
 """Share of a checkpoint file that the engines must read as it is for them to point into it."""
 SMALL = 1 << 20
 """Bytes of a checkpoint file that are rather written than the whole file linked for them."""
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The graphs of a bundle as they were written: their files and their ports, by stage."""
-
-    files: Mapping[str, str]
-    ports: Mapping[str, tuple[Port, ...]]
 
 
 def write_bundle(
@@ -62,27 +51,25 @@ def write_bundle(
         say(f"assumed: {line}")
     stages = _write_graphs(writer, host.model, made, target, mode, say)
     tokenizer = [_copied(writer, file) for file in host.tokenizer_files]
-    facts = read_facts(compiled.lowered)
     extra: dict[str, Any] = {}
     if plan.request is not None:  # before the proof, whose sessions leave memory behind
         stage = target if fused is None else FUSED
-        built = _engine(writer, plan.request, stages.files[stage], stages.ports[stage], say)
+        built = _engine(writer, plan.request, stages[stage], say)
         extra["engine"] = {"graph": stage, **built}
-    parts = Parts(writer.root, stages.files, facts, stages.ports, target, plan.dtype)
+    parts = Parts(writer.root, stages, target, plan.dtype)
     proof = prove(parts, host.own, "the graph itself is the checkpoint", say)
     extra |= {"min_rows": proof.min_rows, "per_rows": proof.per_rows}
-    reports, laws = compiled.reports, [*compiled.laws, *proof.laws]
-    for found in (_prove_fused(parts, plan, made, say), _prove_depths(parts, made, say)):
-        reports, laws, extra = [*reports, *found.reports], [*laws, *found.laws], extra | found.extra
+    reports, laws = list(compiled.reports), [*compiled.laws, *proof.laws]
+    for name, beside in made.beside().items():
+        more = beside.beyond(compiled)
+        reports += more.reports
+        laws += [*more.laws, *prove_stage(parts, name, plan.recipe, say)]
     return Manifest(
         name=Path(writer.out).name,
-        facts=facts,
-        pipeline=compiled.pipeline,
         recipe=plan.recipe.name,
         target=target,
         dtype=plan.dtype,
-        graphs=stages.files,
-        ports=stages.ports,
+        stages=stages,
         passes=tuple(_row(r) for r in reports),
         laws=tuple(laws),
         assumptions=assumptions,
@@ -101,19 +88,17 @@ def _write_graphs(
     target: str,
     mode: Literal["link", "copy"],
     say: Watch,
-) -> Stages:
+) -> dict[str, Stage]:
     """The engines' graphs first: what the export and the canonical graph share with them, these
     only point to."""
-    engines = {target: made.target.lowered}
-    if made.fused is not None:
-        engines[FUSED] = made.fused.lowered
-    engines |= {depth_stage(blocks): cut.lowered for blocks, cut in made.cuts.items()}
+    engines = {target: made.target, **made.beside()}
     sources = {"export": export, "canonical": made.target.canonical}
     files: dict[str, str] = {}
     linked: dict[Path, str] = {}
     for graphs, weights, folder in (
-        (engines, writer.engine, "weights"), (sources, writer.source, SOURCE),
-    ):  # fmt: skip
+        ({name: one.lowered for name, one in engines.items()}, writer.engine, "weights"),
+        (sources, writer.source, SOURCE),
+    ):
         if mode == "link":
             link = partial(_linked, writer, say)
             link_files(list(graphs.values()), weights, folder, linked, link)
@@ -122,7 +107,19 @@ def _write_graphs(
             say(f"writing {files[name]}")
             save_graph(model, writer.path(files[name]), weights, linked)
         weights.forget()
-    return Stages(files, {name: read_ports(model) for name, model in (engines | sources).items()})
+    roles: dict[str, StageRole] = {target: "target", FUSED: "fused"}
+    found = {
+        "export": _stage("export", files["export"], export),
+        "canonical": _stage("canonical", files["canonical"], made.target.canonical),
+    }
+    for name, one in engines.items():
+        role = roles.get(name, "depth")
+        found[name] = _stage(role, files[name], one.lowered, one.pipeline)
+    return found
+
+
+def _stage(role: StageRole, file: str, model: ir.Model, pipeline: str = "") -> Stage:
+    return Stage(role, file, read_ports(model), read_facts(model), pipeline)
 
 
 def link_files(
@@ -148,49 +145,13 @@ def _linked(writer: BundleWriter, say: Watch, file: Path, rel: str) -> bool:
     return writer.link(file, rel)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What proving further stages adds to the manifest."""
-
-    reports: list[PassReport]
-    laws: list[LawRow]
-    extra: dict[str, Any]
-
-
-def _prove_fused(parts: Parts, plan: Plan, made: CompiledPlan, say: Watch) -> _Found:
-    if made.fused is None:
-        return _Found([], [], {})
-    more = made.fused.beyond(made.target)
-    law = prove_fused(
-        parts.folder, parts.files, parts.facts, parts.ports, parts.target, plan.recipe, say
-    )
-    return _Found(more.reports, [*more.laws, law], {FUSED: {"pipeline": made.fused.pipeline}})
-
-
-def _prove_depths(parts: Parts, made: CompiledPlan, say: Watch) -> _Found:
-    found = _Found([], [], {})
-    for blocks, cut in made.cuts.items():
-        more, stage = cut.beyond(made.target), depth_stage(blocks)
-        found.reports.extend(more.reports)
-        found.laws.extend(more.laws)
-        found.laws.extend(
-            prove_depth(
-                parts.folder, parts.files, parts.facts, parts.ports, stage, blocks, parts.target,
-                parts.dtype, say,
-            )
-        )  # fmt: skip
-        row = {"blocks": blocks, "pipeline": cut.pipeline}
-        found.extra.setdefault(DEPTHS, {})[stage] = row
-    return found
-
-
 def _engine(
-    writer: BundleWriter, request: EngineRequest, graph: str, ports: tuple[Port, ...], say: Watch
+    writer: BundleWriter, request: EngineRequest, stage: Stage, say: Watch
 ) -> dict[str, Any]:
     """Build the engine into the bundle; what the manifest says of it."""
     rel = f"engines/{_file_name(str(request.target))}.engine"
     timings = Path(f"{writer.out}.timings")
-    made = request.build(writer.path(graph), ports, writer.path(rel), timings, say)
+    made = request.build(writer.path(stage.file), stage.ports, writer.path(rel), timings, say)
     return {"file": rel, **made.facts()}
 
 

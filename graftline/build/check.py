@@ -143,7 +143,7 @@ def _tokens(bundle: Bundle) -> list[Finding]:
     engine = load(bundle.path, verify=False, exact=exact)
     findings: list[Finding] = []
     ways = [(manifest.recipe, "host")] if manifest.recipe != PLAIN else []
-    if FUSED in manifest.graphs:
+    if FUSED in manifest.stages:
         ways.append((manifest.recipe, FUSED))
 
     def generate(prompt: Ints, recipe: str, step: str) -> Any:

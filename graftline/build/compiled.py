@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from graftline.build.plan import Plan
+from graftline.draft import depth_stage
 from graftline.evaluate import decoder_feed, oracle_limit, run
 from graftline.law import LawRow, summary
 from graftline.passes import GRAFTS, Pipeline
@@ -19,6 +20,7 @@ from graftline.passes.laws.front import canonical_is_raw
 from graftline.passes.pipeline.pipeline import PassReport
 from graftline.passes.pipeline.sample import SAMPLE, sample_of
 from graftline.ports import read_facts
+from graftline.recipe import FUSED
 
 Watch = Callable[[str], None]
 COLLECTED = 256 << 20
@@ -58,6 +60,11 @@ class CompiledPlan:
     target: Compiled
     fused: Compiled | None
     cuts: Mapping[int, Compiled]
+
+    def beside(self) -> dict[str, Compiled]:
+        """Those beside the target, by the names of their stages."""
+        fused = {} if self.fused is None else {FUSED: self.fused}
+        return fused | {depth_stage(blocks): cut for blocks, cut in self.cuts.items()}
 
 
 def compile_plan(host: ir.Model, plan: Plan, say: Watch) -> CompiledPlan:

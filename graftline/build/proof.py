@@ -15,7 +15,7 @@ import numpy.typing as npt
 from graftline.build.engines import is_engine
 from graftline.build.probe import MOST_ROWS, Probe, make_probe, make_tokens
 from graftline.build.whole import Taps, taps_law, whole
-from graftline.bundle.manifest import Exactness
+from graftline.bundle.manifest import Exactness, Stage
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
 from graftline.evaluate import Feed, oracle_limit, run
@@ -60,11 +60,22 @@ class Parts:
     """A bundle's graphs that are compared, and what is known of them."""
 
     folder: Path
-    files: Mapping[str, str]
-    facts: Facts
-    ports: Mapping[str, tuple[Port, ...]]
+    stages: Mapping[str, Stage]
     target: str
     dtype: str
+
+    @property
+    def facts(self) -> Facts:
+        """Of the target."""
+        return self.stages[self.target].facts
+
+    def graph(self, stage: str) -> Path:
+        """The file of a stage."""
+        return self.folder / self.stages[stage].file
+
+    def ports(self, stage: str) -> tuple[Port, ...]:
+        """The ports of a stage."""
+        return self.stages[stage].ports
 
     @property
     def rounding(self) -> str:
@@ -83,8 +94,8 @@ class Parts:
         """The canonical graph, fp32 unless the host itself is not, with room for `rows` rows."""
         from graftline.runtimes.ort.session import OrtSession
 
-        graph, ports = self.folder / self.files["canonical"], self.ports["canonical"]
-        return OrtSession(graph, self.facts, ports, capacity=_capacity(self.facts, rows))
+        ports, room = self.ports("canonical"), _capacity(self.facts, rows)
+        return OrtSession(self.graph("canonical"), self.facts, ports, capacity=room)
 
 
 def prove(parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
@@ -105,7 +116,7 @@ def prove(parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> P
 
 def _too_large(parts: Parts) -> str:
     """Why no session can hold the weights here, "" when one can."""
-    graph = load_graph(parts.folder / parts.files["export"]).graph
+    graph = load_graph(parts.graph("export")).graph
     size = sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value)
     free = free_memory()
     if SESSION_COPIES * size <= free:
@@ -117,7 +128,7 @@ def _probe(parts: Parts) -> Probe:
     """The sequences to compare, and the export's logits of them."""
     from graftline.runtimes.ort.graph import open_graph, run_export
 
-    export = parts.folder / parts.files["export"]
+    export = parts.graph("export")
     session = open_graph(export, 0)
     return make_probe(
         lambda tokens: run_export(session, tokens[None])[0],
@@ -131,7 +142,7 @@ def _slots(parts: Parts) -> int:
     """Most rows of a sequence that the target's graph can hold."""
     from graftline.runtimes.ort.session import MOST_ROWS as STEP
 
-    sizes = [p.shape[2] for p in parts.ports[parts.target] if p.mirror is not None]
+    sizes = [p.shape[2] for p in parts.ports(parts.target) if p.mirror is not None]
     fixed = [size - STEP for size in sizes if isinstance(size, int) and size > STEP]
     return min([MOST_ROWS, *fixed])
 
@@ -146,7 +157,7 @@ def _checkpoint(
     """Law `checkpoint`: the export answers as the checkpoint's own model does; and its answer."""
     if own is None:
         return LawRow("export", "checkpoint", "not_run", gone), None
-    raw, tokens = parts.ports["export"], probe.main.tokens[None]
+    raw, tokens = parts.ports("export"), probe.main.tokens[None]
     if isinstance(own, Path):
         found: Own | str = _file_model(own, raw, tokens)
     else:
@@ -171,10 +182,10 @@ def _checkpoint_by_block(
     if own is None or isinstance(own, Path):
         why = gone if own is None else "the checkpoint is a graph as large as the export"
         return LawRow("export", "checkpoint", "not_run", why)
-    canonical = load_graph(parts.folder / parts.files["canonical"])
+    canonical = load_graph(parts.graph("canonical"))
     tokens = make_tokens(constants(canonical), parts.facts, _slots(parts))
     say(f"proof: the checkpoint's own model, block by block, {len(tokens)} rows")
-    found = own(raw_feed(parts.ports["export"], tokens[None]), say)
+    found = own(raw_feed(parts.ports("export"), tokens[None]), say)
     if isinstance(found, str):
         return LawRow(GRAFT, "checkpoint", "not_run", found)
     most = limit(parts.host_rounding, replace(parts.facts, layers=1))
@@ -215,8 +226,8 @@ def _prove_engine(parts: Parts, probe: Probe, own: Own | None, say: Watch) -> Pr
     elsewhere = is_engine(target) or (target == CUDA and bool(cuda_missing()))
     say(f"proof: {'the graph of the engine' if elsewhere else 'the engine'} against the export")
     laws: list[LawRow] = []
-    tapped = any(p.role == "hidden" for p in parts.ports[target])
-    known = None if own is None else Taps.of_own(own.stream, parts.ports[target])
+    tapped = any(p.role == "hidden" for p in parts.ports(target))
+    known = None if own is None else Taps.of_own(own.stream, parts.ports(target))
     fp32: OrtSession | None = None
     if parts.dtype != "fp32" or elsewhere or (tapped and known is None):
         fp32 = parts.canonical(rows)
@@ -225,9 +236,9 @@ def _prove_engine(parts: Parts, probe: Probe, own: Own | None, say: Watch) -> Pr
     if elsewhere and (why := _unlike_cpu(parts)):
         return Proof([*laws, LawRow(target, "whole", "not_run", why)])
     kind = OrtSession if elsewhere else SESSIONS[target]
-    graph = parts.folder / parts.files[target]
+    graph = parts.graph(target)
     capacity = min(_slots(parts), _capacity(parts.facts, rows))
-    session = kind(graph, parts.facts, parts.ports[target], capacity=capacity)
+    session = kind(graph, parts.facts, parts.ports(target), capacity=capacity)
     laws += _held(target, session, parts, probe, parts.rounding, known)
     quality: dict[str, float] = {}
     worded = (parts.folder / "tokenizer" / "tokenizer.json").is_file()
@@ -268,7 +279,7 @@ def _unlike_cpu(parts: Parts) -> str:
     """Why the graph of an engine cannot be run on this machine's processor, "" when it can."""
     from graftline.runtimes.ort.session import MOST_ROWS as STEP
 
-    sizes = [p.shape[2] for p in parts.ports[parts.target] if p.mirror is not None]
+    sizes = [p.shape[2] for p in parts.ports(parts.target) if p.mirror is not None]
     few = any(isinstance(size, int) and size <= STEP for size in sizes)
     why = "too few slots for a step" if few else ""
     why = "ONNX Runtime's CPU has no bf16" if parts.dtype == "bf16" else why
@@ -284,48 +295,40 @@ def _rows(session: OrtSession, parts: Parts) -> RowInvariance:
     return row_invariance(session, prompt)
 
 
-def prove_fused(
-    folder: Path,
-    files: Mapping[str, str],
-    facts: Facts,
-    ports: Mapping[str, tuple[Port, ...]],
-    target: str,
-    chosen: Recipe,
-    say: Watch,
-) -> LawRow:
+def prove_stage(parts: Parts, stage: str, chosen: Recipe, say: Watch) -> list[LawRow]:
+    """What a stage beside the target owes: a fused step, or a sub-model."""
+    if parts.stages[stage].role == "fused":
+        return [prove_fused(parts, chosen, say)]
+    return prove_depth(parts, stage, say)
+
+
+def prove_fused(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
     """Law of the fused step, with the real weights: step by step it is the host's."""
     from graftline.runtimes.fused_law import fused_is_host
     from graftline.runtimes.ort.fused import OrtFusedStep
     from graftline.runtimes.ort.session import OrtSession
 
+    target, facts = parts.target, parts.facts
     if is_engine(target):
         why = "the engine runs on its GPU; the reduced host was held to the same law"
         return LawRow(FUSED, "fused", "not_run", why)
     say("proof: the fused step against the host's own, with the real weights")
     capacity = min(facts.positions or 512, 512)
-    session = OrtSession(folder / files[target], facts, ports[target], capacity=capacity)
-    fused = OrtFusedStep(folder / files[FUSED], ports[FUSED], session)
+    session = OrtSession(parts.graph(target), facts, parts.ports(target), capacity=capacity)
+    fused = OrtFusedStep(parts.graph(FUSED), parts.ports(FUSED), session)
     return LawRow(FUSED, "fused", "held", fused_is_host(session, fused, chosen.options))
 
 
-def prove_depth(
-    folder: Path,
-    files: Mapping[str, str],
-    facts: Facts,
-    ports: Mapping[str, tuple[Port, ...]],
-    stage: str,
-    blocks: int,
-    target: str,
-    dtype: str,
-    say: Watch,
-) -> list[LawRow]:
+def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     """Laws of a sub-model, with the real weights: the law `prefix` of its cut, on the canonical
     graph of the whole; and its engine against what that graph gives where it is cut."""
     from graftline.runtimes.ort.cuda import SESSIONS
     from graftline.runtimes.ort.provider import cuda_missing
 
+    target, facts = parts.target, parts.facts
+    blocks = parts.stages[stage].facts.layers
     say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
-    canonical = load_graph(folder / files["canonical"])
+    canonical = load_graph(parts.graph("canonical"))
     size = sum(v.const_value.nbytes for v in canonical.graph.initializers.values() if v.const_value)
     if size > (most := oracle_limit()):
         why = f"the draft weighs {size / 1e9:.1f} GB, the oracle takes {most / 1e9:.1f} GB here"
@@ -338,12 +341,12 @@ def prove_depth(
     laws = [LawRow.of(stage, "prefix", prefix(graft, canonical, cut, feed, run))]
     if target == CUDA and cuda_missing():
         return laws
-    session = SESSIONS[target](folder / files[stage], facts, ports[stage], capacity=64)
+    session = SESSIONS[target](parts.graph(stage), facts, parts.ports(stage), capacity=64)
     expected = prefix_outputs(canonical, blocks, feed, run)["logits"][0]
     session.reset(1)
     first = session.prefill([tokens[0, :4]]).logits[0].copy()
     got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])
-    checked = _cut_rows(stage, got, expected[3:], facts, dtype)
+    checked = _cut_rows(stage, got, expected[3:], facts, parts.dtype)
     return [*laws, LawRow.of(stage, "depth", checked)]
 
 

@@ -10,16 +10,15 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.build.compiled import Compiled, compile_graph
-from graftline.build.proof import Parts, prove, prove_depth, prove_fused
+from graftline.build.proof import Parts, prove, prove_stage
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
-from graftline.draft import DEPTHS
 from graftline.errors import LawBroken
 from graftline.law import LawRow
 from graftline.passes.graph.weights import tensor_of
 from graftline.passes.lower.quantize.calibration import GPTQ
 from graftline.passes.lower.quantize.laws import ROUNDING, Made
-from graftline.recipe import FUSED, recipe
+from graftline.recipe import recipe
 
 
 def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
@@ -29,25 +28,20 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
     the pipeline raises.
     """
     manifest = bundle.manifest
-    files, ports, facts = dict(manifest.graphs), manifest.ports, manifest.facts
-    target, dtype = manifest.target, manifest.dtype
+    target = manifest.target
     export = load_graph(bundle.graph("export"))
-    compiled = compile_graph(export, manifest.pipeline, watch)
+    compiled = compile_graph(export, manifest.main.pipeline, watch)
     rows = [*compiled.laws, _made_again(compiled, load_graph(bundle.graph(target)), "pipeline")]
-    parts = Parts(bundle.path, files, facts, ports, target, dtype)
+    parts = Parts(bundle.path, manifest.stages, target, manifest.dtype)
     proof = prove(parts, None, "the checkpoint is no part of a bundle", watch)
     rows += proof.laws
-    if FUSED in files:
-        step = compile_graph(export, manifest.extra[FUSED]["pipeline"], watch)
-        rows += step.beyond(compiled).laws
-        rows.append(_made_again(step, load_graph(bundle.graph(FUSED)), FUSED))
-        chosen = recipe(manifest.recipe)
-        rows.append(prove_fused(bundle.path, files, facts, ports, target, chosen, watch))
-    for stage, depth in manifest.extra.get(DEPTHS, {}).items():
-        cut, blocks = compile_graph(export, depth["pipeline"], watch), depth["blocks"]
-        rows += cut.beyond(compiled).laws
-        rows.append(_made_again(cut, load_graph(bundle.graph(stage)), stage))
-        rows += prove_depth(bundle.path, files, facts, ports, stage, blocks, target, dtype, watch)
+    for name, stage in manifest.stages.items():
+        if stage.role not in ("fused", "depth"):
+            continue
+        again = compile_graph(export, stage.pipeline, watch)
+        rows += again.beyond(compiled).laws
+        rows.append(_made_again(again, load_graph(bundle.graph(name)), name))
+        rows += prove_stage(parts, name, recipe(manifest.recipe), watch)
     return rows
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 from graftline.bundle.typed_json import Misfit, parse, read
 from graftline.errors import BundleError
 from graftline.law import LawRow
 from graftline.ports import Assumption, Facts, Port
 
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST = "manifest.json"
 SEAL = "manifest.json.sha256"
 """Its digest, in the format of `sha256sum`."""
@@ -60,19 +61,25 @@ class DraftRow:
     same_weights: bool
 
 
-@dataclass(frozen=True)
-class FusedRow:
-    """What is said of a fused step."""
-
-    pipeline: str
+StageRole = Literal["export", "canonical", "target", "fused", "depth"]
 
 
 @dataclass(frozen=True)
-class DepthRow:
-    """What is said of a sub-model."""
+class Stage:
+    """One graph of a bundle: its file, its ports, what is known of it, and the passes that made it
+    of the export.
 
-    blocks: int
-    pipeline: str
+    The `export` is the unmodified graph; `canonical` has every graft and no lowering; the `target`
+    is what a runtime opens; a `fused` step drafts and verifies by itself; a `depth` is a sub-model
+    of the first blocks. `inputs_from` names the stages whose outputs it takes.
+    """
+
+    role: StageRole
+    file: str
+    ports: tuple[Port, ...]
+    facts: Facts
+    pipeline: str = ""
+    inputs_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,8 +101,6 @@ class EngineRow:
 EXTRA: Mapping[str, Any] = {
     "min_rows": int | None,
     "per_rows": Mapping[str, float],
-    "fused": FusedRow,
-    "depths": Mapping[str, DepthRow],
     "engine": EngineRow,
 }
 """What `extra` may hold, and of which type."""
@@ -105,8 +110,8 @@ EXTRA: Mapping[str, Any] = {
 class Manifest:
     """Everything a reader may rely on without opening a graph.
 
-    `graphs` maps a stage or target ("canonical", "ort-cpu") to its file, `ports` the same names to
-    their ports. `rebuild` is the command that makes this bundle again. `files` is filled in by
+    `stages` are its graphs by name ("canonical", "ort-cpu"), `target` the name of the one that a
+    runtime opens. `rebuild` is the command that makes this bundle again. `files` is filled in by
     `BundleWriter.finish`. Paths are relative to the folder, with forward slashes. `assumptions` are
     what was put in place of inputs of the export. `draft` tells of
     the draft engine, a bundle of its own in the folder draft/: its `source` as asked for, and
@@ -116,13 +121,10 @@ class Manifest:
     """
 
     name: str
-    facts: Facts
-    pipeline: str
     recipe: str
     target: str
     dtype: str
-    graphs: Mapping[str, str]
-    ports: Mapping[str, tuple[Port, ...]]
+    stages: Mapping[str, Stage]
     rebuild: str = REBUILD
     passes: tuple[PassRow, ...] = ()
     laws: tuple[LawRow, ...] = ()
@@ -137,6 +139,20 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=lambda: tool_versions())
     created: str = ""
     files: Mapping[str, FileEntry] = field(default_factory=dict[str, FileEntry])
+
+    @property
+    def main(self) -> Stage:
+        """The target's stage."""
+        return self.stages[self.target]
+
+    @property
+    def facts(self) -> Facts:
+        """Of the target's stage."""
+        return self.main.facts
+
+    def of_role(self, role: StageRole) -> dict[str, Stage]:
+        """The stages of that role, in order."""
+        return {name: stage for name, stage in self.stages.items() if stage.role == role}
 
     def to_json(self) -> str:
         """The text of manifest.json."""
@@ -167,22 +183,33 @@ class Manifest:
         for name, kind in EXTRA.items():
             if name in self.extra:
                 read(kind, self.extra[name], f"extra.{name}")
-        named = [("ports", stage) for stage in self.ports]
-        named += [("extra.depths", stage) for stage in self.extra.get("depths", ())]
-        named += [("extra", "fused")] if "fused" in self.extra else []
+        named = [("target", self.target)]
+        for name, stage in self.stages.items():
+            named += [(f"{name}.inputs_from", one) for one in stage.inputs_from]
         engine = self.extra.get("engine")
         named += [("extra.engine", engine["graph"])] if engine else []
-        for where, stage in named:
-            if stage not in self.graphs:
-                raise Misfit(f"{where} names a stage '{stage}', which is no graph of the bundle")
-        for stage in self.graphs:
-            if stage not in self.ports:
-                raise Misfit(f"nothing is known of the ports of '{stage}'")
-        files = list(self.graphs.values())
+        for where, name in named:
+            if name not in self.stages:
+                raise Misfit(f"{where} names a stage '{name}', which is no graph of the bundle")
+        files = [stage.file for stage in self.stages.values()]
         if twice := [file for file in files if files.count(file) > 1]:
             raise Misfit(f"two stages are the same file {twice[0]}")
+        self._check_order()
+        for name, stage in self.stages.items():
+            ports = Counter((p.name, p.direction) for p in stage.ports)
+            if twice := [port for (port, _), count in ports.items() if count > 1]:
+                owners = sorted({p.owner for p in stage.ports if p.name == twice[0]})
+                raise Misfit(f"'{name}' has the port {twice[0]} twice, of {' and '.join(owners)}")
         if self.draft:
             read(DraftRow, dict(self.draft), "draft")
+
+    def _check_order(self) -> None:
+        """Raise Misfit where stages wait for one another in a circle."""
+        left = {name: set(stage.inputs_from) for name, stage in self.stages.items()}
+        while ready := {name for name, waits in left.items() if not waits & left.keys()}:
+            left = {name: waits for name, waits in left.items() if name not in ready}
+        if left:
+            raise Misfit(f"the stages {', '.join(sorted(left))} take inputs from one another")
 
 
 def _rebuild(rows: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from graftline.files import file_state, files_in, fsync
 
 REPORT = "report.txt"
 LEFT_OUT = ("export", "canonical")
-"""Stages that no runtime opens."""
+"""Roles of stages that no runtime opens."""
 Watch = Callable[[str], None]
 
 
@@ -69,20 +69,20 @@ def _check_out(path: Path, out: Path) -> None:
 def _write(bundle: Bundle, writer: BundleWriter, say: Watch) -> Manifest:
     """Write the files of a packed bundle, and of the draft engine inside; its manifest."""
     manifest = bundle.manifest
-    kept = {s: rel for s, rel in manifest.graphs.items() if s not in LEFT_OUT}
-    for stage, rel in kept.items():
-        say(f"writing {rel}")
-        model = load_graph(bundle.graph(stage))
+    kept = {name: s for name, s in manifest.stages.items() if s.role not in LEFT_OUT}
+    for name, stage in kept.items():
+        say(f"writing {stage.file}")
+        model = load_graph(bundle.graph(name))
         if not _reads_graph(manifest):
             _drop_weights(model)
-        save_graph(model, writer.path(rel), writer.engine, {})
+        save_graph(model, writer.path(stage.file), writer.engine, {})
     engine = manifest.extra.get("engine")
     for rel in [*manifest.tokenizer, *([engine["file"]] if engine else [])]:
         source = bundle.file(rel)
         writer.need(source.stat().st_size)
         shutil.copyfile(source, writer.path(rel))
     packed = replace(
-        manifest, graphs=kept, ports={s: manifest.ports[s] for s in kept}, files={},
+        manifest, stages=kept, files={},
         packed=manifest.packed or _digest(bundle),
     )  # fmt: skip
     if (draft := bundle.draft()) is not None:

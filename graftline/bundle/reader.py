@@ -68,9 +68,9 @@ class Bundle:
         """What differs from the manifest, one line each; `content` re-hashes, else sizes only;
         `source` looks below source/ too."""
         entries = [rel for rel in self.manifest.files if source or not of_source(rel)]
-        for rel in self.manifest.graphs.values():
-            if rel not in self.manifest.files:
-                yield f"{self.path}: graph {rel} is not in the manifest; {self._rebuild()}"
+        for stage in self.manifest.stages.values():
+            if stage.file not in self.manifest.files:
+                yield f"{self.path}: graph {stage.file} is not in the manifest; {self._rebuild()}"
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
             yield from filter(None, pool.map(self._difference, entries, repeat(content)))
 
@@ -101,13 +101,13 @@ class Bundle:
 
     def graph(self, name: str) -> Path:
         """Path of the graph of a stage or target. Raises BundleError naming those there are."""
-        if name not in self.manifest.graphs:
-            known = nearest(name, self.manifest.graphs)
+        if name not in self.manifest.stages:
+            known = nearest(name, self.manifest.stages)
             packed = "; it was packed without its export" if self.manifest.packed else ""
             raise BundleError(
                 f"{self.path}: no graph for '{name}'{packed}{known}; {self._rebuild()}"
             )
-        return self.file(self.manifest.graphs[name])
+        return self.file(self.manifest.stages[name].file)
 
     def draft(self) -> Bundle | None:
         """The draft engine's own bundle, or None. Its files were checked with this bundle's."""

@@ -20,7 +20,7 @@ def _lines(manifest: Manifest) -> Iterator[str]:
     yield ""
     yield f"target      {manifest.target}, {manifest.dtype}"
     yield f"recipe      {manifest.recipe}"
-    yield f"pipeline    {manifest.pipeline}"
+    yield f"pipeline    {manifest.main.pipeline}"
     yield f"made        {manifest.created or 'with this report'}"
     yield f"with        {', '.join(f'{tool} {v}' for tool, v in manifest.versions.items())}"
     yield f"rebuild     {manifest.rebuild}"

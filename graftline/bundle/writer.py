@@ -131,7 +131,7 @@ class BundleWriter:
             for p in files_in(self.root)
         }
         check_unchanged(self._states)
-        if lost := [rel for rel in manifest.graphs.values() if rel not in files]:
+        if lost := [s.file for s in manifest.stages.values() if s.file not in files]:
             raise BundleError(f"{self.out}: graph {lost[0]} was never written")
         made = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = replace(manifest, files=files, created=manifest.created or made)

@@ -10,7 +10,6 @@ import typer
 
 from graftline.commands import libraries, screen
 from graftline.commands.options import Json
-from graftline.draft import DEPTHS
 from graftline.errors import GraftlineError
 from graftline.law import summary
 from graftline.recipe import FUSED
@@ -140,7 +139,7 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
     if bundle is None:
         return
     if (engine := bundle.manifest.extra.get("engine")) is not None:
-        ports = bundle.manifest.ports[engine["graph"]]
+        ports = bundle.manifest.stages[engine["graph"]].ports
         shown.print(_engine_table(engine, ports))
     passes = bundle.manifest.passes
     rows = [
@@ -198,12 +197,12 @@ def _bundle_table(bundle: Bundle) -> Any:
     if manifest.exactness is not None:
         invariant = "yes" if manifest.exactness.row_invariant else "no"
         exactness = f"row-invariant: {invariant} (worst {manifest.exactness.worst:.2g})"
-    fused = manifest.extra.get(FUSED)
+    fused = manifest.stages.get(FUSED)
     rows = [
         ("recipe", manifest.recipe),
         ("target", f"{manifest.target}, {manifest.dtype}"),
-        ("pipeline", manifest.pipeline),
-        *([("fused step", f"{fused['pipeline']}; see --stage {FUSED}")] if fused else []),
+        ("pipeline", manifest.main.pipeline),
+        *([("fused step", f"{fused.pipeline}; see --stage {FUSED}")] if fused else []),
         *(
             [("draft", f"{manifest.draft['source']}; inspect {bundle.path}/draft")]
             if manifest.draft
@@ -224,12 +223,10 @@ def _bundle_table(bundle: Bundle) -> Any:
 def _depth_rows(bundle: Bundle) -> list[tuple[str, str]]:
     """The sub-models of a draft engine, in its own bundle or in the one inside."""
     holder = bundle.draft() or bundle
-    depths: dict[str, dict[str, Any]] = holder.manifest.extra.get(DEPTHS, {})
-    layers = holder.manifest.facts.layers
-    path = holder.path
+    layers, path = holder.manifest.facts.layers, holder.path
     return [
-        ("draft depth", f"{depth['blocks']} of {layers} blocks; inspect {path} --stage {stage}")
-        for stage, depth in depths.items()
+        ("draft depth", f"{s.facts.layers} of {layers} blocks; inspect {path} --stage {name}")
+        for name, s in holder.manifest.of_role("depth").items()
     ]
 
 

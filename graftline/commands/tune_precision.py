@@ -55,8 +55,8 @@ def tune_precision(path: Path, most_loss: float, threads: int | None, watch: Wat
     with _sessions(bundle, len(text), threads, watch) as sessions:
         points = frontier.measure(sessions, text, watch)
     point = frontier.chosen(points, FULL, most_loss)
-    pipeline = _pipeline(bundle.manifest.pipeline, PRECISIONS[point.name][1])
-    changed = pipeline != bundle.manifest.pipeline
+    pipeline = _pipeline(bundle.manifest.main.pipeline, PRECISIONS[point.name][1])
+    changed = pipeline != bundle.manifest.main.pipeline
     if changed:
         _remake(bundle, PRECISIONS[point.name][0], pipeline, watch)
     return Outcome(points, point, changed)
@@ -75,11 +75,11 @@ def _check(bundle: Bundle) -> None:
     again = f"make it again with another --dtype: {manifest.rebuild}"
     if manifest.target != CPU:
         raise GraftlineError(f"{bundle.path}: --precision tunes {CPU} bundles; {again}")
-    more = [name for name in manifest.graphs if name not in ("export", "canonical", CPU)]
+    more = [name for name in manifest.stages if name not in ("export", "canonical", CPU)]
     if manifest.draft or more:
         what = "a draft engine" if manifest.draft else f"the stage {more[0]}"
         raise GraftlineError(f"{bundle.path} has {what}, of one precision with it; {again}")
-    if "export" not in manifest.graphs:
+    if "export" not in manifest.stages:
         raise BundleError(
             f"{bundle.path} was packed without its source weights, which --precision rounds again; "
             f"tune the bundle that it was packed from, or {again}"
@@ -120,7 +120,7 @@ def _sessions(
     from graftline.passes.pipeline.sample import SAMPLE, sample_of
 
     model = load_graph(bundle.graph("export"))
-    pipeline = Pipeline.parse(bundle.manifest.pipeline, GRAFTS)
+    pipeline = Pipeline.parse(bundle.manifest.main.pipeline, GRAFTS)
     rest = str(pipeline.of("graft", "fuse", "lower"))
     watch("the canonical host")
     pipeline.of("front").run(model)

@@ -25,9 +25,9 @@ def open_engine(bundle: Bundle, capacity: int | None = None) -> TrtSession:
     plan = EnginePlan.read(manifest)
     plan.check(look(plan.flavour))
     plan.check_plugins({n: fingerprint(PLUGINS[n]) for n in plan.plugins if n in PLUGINS})
-    ports, graph = manifest.ports[plan.graph], bundle.graph(plan.graph)
-    plan.check_capacity(ports, capacity)
+    stage, graph = manifest.stages[plan.graph], bundle.graph(plan.graph)
+    plan.check_capacity(stage.ports, capacity)
     device = CudaDevice(TrtEngine(plan, bundle.file(plan.file), graph))
-    session = TrtSession(device, plan, manifest.facts, ports, graph, capacity)
+    session = TrtSession(device, plan, stage.facts, stage.ports, graph, capacity)
     session.costs_key = f"{machine()} {device.name}"
     return session
