@@ -11,12 +11,13 @@ import signal
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
-from graftline.bundle.manifest import Exactness, LawRow, Manifest, PassRow
+from graftline.bundle.manifest import Exactness, LawRow, Manifest, PassRow, Stage
 from graftline.bundle.reader import Bundle, BundleWriter
 from graftline.errors import BundleError
 from graftline.ports import Facts, Port
@@ -29,16 +30,21 @@ PORTS = (
 )
 
 
+STAGE = Stage("target", "graphs/canonical.onnx", PORTS, FACTS, "kv-cache | tree-mask")
+
+
+def stages(**changed: object) -> dict[str, object]:
+    """The one stage, changed, as a part of manifest.json."""
+    return {"stages": {"canonical": json.loads(json.dumps(asdict(STAGE))) | changed}}
+
+
 def manifest(**changed: object) -> Manifest:
     values: dict[str, object] = {
         "name": "toy",
-        "facts": FACTS,
-        "pipeline": "kv-cache | tree-mask",
         "recipe": "plain",
-        "target": "ort-cpu",
+        "target": "canonical",
         "dtype": "fp32",
-        "graphs": {"canonical": "graphs/canonical.onnx"},
-        "ports": {"canonical": PORTS},
+        "stages": {"canonical": STAGE},
         "rebuild": "graftline optimize toy -o toy.graft",
         "passes": (PassRow("kv-cache", "kv-cache", 0.1, 5, 7, ("2 TensorScatter",), "no re-run"),),
         "laws": (LawRow("kv-cache", "neutral", "held", "equal", 0.0, 1e-4),),
@@ -71,7 +77,7 @@ def reseal(root: Path, change: dict[str, object]) -> None:
 
 def test_what_is_written_is_read_back(bundle: Bundle) -> None:
     made = manifest()
-    for name in ("facts", "ports", "passes", "laws", "exactness", "quality", "graphs", "rebuild"):
+    for name in ("stages", "facts", "passes", "laws", "exactness", "quality", "rebuild"):
         assert getattr(bundle.manifest, name) == getattr(made, name), name
     assert bundle.graph("canonical").read_bytes() == b"graph"
     assert bundle.manifest.files.keys() == {"graphs/canonical.onnx", "weights/w.bin"}
@@ -109,7 +115,7 @@ def test_a_damaged_file_is_named_with_the_command_that_rebuilds(bundle: Bundle) 
 def test_paths_never_leave_the_folder(bundle: Bundle, rel: str) -> None:
     (bundle.path.parent / "secret").write_bytes(b"secret")
     entry = {"sha256": hashlib.sha256(b"secret").hexdigest(), "size": 6}
-    reseal(bundle.path, {"files": {rel: entry}, "graphs": {"canonical": rel}})
+    reseal(bundle.path, {"files": {rel: entry}} | stages(file=rel))
     with pytest.raises(BundleError, match="leaves the folder"):
         Bundle.open(bundle.path)
     with pytest.raises(BundleError, match="leaves the folder"), BundleWriter("x") as writer:
@@ -138,31 +144,34 @@ ENGINE = {
 }  # fmt: skip
 
 
+X = {"name": "x", "role": "x", "direction": "in", "dtype": "int64", "shape": []}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "schema 2, this graftline reads 3; rebuild: graftline optimize toy -o toy"),
+        ({"schema": 2}, "schema 2, this graftline reads 4; rebuild: graftline optimize toy -o toy"),
         ({"schema": "3"}, 'schema "3"'),
         ({"schema": 2, "rebuild": "rm -rf /"}, "rebuild: graftline optimize CHECKPOINT -o OUT"),
         ({"colour": "red"}, "unknown fields colour"),
-        ({"facts": {"kind": "decoder"}}, "cannot be read .facts.vocabulary is missing"),
+        (stages(facts={"kind": "decoder"}), "stages.canonical.facts.vocabulary is missing"),
         ({"files": {"graphs/canonical.onnx": 3}}, "files.graphs/canonical.onnx is 3, not an"),
         ({"files": {"a": {"sha256": "0" * 64, "size": -1}}}, "a size or a sha256 that none can"),
         ({"files": {"a": {"sha256": "0" * 63 + "x", "size": 1}}}, "a sha256 that none can have"),
-        ({"ports": {"canonical": [{"name": "x"}]}}, "ports.canonical.0..role is missing"),
-        ({"ports": {}}, "nothing is known of the ports of 'canonical'"),
-        ({"ports": {"canonical": [], "other": []}}, "a stage 'other', which is no graph"),
-        ({"graphs": {"canonical": "elsewhere.onnx"}}, "not in the manifest"),
-        ({"graphs": {"canonical": ["a"]}}, r'graphs.canonical is \["a"\], not a text'),
+        (stages(ports=[{"name": "x"}]), "stages.canonical.ports.0..role is missing"),
+        (stages(role="captain"), "stages.canonical.role is \"captain\", not one of export"),
+        ({"target": "other"}, "target names a stage 'other', which is no graph"),
+        (stages(inputs_from=["other"]), "canonical.inputs_from names a stage 'other'"),
+        (stages(inputs_from=["canonical"]), "stages canonical take inputs from one another"),
+        (stages(ports=[X, {**X, "owner": "head.0"}]), "port x twice, of head.0 and target"),
+        (stages(file="elsewhere.onnx"), "not in the manifest"),
+        (stages(file=["a"]), r'stages.canonical.file is \["a"\], not a text'),
         ({"dtype": 7}, "dtype is 7, not a text"),
         ({"dtype": "fp32\u001b[2J"}, "dtype holds a control character"),
         ({"exactness": {"row_invariant": 1, "worst": 0}}, "row_invariant is 1, not true or false"),
         ({"laws": [{"graft": "a", "law": "b", "status": "won", "what": ""}]}, "not one of held"),
         ({"laws": {"a": 1}}, "laws is .*, not a list"),
         ({"generation": nested(40)}, "nested deeper than 16"),
-        ({"extra": {"depths": {"depth-1": {"blocks": "1", "pipeline": ""}}}}, "blocks is \"1\""),
-        ({"extra": {"depths": {"gone": {"blocks": 1, "pipeline": ""}}}}, "stage 'gone', which is"),
-        ({"extra": {"fused": {"pipeline": ""}}}, "extra names a stage 'fused'"),
         ({"extra": {"engine": ENGINE}}, "extra.engine names a stage 'nowhere'"),
         ({"draft": {"source": "int4", "same_weights": "no"}}, "draft.same_weights is \"no\""),
     ],
@@ -212,9 +221,9 @@ def test_a_draft_engine_that_is_the_bundle_itself_is_refused(bundle: Bundle) -> 
 
 def test_two_stages_that_are_one_file_are_refused(bundle: Bundle) -> None:
     rel = "graphs/canonical.onnx"
-    ports = json.loads((bundle.path / "manifest.json").read_text())["ports"]
-    twice = {"graphs": {"canonical": rel, "ort-cpu": rel}, "ports": {**ports, "ort-cpu": []}}
-    reseal(bundle.path, twice)
+    one = stages(file=rel)["stages"]
+    assert isinstance(one, dict)
+    reseal(bundle.path, {"stages": {**one, "ort-cpu": one["canonical"]}})
     with pytest.raises(BundleError, match="two stages are the same file"):
         Bundle.open(bundle.path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from graftline.build.check import check
 from graftline.build.optimize import optimize
-from graftline.build.proof import prove_depth
+from graftline.build.proof import Parts, prove_depth
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.commands.cli import app
@@ -86,7 +86,7 @@ def drafts(bundle: Bundle) -> Bundle:
 
 def test_depths_are_graphs_over_the_drafts_one_weight_file(bundle: Bundle) -> None:
     draft = drafts(bundle)
-    assert draft.manifest.extra["depths"].keys() == {"depth-1", "depth-3"}
+    assert draft.manifest.of_role("depth").keys() == {"depth-1", "depth-3"}
     assert bundle.manifest.rebuild.endswith("--draft-depths 1,3")
     weights = {name for name in draft.manifest.files if name.endswith(".weights")}
     assert weights == {"engine.weights", "source/source.weights"}
@@ -104,7 +104,7 @@ def test_depths_are_graphs_over_the_drafts_one_weight_file(bundle: Bundle) -> No
 def test_a_depth_has_its_blocks_caches_and_their_work(bundle: Bundle) -> None:
     draft = drafts(bundle)
     for blocks in DEPTHS:
-        ports = draft.manifest.ports[f"depth-{blocks}"]
+        ports = draft.manifest.stages[f"depth-{blocks}"].ports
         assert {p.layer for p in ports if p.mirror} == set(range(blocks))
         nodes = load_graph(draft.graph(f"depth-{blocks}")).graph
         assert sum(n.op_type == "GroupQueryAttention" for n in nodes) == blocks
@@ -130,12 +130,12 @@ def test_the_proof_sees_an_engine_of_another_depth(
     draft = f"{checkpoints[1]}:fp32"
     made = optimize(checkpoints[0], tmp_path / "a", recipe="s2d", draft=draft, draft_depths=(2, 3))
     inner = drafts(made)
-    manifest, files = inner.manifest, dict(inner.manifest.graphs)
-    target, silent = manifest.target, lambda line: None
-    known = (inner.path, files, manifest.facts, manifest.ports)
-    assert prove_depth(*known, "depth-2", 2, target, "fp32", silent)[-1].law == "depth"
+    stages, silent = dict(inner.manifest.stages), lambda line: None
+    parts = Parts(inner.path, stages, inner.manifest.target, "fp32")
+    assert prove_depth(parts, "depth-2", silent)[-1].law == "depth"
+    stages["depth-3"] = replace(stages["depth-3"], facts=stages["depth-2"].facts)
     with pytest.raises(LawBroken, match="'depth' at row"):
-        prove_depth(*known, "depth-3", 2, target, "fp32", silent)
+        prove_depth(parts, "depth-3", silent)
 
 
 def test_inspect_shows_the_depths(bundle: Bundle) -> None:

@@ -49,9 +49,9 @@ def test_the_bundle_holds_the_engine_and_what_it_was_built_from(engine_bundle: B
     assert engine_bundle.file(engine["file"]).stat().st_size == engine["size"]
     assert engine["target"] == manifest.target == TARGET
     assert list(engine["profiles"]) == ["decode.8", "prefill"]
-    assert set(manifest.graphs) == {"export", "canonical", TARGET}
-    assert manifest.graphs[TARGET] == "trt-rtx-sm89+sm120.onnx"
-    caches = [p for p in manifest.ports[TARGET] if p.mirror is not None]
+    assert set(manifest.stages) == {"export", "canonical", TARGET}
+    assert manifest.stages[TARGET].file == "trt-rtx-sm89+sm120.onnx"
+    caches = [p for p in manifest.stages[TARGET].ports if p.mirror is not None]
     assert {(p.dtype, p.shape[2]) for p in caches} == {("float16", 256)}
     assert manifest.rebuild.endswith(f"--dtype fp16 --target {TARGET} --engine {SMALL}")
 
@@ -88,7 +88,7 @@ def test_a_bundle_with_an_engine_is_loaded_and_generates(
 
     def device(engine: object) -> StandInDevice:
         plan, _, graph = opened[-1]
-        return StandInDevice(graph, manifest.ports[TARGET], plan.profiles, 1 << 25)
+        return StandInDevice(graph, manifest.stages[TARGET].ports, plan.profiles, 1 << 25)
 
     monkeypatch.setattr(trt_load, "look", lambda name: Here(120, "", {library: version}))
     monkeypatch.setattr(trt_load, "TrtEngine", lambda *given: opened.append(given))
@@ -129,7 +129,7 @@ def test_an_engine_of_fused_steps(
     library, version = engine["library"].split()
     plan = EnginePlan.read(manifest)
     device = StandInDevice(
-        fused_bundle.graph("fused"), manifest.ports["fused"], plan.profiles, 1 << 25
+        fused_bundle.graph("fused"), manifest.stages["fused"].ports, plan.profiles, 1 << 25
     )
     monkeypatch.setattr(trt_load, "look", lambda name: Here(89, "", {library: version}))
     monkeypatch.setattr(trt_load, "TrtEngine", lambda *given: None)

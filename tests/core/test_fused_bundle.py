@@ -42,9 +42,9 @@ def test_the_second_graph_brings_no_second_weights(
         rel: f for rel, f in alone.manifest.files.items() if rel.endswith(".weights")
     }
     assert set(bundle.manifest.files) - set(alone.manifest.files) == {"fused.onnx"}
-    assert bundle.manifest.pipeline == alone.manifest.pipeline
+    assert bundle.manifest.main.pipeline == alone.manifest.main.pipeline
     assert bundle.manifest.rebuild.endswith(" --step fused")
-    told = bundle.manifest.extra["fused"]["pipeline"]
+    told = bundle.manifest.stages["fused"].pipeline
     assert "| fuse-verify{sample=true} | fuse-draft | pack" in told
     assert told.endswith("pack-projections | lower-ort")
 
@@ -64,8 +64,10 @@ def test_its_passes_and_laws_are_in_the_manifest_and_hold_again(bundle: Bundle) 
 
 
 def test_a_graph_that_its_pipeline_does_not_make_is_found(bundle: Bundle) -> None:
-    other = bundle.manifest.extra["fused"]["pipeline"].replace("{sample=true}", "")
-    manifest = replace(bundle.manifest, extra={"fused": {"pipeline": other}})
+    other = bundle.manifest.stages["fused"].pipeline.replace("{sample=true}", "")
+    stages = bundle.manifest.stages
+    stages = {**stages, "fused": replace(stages["fused"], pipeline=other)}
+    manifest = replace(bundle.manifest, stages=stages)
     with pytest.raises(LawBroken, match="fused breaks the law 'reproducible'"):
         recheck(Bundle(bundle.path, manifest), lambda line: None)
 

@@ -38,7 +38,7 @@ def test_a_bundle_is_built_and_proven_without_a_gpu(
     laws = {(r.graft, r.law): r.text for r in manifest.laws}
     assert ("not run" in laws["ort-cuda", "whole"]) == (dtype == "bf16")
     assert "argmax equal" in laws["canonical", "whole"]
-    caches = {p.dtype for p in manifest.ports["ort-cuda"] if p.mirror is not None}
+    caches = {p.dtype for p in manifest.stages["ort-cuda"].ports if p.mirror is not None}
     assert caches == {{"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[dtype]}
     assert f"--dtype {dtype} --target ort-cuda" in manifest.rebuild
     with pytest.raises(BackendError, match=r"ort-cuda: .* pip install \"graftline\[gpu\]\""):

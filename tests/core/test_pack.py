@@ -129,7 +129,7 @@ def test_a_packed_bundle_runs_alike_and_holds_no_source(int4: Bundle, tmp_path: 
     packed = Bundle.open(made.path)
     assert packed.manifest.files.keys() == {"engine.weights", "ort-cpu.onnx", "report.txt"}
     assert made.size < 0.7 * made.before
-    assert packed.manifest.graphs.keys() == packed.manifest.ports.keys() == {"ort-cpu"}
+    assert packed.manifest.stages.keys() == {"ort-cpu"}
     assert generated(packed.path) == generated(int4.path)
     report = packed.file("report.txt").read_text()
     assert f"a bundle whose manifest.json has the sha256 {packed.manifest.packed}" in report
@@ -206,7 +206,7 @@ def test_the_draft_engine_is_packed_too(host: Callable[[str], Path], tmp_path: P
     packed = Bundle.open(pack(bundle.path, tmp_path / "packed").path)
     inner = packed.draft()
     assert inner is not None
-    assert inner.manifest.graphs.keys() == {"ort-cpu", "depth-1"}
+    assert inner.manifest.stages.keys() == {"ort-cpu", "depth-1"}
     assert inner.manifest.packed
     assert not any("source" in rel or "export" in rel for rel in packed.manifest.files)
     assert generated(packed.path) == generated(bundle.path)

@@ -56,7 +56,7 @@ def test_the_fastest_precision_that_loses_little_becomes_the_bundle(bundle: Path
     assert sizes["int4, only the head in int8"] < sizes["int4"] < sizes["int8"] < sizes["fp32"]
     new = Bundle.open(bundle)
     assert new.manifest.dtype == "int4"
-    assert "algorithm=gptq" in new.manifest.pipeline
+    assert "algorithm=gptq" in new.manifest.main.pipeline
     assert new.manifest.quality.keys() == {"perplexity int4", "perplexity fp32"}
     assert new.manifest.rebuild.endswith("--precision")
     assert len(load(bundle).generate("ab ab", max_new_tokens=4, ignore_eos=True).tokens) == 4
@@ -100,10 +100,10 @@ def _changed(bundle: Path, **fields: Any) -> Bundle:
 
 
 def test_a_bundle_without_its_source_weights_is_refused_in_one_line(bundle: Path) -> None:
-    graphs = {"ort-cpu": "ort-cpu.onnx"}
+    stages = {"ort-cpu": Bundle.open(bundle).manifest.main}
     message = "without its source weights.*graftline optimize"
     with pytest.raises(BundleError, match=message) as caught:
-        tune_precision._check(_changed(bundle, graphs=graphs))
+        tune_precision._check(_changed(bundle, stages=stages))
     assert "\n" not in str(caught.value)
 
 
@@ -112,7 +112,7 @@ def test_a_bundle_without_its_source_weights_is_refused_in_one_line(bundle: Path
     [
         ({"target": "trt-rtx:sm89"}, "--precision tunes ort-cpu bundles"),
         ({"draft": {"source": "int8"}}, "has a draft engine"),
-        ({"graphs": {"export": "", "canonical": "", "fused": ""}}, "has the stage fused"),
+        ({"stages": {"export": "", "canonical": "", "fused": ""}}, "has the stage fused"),
     ],
 )
 def test_bundles_whose_precision_cannot_be_changed_are_refused(

@@ -253,7 +253,7 @@ def test_a_bundle_checks_itself_against_the_user_s_own_file(name: str, tmp_path:
     bundle = graftline.optimize(tmp_path / "user.onnx", tmp_path / "out", watch=said.append)
     assert [line for line in said if line.startswith("assumed: input")]
     assert {a.role for a in bundle.manifest.assumptions} & {"cache", "flag"}
-    assert {p.role for p in bundle.manifest.ports["export"]} >= {"tokens", "logits"}
+    assert {p.role for p in bundle.manifest.stages["export"].ports} >= {"tokens", "logits"}
     assert check(bundle.path).holds
     assert bundle.manifest.facts.layers == 1
 
