@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from graftline.errors import CheckpointError, GraftlineError
 
 if TYPE_CHECKING:
-    from graftline.ports import Facts
+    from graftline.facts import DecoderFacts
 
 TOKENIZER = "tokenizer.json"
 DEPTHS = "depths"
@@ -81,7 +81,7 @@ def check_depths(depths: Sequence[int], draft: str | None, layers: int | None = 
         raise GraftlineError(f"{said}: the draft {draft} has {layers} blocks; {span}")
 
 
-def check_mask_token(facts: Facts, who: str, draft: str) -> None:
+def check_mask_token(facts: DecoderFacts, who: str, draft: str) -> None:
     """Raise GraftlineError unless the facts of a draft name a mask token within its vocabulary."""
     if facts.mask_token is None:
         raise GraftlineError(

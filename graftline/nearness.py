@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graftline.ports import Facts
+from graftline.facts import DecoderFacts
 
 Array = npt.NDArray[Any]
 SPACING: Mapping[str, float] = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
@@ -39,7 +39,7 @@ def coarser(*dtypes: str) -> str:
     return max(dtypes, key=lambda name: SPACING[name])
 
 
-def limit(dtype: str, facts: Facts) -> float:
+def limit(dtype: str, facts: DecoderFacts) -> float:
     """Largest difference of a logit that rounding alone explains, relative to its row's largest.
 
     A sum of H products in fp32 is off by about sqrt(H) spacings; 16-bit kernels add up in fp32 and

@@ -21,7 +21,6 @@ Compare = Literal["equal", "close", "written"]
 TARGET = "target"
 """The owner of what belongs to the host itself."""
 PORTS_KEY = "graftline.ports"
-FACTS_KEY = "graftline.facts"
 ASSUMPTIONS_KEY = "graftline.assumptions"
 
 
@@ -54,30 +53,6 @@ class Port:
     compare: Compare = "close"
     """How two graphs' values of it are compared: `equal` (integers), `close`, or `written`: close,
     in the slots that hold something."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a graft or the runtime may ask about a host, whatever its kind.
-
-    kind: "decoder", later "denoiser", "recogniser", "encoder-decoder". `positions` is the number
-    of positions the host can address (0: no bound). `dtype` is that of the activations.
-    `mask_token` is the id that stands where a token is to be predicted; None: it has none.
-    `source` is the checkpoint's own name, for people only: no code may branch on it.
-    """
-
-    kind: str
-    vocabulary: int
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    positions: int
-    dtype: str = "float32"
-    source: str = ""
-    parameters: int = 0
-    mask_token: int | None = None
 
 
 @dataclass(frozen=True)
@@ -156,19 +131,6 @@ def sizes_of(ports: Iterable[Port], feed: Mapping[str, Any]) -> dict[str, int]:
 def _port(row: dict[str, Any]) -> Port:
     values: dict[str, Any] = {**row, "shape": tuple(row["shape"])}
     return Port(**values)
-
-
-def write_facts(model: ir.Model, facts: Facts) -> None:
-    """Stamp the facts into the model."""
-    model.metadata_props[FACTS_KEY] = json.dumps(asdict(facts))
-
-
-def read_facts(model: ir.Model) -> Facts:
-    """Return the facts stamped in the model. Raises BundleError when there are none."""
-    text = model.metadata_props.get(FACTS_KEY)
-    if text is None:
-        raise BundleError("the graph carries no facts; it was not made by `graftline optimize`")
-    return Facts(**json.loads(text))
 
 
 def write_assumptions(model: ir.Model, assumptions: Iterable[Assumption]) -> None:

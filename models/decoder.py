@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graftline.ports import Facts, Port, write_facts, write_ports
+from graftline.facts import DecoderFacts, write_facts
+from graftline.ports import Port, write_ports
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ class _Builder:
                 Port("logits", "logits", "out", "float32", (*shape, s.vocabulary)),
             ],
         )
-        facts = Facts(
-            "decoder",
+        facts = DecoderFacts(
             s.vocabulary,
             s.hidden,
             s.layers,

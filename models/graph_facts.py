@@ -1,4 +1,4 @@
-"""Facts read off a graph that comes without a config: 0 where the graph does not say."""
+"""DecoderFacts read off a graph that comes without a config: 0 where the graph does not say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import onnx_ir as ir
 
 from graftline.contrib_ops.operands import MICROSOFT
-from graftline.ports import Facts
+from graftline.facts import DecoderFacts
 
 HEADS = ("q_num_heads", "num_heads")
 ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
@@ -22,7 +22,7 @@ _TABLES = {
 """Where operators take their table of cosines, by name and domain."""
 
 
-def facts_of_graph(model: ir.Model, source: str) -> Facts:
+def facts_of_graph(model: ir.Model, source: str) -> DecoderFacts:
     """Heads from attention nodes or past inputs, positions from tables of cosines.
 
     Vocabulary and hidden size are those of the logits and of the token table, which only the
@@ -34,7 +34,7 @@ def facts_of_graph(model: ir.Model, source: str) -> Facts:
     if past:
         layers = layers or past[0]
         kv_heads, size = past[1] or kv_heads, past[2] or size
-    return Facts(
+    return DecoderFacts(
         kind="decoder",
         vocabulary=0,
         hidden=0,

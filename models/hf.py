@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graftline.errors import CheckpointError, NotApplicable
+from graftline.facts import DecoderFacts, write_facts
 from graftline.models.block_scales import block_of
 from graftline.models.config_file import (
     CONFIG,
@@ -32,7 +33,7 @@ from graftline.models.tokenizer_files import tokenizer_files
 from graftline.models.unread import report, unread
 from graftline.models.weights import WeightSource, fill, read_headers
 from graftline.optional import require_export
-from graftline.ports import Assumption, Facts, write_assumptions, write_facts
+from graftline.ports import Assumption, write_assumptions
 
 NO_PADDING_ID = Assumption(
     "tokens", "token ids", "ids of which none is the padding id",
@@ -232,12 +233,12 @@ def point(built: Built, source: WeightSource) -> list[str]:
     return unread(source, {k for k in keys.values() if k is not None}, built.whole)
 
 
-def facts_of(config: Any, parameters: int, source: str) -> Facts:
+def facts_of(config: Any, parameters: int, source: str) -> DecoderFacts:
     """The facts of a decoder by its config's standard names."""
     text = config.get_text_config(decoder=True)
     heads = int(text.num_attention_heads)
     hidden = int(text.hidden_size)
-    return Facts(
+    return DecoderFacts(
         kind="decoder",
         vocabulary=int(text.vocab_size),
         hidden=hidden,

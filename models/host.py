@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
+from graftline.facts import Facts
 from graftline.files import FileState
 from graftline.models.reference import OwnModel
 from graftline.models.weights import WeightSource
-from graftline.ports import Facts
 
 Watch = Callable[[str], None]
 """watch(text): told of every stage that takes time."""

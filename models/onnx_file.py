@@ -12,12 +12,12 @@ import onnx_ir.passes.common as common
 
 from graftline.contrib_ops.operands import MICROSOFT
 from graftline.errors import CheckpointError
+from graftline.facts import write_facts
 from graftline.files import file_state
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.hf import generation, tokenizer_files
 from graftline.models.host import Host, Watch, silent
 from graftline.models.mask_token import mask_token
-from graftline.ports import write_facts
 
 CONFIG = "config.json"
 _KNOWN_TO_RUNTIME = frozenset({"SimplifiedLayerNormalization", "LayerNormalization"})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graftline.errors import CheckpointError
+from graftline.facts import write_facts
 from graftline.models.cache import cached, fingerprint
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.hf import generation, tokenizer_files
@@ -20,7 +21,6 @@ from graftline.models.onnx_file import companion
 from graftline.models.reference import program_model
 from graftline.models.weights import fill, read_headers
 from graftline.optional import require_export
-from graftline.ports import write_facts
 
 WEIGHTS = "model.safetensors"
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"

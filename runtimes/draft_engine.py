@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from graftline.ports import Facts
+from graftline.facts import DecoderFacts
 from graftline.runtimes.control.calibration import USUAL
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.session import Scores, Session, call_starts
@@ -42,7 +42,7 @@ class DraftEngine(Protocol):
     """What one call of so many rows costs, all of them with scores, in calls of one row."""
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> DecoderFacts:
         """What is known of the draft's checkpoint."""
         ...
 
@@ -74,7 +74,7 @@ class OwnCaches:
         """Rows of the last call that are not committed yet: committing ends the answer's life."""
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> DecoderFacts:
         return self.session.facts
 
     @property
@@ -138,7 +138,7 @@ class SharedCaches:
         self._own = own
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> DecoderFacts:
         return self._guest.facts
 
     def alone(self) -> OwnCaches:

@@ -11,6 +11,7 @@ from typing import cast
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
+from graftline.facts import as_decoder
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
 from graftline.runtimes.control.calibration import USUAL
@@ -114,7 +115,7 @@ def load(
         tuned=read_tuned(bundle, _key(session)),
         decode=None if tokenizer is None else tokenizer.decode,
         encode=None if tokenizer is None else tokenizer.encode_part,
-        vocabulary=bundle.manifest.facts.vocabulary,
+        vocabulary=bundle.manifest.decoder.vocabulary,
         ends=end_tokens(generation, tokenizer),
     )
 
@@ -214,7 +215,7 @@ def open_session(
     opened = manifest.stages[stage or manifest.target]
     session = kind(
         bundle.graph(stage or manifest.target),
-        opened.facts,
+        as_decoder(opened.facts),
         opened.ports,
         capacity=capacity or DEFAULT_CAPACITY,
         threads=threads,

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from graftline.errors import BackendError, RequestError
 from graftline.evaluate import Feed, run
-from graftline.ports import by_role, read_facts, read_ports
+from graftline.facts import decoder_facts
+from graftline.ports import by_role, read_ports
 from graftline.runtimes.session import Bools, Ints, Scores
 
 SPARE = 64
@@ -25,7 +26,7 @@ class ReferenceSession:
     """A graph with a cache, canonical or lowered, evaluated by numpy. See `session.Session`."""
 
     def __init__(self, model: ir.Model, capacity: int = 128) -> None:
-        self.facts, self.ports, self.capacity = read_facts(model), read_ports(model), capacity
+        self.facts, self.ports, self.capacity = decoder_facts(model), read_ports(model), capacity
         self.largest = capacity
         self.row_invariant, self.exact_rows = True, 1
         self._model = model

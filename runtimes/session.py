@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from graftline.ports import Facts
+from graftline.facts import DecoderFacts
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -61,7 +61,7 @@ class Session(Protocol):
     `score` overwrites them; `commit` keeps some of them, moved together, and advances the length.
     """
 
-    facts: Facts
+    facts: DecoderFacts
     capacity: int
     """Most slots a sequence may use."""
     largest: int

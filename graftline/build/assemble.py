@@ -17,9 +17,10 @@ from graftline.build.proof import Parts, prove, prove_stage
 from graftline.bundle.manifest import Manifest, PassRow, Stage, StageRole
 from graftline.bundle.store import WeightFile, save_graph, stored_bytes
 from graftline.bundle.writer import BundleWriter
+from graftline.facts import read_facts
 from graftline.files import SOURCE
 from graftline.passes.pipeline.pipeline import PassReport
-from graftline.ports import read_assumptions, read_facts, read_ports, told, write_ports
+from graftline.ports import read_assumptions, read_ports, told, write_ports
 from graftline.raw_ports import read_raw
 from graftline.recipe import FUSED
 

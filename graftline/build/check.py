@@ -126,7 +126,7 @@ def _without_source(bundle: Bundle, why: str, elsewhere: str, say: Watch) -> lis
     from graftline.runtimes.row_invariance import row_invariance
 
     say("the engine's rows against one another")
-    prompt = np.random.default_rng(1).integers(0, bundle.manifest.facts.vocabulary, 24)
+    prompt = np.random.default_rng(1).integers(0, bundle.manifest.decoder.vocabulary, 24)
     evidence = row_invariance(open_session(bundle), prompt).evidence
     row = LawRow.of(bundle.manifest.target, "row-invariant", evidence)
     return [*found, Finding(f"law {row.law}", f"{row.graft}: {row.text}", True, row.status)]
@@ -185,7 +185,7 @@ class Greedy:
 
 def _near_tie(manifest: Manifest) -> float:
     """Two logits, each off by as much as the law `whole` allows."""
-    return 2 * limit(OF_FACTS.get(manifest.facts.dtype, "fp32"), manifest.facts)
+    return 2 * limit(OF_FACTS.get(manifest.facts.dtype, "fp32"), manifest.decoder)
 
 
 def _first(tokens: Sequence[int], expected: Sequence[int]) -> int | None:
@@ -247,7 +247,7 @@ def reference_tokens(bundle: Bundle, prompt: Ints, count: int) -> tuple[list[int
 
 def _prompts(bundle: Bundle, engine: Engine) -> list[Ints]:
     """A seeded run of ids with a repeated stretch, so that drafts are made; and a chat prompt."""
-    facts = bundle.manifest.facts
+    facts = bundle.manifest.decoder
     room = facts.positions or 1024
     stretch = np.random.default_rng(3).integers(0, facts.vocabulary, 8, dtype=np.int64)
     prompts = [np.concatenate([stretch, stretch, stretch[:3]])]

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graftline.build.plan import Plan
 from graftline.draft import depth_stage
 from graftline.evaluate import decoder_feed, oracle_limit, run
+from graftline.facts import decoder_facts
 from graftline.law import LawRow, summary
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.reduce import chosen_blocks, hold_weights, reduce_host
@@ -19,7 +20,6 @@ from graftline.passes.laws.common import STRUCTURAL
 from graftline.passes.laws.front import canonical_is_raw
 from graftline.passes.pipeline.pipeline import PassReport
 from graftline.passes.pipeline.sample import SAMPLE, sample_of
-from graftline.ports import read_facts
 from graftline.recipe import FUSED
 
 Watch = Callable[[str], None]
@@ -76,7 +76,7 @@ def compile_plan(host: ir.Model, plan: Plan, say: Watch) -> CompiledPlan:
         fused = compile_graph(host, plan.fused, say)
     cuts: dict[int, Compiled] = {}
     for blocks, text in plan.cuts:
-        say(f"its first {blocks} of {read_facts(host).layers} blocks")
+        say(f"its first {blocks} of {decoder_facts(host).layers} blocks")
         cuts[blocks] = compile_graph(host, text, say)
     return CompiledPlan(target, fused, cuts)
 
@@ -113,7 +113,7 @@ def numeric_laws(canonical: ir.Model, rest: Pipeline, say: Watch) -> list[LawRow
         return [LawRow("pipeline", "neutral", "not_run", why)]
     say(f"laws: the oracle runs every graft on {reduced.text}, {reduced.rows} rows")
     hold_weights(reduced.model)
-    feed = decoder_feed(read_facts(reduced.model).vocabulary, rows=reduced.rows)
+    feed = decoder_feed(decoder_facts(reduced.model).vocabulary, rows=reduced.rows)
     reports = rest.within(len(reduced.blocks)).run(reduced.model, feed, watch=_told(say))
     rows = [row for report in reports for row in report.laws if row.law not in STRUCTURAL]
     told, size = reduced.text, reduced.size

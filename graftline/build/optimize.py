@@ -13,9 +13,9 @@ from graftline.build.plan import Plan
 from graftline.bundle.reader import DRAFT, Bundle
 from graftline.bundle.writer import BundleWriter, check_target
 from graftline.draft import check_vocabulary
+from graftline.facts import DecoderFacts, decoder_facts
 from graftline.files import reading
 from graftline.memory import give_back_memory
-from graftline.ports import Facts, read_facts
 
 if TYPE_CHECKING:
     from graftline.models.host import Host
@@ -88,7 +88,7 @@ def _write(
             inner, drafting = writer.nested(DRAFT), plan.of_draft()
             cuts = compile_plan(other.model, drafting, say)
             if source.checkpoint is not None and not _states_sizes(host, other):
-                ours, theirs = (read_facts(m.target.canonical) for m in (made, cuts))
+                ours, theirs = (decoder_facts(m.target.canonical) for m in (made, cuts))
                 _check_draft(host, ours, other, theirs, source.checkpoint, say)
             nested = write_bundle(inner, other, drafting, cuts, weights, say)
             inner.finish(replace(nested, name=DRAFT, rebuild=rebuild))
@@ -114,7 +114,7 @@ def _economical(say: Watch) -> Watch:
 
 
 def _check_draft(
-    host: Host, ours: Facts, other: Host, theirs: Facts, source: Path, say: Watch
+    host: Host, ours: DecoderFacts, other: Host, theirs: DecoderFacts, source: Path, say: Watch
 ) -> None:
     """Raise GraftlineError unless ids of the draft `other` mean the target's tokens."""
     files = host.tokenizer_files, other.tokenizer_files

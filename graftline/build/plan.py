@@ -17,7 +17,7 @@ from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
 from graftline.targets import CPU, TARGETS, ending
 
 if TYPE_CHECKING:
-    from graftline.ports import Facts
+    from graftline.facts import DecoderFacts
 
 FRONT = "canonicalize | anchors"
 
@@ -74,7 +74,7 @@ class Plan:
         given = draft, source, tuple(depths)
         return cls(chosen, text, target, dtype, request, fused, *given, passes=passes)
 
-    def check_draft(self, facts: Facts) -> None:
+    def check_draft(self, facts: DecoderFacts) -> None:
         """Raise GraftlineError where the draft's checkpoint, by its facts, cannot be cut or does
         not name the mask that the recipe needs."""
         check_depths(self.depths, self.draft, facts.layers)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import LawBroken
+from graftline.facts import DecoderFacts
 from graftline.passes.graph.constants import Constants
-from graftline.ports import Facts
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[Any]
@@ -69,7 +69,7 @@ class Probe:
 
 
 def make_probe(
-    reference: Reference, found: Constants, facts: Facts, capacity: int = MOST_ROWS
+    reference: Reference, found: Constants, facts: DecoderFacts, capacity: int = MOST_ROWS
 ) -> Probe:
     """Sequences longer than every constant of the graph, with every id tokens are compared with.
 
@@ -96,13 +96,13 @@ def make_probe(
     )
 
 
-def make_tokens(found: Constants, facts: Facts, capacity: int = MOST_ROWS) -> Ints:
+def make_tokens(found: Constants, facts: DecoderFacts, capacity: int = MOST_ROWS) -> Ints:
     """The main sequence [N] alone, of a host whose export cannot be run whole."""
     length, _ = _length(found, facts, capacity)
     return _main(found, facts, length, np.random.default_rng(2))
 
 
-def _main(found: Constants, facts: Facts, length: int, random: np.random.Generator) -> Ints:
+def _main(found: Constants, facts: DecoderFacts, length: int, random: np.random.Generator) -> Ints:
     main = random.integers(0, facts.vocabulary, length, dtype=np.int64)
     special = [t for t in sorted(found.tokens) if 0 <= t < facts.vocabulary][: length // 4]
     places = np.linspace(1, length - 1, len(special), dtype=np.int64)
@@ -110,7 +110,7 @@ def _main(found: Constants, facts: Facts, length: int, random: np.random.Generat
     return main
 
 
-def _length(found: Constants, facts: Facts, capacity: int) -> tuple[int, str]:
+def _length(found: Constants, facts: DecoderFacts, capacity: int) -> tuple[int, str]:
     end = facts.positions or 1 << 20
     bounds = [max(end - SIDES, 1), MOST_ROWS, capacity]
     bounds.append(max(LEAST_ROWS, MOST_BYTES // (4 * max(facts.vocabulary, 1))))

@@ -19,13 +19,14 @@ from graftline.bundle.manifest import Exactness, Stage
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
 from graftline.evaluate import Feed, oracle_limit, run
+from graftline.facts import DecoderFacts, as_decoder
 from graftline.law import Evidence, LawRow
 from graftline.memory import free_memory
 from graftline.nearness import NEARBY, OF_FACTS, coarser, gaps, limit, spread_gaps
 from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.grafts.kv_cache import empty_caches
 from graftline.passes.graph.constants import constants
-from graftline.ports import Facts, Port
+from graftline.ports import Port
 from graftline.raw_ports import raw_feed
 from graftline.recipe import FUSED, Recipe
 from graftline.targets import CUDA
@@ -65,9 +66,9 @@ class Parts:
     dtype: str
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> DecoderFacts:
         """Of the target."""
-        return self.stages[self.target].facts
+        return as_decoder(self.stages[self.target].facts)
 
     def graph(self, stage: str) -> Path:
         """The file of a stage."""
@@ -147,7 +148,7 @@ def _slots(parts: Parts) -> int:
     return min([MOST_ROWS, *fixed])
 
 
-def _capacity(facts: Facts, rows: int) -> int:
+def _capacity(facts: DecoderFacts, rows: int) -> int:
     return min(facts.positions or 1 << 30, max(512, rows))
 
 
@@ -326,7 +327,7 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     from graftline.runtimes.ort.provider import cuda_missing
 
     target, facts = parts.target, parts.facts
-    blocks = parts.stages[stage].facts.layers
+    blocks = as_decoder(parts.stages[stage].facts).layers
     say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
     canonical = load_graph(parts.graph("canonical"))
     size = sum(v.const_value.nbytes for v in canonical.graph.initializers.values() if v.const_value)
@@ -350,7 +351,7 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     return [*laws, LawRow.of(stage, "depth", checked)]
 
 
-def _cut_rows(stage: str, got: Array, expected: Array, facts: Facts, dtype: str) -> Evidence:
+def _cut_rows(stage: str, got: Array, expected: Array, facts: DecoderFacts, dtype: str) -> Evidence:
     """An engine of the first blocks against the host cut there; quantized weights must be near."""
     reference = "the host cut there"
     if dtype not in NEARBY:

@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from graftline.build.probe import DEPTH, Ints, Probe, Sample
 from graftline.errors import LawBroken
+from graftline.facts import DecoderFacts
 from graftline.law import LawRow
 from graftline.models.reference import NORM
 from graftline.nearness import AGREE, NEARBY, gaps, limit, spread_gaps
-from graftline.ports import Facts, Port, by_role
+from graftline.ports import Port, by_role
 
 if TYPE_CHECKING:
     from graftline.runtimes.ort.session import OrtSession
@@ -186,7 +187,7 @@ class Taps:
             self.streams[name][answer.rows] = tap
 
 
-def taps_law(graft: str, seen: Taps, known: Taps, facts: Facts, dtype: str) -> LawRow:
+def taps_law(graft: str, seen: Taps, known: Taps, facts: DecoderFacts, dtype: str) -> LawRow:
     """Law `taps`: what an engine brings out is the hidden state at that place. Raises LawBroken."""
     judged, most = dtype not in NEARBY, NEARBY.get(dtype) or limit(dtype, facts)
     worst, count = 0.0, 0
@@ -205,7 +206,7 @@ def taps_law(graft: str, seen: Taps, known: Taps, facts: Facts, dtype: str) -> L
 
 
 def whole(
-    graft: str, session: OrtSession, probe: Probe, facts: Facts, dtype: str, seen: Taps
+    graft: str, session: OrtSession, probe: Probe, facts: DecoderFacts, dtype: str, seen: Taps
 ) -> LawRow:
     """Law `whole`: the engine's logits are the export's, as near as the precision rounds.
 

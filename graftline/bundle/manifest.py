@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from graftline.bundle.typed_json import Misfit, parse, read
 from graftline.errors import BundleError
+from graftline.facts import DecoderFacts, Facts, as_decoder
 from graftline.law import LawRow
-from graftline.ports import Assumption, Facts, Port
+from graftline.ports import Assumption, Port
 
 SCHEMA = 4
 MANIFEST = "manifest.json"
@@ -149,6 +150,11 @@ class Manifest:
     def facts(self) -> Facts:
         """Of the target's stage."""
         return self.main.facts
+
+    @property
+    def decoder(self) -> DecoderFacts:
+        """Of the target's stage. Raises BundleError for another kind of host."""
+        return as_decoder(self.main.facts)
 
     def of_role(self, role: StageRole) -> dict[str, Stage]:
         """The stages of that role, in order."""

@@ -16,7 +16,7 @@ def report(manifest: Manifest) -> str:
 
 def _lines(manifest: Manifest) -> Iterator[str]:
     facts = manifest.facts
-    yield f"{manifest.name}: {facts.source or facts.kind}, {facts.layers} blocks"
+    yield f"{manifest.name}: {facts.source or facts.kind}, {facts.told()}"
     yield ""
     yield f"target      {manifest.target}, {manifest.dtype}"
     yield f"recipe      {manifest.recipe}"

@@ -1,7 +1,7 @@
 """Values read from JSON that others may have written: every one of the type that is declared.
 
-Knows dataclasses, Mapping[str, X], tuple[X, ...], Literal, X | None, str, int, float, bool, and Any
-for JSON of whatever form.
+Knows dataclasses (of those with a `variant`, the one that it says), Mapping[str, X],
+tuple[X, ...], Literal, X | None, str, int, float, bool, and Any for JSON of whatever form.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ def read(kind: Any, value: Any, where: str = "") -> Any:
 
 def _object(kind: Any, value: Any, where: str) -> Any:
     rows: dict[str, Any] = _checked(dict, value, where)
+    if hasattr(kind, "variant"):
+        try:
+            kind = kind.variant(rows)
+        except KeyError as error:
+            raise Misfit(f"{_at(where, 'kind')} is {_shown(rows.get('kind'))}, unknown") from error
     hints = get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}
     if strange := sorted(map(str, rows.keys() - known)):

@@ -189,7 +189,7 @@ def _explained(bundle: Bundle, engine: Engine, where: Difference, raw: bool) -> 
     from graftline.runtimes.ort.graph import export_logits
     from graftline.runtimes.request import encode_prompt
 
-    facts = bundle.manifest.facts
+    facts = bundle.manifest.decoder
     ids = encode_prompt(where.prompt, engine.tokenizer, raw, facts.vocabulary)
     tokens = np.concatenate([ids, np.asarray(where.common, np.int64)])[None]
     best = np.sort(export_logits(bundle.graph("export"), tokens)[0, -1])[-2:]

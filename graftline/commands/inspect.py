@@ -124,7 +124,8 @@ def _summary(bundle: Bundle | None, model: ir.Model, origin: str) -> dict[str, A
 
 
 def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Path) -> None:
-    from graftline.ports import FACTS_KEY, read_assumptions, read_facts, read_ports
+    from graftline.facts import FACTS_KEY, read_facts
+    from graftline.ports import read_assumptions, read_ports
 
     shown = screen.console()
     if bundle is not None:
@@ -223,9 +224,9 @@ def _bundle_table(bundle: Bundle) -> Any:
 def _depth_rows(bundle: Bundle) -> list[tuple[str, str]]:
     """The sub-models of a draft engine, in its own bundle or in the one inside."""
     holder = bundle.draft() or bundle
-    layers, path = holder.manifest.facts.layers, holder.path
+    whole, path = holder.manifest.facts.told(), holder.path
     return [
-        ("draft depth", f"{s.facts.layers} of {layers} blocks; inspect {path} --stage {name}")
+        ("draft depth", f"{as_decoder(s.facts).layers} of {whole}; inspect {path} --stage {name}")
         for name, s in holder.manifest.of_role("depth").items()
     ]
 

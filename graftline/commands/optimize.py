@@ -143,7 +143,7 @@ def optimize(
         return
     laws = f"laws: {summary(bundle.manifest.laws)}"
     size = screen.sizes(*bundle.sizes())
-    print(f"{out}: {bundle.manifest.facts.layers} blocks, {size}; {laws}")
+    print(f"{out}: {bundle.manifest.facts.told()}, {size}; {laws}")
     if "engine" in bundle.manifest.extra:
         print(f"its engine runs on {bundle.manifest.target}; see: graftline inspect {out}")
         return

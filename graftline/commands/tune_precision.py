@@ -97,7 +97,7 @@ def _text(bundle: Bundle) -> Any:
 
     text = HELD_OUT.read_text(encoding="utf-8")
     ids = Tokenizer.from_folder(bundle.path / "tokenizer").encode(text, raw=True)
-    return np.asarray(ids[: min(TOKENS, bundle.manifest.facts.positions or TOKENS)], np.int64)
+    return np.asarray(ids[: min(TOKENS, bundle.manifest.decoder.positions or TOKENS)], np.int64)
 
 
 def _pipeline(text: str, quantize: str) -> str:
@@ -145,7 +145,8 @@ def _opened(
     from graftline.build.assemble import link_files
     from graftline.bundle.store import WeightFile, save_graph
     from graftline.bundle.writer import need_space
-    from graftline.ports import read_facts, read_ports
+    from graftline.facts import decoder_facts
+    from graftline.ports import read_ports
     from graftline.runtimes.ort.session import OrtSession
 
     folder.mkdir()
@@ -159,7 +160,7 @@ def _opened(
     weights = {v: v.const_value for n in nodes for v in n.inputs if v is not None and v.const_value}
     size = sum(tensor.nbytes for tensor in weights.values())
     session = OrtSession(
-        folder / "model.onnx", read_facts(model), read_ports(model),
+        folder / "model.onnx", decoder_facts(model), read_ports(model),
         capacity=capacity, threads=threads,
     )  # fmt: skip
     return session, size

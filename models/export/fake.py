@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from graftline.facts import write_facts
 from graftline.models.hf import build, facts_of
 from graftline.models.host import Host, Watch, silent
-from graftline.ports import write_facts
 
 
 def fake_host(config: Any, full_export: bool = False, watch: Watch | None = None) -> Host:

@@ -17,8 +17,8 @@ import networkx as nx
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
+from graftline.facts import FACTS_KEY, read_facts, write_facts
 from graftline.passes.pipeline.graft import BLOCK, ROLE, SHARED, Graft, Stage
-from graftline.ports import FACTS_KEY, read_facts, write_facts
 
 NORMS = frozenset({"RMSNormalization", "LayerNormalization"})
 _NOT_DATA = frozenset({"Shape", "Size"})

@@ -17,12 +17,13 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
+from graftline.facts import decoder_facts, write_facts
 from graftline.passes.anchors.anchors import NORMS, block_of, block_outputs, with_role
 from graftline.passes.grafts.masks import MASK_KEY, meaning
 from graftline.passes.graph.emit import drop_unused
 from graftline.passes.graph.weights import constant, lazy, tensor_of
 from graftline.passes.pipeline.graft import BLOCK
-from graftline.ports import read_facts, read_ports, write_facts, write_ports
+from graftline.ports import read_ports, write_ports
 
 LEAST_ROWS = 24
 MOST_ROWS = 96
@@ -73,7 +74,7 @@ def reduce_host(model: ir.Model, kept: Sequence[int] | None = None) -> Reduced:
     cut_vocabulary(reduced)
     shorten_windows(reduced)
     drop_unread(reduced)
-    facts = replace(read_facts(reduced), layers=len(blocks))
+    facts = replace(decoder_facts(reduced), layers=len(blocks))
     write_facts(reduced, facts)
     return Reduced(reduced, blocks, count, feed_rows(reduced))
 
@@ -82,7 +83,7 @@ def feed_rows(model: ir.Model) -> int:
     """Rows of a feed that passes every constant of the host's masks that MOST_ROWS can pass."""
     constants = [c for c in mask_constants(model.graph) if c <= MOST_ROWS - BEYOND]
     rows = max([LEAST_ROWS, *(c + BEYOND for c in constants)])
-    return min(rows, read_facts(model).positions or rows)
+    return min(rows, decoder_facts(model).positions or rows)
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -184,7 +185,7 @@ _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Tanh", "Cast", "Where", "
 def cut_vocabulary(model: ir.Model) -> None:
     """Keep the first tokens of the vocabulary in every table and in the head, where the head is a
     constant matrix whose scores nothing mixes on their way to the logits."""
-    graph, facts = model.graph, read_facts(model)
+    graph, facts = model.graph, decoder_facts(model)
     size = facts.vocabulary
     kept = GROUPS + size % 256
     head = with_role(graph, "lm_head")

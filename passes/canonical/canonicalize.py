@@ -19,6 +19,7 @@ import onnx_ir.passes.common as common
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.facts import FACTS_KEY, decoder_facts, write_facts
 from graftline.passes.canonical.attention.attention import AttentionReader
 from graftline.passes.canonical.ends import open_head, own_head_weight, settle_positions
 from graftline.passes.canonical.entry.assumptions import check_assumptions
@@ -37,16 +38,7 @@ from graftline.passes.graph.meaning import hidden_values, label, label_value
 from graftline.passes.graph.names import separate_names
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
-from graftline.ports import (
-    FACTS_KEY,
-    Port,
-    by_role,
-    read_assumptions,
-    read_facts,
-    write_assumptions,
-    write_facts,
-    write_ports,
-)
+from graftline.ports import Port, by_role, read_assumptions, write_assumptions, write_ports
 from graftline.raw_ports import read_raw, write_raw
 
 _SETTLE_ROUNDS = 4
@@ -110,7 +102,7 @@ class Canonicalize(Graft):
         if held == most:
             return stated
         if FACTS_KEY in model.metadata_props:
-            write_facts(model, replace(read_facts(model), positions=held))
+            write_facts(model, replace(decoder_facts(model), positions=held))
         return held
 
     def _attention(self, model: ir.Model, entry: Entry, rows: int, bound: int) -> None:
@@ -127,7 +119,7 @@ class Canonicalize(Graft):
                 "no attention found that is written in standard operators", [label(n) for n in near]
             )
         if reader.positions and FACTS_KEY in model.metadata_props:
-            facts = read_facts(model)
+            facts = decoder_facts(model)
             held = min(facts.positions or reader.positions, reader.positions)
             write_facts(model, replace(facts, positions=held))
 
@@ -150,7 +142,7 @@ class Canonicalize(Graft):
 
 def _stated(model: ir.Model) -> int:
     """How many positions the host's facts say it addresses; 0 where they say nothing."""
-    return read_facts(model).positions if FACTS_KEY in model.metadata_props else 0
+    return decoder_facts(model).positions if FACTS_KEY in model.metadata_props else 0
 
 
 def measure(

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from graftline.facts import FACTS_KEY, decoder_facts, write_facts
 from graftline.passes.canonical.entry.logits import table_shape
 from graftline.passes.graph.meaning import scalar
-from graftline.ports import FACTS_KEY, by_role, read_facts, read_ports, write_facts
+from graftline.ports import by_role, read_ports
 
 _SIZES = ("vocabulary", "hidden", "layers", "heads", "kv_heads", "head_size")
 
@@ -17,7 +18,7 @@ def settle_facts(model: ir.Model) -> None:
     """Fill in the sizes that are 0; one on which blocks or token tables differ stays 0."""
     if FACTS_KEY not in model.metadata_props:
         return
-    facts, seen = read_facts(model), _sizes(model)
+    facts, seen = decoder_facts(model), _sizes(model)
     known = {name: getattr(facts, name) or seen[name] for name in _SIZES}
     (positions,) = [v for v in model.graph.inputs if v.name == "positions"]
     held = addressable(positions, facts.positions)

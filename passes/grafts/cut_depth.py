@@ -11,12 +11,13 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.facts import decoder_facts, write_facts
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_of, block_outputs
 from graftline.passes.graph.emit import drop_unused, new_input, new_output
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.pipeline.graft import BLOCK, Evaluate, Graft, Law
-from graftline.ports import read_facts, read_ports, write_facts, write_ports
+from graftline.ports import read_ports, write_ports
 
 STREAM = "stream"
 """The residual stream where a law takes a host apart."""
@@ -45,7 +46,7 @@ def prefix_outputs(host: ir.Model, blocks: int, feed: Feed, evaluate: Evaluate) 
     stream = block_outputs(lower.graph)[blocks - 1]
     layers = {p.name: p.layer for p in read_ports(host) if p.direction == "out"}
     kept = [name for name, layer in layers.items() if layer is not None and layer < blocks]
-    dtype, shape = stream.dtype or ir.DataType.FLOAT, ["B", "N", read_facts(host).hidden]
+    dtype, shape = stream.dtype or ir.DataType.FLOAT, ["B", "N", decoder_facts(host).hidden]
     new_output(lower.graph, stream, STREAM, dtype, shape)
     _keep_outputs(lower, [*kept, STREAM])
     found = evaluate(lower, feed)
@@ -90,7 +91,7 @@ class CutDepth(Graft):
 
     def apply(self, model: ir.Model) -> None:
         graph, gone = model.graph, self.dropped(model)
-        facts, size = read_facts(model), _elements(model)
+        facts, size = decoder_facts(model), _elements(model)
         stream = block_outputs(graph)
         _keep_outputs(model, [v.name or "" for v in graph.outputs if v.name not in gone])
         _hand_over(stream[-1], stream[self.blocks - 1])

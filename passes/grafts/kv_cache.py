@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.facts import DecoderFacts, decoder_facts, write_facts
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.canonical.facts import addressable
@@ -19,16 +20,7 @@ from graftline.passes.graph.ports import input_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
-from graftline.ports import (
-    TARGET,
-    Facts,
-    Port,
-    read_facts,
-    read_ports,
-    slot_ports,
-    write_facts,
-    write_ports,
-)
+from graftline.ports import TARGET, Port, read_ports, slot_ports, write_ports
 
 WRITE_INDEX = "write_index"
 """The name of the port that says from which slot on a step writes the host's caches."""
@@ -104,7 +96,7 @@ class KvCache(Graft):
                 slots = SlotMasks(emit, tokens, positions, write_index, caches[0])
             _set_mask(node, slots.of(node))
         write_ports(model, ports)
-        facts = _with_cache_shape(read_facts(model), ports)
+        facts = _with_cache_shape(decoder_facts(model), ports)
         write_facts(model, replace(facts, positions=addressable(positions, facts.positions)))
         drop_unused(model)
 
@@ -172,7 +164,7 @@ def _set_mask(node: ir.Node, mask: ir.Value) -> None:
     node.attributes.pop("is_causal", None)
 
 
-def _with_cache_shape(facts: Facts, ports: list[Port]) -> Facts:
+def _with_cache_shape(facts: DecoderFacts, ports: list[Port]) -> DecoderFacts:
     first = next(p for p in ports if p.role == "cache.key")
     heads, size = first.shape[1], first.shape[3]
     assert isinstance(heads, int)

@@ -9,12 +9,13 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.facts import decoder_facts
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_outputs, with_role
 from graftline.passes.graph.emit import Emit, new_output
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.pipeline.graft import Evaluate, Graft, Law
-from graftline.ports import Port, read_facts, read_ports, write_ports
+from graftline.ports import Port, read_ports, write_ports
 
 
 def tapped(
@@ -85,7 +86,7 @@ class Tap(Graft):
     def apply(self, model: ir.Model) -> None:
         graph = model.graph
         stream = block_outputs(graph)
-        hidden = read_facts(model).hidden
+        hidden = decoder_facts(model).hidden
         ports = list(read_ports(model))
         for word in self.layers.split("+"):
             if word == "norm":

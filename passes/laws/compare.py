@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from graftline.errors import LawBroken
 from graftline.evaluate import Array, Feed
-from graftline.ports import FACTS_KEY, Port, read_facts, sizes_of
+from graftline.facts import FACTS_KEY, read_facts
+from graftline.ports import Port, sizes_of
 
 TOLERANCE: Mapping[str, float] = {"float32": 3e-5, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference by activation dtype, relative to the magnitude of its own channel. A product

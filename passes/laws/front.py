@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graftline.errors import CannotEvaluate
 from graftline.evaluate import decoder_feed
+from graftline.facts import decoder_facts
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_outputs
 from graftline.passes.anchors.reduce import (
@@ -25,7 +26,6 @@ from graftline.passes.anchors.reduce import (
 from graftline.passes.graph.emit import drop_unused
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.pipeline.graft import Evaluate
-from graftline.ports import read_facts
 from graftline.raw_ports import raw_feed, raw_logits, read_raw
 
 
@@ -56,7 +56,7 @@ def canonical_is_raw(
 def _compared(
     pair: tuple[ir.Model, ir.Model], canonical: ir.Model, evaluate: Evaluate, told: str
 ) -> Evidence:
-    ports, facts = read_raw(canonical.metadata_props), read_facts(canonical)
+    ports, facts = read_raw(canonical.metadata_props), decoder_facts(canonical)
     rows = feed_rows(canonical)
     feed = decoder_feed(facts.vocabulary, rows=rows)
     expected = raw_logits(ports, evaluate(pair[0], raw_feed(ports, feed["tokens"])))

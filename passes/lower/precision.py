@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.facts import read_facts, write_facts
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.weights import constant, lazy, tensor_of
 from graftline.passes.pipeline.graft import ROLE
-from graftline.ports import read_facts, read_ports, slot_ports, write_facts, write_ports
+from graftline.ports import read_ports, slot_ports, write_ports
 from graftline.tensors import Widened
 
 PRECISIONS = {

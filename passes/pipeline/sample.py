@@ -12,9 +12,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from graftline.evaluate import Feed, oracle_limit
+from graftline.facts import decoder_facts
 from graftline.passes.graph.activations import activations
 from graftline.passes.pipeline.graft import Graft
-from graftline.ports import by_role, read_facts, read_ports
+from graftline.ports import by_role, read_ports
 
 SEQUENCES, LENGTH, PROBES = 16, 64, 4
 """Sequences, tokens of each, and how many of the sequences are enough to compare two graphs."""
@@ -70,7 +71,7 @@ def written(model: ir.Model, sequences: int = SEQUENCES, length: int = LENGTH) -
     large products, where one token after another takes many small ones. The first ROUNDS tokens
     are exact samples; those behind them fit what stood there a round before.
     """
-    facts, random = read_facts(model), np.random.default_rng(0)
+    facts, random = decoder_facts(model), np.random.default_rng(0)
     length = min(length, facts.positions or length)
     tokens = random.integers(0, facts.vocabulary, (sequences, length), dtype=np.int64)
     positions = np.tile(np.arange(length, dtype=np.int64), (sequences, 1))

@@ -19,7 +19,8 @@ import onnx
 import onnxruntime
 
 from graftline.errors import BackendError
-from graftline.ports import Facts, Port
+from graftline.facts import DecoderFacts
+from graftline.ports import Port
 from graftline.runtimes.ort.commit import CommitGraph
 from graftline.runtimes.ort.provider import open_on
 from graftline.runtimes.ort.session import MOST_ROWS, OrtSession
@@ -67,7 +68,7 @@ class CudaSession(OrtSession):
     def __init__(
         self,
         graph: Path,
-        facts: Facts,
+        facts: DecoderFacts,
         ports: Sequence[Port],
         *,
         capacity: int | None = None,

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import BackendError, RequestError
-from graftline.ports import Facts, Port, by_role
+from graftline.facts import DecoderFacts
+from graftline.ports import Port, by_role
 from graftline.runtimes.ort.caches import HostCaches
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.ort.prompt_memory import PromptMemory
@@ -41,7 +42,7 @@ class OrtSession:
     def __init__(
         self,
         graph: Path,
-        facts: Facts,
+        facts: DecoderFacts,
         ports: Sequence[Port],
         *,
         capacity: int | None = None,

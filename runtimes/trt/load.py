@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from graftline.bundle.reader import Bundle
+from graftline.facts import as_decoder
 from graftline.plugins import PLUGINS
 from graftline.plugins.fingerprint import fingerprint
 from graftline.runtimes.control.measure import machine
@@ -28,6 +29,6 @@ def open_engine(bundle: Bundle, capacity: int | None = None) -> TrtSession:
     stage, graph = manifest.stages[plan.graph], bundle.graph(plan.graph)
     plan.check_capacity(stage.ports, capacity)
     device = CudaDevice(TrtEngine(plan, bundle.file(plan.file), graph))
-    session = TrtSession(device, plan, stage.facts, stage.ports, graph, capacity)
+    session = TrtSession(device, plan, as_decoder(stage.facts), stage.ports, graph, capacity)
     session.costs_key = f"{machine()} {device.name}"
     return session

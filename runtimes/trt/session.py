@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from graftline.errors import BackendError, RequestError
-from graftline.ports import Facts, Port, by_role
+from graftline.facts import DecoderFacts
+from graftline.ports import Port, by_role
 from graftline.runtimes.scores import DeviceScores, copied, joined
 from graftline.runtimes.session import Bools, Floats, Ints, Scores, room
 from graftline.runtimes.slots import mask_kinds
@@ -40,7 +41,7 @@ class TrtSession:
         self,
         device: Device,
         plan: EnginePlan,
-        facts: Facts,
+        facts: DecoderFacts,
         ports: Sequence[Port],
         graph: Path,
         capacity: int | None = None,

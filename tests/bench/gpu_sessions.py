@@ -18,10 +18,11 @@ import onnx_ir as ir
 from graftline.build.optimize import optimize
 from graftline.build.plan import pipeline_of
 from graftline.bundle.store import WeightFile, save_graph
+from graftline.facts import decoder_facts
 from graftline.models import fake_host
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.graph.weights import lazy
-from graftline.ports import read_facts, read_ports
+from graftline.ports import read_ports
 from graftline.recipe import recipe
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.measure import measure_costs
@@ -113,7 +114,7 @@ def random_host(
     with TemporaryDirectory() as folder:
         path = Path(folder) / "g.onnx"
         save_graph(model, path, WeightFile(Path(folder), "g.weights", lambda size: None), {})
-        facts, ports, weights = read_facts(model), read_ports(model), read_bytes(model)
+        facts, ports, weights = decoder_facts(model), read_ports(model), read_bytes(model)
         del model
         session = CudaSession(path, facts, ports, capacity=capacity, device=device)
         yield Host(name, session, weights)

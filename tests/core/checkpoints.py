@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graftline.facts import decoder_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
 from graftline.models.weights import read_headers
-from graftline.ports import read_facts
 
 NAMES = {"BF16": ir.DataType.BFLOAT16, "F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
 
@@ -45,7 +45,7 @@ class FileCheckpoint:
             shape = tuple(value.const_value.shape.numpy())
             if shape == source.stored[key].shape:
                 value.const_value = source.tensor(key, name, shape, ir.DataType.FLOAT)
-        return Host("decoder", model, read_facts(model), states=source.states())
+        return Host("decoder", model, decoder_facts(model), states=source.states())
 
 
 def write_safetensors(file: Path, arrays: dict[str, Any], dtype: str) -> None:

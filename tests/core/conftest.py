@@ -12,9 +12,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from graftline.bundle.reader import Bundle
+from graftline.facts import decoder_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
-from graftline.ports import read_facts
 
 END = "<|end|>"
 
@@ -28,7 +28,7 @@ class TinyCheckpoint:
     def host(self, full_export: bool = False, watch: Any = None) -> Host:
         model = TinyDecoder(vocabulary=260, hidden=16, head_size=8, positions=512).build()
         files = write_tokenizer(self.path)
-        return Host("decoder", model, read_facts(model), files, {"eos_token_id": 256})
+        return Host("decoder", model, decoder_facts(model), files, {"eos_token_id": 256})
 
 
 def write_tokenizer(folder: Path) -> list[Path]:

@@ -20,10 +20,11 @@ import pytest
 from graftline.bundle.manifest import Exactness, LawRow, Manifest, PassRow, Stage
 from graftline.bundle.reader import Bundle, BundleWriter
 from graftline.errors import BundleError
-from graftline.ports import Facts, Port
+from graftline.facts import DecoderFacts
+from graftline.ports import Port
 
 TraceFunction = Callable[[FrameType, str, object], object]
-FACTS = Facts("decoder", 100, 8, 2, 2, 1, 4, 64)
+FACTS = DecoderFacts(100, 8, 2, 2, 1, 4, 64)
 PORTS = (
     Port("tokens", "tokens", "in", "int64", ("B", "N")),
     Port("key", "cache.key", "in", "float32", ("B", 1, "S", 4), layer=0, mirror="key.out"),

@@ -19,10 +19,10 @@ from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle, BundleWriter
 from graftline.draft import DraftSource, check_vocabulary
 from graftline.errors import BundleError, GraftlineError
+from graftline.facts import decoder_facts
 from graftline.models import checkpoint
 from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
-from graftline.ports import read_facts
 from graftline.runtimes.load import load
 from graftline.runtimes.surroundings import embedding_of
 from tests.passes.raw_decoder import decoder
@@ -39,7 +39,7 @@ class WideCheckpoint:
 
     def host(self, full_export: bool = False, watch: Any = None) -> Host:
         made = TinyDecoder(vocabulary=260, hidden=32, head_size=16, mlp=64, positions=512).build()
-        return Host("decoder", made, read_facts(made), self.write(self.path), {})
+        return Host("decoder", made, decoder_facts(made), self.write(self.path), {})
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ from graftline.bundle.store import load_graph
 from graftline.commands.cli import app
 from graftline.draft import check_depths, parse_depths
 from graftline.errors import BackendError, GraftlineError, LawBroken
+from graftline.facts import decoder_facts
 from graftline.models import checkpoint
 from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
-from graftline.ports import read_facts
 from graftline.runtimes.load import load, open_session
 
 DEPTHS = (1, 3)
@@ -40,7 +40,7 @@ class DeepCheckpoint:
     def host(self, full_export: bool = False, watch: Any = None) -> Host:
         sizes = {"hidden": 32, "head_size": 16, "mlp": 64, "positions": 512}
         made = TinyDecoder(layers=5, vocabulary=260, seed=self.seed, **sizes).build()
-        return Host("decoder", made, read_facts(made), self.write(self.path), {})
+        return Host("decoder", made, decoder_facts(made), self.write(self.path), {})
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
 from graftline.draft import check_mask_token
 from graftline.errors import GraftlineError
+from graftline.facts import DecoderFacts, decoder_facts, write_facts
 from graftline.models import checkpoint
 from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
-from graftline.ports import Facts, read_facts, write_facts
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.load import load
@@ -37,7 +37,7 @@ class MaskedCheckpoint:
     def host(self, full_export: bool = False, watch: Any = None) -> Host:
         sizes = {"hidden": 32, "head_size": 16, "mlp": 64, "positions": 512}
         made = TinyDecoder(vocabulary=260, seed=self.seed, **sizes).build()
-        facts = replace(read_facts(made), mask_token=self.mask)
+        facts = replace(decoder_facts(made), mask_token=self.mask)
         write_facts(made, facts)
         return Host("decoder", made, facts, self.write(self.path), {})
 
@@ -185,7 +185,7 @@ def test_a_draft_without_a_mask_token_is_refused_and_the_option_names_one(
         optimize(checkpoints[0], tmp_path / "a", recipe="pard", draft="int8")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(GraftlineError, match="its mask token 260 is not among its 260 ids"):
-        check_mask_token(Facts("decoder", 260, 8, 1, 1, 1, 8, 64, mask_token=260), "", "--draft x")
+        check_mask_token(DecoderFacts(260, 8, 1, 1, 1, 8, 64, mask_token=260), "", "--draft x")
     made = optimize(checkpoints[0], tmp_path / "a", recipe="draft-model", draft="int8")
     with pytest.raises(GraftlineError, match=r"needs a mask token here; .*option mask"):
         load(made.path, recipe="pard")

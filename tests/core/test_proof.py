@@ -16,6 +16,7 @@ from graftline.build.optimize import optimize
 from graftline.build.probe import make_probe
 from graftline.bundle.reader import Bundle
 from graftline.errors import LawBroken
+from graftline.facts import DecoderFacts, decoder_facts
 from graftline.law import LawRow
 from graftline.models import checkpoint
 from graftline.models.decoder import TinyDecoder
@@ -29,7 +30,6 @@ from graftline.passes.graph.constants import Constants, constants
 from graftline.passes.graph.emit import Emit
 from graftline.passes.lower.ort.lower import LowerOrt
 from graftline.passes.lower.quantize import quantize
-from graftline.ports import Facts, read_facts
 
 BLOCKS = 4
 WINDOW = 40
@@ -269,7 +269,7 @@ def test_constants_of_masks_and_tokens_are_found(mistral: Host) -> None:
     assert found.tables == {96}, "the embedding alone is looked up"
 
 
-FACTS = Facts("decoder", 50, 64, 2, 4, 4, 16, 0)
+FACTS = DecoderFacts(50, 64, 2, 4, 4, 16, 0)
 
 
 def answer(tokens: Any) -> Any:
@@ -324,7 +324,7 @@ def test_a_decoder_without_a_checkpoint_runs_its_laws(
     proven: Callable[..., dict[Any, LawRow]],
 ) -> None:
     model = TinyDecoder(layers=BLOCKS, window=24, positions=128).build()
-    laws = proven(Host("decoder", model, read_facts(model)), recipe="token-recycling")
+    laws = proven(Host("decoder", model, decoder_facts(model)), recipe="token-recycling")
     assert laws["ort-cpu", "whole"].status == "held"
 
 

@@ -16,10 +16,10 @@ import pytest
 from harness import assert_same_logits, feed, logits, reference, save
 
 from graftline.errors import CheckpointError, GraftlineError
+from graftline.facts import decoder_facts
 from graftline.models import external_files, open_checkpoint
 from graftline.models.tiny import tiny
 from graftline.passes.canonical.canonicalize import Canonicalize
-from graftline.ports import read_facts
 
 
 def _copy(source: Path, to: Path) -> Path:
@@ -246,7 +246,7 @@ def sizes(model: ir.Model) -> tuple[int, int, int]:
     """Vocabulary, hidden size and layers, which the canonical form says."""
     canonical = model.clone()
     Canonicalize().apply(canonical)
-    facts = read_facts(canonical)
+    facts = decoder_facts(canonical)
     return facts.vocabulary, facts.hidden, facts.layers
 
 

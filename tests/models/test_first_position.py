@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graftline.facts import decoder_facts
 from graftline.models import open_checkpoint
 from graftline.passes.canonical.canonicalize import Canonicalize
-from graftline.ports import read_assumptions, read_facts, told
+from graftline.ports import read_assumptions, told
 
 from .harness import logits
 
@@ -33,6 +34,6 @@ def test_positions_begin_behind_the_rows_of_padding(tmp_path: Path) -> None:
         expected = model(torch.from_numpy(ids)).logits.numpy()
     got = logits(graph, {"tokens": ids, "positions": np.arange(12)[None]})
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    assert read_facts(graph).positions == 38
+    assert decoder_facts(graph).positions == 38
     line = "input 'tokens' (token ids) is taken as ids of which none is the padding id; "
     assert told(read_assumptions(graph))[0].startswith(line)

@@ -10,10 +10,10 @@ import pytest
 from gguf import GGUFWriter
 
 from graftline.errors import CheckpointError
+from graftline.facts import decoder_facts
 from graftline.models import open_checkpoint
 from graftline.models.gguf.file import mask_token_id
 from graftline.models.mask_token import mask_token
-from graftline.ports import read_facts
 
 
 def folder(path: Path, **files: object) -> Path:
@@ -52,7 +52,7 @@ def test_a_folder_that_names_one_has_it_in_its_facts(tmp_path: Path, llama: Path
     file = tmp_path / "masked" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "pard_token": 5}))
     host = open_checkpoint(tmp_path / "masked").host()
-    assert host.facts.mask_token == read_facts(host.model).mask_token == 5
+    assert host.facts.mask_token == decoder_facts(host.model).mask_token == 5
 
 
 def test_a_gguf_files_own_key_is_read(tmp_path: Path) -> None:

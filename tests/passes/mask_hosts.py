@@ -9,7 +9,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from graftline.ports import Facts, write_facts
+from graftline.facts import DecoderFacts, write_facts
 
 from . import raw_decoder
 from .raw_decoder import ANGLES, HEADS, HIDDEN, KV, LONGEST, PIECES, SIZE, VOCABULARY
@@ -217,7 +217,7 @@ def host(masks: list[str], size: int = SIZE, **pieces: str) -> ir.Model:
     for name in sorted({i for n in proto.graph.node for i in n.input if i} - defined):
         proto.graph.initializer.append(onnx.numpy_helper.from_array(held[name], name))
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-    write_facts(model, Facts("decoder", ids, HIDDEN, len(masks), HEADS, KV, size, POSITIONS))
+    write_facts(model, DecoderFacts(ids, HIDDEN, len(masks), HEADS, KV, size, POSITIONS))
     return model
 
 

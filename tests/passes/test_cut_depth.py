@@ -10,13 +10,14 @@ import pytest
 
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import decoder_feed, run
+from graftline.facts import DecoderFacts, decoder_facts, write_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.anchors import block_outputs
 from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.laws.common import infer_shapes
 from graftline.passes.pipeline.graft import BLOCK
-from graftline.ports import Facts, Port, read_facts, read_ports, write_facts, write_ports
+from graftline.ports import Port, read_ports, write_ports
 from tests.rounding import assert_same_sums, decoder_terms
 
 BEFORE = """
@@ -71,7 +72,7 @@ def small() -> ir.Model:
         Port("logits", "logits", "out", "float32", ("B", "N", 9)),
     ]
     write_ports(model, ports)
-    write_facts(model, Facts("decoder", 9, 16, 2, 1, 1, 16, 64))
+    write_facts(model, DecoderFacts(9, 16, 2, 1, 1, 16, 64))
     infer_shapes(model)
     return model
 
@@ -136,7 +137,7 @@ def test_the_work_and_the_weights_of_the_other_blocks_are_gone() -> None:
     assert len(left.graph) == len(shallow.graph) < len(whole.graph) / 2
     assert weight_bytes(left) == weight_bytes(shallow)
     assert sorted(p.name for p in read_ports(left)) == sorted(p.name for p in read_ports(shallow))
-    assert read_facts(left).layers == 2
+    assert decoder_facts(left).layers == 2
     lowered = cut(f"{text} | cut-depth{{blocks=2}} | lower-ort", TinyDecoder(layers=8))
     assert sum(n.op_type == "GroupQueryAttention" for n in lowered.graph) == 2
 
@@ -148,10 +149,10 @@ def test_parameters_are_counted_again() -> None:
         for v in model.graph.initializers.values()
         if v.const_value
     )
-    write_facts(model, dataclasses.replace(read_facts(model), parameters=size))
+    write_facts(model, dataclasses.replace(decoder_facts(model), parameters=size))
     infer_shapes(model)
     Pipeline.parse("anchors | cut-depth{blocks=1}", GRAFTS).run(model)
-    block = (size - read_facts(model).parameters) / 3
+    block = (size - decoder_facts(model).parameters) / 3
     assert block == 2 * 32 * 64 + 2 * 32 * 32 + 3 * 32 * 48 + 2 * 32
 
 

@@ -11,11 +11,12 @@ import pytest
 
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Array, Feed, Prepared, decoder_feed, run
+from graftline.facts import DecoderFacts, decoder_facts, write_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import infer_shapes
 from graftline.passes.lower.tensorrt.attention import AttentionLowering
-from graftline.ports import Facts, Port, read_facts, read_ports, write_facts, write_ports
+from graftline.ports import Port, read_ports, write_ports
 from graftline.recipe import recipes
 
 ALL = (
@@ -115,7 +116,7 @@ def small() -> ir.Model:
         Port("written", "cache.key", "out", "float32", shape, 0, mirror="cache"),
     ]
     write_ports(model, ports)
-    write_facts(model, Facts("decoder", 9, 16, 1, 1, 1, 16, 64))
+    write_facts(model, DecoderFacts(9, 16, 1, 1, 1, 16, 64))
     infer_shapes(model)
     return model
 
@@ -148,7 +149,7 @@ def test_before_and_after() -> None:
         ("y", "float32", ("B", 1, "N", 16)),
         ("written", "float16", ("B", 1, 64, 16)),
     ]
-    assert read_facts(model).dtype == "float16"
+    assert decoder_facts(model).dtype == "float16"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

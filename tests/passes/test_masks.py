@@ -14,10 +14,11 @@ import graftline
 from graftline.build.tensorrt.builder import BuildOptions, build
 from graftline.errors import CannotEvaluate, NotApplicable
 from graftline.evaluate import Feed, decoder_feed, run
+from graftline.facts import decoder_facts
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.masks import MASK_KEY
 from graftline.passes.grafts.tree_mask import causal_mask
-from graftline.ports import read_facts, read_ports
+from graftline.ports import read_ports
 from graftline.tree import Tree
 
 from .mask_hosts import AXES, FAST, MASKS, SEEN, SPELLINGS, feed, host
@@ -97,7 +98,7 @@ def test_spellings(name: str) -> None:
 @pytest.mark.parametrize("name", ["segments by a table", "a bias for every pair"])
 def test_a_table_bounds_the_positions(name: str) -> None:
     model = grafted(host([SPELLINGS[f"formula: {name}"]]), FRONT)
-    assert read_facts(model).positions == 96
+    assert decoder_facts(model).positions == 96
 
 
 @pytest.mark.parametrize("name", ["chunked", "window and sinks", "clipped alibi", "bucketed"])

@@ -12,10 +12,11 @@ import pytest
 
 from graftline.bundle.store import WeightFile, save_graph
 from graftline.errors import BackendError, GraftlineError, LawBroken, RequestError
+from graftline.facts import decoder_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import infer_shapes
-from graftline.ports import read_facts, read_ports
+from graftline.ports import read_ports
 from graftline.recipe import recipe
 from graftline.runtimes import fused_law
 from graftline.runtimes.engine import Engine
@@ -52,7 +53,7 @@ def opened(spec: TinyDecoder, folder: Path, back: str = BACK) -> Opened:
         Pipeline.parse(text, GRAFTS).run(model)
         path = folder / f"{name}.onnx"
         save_graph(model, path, WeightFile(folder, f"{name}.weights", lambda size: None), {})
-        graphs.append((path, read_facts(model), read_ports(model)))
+        graphs.append((path, decoder_facts(model), read_ports(model)))
     (graph, facts, ports), (fused, _, fused_ports) = graphs
     session = OrtSession(graph, facts, ports, capacity=CAPACITY)
     session.row_invariant, session.exact_rows = True, 1

@@ -10,10 +10,11 @@ from toy_session import FLAT
 
 from graftline.bundle.store import WeightFile, save_graph
 from graftline.errors import GraftlineError
+from graftline.facts import decoder_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import infer_shapes
-from graftline.ports import read_facts, read_ports
+from graftline.ports import read_ports
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.reference import ReferenceSession
 from graftline.runtimes.resources import Resources
@@ -39,7 +40,7 @@ def pair(tmp_path: Path) -> Pair:
     infer_shapes(model)
     Pipeline.parse(PASSES, GRAFTS).run(model)
     save_graph(model, tmp_path / "g.onnx", WeightFile(tmp_path, "g.weights", lambda size: None), {})
-    facts, ports = read_facts(model), read_ports(model)
+    facts, ports = decoder_facts(model), read_ports(model)
     fast = OrtSession(tmp_path / "g.onnx", facts, ports, capacity=60)
     return fast, ReferenceSession(model, 60)
 

@@ -10,10 +10,11 @@ import pytest
 
 from graftline.bundle.store import WeightFile, save_graph
 from graftline.errors import BackendError, RequestError
+from graftline.facts import decoder_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import infer_shapes
-from graftline.ports import read_facts, read_ports
+from graftline.ports import read_ports
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.reference import ReferenceSession
 from graftline.tree import Tree
@@ -36,7 +37,7 @@ def sessions(spec: TinyDecoder, folder: Path, text: str = LOWERED) -> Pair:
     infer_shapes(model)
     Pipeline.parse(text, GRAFTS).run(model)
     save_graph(model, folder / "g.onnx", WeightFile(folder, "g.weights", lambda size: None), {})
-    facts, ports = read_facts(model), read_ports(model)
+    facts, ports = decoder_facts(model), read_ports(model)
     return OrtSession(folder / "g.onnx", facts, ports, capacity=60), ReferenceSession(model, 60)
 
 
@@ -114,7 +115,7 @@ def test_reductions_are_those_of_the_logits(pair: Pair) -> None:
 
 def test_a_damaged_graph_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"not a graph")
-    facts = read_facts(TinyDecoder().build())
+    facts = decoder_facts(TinyDecoder().build())
     with pytest.raises(BackendError, match=r"onnxruntime cannot open .*bad\.onnx"):
         OrtSession(tmp_path / "bad.onnx", facts, ())
 

@@ -10,11 +10,12 @@ import pytest
 
 from graftline.bundle.store import WeightFile, save_graph
 from graftline.errors import BackendError, NotApplicable
+from graftline.facts import decoder_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import infer_shapes
 from graftline.plugins.kv_commit import reference
-from graftline.ports import read_facts, read_ports
+from graftline.ports import read_ports
 from graftline.runtimes.ort.commit import CommitGraph
 from graftline.runtimes.ort.cuda import CudaSession
 from graftline.runtimes.ort.provider import CUDA, float_nodes, left_behind, open_on
@@ -43,7 +44,7 @@ def sessions(spec: TinyDecoder, folder: Path, dtype: str) -> tuple[CudaSession, 
     low = "fp16" if dtype == "int4" else dtype  # as graftline.targets has it
     Pipeline.parse(f"lower-ort{{provider=cuda,dtype={low}}}", GRAFTS).run(model)
     save_graph(model, folder / "g.onnx", WeightFile(folder, "g.weights", lambda size: None), {})
-    facts, ports = read_facts(model), read_ports(model)
+    facts, ports = decoder_facts(model), read_ports(model)
     return CudaSession(folder / "g.onnx", facts, ports, capacity=60, device="cpu"), oracle
 
 

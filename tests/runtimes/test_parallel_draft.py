@@ -13,7 +13,7 @@ from three_tokens import V, drawn_as, three_tokens
 from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError
-from graftline.ports import Facts
+from graftline.facts import DecoderFacts
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.depth_chances import DepthChances
@@ -428,7 +428,7 @@ def test_bad_masks_and_options_are_refused(
     named: int | None, options: dict[str, object], message: str
 ) -> None:
     engine = OwnDraft(trained(ToySession()))
-    engine.session.facts = Facts("decoder", 41, 8, 1, 1, 1, 8, 512, mask_token=named)
+    engine.session.facts = DecoderFacts(41, 8, 1, 1, 1, 8, 512, mask_token=named)
     with pytest.raises(GraftlineError, match=message) as caught:
         drafter_of(engine, **options)
     assert "\n" not in str(caught.value)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from graftline.errors import BackendError, RequestError
-from graftline.ports import Facts
+from graftline.facts import DecoderFacts
 from graftline.runtimes.row_invariance import SIZES, row_invariance
 from graftline.runtimes.session import Floats, Ints, Scores
 from graftline.runtimes.study.perplexity import HELD_OUT, perplexity
 
 VOCABULARY = 12
-FACTS = Facts("decoder", VOCABULARY, 64, 2, 4, 4, 16, 0)
+FACTS = DecoderFacts(VOCABULARY, 64, 2, 4, 4, 16, 0)
 Fault = Callable[[int, int, int], float]
 """fault(rows in the step, row, committed length): what is added to logit 0"""
 

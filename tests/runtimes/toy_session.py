@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from graftline.ports import Facts
+from graftline.facts import DecoderFacts
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.session import Bools, Floats, Ints, Scores
 
@@ -36,7 +36,7 @@ class ToySession:
         trees: bool = True,
         row_invariant: bool = True,
     ) -> None:
-        self.facts = Facts("decoder", vocabulary, 8, 1, 1, 1, 8, capacity)
+        self.facts = DecoderFacts(vocabulary, 8, 1, 1, 1, 8, capacity)
         self.capacity, self.row_invariant, self.supports_trees = capacity, row_invariant, trees
         self.largest = capacity
         self.exact_rows: int | None = 1 if row_invariant else 2

@@ -17,10 +17,11 @@ from toy_session import FLAT
 
 from graftline.build.tensorrt.builder import BuildOptions
 from graftline.bundle.store import WeightFile, save_graph
+from graftline.facts import decoder_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import infer_shapes
-from graftline.ports import read_facts, read_ports
+from graftline.ports import read_ports
 from graftline.recipe import recipe
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.ort.session import OrtSession
@@ -54,7 +55,7 @@ def lowered(spec: TinyDecoder, text: str, folder: Path) -> tuple[Path, Any, Any]
     Pipeline.parse(text, GRAFTS).run(model)
     folder.mkdir(parents=True)
     save_graph(model, folder / "g.onnx", WeightFile(folder, "g.weights", lambda size: None), {})
-    return folder / "g.onnx", read_facts(model), read_ports(model)
+    return folder / "g.onnx", decoder_facts(model), read_ports(model)
 
 
 def plan_of(ports: Any, **options: Any) -> EnginePlan:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable, nearest
 from graftline.evaluate import Feed
+from graftline.facts import decoder_facts, write_facts
 from graftline.passes.grafts.kv_cache import POISON
 from graftline.passes.graph.emit import drop_unused
 from graftline.passes.graph.weights import tensor_of
@@ -34,7 +35,7 @@ from graftline.passes.lower.tensorrt.importable import refusals
 from graftline.passes.lower.tensorrt.operators import inline_operators, keep_operators
 from graftline.passes.pipeline.graft import Graft, Law, Stage
 from graftline.plugins.spec import DOMAIN, TREE_LIMIT
-from graftline.ports import Port, read_facts, read_ports, slot_ports, write_facts, write_ports
+from graftline.ports import Port, read_ports, slot_ports, write_ports
 
 TREE = ("N", "P", "M")
 """Nodes of this step's tree, of the last step's, of the next step's."""
@@ -82,7 +83,7 @@ class LowerTensorrt(Graft):
 
     def apply(self, model: ir.Model) -> None:
         graph, low = model.graph, PRECISIONS[self.dtype]
-        facts = read_facts(model)
+        facts = decoder_facts(model)
         slots = min(self.capacity, max(facts.positions or self.capacity, SMALLEST))
         share_weights(graph)
         NextStepCommits(model, self.name()).apply()

@@ -1,0 +1,102 @@
+"""What is known of a host, by its kind. Facts travel in the graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from graftline.errors import BundleError
+
+FACTS_KEY = "graftline.facts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What every host has. `dtype` is that of its activations; `source` is the checkpoint's own
+    name, for people only: no code may branch on it."""
+
+    kind: str = ""
+    dtype: str = "float32"
+    source: str = ""
+    parameters: int = 0
+
+    @staticmethod
+    def variant(row: Mapping[str, Any]) -> type[Facts]:
+        """The class that a row of JSON is read as. Raises KeyError for an unknown kind."""
+        return KNOWN[row.get("kind", "")]
+
+    def told(self) -> str:
+        """The size of the host, in words."""
+        return f"{self.parameters:,} parameters"
+
+
+@dataclass(frozen=True)
+class DecoderFacts(Facts):
+    """A causal decoder. `positions` is the number of positions it can address (0: no bound),
+    `mask_token` the id that stands where a token is to be predicted; None: it has none."""
+
+    kind: str = field(default="decoder", kw_only=True)
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    positions: int
+    mask_token: int | None = None
+
+    def told(self) -> str:
+        return f"{self.layers} blocks"
+
+
+@dataclass(frozen=True)
+class DenoiserFacts(Facts):
+    """A network that says what of a noisy sample [B, C, H, W] is noise, at a time step. `height`
+    and `width` are those that the graph is made for (0: any)."""
+
+    kind: str = field(default="denoiser", kw_only=True)
+    channels: int
+    height: int = 0
+    width: int = 0
+
+    def told(self) -> str:
+        size = f" of {self.height} x {self.width}" if self.height and self.width else ""
+        return f"samples{size} in {self.channels} channels"
+
+
+KNOWN: Mapping[str, type[Facts]] = {"decoder": DecoderFacts, "denoiser": DenoiserFacts}
+"""The kinds of host."""
+
+
+def write_facts(model: ir.Model, facts: Facts) -> None:
+    """Stamp the facts into the model."""
+    model.metadata_props[FACTS_KEY] = json.dumps(asdict(facts))
+
+
+def read_facts(model: ir.Model) -> Facts:
+    """The facts stamped in the model. Raises BundleError when there are none, or of a kind that is
+    not known."""
+    text = model.metadata_props.get(FACTS_KEY)
+    if text is None:
+        raise BundleError("the graph carries no facts; it was not made by `graftline optimize`")
+    row = json.loads(text)
+    try:
+        return Facts.variant(row)(**row)
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"the graph's facts cannot be read ({error}); rebuild it") from error
+
+
+def decoder_facts(model: ir.Model) -> DecoderFacts:
+    """The facts of a decoder. Raises BundleError for another kind of host."""
+    return as_decoder(read_facts(model))
+
+
+def as_decoder(facts: Facts) -> DecoderFacts:
+    """Facts that are a decoder's. Raises BundleError for another kind of host."""
+    if not isinstance(facts, DecoderFacts):
+        raise BundleError(f"{facts.source or 'the host'} is a {facts.kind}, not a decoder of text")
+    return facts
