@@ -98,5 +98,8 @@ def decoder_facts(model: ir.Model) -> DecoderFacts:
 def as_decoder(facts: Facts) -> DecoderFacts:
     """Facts that are a decoder's. Raises BundleError for another kind of host."""
     if not isinstance(facts, DecoderFacts):
-        raise BundleError(f"{facts.source or 'the host'} is a {facts.kind}, not a decoder of text")
+        raise BundleError(
+            f"{facts.source or 'the host'} is a {facts.kind}, not a decoder of text; its graph "
+            "runs in ONNX Runtime as it lies in the bundle"
+        )
     return facts

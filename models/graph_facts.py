@@ -7,7 +7,8 @@ import math
 import onnx_ir as ir
 
 from graftline.contrib_ops.operands import MICROSOFT
-from graftline.facts import DecoderFacts
+from graftline.facts import DecoderFacts, DenoiserFacts, Facts
+from graftline.passes.anchors.denoiser import Denoiser, Mismatch, find_denoiser
 
 HEADS = ("q_num_heads", "num_heads")
 ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
@@ -22,7 +23,23 @@ _TABLES = {
 """Where operators take their table of cosines, by name and domain."""
 
 
-def facts_of_graph(model: ir.Model, source: str) -> DecoderFacts:
+def facts_of_graph(model: ir.Model, source: str) -> Facts:
+    """Facts of the kind of host that the graph's inputs and outputs show."""
+    found = find_denoiser(model.graph)
+    if isinstance(found, Mismatch):
+        return decoder_of(model, source)
+    return _denoiser(found, model, source)
+
+
+def _denoiser(found: Denoiser, model: ir.Model, source: str) -> DenoiserFacts:
+    shape = found.sample.shape
+    assert shape is not None
+    channels, height, width = (d if isinstance(d, int) else 0 for d in list(shape)[1:])
+    parameters = _parameters(model)
+    return DenoiserFacts(channels, height, width, source=source, parameters=parameters)
+
+
+def decoder_of(model: ir.Model, source: str) -> DecoderFacts:
     """Heads from attention nodes or past inputs, positions from tables of cosines.
 
     Vocabulary and hidden size are those of the logits and of the token table, which only the
@@ -35,7 +52,6 @@ def facts_of_graph(model: ir.Model, source: str) -> DecoderFacts:
         layers = layers or past[0]
         kv_heads, size = past[1] or kv_heads, past[2] or size
     return DecoderFacts(
-        kind="decoder",
         vocabulary=0,
         hidden=0,
         layers=layers,

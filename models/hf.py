@@ -90,7 +90,7 @@ class HfCheckpoint:
             write_assumptions(built.graph, [NO_PADDING_ID])
         own = transformers_model(self.path, dtypes, built.parameters)
         defaults, states = generation(self.path), source.states()
-        return Host("decoder", built.graph, facts, tokenizer, defaults, source, own, states)
+        return Host(built.graph, facts, tokenizer, defaults, source, own, states)
 
 
 @dataclass(frozen=True)

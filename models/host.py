@@ -20,7 +20,7 @@ Watch = Callable[[str], None]
 
 @dataclass
 class Host:
-    """A model before grafting. `kind` is "decoder"; `model` is at the raw stage.
+    """A model before grafting, as it was exported; its facts say of what kind it is.
 
     `generation` holds the checkpoint's generation defaults (generation_config.json), unread ids
     and all; `weights` is the source the graph's initializers came from, empty where they are part
@@ -28,7 +28,6 @@ class Host:
     lies on disk; None where there is neither.
     """
 
-    kind: str
     model: ir.Model
     facts: Facts
     tokenizer_files: list[Path] = field(default_factory=list[Path])

@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common
 
 from graftline.contrib_ops.operands import MICROSOFT
 from graftline.errors import CheckpointError
-from graftline.facts import write_facts
+from graftline.facts import DecoderFacts, write_facts
 from graftline.files import file_state
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.hf import generation, tokenizer_files
@@ -46,12 +46,13 @@ class OnnxCheckpoint:
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         folder = companion(self.path)
         facts = facts_of_graph(model, self.path.name)
-        facts = replace(facts, mask_token=mask_token(folder))
+        if isinstance(facts, DecoderFacts):
+            facts = replace(facts, mask_token=mask_token(folder))
         write_facts(model, facts)
         files = tokenizer_files(folder)
         held = {file: state for file, state in states.items() if state is not None}
         defaults = generation(folder)
-        return Host("decoder", model, facts, files, defaults, own=self.path, states=held)
+        return Host(model, facts, files, defaults, own=self.path, states=held)
 
     def _proto(self) -> onnx.ModelProto:
         try:

@@ -13,7 +13,7 @@ from typing import Any
 from graftline.errors import CheckpointError
 from graftline.facts import write_facts
 from graftline.models.cache import cached, fingerprint
-from graftline.models.graph_facts import facts_of_graph
+from graftline.models.graph_facts import decoder_of
 from graftline.models.hf import generation, tokenizer_files
 from graftline.models.host import Host, Watch, silent
 from graftline.models.mask_token import mask_token
@@ -63,13 +63,13 @@ class Pt2Checkpoint:
         source = read_headers([folder / WEIGHTS])
         fill(exported.model, sorted(held), lambda n, shape, kind: source.tensor(n, n, shape, kind))
         beside = companion(self.path)
-        facts = facts_of_graph(exported.model, self.path.name)
+        facts = decoder_of(exported.model, self.path.name)
         facts = replace(facts, mask_token=mask_token(beside))
         write_facts(exported.model, facts)
         files, defaults = tokenizer_files(beside), generation(beside)
         own = program_model(self._load)
         states = source.states()
-        return Host("decoder", exported.model, facts, files, defaults, source, own, states)
+        return Host(exported.model, facts, files, defaults, source, own, states)
 
     def _load(self) -> Any:
         import torch

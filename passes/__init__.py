@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graftline.passes.anchors.anchors import Anchors
 from graftline.passes.canonical.canonicalize import Canonicalize
+from graftline.passes.canonical.denoiser import CanonicalizeDenoiser
 from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_verify import FuseVerify
@@ -22,6 +23,7 @@ from graftline.passes.pipeline.pipeline import Pipeline, names
 GRAFTS: dict[str, type[Graft]] = names(
     [
         Canonicalize,
+        CanonicalizeDenoiser,
         Anchors,
         KvCache,
         TreeMask,

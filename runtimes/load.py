@@ -72,6 +72,7 @@ def load(
     if step is not None:
         check_step(step)
     bundle = Bundle.open(path, verify=verify)
+    as_decoder(bundle.manifest.facts)
     company = bundle.draft() is not None
     session: OrtSession | TrtSession
     if has_engine(bundle):

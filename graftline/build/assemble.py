@@ -13,12 +13,13 @@ import onnx_ir as ir
 from graftline.build.compiled import CompiledPlan, Watch
 from graftline.build.engines import EngineRequest
 from graftline.build.plan import Plan
-from graftline.build.proof import Parts, prove, prove_stage
 from graftline.bundle.manifest import Manifest, PassRow, Stage, StageRole
 from graftline.bundle.store import WeightFile, save_graph, stored_bytes
 from graftline.bundle.writer import BundleWriter
 from graftline.facts import read_facts
 from graftline.files import SOURCE
+from graftline.kinds import kind_of
+from graftline.kinds.kind import Parts
 from graftline.passes.pipeline.pipeline import PassReport
 from graftline.ports import read_assumptions, read_ports, told, write_ports
 from graftline.raw_ports import read_raw
@@ -44,6 +45,8 @@ def write_bundle(
     """Write the graphs and their weights, build the engine where there is one, prove everything;
     what the manifest says of it."""
     compiled, fused, target = made.target, made.fused, plan.target
+    kind = kind_of(read_facts(host.model))
+    kind.engine_of(compiled.lowered, target)
     writer.expect(host.states)
     # the export says what its own inputs are, for whoever runs it without the compiler
     write_ports(host.model, read_raw(compiled.canonical.metadata_props))
@@ -58,16 +61,17 @@ def write_bundle(
         built = _engine(writer, plan.request, stages[stage], say)
         extra["engine"] = {"graph": stage, **built}
     parts = Parts(writer.root, stages, target, plan.dtype)
-    proof = prove(parts, host.own, "the graph itself is the checkpoint", say)
+    proof = kind.prove(parts, host.own, "the graph itself is the checkpoint", say)
     extra |= {"min_rows": proof.min_rows, "per_rows": proof.per_rows}
     reports, laws = list(compiled.reports), [*compiled.laws, *proof.laws]
     for name, beside in made.beside().items():
         more = beside.beyond(compiled)
         reports += more.reports
-        laws += [*more.laws, *prove_stage(parts, name, plan.recipe, say)]
+        assert plan.recipe is not None, "only decoders have stages beside the target"
+        laws += [*more.laws, *kind.prove_stage(parts, name, plan.recipe, say)]
     return Manifest(
         name=Path(writer.out).name,
-        recipe=plan.recipe.name,
+        recipe="" if plan.recipe is None else plan.recipe.name,
         target=target,
         dtype=plan.dtype,
         stages=stages,

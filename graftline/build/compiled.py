@@ -11,22 +11,20 @@ import onnx_ir as ir
 
 from graftline.build.plan import Plan
 from graftline.draft import depth_stage
-from graftline.evaluate import decoder_feed, oracle_limit, run
-from graftline.facts import decoder_facts
+from graftline.evaluate import oracle_limit
+from graftline.facts import decoder_facts, read_facts
+from graftline.kinds import kind_of
+from graftline.kinds.kind import Kind
 from graftline.law import LawRow, summary
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.anchors.reduce import chosen_blocks, hold_weights, reduce_host
 from graftline.passes.laws.common import STRUCTURAL
-from graftline.passes.laws.front import canonical_is_raw
 from graftline.passes.pipeline.pipeline import PassReport
-from graftline.passes.pipeline.sample import SAMPLE, sample_of
+from graftline.passes.pipeline.sample import SAMPLE
 from graftline.recipe import FUSED
 
 Watch = Callable[[str], None]
 COLLECTED = 256 << 20
 """Bytes of a reduced host's weights that are worth a full garbage collection: graphs are cycles."""
-PAIR_BYTES = 2 << 30
-"""Bytes of weights up to which the reduced host has two blocks where one would be of every kind."""
 
 
 @dataclass
@@ -82,17 +80,16 @@ def compile_plan(host: ir.Model, plan: Plan, say: Watch) -> CompiledPlan:
 
 
 def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
-    """Run a pipeline on an exported graph: structural laws on all of it, numeric laws on a reduced
-    host."""
-    pipeline = Pipeline.parse(text, GRAFTS)
+    """Run a pipeline on an exported graph: structural laws on all of it, numeric laws on a small
+    host of the same structure."""
+    pipeline, kind = Pipeline.parse(text, GRAFTS), kind_of(read_facts(raw))
     model = raw.clone()
     rest = pipeline.of("graft", "fuse", "lower")
     reports = pipeline.of("front").run(model, watch=_told(say))
     say("laws: the canonical host against the raw graph")
-    found = canonical_is_raw(raw, model, run, oracle_limit())
-    notes = [LawRow.of("canonicalize", "neutral", found), *numeric_laws(model, rest, say)]
+    notes = [kind.front_law(raw, model), *numeric_laws(kind, model, rest, say)]
     if any(graft.calibrates for graft in rest.grafts):
-        model.meta[SAMPLE] = sample_of(model, say)
+        model.meta[SAMPLE] = kind.sample(model, say)
     reports += rest.of("graft", "fuse").run(model)
     canonical = model.clone()
     reports += rest.of("lower").run(model)
@@ -100,24 +97,17 @@ def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
     return Compiled(canonical, model, str(pipeline), reports, notes)
 
 
-def numeric_laws(canonical: ir.Model, rest: Pipeline, say: Watch) -> list[LawRow]:
-    """The laws of every graft behind the front, on the reduced host, which any machine holds."""
-    reduced = reduce_host(canonical)
-    limit = oracle_limit()
-    if reduced.size > min(limit, PAIR_BYTES):
-        reduced = reduce_host(canonical, chosen_blocks(canonical, least=1))
-    if reduced.size > limit:
-        size, room = reduced.size / 1e9, limit / 1e9
-        why = f"{reduced.text} weigh {size:.1f} GB, of which the oracle takes {room:.1f} GB here"
-        say(f"laws: the numeric laws do not run: {why}")
-        return [LawRow("pipeline", "neutral", "not_run", why)]
-    say(f"laws: the oracle runs every graft on {reduced.text}, {reduced.rows} rows")
-    hold_weights(reduced.model)
-    feed = decoder_feed(decoder_facts(reduced.model).vocabulary, rows=reduced.rows)
-    reports = rest.within(len(reduced.blocks)).run(reduced.model, feed, watch=_told(say))
+def numeric_laws(kind: Kind, canonical: ir.Model, rest: Pipeline, say: Watch) -> list[LawRow]:
+    """The laws of every graft behind the front, on a small host, which any machine holds."""
+    small = kind.small(canonical, oracle_limit())
+    if isinstance(small, str):
+        say(f"laws: the numeric laws do not run: {small}")
+        return [LawRow("pipeline", "neutral", "not_run", small)]
+    say(f"laws: the oracle runs every graft on {small.told}")
+    reports = rest.within(small.blocks).run(small.model, small.feed, watch=_told(say))
     rows = [row for report in reports for row in report.laws if row.law not in STRUCTURAL]
-    told, size = reduced.text, reduced.size
-    del reduced, reports
+    told, size = small.told, small.size
+    del small, reports
     if size > COLLECTED:
         gc.collect()
     return [replace(row, what=f"{row.what}; {told}") for row in rows]

@@ -13,8 +13,10 @@ from graftline.build.plan import Plan
 from graftline.bundle.reader import DRAFT, Bundle
 from graftline.bundle.writer import BundleWriter, check_target
 from graftline.draft import check_vocabulary
-from graftline.facts import DecoderFacts, decoder_facts
+from graftline.facts import DecoderFacts, as_decoder, decoder_facts
 from graftline.files import reading
+from graftline.kinds import kind_of
+from graftline.kinds.decoder.kind import Decoder
 from graftline.memory import give_back_memory
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 def optimize(
     checkpoint: str | Path,
     out: str | Path,
-    recipe: str = "prompt-lookup",
+    recipe: str | None = None,
     passes: str | None = None,
     target: str = "ort-cpu",
     dtype: str = "fp32",
@@ -40,7 +42,8 @@ def optimize(
     """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
     nothing.
 
-    `passes` replaces the recipe's own; `quantizer` names the algorithm of `dtype` int8 or int4.
+    `recipe` None is the one that its kind of host has: prompt-lookup for a decoder. `passes`
+    replaces the recipe's own; `quantizer` names the algorithm of `dtype` int8 or int4.
     `draft` puts a draft engine in: "int4" or "int8" (the same weights quantized), or the path of a
     checkpoint of the same vocabulary, optionally "PATH:int4". `draft_depths` (12, 20) puts the
     draft's first 12 and first 20 blocks beside it, as drafts of the same weights. `engine` are
@@ -52,19 +55,23 @@ def optimize(
     from graftline.models.checkpoint import open_checkpoint
 
     say = _economical(watch or _silent)
+    chosen = recipe or Decoder().recipe
     plan = Plan.of(
-        recipe, passes, target, dtype, quantizer, draft, draft_depths, engine, step
+        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step
     )  # fmt: skip
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
+    plan = plan.for_kind(kind_of(host.facts), recipe)
     other, source = host, plan.source
     if source is not None and source.checkpoint is not None:
         say(f"reading the draft {source.checkpoint}")
         other = open_checkpoint(source.checkpoint).host(full_export=full_export, watch=say)
         if _states_sizes(host, other):
-            _check_draft(host, host.facts, other, other.facts, source.checkpoint, say)
-    plan.check_draft(other.facts)
+            sizes = as_decoder(host.facts), as_decoder(other.facts)
+            _check_draft(host, sizes[0], other, sizes[1], source.checkpoint, say)
+    if source is not None:
+        plan.check_draft(as_decoder(other.facts))
     with reading({**host.states, **other.states}):
         _write(host, other, plan, out, plan.command(checkpoint, out, engine), weights, say)
     return Bundle.open(out, verify=False)
@@ -100,7 +107,7 @@ def _write(
 
 def _states_sizes(host: Host, other: Host) -> bool:
     """Whether both checkpoints say how many tokens they know; a graph says so once canonical."""
-    return bool(host.facts.vocabulary and other.facts.vocabulary)
+    return all(as_decoder(one.facts).vocabulary for one in (host, other))
 
 
 def _economical(say: Watch) -> Watch:

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from graftline.build.engines import EngineRequest, is_engine
 from graftline.draft import DEPTHS, MASK_TOKEN, DraftSource, check_depths, check_mask_token
 from graftline.errors import GraftlineError, nearest
+from graftline.kinds.decoder.kind import Decoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
 from graftline.targets import CPU, TARGETS, ending
 
 if TYPE_CHECKING:
     from graftline.facts import DecoderFacts
+    from graftline.kinds.kind import Kind
 
-FRONT = "canonicalize | anchors"
+FRONT = Decoder().front
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Plan:
     its sub-models by their number of blocks; `draft` and `depths` are what --draft and
     --draft-depths said, and `source` what a draft engine is made of."""
 
-    recipe: Recipe
+    recipe: Recipe | None
     text: str
     target: str
     dtype: str
@@ -74,11 +76,25 @@ class Plan:
         given = draft, source, tuple(depths)
         return cls(chosen, text, target, dtype, request, fused, *given, passes=passes)
 
+    def for_kind(self, kind: Kind, recipe: str | None) -> Plan:
+        """The same for a host of that kind. Raises GraftlineError for what is a decoder's alone."""
+        if kind.recipe is not None:
+            return self
+        asked = {
+            "--recipe": recipe, "--draft": self.draft, "--draft-depths": self.depths,
+            "--step fused": self.fused, "--target": self.target if self.target != CPU else None,
+        }  # fmt: skip
+        if odd := [option for option, said in asked.items() if said]:
+            raise GraftlineError(f"{odd[0]} is for decoders; the checkpoint is a {kind.name}")
+        parts = [kind.front, self.passes, ending(self.target, self.dtype, None)]
+        text = " | ".join(filter(None, parts))
+        return replace(self, recipe=None, text=str(Pipeline.parse(text, GRAFTS)))
+
     def check_draft(self, facts: DecoderFacts) -> None:
         """Raise GraftlineError where the draft's checkpoint, by its facts, cannot be cut or does
         not name the mask that the recipe needs."""
         check_depths(self.depths, self.draft, facts.layers)
-        if MASK_TOKEN in self.recipe.needs:
+        if self.recipe is not None and MASK_TOKEN in self.recipe.needs:
             check_mask_token(facts, f"the recipe {self.recipe.name}", f"--draft {self.draft}")
 
     def of_draft(self) -> Plan:
@@ -98,7 +114,8 @@ class Plan:
 
     def command(self, checkpoint: str | Path, out: str | Path, engine: str) -> str:
         """The command that makes this bundle again."""
-        said = f"graftline optimize {checkpoint} -o {out} --recipe {self.recipe.name}"
+        said = f"graftline optimize {checkpoint} -o {out}"
+        said += "" if self.recipe is None else f" --recipe {self.recipe.name}"
         said += f" --dtype {self.dtype}"
         if self.passes is not None:
             said += f" --passes {shlex.quote(self.passes)}"

@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.build.compiled import Compiled, compile_graph
-from graftline.build.proof import Parts, prove, prove_stage
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
+from graftline.kinds import kind_of
+from graftline.kinds.kind import Parts
 from graftline.law import LawRow
 from graftline.passes.graph.weights import tensor_of
 from graftline.passes.lower.quantize.calibration import GPTQ
@@ -33,7 +34,8 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
     compiled = compile_graph(export, manifest.main.pipeline, watch)
     rows = [*compiled.laws, _made_again(compiled, load_graph(bundle.graph(target)), "pipeline")]
     parts = Parts(bundle.path, manifest.stages, target, manifest.dtype)
-    proof = prove(parts, None, "the checkpoint is no part of a bundle", watch)
+    kind = kind_of(manifest.facts)
+    proof = kind.prove(parts, None, "the checkpoint is no part of a bundle", watch)
     rows += proof.laws
     for name, stage in manifest.stages.items():
         if stage.role not in ("fused", "depth"):
@@ -41,7 +43,7 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
         again = compile_graph(export, stage.pipeline, watch)
         rows += again.beyond(compiled).laws
         rows.append(_made_again(again, load_graph(bundle.graph(name)), name))
-        rows += prove_stage(parts, name, recipe(manifest.recipe), watch)
+        rows += kind.prove_stage(parts, name, recipe(manifest.recipe), watch)
     return rows
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graftline.errors import CheckpointError, GraftlineError, nearest
+from graftline.facts import FACTS_KEY
+from graftline.kinds import kind_of
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.masks import MASK_KEY
 from graftline.passes.pipeline.graft import BLOCK, MADE_BY, ROLE
+from graftline.ports import read_ports
 
-FRONT = "canonicalize | anchors"
 QUIET = frozenset({"Constant", "Identity", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Shape"})
 """Operators a picture leaves out: they move data and compute nothing."""
 
@@ -55,13 +57,14 @@ def stamped(path: Path) -> tuple[ir.Model, str]:
     except Exception as error:  # onnx_ir hands on protobuf's and the reader's own errors
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path}: not an ONNX graph that can be read ({reason})") from error
-    if any(BLOCK in n.metadata_props for n in model.graph):
+    if FACTS_KEY in model.metadata_props and read_ports(model):
         return model, "read from the graph"
     from graftline.models.checkpoint import open_checkpoint
 
-    model = open_checkpoint(path).host().model
-    Pipeline.parse(FRONT, GRAFTS).run(model)
-    return model, f"found just now, after {FRONT}"
+    host = open_checkpoint(path).host()
+    front = kind_of(host.facts).front
+    Pipeline.parse(front, GRAFTS).run(host.model)
+    return host.model, f"found just now, after {front}"
 
 
 def blocks(model: ir.Model) -> list[Block]:

@@ -11,6 +11,7 @@ import typer
 from graftline.commands import libraries, screen
 from graftline.commands.options import Json
 from graftline.errors import GraftlineError
+from graftline.facts import as_decoder
 from graftline.law import summary
 from graftline.recipe import FUSED
 

@@ -23,8 +23,12 @@ def optimize(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The bundle folder to write.")],
     recipe: Annotated[
-        str, typer.Option(help="Recipe to build for; `graftline recipes` lists them.")
-    ] = "prompt-lookup",
+        str | None,
+        typer.Option(
+            help="Recipe to build for; `graftline recipes` lists them. A decoder's default: "
+            "prompt-lookup."
+        ),
+    ] = None,
     passes: Annotated[
         str | None,
         typer.Option(
@@ -144,6 +148,9 @@ def optimize(
     laws = f"laws: {summary(bundle.manifest.laws)}"
     size = screen.sizes(*bundle.sizes())
     print(f"{out}: {bundle.manifest.facts.told()}, {size}; {laws}")
+    if not bundle.manifest.recipe:
+        print(f"see: graftline inspect {out}")
+        return
     if "engine" in bundle.manifest.extra:
         print(f"its engine runs on {bundle.manifest.target}; see: graftline inspect {out}")
         return

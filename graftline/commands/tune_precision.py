@@ -190,7 +190,7 @@ def _remake(bundle: Bundle, dtype: str, pipeline: str, watch: Watch) -> None:
     watch(f"making the bundle again in {dtype}")
     export = load_graph(bundle.graph("export"))
     files = [bundle.path / rel for rel in manifest.tokenizer]
-    host = Host("decoder", export, manifest.facts, files, dict(manifest.generation))
+    host = Host(export, manifest.facts, files, dict(manifest.generation))
     plan = Plan(recipe(manifest.recipe), pipeline, manifest.target, dtype)
     made = CompiledPlan(compile_graph(export, pipeline, watch), None, {})
     with BundleWriter(bundle.path, watch=watch) as writer:

@@ -17,4 +17,4 @@ def fake_host(config: Any, full_export: bool = False, watch: Watch | None = None
     built = build(config, full_export, watch or silent)
     facts = facts_of(config, built.parameters, type(config).__name__)
     write_facts(built.graph, facts)
-    return Host("decoder", built.graph, facts)
+    return Host(built.graph, facts)

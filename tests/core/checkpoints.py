@@ -45,7 +45,7 @@ class FileCheckpoint:
             shape = tuple(value.const_value.shape.numpy())
             if shape == source.stored[key].shape:
                 value.const_value = source.tensor(key, name, shape, ir.DataType.FLOAT)
-        return Host("decoder", model, decoder_facts(model), states=source.states())
+        return Host(model, decoder_facts(model), states=source.states())
 
 
 def write_safetensors(file: Path, arrays: dict[str, Any], dtype: str) -> None:

@@ -28,7 +28,7 @@ class TinyCheckpoint:
     def host(self, full_export: bool = False, watch: Any = None) -> Host:
         model = TinyDecoder(vocabulary=260, hidden=16, head_size=8, positions=512).build()
         files = write_tokenizer(self.path)
-        return Host("decoder", model, decoder_facts(model), files, {"eos_token_id": 256})
+        return Host(model, decoder_facts(model), files, {"eos_token_id": 256})
 
 
 def write_tokenizer(folder: Path) -> list[Path]:

@@ -39,7 +39,7 @@ class WideCheckpoint:
 
     def host(self, full_export: bool = False, watch: Any = None) -> Host:
         made = TinyDecoder(vocabulary=260, hidden=32, head_size=16, mlp=64, positions=512).build()
-        return Host("decoder", made, decoder_facts(made), self.write(self.path), {})
+        return Host(made, decoder_facts(made), self.write(self.path), {})
 
 
 @pytest.fixture(scope="module")

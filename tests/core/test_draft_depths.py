@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from graftline.build.check import check
 from graftline.build.optimize import optimize
-from graftline.build.proof import Parts, prove_depth
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.commands.cli import app
 from graftline.draft import check_depths, parse_depths
 from graftline.errors import BackendError, GraftlineError, LawBroken
 from graftline.facts import decoder_facts
+from graftline.kinds.decoder.proof import Parts, prove_depth
 from graftline.models import checkpoint
 from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
@@ -40,7 +40,7 @@ class DeepCheckpoint:
     def host(self, full_export: bool = False, watch: Any = None) -> Host:
         sizes = {"hidden": 32, "head_size": 16, "mlp": 64, "positions": 512}
         made = TinyDecoder(layers=5, vocabulary=260, seed=self.seed, **sizes).build()
-        return Host("decoder", made, decoder_facts(made), self.write(self.path), {})
+        return Host(made, decoder_facts(made), self.write(self.path), {})
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ class MaskedCheckpoint:
         made = TinyDecoder(vocabulary=260, seed=self.seed, **sizes).build()
         facts = replace(decoder_facts(made), mask_token=self.mask)
         write_facts(made, facts)
-        return Host("decoder", made, facts, self.write(self.path), {})
+        return Host(made, facts, self.write(self.path), {})
 
 
 @pytest.fixture(scope="module")

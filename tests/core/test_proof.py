@@ -13,10 +13,10 @@ import onnx_ir as ir
 import pytest
 
 from graftline.build.optimize import optimize
-from graftline.build.probe import make_probe
 from graftline.bundle.reader import Bundle
 from graftline.errors import LawBroken
 from graftline.facts import DecoderFacts, decoder_facts
+from graftline.kinds.decoder.probe import make_probe
 from graftline.law import LawRow
 from graftline.models import checkpoint
 from graftline.models.decoder import TinyDecoder
@@ -324,7 +324,7 @@ def test_a_decoder_without_a_checkpoint_runs_its_laws(
     proven: Callable[..., dict[Any, LawRow]],
 ) -> None:
     model = TinyDecoder(layers=BLOCKS, window=24, positions=128).build()
-    laws = proven(Host("decoder", model, decoder_facts(model)), recipe="token-recycling")
+    laws = proven(Host(model, decoder_facts(model)), recipe="token-recycling")
     assert laws["ort-cpu", "whole"].status == "held"
 
 

@@ -12,7 +12,8 @@ from graftline.passes.graph.meaning import label
 
 OPSET = 24
 _OLDEST = 13
-_CHANGED = frozenset({"GroupNormalization", "Upsample", "Scatter"})
+_CHANGED = {"GroupNormalization": 21, "Upsample": OPSET, "Scatter": OPSET}
+"""Operators that are another one from an opset on."""
 _AXES_BECAME_INPUT_AT_18 = frozenset(
     [
         "ReduceMax",
@@ -51,7 +52,7 @@ def raise_opset(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.domain not in ("", "ai.onnx"):
             continue
-        if node.op_type in _CHANGED:
+        if have < _CHANGED.get(node.op_type, 0):
             raise NotApplicable(f"{node.op_type} changed since opset {have}", [label(node)])
         if have < 18 and node.op_type in _AXES_BECAME_INPUT_AT_18:
             _axes_to_input(model.graph, node)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from graftline.build.probe import DEPTH, Ints, Probe, Sample
 from graftline.errors import LawBroken
 from graftline.facts import DecoderFacts
+from graftline.kinds.decoder.probe import DEPTH, Ints, Probe, Sample
 from graftline.law import LawRow
 from graftline.models.reference import NORM
 from graftline.nearness import AGREE, NEARBY, gaps, limit, spread_gaps

@@ -4,8 +4,8 @@ and the export against the checkpoint's own model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.build.engines import is_engine
-from graftline.build.probe import MOST_ROWS, Probe, make_probe, make_tokens
-from graftline.build.whole import Taps, taps_law, whole
-from graftline.bundle.manifest import Exactness, Stage
+from graftline.bundle.manifest import Exactness
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
 from graftline.evaluate import Feed, oracle_limit, run
 from graftline.facts import DecoderFacts, as_decoder
+from graftline.kinds.decoder.probe import MOST_ROWS, Probe, make_probe, make_tokens
+from graftline.kinds.decoder.whole import Taps, taps_law, whole
+from graftline.kinds.kind import Parts, Proof
 from graftline.law import Evidence, LawRow
 from graftline.memory import free_memory
 from graftline.nearness import NEARBY, OF_FACTS, coarser, gaps, limit, spread_gaps
@@ -44,59 +45,29 @@ SESSION_COPIES = 2.5
 """
 
 
-@dataclass
-class Proof:
-    """What was measured on the finished engine, with the real weights."""
-
-    laws: list[LawRow]
-    exactness: Exactness | None = None
-    """None where it cannot be measured here: on the GPU of an engine."""
-    min_rows: int | None = None
-    per_rows: dict[str, float] = field(default_factory=dict[str, float])
-    quality: dict[str, float] = field(default_factory=dict[str, float])
+def host_rounding(parts: Parts) -> str:
+    """The precision of the host's activations."""
+    return OF_FACTS.get(parts.facts.dtype, "fp32")
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A bundle's graphs that are compared, and what is known of them."""
+def rounding(parts: Parts) -> str:
+    """The coarsest precision between the export and the engine; of quantized weights, theirs."""
+    if parts.dtype in NEARBY:
+        return parts.dtype
+    return coarser(parts.dtype, host_rounding(parts))
 
-    folder: Path
-    stages: Mapping[str, Stage]
-    target: str
-    dtype: str
 
-    @property
-    def facts(self) -> DecoderFacts:
-        """Of the target."""
-        return as_decoder(self.stages[self.target].facts)
+def facts_of(parts: Parts) -> DecoderFacts:
+    """What is known of the target."""
+    return as_decoder(parts.facts)
 
-    def graph(self, stage: str) -> Path:
-        """The file of a stage."""
-        return self.folder / self.stages[stage].file
 
-    def ports(self, stage: str) -> tuple[Port, ...]:
-        """The ports of a stage."""
-        return self.stages[stage].ports
+def canonical_session(parts: Parts, rows: int) -> OrtSession:
+    """The canonical graph, fp32 unless the host itself is not, with room for `rows` rows."""
+    from graftline.runtimes.ort.session import OrtSession
 
-    @property
-    def rounding(self) -> str:
-        """The coarsest precision between the export and the engine; of quantized weights, theirs.
-        """
-        if self.dtype in NEARBY:
-            return self.dtype
-        return coarser(self.dtype, self.host_rounding)
-
-    @property
-    def host_rounding(self) -> str:
-        """The precision of the host's activations."""
-        return OF_FACTS.get(self.facts.dtype, "fp32")
-
-    def canonical(self, rows: int) -> OrtSession:
-        """The canonical graph, fp32 unless the host itself is not, with room for `rows` rows."""
-        from graftline.runtimes.ort.session import OrtSession
-
-        ports, room = self.ports("canonical"), _capacity(self.facts, rows)
-        return OrtSession(self.graph("canonical"), self.facts, ports, capacity=room)
+    facts, ports = facts_of(parts), parts.ports("canonical")
+    return OrtSession(parts.graph("canonical"), facts, ports, capacity=_capacity(facts, rows))
 
 
 def prove(parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
@@ -134,7 +105,7 @@ def _probe(parts: Parts) -> Probe:
     return make_probe(
         lambda tokens: run_export(session, tokens[None])[0],
         constants(load_graph(export)),
-        parts.facts,
+        facts_of(parts),
         _slots(parts),
     )
 
@@ -169,7 +140,7 @@ def _checkpoint(
     rows = probe.main.rows[probe.main.rows >= count - given]
     places, expected = probe.main.of(rows)
     got = found.logits[rows[places] - count + given]
-    most = limit(parts.host_rounding, parts.facts)
+    most = limit(host_rounding(parts), facts_of(parts))
     evidence = equal_rows("export", "checkpoint", expected, got, most, "the checkpoint's own model")
     return LawRow.of("export", "checkpoint", evidence), found
 
@@ -178,18 +149,18 @@ def _checkpoint_by_block(
     parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch
 ) -> LawRow:
     """Law `checkpoint` of a host that does not fit in memory, where its own model can be run."""
-    from graftline.build.by_block import GRAFT, by_block
+    from graftline.kinds.decoder.by_block import GRAFT, by_block
 
     if own is None or isinstance(own, Path):
         why = gone if own is None else "the checkpoint is a graph as large as the export"
         return LawRow("export", "checkpoint", "not_run", why)
     canonical = load_graph(parts.graph("canonical"))
-    tokens = make_tokens(constants(canonical), parts.facts, _slots(parts))
+    tokens = make_tokens(constants(canonical), facts_of(parts), _slots(parts))
     say(f"proof: the checkpoint's own model, block by block, {len(tokens)} rows")
     found = own(raw_feed(parts.ports("export"), tokens[None]), say)
     if isinstance(found, str):
         return LawRow(GRAFT, "checkpoint", "not_run", found)
-    most = limit(parts.host_rounding, replace(parts.facts, layers=1))
+    most = limit(host_rounding(parts), replace(facts_of(parts), layers=1))
     return by_block(canonical, tokens, found, most, say)
 
 
@@ -231,16 +202,16 @@ def _prove_engine(parts: Parts, probe: Probe, own: Own | None, say: Watch) -> Pr
     known = None if own is None else Taps.of_own(own.stream, parts.ports(target))
     fp32: OrtSession | None = None
     if parts.dtype != "fp32" or elsewhere or (tapped and known is None):
-        fp32 = parts.canonical(rows)
-        laws += _held("canonical", fp32, parts, probe, parts.host_rounding, known)
+        fp32 = canonical_session(parts, rows)
+        laws += _held("canonical", fp32, parts, probe, host_rounding(parts), known)
         known = known or _taps(fp32, probe)
     if elsewhere and (why := _unlike_cpu(parts)):
         return Proof([*laws, LawRow(target, "whole", "not_run", why)])
     kind = OrtSession if elsewhere else SESSIONS[target]
     graph = parts.graph(target)
-    capacity = min(_slots(parts), _capacity(parts.facts, rows))
-    session = kind(graph, parts.facts, parts.ports(target), capacity=capacity)
-    laws += _held(target, session, parts, probe, parts.rounding, known)
+    capacity = min(_slots(parts), _capacity(facts_of(parts), rows))
+    session = kind(graph, facts_of(parts), parts.ports(target), capacity=capacity)
+    laws += _held(target, session, parts, probe, rounding(parts), known)
     quality: dict[str, float] = {}
     worded = (parts.folder / "tokenizer" / "tokenizer.json").is_file()
     if fp32 is not None and parts.dtype != "fp32" and worded:
@@ -260,15 +231,15 @@ def _held(
 ) -> list[LawRow]:
     """The laws `whole` and, where there are taps to compare with, `taps`."""
     seen = Taps(len(probe.main.tokens))
-    rows = [whole(graft, session, probe, parts.facts, dtype, seen)]
+    rows = [whole(graft, session, probe, facts_of(parts), dtype, seen)]
     if seen.streams and known is not None:
-        rows.append(taps_law(graft, seen, known, parts.facts, dtype))
+        rows.append(taps_law(graft, seen, known, facts_of(parts), dtype))
     return rows
 
 
 def _taps(session: OrtSession, probe: Probe) -> Taps:
     """The taps of a graph that was proven, row by row of the main sequence."""
-    from graftline.build.whole import answers
+    from graftline.kinds.decoder.whole import answers
 
     seen = Taps(len(probe.main.tokens))
     for answer in answers(session, probe):
@@ -292,7 +263,7 @@ def _rows(session: OrtSession, parts: Parts) -> RowInvariance:
     from graftline.runtimes.row_invariance import row_invariance
 
     random = np.random.default_rng(1)
-    prompt = random.integers(0, parts.facts.vocabulary, 24, dtype=np.int64)
+    prompt = random.integers(0, facts_of(parts).vocabulary, 24, dtype=np.int64)
     return row_invariance(session, prompt)
 
 
@@ -309,7 +280,7 @@ def prove_fused(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
     from graftline.runtimes.ort.fused import OrtFusedStep
     from graftline.runtimes.ort.session import OrtSession
 
-    target, facts = parts.target, parts.facts
+    target, facts = parts.target, facts_of(parts)
     if is_engine(target):
         why = "the engine runs on its GPU; the reduced host was held to the same law"
         return LawRow(FUSED, "fused", "not_run", why)
@@ -326,7 +297,7 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     from graftline.runtimes.ort.cuda import SESSIONS
     from graftline.runtimes.ort.provider import cuda_missing
 
-    target, facts = parts.target, parts.facts
+    target, facts = parts.target, facts_of(parts)
     blocks = as_decoder(parts.stages[stage].facts).layers
     say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
     canonical = load_graph(parts.graph("canonical"))

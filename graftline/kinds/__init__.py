@@ -1,0 +1,17 @@
+"""The kinds of host. What is true of one kind only lies in its own file or folder here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graftline.facts import Facts
+from graftline.kinds.decoder.kind import Decoder
+from graftline.kinds.denoiser import Denoiser
+from graftline.kinds.kind import Kind
+
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (Decoder(), Denoiser())}
+
+
+def kind_of(facts: Facts) -> Kind:
+    """The kind of a host."""
+    return KINDS[facts.kind]

@@ -1,0 +1,1 @@
+"""Causal decoders: tokens in, logits of the next token out."""

@@ -1,0 +1,87 @@
+"""The kind of host that writes text: a causal decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.bundle.reader import Bundle
+from graftline.errors import NotApplicable
+from graftline.evaluate import decoder_feed, oracle_limit, run
+from graftline.facts import decoder_facts
+from graftline.kinds.decoder import greedy, proof
+from graftline.kinds.kind import Finding, Parts, Proof, Small, Watch
+from graftline.law import LawRow
+from graftline.passes.anchors.reduce import chosen_blocks, hold_weights, reduce_host
+from graftline.passes.graph.ports import cache_of
+from graftline.passes.laws.front import canonical_is_raw
+from graftline.passes.pipeline.sample import Sample, sample_of
+
+if TYPE_CHECKING:
+    from graftline.models.reference import OwnModel
+    from graftline.recipe import Recipe
+
+PAIR_BYTES = 2 << 30
+"""Bytes of weights up to which the reduced host has two blocks where one would be of every kind."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Tokens in, logits of the next token out."""
+
+    name: str = "decoder"
+    front: str = "canonicalize | anchors"
+    recipe: str = "prompt-lookup"
+
+    def front_law(self, raw: ir.Model, canonical: ir.Model) -> LawRow:
+        """Logits of both on the same tokens."""
+        found = canonical_is_raw(raw, canonical, run, oracle_limit())
+        return LawRow.of("canonicalize", "neutral", found)
+
+    def small(self, canonical: ir.Model, limit: int) -> Small | str:
+        """Blocks of each kind, a cut vocabulary, and rows beyond every constant."""
+        reduced = reduce_host(canonical)
+        if reduced.size > min(limit, PAIR_BYTES):
+            reduced = reduce_host(canonical, chosen_blocks(canonical, least=1))
+        if reduced.size > limit:
+            room = f"of which the oracle takes {limit / 1e9:.1f} GB here"
+            return f"{reduced.text} weigh {reduced.size / 1e9:.1f} GB, {room}"
+        hold_weights(reduced.model)
+        feed = decoder_feed(decoder_facts(reduced.model).vocabulary, rows=reduced.rows)
+        blocks, size = len(reduced.blocks), reduced.size
+        return Small(reduced.model, feed, blocks, size, f"{reduced.text}, {reduced.rows} rows")
+
+    def sample(self, canonical: ir.Model, say: Watch) -> Sample:
+        """A text that the host writes."""
+        return sample_of(canonical, say)
+
+    def engine_of(self, lowered: ir.Model, target: str) -> None:
+        """Sequences are decoded in steps, over a cache."""
+        if cache_of(lowered) is None:
+            raise NotApplicable(f"{target} decodes over a cache; put kv-cache into --passes")
+
+    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+        """Logits of sequences longer than every constant, in every way a session reads them."""
+        return proof.prove(parts, own, gone, say)
+
+    def prove_stage(self, parts: Parts, stage: str, recipe: Recipe, say: Watch) -> list[LawRow]:
+        """A fused step is the host's; a sub-model is the host cut there."""
+        return proof.prove_stage(parts, stage, recipe, say)
+
+    def answers(self, bundle: Bundle) -> list[Finding]:
+        """Greedy tokens."""
+        return greedy.answers(bundle)
+
+    def alone(self, bundle: Bundle, say: Watch) -> list[LawRow]:
+        """The engine's rows against one another."""
+        from graftline.runtimes.load import open_session
+        from graftline.runtimes.row_invariance import row_invariance
+
+        say("the engine's rows against one another")
+        prompt = np.random.default_rng(1).integers(0, bundle.manifest.decoder.vocabulary, 24)
+        evidence = row_invariance(open_session(bundle), prompt).evidence
+        return [LawRow.of(bundle.manifest.target, "row-invariant", evidence)]
