@@ -23,7 +23,7 @@ class Exports:
 
     def keep(self, patch: pytest.MonkeyPatch) -> None:
         """While `patch` holds, graftline exports a model once and copies it from then on."""
-        from graftline.models.export.export import export
+        from graftline.models.export import export
 
         real: Callable[..., Any] = export.export
 

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graftline.build import by_block, proof
 from graftline.build.optimize import optimize
 from graftline.errors import LawBroken
+from graftline.kinds.decoder import by_block, proof
 from graftline.law import LawRow
 from graftline.models import checkpoint, own_model
 from graftline.models.hf import HfCheckpoint

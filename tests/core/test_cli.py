@@ -280,7 +280,7 @@ def test_check_holds_for_what_optimize_made_and_notices_a_changed_byte(
 def test_check_notices_an_engine_that_answers_otherwise(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import graftline.build.check as check
+    import graftline.kinds.decoder.greedy as check
 
     real = check.reference_tokens
 

@@ -20,7 +20,7 @@ from graftline.kinds.decoder.probe import make_probe
 from graftline.law import LawRow
 from graftline.models import checkpoint
 from graftline.models.decoder import TinyDecoder
-from graftline.models.export.export import stamp
+from graftline.models.export import stamp
 from graftline.models.hf import HfCheckpoint
 from graftline.models.host import Host
 from graftline.models.tiny import tiny

@@ -12,17 +12,17 @@ import pytest
 
 from graftline.build.compiled import compile_graph
 from graftline.build.plan import FRONT
-from graftline.contrib_ops import dequantize
+from graftline.contrib_ops.quantized import dequantize
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes.graph.activations import activations
-from graftline.passes.lower.quantize import sample
 from graftline.passes.lower.quantize.block_codes import quantize_rows
 from graftline.passes.lower.quantize.calibration import most_sensitive, nearest_codes
 from graftline.passes.lower.quantize.quantize import Quantize, closeness
 from graftline.passes.lower.quantize.rounding import Moments, compensated
 from graftline.passes.lower.quantize.targets import targets_of
+from graftline.passes.pipeline import sample
 from graftline.passes.pipeline.sample import SAMPLE, Sample
 from graftline.ports import Port, write_ports
 from tests.passes.test_quantize import TOKENS, distance, grafted, host, made, weight_of

@@ -16,7 +16,7 @@ from faults.graphs import (
     rewired,
 )
 from faults.mutant import Edit, Mutant, Touched, after, instead
-from graftline.contrib_ops import unpack
+from graftline.contrib_ops.quantized import unpack
 from graftline.passes import GRAFTS
 from graftline.passes.graph.weights import Matrix
 from graftline.passes.lower import precision

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from faults.mutant import Apply, Mutant, Touched, instead
-from graftline.models.export.export import blocks, stamp
+from graftline.models.export import blocks, stamp
 
 
 def _renamed(change: Callable[[str, int], int]) -> Apply:
