@@ -7,7 +7,7 @@ H hidden, V vocabulary, D head size, K KV heads, M nodes of the next step's tree
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -118,14 +118,15 @@ def slot_ports(
     return [p for p in kept if owner in (None, p.owner)]
 
 
-def sizes_of(ports: Iterable[Port], feed: Mapping[str, Any]) -> dict[str, int]:
-    """The symbols in the shapes of a graph's inputs, as a feed of it has them."""
-    found: dict[str, int] = {}
+def step_port(ports: Iterable[Port], owner: str = TARGET) -> Port | None:
+    """An input [B, N, ...] of an owner that has a row for each new position of a step; None where
+    it takes none."""
     for port in ports:
-        if port.direction == "in" and port.name in feed:
-            named = zip(port.shape, feed[port.name].shape, strict=True)
-            found |= {dim: int(size) for dim, size in named if isinstance(dim, str)}
-    return found
+        if (port.owner, port.direction, port.state) == (owner, "in", "") and len(port.shape) > 1:
+            first, rows = port.shape[:2]
+            if first == "B" and isinstance(rows, str):
+                return port
+    return None
 
 
 def _port(row: dict[str, Any]) -> Port:

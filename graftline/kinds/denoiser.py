@@ -31,8 +31,8 @@ SIZES = ({"B": 2, "H": 32, "W": 32}, {"B": 1, "H": 32, "W": 64})
 """What the free dimensions of a sample are, in each feed: multiples of what networks halve."""
 OTHER = 7
 """Rows of a condition whose number is free."""
-STEPS = 1000
-"""Time steps are drawn below this."""
+STEPS = ((1, 998), (999,))
+"""Time steps of the samples of each feed: networks may do otherwise early and late."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def feed_of(ports: tuple[Port, ...], seed: int) -> Feed:
         ]
         values = random.standard_normal(dims)
         if port.role == "timestep":
-            values = random.integers(0, STEPS, dims)
+            values = np.resize(STEPS[seed % len(STEPS)], dims)
         feed[port.name] = np.asarray(values).astype(np.dtype(port.dtype))
     return feed
 

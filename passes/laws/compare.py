@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graftline.errors import LawBroken
 from graftline.evaluate import Array, Feed
 from graftline.facts import FACTS_KEY, read_facts
-from graftline.ports import Port, sizes_of
+from graftline.ports import Port, step_port
 
 TOLERANCE: Mapping[str, float] = {"float32": 3e-5, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference by activation dtype, relative to the magnitude of its own channel. A product
@@ -103,9 +103,11 @@ def activation_dtype(model: ir.Model) -> str:
 def written_slots(outputs: Feed, ports: Sequence[Port], feed: Feed) -> Feed:
     """`outputs` with those slots of their caches [B, K, S, D] that hold something after a step on
     `feed`: nobody sees the others."""
-    rows, cut = sizes_of(ports, feed).get("N", 0), dict(outputs)
+    cut = dict(outputs)
     for port in ports:
         if port.compare == "written" and port.direction == "out" and port.name in outputs:
+            step = step_port(ports, port.owner)
+            rows = 0 if step is None else feed[step.name].shape[1]
             slots = int(np.min(feed[port.valid_by or ""])) + rows
             cut[port.name] = outputs[port.name][:, :, :slots]
     return cut

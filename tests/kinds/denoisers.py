@@ -48,3 +48,44 @@ def export_denoiser(path: Path, opset: int = 20, conditioned: bool = False) -> P
     )  # fmt: skip
     program.save(str(path))
     return path
+
+
+def export_branching(path: Path) -> Path:
+    """Write a network of one convolution, another one from time step 500 on: an If that only the
+    feed decides."""
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    random = np.random.default_rng(0)
+
+    def branch(name: str) -> onnx.GraphProto:
+        weight = random.standard_normal((4, 4, 3, 3)).astype(np.float32) / 6
+        held = numpy_helper.from_array(weight, f"{name}.weight")
+        node = helper.make_node("Conv", ["x", f"{name}.weight"], [f"{name}.y"], pads=[1, 1, 1, 1])
+        out = helper.make_tensor_value_info(f"{name}.y", onnx.TensorProto.FLOAT, None)
+        return helper.make_graph([node], name, [], [out], [held])
+
+    limit = numpy_helper.from_array(np.asarray(500, np.int64), "limit")
+    first = numpy_helper.from_array(np.asarray(0, np.int64), "first")
+    nodes = [
+        helper.make_node("Gather", ["t", "first"], ["step"]),
+        helper.make_node("Less", ["step", "limit"], ["early"]),
+        helper.make_node(
+            "If", ["early"], ["made"], then_branch=branch("early"), else_branch=branch("late")
+        ),
+        helper.make_node("Tanh", ["made"], ["noise"]),
+    ]
+    shape = ["B", 4, "H", "W"]
+    graph = helper.make_graph(
+        nodes, "branching",
+        [
+            helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape),
+            helper.make_tensor_value_info("t", onnx.TensorProto.INT64, ["B"]),
+        ],
+        [helper.make_tensor_value_info("noise", onnx.TensorProto.FLOAT, shape)],
+        [limit, first],
+    )  # fmt: skip
+    opset = helper.make_opsetid("", 20)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), str(path))
+    return path

@@ -8,12 +8,13 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.contrib_ops.operands import MICROSOFT
+from graftline.errors import NotApplicable
 from graftline.passes.grafts.masks import MASK_KEY, meaning
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.ports import port_of, value_of
 from graftline.passes.lower.ort.operands import Operands, permutation, rows_of
 from graftline.passes.pipeline.graft import ROLE
-from graftline.ports import read_ports
+from graftline.ports import TARGET, read_ports, step_port
 
 
 @dataclass
@@ -25,20 +26,29 @@ class Lengths:
     start: ir.Value
     by: str
     graph: ir.Graph = field(init=False)
+    owner: str = field(init=False)
+    """Whose step it is."""
     seqlens: ir.Value = field(init=False)
     total: ir.Value = field(init=False)
     biases: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graph, start = self.model.graph, self.start
+        ports = [p for p in read_ports(self.model) if p.direction == "in"]
+        self.owner = next(p.owner for p in ports if p.name == start.name)
+        step = step_port(ports, self.owner)
+        if step is None:
+            why = f"no input of '{self.owner}' has a row for each new position"
+            raise NotApplicable(f"lower-ort: {why}")
+        prefix = "" if self.owner == TARGET else f"{self.owner}."
         emit = Emit(self.graph, self.by, self.graph[0], block="shared")
-        rows = emit.op("Shape", [_rows(self.model, start)], start=1, end=2)
+        rows = emit.op("Shape", [value_of(self.model, step)], start=1, end=2)
         self.total64 = emit.op("Add", [emit.op("ReduceMax", [start], keepdims=1), rows])
         one = emit.const("axes.1", [1], np.int64)
         last = emit.op("Sub", [emit.op("Add", [start, rows]), one])
-        self.seqlens = emit.op("Cast", [last], "seqlens_k", to=ir.DataType.INT32)
+        self.seqlens = emit.op("Cast", [last], f"{prefix}seqlens_k", to=ir.DataType.INT32)
         scalar = emit.op("Squeeze", [self.total64])
-        self.total = emit.op("Cast", [scalar], "total_length", to=ir.DataType.INT32)
+        self.total = emit.op("Cast", [scalar], f"{prefix}total_length", to=ir.DataType.INT32)
 
     def bias(self, mask: ir.Value, at: ir.Node) -> ir.Value:
         """[B, 1 or heads, N, T] in the type of the queries of `at`, from a mask over S slots; made
@@ -56,14 +66,6 @@ class Lengths:
                 cut = emit.op("Where", [cut, seen, hidden])
             self.biases[mask] = cut
         return self.biases[mask]
-
-
-def _rows(model: ir.Model, start: ir.Value) -> ir.Value:
-    """An input [B, N, ...] of whoever owns what is written from `start` on."""
-    ports = read_ports(model)
-    owner = next(p.owner for p in ports if p.direction == "in" and p.name == start.name)
-    mine = [p for p in ports if p.owner == owner and p.direction == "in"]
-    return value_of(model, next(p for p in mine if p.shape[:2] == ("B", "N")))
 
 
 def group_query_attention(graph: ir.Graph, found: Operands, lengths: Lengths, by: str) -> None:
@@ -85,7 +87,8 @@ def group_query_attention(graph: ir.Graph, found: Operands, lengths: Lengths, by
     cos, sin, positions = found.rotary.inputs[1:4] if found.rotary is not None else (None,) * 3
     inputs += [cos, sin, positions if cos is not None else None]
     says = meaning(node)
-    tree = any(port_of(lengths.model, role) is not None for role in ("mask", "parents"))
+    roles = ("mask", "parents")
+    tree = any(port_of(lengths.model, role, owner=lengths.owner) is not None for role in roles)
     mask = node.inputs[3]
     assert mask is not None
     if tree or says["kind"] in ("alibi", "formula"):
@@ -155,7 +158,8 @@ def _replace_output(emit: Emit, node: ir.Node, rows: ir.Value, found: Operands) 
 
 def _joins(node: ir.Node, width: int) -> bool:
     shape = node.outputs[0].shape
-    return node.op_type == "Reshape" and shape is not None and len(shape) == 3 and shape[2] == width
+    joined = node.op_type == "Reshape" and not node.outputs[0].is_graph_output()
+    return joined and shape is not None and len(shape) == 3 and shape[2] == width
 
 
 def _replace_caches(graph: ir.Graph, found: Operands, made: ir.Node) -> None:
