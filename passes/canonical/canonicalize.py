@@ -109,10 +109,10 @@ class Canonicalize(Graft):
         """Every attention as a node; tables hold `rows`, and no more than `bound` positions are
         ever fed (0: any number)."""
         graph, positions = model.graph, entry.positions
-        measures, hidden = measure(graph, entry.tokens, positions)
+        measures, hidden = measure(graph, entry.tokens, positions, bound)
         rotary = RotaryReader(graph, measures, hidden, positions, entry.own_positions, rows)
         masks = MaskWriter(graph, positions)
-        reader = AttentionReader(graph, measures, hidden, rotary, masks, bound)
+        reader = AttentionReader(graph, measures, hidden, rotary, masks)
         if not reader.run():
             near = [n for n in graph if n.op_type == "Softmax" or "Attention" in n.op_type]
             raise NotApplicable(
@@ -146,10 +146,10 @@ def _stated(model: ir.Model) -> int:
 
 
 def measure(
-    graph: ir.Graph, tokens: ir.Value, positions: ir.Value
+    graph: ir.Graph, tokens: ir.Value, positions: ir.Value, most: int = 0
 ) -> tuple[Measures, set[ir.Value]]:
-    """Shapes at several sizes, and which values are activations."""
-    return Measures(graph, tokens, positions), hidden_values(graph, tokens)
+    """Shapes at several sizes, and which values are activations; its tables hold `most` positions."""
+    return Measures(graph, tokens, positions, most), hidden_values(graph, tokens)
 
 
 def settle(model: ir.Model, tokens: ir.Value, positions: ir.Value) -> None:

@@ -69,10 +69,10 @@ def _near(array: Array) -> Array:
     return numbers[np.isfinite(numbers) & (numbers <= limit)]
 
 
-def lengths_around(constants: Iterable[int]) -> list[int]:
-    """Lengths around each constant, ascending."""
+def lengths_around(constants: Iterable[int], most: int = 0) -> list[int]:
+    """Lengths around each constant, ascending; none above `most`, where that is not 0."""
     around = {n for c in constants for n in (c - 1, c, c + 1, 2 * c + 1) if n > 0}
-    return sorted(around.union(_SHORT))
+    return sorted(n for n in around.union(_SHORT) if not most or n <= most)
 
 
 @dataclass
@@ -146,7 +146,7 @@ def steady(value: ir.Value, measures: Measures) -> bool:
     """Whether a weight-free number is the same at every length. Raises CannotEvaluate."""
     if value.const_value is not None:
         return True
-    each = lengths_around(constants_above([value]))
+    each = lengths_around(constants_above([value]), measures.most)
     found = [measures.world(2 if n <= _FEW else 1, n).value(value).reshape(-1) for n in each]
     return all(np.array_equal(f, found[0]) for f in found)
 

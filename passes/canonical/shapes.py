@@ -23,10 +23,13 @@ FOLDED = 1024
 
 
 class Measures:
-    """The graph measured at several sizes (B, N); tokens are zeros and positions count up."""
+    """The graph measured at several sizes (B, N); tokens are zeros and positions count up. Its
+    tables hold `most` positions, and no more are ever fed (0: any number)."""
 
-    def __init__(self, graph: ir.Graph, tokens: ir.Value, positions: ir.Value) -> None:
-        self.graph, self.tokens, self.positions = graph, tokens, positions
+    def __init__(
+        self, graph: ir.Graph, tokens: ir.Value, positions: ir.Value, most: int = 0
+    ) -> None:
+        self.graph, self.tokens, self.positions, self.most = graph, tokens, positions, most
         self.each = [Measure(graph, self.world(b, n)) for b, n in SIZES]
 
     def world(self, batch: int, length: int) -> World:

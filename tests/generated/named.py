@@ -260,4 +260,15 @@ PORTS: dict[str, Named] = {
     "packed projections, transposed weights": served(packed=True, linear="transposed"),
 }  # fmt: skip
 
-NAMED: dict[str, Named] = {**MASKS, **SCORES, **STREAM, **NORMS, **PORTS}
+TABLES: dict[str, Named] = {
+    "192 cosines as a constant, GroupQueryAttention": served(constants="nodes", attention="gqa"),
+    "192 cosines as a constant, RotaryEmbedding": served(
+        constants="nodes", rotary_spelled="op", opset=24, attention="op4"),
+    "192 cosines, counted from the end of the text": refused(
+        "angles depend on other positions", odd=("reversed",), rotary_spelled="tables"),
+    "a stored square of 192 over flat scores": served(
+        constants="nodes", mask_from="buffer", flat_scores=True, shared_mask=False),
+}  # fmt: skip
+"""Tables that end at 192 positions, found by random seeds."""
+
+NAMED: dict[str, Named] = {**MASKS, **SCORES, **STREAM, **NORMS, **PORTS, **TABLES}

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graftline.errors import NotApplicable
 from graftline.passes.canonical.canonicalize import measure
 from graftline.passes.canonical.rotary.tables import held_positions
 
@@ -20,6 +21,10 @@ _MOST = 64
         ("later = Add(positions, two) out = Gather(table, later)", 10),
         ("at = Min(positions, two) out = Gather(table, at)", _MOST),
         ("half = Div(positions, two) out = Gather(table, half)", 24),
+        ("turned = RotaryEmbedding(x, table, table, positions) out = Identity(turned)", 12),
+        ("turned = RotaryEmbedding(x, read, read) out = Identity(turned)", _MOST),
+        ("n = Shape<start=1, end=2>(tokens) last = Sub(n, one) at = Sub(last, positions) "
+         "out = Gather(table, at)", 12),
         ("n = Shape<start=1, end=2>(tokens) out = Slice(table, start, n, axes)", 12),
         ("n = Shape<start=1, end=2>(tokens) few = Min(n, eleven) "
          "out = Slice(table, start, few, axes)", _MOST),
@@ -27,10 +32,20 @@ _MOST = 64
     ],
 )  # fmt: skip
 def test_first_position_beyond_a_table(text: str, held: int) -> None:
+    assert _held(text) == held
+
+
+def test_a_table_without_the_first_tokens_row_is_refused() -> None:
+    with pytest.raises(NotApplicable, match="a table of 12 rows is read beyond its end"):
+        _held("at = Add(positions, far) out = Gather(table, at)")
+
+
+def _held(text: str) -> int:
     model = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["" : 24]>\n'
         "g (int64[B, N] tokens, int64[B, N] positions) => (out)"
-        "<int64 two = {2}, int64[1] eleven = {11}, int64[1] start = {0}, int64[1] axes = {0}>"
+        "<int64 two = {2}, int64[1] one = {1}, int64 far = {20}, int64[1] eleven = {11}, "
+        "int64[1] start = {0}, int64[1] axes = {0}, float[1, 2, 5, 8] x, float[1, 5, 4] read>"
         "{ " + text + " }"
     )
     graph = model.graph
@@ -41,4 +56,4 @@ def test_first_position_beyond_a_table(text: str, held: int) -> None:
             if value is not None and value.name == "table":
                 node.replace_input_with(index, table)
     tokens, positions = graph.inputs
-    assert held_positions(graph, *measure(graph, tokens, positions), _MOST) == held
+    return held_positions(graph, *measure(graph, tokens, positions), _MOST)

@@ -65,8 +65,6 @@ class AttentionReader:
     hidden: set[ir.Value]
     rotary: RotaryReader
     masks: MaskWriter
-    bound: int = 0
-    """The most positions that are ever fed; 0: any number."""
     read: dict[str, Mask] = field(default_factory=dict[str, Mask])
     probabilities: Probabilities = field(init=False)
 
@@ -106,7 +104,7 @@ class AttentionReader:
             raise NotApplicable("values are scaled before attention", [where])
         if found.bias_key not in self.read:
             self.read[found.bias_key] = read_mask(
-                found.bias, self.measures, self.hidden, self.rotary.rows, self.bound, where
+                found.bias, self.measures, self.hidden, self.rotary.rows, where
             )
         mask = self.read[found.bias_key]
         scale = found.scale * q.scale * k.scale

@@ -74,10 +74,10 @@ class Probabilities:
         names = [label(n) for n in between]
         given = self._given(between)
         wide = max(self.measures.shape(softmax.outputs[0])[:-2], default=1)
-        lengths = lengths_around(constants_above([*given, *scores.sources]))
+        constants = constants_above([*given, *scores.sources])
         per_row = any("N" in (self.measures.dims(v) or ["N"]) for v in given)
         product, probabilities = scores.product.outputs[0], softmax.outputs[0]
-        for n in lengths:
+        for n in lengths_around(constants, self.measures.most):
             if wide * n * n > SQUARE:
                 if per_row:
                     raise NotApplicable(

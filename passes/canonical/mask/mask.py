@@ -57,19 +57,18 @@ class Bias:
 
 
 def read_mask(
-    bias: Bias, measures: Measures, hidden: set[ir.Value], rows: int, bound: int, where: str
+    bias: Bias, measures: Measures, hidden: set[ir.Value], rows: int, where: str
 ) -> Mask:
-    """Read a bias; tables by position hold `rows`, and no more than `bound` positions are ever fed
-    (0: any number). Raises NotApplicable for what is no function of positions or sees later ones,
-    CannotEvaluate for what cannot be looked at."""
+    """Read a bias; tables by position hold `rows`. Raises NotApplicable for what is no function of
+    positions or sees later ones, CannotEvaluate for what cannot be looked at."""
     constants = constants_above(bias.sources)
-    around = lengths_around(constants)
-    lengths = Lengths(measures, [n for n in around if not bound or n <= bound])
+    lengths = Lengths(measures, lengths_around(constants, measures.most))
     _refuse_tokens(bias, lengths, constants, where)
     lift = Lift(lengths, rows, hidden, bias.zero)
     root = bias.lift(lift)
     points = _points(constants)
-    points = points[points < min(bound or LONGEST * 4, lift.rows if lift.tables else LONGEST * 4)]
+    most = measures.most or LONGEST * 4
+    points = points[points < (min(most, lift.rows) if lift.tables else most)]
     formula = _settle_length(lift, root, points, where)
     raw = _proved(bias, formula, lengths, points, where)
     far = _keys_of(points, constants)

@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
-import numpy as np
+from bisect import bisect_left
+
 import onnx_ir as ir
 
+from graftline.errors import NotApplicable
 from graftline.passes.canonical.lengths import above
 from graftline.passes.canonical.shapes import Measures
-from graftline.passes.graph.meaning import World
+from graftline.passes.graph.meaning import World, label
 
 
 def held_positions(graph: ir.Graph, measures: Measures, hidden: set[ir.Value], rows: int) -> int:
-    """The most positions, and no more than `rows`, at which every weight-free table of the graph
-    has the rows that are asked for. A table read at clipped positions holds any number.
+    """The most positions, and no more than `rows`, at which every weight-free table of the graph,
+    those of rotary embeddings included, has the rows that are asked for. A table read at clipped
+    positions holds any number.
 
-    Raises CannotEvaluate and DoesNotRun for indices that cannot be looked at.
+    Raises NotApplicable for a table that does not even hold a first token's row, CannotEvaluate
+    and DoesNotRun for indices that cannot be looked at.
     """
     for node in graph:
-        if node.outputs[0] in hidden or node.op_type not in ("Gather", "Slice"):
+        if node.op_type == "RotaryEmbedding" and len(node.inputs) > 3:
+            rows = _read(node, (1, 3), 0, measures, rows)
+        elif node.outputs[0] in hidden:
             continue
-        reads = _gathered if node.op_type == "Gather" else _sliced
-        rows = min(rows, reads(node, measures, rows))
+        elif node.op_type == "Gather":
+            axis = node.attributes.get_int("axis", 0) or 0
+            rows = _read(node, (0, 1), axis, measures, rows)
+        elif node.op_type == "Slice":
+            rows = min(rows, _sliced(node, measures, rows))
     return rows
 
 
-def _gathered(node: ir.Node, measures: Measures, rows: int) -> int:
-    """The first position whose index is beyond the table; `rows` where there is none."""
-    data, index = node.inputs[:2]
+def _read(
+    node: ir.Node, places: tuple[int, int], axis: int, measures: Measures, rows: int
+) -> int:
+    """The most positions, up to `rows`, whose indices are within an axis of the table; `places` are
+    the inputs that hold table and indices."""
+    data, index = (node.inputs[i] for i in places)
     if data is None or index is None:
         return rows
     sizes, dims = measures.dims(data), measures.dims(index)
     if sizes is None or dims is None or dims.count("N") != 1 or _is_square(index, measures):
         return rows
-    size = sizes[(node.attributes.get_int("axis", 0) or 0) % len(sizes)]
+    size = sizes[axis % len(sizes)]
     if not isinstance(size, int):
         return rows
-    at = np.moveaxis(measures.world(1, rows).value(index), dims.index("N"), 0)
-    beyond = ((at >= size) | (at < -size)).reshape(len(at), -1).any(axis=1)
-    first = int(beyond.argmax())  # not 0: such an index counts from the end, and is refused as such
-    return first if beyond.any() and first else rows
+
+    def beyond(length: int) -> bool:
+        at = measures.world(1, length).value(index)
+        return bool(((at >= size) | (at < -size)).any())
+
+    # an index may be counted from the end of the text, so each length is looked at by itself
+    held = bisect_left(range(1, rows + 1), True, key=beyond)
+    if not held:
+        raise NotApplicable(
+            f"a table of {size} rows is read beyond its end at the first token; export again with "
+            "a table that is long enough", [label(node)],
+        )  # fmt: skip
+    return held
 
 
 def _is_square(value: ir.Value, measures: Measures) -> bool:
