@@ -148,7 +148,7 @@ def _stated(model: ir.Model) -> int:
 def measure(
     graph: ir.Graph, tokens: ir.Value, positions: ir.Value, most: int = 0
 ) -> tuple[Measures, set[ir.Value]]:
-    """Shapes at several sizes, and which values are activations; its tables hold `most` positions."""
+    """Shapes at several sizes, and which values are activations; tables hold `most` positions."""
     return Measures(graph, tokens, positions, most), hidden_values(graph, tokens)
 
 

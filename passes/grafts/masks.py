@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,27 @@ def combined(
         return emit.op("And", [visible, values], f"mask.formula.{formula.text()}")
     hidden = emit.const("minus_infinity", -np.inf, np.float32)
     return emit.op("Where", [visible, values, hidden], f"mask.formula.{formula.text()}")
+
+
+def shift_biases(graph: ir.Graph, nodes: Iterable[ir.Node], by: str) -> None:
+    """Subtract each row's largest bias from the additive masks of attentions, in fp32, before they
+    are rounded to a lower precision.
+
+    softmax(x + b) = softmax(x + b - max b): the biases near the largest, which decide, become small
+    and keep their digits; ALiBi over absolute positions would lose them.
+    """
+    shifted: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        mask = node.inputs[3] if len(node.inputs) > 3 else None
+        if mask is None or mask.dtype != ir.DataType.FLOAT:
+            continue
+        if mask not in shifted:
+            emit = Emit(graph, by, node, block="shared")
+            last = emit.const("axes.-1", [-1], np.int64)
+            made = emit.op("Sub", [mask, emit.op("ReduceMax", [mask, last], keepdims=1)])
+            made.shape, made.type = mask.shape, mask.type
+            shifted[mask] = made
+        node.replace_input_with(3, shifted[mask])
 
 
 def _formula_in(node: ir.Node) -> Formula:

@@ -92,6 +92,10 @@ MASKS: dict[str, Named] = {
     "alibi clipped at 40": served(rotary="none", slopes="clipped", clip=40),
     "alibi clipped at 11": served(rotary="none", slopes="clipped", clip=11),
     "alibi in a window": served(rotary="none", slopes="distance", layers=seeing(WINDOW)),
+    "alibi clipped at 11 over a stored square": served(
+        rotary="none", slopes="clipped", clip=11, mask_from="buffer"),
+    "relative bias over windows in a stored square": served(
+        rotary="none", buckets="clipped", clip=20, mask_from="buffer", layers=seeing(WINDOW)),
     "alibi, cached": served(rotary="none", slopes="distance", cached=True),
     "alibi, Attention node": served(rotary="none", slopes="distance", opset=23, attention="op4"),
     "relative bias clipped at 40": served(rotary="none", buckets="clipped", clip=40),
@@ -206,6 +210,10 @@ NORMS: dict[str, Named] = {
     "fp16 matrices behind a Cast": served(layers=TWO, stored_half=True),
     "fp16 throughout": either("fp16|float16|half", half=True),
     "fp16 throughout, cached": either("fp16|float16|half", half=True, cached=True),
+    "fp16 throughout, alibi": served(half=True, rotary="none", slopes="distance"),
+    "fp16 throughout, relative bias": served(half=True, rotary="none", buckets="logarithmic"),
+    "fp16 throughout, alibi, heads of six": served(
+        half=True, rotary="none", slopes="clipped", head_size=6),
     "epsilon 1e-12": served(epsilon=1e-12),
     "scale plus one": served(plus_one=True),
     "norms after the sum": served(layers=TWO, place="post"),

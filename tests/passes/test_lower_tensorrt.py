@@ -13,10 +13,9 @@ from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Array, Feed, Prepared, decoder_feed, run
 from graftline.facts import DecoderFacts, decoder_facts, write_facts
 from graftline.models.decoder import TinyDecoder
-from graftline.passes import GRAFTS, Pipeline
+from graftline.passes import GRAFTS, Pipeline, lower_ort, tensorrt_attention
 from graftline.passes.laws.common import infer_shapes
-from graftline.passes.lower.tensorrt.attention import AttentionLowering
-from graftline.ports import Port, read_ports, write_ports
+from graftline.ports import Port, read_ports, write_facts, write_ports
 from graftline.recipe import recipes
 
 ALL = (
@@ -202,14 +201,17 @@ def test_the_same_numbers_are_one_weight() -> None:
     assert "lm_head.weight" not in model.graph.initializers
 
 
-def far(monkeypatch: pytest.MonkeyPatch | None) -> float:
+LOWERINGS = {"lower-tensorrt": tensorrt_attention, "lower-ort": lower_ort}
+
+
+def far(lowering: str, monkeypatch: pytest.MonkeyPatch | None) -> float:
     """Largest difference of bf16 logits to fp32 at position 1,900, biased by ALiBi."""
     if monkeypatch is not None:
-        monkeypatch.setattr(AttentionLowering, "_shift_bias", lambda *a: None)
+        monkeypatch.setattr(LOWERINGS[lowering], "shift_biases", lambda *a: None)
     spec = TinyDecoder(alibi=True, positions=2048)
     fp32, bf16 = host(spec), host(spec)
     Pipeline.parse("anchors | kv-cache", GRAFTS).run(fp32)
-    low = Pipeline.parse("anchors | kv-cache | lower-tensorrt{dtype=bf16}", GRAFTS)
+    low = Pipeline.parse(f"anchors | kv-cache | {lowering}{{dtype=bf16}}", GRAFTS)
     low.run(bf16)
     rng, feed = np.random.default_rng(0), decoder_feed(61, batch=1)
     feed["positions"] += 1900
@@ -221,9 +223,12 @@ def far(monkeypatch: pytest.MonkeyPatch | None) -> float:
     return float(np.max(np.abs(gap)))
 
 
-def test_alibi_keeps_its_digits_far_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert far(None) < 0.1
-    assert far(monkeypatch) > 0.2, "biases of -950 in bf16 are 4 apart"
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_alibi_keeps_its_digits_far_from_the_start(
+    lowering: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert far(lowering, None) < 0.1
+    assert far(lowering, monkeypatch) > 0.2, "biases of -950 in bf16 are 4 apart"
 
 
 def test_a_weight_beyond_fp16_is_named() -> None:

@@ -17,7 +17,7 @@ from graftline.passes.canonical.mask.lift_rules import by_operator, look_up
 from graftline.passes.canonical.mask.lines import Line, Rows, line_of, steps_of
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.formula import number
-from graftline.passes.graph.meaning import label_value
+from graftline.passes.graph.meaning import constant, label_value
 
 Axes = tuple[str, ...]
 _TABLE_BYTES = 1 << 24
@@ -60,6 +60,22 @@ class Lift:
     def constant(self, array: Array) -> ir.Value:
         """A number or an array of the formula."""
         return number(self.emit, np.asarray(array))
+
+    def choose(
+        self, condition: ir.Value, yes: ir.Value, no: ir.Value, dtype: ir.DataType | None
+    ) -> ir.Value:
+        """Where; for truths in logic, because ONNX Runtime has no Where over them."""
+        if dtype != ir.DataType.BOOL:
+            return self.emit.op("Where", [condition, yes, no])
+        one, other = _truth(yes), _truth(no)
+        if one and other is False:
+            return condition
+        if one:
+            return self.emit.op("Or", [condition, no])
+        without = self.emit.op("And", [self.emit.op("Not", [condition]), no])
+        if one is False:
+            return without
+        return self.emit.op("Or", [self.emit.op("And", [condition, yes]), without])
 
     def attention_mask(self, mask: ir.Value | None, causal: bool) -> ir.Value:
         """The mask of an Attention node, bool or additive, and what it says itself."""
@@ -254,8 +270,14 @@ class Lift:
                 "GreaterOrEqual", [distance, self.constant(np.asarray(start, np.int64))]
             )
             piece = self.constant(_per_head(values, values.dtype))
-            made = self.emit.op("Where", [reached, piece, made])
+            made = self.choose(reached, piece, made, ir.DataType.from_numpy(values.dtype))
         return made
+
+
+def _truth(value: ir.Value) -> bool | None:
+    """What a constant says of all pairs; None for what differs."""
+    array = constant(value)
+    return bool(array.reshape(())) if array is not None and array.size == 1 else None
 
 
 def _per_head(values: Array, dtype: np.dtype[np.generic]) -> Array:

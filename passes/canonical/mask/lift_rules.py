@@ -46,6 +46,9 @@ def _elementwise(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value:
     ]
     if len(kept) == 1 < len(inputs) and kept[0] is not None:
         return kept[0]
+    if node.op_type == "Where":
+        condition, yes, no = (v for v in inputs if v is not None)
+        return lift.choose(condition, yes, no, node.outputs[0].dtype)
     return lift.emit.op(node.op_type, inputs, **attributes)
 
 
@@ -122,7 +125,7 @@ def _triangle(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value | None:
     if dtype is None:
         raise NotApplicable("a triangle of unknown type", [label(node)])
     nothing = lift.constant(np.zeros((), dtype.numpy()))
-    return lift.emit.op("Where", [kept, source, nothing])
+    return lift.choose(kept, source, nothing, dtype)
 
 
 def _gathered(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value | None:

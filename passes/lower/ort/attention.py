@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,14 +59,33 @@ class Lengths:
             zero, axis = emit.const("axes.0", [0], np.int64), emit.const("axes.3", [3], np.int64)
             cut = emit.op("Slice", [mask, zero, self.total64, axis])
             if mask.dtype == ir.DataType.BOOL:
-                kind = at.inputs[0].dtype if at.inputs[0] is not None else None
-                dtype = (kind or ir.DataType.FLOAT).numpy()
+                dtype = query_type(at).numpy()
                 lowest = np.finfo(np.float32 if dtype == np.float32 else np.float16).min
                 seen = emit.const("bias.seen", 0.0, dtype)
                 hidden = emit.const("bias.hidden", lowest, dtype)
                 cut = emit.op("Where", [cut, seen, hidden])
             self.biases[mask] = cut
         return self.biases[mask]
+
+
+def query_type(node: ir.Node) -> ir.DataType:
+    """The element type of an attention's queries."""
+    query = node.inputs[0]
+    return (query.dtype if query is not None else None) or ir.DataType.FLOAT
+
+
+def round_biases(graph: ir.Graph, nodes: Iterable[ir.Node], by: str) -> None:
+    """Additive masks in the type of the queries they meet, the only one ONNX Runtime adds."""
+    rounded: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    for node in nodes:
+        mask, dtype = node.inputs[3], query_type(node)
+        if mask is None or mask.dtype in (ir.DataType.BOOL, dtype):
+            continue
+        if (mask, dtype) not in rounded:
+            made = Emit(graph, by, node, block="shared").op("Cast", [mask], to=dtype)
+            made.shape, made.type = mask.shape, ir.TensorType(dtype)
+            rounded[mask, dtype] = made
+        node.replace_input_with(3, rounded[mask, dtype])
 
 
 def group_query_attention(graph: ir.Graph, found: Operands, lengths: Lengths, by: str) -> None:

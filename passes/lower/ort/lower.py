@@ -18,15 +18,20 @@ from graftline.contrib_ops.operands import MICROSOFT
 from graftline.errors import NotApplicable, nearest
 from graftline.evaluate import Feed
 from graftline.passes.anchors.anchors import with_role
+from graftline.passes.grafts.masks import shift_biases
 from graftline.passes.graph.emit import drop_unused
 from graftline.passes.graph.operators import inline
-from graftline.passes.graph.ports import lengths_of
 from graftline.passes.laws.tables import tables
-from graftline.passes.lower.ort.attention import Lengths, group_query_attention
+from graftline.passes.lower.ort.attention import (
+    Lengths,
+    group_query_attention,
+    query_type,
+    round_biases,
+)
 from graftline.passes.lower.ort.fusions import fused_matmul, skip_norm
 from graftline.passes.lower.ort.operands import Operands
 from graftline.passes.lower.precision import PRECISIONS, cast_caches, narrow
-from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
+from graftline.passes.pipeline.graft import Graft, WeightFreeLaw
 
 PROVIDERS = ("cpu", "cuda")
 
@@ -57,11 +62,14 @@ class LowerOrt(Graft):
         graph = model.graph
         model.opset_imports[MICROSOFT] = 1
         inline(model, self.name())
+        attentions = with_role(graph, "attention")
+        low = [n for n in attentions if self.dtype != "fp32" or query_type(n) != ir.DataType.FLOAT]
+        shift_biases(graph, low, self.name())
+        round_biases(graph, low, self.name())
         if self.dtype != "fp32":
             narrow(model, PRECISIONS[self.dtype], self.name())
         grouped = self.provider == "cpu" or self.dtype != "fp32"
-        indices = lengths_of(model)
-        operands = [Operands.of(node, indices) for node in with_role(graph, "attention")]
+        operands = [Operands.of(node) for node in attentions]
         if grouped and all(o is not None for o in operands):
             steps: dict[ir.Value, Lengths] = {}
             for found in operands:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from graftline.passes.grafts.masks import shift_biases
 from graftline.passes.graph.emit import Emit
 from graftline.passes.lower.tensorrt.importable import key_and_value_size
 
@@ -20,36 +21,21 @@ class AttentionLowering:
     graph: ir.Graph
     by: str
     rounded: bool
-    shifted: dict[ir.Value, ir.Value] = field(default_factory=dict[ir.Value, ir.Value])
 
     def apply(self) -> None:
         """Rewrite every node."""
-        for node in [n for n in self.graph if n.op_type == "Attention"]:
+        nodes = [n for n in self.graph if n.op_type == "Attention"]
+        if self.rounded:
+            shift_biases(self.graph, nodes, self.by)
+        for node in nodes:
             mask = node.inputs[3] if len(node.inputs) > 3 else None
-            if mask is not None and mask.dtype != ir.DataType.BOOL:
-                if self.rounded:
-                    self._shift_bias(node, mask)
-            elif mask is not None and len(mask.uses()) > 1:
+            if mask is not None and mask.dtype == ir.DataType.BOOL and len(mask.uses()) > 1:
                 self._own_mask(node, mask)
             keys, values = key_and_value_size(node)
             if node.attributes.get_float("softcap", 0.0) or keys != values:
                 PlainAttention(Emit(self.graph, self.by, node), node).write()
             else:
                 self._fold_scale(node)
-
-    def _shift_bias(self, node: ir.Node, mask: ir.Value) -> None:
-        """Subtract each row's largest bias from an additive mask, in fp32, before it is rounded.
-
-        softmax(x + b) = softmax(x + b - max b): the biases near the largest, which decide, become
-        small and keep their digits; ALiBi over absolute positions would lose them.
-        """
-        if mask not in self.shifted:
-            emit = Emit(self.graph, self.by, node, block="shared")
-            last = emit.const("axes.-1", [-1], np.int64)
-            made = emit.op("Sub", [mask, emit.op("ReduceMax", [mask, last], keepdims=1)])
-            made.type = mask.type
-            self.shifted[mask] = made
-        node.replace_input_with(3, self.shifted[mask])
 
     def _own_mask(self, node: ir.Node, mask: ir.Value) -> None:
         """Give an attention a mask tensor that no other reads: mask AND mask, which is the mask.
