@@ -19,7 +19,6 @@ import onnx_ir.passes.common as common
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
-from graftline.facts import FACTS_KEY, decoder_facts, write_facts
 from graftline.passes.canonical.attention.attention import AttentionReader
 from graftline.passes.canonical.ends import open_head, own_head_weight, settle_positions
 from graftline.passes.canonical.entry.assumptions import check_assumptions
@@ -27,7 +26,7 @@ from graftline.passes.canonical.entry.entry import Entry, enter
 from graftline.passes.canonical.facts import settle_facts
 from graftline.passes.canonical.linear import unflatten_rows
 from graftline.passes.canonical.mask.writer import MaskWriter
-from graftline.passes.canonical.norm import fuse_norms
+from graftline.passes.canonical.norm import expand_fused_norms, fuse_norms
 from graftline.passes.canonical.opset.contrib import expand_contrib, refuse_quantized
 from graftline.passes.canonical.opset.opset import open_graph
 from graftline.passes.canonical.rotary.rotary import RotaryReader
@@ -37,8 +36,16 @@ from graftline.passes.canonical.shapes import Measures, dedupe, fold, settle_sha
 from graftline.passes.graph.meaning import hidden_values, label, label_value
 from graftline.passes.graph.names import separate_names
 from graftline.passes.laws.masks import masks
-from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
-from graftline.ports import Port, by_role, read_assumptions, write_assumptions, write_ports
+from graftline.passes.pipeline.graft import Graft, WeightFreeLaw
+from graftline.ports import (
+    FACTS_KEY,
+    Port,
+    by_role,
+    read_assumptions,
+    write_assumptions,
+    write_facts,
+    write_ports,
+)
 from graftline.raw_ports import read_raw, write_raw
 
 _SETTLE_ROUNDS = 4
@@ -64,6 +71,7 @@ class Canonicalize(Graft):
     def apply(self, model: ir.Model) -> None:
         graph = model.graph
         open_graph(model)
+        expand_fused_norms(graph)
         infer_types(model)
         entry = enter(model)
         tokens, positions, own = entry.tokens, entry.positions, entry.own_positions
@@ -71,6 +79,7 @@ class Canonicalize(Graft):
         write_assumptions(model, (*read_assumptions(model), *entry.assumptions))
         expand_contrib(model, tokens, positions)
         if entry.replaced:
+            infer_types(model)
             check_assumptions(entry, *measure(graph, tokens, positions), self.causal_mask)
         settle(model, tokens, positions)
         infer_types(model)

@@ -23,12 +23,16 @@ _EPSILONS = {
 """ONNX Runtime's fused norms, and their epsilon where the node says none."""
 
 
-def fuse_norms(model: ir.Model) -> None:
-    """Replace every decomposed or contributed normalisation over the last axis."""
-    graph = model.graph
+def expand_fused_norms(graph: ir.Graph) -> None:
+    """ONNX Runtime's fused norms as ONNX's, which alone say of what type their results are."""
     for node in list(graph):
         if node.op_type in _EPSILONS:
             _expand_fused(graph, node)
+
+
+def fuse_norms(model: ir.Model) -> None:
+    """Replace every decomposed normalisation over the last axis."""
+    graph = model.graph
     for node in list(graph):
         if node.op_type in ("ReduceMean", "ReduceSumSquare"):
             found = _match(node)

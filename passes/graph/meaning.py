@@ -43,6 +43,17 @@ def label_value(value: ir.Value) -> str:
     return label(producer) if producer is not None else f"value {value.name}"
 
 
+def type_of(value: ir.Value) -> np.dtype[np.generic]:
+    """The numpy type of a value's elements. Raises CannotEvaluate where no node tells it."""
+    if value.dtype is None:
+        raise CannotEvaluate(
+            f"the element type of {value.name} is not known: an operator above it is not ONNX's; "
+            "write types into the file with onnxruntime.tools.symbolic_shape_infer",
+            [label_value(value)],
+        )  # fmt: skip
+    return value.dtype.numpy()
+
+
 def sizes_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """The shape of a tensor as plain numbers."""
     return tuple(d for d in tensor.shape if isinstance(d, int))

@@ -210,6 +210,12 @@ NORMS: dict[str, Named] = {
     "fp16 matrices behind a Cast": served(layers=TWO, stored_half=True),
     "fp16 throughout": either("fp16|float16|half", half=True),
     "fp16 throughout, cached": either("fp16|float16|half", half=True, cached=True),
+    "fp16 throughout, SimplifiedLayerNormalization": served(
+        half=True, norm_spelled="simplified", layers=TWO),
+    "fp16 throughout, SkipSimplifiedLayerNormalization": served(
+        half=True, norm_spelled="skip", layers=TWO),
+    "fp16 throughout, RotaryEmbedding of ONNX Runtime, boolean mask input": served(
+        half=True, rotary_spelled="ms", mask_input="bool", mask_spelled="bias"),
     "fp16 throughout, alibi": served(half=True, rotary="none", slopes="distance"),
     "fp16 throughout, relative bias": served(half=True, rotary="none", buckets="logarithmic"),
     "fp16 throughout, alibi, heads of six": served(

@@ -11,7 +11,7 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical.lengths import steady
 from graftline.passes.canonical.shapes import SIZES, Measures
-from graftline.passes.graph.meaning import label, label_value
+from graftline.passes.graph.meaning import label, label_value, type_of
 
 MOVES = frozenset(
     [
@@ -103,7 +103,7 @@ def _explains(
         if shape[0] != batch or rows != length or heads % max(count, 1):
             return None
         rng = np.random.default_rng(0)
-        x = rng.standard_normal(shape).astype(_numpy(base))
+        x = rng.standard_normal(shape).astype(type_of(base))
         world = measures.world(batch, length)
         world.shapes = measure.shapes
         world.known[base] = x
@@ -130,7 +130,3 @@ def _moved(x: Array, like: Array, heads: int, key: bool) -> Array | None:
         if merged == like.shape:
             return moved.reshape(merged)
     return None
-
-
-def _numpy(value: ir.Value) -> np.dtype[np.generic]:
-    return (value.dtype or ir.DataType.FLOAT).numpy()

@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
-from graftline.passes.canonical.attention.scores import Scores, float_type
+from graftline.passes.canonical.attention.scores import Scores
 from graftline.passes.canonical.lengths import SQUARE, constants_above, lengths_around
 from graftline.passes.canonical.shapes import Measures
-from graftline.passes.graph.meaning import label
+from graftline.passes.graph.meaning import label, type_of
 from graftline.passes.graph.seen import rounding
 
 _BETWEEN = 24
@@ -87,7 +87,7 @@ class Probabilities:
                 break
             world = self.measures.world(2, n)
             random = np.random.default_rng(n).standard_normal(scores.product_shape(2, n)) * 3
-            world.known[product] = random.astype(float_type(product))
+            world.known[product] = random.astype(type_of(product))
             before, after = world.value(probabilities), world.value(_input(end, 0))
             gap = np.abs(after.reshape(before.shape).astype(np.float64) - before)
             if not gap.max() <= 8 * rounding(before.dtype):

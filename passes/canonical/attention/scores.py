@@ -11,7 +11,7 @@ from graftline.passes.canonical.lengths import above, steady
 from graftline.passes.canonical.mask.lift import Lift
 from graftline.passes.canonical.mask.mask import Bias
 from graftline.passes.canonical.shapes import SIZES, Measures
-from graftline.passes.graph.meaning import World, label, scalar
+from graftline.passes.graph.meaning import World, label, scalar, type_of
 from graftline.passes.graph.seen import HIDDEN, Seen, largest, rounding
 
 SCORES = (1.0, 30.0, 1e3, 3e4)
@@ -128,7 +128,7 @@ class Scores:
         """What is added to the capped scores, [B, heads, N, N]; checked on random scores, large
         ones among them."""
         product = self.product.outputs[0]
-        shape, dtype = self.product_shape(batch, length), float_type(product)
+        shape, dtype = self.product_shape(batch, length), type_of(product)
         zero = world.fork({**world.known, product: np.zeros(shape, dtype)}).value(self.end)
         if (zero.max(axis=-1) < HIDDEN).any():
             tokens = self.measures.tokens
@@ -176,8 +176,3 @@ class Scores:
             for n in self.chain
         ]
         return f"{rows}.{self.heads(self.measures)}"
-
-
-def float_type(value: ir.Value) -> np.dtype[np.generic]:
-    """The numpy type of a float value; fp32 where it is not known."""
-    return (value.dtype or ir.DataType.FLOAT).numpy()

@@ -18,7 +18,7 @@ from graftline.evaluate import Array
 from graftline.passes.canonical.entry.entry import Entry
 from graftline.passes.canonical.lengths import HIDES
 from graftline.passes.canonical.shapes import SIZES, Measures
-from graftline.passes.graph.meaning import label
+from graftline.passes.graph.meaning import label, type_of
 from graftline.ports import Port
 
 _CHOOSES = {"Where": (0,), "Gather": (1,), "GatherElements": (1,), "GatherND": (1,),
@@ -152,8 +152,7 @@ def _hides_future(meeting: Meeting, value: ir.Value, measures: Measures) -> bool
             world.known[value] = seen(mask)
         world.shapes = measures.each[0].shapes
         for product in products:
-            kind = (product.dtype or ir.DataType.FLOAT).numpy()
-            world.known[product] = np.zeros(measures.shape(product), kind)
+            world.known[product] = np.zeros(measures.shape(product), type_of(product))
         found = world.value(wanted)
         hides.append(~found if found.dtype == np.bool_ else found <= HIDES)
     return bool(np.array_equal(hides[0], hides[1]))

@@ -17,7 +17,7 @@ from graftline.passes.canonical.mask.lift_rules import by_operator, look_up
 from graftline.passes.canonical.mask.lines import Line, Rows, line_of, steps_of
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.formula import number
-from graftline.passes.graph.meaning import constant, label_value
+from graftline.passes.graph.meaning import constant, label_value, type_of
 
 Axes = tuple[str, ...]
 _TABLE_BYTES = 1 << 24
@@ -88,12 +88,12 @@ class Lift:
             return made
         if mask.dtype == ir.DataType.BOOL:
             return self.emit.op("And", [seen, made])
-        lowest = np.asarray(-np.inf, (mask.dtype or ir.DataType.FLOAT).numpy())
+        lowest = np.asarray(-np.inf, type_of(mask))
         return self.emit.op("Where", [seen, made, self.constant(lowest)])
 
     def _lift(self, value: ir.Value, axes: Axes) -> ir.Value:
         if value is self.zero:
-            return self.constant(np.zeros((), (value.dtype or ir.DataType.FLOAT).numpy()))
+            return self.constant(np.zeros((), type_of(value)))
         if "q" in axes and "k" in axes:
             return self._square(value, axes)
         return self._row(value, axes)

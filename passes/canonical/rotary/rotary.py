@@ -21,7 +21,7 @@ from graftline.passes.canonical.lengths import constants_above, lengths_around
 from graftline.passes.canonical.rotary.regions import Region, Regions
 from graftline.passes.canonical.shapes import SIZES, Measures
 from graftline.passes.graph.emit import Emit
-from graftline.passes.graph.meaning import constant, label, label_value
+from graftline.passes.graph.meaning import constant, label, label_value, type_of
 from graftline.passes.graph.seen import rounding
 
 _PROBED = 5
@@ -169,7 +169,7 @@ class RotaryReader:
         self, region: Region, tables: tuple[Array, Array, Array], interleaved: bool, dim: int
     ) -> RawTurn:
         """What the region makes of random heads at every position, which is what the tables do."""
-        x = probe(self.rows, self._sizes(region)[1]).astype(_dtype(region.x))
+        x = probe(self.rows, self._sizes(region)[1]).astype(type_of(region.x))
         out = np.empty(x.shape, np.float32)
         for start, got in self._along(region, x):
             part = slice(start, start + len(got))
@@ -264,7 +264,7 @@ class RotaryReader:
     def _matrices(self, region: Region) -> Array:
         """A(p) for the first positions: [p, D, D], the same for all heads."""
         heads, size = self._sizes(region)
-        x = np.zeros((size, heads, _PROBED, size), _dtype(region.x))
+        x = np.zeros((size, heads, _PROBED, size), type_of(region.x))
         x[np.arange(size), :, :, np.arange(size)] = 1
         out = self._evaluate(region, x, 0)
         if not (out == out[:, :1]).all():
@@ -277,7 +277,7 @@ class RotaryReader:
         size = self._sizes(region)[1]
         first = np.arange(0, dim, 2) if interleaved else np.arange(dim // 2)
         second = first + (1 if interleaved else dim // 2)
-        x = np.zeros((self.rows, size), _dtype(region.x))
+        x = np.zeros((self.rows, size), type_of(region.x))
         x[:, first] = 1
         x[:, dim:] = 1
         out = np.concatenate([rows for _, rows in self._along(region, x)]).astype(np.float64)
@@ -286,14 +286,14 @@ class RotaryReader:
 
     def _takes_one_head(self, region: Region, size: int) -> bool:
         """Whether the nodes can be run on one head alone, which is that much cheaper."""
-        one = np.ones((1, 1, _PROBED, size), _dtype(region.x))
+        one = np.ones((1, 1, _PROBED, size), type_of(region.x))
         try:
             return self._evaluate(region, one, 0).shape[-3:] == (1, _PROBED, size)
         except DoesNotRun:
             return False  # its reshapes name the number of heads
 
     def _hold(self, cos: Array, sin: Array, region: Region) -> tuple[ir.Value, ir.Value]:
-        dtype = _dtype(region.x)
+        dtype = type_of(region.x)
         cos, sin = cos.astype(dtype), sin.astype(dtype)
         key = cos.tobytes() + sin.tobytes()
         if key not in self.tables:
@@ -309,7 +309,7 @@ class RotaryReader:
 
     def _hold_scale(self, scale: Array, region: Region) -> ir.Value:
         """A table [P] of factors, made once."""
-        held = scale.astype(_dtype(region.x))
+        held = scale.astype(type_of(region.x))
         key = held.tobytes()
         if key not in self.scales:
             emit, name = Emit(self.graph, "canonicalize"), f"head_scale.{len(self.scales)}"
@@ -354,7 +354,3 @@ def _turn(x: Array, cos: Array, sin: Array, interleaved: bool, dim: int) -> Arra
     out[:, first] = x[:, first] * cos - x[:, second] * sin
     out[:, second] = x[:, first] * sin + x[:, second] * cos
     return out
-
-
-def _dtype(value: ir.Value) -> np.dtype[np.generic]:
-    return (value.dtype or ir.DataType.FLOAT).numpy()
