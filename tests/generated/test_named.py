@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.generated.named import NAMED
-from tests.generated.outcome import Choice, of
+from tests.generated.outcome import of
 
 
 @pytest.mark.parametrize("name", list(NAMED))
 def test_it_is_served_right_or_refused(name: str, tmp_path: Path) -> None:
     host = NAMED[name]
-    outcome = of(host.settings, Choice(), tmp_path)
+    outcome = of(host.settings, host.choice, tmp_path)
     assert outcome.kind in ("equal", "refused"), outcome.line
     if outcome.kind == "equal":
         assert host.served, f"{name}: served, and should have been refused"
