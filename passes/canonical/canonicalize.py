@@ -19,6 +19,7 @@ import onnx_ir.passes.common as common
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.facts import FACTS_KEY, decoder_facts, write_facts
 from graftline.passes.canonical.attention.attention import AttentionReader
 from graftline.passes.canonical.ends import open_head, own_head_weight, settle_positions
 from graftline.passes.canonical.entry.assumptions import check_assumptions
@@ -36,16 +37,8 @@ from graftline.passes.canonical.shapes import Measures, dedupe, fold, settle_sha
 from graftline.passes.graph.meaning import hidden_values, label, label_value
 from graftline.passes.graph.names import separate_names
 from graftline.passes.laws.masks import masks
-from graftline.passes.pipeline.graft import Graft, WeightFreeLaw
-from graftline.ports import (
-    FACTS_KEY,
-    Port,
-    by_role,
-    read_assumptions,
-    write_assumptions,
-    write_facts,
-    write_ports,
-)
+from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
+from graftline.ports import Port, by_role, read_assumptions, write_assumptions, write_ports
 from graftline.raw_ports import read_raw, write_raw
 
 _SETTLE_ROUNDS = 4

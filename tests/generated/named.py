@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.generated.draw import draw, settle
+from tests.generated.draw import settle
 from tests.generated.outcome import Choice
 from tests.generated.settings import Layer, Settings
 
@@ -212,9 +212,6 @@ NORMS: dict[str, Named] = {
     "fp16 matrices behind a Cast": served(layers=TWO, stored_half=True),
     "fp16 throughout": either("fp16|float16|half", half=True),
     "fp16 throughout, cached": either("fp16|float16|half", half=True, cached=True),
-    "fp16 throughout, four blocks with scores of 40": Named(draw(2472), True),
-    "fp16 throughout, four blocks with scores of 30": Named(draw(2797), True),
-    "four post-norm blocks with large scores": Named(draw(695), True),
     "fp16 throughout, to be quantized": replace(
         refused("FLOAT16: export the model in fp32", half=True), choice=Choice(dtype="int8")),
     "fp16 throughout, SimplifiedLayerNormalization": served(

@@ -13,9 +13,11 @@ from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Array, Feed, Prepared, decoder_feed, run
 from graftline.facts import DecoderFacts, decoder_facts, write_facts
 from graftline.models.decoder import TinyDecoder
-from graftline.passes import GRAFTS, Pipeline, lower_ort, tensorrt_attention
+from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import infer_shapes
-from graftline.ports import Port, read_ports, write_facts, write_ports
+from graftline.passes.lower.ort import lower as lower_ort
+from graftline.passes.lower.tensorrt import attention as tensorrt_attention
+from graftline.ports import Port, read_ports, write_ports
 from graftline.recipe import recipes
 
 ALL = (

@@ -21,6 +21,7 @@ from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.masks import shift_biases
 from graftline.passes.graph.emit import drop_unused
 from graftline.passes.graph.operators import inline
+from graftline.passes.graph.ports import lengths_of
 from graftline.passes.laws.tables import tables
 from graftline.passes.lower.ort.attention import (
     Lengths,
@@ -31,7 +32,7 @@ from graftline.passes.lower.ort.attention import (
 from graftline.passes.lower.ort.fusions import fused_matmul, skip_norm
 from graftline.passes.lower.ort.operands import Operands
 from graftline.passes.lower.precision import PRECISIONS, cast_caches, narrow
-from graftline.passes.pipeline.graft import Graft, WeightFreeLaw
+from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
 
 PROVIDERS = ("cpu", "cuda")
 
@@ -69,7 +70,8 @@ class LowerOrt(Graft):
         if self.dtype != "fp32":
             narrow(model, PRECISIONS[self.dtype], self.name())
         grouped = self.provider == "cpu" or self.dtype != "fp32"
-        operands = [Operands.of(node) for node in attentions]
+        indices = lengths_of(model)
+        operands = [Operands.of(node, indices) for node in attentions]
         if grouped and all(o is not None for o in operands):
             steps: dict[ir.Value, Lengths] = {}
             for found in operands:

@@ -71,8 +71,12 @@ def targets_of(model: ir.Model, block: int) -> list[Target]:
                 [name_of(node)],
             )
         if tensor_of(weight.stored).dtype != ir.DataType.FLOAT:
-            dtype = tensor_of(weight.stored).dtype.name
-            reason = f"quantize: '{weight.stored.name}' is {dtype}, not FLOAT"
+            kind = tensor_of(weight.stored).dtype.name
+            reason = (
+                f"quantize reads fp32 weights, and '{weight.stored.name}' is {kind}: export the "
+                "model in fp32 for --dtype int8 or int4, or give --dtype fp32, which keeps the "
+                "precision that a file has"
+            )
             raise NotApplicable(reason, [name_of(node)])
         own, size = block_of(node), _block(node, weight, block)
         kind = None if own is None else (places[own], *weight.shape)
