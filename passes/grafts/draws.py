@@ -16,7 +16,76 @@ import onnx_ir as ir
 from graftline.passes.grafts.reduce_logits import Groups
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.operators import call
+from graftline.passes.graph.text import write
 from graftline.plugins.uniforms import UNIFORMS
+
+_TURNS = """
+    axis_1 = Constant <value = int64[1] {1}> ()
+    flat = Constant <value = int64[1] {-1}> ()
+    nodes = Shape (depth)
+    seed_column = Unsqueeze (seed, axis_1)
+    seeds_each = Expand (seed_column, nodes)
+    ordinal_column = Unsqueeze (ordinal, axis_1)
+    turns_each = Add (ordinal_column, depth)
+    seeds = Reshape (seeds_each, flat)
+    turns = Reshape (turns_each, flat)
+"""
+_WEIGHTS = """
+    zero = Constant <value = float {0.0}> ()
+    one = Constant <value = float {1.0}> ()
+    axes = Constant <value = int64[3] {1, 2, 3}> ()
+    last = Constant <value = int64[1] {-1}> ()
+    peak = ReduceMax <keepdims = 1> (maxima, last)
+    peak_each = Unsqueeze (peak, last)
+    below = Sub (grouped, peak_each)
+    warm = Greater (temperature, zero)
+    heat = Where (warm, temperature, one)
+    heat_each = Unsqueeze (heat, axes)
+    scaled = Div (below, heat_each)
+    unfiltered = Exp (scaled)
+    least = Unsqueeze (min_p, axes)
+    likely = GreaterOrEqual (unfiltered, least)
+    kept = Cast <to = 1> (likely)
+    weights = Mul (unfiltered, kept)
+"""
+"""[B, N, groups, 256]: probabilities in units of the largest, filtered by min-p."""
+_FIND = """
+    zero = Constant <value = float {0.0}> ()
+    end = Constant <value = int64 {-1}> ()
+    last = Constant <value = int64[1] {-1}> ()
+    sums = CumSum (weights, end)
+    whole = ReduceMax <keepdims = 1> (sums, last)
+    reached = LessOrEqual (sums, target)
+    inside = Less (sums, whole)
+    passed = And (reached, inside)
+    counted = Cast <to = 7> (passed)
+    place = ReduceSum <keepdims = 1> (counted, last)
+    passed_sums = Where (passed, sums, zero)
+    before = ReduceMax <keepdims = 1> (passed_sums, last)
+"""
+"""Along the last axis, kept as 1: the first place where the sum of `weights` exceeds `target`, and
+the sum before it. Rounding may put `target` at the whole sum: then the last place with a weight."""
+_TARGET = """
+    last = Constant <value = int64[1] {-1}> ()
+    sums = ReduceSum <keepdims = 0> (weights, last)
+    total = ReduceSum <keepdims = 1> (sums, last)
+    each = Unsqueeze (uniform, last)
+    target = Mul (each, total)
+"""
+_REST = """
+    zero = Constant <value = float {0.0}> ()
+    last = Constant <value = int64[1] {-1}> ()
+    left = Sub (target, before)
+    positive = Max (left, zero)
+    rest = Unsqueeze (positive, last)
+"""
+_TOKEN = """
+    last = Constant <value = int64[1] {-1}> ()
+    start = Mul (group, width)
+    within = Squeeze (place, last)
+    token = Add (start, within)
+    draws = Squeeze (token, last)
+"""
 
 
 def uniforms(
@@ -24,12 +93,8 @@ def uniforms(
 ) -> ir.Value:
     """[B, N] float32 in [0, 1): the number of the draw after each node, the (ordinal + depth)th of
     its sequence's seed [B]."""
-    flat = emit.const("flat", [-1], np.int64)
-    column = emit.const("axes.1", [1], np.int64)
-    nodes = emit.op("Shape", [depth])
-    seeds = emit.op("Expand", [emit.op("Unsqueeze", [seed, column]), nodes])
-    turns = emit.op("Add", [emit.op("Unsqueeze", [ordinal, column]), depth])
-    each = [emit.op("Reshape", [v, flat]) for v in (seeds, turns)]
+    given = {"seed": seed, "ordinal": ordinal, "depth": depth}
+    *each, nodes = write(emit, _TURNS, ("seeds", "turns", "nodes"), **given)
     (numbers,) = call(model, emit, UNIFORMS, each, rows=1)
     first = emit.op("Gather", [numbers, emit.const("zero", 0, np.int64)], axis=1)
     return emit.op("Reshape", [first, nodes])
@@ -50,44 +115,15 @@ class Draws:
 
     def of(self, uniform: ir.Value) -> ir.Value:
         """[B, N] int64: the tokens at the quantiles `uniform` [B, N]."""
-        e, minus = self.emit, self.groups.minus
-        weights = self._weights()
-        sums = e.op("ReduceSum", [weights, minus], keepdims=0)
-        total = e.op("ReduceSum", [sums, minus], keepdims=1)
-        target = e.op("Mul", [e.op("Unsqueeze", [uniform, minus]), total])
-        group, before = self._find(sums, target)
-        inside = self.groups.gather(weights, group)
-        zero = e.const("zero.float", 0.0, np.float32)
-        rest = e.op("Max", [e.op("Sub", [target, before]), zero])
-        place, _ = self._find(inside, e.op("Unsqueeze", [rest, minus]))
-        start = e.op("Mul", [group, self.groups.width])
-        token = e.op("Add", [start, e.op("Squeeze", [place, minus])])
-        return e.op("Squeeze", [token, minus], "draws")
-
-    def _weights(self) -> ir.Value:
-        """[B, N, groups, 256]: probabilities in units of the largest, filtered by min-p."""
-        e = self.emit
-        axes = e.const("axes.1_2_3", [1, 2, 3], np.int64)
-        zero, one = (e.const(f"{n}.float", v, np.float32) for n, v in (("zero", 0.0), ("one", 1.0)))
-        peak = e.op("ReduceMax", [self.groups.maxima, self.groups.minus], keepdims=1)
-        below = e.op("Sub", [self.groups.grouped, e.op("Unsqueeze", [peak, self.groups.minus])])
-        warm = e.op("Greater", [self.temperature, zero])
-        heat = e.op("Unsqueeze", [e.op("Where", [warm, self.temperature, one]), axes])
-        weights = e.op("Exp", [e.op("Div", [below, heat])])
-        likely = e.op("GreaterOrEqual", [weights, e.op("Unsqueeze", [self.min_p, axes])])
-        return e.op("Mul", [weights, e.op("Cast", [likely], to=ir.DataType.FLOAT)])
-
-    def _find(self, weights: ir.Value, target: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Along the last axis, kept as 1: the first place where the sum of `weights` exceeds
-        `target`, and the sum before it. Rounding may put `target` at the whole sum: then the last
-        place that has a weight."""
-        e, minus = self.emit, self.groups.minus
-        sums = e.op("CumSum", [weights, e.const("last", -1, np.int64)])
-        whole = e.op("ReduceMax", [sums, minus], keepdims=1)
-        reached = e.op("LessOrEqual", [sums, target])
-        passed = e.op("And", [reached, e.op("Less", [sums, whole])])
-        counted = e.op("Cast", [passed], to=ir.DataType.INT64)
-        place = e.op("ReduceSum", [counted, minus], keepdims=1)
-        zero = e.const("zero.float", 0.0, np.float32)
-        before = e.op("ReduceMax", [e.op("Where", [passed, sums, zero]), minus], keepdims=1)
-        return place, before
+        e, groups = self.emit, self.groups
+        (weights,) = write(
+            e, _WEIGHTS, ("weights",), maxima=groups.maxima, grouped=groups.grouped,
+            temperature=self.temperature, min_p=self.min_p,
+        )  # fmt: skip
+        sums, target = write(e, _TARGET, ("sums", "target"), weights=weights, uniform=uniform)
+        group, before = write(e, _FIND, ("place", "before"), weights=sums, target=target)
+        inside = groups.gather(weights, group)
+        (rest,) = write(e, _REST, ("rest",), target=target, before=before)
+        place, _ = write(e, _FIND, ("place", "before"), weights=inside, target=rest)
+        given = {"group": group, "place": place, "width": groups.width}
+        return write(e, _TOKEN, ("draws",), ("draws",), **given)[0]

@@ -4,11 +4,63 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.text import write
 from graftline.plugins.spec import TREE_LIMIT, doublings
+
+# By doubling: after r rounds a row knows its 2^r nearest ancestors in reach{r}, and up{r} points
+# past them. Nodes without a parent point at themselves, which adds nothing.
+_ROUNDS = "".join(
+    f"""
+    above{r} = GatherND <batch_dims = 1> (reach{r}, up{r})
+    reach{r + 1} = Max (reach{r}, above{r})
+    up{r + 1} = GatherND <batch_dims = 1> (up{r}, up{r})"""
+    for r in range(doublings(TREE_LIMIT))
+)
+_REACH = f"reach{doublings(TREE_LIMIT)}"
+"""[B, N, N] int64: 1 where column j is row i or an ancestor of it."""
+_TEXT = f"""
+    zero = Constant <value = int64 {{0}}> ()
+    one = Constant <value = int64 {{1}}> ()
+    axis_0 = Constant <value = int64[1] {{0}}> ()
+    axis_1 = Constant <value = int64[1] {{1}}> ()
+    axis_2 = Constant <value = int64[1] {{2}}> ()
+    start = Unsqueeze (write_index, axis_1)
+    rows_1 = Shape <start = 1, end = 2> (tokens)
+    rows = Squeeze (rows_1, axis_0)
+    index = Range (zero, rows, one)
+    top = Less (parents, zero)
+    parent = Where (top, index, parents)
+    up0 = Unsqueeze (parent, axis_2)
+    row = Unsqueeze (index, axis_1)
+    own_column = Equal (row, index)
+    own_number = Cast <to = 7> (own_column)
+    parent_shape = Shape (parent)
+    index_shape = Shape (index)
+    square = Concat <axis = 0> (parent_shape, index_shape)
+    reach0 = Expand (own_number, square)
+    {_ROUNDS}
+    count = ReduceSum <keepdims = 0> ({_REACH}, axis_2)
+    depth = Sub (count, one)
+    positions = Add (start, depth)
+    slots_1 = Shape <start = 2, end = 3> (cache)
+    slots = Squeeze (slots_1, axis_0)
+    slot = Range (zero, slots, one)
+    committed = Less (slot, start)
+    committed_rows = Unsqueeze (committed, axis_1)
+    token_shape = Shape (tokens)
+    seen_shape = Concat <axis = 0> (token_shape, slots_1)
+    seen = Expand (committed_rows, seen_shape)
+    own_slot = Add (start, index)
+    own_row = Unsqueeze (own_slot, axis_1)
+    reach_shape = Shape ({_REACH})
+    places = Expand (own_row, reach_shape)
+    ancestors = Cast <to = 9> ({_REACH})
+    visible = ScatterElements <axis = 2> (seen, places, ancestors)
+    mask = Unsqueeze (visible, axis_1)
+"""
 
 
 @dataclass
@@ -16,7 +68,8 @@ class TreeInputs:
     """Values computed from parents [B, N]: -1 at node 0, and -1 again at padding.
 
     `depth`, `positions` [B, N] int64; `mask` [B, 1, N, S] bool: a node sees the committed slots,
-    its ancestors and itself. Padding has depth 0. A tree has at most TREE_LIMIT nodes.
+    its ancestors and itself; node j lies in slot write_index + j. Padding has depth 0. A tree has
+    at most TREE_LIMIT nodes.
     """
 
     emit: Emit
@@ -30,55 +83,9 @@ class TreeInputs:
     mask: ir.Value = field(init=False)
 
     def __post_init__(self) -> None:
-        e = self.emit
-        self._first = e.const("axes.1", [1], np.int64)
-        self._second = e.const("axes.2", [2], np.int64)
-        self._one = e.const("one", 1, np.int64)
-        self._start = e.op("Unsqueeze", [self.write_index, self._first])
-        index = self._range(self.tokens, 1)
-        reach = self._reach(index)
-        count = e.op("ReduceSum", [reach, self._second], keepdims=0)
-        self.depth = e.op("Sub", [count, self._one], "depth")
-        self.positions = e.op("Add", [self._start, self.depth], "tree.positions")
-        self.mask = self._mask(index, reach)
-
-    def _range(self, value: ir.Value, axis: int) -> ir.Value:
-        """[extent] int64: 0 .. the extent of an axis, exclusive."""
-        e = self.emit
-        size = e.op("Shape", [value], start=axis, end=axis + 1)
-        extent = e.op("Squeeze", [size, e.const("axes.0", [0], np.int64)])
-        return e.op("Range", [e.const("zero", 0, np.int64), extent, self._one])
-
-    def _reach(self, index: ir.Value) -> ir.Value:
-        """[B, N, N] int64: 1 where column j is row i or an ancestor of it.
-
-        By doubling: after r rounds a row knows its 2^r nearest, and `up` points past them. Nodes
-        without a parent point at themselves, which adds nothing.
-        """
-        e = self.emit
-        top = e.op("Less", [self.parents, e.const("zero", 0, np.int64)])
-        parent = e.op("Where", [top, index, self.parents])
-        up = e.op("Unsqueeze", [parent, self._second])
-        row = e.op("Unsqueeze", [index, self._first])
-        self_only = e.op("Cast", [e.op("Equal", [row, index])], to=ir.DataType.INT64)
-        shape = e.op("Concat", [e.op("Shape", [parent]), e.op("Shape", [index])], axis=0)
-        reach = e.op("Expand", [self_only, shape])
-        for _ in range(doublings(TREE_LIMIT)):
-            above = e.op("GatherND", [reach, up], batch_dims=1)
-            reach = e.op("Max", [reach, above])
-            up = e.op("GatherND", [up, up], batch_dims=1)
-        return reach
-
-    def _mask(self, index: ir.Value, reach: ir.Value) -> ir.Value:
-        """Committed slots are seen by all rows; node j lies in slot write_index + j."""
-        e = self.emit
-        committed = e.op("Less", [self._range(self.cache, 2), self._start])
-        rows = e.op("Unsqueeze", [committed, self._first])
-        slots = e.op("Shape", [self.cache], start=2, end=3)
-        shape = e.op("Concat", [e.op("Shape", [self.tokens]), slots], axis=0)
-        seen = e.op("Expand", [rows, shape])
-        own = e.op("Unsqueeze", [e.op("Add", [self._start, index]), self._first])
-        places = e.op("Expand", [own, e.op("Shape", [reach])])
-        ancestors = e.op("Cast", [reach], to=ir.DataType.BOOL)
-        visible = e.op("ScatterElements", [seen, places, ancestors], axis=2)
-        return e.op("Unsqueeze", [visible, self._first], "tree.mask")
+        self.depth, self.positions, self.mask = write(
+            self.emit, _TEXT,
+            ("depth", "positions", "mask"), ("depth", "tree.positions", "tree.mask"),
+            tokens=self.tokens, parents=self.parents, write_index=self.write_index,
+            cache=self.cache,
+        )  # fmt: skip

@@ -150,12 +150,14 @@ def test_decode_profiles_have_one_shape_and_symbols_must_be_known() -> None:
     profiles = BuildOptions(rows=(1, 64), chunk=512, batch=4).profiles([tokens])
     assert profiles["decode.64"]["tokens"] == [[1, 64], [4, 64], [4, 64]]
     assert profiles["prefill"]["tokens"] == [[1, 1], [4, 512], [4, 512]]
-    cache = Port("c.out", "cache.key", "out", "float16", ("B", 2, 96, 64), mirror="c")
+    shape, half = ("B", 2, 96, 64), "float16"
+    cache = Port("c.out", "cache.key", "out", half, shape, mirror="c", state="slots")
     assert BuildOptions().profiles([tokens, cache])["prefill"]["tokens"][2] == [1, 96]
     with pytest.raises(BackendError, match="128 rows in a step, and a cache of 96 slots"):
         BuildOptions(rows=(128,)).profiles([tokens, cache])
     with pytest.raises(BackendError, match="port 'x': no range is known for the dimension S"):
-        BuildOptions().profiles([Port("x", "cache.key", "in", "float16", ("B", 2, "S", 64))])
+        shape_x = ("B", 2, "S", 64)
+        BuildOptions().profiles([Port("x", "cache.key", "in", half, shape_x, state="slots")])
 
 
 @pytest.mark.parametrize("options", [{"batch": 0}, {"rows": (8, 0)}, {"rows": ()}, {"chunk": -1}])

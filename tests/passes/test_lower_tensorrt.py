@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -108,13 +109,14 @@ def small() -> ir.Model:
         value.const_value = ir.tensor(numbers[value.name or ""], name=value.name)
         model.graph.register_initializer(value)
     shape = ("B", 1, "S", 16)
+    slots: Any = {"state": "slots", "valid_by": "write_index", "compare": "written"}
     ports = [
         Port("tokens", "tokens", "in", "int64", ("B", "N")),
         Port("write_index", "write_index", "in", "int64", ("B",)),
-        Port("cache", "cache.key", "in", "float32", shape, 0),
+        Port("cache", "cache.key", "in", "float32", shape, 0, **slots),
         Port("mask", "mask", "in", "bool", ("B", 1, "N", "S")),
         Port("y", "hidden", "out", "float32", ("B", 1, "N", 16)),
-        Port("written", "cache.key", "out", "float32", shape, 0, mirror="cache"),
+        Port("written", "cache.key", "out", "float32", shape, 0, mirror="cache", **slots),
     ]
     write_ports(model, ports)
     write_facts(model, DecoderFacts(9, 16, 1, 1, 1, 16, 64))

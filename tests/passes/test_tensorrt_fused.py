@@ -25,7 +25,7 @@ from graftline.plugins import PLUGINS
 from graftline.plugins.compile import compile_kernel
 from graftline.plugins.kv_commit import KV_COMMIT
 from graftline.plugins.spec import DOMAIN
-from graftline.ports import read_ports
+from graftline.ports import Port, read_ports, write_ports
 
 GREEDY = "anchors | kv-cache | tree-mask | select-rows | reduce-logits{topk=8} | fuse-verify"
 SAMPLE = f"{GREEDY}{{sample=true}} | fuse-draft"
@@ -203,6 +203,13 @@ def test_the_window_ends_where_the_cache_does(slots: int) -> None:
     new_output(graph, done, "cache.committed", ir.DataType.FLOAT, ["B", 2, "S", 4])
     following = Emit(graph, "t").op("Add", [inputs["write_index"], inputs["count"]])
     new_output(graph, following, NEXT, ir.DataType.INT64, ["B"])
+    write_ports(
+        model,
+        [
+            Port("tokens", "tokens", "in", "int64", ("B", "N")),
+            Port("write_index", "write_index", "in", "int64", ("B",)),
+        ],
+    )
     NextStepCommits(model, "t").apply()
     batch, nodes = 2, 5
     length = np.asarray([0, slots - 2 * nodes], np.int64)

@@ -20,6 +20,7 @@ from graftline.passes.grafts.kv_cache import POISON
 from graftline.passes.graph.emit import Emit, drop_unused, new_input
 from graftline.passes.graph.operators import calls
 from graftline.passes.graph.ports import input_of, port_of
+from graftline.passes.graph.text import write
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.laws.fused import LENGTHS, ROUNDS, TreeStep
 from graftline.passes.pipeline.graft import Evaluate, Graft
@@ -28,6 +29,42 @@ from graftline.ports import TARGET, Port, read_ports, slot_ports, write_ports
 
 PATH, COUNT, NEXT = "last.path", "last.count", "next.write_index"
 SUFFIX = ".committed"
+_WINDOW = """
+    zero = Constant <value = int64 {0}> ()
+    one = Constant <value = int64 {1}> ()
+    one_1 = Constant <value = int64[1] {1}> ()
+    axis_0 = Constant <value = int64[1] {0}> ()
+    axis_1 = Constant <value = int64[1] {1}> ()
+    moved_1 = Shape <start = 1, end = 2> (path)
+    rows_1 = Shape <start = 1, end = 2> (tokens)
+    size_1 = Add (moved_1, rows_1)
+    slots_1 = Shape <start = 2, end = 3> (cache)
+    latest = Sub (slots_1, size_1)
+    start = Min (index, latest)
+    size = Squeeze (size_1, axis_0)
+    place = Range (zero, size, one)
+    start_column = Unsqueeze (start, axis_1)
+    slot = Add (start_column, place)
+    index_column = Unsqueeze (index, axis_1)
+    since = Sub (slot, index_column)
+    length_column = Unsqueeze (length, axis_1)
+    row_free = Sub (slot, length_column)
+    last_moved = Sub (moved_1, one_1)
+    last_row = Sub (rows_1, one_1)
+    since_positive = Max (since, zero)
+    known = Min (since_positive, last_moved)
+    node = GatherElements <axis = 1> (path, known)
+    window_base = Sub (slot, since)
+    moved_from = Add (window_base, node)
+    count_column = Unsqueeze (count, axis_1)
+    counted = Less (since, count_column)
+    begun = GreaterOrEqual (since, zero)
+    moves = And (begun, counted)
+    source = Where (moves, moved_from, slot)
+    row_positive = Max (row_free, zero)
+    row = Min (row_positive, last_row)
+    fresh = GreaterOrEqual (row_free, zero)
+"""
 
 
 @dataclass
@@ -81,28 +118,14 @@ class NextStepCommits:
 
     def _window(self, index: ir.Value, length: ir.Value, cache: ir.Value | None) -> None:
         """[B, P + N] each: the slot to read, the new row, and `fresh`, which says which of them."""
-        e, tokens = self.first, input_of(self.model, "tokens")
+        tokens = input_of(self.model, "tokens")
         assert tokens is not None
         assert cache is not None
-        axis, zero = e.const("axes.1", [1], np.int64), e.const("zero", 0, np.int64)
-        moved_1, rows_1 = (e.op("Shape", [v], start=1, end=2) for v in (self.path, tokens))
-        size_1, slots_1 = e.op("Add", [moved_1, rows_1]), e.op("Shape", [cache], start=2, end=3)
-        latest = e.op("Sub", [slots_1, size_1])
-        self.start = e.op("Min", [index, latest], "window.start")
-        size = e.op("Squeeze", [size_1, e.const("axes.0", [0], np.int64)])
-        place = e.op("Range", [zero, size, e.const("one", 1, np.int64)])
-        slot = e.op("Add", [e.op("Unsqueeze", [self.start, axis]), place])
-        since, row = (e.op("Sub", [slot, e.op("Unsqueeze", [v, axis])]) for v in (index, length))
-        one_1 = e.const("one.1", [1], np.int64)
-        last_moved, last_row = (e.op("Sub", [n, one_1]) for n in (moved_1, rows_1))
-        known = e.op("Min", [e.op("Max", [since, zero]), last_moved])
-        node = e.op("GatherElements", [self.path, known], axis=1)
-        source = e.op("Add", [e.op("Sub", [slot, since]), node])
-        counted = e.op("Less", [since, e.op("Unsqueeze", [self.count, axis])])
-        moves = e.op("And", [e.op("GreaterOrEqual", [since, zero]), counted])
-        self.source = e.op("Where", [moves, source, slot])
-        self.row = e.op("Min", [e.op("Max", [row, zero]), last_row])
-        self.fresh = e.op("GreaterOrEqual", [row, zero])
+        made = ("start", "source", "row", "fresh")
+        self.start, self.source, self.row, self.fresh = write(
+            self.first, _WINDOW, made, ("window.start",), index=index, length=length,
+            tokens=tokens, cache=cache, path=self.path, count=self.count,
+        )  # fmt: skip
 
     def _write(self, scatter: ir.Node) -> None:
         """Write the window of one cache."""
