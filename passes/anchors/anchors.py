@@ -11,14 +11,17 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import networkx as nx
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.facts import FACTS_KEY, read_facts, write_facts
+from graftline.optional import require
 from graftline.passes.pipeline.graft import BLOCK, ROLE, SHARED, Graft, Stage
+
+if TYPE_CHECKING:
+    from networkx import DiGraph
 
 NORMS = frozenset({"RMSNormalization", "LayerNormalization"})
 _NOT_DATA = frozenset({"Shape", "Size"})
@@ -116,7 +119,8 @@ def _stream(
     graph: ir.Graph, source: ir.Node, sink: ir.Node
 ) -> tuple[list[ir.Node], dict[ir.Node, ir.Node | None]]:
     """The chain of dominators from embedding to logits, and every node's immediate dominator."""
-    flow: nx.DiGraph[ir.Node] = nx.DiGraph()
+    nx = require("networkx")
+    flow: DiGraph[ir.Node] = nx.DiGraph()
     flow.add_node(source)
     for node in graph:
         for value in node.inputs:

@@ -93,8 +93,8 @@ def uniforms(
 ) -> ir.Value:
     """[B, N] float32 in [0, 1): the number of the draw after each node, the (ordinal + depth)th of
     its sequence's seed [B]."""
-    given = {"seed": seed, "ordinal": ordinal, "depth": depth}
-    *each, nodes = write(emit, _TURNS, ("seeds", "turns", "nodes"), **given)
+    inputs = {"seed": seed, "ordinal": ordinal, "depth": depth}
+    *each, nodes = write(emit, _TURNS, inputs, ("seeds", "turns", "nodes"))
     (numbers,) = call(model, emit, UNIFORMS, each, rows=1)
     first = emit.op("Gather", [numbers, emit.const("zero", 0, np.int64)], axis=1)
     return emit.op("Reshape", [first, nodes])
@@ -116,14 +116,17 @@ class Draws:
     def of(self, uniform: ir.Value) -> ir.Value:
         """[B, N] int64: the tokens at the quantiles `uniform` [B, N]."""
         e, groups = self.emit, self.groups
-        (weights,) = write(
-            e, _WEIGHTS, ("weights",), maxima=groups.maxima, grouped=groups.grouped,
-            temperature=self.temperature, min_p=self.min_p,
-        )  # fmt: skip
-        sums, target = write(e, _TARGET, ("sums", "target"), weights=weights, uniform=uniform)
-        group, before = write(e, _FIND, ("place", "before"), weights=sums, target=target)
-        inside = groups.gather(weights, group)
-        (rest,) = write(e, _REST, ("rest",), target=target, before=before)
-        place, _ = write(e, _FIND, ("place", "before"), weights=inside, target=rest)
-        given = {"group": group, "place": place, "width": groups.width}
-        return write(e, _TOKEN, ("draws",), ("draws",), **given)[0]
+        inputs = {
+            "maxima": groups.maxima, "grouped": groups.grouped,
+            "temperature": self.temperature, "min_p": self.min_p,
+        }  # fmt: skip
+        (weights,) = write(e, _WEIGHTS, inputs, ("weights",))
+        inputs = {"weights": weights, "uniform": uniform}
+        sums, target = write(e, _TARGET, inputs, ("sums", "target"))
+        inputs = {"weights": sums, "target": target}
+        group, before = write(e, _FIND, inputs, ("place", "before"))
+        (rest,) = write(e, _REST, {"target": target, "before": before}, ("rest",))
+        inputs = {"weights": groups.gather(weights, group), "target": rest}
+        place, _ = write(e, _FIND, inputs, ("place", "before"))
+        inputs = {"group": group, "place": place, "width": groups.width}
+        return write(e, _TOKEN, inputs, ("draws",), ("draws",))[0]

@@ -83,9 +83,9 @@ class TreeInputs:
     mask: ir.Value = field(init=False)
 
     def __post_init__(self) -> None:
-        self.depth, self.positions, self.mask = write(
-            self.emit, _TEXT,
-            ("depth", "positions", "mask"), ("depth", "tree.positions", "tree.mask"),
-            tokens=self.tokens, parents=self.parents, write_index=self.write_index,
-            cache=self.cache,
-        )  # fmt: skip
+        inputs = {
+            "tokens": self.tokens, "parents": self.parents, "write_index": self.write_index,
+            "cache": self.cache,
+        }  # fmt: skip
+        made, names = ("depth", "positions", "mask"), ("depth", "tree.positions", "tree.mask")
+        self.depth, self.positions, self.mask = write(self.emit, _TEXT, inputs, made, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 import onnx.parser
@@ -14,7 +14,11 @@ HEADER = '<opset_import: ["" : 24], domain: "graftline">'
 
 
 def write(
-    emit: Emit, text: str, outputs: Sequence[str], names: Sequence[str] = (), **inputs: ir.Value
+    emit: Emit,
+    text: str,
+    inputs: Mapping[str, ir.Value],
+    outputs: Sequence[str],
+    names: Sequence[str] = (),
 ) -> list[ir.Value]:
     """Write the nodes of `text` and return its values `outputs`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from graftline.errors import BackendError
+from graftline.models.decoder import TinyDecoder
 from graftline.optional import require
+from graftline.passes import GRAFTS, Pipeline
 from graftline.plugins import PLUGINS
 from graftline.plugins.compile import assemble, compile_kernel
 from graftline.plugins.launch import launch
@@ -61,9 +64,25 @@ def test_reading_a_checkpoint_without_the_export_extra(
     writer.write_kv_data_to_file()
     writer.close()
     monkeypatch.setitem(sys.modules, library, None)
-    for module in ("export", "kinds"):
-        monkeypatch.delitem(sys.modules, f"graftline.models.{module}", raising=False)
+    for module in [name for name in sys.modules if name.startswith("graftline.models.export")]:
+        monkeypatch.delitem(sys.modules, module)
     given = tmp_path / "m.gguf" if library == "gguf" else folder
     with pytest.raises(BackendError, match=f"^{library} is not installed; {EXTRA}") as caught:
         open_checkpoint(given).host()
     assert "\n" not in str(caught.value)
+
+
+def test_compiling_a_graph_without_the_export_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "networkx", None)
+    with pytest.raises(BackendError, match=f"^networkx is not installed; {EXTRA}"):
+        Pipeline.parse("anchors", GRAFTS).run(TinyDecoder().build())
+
+
+def test_running_a_bundle_needs_the_base_install_alone(tiny_bundle: Path) -> None:
+    """What only the compiler needs is not there, and nothing asks for it."""
+    gone = ("networkx", "onnxscript", "platformdirs", "torch", "transformers", "gguf")
+    code = f"import sys\nfor name in {gone}: sys.modules[name] = None\n"
+    code += f"import graftline\nengine = graftline.load({str(tiny_bundle)!r})\n"
+    code += "print(len(engine.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True).tokens))"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert made.stdout.strip() == "4", made.stderr[-600:]

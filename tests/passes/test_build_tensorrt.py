@@ -155,9 +155,9 @@ def test_decode_profiles_have_one_shape_and_symbols_must_be_known() -> None:
     assert BuildOptions().profiles([tokens, cache])["prefill"]["tokens"][2] == [1, 96]
     with pytest.raises(BackendError, match="128 rows in a step, and a cache of 96 slots"):
         BuildOptions(rows=(128,)).profiles([tokens, cache])
+    free = Port("x", "cache.key", "in", half, ("B", 2, "S", 64), state="slots")
     with pytest.raises(BackendError, match="port 'x': no range is known for the dimension S"):
-        shape_x = ("B", 2, "S", 64)
-        BuildOptions().profiles([Port("x", "cache.key", "in", half, shape_x, state="slots")])
+        BuildOptions().profiles([free])
 
 
 @pytest.mark.parametrize("options", [{"batch": 0}, {"rows": (8, 0)}, {"rows": ()}, {"chunk": -1}])

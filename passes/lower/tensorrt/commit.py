@@ -121,11 +121,13 @@ class NextStepCommits:
         tokens = input_of(self.model, "tokens")
         assert tokens is not None
         assert cache is not None
-        made = ("start", "source", "row", "fresh")
-        self.start, self.source, self.row, self.fresh = write(
-            self.first, _WINDOW, made, ("window.start",), index=index, length=length,
-            tokens=tokens, cache=cache, path=self.path, count=self.count,
-        )  # fmt: skip
+        inputs = {
+            "index": index, "length": length, "tokens": tokens, "cache": cache,
+            "path": self.path, "count": self.count,
+        }  # fmt: skip
+        made, names = ("start", "source", "row", "fresh"), ("window.start",)
+        values = write(self.first, _WINDOW, inputs, made, names)
+        self.start, self.source, self.row, self.fresh = values
 
     def _write(self, scatter: ir.Node) -> None:
         """Write the window of one cache."""
