@@ -20,7 +20,8 @@ from graftline.commands.cli import app
 from graftline.draft import check_depths, parse_depths
 from graftline.errors import BackendError, GraftlineError, LawBroken
 from graftline.facts import decoder_facts
-from graftline.kinds.decoder.proof import Parts, prove_depth
+from graftline.kinds.decoder.stages import prove_depth
+from graftline.kinds.kind import Parts
 from graftline.models import checkpoint
 from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host

@@ -13,7 +13,7 @@ from graftline.bundle.reader import Bundle
 from graftline.errors import NotApplicable
 from graftline.evaluate import decoder_feed, oracle_limit, run
 from graftline.facts import decoder_facts
-from graftline.kinds.decoder import greedy, proof
+from graftline.kinds.decoder import greedy, proof, stages
 from graftline.kinds.kind import Finding, Parts, Proof, Small, Watch
 from graftline.law import LawRow
 from graftline.passes.anchors.reduce import chosen_blocks, hold_weights, reduce_host
@@ -70,7 +70,7 @@ class Decoder:
 
     def prove_stage(self, parts: Parts, stage: str, recipe: Recipe, say: Watch) -> list[LawRow]:
         """A fused step is the host's; a sub-model is the host cut there."""
-        return proof.prove_stage(parts, stage, recipe, say)
+        return stages.prove_stage(parts, stage, recipe, say)
 
     def answers(self, bundle: Bundle) -> list[Finding]:
         """Greedy tokens."""

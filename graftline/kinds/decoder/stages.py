@@ -1,0 +1,92 @@
+"""The proof of a decoder's stages beside its target: a fused step, and sub-models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.build.engines import is_engine
+from graftline.bundle.store import load_graph
+from graftline.errors import LawBroken
+from graftline.evaluate import Feed, oracle_limit, run
+from graftline.facts import DecoderFacts, as_decoder
+from graftline.kinds.decoder.proof import equal_rows, facts_of
+from graftline.kinds.kind import Parts, Watch
+from graftline.law import Evidence, LawRow
+from graftline.nearness import NEARBY, OF_FACTS, coarser, limit, spread_gaps
+from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
+from graftline.passes.grafts.kv_cache import empty_caches
+from graftline.recipe import FUSED, Recipe
+from graftline.targets import CUDA
+
+Array = npt.NDArray[Any]
+
+
+def prove_stage(parts: Parts, stage: str, chosen: Recipe, say: Watch) -> list[LawRow]:
+    """What a stage beside the target owes: a fused step, or a sub-model."""
+    if parts.stages[stage].role == "fused":
+        return [prove_fused(parts, chosen, say)]
+    return prove_depth(parts, stage, say)
+
+
+def prove_fused(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
+    """Law of the fused step, with the real weights: step by step it is the host's."""
+    from graftline.runtimes.fused_law import fused_is_host
+    from graftline.runtimes.ort.fused import OrtFusedStep
+    from graftline.runtimes.ort.session import OrtSession
+
+    target, facts = parts.target, facts_of(parts)
+    if is_engine(target):
+        why = "the engine runs on its GPU; the reduced host was held to the same law"
+        return LawRow(FUSED, "fused", "not_run", why)
+    say("proof: the fused step against the host's own, with the real weights")
+    capacity = min(facts.positions or 512, 512)
+    session = OrtSession(parts.graph(target), facts, parts.ports(target), capacity=capacity)
+    fused = OrtFusedStep(parts.graph(FUSED), parts.ports(FUSED), session)
+    return LawRow(FUSED, "fused", "held", fused_is_host(session, fused, chosen.options))
+
+
+def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
+    """Laws of a sub-model, with the real weights: the law `prefix` of its cut, on the canonical
+    graph of the whole; and its engine against what that graph gives where it is cut."""
+    from graftline.runtimes.ort.cuda import SESSIONS
+    from graftline.runtimes.ort.provider import cuda_missing
+
+    target, facts = parts.target, facts_of(parts)
+    blocks = as_decoder(parts.stages[stage].facts).layers
+    say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
+    canonical = load_graph(parts.graph("canonical"))
+    size = sum(v.const_value.nbytes for v in canonical.graph.initializers.values() if v.const_value)
+    if size > (most := oracle_limit()):
+        why = f"the draft weighs {size / 1e9:.1f} GB, the oracle takes {most / 1e9:.1f} GB here"
+        return [LawRow(stage, "prefix", "not_run", why)]
+    tokens = np.random.default_rng(4).integers(0, facts.vocabulary, (1, 8), dtype=np.int64)
+    feed: Feed = {"tokens": tokens, "positions": np.arange(8)[None], "rows": np.arange(8)[None]}
+    feed |= {"write_index": np.zeros(1, np.int64), **empty_caches(canonical, 1, 10)}
+    cut, graft = canonical.clone(), CutDepth(blocks)
+    graft.apply(cut)
+    laws = [LawRow.of(stage, "prefix", prefix(graft, canonical, cut, feed, run))]
+    if target == CUDA and cuda_missing():
+        return laws
+    session = SESSIONS[target](parts.graph(stage), facts, parts.ports(stage), capacity=64)
+    expected = prefix_outputs(canonical, blocks, feed, run)["logits"][0]
+    session.reset(1)
+    first = session.prefill([tokens[0, :4]]).logits[0].copy()
+    got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])
+    checked = _cut_rows(stage, got, expected[3:], facts, parts.dtype)
+    return [*laws, LawRow.of(stage, "depth", checked)]
+
+
+def _cut_rows(stage: str, got: Array, expected: Array, facts: DecoderFacts, dtype: str) -> Evidence:
+    """An engine of the first blocks against the host cut there; quantized weights must be near."""
+    reference = "the host cut there"
+    if dtype not in NEARBY:
+        rounding = coarser(dtype, OF_FACTS.get(facts.dtype, "fp32"))
+        return equal_rows(stage, "depth", got, expected, limit(rounding, facts), reference)
+    off, most = float(np.mean(spread_gaps(got, expected))), NEARBY[dtype]
+    if not off <= most:
+        by = f"{off:.2g} of their spread from {reference}, above {most:g}"
+        raise LawBroken(stage, "depth", f"{dtype} logits", by)
+    return Evidence(f"{len(got)} rows near {reference}, as {dtype} weights are", off, most)
