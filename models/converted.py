@@ -46,7 +46,7 @@ def _load(config: Any, folder: Path, source: WeightSource) -> tuple[Any, list[st
     """transformers' model of the tensors in `source`, and the names it left unread."""
     import torch
 
-    from graftline.models.export.export import empty_model
+    from graftline.models.export.host_model import empty_model
 
     whole = empty_model(config)
     state = _state(source)

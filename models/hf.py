@@ -137,7 +137,7 @@ def _decoder(
 
 def hosted(config: Any) -> Any:
     """The meta model of a config. Raises CheckpointError for kinds that are no plain decoder."""
-    from graftline.models.export.export import empty_model
+    from graftline.models.export.host_model import empty_model
 
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(
@@ -159,7 +159,8 @@ def hosted(config: Any) -> Any:
 
 def build(config: Any, full_export: bool, tell: Watch) -> Built:
     """The raw graph of a config: the distinct layers exported, the rest stamped out."""
-    from graftline.models.export.export import empty_model, export
+    from graftline.models.export.export import export
+    from graftline.models.export.host_model import empty_model
     from graftline.models.export.layer_kinds import kinds, layer_path, prefix_length, shortened
     from graftline.models.export.stamp import stamp
 
@@ -198,7 +199,7 @@ def _fill_buffers(graph: ir.Model, whole: Any, names: list[str]) -> set[str]:
 
 
 def _built(graph: ir.Model, weights: frozenset[str], whole: Any) -> Built:
-    from graftline.models.export.export import first_position
+    from graftline.models.export.host_model import first_position
 
     count = sum(math.prod(value.shape) for value in whole.parameters())
     saved = set(whole.state_dict(keep_vars=True))

@@ -14,7 +14,8 @@ from graftline.build.compiled import CompiledPlan, Watch
 from graftline.build.engines import EngineRequest
 from graftline.build.plan import Plan
 from graftline.bundle.manifest import Manifest, PassRow, Stage, StageRole
-from graftline.bundle.store import WeightFile, save_graph, stored_bytes
+from graftline.bundle.store import save_graph, stored_bytes
+from graftline.bundle.weight_file import WeightFile
 from graftline.bundle.writer import BundleWriter
 from graftline.facts import read_facts
 from graftline.files import SOURCE

@@ -16,7 +16,7 @@ from types import TracebackType
 from weakref import finalize
 
 from graftline.bundle.manifest import MANIFEST, SEAL, FileEntry, Manifest
-from graftline.bundle.store import WeightFile
+from graftline.bundle.weight_file import WeightFile
 from graftline.errors import BundleError
 from graftline.files import (
     SOURCE,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graftline.bundle.reader import Bundle
-    from graftline.bundle.store import WeightFile
+    from graftline.bundle.weight_file import WeightFile
     from graftline.runtimes.ort.session import OrtSession
     from graftline.runtimes.study.frontier import Point
 
@@ -143,7 +143,8 @@ def _opened(
     """A session of a lowered graph, written with links to the weights that it shares with the
     checkpoint and with `files`, which its own are added to."""
     from graftline.build.assemble import link_files
-    from graftline.bundle.store import WeightFile, save_graph
+    from graftline.bundle.store import save_graph
+    from graftline.bundle.weight_file import WeightFile
     from graftline.bundle.writer import need_space
     from graftline.facts import decoder_facts
     from graftline.ports import read_ports

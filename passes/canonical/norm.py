@@ -11,23 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
+from graftline.passes.canonical.fused_norms import refuse_axis
 from graftline.passes.graph.emit import Emit
-from graftline.passes.graph.meaning import constant, label, scalar, sizes_of
+from graftline.passes.graph.meaning import constant, scalar, sizes_of
+from graftline.passes.graph.neighbours import constant_operand, producer, reader, single
 
 _MAKER = "canonicalize"
-_EPSILONS = {
-    "SimplifiedLayerNormalization": 1e-5, "SkipSimplifiedLayerNormalization": 1e-12,
-    "SkipLayerNormalization": 1e-12,
-}  # fmt: skip
-"""ONNX Runtime's fused norms, and their epsilon where the node says none."""
-
-
-def expand_fused_norms(graph: ir.Graph) -> None:
-    """ONNX Runtime's fused norms as ONNX's, which alone say of what type their results are."""
-    for node in list(graph):
-        if node.op_type in _EPSILONS:
-            _expand_fused(graph, node)
 
 
 def fuse_norms(model: ir.Model) -> None:
@@ -40,7 +29,7 @@ def fuse_norms(model: ir.Model) -> None:
                 _replace(graph, found)
     for node in list(graph):
         if node.op_type in ("RMSNormalization", "LayerNormalization"):
-            _refuse_axis(node)
+            refuse_axis(node)
         if node.op_type == "RMSNormalization":
             _narrow_scale(graph, node)
             _centre(graph, node)
@@ -63,7 +52,7 @@ class Norm:
 def _narrow_scale(graph: ir.Graph, node: ir.Node) -> None:
     """A vector for a scale of one number in the whole shape of x, as torch writes norms without."""
     x, scale = node.inputs[0], node.inputs[1]
-    filled = _producer(scale)
+    filled = producer(scale)
     width = x.shape[-1] if x is not None and x.shape is not None else None
     if filled is None or filled.op_type != "ConstantOfShape" or not isinstance(width, int):
         return
@@ -80,9 +69,9 @@ def _match(mean: ir.Node) -> Norm | None:
     x, squares, count = _mean_of_squares(mean)
     if x is None or squares is None:
         return None
-    add = _reader(squares, "Add")
-    epsilon = _constant_operand(add, squares)
-    root = _reader(add.outputs[0] if add else None, "Sqrt", "Rsqrt", "Pow")
+    add = reader(squares, "Add")
+    epsilon = constant_operand(add, squares)
+    root = reader(add.outputs[0] if add else None, "Sqrt", "Rsqrt", "Pow")
     if add is None or epsilon is None or root is None:
         return None
     out = _divided(x, root)
@@ -97,8 +86,8 @@ def _match(mean: ir.Node) -> Norm | None:
 def _mean_of_squares(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None, float | None]:
     """x, the mean of its squares, and the number that their sum is divided by, where it is."""
     if node.op_type == "ReduceMean":
-        return _squared(_producer(node.inputs[0])), node.outputs[0], None
-    divided = _single(node.outputs[0], "Div")
+        return _squared(producer(node.inputs[0])), node.outputs[0], None
+    divided = single(node.outputs[0], "Div")
     count = scalar(divided.inputs[1]) if divided is not None else None
     if divided is None or count is None or divided.inputs[0] is not node.outputs[0]:
         return None, None, None
@@ -165,7 +154,7 @@ def _centred(x: ir.Value) -> tuple[ir.Value, bool]:
     node = x.producer()
     if node is None or node.op_type != "Sub":
         return x, False
-    mean = _producer(node.inputs[1])
+    mean = producer(node.inputs[1])
     source = node.inputs[0]
     if source is None or mean is None or mean.op_type != "ReduceMean":
         return x, False
@@ -183,10 +172,10 @@ def _before_cast(value: ir.Value) -> ir.Value:
 def _take_affine(norm: Norm) -> None:
     """Extend the match over a cast, a scale vector (perhaps 1 + w) and a bias."""
     out = norm.out
-    cast = _single(out, "Cast")
+    cast = single(out, "Cast")
     if cast is not None and cast.outputs[0].dtype == norm.x.dtype:
         out = cast.outputs[0]
-    mul = _single(out, "Mul")
+    mul = single(out, "Mul")
     if mul is None:
         norm.out = out
         return
@@ -196,10 +185,10 @@ def _take_affine(norm: Norm) -> None:
         norm.out = out
         return
     norm.scale, norm.plus_one, norm.out = scale, plus_one, mul.outputs[0]
-    cast = _single(norm.out, "Cast")
+    cast = single(norm.out, "Cast")
     if cast is not None and cast.outputs[0].dtype == norm.x.dtype:
         norm.out = cast.outputs[0]
-    add = _single(norm.out, "Add") if norm.centred else None
+    add = single(norm.out, "Add") if norm.centred else None
     if add is not None:
         bias = _vector(add.inputs[1] if add.inputs[0] is norm.out else add.inputs[0])
         if bias is not None:
@@ -229,9 +218,9 @@ def _typed(emit: Emit, vector: ir.Value, x: ir.Value) -> ir.Value:
 
 
 def _one_plus(value: ir.Value | None) -> ir.Value | None:
-    node = _producer(value)
+    node = producer(value)
     if node is not None and node.op_type == "Cast":
-        node = _producer(node.inputs[0])
+        node = producer(node.inputs[0])
     if node is None or node.op_type != "Add":
         return None
     for one, vector in ((0, 1), (1, 0)):
@@ -303,65 +292,3 @@ def _centre(graph: ir.Graph, node: ir.Node) -> None:
     _replace(graph, Norm(_before_cast(source), out, epsilon, True, scale))
 
 
-def _expand_fused(graph: ir.Graph, node: ir.Node) -> None:
-    """ONNX Runtime's fused residual norms, as Add and a norm."""
-    emit = Emit(graph, _MAKER, at=node)
-    skip = node.op_type.startswith("Skip")
-    _refuse_axis(node)
-    inputs: list[ir.Value | None] = list(node.inputs) + [None] * 5
-    x = inputs[0]
-    layer = node.op_type == "SkipLayerNormalization"
-    scale_at = 2 if skip else 1
-    bias = inputs[3] if layer else None
-    extra = inputs[4] if layer else inputs[3]
-    if skip:
-        x = emit.op("Add", [x, inputs[1]])
-        x.type = node.inputs[0].type if node.inputs[0] is not None else None
-        if extra is not None:
-            x = emit.op("Add", [x, extra])
-    scale = inputs[scale_at]
-    kept = [x, scale] + ([bias] if bias is not None else [])
-    new = emit.op(
-        "LayerNormalization" if layer else "RMSNormalization", kept,
-        axis=-1, epsilon=node.attributes.get_float("epsilon", _EPSILONS[node.op_type]),
-        stash_type=1,
-    )  # fmt: skip
-    new.shape, new.type = node.outputs[0].shape, node.outputs[0].type
-    ir.convenience.replace_all_uses_with(node.outputs[0], new, replace_graph_outputs=True)
-    if skip and len(node.outputs) > 3 and x is not None:
-        ir.convenience.replace_all_uses_with(node.outputs[3], x, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-
-
-def _refuse_axis(node: ir.Node) -> None:
-    axis = node.attributes.get_int("axis", -1)
-    rank = len(node.inputs[0].shape) if node.inputs[0] is not None and node.inputs[0].shape else 0
-    if axis != -1 and axis != rank - 1:
-        raise NotApplicable(
-            f"a norm over the axes from {axis} on mixes tokens; only the last axis is supported",
-            [label(node)],
-        )
-
-
-def _producer(value: ir.Value | None) -> ir.Node | None:
-    return value.producer() if value is not None else None
-
-
-def _reader(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    if value is None:
-        return None
-    return next((n for n, _ in value.uses() if n.op_type in op_types), None)
-
-
-def _single(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The only reader of a value, when it is of that type."""
-    readers = list(value.uses())
-    if len(readers) != 1 or readers[0][0].op_type != op_type or value.is_graph_output():
-        return None
-    return readers[0][0]
-
-
-def _constant_operand(node: ir.Node | None, other: ir.Value) -> float | None:
-    if node is None:
-        return None
-    return scalar(node.inputs[1] if node.inputs[0] is other else node.inputs[0])

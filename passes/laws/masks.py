@@ -21,7 +21,7 @@ from graftline.law import Evidence
 from graftline.passes.canonical.attention.attention import RAW_KEY, RawAttention
 from graftline.passes.canonical.lengths import constants_above, lengths_around
 from graftline.passes.canonical.mask.kinds import RawMask
-from graftline.passes.canonical.rotary.rotary import RawTurn, probe
+from graftline.passes.canonical.rotary.rotation import RawTurn, probe
 from graftline.passes.graph.meaning import label
 from graftline.passes.graph.ports import cache_of, port_of
 from graftline.passes.graph.seen import HIDDEN, Seen, rounding

@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from graftline.build.optimize import optimize
 from graftline.build.plan import pipeline_of
-from graftline.bundle.store import WeightFile, save_graph
+from graftline.bundle.store import save_graph
+from graftline.bundle.weight_file import WeightFile
 from graftline.facts import decoder_facts
 from graftline.models import fake_host
 from graftline.passes import GRAFTS, Pipeline

@@ -11,7 +11,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graftline.bundle.store import WeightFile, load_graph, save_graph, stored_bytes
+from graftline.bundle.store import load_graph, save_graph, stored_bytes
+from graftline.bundle.weight_file import WeightFile
 from graftline.bundle.writer import BundleWriter
 from graftline.errors import BundleError
 from graftline.models.weights import WeightSource, read_headers

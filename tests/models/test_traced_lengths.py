@@ -20,7 +20,8 @@ def block_sparse(positions: int) -> Any:
         intermediate_size=48, max_position_embeddings=positions, is_decoder=True, block_size=4,
         num_random_blocks=1, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    from graftline.models.export.export import empty_model, export
+    from graftline.models.export.export import export
+    from graftline.models.export.host_model import empty_model
 
     return export(empty_model(config), lambda text: None)
 

@@ -300,7 +300,8 @@ def test_smollm2_builds_within_its_memory(
 ) -> None:
     """fp16, cache and tree of 64 nodes, two targets at once, in a process of its own: under three
     times its weights plus 1 GB."""
-    from graftline.bundle.store import WeightFile, save_graph
+    from graftline.bundle.store import save_graph
+    from graftline.bundle.weight_file import WeightFile
 
     model = smollm2_host.clone()
     Pipeline.parse(f"{text} | pack-projections | lower-tensorrt", GRAFTS).run(model)

@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from graftline.build.compiled import compile_graph
-from graftline.bundle.store import WeightFile, load_graph, save_graph
+from graftline.bundle.store import load_graph, save_graph
+from graftline.bundle.weight_file import WeightFile
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import decoder_feed, run
 from graftline.models.decoder import TinyDecoder

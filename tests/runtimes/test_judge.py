@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from toy_session import FLAT
 
-from graftline.bundle.store import WeightFile, save_graph
+from graftline.bundle.store import save_graph
+from graftline.bundle.weight_file import WeightFile
 from graftline.errors import GraftlineError
 from graftline.facts import decoder_facts
 from graftline.models.decoder import TinyDecoder

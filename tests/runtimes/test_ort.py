@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graftline.bundle.store import WeightFile, save_graph
+from graftline.bundle.store import save_graph
+from graftline.bundle.weight_file import WeightFile
 from graftline.errors import BackendError, RequestError
 from graftline.facts import decoder_facts
 from graftline.models.decoder import TinyDecoder

@@ -16,7 +16,8 @@ from stand_in_device import StandInDevice
 from toy_session import FLAT
 
 from graftline.build.tensorrt.builder import BuildOptions
-from graftline.bundle.store import WeightFile, save_graph
+from graftline.bundle.store import save_graph
+from graftline.bundle.weight_file import WeightFile
 from graftline.facts import decoder_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline

@@ -16,7 +16,8 @@ from graftline.passes.canonical.mask.kinds import Mask, RawMask
 from graftline.passes.canonical.mask.lift import Lift
 from graftline.passes.canonical.mask.mask import Bias, read_mask
 from graftline.passes.canonical.mask.writer import MaskWriter
-from graftline.passes.canonical.rotary.rotary import RawTurn, RotaryReader
+from graftline.passes.canonical.rotary.rotary import RotaryReader
+from graftline.passes.canonical.rotary.rotation import RawTurn
 from graftline.passes.canonical.shapes import Measures
 from graftline.passes.grafts.masks import MASK_KEY
 from graftline.passes.graph.emit import Emit

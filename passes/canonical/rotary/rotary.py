@@ -19,44 +19,23 @@ from graftline.errors import DoesNotRun, NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical.lengths import constants_above, lengths_around
 from graftline.passes.canonical.rotary.regions import Region, Regions
+from graftline.passes.canonical.rotary.rotation import (
+    RawTurn,
+    Rotation,
+    commutes,
+    pairing,
+    probe,
+    turn,
+)
 from graftline.passes.canonical.shapes import SIZES, Measures
 from graftline.passes.graph.emit import Emit
-from graftline.passes.graph.meaning import constant, label, label_value, type_of
+from graftline.passes.graph.meaning import label, label_value, type_of
 from graftline.passes.graph.seen import rounding
 
 _PROBED = 5
 _CHUNK = 1024
 _TOLERANCE = 1e-5
 Layout = Literal["heads_first", "rows_first"]
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """A recognised rotary embedding: its tables [P, R/2] and how it pairs dimensions.
-
-    `dim` is R: 0 where nothing is turned. `scale` [P] multiplies the whole head, the part that is
-    not turned included; None where it is 1.
-    """
-
-    tables: tuple[ir.Value, ir.Value] | None
-    interleaved: bool
-    dim: int
-    scale: ir.Value | None
-    raw: RawTurn
-    keeps_length: bool
-    """Whether a head is as long after it as before."""
-
-
-@dataclass(frozen=True)
-class RawTurn:
-    """What the raw graph makes of the heads `probe(P, D)`, [P, D], at positions 0 .. P-1."""
-
-    turned: Array
-
-
-def probe(rows: int, size: int) -> Array:
-    """Random heads [P, D], one per position."""
-    return np.random.default_rng(0).standard_normal((rows, size), np.float32)
 
 
 @dataclass
@@ -94,7 +73,7 @@ class RotaryReader:
         if key not in self.seen:
             self.seen[key] = self._recognise(region)
         found = self.seen[key]
-        if norm is not None and not _commutes(norm, found):
+        if norm is not None and not commutes(norm, found):
             return head, None
         emit = Emit(self.graph, "canonicalize", at=at)
         x = region.x
@@ -152,7 +131,7 @@ class RotaryReader:
 
     def _recognise(self, region: Region) -> Rotation:
         matrices = self._matrices(region)
-        interleaved, dim = _pairing(matrices, region)
+        interleaved, dim = pairing(matrices, region)
         cos, sin, rest = self._tables(region, interleaved, dim)
         scale = None
         if (rest != 1).any():
@@ -174,7 +153,7 @@ class RotaryReader:
         for start, got in self._along(region, x):
             part = slice(start, start + len(got))
             cos, sin, rest = (t[part] for t in tables)
-            want = _turn(x[part].astype(np.float64) * rest[:, None], cos, sin, interleaved, dim)
+            want = turn(x[part].astype(np.float64) * rest[:, None], cos, sin, interleaved, dim)
             out[part] = got
             gap = float(np.abs(want - got).max())
             limit = max(16 * rounding(x.dtype), _TOLERANCE) * max(1.0, float(np.abs(want).max()))
@@ -317,40 +296,3 @@ class RotaryReader:
         return self.scales[key]
 
 
-def _commutes(norm: ir.Node, found: Rotation) -> bool:
-    """Whether a norm of rotated heads is the same before they are rotated: it scales all of a
-    head's numbers alike, and the rotation keeps the head's length."""
-    scale = constant(norm.inputs[1])
-    alike = scale is not None and bool((scale == scale.reshape(-1)[:1]).all())
-    return alike and found.scale is None and found.keeps_length
-
-
-def _pairing(matrices: Array, region: Region) -> tuple[bool, int]:
-    """Which dimensions are turned together, and how many are: (interleaved, R); R is 0 where each
-    is only scaled."""
-    used = np.abs(matrices).max(axis=0) > 0
-    np.fill_diagonal(used, False)
-    if not used.any():
-        return False, 0
-    partners = np.flatnonzero(used[0])
-    turned = np.flatnonzero(used.any(axis=1))
-    if len(partners) != 1:
-        raise NotApplicable(
-            "position-dependent values are not a rotary embedding: the first dimension is not "
-            f"rotated with exactly one other but with {len(partners)}",
-            [label(n) for n in region.nodes],
-        )
-    partner = int(partners[0])
-    if partner == 1 and not used[0, 1:].sum() > 1 and len(turned) != 2:
-        return True, int(turned.max()) // 2 * 2 + 2
-    return False, 2 * partner
-
-
-def _turn(x: Array, cos: Array, sin: Array, interleaved: bool, dim: int) -> Array:
-    """Heads [P, D] turned by an ideal rotary embedding with these tables."""
-    first = np.arange(0, dim, 2) if interleaved else np.arange(dim // 2)
-    second = first + (1 if interleaved else dim // 2)
-    out = x.copy()
-    out[:, first] = x[:, first] * cos - x[:, second] * sin
-    out[:, second] = x[:, first] * sin + x[:, second] * cos
-    return out

@@ -1,0 +1,31 @@
+"""The nodes around a value."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graftline.passes.graph.meaning import scalar
+
+
+def producer(value: ir.Value | None) -> ir.Node | None:
+    return value.producer() if value is not None else None
+
+
+def reader(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    if value is None:
+        return None
+    return next((n for n, _ in value.uses() if n.op_type in op_types), None)
+
+
+def single(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The only reader of a value, when it is of that type."""
+    readers = list(value.uses())
+    if len(readers) != 1 or readers[0][0].op_type != op_type or value.is_graph_output():
+        return None
+    return readers[0][0]
+
+
+def constant_operand(node: ir.Node | None, other: ir.Value) -> float | None:
+    if node is None:
+        return None
+    return scalar(node.inputs[1] if node.inputs[0] is other else node.inputs[0])
