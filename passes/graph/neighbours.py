@@ -8,10 +8,12 @@ from graftline.passes.graph.meaning import scalar
 
 
 def producer(value: ir.Value | None) -> ir.Node | None:
+    """What makes a value; None for an input, an initializer, or no value."""
     return value.producer() if value is not None else None
 
 
 def reader(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """A node of one of these types that reads a value."""
     if value is None:
         return None
     return next((n for n, _ in value.uses() if n.op_type in op_types), None)
@@ -26,6 +28,7 @@ def single(value: ir.Value, op_type: str) -> ir.Node | None:
 
 
 def constant_operand(node: ir.Node | None, other: ir.Value) -> float | None:
+    """The number beside `other` in an operator of two; None where it is none."""
     if node is None:
         return None
     return scalar(node.inputs[1] if node.inputs[0] is other else node.inputs[0])
