@@ -8,8 +8,8 @@ from graftline.errors import BackendError, GraftlineError, nearest
 
 CPU, CUDA = "ort-cpu", "ort-cuda"
 QUANTIZE = {
-    "int8": "quantize{bits=8}",
-    "int4": "quantize{bits=4,algorithm=gptq,block=0,head_bits=8,wide=0.5}",
+    "int8": "quantize{bits=8,embedding=true}",
+    "int4": "quantize{bits=4,algorithm=gptq,block=0,head_bits=8,wide=0.5,embedding=true}",
 }
 TARGETS: Mapping[str, Mapping[str, str]] = {
     CPU: {dtype: "lower-ort" for dtype in ("fp32", "int8", "int4")},
@@ -37,4 +37,6 @@ def ending(target: str, dtype: str, quantizer: str | None) -> str:
         if not quantize:
             raise GraftlineError("--quantizer needs --dtype int8 or int4")
         quantize = quantize.replace("algorithm=gptq,", "").replace("}", f",algorithm={quantizer}}}")
+    if target != CPU:  # looking rows up in integers is a kernel of the CPU provider
+        quantize = quantize.replace(",embedding=true", "")
     return " | ".join(filter(None, [quantize, known[dtype]]))

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 Watch = Callable[[str], None]
 FULL = "fp32"
-FINER = "quantize{algorithm=gptq,block=0,head_bits=8}"
+FINER = "quantize{algorithm=gptq,block=0,head_bits=8,embedding=true}"
 PRECISIONS = {
     FULL: (FULL, ""),
     "int8": ("int8", QUANTIZE["int8"]),
     "int4": ("int4", QUANTIZE["int4"]),
     "int4, a fifth of the blocks in int8": ("int4", FINER.replace("}", ",wide=0.2}")),
     "int4, only the head in int8": ("int4", FINER),
-    "int4, rounded to nearest": ("int4", "quantize{bits=4}"),
+    "int4, rounded to nearest": ("int4", "quantize{bits=4,embedding=true}"),
 }
 """By the name that is printed: the dtype of a bundle, and the pass that makes it."""
 TOKENS = 500

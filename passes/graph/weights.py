@@ -45,6 +45,15 @@ def tensor_of(value: ir.Value) -> ir.TensorProtocol:
     return value.const_value
 
 
+def same_tensor(one: ir.Value, other: ir.Value) -> bool:
+    """Whether two initializers are one tensor, told without reading it: the same object, or the
+    same bytes of one file."""
+    a, b = one.const_value, other.const_value
+    if a is b or not isinstance(a, ir.ExternalTensor) or not isinstance(b, ir.ExternalTensor):
+        return a is not None and a is b
+    return (str(a.path), a.offset, a.length) == (str(b.path), b.offset, b.length)
+
+
 def constant(value: ir.Value | None) -> ir.Value | None:
     """`value` when it is an initializer with a tensor, else None."""
     if value is None or value.producer() is not None or value.const_value is None:

@@ -214,6 +214,7 @@ def _prove_engine(parts: Parts, probe: Probe, own: Own | None, say: Watch) -> Pr
         quality = _quality(parts.folder, fp32, session, parts.dtype, say)
     if elsewhere:
         return Proof(laws, quality=quality)
+    fp32 = None  # its weights are not needed beside the engine's any more
     say("proof: the engine's rows against one another")
     found = _rows(session, parts)
     laws.append(LawRow.of(target, "row-invariant", found.evidence))

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable, nearest
 from graftline.passes.graph.emit import Emit, drop_unused
-from graftline.passes.graph.weights import Matrix
+from graftline.passes.graph.weights import Matrix, constant, same_tensor
 from graftline.passes.lower.quantize.block_codes import ALGORITHMS, Packed
 from graftline.passes.lower.quantize.calibration import (
     FINE,
@@ -43,8 +43,8 @@ class Quantize(Graft):
     `block` values share a scale; 0: the most of 64, 32 and 16 that divide a matrix. `wide`: the
     share of the weights of the blocks that gets 8 bits, those that matter most. `algorithm` gptq
     and `wide` look at activations of a text that the host writes; where it is too large to run,
-    gptq is `range` and `wide` 0. `embedding` reads a tied embedding from the lm_head's integers
-    too.
+    gptq is `range` and `wide` 0. `embedding` reads the token embedding
+    from the lm_head's integers, where the two are one matrix.
     """
 
     stage: ClassVar[Stage] = "lower"
@@ -83,8 +83,6 @@ class Quantize(Graft):
         if not targets:
             names = product_names(model.graph)
             raise NotApplicable("quantize: no product has a constant matrix", names)
-        if self.embedding and not _tied_gathers(model, targets):
-            raise NotApplicable("quantize: embedding=true needs an embedding tied to the lm_head")
 
     def apply(self, model: ir.Model) -> None:
         self.quantize(model)
@@ -102,7 +100,7 @@ class Quantize(Graft):
                 made[id(one)] = _register(graph, name, one.packed, target.matrix)
             self._replace(graph, target, made[id(one)], one)
             for gather in gathers:
-                if gather.inputs[0] is target.matrix.stored and target.is_head:
+                if target.is_head and _reads(gather, target):
                     self._gather(graph, gather, made[id(one)], one, target.matrix.shape[0])
         drop_unused(model)
 
@@ -212,8 +210,15 @@ class _Progress:
 
 def _tied_gathers(model: ir.Model, targets: list[Target]) -> list[ir.Node]:
     """Row look-ups in the very tensor the lm_head multiplies by."""
-    heads = {t.matrix.stored for t in targets if t.is_head and t.matrix.turned}
-    return [n for n in model.graph if n.op_type == "Gather" and n.inputs[0] in heads and _rows(n)]
+    heads = [t for t in targets if t.is_head and t.matrix.turned]
+    gathers = [n for n in model.graph if n.op_type == "Gather" and _rows(n)]
+    return [n for n in gathers if any(_reads(n, head) for head in heads)]
+
+
+def _reads(gather: ir.Node, target: Target) -> bool:
+    """Whether a look-up reads the matrix of a product."""
+    table = constant(gather.inputs[0])
+    return table is not None and same_tensor(table, target.matrix.stored)
 
 
 def _rows(node: ir.Node) -> bool:
