@@ -11,7 +11,6 @@ import typer
 from graftline.commands import libraries, screen
 from graftline.commands.options import Json
 from graftline.errors import GraftlineError
-from graftline.facts import as_decoder
 from graftline.law import summary
 from graftline.recipe import FUSED
 
@@ -225,6 +224,8 @@ def _bundle_table(bundle: Bundle) -> Any:
 def _depth_rows(bundle: Bundle) -> list[tuple[str, str]]:
     """The sub-models of a draft engine, in its own bundle or in the one inside."""
     holder = bundle.draft() or bundle
+    from graftline.facts import as_decoder
+
     whole, path = holder.manifest.facts.told(), holder.path
     return [
         ("draft depth", f"{as_decoder(s.facts).layers} of {whole}; inspect {path} --stage {name}")

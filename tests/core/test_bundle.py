@@ -242,6 +242,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, stop: type[BaseException]) 
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("part", range(0, 16, 2))
 def test_ctrl_c_at_any_line_leaves_the_older_bundle_or_the_newer(tmp_path: Path, part: int) -> None:
     """A real signal, at every other line that writing runs: never half of anything."""

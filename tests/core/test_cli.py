@@ -230,7 +230,7 @@ def test_inspect_shows_the_bundle_its_blocks_and_their_nodes(tiny_bundle: Path) 
     for part in ("facts", "ports", "kv-cache", "neutral", "row-invariant", "block 1", "sha256"):
         assert part in shown, part
     found = json.loads(call("inspect", tiny_bundle, "--json").stdout)
-    assert found["facts"]["layers"] == 2
+    assert found["stages"]["ort-cpu"]["facts"]["layers"] == 2
     assert len(found["graph"]["anchors"]["attention"]) == 2
     assert {"0", "1", "embedding", "head"} <= found["graph"]["blocks"].keys()
     picture = call("inspect", tiny_bundle, "--graph", "--stage", "canonical").stdout

@@ -63,11 +63,12 @@ def test_precisions_are_those_of_the_target(tiny_checkpoint: Path, tmp_path: Pat
 
 
 def test_on_a_gpu_quantized_weights_go_with_half_precision() -> None:
-    for dtype, bits in (("int4", ""), ("int8", "{bits=8}")):
+    int4 = "quantize{algorithm=gptq,block=0,head_bits=8,wide=0.5}"
+    for dtype, quantize in (("int4", int4), ("int8", "quantize{bits=8}")):
         _, text = pipeline_of("plain", None, "ort-cuda", dtype, None)
-        assert text.endswith(f"quantize{bits} | lower-ort{{provider=cuda,dtype=fp16}}")
+        assert text.endswith(f"{quantize} | lower-ort{{provider=cuda,dtype=fp16}}")
     _, text = pipeline_of("plain", None, "ort-cuda", "int4", "hqq")
-    assert "quantize{algorithm=hqq}" in text
+    assert "algorithm=hqq" in text
 
 
 def test_doctor_tells_a_hidden_library_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:

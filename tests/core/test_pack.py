@@ -250,6 +250,7 @@ def test_a_damaged_bundle_is_not_packed(int4: Bundle, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["bad.graft"]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("name", ["app", "app.tar"])
 def test_an_interrupted_pack_leaves_nothing(
     int4: Bundle, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch

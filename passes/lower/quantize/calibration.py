@@ -48,9 +48,10 @@ class Rounded:
 
 def nearest_codes(target: Target, bits: int, method: str = NEAREST) -> Rounded:
     """Rounding that looks at the weights alone."""
-    packed = quantize_rows(target.matrix.rows(), bits, target.block, method)
+    block = target.block(bits)
+    packed = quantize_rows(target.matrix.rows(), bits, block, method)
     release(target.matrix)
-    return Rounded(packed, bits, target.block, method)
+    return Rounded(packed, bits, block, method)
 
 
 def compensated_codes(
@@ -66,8 +67,9 @@ def compensated_codes(
         moments = Moments(inputs)
         for target in readers[name]:
             if target.key not in made:
-                packed = compensated(target.matrix.rows(), moments, bits, target.block)
-                made[target.key] = Rounded(packed, bits, target.block, GPTQ)
+                block = target.block(bits)
+                packed = compensated(target.matrix.rows(), moments, bits, block)
+                made[target.key] = Rounded(packed, bits, block, GPTQ)
                 release(target.matrix)
             done()
     return made

@@ -66,7 +66,7 @@ def compensated(rows: Floats, moments: Moments, bits: int, block: int) -> Packed
 
     def work(start: int) -> None:
         part = slice(start, start + ROWS)
-        columns = np.ascontiguousarray(rows[part].T, dtype=np.float32)
+        columns = np.array(rows[part].T, np.float32, order="C")  # its own: it is used up
         for at, (code, scale, zero) in _rounded(columns, moments.factor, bits, block):
             codes[part, at : at + block] = code.T
             scales[part, at // block], zeros[part, at // block] = scale, zero

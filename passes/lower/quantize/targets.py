@@ -16,20 +16,27 @@ from graftline.passes.pipeline.graft import ROLE
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 Kind = tuple[int, int, int]
 Key = tuple[str, bool]
-BLOCKS = (64, 32, 16)
-"""Values with one scale, the most first: at 64 a matrix takes a sixth less than at 32, and ONNX
-Runtime's kernel is faster."""
+BLOCKS = {4: (32, 16), 8: (64, 32, 16)}
+"""By bits, how many values share a scale, the most first: at 64 a matrix takes less and ONNX
+Runtime's kernel is faster; but that of 4 bits then rounds a row by how many go with it (0.04 of the
+largest logit), and nothing makes it exact."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A product by a constant matrix. `block`: how many values share a scale. `kind`: its place
-    among the products of its block, and its shape; None outside the blocks."""
+    """A product by a constant matrix. `asked`: how many values share a scale, 0 where that follows
+    from the bits. `kind`: its place among the products of its block, and its shape; None outside
+    the blocks."""
 
     node: ir.Node
     matrix: Matrix
-    block: int
+    asked: int
     kind: Kind | None
+
+    def block(self, bits: int) -> int:
+        """How many values share a scale at so many bits."""
+        depth = self.matrix.shape[0]
+        return self.asked or next(size for size in BLOCKS[bits] if depth % size == 0)
 
     @property
     def name(self) -> str:
@@ -54,7 +61,7 @@ class Target:
 
 def targets_of(model: ir.Model, block: int) -> list[Target]:
     """Every product by a constant matrix, in blocks of `block` values, or for 0 of the most that
-    divide it. Raises NotApplicable at one that cannot be quantized."""
+    its bits allow and that divide it. Raises NotApplicable at one that cannot be quantized."""
     found: list[Target] = []
     places = Counter[int]()
     top = set(model.graph)
@@ -78,20 +85,20 @@ def targets_of(model: ir.Model, block: int) -> list[Target]:
                 "precision that a file has"
             )
             raise NotApplicable(reason, [name_of(node)])
-        own, size = block_of(node), _block(node, weight, block)
+        _check_block(node, weight, block)
+        own = block_of(node)
         kind = None if own is None else (places[own], *weight.shape)
         if own is not None:
             places[own] += 1
-        found.append(Target(node, weight, size, kind))
+        found.append(Target(node, weight, block, kind))
     return found
 
 
-def _block(node: ir.Node, weight: Matrix, block: int) -> int:
-    depth, sizes = weight.shape[0], (block,) if block else BLOCKS
-    for size in sizes:
-        if depth % size == 0:
-            return size
-    what = f"block={block}; choose a smaller block" if block else f"{sizes[-1]}"
+def _check_block(node: ir.Node, weight: Matrix, block: int) -> None:
+    depth, least = weight.shape[0], block or min(BLOCKS[4])
+    if depth % least == 0:
+        return
+    what = f"block={block}; choose a smaller block" if block else f"{least}"
     reason = f"quantize: the {depth} inputs of '{weight.stored.name}' are no multiple of {what}"
     raise NotApplicable(reason, [name_of(node)])
 

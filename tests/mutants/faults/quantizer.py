@@ -166,7 +166,7 @@ QUANTIZER = [
     Mutant("scales-of-another-block-int8", "quantize", "down_proj of block 3 has block 2's scales",
            "llama", "closeness", after(QUANTIZE, _scales_of_another_layer(2, 3)), INT8),
     Mutant("quantized-along-columns", "quantize: Matrix.rows", "a square matrix is read turned",
-           "llama", "neutral", instead(Matrix, "rows", _turned_square), INT8),
+           "llama", "whole", instead(Matrix, "rows", _turned_square), INT8),
     Mutant("quantized-head-half-as-large", "quantize", "the lm_head's scales are halved",
            "llama", "closeness", after(QUANTIZE, _operand(None, 2, lambda s: s / 2)), INT8),
     Mutant("quantized-rows-zeroed", "quantize", "1 in 64 scales of block 4 is zero",
