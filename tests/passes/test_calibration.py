@@ -87,7 +87,7 @@ def test_the_kernel_computes_what_the_integers_of_mixed_widths_mean() -> None:
     after = looked_at(host())
     Quantize(algorithm="gptq", block=0, head_bits=8, accuracy=0).apply(after)
     assert [n.attributes["bits"].as_int() for n in made(after)] == [4, 4, 8]
-    assert [n.attributes["block_size"].as_int() for n in made(after)] == [64, 32, 64]
+    assert [n.attributes["block_size"].as_int() for n in made(after)] == [32, 32, 64]
     after.meta.clear()
     session = onnxruntime.InferenceSession(
         ir.to_proto(after).SerializeToString(), providers=["CPUExecutionProvider"]

@@ -41,11 +41,10 @@ class Quantize(Graft):
     `accuracy` 4 rounds activations to 8 bits per row and block, which ONNX Runtime's CPU kernels
     need to be fast (8 bit weights are about 100 times slower without it). `head_bits` 0: as `bits`.
     `block` values share a scale; 0: the most that divide a matrix, of 32 and 16 at 4 bits and of
-    64, 32 and 16 at 8. `wide`: the
-    share of the weights of the blocks that gets 8 bits, those that matter most. `algorithm` gptq
-    and `wide` look at activations of a text that the host writes; where it is too large to run,
-    gptq is `range` and `wide` 0. `embedding` reads the token embedding
-    from the lm_head's integers, where the two are one matrix.
+    64, 32 and 16 at 8. `wide`: the share of the weights of the blocks that gets 8 bits, those that
+    matter most. `algorithm` gptq and `wide` look at activations of a text that the host writes;
+    where it is too large to run, gptq is `range` and `wide` 0. `embedding` reads the token
+    embedding from the lm_head's integers, where the two are one matrix.
     """
 
     stage: ClassVar[Stage] = "lower"
