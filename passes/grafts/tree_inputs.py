@@ -19,7 +19,7 @@ _ROUNDS = "".join(
     up{r + 1} = GatherND <batch_dims = 1> (up{r}, up{r})"""
     for r in range(doublings(TREE_LIMIT))
 )
-_REACH = f"reach{doublings(TREE_LIMIT)}"
+REACH = f"reach{doublings(TREE_LIMIT)}"
 """[B, N, N] int64: 1 where column j is row i or an ancestor of it."""
 _TEXT = f"""
     zero = Constant <value = int64 {{0}}> ()
@@ -42,7 +42,7 @@ _TEXT = f"""
     square = Concat <axis = 0> (parent_shape, index_shape)
     reach0 = Expand (own_number, square)
     {_ROUNDS}
-    count = ReduceSum <keepdims = 0> ({_REACH}, axis_2)
+    count = ReduceSum <keepdims = 0> ({REACH}, axis_2)
     depth = Sub (count, one)
     positions = Add (start, depth)
     slots_1 = Shape <start = 2, end = 3> (cache)
@@ -55,9 +55,9 @@ _TEXT = f"""
     seen = Expand (committed_rows, seen_shape)
     own_slot = Add (start, index)
     own_row = Unsqueeze (own_slot, axis_1)
-    reach_shape = Shape ({_REACH})
+    reach_shape = Shape ({REACH})
     places = Expand (own_row, reach_shape)
-    ancestors = Cast <to = 9> ({_REACH})
+    ancestors = Cast <to = 9> ({REACH})
     visible = ScatterElements <axis = 2> (seen, places, ancestors)
     mask = Unsqueeze (visible, axis_1)
 """

@@ -119,12 +119,14 @@ def _without(place: int, layers: Iterable[int] | None = None) -> Edit:
 def _turned(real: Any, touched: Touched) -> Any:
     """Rows and columns of the ancestors change places: a node sees its descendants."""
 
-    def reach(self: Any, index: ir.Value) -> ir.Value:
+    def write(emit: Any, text: str, *rest: Any) -> Any:
         touched.count += 1
-        made: ir.Value = self.emit.op("Transpose", [real(self, index)], perm=[0, 2, 1])
-        return made
+        before, after = text.split("    count = ", 1)
+        turned = f"    turned = Transpose <perm = [0, 2, 1]> ({tree_inputs.REACH})\n"
+        after = after.replace(tree_inputs.REACH, "turned")
+        return real(emit, f"{before}{turned}    count = {after}", *rest)
 
-    return reach
+    return write
 
 
 TREES = [
@@ -164,6 +166,6 @@ TREES = [
     Mutant("tree-bias-dropped-in-block-3", "lower-ort: group_query_attention",
            "a row sees its siblings in block 3 once attention is fused",
            "plain", "alike", after(LOWER, _without(10, [3]))),
-    Mutant("ancestors-turned", "tree-inputs: TreeInputs._reach", "a node sees its descendants",
-           "plain", "neutral", instead(tree_inputs.TreeInputs, "_reach", _turned), STEP),
+    Mutant("ancestors-turned", "tree-inputs: its text", "a node sees its descendants",
+           "plain", "neutral", instead(tree_inputs, "write", _turned), STEP),
 ]  # fmt: skip
