@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -53,3 +55,17 @@ def unmapped(tensor: ir.ExternalTensor) -> np.ndarray:
         shape=static_shape(tensor), name=tensor.name,
     )  # fmt: skip
     return own.numpy()
+
+
+def origin(tensor: ir.TensorProtocol) -> Hashable:
+    """What tells a tensor's bytes without reading them: where they come from, or the object."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return file_of(tensor), tensor.offset, tensor.nbytes
+    if isinstance(tensor, Widened):
+        return tensor.dtype, origin(tensor.narrow)
+    return id(tensor)
+
+
+def file_of(tensor: ir.ExternalTensor) -> Path:
+    """The file that a tensor lies in, as an absolute path."""
+    return Path(os.path.abspath(tensor.path))

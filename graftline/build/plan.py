@@ -42,6 +42,8 @@ class Plan:
     depths: tuple[int, ...] = ()
     passes: str | None = None
     """What --passes said."""
+    quantizer: str | None = None
+    """What --quantizer said."""
     cuts: tuple[tuple[int, str], ...] = ()
 
     @classmethod
@@ -74,7 +76,8 @@ class Plan:
         if DEPTHS in chosen.needs and not depths:
             raise GraftlineError(f"the recipe {chosen.name} needs depths; add --draft-depths 12,20")
         given = draft, source, tuple(depths)
-        return cls(chosen, text, target, dtype, request, fused, *given, passes=passes)
+        made = cls(chosen, text, target, dtype, request, fused, *given)
+        return replace(made, passes=passes, quantizer=quantizer)
 
     def for_kind(self, kind: Kind, recipe: str | None) -> Plan:
         """The same for a host of that kind. Raises GraftlineError for what is a decoder's alone."""
@@ -83,6 +86,7 @@ class Plan:
         asked = {
             "--recipe": recipe, "--draft": self.draft, "--draft-depths": self.depths,
             "--step fused": self.fused, "--target": self.target if self.target != CPU else None,
+            f"--dtype {self.dtype}": self.dtype != "fp32",
         }  # fmt: skip
         if odd := [option for option, said in asked.items() if said]:
             raise GraftlineError(f"{odd[0]} is for decoders; the checkpoint is a {kind.name}")
@@ -117,6 +121,7 @@ class Plan:
         said = f"graftline optimize {checkpoint} -o {out}"
         said += "" if self.recipe is None else f" --recipe {self.recipe.name}"
         said += f" --dtype {self.dtype}"
+        said += "" if self.quantizer is None else f" --quantizer {self.quantizer}"
         if self.passes is not None:
             said += f" --passes {shlex.quote(self.passes)}"
         if self.draft is not None:

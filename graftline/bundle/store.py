@@ -12,10 +12,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graftline.bundle.weight_file import Place, WeightFile, file_of, origin
+from graftline.bundle.weight_file import Place, WeightFile
 from graftline.errors import BundleError
 from graftline.files import inside
-from graftline.tensors import Widened, static_shape
+from graftline.tensors import Widened, file_of, origin, static_shape
 
 INLINE = 1024
 """Tensors of fewer bytes stay inside the graph file."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from graftline.tensors import Stacked, Widened, unmapped
+from graftline.tensors import Stacked, Widened, origin, unmapped
 
 ALIGNMENT = 64
 WORTH_A_LINK = 1 << 20
@@ -115,23 +115,9 @@ class WeightFile:
         return Place(self.path, start, len(data))
 
 
-def origin(tensor: ir.TensorProtocol) -> Hashable:
-    """What tells a tensor's bytes without reading them: where they come from, or the object."""
-    if isinstance(tensor, ir.ExternalTensor):
-        return file_of(tensor), tensor.offset, tensor.nbytes
-    if isinstance(tensor, Widened):
-        return tensor.dtype, origin(tensor.narrow)
-    return id(tensor)
-
-
 def _bytes(tensor: ir.TensorProtocol) -> memoryview:
     if isinstance(tensor, ir.ExternalTensor):
         tensor = ir.Tensor(unmapped(tensor), dtype=tensor.dtype)
     if tensor.dtype.itemsize < 1:  # two numbers to a byte
         return memoryview(tensor.tobytes())
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
-
-
-def file_of(tensor: ir.ExternalTensor) -> Path:
-    """The file that a tensor lies in, as an absolute path."""
-    return Path(os.path.abspath(tensor.path))

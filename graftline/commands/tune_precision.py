@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,11 +62,13 @@ def tune_precision(path: Path, most_loss: float, threads: int | None, watch: Wat
     return Outcome(points, point, changed)
 
 
+@dataclass(frozen=True)
 class Outcome:
     """What was measured, the precision that is kept, and whether the bundle is another one now."""
 
-    def __init__(self, points: list[Point], kept: Point, changed: bool) -> None:
-        self.points, self.kept, self.changed = points, kept, changed
+    points: list[Point]
+    kept: Point
+    changed: bool
 
 
 def _check(bundle: Bundle) -> None:

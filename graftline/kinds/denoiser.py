@@ -45,8 +45,8 @@ class Denoiser:
 
     def front_law(self, raw: ir.Model, canonical: ir.Model) -> LawRow:
         """Predictions of both on the same samples."""
-        if isinstance(small := self.small(canonical, oracle_limit()), str):
-            return LawRow("canonicalize-denoiser", "neutral", "not_run", small)
+        if large := _too_large(canonical, oracle_limit()):
+            return LawRow("canonicalize-denoiser", "neutral", "not_run", large)
         comparison = Comparison("canonicalize-denoiser", "neutral", _dtype(read_ports(canonical)))
         worst, ports = 0.0, read_raw(canonical.metadata_props)
         try:
@@ -62,11 +62,11 @@ class Denoiser:
 
     def small(self, canonical: ir.Model, limit: int) -> Small | str:
         """The whole network: it is not made of blocks that repeat."""
-        if (size := weight_bytes(canonical)) > limit:
-            room = f"of which the oracle takes {limit / 1e9:.1f} GB here"
-            return f"the network weighs {size / 1e9:.1f} GB, {room}"
+        if large := _too_large(canonical, limit):
+            return large
         model = canonical.clone()
         hold_weights(model)
+        size = weight_bytes(model)
         return Small(model, feed_of(read_ports(model), 0), 0, size, "the whole network")
 
     def sample(self, canonical: ir.Model, say: Watch) -> Sample:
@@ -79,16 +79,13 @@ class Denoiser:
     def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
         """Predictions for samples of several sizes: the user's own file, the export, the engine."""
         say("proof: the engine against the unmodified export, with the real weights")
-        rows = [
-            _same(parts, "whole", parts.target, _run(parts, parts.target), _run(parts, "export"))
-        ]
+        export = _run(parts, "export")
+        whole = _same(parts, "whole", parts.target, _run(parts, parts.target), export)
         if not isinstance(own, Path):
-            rows.insert(0, LawRow("export", "checkpoint", "not_run", gone))
-            return Proof(rows)
+            return Proof([LawRow("export", "checkpoint", "not_run", gone), whole])
         say("proof: the export against the checkpoint's own file")
         theirs = _predictions(own, parts.ports("export"))
-        rows.insert(0, _same(parts, "checkpoint", "export", _run(parts, "export"), theirs))
-        return Proof(rows)
+        return Proof([_same(parts, "checkpoint", "export", export, theirs), whole])
 
     def prove_stage(self, parts: Parts, stage: str, recipe: Recipe, say: Watch) -> list[LawRow]:
         """No stage but the target is made of a denoiser yet."""
@@ -128,6 +125,14 @@ def feed_of(ports: tuple[Port, ...], seed: int) -> Feed:
             values = np.resize(STEPS[seed % len(STEPS)], dims)
         feed[port.name] = np.asarray(values).astype(np.dtype(port.dtype))
     return feed
+
+
+def _too_large(model: ir.Model, limit: int) -> str:
+    """Why the oracle cannot run the network here, "" when it can."""
+    if (size := weight_bytes(model)) <= limit:
+        return ""
+    room = f"of which the oracle takes {limit / 1e9:.1f} GB here"
+    return f"the network weighs {size / 1e9:.1f} GB, {room}"
 
 
 def _dtype(ports: tuple[Port, ...]) -> str:

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from graftline.tensors import origin
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -48,10 +50,7 @@ def tensor_of(value: ir.Value) -> ir.TensorProtocol:
 def same_tensor(one: ir.Value, other: ir.Value) -> bool:
     """Whether two initializers are one tensor, told without reading it: the same object, or the
     same bytes of one file."""
-    a, b = one.const_value, other.const_value
-    if a is b or not isinstance(a, ir.ExternalTensor) or not isinstance(b, ir.ExternalTensor):
-        return a is not None and a is b
-    return (str(a.path), a.offset, a.length) == (str(b.path), b.offset, b.length)
+    return origin(tensor_of(one)) == origin(tensor_of(other))
 
 
 def constant(value: ir.Value | None) -> ir.Value | None:

@@ -59,3 +59,12 @@ def test_every_recipe_names_things_that_exist() -> None:
         assert one.drafter in DRAFTERS
         assert one.rule in RULES
         Pipeline.parse(one.passes, GRAFTS)
+
+
+def test_the_command_that_rebuilds_has_every_option() -> None:
+    from graftline.build.plan import Plan
+
+    plan = Plan.of("suffix", "kv-cache", "ort-cpu", "int4", "hqq", "int8", (2,), "", "host")
+    told = plan.command("in", "out", "")
+    said = "--recipe suffix --dtype int4 --quantizer hqq --passes kv-cache --draft int8"
+    assert told == f"graftline optimize in -o out {said} --draft-depths 2"

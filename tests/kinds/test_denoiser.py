@@ -130,6 +130,7 @@ def test_what_is_a_decoders_is_refused(graph: Path, bundle: Bundle, tmp_path: Pa
     asked: list[tuple[dict[str, Any], str]] = [
         ({"recipe": "pard"}, "--draft"), ({"recipe": "suffix"}, "--recipe is for decoders"),
         ({"draft": "int8"}, "--draft is for decoders"),
+        ({"dtype": "int8", "quantizer": "rtn"}, "--dtype int8 is for decoders"),
         ({"passes": "kv-cache"}, "run anchors first"),
     ]  # fmt: skip
     for options, message in asked:
