@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from graftline.runtimes.decoding import Decoding
-from graftline.runtimes.job import Job
 from graftline.runtimes.session import Ints, Scores, Session
 from graftline.tree import Tree
 
@@ -72,6 +71,8 @@ def decode_branches(
     The prompt of every branch begins with `shared`, and goes on.
     """
     cache = BranchCache(session, shared)
+    for one in branches:
+        one.seated(0)
     rows = [
         Row(number, token, position)
         for number, one in enumerate(branches)
@@ -89,7 +90,7 @@ def decode_branches(
         rows = [
             Row(number, one.tokens[-1], len(one.prompt) + len(one.tokens) - 1)
             for number, one in enumerate(branches)
-            if one.finish is None
+            if not one.done
         ]
 
 
@@ -99,15 +100,3 @@ def _read(one: Decoding, row: Row, scores: Scores, place: int) -> None:
         one.judge(Tree.chain((row.token,)), scores, place)
     elif row.position == len(one.prompt) - 1:
         one.begin(scores, place)
-
-
-class BranchJob(Job):
-    """Decodes prompts that begin alike as branches of one sequence; `shared`: how they begin."""
-
-    shared: Ints
-
-    def _passes(self, sequences: Iterator[Decoding], least: int) -> Iterator[None]:
-        return decode_branches(self._session, self.shared, list(sequences), least)
-
-    def _story(self, one: Decoding) -> str:
-        return f"branches: {len(self._batch)} in one sequence, a token of each per pass"

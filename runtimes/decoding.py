@@ -5,19 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
+from graftline.errors import BackendError
+from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
+from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.session import Ints, Scores
 from graftline.runtimes.trees.packing import first_path, trim
 from graftline.runtimes.trees.soundness import sound
 from graftline.runtimes.verdict import Rule, Verdict
 from graftline.tree import Tree
 
-FinishReason = Literal["eos", "stop", "length"]
+FinishReason = Literal["eos", "stop", "length", "cancelled", "timeout"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Decoding:
     """The root of every tree is the last chosen token: it is not in the cache yet, so a sequence
     with t chosen tokens has `len(prompt) + t - 1` committed positions."""
@@ -31,14 +35,39 @@ class Decoding:
     rule: Rule
     watch: Callable[[Tree, Verdict, Scores, int, set[int]], None] | None = None
     """Is shown every judged tree, its verdict and scores, and the tokens before the step."""
+    least: int = 1
+    """Fewest rows that a step may score: 2 keeps a backend whose single-row kernel rounds
+    differently to its other kernel in every step."""
+    branches: bool = True
+    """Whether its drafts may branch."""
+    deadline: float | None = None
+    """By time.perf_counter: when to stop, be it ended or not."""
+    outfit: Callable[[], tuple[Drafter, Rule]] | None = None
+    """Makes drafter and rule when it is seated, in place of those it was made with."""
+    digest_with: Callable[[], None] | None = None
+    """Is called when tokens were added, within the step."""
     vocabulary: int = 0
     """Ids the target knows, as its first scores show."""
     seat: int = 0
     """Its row in the session's batch."""
+    read: int = 0
+    """Prompt tokens that are committed."""
+    together: bool = False
+    """True once a step has scored others with it."""
+    before: Marks | None = None
+    """The controller's account when it joined."""
+    spent: Marks | None = None
+    """What its controller has spent and expected since."""
+    drafts: bool = True
+    """False where nothing is ever drafted."""
+    cancelled: bool = False
+    """Set by whoever no longer wants it."""
+    error: BaseException | None = None
+    """What ended it, if it was no end of a text."""
+    done: bool = False
+    """True when it has ended in one way or another."""
     tokens: list[int] = field(default_factory=list[int])
     finish: FinishReason | None = None
-    retired: bool = False
-    """True once finished and rolled back to one position, to make room for the others."""
     steps: int = 0
     drafted: int = 0
     offered: list[int] = field(default_factory=list[int])
@@ -53,10 +82,49 @@ class Decoding:
     @property
     def length(self) -> int:
         """Committed positions."""
-        return 1 if self.retired else len(self.prompt) + len(self.tokens) - 1
+        return self.read + max(len(self.tokens) - 1, 0)
+
+    def check(self) -> bool:
+        """Whether it has ended; one that is no longer wanted, or is out of time, ends here."""
+        if not self.done and (self.cancelled or self.deadline is not None):
+            late = self.deadline is not None and time.perf_counter() > self.deadline
+            if self.cancelled or late:
+                self.end("cancelled" if self.cancelled else "timeout")
+        return self.done
+
+    def end(self, reason: FinishReason) -> None:
+        """No more tokens."""
+        self.finish, self.done, self.ended = reason, True, time.perf_counter()
+
+    def seated(self, seat: int) -> None:
+        """It has a row of the session's now, and needs its drafter."""
+        self.seat = seat
+        if self.outfit is not None:
+            self.drafter, self.rule = self.outfit()
+
+    def release(self) -> None:
+        """Let go of what only decoding needs: a drafter may hold caches of its own."""
+        if self.outfit is not None:
+            self.drafter, self.rule = NoDrafts(), Greedy()
+
+    def attempt(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call something that belongs to this sequence alone: what it raises ends no other."""
+        try:
+            return call(*arguments)
+        except Exception as error:
+            self.error, self.done = error, True
+            return None
+
+    def digest(self) -> None:
+        """Tell whoever reads its text of new tokens."""
+        if self.digest_with is not None and self.error is None:
+            self.attempt(self.digest_with)
 
     def begin(self, scores: Scores, row: int) -> list[int]:
         """Choose the first token from the prompt's last row."""
+        check_numbers(scores, row)
+        self.read = len(self.prompt)
+        self.drafts = self.drafter.rows > 1
         self.vocabulary = scores.logits.shape[-1]
         context: list[int] = self.prompt.tolist()
         self.rule.start(context)
@@ -72,6 +140,22 @@ class Decoding:
         """What is proposed when nothing is drafted."""
         return 0, Tree.chain((self.tokens[-1],))
 
+    def proposal(self, branches: bool, bid: Bid | None = None) -> tuple[int, Tree]:
+        """What is proposed; the root alone where proposing failed, which ends this sequence."""
+        try:
+            return self.propose(branches and self.branches, bid)
+        except Exception as error:
+            self.error, self.done = error, True
+            return self.root()
+
+    def judged(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
+        """As `judge`; what it raises ends this sequence alone."""
+        try:
+            return self.judge(tree, scores, row)
+        except Exception as error:
+            self.error, self.done = error, True
+            return (), []
+
     def propose(self, branches: bool, bid: Bid | None = None) -> tuple[int, Tree]:
         """The drafter's signal and its tree, none of it deeper than chains can still be used; a
         chain unless `branches`; the root alone where no draft could help.
@@ -80,7 +164,7 @@ class Decoding:
         """
         remaining = self.limit - len(self.tokens)
         drafter = self.drafter
-        if self.finish is not None or remaining < 2 or drafter.rows < 2:
+        if self.done or remaining < 2 or drafter.rows < 2:
             return self.root()
         budget = drafter.rows if bid is None else min(drafter.rows, bid.rows)
         if not drafter.branching:
@@ -98,8 +182,9 @@ class Decoding:
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
         """The path to commit and the tokens chosen; nothing for a finished sequence."""
-        if self.finish is not None:
+        if self.done:
             return (), []
+        check_numbers(scores, row)
         verdict = self.rule.judge(tree, scores, row)
         self.drafter.observe(tree, verdict, scores, row)
         if self.watch is not None:
@@ -128,7 +213,7 @@ class Decoding:
         if self.finish is None and len(self.tokens) == self.limit:
             self.finish = "length"
         if self.finish is not None:
-            self.ended = time.perf_counter()
+            self.end(self.finish)
         return fresh
 
     def _count(self, tree: Tree, accepted: int) -> None:
@@ -140,3 +225,19 @@ class Decoding:
         for depth in range(deepest):
             self.offered[depth] += 1
             self.accepted[depth] += depth < accepted
+
+
+def check_numbers(scores: Scores, row: int) -> None:
+    """Raises BackendError where the scores of a sequence's first row are not numbers: whatever was
+    chosen from them would be no answer of the model."""
+    if scores.topk_logits is not None:
+        value = scores.topk_logits[row, 0, 0]
+    elif scores.top_gap is not None:
+        value = scores.top_gap[row, 0]
+    else:
+        value = scores.logits[row, 0, scores.argmax[row, 0]]
+    if value != value:  # NaN
+        raise BackendError(
+            "the model's scores are not numbers (NaN); if this is a fp16 model, rebuild it with "
+            "--dtype fp32"
+        )

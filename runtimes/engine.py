@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, Unpack, cast
+from functools import partial
+from typing import Any, Unpack, cast
 
 import numpy as np
 
 from graftline.errors import RequestError
 from graftline.recipe import Recipe, check_fusable, recipe
-from graftline.runtimes.branches import BranchJob
+from graftline.runtimes.branches import decode_branches
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.goodput import Goodput
 from graftline.runtimes.control.pacer import Fixed, Pacer
 from graftline.runtimes.control.paid import PaidGoodput
+from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.drafters import make_drafter
-from graftline.runtimes.fused import FusedJob, FusedStep
-from graftline.runtimes.job import Job, Policy
+from graftline.runtimes.fused import FusedStep, decode_fused, plan_for
+from graftline.runtimes.fused import story as fused_story
+from graftline.runtimes.generation import Generation, Policy, Surroundings, generators
 from graftline.runtimes.request import (
     Ids,
     Ints,
@@ -36,13 +37,12 @@ from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.scheduler import SEATS, Lane, Scheduler, Task
 from graftline.runtimes.session import Session, room
 from graftline.runtimes.streams import Passes, Stream
 from graftline.runtimes.study.records import Records
 from graftline.runtimes.study.tuned import tuned_prior
 from graftline.runtimes.text.tokenizer import Tokenizer
-
-J = TypeVar("J", bound=Job)
 
 
 class Engine:
@@ -60,6 +60,7 @@ class Engine:
         fused: Callable[[], FusedStep] | None = None,
         step: str = "host",
         twin: Callable[[], tuple[Session, Resources]] | None = None,
+        seats: int = SEATS,
     ) -> None:
         self.session, self.tokenizer, self.recipe = session, tokenizer, recipe
         self.resources = resources or Resources()
@@ -69,50 +70,46 @@ class Engine:
         """What `step=None` means in a call."""
         self._fused, self._twin = fused, twin
         self._costs, self._defaults = costs, generation_defaults
-        self._ends = end_tokens(generation_defaults, tokenizer)
+        ends = end_tokens(generation_defaults, tokenizer)
+        self._around = Surroundings(session, tokenizer, ends, self.resources)
+        self._scheduler = Scheduler(session, seats)
         self._policies: dict[str, Policy] = {}
-        self._lock = threading.Lock()
-        self._holder: int | None = None
         self._policy(recipe)  # an unknown drafter, rule or option fails here, not at the first call
 
     def generate(self, prompt: Prompts, **options: Unpack[Options]) -> Result | list[Result]:
-        """Generate for one prompt, or for each of a list of prompts as one batch.
+        """Generate for one prompt, or for each of a list of prompts.
 
         A prompt is a text, a list of chat messages or a list of token ids; `Request` lists the
-        options. Raises RequestError for a request that cannot be served.
+        options. What other threads ask at the same time is decoded in the same steps.
+        Raises RequestError for a request that cannot be served.
         """
         request = read_options(options)
         prompts, many = split_prompts(prompt)
-        job = self._text_job([self._encode(prompt, request) for prompt in prompts], request)
-        with self._held():
-            for _ in job.run(pieces=False):
-                pass
-        results = job.results()
+        ids = [self._encode(prompt, request) for prompt in prompts]
+        policy = self._policy(request.recipe)
+        if self._fuses(request, policy):
+            begun = self._fused_task(ids, request, policy)
+        else:
+            begun = self._generations(ids, request, policy)
+            self._run(begun, policy.lane, request.batch)
+        results = [one.result() for one in begun]
         return results if many else results[0]
 
     def stream(self, prompt: Prompts, **options: Unpack[Options]) -> Stream:
         """Generate for one prompt, handing out the text as it becomes certain.
 
-        Takes what `generate` takes. The engine is held from the first piece to the last, or until
-        the stream is closed.
+        Takes what `generate` takes. The request takes its turn at once; it goes on when somebody
+        waits, for a piece of it or for another request, and ends when the stream is closed or no
+        longer referred to. Use `async for` in a coroutine.
         """
-        request = read_options(options)
-        prompts, many = split_prompts(prompt)
-        if many:
-            raise RequestError("stream takes one prompt; use generate for several")
         if self.tokenizer is None:
             raise RequestError("this bundle has no tokenizer, so there is no text to stream")
-        job = self._text_job([self._encode(prompts[0], request)], request)
-        return Stream(job, self._held())
+        return Stream(self._begun("stream", prompt, options, eager=True), self._scheduler)
 
     def passes(self, prompt: Prompt, **options: Unpack[Options]) -> Passes:
         """Generate for one prompt, one pass of the target at a time, for a caller that has other
-        work between two. Takes what `generate` takes and holds the engine as `stream` does."""
-        request = read_options(options)
-        prompts, many = split_prompts(prompt)
-        if many:
-            raise RequestError("passes takes one prompt; use generate for several")
-        return Passes(self._text_job([self._encode(prompts[0], request)], request), self._held())
+        work between two. Takes what `generate` takes."""
+        return Passes(self._begun("passes", prompt, options, eager=False), self._scheduler)
 
     def sibling(self) -> Engine:
         """Another engine over the same graphs and weights, with caches and requests of its own:
@@ -129,7 +126,7 @@ class Engine:
         session, resources = self._twin()
         return Engine(
             session, self.tokenizer, self._defaults, self.recipe, self._costs, self.exact,
-            resources, twin=self._twin,
+            resources, twin=self._twin, seats=self._scheduler.seats,
         )  # fmt: skip
 
     def branches(
@@ -156,12 +153,16 @@ class Engine:
                 f"{len(parts)} branches need {wanted} positions together, but "
                 f"{room(self.session, 'give fewer branches', 'lower max_new_tokens')}"
             )
-        job = self._job(BranchJob, [np.concatenate([shared, part]) for part in parts], request)
-        job.shared = shared
-        with self._held():
-            for _ in job.run(pieces=False):
-                pass
-        return job.results()
+        told = f"branches: {len(parts)} in one sequence, a token of each per pass"
+        begun = self._generations(
+            [np.concatenate([shared, part]) for part in parts], request,
+            self._policy(request.recipe), story=lambda one: told,
+        )  # fmt: skip
+        ones = [one.one for one in begun]
+        for one in ones:
+            one.together = len(ones) > 1
+        self._run_alone(ones, lambda: decode_branches(self.session, shared, ones, ones[0].least))
+        return [one.result() for one in begun]
 
     def record(self, wanted: str | Recipe, sampling: Sampling, most: int = 64) -> Records:
         """From now on keep the acceptance at drafted nodes of this recipe, sampled like that.
@@ -178,33 +179,106 @@ class Engine:
             branch = self.tokenizer.encode_part(branch)
         return encode_prompt(branch, self.tokenizer, True, self.session.facts.vocabulary)
 
-    def _text_job(self, prompts: list[Ints], request: Request) -> Job:
-        """The job of a call: its steps on the host, or each in one call of the engine."""
+    def _fuses(self, request: Request, policy: Policy) -> bool:
+        """Whether a request's steps are each one call of the engine. Raises RequestError where they
+        were to be and cannot."""
         if (request.step or self.step) == "host":
-            return self._job(Job, prompts, request)
+            return False
         if self._fused is None:
             raise RequestError(
                 "step='fused': this bundle has no fused step; rebuild it with --step fused, or use "
                 "--step host"
             )
-        check_fusable(self._policy(request.recipe).recipe)
+        check_fusable(policy.recipe)
         for name, off in (("top_k", 0), ("top_p", 1.0), ("repetition_penalty", 1.0)):
             if (value := getattr(request, name)) != off:
                 raise RequestError(
                     f"{name}={value}: a fused step samples by temperature and min_p alone; use "
                     "--step host"
                 )
-        job = self._job(FusedJob, prompts, request)
-        job.open, job.costs = self._fused, self._costs
-        return job
+        return True
 
-    def _job(self, kind: type[J], prompts: list[Ints], request: Request) -> J:
+    def _generations(
+        self,
+        prompts: Sequence[Ints],
+        request: Request,
+        policy: Policy,
+        eager: bool = False,
+        story: Callable[[Decoding], str] | None = None,
+    ) -> list[Generation]:
+        """The generations of a call, none of them begun."""
         exact = self.exact if request.exact is None else request.exact
-        policy = self._policy(request.recipe)
-        return kind(
-            self.session, self.tokenizer, self._ends, policy, prompts, request, exact,
-            self.resources,
-        )  # fmt: skip
+        given = zip(prompts, generators(request.seed, len(prompts)), strict=True)
+        return [
+            Generation(self._around, policy, ids, request, exact, random, eager, story)
+            for ids, random in given
+        ]
+
+    def _begun(
+        self, what: str, prompt: Prompts, options: Mapping[str, Any], eager: bool
+    ) -> Generation:
+        """The generation of one prompt, submitted."""
+        request = read_options(options)
+        prompts, many = split_prompts(prompt)
+        if many:
+            raise RequestError(f"{what} takes one prompt; use generate for several")
+        ids, policy = [self._encode(prompts[0], request)], self._policy(request.recipe)
+        if self._fuses(request, policy):
+            return self._fused_task(ids, request, policy, eager, wait=False)[0]
+        (one,) = self._generations(ids, request, policy, eager)
+        self._scheduler.submit(one.one, policy.lane)
+        return one
+
+    def _run(self, begun: Sequence[Generation], lane: Lane, most: int | None) -> None:
+        """Decode them, at most `most` at a time. Raises what ended one of them, and ends all."""
+        ones, scheduler = [one.one for one in begun], self._scheduler
+        try:
+            for place, one in enumerate(ones):
+                while most is not None and sum(not o.done for o in ones[:place]) >= most:
+                    scheduler.step()
+                scheduler.submit(one, lane)
+            scheduler.finish(ones)
+        finally:
+            for one in ones:
+                one.cancelled = not one.done
+
+    def _fused_task(
+        self,
+        prompts: Sequence[Ints],
+        request: Request,
+        policy: Policy,
+        eager: bool = False,
+        wait: bool = True,
+    ) -> list[Generation]:
+        """The generations of a call whose steps are fused; through with, unless not to `wait`."""
+        assert self._fused is not None, "see `_fuses`"
+        step = self._fused()
+        exact = self.exact if request.exact is None else request.exact
+        alike = self.session.row_invariant or not exact
+        least = (self.session.exact_rows or 1) if exact else 1
+        plan = plan_for(policy.drafter, step, self._costs, least, alike)
+        told = partial(fused_story, policy, plan)
+        begun = self._generations(prompts, request, policy, eager, told)
+        ones = [one.one for one in begun]
+        for one in ones:
+            one.together = len(ones) > 1
+        most = min(request.batch or len(ones), self._scheduler.seats)
+        decode = partial(decode_fused, self.session, step, ones, plan, most)
+        if wait:
+            self._run_alone(ones, decode)
+        else:
+            self._scheduler.run_alone(Task(decode, ones))
+        return begun
+
+    def _run_alone(self, ones: Sequence[Decoding], decode: Callable[[], Iterator[None]]) -> None:
+        """Decode in steps of another kind, for which the session must be theirs alone."""
+        task = Task(decode, ones)
+        self._scheduler.run_alone(task)
+        try:
+            self._scheduler.finish([task])
+        finally:
+            for one in ones:
+                one.cancelled = not one.done
 
     def _encode(self, prompt: Prompt, request: Request) -> Ints:
         facts, session = self.session.facts, self.session
@@ -223,6 +297,14 @@ class Engine:
             chosen = self.recipe if chosen == self.recipe.name else recipe(chosen)
         known = self._policies.get(chosen.name)
         if known is None or known.recipe != chosen:
+            known = self._scheduler.idle(lambda: self._made(chosen))
+        return known
+
+    def _made(self, chosen: Recipe) -> Policy:
+        """The policy of a recipe that is used for the first time: it may open and measure a draft
+        engine, so nothing else runs meanwhile."""
+        known = self._policies.get(chosen.name)
+        if known is None or known.recipe != chosen:  # two threads may have asked
             drafter = make_drafter(chosen.drafter, chosen.options, self.resources)
             make_rule(
                 chosen.rule, Request().sampling, np.random.default_rng(0), chosen.rule_options,
@@ -241,20 +323,6 @@ class Engine:
         prior = tuned_prior(self.resources.tuned, chosen.name, drafter.prior)
         whole, lossy = getattr(drafter, "whole", False), not chosen.lossless
         return Goodput(self._costs, prior, branching, whole=whole, lossy=lossy)
-
-    @contextmanager
-    def _held(self) -> Generator[None]:
-        """Hold the session; a thread that already streams from it would wait for itself."""
-        if self._holder == threading.get_ident():
-            raise RequestError(
-                "this thread is streaming from the engine; finish or close that stream"
-            )
-        with self._lock:
-            self._holder = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._holder = None
 
 
 def end_tokens(defaults: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:

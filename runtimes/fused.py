@@ -3,15 +3,15 @@ drafts the next tree; the host reads which tokens came of it, and how many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Protocol
 
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
-from graftline.runtimes.job import Job
-from graftline.runtimes.loop import admit
+from graftline.runtimes.drafter import Drafter
+from graftline.runtimes.generation import Policy
 from graftline.runtimes.rules.point_mass import PointMass
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Session
@@ -61,30 +61,30 @@ class FusedStep(Protocol):
 def decode_fused(
     session: Session,
     fused: FusedStep,
-    batch: Sequence[Decoding],
+    sequences: Sequence[Decoding],
     plan: Template,
-    waiting: Iterable[Decoding] = (),
+    most: int | None = None,
 ) -> Iterator[None]:
-    """Decode a batch of sequences as `loop.decode` does, by fused steps; yields after every round.
+    """Decode sequences by fused steps, `most` of them at a time; yields after every round.
 
     The host chooses the first token of each from its prompt's last row. What a step commits beyond
-    a limit or an end is never read: such a sequence has finished.
+    a limit or an end is never read: such a sequence has finished, and gives its place to the next.
     """
+    batch, queue = list(sequences[:most]), iter(sequences[len(sequences[:most]) :])
     session.reset(len(batch))
     fused.reset(plan)
-    scores = session.prefill([one.prompt for one in batch])
     for row, one in enumerate(batch):
-        one.seat = row
-        one.begin(scores, row)
-        fused.seat(row, Start.of(one))
+        _begin(session, fused, one, row)
     yield
-    batch, queue = list(batch), iter(waiting)
     while True:
-        while begun := admit(session, batch, queue):
-            for row in begun:
-                fused.seat(row, Start.of(batch[row]))
-            yield
-        going = [(row, one) for row, one in enumerate(batch) if one.finish is None]
+        for row, one in enumerate(batch):
+            while one.done and (following := next(queue, None)) is not None:
+                one = batch[row] = following
+                lengths = session.lengths.copy()
+                lengths[row] = 0
+                session.truncate(lengths.tolist())
+                _begin(session, fused, one, row)
+        going = [(row, one) for row, one in enumerate(batch) if not one.done]
         if not going:
             return
         for row, one in going:
@@ -92,28 +92,28 @@ def decode_fused(
         yield
 
 
-class FusedJob(Job):
-    """Decodes one batch of prompts by fused steps. `open` gives the step, when it is needed;
-    `costs` are those of a step by rows, or None."""
+def _begin(session: Session, fused: FusedStep, one: Decoding, row: int) -> None:
+    """Read a prompt, choose the first token, and hand the sequence over to the fused steps."""
+    one.seated(row)
+    one.begin(session.read(row, one.prompt), 0)
+    fused.seat(row, Start.of(one))
 
-    open: Callable[[], FusedStep]
-    costs: Costs | None
-    plan: Template
 
-    def _passes(self, sequences: Iterator[Decoding], least: int) -> Iterator[None]:
-        drafter = self._policy.drafter
-        assert is_shaped(drafter), "the recipe has been checked"
-        step = self.open()
-        self.plan = best_part(drafter.plan, self.costs, step.sizes)
-        if self._exact and not self._session.row_invariant:
-            # a branch adds up over other slots than a chain (see `Job._passes`)
-            self.plan = chain(max(least, len(drafter.plan.levels) + 1))
-        first = list(islice(sequences, self._request.batch))
-        return decode_fused(self._session, step, first, self.plan, sequences)
+def plan_for(
+    drafter: Drafter, step: FusedStep, costs: Costs | None, least: int, branches: bool
+) -> Template:
+    """The shape of all trees: the best part of the drafter's own; a chain of at least `least` rows
+    where branches round differently."""
+    assert is_shaped(drafter), "the recipe has been checked"
+    if not branches:
+        return chain(max(least, len(drafter.plan.levels) + 1))
+    return best_part(drafter.plan, costs, step.sizes)
 
-    def _story(self, one: Decoding) -> str:
-        name, rows = self._policy.recipe.drafter, len(self.plan)
-        return f"fused: {name}, a tree of {rows} rows in each of {one.steps} steps, no controller"
+
+def story(policy: Policy, plan: Template, one: Decoding) -> str:
+    """How fused steps decoded."""
+    name, rows = policy.recipe.drafter, len(plan)
+    return f"fused: {name}, a tree of {rows} rows in each of {one.steps} steps, no controller"
 
 
 def best_part(plan: Template, costs: Costs | None, sizes: Sequence[int] | None) -> Template:

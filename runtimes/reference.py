@@ -28,6 +28,7 @@ class ReferenceSession:
     def __init__(self, model: ir.Model, capacity: int = 128) -> None:
         self.facts, self.ports, self.capacity = decoder_facts(model), read_ports(model), capacity
         self.largest = capacity
+        self.most_sequences: int | None = None
         self.row_invariant, self.exact_rows = True, 1
         self._model = model
         self._caches = [p for p in self.ports if p.mirror is not None]
@@ -57,15 +58,26 @@ class ReferenceSession:
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
         """Commit each prompt in one piece, sequence by sequence."""
-        return _joined([self._prompt(row, prompt) for row, prompt in enumerate(prompts)])
+        return _joined([self.read(row, prompt) for row, prompt in enumerate(prompts)])
 
-    def admit(self, row: int, prompt: Ints) -> Scores:
-        """Commit `prompt` in place of sequence `row`."""
-        self._lengths[row] = 0
-        return self._prompt(row, prompt)
+    def seat(self) -> int:
+        """One more sequence, with empty caches."""
+        for name, cache in self._held.items():
+            empty = np.zeros((1, *cache.shape[1:]), cache.dtype)
+            self._held[name] = np.concatenate([cache, empty])
+        self._lengths = np.append(self._lengths, 0)
+        return len(self._lengths) - 1
 
-    def _prompt(self, row: int, prompt: Ints) -> Scores:
-        """Scores of the prompt's last row; it is committed behind what the sequence has."""
+    def leave(self, row: int) -> None:
+        """Forget a sequence; the last one takes its row."""
+        order = np.arange(len(self._lengths))
+        order[row] = order[-1]
+        self._held = {n: c[order[:-1]] for n, c in self._held.items()}
+        self._lengths = self._lengths[order[:-1]]
+
+    def read(self, row: int, tokens: Ints) -> Scores:
+        """Commit tokens in one piece behind what the sequence has."""
+        prompt = tokens
         if not 0 < len(prompt) <= self.capacity - self._lengths[row]:
             raise RequestError(f"{len(prompt)} tokens do not fit a capacity of {self.capacity}")
         scores = self._step(row, np.asarray(prompt, np.int64), None, None)

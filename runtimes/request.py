@@ -40,6 +40,7 @@ class Options(TypedDict, total=False):
     exact: bool | None
     batch: int | None
     step: str | None
+    timeout: float | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Request:
     speculation cannot change a token even where a backend rounds differently for single rows
     (None: off). One `seed` gives the same tokens under every drafter. Of several prompts, `batch`
     are decoded together, and one that ends makes room for the next (None: all at once). `step`:
-    "host" drafts and judges between engine calls, "fused" within them (None: as loaded)."""
+    "host" drafts and judges between engine calls, "fused" within them (None: as loaded).
+    `timeout`: seconds after which a text ends where it is, waiting for its turn included."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -66,6 +68,7 @@ class Request:
     exact: bool | None = None
     batch: int | None = None
     step: str | None = None
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         self._number("max_new_tokens", Integral, 1, math.inf, "use at least 1")
@@ -81,12 +84,16 @@ class Request:
             self._number("seed", Integral, 0, math.inf, "use a whole number from 0")
         if self.batch is not None:
             self._number("batch", Integral, 1, math.inf, "use at least 1")
+        if self.timeout is not None:
+            self._number("timeout", Real, 0, math.inf, "use seconds, or None for no limit")
         for name in ("ignore_eos", "raw", "exact"):
             value = getattr(self, name)
             if not isinstance(value, bool) and (name != "exact" or value is not None):
                 raise RequestError(f"{name} is {value!r}; use True or False")
         if self.step is not None and self.step not in STEPS:
             raise RequestError(f"step is {self.step!r}; use {' or '.join(STEPS)}")
+        if not isinstance(self.stop, (str, list, tuple)):
+            raise RequestError(f"stop is {self.stop!r}; use a text or a list of texts")
         if any(not isinstance(s, str) or not s for s in cast("Sequence[object]", self.stops)):
             raise RequestError("stop texts must not be empty")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graftline.runtimes.control.account import Account
+from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.decoding import Decoding, FinishReason
 
 
@@ -41,7 +41,9 @@ class Stats:
 @dataclass(frozen=True)
 class Result:
     """`tokens`: the new ids, a final end-of-text id included; `text`: what they say, without that
-    id and without a stop string. With stop strings, `tokens` end with the one that completed it."""
+    id and without a stop string. With stop strings, `tokens` end with the one that completed it.
+    `finish_reason`: "eos", "stop" (a stop string), "length" (max_new_tokens), "cancelled" or
+    "timeout", with what there was until then."""
 
     text: str
     tokens: list[int]
@@ -49,23 +51,22 @@ class Result:
     stats: Stats
 
 
-def measure(
-    one: Decoding, row_invariant: bool, lossless: bool, controller: str, account: Account | None
-) -> Stats:
-    """The statistics of a finished sequence; `account` is the controller's, if there was one."""
-    after, seconds = len(one.tokens) - 1, one.ended - one.first
+def measure(one: Decoding, row_invariant: bool, lossless: bool, controller: str) -> Stats:
+    """The statistics of a sequence that has ended."""
+    after, seconds = max(len(one.tokens) - 1, 0), one.ended - one.first
+    spent = one.spent or Marks()
     depths = zip(one.accepted, one.offered, strict=True)
     return Stats(
         steps=one.steps,
         mat=after / one.steps if one.steps else 0.0,
         tokens_per_second=after / seconds if after and seconds > 0 else 0.0,
-        time_to_first_token=one.first - one.started,
+        time_to_first_token=(one.first or one.ended) - one.started,
         seconds=one.ended - one.started,
         accepted_per_depth=tuple(hits / offers for hits, offers in depths),
         row_invariant=row_invariant,
         lossless=lossless,
         drafted=one.drafted,
         controller=controller,
-        predicted=account.predicted if account else None,
-        controller_share=account.seconds / seconds if account and seconds > 0 else 0.0,
+        predicted=spent.predicted,
+        controller_share=spent.seconds / seconds if seconds > 0 else 0.0,
     )

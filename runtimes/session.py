@@ -54,7 +54,8 @@ def room(session: Session, *ways: str) -> str:
 
 
 class Session(Protocol):
-    """A bundle opened on a backend, with one set of caches for a batch of sequences.
+    """A bundle opened on a backend, with one set of caches for a batch of sequences, which come
+    and go between two calls.
 
     Slots [0, lengths[b]) of row b hold committed positions, where slot equals position. `score`
     writes its N rows to slots lengths[b] .. lengths[b] + N - 1 without committing them; a later
@@ -66,6 +67,8 @@ class Session(Protocol):
     """Most slots a sequence may use."""
     largest: int
     """The largest capacity that the bundle can be opened with."""
+    most_sequences: int | None
+    """Most sequences at once; None: as many as memory holds."""
     row_invariant: bool
     """True when a row's result does not depend on how many rows go with it (law row-invariant)."""
     exact_rows: int | None
@@ -109,9 +112,17 @@ class Session(Protocol):
         """
         ...
 
-    def admit(self, row: int, prompt: Ints) -> Scores:
-        """Forget sequence `row` and commit `prompt` in its place; the scores of its last row (B = 1
-        and N = 1). The other sequences stay as they are."""
+    def seat(self) -> int:
+        """Make room for one more sequence, empty, behind the others; its row."""
+        ...
+
+    def leave(self, row: int) -> None:
+        """Forget sequence `row`. The last sequence takes its row, so that rows have no gaps."""
+        ...
+
+    def read(self, row: int, tokens: Ints) -> Scores:
+        """Commit `tokens`, of a prompt, behind what sequence `row` has; the scores of the last one
+        (B = 1 and N = 1), as a copy. The other sequences stay as they are."""
         ...
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:

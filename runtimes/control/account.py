@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from graftline.runtimes.control.costs import NEAR
+from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.control.pacer import Pacer
 from graftline.runtimes.control.steady import Steady
 from graftline.runtimes.drafter import Bid, Drafter
@@ -24,19 +25,23 @@ def level() -> Steady:
 
 
 class Account:
-    """A pacer that does as another does, and keeps two accounts of a request: the seconds it
-    spends, and the tokens and seconds it expected of each step before the step was made."""
+    """A pacer that does as another does, and keeps two accounts: the seconds it spends, and the
+    tokens and milliseconds it expected of each step before the step was made."""
 
     def __init__(self, pacer: Pacer, pace: Steady | None = None) -> None:
         self._pacer, self._pace = pacer, pace or level()
         self.seconds = 0.0
-        self._batch = 1
+        self._batch = 0
         self._tokens, self._milliseconds = 0.0, 0.0
 
     @property
-    def predicted(self) -> float | None:
-        """Tokens per second that were expected of the steps; None: the pacer expects none."""
-        return 1e3 * self._tokens / self._milliseconds if self._milliseconds else None
+    def marks(self) -> Marks:
+        """The account so far."""
+        return Marks(self.seconds, self._tokens, self._milliseconds)
+
+    def since(self, before: Marks) -> Marks:
+        """The account of what has come since."""
+        return self.marks.since(before)
 
     @property
     def expected(self) -> tuple[float, float] | None:
@@ -52,8 +57,17 @@ class Account:
         self._pacer.begin(batch)
         self.seconds += perf_counter() - began
 
-    def admit(self, sequence: int) -> None:
-        self._pacer.admit(sequence)
+    def join(self) -> None:
+        began = perf_counter()
+        self._batch += 1
+        self._pacer.join()
+        self.seconds += perf_counter() - began
+
+    def leave(self, sequence: int) -> None:
+        began = perf_counter()
+        self._batch -= 1
+        self._pacer.leave(sequence)
+        self.seconds += perf_counter() - began
 
     def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
         began = perf_counter()
@@ -61,15 +75,13 @@ class Account:
         self.seconds += perf_counter() - began
         return rows
 
-    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
+    def bid(self, drafters: Sequence[Drafter], room: int) -> Bid | None:
         began = perf_counter()
         bid = self._pacer.bid(drafters, room)
         self.seconds += perf_counter() - began
         return bid
 
-    def bought(
-        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
-    ) -> int:
+    def bought(self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter]) -> int:
         began = perf_counter()
         rows = self._pacer.bought(proposals, drafters)
         self.seconds += perf_counter() - began

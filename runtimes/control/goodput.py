@@ -102,18 +102,26 @@ class Goodput:
         for evidence in self._evidence.values():
             evidence.rest()
         self._walks = [[] for _ in range(batch)]
-        self._steps, self._slopes = [], []
-        self._batch = batch
+        self._seats(batch)
         self._calm = 0
         self._fits = [self._fit() for _ in range(batch)]
         self._next = (0.0, 1e-9)
 
-    def admit(self, sequence: int) -> None:
-        self._walks[sequence] = []
-        self._fits[sequence] = self._fit()
+    def join(self) -> None:
+        self._walks.append([])
+        self._fits.append(self._fit())
+        self._seats(len(self._walks))
+
+    def leave(self, sequence: int) -> None:
+        del self._walks[sequence], self._fits[sequence]
+        self._seats(len(self._walks))
+
+    def _seats(self, batch: int) -> None:
+        """Steps of another number of sequences have other costs."""
+        self._batch, self._steps, self._slopes = batch, [], []
 
     def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
-        """Proposals come in the order of the batch; a finished sequence's is its root alone."""
+        """Proposals come in the order in which the sequences joined."""
         if past // SPAN != self._span:
             self._span, self._steps, self._slopes = past // SPAN, [], []
         most = max(len(tree) for _, tree in proposals)
@@ -149,15 +157,11 @@ class Goodput:
                 one.walks.append(Walk(one.signal, one.tree, one.hoped(followed), followed))
         return best
 
-    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
+    def bid(self, drafters: Sequence[Drafter], room: int) -> Bid | None:
         """None: what this controller knows of costs nothing to make."""
-        tokens, spent = self._next
-        self.expect(tokens - sum(d is None for d in drafters), spent)
         return None
 
-    def bought(
-        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
-    ) -> int:
+    def bought(self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter]) -> int:
         return max(len(tree) for _, tree in proposals)
 
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:

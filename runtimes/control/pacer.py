@@ -29,31 +29,33 @@ class Pacer(Protocol):
         ...
 
     def begin(self, batch: int) -> None:
-        """A new request of `batch` sequences starts."""
+        """`batch` sequences start, after a time without any."""
         ...
 
-    def admit(self, sequence: int) -> None:
-        """Another sequence takes that place of the batch: open proposals for it are void."""
+    def join(self) -> None:
+        """One more sequence starts, behind the others."""
+        ...
+
+    def leave(self, sequence: int) -> None:
+        """The sequence at that place has ended, and those behind it move up."""
         ...
 
     def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
-        """Rows of this step, 1 to `room`, given every live sequence's signal and proposal, and the
+        """Rows of this step, 1 to `room`, given every sequence's signal and proposal, and the
         committed positions of the longest."""
         ...
 
-    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
-        """What to spend on drafts of at most `room` rows; a finished sequence's drafter is None.
-        None: nothing, the free proposals are scored."""
+    def bid(self, drafters: Sequence[Drafter], room: int) -> Bid | None:
+        """What to spend on drafts of at most `room` rows. None: nothing, the free proposals are
+        scored."""
         ...
 
-    def bought(
-        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
-    ) -> int:
+    def bought(self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter]) -> int:
         """Rows of a step whose proposals were paid for."""
         ...
 
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:
-        """The live sequence at that place of the batch emitted `fresh`."""
+        """The sequence at that place of the batch emitted `fresh`."""
         ...
 
     def took(self, step: float, host: float, proposing: float | None = None) -> None:
@@ -79,20 +81,21 @@ class Fixed:
     def begin(self, batch: int) -> None:
         pass
 
-    def admit(self, sequence: int) -> None:
+    def join(self) -> None:
+        pass
+
+    def leave(self, sequence: int) -> None:
         pass
 
     def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
         return max(1, min(room, self.rows, max((len(t) for _, t in proposals), default=1)))
 
-    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
+    def bid(self, drafters: Sequence[Drafter], room: int) -> Bid | None:
         rows = min(room, self.rows)
         paid = rows > 1 and any(is_paid(d) for d in drafters)
         return Bid.free(rows) if paid else None
 
-    def bought(
-        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
-    ) -> int:
+    def bought(self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter]) -> int:
         return max(len(tree) for _, tree in proposals)
 
     def learn(self, sequence: int, fresh: Sequence[int]) -> None:

@@ -123,9 +123,15 @@ class PaidGoodput:
             trade.steps, trade.tokens = trade.steps * share, trade.tokens * share
             trade.cost *= share
 
-    def admit(self, sequence: int) -> None:
-        self._free.admit(sequence)
-        self._open[sequence] = None
+    def join(self) -> None:
+        self._free.join()
+        self._open.append(None)
+        self._batch += 1
+
+    def leave(self, sequence: int) -> None:
+        self._free.leave(sequence)
+        del self._open[sequence]
+        self._batch -= 1
 
     def choose(self, proposals: Sequence[tuple[int, Tree]], room: int, past: int = NEAR) -> int:
         """Rows of the free proposals, for the case that nothing is bought."""
@@ -134,9 +140,8 @@ class PaidGoodput:
         self._spent = self._step(rows)
         return rows
 
-    def bid(self, drafters: Sequence[Drafter | None], room: int) -> Bid | None:
-        """What drafting may cost this step, given every live sequence's drafter; None: nothing."""
-        self._free.bid(drafters, room)
+    def bid(self, drafters: Sequence[Drafter], room: int) -> Bid | None:
+        """What drafting may cost this step, given every sequence's drafter; None: nothing."""
         live = [(b, d) for b, d in enumerate(drafters) if is_paid(d)]
         self._open = [None] * self._batch
         self._trying = False
@@ -176,9 +181,7 @@ class PaidGoodput:
             self._open[b] = trade
         return Bid.free(2)
 
-    def bought(
-        self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter | None]
-    ) -> int:
+    def bought(self, proposals: Sequence[tuple[int, Tree]], drafters: Sequence[Drafter]) -> int:
         """What came of a bid: all of its rows are scored, because drawn drafts may not be cut. By
         now it is known what the drafts have cost and what they promise."""
         rows = max(len(tree) for _, tree in proposals)

@@ -10,42 +10,54 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.ports import Port
+from graftline.runtimes.session import Ints
 
 
 class HostCaches:
     """Keys and values of every layer for a batch of sequences.
 
-    `blocks` are [caches, B, heads, slots, size], `views` [B, heads, slots, size] by the name of the
-    graph's output that is written in place.
+    `blocks` are [caches, room, heads, slots, size], `views` [room, heads, slots, size] by the name
+    of the graph's output that is written in place.
     """
 
     def __init__(self, ports: Sequence[Port]) -> None:
         self._ports = ports
         self.blocks: list[npt.NDArray[Any]] = []
         self.views: dict[str, npt.NDArray[Any]] = {}
+        self._room = 0
 
-    @property
-    def batch(self) -> int:
-        """Sequences that there is room for; 1 before any."""
-        return len(next(iter(self.views.values()))) if self.views else 1
+    def make_room(self, batch: int, slots: int, lengths: Sequence[int] | Ints) -> bool:
+        """Have room for `batch` sequences, those of `lengths` kept; True if memory has moved.
 
-    def allocate(self, batch: int, slots: int) -> None:
-        """Make room for `batch` sequences, in place of what was held."""
+        Room doubles, so that sequences that come one by one are copied seldom; memory that no
+        sequence has touched costs nothing.
+        """
+        if batch <= self._room:
+            return False
+        self._room = max(batch, 2 * self._room)
+        held = list(self.blocks)
         self.blocks.clear()
         self.views.clear()
         shapes: dict[tuple[int, int, str], list[Port]] = {}
         for port in self._ports:
             shapes.setdefault((int(port.shape[1]), int(port.shape[3]), port.dtype), []).append(port)
         for (heads, size, dtype), ports in shapes.items():
-            block = np.zeros((len(ports), batch, heads, slots, size), np.dtype(dtype))
+            block = np.zeros((len(ports), self._room, heads, slots, size), np.dtype(dtype))
             self.blocks.append(block)
             self.views |= {p.name: block[i] for i, p in enumerate(ports)}
+        for old, new in zip(held, self.blocks, strict=False):
+            for row, length in enumerate(lengths):
+                new[:, row, :, :length] = old[:, row, :, :length]
+        return True
 
-    def of(self, row: int | None) -> dict[str, npt.NDArray[Any]]:
-        """The views of all sequences, or of sequence `row` alone, [1, heads, slots, size]."""
-        if row is None:
-            return self.views
-        return {name: view[row : row + 1] for name, view in self.views.items()}
+    def of(self, row: int, count: int) -> dict[str, npt.NDArray[Any]]:
+        """The views of `count` sequences from `row` on, [count, heads, slots, size]."""
+        return {name: view[row : row + count] for name, view in self.views.items()}
+
+    def move(self, row: int, to: int, length: int) -> None:
+        """Copy what sequence `row` has in its first `length` slots to sequence `to`."""
+        for block in self.blocks:
+            block[:, to, :, :length] = block[:, row, :, :length]
 
     def keep(self, row: int, start: int, path: Sequence[int]) -> None:
         """Move the new rows in `path` (ascending), written from slot `start` on, together there."""

@@ -1,4 +1,5 @@
-"""KVCommit as a graph of its own: the accepted path's rows move where the caches lie."""
+"""Graphs that work on caches where they lie: KVCommit, which moves an accepted path's rows, and a
+copy."""
 
 from __future__ import annotations
 
@@ -66,3 +67,25 @@ class CommitGraph:
         binding.bind_input("cache", *where)
         binding.bind_output("committed", *where)
         session.run_with_iobinding(binding)
+
+
+class CopyGraph:
+    """Copies numbers from one place in the memory of `device` to another."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self._sessions: dict[int, Any] = {}
+
+    def run(self, source: int, to: int, count: int, kind: int) -> None:
+        """Copy `count` numbers of the ONNX element type `kind` between two addresses."""
+        if kind not in self._sessions:
+            infos = [helper.make_tensor_value_info(n, kind, ["count"]) for n in ("source", "copy")]
+            node = helper.make_node("Identity", ["source"], ["copy"])
+            graph = helper.make_graph([node], "copy", infos[:1], infos[1:])
+            opsets = [helper.make_opsetid("", OPSET)]
+            model = helper.make_model(graph, opset_imports=opsets, ir_version=12)
+            self._sessions[kind] = open_on(self.device, model.SerializeToString(), self.threads)
+        binding = self._sessions[kind].io_binding()
+        binding.bind_input("source", self.device, 0, kind, [count], source)
+        binding.bind_output("copy", self.device, 0, kind, [count], to)
+        self._sessions[kind].run_with_iobinding(binding)

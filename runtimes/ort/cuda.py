@@ -21,12 +21,12 @@ import onnxruntime
 from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
 from graftline.ports import Port
-from graftline.runtimes.ort.commit import CommitGraph
+from graftline.runtimes.ort.commit import CommitGraph, CopyGraph
 from graftline.runtimes.ort.provider import open_on
 from graftline.runtimes.ort.session import MOST_ROWS, OrtSession
-from graftline.runtimes.ort.step_arrays import STEP_INTS, StepArrays
+from graftline.runtimes.ort.step_arrays import STEP_INTS, OutputMemory, StepArrays
 from graftline.runtimes.scores import DeviceScores
-from graftline.runtimes.session import Floats, Scores
+from graftline.runtimes.session import Floats, Ints, Scores
 from graftline.targets import CPU, CUDA
 
 READ_LATER = "logits"
@@ -79,9 +79,8 @@ class CudaSession(OrtSession):
         self.device = device
         self._device_memory: list[_Block] = []
         self._commits: CommitGraph | None = None
-        super().__init__(
-            graph, facts, ports, capacity=capacity, threads=threads, company=company
-        )
+        self._copies: CopyGraph | None = None
+        super().__init__(graph, facts, ports, capacity=capacity, threads=threads, company=company)
 
     def _open(self, company: bool) -> Any:
         session = open_on(self.device, self._graph, self.threads)
@@ -96,6 +95,7 @@ class CudaSession(OrtSession):
         """See `OrtSession.sibling`: caches of its own, or those of a session on the same device."""
         other = copy(self)
         other._calls, other._guests, other._device_memory = {}, [], []
+        other._outputs = OutputMemory()
         other._lengths = np.zeros(0, np.int64)
         if host is None:
             other.capacity = min(capacity or self.capacity, self.capacity)
@@ -122,22 +122,42 @@ class CudaSession(OrtSession):
         raise BackendError(f"the caches of sequence {row} are on the GPU and have no arrays here")
 
     @property
-    def _batch(self) -> int:
-        return self._device_memory[0].shape[1] if self._device_memory else 1
+    def _room(self) -> int:
+        """Sequences that there is memory for."""
+        return self._device_memory[0].shape[1] if self._device_memory else 0
 
-    def reset(self, batch: int) -> None:
-        """Forget everything; memory is kept when the batch stays the same size."""
-        if len(self._lengths) != batch or not self._device_memory:
-            self._allocate(batch)
-        self._lengths = np.zeros(batch, np.int64)
+    def leave(self, row: int) -> None:
+        """Forget sequence `row`; the last one's keys and values are copied there, on the device."""
+        last = len(self._lengths) - 1
+        if row != last:
+            for block in self._device_memory:
+                for port in block.ports:
+                    self._copy(block, block.address(port, last), block.address(port, row), 1)
+            self._lengths[row] = self._lengths[last]
+        self._lengths = self._lengths[:last].copy()
+
+    def _copy(self, block: _Block, source: int, to: int, rows: int) -> None:
+        """Copy all slots of that many sequences of one cache."""
+        self._copies = self._copies or CopyGraph(self.device, self.threads)
+        self._copies.run(source, to, rows * prod(block.shape[2:]), block.kind)
+
+    def _make_room(self, batch: int, held: Ints) -> None:
+        """Memory doubles when it does not suffice, and what sequences have is copied."""
+        if batch <= self._room:
+            return
+        rows = len(held)
+        before = list(self._device_memory) if rows else []  # else freed before more is asked for
+        self._allocate(max(batch, 2 * self._room))
+        for old, new in zip(before, self._device_memory, strict=False):
+            for port in new.ports if rows else ():
+                self._copy(new, old.address(port, 0), new.address(port, 0), rows)
 
     def _allocate(self, batch: int) -> None:
         self._calls.clear()
         groups: dict[tuple[int, int, str], list[Port]] = {}
         for port in self._caches:
             groups.setdefault((int(port.shape[1]), int(port.shape[3]), port.dtype), []).append(port)
-        # guests hold the same list; memory is freed before more is asked for
-        self._device_memory.clear()
+        self._device_memory.clear()  # guests hold the same list
         for guest in self._guests:
             guest._calls.clear()
         slots = self.capacity + MOST_ROWS
@@ -154,19 +174,21 @@ class CudaSession(OrtSession):
         moved = [tuple(path) != tuple(range(len(path))) for path in paths]
         if any(moved):
             most = max(len(path) for path in paths)
-            path = np.full((len(paths), most), -1, np.int64)
-            count = np.array([len(p) if m else 0 for p, m in zip(paths, moved, strict=True)])
+            path = np.full((self._room, most), -1, np.int64)
+            count, lengths = np.zeros((2, self._room), np.int64)
+            lengths[: len(paths)] = self._lengths
             for row, nodes in enumerate(paths):
                 path[row, : len(nodes)] = nodes
+                count[row] = len(nodes) if moved[row] else 0
             if self._commits is None:
                 self._commits = CommitGraph(self.device, self.threads)
             for block in self._device_memory:
                 shape = (block.shape[0] * block.shape[1], *block.shape[2:])
                 address = int(block.memory.data_ptr())
-                self._commits.run(address, shape, block.kind, path, count, self._lengths)
+                self._commits.run(address, shape, block.kind, path, count, lengths)
         self._lengths += np.array([len(path) for path in paths], np.int64)
 
-    def _bind(self, batch: int, count: int, asked: int, row: int | None) -> _DeviceArrays:
+    def _bind(self, batch: int, count: int, asked: int, row: int) -> _DeviceArrays:
         binding = self._session.io_binding()
         host = self._step_inputs(batch, count, asked)
         inputs: dict[str, tuple[npt.NDArray[Any], Any]] = {}
@@ -178,7 +200,7 @@ class CudaSession(OrtSession):
         for block in self._device_memory:
             shape = [batch, *block.shape[2:]]
             for port in block.ports:
-                where = (self.device, 0, block.kind, shape, block.address(port, row or 0))
+                where = (self.device, 0, block.kind, shape, block.address(port, row))
                 binding.bind_input(port.mirror, *where)
                 binding.bind_output(port.name, *where)
         outputs: dict[str, npt.NDArray[Any]] = {}
@@ -191,7 +213,7 @@ class CudaSession(OrtSession):
                     logits = _empty(shape, np.dtype(port.dtype), self.device)
                     binding.bind_ortvalue_output(port.name, logits)
                     continue
-                outputs[port.name] = np.zeros(shape, np.dtype(port.dtype))
+                outputs[port.name] = self._outputs.of(port.name, shape, np.dtype(port.dtype))
                 value = onnxruntime.OrtValue.ortvalue_from_numpy(outputs[port.name])
                 binding.bind_ortvalue_output(port.name, value)
         tokens, positions, write_index, rows = (host[n] for n in STEP_INTS)

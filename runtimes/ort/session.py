@@ -22,7 +22,7 @@ from graftline.ports import Port, by_role
 from graftline.runtimes.ort.caches import HostCaches
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.ort.prompt_memory import PromptMemory
-from graftline.runtimes.ort.step_arrays import StepArrays, bind, step_inputs
+from graftline.runtimes.ort.step_arrays import OutputMemory, StepArrays, bind, step_inputs
 from graftline.runtimes.scores import copied, joined
 from graftline.runtimes.session import Bools, Ints, Scores, call_starts, room
 from graftline.runtimes.slots import mask_kinds
@@ -31,6 +31,8 @@ MOST_ROWS = 64
 """Most rows of one `score`; caches hold as many slots beyond the capacity."""
 CHUNK = 256
 """Rows of one prefill call."""
+MOST_CALLS = 512
+"""Call shapes whose arrays stay bound."""
 
 
 class OrtSession:
@@ -51,6 +53,7 @@ class OrtSession:
     ) -> None:
         self.facts, self.ports = facts, tuple(ports)
         self.threads = threads or os.cpu_count() or 1
+        self.most_sequences: int | None = None
         self.row_invariant = False
         self.exact_rows: int | None = None
         self.largest = facts.positions or 4096
@@ -65,7 +68,7 @@ class OrtSession:
         self._hidden = next((p.name for p in taps if p.tap == "postnorm"), None)
         self._lengths = np.zeros(0, np.int64)
         self._calls: dict[tuple[int, int, int, int], StepArrays] = {}
-        self._memory = HostCaches(self._caches)
+        self._memory, self._outputs = HostCaches(self._caches), OutputMemory()
         self._guests: list[OrtSession] = []
         self._prompts: PromptMemory | None = None
         self._last: StepArrays | None = None
@@ -83,6 +86,7 @@ class OrtSession:
         """
         other = copy(self)
         other._calls, other._memory, other._guests = {}, HostCaches(self._caches), []
+        other._outputs = OutputMemory()
         other._lengths = np.zeros(0, np.int64)
         if host is None:
             other.capacity = min(capacity or self.capacity, self.capacity)
@@ -104,8 +108,8 @@ class OrtSession:
 
     def caches(self, row: int) -> dict[str, npt.NDArray[Any]]:
         """The caches of sequence `row`, [1, K, S, D] each, by the name of their graph input: views,
-        valid until `reset` is given another batch."""
-        views = self._memory.of(row)
+        valid until more sequences than ever before are seated."""
+        views = self._memory.of(row, 1)
         return {port.mirror: views[port.name] for port in self._caches if port.mirror is not None}
 
     def advance(self, row: int, count: int) -> None:
@@ -138,39 +142,48 @@ class OrtSession:
 
     @property
     def taps(self) -> dict[str, npt.NDArray[Any]]:
-        """What every `tap` brought out of the last call, [B, N, H] by port; valid until the next.
-        """
+        """What every `tap` brought out of the last call, [B, N, H] by port; valid until the next."""
         names = (p.name for p in by_role(self.ports, "hidden", "out"))
         return {} if self._last is None else {name: self._last.outputs[name] for name in names}
 
-    @property
-    def _batch(self) -> int:
-        """Sequences that the caches hold; a guest's are its host's."""
-        return self._memory.batch
-
     def reset(self, batch: int) -> None:
-        """Forget everything; memory is kept when the batch stays the same size."""
-        if len(self._lengths) != batch or not self._memory.blocks:
-            self._allocate(batch)
+        """Forget everything and make room for `batch` sequences; memory is kept."""
+        self._make_room(batch, self._lengths[:0])
         self._lengths = np.zeros(batch, np.int64)
 
-    def _allocate(self, batch: int) -> None:
-        self._calls.clear()
-        for guest in self._guests:
-            guest._calls.clear()
-        self._memory.allocate(batch, self.capacity + MOST_ROWS)
+    def seat(self) -> int:
+        """Room for one more sequence; what the others have stays where it is, or is copied once
+        each time that their number has doubled."""
+        row = len(self._lengths)
+        self._make_room(row + 1, self._lengths)
+        self._lengths = np.append(self._lengths, 0)
+        return row
+
+    def leave(self, row: int) -> None:
+        """Forget sequence `row`; the last one's keys and values move there."""
+        last = len(self._lengths) - 1
+        if row != last:
+            self._memory.move(last, row, int(self._lengths[last]))
+            self._lengths[row] = self._lengths[last]
+        self._lengths = self._lengths[:last].copy()
+
+    def _make_room(self, batch: int, held: Ints) -> None:
+        """Room for so many sequences, of which those of lengths `held` are kept.
+
+        Calls that are bound to memory that has moved are forgotten, the guests' too.
+        """
+        if self._memory.make_room(batch, self.capacity + MOST_ROWS, held):
+            self._calls.clear()
+            for guest in self._guests:
+                guest._calls.clear()
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
         """Commit one prompt per sequence, each on its own, in chunks; scores of each last row."""
-        return joined([self._prompt(row, prompt) for row, prompt in enumerate(prompts)])
+        return joined([self.read(row, prompt) for row, prompt in enumerate(prompts)])
 
-    def admit(self, row: int, prompt: Ints) -> Scores:
-        """Commit `prompt` in place of sequence `row`; the scores of its last row."""
-        self._lengths[row] = 0
-        return self._prompt(row, prompt)
-
-    def _prompt(self, row: int, prompt: Ints) -> Scores:
-        """Commit a prompt behind what the sequence has; its last row's scores, as a copy."""
+    def read(self, row: int, tokens: Ints) -> Scores:
+        """Commit tokens behind what the sequence has, in chunks. See `Session.read`."""
+        prompt = tokens
         if len(prompt) == 0:
             raise RequestError("an empty prompt has no last token to continue")
         if self._lengths[row] + len(prompt) > self.capacity:
@@ -312,17 +325,17 @@ class OrtSession:
 
     def _call(self, batch: int, count: int, asked: int, row: int) -> StepArrays:
         """The bound arrays for a call shape; `row` picks the caches for one of many."""
-        alone = batch == 1 and self._batch > 1
-        key = (batch, count, asked, row if alone else -1)
-        if key not in self._calls:
-            if len(self._calls) > 256:
-                self._calls.clear()
-            self._calls[key] = self._bind(batch, count, asked, row if alone else None)
-        return self._calls[key]
+        key = (batch, count, asked, row)
+        if (call := self._calls.get(key)) is None:
+            if len(self._calls) >= MOST_CALLS:
+                del self._calls[next(iter(self._calls))]
+            self._calls[key] = call = self._bind(*key)
+        return call
 
-    def _bind(self, batch: int, count: int, asked: int, row: int | None) -> StepArrays:
+    def _bind(self, batch: int, count: int, asked: int, row: int) -> StepArrays:
         inputs = self._step_inputs(batch, count, asked)
-        return bind(self._session, self.ports, inputs, self._memory.of(row))
+        caches = self._memory.of(row, batch)
+        return bind(self._session, self.ports, inputs, caches, self._outputs)
 
     def _step_inputs(self, batch: int, count: int, asked: int) -> dict[str, npt.NDArray[Any]]:
         slots = self.capacity + MOST_ROWS if self._tree else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,24 @@ class StepArrays:
             self.mask[row, 0, :, start : start + count] = _triangle(count)
 
 
+class OutputMemory:
+    """What calls of any shape write their outputs to: an answer is valid until the next call, so
+    all share one piece of memory for each output."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, npt.NDArray[Any]] = {}
+
+    def of(self, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """An array of that shape. Where the piece is too small for it, a new one takes its place,
+        twice as large; calls that are bound to the old one keep it."""
+        size = prod(shape)
+        piece = self._pieces.get(name)
+        if piece is None or piece.size < size or piece.dtype != dtype:
+            known = 0 if piece is None else 2 * piece.size
+            self._pieces[name] = piece = np.zeros(max(size, known), dtype)
+        return piece[:size].reshape(shape)
+
+
 def step_inputs(
     batch: int, count: int, asked: int, slots: int | None
 ) -> dict[str, npt.NDArray[Any]]:
@@ -100,8 +119,10 @@ def bind(
     ports: Sequence[Port],
     inputs: Mapping[str, npt.NDArray[Any]],
     caches: Mapping[str, npt.NDArray[Any]],
+    memory: OutputMemory,
 ) -> StepArrays:
-    """Bind a step's `inputs`, `caches` (in place, by the name of their output) and its outputs."""
+    """Bind a step's `inputs`, `caches` (in place, by the name of their output) and its outputs,
+    which lie in `memory`."""
     binding: Any = session.io_binding()
     names = {p.name for p in ports}
     for name, array in inputs.items():
@@ -117,7 +138,7 @@ def bind(
             binding.bind_ortvalue_output(port.name, value)
         elif port.direction == "out":
             shape = [d if isinstance(d, int) else known[d] for d in port.shape]
-            outputs[port.name] = np.zeros(shape, np.dtype(port.dtype))
+            outputs[port.name] = memory.of(port.name, shape, np.dtype(port.dtype))
             binding.bind_ortvalue_output(port.name, _value(outputs[port.name]))
     tokens, positions, write_index, rows = (inputs[n] for n in STEP_INTS)
     return StepArrays(binding, tokens, positions, write_index, rows, inputs.get("mask"), outputs)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe
+from graftline.runtimes.control.account import Account
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.goodput import Goodput
 from graftline.runtimes.control.pacer import Fixed, Pacer
@@ -19,11 +20,11 @@ from graftline.runtimes.lengths.acceptance_head import train_acceptance_head
 from graftline.runtimes.lengths.length_class import CLASSES, train_length_class
 from graftline.runtimes.lengths.recorded import Draft, Recorded
 from graftline.runtimes.lengths.running import Running
-from graftline.runtimes.loop import decode
 from graftline.runtimes.options import check_options
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.rules.judge import Judge
+from graftline.runtimes.scheduler import Lane, Scheduler
 from graftline.runtimes.session import Ints, Session
 from graftline.runtimes.study.judging import ROWS, Judged, Judging, tune_judge
 from graftline.runtimes.study.recorder import Recorder, Step, is_shaped
@@ -153,9 +154,10 @@ class Rehearsal:
         rule: Rule | None = None,
     ) -> Iterable[int]:
         """Answer the prompts in turn; the number of each once it is answered."""
+        scheduler, lane = Scheduler(self._session), Lane(Account(pacer))
         for number, prompt in enumerate(self._prompts):
             watch(f"{recipe.name}: {number + 1}/{len(self._prompts)}")
             one = Decoding(prompt, self._limit, self._resources.ends, drafter, rule or Greedy())
-            for _ in decode(self._session, [one], pacer):
-                pass
+            scheduler.submit(one, lane)
+            scheduler.finish([one])
             yield number

@@ -34,7 +34,7 @@ class _Block:
 
 
 class DeviceCaches:
-    """Keys and values of every layer for `batch` sequences; memory grows with the largest batch.
+    """Keys and values of every layer, with room for so many sequences.
 
     Slots behind a sequence's length hold what was last there, always finite: they begin as zeros,
     and a masked slot that held NaN would still reach the sums of attention.
@@ -42,7 +42,7 @@ class DeviceCaches:
 
     def __init__(self, device: Device, ports: Sequence[Port]) -> None:
         self._device = device
-        self.batch = self._room = 0
+        self.room = 0
         self._blocks: list[_Block] = []
         for port in (p for p in slot_ports(ports) if p.mirror is not None):
             assert port.mirror is not None
@@ -56,19 +56,41 @@ class DeviceCaches:
                 self._blocks.append(_Block([port.mirror], heads, slots, row))
         self.slots = min((b.slots for b in self._blocks), default=0)
 
-    def reset(self, batch: int) -> None:
-        """Lay the caches out for `batch` sequences. What they held is lost."""
-        if batch > self._room:
-            self.release()
-            for block in self._blocks:
-                block.base = self._device.allocate(len(block.names) * batch * block.sequence)
-            self._room = batch
-        self.batch = batch
+    def make_room(self, room: int, held: int) -> None:
+        """Lay the caches out for `room` sequences; the first `held` keep what they have."""
+        for block in self._blocks:
+            old, block.base = block.base, 0
+            new = self._device.allocate(len(block.names) * room * block.sequence)
+            if old and held:
+                size = held * block.sequence
+                box = Box(width=size, height=1, depth=1, pitch=size, slice_pitch=size)
+                for layer in range(len(block.names)):
+                    to = new + layer * room * block.sequence
+                    self._device.move(to, old + layer * self.room * block.sequence, box)
+            if old:
+                self._device.synchronize()  # the moves are through
+                self._device.release(old)
+            block.base = new
+        self.room = room
 
-    def addresses(self, row: int | None = None) -> dict[str, int]:
-        """Where each cache lies, by the name of its input: of all sequences, or of one alone."""
+    def copy(self, row: int, to: int) -> None:
+        """Copy all that sequence `row` has to sequence `to`."""
+        for block in self._blocks:
+            box = Box(
+                width=block.sequence,
+                height=1,
+                depth=len(block.names),
+                pitch=block.sequence,
+                slice_pitch=self.room * block.sequence,
+            )
+            self._device.move(
+                block.base + to * block.sequence, block.base + row * block.sequence, box
+            )
+
+    def addresses(self, row: int = 0) -> dict[str, int]:
+        """Where each cache lies, by the name of its input, from sequence `row` on."""
         return {
-            name: block.base + (layer * self.batch + (row or 0)) * block.sequence
+            name: block.base + (layer * self.room + row) * block.sequence
             for block in self._blocks
             for layer, name in enumerate(block.names)
         }
@@ -82,7 +104,7 @@ class DeviceCaches:
                 height=block.heads,
                 depth=len(block.names),
                 pitch=block.pitch,
-                slice_pitch=self.batch * block.sequence,
+                slice_pitch=self.room * block.sequence,
             )
             self._device.move(start + to * block.row, start + source * block.row, box)
 
@@ -95,12 +117,3 @@ class DeviceCaches:
         for place, node in enumerate(path):
             if node != place:
                 self.move(row, start + node, start + place)
-
-    def release(self) -> None:
-        """Give the memory back, once the moves of the last commit are through."""
-        self._device.synchronize()
-        for block in self._blocks:
-            if block.base:
-                self._device.release(block.base)
-            block.base = 0
-        self._room = 0

@@ -48,6 +48,7 @@ class TrtSession:
     ) -> None:
         self.plan, self.facts, self.ports = plan, facts, tuple(ports)
         self._device = device
+        self.most_sequences: int | None = plan.batch
         self.row_invariant = False
         self.exact_rows: int | None = None
         self.costs_key = device.name
@@ -86,26 +87,42 @@ class TrtSession:
         return self._tree
 
     def reset(self, batch: int) -> None:
-        """Forget everything; memory grows with the largest batch so far."""
+        """Forget everything and make room for `batch` sequences."""
+        self._make_room(batch, 0)
+        self._lengths = np.zeros(batch, np.int64)
+
+    def _make_room(self, batch: int, held: int) -> None:
+        """Memory grows with the largest batch so far, to what the engine was built for; the first
+        `held` sequences keep what they have."""
         if batch > self.plan.batch:
             raise self.plan.refusal(
                 f"built for {self.plan.batch} sequences at once, not {batch}; ask for batch="
                 f"{self.plan.batch}, or choose --engine batch={batch}", rebuild=True
             )  # fmt: skip
-        if batch > self._caches.batch:
+        if batch > self._caches.room:
             for name in [n for n in self._steps if n.startswith("decode.")]:
                 self._steps.pop(name).release()
-        self._caches.reset(batch)
-        self._lengths = np.zeros(batch, np.int64)
+            room = min(max(batch, 2 * self._caches.room), self.plan.batch)
+            self._caches.make_room(room, held)
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
         """Commit one prompt per sequence, each on its own, in chunks; scores of each last row."""
-        return joined([self._prompt(row, prompt) for row, prompt in enumerate(prompts)])
+        return joined([self.read(row, prompt) for row, prompt in enumerate(prompts)])
 
-    def admit(self, row: int, prompt: Ints) -> Scores:
-        """Commit `prompt` in place of sequence `row`; the scores of its last row."""
-        self._lengths[row] = 0
-        return self._prompt(row, prompt)
+    def seat(self) -> int:
+        """Room for one more sequence, of as many as the engine was built for."""
+        row = len(self._lengths)
+        self._make_room(row + 1, row)
+        self._lengths = np.append(self._lengths, 0)
+        return row
+
+    def leave(self, row: int) -> None:
+        """Forget sequence `row`; the last one's keys and values are copied there."""
+        last = len(self._lengths) - 1
+        if row != last:
+            self._caches.copy(last, row)
+            self._lengths[row] = self._lengths[last]
+        self._lengths = self._lengths[:last].copy()
 
     def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
         """Score N new rows per sequence. See `Session.score`."""
@@ -157,15 +174,17 @@ class TrtSession:
     def fused_step(self, rows: int) -> ProfileStep:
         """A step of `rows` rows for the whole batch that carries its state on the device."""
         name = f"decode.{rows}"
-        extents = extents_of(self._caches.batch, rows, rows, rows)
+        extents = extents_of(len(self._lengths), rows, rows, rows)
         if (step := self._steps.get(f"{name} fused")) is None:
-            self._steps[f"{name} fused"] = step = self._made(name, extents, True, carrying=True)
+            most = extents_of(self._caches.room, rows, rows, rows)
+            self._steps[f"{name} fused"] = step = self._made(name, most, True, carrying=True)
         self._take_context(name)
         step.shape(extents, self._caches.addresses())
         return step
 
-    def _prompt(self, row: int, prompt: Ints) -> Scores:
-        """Commit a prompt behind what the sequence has; its last row's scores, as a copy."""
+    def read(self, row: int, tokens: Ints) -> Scores:
+        """Commit tokens behind what the sequence has, in chunks. See `Session.read`."""
+        prompt = tokens
         wanted = int(self._lengths[row]) + len(prompt)
         if len(prompt) == 0:
             raise RequestError("an empty prompt has no last token to continue")
@@ -242,7 +261,7 @@ class TrtSession:
         """The profile of that name, with memory for as many sequences as the caches have."""
         if name not in self._steps:
             rows, fixed = self.plan.rows(name), name.startswith("decode.")
-            most = extents_of(self._caches.batch, rows, rows, rows)
+            most = extents_of(self._caches.room, rows, rows, rows)
             if not fixed:
                 most = extents_of(1, rows, 1 if self._selects else rows, 1)
             self._steps[name] = self._made(name, most, fixed, carrying=False)

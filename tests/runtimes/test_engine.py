@@ -201,15 +201,14 @@ def test_passes_are_the_targets_and_give_the_count(speaking: Engine, name: str) 
     assert passes.result is not None
     assert passes.result.tokens == expected.tokens
     assert len(counts) == 1 + passes.result.stats.steps
-    speaking.generate("Hi", max_new_tokens=1)  # it is free again
     with pytest.raises(RequestError, match="passes takes one prompt"):
         speaking.passes(["Hi", "you"])
     begun = speaking.passes(MESSAGES, **options)
     next(begun)
-    with pytest.raises(RequestError, match="finish or close"):
-        speaking.generate("Hi")
+    speaking.generate("Hi", max_new_tokens=1)  # others do not wait for it
     begun.close()
-    speaking.generate("Hi", max_new_tokens=1)
+    assert next(begun, None) is None
+    assert begun.result is None
 
 
 def test_a_backend_with_one_set_of_caches_has_no_sibling(speaking: Engine) -> None:
@@ -217,34 +216,40 @@ def test_a_backend_with_one_set_of_caches_has_no_sibling(speaking: Engine) -> No
         speaking.sibling()
 
 
-def test_a_stream_holds_the_engine_until_it_is_closed(speaking: Engine) -> None:
-    waiting = speaking.stream("Hi")  # not started: holds nothing
-    stream = speaking.stream("Hi", max_new_tokens=50, ignore_eos=True)
-    next(stream)
-    with pytest.raises(RequestError, match="this thread is streaming"):
-        speaking.generate("Hi", max_new_tokens=1)
-    done = threading.Event()
+def test_a_stream_that_nobody_reads_holds_nobody_up(speaking: Engine) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 50, "ignore_eos": True}
+    expected = speaking.generate("Hi", **options)
+    stream = speaking.stream("Hi", **options)
+    first = next(stream)
+    assert speaking.generate("Hi", max_new_tokens=3).tokens == expected.tokens[:3]
+    other = threading.Thread(target=speaking.generate, args=("Hi",), kwargs=options)
+    other.start()
+    other.join(60)
+    assert not other.is_alive()
+    assert first + "".join(stream) == expected.text  # others' steps were its own, too
+    assert stream.result is not None
+    assert stream.result.tokens == expected.tokens
 
-    def other() -> None:
-        speaking.generate("Hi", max_new_tokens=1)
-        done.set()
 
-    thread = threading.Thread(target=other)
-    thread.start()
-    assert not done.wait(0.2)
-    stream.close()
-    assert done.wait(30)
-    thread.join()
-    assert stream.result is None
-    with speaking.stream("Hi", max_new_tokens=50) as stream:
-        next(stream)
-    abandoned = speaking.stream("Hi", max_new_tokens=50)
-    next(abandoned)
-    del abandoned
+def test_a_stream_that_nobody_wants_ends_within_a_step(speaking: Engine) -> None:
+    session, options = speaking.session, {"max_new_tokens": 300, "ignore_eos": True}
+    for piece in speaking.stream("Hi", **options):  # the loop's end is the stream's
+        assert piece
+        break
+    with speaking.stream("Hi", **options) as closed:
+        next(closed)
+    assert closed.result is None
+    assert list(closed) == []
+    kept = speaking.stream("Hi", **options)
+    next(kept)
+    kept.close()
+    speaking.generate("Hi", max_new_tokens=2)
+    assert len(session.lengths) <= 1
+    waiting = speaking.stream("Hi", max_new_tokens=5)
+    del waiting
     gc.collect()
-    assert speaking.generate("Hi", max_new_tokens=1).tokens
-    assert next(waiting)
-    waiting.close()
+    speaking.generate("Hi", max_new_tokens=2)
+    assert len(session.lengths) <= 1
 
 
 def test_a_failing_backend_frees_the_engine(make_engine: Make, monkeypatch: Any) -> None:

@@ -344,7 +344,8 @@ def test_a_place_that_another_text_takes_starts_without_a_record() -> None:
         pacer.learn(0, [99])
         pacer.learn(1, [1, 2, 99])
     one = pacer.expected
-    pacer.admit(0)
+    pacer.leave(0)
+    pacer.join()
     pacer.choose([(1, tree), (1, tree)], 100)
     other = pacer.expected
     assert one is not None

@@ -10,7 +10,7 @@ import pytest
 from toy_session import FLAT, ToySession
 
 from graftline.recipe import recipe, recipes
-from graftline.runtimes import draft_reader, loop
+from graftline.runtimes import draft_reader, scheduler
 from graftline.runtimes.control import account
 from graftline.runtimes.control.account import Account
 from graftline.runtimes.control.costs import Costs
@@ -49,9 +49,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (loop, account):
+    for module in (scheduler, account):
         monkeypatch.setattr(module, "perf_counter", clock)
-    for module in (loop, draft_reader):
+    for module in (scheduler, draft_reader):
         monkeypatch.setattr(module, "working", clock)
     return clock
 
@@ -101,11 +101,11 @@ def spent(clock: Clock, name: str, pause: float) -> tuple[float, list[bool]]:
     rule = Slow(clock, pause)
     prompt = np.random.default_rng(0).integers(1, 40, 10)
     one = Decoding(prompt, 400, frozenset(), drafter.fork(), rule)
-    steps = loop.decode(Timed(clock), [one], Account(pacer))
-    next(steps)
+    steps = scheduler.Scheduler(Timed(clock))
+    steps.submit(one, scheduler.Lane(Account(pacer)))
+    steps.step()
     began = clock.now
-    for _ in steps:
-        pass
+    steps.finish([one])
     return 1e3 * (clock.now - began), rule.drafted[1:]
 
 

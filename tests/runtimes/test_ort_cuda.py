@@ -77,7 +77,8 @@ def test_ragged_trees_commits_and_rollbacks(host: str, dtype: str, tmp_path: Pat
         session.truncate(back)
     same([s.score(tokens[:, :1]).logits for s in both], dtype)
     for session in both:
-        session.admit(1, prompts[0])
+        session.leave(1)  # the last one moves there
+        session.read(session.seat(), prompts[0])
     same([s.score(tokens[:, :2]).logits for s in both], dtype)
 
 

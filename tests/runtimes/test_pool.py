@@ -15,7 +15,7 @@ from graftline.errors import RequestError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.goodput import Goodput
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.session import Ints, Scores, Session
+from graftline.runtimes.session import Session
 
 Make = Callable[..., Engine]
 RECIPES = ["plain", "eqspec", "exspec", "prompt-lookup", "token-recycling", "suffix"]
@@ -63,16 +63,12 @@ def test_a_pool_is_one_batch(
 def test_places_are_taken_as_they_become_free(make_engine: Make) -> None:
     """Two places, nine requests of unequal length: no place is idle before the last request."""
     engine = make_engine(vocabulary=30)
-    admitted: list[int] = []
-    real = engine.session.admit
-    engine.session.admit = lambda row, prompt: (admitted.append(row), real(row, prompt))[1]  # type: ignore[method-assign]
     results = engine.generate(requests(9, 30), batch=2, max_new_tokens=30)
-    assert len(admitted) == 7
-    calls = engine.session.calls  # type: ignore[attr-defined]
-    assert {batch for batch, _ in calls} == {2}
-    work = sum(r.stats.steps for r in results)
+    assert len(engine.session.reads) == 9  # type: ignore[attr-defined]
+    calls = [batch for batch, _ in engine.session.calls]  # type: ignore[attr-defined]
     longest = max(r.stats.steps for r in results)
-    assert work / 2 <= len(calls) <= work / 2 + longest
+    assert sum(calls) == sum(r.stats.steps for r in results), "who has ended costs nothing"
+    assert set(calls[:-longest]) == {2}
 
 
 def test_a_request_that_ends_at_its_first_token_gives_way_at_once(make_engine: Make) -> None:
@@ -112,28 +108,33 @@ def test_a_proposal_is_not_held_against_the_next_sequence(make_engine: Make) -> 
     engine.generate(requests(3, 30), max_new_tokens=30)
     pacer = engine._policies["token-recycling"].pacer
     assert isinstance(pacer, Goodput)
-    followed: list[int] = []
-    real = pacer.admit
+    left: list[int] = []
+    leave, join = pacer.leave, pacer.join
 
-    def admit(sequence: int) -> None:
-        followed.append(len(pacer._walks[sequence]))
-        real(sequence)
-        assert not pacer._walks[sequence]
+    def leaves(sequence: int) -> None:
+        left.append(len(pacer._walks[sequence]))
+        others = [walks for place, walks in enumerate(pacer._walks) if place != sequence]
+        leave(sequence)
+        assert pacer._walks == others
 
-    pacer.admit = admit  # type: ignore[method-assign]
+    def joins() -> None:
+        join()
+        assert not pacer._walks[-1]
+
+    pacer.leave, pacer.join = leaves, joins  # type: ignore[method-assign]
     engine.generate(requests(12, 30), batch=2, max_new_tokens=60, ignore_eos=True)
-    assert len(followed) == 10
-    assert sum(followed) > 0
+    assert len(left) == 12
+    assert sum(left) > 0
 
 
 class Forgetful(ToySession):
-    """Leaves the last slot of the sequence that was there."""
+    """Leaves the last slot of a sequence that has left to the one that takes its row."""
 
-    def admit(self, row: int, prompt: Ints) -> Scores:
-        last = self._slots[row, self._lengths[row] - 1].copy()
-        answer = super().admit(row, prompt)
-        self._slots[row, 0] = last
-        return answer
+    def leave(self, row: int) -> None:
+        last, moved = self._slots[row, self._lengths[row] - 1].copy(), row < len(self._lengths) - 1
+        super().leave(row)
+        if moved:
+            self._slots[row, 0] = last
 
 
 def test_a_slot_left_behind_would_be_seen() -> None:

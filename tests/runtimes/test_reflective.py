@@ -10,15 +10,16 @@ from toy_session import ToySession
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.acceptance.reflection import Reflection
+from graftline.runtimes.control.account import Account
 from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
 from graftline.runtimes.drafters.none import NoDrafts
-from graftline.runtimes.loop import decode
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.scheduler import Lane, Scheduler
 from graftline.runtimes.session import Scores
 from graftline.runtimes.trees.packing import trim
 from graftline.runtimes.verdict import Rule, Verdict
@@ -130,10 +131,14 @@ def decoded(prompts: list[list[int]], weight: float | None) -> tuple[list[list[i
         )
         for prompt in prompts
     ]
-    for _ in decode(session, batch, Fixed(33)):
-        for row, one in enumerate(batch):
-            kept = [*one.prompt.tolist(), *one.tokens][: one.length]
-            assert session._slots[row, : one.length, 1].tolist() == kept
+    scheduler, lane = Scheduler(session), Lane(Account(Fixed(33)))
+    for one in batch:
+        scheduler.submit(one, lane)
+    while scheduler.step():
+        for one in batch:
+            if one.read and not one.done:
+                kept = [*one.prompt.tolist(), *one.tokens][: one.length]
+                assert session._slots[one.seat, : one.length, 1].tolist() == kept
     return [one.tokens for one in batch], sum(one.steps for one in batch)
 
 

@@ -84,6 +84,7 @@ class SubModel:
 
     def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
         assert asked == 1
+        row = row if self.shares else 0  # caches of its own are of one sequence, wherever it sits
         self.calls.append(len(tokens))
         for block in range(self.depth):
             self.blocks.write(row, block, length, tokens)

@@ -39,9 +39,11 @@ class ToySession:
         self.facts = DecoderFacts(vocabulary, 8, 1, 1, 1, 8, capacity)
         self.capacity, self.row_invariant, self.supports_trees = capacity, row_invariant, trees
         self.largest = capacity
+        self.most_sequences: int | None = None
         self.exact_rows: int | None = 1 if row_invariant else 2
         self.odd, self.topk = odd, topk
         self.calls: list[tuple[int, ...]] = []
+        self.reads: list[tuple[int, int]] = []
         self.reset(1)
 
     @property
@@ -58,18 +60,35 @@ class ToySession:
         assert len(prompts) == len(self._lengths)
         logits = np.empty((len(prompts), 1, self.facts.vocabulary), np.float32)
         for b, prompt in enumerate(prompts):
-            logits[b, 0] = self._prompt(b, prompt)
+            logits[b, 0] = self._read(b, prompt)
         return self._answered(logits, 1)
 
-    def admit(self, row: int, prompt: Ints) -> Scores:
-        self._slots[row] = -7
-        return self._answered(self._prompt(row, prompt)[None, None], 0)
+    def seat(self) -> int:
+        self._poison()
+        self._rows = 0
+        self._lengths.append(0)
+        self._slots = np.concatenate([self._slots, np.full((1, self.capacity, 2), -7, np.int64)])
+        return len(self._lengths) - 1
 
-    def _prompt(self, row: int, prompt: Ints) -> Floats:
-        assert 0 < len(prompt) <= self.capacity
-        self._slots[row, : len(prompt)] = np.stack([np.arange(len(prompt)), prompt], axis=1)
-        self._lengths[row] = len(prompt)
-        return self.logits_of(self._slots[row, : len(prompt)])
+    def leave(self, row: int) -> None:
+        self._poison()
+        self._rows = 0
+        self._slots[row] = self._slots[-1]
+        self._slots = self._slots[:-1]
+        self._lengths[row] = self._lengths[-1]
+        self._lengths.pop()
+
+    def read(self, row: int, tokens: Ints) -> Scores:
+        self.reads.append((row, len(tokens)))
+        return self._answered(self._read(row, tokens)[None, None].copy(), 0)
+
+    def _read(self, row: int, tokens: Ints) -> Floats:
+        start = self._lengths[row]
+        end = start + len(tokens)
+        assert start < end <= self.capacity
+        self._slots[row, start:end] = np.stack([np.arange(start, end), tokens], axis=1)
+        self._lengths[row] = end
+        return self.logits_of(self._slots[row, :end])
 
     def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
         batch, count = tokens.shape

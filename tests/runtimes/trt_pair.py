@@ -138,7 +138,9 @@ def ragged_trees(p: Pair, near: float = ROUNDING, choices: bool = True) -> None:
     for session in p.both:
         session.truncate(back)
     same([s.score(tokens[:, :1]).logits for s in p.both], near)
-    same([s.admit(1, prompts[0]).logits for s in p.both], near)
+    for session in p.both:
+        session.leave(1)  # the last one moves there
+    same([s.read(s.seat(), prompts[0]).logits for s in p.both], near)
     same([s.score(tokens[:, :4]).logits for s in p.both], near)
 
 

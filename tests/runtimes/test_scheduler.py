@@ -12,13 +12,14 @@ from toy_session import ToySession
 
 from graftline.errors import GraftlineError, RequestError
 from graftline.recipe import Recipe
+from graftline.runtimes.control.account import Account
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.loop import decode
 from graftline.runtimes.rules.greedy import Greedy
+from graftline.runtimes.scheduler import Lane, Scheduler
 from graftline.runtimes.session import Bools, Ints, Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
@@ -167,8 +168,13 @@ def test_scattered_paths_are_compacted(make_engine: Make, prompts: list[list[int
         Decoding(np.asarray(prompt), 39, frozenset(), Oracle(13, truth=tuple(one.tokens)), Greedy())
         for prompt, one in zip(prompts, plain, strict=True)
     ]
-    for _ in decode(session, batch, Fixed(13)):
-        assert session.lengths.tolist() == [one.length for one in batch]
+    scheduler, lane = Scheduler(session), Lane(Account(Fixed(13)))
+    for one in batch:
+        scheduler.submit(one, lane)
+    while scheduler.step():
+        seated = {one.seat: one for one in batch if one.read and not one.done}
+        lengths = session.lengths.tolist()
+        assert all(lengths[seat] == one.length for seat, one in seated.items())
     assert [one.tokens for one in batch] == [r.tokens[:39] for r in plain]
     assert batch[0].steps <= 12
     assert batch[0].accepted[0] == batch[0].offered[0]

@@ -1,0 +1,191 @@
+"""One prompt's generation: its sequence, its text, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from graftline.errors import RequestError
+from graftline.recipe import Recipe
+from graftline.runtimes.control.account import Account
+from graftline.runtimes.control.pacer import Fixed, Pacer
+from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.drafter import Drafter
+from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.request import Ints, Request
+from graftline.runtimes.resources import Resources
+from graftline.runtimes.result import Result, measure
+from graftline.runtimes.rules import make_rule
+from graftline.runtimes.rules.greedy import Greedy
+from graftline.runtimes.scheduler import Lane
+from graftline.runtimes.session import Session
+from graftline.runtimes.study.records import Records
+from graftline.runtimes.text.tokenizer import Tokenizer, Transcript
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A recipe's runtime part, kept between requests: what it learned stays."""
+
+    recipe: Recipe
+    drafter: Drafter
+    pacer: Pacer
+    records: Records | None = None
+    """Where acceptance is recorded."""
+
+    @cached_property
+    def lane(self) -> Lane:
+        """The sequences that this recipe decodes now, of all requests."""
+        return Lane(Account(self.pacer))
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all generations of an engine share."""
+
+    session: Session
+    tokenizer: Tokenizer | None
+    ends: frozenset[int]
+    resources: Resources
+
+    def alike(self, exact: bool) -> bool:
+        """Whether a row's result depends on nothing but what it sees. Raises RequestError where
+        `exact` cannot be had."""
+        if exact and self.session.exact_rows is None:
+            raise RequestError(
+                "exact=True: at this precision a row's result depends on the rows beside it, so "
+                "speculation cannot be exact; rebuild with --dtype fp32"
+            )
+        return exact or self.session.row_invariant
+
+
+class Generation:
+    """A prompt that is being answered. `exact` keeps every step to one kernel family: on a backend
+    whose rows depend on how many go together, no step scores a single row, and none branches.
+
+    `eager`: text is read at every step, and handed out piece by piece; else once it has ended,
+    unless a stop string could end it earlier: between two steps the processor's caches are cold,
+    and every call costs.
+    """
+
+    def __init__(
+        self,
+        around: Surroundings,
+        policy: Policy,
+        prompt: Ints,
+        request: Request,
+        exact: bool,
+        generator: np.random.Generator,
+        eager: bool = False,
+        story: Callable[[Decoding], str] | None = None,
+    ) -> None:
+        if request.stops and around.tokenizer is None:
+            raise RequestError("this bundle has no tokenizer, so stop texts cannot be found")
+        self._alike, session = around.alike(exact), around.session
+        self._around, self._policy = around, policy
+        self._request, self._generator = request, generator
+        tokenizer = around.tokenizer
+        self._transcript = None if tokenizer is None else Transcript(tokenizer, request.stops)
+        self._read = 0
+        self._story = story or self._told
+        self.pieces: deque[str] = deque()
+        """Text that nobody has taken yet, where it is read eagerly."""
+        started = time.perf_counter()
+        self.one = Decoding(
+            prompt,
+            request.max_new_tokens,
+            frozenset[int]() if request.ignore_eos else around.ends,
+            NoDrafts(),
+            Greedy(),
+            None if policy.records is None else policy.records.watch,
+            least=(session.exact_rows or 1) if exact else 1,
+            # a branch adds up over other slots than a chain: 3e-8, which int8 activations amplify
+            branches=session.row_invariant or not exact,
+            deadline=None if request.timeout is None else started + request.timeout,
+            outfit=self._outfit,
+            digest_with=self._digest if eager or request.stops else None,
+            started=started,
+        )
+
+    def _outfit(self) -> tuple[Drafter, object]:
+        """The drafter and the rule, made when there is a seat: a drafter may hold caches."""
+        policy, request = self._policy, self._request
+        recipe = policy.recipe
+        rule = make_rule(
+            recipe.rule, request.sampling, self._generator, recipe.rule_options,
+            self._around.resources,
+        )  # fmt: skip
+        drafter = policy.drafter.fork()
+        if hasattr(drafter, "sample_with"):
+            drafter.sample_with(request.sampling, self._generator.spawn(1)[0])  # type: ignore[attr-defined]
+        return drafter, rule
+
+    def cancel(self) -> None:
+        """End it within a step; its seat is free then."""
+        self.one.cancelled = True
+
+    def _digest(self) -> None:
+        if text := self._show():
+            self.pieces.append(text)
+
+    def _show(self) -> str:
+        """Read new tokens as text; a stop string ends the sequence at the completing token."""
+        one, transcript = self.one, self._transcript
+        if transcript is None or self._read < 0:
+            return ""
+        text = ""
+        for place in range(self._read, len(one.tokens)):
+            if one.finish == "eos" and place == len(one.tokens) - 1:
+                break
+            text += transcript.feed(one.tokens[place])
+            if transcript.stopped:
+                self._stop(place + 1)
+                break
+        self._read = len(one.tokens)
+        if one.done:
+            text += transcript.close()
+            if transcript.stopped and one.finish != "stop":
+                self._stop(len(one.tokens))
+            self._read = -1
+        return text
+
+    def _stop(self, count: int) -> None:
+        del self.one.tokens[count:]
+        self.one.end("stop")
+
+    def result(self) -> Result:
+        """The outcome, once it has ended."""
+        one, recipe = self.one, self._policy.recipe
+        assert one.finish is not None, "results are read after the end"
+        self._show()
+        alone = one.drafted == 0 and not one.together
+        lossless = recipe.lossless and (self._alike or alone)
+        invariant = self._around.session.row_invariant
+        stats = measure(one, invariant, lossless, self._story(one))
+        text = "" if self._transcript is None else self._transcript.text
+        return Result(text, list(one.tokens), one.finish, stats)
+
+    def _told(self, one: Decoding) -> str:
+        """What chose the drafts, and what came of it."""
+        name = self._policy.recipe.drafter
+        if not one.drafts:
+            return "plain: this recipe drafts nothing"
+        kind = "fixed" if isinstance(self._policy.pacer, Fixed) else "goodput"
+        why = "step costs unknown" if kind == "fixed" else "by expected tokens per millisecond"
+        speculated = one.offered[0] if one.offered else 0
+        mean = one.drafted / speculated if speculated else 0.0
+        return (
+            f"{kind}: {name} drafted in {speculated} of {one.steps} steps, {mean:.1f} tokens each, "
+            f"the others plain ({why})"
+        )
+
+
+def generators(seed: int | None, count: int) -> list[np.random.Generator]:
+    """One for each prompt of a call: they differ, and one seed gives the same ones again."""
+    words = tuple(int(word) for word in np.random.SeedSequence(seed).generate_state(4))
+    return [np.random.default_rng((*words, row)) for row in range(count)]

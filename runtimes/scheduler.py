@@ -1,0 +1,330 @@
+"""The scheduler: sequences of all requests share every step; they join and leave between two."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+from graftline.errors import BackendError, RequestError
+from graftline.runtimes.control.account import Account
+from graftline.runtimes.control.host_time import working
+from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.session import Session
+from graftline.runtimes.trees.packing import pack, trim
+from graftline.tree import Tree
+
+SEATS = 32
+"""Most sequences that decode together, unless the engine is loaded with another number."""
+CHUNK = 256
+"""Prompt tokens that are read in one step beside sequences that decode."""
+INTERRUPTED = "the step was interrupted; ask again"
+REENTERED = "this call came from within a step of the same engine; make it after the step"
+
+
+class Lane:
+    """The sequences that one controller serves: those of one recipe, whatever requests they are of.
+
+    `members` are in the order in which the controller knows them. `asking`, `proposing`: what the
+    coming step wants, and the milliseconds that making proposals took.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.members: list[Decoding] = []
+        self._proposing: float | None = None
+
+    def join(self, one: Decoding) -> None:
+        """One more sequence; the first begins a new account of what its controller sees."""
+        if not self.members:
+            self.account.begin(0)
+        self.account.join()
+        self.members.append(one)
+        one.before = self.account.marks
+
+    def leave(self, one: Decoding) -> None:
+        """Forget a sequence."""
+        place = self.members.index(one)
+        self.account.leave(place)
+        del self.members[place]
+
+    def plan(self, trees: list[Tree], room: int, past: int, branches: bool) -> None:
+        """Choose the tree that each member scores, of at most `room` rows, behind at most `past`
+        committed positions; `trees` are by seat."""
+        account, members = self.account, self.members
+        asking, work = account.asking, working()
+        proposals = [one.proposal(branches) if asking else one.root() for one in members]
+        self._proposing = 1e3 * (working() - work) if asking else None
+        rows = account.choose(proposals, room, past)
+        drafters = [one.drafter for one in members]
+        if (bid := account.bid(drafters, room)) is not None:
+            proposals = [one.proposal(branches, bid) for one in members]
+            rows = account.bought(proposals, drafters)
+        for one, (_, tree) in zip(members, proposals, strict=True):
+            trees[one.seat] = trim(tree, rows)
+
+    def took(self, step: float, host: float) -> None:
+        """Milliseconds of the step, and those that the host worked outside the engine."""
+        self.account.took(step, host, self._proposing)
+
+    def settle(self) -> None:
+        """What the step has cost the members that it ended."""
+        for one in self.members:
+            if one.done and one.before is not None:
+                one.spent = self.account.since(one.before)
+
+
+class Task:
+    """Work that has the session to itself: begun when every sequence has left, one step at a time.
+    `sequences` are those that it decodes."""
+
+    def __init__(
+        self, begin: Callable[[], Iterator[None]], sequences: Sequence[Decoding] = ()
+    ) -> None:
+        self._begin, self.sequences = begin, sequences
+        self._steps: Iterator[None] | None = None
+        self.done = False
+        self.error: BaseException | None = None
+
+    def step(self) -> None:
+        """Make one more step; sets `done` at the last."""
+        for one in self.sequences:
+            one.check()
+        if self.sequences and all(one.done for one in self.sequences):
+            self.done = True
+            return
+        if self._steps is None:
+            self._steps = self._begin()
+        self.done = next(self._steps, self) is self
+        for one in self.sequences:
+            one.digest()
+
+
+class Scheduler:
+    """Decodes on one session. Any thread may submit, and any that waits makes steps for all: no
+    thread is needed besides the callers', and no lock is held between two steps."""
+
+    def __init__(self, session: Session, seats: int = SEATS) -> None:
+        self.session = session
+        self.seats = min(seats, session.most_sequences or seats)
+        self._lock = threading.Lock()
+        self._stepping: int | None = None
+        self._waiting: deque[tuple[Decoding, Lane] | Task] = deque()
+        self._seated: list[Decoding] = []
+        self._lanes: list[Lane] = []
+        self._reading: tuple[Decoding, Lane] | None = None
+        self._task: Task | None = None
+        self._fresh = False
+        self._thread: ThreadPoolExecutor | None = None
+
+    def submit(self, one: Decoding, lane: Lane) -> None:
+        """Let a sequence take part as soon as there is a seat; first come, first served."""
+        self._waiting.append((one, lane))
+
+    def run_alone(self, task: Task) -> None:
+        """Let work begin once all sequences that were submitted before it have ended."""
+        self._waiting.append(task)
+
+    def step(self, enough: Callable[[], bool] | None = None) -> bool:
+        """One step for all; False where there is nothing to do.
+
+        `enough` is asked once nobody else makes a step: a step that another thread has made
+        meanwhile may do. What goes wrong is kept with the sequences that it ends; only an
+        interrupt is raised here.
+        """
+        if self._stepping == threading.get_ident():
+            raise RequestError(REENTERED)
+        with self._lock:
+            if enough is not None and enough():
+                return True
+            self._stepping = threading.get_ident()
+            try:
+                return self._step()
+            except Exception as error:
+                self._fail(error)
+                return True
+            except BaseException:  # an interrupt: caches may be half written
+                self._fail(BackendError(INTERRUPTED))
+                raise
+            finally:
+                self._stepping = None
+
+    async def step_elsewhere(self, enough: Callable[[], bool]) -> None:
+        """A step on a thread of the scheduler's own, for coroutines: all of them share it."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "graftline-steps")
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self.step, enough)
+
+    def finish(self, ones: Sequence[Decoding | Task]) -> None:
+        """Make steps until all have ended. Raises what ended one of them."""
+        while any(not one.done for one in ones):
+            self.step(lambda: all(one.done for one in ones))
+        raise_first(ones)
+
+    def idle(self, work: Callable[[], Any]) -> Any:
+        """Do something that needs the engine and is no decoding: measuring, say. Between two steps
+        where nothing decodes, otherwise when all that were submitted before have ended."""
+        if self._stepping == threading.get_ident():
+            raise RequestError(REENTERED)
+        found: list[Any] = []
+
+        def once() -> Iterator[None]:
+            found.append(work())
+            yield from ()
+
+        task = Task(once)
+        self.run_alone(task)
+        self.finish([task])
+        return found[0]
+
+    def _step(self) -> bool:
+        self._sweep()
+        if self._task is None and not self._seated and self._waiting:
+            head = self._waiting[0]
+            if isinstance(head, Task):
+                self._task = head
+                self._waiting.popleft()
+        if self._task is not None:
+            self._work(self._task)
+            return True
+        if not self._fresh:
+            self.session.reset(0)
+            self._fresh = True
+        running = len(self._seated) - (self._reading is not None)
+        more = len(self._waiting) + (self._reading is not None)
+        read = self._read()
+        if running and (not read or more <= running):
+            self._decode()
+            return True
+        return read or running > 0
+
+    def _work(self, task: Task) -> None:
+        """A step of a task; the session is empty again when it ends."""
+        self._fresh = False
+        try:
+            task.step()
+        except BaseException as error:
+            ended = error if isinstance(error, Exception) else BackendError(INTERRUPTED)
+            task.error, task.done = ended, True
+            for one in task.sequences:
+                if not one.done:
+                    one.error, one.done = ended, True
+            if ended is not error:
+                raise
+        finally:
+            if task.done:
+                self._task = None
+
+    def _sweep(self) -> None:
+        """Let go of the sequences that have ended, those that wait too."""
+        for one in [one for one in self._seated if one.check()]:
+            self._unseat(one)
+        for entry in [e for e in self._waiting if not isinstance(e, Task) and e[0].check()]:
+            self._waiting.remove(entry)
+
+    def _unseat(self, one: Decoding) -> None:
+        """The last sequence takes the seat, as it does the session's row."""
+        self.session.leave(one.seat)
+        last = self._seated.pop()
+        if last is not one:
+            self._seated[one.seat] = last
+            last.seat = one.seat
+        if self._reading is not None and self._reading[0] is one:
+            self._reading = None
+        for lane in self._lanes:
+            if one in lane.members:
+                lane.leave(one)
+                break
+        self._lanes = [lane for lane in self._lanes if lane.members]
+        one.release()
+
+    def _read(self) -> bool:
+        """Read prompts into free seats, at most CHUNK tokens; True if any was read."""
+        left = CHUNK
+        while left > 0:
+            if self._reading is None:
+                free = len(self._seated) < self.seats and self._waiting
+                if not free or isinstance(self._waiting[0], Task):
+                    break
+                head = self._waiting.popleft()
+                assert not isinstance(head, Task)
+                self._reading = head
+                one = head[0]
+                self._seated.append(one)
+                one.attempt(one.seated, self.session.seat())
+                if one.done:
+                    self._unseat(one)
+                    continue
+            one, lane = self._reading
+            part = one.prompt[one.read : one.read + left]
+            scores = self.session.read(one.seat, part)
+            left -= len(part)
+            one.read += len(part)
+            if one.read == len(one.prompt):
+                self._reading = None
+                if lane not in self._lanes:
+                    self._lanes.append(lane)
+                lane.join(one)
+                one.attempt(one.begin, scores, 0)
+                one.digest()
+                if one.done:
+                    lane.settle()
+                    self._unseat(one)
+        return left < CHUNK
+
+    def _decode(self) -> None:
+        """Propose, score, judge, commit: one engine call for all that are seated."""
+        session, seated, lanes = self.session, self._seated, self._lanes
+        began, work = perf_counter(), working()
+        past = max([one.length for one in seated])
+        together = len(seated) > 1
+        trees = [self._padding(seated[-1])] * len(seated)
+        for lane in lanes:
+            lane.plan(trees, session.capacity - past, past, session.supports_trees)
+        packed = pack(trees, max([one.least for one in seated]))
+        asked = working()
+        scores = session.score(*packed)
+        scored = working()
+        paths: list[tuple[int, ...]] = [()] * len(seated)
+        for lane in lanes:
+            for place, one in enumerate(lane.members):
+                seat = one.seat
+                one.together = one.together or together
+                paths[seat], fresh = one.judged(trees[seat], scores, seat)
+                lane.account.learn(place, fresh)
+        session.commit(paths)
+        host = working() - scored + asked - work
+        if len(lanes) == 1:  # what a step of several controllers takes says nothing of one
+            lanes[0].took(1e3 * (perf_counter() - began), 1e3 * host)
+        for one in seated:
+            one.digest()
+        for lane in lanes:
+            lane.settle()
+
+    @staticmethod
+    def _padding(one: Decoding) -> Tree:
+        """What a sequence scores whose prompt is still being read: nothing that is kept."""
+        return Tree.chain(one.prompt[-1:])
+
+    def _fail(self, error: Exception) -> None:
+        """A step went wrong: nobody who took part can go on, and the caches start anew."""
+        for one in self._seated:
+            if not one.done:
+                one.error, one.done = error, True
+        for lane in self._lanes:
+            lane.members.clear()
+        self._seated, self._lanes = [], []
+        self._reading = None
+        self._fresh = False
+
+
+def raise_first(ones: Sequence[Decoding | Task]) -> None:
+    """Raise what ended one of these, if anything did but the end of its text."""
+    for one in ones:
+        if one.error is not None:
+            raise one.error
