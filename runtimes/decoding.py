@@ -35,6 +35,8 @@ class Decoding:
     rule: Rule
     watch: Callable[[Tree, Verdict, Scores, int, set[int]], None] | None = None
     """Is shown every judged tree, its verdict and scores, and the tokens before the step."""
+    stops: frozenset[int] = frozenset()
+    """Those of the ends that the request has named."""
     least: int = 1
     """Fewest rows that a step may score: 2 keeps a backend whose single-row kernel rounds
     differently to its other kernel in every step."""
@@ -207,7 +209,7 @@ class Decoding:
             for place, token in enumerate(fresh):
                 if token in self.ends:
                     fresh = fresh[: place + 1]
-                    self.finish = "eos"
+                    self.finish = "stop" if token in self.stops else "eos"
                     break
         self.tokens += fresh
         if self.finish is None and len(self.tokens) == self.limit:

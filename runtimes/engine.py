@@ -39,7 +39,7 @@ from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.scheduler import SEATS, Lane, Scheduler, Task
 from graftline.runtimes.session import Session, room
-from graftline.runtimes.streams import Passes, Stream
+from graftline.runtimes.streams import Events, Passes, Stream, Submitted
 from graftline.runtimes.study.records import Records
 from graftline.runtimes.study.tuned import tuned_prior
 from graftline.runtimes.text.tokenizer import Tokenizer
@@ -100,7 +100,7 @@ class Engine:
 
         Takes what `generate` takes. The request takes its turn at once; it goes on when somebody
         waits, for a piece of it or for another request, and ends when the stream is closed or no
-        longer referred to. Use `async for` in a coroutine.
+        longer referred to.
         """
         if self.tokenizer is None:
             raise RequestError("this bundle has no tokenizer, so there is no text to stream")
@@ -110,6 +110,17 @@ class Engine:
         """Generate for one prompt, one pass of the target at a time, for a caller that has other
         work between two. Takes what `generate` takes."""
         return Passes(self._begun("passes", prompt, options, eager=False), self._scheduler)
+
+    def submit(self, prompt: Prompt, **options: Unpack[Options]) -> Submitted:
+        """Let one prompt take its turn, and do not wait: several, each with options of its own,
+        are decoded together as soon as somebody waits. Takes what `generate` takes."""
+        return Submitted(self._begun("submit", prompt, options, eager=False), self._scheduler)
+
+    def agenerate(self, prompt: Prompt, **options: Unpack[Options]) -> Events:
+        """Generate for one prompt, for `async for`: an event for every step that added tokens, and
+        one for the end. Takes what `generate` takes; steps are made on a thread that all
+        coroutines share."""
+        return Events(self._begun("agenerate", prompt, options, eager=True), self._scheduler)
 
     def sibling(self) -> Engine:
         """Another engine over the same graphs and weights, with caches and requests of its own:
@@ -145,7 +156,9 @@ class Engine:
         request = read_options({"recipe": "parallel-within-sequence", **options})
         shared = self._encode(prompt, request)
         parts = [self._branch(branch) for branch in branches]
-        wanted = len(shared) + sum(len(p) + request.max_new_tokens for p in parts)
+        if (most := request.max_new_tokens) is None:
+            raise RequestError("branches share the capacity; say max_new_tokens")
+        wanted = len(shared) + sum(len(p) + most for p in parts)
         if not parts:
             raise RequestError("branches takes at least one branch, and there is none")
         if wanted > self.session.capacity:
@@ -283,11 +296,13 @@ class Engine:
     def _encode(self, prompt: Prompt, request: Request) -> Ints:
         facts, session = self.session.facts, self.session
         ids = encode_prompt(prompt, self.tokenizer, request.raw, facts.vocabulary)
-        wanted = len(ids) + request.max_new_tokens
+        new = 1 if request.max_new_tokens is None else request.max_new_tokens
+        wanted = len(ids) + new
         if wanted > session.capacity:
+            ways = ("shorten the prompt", "lower max_new_tokens")[: 1 if new == 1 else 2]
             raise RequestError(
-                f"{len(ids)} prompt tokens and {request.max_new_tokens} new ones need {wanted} "
-                f"positions, but {room(session, 'shorten the prompt', 'lower max_new_tokens')}"
+                f"{len(ids)} prompt tokens and {new} new ones need {wanted} positions, but "
+                f"{room(session, *ways)}"
             )
         return ids
 
@@ -297,7 +312,10 @@ class Engine:
             chosen = self.recipe if chosen == self.recipe.name else recipe(chosen)
         known = self._policies.get(chosen.name)
         if known is None or known.recipe != chosen:
-            known = self._scheduler.idle(lambda: self._made(chosen))
+            scheduler = self._scheduler
+            measures = self.resources.draft is not None  # a draft engine is measured when it opens
+            run = scheduler.idle if measures else scheduler.between
+            known = run(lambda: self._made(chosen))
         return known
 
     def _made(self, chosen: Recipe) -> Policy:

@@ -26,6 +26,7 @@ from graftline.runtimes.scheduler import Lane
 from graftline.runtimes.session import Session
 from graftline.runtimes.study.records import Records
 from graftline.runtimes.text.tokenizer import Tokenizer, Transcript
+from graftline.runtimes.verdict import Rule
 
 
 @dataclass(frozen=True)
@@ -90,29 +91,35 @@ class Generation:
         self._around, self._policy = around, policy
         self._request, self._generator = request, generator
         tokenizer = around.tokenizer
-        self._transcript = None if tokenizer is None else Transcript(tokenizer, request.stops)
+        known = {t: None if tokenizer is None else tokenizer.special_id(t) for t in request.stops}
+        texts = [text for text, special in known.items() if special is None]
+        stops = frozenset([*request.stop_token_ids, *(i for i in known.values() if i is not None)])
+        self._transcript = None if tokenizer is None else Transcript(tokenizer, texts)
         self._read = 0
         self._story = story or self._told
         self.pieces: deque[str] = deque()
         """Text that nobody has taken yet, where it is read eagerly."""
         started = time.perf_counter()
+        limit = request.max_new_tokens
+        limit = session.capacity - len(prompt) if limit is None else limit
         self.one = Decoding(
             prompt,
-            request.max_new_tokens,
-            frozenset[int]() if request.ignore_eos else around.ends,
+            limit,
+            stops if request.ignore_eos else stops | around.ends,
             NoDrafts(),
             Greedy(),
             None if policy.records is None else policy.records.watch,
+            stops=stops,
             least=(session.exact_rows or 1) if exact else 1,
             # a branch adds up over other slots than a chain: 3e-8, which int8 activations amplify
             branches=session.row_invariant or not exact,
             deadline=None if request.timeout is None else started + request.timeout,
             outfit=self._outfit,
-            digest_with=self._digest if eager or request.stops else None,
+            digest_with=self._digest if eager or texts else None,
             started=started,
         )
 
-    def _outfit(self) -> tuple[Drafter, object]:
+    def _outfit(self) -> tuple[Drafter, Rule]:
         """The drafter and the rule, made when there is a seat: a drafter may hold caches."""
         policy, request = self._policy, self._request
         recipe = policy.recipe
@@ -140,7 +147,7 @@ class Generation:
             return ""
         text = ""
         for place in range(self._read, len(one.tokens)):
-            if one.finish == "eos" and place == len(one.tokens) - 1:
+            if one.finish and one.tokens[place] in one.ends and place == len(one.tokens) - 1:
                 break
             text += transcript.feed(one.tokens[place])
             if transcript.stopped:

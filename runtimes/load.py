@@ -24,6 +24,7 @@ from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.resources import Resources
+from graftline.runtimes.scheduler import SEATS
 from graftline.runtimes.study.perplexity import HELD_OUT
 from graftline.runtimes.study.tuned import read_tuned
 from graftline.runtimes.surroundings import (
@@ -56,6 +57,7 @@ def load(
     verify: bool = True,
     step: str | None = None,
     watch: Callable[[str], None] | None = None,
+    max_batch: int = SEATS,
 ) -> Engine:
     """Open the bundle at `path`: hashes checked, engine built, step costs measured once per
     machine.
@@ -64,11 +66,12 @@ def load(
     output together, `exact` keeps every step to one kernel family where the precision needs it,
     `corpus` is a file or folder of texts for the recipes that retrieve from one. `step` says what
     calls use that do not say: "host", or "fused" where the bundle has a fused step; unless given,
-    "host" on a processor, and on a GPU what the engine was built for.
+    "host" on a processor, and on a GPU what the engine was built for. `max_batch` is the most
+    requests that decode together; others wait.
     Raises RequestError for a number of threads or a capacity that cannot be, BundleError,
     BackendError or GraftlineError.
     """
-    _check_sizes(threads, capacity)
+    _check_sizes(threads, capacity, max_batch)
     if step is not None:
         check_step(step)
     bundle = Bundle.open(path, verify=verify)
@@ -79,6 +82,11 @@ def load(
         session = open_engine(bundle, capacity)
     else:
         session = open_session(bundle, threads=threads, capacity=capacity, company=company)
+    if capacity is not None and capacity > session.largest:
+        raise RequestError(
+            f"capacity={capacity}: {path} holds at most {session.largest} positions; use at most "
+            "that, or leave it out"
+        )
     if exact and session.exact_rows is None:
         raise BackendError(
             f"{path}: at {bundle.manifest.dtype} a row's result depends on the rows beside it, so "
@@ -133,11 +141,11 @@ def load(
     return Engine(
         session, tokenizer, generation, chosen, costs, exact,
         resources if host is None else drafting(host), fused, step or "host",
-        None if host is None else partial(twin, host),
+        None if host is None else partial(twin, host), max_batch,
     )  # fmt: skip
 
 
-def _check_sizes(threads: int | None, capacity: int | None) -> None:
+def _check_sizes(threads: int | None, capacity: int | None, max_batch: int) -> None:
     """Each thread spins while a step runs: with more threads than processors a step never ends."""
     most = os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= most:
@@ -145,6 +153,8 @@ def _check_sizes(threads: int | None, capacity: int | None) -> None:
             f"threads={threads}: this machine has {most} processors; use 1 to {most}, or leave it "
             "out to use all"
         )
+    if max_batch < 1:
+        raise RequestError(f"max_batch={max_batch} lets nobody in; use at least 1")
     if capacity is not None and capacity < 1:
         raise RequestError(
             f"capacity={capacity} holds no token; use at least 1, or leave it out for the default"

@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 class Options(TypedDict, total=False):
     """Keyword options of `Engine.generate` and `Engine.stream`; `Request` has their meaning."""
 
-    max_new_tokens: int
+    max_new_tokens: int | None
     temperature: float
     top_k: int
     top_p: float
@@ -34,6 +34,7 @@ class Options(TypedDict, total=False):
     repetition_penalty: float
     seed: int | None
     stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
     ignore_eos: bool
     raw: bool
     recipe: str | Recipe | None
@@ -45,7 +46,9 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate. `temperature` 0 is greedy; top_k 0, top_p 1, min_p 0 and
+    """What to generate. `max_new_tokens` None: as many as the capacity holds. A text ends before
+    one of the texts `stop`, and at one of `stop_token_ids`, which is not part of it; the text of a
+    special token is taken as its id. `temperature` 0 is greedy; top_k 0, top_p 1, min_p 0 and
     repetition_penalty 1 are off. `raw` leaves out the chat template. `recipe` overrides the
     bundle's runtime policy (None: the bundle's own). `exact` keeps to one kernel family, so that
     speculation cannot change a token even where a backend rounds differently for single rows
@@ -54,7 +57,7 @@ class Request:
     "host" drafts and judges between engine calls, "fused" within them (None: as loaded).
     `timeout`: seconds after which a text ends where it is, waiting for its turn included."""
 
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = 128
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -62,6 +65,7 @@ class Request:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     raw: bool = False
     recipe: str | Recipe | None = None
@@ -71,7 +75,9 @@ class Request:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        self._number("max_new_tokens", Integral, 1, math.inf, "use at least 1")
+        if self.max_new_tokens is not None:
+            advice = "use at least 1, or None for as many as the capacity holds"
+            self._number("max_new_tokens", Integral, 1, math.inf, advice)
         self._number("temperature", Real, 0, math.inf, "use 0 for greedy, or more")
         self._number("top_k", Integral, 0, math.inf, "use 0 for all, or more")
         self._number("top_p", Real, 0, 1, "use a share above 0, at most 1")
@@ -94,6 +100,11 @@ class Request:
             raise RequestError(f"step is {self.step!r}; use {' or '.join(STEPS)}")
         if not isinstance(self.stop, (str, list, tuple)):
             raise RequestError(f"stop is {self.stop!r}; use a text or a list of texts")
+        ids: object = self.stop_token_ids
+        if not isinstance(ids, (list, tuple)) or not all(
+            isinstance(i, Integral) and int(i) >= 0 for i in cast("Sequence[object]", ids)
+        ):
+            raise RequestError(f"stop_token_ids is {ids!r}; use a list of token ids")
         if any(not isinstance(s, str) or not s for s in cast("Sequence[object]", self.stops)):
             raise RequestError("stop texts must not be empty")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Any
+from typing import TypeVar
 
 from graftline.errors import BackendError, RequestError
 from graftline.runtimes.control.account import Account
@@ -18,11 +19,13 @@ from graftline.runtimes.session import Session
 from graftline.runtimes.trees.packing import pack, trim
 from graftline.tree import Tree
 
+R = TypeVar("R")
 SEATS = 32
 """Most sequences that decode together, unless the engine is loaded with another number."""
 CHUNK = 256
 """Prompt tokens that are read in one step beside sequences that decode."""
 INTERRUPTED = "the step was interrupted; ask again"
+FORKED = "this process was forked after the bundle was loaded; load it in this process"
 REENTERED = "this call came from within a step of the same engine; make it after the step"
 
 
@@ -119,6 +122,7 @@ class Scheduler:
         self._reading: tuple[Decoding, Lane] | None = None
         self._task: Task | None = None
         self._fresh = False
+        self._process = os.getpid()
         self._thread: ThreadPoolExecutor | None = None
 
     def submit(self, one: Decoding, lane: Lane) -> None:
@@ -136,8 +140,7 @@ class Scheduler:
         meanwhile may do. What goes wrong is kept with the sequences that it ends; only an
         interrupt is raised here.
         """
-        if self._stepping == threading.get_ident():
-            raise RequestError(REENTERED)
+        self._check()
         with self._lock:
             if enough is not None and enough():
                 return True
@@ -166,12 +169,16 @@ class Scheduler:
             self.step(lambda: all(one.done for one in ones))
         raise_first(ones)
 
-    def idle(self, work: Callable[[], Any]) -> Any:
-        """Do something that needs the engine and is no decoding: measuring, say. Between two steps
-        where nothing decodes, otherwise when all that were submitted before have ended."""
-        if self._stepping == threading.get_ident():
-            raise RequestError(REENTERED)
-        found: list[Any] = []
+    def between(self, work: Callable[[], R]) -> R:
+        """Do something between two steps."""
+        self._check()
+        with self._lock:
+            return work()
+
+    def idle(self, work: Callable[[], R]) -> R:
+        """Do something that needs the engine and is no decoding, measuring say: when all that were
+        submitted before have ended."""
+        found: list[R] = []
 
         def once() -> Iterator[None]:
             found.append(work())
@@ -181,6 +188,12 @@ class Scheduler:
         self.run_alone(task)
         self.finish([task])
         return found[0]
+
+    def _check(self) -> None:
+        if self._stepping == threading.get_ident():
+            raise RequestError(REENTERED)
+        if self._process != os.getpid():  # the engine's threads are not here
+            raise RequestError(FORKED)
 
     def _step(self) -> bool:
         self._sweep()

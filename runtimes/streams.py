@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 
+from graftline.runtimes.decoding import FinishReason
 from graftline.runtimes.generation import Generation
 from graftline.runtimes.result import Result
 from graftline.runtimes.scheduler import Scheduler, raise_first
@@ -34,6 +35,65 @@ class _Running:
         self.close()
 
 
+class Submitted(_Running):
+    """A request that takes part in all steps from now on, whoever makes them."""
+
+    def wait(self) -> Result:
+        """The outcome, once it has ended; raises what ended it otherwise."""
+        self._scheduler.finish([self._generation.one])
+        return self._generation.result()
+
+
+@dataclass(frozen=True)
+class Event:
+    """What came of a generation since the last event: new text, which may be held back while a
+    character or a stop text is not whole, and new token ids. The last event has the result."""
+
+    text: str
+    tokens: list[int]
+    result: Result | None = None
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it has ended; None while it goes on."""
+        return None if self.result is None else self.result.finish_reason
+
+
+class Events(_Running, AsyncIterator[Event]):
+    """An event at each `anext`. Cancelling the task, `aclose`, or dropping it end it early."""
+
+    _count, _over = 0, False
+
+    async def __anext__(self) -> Event:
+        if self._over:
+            raise StopAsyncIteration
+        one = self._generation.one
+        try:
+            while not self._ready():
+                await self._scheduler.step_elsewhere(self._ready)
+        except BaseException:  # the task was cancelled
+            self.close()
+            raise
+        raise_first([one])
+        self._over = one.done
+        fresh = one.tokens[self._count :]
+        self._count += len(fresh)
+        pieces = self._generation.pieces
+        text = "".join([pieces.popleft() for _ in range(len(pieces))])
+        return Event(text, fresh, self._generation.result() if self._over else None)
+
+    async def aclose(self) -> None:
+        """Stop generating; others go on."""
+        self.close()
+
+    def __aiter__(self) -> Events:
+        return self
+
+    def _ready(self) -> bool:
+        one = self._generation.one
+        return len(one.tokens) > self._count or one.check()
+
+
 class Passes(_Running, Iterator[int]):
     """Every `next` makes the steps until there are new tokens, the first being the prompt's, and
     gives the number of tokens so far."""
@@ -51,9 +111,9 @@ class Passes(_Running, Iterator[int]):
         return self._count
 
 
-class Stream(_Running, Iterator[str], AsyncIterator[str]):
-    """Pieces of text, each of whole characters, in a `for` or an `async for`. Leaving the loop and
-    the stream's scope, `close` or `with` end it early; `result` is set once the text has ended."""
+class Stream(_Running, Iterator[str]):
+    """Pieces of text, each of whole characters. `close`, `with`, or dropping the stream end it
+    early; `result` is set once the text has ended."""
 
     def __next__(self) -> str:
         while not self._ready():
@@ -62,18 +122,6 @@ class Stream(_Running, Iterator[str], AsyncIterator[str]):
         if piece is None:
             raise StopIteration
         return piece
-
-    async def __anext__(self) -> str:
-        while not self._ready():
-            await self._scheduler.step_elsewhere(self._ready)
-            await asyncio.sleep(0)
-        piece = self._taken()
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
-
-    def __aiter__(self) -> Stream:
-        return self
 
     def _ready(self) -> bool:
         return bool(self._generation.pieces) or self._generation.one.check()

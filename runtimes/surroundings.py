@@ -135,7 +135,7 @@ def step_ratio(draft: OrtSession, target: OrtSession) -> float:
 def agreement(draft: OrtSession, target: OrtSession, text: Sequence[int]) -> float:
     """Share of the positions of `text` at which both find the same best token; between 0.05 and
     0.98, because a text is a sample. Each reads the text into caches of its own."""
-    ids = np.asarray(text[:AGREED], np.int64)
+    ids = np.asarray(text[: min(AGREED, draft.capacity, target.capacity)], np.int64)
     best: list[Ints] = []
     for session in (draft.sibling(), target.sibling()):
         rows = [session.prefill([ids[:1]]).argmax[0]]

@@ -142,7 +142,8 @@ class OrtSession:
 
     @property
     def taps(self) -> dict[str, npt.NDArray[Any]]:
-        """What every `tap` brought out of the last call, [B, N, H] by port; valid until the next."""
+        """What every `tap` brought out of the last call, [B, N, H] by port; valid until the next.
+        """
         names = (p.name for p in by_role(self.ports, "hidden", "out"))
         return {} if self._last is None else {name: self._last.outputs[name] for name in names}
 

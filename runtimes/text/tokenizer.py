@@ -78,6 +78,11 @@ class Tokenizer:
         """The text of ids, special tokens left out."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
+    def special_id(self, text: str) -> int | None:
+        """The id of a special token of exactly that text, which `decode` leaves out; else None."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return next((i for i, t in added.items() if t.special and t.content == text), None)
+
     def id_of(self, token: str) -> int | None:
         """The id of a token's text, if it has one."""
         return self._tokenizer.token_to_id(token)

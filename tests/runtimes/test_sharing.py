@@ -1,0 +1,391 @@
+"""Requests that share steps: they join, leave, fail and end without touching one another."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+import weakref
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_ort import HOSTS, sessions
+from toy_session import FLAT, ToySession
+
+from graftline.errors import BackendError, RequestError
+from graftline.recipe import recipe
+from graftline.runtimes.drafters import DRAFTERS
+from graftline.runtimes.drafters.prompt_lookup import PromptLookup
+from graftline.runtimes.engine import Engine
+from graftline.runtimes.result import Result
+from graftline.runtimes.scheduler import CHUNK
+from graftline.runtimes.session import Bools, Ints, Scores, Session
+from graftline.runtimes.text.tokenizer import Tokenizer
+from graftline.tree import Tree
+
+Make = Callable[..., Engine]
+RECIPES = ("plain", "prompt-lookup", "token-recycling", "suffix")
+
+
+def left_over(engine: Engine) -> int:
+    """Sequences that still have a seat once nobody asks for anything."""
+    while engine._scheduler.step():
+        pass
+    return len(engine._scheduler._seated)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.9, "seed": 3}])
+def test_recipes_and_lengths_mix_in_one_batch(
+    make_engine: Make, prompts: list[list[int]], settings: dict[str, Any]
+) -> None:
+    engine = make_engine()
+    asked = [
+        {"max_new_tokens": 5 + 7 * place, "recipe": RECIPES[place % 4], **settings}
+        for place in range(len(prompts))
+    ]
+    pairs = list(zip(prompts, asked, strict=True))
+    alone = [engine.generate(p, **{**o, "recipe": "plain"}).tokens for p, o in pairs]
+    engine.session.calls.clear()  # type: ignore[attr-defined]
+    begun = [engine.submit(p, **o) for p, o in pairs]
+    assert [one.wait().tokens for one in reversed(begun)] == alone[::-1]
+    assert max(batch for batch, _ in engine.session.calls) == len(prompts)  # type: ignore[attr-defined]
+    assert left_over(engine) == 0
+
+
+def test_no_more_decode_together_than_there_are_seats(prompts: list[list[int]]) -> None:
+    session = ToySession()
+    engine = Engine(session, None, {"eos_token_id": 0}, recipe("suffix"), FLAT, seats=3)
+    alone = [engine.generate(p, max_new_tokens=20).tokens for p in prompts]
+    session.calls.clear()
+    assert [r.tokens for r in engine.generate(prompts, max_new_tokens=20)] == alone
+    assert {batch for batch, _ in session.calls} <= {1, 2, 3}
+    few = ToySession()
+    few.most_sequences = 2
+    engine = Engine(few, None, {"eos_token_id": 0}, recipe("suffix"), FLAT)
+    assert [r.tokens for r in engine.generate(prompts, max_new_tokens=20)] == alone
+    assert max(batch for batch, _ in few.calls) == 2
+
+
+class Logged(ToySession):
+    """Notes its calls in order."""
+
+    def __init__(self, **options: Any) -> None:
+        self.log: list[tuple[str, int]] = []
+        super().__init__(**options)
+
+    def read(self, row: int, tokens: Ints) -> Scores:
+        self.log.append(("read", len(tokens)))
+        return super().read(row, tokens)
+
+    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+        self.log.append(("score", len(tokens)))
+        return super().score(tokens, depth, mask)
+
+
+def test_a_long_prompt_is_read_between_the_steps_of_others() -> None:
+    session = Logged(capacity=2000)
+    engine = Engine(session, None, {}, recipe("plain"), FLAT)
+    long = np.random.default_rng(0).integers(1, 40, 3 * CHUNK + 10).tolist()
+    expected = engine.generate(long, max_new_tokens=4).tokens
+    short = engine.generate([5, 6], max_new_tokens=30).tokens
+    session.log.clear()
+    first = engine.submit([5, 6], max_new_tokens=30)
+    for _ in range(3):
+        engine._scheduler.step()
+    second = engine.submit(long, max_new_tokens=4)
+    assert second.wait().tokens == expected
+    assert first.wait().tokens == short
+    reads = [place for place, (what, _) in enumerate(session.log) if what == "read"]
+    assert [session.log[place][1] for place in reads] == [2, CHUNK, CHUNK, CHUNK, 10]
+    gaps = [b - a for a, b in pairwise(reads[1:])]
+    assert gaps == [2, 2, 2], "a step of the other between every two chunks"
+
+
+def test_threads_that_cancel_at_random_lose_no_seat(
+    make_engine: Make, prompts: list[list[int]]
+) -> None:
+    engine = make_engine()
+    options: dict[str, Any] = {"max_new_tokens": 25, "ignore_eos": True}
+    expected = [engine.generate(p, **options).tokens for p in prompts]
+    wrong: list[object] = []
+
+    def work(number: int) -> None:
+        chance = random.Random(number)
+        for _ in range(12):
+            place = chance.randrange(len(prompts))
+            given = {**options, "recipe": chance.choice(RECIPES)}
+            if chance.random() < 0.4:
+                begun = engine.passes(prompts[place], **given)
+                for _ in range(chance.randrange(4)):
+                    next(begun, None)
+                begun.close()
+            else:
+                found = engine.generate(prompts[place], **given).tokens
+                wrong.extend([found] if found != expected[place] else [])
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+    assert left_over(engine) == 0
+    assert engine.session.lengths.tolist() == []
+
+
+def test_coroutines_share_steps_and_cancel(make_engine: Make, prompts: list[list[int]]) -> None:
+    engine = make_engine()
+    options: dict[str, Any] = {"max_new_tokens": 25, "ignore_eos": True}
+    expected = [engine.generate(p, **options).tokens for p in prompts]
+
+    async def one(place: int) -> list[int]:
+        tokens: list[int] = []
+        events = engine.agenerate(prompts[place], recipe=RECIPES[place % 4], **options)
+        async for event in events:
+            tokens += event.tokens
+            last = event
+        assert last.finish_reason == "length"
+        assert isinstance(last.result, Result)
+        assert last.result.tokens == tokens
+        return tokens
+
+    async def everything() -> list[list[int]]:
+        gone = [asyncio.create_task(one(place)) for place in range(5)]
+        await asyncio.sleep(0.005)
+        for task in gone:
+            task.cancel()
+        found = await asyncio.gather(*(one(place) for place in range(len(prompts))))
+        ended = await asyncio.gather(*gone, return_exceptions=True)
+        assert any(isinstance(e, asyncio.CancelledError) for e in ended)
+        return found
+
+    assert asyncio.run(everything()) == expected
+    assert left_over(engine) == 0
+
+
+def test_time_that_has_run_out_ends_a_text_where_it_is(make_engine: Make) -> None:
+    engine = make_engine()
+    late = engine.generate([1, 2], max_new_tokens=50, timeout=0.0)
+    assert (late.finish_reason, late.tokens) == ("timeout", [])
+    begun = engine.submit([1, 2], max_new_tokens=50, ignore_eos=True, timeout=1000.0)
+    for _ in range(4):
+        engine._scheduler.step()
+    begun._generation.one.deadline = 0.0
+    result = begun.wait()
+    assert result.finish_reason == "timeout"
+    assert result.tokens == engine.generate([1, 2], max_new_tokens=4, ignore_eos=True).tokens
+    assert left_over(engine) == 0
+    with pytest.raises(RequestError, match="timeout is -1"):
+        engine.generate([1], timeout=-1)
+
+
+class Failing(PromptLookup):
+    """Fails in the third step of a prompt that begins with 13."""
+
+    def start(self, context: Any) -> None:
+        super().start(context)
+        self.left = 3 if context and context[0] == 13 else 1000
+
+    def fork(self) -> Failing:
+        return Failing(self.rows)
+
+    def propose(self, budget: int) -> Tree:
+        self.left -= 1
+        if self.left == 0:
+            raise ZeroDivisionError("a drafter's fault")
+        return super().propose(budget)
+
+
+def test_what_fails_for_one_ends_that_one_alone(
+    make_engine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DRAFTERS, "failing", Failing)  # type: ignore[arg-type]
+    engine = make_engine()
+    chosen = recipe("prompt-lookup")
+    chosen = type(chosen)(**{**vars(chosen), "name": "failing", "drafter": "failing"})
+    options: dict[str, Any] = {"max_new_tokens": 20, "ignore_eos": True}
+    expected = engine.generate([5, 6, 5, 6], **options).tokens
+    sane = engine.submit([5, 6, 5, 6], recipe=chosen, **options)
+    ill = engine.submit([13, 6, 13, 6], recipe=chosen, **options)
+    other = engine.submit([5, 6, 5, 6], recipe="suffix", **options)
+    with pytest.raises(ZeroDivisionError, match="a drafter's fault"):
+        ill.wait()
+    assert sane.wait().tokens == other.wait().tokens == expected
+    with pytest.raises(ZeroDivisionError):
+        engine.generate([[5, 6], [13, 6, 13, 6]], recipe=chosen, **options)
+    assert left_over(engine) == 0
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
+def test_a_step_that_fails_ends_those_who_took_part(
+    make_engine: Make, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    engine = make_engine()
+    beside = engine.submit([3, 4], max_new_tokens=20, ignore_eos=True)
+    engine._scheduler.step()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.session, "score", fail)
+        with pytest.raises(type(error)):
+            engine.generate([1, 2], max_new_tokens=5, ignore_eos=True)
+    with pytest.raises(ValueError if isinstance(error, ValueError) else BackendError):
+        beside.wait()
+    assert engine.generate([1, 2], max_new_tokens=5, ignore_eos=True).tokens
+    assert left_over(engine) == 0
+
+
+def test_scores_that_are_no_numbers_are_no_answer(make_engine: Make) -> None:
+    engine = make_engine()
+    real = engine.session.logits_of  # type: ignore[attr-defined]
+
+    def ill(seen: Ints) -> np.ndarray:
+        return real(seen) * (np.nan if len(seen) > 6 else 1.0)
+
+    engine.session.logits_of = ill  # type: ignore[attr-defined]
+    for name in RECIPES:
+        with pytest.raises(BackendError, match=r"not numbers \(NaN\)"):
+            engine.generate([1, 2, 3], max_new_tokens=20, ignore_eos=True, recipe=name)
+    assert len(engine.generate([1, 2, 3], max_new_tokens=2, ignore_eos=True).tokens) == 2
+
+
+class Asking(PromptLookup):
+    """Asks the engine that it drafts for."""
+
+    engine: Any = None
+
+    def fork(self) -> Asking:
+        return Asking(self.rows)
+
+    def propose(self, budget: int) -> Tree:
+        Asking.engine.generate([1], max_new_tokens=1)
+        raise AssertionError("it waits for itself")
+
+
+def test_a_step_does_not_wait_for_itself(
+    make_engine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DRAFTERS, "asking", Asking)  # type: ignore[arg-type]
+    engine = make_engine()
+    monkeypatch.setattr(Asking, "engine", engine)
+    chosen = recipe("prompt-lookup")
+    chosen = type(chosen)(**{**vars(chosen), "name": "asking", "drafter": "asking"})
+    with pytest.raises(RequestError, match="from within a step of the same engine"):
+        engine.generate([1, 2], recipe=chosen)
+
+
+def test_a_forked_process_is_told_to_load_again(
+    make_engine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    monkeypatch.setattr("graftline.runtimes.scheduler.os.getpid", lambda: -1)
+    with pytest.raises(RequestError, match="forked after the bundle was loaded; load it in"):
+        engine.generate([1, 2])
+
+
+def test_a_drafter_goes_with_its_sequence(make_engine: Make, prompts: list[list[int]]) -> None:
+    """Its caches may be larger than the text's own; those that wait have none yet."""
+    engine = make_engine("suffix")
+    drafter = engine._policies["suffix"].drafter
+    made: list[weakref.ref[Any]] = []
+    fork = type(drafter).fork
+
+    def noted(self: Any) -> Any:
+        one = fork(self)
+        made.append(weakref.ref(one))
+        return one
+
+    type(drafter).fork = noted  # type: ignore[method-assign]
+    try:
+        waiting = [engine.submit(p, max_new_tokens=9, recipe="suffix") for p in prompts]
+        assert not made
+        results = [one.wait() for one in waiting]
+        left_over(engine)
+        gc.collect()
+    finally:
+        type(drafter).fork = fork  # type: ignore[method-assign]
+    assert len(made) == len(results)
+    assert not any(one() for one in made)
+
+
+def test_a_text_ends_at_a_token_that_the_request_names(make_engine: Make, smollm2: Path) -> None:
+    engine = make_engine()
+    free = engine.generate([1, 2], max_new_tokens=40, ignore_eos=True).tokens
+    place = next(n for n in range(8, 40) if free[n] not in free[:n])
+    for name in RECIPES:
+        result = engine.generate(
+            [1, 2], max_new_tokens=40, ignore_eos=True, recipe=name, stop_token_ids=[free[place]]
+        )
+        assert (result.tokens, result.finish_reason) == (free[: place + 1], "stop")
+    with pytest.raises(RequestError, match=r"stop_token_ids is 'x'"):
+        engine.generate([1], stop_token_ids="x")
+    with pytest.raises(RequestError, match=r"stop is None"):
+        engine.generate([1], stop=None)
+    tokenizer = Tokenizer.from_folder(smollm2)
+    special = tokenizer.id_of("<|im_end|>")
+    speaking = Engine(ToySession(vocabulary=49152), tokenizer, {}, recipe("plain"), FLAT)
+    text = speaking.generate([3, 4], max_new_tokens=20, ignore_eos=True)
+    speaking.session.logits_of = lambda seen: np.eye(49152, dtype=np.float32)[  # type: ignore[attr-defined]
+        special if len(seen) > 5 else 100
+    ]
+    result = speaking.generate([3, 4], max_new_tokens=20, ignore_eos=True, stop="<|im_end|>")
+    assert (result.finish_reason, result.tokens[-1], len(result.tokens)) == ("stop", special, 5)
+    assert "im_end" not in result.text
+    assert text.finish_reason == "length"
+
+
+def test_none_is_as_many_tokens_as_fit(make_engine: Make) -> None:
+    engine = make_engine(capacity=50)
+    result = engine.generate([1, 2, 3], max_new_tokens=None, ignore_eos=True)
+    assert (len(result.tokens), result.finish_reason) == (47, "length")
+    with pytest.raises(RequestError, match="50 prompt tokens and 1 new ones need 51"):
+        engine.generate([1] * 50, max_new_tokens=None)
+    with pytest.raises(RequestError, match="say max_new_tokens"):
+        engine.branches([1], [[2], [3]], max_new_tokens=None)
+
+
+def test_sequences_come_and_go_as_in_the_reference(tmp_path: Path) -> None:
+    """Random seats, prompts, trees, commits, rollbacks and leaves, on the real runtime."""
+    chance = np.random.default_rng(11)
+    both: list[Session] = [*sessions(HOSTS["grouped"], tmp_path)]
+    for session in both:
+        session.reset(0)
+    for _ in range(60):
+        batch = len(both[0].lengths)
+        kind = chance.choice(["join", "step", "step", "leave", "back"])
+        if batch == 0 or (kind == "join" and batch < 7):
+            prompt = chance.integers(0, 61, int(chance.integers(1, 12)))
+            same(s.read(s.seat(), prompt) for s in both)
+        elif kind == "leave":
+            row = int(chance.integers(0, batch))
+            for session in both:
+                session.leave(row)
+        elif kind == "back":
+            lengths = [int(chance.integers(1, n + 1)) for n in both[0].lengths]
+            for session in both:
+                session.truncate(lengths)
+        elif both[0].lengths.max() < 50:
+            count = int(chance.integers(1, 5))
+            parents = [int(chance.integers(0, n)) if n else -1 for n in range(count)]
+            trees = [Tree(chance.integers(0, 61, count), np.asarray(parents)) for _ in range(batch)]
+            tokens = np.stack([t.tokens for t in trees])
+            depth, mask = np.stack([t.depth for t in trees]), np.stack([t.mask for t in trees])
+            same(s.score(tokens, depth, mask) for s in both)
+            paths = [t.path_to(int(chance.integers(0, count))) for t in trees]
+            for session in both:
+                session.commit(paths)
+        assert both[0].lengths.tolist() == both[1].lengths.tolist()
+
+
+def same(scores: Any) -> None:
+    found, want = (s.logits for s in scores)
+    assert found.shape == want.shape
+    assert np.abs(found - want).max() <= 2e-4 * max(1.0, np.abs(want).max())
