@@ -85,7 +85,13 @@ class ReferenceSession:
         hidden = None if scores.hidden is None else scores.hidden[:, -1:]
         return _scores(scores.logits[:, -1:], hidden)
 
-    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+    def score(
+        self,
+        tokens: Ints,
+        depth: Ints | None = None,
+        mask: Bools | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Scores:
         """Score N rows of each sequence, one sequence after another."""
         rows = [
             self._step(

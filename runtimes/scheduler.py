@@ -299,9 +299,11 @@ class Scheduler:
         trees = [self._padding(seated[-1])] * len(seated)
         for lane in lanes:
             lane.plan(trees, session.capacity - past, past, session.supports_trees)
-        packed = pack(trees, max([one.least for one in seated]))
+        least = max([one.least for one in seated])
+        packed = pack(trees, least)
+        counts = [max(len(tree), least) for tree in trees] if together else None
         asked = working()
-        scores = session.score(*packed)
+        scores = session.score(*packed, counts)
         scored = working()
         paths: list[tuple[int, ...]] = [()] * len(seated)
         for lane in lanes:

@@ -93,12 +93,19 @@ class Session(Protocol):
         """Commit one prompt per sequence, in chunks; the scores of each last row (N = 1)."""
         ...
 
-    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+    def score(
+        self,
+        tokens: Ints,
+        depth: Ints | None = None,
+        mask: Bools | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Scores:
         """Score N new rows per sequence: tokens [B, N].
 
         Without `mask` row i follows row i - 1 (a causal chain). With it, `mask` [B, N, N] says
         which rows of this call each row sees (itself included) besides all committed slots, and
         `depth` [B, N] is each row's distance from the first, so its position is lengths[b] + depth.
+        `counts` [B]: rows of each sequence from there on are padding, and their scores nothing.
         """
         ...
 

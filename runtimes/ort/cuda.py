@@ -95,7 +95,7 @@ class CudaSession(OrtSession):
         """See `OrtSession.sibling`: caches of its own, or those of a session on the same device."""
         other = copy(self)
         other._calls, other._guests, other._device_memory = {}, [], []
-        other._outputs = OutputMemory()
+        other._outputs, other._together = OutputMemory(), OutputMemory()
         other._lengths = np.zeros(0, np.int64)
         if host is None:
             other.capacity = min(capacity or self.capacity, self.capacity)

@@ -22,7 +22,7 @@ from graftline.ports import Port, by_role
 from graftline.runtimes.ort.caches import HostCaches
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.ort.prompt_memory import PromptMemory
-from graftline.runtimes.ort.step_arrays import OutputMemory, StepArrays, bind, step_inputs
+from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays, bind, step_inputs
 from graftline.runtimes.scores import copied, joined
 from graftline.runtimes.session import Bools, Ints, Scores, call_starts, room
 from graftline.runtimes.slots import mask_kinds
@@ -68,7 +68,8 @@ class OrtSession:
         self._hidden = next((p.name for p in taps if p.tap == "postnorm"), None)
         self._lengths = np.zeros(0, np.int64)
         self._calls: dict[tuple[int, int, int, int], StepArrays] = {}
-        self._memory, self._outputs = HostCaches(self._caches), OutputMemory()
+        self._memory = HostCaches(self._caches)
+        self._outputs, self._together = OutputMemory(), OutputMemory()
         self._guests: list[OrtSession] = []
         self._prompts: PromptMemory | None = None
         self._last: StepArrays | None = None
@@ -86,7 +87,7 @@ class OrtSession:
         """
         other = copy(self)
         other._calls, other._memory, other._guests = {}, HostCaches(self._caches), []
-        other._outputs = OutputMemory()
+        other._outputs, other._together = OutputMemory(), OutputMemory()
         other._lengths = np.zeros(0, np.int64)
         if host is None:
             other.capacity = min(capacity or self.capacity, self.capacity)
@@ -218,7 +219,13 @@ class OrtSession:
             call.mask_chain(0, int(self._lengths[row]), count)
         return self._run(call)
 
-    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+    def score(
+        self,
+        tokens: Ints,
+        depth: Ints | None = None,
+        mask: Bools | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Scores:
         """Score N new rows per sequence. See `Session.score`."""
         batch, count = tokens.shape
         if count > MOST_ROWS:
@@ -228,13 +235,29 @@ class OrtSession:
         if mask is not None and not self._lengths.all():
             raise BackendError("a tree needs a committed prompt before it; prefill first")
         if batch > 1 and count > 1:
-            return joined(
-                [
-                    copied(self._rows(row, 1, tokens[row : row + 1], depth, mask))
-                    for row in range(batch)
-                ]
-            )
+            return self._ragged(tokens, depth, mask, counts or [count] * batch)
         return self._rows(0, batch, tokens, depth, mask)
+
+    def _ragged(
+        self, tokens: Ints, depth: Ints | None, mask: Bools | None, counts: Sequence[int]
+    ) -> Scores:
+        """One engine call for each sequence of several rows, and one for all those of a single row
+        together, if they are several: GroupQueryAttention takes several new rows for one sequence
+        only. In that call the others' first rows go along, whose places they write again."""
+        batch, width = tokens.shape
+        whole = Assembly(self._together, batch, width)
+        single = [row for row in range(batch) if counts[row] == 1]
+        if len(single) > 1:
+            scores = self._rows(0, batch, tokens[:, :1], None, None)
+            for row in single:
+                whole.put(row, scores, row)
+        for row in range(batch):
+            if (count := counts[row]) > 1 or len(single) == 1:
+                steps = None if depth is None else depth[:, :count]
+                seen = None if mask is None else mask[:, :count, :count]
+                part = tokens[row : row + 1, :count]
+                whole.put(row, self._rows(row, 1, part, steps, seen), 0)
+        return whole.scores()
 
     def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
         """Score N new rows per sequence, by explicit slots. See `Session.score_slots`."""
@@ -275,11 +298,7 @@ class OrtSession:
         depth: Ints | None,
         mask: Bools | None,
     ) -> Scores:
-        """One engine call for the sequences first .. first + batch - 1.
-
-        GroupQueryAttention takes several new rows for one sequence only, so a batch of trees is one
-        call per sequence; a batch of single rows is one call.
-        """
+        """One engine call for the sequences first .. first + batch - 1."""
         count, lengths = tokens.shape[1], self._lengths[first : first + batch]
         call = self._call(batch, count, count, first)
         if batch == 1 and mask is None:

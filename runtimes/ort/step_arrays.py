@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from math import prod
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from graftline.ports import Port
-from graftline.runtimes.session import Bools, Floats, Ints
+from graftline.runtimes.session import Bools, Floats, Ints, Scores
 
 STEP_INTS = ("tokens", "positions", "write_index", "rows")
 
@@ -96,6 +96,29 @@ class OutputMemory:
             known = 0 if piece is None else 2 * piece.size
             self._pieces[name] = piece = np.zeros(max(size, known), dtype)
         return piece[:size].reshape(shape)
+
+
+class Assembly:
+    """Scores of B sequences put together, in `memory`, from calls for some of them of up to N rows.
+    What is not put is whatever was there."""
+
+    def __init__(self, memory: OutputMemory, batch: int, rows: int) -> None:
+        self._memory, self._shape = memory, (batch, rows)
+        self._parts: dict[str, npt.NDArray[Any]] = {}
+
+    def put(self, row: int, scores: Scores, place: int) -> None:
+        """Copy what a call says of its sequence `place`; it is sequence `row` of the whole."""
+        for name in (f.name for f in fields(Scores)):
+            if (part := getattr(scores, name)) is None:
+                continue
+            if name not in self._parts:
+                shape = *self._shape, *part.shape[2:]
+                self._parts[name] = self._memory.of(name, shape, part.dtype)
+            self._parts[name][row, : part.shape[1]] = part[place]
+
+    def scores(self) -> Scores:
+        """What was put together."""
+        return Scores(**self._parts)
 
 
 def step_inputs(

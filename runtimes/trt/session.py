@@ -124,7 +124,13 @@ class TrtSession:
             self._lengths[row] = self._lengths[last]
         self._lengths = self._lengths[:last].copy()
 
-    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+    def score(
+        self,
+        tokens: Ints,
+        depth: Ints | None = None,
+        mask: Bools | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Scores:
         """Score N new rows per sequence. See `Session.score`."""
         count = tokens.shape[1]
         if mask is not None and not self._tree:

@@ -67,9 +67,15 @@ class Timed(ToySession):
     def __post_init__(self) -> None:
         super().__init__(self.vocabulary)
 
-    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+    def score(
+        self,
+        tokens: Ints,
+        depth: Ints | None = None,
+        mask: Bools | None = None,
+        counts: Any = None,
+    ) -> Scores:
         self.clock.work(self.fixed or FLAT.of(tokens.shape[1]))
-        return super().score(tokens, depth, mask)
+        return super().score(tokens, depth, mask, counts)
 
 
 @dataclass

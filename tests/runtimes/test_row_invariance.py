@@ -50,7 +50,9 @@ class Counting:
     def truncate(self, lengths: list[int]) -> None:
         self.seen = [seen[:length] for seen, length in zip(self.seen, lengths, strict=True)]
 
-    def score(self, tokens: Ints, depth: Ints | None = None, mask: Any = None) -> Scores:
+    def score(
+        self, tokens: Ints, depth: Ints | None = None, mask: Any = None, counts: Any = None
+    ) -> Scores:
         batch, rows = tokens.shape
         self.fresh = tokens
         self.steps.append(rows)

@@ -213,9 +213,11 @@ def test_exact_scores_branches_only_where_they_round_alike(
     masks: list[bool] = []
     score = engine.session.score
 
-    def watched(tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+    def watched(
+        tokens: Ints, depth: Ints | None, mask: Bools | None, counts: Sequence[int] | None
+    ) -> Scores:
         masks.append(mask is not None)
-        return score(tokens, depth, mask)
+        return score(tokens, depth, mask, counts)
 
     monkeypatch.setattr(engine.session, "score", watched)
     options = {"max_new_tokens": 60, "ignore_eos": True, "recipe": "token-recycling"}

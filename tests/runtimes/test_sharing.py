@@ -7,7 +7,7 @@ import gc
 import random
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,15 @@ class Logged(ToySession):
         self.log.append(("read", len(tokens)))
         return super().read(row, tokens)
 
-    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+    def score(
+        self,
+        tokens: Ints,
+        depth: Ints | None = None,
+        mask: Bools | None = None,
+        counts: Any = None,
+    ) -> Scores:
         self.log.append(("score", len(tokens)))
-        return super().score(tokens, depth, mask)
+        return super().score(tokens, depth, mask, counts)
 
 
 def test_a_long_prompt_is_read_between_the_steps_of_others() -> None:
@@ -363,7 +369,7 @@ def test_sequences_come_and_go_as_in_the_reference(tmp_path: Path) -> None:
         kind = chance.choice(["join", "step", "step", "leave", "back"])
         if batch == 0 or (kind == "join" and batch < 7):
             prompt = chance.integers(0, 61, int(chance.integers(1, 12)))
-            same(s.read(s.seat(), prompt) for s in both)
+            same([s.read(s.seat(), prompt).logits] for s in both)
         elif kind == "leave":
             row = int(chance.integers(0, batch))
             for session in both:
@@ -378,14 +384,18 @@ def test_sequences_come_and_go_as_in_the_reference(tmp_path: Path) -> None:
             trees = [Tree(chance.integers(0, 61, count), np.asarray(parents)) for _ in range(batch)]
             tokens = np.stack([t.tokens for t in trees])
             depth, mask = np.stack([t.depth for t in trees]), np.stack([t.mask for t in trees])
-            same(s.score(tokens, depth, mask) for s in both)
-            paths = [t.path_to(int(chance.integers(0, count))) for t in trees]
+            counts = chance.choice([1, count, int(chance.integers(1, count + 1))], batch).tolist()
+            given = [counts if chance.random() < 0.7 else [count] * batch, [count] * batch]
+            scores = [s.score(tokens, depth, mask, c) for s, c in zip(both, given, strict=True)]
+            same([s.logits[b, :n] for b, n in enumerate(given[0])] for s in scores)
+            nodes = [int(chance.integers(0, n)) for n in given[0]]
+            paths = [t.path_to(node) for t, node in zip(trees, nodes, strict=True)]
             for session in both:
                 session.commit(paths)
         assert both[0].lengths.tolist() == both[1].lengths.tolist()
 
 
-def same(scores: Any) -> None:
-    found, want = (s.logits for s in scores)
-    assert found.shape == want.shape
-    assert np.abs(found - want).max() <= 2e-4 * max(1.0, np.abs(want).max())
+def same(answers: Iterable[list[np.ndarray]]) -> None:
+    for found, want in zip(*answers, strict=True):
+        assert found.shape == want.shape
+        assert np.abs(found - want).max() <= 2e-4 * max(1.0, np.abs(want).max())

@@ -90,7 +90,13 @@ class ToySession:
         self._lengths[row] = end
         return self.logits_of(self._slots[row, :end])
 
-    def score(self, tokens: Ints, depth: Ints | None = None, mask: Bools | None = None) -> Scores:
+    def score(
+        self,
+        tokens: Ints,
+        depth: Ints | None = None,
+        mask: Bools | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Scores:
         batch, count = tokens.shape
         assert batch == len(self._lengths)
         assert tokens.dtype == np.int64
@@ -103,7 +109,11 @@ class ToySession:
             seen[b, :, :length] = True
             fresh = np.tri(count, dtype=bool) if mask is None else mask[b]
             seen[b, :, length : length + count] = fresh
-        return self.score_slots(tokens, lengths[:, None] + steps, seen)
+        scores = self.score_slots(tokens, lengths[:, None] + steps, seen)
+        for b, real in enumerate(counts or ()):
+            scores.argmax[b, real:] = 10**9
+            scores.logits[b, real:] = np.nan
+        return scores
 
     def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
         batch, count = tokens.shape
