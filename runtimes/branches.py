@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from graftline.errors import RequestError
 from graftline.runtimes.decoding import Decoding
-from graftline.runtimes.session import Ints, Scores, Session
+from graftline.runtimes.session import Ints, Scores, Session, room
 from graftline.tree import Tree
 
 MOST = 32
@@ -61,6 +62,23 @@ class BranchCache:
     def commit(self, count: int) -> None:
         """Keep the first `count` rows of the last call."""
         self._session.commit([range(count)])
+
+
+def check_branches(
+    session: Session, shared: int, branches: Sequence[Ints], most: int | None
+) -> None:
+    """Raises RequestError where branches, with `most` new tokens each, do not fit into one sequence
+    behind so many shared ones."""
+    if not branches:
+        raise RequestError("branches takes at least one branch, and there is none")
+    if most is None:
+        raise RequestError("branches share the capacity; say max_new_tokens")
+    wanted = shared + sum(len(one) + most for one in branches)
+    if wanted > session.capacity:
+        raise RequestError(
+            f"{len(branches)} branches need {wanted} positions together, but "
+            f"{room(session, 'give fewer branches', 'lower max_new_tokens')}"
+        )
 
 
 def decode_branches(

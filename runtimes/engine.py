@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 import numpy as np
 
 from graftline.errors import RequestError
-from graftline.recipe import Recipe, check_fusable, recipe
-from graftline.runtimes.branches import decode_branches
+from graftline.recipe import Recipe, recipe
+from graftline.runtimes.branches import check_branches, decode_branches
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.goodput import Goodput
-from graftline.runtimes.control.pacer import Fixed, Pacer
-from graftline.runtimes.control.paid import PaidGoodput
+from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
-from graftline.runtimes.drafter import Drafter, is_paid
-from graftline.runtimes.drafters import make_drafter
-from graftline.runtimes.fused import FusedStep, decode_fused, plan_for
+from graftline.runtimes.fused import FusedStep, check_fused, decode_fused, plan_for
 from graftline.runtimes.fused import story as fused_story
-from graftline.runtimes.generation import Generation, Policy, Surroundings, generators
+from graftline.runtimes.generation import Generation, Surroundings, generators
+from graftline.runtimes.lane import Lane
+from graftline.runtimes.policy import Policy, make_policy
 from graftline.runtimes.request import (
     Ids,
     Ints,
@@ -35,14 +33,12 @@ from graftline.runtimes.request import (
 )
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result
-from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.scheduler import SEATS, Lane, Scheduler, Task
-from graftline.runtimes.session import Session, room
+from graftline.runtimes.scheduler import SEATS, Scheduler, Task
+from graftline.runtimes.session import Session, check_fits
 from graftline.runtimes.streams import Events, Passes, Stream, Submitted
 from graftline.runtimes.study.records import Records
-from graftline.runtimes.study.tuned import tuned_prior
-from graftline.runtimes.text.tokenizer import Tokenizer
+from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
 
 
 class Engine:
@@ -156,16 +152,7 @@ class Engine:
         request = read_options({"recipe": "parallel-within-sequence", **options})
         shared = self._encode(prompt, request)
         parts = [self._branch(branch) for branch in branches]
-        if (most := request.max_new_tokens) is None:
-            raise RequestError("branches share the capacity; say max_new_tokens")
-        wanted = len(shared) + sum(len(p) + most for p in parts)
-        if not parts:
-            raise RequestError("branches takes at least one branch, and there is none")
-        if wanted > self.session.capacity:
-            raise RequestError(
-                f"{len(parts)} branches need {wanted} positions together, but "
-                f"{room(self.session, 'give fewer branches', 'lower max_new_tokens')}"
-            )
+        check_branches(self.session, len(shared), parts, request.max_new_tokens)
         told = f"branches: {len(parts)} in one sequence, a token of each per pass"
         begun = self._generations(
             [np.concatenate([shared, part]) for part in parts], request,
@@ -202,13 +189,7 @@ class Engine:
                 "step='fused': this bundle has no fused step; rebuild it with --step fused, or use "
                 "--step host"
             )
-        check_fusable(policy.recipe)
-        for name, off in (("top_k", 0), ("top_p", 1.0), ("repetition_penalty", 1.0)):
-            if (value := getattr(request, name)) != off:
-                raise RequestError(
-                    f"{name}={value}: a fused step samples by temperature and min_p alone; use "
-                    "--step host"
-                )
+        check_fused(policy.recipe, request)
         return True
 
     def _generations(
@@ -294,16 +275,9 @@ class Engine:
                 one.cancelled = not one.done
 
     def _encode(self, prompt: Prompt, request: Request) -> Ints:
-        facts, session = self.session.facts, self.session
-        ids = encode_prompt(prompt, self.tokenizer, request.raw, facts.vocabulary)
-        new = 1 if request.max_new_tokens is None else request.max_new_tokens
-        wanted = len(ids) + new
-        if wanted > session.capacity:
-            ways = ("shorten the prompt", "lower max_new_tokens")[: 1 if new == 1 else 2]
-            raise RequestError(
-                f"{len(ids)} prompt tokens and {new} new ones need {wanted} positions, but "
-                f"{room(session, *ways)}"
-            )
+        session = self.session
+        ids = encode_prompt(prompt, self.tokenizer, request.raw, session.facts.vocabulary)
+        check_fits(session, len(ids), request.max_new_tokens)
         return ids
 
     def _policy(self, wanted: str | Recipe | None) -> Policy:
@@ -323,32 +297,6 @@ class Engine:
         engine, so nothing else runs meanwhile."""
         known = self._policies.get(chosen.name)
         if known is None or known.recipe != chosen:  # two threads may have asked
-            drafter = make_drafter(chosen.drafter, chosen.options, self.resources)
-            make_rule(
-                chosen.rule, Request().sampling, np.random.default_rng(0), chosen.rule_options,
-                self.resources,
-            )  # fmt: skip
-            known = Policy(chosen, drafter, self._pacer(chosen, drafter))
+            known = make_policy(chosen, self.session, self.resources, self._costs)
             self._policies[chosen.name] = known
         return known
-
-    def _pacer(self, chosen: Recipe, drafter: Drafter) -> Pacer:
-        if self._costs is None:
-            return Fixed()
-        branching = drafter.branching and self.session.supports_trees
-        if is_paid(drafter):
-            return PaidGoodput(self._costs, drafter, branching)
-        prior = tuned_prior(self.resources.tuned, chosen.name, drafter.prior)
-        whole, lossy = getattr(drafter, "whole", False), not chosen.lossless
-        return Goodput(self._costs, prior, branching, whole=whole, lossy=lossy)
-
-
-def end_tokens(defaults: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
-    """The ids that end a text: the generation defaults' and the tokenizer's own."""
-    given: object = defaults.get("eos_token_id", ())
-    listed = cast("list[object]", given if isinstance(given, (list, tuple)) else [given])
-    ends = {token for token in listed if isinstance(token, int)}
-    if tokenizer is not None and "eos_token" in tokenizer.special:
-        own = tokenizer.id_of(tokenizer.special["eos_token"])
-        ends |= set() if own is None else {own}
-    return frozenset(ends)

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
+from graftline.errors import RequestError
+from graftline.recipe import Recipe, check_fusable
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter
-from graftline.runtimes.generation import Policy
+from graftline.runtimes.policy import Policy
+from graftline.runtimes.request import Request
 from graftline.runtimes.rules.point_mass import PointMass
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Session
@@ -97,6 +100,18 @@ def _begin(session: Session, fused: FusedStep, one: Decoding, row: int) -> None:
     one.seated(row)
     one.begin(session.read(row, one.prompt), 0)
     fused.seat(row, Start.of(one))
+
+
+def check_fused(chosen: Recipe, request: Request) -> None:
+    """Raises GraftlineError for a recipe that cannot be fused, RequestError for a sampling that no
+    fused step does."""
+    check_fusable(chosen)
+    for name, off in (("top_k", 0), ("top_p", 1.0), ("repetition_penalty", 1.0)):
+        if (value := getattr(request, name)) != off:
+            raise RequestError(
+                f"{name}={value}: a fused step samples by temperature and min_p alone; use "
+                "--step host"
+            )
 
 
 def plan_for(

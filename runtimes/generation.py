@@ -6,43 +6,23 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from graftline.errors import RequestError
-from graftline.recipe import Recipe
-from graftline.runtimes.control.account import Account
-from graftline.runtimes.control.pacer import Fixed, Pacer
+from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.policy import Policy
 from graftline.runtimes.request import Ints, Request
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result, measure
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.rules.greedy import Greedy
-from graftline.runtimes.scheduler import Lane
 from graftline.runtimes.session import Session
-from graftline.runtimes.study.records import Records
 from graftline.runtimes.text.tokenizer import Tokenizer, Transcript
 from graftline.runtimes.verdict import Rule
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A recipe's runtime part, kept between requests: what it learned stays."""
-
-    recipe: Recipe
-    drafter: Drafter
-    pacer: Pacer
-    records: Records | None = None
-    """Where acceptance is recorded."""
-
-    @cached_property
-    def lane(self) -> Lane:
-        """The sequences that this recipe decodes now, of all requests."""
-        return Lane(Account(self.pacer))
 
 
 @dataclass(frozen=True)

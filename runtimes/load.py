@@ -17,7 +17,7 @@ from graftline.recipe import recipe as find_recipe
 from graftline.runtimes.control.calibration import USUAL
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.measure import FAR_SLOTS, costs_key, measure_costs
-from graftline.runtimes.engine import Engine, end_tokens
+from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep
 from graftline.runtimes.ort.cuda import SESSIONS
 from graftline.runtimes.ort.fused import OrtFusedStep
@@ -37,7 +37,7 @@ from graftline.runtimes.surroundings import (
     embedding_of,
     step_ratio,
 )
-from graftline.runtimes.text.tokenizer import Tokenizer
+from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
 from graftline.runtimes.trt.fused import TrtFusedStep
 from graftline.runtimes.trt.load import has_engine, open_engine
 from graftline.runtimes.trt.session import TrtSession

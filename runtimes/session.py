@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from graftline.errors import BackendError, RequestError
 from graftline.facts import DecoderFacts
 
 Ints = npt.NDArray[np.int64]
@@ -51,6 +52,33 @@ def room(session: Session, *ways: str) -> str:
     else:
         told += ", the most that this bundle allows"
     return f"{told}; {', '.join(ways[:-1])}{' or ' if ways[1:] else ''}{ways[-1]}"
+
+
+def check_fits(session: Session, prompt: int, new: int | None) -> None:
+    """Raises RequestError where so many prompt tokens and new ones (None: any) do not fit."""
+    new = 1 if new is None else new
+    if prompt + new > session.capacity:
+        ways = ("shorten the prompt", "lower max_new_tokens")[: 1 if new == 1 else 2]
+        raise RequestError(
+            f"{prompt} prompt tokens and {new} new ones need {prompt + new} positions, but "
+            f"{room(session, *ways)}"
+        )
+
+
+def check_prompt(session: Session, held: int, tokens: int, *ways: str) -> None:
+    """Raises RequestError where so many tokens of a prompt do not fit behind the `held` ones."""
+    if tokens == 0:
+        raise RequestError("an empty prompt has no last token to continue")
+    if held + tokens > session.capacity:
+        raise RequestError(f"{held + tokens} tokens do not fit: {room(session, *ways)}")
+
+
+def rolled_back(lengths: Ints, to: Sequence[int]) -> Ints:
+    """The lengths `to`, none of them longer. Raises BackendError otherwise."""
+    wanted = np.asarray(to, np.int64)
+    if np.any(wanted > lengths) or np.any(wanted < 0):
+        raise BackendError(f"cannot roll back from {lengths} to {wanted}")
+    return wanted
 
 
 class Session(Protocol):

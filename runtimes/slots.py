@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import onnx_ir as ir
 
+from graftline.errors import BackendError
+
 NOTE = "graftline.mask"
 """Where the compiler notes, in every attention node, what its mask means."""
+
+
+def check_scattered(trees: bool, distances: Collection[str]) -> None:
+    """Raises BackendError where rows cannot be scored by explicit slots: a graph without `trees`,
+    or whose attention goes by `distances` (see `mask_kinds`)."""
+    if not trees:
+        raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
+    if distances:
+        raise BackendError(
+            f"this model's attention depends on distance ({', '.join(sorted(distances))}), "
+            "which the engine computes from cache slots; rows of several branches cannot be "
+            "scored"
+        )
 
 
 def mask_kinds(graph: Path) -> set[str]:

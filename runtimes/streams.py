@@ -105,7 +105,7 @@ class Passes(_Running, Iterator[int]):
         while len(one.tokens) == self._count and not one.check():
             self._scheduler.step(lambda: len(one.tokens) > self._count or one.done)
         raise_first([one])
-        if len(one.tokens) == self._count:
+        if one.cancelled or len(one.tokens) == self._count:
             raise StopIteration
         self._count = len(one.tokens)
         return self._count

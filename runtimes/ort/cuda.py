@@ -21,9 +21,10 @@ import onnxruntime
 from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
 from graftline.ports import Port
+from graftline.runtimes.ort.calls import MOST_ROWS
 from graftline.runtimes.ort.commit import CommitGraph, CopyGraph
 from graftline.runtimes.ort.provider import open_on
-from graftline.runtimes.ort.session import MOST_ROWS, OrtSession
+from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.step_arrays import STEP_INTS, OutputMemory, StepArrays
 from graftline.runtimes.scores import DeviceScores
 from graftline.runtimes.session import Floats, Ints, Scores

@@ -15,8 +15,9 @@ from graftline.errors import BackendError
 from graftline.plugins.draft_tree import reference as draft_tree
 from graftline.ports import Port, by_role
 from graftline.runtimes.fused import Start
+from graftline.runtimes.ort.calls import MOST_ROWS
 from graftline.runtimes.ort.graph import open_graph
-from graftline.runtimes.ort.session import MOST_ROWS, OrtSession
+from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.session import Ints
 from graftline.runtimes.trees.template import Template
 

@@ -16,26 +16,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graftline.errors import BackendError, RequestError
+from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
 from graftline.ports import Port, by_role
 from graftline.runtimes.ort.caches import HostCaches
-from graftline.runtimes.ort.graph import open_graph
+from graftline.runtimes.ort.calls import MOST_ROWS, BoundCalls
 from graftline.runtimes.ort.prompt_memory import PromptMemory
-from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays, bind, step_inputs
+from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays
 from graftline.runtimes.scores import copied, joined
-from graftline.runtimes.session import Bools, Ints, Scores, call_starts, room
-from graftline.runtimes.slots import mask_kinds
+from graftline.runtimes.session import Bools, Ints, Scores, call_starts, check_prompt, rolled_back
+from graftline.runtimes.slots import check_scattered, mask_kinds
 
-MOST_ROWS = 64
-"""Most rows of one `score`; caches hold as many slots beyond the capacity."""
 CHUNK = 256
 """Rows of one prefill call."""
-MOST_CALLS = 512
-"""Call shapes whose arrays stay bound."""
 
 
-class OrtSession:
+class OrtSession(BoundCalls):
     """A lowered decoder opened on ONNX Runtime's CPU provider. See `runtimes.session.Session`."""
 
     device: str = "cpu"
@@ -74,9 +70,6 @@ class OrtSession:
         self._prompts: PromptMemory | None = None
         self._last: StepArrays | None = None
         self.reset(1)
-
-    def _open(self, company: bool) -> Any:
-        return open_graph(self._graph, self.threads, company)
 
     def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> OrtSession:
         """The same engine with caches of its own, of `capacity` positions where fewer will do, or
@@ -141,13 +134,6 @@ class OrtSession:
         """True when the bundle was made with tree-mask."""
         return self._tree
 
-    @property
-    def taps(self) -> dict[str, npt.NDArray[Any]]:
-        """What every `tap` brought out of the last call, [B, N, H] by port; valid until the next.
-        """
-        names = (p.name for p in by_role(self.ports, "hidden", "out"))
-        return {} if self._last is None else {name: self._last.outputs[name] for name in names}
-
     def reset(self, batch: int) -> None:
         """Forget everything and make room for `batch` sequences; memory is kept."""
         self._make_room(batch, self._lengths[:0])
@@ -185,26 +171,19 @@ class OrtSession:
 
     def read(self, row: int, tokens: Ints) -> Scores:
         """Commit tokens behind what the sequence has, in chunks. See `Session.read`."""
-        prompt = tokens
-        if len(prompt) == 0:
-            raise RequestError("an empty prompt has no last token to continue")
-        if self._lengths[row] + len(prompt) > self.capacity:
-            raise RequestError(
-                f"{self._lengths[row] + len(prompt)} tokens do not fit: "
-                f"{room(self, 'shorten the prompt')}"
-            )
+        check_prompt(self, int(self._lengths[row]), len(tokens), "shorten the prompt")
         memory = self._prompts if self._lengths[row] == 0 else None
-        known = None if memory is None else memory.recall(prompt, self._memory.blocks, row)
+        known = None if memory is None else memory.recall(tokens, self._memory.blocks, row)
         if known is not None:
-            self._lengths[row] = len(prompt)
+            self._lengths[row] = len(tokens)
             return known
-        for start in range(0, len(prompt), CHUNK):
-            part = np.asarray(prompt[start : start + CHUNK], np.int64)
+        for start in range(0, len(tokens), CHUNK):
+            part = np.asarray(tokens[start : start + CHUNK], np.int64)
             scores = self._chunk(row, part)
             self._lengths[row] += len(part)
         scores = copied(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
         if memory is not None:
-            memory.keep(prompt, self._memory.blocks, row, scores)
+            memory.keep(tokens, self._memory.blocks, row, scores)
         return scores
 
     def _chunk(self, row: int, part: Ints) -> Scores:
@@ -262,19 +241,11 @@ class OrtSession:
     def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
         """Score N new rows per sequence, by explicit slots. See `Session.score_slots`."""
         batch, count = tokens.shape
-        if not self._tree:
-            raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
-        if count > MOST_ROWS:
-            raise BackendError(f"{count} rows in one step; this session scores at most {MOST_ROWS}")
         if self._distances is None:
             self._distances = mask_kinds(self._graph) - {"causal"}
-        if self._distances:
-            raise BackendError(
-                "this model's attention depends on distance "
-                f"({', '.join(sorted(self._distances))}), "
-                "which the engine computes from cache slots; rows of several branches cannot be "
-                "scored"
-            )
+        check_scattered(self._tree, self._distances)
+        if count > MOST_ROWS:
+            raise BackendError(f"{count} rows in one step; this session scores at most {MOST_ROWS}")
         answers: list[Scores] = []
         for row in range(batch):
             call = self._call(1, count, count, row)
@@ -325,41 +296,7 @@ class OrtSession:
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Roll back each sequence to a shorter committed length."""
-        wanted = np.asarray(lengths, np.int64)
-        if np.any(wanted > self._lengths) or np.any(wanted < 0):
-            raise BackendError(f"cannot roll back from {self._lengths} to {wanted}")
-        self._lengths = wanted
-
-    def _run(self, call: StepArrays) -> Scores:
-        try:
-            self._run_bound(call.binding)
-        except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
-            raise BackendError(f"onnxruntime failed in a step: {error}") from error
-        self._last = call
-        logits = call.asked("logits")
-        assert logits is not None, "every bundle has logits"
-        argmax = call.asked("argmax")
-        argmax = logits.argmax(-1) if argmax is None else argmax
-        top, values, gap = (call.asked(n) for n in ("topk_ids", "topk_logits", "top_gap"))
-        return Scores(argmax, logits, top, values, gap, call.tapped(self._hidden))
-
-    def _call(self, batch: int, count: int, asked: int, row: int) -> StepArrays:
-        """The bound arrays for a call shape; `row` picks the caches for one of many."""
-        key = (batch, count, asked, row)
-        if (call := self._calls.get(key)) is None:
-            if len(self._calls) >= MOST_CALLS:
-                del self._calls[next(iter(self._calls))]
-            self._calls[key] = call = self._bind(*key)
-        return call
-
-    def _bind(self, batch: int, count: int, asked: int, row: int) -> StepArrays:
-        inputs = self._step_inputs(batch, count, asked)
-        caches = self._memory.of(row, batch)
-        return bind(self._session, self.ports, inputs, caches, self._outputs)
-
-    def _step_inputs(self, batch: int, count: int, asked: int) -> dict[str, npt.NDArray[Any]]:
-        slots = self.capacity + MOST_ROWS if self._tree else None
-        return step_inputs(batch, count, asked, slots)
+        self._lengths = rolled_back(self._lengths, lengths)
 
 
 def _cache_shapes(ports: Sequence[Port]) -> set[tuple[Any, ...]]:

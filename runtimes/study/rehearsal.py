@@ -16,6 +16,7 @@ from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.draft_model import DraftModel
+from graftline.runtimes.lane import Lane
 from graftline.runtimes.lengths.acceptance_head import train_acceptance_head
 from graftline.runtimes.lengths.length_class import CLASSES, train_length_class
 from graftline.runtimes.lengths.recorded import Draft, Recorded
@@ -24,7 +25,7 @@ from graftline.runtimes.options import check_options
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.rules.judge import Judge
-from graftline.runtimes.scheduler import Lane, Scheduler
+from graftline.runtimes.scheduler import Scheduler
 from graftline.runtimes.session import Ints, Session
 from graftline.runtimes.study.judging import ROWS, Judged, Judging, tune_judge
 from graftline.runtimes.study.recorder import Recorder, Step, is_shaped

@@ -88,6 +88,17 @@ class Tokenizer:
         return self._tokenizer.token_to_id(token)
 
 
+def end_tokens(defaults: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
+    """The ids that end a text: the generation defaults' and the tokenizer's own."""
+    given: object = defaults.get("eos_token_id", ())
+    listed = cast("list[object]", given if isinstance(given, (list, tuple)) else [given])
+    ends = {token for token in listed if isinstance(token, int)}
+    if tokenizer is not None and "eos_token" in tokenizer.special:
+        own = tokenizer.id_of(tokenizer.special["eos_token"])
+        ends |= set() if own is None else {own}
+    return frozenset(ends)
+
+
 class Detokenizer:
     """Text of a growing list of ids, in pieces that are whole characters.
 

@@ -13,12 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from graftline.errors import BackendError, RequestError
+from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
 from graftline.ports import Port, by_role
 from graftline.runtimes.scores import DeviceScores, copied, joined
-from graftline.runtimes.session import Bools, Floats, Ints, Scores, room
-from graftline.runtimes.slots import mask_kinds
+from graftline.runtimes.session import (
+    Bools,
+    Floats,
+    Ints,
+    Scores,
+    check_prompt,
+    rolled_back,
+)
+from graftline.runtimes.slots import check_scattered, mask_kinds
 from graftline.runtimes.trt.caches import DeviceCaches
 from graftline.runtimes.trt.device import Array, Device
 from graftline.runtimes.trt.fused import DraftTable
@@ -61,12 +68,12 @@ class TrtSession:
         self._hidden = next((p for p in taps if p.tap == "postnorm"), None)
         self._widest = max(plan.decoding)
         self.largest = plan.check_capacity(self.ports, capacity)
-        self._distances = ", ".join(sorted(mask_kinds(graph) - {"causal"}))
+        self._distances = sorted(mask_kinds(graph) - {"causal"})
         if self._tree and self._distances and self._widest < MOST_ROWS:
             raise plan.refusal(
-                f"attention depends on distance ({self._distances}), so a tree is scored in one "
-                f"call; trees have up to {MOST_ROWS} rows, and steps of {self._widest} were built; "
-                f"choose --engine rows={MOST_ROWS}", rebuild=True
+                f"attention depends on distance ({', '.join(self._distances)}), so a tree is "
+                f"scored in one call; trees have up to {MOST_ROWS} rows, and steps of {self._widest} were "
+                f"built; choose --engine rows={MOST_ROWS}", rebuild=True
             )  # fmt: skip
         self.capacity = min(capacity or self.largest, self.largest)
         self._steps: dict[str, ProfileStep] = {}
@@ -149,14 +156,7 @@ class TrtSession:
 
     def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
         """Score N new rows per sequence, by explicit slots. See `Session.score_slots`."""
-        if not self._tree:
-            raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
-        if self._distances:
-            raise BackendError(
-                f"this model's attention depends on distance ({self._distances}), "
-                "which the engine computes from cache slots; rows of several branches cannot be "
-                "scored"
-            )
+        check_scattered(self._tree, self._distances)
         given = zip(tokens, positions, self._lengths.tolist(), mask, strict=True)
         return self._score([NewRows(ids, at, past, 0, seen) for ids, at, past, seen in given])
 
@@ -168,10 +168,7 @@ class TrtSession:
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Roll back each sequence to a shorter committed length."""
-        wanted = np.asarray(lengths, np.int64)
-        if np.any(wanted > self._lengths) or np.any(wanted < 0):
-            raise BackendError(f"cannot roll back from {self._lengths} to {wanted}")
-        self._lengths = wanted
+        self._lengths = rolled_back(self._lengths, lengths)
 
     def advance(self, row: int, count: int) -> None:
         """Count positions that a fused step has committed."""
@@ -190,19 +187,14 @@ class TrtSession:
 
     def read(self, row: int, tokens: Ints) -> Scores:
         """Commit tokens behind what the sequence has, in chunks. See `Session.read`."""
-        prompt = tokens
-        wanted = int(self._lengths[row]) + len(prompt)
-        if len(prompt) == 0:
-            raise RequestError("an empty prompt has no last token to continue")
-        if wanted > self.capacity:
-            ways = ["shorten the prompt"]
-            if self.largest < (self.facts.positions or wanted):
-                ways.append("rebuild with a larger --engine capacity=")
-            raise RequestError(f"{wanted} tokens do not fit: {room(self, *ways)}")
+        ways = ["shorten the prompt"]
+        if self.largest < (self.facts.positions or self.largest + 1):
+            ways.append("rebuild with a larger --engine capacity=")
+        check_prompt(self, int(self._lengths[row]), len(tokens), *ways)
         step, chunk = self._step("prefill"), self.plan.rows("prefill")
         caches = self._caches.addresses(row)
-        for first in range(0, len(prompt), chunk):
-            part = np.asarray(prompt[first : first + chunk], np.int64)
+        for first in range(0, len(tokens), chunk):
+            part = np.asarray(tokens[first : first + chunk], np.int64)
             count, past = len(part), int(self._lengths[row])
             step.shape(extents_of(1, count, 1 if self._selects else count, 1), caches)
             chain = np.tri(count, dtype=np.bool_)

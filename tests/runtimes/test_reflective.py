@@ -16,10 +16,11 @@ from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.lane import Lane
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.scheduler import Lane, Scheduler
+from graftline.runtimes.scheduler import Scheduler
 from graftline.runtimes.session import Scores
 from graftline.runtimes.trees.packing import trim
 from graftline.runtimes.verdict import Rule, Verdict

@@ -18,8 +18,9 @@ from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
 from graftline.runtimes.engine import Engine
+from graftline.runtimes.lane import Lane
 from graftline.runtimes.rules.greedy import Greedy
-from graftline.runtimes.scheduler import Lane, Scheduler
+from graftline.runtimes.scheduler import Scheduler
 from graftline.runtimes.session import Bools, Ints, Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree

@@ -108,7 +108,7 @@ def _probe(parts: Parts) -> Probe:
 
 def _slots(parts: Parts) -> int:
     """Most rows of a sequence that the target's graph can hold."""
-    from graftline.runtimes.ort.session import MOST_ROWS as STEP
+    from graftline.runtimes.ort.calls import MOST_ROWS as STEP
 
     sizes = [p.shape[2] for p in parts.ports(parts.target) if p.mirror is not None]
     fixed = [size - STEP for size in sizes if isinstance(size, int) and size > STEP]
@@ -246,7 +246,7 @@ def _taps(session: OrtSession, probe: Probe) -> Taps:
 
 def _unlike_cpu(parts: Parts) -> str:
     """Why the graph of an engine cannot be run on this machine's processor, "" when it can."""
-    from graftline.runtimes.ort.session import MOST_ROWS as STEP
+    from graftline.runtimes.ort.calls import MOST_ROWS as STEP
 
     sizes = [p.shape[2] for p in parts.ports(parts.target) if p.mirror is not None]
     few = any(isinstance(size, int) and size <= STEP for size in sizes)

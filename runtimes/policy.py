@@ -1,0 +1,64 @@
+"""How an engine decodes a recipe's requests: its drafter and its controller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from graftline.recipe import Recipe
+from graftline.runtimes.control.account import Account
+from graftline.runtimes.control.costs import Costs
+from graftline.runtimes.control.goodput import Goodput
+from graftline.runtimes.control.pacer import Fixed, Pacer
+from graftline.runtimes.control.paid import PaidGoodput
+from graftline.runtimes.drafter import Drafter, is_paid
+from graftline.runtimes.drafters import make_drafter
+from graftline.runtimes.lane import Lane
+from graftline.runtimes.resources import Resources
+from graftline.runtimes.rules import make_rule
+from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.session import Session
+from graftline.runtimes.study.records import Records
+from graftline.runtimes.study.tuned import tuned_prior
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A recipe's runtime part, kept between requests: what it learned stays."""
+
+    recipe: Recipe
+    drafter: Drafter
+    pacer: Pacer
+    records: Records | None = None
+    """Where acceptance is recorded."""
+
+    @cached_property
+    def lane(self) -> Lane:
+        """The sequences that this recipe decodes now, of all requests."""
+        return Lane(Account(self.pacer))
+
+
+def make_policy(
+    chosen: Recipe, session: Session, resources: Resources, costs: Costs | None
+) -> Policy:
+    """The policy of a recipe; without `costs` its drafts are of a fixed size. Raises GraftlineError
+    for an unknown drafter, rule or option, and for a resource that is missing."""
+    drafter = make_drafter(chosen.drafter, chosen.options, resources)
+    random = np.random.default_rng(0)
+    make_rule(chosen.rule, Sampling(), random, chosen.rule_options, resources)
+    return Policy(chosen, drafter, _pacer(chosen, session, resources, costs, drafter))
+
+
+def _pacer(
+    chosen: Recipe, session: Session, resources: Resources, costs: Costs | None, drafter: Drafter
+) -> Pacer:
+    if costs is None:
+        return Fixed()
+    branching = drafter.branching and session.supports_trees
+    if is_paid(drafter):
+        return PaidGoodput(costs, drafter, branching)
+    prior = tuned_prior(resources.tuned, chosen.name, drafter.prior)
+    whole, lossy = getattr(drafter, "whole", False), not chosen.lossless
+    return Goodput(costs, prior, branching, whole=whole, lossy=lossy)
