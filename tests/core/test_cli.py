@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -300,13 +299,11 @@ def test_bench_writes_the_published_json(tiny_bundle: Path, tmp_path: Path) -> N
         {"question_id": 2, "category": "rag", "turns": ["xyzxyz"]},
     ]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
-    began = time.perf_counter()
     result = call(
         "bench", tiny_bundle, "--prompts", tmp_path / "q.jsonl", "--recipes", "prompt-lookup",
         "--max-new-tokens", "16", "--ignore-eos", "--json", tmp_path / "out.json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert time.perf_counter() - began < 60
     found = json.loads((tmp_path / "out.json").read_text())
     assert found.keys() == {"model", "machine", "versions", "temperature", "recipes"}
     assert found["recipes"].keys() == {"plain", "prompt-lookup"}

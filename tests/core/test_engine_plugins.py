@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -44,68 +45,76 @@ class Asked:
     parsed: ir.Model | None = None
 
 
+class Network:
+    num_layers = 0
+
+
+@dataclass
+class Config:
+    asked: Asked
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def take(*given: Any, **named: Any) -> Any:
+            self.asked.steps.append(f"{name} {' '.join(map(str, given))}")
+            return SimpleNamespace(serialize=lambda: b"times")
+
+        return take
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        self.asked.steps.append("profile")
+        return 0
+
+
+@dataclass
+class Builder:
+    asked: Asked
+    logger: Any
+
+    def create_network(self, flags: int) -> Network:
+        self.asked.steps.append(f"network {flags:b}")
+        return Network()
+
+    def create_builder_config(self) -> Config:
+        return Config(self.asked)
+
+    def create_optimization_profile(self) -> Any:
+        return SimpleNamespace(set_shape=lambda *shapes: None)
+
+    def build_serialized_network_to_stream(self, network: Any, config: Any, to: Any) -> bool:
+        to.write(b"engine")
+        return True
+
+
+@dataclass
+class Parser:
+    asked: Asked
+    parses: bool
+    network: Network
+    logger: Any
+    num_errors = 1
+
+    def parse_from_file(self, file: str) -> bool:
+        self.asked.steps.append("parse")
+        self.asked.parsed = ir.load(file)
+        return self.parses
+
+    def get_error(self, index: int) -> Any:
+        words = {"node_operator": "TreeVerify", "node_name": "n", "desc": "no creator"}
+        return SimpleNamespace(**{k: (lambda v=v: v) for k, v in words.items()})
+
+
 def stand_in(asked: Asked, parses: bool = True) -> Any:
     """TensorRT's module, as far as a build goes."""
-
-    class Network:
-        num_layers = 0
-
-    class Config:
-        def __getattr__(self, name: str) -> Callable[..., Any]:
-            def take(*given: Any, **named: Any) -> Any:
-                asked.steps.append(f"{name} {' '.join(map(str, given))}")
-                return SimpleNamespace(serialize=lambda: b"times")
-
-            return take
-
-        def add_optimization_profile(self, profile: Any) -> int:
-            asked.steps.append("profile")
-            return 0
-
-    class Builder:
-        def __init__(self, logger: Any) -> None:
-            self.logger = logger
-
-        def create_network(self, flags: int) -> Network:
-            asked.steps.append(f"network {flags:b}")
-            return Network()
-
-        def create_builder_config(self) -> Config:
-            return Config()
-
-        def create_optimization_profile(self) -> Any:
-            return SimpleNamespace(set_shape=lambda *shapes: None)
-
-        def build_serialized_network_to_stream(self, network: Any, config: Any, to: Any) -> bool:
-            to.write(b"engine")
-            return True
-
-    class Parser:
-        num_errors = 1
-
-        def __init__(self, network: Any, logger: Any) -> None:
-            pass
-
-        def parse_from_file(self, file: str) -> bool:
-            asked.steps.append("parse")
-            asked.parsed = ir.load(file)
-            return parses
-
-        def get_error(self, index: int) -> Any:
-            words = {"node_operator": "TreeVerify", "node_name": "n", "desc": "no creator"}
-            return SimpleNamespace(**{k: (lambda v=v: v) for k, v in words.items()})
-
     base = type("Base", (), {})
-    logger = type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0})
     module = ModuleType("tensorrt")
     flags = SimpleNamespace(STRONGLY_TYPED=1, PREFER_AOT_PYTHON_PLUGINS=4)
     names = {
         "__version__": "11.0",
-        "ILogger": logger,
+        "ILogger": type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0}),
         "IProgressMonitor": base,
         "IStreamWriter": base,
-        "Builder": Builder,
-        "OnnxParser": Parser,
+        "Builder": partial(Builder, asked),
+        "OnnxParser": partial(Parser, asked, parses),
         "NetworkDefinitionCreationFlag": flags,
         "BuilderFlag": SimpleNamespace(TF32="TF32"),
         "PreviewFeature": SimpleNamespace(ALIASED_PLUGIN_IO_10_03="ALIASED"),
