@@ -121,10 +121,10 @@ def _turned(real: Any, touched: Touched) -> Any:
 
     def write(emit: Any, text: str, *rest: Any) -> Any:
         touched.count += 1
-        before, after = text.split("    count = ", 1)
+        before, after = text.split("    depth = ", 1)
         turned = f"    turned = Transpose <perm = [0, 2, 1]> ({tree_inputs.REACH})\n"
         after = after.replace(tree_inputs.REACH, "turned")
-        return real(emit, f"{before}{turned}    count = {after}", *rest)
+        return real(emit, f"{before}{turned}    depth = {after}", *rest)
 
     return write
 
