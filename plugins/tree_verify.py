@@ -20,7 +20,7 @@ from graftline.plugins.spec import (
     Values,
     over_ancestors,
     power_of_two,
-)  # fmt: skip
+)
 
 # A node stands when it carries the choice of its parent, is the first of its siblings that does,
 # and its parent stands. The standing nodes form one path, and the token that a step adds after each

@@ -13,10 +13,10 @@ from gguf import GGUFReader, GGUFWriter
 from gguf_writing import finish, tensors, write_gguf
 from harness import feed, logits, reference
 
-from graftline.errors import CheckpointError
 from graftline.models import open_checkpoint
 from graftline.models.gguf.file import GgufCheckpoint
 from graftline.models.tiny import tiny
+from tests.models.refusals import refused
 
 LONG = feed(rows=48)
 """Longer than the original lengths of the scalings here."""
@@ -28,12 +28,6 @@ def close(file: Path, folder: Path) -> Path:
     got, want = logits(host.model, LONG), reference(folder, LONG)
     np.testing.assert_allclose(got, want, atol=2e-5)
     return GgufCheckpoint(file).folder()
-
-
-def refused(file: Path, words: str) -> None:
-    with pytest.raises(CheckpointError, match=words) as caught:
-        open_checkpoint(file).host()
-    assert "\n" not in str(caught.value)
 
 
 def llama3_factors(size: int, rope: dict[str, Any]) -> Any:
