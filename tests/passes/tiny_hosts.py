@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import onnx_ir as ir
 
 from graftline.models.decoder import TinyDecoder
@@ -31,4 +34,14 @@ def host(spec: TinyDecoder = HOSTS["grouped"]) -> ir.Model:
 def grafted(text: str, spec: TinyDecoder = HOSTS["grouped"]) -> ir.Model:
     model = host(spec)
     Pipeline.parse(text, GRAFTS).run(model)
+    return model
+
+
+def filled(text: str, numbers: Mapping[str, np.ndarray]) -> ir.Model:
+    """ONNX text as a model, in which the inputs that `numbers` names are initializers."""
+    model = ir.from_onnx_text(text)
+    for value in [v for v in model.graph.inputs if v.name in numbers]:
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(numbers[value.name or ""], name=value.name)
+        model.graph.register_initializer(value)
     return model

@@ -19,12 +19,8 @@ from faults.graphs import (
     rotaries,
 )
 from faults.mutant import Edit, Mutant, Touched, after, instead
-from graftline.passes import GRAFTS
+from faults.passes import LOWER, STEP, TREE
 from graftline.passes.grafts import tree_inputs
-
-TREE = GRAFTS["tree-mask"]
-LOWER = GRAFTS["lower-ort"]
-STEP = {"recipe": "token-recycling", "step": "fused"}
 
 
 def row_order(model: ir.Model, before: ir.Node) -> ir.Value:

@@ -18,6 +18,7 @@ from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.laws.common import infer_shapes
 from graftline.passes.pipeline.graft import BLOCK
 from graftline.ports import Port, read_ports, write_ports
+from tests.passes.tiny_hosts import filled
 from tests.rounding import assert_same_sums, decoder_terms
 
 BEFORE = """
@@ -56,17 +57,14 @@ GRAFTED = (
 
 
 def small() -> ir.Model:
-    model, rng = ir.from_onnx_text(BEFORE), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     numbers = {
         "table": rng.normal(size=(9, 16)).astype(np.float32),
         "scale": np.ones(16, np.float32),
         "one": np.ones(1, np.int64),
         "head": rng.normal(size=(16, 9)).astype(np.float32),
     }
-    for value in [v for v in model.graph.inputs if v.name in numbers]:
-        model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(numbers[value.name or ""], name=value.name)
-        model.graph.register_initializer(value)
+    model = filled(BEFORE, numbers)
     ports = [
         Port("tokens", "tokens", "in", "int64", ("B", "N")),
         Port("logits", "logits", "out", "float32", ("B", "N", 9)),

@@ -9,17 +9,13 @@ from graftline.evaluate import Feed
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import infer_shapes
+from tests.passes.tiny_hosts import HOSTS as KINDS
 
 ALL = (
     "anchors | kv-cache | tree-mask | select-rows | tap{layers=0+norm} | "
     "reduce-logits{topk=4,entropy=true} | pack-projections"
 )
-HOSTS = {
-    "grouped": TinyDecoder(),
-    "window": TinyDecoder(window=3, layers=3),
-    "alibi": TinyDecoder(alibi=True),
-    "head-of-8": TinyDecoder(head_size=8),
-}
+HOSTS = {name: KINDS[name] for name in ("grouped", "window", "alibi", "head-of-8")}
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ir.DataType.BFLOAT16.numpy()}
 
 

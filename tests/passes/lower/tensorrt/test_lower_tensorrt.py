@@ -18,6 +18,7 @@ from graftline.passes.laws.common import infer_shapes
 from graftline.ports import Port, read_ports, write_ports
 from graftline.recipe import recipes
 from tests.passes.lower.tensorrt.tensorrt_hosts import ALL, DTYPES, HOSTS, host, listing, lowered
+from tests.passes.tiny_hosts import filled
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -58,16 +59,13 @@ small (int64[B,N] tokens, int64[B] write_index, float[B,1,S,16] cache, bool[B,1,
 
 
 def small() -> ir.Model:
-    model, rng = ir.from_onnx_text(BEFORE), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     numbers = {
         "table": rng.normal(size=(9, 16)).astype(np.float32),
         "scale": np.ones(16, np.float32),
         "one": np.ones(1, np.int64),
     }
-    for value in [v for v in model.graph.inputs if v.name in numbers]:
-        model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(numbers[value.name or ""], name=value.name)
-        model.graph.register_initializer(value)
+    model = filled(BEFORE, numbers)
     shape = ("B", 1, "S", 16)
     slots: Any = {"state": "slots", "valid_by": "write_index", "compare": "written"}
     ports = [
