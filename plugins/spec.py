@@ -120,7 +120,8 @@ class Plugin:
         dims = self.dims([x.shape for x in inputs], values)
         floats = {x.dtype for t, x in zip(self.inputs, inputs, strict=True) if t.type == "T"}
         if len(floats) > 1:
-            raise GraftlineError(f"{self.name}: one float type, not {sorted(map(str, floats))}")
+            types = sorted(map(str, floats))
+            raise GraftlineError(f"{self.name}: its float inputs must have one type, not {types}")
         made: list[Array] = []
         for tensor in self.outputs:
             alias = self.aliases.get(tensor.name)

@@ -21,12 +21,12 @@ SAMPLE, TIMESTEP, CONDITION, PREDICTION = "sample", "timestep", "condition", "pr
 
 def find_denoiser(graph: ir.Graph) -> OnePass | Mismatch:
     """A noisy sample [B, C, H, W] and its time step, with what else conditions it, and the
-    prediction of the sample's height and width; or why the graph is no denoiser. Names do not
+    prediction of the sample's height and width; or why the graph is not a denoiser. Names do not
     count."""
     inputs = inputs_of(graph)
     samples = [v for v in inputs if rank_of(v) == 4 and v.dtype in FLOATS]
     if len(samples) != 1:
-        why = f"{len(samples)} inputs [B, C, H, W] of floats, one is the sample"
+        why = f"{len(samples)} inputs [B, C, H, W] of floats; it must be one, the sample"
         return Mismatch(why, named(samples))
     (sample,) = samples
     channels, height, width = dims_of(sample)[1:]
@@ -34,19 +34,19 @@ def find_denoiser(graph: ir.Graph) -> OnePass | Mismatch:
         return Mismatch("the number of the sample's channels is not fixed", named([sample]))
     steps = [v for v in inputs if rank_of(v) in (0, 1)]
     if len(steps) != 1:
-        why = f"{len(steps)} inputs of a number, or one for each sample, one is the time step"
+        why = f"{len(steps)} inputs of one number, or one per sample; it must be one, the time step"
         return Mismatch(why, named(steps))
     predictions = [v for v in graph.outputs if rank_of(v) == 4 and v.dtype in FLOATS]
     if len(predictions) != 1 or len(graph.outputs) != 1:
-        why = f"{len(graph.outputs)} outputs, one [B, C, H, W] is the prediction"
+        why = f"{len(graph.outputs)} outputs; it must be one, the prediction [B, C, H, W]"
         return Mismatch(why, named(graph.outputs))
     (prediction,) = predictions
     if dims_of(prediction)[2:] != (height, width):
-        why = "the prediction has another height or width than the sample"
+        why = "the prediction and the sample differ in height or width"
         return Mismatch(why, named(predictions))
     rest = [v for v in inputs if v not in (sample, steps[0])]
     if odd := [v for v in rest if v.dtype not in FLOATS or rank_of(v) not in (2, 3)]:
-        return Mismatch("inputs that are no vectors of floats to condition on", named(odd))
+        return Mismatch("inputs that are not vectors of floats, as conditions are", named(odd))
     size = (d if isinstance(d, int) else 0 for d in (height, width))
     roles = [Role(sample, SAMPLE, SAMPLE), Role(steps[0], TIMESTEP, TIMESTEP)]
     roles += [Role(v, CONDITION, f"{CONDITION}.{place}") for place, v in enumerate(rest)]

@@ -20,8 +20,8 @@ from graftline.raw_ports import read_raw, write_raw
 
 @dataclass(frozen=True)
 class CanonicalizeOnePass(Graft):
-    """Brings a host that runs once, as a denoiser, to opset 24, and its inputs and its output to
-    ports with the names of their roles."""
+    """Brings a host that runs once, such as a denoiser, to opset 24, and its inputs and its output
+    to ports with the names of their roles."""
 
     stage: ClassVar[Stage] = "front"
 

@@ -157,10 +157,10 @@ def value(name: str, shape: list[int | str]) -> ir.Value:
 @pytest.mark.parametrize(
     ("more", "out", "message"),
     [
-        ({}, ["B", 4, "H", "W"], "0 inputs of a number"),
-        ({"t": ["B"]}, ["B", 4, 8, 8], "another height or width"),
+        ({}, ["B", 4, "H", "W"], "0 inputs of one number"),
+        ({"t": ["B"]}, ["B", 4, 8, 8], "differ in height or width"),
         ({"t": ["B"], "z": ["B", 4, "H", "W"]}, ["B", 4, "H", "W"], "2 inputs .B, C, H, W."),
-        ({"t": ["B"], "m": ["B", 1, 1, 1, 1]}, ["B", 4, "H", "W"], "no vectors of floats"),
+        ({"t": ["B"], "m": ["B", 1, 1, 1, 1]}, ["B", 4, "H", "W"], "not vectors of floats"),
     ],
 )
 def test_other_graphs_are_no_denoisers(

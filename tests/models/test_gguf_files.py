@@ -182,5 +182,5 @@ def test_parts_are_read_together(tmp_path: Path) -> None:
     files = split(folder, tmp_path, 3)
     close(files[1], folder)
     other = files[2].rename(tmp_path / "other.gguf")
-    refused(other, r"one of 3 parts, says its split\.count; restore the names of the parts")
+    refused(other, r"its split\.count says that it is one of 3 parts; restore the names")
     refused(files[0], r"part of a model in 3 files, 1 of them missing, first m-00003-of-00003")

@@ -50,7 +50,7 @@ def test_targets_are_read_and_written() -> None:
 
 
 def test_bf16_is_refused_where_a_gpu_has_none(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="sm75 has no bf16; take --dtype fp16"):
+    with pytest.raises(BackendError, match="sm75 has no bf16; use --dtype fp16"):
         Target.parse("trt-rtx:sm75+sm89").check_dtype("bf16")
     with pytest.raises(BackendError, match=r"the build failed: .*HW-specific datatypes: b16"):
         engine(graph(tmp_path, "kv-cache", "bf16"), "trt-rtx:sm75")

@@ -130,10 +130,10 @@ INSTEAD = {
         "inputs": INPUTS + ", bool[B,N] image_mask",
         "entry": "e = Gather(embed, tokens)\nwhere = Unsqueeze(image_mask, last)\n"
                  "x = Where(where, norm_bias, e)"},
-    r"several outputs can be the logits: one \[B, N, 11\], two \[B, N, 11\]": {
+    r"several outputs could be the logits: one \[B, N, 11\], two \[B, N, 11\]": {
         "outputs": "float[B,N,11] one, float[B,N,11] two",
         "head": HEAD.replace("logits", "one") + "two = MatMul(x, head)"},
-    r"several inputs can be the token ids: tokens \[B, N\], others \[B, N\]": {
+    r"several inputs could be the token ids: tokens \[B, N\], others \[B, N\]": {
         "inputs": INPUTS + ", int64[B,N] others",
         "entry": "e = Gather(embed, tokens)\nt = Gather(embed, others)\nx = Add(e, t)"},
     r"the shape \[B, 8\]; export token ids as \[batch, length\] with a dynamic length": {
@@ -152,7 +152,7 @@ INSTEAD = {
                 + HEAD.replace("(y,", "(yd,")},
     r"SparseAttention of ONNX Runtime is not read": {
         "head": "z = com.microsoft.SparseAttention(y)\n" + HEAD.replace("(y,", "(z,")},
-    r"input count is a number that reaches nothing that is known": {
+    r"input count is a number that is used in no known way": {
         "inputs": INPUTS + ", int64 count",
         "entry": "e = Gather(embed, tokens)\nf = Cast<to = 1>(count)\nx = Mul(e, f)"},
 }  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_mask_input_that_enters_other_places_is_refused() -> None:
         "e = Gather(embed, tokens)\nm = ReduceSum<keepdims = 0>(my_mask, axes_pair)\n"
         "u = Unsqueeze(m, last)\nx = Add(e, u)"
     )
-    with pytest.raises(NotApplicable, match="enters other places than attention scores"):
+    with pytest.raises(NotApplicable, match="is used outside attention scores"):
         canonical(decoder(**OPEN, entry=entry), causal_mask=True)
 
 

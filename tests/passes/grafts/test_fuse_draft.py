@@ -119,7 +119,7 @@ def test_before_and_after() -> None:
     ("text", "message"),
     [
         (f"{FRONT} | fuse-draft", "put fuse-verify before it"),
-        (f"{DRAFT} | fuse-draft", "drafts its next tree already"),
+        (f"{DRAFT} | fuse-draft", "already drafts its next tree"),
         (f"{FRONT} | fuse-verify | fuse-draft", "put reduce-logits{topk=8} before it"),
         (DRAFT.replace("levels=4", "levels=0"), "width and levels are at least 1"),
     ],

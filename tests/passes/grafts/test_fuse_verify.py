@@ -82,7 +82,7 @@ def test_sampling_adds_its_settings_and_counts_tokens() -> None:
     [
         ("anchors | kv-cache | reduce-logits | fuse-verify", "put kv-cache | tree-mask before it"),
         ("anchors | kv-cache | tree-mask | fuse-verify", "put reduce-logits before it"),
-        (f"{VERIFY} | fuse-verify", "verifies its tree already"),
+        (f"{VERIFY} | fuse-verify", "already verifies its tree"),
     ],
 )
 def test_refusals(text: str, message: str) -> None:
