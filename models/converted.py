@@ -1,4 +1,4 @@
-"""Checkpoints whose tensors are stored otherwise than the model names them: converted once."""
+"""Checkpoints whose tensors are stored under other names than the model's: converted once."""
 
 from __future__ import annotations
 

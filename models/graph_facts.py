@@ -1,14 +1,16 @@
-"""DecoderFacts read off a graph that comes without a config: 0 where the graph does not say."""
+"""Facts read off a graph that comes without a config: 0 where the graph does not say."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from graftline.contrib_ops.operands import MICROSOFT
-from graftline.facts import DecoderFacts, DenoiserFacts, Facts
-from graftline.passes.anchors.denoiser import Denoiser, Mismatch, find_denoiser
+from graftline.facts import DecoderFacts, Facts
+from graftline.passes.anchors.one_pass import ONE_PASS
+from graftline.passes.anchors.roles import OnePass
 
 HEADS = ("q_num_heads", "num_heads")
 ATTENTION = ("Attention", "GroupQueryAttention", "MultiHeadAttention")
@@ -25,18 +27,13 @@ _TABLES = {
 
 def facts_of_graph(model: ir.Model, source: str) -> Facts:
     """Facts of the kind of host that the graph's inputs and outputs show."""
-    found = find_denoiser(model.graph)
-    if isinstance(found, Mismatch):
-        return decoder_of(model, source)
-    return _denoiser(found, model, source)
-
-
-def _denoiser(found: Denoiser, model: ir.Model, source: str) -> DenoiserFacts:
-    shape = found.sample.shape
-    assert shape is not None
-    channels, height, width = (d if isinstance(d, int) else 0 for d in list(shape)[1:])
-    parameters = _parameters(model)
-    return DenoiserFacts(channels, height, width, source=source, parameters=parameters)
+    for find in ONE_PASS.values():
+        if isinstance(found := find(model.graph), OnePass):
+            dtype = found.output.value.dtype
+            assert dtype is not None
+            of_all = {"dtype": dtype.numpy().name, "parameters": _parameters(model)}
+            return replace(found.facts, source=source, **of_all)
+    return decoder_of(model, source)
 
 
 def decoder_of(model: ir.Model, source: str) -> DecoderFacts:

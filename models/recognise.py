@@ -1,4 +1,4 @@
-"""What lies where a checkpoint is expected and is none: adapters and draft heads, by name."""
+"""What is given as a checkpoint but is not one: adapters and draft heads, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights, and whether its index still tells the truth."""
+"""Which files of a folder hold its weights, and whether its index is up to date."""
 
 from __future__ import annotations
 

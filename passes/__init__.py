@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graftline.passes.anchors.anchors import Anchors
 from graftline.passes.canonical.canonicalize import Canonicalize
-from graftline.passes.canonical.denoiser import CanonicalizeDenoiser
+from graftline.passes.canonical.one_pass import CanonicalizeOnePass
 from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_verify import FuseVerify
@@ -23,7 +23,7 @@ from graftline.passes.pipeline.pipeline import Pipeline, names
 GRAFTS: dict[str, type[Graft]] = names(
     [
         Canonicalize,
-        CanonicalizeDenoiser,
+        CanonicalizeOnePass,
         Anchors,
         KvCache,
         TreeMask,

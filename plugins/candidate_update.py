@@ -10,52 +10,24 @@ from graftline.plugins.spec import Array, Dims, Plan, Plugin, Tensor, Values, po
 # Nodes are numbered through the batch, and a node's place in the order of writing is its weight.
 # Nodes with one token all write what the last of them writes; padding writes what its root does.
 BODY = """
-    zero = Constant <value = int64 {0}> ()
-    one = Constant <value = int64 {1}> ()
-    two = Constant <value = int64 {2}> ()
-    none = Constant <value = int64 {-1}> ()
-    flat = Constant <value_ints = [-1]> ()
-    front = Constant <value_ints = [0]> ()
-    first_axis = Constant <value_ints = [1]> ()
-    second_axis = Constant <value_ints = [2]> ()
-    width_1 = Shape <start = 2, end = 3> (topk)
-    batch_1 = Shape <start = 0, end = 1> (tokens)
-    rows_1 = Shape <start = 1, end = 2> (tokens)
-    batch = Squeeze (batch_1)
-    rows = Squeeze (rows_1)
-    sequence = Range (zero, batch, one)
+    rows = Squeeze (Shape <start = 1, end = 2> (tokens))
+    sequence = Range (zero, Squeeze (Shape <start = 0, end = 1> (tokens)), one)
     node = Range (zero, rows, one)
-    sequence_column = Unsqueeze (sequence, first_axis)
-    node_column = Unsqueeze (node, first_axis)
-    path_rows = Unsqueeze (path, first_axis)
-    matches = Equal (path_rows, node_column)
-    match_numbers = Cast <to = 7> (matches)
-    accepted = ReduceMax <keepdims = 0> (match_numbers, second_axis)
-    base = Mul (accepted, rows)
-    double_rows = Mul (rows, two)
-    turn = Mul (sequence_column, double_rows)
-    late = Add (base, node)
-    weights = Add (late, turn)
-    placed = GreaterOrEqual (parents, zero)
-    is_root = Equal (node, zero)
-    real = Or (placed, is_root)
+    sequence_column = Unsqueeze (sequence, axis_1)
+    matches = Equal (Unsqueeze (path, axis_1), Unsqueeze (node, axis_1))
+    base = Mul (ReduceMax <keepdims = 0> (Cast <to = 7> (matches), axis_2), rows)
+    weights = Add (Add (base, node), Mul (sequence_column, Mul (rows, two)))
+    real = Or (GreaterOrEqual (parents, zero), Equal (node, zero))
     sequence_base = Mul (sequence_column, rows)
-    own = Add (sequence_base, node)
-    stand_in = Where (real, own, sequence_base)
-    weight_real = Where (real, weights, none)
+    stand_in = Where (real, Add (sequence_base, node), sequence_base)
     token_flat = Reshape (tokens, flat)
-    stand_in_flat = Reshape (stand_in, flat)
-    weight_flat = Reshape (weight_real, flat)
-    writes = Gather <axis = 0> (token_flat, stand_in_flat)
-    writes_column = Unsqueeze (writes, first_axis)
-    token_row = Unsqueeze (token_flat, front)
-    same = Equal (writes_column, token_row)
-    rivals = Where (same, weight_flat, none)
+    writes = Gather <axis = 0> (token_flat, Reshape (stand_in, flat))
+    writes_column = Unsqueeze (writes, axis_1)
+    same = Equal (writes_column, Unsqueeze (token_flat, axis_0))
+    rivals = Where (same, Reshape (Where (real, weights, none), flat), none)
     winner = ArgMax <axis = 1, keepdims = 0> (rivals)
-    by_node_shape = Concat <axis = 0> (flat, width_1)
-    by_node = Reshape (topk, by_node_shape)
-    rows_of_winners = Gather <axis = 0> (by_node, winner)
-    updated = ScatterND (table, writes_column, rows_of_winners)
+    by_node = Reshape (topk, Concat <axis = 0> (flat, Shape <start = 2, end = 3> (topk)))
+    updated = ScatterND (table, writes_column, Gather <axis = 0> (by_node, winner))
 """
 
 
@@ -75,7 +47,7 @@ def plan(dims: Dims, values: Values, cdiv: Callable[[Any, int], Any]) -> Plan:
     constants = {
         "N": dims["N"], "NP": power_of_two(dims["N"]),
         "W": dims["W"], "WP": power_of_two(dims["W"]),
-    }  # fmt: skip
+    } # fmt: skip
     return Plan(constants, (dims["B"], 1))
 
 

@@ -137,7 +137,7 @@ def usage(cubin: bytes) -> dict[str, int]:
         text = _run(knobs.nvidia.cuobjdump.path, "-res-usage", str(path))
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if found is None:
-        raise BackendError(f"cuobjdump says nothing of registers: {text[:200]!r}")
+        raise BackendError(f"cuobjdump reports no registers: {text[:200]!r}")
     return {"registers": int(found[1]), "stack": int(found[2])}
 
 

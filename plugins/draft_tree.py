@@ -11,40 +11,26 @@ from graftline.plugins.spec import Array, Dims, Plan, Plugin, Tensor, Values, po
 
 # Every level is one round: after r rounds the nodes of depth <= r hold their token, -1 for none.
 BODY = """
-    zero = Constant <value = int64 {0}> ()
-    none = Constant <value = int64 {-1}> ()
-    true = Constant <value = bool {1}> ()
-    first_axis = Constant <value_ints = [1]> ()
-    front = Constant <value_ints = [0]> ()
-    last_axis = Constant <value_ints = [-1]> ()
     levels = Constant <value_int: int = @levels> ()
-    batch_1 = Shape (root)
-    nodes_1 = Shape (parents)
-    whole = Concat <axis = 0> (batch_1, nodes_1)
-    root_column = Unsqueeze (root, first_axis)
+    whole = Concat <axis = 0> (Shape (root), Shape (parents))
+    root_column = Unsqueeze (root, axis_1)
     start = Expand (root_column, whole)
     is_root = Less (parents, zero)
     up = Max (parents, zero)
-    rank_row = Unsqueeze (ranks, front)
-    rank = Expand (rank_row, whole)
+    rank = Expand (Unsqueeze (ranks, axis_0), whole)
     filled = Loop (levels, true, start) <body = level
         (int64 round, bool go_on, int64[B, N] held) => (bool goes_on, int64[B, N] now)
     {
         goes_on = Identity (go_on)
         above = Gather <axis = 1> (held, up)
-        known = Max (above, zero)
-        pair_token = Unsqueeze (known, last_axis)
         pair_rank = Unsqueeze (rank, last_axis)
-        pair = Concat <axis = -1> (pair_token, pair_rank)
-        candidate_i = GatherND (table, pair)
-        candidate = Cast <to = 7> (candidate_i)
+        pair = Concat <axis = -1> (Unsqueeze (Max (above, zero), last_axis), pair_rank)
         gap = Less (above, zero)
-        drawn = Where (gap, none, candidate)
+        drawn = Where (gap, none, Cast <to = 7> (GatherND (table, pair)))
         now = Where (is_root, root_column, drawn)
     }>
-    missing = Less (filled, zero)
     tokens = Max (filled, zero)
-    kept_parents = Where (missing, none, parents)
+    kept_parents = Where (Less (filled, zero), none, parents)
 """
 
 
@@ -68,7 +54,7 @@ def reference(
 def plan(dims: Dims, values: Values, cdiv: Callable[[Any, int], Any]) -> Plan:
     constants = {
         "N": dims["N"], "NP": power_of_two(dims["N"]), "W": dims["W"], "LEVELS": values["levels"]
-    }  # fmt: skip
+    } # fmt: skip
     return Plan(constants, (dims["B"], 1), warps=1 if dims["N"] <= 64 else 4)
 
 

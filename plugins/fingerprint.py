@@ -1,4 +1,4 @@
-"""What a plugin is, as one number: an engine and the process that runs it must mean the same."""
+"""A plugin's digest: an engine and the process that runs it must use the same plugin."""
 
 from __future__ import annotations
 

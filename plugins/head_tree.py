@@ -10,22 +10,12 @@ import numpy as np
 from graftline.plugins.spec import Array, Dims, Plan, Plugin, Tensor, Values, power_of_two
 
 BODY = """
-    zero = Constant <value = int64 {0}> ()
-    one = Constant <value = int64 {1}> ()
-    first_axis = Constant <value_ints = [1]> ()
     spread = Constant <value_ints = [0, -1]> ()
     width = Constant <value_int: int = @width> ()
-    width_1 = Unsqueeze (width, zero)
-    values, ids = TopK <axis = -1> (logits, width_1)
-    candidates = Reshape (ids, spread)
-    level = Sub (depths, one)
-    level_0 = Max (level, zero)
-    offset = Mul (level_0, width)
-    place = Add (offset, ranks)
-    drafted = Gather <axis = 1> (candidates, place)
-    is_root = Equal (depths, zero)
-    root_column = Unsqueeze (root, first_axis)
-    tokens = Where (is_root, root_column, drafted)
+    values, ids = TopK <axis = -1> (logits, Unsqueeze (width, zero))
+    offset = Mul (Max (Sub (depths, one), zero), width)
+    drafted = Gather <axis = 1> (Reshape (ids, spread), Add (offset, ranks))
+    tokens = Where (Equal (depths, zero), Unsqueeze (root, axis_1), drafted)
 """
 
 
@@ -44,7 +34,7 @@ def plan(dims: Dims, values: Values, cdiv: Callable[[Any, int], Any]) -> Plan:
     constants = {
         "N": dims["N"], "NP": power_of_two(dims["N"]), "LEVELS": dims["L"],
         "WIDTH": values["width"], "BLOCK": 2048,
-    }  # fmt: skip
+    } # fmt: skip
     return Plan(constants, (dims["B"] * dims["L"], 1), warps=8)
 
 

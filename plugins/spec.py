@@ -16,6 +16,7 @@ import onnx
 import onnx.parser
 
 from graftline.errors import GraftlineError
+from graftline.plugins.onnx_text import written_out
 
 DOMAIN = "graftline"
 OPSET = 24
@@ -80,7 +81,8 @@ class Plugin:
         given = ", ".join(f"{n}: {kinds[type(v)]} = {v}" for n, v in self.attributes.items())
         inputs, outputs = (", ".join(t.name for t in ts) for ts in (self.inputs, self.outputs))
         header = f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}"> {self.name}'
-        text = f"{header} {f'<{given}>' if given else ''} ({inputs}) => ({outputs}) {{{self.body}}}"
+        header += f" {f'<{given}>' if given else ''} ({inputs}) => ({outputs})"
+        text = f"{header} {{{written_out(self.body)}}}"
         return onnx.parser.parse_function(text)
 
     def values(self, given: Values | None = None) -> dict[str, Value]:
@@ -118,7 +120,8 @@ class Plugin:
         dims = self.dims([x.shape for x in inputs], values)
         floats = {x.dtype for t, x in zip(self.inputs, inputs, strict=True) if t.type == "T"}
         if len(floats) > 1:
-            raise GraftlineError(f"{self.name}: one float type, not {sorted(map(str, floats))}")
+            types = sorted(map(str, floats))
+            raise GraftlineError(f"{self.name}: its float inputs must have one type, not {types}")
         made: list[Array] = []
         for tensor in self.outputs:
             alias = self.aliases.get(tensor.name)
@@ -139,3 +142,21 @@ def power_of_two(extent: int, least: int = 1) -> int:
 def doublings(extent: int) -> int:
     """How often parent pointers are doubled until every node of `extent` reaches the root."""
     return max(1, (extent - 1).bit_length())
+
+
+def over_ancestors(value: str, operator: str) -> tuple[str, str]:
+    """ONNX text that combines a value of every node with those of all its ancestors; and the name
+    of the result.
+
+    It reads {value}0 [B, N, ...] and up0 [B, N, 1], the nodes' parents; a node without one points
+    at a node that adds nothing. By doubling: {value}{r} covers the 2^r nearest ancestors, and up{r}
+    points at the next.
+    """
+    rounds = doublings(TREE_LIMIT)
+    text = "".join(
+        f"""
+    {value}{r + 1} = {operator} ({value}{r}, GatherND <batch_dims = 1> ({value}{r}, up{r}))
+    up{r + 1} = GatherND <batch_dims = 1> (up{r}, up{r})"""
+        for r in range(rounds)
+    )
+    return text, f"{value}{rounds}"

@@ -23,63 +23,38 @@ from graftline.plugins.spec import (
 # the committed length: negative before it, else the number of the node written there.
 _ROUNDS = "".join(
     f"""
-    paths{r} = MatMul (reach{r}, reach{r})
-    reach{r + 1} = Min (paths{r}, one_f)"""
+    reach{r + 1} = Min (MatMul (reach{r}, reach{r}), one_f)"""
     for r in range(doublings(TREE_LIMIT))
 )
 LAST = doublings(TREE_LIMIT)
 VISIBLE = f"""
-    zero = Constant <value = int64 {{0}}> ()
-    one = Constant <value = int64 {{1}}> ()
-    one_f = Constant <value = float {{1.0}}> ()
-    first_axis = Constant <value_ints = [1]> ()
-    second_axis = Constant <value_ints = [2]> ()
     window = Constant <value_int: int = @window> ()
     rows_1 = Shape <start = 2, end = 3> (query)
     slots_1 = Shape <start = 2, end = 3> (key)
-    rows = Squeeze (rows_1)
-    slots = Squeeze (slots_1)
-    node = Range (zero, rows, one)
-    slot = Range (zero, slots, one)
-    node_column = Unsqueeze (node, first_axis)
-    parent_column = Unsqueeze (parents, second_axis)
-    is_parent = Equal (parent_column, node)
-    is_self = Equal (node_column, node)
-    near0 = Or (is_parent, is_self)
+    node = Range (zero, Squeeze (rows_1), one)
+    slot = Range (zero, Squeeze (slots_1), one)
+    is_self = Equal (Unsqueeze (node, axis_1), node)
+    near0 = Or (Equal (Unsqueeze (parents, axis_2), node), is_self)
     reach0 = Cast <to = 1> (near0)
     {_ROUNDS}
-    generations = ReduceSum <keepdims = 1> (reach{LAST}, second_axis)
-    depth_f = Sub (generations, one_f)
+    depth_f = Sub (ReduceSum <keepdims = 1> (reach{LAST}, axis_2), one_f)
     depth_column = Cast <to = 7> (depth_f)
-    length_column = Unsqueeze (lengths, first_axis)
+    length_column = Unsqueeze (lengths, axis_1)
     place = Sub (slot, length_column)
     committed_flat = Less (place, zero)
-    committed = Unsqueeze (committed_flat, first_axis)
-    within = Less (place, rows_1)
-    last_row = Sub (rows_1, one)
-    above_zero = Max (place, zero)
-    node_of_slot = Min (above_zero, last_row)
-    pointers = Unsqueeze (node_of_slot, second_axis)
-    descendants = Transpose <perm = [0, 2, 1]> (reach{LAST})
-    by_slot = GatherND <batch_dims = 1> (descendants, pointers)
-    by_row = Transpose <perm = [0, 2, 1]> (by_slot)
-    ancestor = Cast <to = 9> (by_row)
-    within_row = Unsqueeze (within, first_axis)
-    own = And (ancestor, within_row)
-    visible = Or (committed, own)
-    depth_flat = Squeeze (depth_column, second_axis)
-    slot_depth = GatherND <batch_dims = 1> (depth_flat, pointers)
-    relative = Where (committed_flat, place, slot_depth)
-    relative_row = Unsqueeze (relative, first_axis)
-    distance = Sub (depth_column, relative_row)
-    in_window = Less (distance, window)
+    pointers = Unsqueeze (Min (Max (place, zero), Sub (rows_1, one)), axis_2)
+    by_slot = GatherND <batch_dims = 1> (Transpose <perm = [0, 2, 1]> (reach{LAST}), pointers)
+    within_row = Unsqueeze (Less (place, rows_1), axis_1)
+    own = And (Cast <to = 9> (Transpose <perm = [0, 2, 1]> (by_slot)), within_row)
+    slot_depth = GatherND <batch_dims = 1> (Squeeze (depth_column, axis_2), pointers)
+    relative_row = Unsqueeze (Where (committed_flat, place, slot_depth), axis_1)
     no_window = LessOrEqual (window, zero)
-    near = Or (in_window, no_window)
-    seen = And (visible, near)
+    near = Or (Less (Sub (depth_column, relative_row), window), no_window)
+    seen = And (Or (Unsqueeze (committed_flat, axis_1), own), near)
 """
 """`seen` [B, N, S]: which slots a node sees."""
 BODY = f"""{VISIBLE}
-    mask = Unsqueeze (seen, first_axis)
+    mask = Unsqueeze (seen, axis_1)
     output = Attention <scale: float = @scale, softcap: float = @softcap> (query, key, value, mask)
 """
 
@@ -125,7 +100,7 @@ def plan(
         "D": dims["D"], "DP": size, "ROUNDS": doublings(dims["N"]),
         "BLOCK_M": block, "BLOCK_S": max(16, min(64, 4096 // size)),
         "SCALE": values["scale"], "SOFTCAP": values["softcap"], "WINDOW": values["window"],
-    }  # fmt: skip
+    } # fmt: skip
     grid = dims["B"] * dims["Hkv"], -(-dims["N"] * group // block) * parts
     return Plan(constants, grid, warps=8 if block * size >= 64 * 128 else 4)
 

@@ -12,81 +12,42 @@ from typing import Any
 import numpy as np
 
 from graftline.plugins.spec import (
-    TREE_LIMIT,
     Array,
     Dims,
     Plan,
     Plugin,
     Tensor,
     Values,
-    doublings,
+    over_ancestors,
     power_of_two,
 )
 
 # A node stands when it carries the choice of its parent, is the first of its siblings that does,
-# and its parent stands. Standing is handed down by doubling: after r rounds kept{r} knows of the
-# 2^r nearest ancestors, and up{r} points at the next. The standing nodes then form one path, and
-# the token that a step adds after each of them is that node's choice.
-_ROUNDS = "".join(
-    f"""
-    above{r} = GatherND <batch_dims = 1> (kept{r}, up{r})
-    kept{r + 1} = Mul (kept{r}, above{r})
-    up{r + 1} = GatherND <batch_dims = 1> (up{r}, up{r})"""
-    for r in range(doublings(TREE_LIMIT))
-)
-KEPT = f"kept{doublings(TREE_LIMIT)}"
+# and its parent stands. The standing nodes form one path, and the token that a step adds after each
+# of them is that node's choice.
+_ROUNDS, KEPT = over_ancestors("kept", "Mul")
 BODY = f"""
-    zero = Constant <value = int64 {{0}}> ()
-    one = Constant <value = int64 {{1}}> ()
-    none = Constant <value = int64 {{-1}}> ()
-    first_axis = Constant <value_ints = [1]> ()
-    second_axis = Constant <value_ints = [2]> ()
-    extent = Shape <start = 1, end = 2> (tokens)
-    rows = Squeeze (extent)
-    index = Range (zero, rows, one)
-    column = Unsqueeze (index, first_axis)
-    parent = Max (parents, zero)
-    up0 = Unsqueeze (parent, second_axis)
+    index = Range (zero, Squeeze (Shape <start = 1, end = 2> (tokens)), one)
+    column = Unsqueeze (index, axis_1)
+    up0 = Unsqueeze (Max (parents, zero), axis_2)
     wanted = GatherND <batch_dims = 1> (choice, up0)
-    agrees = Equal (tokens, wanted)
-    placed = GreaterOrEqual (parents, zero)
-    parents_i = Unsqueeze (parents, second_axis)
-    parents_j = Unsqueeze (parents, first_axis)
-    tokens_i = Unsqueeze (tokens, second_axis)
-    tokens_j = Unsqueeze (tokens, first_axis)
-    siblings = Equal (parents_i, parents_j)
-    twins = Equal (tokens_i, tokens_j)
-    earlier = Less (index, column)
-    twin_siblings = And (siblings, twins)
-    earlier_twins = And (twin_siblings, earlier)
-    earlier_numbers = Cast <to = 7> (earlier_twins)
-    twin_count = ReduceSum <keepdims = 0> (earlier_numbers, second_axis)
-    alone = Equal (twin_count, zero)
-    stands = And (agrees, placed)
-    follows = And (stands, alone)
-    root = Equal (index, zero)
-    held = Or (follows, root)
+    siblings = Equal (Unsqueeze (parents, axis_2), Unsqueeze (parents, axis_1))
+    twins = Equal (Unsqueeze (tokens, axis_2), Unsqueeze (tokens, axis_1))
+    earlier_twins = And (And (siblings, twins), Less (index, column))
+    twin_count = ReduceSum <keepdims = 0> (Cast <to = 7> (earlier_twins), axis_2)
+    stands = And (Equal (tokens, wanted), GreaterOrEqual (parents, zero))
+    held = Or (And (stands, Equal (twin_count, zero)), Equal (index, zero))
     kept0 = Cast <to = 7> (held)
     {_ROUNDS}
-    count = ReduceSum <keepdims = 0> ({KEPT}, first_axis)
-    order = CumSum ({KEPT}, one)
-    rank = Sub (order, one)
-    ranks = Unsqueeze (rank, first_axis)
-    at_place = Equal (ranks, column)
-    chosen = Unsqueeze ({KEPT}, first_axis)
-    chosen_bool = Cast <to = 9> (chosen)
-    here = And (at_place, chosen_bool)
-    here_number = Cast <to = 7> (here)
-    weighted = Mul (here_number, index)
-    nodes = ReduceSum <keepdims = 0> (weighted, second_axis)
-    count_column = Unsqueeze (count, first_axis)
-    valid = Less (index, count_column)
+    count = ReduceSum <keepdims = 0> ({KEPT}, axis_1)
+    at_place = Equal (Unsqueeze (Sub (CumSum ({KEPT}, one), one), axis_1), column)
+    here = And (at_place, Cast <to = 9> (Unsqueeze ({KEPT}, axis_1)))
+    nodes = ReduceSum <keepdims = 0> (Mul (Cast <to = 7> (here), index), axis_2)
+    valid = Less (index, Unsqueeze (count, axis_1))
     path = Where (valid, nodes, none)
-    node_pointers = Unsqueeze (nodes, second_axis)
-    added = GatherND <batch_dims = 1> (choice, node_pointers)
+    added = GatherND <batch_dims = 1> (choice, Unsqueeze (nodes, axis_2))
     accepted = Where (valid, added, none)
-    last = ReduceMax (nodes, first_axis)
-    next = GatherND <batch_dims = 1> (choice, last)
+    next = GatherND <batch_dims = 1> (choice, ReduceMax (nodes, axis_1))
 """
 
 

@@ -22,13 +22,8 @@ def _product(name: str, word: str, multiplier: int) -> str:
     {name}_m0 = Constant <value = int64 {{{multiplier & 0xFFFF}}}> ()
     {name}_p1 = Mul ({word}, {name}_m1)
     {name}_p0 = Mul ({word}, {name}_m0)
-    {name}_carry = Div ({name}_p0, half)
-    {name}_sum = Add ({name}_p1, {name}_carry)
-    {name}_high = Div ({name}_sum, half)
-    {name}_p1_low = Mod ({name}_p1, half)
-    {name}_p1_up = Mul ({name}_p1_low, half)
-    {name}_both = Add ({name}_p1_up, {name}_p0)
-    {name}_low = Mod ({name}_both, word)"""
+    {name}_high = Div (Add ({name}_p1, Div ({name}_p0, half)), half)
+    {name}_low = Mod (Add (Mul (Mod ({name}_p1, half), half), {name}_p0), word)"""
 
 
 def _round(r: int) -> str:
@@ -37,50 +32,34 @@ def _round(r: int) -> str:
     for i in (0, 1):
         lines.append(f"""
     step{i}_{r} = Constant <value = int64 {{{r * _WEYL[i] & 0xFFFFFFFF}}}> ()
-    raised{i}_{r} = Add (key{i}, step{i}_{r})
-    key{i}_{r} = Mod (raised{i}_{r}, word)""")
+    key{i}_{r} = Mod (Add (key{i}, step{i}_{r}), word)""")
     lines.append(f"""
-    mixed0_{r} = BitwiseXor (b{r}_high, x1_{r})
-    x0_{r + 1} = BitwiseXor (mixed0_{r}, key0_{r})
+    x0_{r + 1} = BitwiseXor (BitwiseXor (b{r}_high, x1_{r}), key0_{r})
     x1_{r + 1} = Identity (b{r}_low)
-    mixed2_{r} = BitwiseXor (a{r}_high, x3_{r})
-    x2_{r + 1} = BitwiseXor (mixed2_{r}, key1_{r})
+    x2_{r + 1} = BitwiseXor (BitwiseXor (a{r}_high, x3_{r}), key1_{r})
     x3_{r + 1} = Identity (a{r}_low)""")
     return "".join(lines)
 
 
 BODY = f"""
-    zero = Constant <value = int64 {{0}}> ()
-    one = Constant <value = int64 {{1}}> ()
     half = Constant <value = int64 {{65536}}> ()
     word = Constant <value = int64 {{4294967296}}> ()
     byte = Constant <value = int64 {{256}}> ()
     unit = Constant <value = float {{5.9604644775390625e-8}}> ()
-    first_axis = Constant <value_ints = [1]> ()
     rows = Constant <value_int: int = @rows> ()
-    twice = Add (rows, rows)
-    index = Range (zero, twice, one)
-    seed_column = Unsqueeze (seed, first_axis)
+    index = Range (zero, Add (rows, rows), one)
+    seed_column = Unsqueeze (seed, axis_1)
     key0 = Mod (seed_column, word)
-    low_off = Sub (seed_column, key0)
-    seed_high = Div (low_off, word)
-    key1 = Mod (seed_high, word)
-    step_column = Unsqueeze (step, first_axis)
-    step_low = Mod (step_column, word)
+    key1 = Mod (Div (Sub (seed_column, key0), word), word)
     x0_0 = Mul (index, one)
     blank = Mul (index, zero)
-    x1_0 = Add (step_low, blank)
+    x1_0 = Add (Mod (Unsqueeze (step, axis_1), word), blank)
     x2_0 = Identity (blank)
     x3_0 = Identity (blank)
     {"".join(_round(r) for r in range(10))}
-    top = Div (x0_10, byte)
-    top_f = Cast <to = 1> (top)
-    fraction = Mul (top_f, unit)
-    zero_1 = Constant <value_ints = [0]> ()
-    two_1 = Constant <value_ints = [2]> ()
-    rows_1 = Unsqueeze (rows, zero)
-    shape = Concat <axis = 0> (zero_1, two_1, rows_1)
-    uniforms = Reshape (fraction, shape)
+    fraction = Mul (Cast <to = 1> (Div (x0_10, byte)), unit)
+    leading = Constant <value_ints = [0, 2]> ()
+    uniforms = Reshape (fraction, Concat <axis = 0> (leading, Unsqueeze (rows, zero)))
 """
 
 

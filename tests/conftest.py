@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from tests.exports import Exports
+from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
 EXPORTING = {
     "test_families.py", "models/test_checkpoint.py", "models/test_families.py",
     "models/test_folder_files.py", "models/test_folder_forms.py", "models/test_gguf_files.py",
-    "models/test_mask_token.py", "passes/test_canonicalize_exports.py",
+    "models/test_mask_token.py", "models/test_onnx_files.py",
+    "passes/canonical/test_canonicalize_exports.py",
 }  # fmt: skip
 """Files whose tests export the same tiny models: in one process each is exported once."""
 
@@ -89,3 +91,45 @@ def smollm2(smollm2_gguf: Path) -> Path:
     from graftline.models.gguf.file import GgufCheckpoint
 
     return GgufCheckpoint(smollm2_gguf).folder()
+
+
+@pytest.fixture(scope="session")
+def known_checkpoints() -> Iterator[dict[Path, Any]]:
+    """What `optimize` opens at which path, beside what lies there; tests add to it."""
+    from graftline.models import checkpoint
+
+    known: dict[Path, Any] = {}
+    real = checkpoint.open_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            checkpoint, "open_checkpoint", lambda path: known.get(Path(path)) or real(path)
+        )
+        yield known
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(
+    known_checkpoints: dict[Path, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A path that `optimize` opens as a tiny decoder."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    known_checkpoints[path] = TinyCheckpoint(path, generation={"eos_token_id": 256})
+    return path
+
+
+@pytest.fixture(scope="session")
+def wide_checkpoint(
+    known_checkpoints: dict[Path, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """As `tiny_checkpoint`, of sizes that blocks of integers divide."""
+    path = tmp_path_factory.mktemp("checkpoint") / "wide"
+    known_checkpoints[path] = TinyCheckpoint(path, WIDE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` as a bundle, made by `optimize` itself; do not change it."""
+    from graftline.build.optimize import optimize
+
+    return optimize(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "tiny.graft").path

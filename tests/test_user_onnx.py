@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,15 +15,10 @@ from graftline.errors import CheckpointError, NotApplicable
 
 @pytest.fixture(scope="module")
 def exports() -> ModuleType:
-    """tests/passes/user_exports.py, which writes such files."""
-    file = Path(__file__).parent / "passes" / "user_exports.py"
-    spec = importlib.util.spec_from_file_location("user_exports", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["user_exports"] = module
-    spec.loader.exec_module(module)
-    return module
+    """Writes such files; it imports torch."""
+    from tests.passes.canonical import user_exports
+
+    return user_exports
 
 
 @pytest.mark.slow

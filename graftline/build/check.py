@@ -1,4 +1,4 @@
-"""`check`: is a bundle still what it was proven to be? Nothing is believed, all is re-run."""
+"""`check`: is a bundle still what it was proven to be? All of it is run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle made and proven again from its own export."""
+"""A bundle rebuilt and proven again from its own export."""
 
 from __future__ import annotations
 
@@ -62,10 +62,11 @@ def _made_again(compiled: Compiled, stored: ir.Model, what: str) -> LawRow:
             near |= _near(what, now, was)
     weights = made.graph.initializers, stored.graph.initializers
     if odd := sorted(weights[0].keys() ^ weights[1].keys()):
-        raise LawBroken(what, "reproducible", f"'{odd[0]}'", "is a weight of one of the two only")
+        only = "is a weight of only one of the two graphs"
+        raise LawBroken(what, "reproducible", f"'{odd[0]}'", only)
     for name, value in weights[0].items():
         if name not in near and not _same(tensor_of(value), tensor_of(weights[1][name])):
-            raise LawBroken(what, "reproducible", f"weight '{name}'", "other numbers are stored")
+            raise LawBroken(what, "reproducible", f"weight '{name}'", "the stored numbers differ")
     told = f"{len(stored.graph)} nodes and {len(weights[1])} weights made again as stored"
     return LawRow(what, "reproducible", "held", told)
 

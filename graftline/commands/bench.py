@@ -6,65 +6,48 @@ import json as json_format
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from graftline.commands import libraries, screen
-from graftline.commands.options import Capacity, Corpus, PerGroup, Prompts, Threads
+from graftline.commands import acceptance, screen
+from graftline.commands import options as o
+from graftline.commands.comparison import compare
+from graftline.commands.figures import report
+from graftline.commands.opening import open_engine
+from graftline.commands.questions import Question, groups, read_questions, select
 from graftline.errors import GraftlineError, RequestError
 
 if TYPE_CHECKING:
     from graftline.bundle.reader import Bundle
     from graftline.commands.figures import Comparison, Difference
     from graftline.runtimes.engine import Engine
+    from graftline.runtimes.study.records import Records
+
+    Recorded = dict[str, Records]
 
 SHOWN = 12
 """At most so many differing answers are explained."""
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
-    prompts: Prompts,
-    recipes: Annotated[
-        str, typer.Option(help="Recipes, separated by commas; plain is always included.")
-    ] = "plain,prompt-lookup,token-recycling",
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.")] = 128,
-    per_group: PerGroup = None,
-    turns: Annotated[int, typer.Option(min=1, help="Maximum turns per conversation.")] = 1,
-    repeat: Annotated[int, typer.Option(min=1, help="Runs per prompt; times are medians.")] = 1,
-    threads: Threads = None,
-    capacity: Capacity = None,
-    corpus: Corpus = None,
-    exact: Annotated[
-        bool,
-        typer.Option(
-            "--exact", help="One kernel family for every step: exact at int8 and int4 too."
-        ),
-    ] = False,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Always generate --max-new-tokens tokens.")
-    ] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Random seed, for --temperature above 0.")] = 0,
-    step: Annotated[
-        str,
-        typer.Option(help="Step of all recipes but plain: host, or fused where all support it."),
-    ] = "host",
-    interleaved: Annotated[
-        bool,
-        typer.Option(
-            "--interleaved",
-            help="Run all recipes at once, one pass of each in turn, so that a slowdown of the "
-            "machine affects all of them alike.",
-        ),
-    ] = False,
-    oracle: Annotated[
-        bool,
-        typer.Option("--oracle", help="Show acceptance beside the bound of any lossless rule."),
-    ] = False,
-    json: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
+    bundle: o.BundleFolder,
+    prompts: o.Prompts,
+    recipes: o.BenchRecipes = "plain,prompt-lookup,token-recycling",
+    max_new_tokens: o.AnswerTokens = 128,
+    per_group: o.PerGroup = None,
+    turns: o.Turns = 1,
+    repeat: o.Repeat = 1,
+    threads: o.Threads = None,
+    capacity: o.Capacity = None,
+    corpus: o.Corpus = None,
+    exact: o.Exact = False,
+    ignore_eos: o.FullLength = False,
+    raw: o.Raw = False,
+    temperature: o.Temperature = 0.0,
+    seed: o.BenchSeed = 0,
+    step: o.BenchStep = "host",
+    interleaved: o.Interleaved = False,
+    oracle: o.Oracle = False,
+    json: o.Figures = None,
 ) -> None:
     """Benchmark recipes against plain decoding: speed, MAT, and whether every token is the same.
 
@@ -85,19 +68,38 @@ def bench(
 
     `graftline bench smol.graft --prompts mine.jsonl --temperature 0.7 --oracle`
     """
+    names = [name.strip() for name in recipes.split(",") if name.strip()]
+    _check(names, step, interleaved, oracle, temperature, json)
+    questions = select(read_questions(prompts), per_group)
+    options = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "raw": raw}
+    options |= {"temperature": temperature, "seed": seed}
+    with screen.steps() as watch:
+        engine = open_engine(
+            bundle, watch, threads=threads, capacity=capacity, exact=exact, corpus=corpus
+        )
+        found = compare(engine, questions, names, options, turns, repeat, watch, step, interleaved)
+        records = acceptance.record(engine, questions, names, options, watch) if oracle else None
+    _show(found, questions, records)
+    if temperature == 0:
+        _explain(bundle, engine, found, raw)
+    if json is not None:
+        how: dict[str, Any] = {"temperature": temperature}
+        how |= {"step": step} if step != "host" else {}
+        how |= {"interleaved": True} if interleaved else {}
+        _write(json, bundle, threads, how, _reports(found, questions, records))
+
+
+def _check(
+    names: list[str], step: str, interleaved: bool, oracle: bool, temperature: float,
+    json: Path | None,
+) -> None:  # fmt: skip
+    """Raise GraftlineError where options contradict each other or name what does not exist."""
+    from graftline.recipe import check_fusable, check_step, recipe
+
     if oracle and temperature == 0:
         raise RequestError(
             "--oracle compares acceptance probabilities; give a --temperature above 0"
         )
-    from graftline.bundle.reader import Bundle
-    from graftline.commands import acceptance
-    from graftline.commands.comparison import compare
-    from graftline.commands.figures import report
-    from graftline.commands.questions import groups, read_questions, select
-    from graftline.recipe import check_fusable, check_step, recipe
-    from graftline.runtimes.load import load
-
-    names = [name.strip() for name in recipes.split(",") if name.strip()]
     check_step(step)
     if step == "fused" and oracle:
         raise RequestError("--oracle records verification on the host; leave out --step fused")
@@ -106,51 +108,46 @@ def bench(
             "a bundle has only one fused step; leave out --interleaved or --step fused"
         )
     for name in names:
+        found = recipe(name)
         if step == "fused" and name != "plain":
-            check_fusable(recipe(name))
-        recipe(name)
+            check_fusable(found)
     if json is not None and not json.absolute().parent.is_dir():
         raise GraftlineError(f"--json {json}: its folder does not exist")
     if json is not None and json.is_dir():
         raise GraftlineError(f"--json {json} is a folder; name a file in it")
-    questions = select(read_questions(prompts), per_group)
-    libraries.silence_onnxruntime()
-    opened = Bundle.open(bundle, verify=False)
-    options = {
-        "max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "raw": raw,
-        "temperature": temperature, "seed": seed,
-    }  # fmt: skip
-    with screen.steps() as watch:
-        watch(f"opening {bundle}")
-        engine = load(
-            bundle, threads=threads, capacity=capacity, exact=exact, corpus=corpus, watch=watch
-        )
-        found = compare(engine, questions, names, options, turns, repeat, watch, step, interleaved)
-        records = acceptance.record(engine, questions, names, options, watch) if oracle else None
+
+
+def _show(found: Comparison, questions: list[Question], records: Recorded | None) -> None:
+    """A table for each group of questions, one for all of them, and one of acceptance."""
     shown = screen.console()
-    for group in groups(questions):
+    for group in (*groups(questions), None):
         shown.print(_table(found, group))
-    shown.print(_table(found, None))
     if records is not None:
         shown.print(acceptance.table(records))
-    for difference in found.differences[:SHOWN] if temperature == 0 else ():
-        print(_explained(opened, engine, difference, raw))
-    if json is not None:
-        figures = {
-            "model": f"{opened.manifest.facts.source or opened.manifest.name} "
-            f"({opened.manifest.dtype}, {opened.manifest.target})",
-            "machine": machine(threads),
-            "versions": _versions(),
-            "temperature": temperature,
-            "recipes": report(found, questions),
-        }
-        if step != "host":
-            figures["step"] = step
-        if interleaved:
-            figures["interleaved"] = True
-        if records is not None:
-            figures["oracle"] = acceptance.report(records)
-        json.write_text(json_format.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _reports(
+    found: Comparison, questions: list[Question], records: Recorded | None
+) -> dict[str, Any]:
+    oracle = {} if records is None else {"oracle": acceptance.report(records)}
+    return {"recipes": report(found, questions), **oracle}
+
+
+def _write(
+    file: Path, bundle: Path, threads: int | None, how: dict[str, Any], reports: dict[str, Any]
+) -> None:
+    """What `--json` asks for: what was measured, where, how, and what was found."""
+    from graftline.bundle.reader import Bundle
+
+    manifest = Bundle.open(bundle, verify=False).manifest
+    figures = {
+        "model": f"{manifest.facts.source or manifest.name} ({manifest.dtype}, {manifest.target})",
+        "machine": machine(threads),
+        "versions": _versions(),
+        **how,
+        **reports,
+    }
+    file.write_text(json_format.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def _table(found: Comparison, group: str | None) -> Any:
@@ -176,6 +173,15 @@ def _table(found: Comparison, group: str | None) -> Any:
             )
         )
     return screen.table(group or "overall", columns, rows)
+
+
+def _explain(path: Path, engine: Engine, found: Comparison, raw: bool) -> None:
+    """Print where answers differ from plain's, and how close the choice was there."""
+    from graftline.bundle.reader import Bundle
+
+    bundle = Bundle.open(path, verify=False)
+    for difference in found.differences[:SHOWN]:
+        print(_explained(bundle, engine, difference, raw))
 
 
 def _explained(bundle: Bundle, engine: Engine, where: Difference, raw: bool) -> str:

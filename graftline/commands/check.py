@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from graftline.commands import libraries, screen
-from graftline.commands.options import Json, Quiet
+from graftline.commands import options as o
 
 
 def check(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
-    quiet: Quiet = False,
-    json: Json = False,
+    bundle: o.BundleFolder,
+    quiet: o.Quiet = False,
+    json: o.Json = False,
 ) -> None:
     """Re-hash every file, re-run the laws, and compare greedy tokens with the unmodified export.
 

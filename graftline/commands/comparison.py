@@ -1,4 +1,4 @@
-"""Recipes measured in turn: per question every recipe answers before the next question comes, or
+"""Recipes measured in turn: every recipe answers a question before the next question is read, or
 all of them answer it interleaved, one target pass of each in turn.
 """
 
@@ -56,8 +56,8 @@ def compare(
     """Let every recipe, `plain` always among them, answer every question, in turn.
 
     With several turns the history is plain's own answers, so all recipes see the same prompts. The
-    order of the recipes is another with every prompt: what ran before leaves its traces in the
-    processor, and none must always follow the same one. `step` is that of all recipes but plain.
+    order of the recipes is drawn anew for every prompt: what ran before leaves its traces in the
+    processor, so no recipe may always follow the same one. `step` is that of all recipes but plain.
     `interleaved`: all answer at once, the one with the fewest tokens making the next pass, so that
     what disturbs the machine disturbs all of them alike; each has its own caches, and the prompt
     is read once for all.

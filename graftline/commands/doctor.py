@@ -8,9 +8,7 @@ from graftline.commands import screen
 from graftline.commands.options import Json
 
 
-def doctor(
-    json: Json = False,
-) -> None:
+def doctor(json: Json = False) -> None:
     """Report what is installed, which targets can be built and run here, and what the others need.
 
     Examples:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from graftline.commands import libraries, screen
-from graftline.commands.options import Json
+from graftline.commands import options as o
 from graftline.errors import GraftlineError
 from graftline.law import summary
 from graftline.recipe import FUSED
@@ -26,20 +24,11 @@ STRUCTURAL = ("typed", "wellformed", "interface", "alike")
 
 
 def inspect(
-    path: Annotated[
-        Path, typer.Argument(metavar="BUNDLE|GRAPH", help="A bundle folder, or an .onnx file.")
-    ],
-    stage: Annotated[
-        str | None, typer.Option(help="Graph of the bundle to show; default: the target's.")
-    ] = None,
-    graph: Annotated[
-        bool, typer.Option("--graph", help="Show the graph, one line per block.")
-    ] = False,
-    nodes: Annotated[
-        str | None,
-        typer.Option(metavar="LAYER", help="Show the nodes of a block: 0, 1, …, embedding, head."),
-    ] = None,
-    json: Json = False,
+    path: o.BundleOrGraph,
+    stage: o.ShownStage = None,
+    graph: o.Picture = False,
+    nodes: o.Nodes = None,
+    json: o.Json = False,
 ) -> None:
     """Show facts, ports, blocks and anchors, what each pass added and why, laws and sizes.
 

@@ -1,4 +1,4 @@
-"""The libraries behind the commands: they stay silent, and one that is missing is one line."""
+"""The libraries behind the commands: kept silent, and a missing one reported in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Options that several commands share."""
+"""Every argument and option of the command line, once: what it is called, takes and says in --help.
+
+A command's signature says which it has, and their defaults.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,101 @@ from typing import Annotated
 
 import typer
 
+# --- what a command works on
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A Hugging Face folder, a .gguf file, an exported .onnx or a torch.export .pt2.",
+    ),
+]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")]
+BundleOrGraph = Annotated[
+    Path, typer.Argument(metavar="BUNDLE|GRAPH", help="A bundle folder, or an .onnx file.")
+]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin.")]
+
+# --- what `optimize` builds
+
+NewBundle = Annotated[Path, typer.Option("-o", "--out", help="The bundle folder to write.")]
+BuildRecipe = Annotated[
+    str | None,
+    typer.Option(
+        help="Recipe to build for; `graftline recipes` lists them. A decoder's default: "
+        "prompt-lookup."
+    ),
+]
+Passes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help='Passes in place of the recipe\'s: "kv-cache | tap{layers=3}". '
+        "`graftline passes` lists them.",
+    ),
+]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="ort-cpu, ort-cuda, or TensorRT for the GPUs named: trt-rtx:sm89+sm120, trt:sm90."
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="ort-cpu: fp32, or int8 or int4 weights; ort-cuda: also fp16 or bf16; TensorRT: "
+        "fp32, fp16 or bf16."
+    ),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="link: share the checkpoint's files where possible; copy: self-contained, with a "
+        "copy of the tensors that are needed."
+    ),
+]
+Quantizer = Annotated[
+    str | None, typer.Option(help="Quantization algorithm for --dtype int8 or int4.")
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DRAFT",
+        help="Add a draft engine: int4 or int8 (the same weights, quantized), or a smaller "
+        "checkpoint with the same vocabulary: PATH or PATH:int4.",
+    ),
+]
+DraftDepths = Annotated[
+    str,
+    typer.Option(
+        metavar="BLOCKS",
+        help="Add the draft's first blocks as smaller drafts over the same weights: 12,20.",
+    ),
+]
+EngineOptions = Annotated[
+    str,
+    typer.Option(
+        metavar="OPTIONS",
+        help="TensorRT options: rows=1+64 (tree nodes of the decode profiles), chunk=512, "
+        "batch=1, capacity=2048, version-compatible, refittable, strip-weights.",
+    ),
+]
+BuildStep = Annotated[
+    str,
+    typer.Option(
+        help="host: draft and verify between engine calls; fused: add a second graph over the "
+        "same weights that does both within the call."
+    ),
+]
+FullExport = Annotated[
+    bool, typer.Option("--full-export", help="Export every layer instead of one of each kind.")
+]
+
+# --- how a bundle is opened
+
+Recipe = Annotated[
+    str | None, typer.Option(help="Recipe to decode with, in place of the bundle's own.")
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: one per processor.")]
 Capacity = Annotated[
     int | None, typer.Option(min=1, help="Maximum tokens of prompt and answer together.")
@@ -15,12 +113,115 @@ Corpus = Annotated[
     Path | None,
     typer.Option(help="File or folder of texts, for recipes that retrieve from a corpus."),
 ]
-Prompts = Annotated[
-    Path,
-    typer.Option(help='JSON Lines file of questions: Spec-Bench fields, or {"prompt": …}.'),
+Exact = Annotated[
+    bool,
+    typer.Option("--exact", help="One kernel family for every step: exact at int8 and int4 too."),
 ]
+RunStep = Annotated[
+    str | None, typer.Option(help="host, or fused if the bundle was built with --step fused.")
+]
+
+# --- how text is generated
+
+Raw = Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")]
+NewTokens = Annotated[int, typer.Option(help="Maximum tokens to generate.")]
+Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
+TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0: all.")]
+TopP = Annotated[
+    float, typer.Option(help="Sample from the fewest tokens with this total probability.")
+]
+MinP = Annotated[
+    float, typer.Option(help="Drop tokens below this fraction of the top probability.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Penalty on tokens that occurred before; 1 is off.")
+]
+Seed = Annotated[int | None, typer.Option(help="Random seed, for reproducible sampling.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="Stop before this text; may be given more than once.")
+]
+PastEnd = Annotated[bool, typer.Option("--ignore-eos", help="Continue past the end-of-text token.")]
+Stats = Annotated[bool, typer.Option("--stats", help="Print statistics to stderr.")]
+
+# --- how a benchmark is run
+
+QUESTIONS = 'JSON Lines file of questions: Spec-Bench fields, or {"prompt": …}.'
+Prompts = Annotated[Path, typer.Option(help=QUESTIONS)]
 PerGroup = Annotated[
     int | None, typer.Option(min=1, help="Questions per group, spread evenly; default: all.")
 ]
+BenchRecipes = Annotated[
+    str, typer.Option(help="Recipes, separated by commas; plain is always included.")
+]
+AnswerTokens = Annotated[int, typer.Option(help="Maximum tokens per answer.")]
+Turns = Annotated[int, typer.Option(min=1, help="Maximum turns per conversation.")]
+Repeat = Annotated[int, typer.Option(min=1, help="Runs per prompt; times are medians.")]
+FullLength = Annotated[
+    bool, typer.Option("--ignore-eos", help="Always generate --max-new-tokens tokens.")
+]
+BenchSeed = Annotated[int, typer.Option(help="Random seed, for --temperature above 0.")]
+BenchStep = Annotated[
+    str, typer.Option(help="Step of all recipes but plain: host, or fused where all support it.")
+]
+Interleaved = Annotated[
+    bool,
+    typer.Option(
+        "--interleaved",
+        help="Run all recipes at once, one pass of each in turn, so that a slowdown of the "
+        "machine affects all of them alike.",
+    ),
+]
+Oracle = Annotated[
+    bool, typer.Option("--oracle", help="Show acceptance beside the bound of any lossless rule.")
+]
+Figures = Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")]
+
+# --- what `tune` measures
+
+TunePrompts = Annotated[Path | None, typer.Option(help=QUESTIONS)]
+Precision = Annotated[
+    bool,
+    typer.Option(
+        "--precision", help="Measure speed and perplexity of every precision; keep the best."
+    ),
+]
+MostLoss = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        metavar="PERCENT",
+        help="With --precision: how far perplexity may rise above that of fp32, at most.",
+    ),
+]
+TuneRecipes = Annotated[
+    str,
+    typer.Option(
+        help="Recipes to tune, separated by commas; default: token-recycling, suffix and "
+        "prompt-lookup, and draft-model if the bundle has a draft engine."
+    ),
+]
+TuneTokens = Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")]
+
+# --- what `inspect` shows and `pack` writes
+
+ShownStage = Annotated[
+    str | None, typer.Option(help="Graph of the bundle to show; default: the target's.")
+]
+Picture = Annotated[bool, typer.Option("--graph", help="Show the graph, one line per block.")]
+Nodes = Annotated[
+    str | None,
+    typer.Option(metavar="LAYER", help="Show the nodes of a block: 0, 1, …, embedding, head."),
+]
+PackedOut = Annotated[
+    Path,
+    typer.Option("-o", "--out", metavar="DIR|FILE.tar", help="The folder or archive to write."),
+]
+
+# --- what is printed
+
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Do not show progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+JsonManifest = Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")]
+JsonResult = Annotated[
+    bool, typer.Option("--json", help="Print JSON at the end: text, tokens and statistics.")
+]

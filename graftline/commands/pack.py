@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from graftline.commands import libraries, screen
-from graftline.commands.options import Json, Quiet
+from graftline.commands import options as o
 
 
 def pack(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
-    out: Annotated[
-        Path,
-        typer.Option("-o", "--out", metavar="DIR|FILE.tar", help="The folder or archive to write."),
-    ],
-    quiet: Quiet = False,
-    json: Json = False,
+    bundle: o.BundleFolder,
+    out: o.PackedOut,
+    quiet: o.Quiet = False,
+    json: o.Json = False,
 ) -> None:
     """Make what an app ships: engine, tokenizer, manifest and report, without the source weights.
 

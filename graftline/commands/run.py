@@ -4,68 +4,41 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from graftline.commands import libraries, screen
-from graftline.commands.options import Capacity, Corpus, Threads
+from graftline.commands import options as o
+from graftline.commands import screen
+from graftline.commands.opening import open_engine
 from graftline.commands.texts import from_argument, from_stdin
 from graftline.errors import RequestError
 from graftline.recipe import recipe as find_recipe
 
 if TYPE_CHECKING:
     from graftline.runtimes.result import Result, Stats
+    from graftline.runtimes.streams import Stream
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
-    prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin.")
-    ],
-    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
-    recipe: Annotated[
-        str | None, typer.Option(help="Recipe to decode with, in place of the bundle's own.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens to generate.")] = 128,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0: all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample from the fewest tokens with this total probability.")
-    ] = 1.0,
-    min_p: Annotated[
-        float, typer.Option(help="Drop tokens below this fraction of the top probability.")
-    ] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Penalty on tokens that occurred before; 1 is off.")
-    ] = 1.0,
-    seed: Annotated[
-        int | None, typer.Option(help="Random seed, for reproducible sampling.")
-    ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Stop before this text; may be given more than once.")
-    ] = None,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Continue past the end-of-text token.")
-    ] = False,
-    exact: Annotated[
-        bool,
-        typer.Option(
-            "--exact", help="One kernel family for every step: exact at int8 and int4 too."
-        ),
-    ] = False,
-    threads: Threads = None,
-    capacity: Capacity = None,
-    corpus: Corpus = None,
-    step: Annotated[
-        str | None,
-        typer.Option(help="host, or fused if the bundle was built with --step fused."),
-    ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Print statistics to stderr.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print JSON at the end: text, tokens and statistics.")
-    ] = False,
+    bundle: o.BundleFolder,
+    prompt: o.Prompt,
+    raw: o.Raw = False,
+    recipe: o.Recipe = None,
+    max_new_tokens: o.NewTokens = 128,
+    temperature: o.Temperature = 0.0,
+    top_k: o.TopK = 0,
+    top_p: o.TopP = 1.0,
+    min_p: o.MinP = 0.0,
+    repetition_penalty: o.RepetitionPenalty = 1.0,
+    seed: o.Seed = None,
+    stop: o.Stop = None,
+    ignore_eos: o.PastEnd = False,
+    exact: o.Exact = False,
+    threads: o.Threads = None,
+    capacity: o.Capacity = None,
+    corpus: o.Corpus = None,
+    step: o.RunStep = None,
+    stats: o.Stats = False,
+    json: o.JsonResult = False,
 ) -> None:
     """Generate from a bundle; the chat template is applied where the tokenizer has one.
 
@@ -82,40 +55,17 @@ def run(
         raise RequestError("the prompt is empty; give some text")
     if recipe is not None:
         find_recipe(recipe)
-    libraries.silence_onnxruntime()
-    from graftline.runtimes.load import load
-
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
-        watch(f"opening {bundle}")
-        engine = load(
-            bundle,
-            recipe=recipe,
-            threads=threads,
-            capacity=capacity,
-            exact=exact,
-            corpus=corpus,
-            step=step,
-            watch=watch,
-        )
+        engine = open_engine(
+            bundle, watch, recipe=recipe, threads=threads, capacity=capacity, exact=exact,
+            corpus=corpus, step=step,
+        )  # fmt: skip
     with engine.stream(
-        prompt,
-        raw=raw,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop or (),
-        ignore_eos=ignore_eos,
-    ) as stream:
-        for piece in stream:
-            if not json:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-        result = stream.result
-    assert result is not None, "a stream that ended has a result"
+        prompt, raw=raw, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+        top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed,
+        stop=stop or (), ignore_eos=ignore_eos,
+    ) as stream:  # fmt: skip
+        result = _print_pieces(stream, quiet=json)
     if json:
         screen.write_json(asdict(result))
     else:
@@ -123,6 +73,16 @@ def run(
     if stats:
         sys.stdout.flush()
         sys.stderr.write(_told(result))
+
+
+def _print_pieces(stream: Stream, quiet: bool) -> Result:
+    """Print text as it comes, unless `quiet`; the whole result at its end."""
+    for piece in stream:
+        if not quiet:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    assert stream.result is not None, "a stream that ended has a result"
+    return stream.result
 
 
 def _told(result: Result) -> str:

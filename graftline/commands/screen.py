@@ -70,7 +70,7 @@ def write_json(value: Any) -> None:
 
 @contextmanager
 def steps(quiet: bool = False) -> Generator[Watch]:
-    """Tell what is going on: a spinner with the time on a terminal, one line per step elsewhere.
+    """Show progress: a spinner with the time on a terminal, one line per step elsewhere.
 
     Yields the callback that is told each step in words as it begins.
     """

@@ -5,25 +5,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from graftline.commands import libraries, screen
-from graftline.commands.options import (
-    Capacity,
-    Corpus,
-    Json,
-    PerGroup,
-    Quiet,
-    Threads,
-)
+from graftline.commands import options as o
+from graftline.commands.opening import open_engine
+from graftline.commands.questions import Question, read_questions, select
 from graftline.errors import GraftlineError, RequestError
+from graftline.recipe import recipe as find_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from graftline.commands.questions import Question
+    from graftline.bundle.writer import Watch
+    from graftline.recipe import Recipe
     from graftline.runtimes.engine import Engine
     from graftline.runtimes.request import Ints
     from graftline.runtimes.study.tuning import Tuning
@@ -32,39 +27,19 @@ STORES = ("token-recycling", "suffix", "prompt-lookup")
 
 
 def tune(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help='Questions, one JSON a line: Spec-Bench\'s fields, or {"prompt": …}.'),
-    ] = None,
-    precision: Annotated[
-        bool,
-        typer.Option(
-            "--precision", help="Measure speed and perplexity of every precision; keep the best."
-        ),
-    ] = False,
-    most_loss: Annotated[
-        float,
-        typer.Option(
-            min=0, metavar="PERCENT",
-            help="With --precision: most that perplexity may be above that of fp32.",
-        ),
-    ] = 8.0,
-    recipes: Annotated[
-        str,
-        typer.Option(
-            help="Recipes to tune, separated by commas; default: token-recycling, suffix and "
-            "prompt-lookup, and draft-model if the bundle has a draft engine."
-        ),
-    ] = "",
-    max_new_tokens: Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")] = 128,
-    per_group: PerGroup = None,
-    corpus: Corpus = None,
-    threads: Threads = None,
-    capacity: Capacity = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
-    quiet: Quiet = False,
-    json: Json = False,
+    bundle: o.BundleFolder,
+    prompts: o.TunePrompts = None,
+    precision: o.Precision = False,
+    most_loss: o.MostLoss = 8.0,
+    recipes: o.TuneRecipes = "",
+    max_new_tokens: o.TuneTokens = 128,
+    per_group: o.PerGroup = None,
+    corpus: o.Corpus = None,
+    threads: o.Threads = None,
+    capacity: o.Capacity = None,
+    raw: o.Raw = False,
+    quiet: o.Quiet = False,
+    json: o.Json = False,
 ) -> None:
     """Learn from your prompts which drafts are accepted, and store what is faster here.
 
@@ -99,45 +74,56 @@ def tune(
         return
     if prompts is None:
         raise GraftlineError("tune needs --prompts FILE, or --precision")
+    recipe_names = list(dict.fromkeys(n.strip() for n in recipes.split(",") if n.strip()))
+    chosen = [find_recipe(name) for name in recipe_names]
+    questions = select(read_questions(prompts), per_group)
+    with screen.steps(quiet) as watch:
+        engine = open_engine(
+            bundle, watch, recipe="plain", threads=threads, capacity=capacity, corpus=corpus,
+            verify=False,
+        )  # fmt: skip
+        ids = [_encoded(engine, question, raw, max_new_tokens) for question in questions]
+        plain, found = _tune(bundle, engine, ids, max_new_tokens, chosen, watch)
+    _show(plain, found, json)
+
+
+def _tune(
+    path: Path, engine: Engine, prompts: list[Ints], limit: int, recipes: list[Recipe],
+    watch: Watch,
+) -> tuple[float, list[Tuning]]:  # fmt: skip
+    """Tune `recipes` (none: all that can be), store what is faster, and return plain decoding's
+    tokens per second with what each recipe learned."""
     import onnxruntime
 
     from graftline.bundle.reader import Bundle
-    from graftline.commands.questions import read_questions, select
-    from graftline.recipe import recipe as find_recipe
     from graftline.runtimes.control.measure import costs_key
-    from graftline.runtimes.load import load, step_costs
+    from graftline.runtimes.load import step_costs
     from graftline.runtimes.study.rehearsal import Rehearsal
 
-    asked = list(dict.fromkeys(name.strip() for name in recipes.split(",") if name.strip()))
-    for name in asked:
-        find_recipe(name)
-    questions = select(read_questions(prompts), per_group)
-    libraries.silence_onnxruntime()
-    opened = Bundle.open(bundle, verify=False)
-    with screen.steps(quiet) as watch:
-        watch(f"opening {bundle}")
-        engine = load(
-            bundle, recipe="plain", threads=threads, capacity=capacity, corpus=corpus,
-            verify=False, watch=watch,
-        )  # fmt: skip
-        costs = step_costs(opened, _session(engine), watch)
-        if not asked:
-            asked = [*STORES, *(["draft-model"] if engine.resources.draft is not None else [])]
-        ids = [_encoded(engine, question, raw, max_new_tokens) for question in questions]
-        rehearsal = Rehearsal(engine.session, costs, engine.resources, ids, max_new_tokens)
-        found = [rehearsal.tune(find_recipe(name), watch) for name in asked]
-        key = costs_key(_session(engine).threads, onnxruntime.__version__)
-        opened.write_tuned(key, _merged(opened.read_tuned(key), found))
+    bundle = Bundle.open(path, verify=False)
+    session: Any = engine.session  # `load` opened it as one of ONNX Runtime
+    costs = step_costs(bundle, session, watch)
+    if not recipes:
+        drafts = ("draft-model",) if engine.resources.draft is not None else ()
+        recipes = [find_recipe(name) for name in (*STORES, *drafts)]
+    rehearsal = Rehearsal(session, costs, engine.resources, prompts, limit)
+    found = [rehearsal.tune(each, watch) for each in recipes]
+    key = costs_key(session.threads, onnxruntime.__version__)
+    bundle.write_tuned(key, _merged(bundle.read_tuned(key), found))
+    return 1e3 / costs.of(1), found
+
+
+def _show(plain: float, found: list[Tuning], json: bool) -> None:
     if json:
-        told = [{k: v for k, v in asdict(t).items() if k in _SHOWN} | _kept(t) for t in found]
-        screen.write_json({"plain": 1e3 / costs.of(1), "recipes": told})
+        recipes = [{k: v for k, v in asdict(t).items() if k in _SHOWN} | _kept(t) for t in found]
+        screen.write_json({"plain": plain, "recipes": recipes})
         return
     rows = [
         (t.recipe, t.steps, f"{t.before:.1f}", f"{t.after:.1f}", ", ".join(_kept(t)["kept"]) or "-")
         for t in found
     ]
     columns = ("recipe", "drafts#", "tokens/s before#", "after#", "kept")
-    title = f"expected on this machine; plain: {1e3 / costs.of(1):.1f} tokens/s"
+    title = f"expected on this machine; plain: {plain:.1f} tokens/s"
     screen.console().print(screen.table(title, columns, rows))
 
 
@@ -180,11 +166,6 @@ _SHOWN = ("recipe", "steps", "before", "after")
 def _kept(tuning: Tuning) -> dict[str, list[str]]:
     judge = ["judge"] if tuning.judge else []
     return {"kept": [*tuning.table, *tuning.lengths, *judge]}
-
-
-def _session(engine: Engine) -> Any:
-    """The engine's session, which `load` opened as one of ONNX Runtime."""
-    return engine.session
 
 
 def _encoded(engine: Engine, question: Question, raw: bool, limit: int) -> Ints:

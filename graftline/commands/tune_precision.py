@@ -74,13 +74,13 @@ class Outcome:
 def _check(bundle: Bundle) -> None:
     """Raise where the bundle's precision cannot be changed, or its source is not in it."""
     manifest = bundle.manifest
-    again = f"make it again with another --dtype: {manifest.rebuild}"
+    again = f"rebuild it with another --dtype: {manifest.rebuild}"
     if manifest.target != CPU:
         raise GraftlineError(f"{bundle.path}: --precision tunes {CPU} bundles; {again}")
     more = [name for name in manifest.stages if name not in ("export", "canonical", CPU)]
     if manifest.draft or more:
         what = "a draft engine" if manifest.draft else f"the stage {more[0]}"
-        raise GraftlineError(f"{bundle.path} has {what}, of one precision with it; {again}")
+        raise GraftlineError(f"{bundle.path} has {what}, which shares its precision; {again}")
     if "export" not in manifest.stages:
         raise BundleError(
             f"{bundle.path} was packed without its source weights, which --precision rounds again; "

@@ -12,6 +12,32 @@ from graftline.contrib_ops.operands import MICROSOFT, Array, heads, wide
 from graftline.contrib_ops.rotary import rotate
 
 
+def _unpacked(
+    query: Array, key: Array | None, value: Array | None, query_heads: int, kv_heads: int
+) -> tuple[Array, Array, Array]:
+    """Query, key and value [B, N, heads * D], where one input may hold all three side by side."""
+    if key is not None and value is not None:
+        return query, key, value
+    if key is not None or value is not None:
+        raise ValueError("GroupQueryAttention takes key and value together, or packed qkv")
+    size = query.shape[2] // (query_heads + 2 * kv_heads)
+    ends = [query_heads * size, (query_heads + kv_heads) * size]
+    query, key, value = np.split(query, ends, axis=2)
+    return query, key, value
+
+
+def _bias(bias: Array | None, total: int) -> Array | float:
+    """What is added to the scores [B, heads, N, total]."""
+    if bias is None:
+        return 0.0
+    if bias.shape[-1] != total:
+        raise ValueError(
+            f"GroupQueryAttention: attention_bias covers {bias.shape[-1]} positions, not "
+            f"total_sequence_length = {total}"
+        )
+    return wide(bias)
+
+
 def _write(past: Array | None, new: Array, starts: Array, total: int) -> Array:
     """The cache after `new` [B, K, N, D] is written at slot starts[b] of each row.
 
@@ -111,12 +137,7 @@ class GroupQueryAttention(OpRun):
         rotary_interleaved: int = 0,
         smooth_softmax: int = -1,
     ) -> tuple[Array, ...]:
-        if (key is None) != (value is None):
-            raise ValueError("GroupQueryAttention takes key and value together, or packed qkv")
-        if key is None or value is None:
-            size = query.shape[2] // (num_heads + 2 * kv_num_heads)
-            ends = [num_heads * size, (num_heads + kv_num_heads) * size]
-            query, key, value = np.split(query, ends, axis=2)
+        query, key, value = _unpacked(query, key, value, num_heads, kv_num_heads)
         dtype = query.dtype
         q = heads(wide(query), num_heads)
         k, v = (heads(wide(x), kv_num_heads) for x in (key, value))
@@ -139,19 +160,13 @@ class GroupQueryAttention(OpRun):
         scores = (q @ keys.swapaxes(2, 3)) * (scale or 1 / math.sqrt(size))
         if softcap:
             scores = softcap * np.tanh(scores / softcap)
-        if attention_bias is not None:
-            if attention_bias.shape[-1] != total:
-                raise ValueError(
-                    f"GroupQueryAttention: attention_bias covers {attention_bias.shape[-1]} "
-                    f"positions, not total_sequence_length = {total}"
-                )
-            scores = scores + wide(attention_bias)
+        scores = scores + _bias(attention_bias, total)
         seen = _seen(past, rows, total, local_window_size)
         scores = np.where(seen[:, None], scores, -np.inf)
-        sink = head_sink
+        sink = None if head_sink is None else wide(head_sink)
         if sink is None and smooth_softmax == 1:
             sink = np.zeros(num_heads, dtype=scores.dtype)
-        weights = _sinked_softmax(scores, None if sink is None else wide(sink))
+        weights = _sinked_softmax(scores, sink)
         used = np.asarray(seen.any(axis=1))[:, None, :, None]
         out = weights @ np.where(used, values, 0)
         flat = out.transpose(0, 2, 1, 3).reshape(batch, rows, num_heads * size)

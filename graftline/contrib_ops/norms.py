@@ -14,6 +14,11 @@ def _rms(x: Array, gamma: Array, axes: tuple[int, ...], epsilon: float) -> tuple
     return x * inverse * gamma, inverse
 
 
+def _residual(x: Array, skip: Array, bias: Array | None) -> Array:
+    """What is normalized, and added to the stream: x + skip + bias."""
+    return wide(x) + wide(skip) + (0 if bias is None else wide(bias))
+
+
 class SimplifiedLayerNormalization(OpRun):
     """RMS normalization from `axis` on. ONNX Runtime keeps this op in the standard domain."""
 
@@ -52,7 +57,7 @@ class SkipSimplifiedLayerNormalization(OpRun):
         *,
         epsilon: float = 1e-12,
     ) -> tuple[Array, ...]:
-        total = wide(x) + wide(skip) + (0 if bias is None else wide(bias))
+        total = _residual(x, skip, bias)
         out, inverse = _rms(total, wide(gamma), (-1,), epsilon)
         return out.astype(x.dtype), np.zeros_like(inverse), inverse, total.astype(x.dtype)
 
@@ -72,7 +77,7 @@ class SkipLayerNormalization(OpRun):
         *,
         epsilon: float = 1e-12,
     ) -> tuple[Array, ...]:
-        total = wide(x) + wide(skip) + (0 if bias is None else wide(bias))
+        total = _residual(x, skip, bias)
         mean = total.mean(axis=-1, keepdims=True)
         out, inverse = _rms(total - mean, wide(gamma), (-1,), epsilon)
         out = out + (0 if beta is None else wide(beta))

@@ -1,4 +1,4 @@
-"""Rotary embeddings whose frequencies depend on the length of the text: served where they do not.
+"""Rotary embeddings whose frequencies change with the text's length: served up to that length.
 """
 
 from __future__ import annotations

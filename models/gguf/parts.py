@@ -42,8 +42,8 @@ def check_parts(files: Sequence[Path], readers: Sequence[Any]) -> None:
         count = 1 if field is None else max(1, int(field.contents()))
         if count != len(files):
             raise CheckpointError(
-                f"{file}: one of {count} parts, says its {COUNT}; restore the names of the parts "
-                f"(NAME-00001-of-{count:05}.gguf), or join them with llama-gguf-split --merge"
+                f"{file}: its {COUNT} says that it is one of {count} parts; restore the names of "
+                f"the parts (NAME-00001-of-{count:05}.gguf), or join them: llama-gguf-split --merge"
             )
 
 

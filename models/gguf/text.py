@@ -1,4 +1,4 @@
-"""What a GGUF file says about text: where it ends, how it is split, and keys nobody reads."""
+"""What a GGUF file says about text: where it ends, how it is split, and keys that nothing reads."""
 
 from __future__ import annotations
 

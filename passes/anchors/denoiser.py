@@ -2,69 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+from graftline.facts import DenoiserFacts
+from graftline.passes.anchors.roles import (
+    FLOATS,
+    Mismatch,
+    OnePass,
+    Role,
+    dims_of,
+    inputs_of,
+    named,
+    rank_of,
+)
+
+SAMPLE, TIMESTEP, CONDITION, PREDICTION = "sample", "timestep", "condition", "prediction"
 
 
-@dataclass(frozen=True)
-class Mismatch:
-    """Why a graph is not what was looked for, and the values or nodes that say so."""
-
-    reason: str
-    at: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Denoiser:
+def find_denoiser(graph: ir.Graph) -> OnePass | Mismatch:
     """A noisy sample [B, C, H, W] and its time step, with what else conditions it, and the
-    prediction of the sample's height and width."""
-
-    sample: ir.Value
-    timestep: ir.Value
-    conditions: tuple[ir.Value, ...]
-    prediction: ir.Value
-
-
-def find_denoiser(graph: ir.Graph) -> Denoiser | Mismatch:
-    """The parts of a denoiser; or why the graph is none. Names do not count."""
-    inputs = [v for v in graph.inputs if v.name not in graph.initializers]
-    samples = [v for v in inputs if _rank(v) == 4 and v.dtype in FLOATS]
+    prediction of the sample's height and width; or why the graph is not a denoiser. Names do not
+    count."""
+    inputs = inputs_of(graph)
+    samples = [v for v in inputs if rank_of(v) == 4 and v.dtype in FLOATS]
     if len(samples) != 1:
-        why = f"{len(samples)} inputs [B, C, H, W] of floats, one is the sample"
-        return Mismatch(why, _names(samples))
+        why = f"{len(samples)} inputs [B, C, H, W] of floats; it must be one, the sample"
+        return Mismatch(why, named(samples))
     (sample,) = samples
-    if not isinstance(_dims(sample)[1], int):
-        return Mismatch("the number of the sample's channels is not fixed", _names([sample]))
-    steps = [v for v in inputs if _rank(v) in (0, 1)]
+    channels, height, width = dims_of(sample)[1:]
+    if not isinstance(channels, int):
+        return Mismatch("the number of the sample's channels is not fixed", named([sample]))
+    steps = [v for v in inputs if rank_of(v) in (0, 1)]
     if len(steps) != 1:
-        why = f"{len(steps)} inputs of a number, or one for each sample, one is the time step"
-        return Mismatch(why, _names(steps))
-    predictions = [v for v in graph.outputs if _rank(v) == 4 and v.dtype in FLOATS]
+        why = f"{len(steps)} inputs of one number, or one per sample; it must be one, the time step"
+        return Mismatch(why, named(steps))
+    predictions = [v for v in graph.outputs if rank_of(v) == 4 and v.dtype in FLOATS]
     if len(predictions) != 1 or len(graph.outputs) != 1:
-        why = f"{len(graph.outputs)} outputs, one [B, C, H, W] is the prediction"
-        return Mismatch(why, _names(list(graph.outputs)))
+        why = f"{len(graph.outputs)} outputs; it must be one, the prediction [B, C, H, W]"
+        return Mismatch(why, named(graph.outputs))
     (prediction,) = predictions
-    if any(a != b for a, b in zip(_dims(prediction)[2:], _dims(sample)[2:], strict=True)):
-        why = "the prediction has another height or width than the sample"
-        return Mismatch(why, _names(predictions))
+    if dims_of(prediction)[2:] != (height, width):
+        why = "the prediction and the sample differ in height or width"
+        return Mismatch(why, named(predictions))
     rest = [v for v in inputs if v not in (sample, steps[0])]
-    if odd := [v for v in rest if v.dtype not in FLOATS or _rank(v) not in (2, 3)]:
-        return Mismatch("inputs that are no vectors of floats to condition on", _names(odd))
-    return Denoiser(sample, steps[0], tuple(rest), prediction)
-
-
-def _dims(value: ir.Value) -> tuple[int | str | None, ...]:
-    shape = value.shape
-    return () if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
-
-
-def _rank(value: ir.Value) -> int | None:
-    return None if value.shape is None else len(value.shape)
-
-
-def _names(values: Sequence[ir.Value]) -> tuple[str, ...]:
-    return tuple(f"{v.name} {list(_dims(v))}" for v in values)
+    if odd := [v for v in rest if v.dtype not in FLOATS or rank_of(v) not in (2, 3)]:
+        return Mismatch("inputs that are not vectors of floats, as conditions are", named(odd))
+    size = (d if isinstance(d, int) else 0 for d in (height, width))
+    roles = [Role(sample, SAMPLE, SAMPLE), Role(steps[0], TIMESTEP, TIMESTEP)]
+    roles += [Role(v, CONDITION, f"{CONDITION}.{place}") for place, v in enumerate(rest)]
+    output = Role(prediction, PREDICTION, PREDICTION)
+    return OnePass(DenoiserFacts(channels, *size), tuple(roles), output)

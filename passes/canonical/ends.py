@@ -189,7 +189,8 @@ def _tabulated(
     rest = measures.shape(value)[inside.index("N") + 1 :]
     dtype = (value.dtype or ir.DataType.FLOAT).numpy()
     if rows * math.prod(rest) * dtype.itemsize > _TABLE_BYTES:
-        raise NotApplicable("positions are computed in too wide a way to tabulate", [label(at)])
+        what = "positions are computed through values too large to tabulate"
+        raise NotApplicable(what, [label(at)])
     table = measures.world(1, rows).value(value).reshape(rows, *rest)
     limit = 1e-6 * max(1.0, float(np.abs(table).max(initial=0))) if dtype.kind == "f" else 0
     for world, positions in _worlds(value, measures, own, rows):

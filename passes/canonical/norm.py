@@ -259,7 +259,7 @@ def _plus_one(emit: Emit, vector: ir.Value, dtype: ir.DataType | None) -> ir.Val
     if name in emit.graph.initializers:
         return emit.graph.initializers[name]
     if tensor is None:
-        raise AssertionError(f"{vector.name} is no initializer")
+        raise AssertionError(f"{vector.name} is not an initializer")
 
     used = dtype or tensor.dtype
 

@@ -20,71 +20,39 @@ from graftline.passes.graph.text import write
 from graftline.plugins.uniforms import UNIFORMS
 
 _TURNS = """
-    axis_1 = Constant <value = int64[1] {1}> ()
-    flat = Constant <value = int64[1] {-1}> ()
     nodes = Shape (depth)
-    seed_column = Unsqueeze (seed, axis_1)
-    seeds_each = Expand (seed_column, nodes)
-    ordinal_column = Unsqueeze (ordinal, axis_1)
-    turns_each = Add (ordinal_column, depth)
-    seeds = Reshape (seeds_each, flat)
-    turns = Reshape (turns_each, flat)
+    seeds = Reshape (Expand (Unsqueeze (seed, axis_1), nodes), flat)
+    turns = Reshape (Add (Unsqueeze (ordinal, axis_1), depth), flat)
 """
 _WEIGHTS = """
-    zero = Constant <value = float {0.0}> ()
-    one = Constant <value = float {1.0}> ()
     axes = Constant <value = int64[3] {1, 2, 3}> ()
-    last = Constant <value = int64[1] {-1}> ()
-    peak = ReduceMax <keepdims = 1> (maxima, last)
-    peak_each = Unsqueeze (peak, last)
-    below = Sub (grouped, peak_each)
-    warm = Greater (temperature, zero)
-    heat = Where (warm, temperature, one)
-    heat_each = Unsqueeze (heat, axes)
-    scaled = Div (below, heat_each)
-    unfiltered = Exp (scaled)
-    least = Unsqueeze (min_p, axes)
-    likely = GreaterOrEqual (unfiltered, least)
-    kept = Cast <to = 1> (likely)
+    below = Sub (grouped, Unsqueeze (ReduceMax <keepdims = 1> (maxima, last_axis), last_axis))
+    heat = Where (Greater (temperature, zero_f), temperature, one_f)
+    unfiltered = Exp (Div (below, Unsqueeze (heat, axes)))
+    kept = Cast <to = 1> (GreaterOrEqual (unfiltered, Unsqueeze (min_p, axes)))
     weights = Mul (unfiltered, kept)
 """
 """[B, N, groups, 256]: probabilities in units of the largest, filtered by min-p."""
 _FIND = """
-    zero = Constant <value = float {0.0}> ()
     end = Constant <value = int64 {-1}> ()
-    last = Constant <value = int64[1] {-1}> ()
     sums = CumSum (weights, end)
-    whole = ReduceMax <keepdims = 1> (sums, last)
-    reached = LessOrEqual (sums, target)
-    inside = Less (sums, whole)
-    passed = And (reached, inside)
-    counted = Cast <to = 7> (passed)
-    place = ReduceSum <keepdims = 1> (counted, last)
-    passed_sums = Where (passed, sums, zero)
-    before = ReduceMax <keepdims = 1> (passed_sums, last)
+    inside = Less (sums, ReduceMax <keepdims = 1> (sums, last_axis))
+    passed = And (LessOrEqual (sums, target), inside)
+    place = ReduceSum <keepdims = 1> (Cast <to = 7> (passed), last_axis)
+    before = ReduceMax <keepdims = 1> (Where (passed, sums, zero_f), last_axis)
 """
 """Along the last axis, kept as 1: the first place where the sum of `weights` exceeds `target`, and
 the sum before it. Rounding may put `target` at the whole sum: then the last place with a weight."""
 _TARGET = """
-    last = Constant <value = int64[1] {-1}> ()
-    sums = ReduceSum <keepdims = 0> (weights, last)
-    total = ReduceSum <keepdims = 1> (sums, last)
-    each = Unsqueeze (uniform, last)
-    target = Mul (each, total)
+    sums = ReduceSum <keepdims = 0> (weights, last_axis)
+    target = Mul (Unsqueeze (uniform, last_axis), ReduceSum <keepdims = 1> (sums, last_axis))
 """
 _REST = """
-    zero = Constant <value = float {0.0}> ()
-    last = Constant <value = int64[1] {-1}> ()
-    left = Sub (target, before)
-    positive = Max (left, zero)
-    rest = Unsqueeze (positive, last)
+    rest = Unsqueeze (Max (Sub (target, before), zero_f), last_axis)
 """
 _TOKEN = """
-    last = Constant <value = int64[1] {-1}> ()
-    start = Mul (group, width)
-    within = Squeeze (place, last)
-    token = Add (start, within)
-    draws = Squeeze (token, last)
+    token = Add (Mul (group, width), Squeeze (place, last_axis))
+    draws = Squeeze (token, last_axis)
 """
 
 

@@ -41,9 +41,9 @@ class FuseDraft(Graft):
     def requires(self, model: ir.Model) -> None:
         name, ports = self.name(), read_ports(model)
         if not calls(model.graph, TREE_VERIFY):
-            raise NotApplicable(f"{name} drafts behind a verified tree; put fuse-verify before it")
+            raise NotApplicable(f"{name} drafts from a verified tree; put fuse-verify before it")
         if port_of(model, "table") is not None:
-            raise NotApplicable("the graph drafts its next tree already", ["table"])
+            raise NotApplicable("the graph already drafts its next tree", ["table"])
         if self.width < 1 or self.levels < 1:
             raise NotApplicable(f"{name}: width and levels are at least 1, not {self}")
         topk = by_role(ports, "topk_ids")

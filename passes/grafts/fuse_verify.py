@@ -50,7 +50,7 @@ class FuseVerify(Graft):
     def requires(self, model: ir.Model) -> None:
         name = self.name()
         if (port := port_of(model, "parents")) is not None:
-            raise NotApplicable("the graph verifies its tree already", [port.name])
+            raise NotApplicable("the graph already verifies its tree", [port.name])
         if port_of(model, "mask") is None:
             raise NotApplicable(f"{name} needs a tree mask; put kv-cache | tree-mask before it")
         if not by_role(read_ports(model), "argmax"):

@@ -75,7 +75,7 @@ class KvCache(Graft):
         if not found:
             raise NotApplicable("kv-cache needs stamped attention; run anchors first")
         if cache := slot_ports(read_ports(model), "in", TARGET):
-            raise NotApplicable("the graph has a cache already", [cache[0].name])
+            raise NotApplicable("the graph already has a cache", [cache[0].name])
         for role in ("tokens", "positions"):
             if input_of(model, role) is None:
                 raise NotApplicable(f"kv-cache needs the input '{role}'; run canonicalize first")

@@ -67,7 +67,7 @@ class ReduceLogits(Graft):
         if self.topk == 1 or self.topk < 0:
             raise NotApplicable(f"reduce-logits takes topk=0 (none) or at least 2, not {self.topk}")
         if any(p.role == "argmax" for p in read_ports(model)):
-            raise NotApplicable("the logits are reduced already", ["argmax"])
+            raise NotApplicable("the logits are already reduced", ["argmax"])
 
     def apply(self, model: ir.Model) -> None:
         graph = model.graph

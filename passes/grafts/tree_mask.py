@@ -117,7 +117,7 @@ class TreeMask(Graft):
         if cache_of(model) is None:
             raise NotApplicable("tree-mask needs a cache; put kv-cache before it")
         if (port := port_of(model, "mask")) is not None:
-            raise NotApplicable("the graph has a tree mask already", [port.name])
+            raise NotApplicable("the graph already has a tree mask", [port.name])
 
     def apply(self, model: ir.Model) -> None:
         graph = model.graph

@@ -9,6 +9,7 @@ import onnx.parser
 import onnx_ir as ir
 
 from graftline.passes.graph.emit import Emit
+from graftline.plugins.onnx_text import written_out
 
 HEADER = '<opset_import: ["" : 24], domain: "graftline">'
 
@@ -26,8 +27,9 @@ def write(
     get in the graph ("" lets the graph choose). A `Constant` becomes an initializer, once for equal
     numbers.
     """
+    body = written_out(text)
     given, made = ", ".join(inputs), ", ".join(outputs)
-    function = onnx.parser.parse_function(f"{HEADER} text ({given}) => ({made}) {{{text}}}")
+    function = onnx.parser.parse_function(f"{HEADER} text ({given}) => ({made}) {{{body}}}")
     known: dict[str, ir.Value] = dict(inputs)
     wanted = dict(zip(outputs, names, strict=False))
     for node in function.node:

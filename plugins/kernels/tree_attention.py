@@ -40,6 +40,41 @@ def _absorb(
 
 
 @triton.jit
+def _tree(parents, batch, N: tl.constexpr, NP: tl.constexpr, ROUNDS: tl.constexpr):
+    """The depth of each node [NP], and its parent, which is itself at a root."""
+    index = tl.arange(0, NP)
+    parent = tl.load(parents + batch * N + index, mask=index < N, other=-1).to(tl.int32)
+    depth = (parent >= 0).to(tl.int32)
+    first_up = tl.where(parent >= 0, parent, index)
+    up = first_up
+    for _ in tl.static_range(ROUNDS):
+        depth += tl.gather(depth, up, 0)
+        up = tl.gather(up, up, 0)
+    return depth, first_up
+
+
+@triton.jit
+def _ancestors(
+    depth, first_up, node, word: tl.constexpr,
+    NP: tl.constexpr, ROUNDS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """[M, 32]: which of the nodes 32 * word to 32 * word + 31 the row of node `node` [M] sees:
+    its ancestors and itself, within the window."""
+    bit = tl.arange(0, NP) - 32 * word
+    kin = tl.where((bit >= 0) & (bit < 32), 1 << (bit & 31), 0)
+    up = first_up
+    for _ in tl.static_range(ROUNDS):
+        kin |= tl.gather(kin, up, 0)
+        up = tl.gather(up, up, 0)
+    other = tl.arange(0, 32)
+    seen = ((tl.gather(kin, node, 0)[:, None] >> other[None, :]) & 1) != 0
+    if WINDOW > 0:
+        other_depth = tl.gather(depth, tl.minimum(32 * word + other, NP - 1), 0)
+        seen &= tl.gather(depth, node, 0)[:, None] - other_depth[None, :] < WINDOW
+    return seen
+
+
+@triton.jit
 def attend(
     query, key, value, parents, lengths, slots, block, part,
     N: tl.constexpr, NP: tl.constexpr, HQ: tl.constexpr, HKV: tl.constexpr,
@@ -69,14 +104,7 @@ def attend(
     keys = key + (batch * HKV + head) * slots * D
     values = value + (batch * HKV + head) * slots * D
 
-    index = tl.arange(0, NP)
-    parent = tl.load(parents + batch * N + index, mask=index < N, other=-1).to(tl.int32)
-    depth = (parent >= 0).to(tl.int32)
-    up = tl.where(parent >= 0, parent, index)
-    first_up = up
-    for _ in tl.static_range(ROUNDS):
-        depth += tl.gather(depth, up, 0)
-        up = tl.gather(up, up, 0)
+    depth, first_up = _tree(parents, batch, N, NP, ROUNDS)
     row_depth = tl.gather(depth, node, 0)
 
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -100,21 +128,11 @@ def attend(
 
     if part == PARTS - 1:
         for word in tl.static_range((N + 31) // 32):
-            bit = index - 32 * word
-            kin = tl.where((bit >= 0) & (bit < 32), 1 << (bit & 31), 0)
-            up = first_up
-            for _ in tl.static_range(ROUNDS):
-                kin |= tl.gather(kin, up, 0)
-                up = tl.gather(up, up, 0)
-            row_kin = tl.gather(kin, node, 0)
-            other = tl.arange(0, 32)
-            seen = ((row_kin[:, None] >> other[None, :]) & 1) != 0
-            if WINDOW > 0:
-                other_depth = tl.gather(depth, tl.minimum(32 * word + other, NP - 1), 0)
-                seen &= row_depth[:, None] - other_depth[None, :] < WINDOW
+            other = 32 * word + tl.arange(0, 32)
+            seen = _ancestors(depth, first_up, node, word, NP, ROUNDS, WINDOW)
             top, total, acc = _absorb(
-                q, keys, values, length + 32 * word + other, 32 * word + other < N, seen,
-                inside_d, top, total, acc, D, DP, SCALE, SOFTCAP,
+                q, keys, values, length + other, other < N, seen, inside_d, top, total, acc,
+                D, DP, SCALE, SOFTCAP,
             )  # fmt: skip
     return top, total, acc, at, inside
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from tests.core.tree_copy import changed, ran
 
-ROOT = Path(__file__).parents[2]
 PASS = '''"""halve-logits: a pass for this test."""
 
 from __future__ import annotations
@@ -158,52 +153,6 @@ got = run(model, {"x": x})["y"]
 assert (got == plugin.reference(x)[0]).all()
 print("function = reference")
 """
-KIND = '''"""Numbers in, numbers out: a kind of host for this test."""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-from graftline.kinds.denoiser import Denoiser
-
-
-@dataclass(frozen=True)
-class Regressor(Denoiser):
-    """Vectors in, vectors out."""
-
-    name: str = "regressor"
-    front: str = "canonicalize-denoiser"
-'''
-RUN_KIND = """
-from graftline.facts import Facts
-from graftline.kinds import KINDS, kind_of
-assert kind_of(Facts(kind="regressor")) is KINDS["regressor"]
-print(kind_of(Facts(kind="regressor")).front)
-"""
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    for name in ("passes", "models", "runtimes", "plugins", "graftline"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=ignore)
-    return tmp_path
-
-
-def changed(path: Path, old: str, new: str) -> None:
-    """One line of a table: that it is where CONTRIBUTING.md says is part of the test."""
-    text = path.read_text()
-    assert text.count(old) >= 1, f"{path} has no {old!r}"
-    path.write_text(text.replace(old, new, 1))
-
-
-def ran(tree: Path, code: str, *args: str) -> str:
-    """What a fresh process prints in the copy."""
-    here = {**os.environ, "PYTHONPATH": str(tree)}
-    command = [sys.executable, "-c", code, *args]
-    made = subprocess.run(command, cwd=tree, env=here, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr[-1500:]
-    return made.stdout.strip()
 
 
 def test_a_pass(tree: Path) -> None:
@@ -235,12 +184,3 @@ def test_a_plugin(tree: Path) -> None:
     changed(table, line, "from graftline.plugins.twice import TWICE\n" + line)
     changed(table, "TREE_VERIFY, UNIFORMS,", "TREE_VERIFY, TWICE, UNIFORMS,")
     assert ran(tree, RUN_PLUGIN) == "function = reference"
-
-
-def test_a_kind_of_host(tree: Path) -> None:
-    (tree / "graftline/kinds/regressor.py").write_text(KIND)
-    table = tree / "graftline/kinds/__init__.py"
-    line = "from graftline.kinds.kind import Kind\n"
-    changed(table, line, line + "from graftline.kinds.regressor import Regressor\n")
-    changed(table, "(Decoder(), Denoiser())", "(Decoder(), Denoiser(), Regressor())")
-    assert ran(tree, RUN_KIND) == "canonicalize-denoiser"

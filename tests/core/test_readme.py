@@ -6,10 +6,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.tiny_checkpoints import write_tokenizer
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"<!-- run -->\n```(\w+)\n(.*?)```", re.DOTALL)
@@ -34,11 +35,9 @@ def write_checkpoint(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_readmes_blocks_run(
-    tmp_path: Path, byte_tokenizer: Callable[[Path], list[Path]]
-) -> None:
+def test_the_readmes_blocks_run(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "SmolLM2-135M-Instruct")
-    byte_tokenizer(tmp_path / "SmolLM2-135M-Instruct")
+    write_tokenizer(tmp_path / "SmolLM2-135M-Instruct")
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     (bin_folder / "graftline").write_text(f'#!/bin/sh\nexec {sys.executable} -m graftline "$@"\n')

@@ -47,7 +47,7 @@ def test_both_branches_are_kept_and_proven(tmp_path: Path) -> None:
 def test_a_change_inside_a_body_breaks_a_law(tmp_path: Path, side: str) -> None:
     raw = open_checkpoint(export_branching(tmp_path / "b.onnx")).host().model
     model = raw.clone()
-    Pipeline.parse("canonicalize-denoiser", GRAFTS).run(model)
+    Pipeline.parse("canonicalize-one-pass", GRAFTS).run(model)
     (node,) = (n for n in model.graph if n.op_type == "If")
     (conv,) = (n for n in node.attributes[side].as_graph() if n.op_type == "Conv")
     conv.attributes["dilations"] = ir.AttrInt64s("dilations", [2, 2])

@@ -20,12 +20,13 @@ from graftline.bundle.store import load_graph
 from graftline.commands.cli import app
 from graftline.errors import BundleError, GraftlineError, LawBroken
 from graftline.facts import DenoiserFacts
-from graftline.kinds.denoiser import Denoiser as Kind
+from graftline.kinds.denoiser import Denoiser
 from graftline.kinds.kind import Parts
 from graftline.models.checkpoint import open_checkpoint
 from graftline.passes import Pipeline
-from graftline.passes.anchors.denoiser import Denoiser, Mismatch, find_denoiser
-from graftline.passes.canonical.denoiser import CanonicalizeDenoiser
+from graftline.passes.anchors.denoiser import find_denoiser
+from graftline.passes.anchors.roles import Mismatch, OnePass
+from graftline.passes.canonical.one_pass import CanonicalizeOnePass
 from tests.kinds.denoisers import export_denoiser
 
 
@@ -44,10 +45,10 @@ def test_it_is_known_by_its_shapes(graph: Path) -> None:
     assert isinstance(host.facts, DenoiserFacts)
     assert (host.facts.channels, host.facts.height, host.facts.width) == (4, 0, 0)
     found = find_denoiser(host.model.graph)
-    assert isinstance(found, Denoiser)
-    assert [v.name for v in (found.sample, found.timestep, found.prediction)] == [
-        "latent", "t", "noise",
-    ]  # fmt: skip
+    assert isinstance(found, OnePass)
+    assert {role.name: role.value.name for role in (*found.inputs, found.output)} == {
+        "sample": "latent", "timestep": "t", "prediction": "noise",
+    }  # fmt: skip
 
 
 def test_its_bundle_predicts_what_the_file_does(graph: Path, bundle: Bundle) -> None:
@@ -65,7 +66,7 @@ def test_its_bundle_predicts_what_the_file_does(graph: Path, bundle: Bundle) -> 
 def test_every_pass_and_the_engine_are_held_to_laws(bundle: Bundle) -> None:
     laws = {(w.graft.partition("{")[0], w.law): w.status for w in bundle.manifest.laws}
     held = [
-        ("canonicalize-denoiser", "neutral"), ("canonicalize-denoiser", "interface"),
+        ("canonicalize-one-pass", "neutral"), ("canonicalize-one-pass", "interface"),
         ("lower-ort", "neutral"), ("ort-cpu", "whole"), ("export", "checkpoint"),
     ]  # fmt: skip
     assert {laws[row] for row in held} == {"held"}
@@ -95,7 +96,7 @@ def test_the_proof_sees_an_engine_that_predicts_something_else(
     ir.save(wrong, copy / "ort-cpu.onnx")
     parts = Parts(copy, bundle.manifest.stages, "ort-cpu", "fp32")
     with pytest.raises(LawBroken, match="ort-cpu breaks the law 'whole' at 'prediction'"):
-        Kind().prove(parts, graph, "", lambda line: None)
+        Denoiser().prove(parts, graph, "", lambda line: None)
 
 
 def dilate(model: ir.Model) -> None:
@@ -106,7 +107,7 @@ def dilate(model: ir.Model) -> None:
 
 
 def test_a_pass_that_changes_the_prediction_breaks_a_law(graph: Path) -> None:
-    class Wrong(CanonicalizeDenoiser):
+    class Wrong(CanonicalizeOnePass):
         def apply(self, model: ir.Model) -> None:
             super().apply(model)
             dilate(model)
@@ -115,7 +116,7 @@ def test_a_pass_that_changes_the_prediction_breaks_a_law(graph: Path) -> None:
     model = raw.clone()
     Pipeline((Wrong(),)).run(model)
     with pytest.raises(LawBroken, match=r"'neutral' at 'prediction'"):
-        Kind().front_law(raw, model)
+        Denoiser().front_law(raw, model)
 
 
 def test_inspect_shows_it(bundle: Bundle, graph: Path) -> None:
@@ -156,10 +157,10 @@ def value(name: str, shape: list[int | str]) -> ir.Value:
 @pytest.mark.parametrize(
     ("more", "out", "message"),
     [
-        ({}, ["B", 4, "H", "W"], "0 inputs of a number"),
-        ({"t": ["B"]}, ["B", 4, 8, 8], "another height or width"),
+        ({}, ["B", 4, "H", "W"], "0 inputs of one number"),
+        ({"t": ["B"]}, ["B", 4, 8, 8], "differ in height or width"),
         ({"t": ["B"], "z": ["B", 4, "H", "W"]}, ["B", 4, "H", "W"], "2 inputs .B, C, H, W."),
-        ({"t": ["B"], "m": ["B", 1, 1, 1, 1]}, ["B", 4, "H", "W"], "no vectors of floats"),
+        ({"t": ["B"], "m": ["B", 1, 1, 1, 1]}, ["B", 4, "H", "W"], "not vectors of floats"),
     ],
 )
 def test_other_graphs_are_no_denoisers(

@@ -17,6 +17,7 @@ from graftline.models import open_checkpoint
 from graftline.models.hf import generation
 from graftline.models.host import Host
 from graftline.models.tiny import tiny
+from tests.models.refusals import refused
 
 
 @pytest.fixture
@@ -40,12 +41,6 @@ def add(folder: Path, **tensors: Any) -> None:
 def opened(folder: Path) -> tuple[Host, str]:
     said: list[str] = []
     return open_checkpoint(folder).host(watch=said.append), "\n".join(said)
-
-
-def refused(folder: Path, words: str) -> None:
-    with pytest.raises(CheckpointError, match=words) as caught:
-        open_checkpoint(folder).host()
-    assert "\n" not in str(caught.value)
 
 
 def assert_equal(host: Host, folder: Path) -> None:

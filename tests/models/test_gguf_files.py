@@ -13,10 +13,10 @@ from gguf import GGUFReader, GGUFWriter
 from gguf_writing import finish, tensors, write_gguf
 from harness import feed, logits, reference
 
-from graftline.errors import CheckpointError
 from graftline.models import open_checkpoint
 from graftline.models.gguf.file import GgufCheckpoint
 from graftline.models.tiny import tiny
+from tests.models.refusals import refused
 
 LONG = feed(rows=48)
 """Longer than the original lengths of the scalings here."""
@@ -28,12 +28,6 @@ def close(file: Path, folder: Path) -> Path:
     got, want = logits(host.model, LONG), reference(folder, LONG)
     np.testing.assert_allclose(got, want, atol=2e-5)
     return GgufCheckpoint(file).folder()
-
-
-def refused(file: Path, words: str) -> None:
-    with pytest.raises(CheckpointError, match=words) as caught:
-        open_checkpoint(file).host()
-    assert "\n" not in str(caught.value)
 
 
 def llama3_factors(size: int, rope: dict[str, Any]) -> Any:
@@ -188,5 +182,5 @@ def test_parts_are_read_together(tmp_path: Path) -> None:
     files = split(folder, tmp_path, 3)
     close(files[1], folder)
     other = files[2].rename(tmp_path / "other.gguf")
-    refused(other, r"one of 3 parts, says its split\.count; restore the names of the parts")
+    refused(other, r"its split\.count says that it is one of 3 parts; restore the names")
     refused(files[0], r"part of a model in 3 files, 1 of them missing, first m-00003-of-00003")

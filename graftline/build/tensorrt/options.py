@@ -39,7 +39,7 @@ class BuildOptions:
             if value < 1:
                 raise BackendError(f"TensorRT build: {name} is at least 1, not {value}")
         if not self.rows:
-            raise BackendError("TensorRT build: rows names at least one number of tree nodes")
+            raise BackendError("TensorRT build: rows must name at least one number of tree nodes")
 
     def flags(self) -> tuple[str, ...]:
         """Names of TensorRT's builder flags."""

@@ -90,7 +90,7 @@ class Target:
     def check_dtype(self, dtype: str) -> None:
         """Raise BackendError where a GPU of this target has no arithmetic for `dtype`."""
         if dtype == "bf16" and min(self.capabilities) < BF16_FROM:
-            raise BackendError(f"{self}: sm75 has no bf16; take --dtype fp16 or leave it out")
+            raise BackendError(f"{self}: sm75 has no bf16; use --dtype fp16, or leave it out")
 
     def check_machine(self) -> None:
         """Raise BackendError where this flavour needs a GPU that is not in this machine."""
@@ -101,7 +101,7 @@ class Target:
             here = f"this machine has sm{found}" if found else "this machine has no GPU"
             raise BackendError(
                 f"{self} is built on a machine with that GPU, and {here}; run the same command "
-                "there, or take a target of trt-rtx"
+                "there, or use a trt-rtx target"
             )
 
 

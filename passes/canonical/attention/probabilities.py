@@ -57,9 +57,10 @@ class Probabilities:
                     inside[node] = None
                     todo.extend(node.outputs)
             if len(inside) > _BETWEEN:
-                raise NotApplicable("attention probabilities do not meet values", [label(softmax)])
+                what = "attention probabilities are not multiplied by values"
+                raise NotApplicable(what, [label(softmax)])
         if len(ends) != 1:
-            raise NotApplicable("attention probabilities are read twice", [label(n) for n in ends])
+            raise NotApplicable("attention probabilities are used twice", [label(n) for n in ends])
         return next(iter(ends)), list(inside)
 
     def _prove_unchanged(
@@ -81,7 +82,7 @@ class Probabilities:
             if wide * n * n > SQUARE:
                 if per_row:
                     raise NotApplicable(
-                        f"what is done to attention probabilities cannot be looked at for {n} "
+                        f"what changes attention probabilities cannot be evaluated for {n} "
                         "positions", names,
                     )  # fmt: skip
                 break

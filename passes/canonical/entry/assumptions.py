@@ -121,8 +121,8 @@ def _check_causal(
     strange = [label(m.node) for m in met if not _is_scores(m, measures)]
     if strange:
         raise NotApplicable(
-            f"input {port.name} has one number for every pair of tokens, but enters other places "
-            "than attention scores",
+            f"input {port.name} has one number for every pair of tokens, but is used outside "
+            "attention scores",
             strange,
         )
     if known or all(_hides_future(m, value, measures) for m in met):

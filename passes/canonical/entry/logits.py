@@ -50,7 +50,7 @@ def find_ends(graph: ir.Graph) -> Ends:
         if len(several) > 1:
             role = ("token ids", "logits")[at]
             raise NotApplicable(
-                f"several {what} can be the {role}: {', '.join(map(_told, several))}; export the "
+                f"several {what} could be the {role}: {', '.join(map(_told, several))}; export the "
                 "decoder with one of them"
             )
     tokens, logits = found[0]

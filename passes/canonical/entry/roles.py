@@ -126,9 +126,9 @@ def _scalar(value: ir.Value) -> str:
         elif node.op_type == "Range" or (node.op_type == "Add" and _reaches_position_sink(value)):
             found.add("past_length")
     if len(found) != 1:
-        told = "several things" if found else "nothing that is known"
+        told = "in several ways" if found else "in no known way"
         raise NotApplicable(
-            f"input {value.name} is a number that reaches {told}; export the decoder without it",
+            f"input {value.name} is a number that is used {told}; export the decoder without it",
             [label(n) for n in value.consumers()],
         )
     return found.pop()

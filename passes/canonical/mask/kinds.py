@@ -130,7 +130,7 @@ def _as_mask(formula: Formula, query: Array, key: Array, where: str) -> Formula:
         root = emit.op("Cast", [root], to=ir.DataType.FLOAT)
     lowered = Formula(root, *leaves)
     if not Seen.of(lowered.at(query, key)).equals(seen):
-        raise NotApplicable("a mask computes with the numbers that hide", [where])
+        raise NotApplicable("a mask computes with its own fillers for hidden keys", [where])
     return lowered
 
 

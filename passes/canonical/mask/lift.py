@@ -183,7 +183,7 @@ class Lift:
             )
         if self.lengths.is_square(value) and self.rows**2 > SQUARE:
             raise NotApplicable(
-                "a value per position cannot be tabulated: N x N values are behind it",
+                "a value per position cannot be tabulated: it is computed from N x N values",
                 [label_value(value)],
             )
         count = self.rows

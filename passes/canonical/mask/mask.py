@@ -176,7 +176,7 @@ def _proved(
             if not expected.equals(found):
                 raise NotApplicable(
                     f"the mask is not a function of query and key positions: at {n} positions it "
-                    "differs from the formula it follows before",
+                    "differs from the formula that it follows at fewer",
                     [where],
                 )
         out.append(raw)

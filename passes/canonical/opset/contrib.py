@@ -33,8 +33,8 @@ def refuse_quantized(graph: ir.Graph) -> None:
         raise NotApplicable(
             f"{found[0].op_type} scales activations by the largest value among all rows of a call, "
             "so that a token's result depends on the tokens that are verified with it: nothing "
-            "lossless can be built on that; give the model before dynamic quantization, and "
-            "--dtype int8 or int4",
+            "lossless can be built on that; give the model as it was before dynamic quantization, "
+            "with --dtype int8 or int4",
             [label(n) for n in found],
         )
 

@@ -80,7 +80,7 @@ class ContribNode:
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         rest = self.node.outputs[len(outputs) :]
         if any(v.uses() or v.is_graph_output() for v in rest):
-            raise self.refuse("has its second output read, which is not understood")
+            raise self.refuse("has a second output that is used, which is not supported")
         self.graph.remove(self.node, safe=True)
 
     def values(self, value: ir.Value) -> list[tuple[Array, int, int]]:

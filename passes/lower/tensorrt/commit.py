@@ -30,39 +30,19 @@ from graftline.ports import TARGET, Port, read_ports, slot_ports, write_ports
 PATH, COUNT, NEXT = "last.path", "last.count", "next.write_index"
 SUFFIX = ".committed"
 _WINDOW = """
-    zero = Constant <value = int64 {0}> ()
-    one = Constant <value = int64 {1}> ()
-    one_1 = Constant <value = int64[1] {1}> ()
-    axis_0 = Constant <value = int64[1] {0}> ()
-    axis_1 = Constant <value = int64[1] {1}> ()
     moved_1 = Shape <start = 1, end = 2> (path)
     rows_1 = Shape <start = 1, end = 2> (tokens)
     size_1 = Add (moved_1, rows_1)
-    slots_1 = Shape <start = 2, end = 3> (cache)
-    latest = Sub (slots_1, size_1)
-    start = Min (index, latest)
-    size = Squeeze (size_1, axis_0)
-    place = Range (zero, size, one)
-    start_column = Unsqueeze (start, axis_1)
-    slot = Add (start_column, place)
-    index_column = Unsqueeze (index, axis_1)
-    since = Sub (slot, index_column)
-    length_column = Unsqueeze (length, axis_1)
-    row_free = Sub (slot, length_column)
-    last_moved = Sub (moved_1, one_1)
-    last_row = Sub (rows_1, one_1)
-    since_positive = Max (since, zero)
-    known = Min (since_positive, last_moved)
-    node = GatherElements <axis = 1> (path, known)
-    window_base = Sub (slot, since)
-    moved_from = Add (window_base, node)
-    count_column = Unsqueeze (count, axis_1)
-    counted = Less (since, count_column)
+    start = Min (index, Sub (Shape <start = 2, end = 3> (cache), size_1))
+    slot = Add (Unsqueeze (start, axis_1), Range (zero, Squeeze (size_1, axis_0), one))
+    since = Sub (slot, Unsqueeze (index, axis_1))
+    row_free = Sub (slot, Unsqueeze (length, axis_1))
+    known = Min (Max (since, zero), Sub (moved_1, one_1))
+    moved_from = Add (Sub (slot, since), GatherElements <axis = 1> (path, known))
     begun = GreaterOrEqual (since, zero)
-    moves = And (begun, counted)
+    moves = And (begun, Less (since, Unsqueeze (count, axis_1)))
     source = Where (moves, moved_from, slot)
-    row_positive = Max (row_free, zero)
-    row = Min (row_positive, last_row)
+    row = Min (Max (row_free, zero), Sub (rows_1, one_1))
     fresh = GreaterOrEqual (row_free, zero)
 """
 
@@ -124,7 +104,7 @@ class NextStepCommits:
         inputs = {
             "index": index, "length": length, "tokens": tokens, "cache": cache,
             "path": self.path, "count": self.count,
-        }  # fmt: skip
+        } # fmt: skip
         made, names = ("start", "source", "row", "fresh"), ("window.start",)
         values = write(self.first, _WINDOW, inputs, made, names)
         self.start, self.source, self.row, self.fresh = values
@@ -136,7 +116,7 @@ class NextStepCommits:
         assert rows is not None
         assert cache.shape is not None
         e = Emit(self.model.graph, self.by, scatter)
-        source, row, fresh = self._by_head(int(cache.shape[1]))  # type: ignore[arg-type]
+        source, row, fresh = self._by_head(int(cache.shape[1])) # type: ignore[arg-type]
         old, new = (
             e.op("GatherND", [values, at], batch_dims=2)
             for values, at in ((cache, source), (rows, row))
@@ -208,7 +188,7 @@ def deferred(
     slots = int(slot_ports(read_ports(after), "in", TARGET)[0].shape[2])
     step = TreeStep.of(before, feed, LENGTHS[0])
     node = np.arange(step.parents.shape[1])
-    step.parents[:] = np.where((node == 2) | (node == 3), 1, node - 1)  # the path leaves node 2 out
+    step.parents[:] = np.where((node == 2) | (node == 3), 1, node - 1) # the path leaves node 2 out
     step.caches = {k: _grown(v, slots) for k, v in step.caches.items()}
     batch = len(step.tokens)
     given = {k: v[:batch] if len(v) == len(feed["tokens"]) else v for k, v in feed.items()}

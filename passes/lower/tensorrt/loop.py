@@ -23,8 +23,8 @@ def unroll(graph: ir.Graph, by: str) -> None:
         nested = any(a.type == ir.AttributeType.GRAPH for n in body for a in n.attributes.values())
         if not rounds or nested or len(body.outputs) != len(carried) + 1:
             raise NotApplicable(
-                "lower-tensorrt writes out a Loop whose rounds are a constant, that has no scan "
-                "outputs, and no other Loop or If inside",
+                "lower-tensorrt unrolls only a Loop with a constant number of rounds, without scan "
+                "outputs and without another Loop or If inside",
                 [loop.name or loop.op_type],
             )
         for r in range(rounds):

@@ -17,14 +17,8 @@ from faults.graphs import (
     rewired,
 )
 from faults.mutant import Edit, Mutant, after
-from graftline.passes import GRAFTS
+from faults.passes import CANONICALIZE, KV, LOWER, MASK, PLAIN, TREE
 
-CANONICALIZE = GRAFTS["canonicalize"]
-KV = GRAFTS["kv-cache"]
-TREE = GRAFTS["tree-mask"]
-LOWER = GRAFTS["lower-ort"]
-MASK = "graftline.mask"
-PLAIN = {"recipe": "plain"}
 Change = Callable[[Any], Any]
 
 

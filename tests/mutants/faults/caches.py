@@ -17,11 +17,9 @@ from faults.graphs import (
     rewired,
 )
 from faults.mutant import Edit, Mutant, after
-from graftline.passes import GRAFTS
+from faults.passes import KV, LOWER
 from graftline.ports import read_ports, write_ports
 
-KV = GRAFTS["kv-cache"]
-LOWER = GRAFTS["lower-ort"]
 CHAIN = {"passes": "kv-cache | select-rows | reduce-logits"}
 
 

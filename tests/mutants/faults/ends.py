@@ -13,11 +13,8 @@ from faults.graphs import (
     weight,
 )
 from faults.mutant import Edit, Mutant, after
-from graftline.passes import GRAFTS
+from faults.passes import CANONICALIZE, LOWER
 from graftline.passes.anchors.anchors import with_role
-
-CANONICALIZE = GRAFTS["canonicalize"]
-LOWER = GRAFTS["lower-ort"]
 
 
 def _head(model: ir.Model) -> ir.Node:

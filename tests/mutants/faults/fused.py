@@ -12,9 +12,8 @@ from faults.graphs import (
     constant,
 )
 from faults.mutant import Apply, Mutant, Touched, instead
+from faults.passes import STEP
 from graftline.passes.grafts import draws, fuse_draft, fuse_verify
-
-STEP = {"recipe": "token-recycling", "step": "fused"}
 
 
 def _called(module: Any, plugin: str, change: Callable[[ir.Model, Any, list[ir.Value]], Any],

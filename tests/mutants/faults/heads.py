@@ -15,11 +15,7 @@ from faults.graphs import (
     rewired,
 )
 from faults.mutant import Edit, Mutant, after
-from graftline.passes import GRAFTS
-
-CANONICALIZE = GRAFTS["canonicalize"]
-KV = GRAFTS["kv-cache"]
-LOWER = GRAFTS["lower-ort"]
+from faults.passes import CANONICALIZE, LOWER
 
 
 def _heads(operands: Iterable[int], order: list[int], layers: Iterable[int] | None = None) -> Edit:

@@ -20,10 +20,7 @@ from faults.graphs import (
     weight,
 )
 from faults.mutant import Edit, Mutant, after
-from graftline.passes import GRAFTS
-
-CANONICALIZE = GRAFTS["canonicalize"]
-LOWER = GRAFTS["lower-ort"]
+from faults.passes import CANONICALIZE, LOWER
 
 
 def _epsilon(place: int, *op_types: str) -> Edit:

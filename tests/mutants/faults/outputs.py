@@ -14,6 +14,7 @@ from faults.graphs import (
     rewired,
 )
 from faults.mutant import Edit, Mutant, after
+from faults.passes import LOWER
 from graftline.passes import GRAFTS
 from graftline.passes.anchors.anchors import block_outputs, with_role
 
@@ -21,7 +22,6 @@ TAP = GRAFTS["tap"]
 SELECT = GRAFTS["select-rows"]
 REDUCE = GRAFTS["reduce-logits"]
 CUT = GRAFTS["cut-depth"]
-LOWER = GRAFTS["lower-ort"]
 TAPS = {"passes": "kv-cache | tree-mask | tap{layers=1+norm} | reduce-logits"}
 CHAIN = {"passes": "kv-cache | select-rows | reduce-logits"}
 ENTROPY = {"passes": "kv-cache | select-rows | reduce-logits{topk=4,entropy=true}"}

@@ -17,9 +17,9 @@ from faults.graphs import (
     weight,
 )
 from faults.mutant import Edit, Mutant, after
+from faults.passes import CANONICALIZE
 from graftline.passes import GRAFTS
 
-CANONICALIZE = GRAFTS["canonicalize"]
 PACK = GRAFTS["pack-projections"]
 
 

@@ -16,15 +16,13 @@ from faults.graphs import (
     rewired,
 )
 from faults.mutant import Edit, Mutant, Touched, after, instead
+from faults.passes import LOWER, QUANTIZE
 from graftline.contrib_ops.quantized import unpack
-from graftline.passes import GRAFTS
 from graftline.passes.graph.weights import Matrix
 from graftline.passes.lower import precision
 from graftline.passes.lower.quantize import quantize
 from graftline.passes.lower.quantize.rounding import Moments
 
-LOWER = GRAFTS["lower-ort"]
-QUANTIZE = GRAFTS["quantize"]
 INT4 = {"dtype": "int4"}
 INT8 = {"dtype": "int8"}
 SOURCE = "graftline.weight"

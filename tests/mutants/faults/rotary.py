@@ -16,11 +16,7 @@ from faults.graphs import (
     rotaries,
 )
 from faults.mutant import Edit, Mutant, after
-from graftline.passes import GRAFTS
-
-CANONICALIZE = GRAFTS["canonicalize"]
-KV = GRAFTS["kv-cache"]
-LOWER = GRAFTS["lower-ort"]
+from faults.passes import CANONICALIZE, KV, LOWER
 
 
 def _tables(change: Callable[[Any, Any], tuple[Any, Any]], layers: Iterable[int] | None = None,

@@ -19,12 +19,8 @@ from faults.graphs import (
     rotaries,
 )
 from faults.mutant import Edit, Mutant, Touched, after, instead
-from graftline.passes import GRAFTS
+from faults.passes import LOWER, STEP, TREE
 from graftline.passes.grafts import tree_inputs
-
-TREE = GRAFTS["tree-mask"]
-LOWER = GRAFTS["lower-ort"]
-STEP = {"recipe": "token-recycling", "step": "fused"}
 
 
 def row_order(model: ir.Model, before: ir.Node) -> ir.Value:
@@ -121,10 +117,10 @@ def _turned(real: Any, touched: Touched) -> Any:
 
     def write(emit: Any, text: str, *rest: Any) -> Any:
         touched.count += 1
-        before, after = text.split("    count = ", 1)
+        before, after = text.split("    depth = ", 1)
         turned = f"    turned = Transpose <perm = [0, 2, 1]> ({tree_inputs.REACH})\n"
         after = after.replace(tree_inputs.REACH, "turned")
-        return real(emit, f"{before}{turned}    count = {after}", *rest)
+        return real(emit, f"{before}{turned}    depth = {after}", *rest)
 
     return write
 

@@ -20,14 +20,7 @@ from faults.graphs import (
     rewired,
 )
 from faults.mutant import Edit, Mutant, after
-from graftline.passes import GRAFTS
-
-CANONICALIZE = GRAFTS["canonicalize"]
-KV = GRAFTS["kv-cache"]
-TREE = GRAFTS["tree-mask"]
-LOWER = GRAFTS["lower-ort"]
-MASK = "graftline.mask"
-PLAIN = {"recipe": "plain"}
+from faults.passes import CANONICALIZE, KV, LOWER, MASK, PLAIN, TREE
 
 
 def _recognised(old: int, new: int, layers: Iterable[int] | None = None) -> Edit:

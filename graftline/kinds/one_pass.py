@@ -1,0 +1,151 @@
+"""What kinds of host have in common that run once: nothing is fed back, and nothing is kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from graftline.bundle.reader import Bundle
+from graftline.errors import CannotEvaluate, LawBroken
+from graftline.evaluate import Feed, oracle_limit, run
+from graftline.facts import Facts, read_facts
+from graftline.kinds.kind import Finding, Parts, Proof, Small, Watch
+from graftline.law import Evidence, LawRow
+from graftline.passes.anchors.reduce import hold_weights, weight_bytes
+from graftline.passes.laws.compare import Comparison
+from graftline.passes.pipeline.sample import Sample
+from graftline.ports import Port, by_role, read_ports
+from graftline.raw_ports import read_raw
+
+if TYPE_CHECKING:
+    from graftline.models.reference import OwnModel
+    from graftline.recipe import Recipe
+
+Array = npt.NDArray[Any]
+FEEDS = 2
+"""Feeds that a host and its engine are compared on."""
+
+
+@dataclass(frozen=True)
+class OnePass(ABC):
+    """A host that runs once. A kind says its `name`, the role of its `output`, and what it is fed.
+    """
+
+    name: str
+    output: str
+    front: str = "canonicalize-one-pass"
+    recipe: str | None = None
+
+    @abstractmethod
+    def feed(self, ports: tuple[Port, ...], facts: Facts, seed: int) -> Feed:
+        """Values for the inputs that these ports describe, as they are typical; other seeds have
+        other sizes where these are free."""
+
+    def front_law(self, raw: ir.Model, canonical: ir.Model) -> LawRow:
+        """Outputs of both for the same feeds."""
+        if large := _too_large(canonical, oracle_limit()):
+            return LawRow(self.front, "neutral", "not_run", large)
+        ports, facts = read_ports(canonical), read_facts(canonical)
+        comparison = self._comparison(self.front, "neutral", ports)
+        worst, theirs = 0.0, read_raw(canonical.metadata_props)
+        try:
+            for seed in range(FEEDS):
+                expected = run(raw, self.feed(theirs, facts, seed))[self._name(theirs)]
+                got = run(canonical, self.feed(ports, facts, seed))[self._name(ports)]
+                worst = max(worst, comparison.output(self.output, got, expected))
+        except CannotEvaluate as error:  # an operator of the raw graph that only its runtime has
+            return LawRow(self.front, "neutral", "not_run", str(error))
+        what = f"the {self.output} of {FEEDS} batches is the raw graph's"
+        return LawRow.of(self.front, "neutral", Evidence(what, worst, comparison.limit))
+
+    def small(self, canonical: ir.Model, limit: int) -> Small | str:
+        """The whole network: whether it is made of blocks that repeat is not known."""
+        if large := _too_large(canonical, limit):
+            return large
+        model = canonical.clone()
+        hold_weights(model)
+        feed = self.feed(read_ports(model), read_facts(model), 0)
+        return Small(model, feed, 0, weight_bytes(model), "the whole network")
+
+    def sample(self, canonical: ir.Model, say: Watch) -> Sample:
+        """None: what it is fed in use is not known."""
+        return Sample({}, {}, say, f"a {self.name} writes none by itself")
+
+    def engine_of(self, lowered: ir.Model, target: str) -> None:  # noqa: B027
+        """One run over whole inputs: nothing is needed besides the graph."""
+
+    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+        """Outputs for feeds of several sizes: the user's own file, the export, the engine."""
+        say("proof: the engine against the unmodified export, with the real weights")
+        export = self._outputs(parts, "export")
+        whole = self._same(parts, "whole", parts.target, self._outputs(parts, parts.target), export)
+        if not isinstance(own, Path):
+            return Proof([LawRow("export", "checkpoint", "not_run", gone), whole])
+        say("proof: the export against the checkpoint's own file")
+        theirs = self._run(own, parts.ports("export"), parts.facts)
+        return Proof([self._same(parts, "checkpoint", "export", export, theirs), whole])
+
+    def prove_stage(self, parts: Parts, stage: str, recipe: Recipe, say: Watch) -> list[LawRow]:
+        """Its bundle has no stage but the target."""
+        raise AssertionError(f"a {self.name} has no stage '{stage}'")
+
+    def answers(self, bundle: Bundle) -> list[Finding]:
+        """Outputs, beside the export's."""
+        if gone := bundle.without_source():
+            what = f"not compared with the export: {gone}"
+            return [Finding(self.output, what, True, "not_run")]
+        manifest = bundle.manifest
+        parts = Parts(bundle.path, manifest.stages, manifest.target, manifest.dtype)
+        outputs = (self._outputs(parts, stage) for stage in (parts.target, "export"))
+        try:
+            row = self._same(parts, "whole", parts.target, *outputs)
+        except LawBroken as error:
+            return [Finding(self.output, str(error), False)]
+        return [Finding(self.output, row.text, True, row.status)]
+
+    def alone(self, bundle: Bundle, say: Watch) -> list[LawRow]:
+        """None: without the export there is nothing to compare with."""
+        return []
+
+    def _name(self, ports: tuple[Port, ...]) -> str:
+        return by_role(ports, self.output, "out")[0].name
+
+    def _comparison(self, graft: str, law: str, ports: tuple[Port, ...]) -> Comparison:
+        """Within what the precision of the output rounds."""
+        return Comparison(graft, law, by_role(ports, self.output, "out")[0].dtype)
+
+    def _outputs(self, parts: Parts, stage: str) -> list[Array]:
+        return self._run(parts.graph(stage), parts.ports(stage), parts.facts)
+
+    def _run(self, graph: Path, ports: tuple[Port, ...], facts: Facts) -> list[Array]:
+        """What a graph makes of every feed, in ONNX Runtime."""
+        from graftline.runtimes.ort.graph import open_graph
+
+        session = open_graph(graph, 0)
+        feeds = [self.feed(ports, facts, seed) for seed in range(FEEDS)]
+        found: list[Any] = [session.run([self._name(ports)], feed)[0] for feed in feeds]
+        return [np.asarray(array, np.float32) for array in found]
+
+    def _same(
+        self, parts: Parts, law: str, stage: str, got: list[Array], expected: list[Array]
+    ) -> LawRow:
+        """Outputs equal a reference's."""
+        comparison = self._comparison(stage, law, parts.ports("export"))
+        pairs = zip(got, expected, strict=True)
+        worst = max(comparison.output(self.output, a, b) for a, b in pairs)
+        sizes = " and ".join(f"{list(a.shape)}" for a in got)
+        return LawRow(stage, law, "held", f"{self.output} {sizes}", worst, comparison.limit)
+
+
+def _too_large(model: ir.Model, limit: int) -> str:
+    """Why the oracle cannot run the network here, "" when it can."""
+    if (size := weight_bytes(model)) <= limit:
+        return ""
+    room = f"of which the oracle takes {limit / 1e9:.1f} GB here"
+    return f"the network weighs {size / 1e9:.1f} GB, {room}"

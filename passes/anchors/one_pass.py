@@ -1,0 +1,13 @@
+"""The kinds of host that run once, by the structure that tells each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import onnx_ir as ir
+
+from graftline.passes.anchors.denoiser import find_denoiser
+from graftline.passes.anchors.roles import Mismatch, OnePass
+
+ONE_PASS: Mapping[str, Callable[[ir.Graph], OnePass | Mismatch]] = {"denoiser": find_denoiser}
+"""By the kind's name; the first that is not a Mismatch is the kind of a graph without a config."""

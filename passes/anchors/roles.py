@@ -1,0 +1,60 @@
+"""A host that runs once and keeps nothing, told by the types and shapes of its inputs and outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graftline.facts import Facts
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Why a graph is not what was looked for, and the values or nodes that say so."""
+
+    reason: str
+    at: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Role:
+    """What an input or output of the graph means, and its canonical name."""
+
+    value: ir.Value
+    role: str
+    name: str
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """What is known of a host that runs once: facts of its kind, its inputs and its one output."""
+
+    facts: Facts
+    inputs: tuple[Role, ...]
+    output: Role
+
+
+def inputs_of(graph: ir.Graph) -> list[ir.Value]:
+    """The inputs that are fed."""
+    return [v for v in graph.inputs if v.name not in graph.initializers]
+
+
+def dims_of(value: ir.Value) -> tuple[int | str | None, ...]:
+    """Numbers, symbols, and None where nothing is known; () without a shape."""
+    shape = value.shape
+    return () if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
+
+
+def rank_of(value: ir.Value) -> int | None:
+    """The number of dimensions, if it is known."""
+    return None if value.shape is None else len(value.shape)
+
+
+def named(values: Iterable[ir.Value]) -> tuple[str, ...]:
+    """Values by name and shape, for a Mismatch."""
+    return tuple(f"{v.name} {list(dims_of(v))}" for v in values)

@@ -1,0 +1,65 @@
+"""canonicalize-one-pass: a host that runs once, under the names and at the opset of all others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.evaluate import Feed
+from graftline.facts import read_facts
+from graftline.passes.anchors.one_pass import ONE_PASS
+from graftline.passes.anchors.roles import Mismatch, OnePass, Role
+from graftline.passes.canonical.opset.opset import open_graph
+from graftline.passes.pipeline.graft import Graft, Stage
+from graftline.ports import Direction, Port, write_ports
+from graftline.raw_ports import read_raw, write_raw
+
+
+@dataclass(frozen=True)
+class CanonicalizeOnePass(Graft):
+    """Brings a host that runs once, such as a denoiser, to opset 24, and its inputs and its output
+    to ports with the names of their roles."""
+
+    stage: ClassVar[Stage] = "front"
+
+    def requires(self, model: ir.Model) -> None:
+        kind = read_facts(model).kind
+        if kind not in ONE_PASS:
+            known = ", ".join(ONE_PASS)
+            raise NotApplicable(f"a {kind} does not run once; {self.name()} is for: {known}")
+        if isinstance(found := ONE_PASS[kind](model.graph), Mismatch):
+            raise NotApplicable(f"not a {kind}: {found.reason}", found.at)
+
+    def apply(self, model: ir.Model) -> None:
+        found = ONE_PASS[read_facts(model).kind](model.graph)
+        assert isinstance(found, OnePass)
+        roles = {role.value: role for role in (*found.inputs, found.output)}
+        ordered = [roles[v] for v in (*model.graph.inputs, found.output.value) if v in roles]
+        raw = [_port(role, "out" if role is found.output else "in") for role in ordered]
+        write_raw(model, raw)
+        open_graph(model)
+        for role in ordered:
+            role.value.name = role.name
+        write_ports(
+            model, [replace(port, name=r.name) for port, r in zip(raw, ordered, strict=True)]
+        )
+
+    def dropped(self, before: ir.Model) -> frozenset[str]:
+        """All of them: what remains has its canonical name."""
+        return frozenset(v.name or "" for v in (*before.graph.inputs, *before.graph.outputs))
+
+    def neutral(self, feed: Feed, after: ir.Model) -> Feed:
+        """The same values under the canonical names."""
+        raw = [p for p in read_raw(after.metadata_props) if p.direction == "in"]
+        return {v.name or "": feed[p.name] for v, p in zip(after.graph.inputs, raw, strict=True)}
+
+
+def _port(role: Role, direction: Direction) -> Port:
+    value = role.value
+    assert value.shape is not None
+    assert value.dtype is not None
+    dims = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    return Port(value.name or "", role.role, direction, value.dtype.numpy().name, dims)
