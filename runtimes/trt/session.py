@@ -72,8 +72,8 @@ class TrtSession:
         if self._tree and self._distances and self._widest < MOST_ROWS:
             raise plan.refusal(
                 f"attention depends on distance ({', '.join(self._distances)}), so a tree is "
-                f"scored in one call; trees have up to {MOST_ROWS} rows, and steps of {self._widest} were "
-                f"built; choose --engine rows={MOST_ROWS}", rebuild=True
+                f"scored in one call; trees have up to {MOST_ROWS} rows, and steps of "
+                f"{self._widest} were built; choose --engine rows={MOST_ROWS}", rebuild=True
             )  # fmt: skip
         self.capacity = min(capacity or self.largest, self.largest)
         self._steps: dict[str, ProfileStep] = {}
