@@ -32,7 +32,7 @@ AGREE: Mapping[str, float] = {"int8": 1 / 2, "int4": 1 / 16}
 """Least share of rows in which quantized weights choose the same token (SmolLM2: 0.86, 0.21)."""
 HIDDEN = -9e3
 """A logit from here down is one that a model hides: it must be hidden in both."""
-AT_ONCE = 1 << 21
+AT_ONCE = 1 << 20
 """Numbers of either side that are compared at once. A comparison takes ten times their bytes (fp64,
 and what lies between), and the logits of a long sequence may be as large as the weights."""
 
