@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ import onnx_ir as ir
 from graftline.contrib_ops import CONTRIB_OPS
 from graftline.errors import CannotEvaluate
 from graftline.memory import free_memory
+from graftline.tensors import numbers, origin
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -67,12 +68,17 @@ def _unknown(model: ir.Model) -> list[str]:
 
 
 def without_weights(model: ir.Model) -> tuple[ir.Model, Feed]:
-    """A copy of the graph whose initializers are inputs, and their values by name."""
+    """A copy of the graph whose initializers are inputs, and their values by name: of those that
+    are one tensor (an embedding and a tied head) the same array."""
     bare = model.clone()
     weights: Feed = {}
+    read: dict[Hashable, Array] = {}
     for name, value in list(bare.graph.initializers.items()):
         assert value.const_value is not None
-        weights[name] = value.const_value.numpy()
+        key = origin(value.const_value)
+        if key not in read:
+            read[key] = numbers(value.const_value)
+        weights[name] = read[key].reshape(value.const_value.shape.numpy())
         del bare.graph.initializers[name]
         value.const_value = None
         if value not in bare.graph.inputs:

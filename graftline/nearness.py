@@ -3,7 +3,7 @@ sums."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import sqrt
 from typing import Any
 
@@ -32,6 +32,9 @@ AGREE: Mapping[str, float] = {"int8": 1 / 2, "int4": 1 / 16}
 """Least share of rows in which quantized weights choose the same token (SmolLM2: 0.86, 0.21)."""
 HIDDEN = -9e3
 """A logit from here down is one that a model hides: it must be hidden in both."""
+AT_ONCE = 1 << 20
+"""Numbers of either side that are compared at once. A comparison takes ten times their bytes (fp64,
+and what lies between), and the logits of a long sequence may be as large as the weights."""
 
 
 def coarser(*dtypes: str) -> str:
@@ -50,9 +53,33 @@ def limit(dtype: str, facts: DecoderFacts) -> float:
     return max(walk, LEAST) if dtype == "fp32" else walk
 
 
+def few_rows(count: int, width: int) -> Iterator[slice]:
+    """The rows 0 .. count - 1 of `width` numbers each, as many at a time as are compared at once.
+    """
+    step = max(1, AT_ONCE // max(width, 1))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
 def gaps(got: Array, expected: Array) -> Array:
     """[R]: the largest difference in each row of [R, V], relative to the largest expected; infinite
     where a number is not finite, unless both hide that logit."""
+    return _row_by_row(_gaps, got, expected)
+
+
+def spread_gaps(got: Array, expected: Array) -> Array:
+    """[R]: root mean square of the difference in each row of [R, V] over that of the expected row,
+    both without their means, which a softmax does not see. 1 says as much as no answer at all."""
+    return _row_by_row(_spread_gaps, got, expected)
+
+
+def _row_by_row(measure: Callable[[Array, Array], Array], got: Array, expected: Array) -> Array:
+    """What `measure` gives for rows [R, V], a few at a time: no row depends on another."""
+    got, expected = np.broadcast_arrays(got, expected)
+    found = [measure(got[rows], expected[rows]) for rows in few_rows(*got.shape)]
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+def _gaps(got: Array, expected: Array) -> Array:
     got, expected = got.astype(np.float64), expected.astype(np.float64)
     both = (got < HIDDEN) & (expected < HIDDEN)
     sound = np.isfinite(got) & np.isfinite(expected)
@@ -63,9 +90,7 @@ def gaps(got: Array, expected: Array) -> Array:
     return np.where(largest == 0, 0.0, largest / np.where(scale == 0, 1e-30, scale))
 
 
-def spread_gaps(got: Array, expected: Array) -> Array:
-    """[R]: root mean square of the difference in each row of [R, V] over that of the expected row,
-    both without their means, which a softmax does not see. 1 says as much as no answer at all."""
+def _spread_gaps(got: Array, expected: Array) -> Array:
     got, expected = got.astype(np.float64), expected.astype(np.float64)
     kept = ~((got < HIDDEN) & (expected < HIDDEN))
     count = np.maximum(kept.sum(axis=-1, keepdims=True), 1)

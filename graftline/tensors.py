@@ -44,7 +44,7 @@ class Stacked(ir.LazyTensor):
         self.parts = tuple(parts)
 
     def _read(self) -> ir.TensorProtocol:
-        arrays = [part.numpy() for part in self.parts]
+        arrays = [numbers(part) for part in self.parts]
         return ir.Tensor(np.concatenate(arrays), dtype=self.dtype, name=self.name)
 
 
@@ -55,6 +55,12 @@ def unmapped(tensor: ir.ExternalTensor) -> np.ndarray:
         shape=static_shape(tensor), name=tensor.name,
     )  # fmt: skip
     return own.numpy()
+
+
+def numbers(tensor: ir.TensorProtocol) -> np.ndarray:
+    """The numbers of a tensor. Those in a file are mapped as long as somebody holds the array; by
+    the tensor's own `numpy` they would be as long as it lives, and count as memory."""
+    return unmapped(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor.numpy()
 
 
 def origin(tensor: ir.TensorProtocol) -> Hashable:

@@ -42,7 +42,10 @@ def transformers_model(folder: Path, dtypes: Iterable[ir.DataType], parameters: 
                 f"the checkpoint's own model, whose files hold {'+'.join(sorted(kinds))}, {short}"
             )
         with _silent():
-            return _forward(folder, feed["tokens"], mapped or torch.float32, say)
+            try:
+                return _forward(folder, feed["tokens"], mapped or torch.float32, say)
+            finally:
+                gc.collect()  # modules are cycles, and hold their files mapped
 
     return run
 
@@ -80,9 +83,6 @@ def _forward(folder: Path, tokens: Ints, dtype: Any, say: Watch) -> Own | str:
         return _run(model.eval(), layers, torch.from_numpy(tokens.copy()), say)
     except Exception as error:  # and whatever its models do
         return f"transformers cannot run the checkpoint's own model ({first_line(error)})"
-    finally:
-        del model, stored
-        gc.collect()
 
 
 def _unfilled(family: Any, folder: Path, stored: Any) -> Any:

@@ -86,11 +86,14 @@ def row_invariance(session: Session, prompt: Ints) -> RowInvariance:
     prompt = np.resize(prompt, longest + sizes[-1])
     most = limit("fp32", session.facts)
     cuts = sorted({int(c) for c in np.linspace(3, longest, CUTS)})
-    chains = {cut: _chains(session, prompt, cut, sizes) for cut in cuts}
+    chains: dict[int, dict[int, Floats]] = {}
+    between = 0.0
+    for cut in cuts:
+        chains[cut], apart = _chains(session, prompt, cut, sizes)
+        between = max(between, apart)
     per_rows = {
         n: max(float(np.abs(c[n][0] - c[1][0]).max()) for c in chains.values()) for n in sizes[1:]
     }
-    between = max(_between(c) for c in chains.values())
     per_least: dict[int, float] = {}
     least: int | None = None
     for rows in leasts:
@@ -113,10 +116,23 @@ def _fill(session: Session, prompt: Ints, cut: int) -> None:
 
 def _chains(
     session: Session, prompt: Ints, cut: int, sizes: tuple[int, ...]
-) -> dict[int, Floats]:
-    """Logits [n, V] of the n rows after `cut`, scored in one step, for every n of `sizes`."""
+) -> tuple[dict[int, Floats], float]:
+    """For every n of `sizes`: logits of the rows at PLACES among the n rows after `cut`, scored in
+    one step. And the largest relative difference of any row from the same row in the longest."""
     _fill(session, prompt, cut)
-    return {n: _logits(session, prompt[cut : cut + n]) for n in sizes}
+    longest = _logits(session, prompt[cut : cut + sizes[-1]])
+    kept = {sizes[-1]: longest[_places(len(longest))]}
+    between = 0.0
+    for n in sizes[:-1]:
+        rows = _logits(session, prompt[cut : cut + n])
+        between = max(between, float(gaps(rows, longest[:n]).max()))
+        kept[n] = rows[_places(n)]
+    return kept, between
+
+
+def _places(rows: int) -> list[int]:
+    """Those of PLACES that a chain of `rows` has."""
+    return [place for place in PLACES if place < rows]
 
 
 def _logits(
@@ -130,25 +146,19 @@ def _logits(
     return logits
 
 
-def _between(chains: dict[int, Floats]) -> float:
-    """Largest relative difference of any row in a chain from the same row in the longest."""
-    longest = chains[max(chains)]
-    return max(float(gaps(rows, longest[: len(rows)]).max()) for rows in chains.values())
-
-
 def _gap(session: Session, prompt: Ints, cut: int, chains: dict[int, Floats], rows: int) -> float:
-    """Largest relative difference of the rows at PLACES in chains of `rows` or more from the same
-    row as row 0 of a step of `rows`, behind the earlier ones.
+    """Largest relative difference of the rows at PLACES, all that `chains` hold, in chains of
+    `rows` or more from the same row as row 0 of a step of `rows`, behind the earlier ones.
     """
     session.reset(1)
     session.prefill([prompt])
     worst = 0.0
-    for place in [p for p in reversed(PLACES) if p < max(chains)]:
+    for number, place in reversed(list(enumerate(_places(max(chains))))):
         start = cut + place
         session.truncate([start])
         step = np.resize(prompt[start:], rows)
         alone = _logits(session, step)[:1]
-        seen = [c[place] for n, c in chains.items() if n >= rows and place < n]
+        seen = [c[number] for n, c in chains.items() if n >= rows and place < n]
         worst = max([worst, *(float(gaps(row[None], alone).max()) for row in seen)])
     return worst
 

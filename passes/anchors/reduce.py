@@ -24,6 +24,7 @@ from graftline.passes.graph.emit import drop_unused
 from graftline.passes.graph.weights import constant, lazy, tensor_of
 from graftline.passes.pipeline.graft import BLOCK
 from graftline.ports import read_ports, write_ports
+from graftline.tensors import numbers
 
 LEAST_ROWS = 24
 MOST_ROWS = 96
@@ -74,8 +75,7 @@ def reduce_host(model: ir.Model, kept: Sequence[int] | None = None) -> Reduced:
     cut_vocabulary(reduced)
     shorten_windows(reduced)
     drop_unread(reduced)
-    facts = replace(decoder_facts(reduced), layers=len(blocks))
-    write_facts(reduced, facts)
+    write_facts(reduced, replace(decoder_facts(reduced), layers=len(blocks)))
     return Reduced(reduced, blocks, count, feed_rows(reduced))
 
 
@@ -228,16 +228,16 @@ def _to_logits(graph: ir.Graph, head: ir.Node) -> list[ir.Node] | None:
 
 
 def _cut(value: ir.Value, size: int, kept: int) -> None:
-    """Keep the first `kept` of `size` entries along the axis that has as many."""
+    """Keep a copy, which holds no more, of the first `kept` of `size` entries along an axis."""
     tensor = tensor_of(value)
     shape = [int(d) for d in tensor.shape]  # type: ignore[arg-type]
     if size not in shape:
         return
-    every, axis = slice(None), shape.index(size)
-    index = [slice(0, kept) if i == axis else every for i in range(len(shape))]
+    axis = shape.index(size)
     shape[axis] = kept
-    name = value.name or ""
-    value.const_value = lazy(lambda: tensor.numpy()[tuple(index)], tensor.dtype, shape, name)
+    value.const_value = lazy(
+        lambda: numbers(tensor).take(range(kept), axis), tensor.dtype, shape, value.name or ""
+    )
     value.shape = ir.Shape(shape)
 
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graftline.contrib_ops import CONTRIB_OPS
 from graftline.passes.graph.weights import tensor_of
+from graftline.tensors import numbers
 
 Array = npt.NDArray[Any]
 
@@ -35,7 +36,7 @@ def activations(
         made = [name for node in nodes for name in node.output if name in later]
         inputs = {name: live[name] for name in reads[place] if name in live}
         weights = model.graph.initializers
-        inputs |= {n: tensor_of(weights[n]).numpy() for n in reads[place] if n in weights}
+        inputs |= {n: numbers(tensor_of(weights[n])) for n in reads[place] if n in weights}
         live |= dict(zip(made, _run(model, nodes, inputs, made), strict=True))
         yield from ((name, live[name]) for name in made if name in wanted)
         ahead = set[str]().union(*reads[place + 1 :])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graftline.errors import LawBroken
 from graftline.evaluate import Array, Feed
 from graftline.facts import FACTS_KEY, read_facts
+from graftline.nearness import few_rows
 from graftline.ports import Port, step_port
 
 TOLERANCE: Mapping[str, float] = {"float32": 3e-5, "float16": 2e-2, "bfloat16": 5e-2}
@@ -22,6 +23,7 @@ FLOOR: Mapping[str, float] = {"float32": 1e-2, "float16": 1.0, "bfloat16": 1.0}
 """The least magnitude a channel is given, relative to the largest of the whole output: what is
 rounded is the terms of a sum, which may be larger than the sum. In 16 bits a single large term
 rounds by more than a small channel holds, so that there only the whole output can be judged."""
+Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,16 @@ class Comparison:
         return self._ids(name, got, expected, logits)
 
     def _floats(self, name: str, got: Array, expected: Array) -> float:
-        new, old = got.astype(np.float64), expected.astype(np.float64)
-        if np.isnan(new).any() or np.isnan(old).any():
-            raise self.broken(name, "NaN")
-        both = np.isinf(new) & (new == old)
-        new, old = np.where(both, 0, new), np.where(both, 0, old)
-        if not old.size:
+        if not expected.size:
             raise self.broken(name, "is empty: there is nothing to compare")
-        return float(np.max(np.abs(new - old) / magnitudes(old, FLOOR[self.dtype])))
+        largest = np.zeros(())
+        for new, old in _few(got, expected):
+            if np.isnan(new).any() or np.isnan(old).any():
+                raise self.broken(name, "NaN")
+            largest = np.maximum(largest, channels(old))
+        scale = magnitudes(largest, FLOOR[self.dtype])
+        gaps = [np.max(np.abs(new - old) / scale) for new, old in _few(got, expected)]
+        return float(np.max(gaps))
 
     def _ids(self, name: str, got: Array, expected: Array, logits: Array) -> float:
         """How far apart the logits of differing token ids are: a near-tie may fall either way."""
@@ -113,15 +117,27 @@ def written_slots(outputs: Feed, ports: Sequence[Port], feed: Feed) -> Feed:
     return cut
 
 
-def magnitudes(array: npt.NDArray[np.float64], floor: float) -> npt.NDArray[np.float64]:
-    """What a difference in each channel (last axis; of a cache also its head) is relative to, at
-    least `floor` times the largest of all."""
-    largest = float(np.max(np.abs(array), initial=0.0))
-    if array.ndim < 3:
-        return np.full((1,) * array.ndim, max(largest, 1e-30))
+def _few(got: Array, expected: Array) -> Iterator[tuple[Doubles, Doubles]]:
+    """Both in fp64, a few rows (last axis but one) at a time; infinite in the same way: 0."""
+    rows = got.shape[-2] if got.ndim > 1 else 1
+    for part in few_rows(rows, got.size // rows):
+        both = (a[..., part, :] if a.ndim > 1 else a for a in (got, expected))
+        new, old = (a.astype(np.float64) for a in both)
+        alike = np.isinf(new) & (new == old)
+        yield np.where(alike, 0, new), np.where(alike, 0, old)
+
+
+def channels(array: Doubles) -> Doubles:
+    """The largest number of each channel (last axis; of a cache also its head), or of all where
+    there are fewer than three axes; of as many axes as the array."""
     axes = (0, 2) if array.ndim == 4 else tuple(range(array.ndim - 1))
-    channels = np.max(np.abs(array), axis=axes, keepdims=True)
-    return np.maximum(np.maximum(channels, floor * largest), 1e-30)
+    return np.max(np.abs(array), axis=axes if array.ndim > 2 else None, keepdims=True)
+
+
+def magnitudes(largest: Doubles, floor: float) -> Doubles:
+    """What a difference is relative to, by the largest number of its channel: at least `floor`
+    times the largest of all."""
+    return np.maximum(np.maximum(largest, floor * np.max(largest)), 1e-30)
 
 
 def is_float(array: Array) -> bool:

@@ -16,6 +16,10 @@ from graftline.ports import Port, by_role
 from graftline.raw_ports import raw_feed, raw_logits, read_raw
 from graftline.runtimes.session import Ints
 
+FOLDED = 1 << 20
+"""Most bytes of a constant that a reference session computes ahead, and then keeps beside what it
+was made of."""
+
 
 def open_graph(
     graph: Path, threads: int, company: bool = False
@@ -24,15 +28,38 @@ def open_graph(
 
     Raises BackendError with ONNX Runtime's own reason.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options = _options(threads)
     if company:
         # or its threads go on spinning after a call, on the cores that the other engine now needs:
         # three int4 draft steps and one fp32 step of 4 rows took 75 ms in place of 39. Alone it
         # costs 2 % of a step to wake them again.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+    return _open(graph, options)
+
+
+def open_reference(graph: Path) -> onnxruntime.InferenceSession:
+    """Open a graph that is run a few times to compare others with: its weights are read where they
+    lie in their files, none is packed or folded for speed, and what a run took is given back.
+
+    Raises BackendError with ONNX Runtime's own reason.
+    """
+    options = _options(0)
+    options.enable_cpu_mem_arena = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    entry = "optimization.constant_folding_max_output_size_in_bytes"
+    options.add_session_config_entry(entry, str(FOLDED))
+    return _open(graph, options)
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    return options
+
+
+def _open(graph: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class
@@ -59,5 +86,11 @@ def run_raw(
 ) -> npt.NDArray[np.float32]:
     """The same of a graph that does not say what its inputs and outputs are: `ports` does."""
     names = [port.name for port in by_role(ports, "logits", "out")]
-    values: Any = session.run(names, raw_feed(ports, tokens))
-    return raw_logits(ports, dict(zip(names, values, strict=True))).astype(np.float32)
+    given: dict[str, Any] = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        for name, array in raw_feed(ports, tokens).items()
+    }
+    values: Any = session.run_with_ort_values(names, given)
+    # not copied: they may be as large as the weights
+    outputs = {name: np.from_dlpack(value) for name, value in zip(names, values, strict=True)}
+    return raw_logits(ports, outputs).astype(np.float32, copy=False)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from graftline.errors import LawBroken
 from graftline.facts import DecoderFacts
+from graftline.kinds.decoder.stored_rows import StoredRows
+from graftline.nearness import few_rows
 from graftline.passes.graph.constants import Constants
 
 Ints = npt.NDArray[np.int64]
@@ -44,12 +46,12 @@ class Sample:
 
     tokens: Ints
     rows: Ints
-    logits: Floats
+    logits: StoredRows
 
     def of(self, rows: Ints) -> tuple[Ints, Floats]:
         """Which of the given rows (their places among them) the reference answered, and how."""
         known = np.isin(rows, self.rows)
-        return np.flatnonzero(known), self.logits[np.searchsorted(self.rows, rows[known])]
+        return np.flatnonzero(known), self.logits.at(np.searchsorted(self.rows, rows[known]))
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def make_probe(
         others.append(branch)
     short = random.integers(0, facts.vocabulary, min(SHORT, length), dtype=np.int64)
     first = _sample(reference, main, 0)
-    _check(first)
+    _check(first, facts.vocabulary)
     return Probe(
         first,
         tuple(_sample(reference, branch, fork) for branch in others),
@@ -129,17 +131,23 @@ def _sample(reference: Reference, tokens: Ints, first: int) -> Sample:
     count, given = len(tokens), len(logits)
     if given > 1 or count == 1:
         rows = np.arange(max(first, count - given), count)
-        return Sample(tokens, rows, logits[rows - count + given].copy())
+        return Sample(tokens, rows, StoredRows(logits[-len(rows) :]))
     start = first if first else min(4, count) - 1
     lengths = np.unique(np.linspace(start + 1, count, PREFIXES, dtype=np.int64))
     parts = [reference(tokens[:n])[-1:] for n in lengths[:-1]] + [logits]
-    return Sample(tokens, lengths - 1, np.concatenate(parts))
+    return Sample(tokens, lengths - 1, StoredRows(np.concatenate(parts)))
 
 
-def _check(sample: Sample) -> None:
-    if not np.isfinite(sample.logits).any(axis=-1).all() or np.isnan(sample.logits).any():
-        raise LawBroken("export", "whole", "logits", "the export's own are not finite")
-    if len(sample.rows) == 0 or (sample.logits == sample.logits[:1, :1]).all():
+def _check(sample: Sample, vocabulary: int) -> None:
+    first: Any = None
+    same = True
+    for part in few_rows(len(sample.rows), vocabulary):
+        logits = sample.logits.at(np.arange(part.start, part.stop))
+        if not np.isfinite(logits).any(axis=-1).all() or np.isnan(logits).any():
+            raise LawBroken("export", "whole", "logits", "the export's own are not finite")
+        first = logits[0, 0] if first is None else first
+        same = same and bool((logits == first).all())
+    if same:
         raise LawBroken(
             "export", "whole", "logits", "the export's own are all the same: nothing to compare"
         )

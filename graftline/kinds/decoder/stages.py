@@ -84,7 +84,7 @@ def _cut_rows(stage: str, got: Array, expected: Array, facts: DecoderFacts, dtyp
     reference = "the host cut there"
     if dtype not in NEARBY:
         rounding = coarser(dtype, OF_FACTS.get(facts.dtype, "fp32"))
-        return equal_rows(stage, "depth", got, expected, limit(rounding, facts), reference)
+        return equal_rows(stage, "depth", [(got, expected)], limit(rounding, facts), reference)
     off, most = float(np.mean(spread_gaps(got, expected))), NEARBY[dtype]
     if not off <= most:
         by = f"{off:.2g} of their spread from {reference}, above {most:g}"

@@ -15,7 +15,7 @@ from graftline.facts import DecoderFacts
 from graftline.kinds.decoder.probe import DEPTH, Ints, Probe, Sample
 from graftline.law import LawRow
 from graftline.models.reference import NORM
-from graftline.nearness import AGREE, NEARBY, gaps, limit, spread_gaps
+from graftline.nearness import AGREE, NEARBY, few_rows, gaps, limit, spread_gaps
 from graftline.ports import Port, by_role
 
 if TYPE_CHECKING:
@@ -216,9 +216,11 @@ def whole(
     judge = _Nearby(graft, dtype) if dtype in NEARBY else _Equal(graft, limit(dtype, facts))
     for answer in answers(session, probe):
         seen.note(answer, probe.main)
-        places, expected = answer.sample.of(answer.rows)
-        if len(places):
-            judge.compare(answer, answer.logits[places], expected, answer.rows[places])
+        for part in few_rows(*answer.logits.shape):
+            rows, logits = answer.rows[part], answer.logits[part]
+            places, expected = answer.sample.of(rows)
+            if len(places):
+                judge.compare(answer, logits[places], expected, rows[places])
     return judge.row(probe)
 
 
