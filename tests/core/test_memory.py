@@ -39,7 +39,7 @@ from graftline.passes.laws.compare import Comparison
 from graftline.runtimes.ort.graph import open_graph, open_reference
 from graftline.runtimes.row_invariance import PLACES, SIZES, row_invariance
 from graftline.runtimes.scores import Scores
-from tests.passes.test_grafts import grafted
+from tests.passes.tiny_hosts import grafted
 
 VOCABULARY = 1 << 16
 ROW = 4 * VOCABULARY
