@@ -3,6 +3,7 @@
 # make lint   ruff and pyright only
 # make mutants   faults on purpose, and which law catches each (WORDS="window rotary": those only)
 # make fuzz   N random decoders from SEED on, optimized and compared with ONNX Runtime on their files
+# make soak   threads and coroutines over one engine for MINUTES minutes, on the bundle of `make demo`
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CACHE  := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/graftline
 MODEL_VERSION := 0.1.2
@@ -11,9 +12,10 @@ BIN    := .venv/bin
 N      ?= 100
 SEED   ?= 0
 PROCESSES ?= 2
+MINUTES ?= 10
 READY  := .venv/.graftline-ready
 
-.PHONY: demo test lint mutants fuzz model clean
+.PHONY: demo test lint mutants fuzz soak model clean
 .DELETE_ON_ERROR:
 
 # torch first and by its exact version, so that nothing else chooses another build of it
@@ -47,6 +49,9 @@ mutants: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.generated.fuzz --count $(N) --seed $(SEED)
+
+soak: $(READY)
+	$(BIN)/python tests/bench/soak.py demo.graft --minutes $(MINUTES)
 
 clean:
 	rm -rf .venv demo.graft
