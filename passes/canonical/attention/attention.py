@@ -23,8 +23,6 @@ from graftline.passes.grafts.masks import MASK_KEY
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.meaning import World, label, label_value
 
-_READ = frozenset({"is_causal", "scale", "softcap", "q_num_heads", "kv_num_heads"})
-"""Attributes of Attention that are read; others must say nothing."""
 RAW_KEY = "graftline.raw_attention"
 
 
@@ -264,9 +262,4 @@ def _refuse_attributes(node: ir.Node) -> None:
         raise NotApplicable(
             f"softmax_precision {precision} is not supported: softmax is computed in fp32",
             [label(node)],
-        )
-    unread = set(node.attributes) - _READ - {"softmax_precision", "qk_matmul_output_mode"}
-    if unread:
-        raise NotApplicable(
-            f"an Attention node has {', '.join(sorted(unread))}, which is not read", [label(node)]
         )
