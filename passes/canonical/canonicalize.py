@@ -36,6 +36,7 @@ from graftline.passes.canonical.rotary.tables import held_positions
 from graftline.passes.canonical.rows import refuse_mixing
 from graftline.passes.canonical.shapes import Measures, dedupe, fold, settle_shapes
 from graftline.passes.graph.meaning import hidden_values, label, label_value
+from graftline.passes.graph.mismatch import refusal
 from graftline.passes.graph.names import separate_names
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
@@ -116,11 +117,12 @@ class Canonicalize(Graft):
         rotary = RotaryReader(graph, measures, hidden, positions, entry.own_positions, rows)
         masks = MaskWriter(graph, positions)
         reader = AttentionReader(graph, measures, hidden, rotary, masks)
-        if not reader.run():
-            near = [n for n in graph if n.op_type == "Softmax" or "Attention" in n.op_type]
-            raise NotApplicable(
-                "no attention found that is written in standard operators", [label(n) for n in near]
-            )
+        done = reader.run()
+        if missed := reader.missed():
+            raise refusal("an attention is not understood", missed)
+        if not done:
+            what = "no attention found that is written in standard operators"
+            raise refusal(what, list(reader.mismatches.values()))
         if reader.positions and FACTS_KEY in model.metadata_props:
             facts = decoder_facts(model)
             held = min(facts.positions or reader.positions, reader.positions)
