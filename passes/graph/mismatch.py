@@ -21,11 +21,14 @@ class Mismatch:
     node: str
     reason: str
     others: tuple[str, ...] = ()
+    final: bool = False
+    """Whether no other spelling may be tried: the host is not to be served with this node in it."""
 
     @classmethod
-    def at(cls, node: ir.Node | ir.Value, reason: str) -> Mismatch:
+    def at(cls, node: ir.Node | ir.Value, reason: str, final: bool = False) -> Mismatch:
         """At a node, or at the node that makes a value."""
-        return cls(label(node) if isinstance(node, ir.Node) else label_value(node), reason)
+        name = label(node) if isinstance(node, ir.Node) else label_value(node)
+        return cls(name, reason, final=final)
 
     @classmethod
     def over(cls, nodes: Sequence[ir.Node | ir.Value], reason: str) -> Mismatch:

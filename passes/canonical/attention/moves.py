@@ -62,7 +62,7 @@ def single_source(
         return Mismatch.at(node, "heads are scaled by more than one number")
     if not steady(other, measures):
         why = "heads are scaled by a number that depends on how many tokens are fed"
-        return Mismatch.at(node, why)
+        return Mismatch.at(node, why, final=True)
     return sources[0]
 
 
@@ -81,6 +81,8 @@ def trace_heads(
             found.append(source)
             break
         chain.append(source)
+    if found and found[0].final:
+        return found[0]
     for rows_first in (False, True):
         for base in reversed(chain):
             scale = _explains(base, operand, heads, key, measures, rows_first)
