@@ -26,10 +26,10 @@ from graftline.passes.canonical.ends import open_head, own_head_weight, settle_p
 from graftline.passes.canonical.entry.assumptions import check_assumptions
 from graftline.passes.canonical.entry.entry import Entry, enter
 from graftline.passes.canonical.facts import settle_facts
-from graftline.passes.canonical.fused_norms import expand_fused_norms
 from graftline.passes.canonical.linear import unflatten_rows
 from graftline.passes.canonical.mask.writer import MaskWriter
-from graftline.passes.canonical.norm import fuse_norms
+from graftline.passes.canonical.norms.fuse import fuse_norms
+from graftline.passes.canonical.norms.operators import expand_fused_norms
 from graftline.passes.canonical.opset.contrib import expand_contrib, refuse_quantized
 from graftline.passes.canonical.opset.opset import open_graph
 from graftline.passes.canonical.rotary.rotary import RotaryReader

@@ -12,7 +12,7 @@ from graftline.evaluate import Feed
 from graftline.facts import decoder_facts
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_outputs, with_role
-from graftline.passes.canonical.norm import find_norm
+from graftline.passes.canonical.norms.find import find_norm
 from graftline.passes.graph.emit import Emit, new_output
 from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.laws.compare import Comparison, activation_dtype

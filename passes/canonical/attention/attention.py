@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graftline.evaluate import Array
 from graftline.passes.canonical.attention.moves import Heads, trace_heads
+from graftline.passes.canonical.attention.operator import bias_of_mask, unsupported
 from graftline.passes.canonical.attention.probabilities import Probabilities
 from graftline.passes.canonical.attention.scores import Scores
 from graftline.passes.canonical.mask.kinds import Mask, RawMask
-from graftline.passes.canonical.mask.lift import Lift, Lifted
 from graftline.passes.canonical.mask.mask import Bias, read_mask
 from graftline.passes.canonical.mask.writer import MaskWriter
 from graftline.passes.canonical.rotary.rotary import RotaryReader
@@ -20,7 +19,7 @@ from graftline.passes.canonical.rotary.rotation import RawTurn
 from graftline.passes.canonical.shapes import Measures
 from graftline.passes.grafts.masks import MASK_KEY
 from graftline.passes.graph.emit import Emit
-from graftline.passes.graph.meaning import World, label
+from graftline.passes.graph.meaning import label
 from graftline.passes.graph.mismatch import Mismatch
 
 RAW_KEY = "graftline.raw_attention"
@@ -188,7 +187,7 @@ class AttentionReader:
     # Attention nodes
 
     def _fused(self, node: ir.Node) -> Found | Mismatch:
-        said = self._odd(node)
+        said = unsupported(node, self.measures, self.hidden)
         if said is not None:
             return Mismatch.at(node, said)
         query, key, value, mask = [*node.inputs, None][:4]
@@ -205,25 +204,9 @@ class AttentionReader:
             node, out, query, key, value, shape[1], False,
             float(scale) if scale is not None else shape[-1] ** -0.5,
             float(node.attributes.get_float("softcap", 0.0) or 0.0),
-            _bias_of_mask(mask, causal, self.measures),
+            bias_of_mask(mask, causal, self.measures),
             f"{id(mask)}.{causal}.{shape[1]}",
         )  # fmt: skip
-
-    def _odd(self, node: ir.Node) -> str | None:
-        """What an Attention node says that its canonical form cannot."""
-        mask, *pasts, padding = [*node.inputs, None, None, None, None][3:7]
-        if padding is not None:
-            return "Attention over a padded cache is not supported"
-        if any(past is not None and 0 not in self.measures.shape(past) for past in pasts):
-            return "an Attention node keeps its own cache"
-        if mask is not None and mask in self.hidden:
-            return "the mask of an attention depends on activations"
-        if any(v.uses() or v.is_graph_output() for v in node.outputs[3:]):
-            return "an Attention node outputs its scores"
-        precision = node.attributes.get_int("softmax_precision", ir.DataType.FLOAT.value)
-        if precision != ir.DataType.FLOAT.value:
-            return f"softmax_precision {precision} is not supported: softmax is computed in fp32"
-        return None
 
     def _unmerge(
         self, node: ir.Node, query: ir.Value, key: ir.Value, value: ir.Value
@@ -290,24 +273,3 @@ class AttentionReader:
             if node.op_type == "Reshape" and len(self.measures.shape(node.outputs[0])) == 4:
                 return node.outputs[0]
         return Mismatch.at(out, "heads of an attention are not restored")
-
-
-def _bias_of_mask(mask: ir.Value | None, causal: bool, measures: Measures) -> Bias:
-    """The bias of an Attention node: its mask input, and what it says itself."""
-
-    def at(world: World, batch: int, length: int) -> Array:
-        values = np.zeros((1, 1, length, length), np.float32)
-        if mask is not None:
-            held = world.value(mask)
-            values = np.where(held, np.float32(0), -np.inf) if held.dtype == np.bool_ else held
-        if causal:
-            values = np.where(np.tril(np.ones((length, length), bool)), values, -np.inf)
-        values = values.reshape((1,) * (4 - values.ndim) + values.shape)
-        return np.broadcast_to(values, (*values.shape[:2], length, length))
-
-    def lift(lifting: Lift) -> Lifted:
-        return lifting.attention_mask(mask, causal)
-
-    shape = measures.shape(mask) if mask is not None else ()
-    heads = shape[1] if len(shape) == 4 else 1
-    return Bias(at, lift, [mask] if mask is not None else [], heads)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from graftline.errors import DoesNotRun
 from graftline.evaluate import Array
-from graftline.passes.canonical.lengths import constants_above, lengths_around
+from graftline.passes.canonical.rotary.angles import Angles
 from graftline.passes.canonical.rotary.regions import Region, Regions
 from graftline.passes.canonical.rotary.rotation import (
     RawTurn,
@@ -55,10 +55,11 @@ class RotaryReader:
     tables: dict[bytes, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     scales: dict[bytes, ir.Value] = field(default_factory=dict)
     turns: dict[bytes, RawTurn] = field(default_factory=dict)
-    angle_rows: dict[ir.Value, Array] = field(default_factory=dict)
+    angles: Angles = field(init=False)
 
     def __post_init__(self) -> None:
         self.regions = Regions(self.graph, self.measures, self.hidden)
+        self.angles = Angles(self.measures, self.own_positions, self.rows)
 
     def settle(
         self, head: ir.Value, at: ir.Node
@@ -149,7 +150,7 @@ class RotaryReader:
     # recognising the rotation
 
     def _recognise(self, region: Region) -> Rotation | Mismatch:
-        dependent = self._dependent(region.angles)
+        dependent = self.angles.read(region.angles)
         matrices = dependent or self._matrices(region)
         paired = matrices if isinstance(matrices, Mismatch) else pairing(matrices, region)
         if isinstance(paired, Mismatch):
@@ -222,47 +223,11 @@ class RotaryReader:
         world.known[self.positions] = world.known[self.positions] + start
         world.known[region.x] = x
         for angle in region.angles:
-            rows = self.angle_rows[angle]
+            rows = self.angles.rows_of[angle]
             axis = (self.measures.dims(angle) or []).index("N")
             taken = np.take(rows, range(start, start + length), axis=axis)
             world.known[angle] = taken
         return world.value(region.out)
-
-    def _dependent(self, angles: list[ir.Value]) -> Mismatch | None:
-        """Reads the position-dependent values at positions 0 .. P-1, for one batch row; the first
-        one of which a row depends on other positions than its own, else None."""
-        for angle in angles:
-            if angle in self.angle_rows:
-                continue
-            rows = self.measures.world(1, self.rows).value(angle)
-            axis = (self.measures.dims(angle) or []).index("N")
-            lengths = lengths_around(constants_above([angle]))
-            looks = [np.arange(n) for n in lengths if n <= self.rows]
-            if self.own_positions:
-                looks.append(np.asarray([self.rows - 1, 3, 0, 2, 1]))
-            for at in looks:
-                short = self.measures.world(1, len(at))
-                short.known[self.positions] = at[None].astype(np.int64)
-                if not np.allclose(short.value(angle), np.take(rows, at, axis=axis), atol=1e-5):
-                    return self._until(angle, axis)
-            self.angle_rows[angle] = rows
-        return None
-
-    def _until(self, angle: ir.Value, axis: int) -> Mismatch:
-        """That angles depend on other positions than their own, with the length up to which they do
-        not, where there is one."""
-        steady, before = 0, np.empty(0)
-        for n in (n for n in lengths_around(constants_above([angle])) if n <= self.rows):
-            now = self.measures.world(1, n).value(angle)
-            shared = np.take(now, range(steady), axis=axis)
-            if steady and not np.allclose(shared, before, atol=1e-5):
-                break
-            steady, before = n, now
-        told = "angles depend on other positions than their own"
-        if 1 < steady < self.rows:
-            told += f" in texts of more than {steady} positions; to serve shorter ones, give "
-            told += f'--passes "canonicalize{{cap={steady}}}"'
-        return Mismatch.at(angle, told)
 
     def _sizes(self, region: Region) -> tuple[int, int]:
         shape, dims = self.measures.shape(region.x), self.measures.dims(region.x) or []

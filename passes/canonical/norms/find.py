@@ -1,4 +1,4 @@
-"""Normalisations written in elementary nodes, as one node each.
+"""Normalisations written in elementary nodes, found.
 
 Anchored on the mean: x / sqrt(mean(x^2) + eps) is RMSNormalization, the same of x - mean(x) is
 LayerNormalization. Casts around them belong to the node's own stash type.
@@ -11,31 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from graftline.passes.canonical.fused_norms import refuse_axis
-from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.meaning import constant, scalar, sizes_of
 from graftline.passes.graph.mismatch import Mismatch
 from graftline.passes.graph.neighbours import constant_operand, producer, reader, single
-
-_MAKER = "canonicalize"
-
-
-def fuse_norms(model: ir.Model) -> None:
-    """Replace every decomposed normalisation over the last axis."""
-    graph = model.graph
-    for node in list(graph):
-        found = find_norm(node)
-        if isinstance(found, Norm):
-            _replace(graph, found)
-    for node in list(graph):
-        if node.op_type in ("RMSNormalization", "LayerNormalization"):
-            refuse_axis(node)
-        if node.op_type == "RMSNormalization":
-            _narrow_scale(graph, node)
-            _centre(graph, node)
 
 
 @dataclass
@@ -50,20 +30,6 @@ class Norm:
     plus_one: ir.Value | None = None
     """A scale stored as its difference from one."""
     bias: ir.Value | None = None
-
-
-def _narrow_scale(graph: ir.Graph, node: ir.Node) -> None:
-    """A vector for a scale of one number in the whole shape of x, as torch writes norms without."""
-    x, scale = node.inputs[0], node.inputs[1]
-    filled = producer(scale)
-    width = x.shape[-1] if x is not None and x.shape is not None else None
-    if filled is None or filled.op_type != "ConstantOfShape" or not isinstance(width, int):
-        return
-    value = filled.attributes.get("value")
-    number = np.zeros(1, np.float32) if value is None else value.as_tensor().numpy()
-    name = f"norm.{width}.filled_{float(number[0]):g}"
-    held = Emit(graph, _MAKER, at=node).const(name, np.repeat(number, width), number.dtype)
-    node.replace_input_with(1, held)
 
 
 def find_norm(mean: ir.Node) -> Norm | Mismatch:
@@ -83,8 +49,8 @@ def find_norm(mean: ir.Node) -> Norm | Mismatch:
     out = None if root is None else _divided(x, root)
     if out is None:
         return Mismatch.at(root or add, f"{x.name} is not divided by the root of its mean square")
-    source, centred = _centred(x)
-    norm = Norm(_before_cast(source), out, epsilon, centred)
+    source, centred = centred_source(x)
+    norm = Norm(before_cast(source), out, epsilon, centred)
     _take_affine(norm)
     if count is not None and count != (width := _width(norm)):
         return Mismatch.at(mean, f"the sum of squares of {width} numbers is divided by {count:g}")
@@ -161,7 +127,8 @@ def _product(x: ir.Value, factor: ir.Value) -> ir.Value | None:
     return None
 
 
-def _centred(x: ir.Value) -> tuple[ir.Value, bool]:
+def centred_source(x: ir.Value) -> tuple[ir.Value, bool]:
+    """What a value is without its mean, and whether it is."""
     node = x.producer()
     if node is None or node.op_type != "Sub":
         return x, False
@@ -172,7 +139,8 @@ def _centred(x: ir.Value) -> tuple[ir.Value, bool]:
     return (source, True) if mean.inputs[0] is source and _over_last(mean) else (x, False)
 
 
-def _before_cast(value: ir.Value) -> ir.Value:
+def before_cast(value: ir.Value) -> ir.Value:
+    """A float value as it was before it was cast for the norm."""
     node = value.producer()
     source = node.inputs[0] if node is not None and node.op_type == "Cast" else None
     if source is None or source.dtype is None or not source.dtype.is_floating_point():
@@ -218,16 +186,6 @@ def _vector(value: ir.Value | None) -> ir.Value | None:
     return value
 
 
-def _typed(emit: Emit, vector: ir.Value, x: ir.Value) -> ir.Value:
-    """The vector in the type of `x`: a checkpoint may store it narrower than it is used."""
-    tensor = vector.const_value
-    if tensor is None or x.dtype is None or tensor.dtype == x.dtype:
-        return vector
-    made = emit.op("Cast", [vector], to=x.dtype)
-    made.type, made.shape = ir.TensorType(x.dtype), vector.shape
-    return made
-
-
 def _one_plus(value: ir.Value | None) -> ir.Value | None:
     node = producer(value)
     if node is not None and node.op_type == "Cast":
@@ -238,68 +196,3 @@ def _one_plus(value: ir.Value | None) -> ir.Value | None:
         if scalar(node.inputs[one]) == 1.0:
             return _vector(node.inputs[vector])
     return None
-
-
-def _replace(graph: ir.Graph, norm: Norm) -> None:
-    node = norm.out.producer()
-    if node is None:
-        return
-    emit = Emit(graph, _MAKER, at=node)
-    scale = _typed(emit, norm.scale, norm.x) if norm.scale is not None else None
-    if norm.plus_one is not None:
-        scale = _plus_one(emit, norm.plus_one, norm.x.dtype)
-    if scale is None:
-        scale = _ones(emit, norm.x)
-    if scale is None:
-        return
-    inputs = [norm.x, scale]
-    if norm.bias is not None:
-        inputs.append(_typed(emit, norm.bias, norm.x))
-    new = emit.op(
-        "LayerNormalization" if norm.centred else "RMSNormalization", inputs,
-        axis=-1, epsilon=norm.epsilon, stash_type=1,
-    )  # fmt: skip
-    new.shape, new.type = norm.out.shape, norm.out.type
-    ir.convenience.replace_all_uses_with(norm.out, new, replace_graph_outputs=True)
-
-
-def _plus_one(emit: Emit, vector: ir.Value, dtype: ir.DataType | None) -> ir.Value:
-    """1 + w in the type it is used in, as a lazy tensor: read only when the graph is written or
-    run."""
-    name, tensor = f"{vector.name}.plus_one", vector.const_value
-    if name in emit.graph.initializers:
-        return emit.graph.initializers[name]
-    if tensor is None:
-        raise AssertionError(f"{vector.name} is no initializer")
-
-    used = dtype or tensor.dtype
-
-    def add_one() -> ir.TensorProtocol:
-        total = tensor.numpy().astype(np.float32) + np.float32(1)
-        return ir.tensor(total.astype(used.numpy()), dtype=used, name=name)
-
-    lazy = ir.LazyTensor(add_one, dtype=used, shape=ir.Shape(sizes_of(tensor)), name=name)
-    return emit.initializer(name, lazy)
-
-
-def _ones(emit: Emit, x: ir.Value) -> ir.Value | None:
-    width = x.shape[-1] if x.shape is not None and len(x.shape) else None
-    if not isinstance(width, int):
-        return None
-    dtype = (x.dtype or ir.DataType.FLOAT).numpy()
-    return emit.const(f"ones.{width}", np.ones(width), dtype)
-
-
-def _centre(graph: ir.Graph, node: ir.Node) -> None:
-    """RMSNormalization of x - mean(x), as exporters' rules leave it, is LayerNormalization."""
-    x, scale = node.inputs[0], node.inputs[1]
-    if x is None or scale is None or node.attributes.get_int("axis", -1) != -1:
-        return
-    source, centred = _centred(x)
-    if not centred:
-        return
-    out = node.outputs[0]
-    epsilon = node.attributes.get_float("epsilon", 1e-5) or 0.0
-    _replace(graph, Norm(_before_cast(source), out, epsilon, True, scale))
-
-
