@@ -105,6 +105,21 @@ def test_attentions_that_are_nearly_attentions(
     assert node in line
 
 
+def test_one_attention_that_is_none_beside_one_that_is() -> None:
+    """It is refused as what it nearly is, not as something that mixes tokens."""
+    extra = """
+        yt = Transpose<perm = [0, 2, 1]>(y)
+        pairs = MatMul(y, yt)
+        warped = Exp(pairs)
+        shares = Softmax<axis = -1>(warped)
+        mixed = MatMul(shares, y)
+        y2 = Add(y, mixed)
+    """
+    line = refused(head=extra + HEAD.replace("MatMul(y,", "MatMul(y2,"))
+    assert line.startswith("an attention is not understood: a softmax over what is no product of")
+    assert line.endswith("(looked at: Exp warped)")
+
+
 def test_an_operand_that_is_no_heads_says_where_the_way_to_them_ends() -> None:
     squared = "kp = Transpose<perm = [0, 1, 3, 2]>(kk)\n kt = Mul(kp, kp)"
     line = refused(attend=ATTEND.replace("kt = Transpose<perm = [0, 1, 3, 2]>(kk)", squared))
