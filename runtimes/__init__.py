@@ -1,1 +1,1 @@
-"""Decoding: the scheduler, sessions (one file per backend), caches, drafters and acceptance rules."""
+"""Decoding: the scheduler, sessions (one file per backend), caches, drafters, acceptance rules."""

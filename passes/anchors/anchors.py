@@ -8,7 +8,6 @@ the links cut the graph into blocks. Found once, stamped in node metadata, read 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
@@ -18,6 +17,7 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.facts import FACTS_KEY, read_facts, write_facts
 from graftline.optional import require
+from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.pipeline.graft import BLOCK, ROLE, SHARED, Graft, Stage
 
 if TYPE_CHECKING:
@@ -55,29 +55,62 @@ class Anchors(Graft):
             write_facts(model, replace(facts, dtype=dtype))
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """The anchors of a decoder: its attentions, the links of its residual stream from the embedding
+    to the logits, and the links at which blocks begin, the last one's end behind them."""
+
+    attention: list[ir.Node]
+    embedding: ir.Node
+    stream: list[ir.Node]
+    idom: dict[ir.Node, ir.Node | None]
+    """Every node's immediate dominator."""
+    bounds: list[int]
+
+
 def stamp_anchors(model: ir.Model) -> None:
     """Find the anchors of a decoder with `Attention` nodes and stamp them. Raises NotApplicable."""
     graph = model.graph
-    attention = [n for n in graph if n.op_type == "Attention"]
-    embedding = _embedding(graph)
-    logits = _logits(graph)
-    order = {node: i for i, node in enumerate(graph)}
-    stream, idom = _stream(graph, embedding, logits)
-    starts = [_last_cut_before(node, stream, idom) for node in attention]
-    if len(set(starts)) != len(starts):
-        raise NotApplicable(
-            "two attentions share one stretch of the residual stream",
-            [n.name or "" for n in attention],
-        )
-    link = {node: i for i, node in enumerate(stream)}
-    bounds = [link[s] for s in starts]
-    bounds.append(_end_of_last(stream, bounds, graph))
+    found = find_blocks(graph)
+    if isinstance(found, Mismatch):
+        raise refusal("no blocks found", [found])
     for node in graph:
         node.metadata_props.pop(BLOCK, None)
         node.metadata_props.pop(ROLE, None)
-    _stamp_blocks(graph, stream, idom, link, bounds)
-    _stamp_roles(attention, embedding, stream, bounds)
-    _stamp_constants(graph, order)
+    _stamp_blocks(graph, found)
+    _stamp_roles(found)
+    _stamp_constants(graph)
+
+
+def find_blocks(graph: ir.Graph) -> Blocks | Mismatch:
+    """The residual stream and the blocks along it."""
+    attention = [n for n in graph if n.op_type == "Attention"]
+    embedding, logits = _embedding(graph), _logits(graph)
+    if isinstance(embedding, Mismatch):
+        return embedding
+    if isinstance(logits, Mismatch):
+        return logits
+    found = _stream(graph, embedding, logits)
+    if isinstance(found, Mismatch):
+        return found
+    stream, idom = found
+    starts = [_last_cut_before(node, stream, idom) for node in attention]
+    if outside := [s for s in starts if isinstance(s, Mismatch)]:
+        return outside[0]
+    cuts = [s for s in starts if isinstance(s, ir.Node)]
+    if len(set(cuts)) != len(cuts):
+        shared = [n for n, cut in zip(attention, cuts, strict=True) if cuts.count(cut) > 1]
+        return Mismatch.over(shared, "two attentions share one stretch of the residual stream")
+    link = {node: i for i, node in enumerate(stream)}
+    bounds = [link[s] for s in cuts]
+    back = [n for n, (a, b) in zip(attention[1:], pairwise(bounds), strict=True) if b <= a]
+    if back:
+        why = "the attentions do not follow one another along the residual stream"
+        return Mismatch.over(back, why)
+    if _head_link(stream) is None:
+        why = "no lm_head found: no MatMul or Gemm between the last block and the logits"
+        return Mismatch.at(logits, why)
+    return Blocks(attention, embedding, stream, idom, [*bounds, _end_of_last(stream, bounds)])
 
 
 def block_of(node: ir.Node) -> int | None:
@@ -96,28 +129,24 @@ def block_outputs(graph: ir.Graph) -> list[ir.Value]:
     return [n.outputs[0] for n in with_role(graph, "residual")]
 
 
-def _embedding(graph: ir.Graph) -> ir.Node:
+def _embedding(graph: ir.Graph) -> ir.Node | Mismatch:
     tokens = next((v for v in graph.inputs if v.name == "tokens"), None)
     readers = [n for n in tokens.consumers() if n.op_type == "Gather"] if tokens else []
-    if not readers:
-        raise NotApplicable(
-            "no embedding found: no Gather reads the input 'tokens'",
-            [v.name or "" for v in graph.inputs],
-        )
-    return readers[0]
+    if readers:
+        return readers[0]
+    why = "no embedding found: no Gather reads the input 'tokens'"
+    return Mismatch.over(tokens.consumers() if tokens else list(graph.inputs), why)
 
 
-def _logits(graph: ir.Graph) -> ir.Node:
+def _logits(graph: ir.Graph) -> ir.Node | Mismatch:
     value = next((v for v in graph.outputs if v.name == "logits"), None)
     node = value.producer() if value is not None else None
-    if node is None:
-        raise NotApplicable("no output named 'logits'", [v.name or "" for v in graph.outputs])
-    return node
+    return node or Mismatch.over(list(graph.outputs), "no output named 'logits'")
 
 
 def _stream(
     graph: ir.Graph, source: ir.Node, sink: ir.Node
-) -> tuple[list[ir.Node], dict[ir.Node, ir.Node | None]]:
+) -> tuple[list[ir.Node], dict[ir.Node, ir.Node | None]] | Mismatch:
     """The chain of dominators from embedding to logits, and every node's immediate dominator."""
     nx = require("networkx")
     flow: DiGraph[ir.Node] = nx.DiGraph()
@@ -128,7 +157,7 @@ def _stream(
             if maker is not None and maker in flow and node.op_type not in _NOT_DATA:
                 flow.add_edge(maker, node)
     if sink not in flow:
-        raise NotApplicable("the logits do not depend on the embedding", [sink.name or ""])
+        return Mismatch.at(sink, "the logits do not depend on the embedding")
     idom: dict[ir.Node, ir.Node | None] = dict(nx.immediate_dominators(flow, source))
     idom[source] = None
     chain = [sink]
@@ -139,45 +168,38 @@ def _stream(
 
 def _last_cut_before(
     node: ir.Node, stream: list[ir.Node], idom: dict[ir.Node, ir.Node | None]
-) -> ir.Node:
+) -> ir.Node | Mismatch:
+    """The last link that every way to a node passes."""
     cuts = set(stream)
     at: ir.Node | None = idom.get(node)
     while at is not None and at not in cuts:
         at = idom[at]
     if at is None or node in cuts:
-        raise NotApplicable("an attention lies outside the residual stream", [node.name or ""])
+        return Mismatch.at(node, "an attention lies outside the residual stream")
     return at
 
 
-def _end_of_last(stream: list[ir.Node], bounds: list[int], graph: ir.Graph) -> int:
+def _end_of_last(stream: list[ir.Node], bounds: list[int]) -> int:
     """Link at which the last block ends: blocks have equal numbers of links; one block ends at its
     norm."""
-    if any(b <= a for a, b in pairwise(bounds)):
-        raise NotApplicable("the attentions do not follow one another along the residual stream")
     if len(bounds) > 1:
         step = Counter(b - a for a, b in pairwise(bounds)).most_common(1)[0][0]
         return min(bounds[-1] + step, len(stream) - 1)
-    head = _head_link(stream)
-    end = head - 1
+    end = (_head_link(stream) or len(stream)) - 1
     while end > bounds[0] + 1 and stream[end].op_type in NORMS:
         end -= 1
     return end
 
 
-def _head_link(stream: list[ir.Node]) -> int:
-    for i in range(len(stream) - 1, 0, -1):
-        if stream[i].op_type in ("MatMul", "Gemm"):
-            return i
-    raise NotApplicable("no lm_head found: no MatMul or Gemm between the last block and the logits")
+def _head_link(stream: list[ir.Node]) -> int | None:
+    """The last product along the stream."""
+    products = [i for i, node in enumerate(stream) if node.op_type in ("MatMul", "Gemm")]
+    return products[-1] if products and products[-1] else None
 
 
-def _stamp_blocks(
-    graph: ir.Graph,
-    stream: list[ir.Node],
-    idom: dict[ir.Node, ir.Node | None],
-    link: dict[ir.Node, int],
-    bounds: list[int],
-) -> None:
+def _stamp_blocks(graph: ir.Graph, found: Blocks) -> None:
+    stream, idom, bounds = found.stream, found.idom, found.bounds
+    link = {node: i for i, node in enumerate(stream)}
     names = ["embedding"] * (bounds[0] + 1)
     for block, (start, end) in enumerate(pairwise(bounds)):
         names += [str(block)] * (end - start)
@@ -193,25 +215,24 @@ def _stamp_blocks(
                 node.metadata_props[BLOCK] = names[segment[node]]
 
 
-def _stamp_roles(
-    attention: Iterable[ir.Node], embedding: ir.Node, stream: list[ir.Node], bounds: list[int]
-) -> None:
-    embedding.metadata_props[ROLE] = "embedding"
-    for node in attention:
+def _stamp_roles(found: Blocks) -> None:
+    stream, bounds, head = found.stream, found.bounds, _head_link(found.stream)
+    assert head is not None
+    found.embedding.metadata_props[ROLE] = "embedding"
+    for node in found.attention:
         node.metadata_props[ROLE] = "attention"
     for end in bounds[1:]:
         stream[end].metadata_props[ROLE] = "residual"
-    head = _head_link(stream)
     stream[head].metadata_props[ROLE] = "lm_head"
     for node in stream[bounds[-1] + 1 : head]:
         if node.op_type in NORMS:
             node.metadata_props[ROLE] = "final_norm"
 
 
-def _stamp_constants(graph: ir.Graph, order: dict[ir.Node, int]) -> None:
+def _stamp_constants(graph: ir.Graph) -> None:
     """Nodes off the stream (weight transposes, tables) belong to their readers' block, or are
     shared."""
-    for node in sorted(order, key=order.__getitem__, reverse=True):
+    for node in reversed(list(graph)):
         if BLOCK in node.metadata_props:
             continue
         blocks = {

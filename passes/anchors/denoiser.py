@@ -7,14 +7,14 @@ import onnx_ir as ir
 from graftline.facts import DenoiserFacts
 from graftline.passes.anchors.roles import (
     FLOATS,
-    Mismatch,
     OnePass,
     Role,
     dims_of,
     inputs_of,
-    named,
+    mismatch,
     rank_of,
 )
+from graftline.passes.graph.mismatch import Mismatch
 
 SAMPLE, TIMESTEP, CONDITION, PREDICTION = "sample", "timestep", "condition", "prediction"
 
@@ -27,26 +27,26 @@ def find_denoiser(graph: ir.Graph) -> OnePass | Mismatch:
     samples = [v for v in inputs if rank_of(v) == 4 and v.dtype in FLOATS]
     if len(samples) != 1:
         why = f"{len(samples)} inputs [B, C, H, W] of floats; it must be one, the sample"
-        return Mismatch(why, named(samples))
+        return mismatch(why, samples)
     (sample,) = samples
     channels, height, width = dims_of(sample)[1:]
     if not isinstance(channels, int):
-        return Mismatch("the number of the sample's channels is not fixed", named([sample]))
+        return mismatch("the number of the sample's channels is not fixed", [sample])
     steps = [v for v in inputs if rank_of(v) in (0, 1)]
     if len(steps) != 1:
         why = f"{len(steps)} inputs of one number, or one per sample; it must be one, the time step"
-        return Mismatch(why, named(steps))
+        return mismatch(why, steps)
     predictions = [v for v in graph.outputs if rank_of(v) == 4 and v.dtype in FLOATS]
     if len(predictions) != 1 or len(graph.outputs) != 1:
         why = f"{len(graph.outputs)} outputs; it must be one, the prediction [B, C, H, W]"
-        return Mismatch(why, named(graph.outputs))
+        return mismatch(why, graph.outputs)
     (prediction,) = predictions
     if dims_of(prediction)[2:] != (height, width):
         why = "the prediction and the sample differ in height or width"
-        return Mismatch(why, named(predictions))
+        return mismatch(why, predictions)
     rest = [v for v in inputs if v not in (sample, steps[0])]
     if odd := [v for v in rest if v.dtype not in FLOATS or rank_of(v) not in (2, 3)]:
-        return Mismatch("inputs that are not vectors of floats, as conditions are", named(odd))
+        return mismatch("inputs that are not vectors of floats, as conditions are", odd)
     size = (d if isinstance(d, int) else 0 for d in (height, width))
     roles = [Role(sample, SAMPLE, SAMPLE), Role(steps[0], TIMESTEP, TIMESTEP)]
     roles += [Role(v, CONDITION, f"{CONDITION}.{place}") for place, v in enumerate(rest)]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from graftline.passes.anchors.denoiser import find_denoiser
-from graftline.passes.anchors.roles import Mismatch, OnePass
+from graftline.passes.anchors.roles import OnePass
+from graftline.passes.graph.mismatch import Mismatch
 
 ONE_PASS: Mapping[str, Callable[[ir.Graph], OnePass | Mismatch]] = {"denoiser": find_denoiser}
 """By the kind's name; the first that is not a Mismatch is the kind of a graph without a config."""

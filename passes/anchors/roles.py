@@ -9,16 +9,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graftline.facts import Facts
+from graftline.passes.graph.mismatch import Mismatch
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """Why a graph is not what was looked for, and the values or nodes that say so."""
-
-    reason: str
-    at: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +48,8 @@ def rank_of(value: ir.Value) -> int | None:
     return None if value.shape is None else len(value.shape)
 
 
-def named(values: Iterable[ir.Value]) -> tuple[str, ...]:
-    """Values by name and shape, for a Mismatch."""
-    return tuple(f"{v.name} {list(dims_of(v))}" for v in values)
+def mismatch(reason: str, values: Iterable[ir.Value] = ()) -> Mismatch:
+    """Why a graph is not what was looked for, with the inputs or outputs that say so, by name and
+    shape."""
+    first, *others = [f"{v.name} {list(dims_of(v))}" for v in values] or ["the graph"]
+    return Mismatch(first, reason, tuple(others))

@@ -10,6 +10,7 @@ what is not understood is refused with the nodes looked at.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -25,10 +26,10 @@ from graftline.passes.canonical.ends import open_head, own_head_weight, settle_p
 from graftline.passes.canonical.entry.assumptions import check_assumptions
 from graftline.passes.canonical.entry.entry import Entry, enter
 from graftline.passes.canonical.facts import settle_facts
-from graftline.passes.canonical.fused_norms import expand_fused_norms
 from graftline.passes.canonical.linear import unflatten_rows
 from graftline.passes.canonical.mask.writer import MaskWriter
-from graftline.passes.canonical.norm import fuse_norms
+from graftline.passes.canonical.norms.fuse import fuse_norms
+from graftline.passes.canonical.norms.operators import expand_fused_norms
 from graftline.passes.canonical.opset.contrib import expand_contrib, refuse_quantized
 from graftline.passes.canonical.opset.opset import open_graph
 from graftline.passes.canonical.rotary.rotary import RotaryReader
@@ -36,6 +37,7 @@ from graftline.passes.canonical.rotary.tables import held_positions
 from graftline.passes.canonical.rows import refuse_mixing
 from graftline.passes.canonical.shapes import Measures, dedupe, fold, settle_shapes
 from graftline.passes.graph.meaning import hidden_values, label, label_value
+from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.graph.names import separate_names
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
@@ -88,11 +90,11 @@ class Canonicalize(Graft):
         if open_head(graph, graph.outputs[0], measures, hidden):
             dedupe(model)
             measures, hidden = measure(graph, tokens, positions)
-        unflatten_rows(graph, measures, hidden)
+        flat = unflatten_rows(graph, measures, hidden)
         dedupe(model)
         own_head_weight(graph, graph.outputs[0], hidden)
         settle(model, tokens, positions)
-        check(model, tokens, positions)
+        check(model, tokens, positions, flat)
         finish(model, tokens, positions)
         settle_facts(model)
 
@@ -116,11 +118,12 @@ class Canonicalize(Graft):
         rotary = RotaryReader(graph, measures, hidden, positions, entry.own_positions, rows)
         masks = MaskWriter(graph, positions)
         reader = AttentionReader(graph, measures, hidden, rotary, masks)
-        if not reader.run():
-            near = [n for n in graph if n.op_type == "Softmax" or "Attention" in n.op_type]
-            raise NotApplicable(
-                "no attention found that is written in standard operators", [label(n) for n in near]
-            )
+        done = reader.run()
+        if missed := reader.missed():
+            raise refusal("an attention is not understood", missed)
+        if not done:
+            what = "no attention found that is written in standard operators"
+            raise refusal(what, list(reader.mismatches.values()))
         if reader.positions and FACTS_KEY in model.metadata_props:
             facts = decoder_facts(model)
             held = min(facts.positions or reader.positions, reader.positions)
@@ -175,15 +178,17 @@ def infer_types(model: ir.Model) -> None:
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
 
 
-def check(model: ir.Model, tokens: ir.Value, positions: ir.Value) -> None:
-    """Refuse a result that is not canonical."""
+def check(
+    model: ir.Model, tokens: ir.Value, positions: ir.Value, flat: Sequence[Mismatch]
+) -> None:
+    """Refuse a result that is not canonical; `flat`: why rows of all sequences together were left
+    as they are."""
     graph = model.graph
     measures, hidden = measure(graph, tokens, positions)
     dims = measures.dims(graph.outputs[0])
     if dims is None or dims[:2] != ["B", "N"] or len(dims) != 3:
-        raise NotApplicable(
-            f"logits have shape {dims}, not [B, N, V]", [label_value(graph.outputs[0])]
-        )
+        own = Mismatch.at(graph.outputs[0], f"logits have shape {dims}")
+        raise refusal("the logits are not [B, N, V]", [own, *flat])
     refuse_mixing(graph, measures, hidden)
     for node in graph:
         if node.op_type == "Attention" or node.outputs[0] not in hidden:

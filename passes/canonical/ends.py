@@ -21,6 +21,7 @@ from graftline.passes.canonical.lengths import (
 from graftline.passes.canonical.shapes import SIZES, Measures
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.meaning import World, label, label_value, sizes_of
+from graftline.passes.graph.mismatch import Mismatch
 
 _TABLE_BYTES = 1 << 28
 _TABLE = "position_table."
@@ -51,8 +52,9 @@ def settle_positions(
                     [label(node), label_value(value)],
                 )
             settled = _settled(graph, node, value, measures, own, rows)
-            if settled is not value:
-                node.replace_input_with(index, settled)
+            if isinstance(settled, Mismatch):
+                raise settled.error()
+            node.replace_input_with(index, settled)
         _drop_ones(node)
 
 
@@ -75,28 +77,36 @@ def _is_look_up(value: ir.Value, positions: ir.Value) -> bool:
 
 def _settled(
     graph: ir.Graph, node: ir.Node, value: ir.Value, measures: Measures, own: bool, rows: int
-) -> ir.Value:
-    names = [label(node), label_value(value)]
+) -> ir.Value | Mismatch:
+    """A value per position as a learned table, or as what it is at positions 0 .. P-1."""
+    both = [node, value]
     inside, out = measures.dims(value) or [], measures.dims(node.outputs[0]) or []
     if inside.count("N") > 1:
-        raise NotApplicable(
-            "tokens are mixed with each other by something that is not an attention", names
-        )
+        why = "tokens are mixed with each other by something that is not an attention"
+        return Mismatch.over(both, why)
     axis = inside.index("N")
     if len(out) - len(inside) + axis != 1 or out[:2] != ["B", "N"]:
-        raise NotApplicable("a value per position meets activations in another layout", names)
-    _refuse_ids(value, measures, names)
-    found = _learned(graph, node, value, measures, own) if node.op_type == "Add" else None
-    return found or _tabulated(graph, node, value, measures, own, rows)
+        return Mismatch.over(both, "a value per position meets activations in another layout")
+    if _changes_with_ids(value, measures):
+        return Mismatch.over(both, "a value per position depends on token values")
+    learned = _learned(graph, node, value, measures, own)
+    if not isinstance(learned, Mismatch):
+        return learned
+    tabulated = _tabulated(graph, node, value, measures, own, rows)
+    if isinstance(tabulated, Mismatch):
+        names = [label(node), label_value(value)]
+        why = f"{tabulated.reason}, and as a table of the host {learned.text}"
+        return Mismatch(names[0], why, tuple(names[1:]))
+    return tabulated
 
 
-def _refuse_ids(value: ir.Value, measures: Measures, names: list[str]) -> None:
-    """Refuse a value that changes with the ids, drawn from all that they are compared with."""
+def _changes_with_ids(value: ir.Value, measures: Measures) -> bool:
+    """Whether a value changes with the ids, drawn from all that they are compared with."""
     if not any(
         node is not None and measures.tokens in node.inputs and node.op_type != "Shape"
         for node in (v.producer() for v in above([value]))
     ):
-        return
+        return False
     constants = constants_above([value]) | marked_ids([value])
     held = ids_held(measures)
     plain = measures.world(2, _IDS).value(value)
@@ -104,16 +114,17 @@ def _refuse_ids(value: ir.Value, measures: Measures, names: list[str]) -> None:
         world = measures.world(2, _IDS)
         world.known[measures.tokens] = token_ids(constants, held, 2, _IDS, seed)
         if not np.array_equal(world.value(value), plain):
-            raise NotApplicable("a value per position depends on token values", names)
+            return True
+    return False
 
 
 def _learned(
     graph: ir.Graph, at: ir.Node, value: ir.Value, measures: Measures, own: bool
-) -> ir.Value | None:
+) -> ir.Value | Mismatch:
     """The value as table[positions + offset], proved with each table row replaced by its number."""
-    table = _table(value)
+    table = _table(value) if at.op_type == "Add" else None
     if table is None or table.const_value is None:
-        return None
+        return Mismatch.at(value, "it is not the rows of one matrix, added")
     shape = sizes_of(table.const_value)
     numbers = np.broadcast_to(np.arange(shape[0], dtype=np.float32)[:, None], shape)
     offsets: set[int] = set()
@@ -128,10 +139,10 @@ def _learned(
         flat = np.broadcast_to(read, (*at_positions.shape, shape[1]))
         off = flat[..., 0] - at_positions
         if (flat != flat[..., :1]).any() or (off != off.reshape(-1)[0]).any():
-            return None
+            return Mismatch.at(value, "it does not read one row of the matrix for each position")
         offsets.add(int(off.reshape(-1)[0]))
     if len(offsets) != 1:
-        return None
+        return Mismatch.at(value, "the rows it reads of the matrix depend on the length")
     emit, offset = Emit(graph, "canonicalize", at=at), offsets.pop()
     ids = measures.positions
     if offset:
@@ -183,23 +194,20 @@ def _is_float_table(value: ir.Value) -> bool:
 
 def _tabulated(
     graph: ir.Graph, at: ir.Node, value: ir.Value, measures: Measures, own: bool, rows: int
-) -> ir.Value:
-    """The value at positions 0 .. P-1 as a table. Raises NotApplicable when there is none."""
+) -> ir.Value | Mismatch:
+    """The value at positions 0 .. P-1 as a table."""
     inside = measures.dims(value) or []
     rest = measures.shape(value)[inside.index("N") + 1 :]
     dtype = (value.dtype or ir.DataType.FLOAT).numpy()
     if rows * math.prod(rest) * dtype.itemsize > _TABLE_BYTES:
-        what = "positions are computed through values too large to tabulate"
-        raise NotApplicable(what, [label(at)])
+        return Mismatch.at(at, "positions are computed through values too large to tabulate")
     table = measures.world(1, rows).value(value).reshape(rows, *rest)
     limit = 1e-6 * max(1.0, float(np.abs(table).max(initial=0))) if dtype.kind == "f" else 0
     for world, positions in _worlds(value, measures, own, rows):
         got = np.broadcast_to(world.value(value), (*positions.shape, *rest))
         if not np.allclose(got, table[positions], rtol=0, atol=limit):
-            raise NotApplicable(
-                "a value per position depends on more than each token's own position",
-                [label(at), label_value(value)],
-            )
+            why = "a value per position depends on more than each token's own position"
+            return Mismatch.over([at, value], why)
     emit = Emit(graph, "canonicalize", at=at)
     held = emit.const(f"{_TABLE}{at.outputs[0].name}", table, table.dtype)
     new = emit.op("Gather", [held, measures.positions], axis=0)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graftline.passes.canonical.shapes import Measures
 from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.mismatch import Mismatch
 
 _ROWWISE = frozenset(
     [
@@ -42,17 +43,27 @@ _ROWWISE = frozenset(
     ]
 )
 
+_NOT_ROWWISE = {
+    "Gemm": "scales its product or its bias, or transposes its rows",
+    "MatMul": "multiplies rows by what is no weight",
+}
 
-def unflatten_rows(graph: ir.Graph, measures: Measures, hidden: set[ir.Value]) -> None:
-    """Rewrite row-wise nodes over [B*N, K] to [B, N, K]. Weights are neither read nor copied."""
+
+def unflatten_rows(
+    graph: ir.Graph, measures: Measures, hidden: set[ir.Value]
+) -> list[Mismatch]:
+    """Rewrite row-wise nodes over [B*N, K] to [B, N, K]; why others that make flat rows are not.
+    Weights are neither read nor copied."""
     rows: dict[ir.Value, ir.Value] = {}
+    left: list[Mismatch] = []
     for node in list(graph):
         out = node.outputs[0]
         if node.op_type in ("Reshape", "Flatten") and node.inputs[0] in hidden:
             twin = _reshaped(graph, node, rows, measures)
         else:
             twin = _twin(graph, node, rows, measures, hidden)
-        if twin is None:
+        if isinstance(twin, Mismatch):
+            left += [twin] if out in hidden and _is_flat(out, measures) else []
             continue
         if _is_flat(out, measures):
             rows[out] = twin
@@ -60,6 +71,7 @@ def unflatten_rows(graph: ir.Graph, measures: Measures, hidden: set[ir.Value]) -
             ir.convenience.replace_all_uses_with(out, twin, replace_graph_outputs=True)
     for flat, twin in rows.items():
         _serve_flat(graph, flat, twin, measures)
+    return left
 
 
 def _is_flat(value: ir.Value, measures: Measures) -> bool:
@@ -69,11 +81,10 @@ def _is_flat(value: ir.Value, measures: Measures) -> bool:
 
 def _reshaped(
     graph: ir.Graph, node: ir.Node, rows: dict[ir.Value, ir.Value], measures: Measures
-) -> ir.Value | None:
+) -> ir.Value | Mismatch:
     """[B, N, ...] for a reshape out of, or into, flat rows."""
     source, out = node.inputs[0], node.outputs[0]
-    if source is None:
-        return None
+    assert source is not None
     dims = measures.dims(out)
     if source in rows and dims is not None and dims[:2] == ["B", "N"]:
         rest = [d for d in dims[2:] if isinstance(d, int)]
@@ -81,7 +92,7 @@ def _reshaped(
         return rows[source] if rest == [width] else _to(graph, node, rows[source], rest)
     before = measures.dims(source)
     if before is None or before[:2] != ["B", "N"] or not _is_flat(out, measures):
-        return None
+        return Mismatch.at(node, f"makes {dims} of {before}")
     width = measures.shape(out)[-1]
     return source if before[2:] == [width] else _to(graph, node, source, [width])
 
@@ -97,11 +108,13 @@ def _to(graph: ir.Graph, at: ir.Node, source: ir.Value, rest: list[int]) -> ir.V
 def _twin(
     graph: ir.Graph, node: ir.Node, rows: dict[ir.Value, ir.Value], measures: Measures,
     hidden: set[ir.Value],
-) -> ir.Value | None:  # fmt: skip
-    """The same row-wise node over [B, N, K], or None when it is no such node."""
+) -> ir.Value | Mismatch:  # fmt: skip
+    """The same row-wise node over [B, N, K]."""
     acts = [v for v in node.inputs if v is not None and v in hidden]
-    if not acts or not all(v in rows for v in acts) or len(node.outputs) != 1 or node.domain:
-        return None
+    if not acts or not all(v in rows for v in acts):
+        return Mismatch.at(node, "reads other activations than flat rows")
+    if len(node.outputs) != 1 or node.domain:
+        return Mismatch.at(node, "is not known to compute each row by itself")
     emit = Emit(graph, "canonicalize", at=node)
     if node.op_type == "Gemm" and _is_plain(node) and acts == [node.inputs[0]]:
         return _linear(emit, node, rows[acts[0]])
@@ -111,7 +124,7 @@ def _twin(
         inputs = [rows[v] if v is not None and v in rows else v for v in node.inputs]
         new = emit.op(node.op_type, inputs, **{k: a.value for k, a in node.attributes.items()})
     else:
-        return None
+        return Mismatch.at(node, _NOT_ROWWISE.get(node.op_type, "is not known to be row-wise"))
     new.type = node.outputs[0].type
     return new
 

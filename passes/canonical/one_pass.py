@@ -11,8 +11,9 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import read_facts
 from graftline.passes.anchors.one_pass import ONE_PASS
-from graftline.passes.anchors.roles import Mismatch, OnePass, Role
+from graftline.passes.anchors.roles import OnePass, Role
 from graftline.passes.canonical.opset.opset import open_graph
+from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.pipeline.graft import Graft, Stage
 from graftline.ports import Direction, Port, write_ports
 from graftline.raw_ports import read_raw, write_raw
@@ -31,7 +32,7 @@ class CanonicalizeOnePass(Graft):
             known = ", ".join(ONE_PASS)
             raise NotApplicable(f"a {kind} does not run once; {self.name()} is for: {known}")
         if isinstance(found := ONE_PASS[kind](model.graph), Mismatch):
-            raise NotApplicable(f"not a {kind}: {found.reason}", found.at)
+            raise refusal(f"not a {kind}", [found])
 
     def apply(self, model: ir.Model) -> None:
         found = ONE_PASS[read_facts(model).kind](model.graph)

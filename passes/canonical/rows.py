@@ -17,6 +17,7 @@ from graftline.evaluate import Array
 from graftline.passes.canonical.attention.moves import single_source
 from graftline.passes.canonical.shapes import SIZES, Measures
 from graftline.passes.graph.meaning import constant, label
+from graftline.passes.graph.mismatch import Mismatch
 
 _SCANS = frozenset({"Conv", "ConvTranspose", "Scan", "Loop", "If", "LSTM", "GRU", "RNN"})
 """Operators that are refused whatever they do: what they do to rows is not looked at."""
@@ -109,7 +110,9 @@ def _origin(value: ir.Value | None, measures: Measures, hidden: set[ir.Value]) -
     assert value is not None
     while (node := value.producer()) is not None:
         source = single_source(node, hidden, measures)
-        if source is None:
+        if isinstance(source, Mismatch):
+            if source.final:
+                raise source.error()
             break
         value = source
     return value

@@ -12,9 +12,11 @@ from graftline.evaluate import Feed
 from graftline.facts import decoder_facts
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_outputs, with_role
+from graftline.passes.canonical.norms.find import find_norm
 from graftline.passes.graph.emit import Emit, new_output
+from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.laws.compare import Comparison, activation_dtype
-from graftline.passes.pipeline.graft import Evaluate, Graft, Law
+from graftline.passes.pipeline.graft import BLOCK, Evaluate, Graft, Law
 from graftline.ports import Port, read_ports, write_ports
 
 
@@ -72,7 +74,7 @@ class Tap(Graft):
         for word in words:
             if word == "norm":
                 if not with_role(model.graph, "final_norm"):
-                    raise NotApplicable("tap{layers=norm}: this host has no final norm")
+                    raise refusal("tap{layers=norm}: this host has no final norm", _near(model))
             elif not word.lstrip("-").isdigit() or not -count <= int(word) < count:
                 raise NotApplicable(
                     f"tap: there is no layer '{word}'; this host has blocks 0 to {count - 1}, "
@@ -107,6 +109,14 @@ class Tap(Graft):
         # what is no number is refused by `requires`, in these words
         near = (_nearest(int(w), blocks) if w.lstrip("-").isdigit() else w for w in words)
         return replace(self, layers="+".join(dict.fromkeys(near)))
+
+
+def _near(model: ir.Model) -> list[Mismatch]:
+    """What of the head computes a mean, and why it is no norm."""
+    head = [n for n in model.graph if n.metadata_props.get(BLOCK) == "head"]
+    means = [n for n in head if n.op_type in ("ReduceMean", "ReduceSumSquare")]
+    found = [find_norm(node) for node in means]
+    return [mismatch for mismatch in found if isinstance(mismatch, Mismatch)]
 
 
 def _nearest(layer: int, blocks: int) -> str:

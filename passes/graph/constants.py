@@ -1,7 +1,8 @@
 """The whole numbers of an exported graph that decide what a row may see, or what a token is.
 
 A comparison that is meant to notice a wrong window must run more rows than the window is wide, and
-one that is meant to notice a hidden pad token must hold that token.
+one that is meant to notice a hidden pad token must hold that token. Nothing in onnx, onnx-ir or
+onnxscript looks for such numbers.
 """
 
 from __future__ import annotations

@@ -45,13 +45,20 @@ def label_value(value: ir.Value) -> str:
 
 def type_of(value: ir.Value) -> np.dtype[np.generic]:
     """The numpy type of a value's elements. Raises CannotEvaluate where no node tells it."""
+    return element_type(value).numpy()
+
+
+def element_type(value: ir.Value) -> ir.DataType:
+    """The type of a value's elements. Raises CannotEvaluate where no node tells it."""
+    if value.dtype is None and value.const_value is not None:
+        return value.const_value.dtype
     if value.dtype is None:
         raise CannotEvaluate(
             f"the element type of {value.name} is not known: an operator above it is not ONNX's; "
             "write types into the file with onnxruntime.tools.symbolic_shape_infer",
             [label_value(value)],
         )  # fmt: skip
-    return value.dtype.numpy()
+    return value.dtype
 
 
 def sizes_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:

@@ -51,7 +51,7 @@ def open_reference(graph: Path) -> onnxruntime.InferenceSession:
     return _open(graph, options)
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -59,7 +59,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _open(graph: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _open(graph: Path, options: Any) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class

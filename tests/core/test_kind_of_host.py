@@ -32,23 +32,24 @@ import onnx_ir as ir
 
 from graftline.facts import ClassifierFacts
 from graftline.passes.anchors.roles import (
-    FLOATS, Mismatch, OnePass, Role, dims_of, inputs_of, named,
+    FLOATS, OnePass, Role, dims_of, inputs_of, mismatch,
 )  # fmt: skip
+from graftline.passes.graph.mismatch import Mismatch
 
 
 def find_classifier(graph: ir.Graph) -> OnePass | Mismatch:
     """Ids [B, N] that a table is read at, and scores [B, classes]; or why the graph has none."""
     inputs, outputs = inputs_of(graph), list(graph.outputs)
     if len(inputs) != 1 or inputs[0].dtype != ir.DataType.INT64 or len(dims_of(inputs[0])) != 2:
-        return Mismatch("its inputs are not ids [B, N] alone", named(inputs))
+        return mismatch("its inputs are not ids [B, N] alone", inputs)
     if len(outputs) != 1 or outputs[0].dtype not in FLOATS or len(dims_of(outputs[0])) != 2:
-        return Mismatch("its outputs are not scores [B, classes] alone", named(outputs))
+        return mismatch("its outputs are not scores [B, classes] alone", outputs)
     reads = [node for node, place in inputs[0].uses() if node.op_type == "Gather" and place == 1]
     tables = [node.inputs[0] for node in reads if node.inputs[0] is not None]
     rows = [dims_of(table)[0] for table in tables if dims_of(table)]
     classes = dims_of(outputs[0])[1]
     if len(rows) != 1 or not isinstance(rows[0], int) or not isinstance(classes, int):
-        return Mismatch("it has no table of a known vocabulary, or no known classes", named(tables))
+        return mismatch("it has no table of a known vocabulary, or no known classes", tables)
     ids, scores = Role(inputs[0], "ids", "ids"), Role(outputs[0], "scores", "scores")
     return OnePass(ClassifierFacts(rows[0], classes), (ids,), scores)
 '''

@@ -25,8 +25,9 @@ from graftline.kinds.kind import Parts
 from graftline.models.checkpoint import open_checkpoint
 from graftline.passes import Pipeline
 from graftline.passes.anchors.denoiser import find_denoiser
-from graftline.passes.anchors.roles import Mismatch, OnePass
+from graftline.passes.anchors.roles import OnePass
 from graftline.passes.canonical.one_pass import CanonicalizeOnePass
+from graftline.passes.graph.mismatch import Mismatch
 from tests.kinds.denoisers import export_denoiser
 
 

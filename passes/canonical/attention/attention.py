@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
-from graftline.evaluate import Array
 from graftline.passes.canonical.attention.moves import Heads, trace_heads
+from graftline.passes.canonical.attention.operator import bias_of_mask, unsupported
 from graftline.passes.canonical.attention.probabilities import Probabilities
 from graftline.passes.canonical.attention.scores import Scores
 from graftline.passes.canonical.mask.kinds import Mask, RawMask
-from graftline.passes.canonical.mask.lift import Lift
 from graftline.passes.canonical.mask.mask import Bias, read_mask
 from graftline.passes.canonical.mask.writer import MaskWriter
 from graftline.passes.canonical.rotary.rotary import RotaryReader
@@ -21,10 +19,9 @@ from graftline.passes.canonical.rotary.rotation import RawTurn
 from graftline.passes.canonical.shapes import Measures
 from graftline.passes.grafts.masks import MASK_KEY
 from graftline.passes.graph.emit import Emit
-from graftline.passes.graph.meaning import World, label, label_value
+from graftline.passes.graph.meaning import label
+from graftline.passes.graph.mismatch import Mismatch
 
-_READ = frozenset({"is_causal", "scale", "softcap", "q_num_heads", "kv_num_heads"})
-"""Attributes of Attention that are read; others must say nothing."""
 RAW_KEY = "graftline.raw_attention"
 
 
@@ -57,6 +54,17 @@ class Found:
     bias_key: str
 
 
+@dataclass(frozen=True)
+class Operands:
+    """Query, key and value [B, heads, N, D] before they are turned, and what multiplies the scores.
+    """
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    scale: float
+
+
 @dataclass
 class AttentionReader:
     """Rewrites all attentions of a graph; equal masks and rotary embeddings are looked at once."""
@@ -66,7 +74,9 @@ class AttentionReader:
     hidden: set[ir.Value]
     rotary: RotaryReader
     masks: MaskWriter
-    read: dict[str, Mask] = field(default_factory=dict[str, Mask])
+    read: dict[str, Mask | Mismatch] = field(default_factory=dict[str, "Mask | Mismatch"])
+    mismatches: dict[ir.Node, Mismatch] = field(default_factory=dict[ir.Node, Mismatch])
+    """The softmaxes and Attention nodes that were not rewritten, and why."""
     probabilities: Probabilities = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,57 +85,90 @@ class AttentionReader:
     @property
     def positions(self) -> int:
         """How many positions the tables of all masks hold; 0 where there are none."""
-        return min((m.positions for m in self.read.values() if m.positions), default=0)
+        masks = [m for m in self.read.values() if isinstance(m, Mask)]
+        return min((m.positions for m in masks if m.positions), default=0)
 
     def run(self) -> int:
         """Rewrite every attention and return how many there were."""
         done = 0
         for node in list(self.graph):
-            found = None
             if node.op_type == "Attention" and node.domain == "":
                 found = self._fused(node)
             elif node.op_type == "Softmax" and node.outputs[0] in self.hidden:
                 found = self._decomposed(node)
-            if found is not None:
-                self._write(found)
+            else:
+                continue
+            why = found if isinstance(found, Mismatch) else self._write(found)
+            if why is None:
                 done += 1
+            else:
+                self.mismatches[node] = why
         # the pieces of a three-dimensional Attention are written around it
         self.graph.sort()
         return done
 
-    def _write(self, found: Found) -> None:
-        where = label(found.node)
-        q = trace_heads(found.query, found.heads, False, self.hidden, self.measures)
-        k = trace_heads(found.key, found.heads, found.transposed_key, self.hidden, self.measures)
-        v = trace_heads(found.value, found.heads, False, self.hidden, self.measures)
-        bases = [self._heads_first(h, found.node) for h in (q, k, v)]
-        if self.measures.shape(bases[1])[1] != self.measures.shape(bases[2])[1]:
-            raise NotApplicable("keys and values have different numbers of heads", [where])
-        if abs(v.scale - 1) > 1e-6:
-            raise NotApplicable("values are scaled before attention", [where])
-        if found.bias_key not in self.read:
-            self.read[found.bias_key] = read_mask(
-                found.bias, self.measures, self.hidden, self.rotary.rows, where
-            )
-        mask = self.read[found.bias_key]
-        scale = found.scale * q.scale * k.scale
-        query, query_turn = self.rotary.settle(bases[0], found.node)
-        key, key_turn = self.rotary.settle(bases[1], found.node)
-        inputs = [query, key, bases[2]]
+    def missed(self) -> list[Mismatch]:
+        """Why nodes were not rewritten that nothing but an attention can be: Attention itself, and
+        a softmax over a number for every pair of tokens."""
+        return [
+            why for node, why in self.mismatches.items()
+            if node.op_type == "Attention"
+            or (self.measures.dims(node.outputs[0]) or []).count("N") > 1
+        ]  # fmt: skip
+
+    def _write(self, found: Found) -> Mismatch | None:
+        """One node for an attention; or why it is none."""
+        operands, mask = self._operands(found), self._mask(found)
+        if isinstance(operands, Mismatch):
+            return operands
+        if isinstance(mask, Mismatch):
+            return mask
+        queries = self.rotary.settle(operands.query, found.node)
+        if isinstance(queries, Mismatch):
+            return queries
+        keys = self.rotary.settle(operands.key, found.node)
+        if isinstance(keys, Mismatch):
+            return keys
+        inputs = [queries[0], keys[0], operands.value]
         held = self.masks.value(mask)
         if held is not None:
             inputs.append(held)
         emit = Emit(self.graph, "canonicalize", at=found.node)
         node = emit.node(
-            "Attention", inputs, [""], scale=float(np.float32(scale)),
+            "Attention", inputs, [""], scale=float(np.float32(operands.scale)),
             softcap=found.softcap or None, is_causal=self.masks.is_causal(mask),
         )  # fmt: skip
         node.name = f"attention.{len(self.graph)}.{found.out.name}"
         node.metadata_props[MASK_KEY] = mask.text()
-        node.meta[RAW_KEY] = RawAttention(mask.raw, query_turn, key_turn)
+        node.meta[RAW_KEY] = RawAttention(mask.raw, queries[1], keys[1])
         new = node.outputs[0]
         new.type, new.shape = found.out.type, found.out.shape
         ir.convenience.replace_all_uses_with(found.out, new, replace_graph_outputs=True)
+        return None
+
+    def _operands(self, found: Found) -> Operands | Mismatch:
+        """Queries, keys and values, traced to their heads."""
+        bases, scale = list[ir.Value](), found.scale
+        sides = ((found.query, False), (found.key, found.transposed_key), (found.value, False))
+        for place, (value, transposed) in enumerate(sides):
+            heads = trace_heads(value, found.heads, transposed, self.hidden, self.measures)
+            if isinstance(heads, Mismatch):
+                return heads
+            if place == 2 and abs(heads.scale - 1) > 1e-6:
+                return Mismatch.at(found.node, "values are scaled before attention")
+            scale *= heads.scale if place < 2 else 1.0
+            bases.append(self._heads_first(heads, found.node))
+        query, key, value = bases
+        if self.measures.shape(key)[1] != self.measures.shape(value)[1]:
+            return Mismatch.at(found.node, "keys and values have different numbers of heads")
+        return Operands(query, key, value, scale)
+
+    def _mask(self, found: Found) -> Mask | Mismatch:
+        key, rows = found.bias_key, self.rotary.rows
+        if key not in self.read:
+            where = label(found.node)
+            self.read[key] = read_mask(found.bias, self.measures, self.hidden, rows, where)
+        return self.read[key]
 
     def _heads_first(self, heads: Heads, at: ir.Node) -> ir.Value:
         if not heads.rows_first:
@@ -143,19 +186,14 @@ class AttentionReader:
 
     # Attention nodes
 
-    def _fused(self, node: ir.Node) -> Found:
-        _refuse_attributes(node)
-        inputs = list(node.inputs) + [None] * 7
-        query, key, value, mask = inputs[:4]
-        if query is None or key is None or value is None:
-            raise NotApplicable("an Attention node lacks an input", [label(node)])
-        if inputs[6] is not None:
-            raise NotApplicable("Attention over a padded cache is not supported", [label(node)])
-        for past in inputs[4:6]:
-            if past is not None and 0 not in self.measures.shape(past):
-                raise NotApplicable("an Attention node keeps its own cache", [label(node)])
-        if mask is not None and mask in self.hidden:
-            raise NotApplicable("the mask of an attention depends on activations", [label(node)])
+    def _fused(self, node: ir.Node) -> Found | Mismatch:
+        said = unsupported(node, self.measures, self.hidden)
+        if said is not None:
+            return Mismatch.at(node, said)
+        query, key, value, mask = [*node.inputs, None][:4]
+        assert query is not None
+        assert key is not None
+        assert value is not None
         out = node.outputs[0]
         if len(self.measures.shape(query)) == 3:
             query, key, value, out = self._unmerge(node, query, key, value)
@@ -166,7 +204,7 @@ class AttentionReader:
             node, out, query, key, value, shape[1], False,
             float(scale) if scale is not None else shape[-1] ** -0.5,
             float(node.attributes.get_float("softcap", 0.0) or 0.0),
-            _bias_of_mask(mask, causal, self.measures),
+            bias_of_mask(mask, causal, self.measures),
             f"{id(mask)}.{causal}.{shape[1]}",
         )  # fmt: skip
 
@@ -207,66 +245,31 @@ class AttentionReader:
 
     # softmax(QK^T + bias) V
 
-    def _decomposed(self, softmax: ir.Node) -> Found | None:
+    def _decomposed(self, softmax: ir.Node) -> Found | Mismatch:
         scores = Scores(self.measures, self.hidden, softmax)
-        if not scores.walk():
-            return None
-        product = scores.product
-        query, key = product.inputs[0], product.inputs[1]
-        if query is None or key is None:
-            return None
+        why = scores.walk()
+        if why is not None:
+            return why
         end = self.probabilities.times_values(softmax, scores)
-        value = end.inputs[1]
-        if value is None:
-            raise NotApplicable("attention without values", [label(end)])
+        if isinstance(end, Mismatch):
+            return end
+        out = self._four_dimensional(end.outputs[0])
+        if isinstance(out, Mismatch):
+            return out
+        query, key, value = *scores.product.inputs[:2], end.inputs[1]
+        assert query is not None
+        assert key is not None
+        assert value is not None
         heads = scores.heads(self.measures)
         return Found(
-            end, self._four_dimensional(end.outputs[0]), query, key, value, heads, True,
-            scores.scale, scores.softcap, scores.as_bias(), scores.key(),
+            end, out, query, key, value, heads, True, scores.scale, scores.softcap,
+            scores.as_bias(), scores.key(),
         )  # fmt: skip
 
-    def _four_dimensional(self, out: ir.Value) -> ir.Value:
+    def _four_dimensional(self, out: ir.Value) -> ir.Value | Mismatch:
         if len(self.measures.shape(out)) == 4:
             return out
         for node, _ in out.uses():
             if node.op_type == "Reshape" and len(self.measures.shape(node.outputs[0])) == 4:
                 return node.outputs[0]
-        raise NotApplicable("heads of an attention are not restored", [label_value(out)])
-
-
-def _bias_of_mask(mask: ir.Value | None, causal: bool, measures: Measures) -> Bias:
-    """The bias of an Attention node: its mask input, and what it says itself."""
-
-    def at(world: World, batch: int, length: int) -> Array:
-        values = np.zeros((1, 1, length, length), np.float32)
-        if mask is not None:
-            held = world.value(mask)
-            values = np.where(held, np.float32(0), -np.inf) if held.dtype == np.bool_ else held
-        if causal:
-            values = np.where(np.tril(np.ones((length, length), bool)), values, -np.inf)
-        values = values.reshape((1,) * (4 - values.ndim) + values.shape)
-        return np.broadcast_to(values, (*values.shape[:2], length, length))
-
-    def lift(lifting: Lift) -> ir.Value:
-        return lifting.attention_mask(mask, causal)
-
-    shape = measures.shape(mask) if mask is not None else ()
-    heads = shape[1] if len(shape) == 4 else 1
-    return Bias(at, lift, [mask] if mask is not None else [], heads)
-
-
-def _refuse_attributes(node: ir.Node) -> None:
-    """Refuse what an Attention node says that its canonical form cannot."""
-    if any(v.uses() or v.is_graph_output() for v in node.outputs[3:]):
-        raise NotApplicable("an Attention node outputs its scores", [label(node)])
-    precision = node.attributes.get_int("softmax_precision", ir.DataType.FLOAT.value)
-    if precision != ir.DataType.FLOAT.value:
-        raise NotApplicable(
-            f"softmax_precision {precision} is not supported: softmax is computed in fp32",
-            [label(node)],
-        )
-    unread = set(node.attributes) - _READ - {"softmax_precision", "qk_matmul_output_mode"}
-    if unread:
-        raise NotApplicable(
-            f"an Attention node has {', '.join(sorted(unread))}, which is not read", [label(node)]
-        )
+        return Mismatch.at(out, "heads of an attention are not restored")

@@ -20,6 +20,7 @@ from graftline.passes.canonical.entry.logits import Ends, find_ends
 from graftline.passes.canonical.entry.roles import Role, role_of
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.meaning import label
+from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.graph.names import separate_names
 from graftline.ports import Assumption, Port
 
@@ -76,6 +77,8 @@ def enter(model: ir.Model) -> Entry:
     flags = take_branches(graph)
     given = list(graph.inputs)
     ends = find_ends(graph)
+    if isinstance(ends, Mismatch):
+        raise refusal("not a decoder of text", [ends])
     roles = _roles(graph, ends, flags)
     raw = [_port(v, roles[v]) for v in given]
     raw.append(_logits_port(ends))
@@ -107,12 +110,19 @@ def _roles(graph: ir.Graph, ends: Ends, flags: Mapping[ir.Value, bool]) -> dict[
     tokens = ends.tokens
     _check_free(tokens)
     roles: dict[ir.Value, Role] = {tokens: Role("tokens", ("B", "N"))}
+    odd: list[Mismatch] = []
     for value in graph.inputs:
         if value in flags:
             shape = tuple(int(d) for d in value.shape or () if isinstance(d, int))
             roles[value] = Role("on" if flags[value] else "off", shape)
         elif value is not tokens:
-            roles[value] = role_of(value, tokens)
+            found = role_of(value, tokens)
+            if isinstance(found, Mismatch):
+                odd.append(found)
+            else:
+                roles[value] = found
+    if odd:
+        raise refusal("an input is not understood", odd)
     several = [v for v in graph.inputs if roles[v].name == "positions"]
     if len(several) > 1:
         raise NotApplicable("several inputs act as positions", [f"input {v.name}" for v in several])

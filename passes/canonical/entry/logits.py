@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
-from graftline.passes.graph.meaning import sizes_of
+from graftline.passes.graph.meaning import label, sizes_of
+from graftline.passes.graph.mismatch import Mismatch
 
 KEEPS_IDS = frozenset(["Reshape", "Cast", "Unsqueeze", "Squeeze", "Identity", "Expand", "Flatten"])
 _TABLE_OPS = frozenset({"Transpose", "Cast", "DequantizeLinear", "Identity"})
@@ -20,6 +20,7 @@ _AFTER_HEAD = frozenset([
     "Cast", "Tanh", "Mul", "Div", "Add", "Sub", "Reshape", "Unsqueeze", "Squeeze", "Identity",
     "Slice", "Gather", "GatherElements", "GatherND", "Split", "Where", "Clip",
 ])  # fmt: skip
+_REASONS = 3
 _NEAR = 1.25
 """Tables and heads of one vocabulary may be padded differently, by a few per cent at most."""
 
@@ -33,26 +34,31 @@ class Ends:
     vocabulary: int
 
 
-def find_ends(graph: ir.Graph) -> Ends:
-    """The token ids and the logits, told by the token table that the head's matrix fits.
-
-    Raises NotApplicable that says what the graph is instead of a decoder, or names the candidates.
-    """
-    tables = {v: rows for v in graph.inputs if (rows := _tables(v))}
+def find_ends(graph: ir.Graph) -> Ends | Mismatch:
+    """The token ids and the logits, told by the token table that the head's matrix fits; or what
+    the graph is instead of a decoder, and why its inputs and outputs are none of these."""
+    read = {v: _tables(v) for v in graph.inputs}
+    tables = {v: rows for v, rows in read.items() if not isinstance(rows, Mismatch)}
     if not tables:
-        raise NotApplicable(_without_ids(graph), [f"input {_told(v)}" for v in graph.inputs])
-    heads = {v: width for v in graph.outputs if (width := _head(v))}
+        near = [m.text for m in read.values() if isinstance(m, Mismatch)]
+        inputs = [f"input {_told(v)}" for v in graph.inputs] or ["the graph"]
+        why = _without_ids(graph) + (f" ({'; '.join(near[:_REASONS])})" if near else "")
+        return Mismatch(inputs[0], why, tuple(inputs[1:]))
+    ended = {v: _head(v) for v in graph.outputs}
+    heads = {v: width for v, width in ended.items() if not isinstance(width, Mismatch)}
     found = _pairs(tables, heads, 1) or _pairs(tables, heads, _NEAR)
     if not found:
-        raise NotApplicable(_without_logits(graph, tables, heads))
+        near = [m.text for m in ended.values() if isinstance(m, Mismatch)]
+        why = _without_logits(graph, tables, heads)
+        told = f" ({'; '.join(near[:_REASONS])})" if near and not heads else ""
+        return Mismatch.over(list(graph.outputs), why + told)
     for what, at in (("inputs", 0), ("outputs", 1)):
         several = list(dict.fromkeys(pair[at] for pair in found))
         if len(several) > 1:
             role = ("token ids", "logits")[at]
-            raise NotApplicable(
-                f"several {what} could be the {role}: {', '.join(map(_told, several))}; export the "
-                "decoder with one of them"
-            )
+            told = ", ".join(map(_told, several))
+            why = f"several {what} could be the {role}: {told}; export the decoder with one of them"
+            return Mismatch.over(several, why)
     tokens, logits = found[0]
     return Ends(tokens, logits, heads[logits])
 
@@ -85,12 +91,17 @@ def index_readers(value: ir.Value) -> list[ir.Node]:
     return found
 
 
-def _tables(value: ir.Value) -> list[tuple[int, int]]:
+def _tables(value: ir.Value) -> list[tuple[int, int]] | Mismatch:
     """[rows, width] of the matrices that an input indexes."""
+    name = f"input {value.name}"
     if value.dtype is not None and value.dtype.is_floating_point():
-        return []
-    shapes = [_matrix(n) for n in index_readers(value)]
-    return [shape for shape in shapes if shape is not None]
+        return Mismatch(name, "holds floats, not ids")
+    readers = index_readers(value)
+    shapes = [shape for n in readers if (shape := _matrix(n)) is not None]
+    if shapes:
+        return shapes
+    where = f"at {label(readers[0])} it indexes no weight [tokens, width]" if readers else ""
+    return Mismatch(name, where or "no Gather reads it as indices")
 
 
 def _matrix(node: ir.Node) -> tuple[int, int] | None:
@@ -117,18 +128,19 @@ def table_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     return tuple(reversed(shape)) if turned else shape
 
 
-def _head(output: ir.Value) -> int:
-    """The columns of the matrix that makes an output, 0 where none does."""
+def _head(output: ir.Value) -> int | Mismatch:
+    """The columns of the matrix that makes an output."""
     value: ir.Value | None = output
     while value is not None and (node := value.producer()) is not None:
         width = _columns(node)
         if width:
             return width
         if node.op_type not in _AFTER_HEAD:
-            return 0
+            why = f"made by {label(node)}, not by a head's matrix"
+            return Mismatch(f"output {output.name}", why)
         rest = [v for v in node.inputs if v is not None and not _fixed(v)]
         value = next(iter(rest[1:] if node.op_type == "Where" and rest[1:] else rest), None)
-    return 0
+    return Mismatch(f"output {output.name}", "no matrix makes it")
 
 
 def _fixed(value: ir.Value) -> bool:

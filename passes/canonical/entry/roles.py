@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
 from graftline.passes.canonical.entry.foreign import chooses_types, foreign
 from graftline.passes.canonical.entry.logits import KEEPS_IDS
 from graftline.passes.graph.meaning import label
+from graftline.passes.graph.mismatch import Mismatch
 
 _COMPARES = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 _SUMS = frozenset({"CumSum", "ReduceSum"})
@@ -35,27 +35,37 @@ class Role:
     shape: Dims
 
 
-def role_of(value: ir.Value, tokens: ir.Value) -> Role:
-    """The role of an input that is not the token ids. Raises NotApplicable where none fits."""
+def role_of(value: ir.Value, tokens: ir.Value) -> Role | Mismatch:
+    """The role of an input that is not the token ids; or what it is instead, and why it is none of
+    those that it could be by its type and shape."""
     if value.shape is None:
-        raise NotApplicable(f"input {value.name} has no shape; export it with one")
+        return Mismatch(f"input {value.name}", "it has no shape; export it with one")
     shape, kind = list(value.shape), value.dtype or ir.DataType.FLOAT
     rank, free = len(shape), [d for d in shape if not isinstance(d, int)]
+    whole = not kind.is_floating_point()
     if not value.uses():
         return Role("unused", _dims(value, tokens))
     if rank <= 1 and not free:
-        return Role(_scalar(value), tuple(int(d) for d in shape if isinstance(d, int)))
-    if kind.is_floating_point() and rank >= 3 and _is_cache(value):
-        return Role("cache", _cache(value, tokens))
+        return _scalar(value, tuple(int(d) for d in shape if isinstance(d, int)))
+    found: list[Mismatch] = []
+    if not whole and rank >= 3:
+        if _is_cache(value):
+            return _cache(value, tokens)
+        found.append(Mismatch("as a cache", "nothing is appended to it"))
     if rank in (3, 4) and not any(isinstance(d, int) for d in shape[-2:]):
         return Role("causal", _square(value, tokens))
-    if not kind.is_floating_point() and rank == 1:
-        return Role(_vector(value, tokens), _dims(value, tokens))
-    if not kind.is_floating_point() and rank >= 2 and _is_positions(value):
-        return Role("positions", _positions(value))
-    if rank == 2 and _hides(value):
-        return Role("padding", ("B", "N"))
-    raise NotApplicable(foreign(value), [label(n) for n in value.consumers()])
+    if whole and rank == 1:
+        return _vector(value, tokens)
+    if whole and rank >= 2:
+        found += (why := _no_positions(value))
+        if not why:
+            return _positions(value)
+    if rank == 2:
+        if _hides(value):
+            return Role("padding", ("B", "N"))
+        found.append(Mismatch("as a mask", "it is not summed, compared or taken as true and false"))
+    told = "; ".join(m.text for m in found)
+    return Mismatch.over(value.consumers(), foreign(value) + (f" ({told})" if told else ""))
 
 
 def _dims(value: ir.Value, tokens: ir.Value) -> Dims:
@@ -85,37 +95,43 @@ def _square(value: ir.Value, tokens: ir.Value) -> Dims:
     return (*front, "N", "N")
 
 
-def _is_positions(value: ir.Value) -> bool:
+def _no_positions(value: ir.Value) -> list[Mismatch]:
+    """Why an input of whole numbers holds no positions."""
     if chooses_types(value):
-        return False
-    return not _is_summed(value) and _reaches_position_sink(value)
+        return [Mismatch("as positions", "its tables are too small")]
+    if (node := _sum_of(value)) is not None:
+        return [Mismatch("as positions", f"{label(node)} sums it or takes it as true and false")]
+    if not _reaches_position_sink(value):
+        return [Mismatch("as positions", "it reaches no angle and no table")]
+    return []
 
 
-def _is_summed(value: ir.Value) -> bool:
-    """Whether an input is summed or taken as true and false, as no position is."""
+def _sum_of(value: ir.Value) -> ir.Node | None:
+    """What sums an input or takes it as true and false, as is done with no position."""
     todo = [value]
     while todo:
         for node, index in todo.pop().uses():
             to = node.attributes.get_int("to", 0) if node.op_type == "Cast" else 0
             if to == ir.DataType.BOOL.value or (node.op_type in _SUMS and index == 0):
-                return True
+                return node
             if index == 0 and node.op_type in KEEPS_IDS:
                 todo.extend(node.outputs)
-    return False
+    return None
 
 
-def _positions(value: ir.Value) -> Dims:
+def _positions(value: ir.Value) -> Role | Mismatch:
     shape = list(value.shape or ())
     if len(shape) == 2:
-        return ("B", "N")
-    raise NotApplicable(
+        return Role("positions", ("B", "N"))
+    return Mismatch.over(
+        value.consumers(),
         f"input {value.name} holds positions in {len(shape)} dimensions (of images or video "
         "beside the text): a multimodal decoder, which graftline does not host; export its text "
-        "model with position ids [batch, length]"
+        "model with position ids [batch, length]",
     )
 
 
-def _scalar(value: ir.Value) -> str:
+def _scalar(value: ir.Value, shape: tuple[int, ...]) -> Role | Mismatch:
     """The role of a number: told by the one place it reaches."""
     found: set[str] = set()
     for node, index in _arithmetic(value):
@@ -125,13 +141,11 @@ def _scalar(value: ir.Value) -> str:
             found.add("all_rows")
         elif node.op_type == "Range" or (node.op_type == "Add" and _reaches_position_sink(value)):
             found.add("past_length")
-    if len(found) != 1:
-        told = "in several ways" if found else "in no known way"
-        raise NotApplicable(
-            f"input {value.name} is a number that is used {told}; export the decoder without it",
-            [label(n) for n in value.consumers()],
-        )
-    return found.pop()
+    if len(found) == 1:
+        return Role(found.pop(), shape)
+    told = "in several ways" if found else "in no known way"
+    why = f"input {value.name} is a number that is used {told}; export the decoder without it"
+    return Mismatch.over(value.consumers(), why)
 
 
 def _arithmetic(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
@@ -145,14 +159,15 @@ def _arithmetic(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
                 yield node, index
 
 
-def _vector(value: ir.Value, tokens: ir.Value) -> str:
+def _vector(value: ir.Value, tokens: ir.Value) -> Role | Mismatch:
     """The role of whole numbers in one dimension: positions without a batch, or lengths."""
-    at = [i for n, i in _arithmetic(value) if n.op_type == "GroupQueryAttention"]
-    if at == [5] * len(at) and at:
-        return "last"
-    if _dims(value, tokens) == ("B",) or not _ordered(value):
-        raise NotApplicable(foreign(value), [label(n) for n in value.consumers()])
-    return "order"
+    dims, at = _dims(value, tokens), _arithmetic(value)
+    places = [i for n, i in at if n.op_type == "GroupQueryAttention"]
+    if places and set(places) == {5}:
+        return Role("last", dims)
+    if dims == ("B",) or not _ordered(value):
+        return Mismatch.over(value.consumers(), foreign(value))
+    return Role("order", dims)
 
 
 def _ordered(value: ir.Value) -> bool:
@@ -232,7 +247,7 @@ def _is_cache(value: ir.Value) -> bool:
     return False
 
 
-def _cache(value: ir.Value, tokens: ir.Value) -> Dims:
+def _cache(value: ir.Value, tokens: ir.Value) -> Role | Mismatch:
     """The shape of an empty cache: the batch, 0 for the one other free size, and fixed sizes."""
     dims = list(value.shape or ())
     known = _symbols(tokens)
@@ -241,9 +256,10 @@ def _cache(value: ir.Value, tokens: ir.Value) -> Dims:
     batch = (named or [i for i in free if i == 0])[:1]
     length = [i for i in free if i not in batch]
     if len(length) != 1:
-        raise NotApplicable(
+        return Mismatch.over(
+            value.consumers(),
             f"cache input {value.name} {value.shape} must have one free dimension besides the "
-            "batch; export with the past length alone dynamic"
+            "batch; export with the past length alone dynamic",
         )
     sizes = {**dict.fromkeys(batch, "B"), **dict.fromkeys(length, 0)}
-    return tuple(sizes[i] if i in sizes else int(str(d)) for i, d in enumerate(dims))
+    return Role("cache", tuple(sizes[i] if i in sizes else int(str(d)) for i, d in enumerate(dims)))

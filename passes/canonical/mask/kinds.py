@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.formula import Formula, copy_formula, nodes_of, number
 from graftline.passes.graph.meaning import constant
+from graftline.passes.graph.mismatch import Mismatch
 from graftline.passes.graph.seen import HIDDEN, Seen
 
 _FILLER = -1e30
@@ -56,31 +56,32 @@ class Mask:
         return json.dumps(row)
 
 
-def classify(formula: Formula, query: Array, key: Array, where: str) -> Mask:
-    """The fast kinds where the values are exactly those at all points; else the formula.
-
-    Raises NotApplicable for what hides nothing, sees later positions, or has rows that see nothing.
-    """
+def classify(formula: Formula, query: Array, key: Array, where: str) -> Mask | Mismatch:
+    """The fast kinds where the values are exactly those at all points; else the formula. What hides
+    nothing, sees later positions, or has rows that see nothing is no mask of a decoder."""
     seen = Seen.of(formula.at(query, key))
     distance = query[:, None] - key
     if seen.allowed.all():
-        raise NotApplicable(
+        return Mismatch(
+            where,
             "the mask hides nothing: either this is not a causal decoder, or a boolean mask is "
             "added to the scores as 0 and 1 (export with a float mask or sdpa attention)",
-            [where],
         )
     if seen.allowed[:, distance < 0].any():
-        raise NotApplicable(
+        return Mismatch(
+            where,
             "the mask lets a row see later positions (bidirectional attention, or a prefix that "
             "sees itself whole): such a model cannot be decoded with a cache",
-            [where],
         )
     if not seen.allowed.any(axis=-1).all():
-        raise NotApplicable("the mask has rows that see nothing, not even themselves", [where])
+        return Mismatch(where, "the mask has rows that see nothing, not even themselves")
     for found in (Mask("causal"), _alibi(formula), _window(formula, query)):
         if found is not None and Seen.of(_values(found, query, key)).equals(seen):
             return found
-    return Mask("formula", formula=_as_mask(formula, query, key, where))
+    lowered = _as_mask(formula, query, key)
+    if lowered is None:
+        return Mismatch(where, "a mask computes with the numbers that hide")
+    return Mask("formula", formula=lowered)
 
 
 def _alibi(formula: Formula) -> Mask | None:
@@ -114,8 +115,9 @@ def _values(mask: Mask, query: Array, key: Array) -> Array:
     return np.where(past, slopes * key.astype(np.float64), -np.inf)
 
 
-def _as_mask(formula: Formula, query: Array, key: Array, where: str) -> Formula:
-    """bool where it only hides, else fp32."""
+def _as_mask(formula: Formula, query: Array, key: Array) -> Formula | None:
+    """bool where it only hides, else fp32; None where it is another one with minus infinity for the
+    numbers that hide."""
     values = formula.at(query, key)
     if values.dtype == np.bool_:
         return formula
@@ -129,9 +131,7 @@ def _as_mask(formula: Formula, query: Array, key: Array, where: str) -> Formula:
     if values.dtype != np.float32:
         root = emit.op("Cast", [root], to=ir.DataType.FLOAT)
     lowered = Formula(root, *leaves)
-    if not Seen.of(lowered.at(query, key)).equals(seen):
-        raise NotApplicable("a mask computes with its own fillers for hidden keys", [where])
-    return lowered
+    return lowered if Seen.of(lowered.at(query, key)).equals(seen) else None
 
 
 def _hiding(emit: Emit, root: ir.Value, dtype: np.dtype[np.generic]) -> ir.Value:

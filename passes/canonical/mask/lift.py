@@ -10,16 +10,18 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical.lengths import SQUARE, Lengths
-from graftline.passes.canonical.mask.lift_rules import by_operator, look_up
+from graftline.passes.canonical.mask.lift_rules import NO_RULE, by_operator, look_up
 from graftline.passes.canonical.mask.lines import Line, Rows, line_of, steps_of
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.formula import number
-from graftline.passes.graph.meaning import constant, label_value, type_of
+from graftline.passes.graph.meaning import constant, type_of
+from graftline.passes.graph.mismatch import Mismatch
 
 Axes = tuple[str, ...]
+Lifted = ir.Value | Mismatch
+"""A value of the formula, or why there is none and where."""
 _TABLE_BYTES = 1 << 24
 
 
@@ -38,12 +40,12 @@ class Lift:
         self.emit = Emit(ir.Graph([], [], nodes=[], name="formula"), "canonicalize")
         self.query, self.key = ir.Value(name="query"), ir.Value(name="key")
         self.length = ir.Value(name="length")
-        self.made: dict[tuple[ir.Value, Axes], ir.Value] = {}
+        self.made: dict[tuple[ir.Value, Axes], Lifted] = {}
         self.tables = False
         """Whether a table by position was made, which holds `rows` positions and no more."""
 
-    def value(self, value: ir.Value, axes: Axes) -> ir.Value:
-        """The lifted value. Raises NotApplicable with the nodes, or CannotEvaluate."""
+    def value(self, value: ir.Value, axes: Axes) -> Lifted:
+        """The lifted value. Raises CannotEvaluate."""
         shape = self.lengths.measures.shape(value)
         one = [self.shapes_at(value, i) == 1 for i in range(len(shape))]
         axes = tuple("1" if o else a for o, a in zip(one, axes, strict=True))
@@ -77,21 +79,21 @@ class Lift:
             return without
         return self.emit.op("Or", [self.emit.op("And", [condition, yes]), without])
 
-    def attention_mask(self, mask: ir.Value | None, causal: bool) -> ir.Value:
+    def attention_mask(self, mask: ir.Value | None, causal: bool) -> Lifted:
         """The mask of an Attention node, bool or additive, and what it says itself."""
         seen = self.emit.op("LessOrEqual", [self.key, self.query])
         if mask is None:
             return seen if causal else self.constant(np.ones((), np.bool_))
         rank = len(self.lengths.measures.shape(mask))
         made = self.value(mask, ("b", "h", "q", "k")[4 - rank :])
-        if not causal:
+        if not causal or isinstance(made, Mismatch):
             return made
         if mask.dtype == ir.DataType.BOOL:
             return self.emit.op("And", [seen, made])
         lowest = np.asarray(-np.inf, type_of(mask))
         return self.emit.op("Where", [seen, made, self.constant(lowest)])
 
-    def _lift(self, value: ir.Value, axes: Axes) -> ir.Value:
+    def _lift(self, value: ir.Value, axes: Axes) -> Lifted:
         if value is self.zero:
             return self.constant(np.zeros((), type_of(value)))
         if "q" in axes and "k" in axes:
@@ -100,31 +102,38 @@ class Lift:
 
     # values of one position, told by what they are
 
-    def _row(self, value: ir.Value, axes: Axes) -> ir.Value:
+    def _row(self, value: ir.Value, axes: Axes) -> Lifted:
         if value in self.hidden:
-            raise NotApplicable("a mask depends on activations", [label_value(value)])
+            return Mismatch.at(value, "a mask depends on activations")
         rows = self._rows(value, axes)
+        if isinstance(rows, Mismatch):
+            return rows
         of = next((a for a in axes if a in ("q", "k")), "")
         line = line_of(rows, 0.0)
         if line is not None:
             return self._line(line, of)
         made = self._by_structure(value, axes)
-        if made is not None:
+        if not isinstance(made, Mismatch):
             return made
         line = line_of(rows, 1e-6)
         if line is not None:
             return self._line(line, of)
         return self._table(value, rows, axes, of)
 
-    def _rows(self, value: ir.Value, axes: Axes) -> Rows:
+    def _rows(self, value: ir.Value, axes: Axes) -> Rows | Mismatch:
         """[heads or 1, positions or 1] at every length; the same for all rows of the batch."""
         out: Rows = {}
         for length, array in self.lengths.rows(value).items():
             batch = self.lengths.batch(length)
-            out[length] = self._ordered(array, axes, batch, value)[:, :, 0]
+            ordered = self._ordered(array, axes, batch, value)
+            if isinstance(ordered, Mismatch):
+                return ordered
+            out[length] = ordered[:, :, 0]
         return out
 
-    def _ordered(self, array: Array, axes: Axes, batch: int, value: ir.Value) -> Array:
+    def _ordered(
+        self, array: Array, axes: Axes, batch: int, value: ir.Value
+    ) -> Array | Mismatch:
         """[heads or 1, first, second] for axes in any order; first is q, or k where it is alone."""
         shape, labels = list[int](), list[str]()
         for size, axis in zip(array.shape, axes, strict=True):
@@ -139,9 +148,7 @@ class Lift:
         whole = whole.transpose([labels.index(a) for a in order])
         if "b" in order:
             if not _same(whole, np.broadcast_to(whole[:1], whole.shape)):
-                raise NotApplicable(
-                    "the mask differs between rows of the batch", [label_value(value)]
-                )
+                return Mismatch.at(value, "the mask differs between rows of the batch")
             whole = whole[0]
         if "h" not in order:
             whole = whole[None]
@@ -172,60 +179,49 @@ class Lift:
         """Positions of queries (q) or of keys (k)."""
         return self.query if of == "q" else self.key
 
-    def _table(self, value: ir.Value, rows: Rows, axes: Axes, of: str) -> ir.Value:
+    def _table(self, value: ir.Value, rows: Rows, axes: Axes, of: str) -> Lifted:
         """A value per position that no formula was found for, over all positions there are."""
         longest = rows[max(rows)]
         alike = all(_same(r, longest[:, : r.shape[1]]) for r in rows.values())
         if not of or not alike:
-            raise NotApplicable(
-                "a mask depends on how many tokens are fed, not only on positions",
-                [label_value(value)],
-            )
+            why = "a mask depends on how many tokens are fed, not only on positions"
+            return Mismatch.at(value, why)
         if self.lengths.is_square(value) and self.rows**2 > SQUARE:
-            raise NotApplicable(
-                "a value per position cannot be tabulated: it is computed from N x N values",
-                [label_value(value)],
-            )
+            why = "a value per position cannot be tabulated: it is computed from N x N values"
+            return Mismatch.at(value, why)
         count = self.rows
         if self.lengths.stops is not None or longest.shape[1] < max(rows):
             count = min(count, longest.shape[1])  # it comes from a table of so many rows
         whole = self.lengths.measures.world(1, count).value(value)
-        table = self._ordered(whole, axes, 1, value)[:, :, 0]
+        ordered = self._ordered(whole, axes, 1, value)
+        if isinstance(ordered, Mismatch):
+            return ordered
+        table = ordered[:, :, 0]
         if not all(_same(r[:, :count], table[:, : r.shape[1]]) for r in rows.values()):
-            raise NotApplicable(
-                "a value per position changes with the length", [label_value(value)]
-            )
+            return Mismatch.at(value, "a value per position changes with the length")
         self.tables, self.rows = True, count
         columns = table[0] if len(table) == 1 else np.ascontiguousarray(table.T)
         return look_up(self, self.constant(columns), self.leaf(of), count, ir.DataType.INT64)
 
     # values of both positions, written again
 
-    def _square(self, value: ir.Value, axes: Axes) -> ir.Value:
-        reason: NotApplicable | None = None
-        try:
-            made = self._by_structure(value, axes)
-            if made is not None:
-                return made
-        except NotApplicable as error:
-            reason = error
-        made = self._by_distance(value, axes) if value not in self.hidden else None
-        if made is None:
-            raise reason or NotApplicable(
-                "a mask is written in a way that cannot be followed", [label_value(value)]
-            )
-        return made
+    def _square(self, value: ir.Value, axes: Axes) -> Lifted:
+        made = self._by_structure(value, axes)
+        if not isinstance(made, Mismatch) or value in self.hidden:
+            return made
+        other = self._by_distance(value, axes)
+        return made if isinstance(other, Mismatch) else other
 
-    def _by_structure(self, value: ir.Value, axes: Axes) -> ir.Value | None:
-        """By the operator that makes the value; None where there is no rule for it."""
+    def _by_structure(self, value: ir.Value, axes: Axes) -> Lifted:
+        """By the operator that makes the value."""
         node = value.producer()
         if node is None:
             return self._buffer(value, axes)
         if node.domain or value is not node.outputs[0]:
-            return None
+            return Mismatch.at(node, NO_RULE)
         return by_operator(self, node, axes)
 
-    def operand(self, value: ir.Value | None, axes: Axes) -> ir.Value:
+    def operand(self, value: ir.Value | None, axes: Axes) -> Lifted:
         """An operand that is broadcast to `axes`."""
         assert value is not None
         rank = len(self.lengths.measures.shape(value))
@@ -233,14 +229,16 @@ class Lift:
 
     # values of both positions, told by what they are
 
-    def _buffer(self, value: ir.Value, axes: Axes) -> ir.Value | None:
+    def _buffer(self, value: ir.Value, axes: Axes) -> Lifted:
         """A constant [P, P]: steps in the distance, or a table of all pairs."""
         tensor = value.const_value
         if tensor is None or not {"q", "k"} <= set(axes):
-            return None
+            return Mismatch.at(value, "is no number for every pair of positions")
         whole = self._ordered(tensor.numpy(), axes, 1, value)
-        made = self._distance_steps({whole.shape[1]: whole})
-        if made is not None or whole.nbytes > _TABLE_BYTES:
+        made = whole if isinstance(whole, Mismatch) else self._steps({whole.shape[1]: whole}, value)
+        if isinstance(whole, Mismatch) or not isinstance(made, Mismatch):
+            return made
+        if whole.nbytes > _TABLE_BYTES:
             return made
         width = self.constant(np.asarray(whole.shape[2], np.int64))
         index = self.emit.op("Add", [self.emit.op("Mul", [self.query, width]), self.key])
@@ -249,20 +247,23 @@ class Lift:
         table = flat[0] if len(flat) == 1 else np.ascontiguousarray(flat.T)
         return look_up(self, self.constant(table), index, len(table), ir.DataType.INT64)
 
-    def _by_distance(self, value: ir.Value, axes: Axes) -> ir.Value | None:
+    def _by_distance(self, value: ir.Value, axes: Axes) -> Lifted:
         """What depends on the distance alone, told by its values at every length."""
         if max(self.lengths.each) ** 2 > 4 * SQUARE:
-            return None
+            return Mismatch.at(value, "its constants are too large to compare all pairs of rows")
         found: Rows = {}
         for length, array in self.lengths.rows(value, 4 * SQUARE).items():
-            batch = self.lengths.batch(length)
-            found[length] = self._ordered(array, axes, batch, value)
-        return self._distance_steps(found)
+            ordered = self._ordered(array, axes, self.lengths.batch(length), value)
+            if isinstance(ordered, Mismatch):
+                return ordered
+            found[length] = ordered
+        return self._steps(found, value)
 
-    def _distance_steps(self, found: Rows) -> ir.Value | None:
+    def _steps(self, found: Rows, value: ir.Value) -> Lifted:
+        """Steps in the distance."""
         steps = steps_of(found)
         if steps is None:
-            return None
+            return Mismatch.at(value, "does not depend on the distance of positions alone")
         distance = self.emit.op("Sub", [self.query, self.key])
         made = self.constant(_per_head(steps[0][1], steps[0][1].dtype))
         for start, values in steps[1:]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
 from graftline.evaluate import Array
-from graftline.passes.graph.meaning import constant, evaluate_node, label, sizes_of
+from graftline.passes.graph.meaning import constant, element_type, evaluate_node, sizes_of
+from graftline.passes.graph.mismatch import Mismatch
 
 if TYPE_CHECKING:
-    from graftline.passes.canonical.mask.lift import Axes, Lift
+    from graftline.passes.canonical.mask.lift import Axes, Lift, Lifted
 
 _OPERATORS = """
     Abs Add And BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Clip Cos Div Elu Equal
@@ -25,18 +25,30 @@ _ELEMENTWISE = frozenset(_OPERATORS.split())
 _KEEPS_ORDER = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
 
-def by_operator(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value | None:
-    """The first output of a node, lifted; None where there is no rule for it."""
+NO_RULE = "a mask is written in a way that cannot be followed"
+
+
+def by_operator(lift: Lift, node: ir.Node, axes: Axes) -> Lifted:
+    """The first output of a node, lifted."""
     if node.op_type in _ELEMENTWISE:
         return _elementwise(lift, node, axes)
     if node.op_type in _KEEPS_ORDER:
         return _reordered(lift, node, axes)
     rule = _RULES.get(node.op_type)
-    return rule(lift, node, axes) if rule is not None else None
+    return rule(lift, node, axes) if rule is not None else _unruled(node, "no rule for it")
 
 
-def _elementwise(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value:
-    inputs = [None if v is None else lift.operand(v, axes) for v in node.inputs]
+def _unruled(node: ir.Node, why: str) -> Mismatch:
+    return Mismatch.at(node, f"{NO_RULE}: {why}")
+
+
+def _elementwise(lift: Lift, node: ir.Node, axes: Axes) -> Lifted:
+    inputs: list[ir.Value | None] = []
+    for value in node.inputs:
+        made = None if value is None else lift.operand(value, axes)
+        if isinstance(made, Mismatch):
+            return made
+        inputs.append(made)
     attributes = {name: a.value for name, a in node.attributes.items()}
     arrays = [None if v is None else constant(v) for v in inputs]
     if all(a is not None for a, v in zip(arrays, inputs, strict=True) if v is not None):
@@ -52,18 +64,18 @@ def _elementwise(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value:
     return lift.emit.op(node.op_type, inputs, **attributes)
 
 
-def _expanded(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value | None:
+def _expanded(lift: Lift, node: ir.Node, axes: Axes) -> Lifted:
     source = node.inputs[0]
     assert source is not None
     rank = len(lift.lengths.measures.shape(source))
     sizes = [lift.shapes_at(source, i) for i in range(rank)]
     now = [lift.shapes_at(node.outputs[0], len(axes) - rank + i) for i in range(rank)]
     if any(s not in (1, n) for s, n in zip(sizes, now, strict=True)):
-        return None
+        return _unruled(node, "it repeats more than one number")
     return lift.operand(source, axes)
 
 
-def _transposed(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value:
+def _transposed(lift: Lift, node: ir.Node, axes: Axes) -> Lifted:
     perm = node.attributes.get_ints("perm", None) or tuple(reversed(range(len(axes))))
     before = ["1"] * len(axes)
     for at, source in enumerate(perm):
@@ -71,16 +83,14 @@ def _transposed(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value:
     return lift.operand(node.inputs[0], tuple(before))
 
 
-def _reordered(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value | None:
+def _reordered(lift: Lift, node: ir.Node, axes: Axes) -> Lifted:
     """Axes keep their order: sizes of one come and go, batch and heads are joined or split."""
     source, out = node.inputs[0], node.outputs[0]
     assert source is not None
     left = [(a, lift.shapes_at(out, i)) for i, a in enumerate(axes) if a != "1"]
     rank = len(lift.lengths.measures.shape(source))
-    sizes = [lift.shapes_at(source, i) for i in range(rank)]
-    batch = _batches(lift)
     before: list[str] = []
-    for size in sizes:
+    for size in [lift.shapes_at(source, i) for i in range(rank)]:
         if size == 1:
             before.append("1")
         elif left and left[0][1] == size:
@@ -88,15 +98,17 @@ def _reordered(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value | None:
         elif [a for a, _ in left[:2]] == ["b", "h"]:
             left = left[2:]
             before.append("bh")
-        elif left and left[0][0] == "bh" and size == batch:
+        elif left and left[0][0] == "bh" and size == _batches(lift):
             left[0] = ("h", size)
             before.append("b")
         elif left and left[0][0] == "h" and before[-1:] == ["b"]:
             left.pop(0)
             before.append("h")
         else:
-            return None
-    return lift.operand(source, tuple(before)) if not left else None
+            return _unruled(node, "it joins axes other than batch and heads")
+    if left:
+        return _unruled(node, "it splits axes other than batch and heads")
+    return lift.operand(source, tuple(before))
 
 
 def _batches(lift: Lift) -> int | tuple[int, ...]:
@@ -110,38 +122,39 @@ def _filled(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value:
     return lift.constant(tensor.reshape(()))
 
 
-def _triangle(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value | None:
+def _triangle(lift: Lift, node: ir.Node, axes: Axes) -> Lifted:
     """Trilu: what lies on one side of a diagonal, else zero."""
     shift = constant(node.inputs[1]) if len(node.inputs) > 1 else np.zeros((), np.int64)
     if set(axes[-2:]) != {"q", "k"} or shift is None:
-        return None
+        return _unruled(node, "a triangle of other axes than positions, or of a computed diagonal")
     source = lift.operand(node.inputs[0], axes)
+    if isinstance(source, Mismatch):
+        return source
     row, column = lift.leaf(axes[-2]), lift.leaf(axes[-1])
     if int(shift.reshape(())):
         row = lift.emit.op("Add", [row, lift.constant(shift.reshape(()).astype(np.int64))])
     upper = node.attributes.get_int("upper", 1)
     kept = lift.emit.op("GreaterOrEqual" if upper else "LessOrEqual", [column, row])
-    dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
-    if dtype is None:
-        raise NotApplicable("a triangle of unknown type", [label(node)])
+    dtype = element_type(_first(node))
     nothing = lift.constant(np.zeros((), dtype.numpy()))
     return lift.choose(kept, source, nothing, dtype)
 
 
-def _gathered(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value | None:
+def _gathered(lift: Lift, node: ir.Node, axes: Axes) -> Lifted:
     """A table of numbers, perhaps one column per head, read by lifted indices."""
     data, at = node.inputs[0], node.inputs[1]
-    if data is None or at is None or lift.lengths.measures.dims(data) is None:
-        return None
+    dims = lift.lengths.measures.dims(data) if data is not None else None
+    if data is None or at is None or dims is None or "N" in dims:
+        return _unruled(node, "its table is as long as the text, or of unknown shape")
     shape = lift.lengths.measures.shape(data)
-    if "N" in (lift.lengths.measures.dims(data) or []):
-        return None
     axis = (node.attributes.get_int("axis", 0) or 0) % len(shape)
     rank = len(lift.lengths.measures.shape(at))
     rest = axes[:axis] + axes[axis + rank :]
     if any(a not in ("h", "1") for a in rest) or rest.count("h") > 1:
-        return None
+        return _unruled(node, "its table has other axes than rows and heads")
     index = lift.operand(at, axes[axis : axis + rank])
+    if isinstance(index, Mismatch):
+        return index
     kept = [axis] + [i for i in range(len(shape)) if i != axis and shape[i] != 1]
     table = _weight(lift, data, shape, kept)
     return look_up(lift, table, index, shape[axis], at.dtype or ir.DataType.INT64)
@@ -180,30 +193,33 @@ def look_up(
     return lift.emit.op("Transpose", [flat], perm=[0, 3, 1, 2])
 
 
-def _sliced(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value | None:
+def _sliced(lift: Lift, node: ir.Node, axes: Axes) -> Lifted:
     """The first positions of something longer."""
     operands = [lift.lengths.rows(v) if v is not None else {} for v in node.inputs[1:]]
     starts = [a for a in operands[0].values()]
     steps = list(operands[3].values()) if len(operands) > 3 else []
     if any(a.any() for a in starts) or any((a != 1).any() for a in steps):
-        return None
+        return _unruled(node, "it takes other rows than the first ones")
     for i, axis in enumerate(axes):
         kept = lift.shapes_at(node.outputs[0], i) == lift.shapes_at(_first(node), i)
         if axis not in ("q", "k") and not kept:
-            return None
+            return _unruled(node, "it takes a part of an axis that is not one of positions")
     return lift.operand(node.inputs[0], axes)
 
 
-def _outer(lift: Lift, node: ir.Node, axes: Axes) -> ir.Value | None:
+def _outer(lift: Lift, node: ir.Node, axes: Axes) -> Lifted:
     """A column times a row."""
-    left, right = node.inputs[0], node.inputs[1]
-    if left is None or right is None:
-        return None
+    left = _first(node)
     shape = lift.lengths.measures.shape(left)
     if len(shape) < 2 or shape[-1] != 1:
-        return None
+        return _unruled(node, "a product of more than a column and a row")
     column = lift.operand(left, (*axes[:-1], "1"))
-    row = lift.operand(right, (*axes[:-2], "1", axes[-1]))
+    row = lift.operand(node.inputs[1], (*axes[:-2], "1", axes[-1]))
+    for part in (column, row):
+        if isinstance(part, Mismatch):
+            return part
+    assert isinstance(column, ir.Value)
+    assert isinstance(row, ir.Value)
     return lift.emit.op("Mul", [column, row])
 
 
@@ -220,7 +236,7 @@ def _first(node: ir.Node) -> ir.Value:
     return value
 
 
-_RULES: dict[str, Callable[[Lift, ir.Node, Axes], ir.Value | None]] = {
+_RULES: dict[str, Callable[[Lift, ir.Node, Axes], Lifted]] = {
     "Expand": _expanded, "Tile": _expanded, "Transpose": _transposed, "Trilu": _triangle,
     "Gather": _gathered, "Slice": _sliced, "MatMul": _outer, "ConstantOfShape": _filled,
 }  # fmt: skip

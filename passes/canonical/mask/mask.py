@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import DoesNotRun, NotApplicable
+from graftline.errors import DoesNotRun
 from graftline.evaluate import Array
 from graftline.passes.canonical.lengths import (
     LONGEST,
@@ -27,11 +27,12 @@ from graftline.passes.canonical.lengths import (
     token_ids,
 )
 from graftline.passes.canonical.mask.kinds import Mask, RawMask, classify
-from graftline.passes.canonical.mask.lift import Lift
+from graftline.passes.canonical.mask.lift import Lift, Lifted
 from graftline.passes.canonical.shapes import Measures
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.formula import Formula, copy_formula, number
 from graftline.passes.graph.meaning import World, label
+from graftline.passes.graph.mismatch import Mismatch
 from graftline.passes.graph.seen import Seen
 
 _WHOLE = 1 << 22
@@ -44,9 +45,9 @@ _NEAR = 2
 class Bias:
     """The additive bias [B, heads, N, N] of some scores, as the graph spells it."""
 
-    at: Callable[[World, int, int], Array]
-    """Its values in a world of (batch, length)."""
-    lift: Callable[[Lift], ir.Value]
+    at: Callable[[World, int, int], Array | Mismatch]
+    """Its values in a world of (batch, length), or why the scores are no biased ones."""
+    lift: Callable[[Lift], Lifted]
     """Its formula: bool for what is seen, or numbers that are added."""
     sources: list[ir.Value]
     """The weight-free values it is made of."""
@@ -58,33 +59,45 @@ class Bias:
 
 def read_mask(
     bias: Bias, measures: Measures, hidden: set[ir.Value], rows: int, where: str
-) -> Mask:
-    """Read a bias; tables by position hold `rows`. Raises NotApplicable for what is no function of
-    positions or sees later ones, CannotEvaluate for what cannot be looked at."""
+) -> Mask | Mismatch:
+    """Read a bias; tables by position hold `rows`. What is no function of positions or sees later
+    ones is no mask. Raises CannotEvaluate for what cannot be looked at."""
     constants = constants_above(bias.sources)
     lengths = Lengths(measures, lengths_around(constants, measures.most))
-    _refuse_tokens(bias, lengths, constants, where)
+    by_tokens = _of_tokens(bias, lengths, constants, where)
+    if by_tokens is not None:
+        return by_tokens
     lift = Lift(lengths, rows, hidden, bias.zero)
     root = bias.lift(lift)
+    if isinstance(root, Mismatch):
+        return root
     points = _points(constants)
     most = measures.most or LONGEST * 4
     points = points[points < (min(most, lift.rows) if lift.tables else most)]
     formula = _settle_length(lift, root, points, where)
+    if isinstance(formula, Mismatch):
+        return formula
     raw = _proved(bias, formula, lengths, points, where)
+    if isinstance(raw, Mismatch):
+        return raw
     far = _keys_of(points, constants)
-    raw = (*raw, RawMask(points, far, formula.at(points, far), int(points[-1]) + 1, False))
+    beyond = RawMask(points, far, formula.at(points, far), int(points[-1]) + 1, False)
     found = classify(formula, points, far, where)
+    if isinstance(found, Mismatch):
+        return found
     bound = lift.rows if lift.tables and found.kind == "formula" else 0
-    return replace(found, raw=raw, positions=bound)
+    return replace(found, raw=(*raw, beyond), positions=bound)
 
 
-def _refuse_tokens(bias: Bias, lengths: Lengths, constants: set[int], where: str) -> None:
-    """Refuse a mask that changes with the ids; they are drawn from what ids are compared with."""
+def _of_tokens(
+    bias: Bias, lengths: Lengths, constants: set[int], where: str
+) -> Mismatch | None:
+    """Whether a mask changes with the ids; they are drawn from what ids are compared with."""
     measures = lengths.measures
     makers = (v.producer() for v in above(bias.sources))
     readers = [n for n in makers if n is not None and _reads_ids(n, measures.tokens)]
     if not readers:
-        return
+        return None
     batch = 2
     length = max(n for n in lengths.each if bias.width * n * n <= SQUARE)
     plain = measures.world(batch, length)
@@ -93,14 +106,19 @@ def _refuse_tokens(bias: Bias, lengths: Lengths, constants: set[int], where: str
     ids = constants | marked_ids(bias.sources)
     held = ids_held(measures)
     for seed in range(8):
+        if isinstance(expected, Mismatch):
+            return expected
         drawn = token_ids(ids, held, batch, length, seed)
-        world = plain.fork({**given, measures.tokens: drawn})
-        if not np.array_equal(bias.at(world, batch, length), expected):
-            raise NotApplicable(
+        found = bias.at(plain.fork({**given, measures.tokens: drawn}), batch, length)
+        if isinstance(found, Mismatch):
+            return found
+        if not np.array_equal(found, expected):
+            why = (
                 "the mask depends on token values (as one that hides the keys of padding tokens "
-                "does): export the model without it, prompts are never padded here",
-                [where, *(label(n) for n in readers)],
+                "does): export the model without it, prompts are never padded here"
             )
+            return Mismatch(where, why, tuple(label(n) for n in readers))
+    return None
 
 
 def _reads_ids(node: ir.Node, tokens: ir.Value) -> bool:
@@ -123,7 +141,9 @@ def _keys_of(points: Array, constants: set[int]) -> Array:
     return np.unique(before[before >= 0])
 
 
-def _settle_length(lift: Lift, root: ir.Value, points: Array, where: str) -> Formula:
+def _settle_length(
+    lift: Lift, root: ir.Value, points: Array, where: str
+) -> Formula | Mismatch:
     """The formula without the length: softmax ignores what all keys of a row have in common."""
 
     def at(length: int) -> Formula:
@@ -136,21 +156,20 @@ def _settle_length(lift: Lift, root: ir.Value, points: Array, where: str) -> For
 
     first = at(1)
     if np.isnan(Seen.of(first.at(points, points)).bias).any():
-        raise NotApplicable("the mask holds NaN", [where])
+        return Mismatch(where, "the mask holds NaN")
     for length in (2, 24, int(points[-1]) + 1):
         one, other = (Seen.of(f.at(points, points)) for f in (first, at(length)))
         if not one.equals(other):
-            raise NotApplicable(
-                "the mask depends on how many tokens are fed, not only on positions", [where]
-            )
+            why = "the mask depends on how many tokens are fed, not only on positions"
+            return Mismatch(where, why)
     return first
 
 
 def _proved(
     bias: Bias, formula: Formula, lengths: Lengths, points: Array, where: str
-) -> tuple[RawMask, ...]:
+) -> tuple[RawMask, ...] | Mismatch:
     """Raw values at every length that can be evaluated whole; the formula equals them, at positions
-    in order and out of it. Raises NotApplicable with the length where it does not."""
+    in order and out of it, or the length where it does not."""
     sizes = [n for n in lengths.each if bias.width * n * n <= SQUARE]
     larger = [n for n in lengths.each if SQUARE < bias.width * n * n <= _WHOLE]
     out: list[RawMask] = []
@@ -163,8 +182,10 @@ def _proved(
             if not out:
                 raise
             break
+        if isinstance(values, Mismatch):
+            return values
         if not (values == values[:1]).all():
-            raise NotApplicable("the mask differs between rows of the batch", [where])
+            return Mismatch(where, "the mask differs between rows of the batch")
         at = np.arange(n)
         mixed = np.random.default_rng(n).permutation(n)
         kept = np.union1d(points[points < n], at[-_KEPT:])
@@ -174,10 +195,7 @@ def _proved(
             found = Seen.of(formula.at(order, mixed))
             expected = Seen.of(values[0][:, order][:, :, mixed])
             if not expected.equals(found):
-                raise NotApplicable(
-                    f"the mask is not a function of query and key positions: at {n} positions it "
-                    "differs from the formula that it follows at fewer",
-                    [where],
-                )
+                why = f"the mask is not a function of query and key positions: at {n} positions it "
+                return Mismatch(where, f"{why}differs from the formula that it follows at fewer")
         out.append(raw)
     return tuple(out)

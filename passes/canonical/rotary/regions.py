@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
 from graftline.passes.canonical.attention.moves import single_source
 from graftline.passes.canonical.shapes import Measures
-from graftline.passes.graph.meaning import label, label_value
+from graftline.passes.graph.meaning import label_value
+from graftline.passes.graph.mismatch import Mismatch
 
 _LINEAR = frozenset(
     [
@@ -40,7 +40,8 @@ _LINEAR = frozenset(
 
 @dataclass
 class Region:
-    """Nodes from a position-free head `x` to `out`, and the position-dependent values they read."""
+    """Nodes from a position-free head `x` to `out`, and the position-dependent values they read:
+    none where the head is not turned, and is `x` itself."""
 
     x: ir.Value
     out: ir.Value
@@ -65,8 +66,8 @@ class Regions:
         """Learn of a node written right before `at` after the graph was read."""
         self.order[made] = self.order[at] - 0.5
 
-    def region(self, head: ir.Value) -> Region | None:
-        """The nodes that turn `head` [B, heads, N, D], or None where none does."""
+    def region(self, head: ir.Value) -> Region | Mismatch:
+        """The nodes that turn `head` [B, heads, N, D]."""
         inside, todo = set[ir.Node](), [head]
         while todo:
             node = todo.pop().producer()
@@ -84,9 +85,12 @@ class Regions:
             if own or any(v in turned for v in node.inputs if v is not None):
                 turned.update(node.outputs)
         if head not in turned:
-            return None
+            return Region(head, head, [], [])
         x = self._entry(ordered, turned)
-        return Region(x, head, self._between(x, head), list(angles))
+        if isinstance(x, Mismatch):
+            return x
+        nodes = self._between(x, head)
+        return nodes if isinstance(nodes, Mismatch) else Region(x, head, nodes, list(angles))
 
     def _is_angle(self, value: ir.Value) -> bool:
         if value in self.hidden or value.const_value is not None:
@@ -97,7 +101,7 @@ class Regions:
         dims = self.measures.dims(value)
         return dims is not None and "N" in dims
 
-    def _entry(self, ordered: list[ir.Node], turned: set[ir.Value]) -> ir.Value:
+    def _entry(self, ordered: list[ir.Node], turned: set[ir.Value]) -> ir.Value | Mismatch:
         """The nearest value [B, heads, N, D] through which everything enters that gets turned."""
         front = {
             v for n in ordered if n.outputs[0] in turned
@@ -109,13 +113,11 @@ class Regions:
                 if self._is_heads(value):
                     return value
             latest = max(front, key=self._place)
-            node = latest.producer()
-            source = self._through(node)
-            if node is None or source is None:
-                raise NotApplicable(
-                    "a rotary embedding does not start from one value [B, heads, N, D]",
-                    [label_value(v) for v in front],
-                )
+            source = self._through(latest)
+            if isinstance(source, Mismatch):
+                why = "a rotary embedding does not start from one value [B, heads, N, D]"
+                others = [label_value(v) for v in front if v is not latest]
+                return Mismatch(source.node, f"{why}: {source.reason}", tuple(others))
             front.discard(latest)
             front.update(source)
 
@@ -123,15 +125,18 @@ class Regions:
         node = value.producer()
         return self.order.get(node, -1) if node is not None else -1
 
-    def _through(self, node: ir.Node | None) -> list[ir.Value] | None:
-        """Activations a data-moving node reads, or None where moving ends."""
+    def _through(self, value: ir.Value) -> list[ir.Value] | Mismatch:
+        """Activations that the data-moving node above a value reads."""
+        node = value.producer()
         if node is None:
-            return None
+            return Mismatch.at(value, "is an input")
         if node.op_type in ("Concat", "Add", "Sub"):
             sources = [v for v in node.inputs if v is not None]
-            return sources if all(v in self.hidden for v in sources) else None
+            if all(v in self.hidden for v in sources):
+                return sources
+            return Mismatch.at(node, "combines heads with what is no activation")
         source = single_source(node, self.hidden, self.measures)
-        return None if source is None else [source]
+        return source if isinstance(source, Mismatch) else [source]
 
     def _is_heads(self, value: ir.Value) -> bool:
         dims = self.measures.dims(value)
@@ -140,7 +145,8 @@ class Regions:
             and "N" in dims[1:3] and isinstance(dims[3], int)
         )  # fmt: skip
 
-    def _between(self, x: ir.Value, head: ir.Value) -> list[ir.Node]:
+    def _between(self, x: ir.Value, head: ir.Value) -> list[ir.Node] | Mismatch:
+        """The nodes between, all of which are linear in the head."""
         found, todo = set[ir.Node](), [head]
         while todo:
             value = todo.pop()
@@ -148,7 +154,7 @@ class Regions:
             if value is x or node is None or node in found:
                 continue
             if node.op_type not in _LINEAR:
-                raise NotApplicable("a rotary embedding mixes in another value", [label(node)])
+                return Mismatch.at(node, "a rotary embedding mixes in another value")
             found.add(node)
             todo.extend(v for v in node.inputs if v is not None and v in self.hidden)
         return sorted(found, key=lambda n: self.order.get(n, -1))

@@ -8,16 +8,15 @@ A(p) per position. It is read off by feeding unit vectors, recognised as a rotat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import DoesNotRun, NotApplicable
+from graftline.errors import DoesNotRun
 from graftline.evaluate import Array
-from graftline.passes.canonical.lengths import constants_above, lengths_around
+from graftline.passes.canonical.rotary.angles import Angles
 from graftline.passes.canonical.rotary.regions import Region, Regions
 from graftline.passes.canonical.rotary.rotation import (
     RawTurn,
@@ -29,12 +28,14 @@ from graftline.passes.canonical.rotary.rotation import (
 )
 from graftline.passes.canonical.shapes import SIZES, Measures
 from graftline.passes.graph.emit import Emit
-from graftline.passes.graph.meaning import label, label_value, type_of
+from graftline.passes.graph.meaning import type_of
+from graftline.passes.graph.mismatch import Mismatch
 from graftline.passes.graph.seen import rounding
 
 _PROBED = 5
 _CHUNK = 1024
 _TOLERANCE = 1e-5
+_ANGLES_DIFFER = "heads are rotated by different angles"
 Layout = Literal["heads_first", "rows_first"]
 
 
@@ -50,31 +51,52 @@ class RotaryReader:
     rows: int
     """P: how many positions the tables hold."""
     regions: Regions = field(init=False)
-    seen: dict[str, Rotation] = field(default_factory=dict)
+    seen: dict[str, Rotation | Mismatch] = field(default_factory=dict)
     tables: dict[bytes, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     scales: dict[bytes, ir.Value] = field(default_factory=dict)
     turns: dict[bytes, RawTurn] = field(default_factory=dict)
-    angle_rows: dict[ir.Value, Array] = field(default_factory=dict)
+    angles: Angles = field(init=False)
 
     def __post_init__(self) -> None:
         self.regions = Regions(self.graph, self.measures, self.hidden)
+        self.angles = Angles(self.measures, self.own_positions, self.rows)
 
-    def settle(self, head: ir.Value, at: ir.Node) -> tuple[ir.Value, RawTurn | None]:
+    def settle(
+        self, head: ir.Value, at: ir.Node
+    ) -> tuple[ir.Value, RawTurn | None] | Mismatch:
         """`head` [B, heads, N, D] with its rotary embedding, if any, as one node before `at`, and
         what the raw graph makes of heads."""
         maker = head.producer()
         norm = maker if maker is not None and maker.op_type == "RMSNormalization" else None
         below = head if norm is None else norm.inputs[0]
-        region = self.regions.region(below) if below is not None else None
-        if region is None:
+        assert below is not None
+        region = self.regions.region(below)
+        if isinstance(region, Mismatch):
+            return region
+        if not region.angles:
             return head, None
-        layout = self._layout(region.x, head)
+        layout, found = self._layout(region.x, head), self._known(region)
+        for part in (layout, found):
+            if isinstance(part, Mismatch):
+                return part
+        assert isinstance(layout, str)
+        assert isinstance(found, Rotation)
+        if norm is not None and not commutes(norm, found):
+            return head, None
+        return self._written(head, region, found, layout, norm, at), found.raw
+
+    def _known(self, region: Region) -> Rotation | Mismatch:
+        """The rotation of a region, looked at once for all that compute the same."""
         key = self._key(region)
         if key not in self.seen:
             self.seen[key] = self._recognise(region)
-        found = self.seen[key]
-        if norm is not None and not commutes(norm, found):
-            return head, None
+        return self.seen[key]
+
+    def _written(
+        self, head: ir.Value, region: Region, found: Rotation, layout: Layout,
+        norm: ir.Node | None, at: ir.Node,
+    ) -> ir.Value:  # fmt: skip
+        """The rotation as one node before `at`."""
         emit = Emit(self.graph, "canonicalize", at=at)
         x = region.x
         if layout == "rows_first":
@@ -87,7 +109,7 @@ class RotaryReader:
             x = emit.op(norm.op_type, [x, *norm.inputs[1:]], **attributes)
             x.type = head.type
         if found.tables is None:
-            return x, found.raw
+            return x
         size = self.measures.shape(head)[-1]
         new = emit.op(
             "RotaryEmbedding", [x, *found.tables, self.positions],
@@ -95,7 +117,7 @@ class RotaryReader:
             rotary_embedding_dim=found.dim if found.dim != size else 0,
         )  # fmt: skip
         new.type = head.type
-        return new, found.raw
+        return new
 
     def _scaled(self, emit: Emit, x: ir.Value, scale: ir.Value) -> ir.Value:
         """Heads times a number per position, read from a table [P]."""
@@ -105,15 +127,13 @@ class RotaryReader:
         factor.type = made.type = x.type
         return made
 
-    def _layout(self, x: ir.Value, head: ir.Value) -> Layout:
+    def _layout(self, x: ir.Value, head: ir.Value) -> Layout | Mismatch:
         (_, a, b, d), out = self.measures.shape(x), self.measures.shape(head)
         length = SIZES[0][1]
         dims = self.measures.dims(x) or []
         rows_first = dims[1] == "N"
         if (out[0], a if not rows_first else b, length, d) != tuple(out):
-            raise NotApplicable(
-                "a rotary embedding changes the shape of its heads", [label_value(head)]
-            )
+            return Mismatch.at(head, "a rotary embedding changes the shape of its heads")
         return "rows_first" if rows_first else "heads_first"
 
     def _key(self, region: Region) -> str:
@@ -129,16 +149,25 @@ class RotaryReader:
 
     # recognising the rotation
 
-    def _recognise(self, region: Region) -> Rotation:
-        matrices = self._matrices(region)
-        interleaved, dim = pairing(matrices, region)
-        cos, sin, rest = self._tables(region, interleaved, dim)
-        scale = None
-        if (rest != 1).any():
-            if (rest == 0).any():
-                raise self._is_none(region, float("inf"))
-            cos, sin, scale = cos / rest[:, None], sin / rest[:, None], rest
+    def _recognise(self, region: Region) -> Rotation | Mismatch:
+        dependent = self.angles.read(region.angles)
+        matrices = dependent or self._matrices(region)
+        paired = matrices if isinstance(matrices, Mismatch) else pairing(matrices, region)
+        if isinstance(paired, Mismatch):
+            return paired
+        interleaved, dim = paired
+        read = self._tables(region, interleaved, dim)
+        if isinstance(read, Mismatch):
+            return read
+        cos, sin, rest = read
+        if (rest == 0).any():
+            return self._is_none(region, float("inf"))
+        scale = rest if (rest != 1).any() else None
+        if scale is not None:
+            cos, sin = cos / rest[:, None], sin / rest[:, None]
         raw = self._proved(region, (cos, sin, rest), interleaved, dim)
+        if isinstance(raw, Mismatch):
+            return raw
         tables = self._hold(cos, sin, region) if dim else None
         factor = None if scale is None else self._hold_scale(scale, region)
         keeps = bool(np.allclose(cos**2 + sin**2, 1, rtol=0, atol=_TOLERANCE))
@@ -146,42 +175,42 @@ class RotaryReader:
 
     def _proved(
         self, region: Region, tables: tuple[Array, Array, Array], interleaved: bool, dim: int
-    ) -> RawTurn:
+    ) -> RawTurn | Mismatch:
         """What the region makes of random heads at every position, which is what the tables do."""
         x = probe(self.rows, self._sizes(region)[1]).astype(type_of(region.x))
-        out = np.empty(x.shape, np.float32)
-        for start, got in self._along(region, x):
-            part = slice(start, start + len(got))
+        out = self._along(region, x)
+        if isinstance(out, Mismatch):
+            return out
+        for start in range(0, self.rows, _CHUNK):
+            part = slice(start, start + _CHUNK)
             cos, sin, rest = (t[part] for t in tables)
             want = turn(x[part].astype(np.float64) * rest[:, None], cos, sin, interleaved, dim)
-            out[part] = got
-            gap = float(np.abs(want - got).max())
+            gap = float(np.abs(want - out[part]).max())
             limit = max(16 * rounding(x.dtype), _TOLERANCE) * max(1.0, float(np.abs(want).max()))
             if not gap <= limit:
-                raise self._is_none(region, gap)
-        key = hashlib.sha256(out.tobytes()).digest()
-        return self.turns.setdefault(key, RawTurn(out))
+                return self._is_none(region, gap)
+        held = out.astype(np.float32)
+        key = hashlib.sha256(held.tobytes()).digest()
+        return self.turns.setdefault(key, RawTurn(held))
 
-    def _is_none(self, region: Region, gap: float) -> NotApplicable:
-        return NotApplicable(
-            f"position-dependent values are not a rotary embedding (off by {gap:.1e} at one of "
-            f"{self.rows} positions)",
-            [label(n) for n in region.nodes],
-        )
+    def _is_none(self, region: Region, gap: float) -> Mismatch:
+        why = "position-dependent values are not a rotary embedding"
+        told = f"{why} (off by {gap:.1e} at one of {self.rows} positions)"
+        return Mismatch.over(region.nodes, told)
 
-    def _along(self, region: Region, x: Array) -> Iterator[tuple[int, Array]]:
-        """The region on one head per position [P, D]: a first position and some rows, in turn."""
+    def _along(self, region: Region, x: Array) -> Array | Mismatch:
+        """The region on one head per position [P, D]."""
         heads, size = self._sizes(region)
         heads = 1 if self._takes_one_head(region, size) else heads
+        parts: list[Array] = []
         for start in range(0, self.rows, _CHUNK):
             part = x[start : start + _CHUNK]
             fed = np.broadcast_to(part, (1, heads, *part.shape)).copy()
             out = self._evaluate(region, fed, start)[0]
             if not (out == out[:1]).all():
-                raise NotApplicable(
-                    "heads are rotated by different angles", [label_value(region.out)]
-                )
-            yield start, out[0]
+                return Mismatch.at(region.out, _ANGLES_DIFFER)
+            parts.append(out[0])
+        return np.concatenate(parts)
 
     def _evaluate(self, region: Region, x: Array, start: int) -> Array:
         """The region on heads x [batch, heads, n, D], at positions start .. start + n - 1."""
@@ -194,63 +223,29 @@ class RotaryReader:
         world.known[self.positions] = world.known[self.positions] + start
         world.known[region.x] = x
         for angle in region.angles:
-            rows = self._rows_of(angle)
+            rows = self.angles.rows_of[angle]
             axis = (self.measures.dims(angle) or []).index("N")
             taken = np.take(rows, range(start, start + length), axis=axis)
             world.known[angle] = taken
         return world.value(region.out)
 
-    def _rows_of(self, angle: ir.Value) -> Array:
-        """A position-dependent value at positions 0 .. P-1, for one batch row.
-
-        Raises NotApplicable when a row depends on other positions than its own.
-        """
-        if angle not in self.angle_rows:
-            rows = self.measures.world(1, self.rows).value(angle)
-            axis = (self.measures.dims(angle) or []).index("N")
-            lengths = lengths_around(constants_above([angle]))
-            looks = [np.arange(n) for n in lengths if n <= self.rows]
-            if self.own_positions:
-                looks.append(np.asarray([self.rows - 1, 3, 0, 2, 1]))
-            for at in looks:
-                short = self.measures.world(1, len(at))
-                short.known[self.positions] = at[None].astype(np.int64)
-                if not np.allclose(short.value(angle), np.take(rows, at, axis=axis), atol=1e-5):
-                    raise self._dependent(angle, axis)
-            self.angle_rows[angle] = rows
-        return self.angle_rows[angle]
-
-    def _dependent(self, angle: ir.Value, axis: int) -> NotApplicable:
-        """The refusal of angles that depend on other positions than their own, with the length up
-        to which they do not, where there is one."""
-        steady, before = 0, np.empty(0)
-        for n in (n for n in lengths_around(constants_above([angle])) if n <= self.rows):
-            now = self.measures.world(1, n).value(angle)
-            shared = np.take(now, range(steady), axis=axis)
-            if steady and not np.allclose(shared, before, atol=1e-5):
-                break
-            steady, before = n, now
-        told = "angles depend on other positions than their own"
-        if 1 < steady < self.rows:
-            told += f" in texts of more than {steady} positions; to serve shorter ones, give "
-            told += f'--passes "canonicalize{{cap={steady}}}"'
-        return NotApplicable(told, [label_value(angle)])
-
     def _sizes(self, region: Region) -> tuple[int, int]:
         shape, dims = self.measures.shape(region.x), self.measures.dims(region.x) or []
         return (shape[2] if dims[1] == "N" else shape[1]), shape[3]
 
-    def _matrices(self, region: Region) -> Array:
+    def _matrices(self, region: Region) -> Array | Mismatch:
         """A(p) for the first positions: [p, D, D], the same for all heads."""
         heads, size = self._sizes(region)
         x = np.zeros((size, heads, _PROBED, size), type_of(region.x))
         x[np.arange(size), :, :, np.arange(size)] = 1
         out = self._evaluate(region, x, 0)
         if not (out == out[:, :1]).all():
-            raise NotApplicable("heads are rotated by different angles", [label_value(region.out)])
+            return Mismatch.at(region.out, _ANGLES_DIFFER)
         return out[:, 0].transpose(1, 2, 0).astype(np.float64)
 
-    def _tables(self, region: Region, interleaved: bool, dim: int) -> tuple[Array, Array, Array]:
+    def _tables(
+        self, region: Region, interleaved: bool, dim: int
+    ) -> tuple[Array, Array, Array] | Mismatch:
         """Cosines and sines [P, R/2], and what multiplies the dimensions that are not turned [P]:
         1 where all are turned."""
         size = self._sizes(region)[1]
@@ -259,7 +254,10 @@ class RotaryReader:
         x = np.zeros((self.rows, size), type_of(region.x))
         x[:, first] = 1
         x[:, dim:] = 1
-        out = np.concatenate([rows for _, rows in self._along(region, x)]).astype(np.float64)
+        read = self._along(region, x)
+        if isinstance(read, Mismatch):
+            return read
+        out = read.astype(np.float64)
         rest = out[:, dim] if dim < size else np.ones(self.rows)
         return out[:, first], out[:, second], rest
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.passes.canonical.rotary.regions import Region
-from graftline.passes.graph.meaning import constant, label
+from graftline.passes.graph.meaning import constant
+from graftline.passes.graph.mismatch import Mismatch
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def commutes(norm: ir.Node, found: Rotation) -> bool:
     return alike and found.scale is None and found.keeps_length
 
 
-def pairing(matrices: Array, region: Region) -> tuple[bool, int]:
+def pairing(matrices: Array, region: Region) -> tuple[bool, int] | Mismatch:
     """Which dimensions are turned together, and how many are: (interleaved, R); R is 0 where each
     is only scaled."""
     used = np.abs(matrices).max(axis=0) > 0
@@ -60,10 +60,10 @@ def pairing(matrices: Array, region: Region) -> tuple[bool, int]:
     partners = np.flatnonzero(used[0])
     turned = np.flatnonzero(used.any(axis=1))
     if len(partners) != 1:
-        raise NotApplicable(
+        return Mismatch.over(
+            region.nodes,
             "position-dependent values are not a rotary embedding: the first dimension is not "
             f"rotated with exactly one other but with {len(partners)}",
-            [label(n) for n in region.nodes],
         )
     partner = int(partners[0])
     if partner == 1 and not used[0, 1:].sum() > 1 and len(turned) != 2:

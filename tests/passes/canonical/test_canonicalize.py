@@ -13,6 +13,7 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes.canonical.canonicalize import Canonicalize
+from graftline.passes.canonical.opset.opset import open_graph
 from graftline.passes.grafts.masks import MASK_KEY
 from graftline.ports import by_role, read_ports
 from tests.passes.canonical.canonical_host import CANONICAL, canonical, mask_of, ops, same_logits
@@ -208,3 +209,25 @@ def test_refuses_an_opset_that_is_too_old() -> None:
     model.graph.opset_imports[""] = 11
     with pytest.raises(NotApplicable, match="opset 11 is too old"):
         canonical(model)
+
+
+@pytest.mark.parametrize("where", ["graph", "body"])
+def test_an_old_opset_is_raised_in_bodies_too(where: str) -> None:
+    """Axes of a mean, an attribute before opset 18, are an input after."""
+    mean = "m = ReduceMean<axes = [-1]>(x)"
+    branch = mean.replace("m =", "r =")
+    branches = f"then_branch = a () => (r) {{ {branch} }}, else_branch = b () => (r) {{ {branch} }}"
+    body = f"m = If (flag) <{branches}>"
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[B,4] x, bool flag) => (float[B,1] out) '
+        f"{{ {mean if where == 'graph' else body} out = Neg(m) }}"
+    )
+    open_graph(model)
+    means = [n for n in model.graph.all_nodes() if n.op_type == "ReduceMean"]
+    assert len(means) == (1 if where == "graph" else 2)
+    for node in means:
+        assert "axes" not in node.attributes
+        axes = node.inputs[1]
+        assert axes is not None
+        assert axes.const_value is not None
+        assert axes.const_value.numpy().tolist() == [-1]

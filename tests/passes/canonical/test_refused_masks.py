@@ -93,7 +93,7 @@ REFUSED = {
     "softmax in fp16": ("causal", {"attend": FUSED.format("softmax_precision = 10")},
                         r"softmax_precision 10 is not supported"),
     "an unknown attribute": ("causal", {"attend": FUSED.format("left_window = 3")},
-                             r"has left_window, which is not read"),
+                             r"Unrecognized attribute: left_window.*Attention"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime's fused norms, as ONNX's."""
+"""ONNX Runtime's fused norms, as ONNX's. (onnxscript has rules for the other direction alone.)"""
 
 from __future__ import annotations
 
