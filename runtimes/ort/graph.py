@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,42 @@ def open_graph(
 
     Raises BackendError with ONNX Runtime's own reason.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options = _options(threads)
     if company:
         # or its threads go on spinning after a call, on the cores that the other engine now needs:
         # three int4 draft steps and one fp32 step of 4 rows took 75 ms in place of 39. Alone it
         # costs 2 % of a step to wake them again.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class
         raise BackendError(f"onnxruntime cannot open {graph}: {error}") from error
+
+
+def open_held(
+    graph: bytes, weights: Mapping[str, npt.NDArray[Any]], threads: int
+) -> onnxruntime.InferenceSession:
+    """Open a graph in memory, with the weights that it says lie outside: they are not copied.
+    Its threads sleep between its products, for a machine that others use too.
+
+    Raises BackendError with ONNX Runtime's own reason.
+    """
+    options = _options(threads)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise BackendError(f"onnxruntime cannot open the graph: {error}") from error
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return options
 
 
 def export_logits(graph: Path, tokens: Ints) -> npt.NDArray[np.float32]:
