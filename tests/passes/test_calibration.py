@@ -170,17 +170,16 @@ def test_stages_of_one_export_are_rounded_once_for_one_text(
 
     for module, name in ((text, "written"), (calibration, "compensated"), (calibration, "_moved")):
         counted(module, name)
-    plan = Plan.of(
-        "prompt-lookup" if stages == "depths" else "token-recycling",
-        None, "ort-cpu", "int4", None, "int4" if stages == "depths" else None,
-        (1, 2) if stages == "depths" else (), "", "fused" if stages == "fused" else "host",
-    )  # fmt: skip
-    plan = plan.of_draft() if stages == "depths" else plan
+    if stages == "fused":
+        plan = Plan.of("token-recycling", None, "ort-cpu", "int4", None, None, (), "", "fused")
+    else:
+        drafting = "draft-model", None, "ort-cpu", "int8", None, "int4", (1, 2), "", "host"
+        plan = Plan.of(*drafting).of_draft()
     made_of_it = compile_plan(DECODER.build(), plan, silent)
     blocks = len(made(made_of_it.target.lowered)) - 1  # all but the head, which has 8 bits
     assert counts == {"written": 1, "compensated": blocks, "_moved": 1}
     whole, beside = made_of_it.target.lowered.graph.initializers, made_of_it.beside()
-    assert len(beside) == len(plan.cuts) or stages == "fused"
+    assert len(beside) == (1 if stages == "fused" else 2)
     for stage in beside.values():
         codes = {v.name: v.const_value for n in made(stage.lowered) for v in n.inputs[1:] if v}
         assert len(codes) > 3
