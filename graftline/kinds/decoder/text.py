@@ -16,7 +16,8 @@ from graftline.passes.pipeline.sample import Sample
 from graftline.ports import read_ports
 
 SEQUENCES, LENGTH, PROBES = 16, 64, 4
-"""Sequences, tokens of each, and how many of the sequences are enough to compare two graphs."""
+"""Sequences, tokens of each, and how many of the sequences are enough to compare two graphs. With
+32 of 128 tokens SmolLM2's predictions on other texts are nearer by 6 %, for four times the time."""
 LARGEST = 4 << 30
 """Bytes of weights up to which a host writes and is looked at: minutes, on two cores."""
 ENGINE = "kv-cache | lower-ort"
