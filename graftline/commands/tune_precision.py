@@ -31,9 +31,9 @@ PRECISIONS = {
     FULL: (FULL, ""),
     "int8": ("int8", QUANTIZE["int8"]),
     "int4": ("int4", QUANTIZE["int4"]),
-    "int4, two fifths of the blocks in int8": ("int4", FINER.replace("}", ",wide=0.41}")),
+    "int4, a sixth of the blocks in int8": ("int4", FINER.replace("}", ",wide=0.16}")),
     "int4, only the head in int8": ("int4", FINER),
-    "int4, the head too": ("int4", QUANTIZE["int4"].replace("head_bits=8,", "")),
+    "int4, the same with the head in int4": ("int4", FINER.replace("head_bits=8", "wide=0.16")),
     "int4, rounded to nearest": ("int4", "quantize{bits=4,embedding=true}"),
 }
 """By the name that is printed: the dtype of a bundle, and the pass that makes it."""
