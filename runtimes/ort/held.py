@@ -14,6 +14,7 @@ from graftline.facts import DecoderFacts
 from graftline.ports import Port
 from graftline.runtimes.ort.graph import open_held
 from graftline.runtimes.ort.session import OrtSession
+from graftline.tensors import static_shape
 
 INLINE = 1 << 10
 """Tensors of fewer bytes stay in the graph: shapes and axes are read from there."""
@@ -37,9 +38,13 @@ def _apart(model: ir.Model) -> tuple[bytes, dict[str, npt.NDArray[Any]]]:
     graph, weights = model.clone(), dict[str, npt.NDArray[Any]]()
     for name, value in graph.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes >= INLINE:
-            weights[name] = np.ascontiguousarray(tensor.numpy())
-            value.const_value = ir.ExternalTensor(
-                "held", 0, tensor.nbytes, tensor.dtype, shape=value.shape or ir.Shape([]), name=name
-            )
+        if tensor is None:
+            continue
+        if tensor.nbytes < INLINE:
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+            continue
+        weights[name] = np.ascontiguousarray(tensor.numpy())
+        value.const_value = ir.ExternalTensor(
+            "held", 0, tensor.nbytes, tensor.dtype, shape=static_shape(tensor), name=name
+        )
     return ir.to_proto(graph).SerializeToString(), weights
