@@ -9,7 +9,7 @@ from graftline.errors import BackendError, GraftlineError, nearest
 CPU, CUDA = "ort-cpu", "ort-cuda"
 QUANTIZE = {
     "int8": "quantize{bits=8,embedding=true}",
-    "int4": "quantize{bits=4,algorithm=gptq,block=0,head_bits=8,wide=0.5,embedding=true}",
+    "int4": "quantize{bits=4,algorithm=gptq,block=0,head_bits=8,wide=0.41,embedding=true}",
 }
 TARGETS: Mapping[str, Mapping[str, str]] = {
     CPU: {dtype: "lower-ort" for dtype in ("fp32", "int8", "int4")},

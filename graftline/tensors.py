@@ -69,6 +69,8 @@ def origin(tensor: ir.TensorProtocol) -> Hashable:
         return file_of(tensor), tensor.offset, tensor.nbytes
     if isinstance(tensor, Widened):
         return tensor.dtype, origin(tensor.narrow)
+    if isinstance(tensor, Stacked):
+        return tuple(origin(part) for part in tensor.parts)
     return id(tensor)
 
 

@@ -103,13 +103,13 @@ class Engine:
         return Stream(self._begun("stream", prompt, options, eager=True), self._scheduler)
 
     def passes(self, prompt: Prompt, **options: Unpack[Options]) -> Passes:
-        """Generate for one prompt, one pass of the target at a time, for a caller that has other
-        work between two. Takes what `generate` takes."""
+        """Generate for one prompt, one pass of the target at each `next`, for a caller that has
+        other work between two."""
         return Passes(self._begun("passes", prompt, options, eager=False), self._scheduler)
 
     def submit(self, prompt: Prompt, **options: Unpack[Options]) -> Submitted:
-        """Let one prompt take its turn, and do not wait: several, each with options of its own,
-        are decoded together as soon as somebody waits. Takes what `generate` takes."""
+        """Let one prompt take its turn, and do not wait: several, each with options of its own, are
+        decoded together as soon as somebody waits."""
         return Submitted(self._begun("submit", prompt, options, eager=False), self._scheduler)
 
     def agenerate(self, prompt: Prompt, **options: Unpack[Options]) -> Events:
@@ -119,9 +119,8 @@ class Engine:
         return Events(self._begun("agenerate", prompt, options, eager=True), self._scheduler)
 
     def sibling(self) -> Engine:
-        """Another engine over the same graphs and weights, with caches and requests of its own:
-        both may be generating at once. Its steps are on the host, and what recipes have learned in
-        one, the other does not know.
+        """Another engine over the same graphs and weights, with caches and requests of its own, and
+        steps on the host; what recipes have learned in one, the other does not know.
 
         Raises RequestError where the backend keeps one set of caches.
         """

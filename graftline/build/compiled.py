@@ -19,7 +19,7 @@ from graftline.law import LawRow, summary
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import STRUCTURAL
 from graftline.passes.pipeline.pipeline import PassReport
-from graftline.passes.pipeline.sample import SAMPLE
+from graftline.passes.pipeline.sample import SAMPLE, Sample
 from graftline.recipe import FUSED
 
 Watch = Callable[[str], None]
@@ -67,34 +67,81 @@ class CompiledPlan:
 
 def compile_plan(host: ir.Model, plan: Plan, say: Watch) -> CompiledPlan:
     """Run every pipeline of the plan on an exported graph."""
-    target = compile_graph(host, plan.text, say)
+    compiler = Compiler(host, say)
+    target = compiler.compile(plan.text)
     fused: Compiled | None = None
     if plan.fused is not None:
         say("the fused step: the same passes, then drafting and verification in the graph")
-        fused = compile_graph(host, plan.fused, say)
+        fused = compiler.compile(plan.fused)
     cuts: dict[int, Compiled] = {}
     for blocks, text in plan.cuts:
         say(f"its first {blocks} of {decoder_facts(host).layers} blocks")
-        cuts[blocks] = compile_graph(host, text, say)
+        cuts[blocks] = compiler.compile(text)
     return CompiledPlan(target, fused, cuts)
 
 
 def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
-    """Run a pipeline on an exported graph: structural laws on all of it, numeric laws on a small
-    host of the same structure."""
-    pipeline, kind = Pipeline.parse(text, GRAFTS), kind_of(read_facts(raw))
-    model = raw.clone()
-    rest = pipeline.of("graft", "fuse", "lower")
-    reports = pipeline.of("front").run(model, watch=_told(say))
-    say("laws: the canonical host against the raw graph")
-    notes = [kind.front_law(raw, model), *numeric_laws(kind, model, rest, say)]
-    if any(graft.calibrates for graft in rest.grafts):
-        model.meta[SAMPLE] = kind.sample(model, say)
-    reports += rest.of("graft", "fuse").run(model)
-    canonical = model.clone()
-    reports += rest.of("lower").run(model)
-    model.meta.pop(SAMPLE, None)
-    return Compiled(canonical, model, str(pipeline), reports, notes)
+    """Run one pipeline on an exported graph."""
+    return Compiler(raw, say).compile(text)
+
+
+@dataclass
+class Canonical:
+    """What the front made of an exported graph, and what was checked on the way."""
+
+    model: ir.Model
+    reports: list[PassReport]
+    law: LawRow
+    sample: Sample | None = None
+    """A text that the host writes, once a pass asks for it."""
+
+
+@dataclass
+class Compiler:
+    """Runs pipelines on one exported graph. What they have in common is made once: the canonical
+    host, the text that it writes, and what passes keep of it (how each weight is rounded)."""
+
+    raw: ir.Model
+    say: Watch
+    _fronts: dict[str, Canonical] = field(default_factory=dict[str, Canonical])
+
+    @property
+    def kind(self) -> Kind:
+        """Of the host."""
+        return kind_of(read_facts(self.raw))
+
+    def compile(self, text: str) -> Compiled:
+        """Run a pipeline: structural laws on all of the graph, numeric laws on a small host of the
+        same structure."""
+        pipeline = Pipeline.parse(text, GRAFTS)
+        start, rest = self.canonical(pipeline), pipeline.of("graft", "fuse", "lower")
+        model = start.model.clone()
+        notes = [start.law, *numeric_laws(self.kind, model, rest, self.say)]
+        if any(graft.calibrates for graft in rest.grafts):
+            model.meta[SAMPLE] = self.sample(start)
+        reports = start.reports + rest.of("graft", "fuse").run(model)
+        canonical = model.clone()
+        reports += rest.of("lower").run(model)
+        model.meta.pop(SAMPLE, None)
+        canonical.meta.pop(SAMPLE, None)
+        return Compiled(canonical, model, str(pipeline), reports, notes)
+
+    def canonical(self, pipeline: Pipeline) -> Canonical:
+        """The host after the front of a pipeline."""
+        front = pipeline.of("front")
+        if str(front) not in self._fronts:
+            model = self.raw.clone()
+            reports = front.run(model, watch=_told(self.say))
+            self.say("laws: the canonical host against the raw graph")
+            law = self.kind.front_law(self.raw, model)
+            self._fronts[str(front)] = Canonical(model, reports, law)
+        return self._fronts[str(front)]
+
+    def sample(self, start: Canonical) -> Sample:
+        """The text of a canonical host, and how weights were rounded for it so far."""
+        if start.sample is None:
+            start.sample = self.kind.sample(start.model, self.say)
+        return start.sample
 
 
 def numeric_laws(kind: Kind, canonical: ir.Model, rest: Pipeline, say: Watch) -> list[LawRow]:

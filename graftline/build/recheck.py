@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graftline.build.compiled import Compiled, compile_graph
+from graftline.build.compiled import Compiled, Compiler
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
@@ -31,7 +31,8 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
     manifest = bundle.manifest
     target = manifest.target
     export = load_graph(bundle.graph("export"))
-    compiled = compile_graph(export, manifest.main.pipeline, watch)
+    compiler = Compiler(export, watch)
+    compiled = compiler.compile(manifest.main.pipeline)
     rows = [*compiled.laws, _made_again(compiled, load_graph(bundle.graph(target)), "pipeline")]
     parts = Parts(bundle.path, manifest.stages, target, manifest.dtype)
     kind = kind_of(manifest.facts)
@@ -40,7 +41,7 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
     for name, stage in manifest.stages.items():
         if stage.role not in ("fused", "depth"):
             continue
-        again = compile_graph(export, stage.pipeline, watch)
+        again = compiler.compile(stage.pipeline)
         rows += again.beyond(compiled).laws
         rows.append(_made_again(again, load_graph(bundle.graph(name)), name))
         rows += kind.prove_stage(parts, name, recipe(manifest.recipe), watch)

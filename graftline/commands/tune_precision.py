@@ -18,6 +18,7 @@ from graftline.targets import CPU, QUANTIZE
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from graftline.build.compiled import Compiler
     from graftline.bundle.reader import Bundle
     from graftline.bundle.weight_file import WeightFile
     from graftline.runtimes.ort.session import OrtSession
@@ -30,8 +31,9 @@ PRECISIONS = {
     FULL: (FULL, ""),
     "int8": ("int8", QUANTIZE["int8"]),
     "int4": ("int4", QUANTIZE["int4"]),
-    "int4, a fifth of the blocks in int8": ("int4", FINER.replace("}", ",wide=0.2}")),
+    "int4, a sixth of the blocks in int8": ("int4", FINER.replace("}", ",wide=0.16}")),
     "int4, only the head in int8": ("int4", FINER),
+    "int4, the same with the head in int4": ("int4", FINER.replace("head_bits=8", "wide=0.16")),
     "int4, rounded to nearest": ("int4", "quantize{bits=4,embedding=true}"),
 }
 """By the name that is printed: the dtype of a bundle, and the pass that makes it."""
@@ -46,19 +48,22 @@ def tune_precision(path: Path, most_loss: float, threads: int | None, watch: Wat
     Raises GraftlineError for a bundle whose precision cannot be changed, BundleError for one that
     lacks what it was made from. The bundle stays as it was until the new one is finished.
     """
+    from graftline.build.compiled import Compiler
     from graftline.bundle.reader import Bundle
+    from graftline.bundle.store import load_graph
     from graftline.runtimes.study import frontier
 
     bundle = Bundle.open(path, verify=False)
     _check(bundle)
     text = _text(bundle)
-    with _sessions(bundle, len(text), threads, watch) as sessions:
+    compiler = Compiler(load_graph(bundle.graph("export")), watch)
+    with _sessions(bundle, compiler, len(text), threads, watch) as sessions:
         points = frontier.measure(sessions, text, watch)
     point = frontier.chosen(points, FULL, most_loss)
     pipeline = _pipeline(bundle.manifest.main.pipeline, PRECISIONS[point.name][1])
     changed = pipeline != bundle.manifest.main.pipeline
     if changed:
-        _remake(bundle, PRECISIONS[point.name][0], pipeline, watch)
+        _remake(bundle, compiler, PRECISIONS[point.name][0], pipeline, watch)
     return Outcome(points, point, changed)
 
 
@@ -114,26 +119,23 @@ def _pipeline(text: str, quantize: str) -> str:
 
 @contextmanager
 def _sessions(
-    bundle: Bundle, capacity: int, threads: int | None, watch: Watch
+    bundle: Bundle, compiler: Compiler, capacity: int, threads: int | None, watch: Watch
 ) -> Generator[dict[str, tuple[OrtSession, int]]]:
     """Every precision opened, each with the bytes of its weights, in a folder that goes again."""
-    from graftline.bundle.store import load_graph
     from graftline.passes import GRAFTS, Pipeline
-    from graftline.passes.pipeline.sample import SAMPLE, sample_of
+    from graftline.passes.pipeline.sample import SAMPLE
 
-    model = load_graph(bundle.graph("export"))
     pipeline = Pipeline.parse(bundle.manifest.main.pipeline, GRAFTS)
     rest = str(pipeline.of("graft", "fuse", "lower"))
-    watch("the canonical host")
-    pipeline.of("front").run(model)
-    sample = sample_of(model, watch)
+    start = compiler.canonical(pipeline)
+    sample = compiler.sample(start)
     made: dict[str, tuple[OrtSession, int]] = {}
     files: list[WeightFile] = []
     with tempfile.TemporaryDirectory(dir=bundle.path.parent, prefix=".precision-") as folder:
         for place, (name, (_, quantize)) in enumerate(PRECISIONS.items()):
             watch(f"making {name}")
-            lowered = model.clone()
-            lowered.meta[SAMPLE] = replace(sample)
+            lowered = start.model.clone()
+            lowered.meta[SAMPLE] = sample
             Pipeline.parse(_pipeline(rest, quantize), GRAFTS).run(lowered)
             made[name] = _opened(lowered, Path(folder) / str(place), files, capacity, threads)
         yield made
@@ -179,23 +181,23 @@ def _link(folder: Path, file: Path, rel: str) -> bool:
     return True
 
 
-def _remake(bundle: Bundle, dtype: str, pipeline: str, watch: Watch) -> None:
+def _remake(
+    bundle: Bundle, compiler: Compiler, dtype: str, pipeline: str, watch: Watch
+) -> None:
     """Compile, prove and write the bundle in another precision, in its own place."""
     from graftline.build.assemble import write_bundle
-    from graftline.build.compiled import CompiledPlan, compile_graph
+    from graftline.build.compiled import CompiledPlan
     from graftline.build.plan import Plan
-    from graftline.bundle.store import load_graph
     from graftline.bundle.writer import BundleWriter
     from graftline.models.host import Host
     from graftline.recipe import recipe
 
     manifest = bundle.manifest
     watch(f"making the bundle again in {dtype}")
-    export = load_graph(bundle.graph("export"))
     files = [bundle.path / rel for rel in manifest.tokenizer]
-    host = Host(export, manifest.facts, files, dict(manifest.generation))
+    host = Host(compiler.raw, manifest.facts, files, dict(manifest.generation))
     plan = Plan(recipe(manifest.recipe), pipeline, manifest.target, dtype)
-    made = CompiledPlan(compile_graph(export, pipeline, watch), None, {})
+    made = CompiledPlan(compiler.compile(pipeline), None, {})
     with BundleWriter(bundle.path, watch=watch) as writer:
         new = write_bundle(writer, host, plan, made, "link", watch)
         rebuild = f"{manifest.rebuild} && graftline tune {bundle.path} --precision"

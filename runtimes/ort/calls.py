@@ -16,6 +16,8 @@ from graftline.runtimes.session import Scores
 
 MOST_ROWS = 64
 """Most rows of one `score`; caches hold as many slots beyond the capacity."""
+CHUNK = 256
+"""Rows of one prefill call."""
 MOST_CALLS = 512
 """Call shapes whose arrays stay bound."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,28 @@ def _options(threads: int) -> Any:
     return options
 
 
-def _open(graph: Path, options: Any) -> onnxruntime.InferenceSession:
+def _open(graph: Path | bytes, options: Any) -> onnxruntime.InferenceSession:
+    given = str(graph) if isinstance(graph, Path) else graph
+    name = graph if isinstance(graph, Path) else "the graph"
     try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class
-        raise BackendError(f"onnxruntime cannot open {graph}: {error}") from error
+        raise BackendError(f"onnxruntime cannot open {name}: {error}") from error
+
+
+def open_held(
+    graph: bytes, weights: Mapping[str, npt.NDArray[Any]], threads: int
+) -> onnxruntime.InferenceSession:
+    """Open a graph in memory, with the weights that it says lie outside: they are not copied.
+    Its threads sleep between its products, for a machine that others use too.
+
+    Raises BackendError with ONNX Runtime's own reason.
+    """
+    options = _options(threads)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    return _open(graph, options)
 
 
 def export_logits(graph: Path, tokens: Ints) -> npt.NDArray[np.float32]:

@@ -20,15 +20,12 @@ from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
 from graftline.ports import Port, by_role
 from graftline.runtimes.ort.caches import HostCaches
-from graftline.runtimes.ort.calls import MOST_ROWS, BoundCalls
+from graftline.runtimes.ort.calls import CHUNK, MOST_ROWS, BoundCalls
 from graftline.runtimes.ort.prompt_memory import PromptMemory
 from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays
 from graftline.runtimes.scores import copied, joined
 from graftline.runtimes.session import Bools, Ints, Scores, call_starts, check_prompt, rolled_back
 from graftline.runtimes.slots import check_scattered, mask_kinds
-
-CHUNK = 256
-"""Rows of one prefill call."""
 
 
 class OrtSession(BoundCalls):

@@ -14,12 +14,13 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import decoder_feed, oracle_limit, run
 from graftline.facts import decoder_facts
 from graftline.kinds.decoder import greedy, proof, stages
+from graftline.kinds.decoder.text import sample_of
 from graftline.kinds.kind import Finding, Parts, Proof, Small, Watch
 from graftline.law import LawRow
 from graftline.passes.anchors.reduce import chosen_blocks, hold_weights, reduce_host
 from graftline.passes.graph.ports import cache_of
 from graftline.passes.laws.front import canonical_is_raw
-from graftline.passes.pipeline.sample import Sample, sample_of
+from graftline.passes.pipeline.sample import Sample
 
 if TYPE_CHECKING:
     from graftline.models.reference import OwnModel

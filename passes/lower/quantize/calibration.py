@@ -3,7 +3,7 @@ that matter most finer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from graftline.passes.lower.quantize.rounding import Moments, compensated
 from graftline.passes.lower.quantize.targets import Key, Kind, Target, release
 from graftline.passes.pipeline.sample import Sample
 from graftline.ports import by_role, read_ports
+from graftline.tensors import origin
 
 Array = npt.NDArray[Any]
 SOURCE = "graftline.weight"
@@ -57,50 +58,87 @@ def nearest_codes(target: Target, bits: int, method: str = NEAREST) -> Rounded:
 def compensated_codes(
     model: ir.Model, targets: Sequence[Target], bits: int, sample: Sample, done: Callable[[], None]
 ) -> dict[Key, Rounded]:
-    """Every matrix of `targets` rounded for its inputs under the sample, as the host computes them.
+    """Every matrix of `targets` rounded for its inputs under the sample, as the host computes them;
+    what was rounded for the sample before, in another graph of the host, is not again.
     Of a matrix with several inputs the first count. `done` is called after each target."""
     readers: dict[str, list[Target]] = {}
     for target in targets:
-        readers.setdefault(target.rows.name or "", []).append(target)
-    made: dict[Key, Rounded] = {}
-    for name, inputs in activations(model, sample.feed, list(readers)):
-        moments = Moments(inputs)
+        if _codes_key(target, bits) not in sample.kept:
+            readers.setdefault(target.rows.name or "", []).append(target)
+    for name, inputs in activations(model, sample.feed, list(readers)) if readers else ():
+        moments: dict[int, Moments] = {}
         for target in readers[name]:
-            if target.key not in made:
-                block = target.block(bits)
-                packed = compensated(target.matrix.rows(), moments, bits, block)
-                made[target.key] = Rounded(packed, bits, block, GPTQ)
+            block, key = target.block(bits), _codes_key(target, bits)
+            if key not in sample.kept:
+                moments[block] = moments.get(block) or Moments(inputs, block)
+                packed = compensated(target.matrix.rows(), moments[block], bits, block)
+                # the tensor is kept with it, so that no other comes to have its identity
+                kept = tensor_of(target.matrix.stored), Rounded(packed, bits, block, GPTQ)
+                sample.kept[key] = kept
                 release(target.matrix)
             done()
-    return made
+    return {target.key: sample.kept[_codes_key(target, bits)][1] for target in targets}
 
 
-def most_sensitive(
-    model: ir.Model, targets: Sequence[Target], made: Mapping[Key, Rounded], share: float,
-    sample: Sample,
-) -> frozenset[Kind]:  # fmt: skip
-    """The kinds of matrix that change the host's predictions most for their size when they alone
-    are rounded as in `made`, as many as `share` of all weights of the blocks holds. All blocks are
-    treated alike, so that laws of one block hold for all."""
+def _codes_key(target: Target, bits: int) -> Hashable:
+    """What tells how a matrix is rounded for a sample."""
+    matrix = target.matrix
+    return GPTQ, bits, target.block(bits), origin(tensor_of(matrix.stored)), matrix.turned
+
+
+@dataclass(frozen=True)
+class Losses:
+    """By kind of matrix: how far the host's predictions move when these alone are rounded, and how
+    many weights they have."""
+
+    by_kind: Mapping[Kind, float]
+    sizes: Mapping[Kind, int]
+
+    def most(self, share: float) -> frozenset[Kind]:
+        """The kinds that matter most for their size, as many as `share` of all weights holds."""
+        room, chosen = share * sum(self.sizes.values()), set[Kind]()
+        for kind in sorted(self.by_kind, key=lambda k: -self.by_kind[k] / self.sizes[k]):
+            if self.sizes[kind] <= room:
+                room -= self.sizes[kind]
+                chosen.add(kind)
+        return frozenset(chosen)
+
+
+def losses(
+    model: ir.Model, targets: Sequence[Target], made: Mapping[Key, Rounded], sample: Sample
+) -> Losses:
+    """Of each kind of matrix, how much its rounding as in `made` matters. All blocks are treated
+    alike, so that laws of one block hold for all; what was measured before, in another graph of
+    the host, counts for the blocks that this one has of it."""
     members: dict[Kind, list[Target]] = {}
     for target in targets:
         if target.kind is not None and target.key in made:
             members.setdefault(target.kind, []).append(target)
-    sizes = {kind: sum(tensor_of(t.matrix.stored).size for t in members[kind]) for kind in members}
-    room = share * sum(sizes.values())
-    if not any(size <= room for size in sizes.values()):
-        return frozenset()
-    expected, losses = _predictions(model, sample), dict[Kind, float]()
+    ways = frozenset((one.method, one.bits, one.block) for one in made.values())
+    known: Losses | None = sample.kept.get(ways)
+    if known is None or not members.keys() <= known.by_kind.keys():
+        sizes = {kind: sum(map(_size, group)) for kind, group in members.items()}
+        sample.kept[ways] = known = Losses(_moved(model, members, made, sample), sizes)
+    return known
+
+
+def _size(target: Target) -> int:
+    return tensor_of(target.matrix.stored).size
+
+
+def _moved(
+    model: ir.Model,
+    members: Mapping[Kind, Sequence[Target]],
+    made: Mapping[Key, Rounded],
+    sample: Sample,
+) -> dict[Kind, float]:
+    """The mean divergence of predictions, by the kind of matrix that alone is rounded."""
+    expected, found = _predictions(model, sample), dict[Kind, float]()
     for place, (kind, group) in enumerate(members.items(), 1):
         sample.say(f"quantize: how much matrices of kind {place} of {len(members)} matter")
         got = _predictions(_with(model, group, made), sample)
-        losses[kind] = float(np.mean((np.exp(expected) * (expected - got)).sum(axis=-1)))
-    chosen: set[Kind] = set()
-    for kind in sorted(losses, key=lambda k: -losses[k] / sizes[k]):
-        if sizes[kind] <= room:
-            room -= sizes[kind]
-            chosen.add(kind)
-    return frozenset(chosen)
+        found[kind] = float(np.mean((np.exp(expected) * (expected - got)).sum(axis=-1)))
+    return found
 
 
 def _with(model: ir.Model, group: Sequence[Target], made: Mapping[Key, Rounded]) -> ir.Model:

@@ -19,7 +19,7 @@ from graftline.passes.lower.quantize.calibration import (
     SOURCE,
     Rounded,
     compensated_codes,
-    most_sensitive,
+    losses,
     nearest_codes,
 )
 from graftline.passes.lower.quantize.laws import ROUNDING, closeness, every_matrix
@@ -143,7 +143,7 @@ class Quantize(Graft):
         else:
             found = {t.key: nearest_codes(t, self.bits, self.algorithm) for t in coarse}
         made |= {(key, self.bits): one for key, one in found.items()}
-        chosen = most_sensitive(model, coarse, found, self.wide, sample) if self.wide else ()
+        chosen = losses(model, coarse, found, sample).most(self.wide) if self.wide else ()
         return [FINE if t.kind in chosen else width for t, width in zip(targets, bits, strict=True)]
 
     def _replace(

@@ -31,45 +31,49 @@ ROWS = 1024
 
 
 class Moments:
-    """Second moments E[x x^T] of a matrix's inputs, as the compensation needs them.
+    """Second moments E[x x^T] of a matrix's inputs [.., K], as the compensation needs them.
 
-    `factor` is the upper triangular U with U^T U = (E + damping)^-1.
+    `order` [K] is that in which columns are rounded: the blocks with the most power in their inputs
+    first, and in a block the columns with the most, so that what they lose is made good by all
+    others. `factor` is, of the inputs in that order, the upper triangular U with
+    U^T U = (E + damping)^-1.
     """
 
-    def __init__(self, inputs: Floats) -> None:
-        """From inputs [.., K]. Inputs that are zero throughout leave the matrix to its rounding."""
+    def __init__(self, inputs: Floats, block: int) -> None:
+        """Inputs that are zero throughout leave the matrix to its rounding."""
         x = inputs.reshape(-1, inputs.shape[-1]).astype(np.float32, copy=False)
-        self.mean: Floats = (x.T @ x) / max(len(x), 1)
-        power = np.diag(self.mean)
-        size = float(power.mean())
-        drawn = self.mean * np.float32(1 - APART)
-        np.fill_diagonal(drawn, power + np.float32(DAMPING * size if size else 1.0))
+        mean = (x.T @ x) / max(len(x), 1)
+        power, size = np.diag(mean), float(np.diag(mean).mean())
+        self.order = _by_power(power, block)
+        drawn = mean[np.ix_(self.order, self.order)] * np.float32(1 - APART)
+        np.fill_diagonal(drawn, power[self.order] + np.float32(DAMPING * size if size else 1.0))
         lower = np.linalg.cholesky(drawn[::-1, ::-1])
         self.factor: Floats = np.triu(np.linalg.inv(lower)[::-1, ::-1])
 
-    def loss(self, source: Floats, near: Floats) -> tuple[float, float]:
-        """Mean squared error of the products of two weights [N, K], and their mean square."""
-        error = size = 0.0
-        for start in range(0, len(source), ROWS):
-            was = source[start : start + ROWS].astype(np.float32, copy=False)
-            gap = near[start : start + ROWS] - was
-            error += float(np.vdot(gap @ self.mean, gap))
-            size += float(np.vdot(was @ self.mean, was))
-        return error, size
+
+def _by_power(power: Floats, block: int) -> npt.NDArray[np.int64]:
+    """The columns [K], block by block, with the most power first."""
+    blocks = power.reshape(-1, block)
+    inside = np.argsort(-blocks, axis=1, kind="stable")
+    first = np.argsort(-blocks.sum(axis=1), kind="stable")
+    return (inside + block * np.arange(len(blocks))[:, None])[first].reshape(-1)
 
 
 def compensated(rows: Floats, moments: Moments, bits: int, block: int) -> Packed:
-    """Quantize a weight given as [N, K], K a multiple of `block`, for inputs of these moments."""
+    """Quantize a weight given as [N, K], K a multiple of `block`, for inputs of these moments of
+    the same block."""
     count, depth = rows.shape
+    order = moments.order
     codes = np.empty((count, depth), np.uint8)
     scales, zeros = np.empty((2, count, depth // block), np.float32)
 
     def work(start: int) -> None:
         part = slice(start, start + ROWS)
-        columns = np.array(rows[part].T, np.float32, order="C")  # its own: it is used up
+        columns = np.array(rows[part, order].T, np.float32, order="C")  # its own: it is used up
         for at, (code, scale, zero) in _rounded(columns, moments.factor, bits, block):
-            codes[part, at : at + block] = code.T
-            scales[part, at // block], zeros[part, at // block] = scale, zero
+            places = order[at : at + block]
+            codes[part, places] = code.T
+            scales[part, places[0] // block], zeros[part, places[0] // block] = scale, zero
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(pool.map(work, range(0, count, ROWS)))

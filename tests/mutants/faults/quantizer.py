@@ -97,8 +97,8 @@ def _codes_of(layers: Iterable[int], change: Callable[[Any], Any]) -> Edit:
 def _away(real: Any, touched: Touched) -> Any:
     """What a column loses is taken from the others once more, in place of made good."""
 
-    def made(self: Any, inputs: Any) -> None:
-        real(self, inputs)
+    def made(self: Any, inputs: Any, block: int) -> None:
+        real(self, inputs, block)
         touched.count += 1
         factor = self.factor
         self.factor = 2 * np.diag(np.diag(factor)) - factor

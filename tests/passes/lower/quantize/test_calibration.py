@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -10,19 +11,20 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graftline.build.compiled import compile_graph
-from graftline.build.plan import FRONT
+from graftline.build.compiled import compile_graph, compile_plan
+from graftline.build.plan import FRONT, Plan
 from graftline.contrib_ops.quantized import dequantize
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import run
+from graftline.kinds.decoder import text
 from graftline.models.decoder import TinyDecoder
 from graftline.passes.graph.activations import activations
+from graftline.passes.lower.quantize import calibration, rounding
 from graftline.passes.lower.quantize.block_codes import quantize_rows
-from graftline.passes.lower.quantize.calibration import most_sensitive, nearest_codes
+from graftline.passes.lower.quantize.calibration import losses, nearest_codes
 from graftline.passes.lower.quantize.quantize import Quantize, closeness
 from graftline.passes.lower.quantize.rounding import Moments, compensated
 from graftline.passes.lower.quantize.targets import targets_of
-from graftline.passes.pipeline import sample
 from graftline.passes.pipeline.sample import SAMPLE, Sample
 from graftline.ports import Port, write_ports
 from tests.passes.lower.quantize.hosts import TOKENS, distance, grafted, host, made, weight_of
@@ -55,7 +57,7 @@ def test_compensation_keeps_products_better_than_the_nearest_codes(block: int) -
     inputs, others = correlated(600, 128), correlated(600, 128)[::-1]
     rows = np.random.default_rng(5).standard_normal((40, 128)).astype(np.float32)
     near = quantize_rows(rows, 4, block, "rtn")
-    good = compensated(rows, Moments(inputs), 4, block)
+    good = compensated(rows, Moments(inputs, block), 4, block)
     errors = [
         float(np.linalg.norm(others @ (dequantize(p.data.reshape(40, -1), p.scales, p.zeros, 128,
                                                   block, 4) - rows).T)) for p in (near, good)
@@ -63,9 +65,28 @@ def test_compensation_keeps_products_better_than_the_nearest_codes(block: int) -
     assert errors[1] < 0.75 * errors[0]
 
 
+def test_columns_with_the_most_power_are_rounded_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they lose is made good by all others: products are nearer than in the order of the
+    file, in which the strongest inputs come last here."""
+    strength = np.linspace(0.1, 3, 128).astype(np.float32)
+    inputs, others = (part * strength for part in np.split(correlated(1200, 128), 2))
+    rows = np.random.default_rng(5).standard_normal((40, 128)).astype(np.float32)
+
+    def error(moments: Moments) -> float:
+        packed = compensated(rows, moments, 4, 32)
+        near = dequantize(packed.data.reshape(40, -1), packed.scales, packed.zeros, 128, 32, 4)
+        return float(np.linalg.norm(others @ (near - rows).T))
+
+    moments = Moments(inputs, 32)
+    assert moments.order[:32].min() == 96
+    ordered = error(moments)
+    monkeypatch.setattr(rounding, "_by_power", lambda power, block: np.arange(len(power)))
+    assert ordered < 0.9 * error(Moments(inputs, 32))
+
+
 def test_inputs_that_say_nothing_leave_the_nearest_codes_of_the_best_range() -> None:
     rows = np.random.default_rng(5).standard_normal((40, 64)).astype(np.float32)
-    packed = compensated(rows, Moments(np.zeros((9, 64), np.float32)), 4, 32)
+    packed = compensated(rows, Moments(np.zeros((9, 64), np.float32), 32), 4, 32)
     near = dequantize(packed.data.reshape(40, -1), packed.scales, packed.zeros, 64, 32, 4)
     plain = quantize_rows(rows, 4, 32, "rtn")
     rtn = dequantize(plain.data.reshape(40, -1), plain.scales, plain.zeros, 64, 32, 4)
@@ -131,9 +152,9 @@ def test_a_width_that_the_codes_do_not_have_is_caught() -> None:
         closeness(graft, before, after)
 
 
-def lowered(text: str = INT4) -> tuple[ir.Model, list[str]]:
+def lowered(quantize: str = INT4) -> tuple[ir.Model, list[str]]:
     heard: list[str] = []
-    pipeline = f"{FRONT} | kv-cache | pack-projections | {text}"
+    pipeline = f"{FRONT} | kv-cache | pack-projections | {quantize}"
     compiled = compile_graph(DECODER.build(), pipeline, heard.append)
     return compiled.lowered, [*heard, *(f"{r.law}: {r.what}" for r in compiled.laws)]
 
@@ -149,6 +170,40 @@ def test_a_decoder_is_rounded_for_its_own_text_the_same_each_time() -> None:
             assert mine.const_value.numpy().tobytes() == theirs.const_value.numpy().tobytes()  # type: ignore[union-attr]
     assert any("bits gptq" in line for line in heard if line.startswith("closeness"))
     assert SAMPLE not in first.meta
+
+
+@pytest.mark.parametrize("stages", ["fused", "depths"])
+def test_stages_of_one_export_are_rounded_once_for_one_text(
+    stages: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = Counter[str]()
+
+    def counted(module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            counts[name] += 1
+            return real(*args, **more)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in ((text, "written"), (calibration, "compensated"), (calibration, "_moved")):
+        counted(module, name)
+    if stages == "fused":
+        plan = Plan.of("token-recycling", None, "ort-cpu", "int4", None, None, (), "", "fused")
+    else:
+        drafting = "draft-model", None, "ort-cpu", "int8", None, "int4", (1, 2), "", "host"
+        plan = Plan.of(*drafting).of_draft()
+    made_of_it = compile_plan(DECODER.build(), plan, silent)
+    blocks = len(made(made_of_it.target.lowered)) - 1  # all but the head, which has 8 bits
+    assert counts == {"written": 1, "compensated": blocks, "_moved": 1}
+    whole, beside = made_of_it.target.lowered.graph.initializers, made_of_it.beside()
+    assert len(beside) == (1 if stages == "fused" else 2)
+    for stage in beside.values():
+        codes = {v.name: v.const_value for n in made(stage.lowered) for v in n.inputs[1:] if v}
+        assert len(codes) > 3
+        for name, tensor in codes.items():
+            assert tensor.tobytes() == whole[name].const_value.tobytes(), name  # type: ignore[union-attr]
 
 
 def test_all_blocks_have_the_same_widths() -> None:
@@ -179,8 +234,9 @@ def test_the_kind_of_matrix_that_changes_predictions_most_is_kept_finer() -> Non
                 codes[target.key] = replace(one, packed=packed)
         share = 1.01 * sum(np.prod(t.matrix.shape) for t in targets if t.kind == worst)
         share /= sum(np.prod(t.matrix.shape) for t in targets)
-        assert most_sensitive(canonical, targets, codes, share, feed) == {worst}
-    assert most_sensitive(canonical, targets, codes, 0.01, feed) == frozenset()
+        found = losses(canonical, targets, codes, replace(feed, kept={}))
+        assert found.most(share) == {worst}
+        assert found.most(0.01) == frozenset()
 
 
 def _sample(model: ir.Model) -> Sample:
@@ -195,7 +251,7 @@ def _sample(model: ir.Model) -> Sample:
 def test_a_host_that_is_too_large_to_run_says_so_and_is_rounded_by_its_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sample, "LARGEST", 1000)
+    monkeypatch.setattr(text, "LARGEST", 1000)
     model, heard = lowered()
     assert any("quantize: no activations are looked at: the weights are" in h for h in heard)
     law = next(line for line in heard if line.startswith("closeness"))
@@ -205,19 +261,19 @@ def test_a_host_that_is_too_large_to_run_says_so_and_is_rounded_by_its_weights(
 
 
 def test_a_host_writes_what_it_finds_likely() -> None:
-    """The first tokens are drawn by their chances; the text is always the same."""
+    """Every token is drawn by its chance behind those before it; the text is always the same."""
     model = compile_graph(DECODER.build(), FRONT, silent).lowered
     head = next(n for n in model.graph if n.metadata_props.get("graftline.role") == "lm_head")
     stored = next(v for v in _constants(head) if v.const_value is not None)
     stored.const_value = ir.tensor(40 * stored.const_value.numpy(), name=stored.name)  # type: ignore[union-attr]
-    tokens = sample.written(model, 4, 12)
+    tokens = text.written(model, 4, 12)
     assert tokens.shape == (4, 12)
     assert len(set(tokens[:, 0].tolist())) > 1
-    np.testing.assert_array_equal(tokens, sample.written(model, 4, 12))
-    positions = np.tile(np.arange(sample.ROUNDS), (4, 1))
-    exact = tokens[:, : sample.ROUNDS + 1]
-    logits = run(model, {"tokens": exact[:, :-1], "positions": positions})["logits"]
-    assert float(np.mean(logits.argmax(axis=-1) == exact[:, 1:])) > 0.8  # the head is that sure
+    np.testing.assert_array_equal(tokens, text.written(model, 4, 12))
+    positions = np.tile(np.arange(11), (4, 1))
+    logits = run(model, {"tokens": tokens[:, :-1], "positions": positions})["logits"]
+    likely = np.mean(logits.argmax(axis=-1) == tokens[:, 1:])
+    assert float(likely) > 0.8  # the head is that sure
 
 
 def _constants(head: ir.Node) -> list[ir.Value]:
