@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,10 +33,11 @@ class Policy:
     records: Records | None = None
     """Where acceptance is recorded."""
 
-    @cached_property
-    def lane(self) -> Lane:
-        """The sequences that this recipe decodes now, of all requests."""
-        return Lane(Account(self.pacer))
+    lane: Lane = field(init=False)
+    """The sequences that this recipe decodes now, of all requests."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lane", Lane(Account(self.pacer)))
 
 
 def make_policy(

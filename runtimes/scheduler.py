@@ -71,7 +71,7 @@ class Scheduler:
         self._task: Task | None = None
         self._fresh = False
         self._process = os.getpid()
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread = ThreadPoolExecutor(1, "graftline-steps")  # started by the first coroutine
 
     def submit(self, one: Decoding, lane: Lane) -> None:
         """Let a sequence take part as soon as there is a seat; first come, first served."""
@@ -106,8 +106,6 @@ class Scheduler:
 
     async def step_elsewhere(self, enough: Callable[[], bool]) -> None:
         """A step on a thread of the scheduler's own, for coroutines: all of them share it."""
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "graftline-steps")
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self.step, enough)
 
@@ -185,8 +183,9 @@ class Scheduler:
         """Let go of the sequences that have ended, those that wait too."""
         for one in [one for one in self._seated if one.check()]:
             self._unseat(one)
-        for entry in [e for e in self._waiting if not isinstance(e, Task) and e[0].check()]:
-            self._waiting.remove(entry)
+        for entry in list(self._waiting):  # other threads submit meanwhile
+            if not isinstance(entry, Task) and entry[0].check():
+                self._waiting.remove(entry)
 
     def _unseat(self, one: Decoding) -> None:
         """The last sequence takes the seat, as it does the session's row."""
@@ -205,7 +204,11 @@ class Scheduler:
         one.release()
 
     def _read(self) -> bool:
-        """Read prompts into free seats, at most CHUNK tokens; True if any was read."""
+        """Read prompts into free seats, until CHUNK tokens or more are read; True if any was.
+
+        Prompts are cut at multiples of CHUNK, whatever else is going on: where rows of one call
+        depend on one another, the same prompt gives the same scores.
+        """
         left = CHUNK
         while left > 0:
             if self._reading is None:
@@ -222,7 +225,7 @@ class Scheduler:
                     self._unseat(one)
                     continue
             one, lane = self._reading
-            part = one.prompt[one.read : one.read + left]
+            part = one.prompt[one.read : one.read + CHUNK]
             scores = self.session.read(one.seat, part)
             left -= len(part)
             one.read += len(part)
@@ -279,6 +282,7 @@ class Scheduler:
         for one in self._seated:
             if not one.done:
                 one.error, one.done = error, True
+            one.release()
         for lane in self._lanes:
             lane.members.clear()
         self._seated, self._lanes = [], []

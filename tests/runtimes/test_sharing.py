@@ -100,6 +100,20 @@ def test_a_long_prompt_is_read_between_the_steps_of_others() -> None:
     assert gaps == [2, 2, 2], "a step of the other between every two chunks"
 
 
+def test_a_prompt_is_cut_at_the_same_places_in_any_company() -> None:
+    """Where rows of a call depend on one another, another cut would give another text."""
+    session = Logged(capacity=2000)
+    engine = Engine(session, None, {}, recipe("plain"), FLAT)
+    chance = np.random.default_rng(1)
+    begun = [
+        engine.submit(chance.integers(1, 40, length).tolist(), max_new_tokens=3)
+        for length in (200, CHUNK + 44, CHUNK + 44)
+    ]
+    for one in begun:
+        one.wait()
+    assert [n for what, n in session.log if what == "read"] == [200, CHUNK, 44, CHUNK, 44]
+
+
 def test_threads_that_cancel_at_random_lose_no_seat(
     make_engine: Make, prompts: list[list[int]]
 ) -> None:
