@@ -106,8 +106,10 @@ def test_a_bundle_with_an_engine_is_loaded_and_generates(
     assert opened[0][1:] == (
         engine_bundle.path / manifest.extra["engine"]["file"], engine_bundle.graph(TARGET)
     )  # fmt: skip
+    both = engine.generate([prompt, prompt], raw=True, max_new_tokens=12)
+    assert [r.tokens for r in both] == [wanted.tokens] * 2, "built for one: the other waits"
     with pytest.raises(BackendError, match=r"built for 1 sequences at once, not 2; .*batch=2"):
-        engine.generate([prompt, prompt], raw=True, max_new_tokens=4)
+        engine.session.reset(2)
 
 
 def test_an_engine_of_fused_steps(

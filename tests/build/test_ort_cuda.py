@@ -63,7 +63,7 @@ def test_precisions_are_those_of_the_target(tiny_checkpoint: Path, tmp_path: Pat
 
 
 def test_on_a_gpu_quantized_weights_go_with_half_precision() -> None:
-    int4 = "quantize{algorithm=gptq,block=0,head_bits=8,wide=0.5}"
+    int4 = "quantize{algorithm=gptq,block=0,head_bits=8,wide=0.41}"
     for dtype, quantize in (("int4", int4), ("int8", "quantize{bits=8}")):
         _, text = pipeline_of("plain", None, "ort-cuda", dtype, None)
         assert text.endswith(f"{quantize} | lower-ort{{provider=cuda,dtype=fp16}}")

@@ -14,8 +14,7 @@ from graftline.passes.canonical.entry.roles import Role, role_of
 from graftline.passes.canonical.norms.find import Norm, find_norm
 from graftline.passes.canonical.opset.opset import open_graph
 from graftline.passes.graph.mismatch import Mismatch, refusal
-
-from .raw_decoder import ATTEND, HEAD, INPUTS, MASK, NORM, decoder
+from tests.passes.canonical.raw_decoder import ATTEND, HEAD, INPUTS, MASK, NORM, decoder
 
 
 def refused(**pieces: str) -> str:
