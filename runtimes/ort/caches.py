@@ -12,6 +12,9 @@ import numpy.typing as npt
 from graftline.ports import Port
 from graftline.runtimes.session import Ints
 
+SEVERAL = 8
+"""Sequences that there is room for as soon as there is a second one."""
+
 
 class HostCaches:
     """Keys and values of every layer for a batch of sequences.
@@ -29,12 +32,12 @@ class HostCaches:
     def make_room(self, batch: int, slots: int, lengths: Sequence[int] | Ints) -> bool:
         """Have room for `batch` sequences, those of `lengths` kept; True if memory has moved.
 
-        Room doubles, so that sequences that come one by one are copied seldom; memory that no
-        sequence has touched costs nothing.
+        Room that does not suffice becomes that of SEVERAL sequences, then doubles, so that those
+        that come one by one are copied seldom; memory that none has touched costs nothing.
         """
         if batch <= self._room:
             return False
-        self._room = max(batch, 2 * self._room)
+        self._room = max(batch, SEVERAL, 2 * self._room) if self._room else batch
         held = list(self.blocks)
         self.blocks.clear()
         self.views.clear()
