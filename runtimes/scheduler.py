@@ -24,6 +24,8 @@ SEATS = 32
 """Most sequences that decode together, unless the engine is loaded with another number."""
 CHUNK = 256
 """Prompt tokens that are read in one step beside sequences that decode."""
+PADDING = Tree.chain((0,))
+"""What a sequence scores whose prompt is still being read: nothing of it is kept."""
 INTERRUPTED = "the step was interrupted; ask again"
 FORKED = "this process was forked after the bundle was loaded; load it in this process"
 REENTERED = "this call came from within a step of the same engine; make it after the step"
@@ -247,7 +249,7 @@ class Scheduler:
         began, work = perf_counter(), working()
         past = max([one.length for one in seated])
         together = len(seated) > 1
-        trees = [self._padding(seated[-1])] * len(seated)
+        trees = [PADDING] * len(seated)
         for lane in lanes:
             lane.plan(trees, session.capacity - past, past, session.supports_trees)
         least = max([one.least for one in seated])
@@ -271,11 +273,6 @@ class Scheduler:
             one.digest()
         for lane in lanes:
             lane.settle()
-
-    @staticmethod
-    def _padding(one: Decoding) -> Tree:
-        """What a sequence scores whose prompt is still being read: nothing that is kept."""
-        return Tree.chain(one.prompt[-1:])
 
     def _fail(self, error: Exception) -> None:
         """A step went wrong: nobody who took part can go on, and the caches start anew."""
