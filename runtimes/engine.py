@@ -108,8 +108,7 @@ class Engine:
         return Passes(self._begun("passes", prompt, options, eager=False), self._scheduler)
 
     def submit(self, prompt: Prompt, **options: Unpack[Options]) -> Submitted:
-        """Let one prompt take its turn, and do not wait: several, each with options of its own, are
-        decoded together as soon as somebody waits."""
+        """Let one prompt take its turn, and do not wait for it."""
         return Submitted(self._begun("submit", prompt, options, eager=False), self._scheduler)
 
     def agenerate(self, prompt: Prompt, **options: Unpack[Options]) -> Events:

@@ -76,22 +76,7 @@ def load(
         check_step(step)
     bundle = Bundle.open(path, verify=verify)
     as_decoder(bundle.manifest.facts)
-    company = bundle.draft() is not None
-    session: OrtSession | TrtSession
-    if has_engine(bundle):
-        session = open_engine(bundle, capacity)
-    else:
-        session = open_session(bundle, threads=threads, capacity=capacity, company=company)
-    if capacity is not None and capacity > session.largest:
-        raise RequestError(
-            f"capacity={capacity}: {path} holds at most {session.largest} positions; use at most "
-            "that, or leave it out"
-        )
-    if exact and session.exact_rows is None:
-        raise BackendError(
-            f"{path}: at {bundle.manifest.dtype} a row's result depends on the rows beside it, so "
-            "it cannot be exact; rebuild with --dtype fp32"
-        )
+    session = _session(bundle, threads, capacity, exact)
     chosen = (
         find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
     )
@@ -99,23 +84,8 @@ def load(
     place = bundle.path / "tokenizer"  # without its tokenizer.json it takes ids
     tokenizer = Tokenizer.from_folder(place) if "tokenizer.json" in listed else None
     costs = step_costs(bundle, session, watch)
-
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
-    fused = None
-    if host is not None and FUSED in bundle.manifest.stages:
-        fused = cache(lambda: open_fused(bundle, host))
-    elif isinstance(session, TrtSession) and session.table is not None:
-        gpu = session
-        if step is None and is_fusable(chosen):
-            step = FUSED
-        fused = cache(lambda: TrtFusedStep(gpu))
-    if step == FUSED:
-        if fused is None:
-            raise BackendError(
-                f"{path} has no fused step; rebuild: {bundle.manifest.rebuild} --step fused"
-            )
-        check_fusable(chosen)
-        fused()
+    fused, step = _fused(bundle, session, chosen, step)
     generation = bundle.manifest.generation
     opened = None if host is None else _opener(bundle, host, costs, tokenizer, threads, watch)
     resources = Resources(
@@ -140,9 +110,52 @@ def load(
 
     return Engine(
         session, tokenizer, generation, chosen, costs, exact,
-        resources if host is None else drafting(host), fused, step or "host",
+        resources if host is None else drafting(host), fused, step,
         None if host is None else partial(twin, host), max_batch,
     )  # fmt: skip
+
+
+def _session(
+    bundle: Bundle, threads: int | None, capacity: int | None, exact: bool
+) -> OrtSession | TrtSession:
+    """The session of a bundle's target, as large and as exact as was asked for."""
+    session: OrtSession | TrtSession
+    if has_engine(bundle):
+        session = open_engine(bundle, capacity)
+    else:
+        company = bundle.draft() is not None
+        session = open_session(bundle, threads=threads, capacity=capacity, company=company)
+    if capacity is not None and capacity > session.largest:
+        raise RequestError(
+            f"capacity={capacity}: {bundle.path} holds at most {session.largest} positions; use at "
+            "most that, or leave it out"
+        )
+    if exact and session.exact_rows is None:
+        raise BackendError(
+            f"{bundle.path}: at {bundle.manifest.dtype} a row's result depends on the rows beside "
+            "it, so it cannot be exact; rebuild with --dtype fp32"
+        )
+    return session
+
+
+def _fused(
+    bundle: Bundle, session: OrtSession | TrtSession, chosen: Recipe, step: str | None
+) -> tuple[Callable[[], FusedStep] | None, str]:
+    """What opens the bundle's fused step, if it has one, and what calls use that do not say."""
+    fused: Callable[[], FusedStep] | None = None
+    if isinstance(session, TrtSession):
+        if session.table is not None:
+            step = FUSED if step is None and is_fusable(chosen) else step
+            fused = cache(lambda: TrtFusedStep(session))
+    elif FUSED in bundle.manifest.stages:
+        fused = cache(lambda: open_fused(bundle, session))
+    if step == FUSED:
+        if fused is None:
+            again = f"{bundle.manifest.rebuild} --step fused"
+            raise BackendError(f"{bundle.path} has no fused step; rebuild: {again}")
+        check_fusable(chosen)
+        fused()
+    return fused, step or "host"
 
 
 def _check_sizes(threads: int | None, capacity: int | None, max_batch: int) -> None:
