@@ -18,8 +18,8 @@ from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle, BundleWriter
 from graftline.draft import DraftSource, check_vocabulary
 from graftline.errors import BundleError, GraftlineError
-from graftline.runtimes.load import load
-from graftline.runtimes.surroundings import embedding_of
+from graftline.runtimes.load import load, open_session
+from graftline.runtimes.surroundings import agreement, embedding_of, step_ratio
 from tests.passes.canonical.raw_decoder import decoder
 
 DTYPES = ("fp32", "int8", "int4")
@@ -55,6 +55,15 @@ def test_check_holds_and_sees_a_flipped_byte_in_the_draft(bundle: Bundle) -> Non
     with pytest.raises(BundleError, match=r"draft/ort-cpu\.onnx was changed .*--draft int4"):
         Bundle.open(bundle.path)
     victim.write_bytes(whole)
+
+
+def test_draft_and_target_are_compared_in_whatever_capacity_there_is(bundle: Bundle) -> None:
+    draft = bundle.draft()
+    assert draft is not None
+    small, large = (open_session(b, capacity=40) for b in (draft, bundle))
+    text = np.random.default_rng(0).integers(0, 256, 192).tolist()
+    assert 0.05 <= agreement(small, large, text) <= 0.98
+    assert step_ratio(small, large) > 0
 
 
 @pytest.mark.parametrize("recipe", ["draft-model", "cascade-drafting"])
