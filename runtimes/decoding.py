@@ -66,8 +66,6 @@ class Decoding:
     """Set by whoever no longer wants it."""
     error: BaseException | None = None
     """What ended it, if it was no end of a text."""
-    done: bool = False
-    """True when it has ended in one way or another."""
     tokens: list[int] = field(default_factory=list[int])
     finish: FinishReason | None = None
     steps: int = 0
@@ -86,6 +84,11 @@ class Decoding:
         """Committed positions."""
         return self.read + max(len(self.tokens) - 1, 0)
 
+    @property
+    def done(self) -> bool:
+        """True when it has ended in one way or another; within a step, perhaps not yet in full."""
+        return self.finish is not None or self.error is not None
+
     def check(self) -> bool:
         """Whether it has ended; one that is no longer wanted, or is out of time, ends here."""
         if not self.done and (self.cancelled or self.deadline is not None):
@@ -96,7 +99,7 @@ class Decoding:
 
     def end(self, reason: FinishReason) -> None:
         """No more tokens."""
-        self.finish, self.done, self.ended = reason, True, time.perf_counter()
+        self.finish, self.ended = reason, time.perf_counter()
 
     def seated(self, seat: int) -> None:
         """It has a row of the session's now, and needs its drafter."""
@@ -114,7 +117,7 @@ class Decoding:
         try:
             return call(*arguments)
         except Exception as error:
-            self.error, self.done = error, True
+            self.error = error
             return None
 
     def digest(self) -> None:
@@ -144,19 +147,11 @@ class Decoding:
 
     def proposal(self, branches: bool, bid: Bid | None = None) -> tuple[int, Tree]:
         """What is proposed; the root alone where proposing failed, which ends this sequence."""
-        try:
-            return self.propose(branches and self.branches, bid)
-        except Exception as error:
-            self.error, self.done = error, True
-            return self.root()
+        return self.attempt(self.propose, branches and self.branches, bid) or self.root()
 
     def judged(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
         """As `judge`; what it raises ends this sequence alone."""
-        try:
-            return self.judge(tree, scores, row)
-        except Exception as error:
-            self.error, self.done = error, True
-            return (), []
+        return self.attempt(self.judge, tree, scores, row) or ((), [])
 
     def propose(self, branches: bool, bid: Bid | None = None) -> tuple[int, Tree]:
         """The drafter's signal and its tree, none of it deeper than chains can still be used; a

@@ -12,14 +12,14 @@ from graftline.tree import Tree
 class Lane:
     """The sequences that one controller serves: those of one recipe, whatever requests they are of.
 
-    `members` are in the order in which the controller knows them. `asking`, `proposing`: what the
-    coming step wants, and the milliseconds that making proposals took.
+    `members` are in the order in which the controller knows them.
     """
 
     def __init__(self, account: Account) -> None:
         self.account = account
         self.members: list[Decoding] = []
         self._proposing: float | None = None
+        """Milliseconds that making the coming step's proposals took, if they were asked for."""
 
     def join(self, one: Decoding) -> None:
         """One more sequence; the first begins a new account of what its controller sees."""

@@ -83,38 +83,53 @@ class Scheduler:
         """Let work begin once all sequences that were submitted before it have ended."""
         self._waiting.append(task)
 
-    def step(self, enough: Callable[[], bool] | None = None) -> bool:
+    def step(self) -> bool:
         """One step for all; False where there is nothing to do.
 
-        `enough` is asked once nobody else makes a step: a step that another thread has made
-        meanwhile may do. What goes wrong is kept with the sequences that it ends; only an
-        interrupt is raised here.
+        What goes wrong is kept with the sequences that it ends; only an interrupt is raised here.
         """
         self._check()
         with self._lock:
-            if enough is not None and enough():
-                return True
-            self._stepping = threading.get_ident()
-            try:
-                return self._step()
-            except Exception as error:
-                self._fail(error)
-                return True
-            except BaseException:  # an interrupt: caches may be half written
-                self._fail(BackendError(INTERRUPTED))
-                raise
-            finally:
-                self._stepping = None
+            return self._guarded()
 
-    async def step_elsewhere(self, enough: Callable[[], bool]) -> None:
-        """A step on a thread of the scheduler's own, for coroutines: all of them share it."""
+    def wait(self, enough: Callable[[], bool]) -> None:
+        """Make steps until it is enough."""
+        while not self._advance(enough):
+            pass
+
+    async def wait_elsewhere(self, enough: Callable[[], bool]) -> None:
+        """The same on a thread of the scheduler's own, for coroutines: all of them share it."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self.step, enough)
+        while not await loop.run_in_executor(self._thread, self._advance, enough):
+            pass
+
+    def _advance(self, enough: Callable[[], bool]) -> bool:
+        """Whether it is enough, which is asked while nobody makes a step: within one, what ends is
+        not yet told in full. If not, one step."""
+        self._check()
+        with self._lock:
+            if enough():
+                return True
+            self._guarded()
+            return False
+
+    def _guarded(self) -> bool:
+        """A step, and what to do when it fails."""
+        self._stepping = threading.get_ident()
+        try:
+            return self._step()
+        except Exception as error:
+            self._fail(error)
+            return True
+        except BaseException:  # an interrupt: caches may be half written
+            self._fail(BackendError(INTERRUPTED))
+            raise
+        finally:
+            self._stepping = None
 
     def finish(self, ones: Sequence[Decoding | Task]) -> None:
         """Make steps until all have ended. Raises what ended one of them."""
-        while any(not one.done for one in ones):
-            self.step(lambda: all(one.done for one in ones))
+        self.wait(lambda: all(one.done for one in ones))
         raise_first(ones)
 
     def between(self, work: Callable[[], R]) -> R:
@@ -174,7 +189,7 @@ class Scheduler:
             task.error, task.done = ended, True
             for one in task.sequences:
                 if not one.done:
-                    one.error, one.done = ended, True
+                    one.error = ended
             if ended is not error:
                 raise
         finally:
@@ -278,7 +293,7 @@ class Scheduler:
         """A step went wrong: nobody who took part can go on, and the caches start anew."""
         for one in self._seated:
             if not one.done:
-                one.error, one.done = error, True
+                one.error = error
             one.release()
         for lane in self._lanes:
             lane.members.clear()

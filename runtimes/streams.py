@@ -22,7 +22,8 @@ class _Running:
     def result(self) -> Result | None:
         """The outcome; None until it has ended, and where it was closed before."""
         one = self._generation.one
-        if self._result is None and one.done and one.error is None and not one.cancelled:
+        wanted = self._result is None and not one.cancelled
+        if wanted and self._scheduler.between(lambda: one.finish is not None):
             self._result = self._generation.result()
         return self._result
 
@@ -69,8 +70,7 @@ class Events(_Running, AsyncIterator[Event]):
             raise StopAsyncIteration
         one = self._generation.one
         try:
-            while not self._ready():
-                await self._scheduler.step_elsewhere(self._ready)
+            await self._scheduler.wait_elsewhere(self._ready)
         except BaseException:  # the task was cancelled
             self.close()
             raise
@@ -102,8 +102,7 @@ class Passes(_Running, Iterator[int]):
 
     def __next__(self) -> int:
         one = self._generation.one
-        while len(one.tokens) == self._count and not one.check():
-            self._scheduler.step(lambda: len(one.tokens) > self._count or one.done)
+        self._scheduler.wait(lambda: len(one.tokens) > self._count or one.check())
         raise_first([one])
         if one.cancelled or len(one.tokens) == self._count:
             raise StopIteration
@@ -116,8 +115,7 @@ class Stream(_Running, Iterator[str]):
     early; `result` is set once the text has ended."""
 
     def __next__(self) -> str:
-        while not self._ready():
-            self._scheduler.step(self._ready)
+        self._scheduler.wait(self._ready)
         piece = self._taken()
         if piece is None:
             raise StopIteration

@@ -17,6 +17,7 @@ from test_ort import HOSTS, sessions
 from toy_session import FLAT, ToySession
 
 from graftline.recipe import recipe
+from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.result import Result
 from graftline.runtimes.scheduler import CHUNK
@@ -112,6 +113,40 @@ def test_a_prompt_is_cut_at_the_same_places_in_any_company() -> None:
     for one in begun:
         one.wait()
     assert [n for what, n in session.log if what == "read"] == [200, CHUNK, 44, CHUNK, 44]
+
+
+def test_nobody_takes_a_result_while_the_step_that_ends_it_goes_on(
+    make_engine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread makes it, and has yet to look for stop texts and to close the account."""
+    engine = make_engine()
+    ended, go_on, taken = threading.Event(), threading.Event(), threading.Event()
+    begun = engine.submit([1, 2], max_new_tokens=3, ignore_eos=True)
+    digest = Decoding.digest
+
+    def slowly(one: Decoding) -> None:
+        if one.done:
+            ended.set()
+            assert go_on.wait(60)
+        digest(one)
+
+    def take() -> None:
+        begun.wait()
+        taken.set()
+
+    monkeypatch.setattr(Decoding, "digest", slowly)
+    steps = threading.Thread(target=lambda: [engine._scheduler.step() for _ in range(5)])
+    steps.start()
+    assert ended.wait(60)
+    taker = threading.Thread(target=take)
+    taker.start()
+    assert not taken.wait(0.3)
+    go_on.set()
+    assert taken.wait(60)
+    steps.join(60)
+    taker.join(60)
+    assert begun.result is not None
+    assert begun.result.stats.predicted is not None
 
 
 def test_threads_that_cancel_at_random_lose_no_seat(
