@@ -14,6 +14,7 @@ from graftline.passes.grafts.select_rows import SelectRows
 from graftline.passes.grafts.tap import Tap
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.lower import LowerOrt
+from graftline.passes.lower.ort.pack_rows import PackRows
 from graftline.passes.lower.pack_projections import PackProjections
 from graftline.passes.lower.quantize.quantize import Quantize
 from graftline.passes.lower.tensorrt.lower import LowerTensorrt
@@ -37,6 +38,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         Quantize,
         LowerOrt,
         LowerTensorrt,
+        PackRows,
     ]
 )
 
