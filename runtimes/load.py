@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import cast
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
@@ -19,12 +18,11 @@ from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.measure import FAR_SLOTS, costs_key, measure_costs
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep
-from graftline.runtimes.ort.cuda import SESSIONS
-from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.scheduler import SEATS
+from graftline.runtimes.sessions import open_fused, open_session
 from graftline.runtimes.study.perplexity import HELD_OUT
 from graftline.runtimes.study.tuned import read_tuned
 from graftline.runtimes.surroundings import (
@@ -41,9 +39,6 @@ from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
 from graftline.runtimes.trt.fused import TrtFusedStep
 from graftline.runtimes.trt.load import has_engine, open_engine
 from graftline.runtimes.trt.session import TrtSession
-
-DEFAULT_CAPACITY = 4096
-"""Cache slots unless the host has fewer positions or the caller asks for another number."""
 
 
 def load(
@@ -76,7 +71,7 @@ def load(
         check_step(step)
     bundle = Bundle.open(path, verify=verify)
     as_decoder(bundle.manifest.facts)
-    session = _session(bundle, threads, capacity, exact)
+    session = _session(bundle, threads, capacity, exact, watch)
     chosen = (
         find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
     )
@@ -116,15 +111,18 @@ def load(
 
 
 def _session(
-    bundle: Bundle, threads: int | None, capacity: int | None, exact: bool
+    bundle: Bundle,
+    threads: int | None,
+    capacity: int | None,
+    exact: bool,
+    watch: Callable[[str], None] | None,
 ) -> OrtSession | TrtSession:
     """The session of a bundle's target, as large and as exact as was asked for."""
     session: OrtSession | TrtSession
     if has_engine(bundle):
         session = open_engine(bundle, capacity)
     else:
-        company = bundle.draft() is not None
-        session = open_session(bundle, threads=threads, capacity=capacity, company=company)
+        session = open_session(bundle, threads=threads, capacity=capacity, watch=watch)
     if capacity is not None and capacity > session.largest:
         raise RequestError(
             f"capacity={capacity}: {bundle.path} holds at most {session.largest} positions; use at "
@@ -195,7 +193,7 @@ def _opener(
         if watch is not None:
             watch(f"opening {name}")
         engine = open_session(
-            draft, threads=threads, capacity=session.capacity, company=True, stage=stage
+            draft, threads=threads, capacity=session.capacity, stage=stage
         )
         key = f"{_key(session)} beside {bundle.manifest.dtype}" + ("" if whole else f", {stage}")
         known = draft.read_costs(key)
@@ -214,46 +212,6 @@ def _opener(
         return engine, Match(step, float(known.get("agreement", USUAL)), rows_cost)
 
     return opened
-
-
-def open_session(
-    bundle: Bundle,
-    *,
-    threads: int | None = None,
-    capacity: int | None = None,
-    company: bool = False,
-    stage: str = "",
-) -> OrtSession:
-    """The session of a bundle's own target; with `company`, another engine works between its calls.
-    `stage` names another of its graphs, lowered for that target.
-
-    Raises BackendError for a target not runnable here.
-    """
-    manifest = bundle.manifest
-    kind = SESSIONS.get(manifest.target)
-    if kind is None:
-        raise BackendError(
-            f"{bundle.path}: built for {manifest.target}, which this version cannot run; "
-            "rebuild with --target ort-cpu"
-        )
-    opened = manifest.stages[stage or manifest.target]
-    session = kind(
-        bundle.graph(stage or manifest.target),
-        as_decoder(opened.facts),
-        opened.ports,
-        capacity=capacity or DEFAULT_CAPACITY,
-        threads=threads,
-        company=company,
-    )
-    session.row_invariant = manifest.exactness is not None and manifest.exactness.row_invariant
-    least = cast("int | None", manifest.extra.get("min_rows"))
-    session.exact_rows = 1 if session.row_invariant else least
-    return session
-
-
-def open_fused(bundle: Bundle, session: OrtSession) -> FusedStep:
-    """The fused step of a bundle, over the caches of its session."""
-    return OrtFusedStep(bundle.graph(FUSED), bundle.manifest.stages[FUSED].ports, session)
 
 
 def step_costs(

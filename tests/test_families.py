@@ -17,7 +17,7 @@ import pytest
 import graftline
 from graftline.bundle.store import load_graph
 from graftline.models.tiny import FAMILIES, FURTHER, tiny
-from graftline.runtimes.load import open_session
+from graftline.runtimes.sessions import open_session
 from graftline.tree import Tree
 from tests.rounding import sum_tolerance
 

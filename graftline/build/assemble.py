@@ -65,9 +65,13 @@ def write_bundle(
     proof = kind.prove(parts, host.own, "the graph itself is the checkpoint", say)
     extra |= {"min_rows": proof.min_rows, "per_rows": proof.per_rows}
     reports, laws = list(compiled.reports), [*compiled.laws, *proof.laws]
+    laws += kind.prove_forms(parts, say)
     for name, beside in made.beside().items():
         more = beside.beyond(compiled)
         reports += more.reports
+        if name in made.forms:
+            laws += more.laws
+            continue
         assert plan.recipe is not None, "only decoders have stages beside the target"
         laws += [*more.laws, *kind.prove_stage(parts, name, plan.recipe, say)]
     return Manifest(
@@ -119,7 +123,7 @@ def _write_graphs(
         "canonical": _stage("canonical", files["canonical"], made.target.canonical),
     }
     for name, one in engines.items():
-        role = roles.get(name, "depth")
+        role = "form" if name in made.forms else roles.get(name, "depth")
         found[name] = _stage(role, files[name], one.lowered, one.pipeline)
     return found
 

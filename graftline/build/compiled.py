@@ -17,12 +17,18 @@ from graftline.kinds import kind_of
 from graftline.kinds.kind import Kind
 from graftline.law import LawRow, summary
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.laws.common import STRUCTURAL
+from graftline.passes.lower.ort.pack_rows import PackRows, unpackable
 from graftline.passes.pipeline.pipeline import PassReport
 from graftline.passes.pipeline.sample import SAMPLE, Sample
 from graftline.recipe import FUSED
 
 Watch = Callable[[str], None]
+SEQUENCES = (2, 4, 8)
+"""Sequences whose rows go into one call."""
+CHAINS, ROWS = "chains", "rows"
+"""Names of stages: a step without a mask, and (with a number) one of several sequences."""
 COLLECTED = 256 << 20
 """Bytes of a reduced host's weights that are worth a full garbage collection: graphs are cycles."""
 
@@ -53,16 +59,19 @@ class Compiled:
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """All graphs of a plan: the target's, its fused step's, and its sub-models' by their blocks."""
+    """All graphs of a plan: the target's, the other forms of its step by name, its fused step's,
+    and its sub-models' by their blocks."""
 
     target: Compiled
+    forms: Mapping[str, Compiled]
     fused: Compiled | None
     cuts: Mapping[int, Compiled]
 
     def beside(self) -> dict[str, Compiled]:
         """Those beside the target, by the names of their stages."""
         fused = {} if self.fused is None else {FUSED: self.fused}
-        return fused | {depth_stage(blocks): cut for blocks, cut in self.cuts.items()}
+        cuts = {depth_stage(blocks): cut for blocks, cut in self.cuts.items()}
+        return {**self.forms, **fused, **cuts}
 
 
 def compile_plan(host: ir.Model, plan: Plan, say: Watch) -> CompiledPlan:
@@ -77,7 +86,33 @@ def compile_plan(host: ir.Model, plan: Plan, say: Watch) -> CompiledPlan:
     for blocks, text in plan.cuts:
         say(f"its first {blocks} of {decoder_facts(host).layers} blocks")
         cuts[blocks] = compiler.compile(text)
-    return CompiledPlan(target, fused, cuts)
+    return CompiledPlan(target, compile_forms(compiler, target, plan), fused, cuts)
+
+
+def compile_forms(compiler: Compiler, target: Compiled, plan: Plan) -> dict[str, Compiled]:
+    """The other forms of a step on ONNX Runtime's CPU provider: of chains, without a mask, where
+    the target takes one; and of the chains of several sequences, where their attention allows it.
+
+    Their passes are the target's but for the mask, whose laws were checked there; each form is
+    compared with the target by its own law, with the real weights (`Kind.prove_stage`).
+    """
+    found: dict[str, Compiled] = {}
+    if not plan.forms:
+        return found
+    pipeline = Pipeline.parse(target.pipeline, GRAFTS)
+    chains = Pipeline(tuple(g for g in pipeline.grafts if not isinstance(g, TreeMask)))
+    base = target
+    if chains != pipeline:
+        compiler.say("its step for chains: the same passes, without the mask")
+        base = found[CHAINS] = compiler.structural(str(chains))
+    if why := unpackable(base.lowered):
+        compiler.say(f"the rows of several sequences do not go into one call: {why}")
+        return found
+    compiler.say("its steps for the rows of several sequences")
+    for count in SEQUENCES:
+        packing = PackRows(sequences=count)
+        found[f"{ROWS}-{count}"] = compiler.further(base, Pipeline((packing,)))
+    return found
 
 
 def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
@@ -125,6 +160,25 @@ class Compiler:
         model.meta.pop(SAMPLE, None)
         canonical.meta.pop(SAMPLE, None)
         return Compiled(canonical, model, str(pipeline), reports, notes)
+
+    def structural(self, text: str) -> Compiled:
+        """Run a pipeline with the structural laws alone."""
+        pipeline = Pipeline.parse(text, GRAFTS)
+        start = self.canonical(pipeline)
+        model = start.model.clone()
+        rest = pipeline.of("graft", "fuse", "lower")
+        if any(graft.calibrates for graft in rest.grafts):
+            model.meta[SAMPLE] = self.sample(start)
+        reports = start.reports + rest.run(model)
+        model.meta.pop(SAMPLE, None)
+        return Compiled(start.model, model, str(pipeline), reports)
+
+    def further(self, made: Compiled, more: Pipeline) -> Compiled:
+        """More passes on a lowered graph, with the structural laws alone."""
+        model = made.lowered.clone()
+        reports = made.reports + more.run(model)
+        text = f"{made.pipeline} | {more}"
+        return Compiled(made.canonical, model, text, reports, made.notes)
 
     def canonical(self, pipeline: Pipeline) -> Canonical:
         """The host after the front of a pipeline."""

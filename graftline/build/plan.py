@@ -45,6 +45,8 @@ class Plan:
     quantizer: str | None = None
     """What --quantizer said."""
     cuts: tuple[tuple[int, str], ...] = ()
+    forms: bool = False
+    """Whether its step is made in other forms too: without a mask, and for several sequences."""
 
     @classmethod
     def of(
@@ -77,7 +79,7 @@ class Plan:
             raise GraftlineError(f"the recipe {chosen.name} needs depths; add --draft-depths 12,20")
         given = draft, source, tuple(depths)
         made = cls(chosen, text, target, dtype, request, fused, *given)
-        return replace(made, passes=passes, quantizer=quantizer)
+        return replace(made, passes=passes, quantizer=quantizer, forms=target == CPU)
 
     def for_kind(self, kind: Kind, recipe: str | None) -> Plan:
         """The same for a host of that kind. Raises GraftlineError for what is a decoder's alone."""
@@ -92,7 +94,7 @@ class Plan:
             raise GraftlineError(f"{odd[0]} is for decoders; the checkpoint is a {kind.name}")
         parts = [kind.front, self.passes, ending(self.target, self.dtype, None)]
         text = " | ".join(filter(None, parts))
-        return replace(self, recipe=None, text=str(Pipeline.parse(text, GRAFTS)))
+        return replace(self, recipe=None, text=str(Pipeline.parse(text, GRAFTS)), forms=False)
 
     def check_draft(self, facts: DecoderFacts) -> None:
         """Raise GraftlineError where the draft's checkpoint, by its facts, cannot be cut or does
@@ -113,8 +115,9 @@ class Plan:
         chosen, text = pipeline()
         cuts = tuple((b, pipeline(f"cut-depth{{blocks={b}}}")[1]) for b in self.depths)
         return replace(
-            self, recipe=chosen, text=text, dtype=dtype, request=None, fused=None, cuts=cuts
-        )
+            self, recipe=chosen, text=text, dtype=dtype, request=None, fused=None, cuts=cuts,
+            forms=False,
+        )  # fmt: skip
 
     def command(self, checkpoint: str | Path, out: str | Path, engine: str) -> str:
         """The command that makes this bundle again."""

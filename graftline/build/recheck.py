@@ -38,12 +38,16 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
     kind = kind_of(manifest.facts)
     proof = kind.prove(parts, None, "the checkpoint is no part of a bundle", watch)
     rows += proof.laws
+    rows += kind.prove_forms(parts, watch)
     for name, stage in manifest.stages.items():
-        if stage.role not in ("fused", "depth"):
+        if stage.role not in ("form", "fused", "depth"):
             continue
-        again = compiler.compile(stage.pipeline)
+        made = compiler.structural if stage.role == "form" else compiler.compile
+        again = made(stage.pipeline)
         rows += again.beyond(compiled).laws
         rows.append(_made_again(again, load_graph(bundle.graph(name)), name))
+        if stage.role == "form":
+            continue
         rows += kind.prove_stage(parts, name, recipe(manifest.recipe), watch)
     return rows
 

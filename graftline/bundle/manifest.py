@@ -62,7 +62,7 @@ class DraftRow:
     same_weights: bool
 
 
-StageRole = Literal["export", "canonical", "target", "fused", "depth"]
+StageRole = Literal["export", "canonical", "target", "form", "fused", "depth"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Stage:
     of the export.
 
     The `export` is the unmodified graph; `canonical` has every graft and no lowering; the `target`
-    is what a runtime opens; a `fused` step drafts and verifies by itself; a `depth` is a sub-model
+    is what a runtime opens; a `form` is its step for chains, or for several sequences, over the
+    same weights and caches; a `fused` step drafts and verifies by itself; a `depth` is a sub-model
     of the first blocks. `inputs_from` names the stages whose outputs it takes.
     """
 

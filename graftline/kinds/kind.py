@@ -123,6 +123,10 @@ class Kind(Protocol):
         the real weights. `gone` says why there is no checkpoint to compare with."""
         ...
 
+    def prove_forms(self, parts: Parts, say: Watch) -> list[LawRow]:
+        """The other forms of the target's step are that step."""
+        ...
+
     def prove_stage(self, parts: Parts, stage: str, recipe: Recipe, say: Watch) -> list[LawRow]:
         """What a stage beside the target owes."""
         ...

@@ -91,6 +91,10 @@ class OnePass(ABC):
         theirs = self._run(own, parts.ports("export"), parts.facts)
         return Proof([self._same(parts, "checkpoint", "export", export, theirs), whole])
 
+    def prove_forms(self, parts: Parts, say: Watch) -> list[LawRow]:
+        """A host that runs once has one step and one form of it."""
+        return []
+
     def prove_stage(self, parts: Parts, stage: str, recipe: Recipe, say: Watch) -> list[LawRow]:
         """Its bundle has no stage but the target."""
         raise AssertionError(f"a {self.name} has no stage '{stage}'")

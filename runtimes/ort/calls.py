@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import BackendError
 from graftline.ports import Port, by_role
 from graftline.runtimes.ort.caches import HostCaches
+from graftline.runtimes.ort.forms import Forms
 from graftline.runtimes.ort.graph import open_graph
-from graftline.runtimes.ort.step_arrays import OutputMemory, StepArrays, bind, step_inputs
-from graftline.runtimes.session import Scores
+from graftline.runtimes.ort.packed import PackedCall, of_rows, regrouped
+from graftline.runtimes.ort.step_arrays import (
+    Assembly,
+    OutputMemory,
+    StepArrays,
+    bind,
+    step_inputs,
+)
+from graftline.runtimes.session import Ints, Scores
 
 MOST_ROWS = 64
 """Most rows of one `score`; caches hold as many slots beyond the capacity."""
@@ -30,16 +40,19 @@ class BoundCalls:
     capacity: int
     _graph: Path
     _session: Any
-    _run_bound: Any
+    _forms: Forms
     _memory: HostCaches
+    _lengths: Ints
     _outputs: OutputMemory
-    _calls: dict[tuple[int, int, int, int], StepArrays]
+    _together: OutputMemory
+    _packed: dict[tuple[int, int], PackedCall]
+    _calls: dict[tuple[int, int, int, int, bool], StepArrays]
     _last: StepArrays | None
     _tree: bool
     _hidden: str | None
 
-    def _open(self, company: bool) -> Any:
-        return open_graph(self._graph, self.threads, company)
+    def _open(self) -> Any:
+        return open_graph(self._graph, self.threads)
 
     @property
     def taps(self) -> dict[str, npt.NDArray[Any]]:
@@ -49,32 +62,76 @@ class BoundCalls:
         return {} if self._last is None else {name: self._last.outputs[name] for name in names}
 
     def _run(self, call: StepArrays) -> Scores:
+        """Make a call that is filled in."""
         try:
-            self._run_bound(call.binding)
+            call.run(call.binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in a step: {error}") from error
         self._last = call
-        logits = call.asked("logits")
-        assert logits is not None, "every bundle has logits"
-        argmax = call.asked("argmax")
-        argmax = logits.argmax(-1) if argmax is None else argmax
-        top, values, gap = (call.asked(n) for n in ("topk_ids", "topk_logits", "top_gap"))
-        return Scores(argmax, logits, top, values, gap, call.tapped(self._hidden))
+        return self._scores(call.asked)
 
-    def _call(self, batch: int, count: int, asked: int, row: int) -> StepArrays:
-        """The bound arrays for a call shape; `row` picks the caches for one of many."""
-        key = (batch, count, asked, row)
+    def _scores(self, asked: Callable[[str], npt.NDArray[Any] | None]) -> Scores:
+        """What a call says of the rows that were asked for; `asked` gives its outputs by name."""
+        logits = asked("logits")
+        assert logits is not None, "every bundle has logits"
+        argmax = asked("argmax")
+        argmax = logits.argmax(-1) if argmax is None else argmax
+        top, values, gap = (asked(n) for n in ("topk_ids", "topk_logits", "top_gap"))
+        hidden = None if self._hidden is None else asked(self._hidden)
+        hidden = None if hidden is None else hidden.astype(np.float32, copy=False)
+        return Scores(argmax, logits, top, values, gap, hidden)
+
+    def _call(
+        self, batch: int, count: int, asked: int, row: int, chains: bool = False
+    ) -> StepArrays:
+        """The bound arrays for a call shape; `row` picks the caches for one of many. Rows that are
+        `chains` need no mask, where there is a graph without."""
+        key = (batch, count, asked, row, chains and self._forms.chains is not None)
         if (call := self._calls.get(key)) is None:
             if len(self._calls) >= MOST_CALLS:
                 del self._calls[next(iter(self._calls))]
             self._calls[key] = call = self._bind(*key)
         return call
 
-    def _bind(self, batch: int, count: int, asked: int, row: int) -> StepArrays:
-        inputs = self._step_inputs(batch, count, asked)
-        caches = self._memory.of(row, batch)
-        return bind(self._session, self.ports, inputs, caches, self._outputs)
+    def _bind(self, batch: int, count: int, asked: int, row: int, chains: bool) -> StepArrays:
+        found = self._forms.chains if chains else None
+        engine, ports = found or (self._session, self.ports)
+        inputs = self._step_inputs(batch, count, asked, masked=self._tree and found is None)
+        return bind(engine, ports, inputs, self._memory.of(row, batch), self._outputs)
 
-    def _step_inputs(self, batch: int, count: int, asked: int) -> dict[str, npt.NDArray[Any]]:
-        slots = self.capacity + MOST_ROWS if self._tree else None
+    def _step_inputs(
+        self, batch: int, count: int, asked: int, masked: bool
+    ) -> dict[str, npt.NDArray[Any]]:
+        slots = self.capacity + MOST_ROWS if masked else None
         return step_inputs(batch, count, asked, slots)
+
+    @property
+    def packs(self) -> bool:
+        """Whether chains of several sequences are scored in one engine call."""
+        return self._forms.most > 1
+
+    def _packed_rows(self, tokens: Ints, counts: Sequence[int]) -> Scores:
+        """Chains of several sequences, in as few calls as there are graphs for."""
+        batch, most = len(tokens), self._forms.most
+        whole = Assembly(self._together, *tokens.shape)
+        for first in range(0, batch, most):
+            rows = range(first, min(first + most, batch))
+            call = self._packed_call(first, len(rows))
+            parts = [tokens[row, : counts[row]] for row in rows]
+            found = self._scores(call(parts, self._lengths[first : rows.stop].tolist()).get)
+            if len(rows) == batch and min(counts) == max(counts):
+                return regrouped(of_rows(found, slice(0, batch * counts[0])), batch)
+            start = 0
+            for row in rows:
+                whole.put(row, of_rows(found, slice(start, start + counts[row])), 0)
+                start += counts[row]
+        return whole.scores()
+
+    def _packed_call(self, first: int, sequences: int) -> PackedCall:
+        """The call for sequences from `first` on, bound to their caches."""
+        key = first, sequences
+        if (call := self._packed.get(key)) is None:
+            graph = self._forms.packed(sequences)
+            caches = [self._memory.of(row, 1) for row in range(first, first + sequences)]
+            call = self._packed[key] = PackedCall(graph, self.ports, caches, self._outputs)
+        return call

@@ -23,6 +23,7 @@ from graftline.facts import DecoderFacts
 from graftline.ports import Port
 from graftline.runtimes.ort.calls import MOST_ROWS
 from graftline.runtimes.ort.commit import CommitGraph, CopyGraph
+from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.provider import open_on
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.step_arrays import STEP_INTS, OutputMemory, StepArrays
@@ -74,16 +75,16 @@ class CudaSession(OrtSession):
         *,
         capacity: int | None = None,
         threads: int | None = None,
-        company: bool = False,
         device: str = "cuda",
+        forms: Forms = NO_FORMS,
     ) -> None:
         self.device = device
         self._device_memory: list[_Block] = []
         self._commits: CommitGraph | None = None
         self._copies: CopyGraph | None = None
-        super().__init__(graph, facts, ports, capacity=capacity, threads=threads, company=company)
+        super().__init__(graph, facts, ports, capacity=capacity, threads=threads, forms=forms)
 
-    def _open(self, company: bool) -> Any:
+    def _open(self) -> Any:
         session = open_on(self.device, self._graph, self.threads)
         wanted = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
         # an input that only shape arithmetic reads is wanted in the CPU's memory
@@ -92,7 +93,12 @@ class CudaSession(OrtSession):
         }
         return session
 
-    def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> OrtSession:
+    def sibling(
+        self,
+        host: OrtSession | None = None,
+        capacity: int | None = None,
+        forms: Forms | None = None,
+    ) -> OrtSession:
         """See `OrtSession.sibling`: caches of its own, or those of a session on the same device."""
         other = copy(self)
         other._calls, other._guests, other._device_memory = {}, [], []
@@ -189,9 +195,12 @@ class CudaSession(OrtSession):
                 self._commits.run(address, shape, block.kind, path, count, lengths)
         self._lengths += np.array([len(path) for path in paths], np.int64)
 
-    def _bind(self, batch: int, count: int, asked: int, row: int) -> _DeviceArrays:
+    def _bind(
+        self, batch: int, count: int, asked: int, row: int, chains: bool
+    ) -> _DeviceArrays:
+        assert not chains, "a graph without a mask is the CPU's alone"
         binding = self._session.io_binding()
-        host = self._step_inputs(batch, count, asked)
+        host = self._step_inputs(batch, count, asked, masked=self._tree)
         inputs: dict[str, tuple[npt.NDArray[Any], Any]] = {}
         for name, array in host.items():
             if place := self._places.get(name):
@@ -219,8 +228,8 @@ class CudaSession(OrtSession):
                 binding.bind_ortvalue_output(port.name, value)
         tokens, positions, write_index, rows = (host[n] for n in STEP_INTS)
         return _DeviceArrays(
-            binding, tokens, positions, write_index, rows, host.get("mask"), outputs,
-            inputs=inputs, logits=logits,
+            self._session.run_with_iobinding, binding, tokens, positions, write_index, rows,
+            host.get("mask"), outputs, inputs=inputs, logits=logits,
         )  # fmt: skip
 
     def _run(self, call: StepArrays) -> Scores:
@@ -228,7 +237,7 @@ class CudaSession(OrtSession):
         for array, value in call.inputs.values():
             value.update_inplace(array)
         try:
-            self._run_bound(call.binding)
+            call.run(call.binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in a step: {error}") from error
         self._last = call
@@ -239,7 +248,9 @@ class CudaSession(OrtSession):
         argmax = call.asked("argmax")
         argmax = read().argmax(-1) if argmax is None else argmax
         top, values, gap = (call.asked(n) for n in ("topk_ids", "topk_logits", "top_gap"))
-        hidden = call.tapped(self._hidden)  # brought back with the rest: see `outputs`
+        hidden = None if self._hidden is None else call.asked(self._hidden)
+        if hidden is not None:  # brought back with the rest: see `outputs`
+            hidden = hidden.astype(np.float32, copy=False)
         return DeviceScores(argmax, top, values, gap, read, lambda: hidden)
 
 

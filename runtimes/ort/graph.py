@@ -16,24 +16,22 @@ from graftline.ports import Port, by_role
 from graftline.raw_ports import raw_feed, raw_logits, read_raw
 from graftline.runtimes.session import Ints
 
+SPIN = "50"
+"""Microseconds for which the threads of an engine look for more work before they sleep. Longer, and
+they are still at it after a call, on the cores that the next engine needs: two int4 engines in turn
+took 18 to 31 ms for what takes 12. Shorter, and they sleep between two nodes."""
 FOLDED = 1 << 20
 """Most bytes of a constant that a reference session computes ahead, and then keeps beside what it
 was made of."""
 
 
-def open_graph(
-    graph: Path, threads: int, company: bool = False
-) -> onnxruntime.InferenceSession:
-    """Open a graph on the CPU provider; with `company`, another engine works between its calls.
+def open_graph(graph: Path, threads: int) -> onnxruntime.InferenceSession:
+    """Open a graph on the CPU provider.
 
     Raises BackendError with ONNX Runtime's own reason.
     """
     options = _options(threads)
-    if company:
-        # or its threads go on spinning after a call, on the cores that the other engine now needs:
-        # three int4 draft steps and one fp32 step of 4 rows took 75 ms in place of 39. Alone it
-        # costs 2 % of a step to wake them again.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)
     return _open(graph, options)
 
 

@@ -29,7 +29,7 @@ class HeldSession(OrtSession):
         self._graph_bytes, self._weights = _apart(model)
         super().__init__(Path(), facts, ports, capacity=capacity)
 
-    def _open(self, company: bool) -> Any:
+    def _open(self) -> Any:
         return open_held(self._graph_bytes, self._weights, self.threads)
 
 

@@ -21,6 +21,8 @@ from graftline.facts import DecoderFacts
 from graftline.ports import Port, by_role
 from graftline.runtimes.ort.caches import HostCaches
 from graftline.runtimes.ort.calls import CHUNK, MOST_ROWS, BoundCalls
+from graftline.runtimes.ort.forms import NO_FORMS, Forms
+from graftline.runtimes.ort.packed import PackedCall
 from graftline.runtimes.ort.prompt_memory import PromptMemory
 from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays
 from graftline.runtimes.scores import copied, joined
@@ -42,8 +44,10 @@ class OrtSession(BoundCalls):
         *,
         capacity: int | None = None,
         threads: int | None = None,
-        company: bool = False,
+        forms: Forms = NO_FORMS,
     ) -> None:
+        """`forms`: other graphs of the same engine, for steps that need no mask or are of several
+        sequences."""
         self.facts, self.ports = facts, tuple(ports)
         self.threads = threads or os.cpu_count() or 1
         self.most_sequences: int | None = None
@@ -53,14 +57,14 @@ class OrtSession(BoundCalls):
         self.capacity = min(capacity or self.largest, self.largest)
         self._graph = graph
         self._distances: set[str] | None = None
-        self._session = self._open(company)
-        self._run_bound = self._session.run_with_iobinding
+        self._session, self._forms = self._open(), forms
         self._caches = [p for p in self.ports if p.mirror is not None]
         self._tree = bool(by_role(self.ports, "mask"))
         taps = by_role(self.ports, "hidden")
         self._hidden = next((p.name for p in taps if p.tap == "postnorm"), None)
         self._lengths = np.zeros(0, np.int64)
-        self._calls: dict[tuple[int, int, int, int], StepArrays] = {}
+        self._calls: dict[tuple[int, int, int, int, bool], StepArrays] = {}
+        self._packed: dict[tuple[int, int], PackedCall] = {}
         self._memory = HostCaches(self._caches)
         self._outputs, self._together = OutputMemory(), OutputMemory()
         self._guests: list[OrtSession] = []
@@ -68,15 +72,21 @@ class OrtSession(BoundCalls):
         self._last: StepArrays | None = None
         self.reset(1)
 
-    def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> OrtSession:
+    def sibling(
+        self,
+        host: OrtSession | None = None,
+        capacity: int | None = None,
+        forms: Forms | None = None,
+    ) -> OrtSession:
         """The same engine with caches of its own, of `capacity` positions where fewer will do, or
         with those of `host`, a session of the same architecture with at least its blocks: then only
-        `follow` may be called.
+        `follow` may be called. `forms` (None: the same) are those that it uses.
 
         Raises BackendError when `host` has no caches of these shapes.
         """
         other = copy(self)
-        other._calls, other._memory, other._guests = {}, HostCaches(self._caches), []
+        other._calls, other._packed, other._guests = {}, {}, []
+        other._memory, other._forms = HostCaches(self._caches), forms or self._forms
         other._outputs, other._together = OutputMemory(), OutputMemory()
         other._lengths = np.zeros(0, np.int64)
         if host is None:
@@ -115,7 +125,7 @@ class OrtSession(BoundCalls):
         for start, end in pairwise([*starts, len(tokens)]):
             part = np.asarray(tokens[start:end], np.int64)
             wanted = asked if end == len(tokens) else 1
-            call = self._call(1, len(part), wanted, row)
+            call = self._call(1, len(part), wanted, row, chains=True)
             call.rows[0] = np.arange(len(part) - wanted, len(part))
             call.set_chain(part, length + start)
             scores = self._run(call)
@@ -158,9 +168,9 @@ class OrtSession(BoundCalls):
         Calls that are bound to memory that has moved are forgotten, the guests' too.
         """
         if self._memory.make_room(batch, self.capacity + MOST_ROWS, held):
-            self._calls.clear()
-            for guest in self._guests:
-                guest._calls.clear()
+            for each in (self, *self._guests):
+                each._calls.clear()
+                each._packed.clear()
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
         """Commit one prompt per sequence, each on its own, in chunks; scores of each last row."""
@@ -185,7 +195,7 @@ class OrtSession(BoundCalls):
 
     def _chunk(self, row: int, part: Ints) -> Scores:
         count = len(part)
-        call = self._call(1, count, 1, row)
+        call = self._call(1, count, 1, row, chains=True)
         call.filled = -1
         call.tokens[0] = part
         call.write_index[0] = self._lengths[row]
@@ -211,7 +221,10 @@ class OrtSession(BoundCalls):
         if mask is not None and not self._lengths.all():
             raise BackendError("a tree needs a committed prompt before it; prefill first")
         if batch > 1 and count > 1:
-            return self._ragged(tokens, depth, mask, counts or [count] * batch)
+            counts = counts or [count] * batch
+            if self.packs and mask is None:
+                return self._packed_rows(tokens, counts)
+            return self._ragged(tokens, depth, mask, counts)
         return self._rows(0, batch, tokens, depth, mask)
 
     def _ragged(
@@ -268,7 +281,7 @@ class OrtSession(BoundCalls):
     ) -> Scores:
         """One engine call for the sequences first .. first + batch - 1."""
         count, lengths = tokens.shape[1], self._lengths[first : first + batch]
-        call = self._call(batch, count, count, first)
+        call = self._call(batch, count, count, first, chains=mask is None)
         if batch == 1 and mask is None:
             call.set_chain(tokens[0], int(lengths[0]))
             return self._run(call)

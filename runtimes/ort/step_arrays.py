@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from math import prod
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from graftline.ports import Port
-from graftline.runtimes.session import Bools, Floats, Ints, Scores
+from graftline.runtimes.session import Bools, Ints, Scores
 
 STEP_INTS = ("tokens", "positions", "write_index", "rows")
 
@@ -22,6 +22,8 @@ STEP_INTS = ("tokens", "positions", "write_index", "rows")
 class StepArrays:
     """The bound arrays of one call shape: B sequences, N rows, R of them with logits."""
 
+    run: Callable[[Any], None]
+    """Makes the call, given `binding`."""
     binding: Any
     tokens: Ints
     positions: Ints
@@ -44,11 +46,6 @@ class StepArrays:
             return array
         rows = self.rows.reshape(*self.rows.shape, *[1] * (array.ndim - 2))
         return np.take_along_axis(array, rows, axis=1)
-
-    def tapped(self, name: str | None) -> Floats | None:
-        """The hidden states of those rows that an output brings, in fp32; None without one."""
-        hidden = self.asked(name) if name is not None else None
-        return None if hidden is None else hidden.astype(np.float32, copy=False)
 
     def set_chain(self, tokens: Ints, start: int) -> None:
         """Fill in a chain of one sequence: the plain step, so as few array operations as will do.
@@ -164,7 +161,9 @@ def bind(
             outputs[port.name] = memory.of(port.name, shape, np.dtype(port.dtype))
             binding.bind_ortvalue_output(port.name, _value(outputs[port.name]))
     tokens, positions, write_index, rows = (inputs[n] for n in STEP_INTS)
-    return StepArrays(binding, tokens, positions, write_index, rows, inputs.get("mask"), outputs)
+    ints = tokens, positions, write_index, rows
+    run = session.run_with_iobinding
+    return StepArrays(run, binding, *ints, inputs.get("mask"), outputs)
 
 
 def _value(array: npt.NDArray[Any]) -> Any:

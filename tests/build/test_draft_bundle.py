@@ -18,7 +18,8 @@ from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle, BundleWriter
 from graftline.draft import DraftSource, check_vocabulary
 from graftline.errors import BundleError, GraftlineError
-from graftline.runtimes.load import load, open_session
+from graftline.runtimes.load import load
+from graftline.runtimes.sessions import open_session
 from graftline.runtimes.surroundings import agreement, embedding_of, step_ratio
 from tests.passes.canonical.raw_decoder import decoder
 

@@ -20,7 +20,8 @@ from graftline.draft import check_depths, parse_depths
 from graftline.errors import BackendError, GraftlineError, LawBroken
 from graftline.kinds.decoder.stages import prove_depth
 from graftline.kinds.kind import Parts
-from graftline.runtimes.load import load, open_session
+from graftline.runtimes.load import load
+from graftline.runtimes.sessions import open_session
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
 DEPTHS = (1, 3)

@@ -40,7 +40,8 @@ def prompts(tmp_path: Path) -> Path:
 
 def give_costs(bundle: Path, per_row: float) -> None:
     """Store step costs in place of measuring them, so that what pays is known."""
-    from graftline.runtimes.load import open_session, step_costs
+    from graftline.runtimes.load import step_costs
+    from graftline.runtimes.sessions import open_session
 
     opened = Bundle.open(bundle)
     step_costs(opened, open_session(opened))

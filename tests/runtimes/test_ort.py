@@ -155,13 +155,13 @@ def test_a_twin_copies_the_prompt_that_was_read_last(tmp_path: Path) -> None:
 
 def count_runs(session: OrtSession) -> list[int]:
     """How many calls of the engine the session has made from now on, in a list of one."""
-    count, run = [0], session._run_bound
+    count, run = [0], session._run
 
-    def counted(binding: Any) -> Any:
+    def counted(call: Any) -> Any:
         count[0] += 1
-        return run(binding)
+        return run(call)
 
-    session._run_bound = counted
+    session._run = counted
     return count
 
 

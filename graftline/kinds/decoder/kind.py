@@ -13,7 +13,7 @@ from graftline.bundle.reader import Bundle
 from graftline.errors import NotApplicable
 from graftline.evaluate import decoder_feed, oracle_limit, run
 from graftline.facts import decoder_facts
-from graftline.kinds.decoder import greedy, proof, stages
+from graftline.kinds.decoder import forms, greedy, proof, stages
 from graftline.kinds.decoder.text import sample_of
 from graftline.kinds.kind import Finding, Parts, Proof, Small, Watch
 from graftline.law import LawRow
@@ -69,6 +69,10 @@ class Decoder:
         """Logits of sequences longer than every constant, in every way a session reads them."""
         return proof.prove(parts, own, gone, say)
 
+    def prove_forms(self, parts: Parts, say: Watch) -> list[LawRow]:
+        """Chains without a mask, and rows of several sequences, are scored as the target does."""
+        return forms.prove_forms(parts, say)
+
     def prove_stage(self, parts: Parts, stage: str, recipe: Recipe, say: Watch) -> list[LawRow]:
         """A fused step is the host's; a sub-model is the host cut there."""
         return stages.prove_stage(parts, stage, recipe, say)
@@ -79,8 +83,8 @@ class Decoder:
 
     def alone(self, bundle: Bundle, say: Watch) -> list[LawRow]:
         """The engine's rows against one another."""
-        from graftline.runtimes.load import open_session
         from graftline.runtimes.row_invariance import row_invariance
+        from graftline.runtimes.sessions import open_session
 
         say("the engine's rows against one another")
         prompt = np.random.default_rng(1).integers(0, bundle.manifest.decoder.vocabulary, 24)

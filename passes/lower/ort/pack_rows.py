@@ -33,7 +33,7 @@ ROTARY_POSITIONS, BIAS = 9, 10
 
 def of_sequence(name: str, sequence: int) -> str:
     """The name of one sequence's cache."""
-    return f"{name}.{sequence}"
+    return f"{name}.seq{sequence}"
 
 
 def together(
@@ -108,19 +108,8 @@ class PackRows(Graft):
     def requires(self, model: ir.Model) -> None:
         if self.sequences < 2:
             raise NotApplicable(f"pack-rows{{sequences={self.sequences}}}: use at least 2")
-        ports = read_ports(model)
-        if odd := [p for p in ports if p.owner != TARGET or p.state == "running"]:
-            raise NotApplicable("pack-rows takes caches of the host's own only", [odd[0].name])
-        if odd := [*by_role(ports, "mask"), *by_role(ports, "parents")]:
-            raise NotApplicable("pack-rows packs chains; the graph takes trees", [odd[0].name])
-        grouped = {id(n) for n in _grouped(model)}
-        for port in slot_ports(ports, "in"):
-            users = value_of(model, port).consumers()
-            if len(users) != 1 or id(users[0]) not in grouped:
-                raise NotApplicable("pack-rows needs GroupQueryAttention on each cache", [port.name])
-        for node in _grouped(model):
-            if len(node.inputs) > BIAS and node.inputs[BIAS] is not None:
-                raise NotApplicable("pack-rows takes no attention bias", [node.name or ""])
+        if why := unpackable(model):
+            raise NotApplicable(f"pack-rows: {why}")
 
     def apply(self, model: ir.Model) -> None:
         graph, ports = model.graph, read_ports(model)
@@ -168,7 +157,9 @@ class PackRows(Graft):
             if value is None:
                 continue
             if value not in parts:
-                parts[value] = _split(emit, value, counts, self.sequences, 1)
+                shared = Emit(graph, self.name(), node, block=SHARED)
+                by = shared if place == ROTARY_POSITIONS else emit
+                parts[value] = _split(by, value, counts, self.sequences, 1)
             split[place] = parts[value]
         attributes = {a.name: a for a in node.attributes.values()}
         outputs: list[ir.Value] = []
@@ -249,6 +240,25 @@ class PackRows(Graft):
 
     def replaced(self, before: ir.Model) -> frozenset[str]:
         return frozenset(p.name for p in slot_ports(read_ports(before), "out"))
+
+
+def unpackable(model: ir.Model) -> str:
+    """Why a lowered graph does not take the rows of several sequences; "" when it does."""
+    ports = read_ports(model)
+    for port in ports:
+        if port.owner != TARGET or port.state == "running":
+            return f"'{port.name}' is no key or value of the host's own"
+        if port.role in ("mask", "parents"):
+            return f"rows are chains, and the graph takes trees ('{port.name}')"
+    grouped = {id(n) for n in _grouped(model)}
+    for port in slot_ports(ports, "in"):
+        users = value_of(model, port).consumers()
+        if len(users) != 1 or id(users[0]) not in grouped:
+            return f"'{port.name}' has no GroupQueryAttention of its own"
+    for node in _grouped(model):
+        if len(node.inputs) > BIAS and node.inputs[BIAS] is not None:
+            return f"the attention '{node.name}' adds a bias to its scores"
+    return "" if grouped else "it has no attention over a cache"
 
 
 def _grouped(model: ir.Model) -> list[ir.Node]:

@@ -9,7 +9,6 @@ import pytest
 
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import decoder_feed
-from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.lower.ort import pack_rows
 from graftline.ports import by_role, read_ports, slot_ports
@@ -52,7 +51,7 @@ def test_matrix_products_are_made_once_for_all() -> None:
     ("text", "reason"),
     [
         ("anchors | kv-cache | tree-mask | lower-ort | pack-rows", "chains"),
-        ("anchors | kv-cache | pack-rows", "GroupQueryAttention on each cache"),
+        ("anchors | kv-cache | pack-rows", "no GroupQueryAttention of its own"),
         (f"{CHAINS} | pack-rows{{sequences=1}}", "at least 2"),
     ],
 )
@@ -61,9 +60,13 @@ def test_what_does_not_fit_is_refused(text: str, reason: str) -> None:
         grafted(text)
 
 
-def test_a_bias_by_distance_is_refused() -> None:
-    with pytest.raises(NotApplicable, match="no attention bias"):
-        grafted(f"{CHAINS} | pack-rows", TinyDecoder(alibi=True, head_size=8))
+def test_an_attention_bias_is_refused() -> None:
+    model = grafted(CHAINS)
+    node = next(n for n in model.graph if n.op_type == "GroupQueryAttention")
+    node.resize_inputs(pack_rows.BIAS + 1)
+    node.replace_input_with(pack_rows.BIAS, model.graph.inputs[0])
+    with pytest.raises(NotApplicable, match="adds a bias"):
+        GRAFTS["pack-rows"]().requires(model)
 
 
 @pytest.mark.parametrize("fault", ["_lengths", "_cache"])

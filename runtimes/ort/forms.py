@@ -1,0 +1,61 @@
+"""Other graphs of an engine, for steps of another form, over the same weights and caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from graftline.ports import Port
+from graftline.runtimes.ort.graph import open_graph
+from graftline.runtimes.ort.packed import PackedGraph
+
+
+@dataclass(frozen=True)
+class Form:
+    """One graph that a session may use for some of its steps."""
+
+    graph: Path
+    ports: tuple[Port, ...]
+
+
+class Forms:
+    """The forms of one engine. What is opened is opened once, when it is first needed."""
+
+    def __init__(
+        self,
+        chains: Form | None,
+        packed: Mapping[int, Form],
+        threads: int,
+        opener: Callable[[Path, int], Any] = open_graph,
+    ) -> None:
+        """`chains`: the graph without a mask; `packed`: those that take the rows of so many
+        sequences."""
+        self._chains, self._packed = chains, dict(packed)
+        self._threads, self._opener = threads, opener
+        self._open = cache(self._opened)
+
+    @cached_property
+    def chains(self) -> tuple[Any, tuple[Port, ...]] | None:
+        """The engine for steps whose rows are chains, and its ports; None: the session's own."""
+        if self._chains is None:
+            return None
+        return self._opener(self._chains.graph, self._threads), self._chains.ports
+
+    @property
+    def most(self) -> int:
+        """Most sequences whose rows go into one call; 0: one call for each sequence."""
+        return max(self._packed, default=0)
+
+    def packed(self, sequences: int) -> PackedGraph:
+        """The smallest graph that takes so many, at most `most`."""
+        return self._open(min(n for n in self._packed if n >= sequences))
+
+    def _opened(self, sequences: int) -> PackedGraph:
+        form = self._packed[sequences]
+        return PackedGraph(self._opener(form.graph, self._threads), form.ports)
+
+
+NO_FORMS = Forms(None, {}, 1)

@@ -1,0 +1,93 @@
+"""Sessions of a bundle's graphs on ONNX Runtime, over one copy of its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from graftline.bundle.reader import Bundle
+from graftline.errors import BackendError
+from graftline.facts import as_decoder
+from graftline.ports import by_role
+from graftline.recipe import FUSED
+from graftline.runtimes.control.measure import machine
+from graftline.runtimes.fused import FusedStep
+from graftline.runtimes.ort.cuda import SESSIONS
+from graftline.runtimes.ort.forms import NO_FORMS, Form, Forms
+from graftline.runtimes.ort.fused import OrtFusedStep
+from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.ort.weights import shared_graphs
+
+DEFAULT_CAPACITY = 4096
+"""Cache slots unless the host has fewer positions or the caller asks for another number."""
+
+
+def open_session(
+    bundle: Bundle,
+    *,
+    threads: int | None = None,
+    capacity: int | None = None,
+    stage: str = "",
+    watch: Callable[[str], None] | None = None,
+) -> OrtSession:
+    """The session of a bundle's own target, and the other forms of its step. `stage` names another
+    of its graphs, lowered for that target, which has none.
+
+    Raises BackendError for a target not runnable here.
+    """
+    manifest = bundle.manifest
+    kind = SESSIONS.get(manifest.target)
+    if kind is None:
+        raise BackendError(
+            f"{bundle.path}: built for {manifest.target}, which this version cannot run; "
+            "rebuild with --target ort-cpu"
+        )
+    name = stage or manifest.target
+    opened, graph, forms = manifest.stages[name], bundle.graph(name), NO_FORMS
+    if not stage:
+        graph, forms = open_forms(bundle, threads, watch)
+    session = kind(
+        graph,
+        as_decoder(opened.facts),
+        opened.ports,
+        capacity=capacity or DEFAULT_CAPACITY,
+        threads=threads,
+        forms=forms,
+    )
+    session.row_invariant = manifest.exactness is not None and manifest.exactness.row_invariant
+    least = cast("int | None", manifest.extra.get("min_rows"))
+    session.exact_rows = 1 if session.row_invariant else least
+    return session
+
+
+def open_forms(
+    bundle: Bundle, threads: int | None, watch: Callable[[str], None] | None
+) -> tuple[Path, Forms]:
+    """The graph of a bundle's target, and the other forms of its step, over one copy of weights.
+    Where none can be made, the target's own graph does every step, and `watch` is told why."""
+    target, stages = bundle.manifest.target, bundle.manifest.of_role("form")
+    graph = bundle.graph(target)
+    if not stages:
+        return graph, NO_FORMS
+    own = {name: bundle.graph(name) for name in (target, *stages)}
+    try:
+        graphs = shared_graphs(bundle.path, own, machine(), watch)
+    except BackendError as error:
+        if watch is not None:
+            watch(f"{error}; every step uses one graph, drafts of several requests one call each")
+        return graph, NO_FORMS
+    packed = {
+        int(counts[0].shape[0]): Form(graphs[name], stage.ports)
+        for name, stage in stages.items()
+        if (counts := by_role(stage.ports, "counts", "in"))
+    }
+    chains = [name for name, s in stages.items() if not by_role(s.ports, "counts", "in")]
+    chain = Form(graphs[chains[0]], stages[chains[0]].ports) if chains else None
+    return graphs[target], Forms(chain, packed, threads or os.cpu_count() or 1)
+
+
+def open_fused(bundle: Bundle, session: OrtSession) -> FusedStep:
+    """The fused step of a bundle, over the caches of its session."""
+    return OrtFusedStep(bundle.graph(FUSED), bundle.manifest.stages[FUSED].ports, session)
