@@ -41,6 +41,8 @@ class ReferenceSession:
         """[B]: committed positions of each sequence."""
         return self._lengths
 
+    packs = False
+
     @property
     def supports_trees(self) -> bool:
         """True when the graph has the port `mask`."""

@@ -265,8 +265,9 @@ class Scheduler:
         past = max([one.length for one in seated])
         together = len(seated) > 1
         trees = [PADDING] * len(seated)
+        branches = session.supports_trees and not (together and session.packs)
         for lane in lanes:
-            lane.plan(trees, session.capacity - past, past, session.supports_trees)
+            lane.plan(trees, session.capacity - past, past, branches)
         least = max([one.least for one in seated])
         packed = pack(trees, least)
         counts = [max(len(tree), least) for tree in trees] if together else None

@@ -113,6 +113,11 @@ class Session(Protocol):
         """True when `score` takes a mask that is not causal."""
         ...
 
+    @property
+    def packs(self) -> bool:
+        """True when chains of several sequences cost one engine call, and trees one for each."""
+        ...
+
     def reset(self, batch: int) -> None:
         """Forget everything and make room for `batch` sequences."""
         ...

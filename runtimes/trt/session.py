@@ -88,6 +88,9 @@ class TrtSession:
         """[B]: committed positions of each sequence."""
         return self._lengths
 
+    packs = False
+    """A batch is one call whatever it scores: a tree costs no more than a chain."""
+
     @property
     def supports_trees(self) -> bool:
         """True when the engine was built with tree-mask."""

@@ -210,9 +210,9 @@ def test_a_step_is_one_engine_call(
     calls: list[str] = []
 
     def counted(name: str, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        return lambda binding: (calls.append(name), run(binding))[1]
+        return lambda given: (calls.append(name), run(given))[1]
 
-    monkeypatch.setattr(session, "_run_bound", counted("host", session._run_bound))
+    monkeypatch.setattr(session, "_run", counted("host", session._run))
     monkeypatch.setattr(fused, "_run_bound", counted("fused", fused._run_bound))
     result: Any = engine_of(grouped).generate(prompts[3], max_new_tokens=30, step="fused")
     assert calls == ["host"] + ["fused"] * result.stats.steps  # the prompt, then the steps

@@ -27,6 +27,8 @@ INT4 = Costs(
 
 
 class ToySession:
+    packs = False
+
     def __init__(
         self,
         vocabulary: int = 40,
