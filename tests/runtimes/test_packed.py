@@ -210,5 +210,5 @@ def test_a_full_disk_is_told_before_anything_is_written(
     own = {n: f.graph for n, f in graphs(tmp_path).items()}
     usage = type("usage", (), {"free": 1})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(BackendError, match="are needed, 0.0 GB are free"):
+    with pytest.raises(BackendError, match=r"are needed, 0\.0 GB are free"):
         shared_graphs(tmp_path, own, "here")
