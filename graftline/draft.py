@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from graftline.facts import DecoderFacts
 
 TOKENIZER = "tokenizer.json"
+DRAFT = "draft"
+"""The owner of a draft's stages, and the name of its engine; what a recipe's needs call it."""
 DEPTHS = "depths"
-"""What the manifest of a draft engine calls its sub-models: by stage, `blocks` and `pipeline`."""
+"""What a recipe's needs call the sub-models of a draft."""
 FEW = 8
 """Added tokens that may differ in a vocabulary of any size; 1 % of them in a large one."""
 MASK_TOKEN = "mask token"

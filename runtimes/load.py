@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import cast
 
 from graftline.bundle.reader import Bundle
+from graftline.draft import DRAFT
 from graftline.errors import BackendError, RequestError
 from graftline.facts import as_decoder
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
@@ -123,7 +123,7 @@ def _session(
     if has_engine(bundle):
         session = open_engine(bundle, capacity)
     else:
-        company = bundle.draft() is not None
+        company = DRAFT in bundle.manifest.engines()
         session = open_session(bundle, threads=threads, capacity=capacity, company=company)
     if capacity is not None and capacity > session.largest:
         raise RequestError(
@@ -182,31 +182,30 @@ def _opener(
     threads: int | None,
     watch: Callable[[str], None] | None,
 ) -> Opened | None:
-    """Opens each graph of the draft's bundle once, and measures it beside the target; None without
-    a draft."""
-    draft = bundle.draft()
-    if draft is None:
+    """Opens each stage of the draft's once, and measures it beside the target; None without a
+    draft."""
+    whole = bundle.manifest.engines().get(DRAFT)
+    if whole is None:
         return None
 
     @cache
     def opened(stage: str) -> tuple[OrtSession, Match]:
-        whole = stage == draft.manifest.target
-        name = "the draft engine" if whole else f"the draft engine's {stage}"
+        name = "the draft engine" if stage == whole else f"the draft engine's {stage}"
         if watch is not None:
             watch(f"opening {name}")
         engine = open_session(
-            draft, threads=threads, capacity=session.capacity, company=True, stage=stage
+            bundle, threads=threads, capacity=session.capacity, company=True, stage=stage
         )
-        key = f"{_key(session)} beside {bundle.manifest.dtype}" + ("" if whole else f", {stage}")
-        known = draft.read_costs(key)
+        key = f"{_key(session)}, {stage} beside the target"
+        known = bundle.read_costs(key)
         if known is None:
             known = {"ratio": step_ratio(engine, session), "agreement": USUAL}
             if tokenizer is not None:
                 text = tokenizer.encode_part(HELD_OUT.read_text(encoding="utf-8"))
                 known["agreement"] = agreement(engine, session, text)
-            draft.write_costs(key, known)
+            bundle.write_costs(key, known)
         step = float(known["ratio"]) * costs.of(1)
-        table = cache(lambda: step_costs(draft, engine.sibling(), watch, name, stage))
+        table = cache(lambda: step_costs(bundle, engine.sibling(), watch, name, stage))
 
         def rows_cost(rows: int) -> float:
             return table().of(rows) / table().of(1)
@@ -224,8 +223,8 @@ def open_session(
     company: bool = False,
     stage: str = "",
 ) -> OrtSession:
-    """The session of a bundle's own target; with `company`, another engine works between its calls.
-    `stage` names another of its graphs, lowered for that target.
+    """The session of a bundle's target; with `company`, another engine works between its calls.
+    `stage` names another of its stages, lowered for that target.
 
     Raises BackendError for a target not runnable here.
     """
@@ -245,9 +244,10 @@ def open_session(
         threads=threads,
         company=company,
     )
-    session.row_invariant = manifest.exactness is not None and manifest.exactness.row_invariant
-    least = cast("int | None", manifest.extra.get("min_rows"))
-    session.exact_rows = 1 if session.row_invariant else least
+    exactness = manifest.engine_of(stage or manifest.target).exactness
+    if exactness is not None:
+        session.row_invariant = exactness.row_invariant
+        session.exact_rows = 1 if exactness.row_invariant else exactness.min_rows
     return session
 
 

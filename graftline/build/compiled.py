@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from graftline.build.plan import Plan
-from graftline.draft import depth_stage
 from graftline.evaluate import oracle_limit
-from graftline.facts import decoder_facts, read_facts
+from graftline.facts import read_facts
 from graftline.kinds import kind_of
 from graftline.kinds.kind import Kind
 from graftline.law import LawRow, summary
@@ -20,7 +19,6 @@ from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import STRUCTURAL
 from graftline.passes.pipeline.pipeline import PassReport
 from graftline.passes.pipeline.sample import SAMPLE, Sample
-from graftline.recipe import FUSED
 
 Watch = Callable[[str], None]
 COLLECTED = 256 << 20
@@ -29,17 +27,19 @@ COLLECTED = 256 << 20
 
 @dataclass
 class Compiled:
-    """The graphs of one run of the pipeline, and what every pass reported."""
+    """The graphs of one run of the pipeline, and what every pass reported behind the front that it
+    began with."""
 
     canonical: ir.Model
     lowered: ir.Model
     pipeline: str
+    start: Canonical
     reports: list[PassReport]
     notes: list[LawRow] = field(default_factory=list[LawRow])
 
     @property
     def laws(self) -> list[LawRow]:
-        """Every law that was checked."""
+        """Every law that was checked behind the front."""
         return [row for report in self.reports for row in report.laws] + self.notes
 
     def beyond(self, other: Compiled) -> Compiled:
@@ -51,33 +51,15 @@ class Compiled:
         return replace(self, reports=reports, notes=notes)
 
 
-@dataclass(frozen=True)
-class CompiledPlan:
-    """All graphs of a plan: the target's, its fused step's, and its sub-models' by their blocks."""
-
-    target: Compiled
-    fused: Compiled | None
-    cuts: Mapping[int, Compiled]
-
-    def beside(self) -> dict[str, Compiled]:
-        """Those beside the target, by the names of their stages."""
-        fused = {} if self.fused is None else {FUSED: self.fused}
-        return fused | {depth_stage(blocks): cut for blocks, cut in self.cuts.items()}
-
-
-def compile_plan(host: ir.Model, plan: Plan, say: Watch) -> CompiledPlan:
-    """Run every pipeline of the plan on an exported graph."""
-    compiler = Compiler(host, say)
-    target = compiler.compile(plan.text)
-    fused: Compiled | None = None
-    if plan.fused is not None:
-        say("the fused step: the same passes, then drafting and verification in the graph")
-        fused = compiler.compile(plan.fused)
-    cuts: dict[int, Compiled] = {}
-    for blocks, text in plan.cuts:
-        say(f"its first {blocks} of {decoder_facts(host).layers} blocks")
-        cuts[blocks] = compiler.compile(text)
-    return CompiledPlan(target, fused, cuts)
+def compile_plan(exports: Mapping[str, ir.Model], plan: Plan, say: Watch) -> dict[str, Compiled]:
+    """Run the pipeline of every stage of the plan on the exported graph that it is made of."""
+    compilers = {name: Compiler(model, say) for name, model in exports.items()}
+    made: dict[str, Compiled] = {}
+    for stage in plan.stages:
+        if stage.says:
+            say(stage.says)
+        made[stage.name] = compilers[stage.made_of].compile(stage.text)
+    return made
 
 
 def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
@@ -94,6 +76,11 @@ class Canonical:
     law: LawRow
     sample: Sample | None = None
     """A text that the host writes, once a pass asks for it."""
+
+    @property
+    def laws(self) -> list[LawRow]:
+        """Every law that was checked."""
+        return [row for report in self.reports for row in report.laws] + [self.law]
 
 
 @dataclass
@@ -116,15 +103,15 @@ class Compiler:
         pipeline = Pipeline.parse(text, GRAFTS)
         start, rest = self.canonical(pipeline), pipeline.of("graft", "fuse", "lower")
         model = start.model.clone()
-        notes = [start.law, *numeric_laws(self.kind, model, rest, self.say)]
+        notes = numeric_laws(self.kind, model, rest, self.say)
         if any(graft.calibrates for graft in rest.grafts):
             model.meta[SAMPLE] = self.sample(start)
-        reports = start.reports + rest.of("graft", "fuse").run(model)
+        reports = rest.of("graft", "fuse").run(model)
         canonical = model.clone()
         reports += rest.of("lower").run(model)
         model.meta.pop(SAMPLE, None)
         canonical.meta.pop(SAMPLE, None)
-        return Compiled(canonical, model, str(pipeline), reports, notes)
+        return Compiled(canonical, model, str(pipeline), start, reports, notes)
 
     def canonical(self, pipeline: Pipeline) -> Canonical:
         """The host after the front of a pipeline."""

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftline.bundle.manifest import EXPORT
 from graftline.errors import BundleError, GraftlineError
 from graftline.targets import CPU, QUANTIZE
 
@@ -56,7 +57,7 @@ def tune_precision(path: Path, most_loss: float, threads: int | None, watch: Wat
     bundle = Bundle.open(path, verify=False)
     _check(bundle)
     text = _text(bundle)
-    compiler = Compiler(load_graph(bundle.graph("export")), watch)
+    compiler = Compiler(load_graph(bundle.graph(EXPORT)), watch)
     with _sessions(bundle, compiler, len(text), threads, watch) as sessions:
         points = frontier.measure(sessions, text, watch)
     point = frontier.chosen(points, FULL, most_loss)
@@ -82,11 +83,10 @@ def _check(bundle: Bundle) -> None:
     again = f"rebuild it with another --dtype: {manifest.rebuild}"
     if manifest.target != CPU:
         raise GraftlineError(f"{bundle.path}: --precision tunes {CPU} bundles; {again}")
-    more = [name for name in manifest.stages if name not in ("export", "canonical", CPU)]
-    if manifest.draft or more:
-        what = "a draft engine" if manifest.draft else f"the stage {more[0]}"
-        raise GraftlineError(f"{bundle.path} has {what}, which shares its precision; {again}")
-    if "export" not in manifest.stages:
+    if more := [name for name, s in manifest.stages.items() if s.made_of and name != CPU]:
+        what = f"the stage {more[0]}, which shares its precision"
+        raise GraftlineError(f"{bundle.path} has {what}; {again}")
+    if EXPORT not in manifest.stages:
         raise BundleError(
             f"{bundle.path} was packed without its source weights, which --precision rounds again; "
             f"tune the bundle that it was packed from, or {again}"
@@ -186,8 +186,7 @@ def _remake(
 ) -> None:
     """Compile, prove and write the bundle in another precision, in its own place."""
     from graftline.build.assemble import write_bundle
-    from graftline.build.compiled import CompiledPlan
-    from graftline.build.plan import Plan
+    from graftline.build.plan import Plan, StagePlan
     from graftline.bundle.writer import BundleWriter
     from graftline.models.host import Host
     from graftline.recipe import recipe
@@ -196,10 +195,11 @@ def _remake(
     watch(f"making the bundle again in {dtype}")
     files = [bundle.path / rel for rel in manifest.tokenizer]
     host = Host(compiler.raw, manifest.facts, files, dict(manifest.generation))
-    plan = Plan(recipe(manifest.recipe), pipeline, manifest.target, dtype)
-    made = CompiledPlan(compiler.compile(pipeline), None, {})
+    engine = StagePlan(manifest.target, "engine", pipeline, dtype)
+    plan = Plan(recipe(manifest.recipe), manifest.target, (engine,))
+    made = {engine.name: compiler.compile(pipeline)}
     with BundleWriter(bundle.path, watch=watch) as writer:
-        new = write_bundle(writer, host, plan, made, "link", watch)
+        new = write_bundle(writer, {EXPORT: host}, plan, made, "link", watch)
         rebuild = f"{manifest.rebuild} && graftline tune {bundle.path} --precision"
         if manifest.rebuild.endswith("--precision"):
             rebuild = manifest.rebuild

@@ -103,13 +103,13 @@ def test_the_draft_engine_is_packed_too(host: Callable[[str], Path], tmp_path: P
         draft_depths=(1,), step="host",
     )  # fmt: skip
     packed = Bundle.open(pack(bundle.path, tmp_path / "packed").path)
-    inner = packed.draft()
-    assert inner is not None
-    assert inner.manifest.stages.keys() == {"ort-cpu", "depth-1"}
-    assert inner.manifest.packed
+    assert packed.manifest.stages.keys() == {"ort-cpu", "draft", "depth-1"}
+    assert packed.manifest.same_weights("draft")
     assert not any("source" in rel or "export" in rel for rel in packed.manifest.files)
     assert generated(packed.path) == generated(bundle.path)
-    assert check(packed.path).holds
+    report = check(packed.path)
+    assert report.holds
+    assert {"law row-invariant", "draft: law row-invariant"} <= {f.what for f in report.findings}
 
 
 @pytest.mark.parametrize(

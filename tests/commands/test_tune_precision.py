@@ -14,9 +14,11 @@ import pytest
 
 from graftline.build.optimize import optimize
 from graftline.build.recheck import recheck
+from graftline.bundle.manifest import Stage
 from graftline.bundle.reader import Bundle
 from graftline.commands import tune_precision
 from graftline.errors import BundleError, GraftlineError
+from graftline.facts import Facts
 from graftline.runtimes.load import load
 from graftline.runtimes.study import frontier
 from graftline.runtimes.study.frontier import Point, chosen, marked
@@ -95,6 +97,10 @@ def _changed(bundle: Path, **fields: Any) -> Bundle:
     return opened
 
 
+EXPORT = Stage("export", "e.onnx", (), Facts())
+DRAFT = Stage("engine", "d.onnx", (), Facts(), made_of="export", owner="draft")
+
+
 def test_a_bundle_without_its_source_weights_is_refused_in_one_line(bundle: Path) -> None:
     stages = {"ort-cpu": Bundle.open(bundle).manifest.main}
     message = "without its source weights.*graftline optimize"
@@ -107,8 +113,7 @@ def test_a_bundle_without_its_source_weights_is_refused_in_one_line(bundle: Path
     ("fields", "message"),
     [
         ({"target": "trt-rtx:sm89"}, "--precision tunes ort-cpu bundles"),
-        ({"draft": {"source": "int8"}}, "has a draft engine"),
-        ({"stages": {"export": "", "canonical": "", "fused": ""}}, "has the stage fused"),
+        ({"stages": {"export": EXPORT, "draft": DRAFT}}, "has the stage draft, which shares"),
     ],
 )
 def test_bundles_whose_precision_cannot_be_changed_are_refused(

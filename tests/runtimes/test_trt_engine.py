@@ -94,9 +94,8 @@ def test_the_packages_are_the_builders() -> None:
 
 
 def manifest(**engine: Any) -> Manifest:
-    facts: Any = None
     extra = {"engine": engine} if engine else {}
-    return Manifest("m", facts, "", "plain", PLAN.target, "fp16", {}, {}, PLAN.rebuild, extra=extra)
+    return Manifest("m", "plain", PLAN.target, {}, PLAN.rebuild, extra=extra)
 
 
 def test_a_plan_is_read_from_the_manifest_of_a_build(tmp_path: Path) -> None:

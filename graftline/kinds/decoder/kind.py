@@ -77,12 +77,12 @@ class Decoder:
         """Greedy tokens."""
         return greedy.answers(bundle)
 
-    def alone(self, bundle: Bundle, say: Watch) -> list[LawRow]:
+    def alone(self, bundle: Bundle, engine: str, say: Watch) -> list[LawRow]:
         """The engine's rows against one another."""
         from graftline.runtimes.load import open_session
         from graftline.runtimes.row_invariance import row_invariance
 
         say("the engine's rows against one another")
-        prompt = np.random.default_rng(1).integers(0, bundle.manifest.decoder.vocabulary, 24)
-        evidence = row_invariance(open_session(bundle), prompt).evidence
-        return [LawRow.of(bundle.manifest.target, "row-invariant", evidence)]
+        session = open_session(bundle, stage=engine)
+        prompt = np.random.default_rng(1).integers(0, session.facts.vocabulary, 24)
+        return [LawRow.of(engine, "row-invariant", row_invariance(session, prompt).evidence)]

@@ -1,4 +1,4 @@
-"""The proof of a decoder's stages beside its target: a fused step, and sub-models."""
+"""The proof of a decoder's stages beside its engine: a fused step, and sub-models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 
 def prove_stage(parts: Parts, stage: str, chosen: Recipe, say: Watch) -> list[LawRow]:
-    """What a stage beside the target owes: a fused step, or a sub-model."""
+    """What a stage beside an engine owes: a fused step, or a sub-model."""
     if parts.stages[stage].role == "fused":
         return [prove_fused(parts, chosen, say)]
     return prove_depth(parts, stage, say)
@@ -43,7 +43,8 @@ def prove_fused(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
         return LawRow(FUSED, "fused", "not_run", why)
     say("proof: the fused step against the host's own, with the real weights")
     capacity = min(facts.positions or 512, 512)
-    session = OrtSession(parts.graph(target), facts, parts.ports(target), capacity=capacity)
+    graph, ports = parts.graph(parts.engine), parts.ports(parts.engine)
+    session = OrtSession(graph, facts, ports, capacity=capacity)
     fused = OrtFusedStep(parts.graph(FUSED), parts.ports(FUSED), session)
     return LawRow(FUSED, "fused", "held", fused_is_host(session, fused, chosen.options))
 
@@ -57,7 +58,7 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     target, facts = parts.target, facts_of(parts)
     blocks = as_decoder(parts.stages[stage].facts).layers
     say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
-    canonical = load_graph(parts.graph("canonical"))
+    canonical = load_graph(parts.graph(parts.canonical))
     size = sum(v.const_value.nbytes for v in canonical.graph.initializers.values() if v.const_value)
     if size > (most := oracle_limit()):
         why = f"the draft weighs {size / 1e9:.1f} GB, the oracle takes {most / 1e9:.1f} GB here"
