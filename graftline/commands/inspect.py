@@ -214,14 +214,15 @@ def _bundle_table(bundle: Bundle) -> Any:
 
 def _stage_rows(bundle: Bundle) -> list[tuple[str, str]]:
     """The stages beside the target's engine."""
+    from graftline.facts import as_decoder
+
     manifest = bundle.manifest
     rows: list[tuple[str, str]] = []
     for name, stage in manifest.stages.items():
         if not stage.made_of or name == manifest.target:
             continue
-        size = stage.facts.told()
-        if stage.role == "depth":
-            size = f"the first of {manifest.engine_of(name).facts.told()}, {size}"
+        whole = manifest.engine_of(name).facts.told()
+        size = f"{as_decoder(stage.facts).layers} of {whole}" if stage.role == "depth" else whole
         source = stage.facts.source or stage.made_of
         told = f"{size} of {source}, {stage.dtype}: {stage.pipeline}"
         rows.append((f"stage {name}", f"{told}; see --stage {name}"))

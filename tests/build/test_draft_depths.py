@@ -116,7 +116,9 @@ def test_the_proof_sees_an_engine_of_another_depth(
 def test_inspect_shows_the_depths(bundle: Bundle) -> None:
     result = CliRunner().invoke(app, ["inspect", str(bundle.path)])
     assert result.exit_code == 0
-    assert "the first 3 of 5 blocks" in " ".join(result.output.split())
+    said = " ".join(result.output.split())
+    assert "stage draft 5 blocks of" in said
+    assert "stage depth-3 3 of 5 blocks of" in said
     result = CliRunner().invoke(app, ["inspect", str(bundle.path), "--stage", "depth-3"])
     assert result.exit_code == 0
 
