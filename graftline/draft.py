@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from graftline.facts import DecoderFacts
 
 TOKENIZER = "tokenizer.json"
-DRAFT = "draft"
-"""The owner of a draft's stages, and the name of its engine; what a recipe's needs call it."""
 DEPTHS = "depths"
 """What a recipe's needs call the sub-models of a draft."""
 FEW = 8

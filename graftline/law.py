@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from graftline.ports import TARGET
+from graftline.owners import TARGET
 
 Status = Literal["held", "measured", "not_run"]
 """`held`: checked against a limit. `measured`: nothing bounds the value. `not_run`: could not run,

@@ -14,12 +14,11 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from graftline.errors import BundleError
+from graftline.owners import TARGET
 
 Direction = Literal["in", "out"]
 State = Literal["", "slots", "running"]
 Compare = Literal["equal", "close", "written"]
-TARGET = "target"
-"""The owner of what belongs to the host itself."""
 PORTS_KEY = "graftline.ports"
 ASSUMPTIONS_KEY = "graftline.assumptions"
 

@@ -9,9 +9,9 @@ from functools import cache, partial
 from pathlib import Path
 
 from graftline.bundle.reader import Bundle
-from graftline.draft import DRAFT
 from graftline.errors import BackendError, RequestError
 from graftline.facts import as_decoder
+from graftline.owners import DRAFT
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
 from graftline.runtimes.control.calibration import USUAL

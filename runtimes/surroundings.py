@@ -13,8 +13,8 @@ import numpy as np
 
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
-from graftline.draft import DRAFT
 from graftline.errors import RequestError
+from graftline.owners import DRAFT
 from graftline.runtimes.control.costs import NEAR
 from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.draft_engine import (

@@ -13,7 +13,7 @@ from graftline.files import of_source
 from graftline.kinds import kind_of
 from graftline.kinds.kind import Finding
 from graftline.law import LawRow, summary
-from graftline.ports import TARGET
+from graftline.owners import TARGET
 from graftline.targets import CUDA
 
 Watch = Callable[[str], None]

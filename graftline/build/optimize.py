@@ -13,12 +13,13 @@ from graftline.build.plan import Plan
 from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.bundle.reader import Bundle
 from graftline.bundle.writer import BundleWriter, check_target
-from graftline.draft import DRAFT, check_vocabulary
+from graftline.draft import check_vocabulary
 from graftline.facts import DecoderFacts, as_decoder, decoder_facts
 from graftline.files import reading
 from graftline.kinds import kind_of
 from graftline.kinds.decoder.kind import Decoder
 from graftline.memory import give_back_memory
+from graftline.owners import DRAFT
 
 if TYPE_CHECKING:
     from graftline.models.host import Host

@@ -13,7 +13,6 @@ from graftline.build.engines import EngineRequest, is_engine
 from graftline.bundle.manifest import EXPORT, StageRole, stage_name
 from graftline.draft import (
     DEPTHS,
-    DRAFT,
     MASK_TOKEN,
     DraftSource,
     check_depths,
@@ -22,8 +21,8 @@ from graftline.draft import (
 )
 from graftline.errors import GraftlineError, nearest
 from graftline.kinds.decoder.kind import Decoder
+from graftline.owners import DRAFT, TARGET
 from graftline.passes import GRAFTS, Pipeline
-from graftline.ports import TARGET
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
 from graftline.targets import CPU, TARGETS, ending
 

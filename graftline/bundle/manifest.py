@@ -14,7 +14,8 @@ from graftline.bundle.typed_json import Misfit, parse, read
 from graftline.errors import BundleError
 from graftline.facts import DecoderFacts, Facts, as_decoder
 from graftline.law import LawRow
-from graftline.ports import TARGET, Assumption, Port
+from graftline.owners import TARGET
+from graftline.ports import Assumption, Port
 
 SCHEMA = 5
 MANIFEST = "manifest.json"

@@ -10,7 +10,7 @@ from graftline.commands import libraries, screen
 from graftline.commands import options as o
 from graftline.errors import GraftlineError
 from graftline.law import summary
-from graftline.ports import TARGET
+from graftline.owners import TARGET
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -151,6 +151,7 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
 def _engine_table(engine: dict[str, Any], ports: tuple[Port, ...]) -> Any:
     """What the manifest says of the engine: nothing is opened, so no GPU is needed."""
     from graftline.ports import slot_ports
+    from graftline.roles import Roles
 
     memory = f"{screen.size(engine['peak_memory'])} of memory"
     options = engine["options"]
@@ -170,7 +171,7 @@ def _engine_table(engine: dict[str, Any], ports: tuple[Port, ...]) -> Any:
         ("plugins", ", ".join(plugins) or "none"),
     ]
     for name, shapes in engine["profiles"].items():
-        tokens, most = shapes["tokens"][0], shapes["tokens"][2]
+        tokens, _, most = shapes[Roles.of(ports).inputs["tokens"]]
         rows.append((f"profile {name}", f"tokens {tokens} to {most}"))
     return screen.table("engine", ("", " "), rows)
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftline.bundle.manifest import EXPORT
 from graftline.errors import BundleError, GraftlineError
 from graftline.targets import CPU, QUANTIZE
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graftline.build.compiled import Compiler
+    from graftline.bundle.manifest import EXPORT
     from graftline.bundle.reader import Bundle
     from graftline.bundle.weight_file import WeightFile
     from graftline.runtimes.ort.session import OrtSession
@@ -79,6 +79,8 @@ class Outcome:
 
 def _check(bundle: Bundle) -> None:
     """Raise where the bundle's precision cannot be changed, or its source is not in it."""
+    from graftline.bundle.manifest import EXPORT
+
     manifest = bundle.manifest
     again = f"rebuild it with another --dtype: {manifest.rebuild}"
     if manifest.target != CPU:
@@ -187,6 +189,7 @@ def _remake(
     """Compile, prove and write the bundle in another precision, in its own place."""
     from graftline.build.assemble import write_bundle
     from graftline.build.plan import Plan, StagePlan
+    from graftline.bundle.manifest import EXPORT
     from graftline.bundle.writer import BundleWriter
     from graftline.models.host import Host
     from graftline.recipe import recipe

@@ -21,6 +21,7 @@ from graftline.facts import decoder_facts, write_facts
 from graftline.passes.anchors.anchors import NORMS, block_of, block_outputs, with_role
 from graftline.passes.grafts.masks import MASK_KEY, meaning
 from graftline.passes.graph.emit import drop_unused
+from graftline.passes.graph.ports import input_of
 from graftline.passes.graph.weights import constant, lazy, tensor_of
 from graftline.passes.pipeline.graft import BLOCK
 from graftline.ports import read_ports, write_ports
@@ -192,7 +193,8 @@ def cut_vocabulary(model: ir.Model) -> None:
     path = _to_logits(graph, head[0]) if len(head) == 1 and size > 2 * kept else None
     if path is None:
         return
-    tokens = next(v for v in graph.inputs if v.name == "tokens")
+    tokens = input_of(model, "tokens")
+    assert tokens is not None, "a canonical graph has tokens"
     tables = [n.inputs[0] for n in tokens.consumers() if n.op_type == "Gather"]
     weight = head[0].inputs[1]
     maker = weight.producer() if weight is not None else None

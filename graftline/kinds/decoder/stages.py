@@ -10,7 +10,7 @@ import numpy.typing as npt
 from graftline.build.engines import is_engine
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
-from graftline.evaluate import Feed, oracle_limit, run
+from graftline.evaluate import oracle_limit, run
 from graftline.facts import DecoderFacts, as_decoder
 from graftline.kinds.decoder.proof import equal_rows, facts_of
 from graftline.kinds.kind import Parts, Watch
@@ -18,6 +18,7 @@ from graftline.law import Evidence, LawRow
 from graftline.nearness import NEARBY, OF_FACTS, coarser, limit, spread_gaps
 from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.grafts.kv_cache import empty_caches
+from graftline.passes.graph.ports import roles_of
 from graftline.recipe import FUSED, Recipe
 from graftline.targets import CUDA
 
@@ -64,15 +65,17 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
         why = f"the draft weighs {size / 1e9:.1f} GB, the oracle takes {most / 1e9:.1f} GB here"
         return [LawRow(stage, "prefix", "not_run", why)]
     tokens = np.random.default_rng(4).integers(0, facts.vocabulary, (1, 8), dtype=np.int64)
-    feed: Feed = {"tokens": tokens, "positions": np.arange(8)[None], "rows": np.arange(8)[None]}
-    feed |= {"write_index": np.zeros(1, np.int64), **empty_caches(canonical, 1, 10)}
+    roles, every = roles_of(canonical), np.arange(8)[None]
+    start = np.zeros(1, np.int64)
+    feed = roles.feed(tokens=tokens, positions=every, rows=every, write_index=start)
+    feed |= empty_caches(canonical, 1, 10)
     cut, graft = canonical.clone(), CutDepth(blocks)
     graft.apply(cut)
     laws = [LawRow.of(stage, "prefix", prefix(graft, canonical, cut, feed, run))]
     if target == CUDA and cuda_missing():
         return laws
     session = SESSIONS[target](parts.graph(stage), facts, parts.ports(stage), capacity=64)
-    expected = prefix_outputs(canonical, blocks, feed, run)["logits"][0]
+    expected = prefix_outputs(canonical, blocks, feed, run)[roles.outputs["logits"]][0]
     session.reset(1)
     first = session.prefill([tokens[0, :4]]).logits[0].copy()
     got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])
