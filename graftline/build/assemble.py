@@ -183,7 +183,7 @@ def link_files(
         least = file.stat().st_size * MOSTLY if folder != SOURCE else SMALL
         if file in linked or size < least:
             continue
-        rel = f"{folder}/{len(linked)}-{file.name}"
+        rel = f"{folder}/{len(linked)}/{file.name}"
         if link(file, rel):
             linked[file] = rel
 

@@ -175,7 +175,7 @@ def _opened(
 
 def _link(folder: Path, file: Path, rel: str) -> bool:
     """A hard link of a file in a folder; False where the disk has none."""
-    (folder / rel).parent.mkdir(exist_ok=True)
+    (folder / rel).parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, folder / rel)
     except OSError:

@@ -69,16 +69,16 @@ def test_check_of_a_packed_bundle_says_what_it_cannot_compare(fp32: Bundle, tmp_
 def test_a_bundle_whose_source_was_deleted_loads_and_says_so(int4: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "moved.graft"
     shutil.copytree(int4.path, path)
-    changed = path / "source/0-BF16.safetensors"
+    changed = path / "source/0/BF16.safetensors"
     changed.write_bytes(changed.read_bytes()[:-1] + b"?")
     assert generated(path) == generated(int4.path), "nothing that runs reads it"
     report = check(path)
     assert not report.holds
-    assert "source/0-BF16.safetensors was changed" in report.findings[0].found
+    assert "source/0/BF16.safetensors was changed" in report.findings[0].found
     shutil.rmtree(path / "source")
     assert generated(path) == generated(int4.path)
     told = [f for f in check(path).findings if f.status == "not_run"]
-    assert "source/0-BF16.safetensors is not here" in told[0].found
+    assert "source/0/BF16.safetensors is not here" in told[0].found
     assert pack(path, tmp_path / "packed").size < int4.file("engine.weights").stat().st_size * 1.5
 
 

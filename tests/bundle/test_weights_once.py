@@ -39,8 +39,8 @@ def test_an_int4_bundle_adds_its_engine_and_shares_the_checkpoint(
     int4: Bundle, host: Callable[[str], Path]
 ) -> None:
     held = weights(int4)
-    assert held.keys() == {"engine.weights", "source/0-BF16.safetensors"}
-    assert int4.file("source/0-BF16.safetensors").samefile(host("BF16"))
+    assert held.keys() == {"engine.weights", "source/0/BF16.safetensors"}
+    assert int4.file("source/0/BF16.safetensors").samefile(host("BF16"))
     assert check(int4.path).holds
 
 
@@ -60,8 +60,8 @@ def test_an_engine_of_the_checkpoints_precision_points_into_its_file(
 ) -> None:
     bundle = optimize(host("F32"), tmp_path / "same.graft")
     held = weights(bundle)
-    assert held.keys() == {"engine.weights", "weights/0-F32.safetensors"}
-    assert held["engine.weights"] < held["weights/0-F32.safetensors"]
+    assert held.keys() == {"engine.weights", "weights/0/F32.safetensors"}
+    assert held["engine.weights"] < held["weights/0/F32.safetensors"]
     packed = pack(bundle.path, tmp_path / "packed")
     assert weights(Bundle.open(packed.path)).keys() == {"engine.weights"}
     assert generated(packed.path) == generated(bundle.path)

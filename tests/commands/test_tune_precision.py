@@ -19,6 +19,7 @@ from graftline.bundle.reader import Bundle
 from graftline.commands import tune_precision
 from graftline.errors import BundleError, GraftlineError
 from graftline.facts import Facts
+from graftline.files import of_source
 from graftline.runtimes.load import load
 from graftline.runtimes.study import frontier
 from graftline.runtimes.study.frontier import Point, chosen, marked
@@ -41,7 +42,14 @@ def bundle(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(made, tmp_path / "wide.graft"))
 
 
-def test_the_fastest_precision_that_loses_little_becomes_the_bundle(bundle: Path) -> None:
+def names_of_source(bundle: Path) -> set[str]:
+    files = Bundle.open(bundle, verify=False).manifest.files
+    return {Path(rel).name for rel in files if of_source(rel)}
+
+
+def test_the_fastest_precision_that_loses_little_becomes_the_bundle(
+    bundle: Path, made: Path
+) -> None:
     result = call("tune", bundle, "--precision", "--most-loss", "1000", "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
@@ -54,6 +62,7 @@ def test_the_fastest_precision_that_loses_little_becomes_the_bundle(bundle: Path
     assert sizes["int4, the same with the head in int4"] < sixth <= sizes["int4"]
     new = Bundle.open(bundle)
     assert new.manifest.dtype == "int4"
+    assert names_of_source(bundle) == names_of_source(made), "a remake names no file anew"
     assert "algorithm=gptq" in new.manifest.main.pipeline
     assert new.manifest.quality.keys() == {"perplexity int4", "perplexity fp32"}
     assert new.manifest.rebuild.endswith("--precision")
