@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graftline.build.compiled import Compiler
-    from graftline.bundle.manifest import EXPORT
     from graftline.bundle.reader import Bundle
     from graftline.bundle.weight_file import WeightFile
     from graftline.runtimes.ort.session import OrtSession
@@ -50,6 +49,7 @@ def tune_precision(path: Path, most_loss: float, threads: int | None, watch: Wat
     lacks what it was made from. The bundle stays as it was until the new one is finished.
     """
     from graftline.build.compiled import Compiler
+    from graftline.bundle.manifest import EXPORT
     from graftline.bundle.reader import Bundle
     from graftline.bundle.store import load_graph
     from graftline.runtimes.study import frontier
