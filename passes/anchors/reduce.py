@@ -186,7 +186,7 @@ _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Tanh", "Cast", "Where", "
 def cut_vocabulary(model: ir.Model) -> None:
     """Keep the first tokens of the vocabulary in every table and in the head, where the head is a
     constant matrix whose scores nothing mixes on their way to the logits."""
-    graph, facts = model.graph, decoder_facts(model)
+    graph, facts, ports = model.graph, decoder_facts(model), read_ports(model)
     size = facts.vocabulary
     kept = GROUPS + size % 256
     head = with_role(graph, "lm_head")
@@ -207,11 +207,9 @@ def cut_vocabulary(model: ir.Model) -> None:
         weight.shape = None  # to be inferred
     for value in [v for n in [*head, *path] for v in n.outputs]:
         value.shape = ir.Shape([*list(value.shape or ())[:-1], kept])
-    rows = next(p for p in read_ports(model) if p.role == "logits").shape[:-1]
-    write_ports(
-        model,
-        [replace(p, shape=(*rows, kept)) if p.role == "logits" else p for p in read_ports(model)],
-    )
+    rows = next(p for p in ports if p.role == "logits").shape[:-1]
+    cut = [replace(p, shape=(*rows, kept)) if p.role == "logits" else p for p in ports]
+    write_ports(model, cut)
     write_facts(model, replace(facts, vocabulary=kept))
 
 
