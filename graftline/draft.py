@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 DEPTHS = "depths"
-"""What the manifest of a draft engine calls its sub-models: by stage, `blocks` and `pipeline`."""
+"""What a recipe's needs call the sub-models of a draft."""
 FEW = 8
 """Added tokens that may differ in a vocabulary of any size; 1 % of them in a large one."""
 MASK_TOKEN = "mask token"

@@ -89,9 +89,3 @@ def without_weights(model: ir.Model) -> tuple[ir.Model, Feed]:
 def oracle_limit() -> int:
     """Bytes of weights that the oracle can take on this machine, as it is now."""
     return int(free_memory() * ORACLE_SHARE)
-
-
-def decoder_feed(vocabulary: int, batch: int = 2, rows: int = 24, seed: int = 0) -> Feed:
-    """Seeded tokens and plain positions for a canonical decoder, [batch, rows] each."""
-    tokens = np.random.default_rng(seed).integers(0, vocabulary, (batch, rows), dtype=np.int64)
-    return {"tokens": tokens, "positions": np.tile(np.arange(rows, dtype=np.int64), (batch, 1))}

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from graftline.owners import TARGET
+
 Status = Literal["held", "measured", "not_run"]
 """`held`: checked against a limit. `measured`: nothing bounds the value. `not_run`: could not run,
 and says why. A law that is broken is an error (LawBroken), not a status."""
@@ -27,7 +29,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class LawRow:
-    """One law of one pass, stage or target."""
+    """One law of one pass, stage or target; `owner` is whose stage it was checked on."""
 
     graft: str
     law: str
@@ -35,6 +37,7 @@ class LawRow:
     what: str
     value: float | None = None
     limit: float | None = None
+    owner: str = TARGET
 
     @classmethod
     def of(cls, graft: str, law: str, found: Evidence) -> LawRow:

@@ -14,12 +14,11 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from graftline.errors import BundleError
+from graftline.owners import TARGET
 
 Direction = Literal["in", "out"]
 State = Literal["", "slots", "running"]
 Compare = Literal["equal", "close", "written"]
-TARGET = "target"
-"""The owner of what belongs to the host itself."""
 PORTS_KEY = "graftline.ports"
 ASSUMPTIONS_KEY = "graftline.assumptions"
 
@@ -60,13 +59,14 @@ class Assumption:
     """What the compiler put in place of an input of the exported graph, in words.
 
     `input` is its name there, `role` what it was recognised as, `value` what stands in its place
-    from now on ("all ones: no padding"), and `why` that is sound.
+    from now on ("all ones: no padding"), and `why` that is sound. `owner` is whose export it is.
     """
 
     input: str
     role: str
     value: str
     why: str
+    owner: str = TARGET
 
 
 def told(assumptions: Iterable[Assumption]) -> list[str]:
@@ -79,9 +79,9 @@ def told(assumptions: Iterable[Assumption]) -> list[str]:
         first = same[0]
         more = f" and {len(same) - 1} like it" if len(same) > 1 else ""
         verb = "are" if more else "is"
-        lines.append(
-            f"input '{first.input}'{more} ({first.role}) {verb} taken as {first.value}; {first.why}"
-        )
+        whose = "" if first.owner == TARGET else f"{first.owner}: "
+        what = f"{whose}input '{first.input}'{more} ({first.role})"
+        lines.append(f"{what} {verb} taken as {first.value}; {first.why}")
     return lines
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graftline.errors import CheckpointError, NotApplicable
+from graftline.errors import CheckpointError
 from graftline.facts import DecoderFacts, write_facts
 from graftline.models.block_scales import block_of
 from graftline.models.config_file import (
@@ -159,6 +159,7 @@ def hosted(config: Any) -> Any:
 
 def build(config: Any, full_export: bool, tell: Watch) -> Built:
     """The raw graph of a config: the distinct layers exported, the rest stamped out."""
+    from graftline.models.export.blocks import Irregular
     from graftline.models.export.export import export
     from graftline.models.export.host_model import empty_model
     from graftline.models.export.layer_kinds import kinds, layer_path, prefix_length, shortened
@@ -173,15 +174,13 @@ def build(config: Any, full_export: bool, tell: Watch) -> Built:
         part = empty_model(shortened(config, some))
         if kinds(part, path) == of[:some]:
             exported = export(part, tell)
-            try:
-                tell(f"stamping {layers} layers from {some}")
-                added = stamp(exported.model, path, of, some)
-            except NotApplicable as error:
-                tell(f"exporting all {layers} layers, because {error}")
-            else:
+            tell(f"stamping {layers} layers from {some}")
+            added = stamp(exported.model, path, of, some)
+            if not isinstance(added, Irregular):
                 buffers = _fill_buffers(exported.model, whole, added)
                 fresh = {n for n in added if n not in buffers}
                 return _built(exported.model, exported.weights | fresh, whole)
+            tell(f"exporting all {layers} layers, because {added}")
         else:
             tell(f"exporting all {layers} layers, because a shorter model has other layers")
     exported = export(whole, tell)

@@ -24,6 +24,10 @@ from graftline.optional import require_export
 
 WEIGHTS = "model.safetensors"
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+SHORTEST = 2
+"""torch traces sizes as 2 or more whatever the code does at 0 and 1."""
+FLAT = 2
+"""Axes of an input that has a number for each token."""
 DATA = (
     "data/weights/",
     "data/constants/tensor_",
@@ -52,10 +56,16 @@ class Pt2Checkpoint:
     def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
         """Translate the whole saved program (it is traced already, so nothing is stamped)."""
         require_export()
-        from graftline.models.export.export import translate
+        from graftline.models.export.export import traced_lengths, translate
 
         tell = watch or silent
         program = self._load()
+        least, most = traced_lengths(program, _text_inputs(program))
+        if least > SHORTEST:
+            raise CheckpointError(
+                f"{self.path}: the program holds for texts of {least} tokens and more, and text is "
+                "decoded a token at a time; export it with torch.export.Dim(..., min=1)"
+            )
         tell(f"translating {self.path.name}")
         exported = translate(program, program.state_dict)
         held = {name: program.state_dict[name] for name in exported.weights}
@@ -65,6 +75,9 @@ class Pt2Checkpoint:
         beside = companion(self.path)
         facts = decoder_of(exported.model, self.path.name)
         facts = replace(facts, mask_token=mask_token(beside))
+        if most is not None and (not facts.positions or most < facts.positions):
+            tell(f"the program holds for texts of at most {most} tokens: served up to {most}")
+            facts = replace(facts, positions=most)
         write_facts(exported.model, facts)
         files, defaults = tokenizer_files(beside), generation(beside)
         own = program_model(self._load)
@@ -100,6 +113,17 @@ class Pt2Checkpoint:
                 f"{self.path}: holds '{strange[0]}', which is neither program nor tensor; refused, "
                 "export the plain model again"
             )
+
+
+def _text_inputs(program: Any) -> set[str]:
+    """Inputs [B, N] of integers: tokens, and what goes with each. None where the program takes its
+    past as inputs: a call's length is then not the text's."""
+    own = set(program.graph_signature.user_inputs)
+    given = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in own]
+    if any(node.meta["val"].dim() > FLAT for node in given):
+        return set()
+    integers = [n for n in given if not n.meta["val"].is_floating_point()]
+    return {n.name for n in integers if n.meta["val"].dim() == FLAT}
 
 
 @contextmanager

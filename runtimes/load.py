@@ -11,6 +11,7 @@ from pathlib import Path
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
 from graftline.facts import as_decoder
+from graftline.owners import DRAFT
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
 from graftline.runtimes.control.calibration import USUAL
@@ -180,31 +181,30 @@ def _opener(
     threads: int | None,
     watch: Callable[[str], None] | None,
 ) -> Opened | None:
-    """Opens each graph of the draft's bundle once, and measures it beside the target; None without
-    a draft."""
-    draft = bundle.draft()
-    if draft is None:
+    """Opens each stage of the draft's once, and measures it beside the target; None without a
+    draft."""
+    whole = bundle.manifest.engines().get(DRAFT)
+    if whole is None:
         return None
 
     @cache
     def opened(stage: str) -> tuple[OrtSession, Match]:
-        whole = stage == draft.manifest.target
-        name = "the draft engine" if whole else f"the draft engine's {stage}"
+        name = "the draft engine" if stage == whole else f"the draft engine's {stage}"
         if watch is not None:
             watch(f"opening {name}")
         engine = open_session(
-            draft, threads=threads, capacity=session.capacity, stage=stage
+            bundle, threads=threads, capacity=session.capacity, stage=stage
         )
-        key = f"{_key(session)} beside {bundle.manifest.dtype}" + ("" if whole else f", {stage}")
-        known = draft.read_costs(key)
+        key = f"{_key(session)}, {stage} beside the target"
+        known = bundle.read_costs(key)
         if known is None:
             known = {"ratio": step_ratio(engine, session), "agreement": USUAL}
             if tokenizer is not None:
                 text = tokenizer.encode_part(HELD_OUT.read_text(encoding="utf-8"))
                 known["agreement"] = agreement(engine, session, text)
-            draft.write_costs(key, known)
+            bundle.write_costs(key, known)
         step = float(known["ratio"]) * costs.of(1)
-        table = cache(lambda: step_costs(draft, engine.sibling(), watch, name, stage))
+        table = cache(lambda: step_costs(bundle, engine.sibling(), watch, name, stage))
 
         def rows_cost(rows: int) -> float:
             return table().of(rows) / table().of(1)

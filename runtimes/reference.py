@@ -16,6 +16,7 @@ from graftline.errors import BackendError, RequestError
 from graftline.evaluate import Feed, run
 from graftline.facts import decoder_facts
 from graftline.ports import by_role, read_ports
+from graftline.roles import Roles
 from graftline.runtimes.session import Bools, Ints, Scores
 
 SPARE = 64
@@ -27,7 +28,7 @@ class ReferenceSession:
 
     def __init__(self, model: ir.Model, capacity: int = 128) -> None:
         self.facts, self.ports, self.capacity = decoder_facts(model), read_ports(model), capacity
-        self.largest = capacity
+        self.largest, self._roles = capacity, Roles.of(self.ports)
         self.most_sequences: int | None = None
         self.row_invariant, self.exact_rows = True, 1
         self._model = model
@@ -117,24 +118,20 @@ class ReferenceSession:
 
     def _slots(self, row: int, tokens: Ints, positions: Ints, seen: Bools) -> Scores:
         count = len(tokens)
-        feed: Feed = {
-            "tokens": tokens[None],
-            "positions": positions[None].astype(np.int64),
-            "write_index": self._lengths[row : row + 1].copy(),
-            "rows": np.arange(count, dtype=np.int64)[None],
-            "mask": np.zeros((1, 1, count, self.capacity + SPARE), np.bool_),
-        }
-        feed["mask"][0, 0, :, : seen.shape[1]] = seen
-        names = {v.name for v in self._model.graph.inputs}
+        mask = np.zeros((1, 1, count, self.capacity + SPARE), np.bool_)
+        mask[0, 0, :, : seen.shape[1]] = seen
+        feed = self._roles.feed(
+            tokens=tokens[None], positions=positions[None].astype(np.int64), mask=mask,
+            write_index=self._lengths[row : row + 1].copy(), rows=np.arange(count)[None],
+        )  # fmt: skip
         held = {name: cache[row : row + 1] for name, cache in self._held.items()}
-        out = run(self._model, {k: v for k, v in (feed | held).items() if k in names})
+        out = run(self._model, feed | held)
         for port in self._caches:
             assert port.mirror is not None
             self._held[port.mirror][row] = out[port.name][0]
         taps = by_role(self.ports, "hidden")
-        return _scores(
-            out["logits"], next((out[p.name] for p in taps if p.tap == "postnorm"), None)
-        )
+        normed = next((out[p.name] for p in taps if p.tap == "postnorm"), None)
+        return _scores(out[self._roles.outputs["logits"]], normed)
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep the rows of each path."""

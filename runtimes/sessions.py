@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError
@@ -56,18 +55,23 @@ def open_session(
         threads=threads,
         forms=forms,
     )
-    session.row_invariant = manifest.exactness is not None and manifest.exactness.row_invariant
-    least = cast("int | None", manifest.extra.get("min_rows"))
-    session.exact_rows = 1 if session.row_invariant else least
+    exactness = manifest.engine_of(name).exactness
+    if exactness is not None:
+        session.row_invariant = exactness.row_invariant
+        session.exact_rows = 1 if exactness.row_invariant else exactness.min_rows
     return session
 
 
 def open_forms(
     bundle: Bundle, threads: int | None, watch: Callable[[str], None] | None
 ) -> tuple[Path, Forms]:
-    """The graph of a bundle's target, and the other forms of its step, over one copy of weights.
-    Where none can be made, the target's own graph does every step, and `watch` is told why."""
-    target, stages = bundle.manifest.target, bundle.manifest.of_role("form")
+    """The graph of a bundle's target, and the other forms of its step that were proven, over one
+    copy of the weights. Where that cannot be made, the target's own graph does every step, and
+    `watch` is told why."""
+    manifest = bundle.manifest
+    proven = {row.graft for row in manifest.laws if (row.law, row.status) == ("form", "held")}
+    target = manifest.target
+    stages = {name: s for name, s in manifest.of_role("form").items() if name in proven}
     graph = bundle.graph(target)
     if not stages:
         return graph, NO_FORMS

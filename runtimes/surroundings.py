@@ -14,6 +14,7 @@ import numpy as np
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import RequestError
+from graftline.owners import DRAFT
 from graftline.runtimes.control.costs import NEAR
 from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.draft_engine import (
@@ -37,7 +38,7 @@ ROUNDS = 15
 """Calls of each engine where their steps are compared, at NEAR positions."""
 
 Opened = Callable[[str], "tuple[OrtSession, Match]"]
-"""Opens a stage of the draft's bundle, and knows how it compares with the target."""
+"""Opens a stage of the draft's, and knows how it compares with the target."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,9 @@ def draft_opener(
 
     A draft that has the target's own weights works on the target's caches, any other on its own.
     """
-    nested = bundle.draft()
-    if nested is None:
+    whole = bundle.manifest.engines().get(DRAFT)
+    if whole is None:
         return None
-    whole = nested.manifest.target
     guest = cache(lambda: opened(whole)[0].sibling(target))
     spare: list[OrtSession] = []
 
@@ -73,7 +73,7 @@ def draft_opener(
         return engine
 
     def draft() -> DraftEngine:
-        if not bundle.manifest.draft["same_weights"]:
+        if not bundle.manifest.same_weights(DRAFT):
             return own()
         match = opened(whole)[1]
         return SharedCaches(guest(), match.step, match.agreement, match.rows_cost, own)
@@ -94,16 +94,15 @@ def depths_opener(
 ) -> Callable[[], Sequence[DraftEngine]] | None:
     """Opens the draft's sub-models for a sequence, shallowest first and the whole last, over one
     set of caches: the target's, or the draft's own. None without any."""
-    nested = bundle.draft()
-    cuts = [] if nested is None else list(nested.manifest.of_role("depth"))
-    if nested is None or not cuts:
+    cuts = list(bundle.manifest.of_role("depth", DRAFT))
+    if not cuts:
         return None
-    stages = [*cuts, nested.manifest.target]
+    stages = [*cuts, bundle.manifest.engines()[DRAFT]]
     guests = cache(lambda: [opened(stage)[0].sibling(target) for stage in stages])
 
     def depths() -> Sequence[DraftEngine]:
         matches = [opened(stage)[1] for stage in stages]
-        if bundle.manifest.draft["same_weights"]:
+        if bundle.manifest.same_weights(DRAFT):
             pairs = zip(guests(), matches, strict=True)
             return [SharedCaches(guest, m.step, m.agreement, m.rows_cost) for guest, m in pairs]
         own = opened(stages[-1])[0].sibling()

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from graftline.build.compiled import CompiledPlan, Watch
+from graftline.build.compiled import Compiled, Watch
 from graftline.build.engines import EngineRequest
+from graftline.build.ledger import Ledger
 from graftline.build.plan import Plan
-from graftline.bundle.manifest import Manifest, PassRow, Stage, StageRole
+from graftline.bundle.manifest import (
+    CANONICAL,
+    EXPORT,
+    Manifest,
+    PassRow,
+    Stage,
+    StageRole,
+    stage_name,
+)
 from graftline.bundle.store import save_graph, stored_bytes
 from graftline.bundle.weight_file import WeightFile
 from graftline.bundle.writer import BundleWriter
 from graftline.facts import read_facts
 from graftline.files import SOURCE
 from graftline.kinds import kind_of
-from graftline.kinds.kind import Parts
+from graftline.law import LawRow
 from graftline.passes.pipeline.pipeline import PassReport
-from graftline.ports import read_assumptions, read_ports, told, write_ports
+from graftline.ports import Assumption, read_assumptions, read_ports, told, write_ports
 from graftline.raw_ports import read_raw
 from graftline.recipe import FUSED
 
@@ -37,99 +47,128 @@ SMALL = 1 << 20
 
 def write_bundle(
     writer: BundleWriter,
-    host: Host,
+    hosts: Mapping[str, Host],
     plan: Plan,
-    made: CompiledPlan,
+    made: Mapping[str, Compiled],
     mode: Literal["link", "copy"],
     say: Watch,
 ) -> Manifest:
-    """Write the graphs and their weights, build the engine where there is one, prove everything;
-    what the manifest says of it."""
-    compiled, fused, target = made.target, made.fused, plan.target
-    kind = kind_of(read_facts(host.model))
-    kind.engine_of(compiled.lowered, target)
-    writer.expect(host.states)
-    # the export says what its own inputs are, for whoever runs it without the compiler
-    write_ports(host.model, read_raw(compiled.canonical.metadata_props))
-    assumptions = read_assumptions(compiled.canonical)
+    """Write the graphs of all stages and their weights, build the engine where there is one, prove
+    everything; what the manifest says of it. `hosts` are the exports, by the names of their stages.
+    """
+    plan = replace(plan, stages=tuple(s for s in plan.stages if s.name in made))
+    for stage in plan.stages:
+        if stage.role == "engine":
+            kind = kind_of(read_facts(hosts[stage.made_of].model))
+            kind.engine_of(made[stage.name].lowered, plan.target)
+    for host in hosts.values():
+        writer.expect(host.states)
+    assumptions = _assumptions(hosts, plan, made)
     for line in told(assumptions):
         say(f"assumed: {line}")
-    stages = _write_graphs(writer, host.model, made, target, mode, say)
+    exports = {name: host.model for name, host in hosts.items()}
+    stages = _write_graphs(writer, exports, plan, made, mode, say)
+    host = hosts[EXPORT]
     tokenizer = [_copied(writer, file) for file in host.tokenizer_files]
     extra: dict[str, Any] = {}
     if plan.request is not None:  # before the proof, whose sessions leave memory behind
-        stage = target if fused is None else FUSED
-        built = _engine(writer, plan.request, stages[stage], say)
-        extra["engine"] = {"graph": stage, **built}
-    parts = Parts(writer.root, stages, target, plan.dtype)
-    proof = kind.prove(parts, host.own, "the graph itself is the checkpoint", say)
-    extra |= {"min_rows": proof.min_rows, "per_rows": proof.per_rows}
-    reports, laws = list(compiled.reports), [*compiled.laws, *proof.laws]
-    laws += kind.prove_forms(parts, say)
-    for name, beside in made.beside().items():
-        more = beside.beyond(compiled)
-        reports += more.reports
-        if name in made.forms:
-            laws += more.laws
-            continue
-        assert plan.recipe is not None, "only decoders have stages beside the target"
-        laws += [*more.laws, *kind.prove_stage(parts, name, plan.recipe, say)]
+        name = FUSED if plan.fused else plan.target
+        extra["engine"] = {"graph": name, **_engine(writer, plan.request, stages[name], say)}
+    passes, laws = _prove(writer.root, hosts, plan, made, stages, say)
     return Manifest(
         name=Path(writer.out).name,
         recipe="" if plan.recipe is None else plan.recipe.name,
-        target=target,
-        dtype=plan.dtype,
+        target=plan.target,
         stages=stages,
-        passes=tuple(_row(r) for r in reports),
+        passes=tuple(passes),
         laws=tuple(laws),
         assumptions=assumptions,
-        exactness=proof.exactness,
-        quality=proof.quality,
         generation=host.generation,
         tokenizer=tuple(tokenizer),
         extra=extra,
     )
 
 
+def _assumptions(
+    hosts: Mapping[str, Host], plan: Plan, made: Mapping[str, Compiled]
+) -> tuple[Assumption, ...]:
+    """What was assumed of every export, each of which then says what its own inputs are, for
+    whoever runs it without the compiler."""
+    found: list[Assumption] = []
+    for name, host in hosts.items():
+        stage = next(s for s in plan.stages if s.made_of == name)
+        canonical = made[stage.name].canonical
+        write_ports(host.model, read_raw(canonical.metadata_props))
+        found += [replace(a, owner=stage.owner) for a in read_assumptions(canonical)]
+    return tuple(found)
+
+
+def _prove(
+    folder: Path,
+    hosts: Mapping[str, Host],
+    plan: Plan,
+    made: Mapping[str, Compiled],
+    stages: dict[str, Stage],
+    say: Watch,
+) -> tuple[list[PassRow], list[LawRow]]:
+    """Prove every stage, and put what was measured into those that are engines; all passes and laws
+    of the bundle."""
+    ledger = Ledger(stages, folder, plan.target, plan.recipe, say)
+    passes: list[PassRow] = []
+    laws: list[LawRow] = []
+    for stage in plan.stages:
+        reports, checked = ledger.enter(stage.name, made[stage.name])
+        own = hosts[stage.made_of].own
+        proof = ledger.prove(stage.name, own, "the graph itself is the checkpoint")
+        passes += [_row(report, stage.owner) for report in reports]
+        laws += [*checked, *proof.laws]
+        stages[stage.name] = replace(
+            stages[stage.name], exactness=proof.exactness, quality=proof.quality
+        )
+    return passes, laws
+
+
 def _write_graphs(
     writer: BundleWriter,
-    export: ir.Model,
-    made: CompiledPlan,
-    target: str,
+    exports: Mapping[str, ir.Model],
+    plan: Plan,
+    made: Mapping[str, Compiled],
     mode: Literal["link", "copy"],
     say: Watch,
 ) -> dict[str, Stage]:
-    """The engines' graphs first: what the export and the canonical graph share with them, these
-    only point to."""
-    engines = {target: made.target, **made.beside()}
-    sources = {"export": export, "canonical": made.target.canonical}
-    files: dict[str, str] = {}
+    """The engines' graphs first: what exports and canonical graphs share with them, these only
+    point to."""
+    engines = [stage for stage in plan.stages if stage.role == "engine"]
+    canonical = {stage_name(s.owner, CANONICAL): made[s.name].canonical for s in engines}
     linked: dict[Path, str] = {}
     for graphs, weights, folder in (
-        ({name: one.lowered for name, one in engines.items()}, writer.engine, "weights"),
-        (sources, writer.source, SOURCE),
+        ({name: one.lowered for name, one in made.items()}, writer.engine, "weights"),
+        ({**exports, **canonical}, writer.source, SOURCE),
     ):
         if mode == "link":
             link = partial(_linked, writer, say)
             link_files(list(graphs.values()), weights, folder, linked, link)
         for name, model in graphs.items():
-            files[name] = f"{_file_name(name)}.onnx"
-            say(f"writing {files[name]}")
-            save_graph(model, writer.path(files[name]), weights, linked)
+            say(f"writing {_file(name)}")
+            save_graph(model, writer.path(_file(name)), weights, linked)
         weights.forget()
-    roles: dict[str, StageRole] = {target: "target", FUSED: "fused"}
-    found = {
-        "export": _stage("export", files["export"], export),
-        "canonical": _stage("canonical", files["canonical"], made.target.canonical),
-    }
-    for name, one in engines.items():
-        role = "form" if name in made.forms else roles.get(name, "depth")
-        found[name] = _stage(role, files[name], one.lowered, one.pipeline)
+    found: dict[str, Stage] = {}
+    for one in engines:
+        model = canonical[name := stage_name(one.owner, CANONICAL)]
+        if one.made_of not in found:
+            found[one.made_of] = _stage("export", one.made_of, exports[one.made_of], one.owner)
+        found[name] = _stage("canonical", name, model, one.owner)
+    for one in plan.stages:
+        lowered = _stage(one.role, one.name, made[one.name].lowered, one.owner)
+        pipeline = made[one.name].pipeline
+        found[one.name] = replace(
+            lowered, pipeline=pipeline, made_of=one.made_of, dtype=one.dtype
+        )
     return found
 
 
-def _stage(role: StageRole, file: str, model: ir.Model, pipeline: str = "") -> Stage:
-    return Stage(role, file, read_ports(model), read_facts(model), pipeline)
+def _stage(role: StageRole, name: str, model: ir.Model, owner: str) -> Stage:
+    return Stage(role, _file(name), read_ports(model), read_facts(model), owner=owner)
 
 
 def link_files(
@@ -145,7 +184,7 @@ def link_files(
         least = file.stat().st_size * MOSTLY if folder != SOURCE else SMALL
         if file in linked or size < least:
             continue
-        rel = f"{folder}/{len(linked)}-{file.name}"
+        rel = f"{folder}/{len(linked)}/{file.name}"
         if link(file, rel):
             linked[file] = rel
 
@@ -159,15 +198,20 @@ def _engine(
     writer: BundleWriter, request: EngineRequest, stage: Stage, say: Watch
 ) -> dict[str, Any]:
     """Build the engine into the bundle; what the manifest says of it."""
-    rel = f"engines/{_file_name(str(request.target))}.engine"
+    rel = f"engines/{_slug(str(request.target))}.engine"
     timings = Path(f"{writer.out}.timings")
     made = request.build(writer.path(stage.file), stage.ports, writer.path(rel), timings, say)
     return {"file": rel, **made.facts()}
 
 
-def _file_name(target: str) -> str:
+def _file(stage: str) -> str:
+    """The graph file of a stage."""
+    return f"{_slug(stage)}.onnx"
+
+
+def _slug(name: str) -> str:
     """A stage or target as a file name."""
-    return target.replace(":", "-")
+    return name.replace(":", "-")
 
 
 def _copied(writer: BundleWriter, file: Path) -> str:
@@ -176,7 +220,7 @@ def _copied(writer: BundleWriter, file: Path) -> str:
     return rel
 
 
-def _row(report: PassReport) -> PassRow:
+def _row(report: PassReport, owner: str) -> PassRow:
     name = report.text.partition("{")[0]
     added = tuple(f"{count} {op}" for op, count in sorted(report.added.items()))
     return PassRow(
@@ -187,4 +231,5 @@ def _row(report: PassReport) -> PassRow:
         report.nodes_after,
         added,
         report.why,
+        owner,
     )

@@ -12,7 +12,8 @@ from graftline.errors import GraftlineError, LawBroken
 from graftline.files import of_source
 from graftline.kinds import kind_of
 from graftline.kinds.kind import Finding
-from graftline.law import summary
+from graftline.law import LawRow, summary
+from graftline.owners import TARGET
 from graftline.targets import CUDA
 
 Watch = Callable[[str], None]
@@ -46,11 +47,8 @@ def check(path: str | Path, watch: Watch | None = None) -> Report:
     findings = _files(bundle)
     if not all(f.holds for f in findings):
         return Report(str(path), tuple(findings))
-    draft, elsewhere = bundle.draft(), _elsewhere(bundle.manifest.target)
+    elsewhere = _elsewhere(bundle.manifest.target)
     findings += _laws(bundle, elsewhere, say)
-    if draft is not None:
-        say("the draft engine")
-        findings += [replace(f, what=f"draft: {f.what}") for f in _laws(draft, elsewhere, say)]
     if elsewhere:
         return Report(str(path), (*findings, Finding("answers", elsewhere, True, "not_run")))
     say("comparing answers")
@@ -88,23 +86,26 @@ def _laws(bundle: Bundle, elsewhere: str, say: Watch) -> list[Finding]:
         return [Finding(f"law {error.law}", str(error), False)]
     except GraftlineError as error:
         return [Finding("laws", str(error), False)]
-    found = [Finding(f"law {r.law}", f"{r.graft}: {r.text}", True, r.status) for r in rows]
-    return [*found, Finding("laws", summary(rows), True)]
+    return [*map(_finding, rows), Finding("laws", summary(rows), True)]
+
+
+def _finding(row: LawRow) -> Finding:
+    whose = "" if row.owner == TARGET else f"{row.owner}: "
+    return Finding(f"{whose}law {row.law}", f"{row.graft}: {row.text}", True, row.status)
 
 
 def _without_source(bundle: Bundle, why: str, elsewhere: str, say: Watch) -> list[Finding]:
-    """What is left to check: a law that asks the engine alone. The others are as they were."""
+    """What is left to check: laws that ask each engine alone. The others are as they were."""
     laws = bundle.manifest.laws
     names = ", ".join(dict.fromkeys(row.law for row in laws))
     told = f"not run: {why}; when it was made: {summary(laws)}"
     found = [Finding(f"laws {names}", told, True, "not_run")]
     if elsewhere or not laws:
         return found
-    rows = kind_of(bundle.manifest.facts).alone(bundle, say)
-    return [
-        *found,
-        *(Finding(f"law {r.law}", f"{r.graft}: {r.text}", True, r.status) for r in rows),
-    ]
+    for owner, engine in bundle.manifest.engines().items():
+        rows = kind_of(bundle.manifest.stages[engine].facts).alone(bundle, engine, say)
+        found += [_finding(replace(row, owner=owner)) for row in rows]
+    return found
 
 
 def _silent(line: str) -> None:

@@ -10,42 +10,37 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from graftline.build.plan import Plan
-from graftline.draft import depth_stage
 from graftline.evaluate import oracle_limit
-from graftline.facts import decoder_facts, read_facts
+from graftline.facts import read_facts
 from graftline.kinds import kind_of
 from graftline.kinds.kind import Kind
 from graftline.law import LawRow, summary
 from graftline.passes import GRAFTS, Pipeline
-from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.laws.common import STRUCTURAL
 from graftline.passes.lower.ort.pack_rows import PackRows, unpackable
 from graftline.passes.pipeline.pipeline import PassReport
 from graftline.passes.pipeline.sample import SAMPLE, Sample
-from graftline.recipe import FUSED
 
 Watch = Callable[[str], None]
-SEQUENCES = (2, 4, 8)
-"""Sequences whose rows go into one call."""
-CHAINS, ROWS = "chains", "rows"
-"""Names of stages: a step without a mask, and (with a number) one of several sequences."""
 COLLECTED = 256 << 20
 """Bytes of a reduced host's weights that are worth a full garbage collection: graphs are cycles."""
 
 
 @dataclass
 class Compiled:
-    """The graphs of one run of the pipeline, and what every pass reported."""
+    """The graphs of one run of the pipeline, and what every pass reported behind the front that it
+    began with."""
 
     canonical: ir.Model
     lowered: ir.Model
     pipeline: str
+    start: Canonical
     reports: list[PassReport]
     notes: list[LawRow] = field(default_factory=list[LawRow])
 
     @property
     def laws(self) -> list[LawRow]:
-        """Every law that was checked."""
+        """Every law that was checked behind the front."""
         return [row for report in self.reports for row in report.laws] + self.notes
 
     def beyond(self, other: Compiled) -> Compiled:
@@ -57,62 +52,20 @@ class Compiled:
         return replace(self, reports=reports, notes=notes)
 
 
-@dataclass(frozen=True)
-class CompiledPlan:
-    """All graphs of a plan: the target's, the other forms of its step by name, its fused step's,
-    and its sub-models' by their blocks."""
-
-    target: Compiled
-    forms: Mapping[str, Compiled]
-    fused: Compiled | None
-    cuts: Mapping[int, Compiled]
-
-    def beside(self) -> dict[str, Compiled]:
-        """Those beside the target, by the names of their stages."""
-        fused = {} if self.fused is None else {FUSED: self.fused}
-        cuts = {depth_stage(blocks): cut for blocks, cut in self.cuts.items()}
-        return {**self.forms, **fused, **cuts}
-
-
-def compile_plan(host: ir.Model, plan: Plan, say: Watch) -> CompiledPlan:
-    """Run every pipeline of the plan on an exported graph."""
-    compiler = Compiler(host, say)
-    target = compiler.compile(plan.text)
-    fused: Compiled | None = None
-    if plan.fused is not None:
-        say("the fused step: the same passes, then drafting and verification in the graph")
-        fused = compiler.compile(plan.fused)
-    cuts: dict[int, Compiled] = {}
-    for blocks, text in plan.cuts:
-        say(f"its first {blocks} of {decoder_facts(host).layers} blocks")
-        cuts[blocks] = compiler.compile(text)
-    return CompiledPlan(target, compile_forms(compiler, target, plan), fused, cuts)
-
-
-def compile_forms(compiler: Compiler, target: Compiled, plan: Plan) -> dict[str, Compiled]:
-    """The other forms of a step on ONNX Runtime's CPU provider: of chains, without a mask, where
-    the target takes one; and of the chains of several sequences, where their attention allows it.
-
-    Their passes are the target's but for the mask, whose laws were checked there; each form is
-    compared with the target by its own law, with the real weights (`Kind.prove_stage`).
-    """
-    found: dict[str, Compiled] = {}
-    if not plan.forms:
-        return found
-    pipeline = Pipeline.parse(target.pipeline, GRAFTS)
-    chains = Pipeline(tuple(g for g in pipeline.grafts if not isinstance(g, TreeMask)))
-    base = target
-    if chains != pipeline:
-        compiler.say("its step for chains: the same passes, without the mask")
-        base = found[CHAINS] = compiler.structural(str(chains))
-    if why := unpackable(base.lowered):
-        compiler.say(f"the rows of several sequences do not go into one call: {why}")
-        return found
-    compiler.say("its steps for the rows of several sequences")
-    for count in SEQUENCES:
-        packing = PackRows(sequences=count)
-        found[f"{ROWS}-{count}"] = compiler.further(base, Pipeline((packing,)))
-    return found
+def compile_plan(exports: Mapping[str, ir.Model], plan: Plan, say: Watch) -> dict[str, Compiled]:
+    """Run the pipeline of every stage of the plan on the exported graph that it is made of. A form
+    of a step that the host does not allow is left out."""
+    compilers = {name: Compiler(model, say) for name, model in exports.items()}
+    made: dict[str, Compiled] = {}
+    for stage in plan.stages:
+        if stage.says:
+            say(stage.says)
+        compiler = compilers[stage.made_of]
+        if stage.role != "form":
+            made[stage.name] = compiler.compile(stage.text)
+        elif (form := compiler.form(stage.text)) is not None:
+            made[stage.name] = form
+    return made
 
 
 def compile_graph(raw: ir.Model, text: str, say: Watch) -> Compiled:
@@ -130,6 +83,11 @@ class Canonical:
     sample: Sample | None = None
     """A text that the host writes, once a pass asks for it."""
 
+    @property
+    def laws(self) -> list[LawRow]:
+        """Every law that was checked."""
+        return [row for report in self.reports for row in report.laws] + [self.law]
+
 
 @dataclass
 class Compiler:
@@ -139,6 +97,8 @@ class Compiler:
     raw: ir.Model
     say: Watch
     _fronts: dict[str, Canonical] = field(default_factory=dict[str, Canonical])
+    _made: dict[str, Compiled] = field(default_factory=dict[str, Compiled])
+    """What may be the base of a form, by its pipeline."""
 
     @property
     def kind(self) -> Kind:
@@ -151,34 +111,48 @@ class Compiler:
         pipeline = Pipeline.parse(text, GRAFTS)
         start, rest = self.canonical(pipeline), pipeline.of("graft", "fuse", "lower")
         model = start.model.clone()
-        notes = [start.law, *numeric_laws(self.kind, model, rest, self.say)]
+        notes = numeric_laws(self.kind, model, rest, self.say)
         if any(graft.calibrates for graft in rest.grafts):
             model.meta[SAMPLE] = self.sample(start)
-        reports = start.reports + rest.of("graft", "fuse").run(model)
+        reports = rest.of("graft", "fuse").run(model)
         canonical = model.clone()
         reports += rest.of("lower").run(model)
         model.meta.pop(SAMPLE, None)
         canonical.meta.pop(SAMPLE, None)
-        return Compiled(canonical, model, str(pipeline), reports, notes)
+        made = Compiled(canonical, model, str(pipeline), start, reports, notes)
+        self._made[str(pipeline)] = made
+        return made
 
-    def structural(self, text: str) -> Compiled:
+    def form(self, text: str) -> Compiled | None:
+        """Another form of a step: the engine's passes but for its mask, whose laws were checked on
+        the engine's way, and packing. None, and why is told, where the host cannot be packed.
+
+        The form owes a law of its own, with the real weights (`Kind.prove_forms`).
+        """
+        grafts = Pipeline.parse(text, GRAFTS).grafts
+        packing = Pipeline(tuple(g for g in grafts if isinstance(g, PackRows)))
+        rest = Pipeline(tuple(g for g in grafts if not isinstance(g, PackRows)))
+        base = self._made.get(str(rest)) or self._structural(rest)
+        if not packing.grafts:
+            return base
+        if why := unpackable(base.lowered):
+            self.say(f"not made, each sequence is a call of its own: {why}")
+            return None
+        model = base.lowered.clone()
+        reports = base.reports + packing.run(model)
+        return Compiled(base.canonical, model, text, base.start, reports, base.notes)
+
+    def _structural(self, pipeline: Pipeline) -> Compiled:
         """Run a pipeline with the structural laws alone."""
-        pipeline = Pipeline.parse(text, GRAFTS)
-        start = self.canonical(pipeline)
+        start, rest = self.canonical(pipeline), pipeline.of("graft", "fuse", "lower")
         model = start.model.clone()
-        rest = pipeline.of("graft", "fuse", "lower")
         if any(graft.calibrates for graft in rest.grafts):
             model.meta[SAMPLE] = self.sample(start)
-        reports = start.reports + rest.run(model)
+        reports = rest.run(model)
         model.meta.pop(SAMPLE, None)
-        return Compiled(start.model, model, str(pipeline), reports)
-
-    def further(self, made: Compiled, more: Pipeline) -> Compiled:
-        """More passes on a lowered graph, with the structural laws alone."""
-        model = made.lowered.clone()
-        reports = made.reports + more.run(model)
-        text = f"{made.pipeline} | {more}"
-        return Compiled(made.canonical, model, text, reports, made.notes)
+        made = Compiled(start.model, model, str(pipeline), start, reports)
+        self._made[str(pipeline)] = made
+        return made
 
     def canonical(self, pipeline: Pipeline) -> Canonical:
         """The host after the front of a pipeline."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from graftline.build.assemble import write_bundle
 from graftline.build.compiled import Watch, compile_plan
 from graftline.build.plan import Plan
-from graftline.bundle.reader import DRAFT, Bundle
+from graftline.bundle.manifest import EXPORT, stage_name
+from graftline.bundle.reader import Bundle
 from graftline.bundle.writer import BundleWriter, check_target
 from graftline.draft import check_vocabulary
 from graftline.facts import DecoderFacts, as_decoder, decoder_facts
@@ -18,6 +19,7 @@ from graftline.files import reading
 from graftline.kinds import kind_of
 from graftline.kinds.decoder.kind import Decoder
 from graftline.memory import give_back_memory
+from graftline.owners import DRAFT
 
 if TYPE_CHECKING:
     from graftline.models.host import Host
@@ -86,21 +88,15 @@ def _write(
     weights: Literal["link", "copy"],
     say: Watch,
 ) -> None:
-    """Compile, prove and write the bundle, and the draft engine made of `other` inside it."""
-    made, source = compile_plan(host.model, plan, say), plan.source
+    """Compile, prove and write the bundle; `other` is the checkpoint of its draft, where that has
+    one of its own."""
+    hosts = {EXPORT: host} if other is host else {EXPORT: host, stage_name(DRAFT, EXPORT): other}
+    made, source = compile_plan({n: h.model for n, h in hosts.items()}, plan, say), plan.source
+    if source is not None and source.checkpoint is not None and not _states_sizes(host, other):
+        ours, theirs = (decoder_facts(made[name].canonical) for name in (plan.target, DRAFT))
+        _check_draft(host, ours, other, theirs, source.checkpoint, say)
     with BundleWriter(out, watch=say) as writer:
-        manifest = write_bundle(writer, host, plan, made, weights, say)
-        if source is not None:
-            say(f"draft engine: {source.checkpoint or 'the same weights'} in {source.dtype}")
-            inner, drafting = writer.nested(DRAFT), plan.of_draft()
-            cuts = compile_plan(other.model, drafting, say)
-            if source.checkpoint is not None and not _states_sizes(host, other):
-                ours, theirs = (decoder_facts(m.target.canonical) for m in (made, cuts))
-                _check_draft(host, ours, other, theirs, source.checkpoint, say)
-            nested = write_bundle(inner, other, drafting, cuts, weights, say)
-            inner.finish(replace(nested, name=DRAFT, rebuild=rebuild))
-            same = source.checkpoint is None
-            manifest = replace(manifest, draft={"source": plan.draft, "same_weights": same})
+        manifest = write_bundle(writer, hosts, plan, made, weights, say)
         say("hashing and closing the bundle")
         writer.finish(replace(manifest, rebuild=rebuild))
 

@@ -10,10 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftline.build.engines import EngineRequest, is_engine
-from graftline.draft import DEPTHS, MASK_TOKEN, DraftSource, check_depths, check_mask_token
+from graftline.bundle.manifest import EXPORT, StageRole, stage_name
+from graftline.draft import (
+    DEPTHS,
+    MASK_TOKEN,
+    DraftSource,
+    check_depths,
+    check_mask_token,
+    depth_stage,
+)
 from graftline.errors import GraftlineError, nearest
 from graftline.kinds.decoder.kind import Decoder
+from graftline.owners import DRAFT, TARGET
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.grafts.tree_mask import TreeMask
+from graftline.passes.lower.ort.pack_rows import PackRows
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
 from graftline.targets import CPU, TARGETS, ending
 
@@ -22,21 +33,38 @@ if TYPE_CHECKING:
     from graftline.kinds.kind import Kind
 
 FRONT = Decoder().front
+SEQUENCES = (2, 4, 8)
+"""Sequences whose rows go into one call."""
+CHAINS, ROWS = "chains", "rows"
+"""Names of stages: a step without a mask, and (with a number) one of several sequences."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage to be made: the `text` of its whole pipeline, which runs on the export `made_of`."""
+
+    name: str
+    role: StageRole
+    text: str
+    dtype: str
+    owner: str = TARGET
+    made_of: str = EXPORT
+    says: str = ""
+    """What it is, in words, for whoever waits for it."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`text` is the whole pipeline of the target, `fused` that of its fused step, `cuts` those of
-    its sub-models by their number of blocks; `draft` and `depths` are what --draft and
-    --draft-depths said, and `source` what a draft engine is made of."""
+    """The stages of a bundle, the target's engine first, and those of each owner after its engine.
+
+    `draft` and `depths` are what --draft and --draft-depths said, and `source` what a draft engine
+    is made of."""
 
     recipe: Recipe | None
-    text: str
     target: str
-    dtype: str
+    stages: tuple[StagePlan, ...]
     request: EngineRequest | None = None
     """The engine to build, for a TensorRT target."""
-    fused: str | None = None
     draft: str | None = None
     source: DraftSource | None = None
     depths: tuple[int, ...] = ()
@@ -44,9 +72,16 @@ class Plan:
     """What --passes said."""
     quantizer: str | None = None
     """What --quantizer said."""
-    cuts: tuple[tuple[int, str], ...] = ()
-    forms: bool = False
-    """Whether its step is made in other forms too: without a mask, and for several sequences."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the target."""
+        return self.stages[0].dtype
+
+    @property
+    def fused(self) -> bool:
+        """Whether there is a fused step."""
+        return any(stage.role == "fused" for stage in self.stages)
 
     @classmethod
     def of(
@@ -68,18 +103,23 @@ class Plan:
         if engine and request is None:
             raise GraftlineError(f"--engine needs a TensorRT target, not {target}")
         chosen, text = pipeline_of(name, passes, target, dtype, quantizer, request)
-        fused = None
+        stages = [StagePlan(target, "engine", text, dtype)]
+        if target == CPU:
+            stages += _forms(text, dtype)
         if step == FUSED:
-            request, fused = fused_pipeline(chosen, passes, target, dtype, quantizer, request)
+            request, text = fused_pipeline(chosen, passes, target, dtype, quantizer, request)
+            says = "the fused step: the same passes, then drafting and verification in the graph"
+            stages.append(StagePlan(FUSED, "fused", text, dtype, says=says))
         source = _source(draft, target, dtype, request)
         if source is None and "draft" in chosen.needs:
             raise GraftlineError(f"the recipe {chosen.name} needs a draft engine; add --draft int8")
         check_depths(depths, draft)
         if DEPTHS in chosen.needs and not depths:
             raise GraftlineError(f"the recipe {chosen.name} needs depths; add --draft-depths 12,20")
-        given = draft, source, tuple(depths)
-        made = cls(chosen, text, target, dtype, request, fused, *given)
-        return replace(made, passes=passes, quantizer=quantizer, forms=target == CPU)
+        if source is not None:
+            stages += _of_draft(source, target, depths)
+        given = draft, source, tuple(depths), passes, quantizer
+        return cls(chosen, target, tuple(stages), request, *given)
 
     def for_kind(self, kind: Kind, recipe: str | None) -> Plan:
         """The same for a host of that kind. Raises GraftlineError for what is a decoder's alone."""
@@ -94,7 +134,8 @@ class Plan:
             raise GraftlineError(f"{odd[0]} is for decoders; the checkpoint is a {kind.name}")
         parts = [kind.front, self.passes, ending(self.target, self.dtype, None)]
         text = " | ".join(filter(None, parts))
-        return replace(self, recipe=None, text=str(Pipeline.parse(text, GRAFTS)), forms=False)
+        engine = replace(self.stages[0], text=str(Pipeline.parse(text, GRAFTS)))
+        return replace(self, recipe=None, stages=(engine,))
 
     def check_draft(self, facts: DecoderFacts) -> None:
         """Raise GraftlineError where the draft's checkpoint, by its facts, cannot be cut or does
@@ -102,22 +143,6 @@ class Plan:
         check_depths(self.depths, self.draft, facts.layers)
         if self.recipe is not None and MASK_TOKEN in self.recipe.needs:
             check_mask_token(facts, f"the recipe {self.recipe.name}", f"--draft {self.draft}")
-
-    def of_draft(self) -> Plan:
-        """The draft engine's own: plain decoding, because a draft scores single rows, and a cut for
-        each depth."""
-        assert self.source is not None, "there is a draft"
-        dtype = self.source.dtype
-
-        def pipeline(fusing: str = "") -> tuple[Recipe, str]:
-            return pipeline_of("plain", None, self.target, dtype, None, fusing=fusing)
-
-        chosen, text = pipeline()
-        cuts = tuple((b, pipeline(f"cut-depth{{blocks={b}}}")[1]) for b in self.depths)
-        return replace(
-            self, recipe=chosen, text=text, dtype=dtype, request=None, fused=None, cuts=cuts,
-            forms=False,
-        )  # fmt: skip
 
     def command(self, checkpoint: str | Path, out: str | Path, engine: str) -> str:
         """The command that makes this bundle again."""
@@ -131,11 +156,25 @@ class Plan:
             said += f" --draft {self.draft}"
         if self.depths:
             said += f" --draft-depths {','.join(map(str, self.depths))}"
-        if self.fused is not None:
+        if self.fused:
             said += " --step fused"
         if self.target != CPU:
             said += f" --target {self.target}" + (f" --engine {engine}" if engine else "")
         return said
+
+
+def _forms(text: str, dtype: str) -> list[StagePlan]:
+    """The other forms of a step on ONNX Runtime's CPU provider: of chains, without the mask, where
+    the engine takes one; and of the chains of several sequences."""
+    grafts = Pipeline.parse(text, GRAFTS).grafts
+    chains = str(Pipeline(tuple(g for g in grafts if not isinstance(g, TreeMask))))
+    says = "its step for chains, without the mask"
+    found = [StagePlan(CHAINS, "form", chains, dtype, says=says)] if chains != text else []
+    for count in SEQUENCES:
+        says = f"its step for the rows of {count} sequences"
+        packed = f"{chains} | {PackRows(sequences=count)}"
+        found.append(StagePlan(f"{ROWS}-{count}", "form", packed, dtype, says=says))
+    return found
 
 
 def _source(
@@ -150,6 +189,23 @@ def _source(
         known = nearest(draft, [name for name in TARGETS[target] if name != dtype])
         raise GraftlineError(f"--draft {draft}: no such file or folder, nor a precision{known}")
     return source
+
+
+def _of_draft(source: DraftSource, target: str, depths: Sequence[int]) -> list[StagePlan]:
+    """A draft's stages: plain decoding, because a draft scores single rows, and a cut for each
+    depth. Of the target's own export where it has no checkpoint of its own."""
+    made_of = EXPORT if source.checkpoint is None else stage_name(DRAFT, EXPORT)
+
+    def stage(name: str, role: StageRole, says: str, fusing: str = "") -> StagePlan:
+        text = pipeline_of("plain", None, target, source.dtype, None, fusing=fusing)[1]
+        return StagePlan(name, role, text, source.dtype, DRAFT, made_of, says)
+
+    says = f"draft engine: {source.checkpoint or 'the same weights'} in {source.dtype}"
+    cuts = (
+        stage(depth_stage(b), "depth", f"its first {b} blocks", f"cut-depth{{blocks={b}}}")
+        for b in depths
+    )
+    return [stage(DRAFT, "engine", says), *cuts]
 
 
 def pipeline_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -10,11 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.build.compiled import Compiled, Compiler
+from graftline.build.ledger import Ledger
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
-from graftline.kinds import kind_of
-from graftline.kinds.kind import Parts
 from graftline.law import LawRow
 from graftline.passes.graph.weights import tensor_of
 from graftline.passes.lower.quantize.calibration import GPTQ
@@ -23,32 +23,31 @@ from graftline.recipe import recipe
 
 
 def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
-    """Compile the bundle's own export again and prove it again.
+    """Compile the bundle's own exports again and prove every stage again.
 
-    The pipeline must give the very graphs that are stored. Raises LawBroken and what
-    the pipeline raises.
+    The pipelines must give the very graphs that are stored. Raises LawBroken and what
+    the pipelines raise.
     """
     manifest = bundle.manifest
-    target = manifest.target
-    export = load_graph(bundle.graph("export"))
-    compiler = Compiler(export, watch)
-    compiled = compiler.compile(manifest.main.pipeline)
-    rows = [*compiled.laws, _made_again(compiled, load_graph(bundle.graph(target)), "pipeline")]
-    parts = Parts(bundle.path, manifest.stages, target, manifest.dtype)
-    kind = kind_of(manifest.facts)
-    proof = kind.prove(parts, None, "the checkpoint is no part of a bundle", watch)
-    rows += proof.laws
-    rows += kind.prove_forms(parts, watch)
+    compilers: dict[str, Compiler] = {}
+    chosen = recipe(manifest.recipe) if manifest.recipe else None
+    ledger = Ledger(manifest.stages, bundle.path, manifest.target, chosen, watch)
+    rows: list[LawRow] = []
     for name, stage in manifest.stages.items():
-        if stage.role not in ("form", "fused", "depth"):
+        if not stage.made_of:
             continue
-        made = compiler.structural if stage.role == "form" else compiler.compile
-        again = made(stage.pipeline)
-        rows += again.beyond(compiled).laws
-        rows.append(_made_again(again, load_graph(bundle.graph(name)), name))
-        if stage.role == "form":
-            continue
-        rows += kind.prove_stage(parts, name, recipe(manifest.recipe), watch)
+        if stage.made_of not in compilers:
+            export = load_graph(bundle.graph(stage.made_of))
+            compilers[stage.made_of] = Compiler(export, watch)
+        compiler = compilers[stage.made_of]
+        make = compiler.form if stage.role == "form" else compiler.compile
+        if (again := make(stage.pipeline)) is None:
+            by = "its passes do not fit the engine any more"
+            raise LawBroken(name, "reproducible", "the stage", by)
+        rows += ledger.enter(name, again)[1]
+        same = _made_again(again, load_graph(bundle.graph(name)), name)
+        rows.append(replace(same, owner=stage.owner))
+        rows += ledger.prove(name, None, "the checkpoint is no part of a bundle").laws
     return rows
 
 

@@ -14,9 +14,10 @@ from graftline.bundle.typed_json import Misfit, parse, read
 from graftline.errors import BundleError
 from graftline.facts import DecoderFacts, Facts, as_decoder
 from graftline.law import LawRow
+from graftline.owners import TARGET
 from graftline.ports import Assumption, Port
 
-SCHEMA = 4
+SCHEMA = 5
 MANIFEST = "manifest.json"
 SEAL = "manifest.json.sha256"
 """Its digest, in the format of `sha256sum`."""
@@ -34,7 +35,8 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class PassRow:
-    """What one pass did: its pipeline text, time, nodes added ("2 Where"), and why."""
+    """What one pass did: its pipeline text, time, nodes added ("2 Where"), and why; `owner` is
+    whose stage it was for."""
 
     name: str
     text: str
@@ -43,37 +45,43 @@ class PassRow:
     nodes_after: int
     added: tuple[str, ...] = ()
     why: str = ""
+    owner: str = TARGET
 
 
 @dataclass(frozen=True)
 class Exactness:
-    """The row-invariant law on the target; `worst` is the largest logit difference seen."""
+    """The row-invariant law on an engine; `worst` is the largest logit difference seen. From steps
+    of `min_rows` on all agree (None: none do); `per_rows` is the difference by number of rows."""
 
     row_invariant: bool
     worst: float
+    min_rows: int | None = None
+    per_rows: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-@dataclass(frozen=True)
-class DraftRow:
-    """What is said of a draft engine: what was asked for, and whether its weights are the target's
-    own."""
-
-    source: str
-    same_weights: bool
+StageRole = Literal["export", "canonical", "engine", "form", "fused", "depth"]
+EXPORT, CANONICAL = "export", "canonical"
+"""Stages of the target that no runtime opens, by name."""
 
 
-StageRole = Literal["export", "canonical", "target", "form", "fused", "depth"]
+def stage_name(owner: str, part: str) -> str:
+    """The name of a part of an owner: the target's are named without it."""
+    return part if owner == TARGET else f"{owner}.{part}"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One graph of a bundle: its file, its ports, what is known of it, and the passes that made it
-    of the export.
+    """One graph of a bundle: its file, its ports, what is known of it, and the `pipeline` of passes
+    that made it of the stage `made_of`, an export.
 
-    The `export` is the unmodified graph; `canonical` has every graft and no lowering; the `target`
+    The `export` is the unmodified graph; `canonical` has every graft and no lowering; the `engine`
     is what a runtime opens; a `form` is its step for chains, or for several sequences, over the
     same weights and caches; a `fused` step drafts and verifies by itself; a `depth` is a sub-model
-    of the first blocks. `inputs_from` names the stages whose outputs it takes.
+    of the first blocks. `owner` is whose it is: the target's, or a draft's, which has stages of its
+    own; both are of one export where the draft is the target in another precision. `dtype` is the
+    precision of its weights, "" where they are as the checkpoint has them. `exactness` and
+    `quality` are what was measured on an engine. `inputs_from` names the stages whose outputs it
+    takes.
     """
 
     role: StageRole
@@ -81,6 +89,11 @@ class Stage:
     ports: tuple[Port, ...]
     facts: Facts
     pipeline: str = ""
+    made_of: str = ""
+    owner: str = TARGET
+    dtype: str = ""
+    exactness: Exactness | None = None
+    quality: Mapping[str, float] = field(default_factory=dict[str, float])
     inputs_from: tuple[str, ...] = ()
 
 
@@ -100,11 +113,7 @@ class EngineRow:
     plugins: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-EXTRA: Mapping[str, Any] = {
-    "min_rows": int | None,
-    "per_rows": Mapping[str, float],
-    "engine": EngineRow,
-}
+EXTRA: Mapping[str, Any] = {"engine": EngineRow}
 """What `extra` may hold, and of which type."""
 
 
@@ -112,30 +121,24 @@ EXTRA: Mapping[str, Any] = {
 class Manifest:
     """Everything a reader may rely on without opening a graph.
 
-    `stages` are its graphs by name ("canonical", "ort-cpu"), `target` the name of the one that a
-    runtime opens. `rebuild` is the command that makes this bundle again. `files` is filled in by
-    `BundleWriter.finish`. Paths are relative to the folder, with forward slashes. `assumptions` are
-    what was put in place of inputs of the export. `draft` tells of
-    the draft engine, a bundle of its own in the folder draft/: its `source` as asked for, and
-    whether it has the target's own weights (`same_weights`); empty where there is none. `packed` is
-    the sha256 of the manifest of the bundle that this one was packed from; "" for one that
-    `optimize` made.
+    `stages` are its graphs by name ("canonical", "ort-cpu", "draft"), of all owners; `target` is
+    the name of the one that a runtime opens, and what all of them are lowered for. `rebuild` is the
+    command that makes this bundle again. `files` is filled in by `BundleWriter.finish`. Paths are
+    relative to the folder, with forward slashes. `assumptions` are what was put in place of inputs
+    of an export. `packed` is the sha256 of the manifest of the bundle that this one was packed
+    from; "" for one that `optimize` made.
     """
 
     name: str
     recipe: str
     target: str
-    dtype: str
     stages: Mapping[str, Stage]
     rebuild: str = REBUILD
     passes: tuple[PassRow, ...] = ()
     laws: tuple[LawRow, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
-    exactness: Exactness | None = None
-    quality: Mapping[str, float] = field(default_factory=dict[str, float])
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tokenizer: tuple[str, ...] = ()
-    draft: Mapping[str, Any] = field(default_factory=dict[str, Any])
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
     packed: str = ""
     versions: Mapping[str, str] = field(default_factory=lambda: tool_versions())
@@ -157,9 +160,37 @@ class Manifest:
         """Of the target's stage. Raises BundleError for another kind of host."""
         return as_decoder(self.main.facts)
 
-    def of_role(self, role: StageRole) -> dict[str, Stage]:
-        """The stages of that role, in order."""
-        return {name: stage for name, stage in self.stages.items() if stage.role == role}
+    @property
+    def dtype(self) -> str:
+        """Of the target's stage."""
+        return self.main.dtype
+
+    @property
+    def exactness(self) -> Exactness | None:
+        """Of the target's stage."""
+        return self.main.exactness
+
+    @property
+    def quality(self) -> Mapping[str, float]:
+        """Of the target's stage."""
+        return self.main.quality
+
+    def of_role(self, role: StageRole, owner: str | None = None) -> dict[str, Stage]:
+        """The stages of that role, of one owner or of all, in order."""
+        stages = self.stages.items()
+        return {n: s for n, s in stages if s.role == role and owner in (None, s.owner)}
+
+    def engines(self) -> dict[str, str]:
+        """The name of each owner's engine, the target's first."""
+        return {stage.owner: name for name, stage in self.of_role("engine").items()}
+
+    def engine_of(self, stage: str) -> Stage:
+        """The engine of a stage's owner."""
+        return self.stages[self.engines()[self.stages[stage].owner]]
+
+    def same_weights(self, owner: str) -> bool:
+        """Whether an owner's engine and the target's are made of one export."""
+        return self.stages[self.engines()[owner]].made_of == self.main.made_of
 
     def to_json(self) -> str:
         """The text of manifest.json."""
@@ -193,6 +224,8 @@ class Manifest:
         named = [("target", self.target)]
         for name, stage in self.stages.items():
             named += [(f"{name}.inputs_from", one) for one in stage.inputs_from]
+            if stage.made_of and not self.packed:
+                named.append((f"{name}.made_of", stage.made_of))
         engine = self.extra.get("engine")
         named += [("extra.engine", engine["graph"])] if engine else []
         for where, name in named:
@@ -202,13 +235,25 @@ class Manifest:
         if twice := [file for file in files if files.count(file) > 1]:
             raise Misfit(f"two stages are the same file {twice[0]}")
         self._check_order()
+        self._check_owners()
         for name, stage in self.stages.items():
             ports = Counter((p.name, p.direction) for p in stage.ports)
             if twice := [port for (port, _), count in ports.items() if count > 1]:
                 owners = sorted({p.owner for p in stage.ports if p.name == twice[0]})
                 raise Misfit(f"'{name}' has the port {twice[0]} twice, of {' and '.join(owners)}")
-        if self.draft:
-            read(DraftRow, dict(self.draft), "draft")
+
+    def _check_owners(self) -> None:
+        """Raise Misfit unless each owner has one engine, the target's is the bundle's own, and what
+        stages are made of are exports."""
+        engines = [stage.owner for stage in self.of_role("engine").values()]
+        if (self.main.owner, self.main.role) != (TARGET, "engine"):
+            raise Misfit(f"the target '{self.target}' is not the engine of its owner '{TARGET}'")
+        for name, stage in self.stages.items():
+            if engines.count(stage.owner) != 1:
+                raise Misfit(f"'{name}' is of '{stage.owner}', which has not one engine")
+            source = self.stages.get(stage.made_of)
+            if source is not None and source.role != "export":
+                raise Misfit(f"'{name}' is made of '{stage.made_of}', which is not an export")
 
     def _check_order(self) -> None:
         """Raise Misfit where stages wait for one another in a circle."""

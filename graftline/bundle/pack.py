@@ -18,7 +18,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graftline.bundle.manifest import MANIFEST, SEAL, Manifest
-from graftline.bundle.reader import DRAFT, Bundle
+from graftline.bundle.reader import Bundle
 from graftline.bundle.report import report
 from graftline.bundle.store import load_graph, save_graph
 from graftline.bundle.writer import BundleWriter
@@ -67,7 +67,7 @@ def _check_out(path: Path, out: Path) -> None:
 
 
 def _write(bundle: Bundle, writer: BundleWriter, say: Watch) -> Manifest:
-    """Write the files of a packed bundle, and of the draft engine inside; its manifest."""
+    """Write the files of a packed bundle; its manifest."""
     manifest = bundle.manifest
     kept = {name: s for name, s in manifest.stages.items() if s.role not in LEFT_OUT}
     for name, stage in kept.items():
@@ -85,9 +85,6 @@ def _write(bundle: Bundle, writer: BundleWriter, say: Watch) -> Manifest:
         manifest, stages=kept, files={},
         packed=manifest.packed or _digest(bundle),
     )  # fmt: skip
-    if (draft := bundle.draft()) is not None:
-        inner = writer.nested(DRAFT)
-        inner.finish(_write(draft, inner, say))
     writer.write_text(REPORT, report(packed))
     return packed
 

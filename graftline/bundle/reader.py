@@ -7,7 +7,6 @@
     OUT/weights/                checkpoint files that the engines point into: linked, not copied
     OUT/source/                 what only the export and the canonical graph read: for `check`
     OUT/engines/  tokenizer/
-    OUT/draft/                  the draft engine, if any: a bundle itself, its files listed above
     OUT/costs/                  measured step costs of this machine: a cache, outside the manifest
     OUT/tuned/                  what `graftline tune` found on this machine, likewise
 
@@ -35,7 +34,6 @@ from graftline.errors import BundleError, nearest
 from graftline.files import digest, files_in, inside, of_source
 
 COSTS, TUNED = "costs", "tuned"
-DRAFT = "draft"
 
 
 class Bundle:
@@ -78,7 +76,7 @@ class Bundle:
         """Files in the folder that the manifest does not list (the measurements aside)."""
         known = {MANIFEST, SEAL, *self.manifest.files}
         found = (p.relative_to(self.path).as_posix() for p in files_in(self.path))
-        caches = (f"{COSTS}/", f"{TUNED}/", f"{DRAFT}/{COSTS}/")
+        caches = (f"{COSTS}/", f"{TUNED}/")
         return sorted(r for r in found if r not in known and not r.startswith(caches))
 
     def sizes(self) -> tuple[int, int]:
@@ -108,17 +106,6 @@ class Bundle:
                 f"{self.path}: no graph for '{name}'{packed}{known}; {self._rebuild()}"
             )
         return self.file(self.manifest.stages[name].file)
-
-    def draft(self) -> Bundle | None:
-        """The draft engine's own bundle, or None. Its files were checked with this bundle's."""
-        if not self.manifest.draft:
-            return None
-        found = Bundle.open(inside(self.path, DRAFT), verify=False)
-        if found.manifest.draft or found.path.resolve() == self.path.resolve():
-            raise BundleError(
-                f"{found.path}: a draft engine has no draft of its own; {self._rebuild()}"
-            )
-        return found
 
     def without_source(self) -> str:
         """Why the bundle cannot be compared with the model that it was made of, "" where it can."""

@@ -7,7 +7,7 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -53,23 +53,10 @@ class BundleWriter:
         self.created = ""
         self._states: dict[Path, FileState] = {}
         self._digests: dict[FileState, str] = {}
-        self._place(self.out.with_name(f"{self.out.name}.tmp-{os.getpid()}"), ())
-
-    def _place(self, root: Path, around: Sequence[WeightFile]) -> None:
-        self.root = root
-        need = partial(need_space, root, self.out)
-        self.engine = WeightFile(root, ENGINE_WEIGHTS, need, around)
-        self.source = WeightFile(root, SOURCE_WEIGHTS, need, (self.engine, *around), True)
-
-    def nested(self, rel: str) -> BundleWriter:
-        """A writer of a bundle inside this one, published with it: finish it first, and that is
-        all. Weights that this one holds are linked in where the disk allows it."""
-        inner = BundleWriter(self.out, self._watch)
-        root = inside(self.root, rel)
-        root.mkdir(parents=True)
-        inner._place(root, (self.engine, self.source))
-        inner._states, inner._digests = self._states, self._digests
-        return inner
+        self.root = self.out.with_name(f"{self.out.name}.tmp-{os.getpid()}")
+        need = partial(need_space, self.root, self.out)
+        self.engine = WeightFile(self.root, ENGINE_WEIGHTS, need)
+        self.source = WeightFile(self.root, SOURCE_WEIGHTS, need, (self.engine,), True)
 
     def expect(self, states: Mapping[Path, FileState]) -> None:
         """Refuse to link or to finish when one of these files is no longer what it was."""

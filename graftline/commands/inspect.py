@@ -10,7 +10,7 @@ from graftline.commands import libraries, screen
 from graftline.commands import options as o
 from graftline.errors import GraftlineError
 from graftline.law import summary
-from graftline.recipe import FUSED
+from graftline.owners import TARGET
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -133,9 +133,12 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
         shown.print(_engine_table(engine, ports))
     passes = bundle.manifest.passes
     rows = [
-        (p.text, f"{p.nodes_before} → {p.nodes_after}", f"{p.seconds:.2f}", _few(p.added), p.why)
+        (
+            _owned(p.owner, p.text), f"{p.nodes_before} → {p.nodes_after}", f"{p.seconds:.2f}",
+            _few(p.added), p.why,
+        )
         for p in passes
-    ]
+    ]  # fmt: skip
     columns = ("pass", "nodes", "seconds#", "added", "why")
     shown.print(screen.table("passes", columns, rows))
     laws = _law_rows(bundle.manifest.laws)
@@ -148,6 +151,7 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
 def _engine_table(engine: dict[str, Any], ports: tuple[Port, ...]) -> Any:
     """What the manifest says of the engine: nothing is opened, so no GPU is needed."""
     from graftline.ports import slot_ports
+    from graftline.roles import Roles
 
     memory = f"{screen.size(engine['peak_memory'])} of memory"
     options = engine["options"]
@@ -167,7 +171,7 @@ def _engine_table(engine: dict[str, Any], ports: tuple[Port, ...]) -> Any:
         ("plugins", ", ".join(plugins) or "none"),
     ]
     for name, shapes in engine["profiles"].items():
-        tokens, most = shapes["tokens"][0], shapes["tokens"][2]
+        tokens, _, most = shapes[Roles.of(ports).inputs["tokens"]]
         rows.append((f"profile {name}", f"tokens {tokens} to {most}"))
     return screen.table("engine", ("", " "), rows)
 
@@ -178,7 +182,13 @@ def _law_rows(laws: tuple[LawRow, ...]) -> list[tuple[str, str, str]]:
     grafts = len({law.graft for law in structural})
     told = f"{len(structural)} checks on the whole graph, after each of {grafts} passes"
     rows = [("every pass", ", ".join(STRUCTURAL), told)] if structural else []
-    return rows + [(w.graft, w.law, w.text) for w in laws if w.law not in STRUCTURAL]
+    others = [w for w in laws if w.law not in STRUCTURAL]
+    return rows + [(_owned(w.owner, w.graft), w.law, w.text) for w in others]
+
+
+def _owned(owner: str, text: str) -> str:
+    """A pass or law, and whose it is where it is not the target's."""
+    return text if owner == TARGET else f"{owner}: {text}"
 
 
 def _bundle_table(bundle: Bundle) -> Any:
@@ -187,18 +197,11 @@ def _bundle_table(bundle: Bundle) -> Any:
     if manifest.exactness is not None:
         invariant = "yes" if manifest.exactness.row_invariant else "no"
         exactness = f"row-invariant: {invariant} (worst {manifest.exactness.worst:.2g})"
-    fused = manifest.stages.get(FUSED)
     rows = [
         ("recipe", manifest.recipe),
         ("target", f"{manifest.target}, {manifest.dtype}"),
         ("pipeline", manifest.main.pipeline),
-        *([("fused step", f"{fused.pipeline}; see --stage {FUSED}")] if fused else []),
-        *(
-            [("draft", f"{manifest.draft['source']}; inspect {bundle.path}/draft")]
-            if manifest.draft
-            else []
-        ),
-        *_depth_rows(bundle),
+        *_stage_rows(bundle),
         ("exactness", exactness),
         *((name, f"{value:.4g}") for name, value in manifest.quality.items()),
         *([("packed", "for an app: without the export and the source")] if manifest.packed else []),
@@ -210,16 +213,21 @@ def _bundle_table(bundle: Bundle) -> Any:
     return screen.table(str(bundle.path), ("", " "), rows)
 
 
-def _depth_rows(bundle: Bundle) -> list[tuple[str, str]]:
-    """The sub-models of a draft engine, in its own bundle or in the one inside."""
-    holder = bundle.draft() or bundle
+def _stage_rows(bundle: Bundle) -> list[tuple[str, str]]:
+    """The stages beside the target's engine."""
     from graftline.facts import as_decoder
 
-    whole, path = holder.manifest.facts.told(), holder.path
-    return [
-        ("draft depth", f"{as_decoder(s.facts).layers} of {whole}; inspect {path} --stage {name}")
-        for name, s in holder.manifest.of_role("depth").items()
-    ]
+    manifest = bundle.manifest
+    rows: list[tuple[str, str]] = []
+    for name, stage in manifest.stages.items():
+        if not stage.made_of or name == manifest.target:
+            continue
+        whole = manifest.engine_of(name).facts.told()
+        size = f"{as_decoder(stage.facts).layers} of {whole}" if stage.role == "depth" else whole
+        source = stage.facts.source or stage.made_of
+        told = f"{size} of {source}, {stage.dtype}: {stage.pipeline}"
+        rows.append((f"stage {name}", f"{told}; see --stage {name}"))
+    return rows
 
 
 def _ports_table(ports: tuple[Port, ...], model: ir.Model) -> Any:

@@ -49,6 +49,7 @@ def tune_precision(path: Path, most_loss: float, threads: int | None, watch: Wat
     lacks what it was made from. The bundle stays as it was until the new one is finished.
     """
     from graftline.build.compiled import Compiler
+    from graftline.bundle.manifest import EXPORT
     from graftline.bundle.reader import Bundle
     from graftline.bundle.store import load_graph
     from graftline.runtimes.study import frontier
@@ -56,7 +57,7 @@ def tune_precision(path: Path, most_loss: float, threads: int | None, watch: Wat
     bundle = Bundle.open(path, verify=False)
     _check(bundle)
     text = _text(bundle)
-    compiler = Compiler(load_graph(bundle.graph("export")), watch)
+    compiler = Compiler(load_graph(bundle.graph(EXPORT)), watch)
     with _sessions(bundle, compiler, len(text), threads, watch) as sessions:
         points = frontier.measure(sessions, text, watch)
     point = frontier.chosen(points, FULL, most_loss)
@@ -78,15 +79,16 @@ class Outcome:
 
 def _check(bundle: Bundle) -> None:
     """Raise where the bundle's precision cannot be changed, or its source is not in it."""
+    from graftline.bundle.manifest import EXPORT
+
     manifest = bundle.manifest
     again = f"rebuild it with another --dtype: {manifest.rebuild}"
     if manifest.target != CPU:
         raise GraftlineError(f"{bundle.path}: --precision tunes {CPU} bundles; {again}")
-    more = [name for name in manifest.stages if name not in ("export", "canonical", CPU)]
-    if manifest.draft or more:
-        what = "a draft engine" if manifest.draft else f"the stage {more[0]}"
-        raise GraftlineError(f"{bundle.path} has {what}, which shares its precision; {again}")
-    if "export" not in manifest.stages:
+    if more := [name for name, s in manifest.stages.items() if s.made_of and name != CPU]:
+        what = f"the stage {more[0]}, which shares its precision"
+        raise GraftlineError(f"{bundle.path} has {what}; {again}")
+    if EXPORT not in manifest.stages:
         raise BundleError(
             f"{bundle.path} was packed without its source weights, which --precision rounds again; "
             f"tune the bundle that it was packed from, or {again}"
@@ -173,7 +175,7 @@ def _opened(
 
 def _link(folder: Path, file: Path, rel: str) -> bool:
     """A hard link of a file in a folder; False where the disk has none."""
-    (folder / rel).parent.mkdir(exist_ok=True)
+    (folder / rel).parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, folder / rel)
     except OSError:
@@ -186,8 +188,8 @@ def _remake(
 ) -> None:
     """Compile, prove and write the bundle in another precision, in its own place."""
     from graftline.build.assemble import write_bundle
-    from graftline.build.compiled import CompiledPlan
-    from graftline.build.plan import Plan
+    from graftline.build.plan import Plan, StagePlan
+    from graftline.bundle.manifest import EXPORT
     from graftline.bundle.writer import BundleWriter
     from graftline.models.host import Host
     from graftline.recipe import recipe
@@ -196,10 +198,11 @@ def _remake(
     watch(f"making the bundle again in {dtype}")
     files = [bundle.path / rel for rel in manifest.tokenizer]
     host = Host(compiler.raw, manifest.facts, files, dict(manifest.generation))
-    plan = Plan(recipe(manifest.recipe), pipeline, manifest.target, dtype)
-    made = CompiledPlan(compiler.compile(pipeline), None, {})
+    engine = StagePlan(manifest.target, "engine", pipeline, dtype)
+    plan = Plan(recipe(manifest.recipe), manifest.target, (engine,))
+    made = {engine.name: compiler.compile(pipeline)}
     with BundleWriter(bundle.path, watch=watch) as writer:
-        new = write_bundle(writer, host, plan, made, "link", watch)
+        new = write_bundle(writer, {EXPORT: host}, plan, made, "link", watch)
         rebuild = f"{manifest.rebuild} && graftline tune {bundle.path} --precision"
         if manifest.rebuild.endswith("--precision"):
             rebuild = manifest.rebuild

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import onnx_ir as ir
 
-from graftline.bundle.manifest import Exactness, Stage
+from graftline.bundle.manifest import CANONICAL, Exactness, Stage, stage_name
 from graftline.evaluate import Feed
 from graftline.facts import Facts
 from graftline.law import LawRow, Status
@@ -44,24 +44,38 @@ class Proof:
     laws: list[LawRow]
     exactness: Exactness | None = None
     """None where it cannot be measured here: on the GPU of an engine."""
-    min_rows: int | None = None
-    per_rows: dict[str, float] = field(default_factory=dict[str, float])
     quality: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A bundle's graphs that are compared, and what is known of them."""
+    """The graphs of one owner that are compared, and what is known of them; `engine` names its
+    engine, and `target` is what that was lowered for."""
 
     folder: Path
     stages: Mapping[str, Stage]
     target: str
-    dtype: str
+    engine: str
+
+    @property
+    def export(self) -> str:
+        """The stage that the engine was made of."""
+        return self.stages[self.engine].made_of
+
+    @property
+    def canonical(self) -> str:
+        """The owner's canonical stage."""
+        return stage_name(self.stages[self.engine].owner, CANONICAL)
+
+    @property
+    def dtype(self) -> str:
+        """Of the engine."""
+        return self.stages[self.engine].dtype
 
     @property
     def facts(self) -> Facts:
-        """Of the target."""
-        return self.stages[self.target].facts
+        """Of the engine."""
+        return self.stages[self.engine].facts
 
     def graph(self, stage: str) -> Path:
         """The file of a stage."""
@@ -120,7 +134,8 @@ class Kind(Protocol):
 
     def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
         """Compare the checkpoint's own model with the export, and the export with the engine, with
-        the real weights. `gone` says why there is no checkpoint to compare with."""
+        the real weights. `gone` says why there is no checkpoint to compare with; "" where that was
+        compared already, for another engine of the same export."""
         ...
 
     def prove_forms(self, parts: Parts, say: Watch) -> list[LawRow]:
@@ -128,13 +143,13 @@ class Kind(Protocol):
         ...
 
     def prove_stage(self, parts: Parts, stage: str, recipe: Recipe, say: Watch) -> list[LawRow]:
-        """What a stage beside the target owes."""
+        """What a stage beside its owner's engine owes."""
         ...
 
     def answers(self, bundle: Bundle) -> list[Finding]:
         """What the finished bundle answers, beside its unmodified export."""
         ...
 
-    def alone(self, bundle: Bundle, say: Watch) -> list[LawRow]:
-        """Laws that ask the engine alone, for a bundle without its export."""
+    def alone(self, bundle: Bundle, engine: str, say: Watch) -> list[LawRow]:
+        """Laws that ask an engine alone, for a bundle without its export."""
         ...

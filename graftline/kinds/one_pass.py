@@ -83,20 +83,21 @@ class OnePass(ABC):
     def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
         """Outputs for feeds of several sizes: the user's own file, the export, the engine."""
         say("proof: the engine against the unmodified export, with the real weights")
-        export = self._outputs(parts, "export")
-        whole = self._same(parts, "whole", parts.target, self._outputs(parts, parts.target), export)
+        export = self._outputs(parts, parts.export)
+        whole = self._same(parts, "whole", parts.engine, self._outputs(parts, parts.engine), export)
         if not isinstance(own, Path):
-            return Proof([LawRow("export", "checkpoint", "not_run", gone), whole])
+            told = [LawRow(parts.export, "checkpoint", "not_run", gone)] if gone else []
+            return Proof([*told, whole])
         say("proof: the export against the checkpoint's own file")
-        theirs = self._run(own, parts.ports("export"), parts.facts)
-        return Proof([self._same(parts, "checkpoint", "export", export, theirs), whole])
+        theirs = self._run(own, parts.ports(parts.export), parts.facts)
+        return Proof([self._same(parts, "checkpoint", parts.export, export, theirs), whole])
 
     def prove_forms(self, parts: Parts, say: Watch) -> list[LawRow]:
         """A host that runs once has one step and one form of it."""
         return []
 
     def prove_stage(self, parts: Parts, stage: str, recipe: Recipe, say: Watch) -> list[LawRow]:
-        """Its bundle has no stage but the target."""
+        """Its bundle has no stage but the engine."""
         raise AssertionError(f"a {self.name} has no stage '{stage}'")
 
     def answers(self, bundle: Bundle) -> list[Finding]:
@@ -105,15 +106,15 @@ class OnePass(ABC):
             what = f"not compared with the export: {gone}"
             return [Finding(self.output, what, True, "not_run")]
         manifest = bundle.manifest
-        parts = Parts(bundle.path, manifest.stages, manifest.target, manifest.dtype)
-        outputs = (self._outputs(parts, stage) for stage in (parts.target, "export"))
+        parts = Parts(bundle.path, manifest.stages, manifest.target, manifest.target)
+        outputs = (self._outputs(parts, stage) for stage in (parts.engine, parts.export))
         try:
-            row = self._same(parts, "whole", parts.target, *outputs)
+            row = self._same(parts, "whole", parts.engine, *outputs)
         except LawBroken as error:
             return [Finding(self.output, str(error), False)]
         return [Finding(self.output, row.text, True, row.status)]
 
-    def alone(self, bundle: Bundle, say: Watch) -> list[LawRow]:
+    def alone(self, bundle: Bundle, engine: str, say: Watch) -> list[LawRow]:
         """None: without the export there is nothing to compare with."""
         return []
 
@@ -140,7 +141,7 @@ class OnePass(ABC):
         self, parts: Parts, law: str, stage: str, got: list[Array], expected: list[Array]
     ) -> LawRow:
         """Outputs equal a reference's."""
-        comparison = self._comparison(stage, law, parts.ports("export"))
+        comparison = self._comparison(stage, law, parts.ports(parts.export))
         pairs = zip(got, expected, strict=True)
         worst = max(comparison.output(self.output, a, b) for a, b in pairs)
         sizes = " and ".join(f"{list(a.shape)}" for a in got)

@@ -18,6 +18,18 @@ from graftline.errors import NotApplicable
 
 
 @dataclass(frozen=True)
+class Irregular:
+    """Why the layers of a graph are not copies of a few of them, and the weights or nodes looked
+    at: it must be exported whole."""
+
+    reason: str
+    looked_at: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.reason + (f" ({', '.join(self.looked_at[:4])})" if self.looked_at else "")
+
+
+@dataclass(frozen=True)
 class Block:
     """Nodes between the residual stream values `entry` and `exit`, in graph order."""
 
@@ -25,6 +37,9 @@ class Block:
     entry: ir.Value
     exit: ir.Value
     nodes: tuple[ir.Node, ...]
+
+
+GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 class Layers:
@@ -48,15 +63,26 @@ class Layers:
         return self._pattern.sub("", name, count=1)
 
 
-def blocks(model: ir.Model, path: str, layers: int) -> list[Block]:
-    """Find the blocks of the first `layers` layers. Raises NotApplicable, naming the weights."""
+def blocks(model: ir.Model, path: str, layers: int) -> list[Block] | Irregular:
+    """The blocks of the first `layers` layers. Raises NotApplicable for a graph that is none of a
+    decoder."""
     names = Layers(path)
     stream, seen = _stream(model), _weights_seen(model, names)
     bare = [f"{path}.{i}" for i in range(layers) if i not in seen.by_layer]
     if bare:
-        raise NotApplicable("a layer reads no weights of its own", bare)
-    cuts = [_cut(stream, seen, layer) for layer in range(layers + 1)]
-    return [_block(model, names, i, cuts[i], cuts[i + 1]) for i in range(layers)]
+        return Irregular("a layer reads no weights of its own", tuple(bare))
+    cuts: list[ir.Value] = []
+    for layer in range(layers + 1):
+        if (cut := _cut(stream, seen, layer)) is None:
+            return Irregular(f"no value separates layer {layer} from the layers before it")
+        cuts.append(cut)
+    found: list[Block] = []
+    for layer in range(layers):
+        block = _block(model, names, layer, cuts[layer], cuts[layer + 1])
+        if isinstance(block, Irregular):
+            return block
+        found.append(block)
+    return found
 
 
 @dataclass(frozen=True)
@@ -104,7 +130,7 @@ def _stream(model: ir.Model) -> list[ir.Value]:
     return chain[::-1]
 
 
-def _cut(stream: list[ir.Value], seen: Seen, layer: int) -> ir.Value:
+def _cut(stream: list[ir.Value], seen: Seen, layer: int) -> ir.Value | None:
     """The dominator that depends on all weights of the layers before `layer`, and on no other.
 
     The first one after each layer; before layer 0 the last one, so that whatever is done to the
@@ -117,7 +143,7 @@ def _cut(stream: list[ir.Value], seen: Seen, layer: int) -> ir.Value:
     for value in order:
         if value.producer() is not None and seen.by_value[value] == before and _is_state(value):
             return value
-    raise NotApplicable(f"no value separates layer {layer} from the layers before it")
+    return None
 
 
 def _is_state(value: ir.Value) -> bool:
@@ -130,7 +156,9 @@ def _is_state(value: ir.Value) -> bool:
     )
 
 
-def _block(model: ir.Model, names: Layers, layer: int, entry: ir.Value, end: ir.Value) -> Block:
+def _block(
+    model: ir.Model, names: Layers, layer: int, entry: ir.Value, end: ir.Value
+) -> Block | Irregular:
     inside: set[ir.Node] = set()
     moves: dict[ir.Value, bool] = {entry: True}
     for value in model.graph.initializers.values():
@@ -147,12 +175,14 @@ def _block(model: ir.Model, names: Layers, layer: int, entry: ir.Value, end: ir.
             inside.add(node)
             nodes.append(node)
     for node in nodes:
+        if inner := [name for name, a in node.attributes.items() if a.type in GRAPHS]:
+            reason = f"layer {layer} holds a sub-graph in '{inner[0]}'"
+            return Irregular(reason, (str(node.name),))
         for out in node.outputs:
             stray = [u for u, _ in out.uses() if u not in inside]
             if stray and out is not end:
-                raise NotApplicable(
-                    f"layer {layer} is read from outside itself", [str(n.name) for n in stray]
-                )
+                readers = tuple(str(n.name) for n in stray)
+                return Irregular(f"layer {layer} is read from outside itself", readers)
     return Block(layer, entry, end, tuple(nodes))
 
 
@@ -231,8 +261,6 @@ def _constant(value: ir.Value, names: Layers) -> Hashable:
 
 
 def _plain(attribute: ir.Attr) -> str:
-    if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-        raise NotApplicable(f"a layer holds a sub-graph in '{attribute.name}'")
     if attribute.type == ir.AttributeType.TENSOR:
         tensor = attribute.as_tensor()
         return f"{tensor.dtype} {tensor.shape} {tensor.tobytes()!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import bound_sympy
 
 from graftline.errors import NotApplicable
 from graftline.models.export.host_model import first_line, first_position
@@ -100,7 +101,7 @@ def translate(program: Any, parameters: Iterable[str]) -> Exported:
 def _refuse_other_code(model: Any, program: Any) -> None:
     """Raise NotApplicable where the model runs other code on longer texts than those torch traced:
     the graph holds one of the two, and torch notes up to which length."""
-    longest = _traced(program)
+    longest = traced_lengths(program, INPUTS)[1]
     held = int(getattr(model.config, "max_position_embeddings", None) or 0)
     if longest is not None and not 0 < held <= longest:
         raise NotApplicable(
@@ -110,22 +111,22 @@ def _refuse_other_code(model: Any, program: Any) -> None:
         )
 
 
-def _traced(program: Any) -> int | None:
-    """The most tokens for which a program of torch.export holds; None: any number."""
-    limits: list[int] = []
+def traced_lengths(program: Any, names: Collection[str]) -> tuple[int, int | None]:
+    """The fewest and the most tokens for which a program of torch.export holds, by the second size
+    of these inputs; None: any number."""
+    least, limits = 0, list[int]()
     for node in program.graph.nodes:
-        if node.op != "placeholder" or node.name not in INPUTS:
+        if node.op != "placeholder" or node.name not in names:
             continue
         length = node.meta["val"].shape[1]
-        most = length if isinstance(length, int) else _upper(program, length.node.expr)
-        if most != int_oo:
-            limits.append(int(most))
-    return min(limits, default=None)
-
-
-def _upper(program: Any, symbol: Any) -> Any:
-    """The largest value of a size; torch writes one that can be only one number as that number."""
-    return program.range_constraints[symbol].upper if symbol.is_Symbol else symbol
+        if isinstance(length, int):
+            limits.append(length)
+            continue
+        # torch writes a size that can be only one number as that number
+        found = bound_sympy(length.node.expr, program.range_constraints)
+        least = max(least, int(found.lower))
+        limits += [] if found.upper == int_oo else [int(found.upper)]
+    return least, min(limits, default=None)
 
 
 def _export(

@@ -6,26 +6,25 @@ from collections.abc import Hashable
 
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
-from graftline.models.export.blocks import Block, Layers, blocks, form
+from graftline.models.export.blocks import Block, Irregular, Layers, blocks, form
 
 
-def stamp(model: ir.Model, path: str, of: list[int], exported: int) -> list[str]:
+def stamp(model: ir.Model, path: str, of: list[int], exported: int) -> list[str] | Irregular:
     """Extend a graph of the first `exported` layers to len(of) layers; `of` gives their kinds.
 
-    Returns the names of the added initializers, which have no data yet. Raises NotApplicable,
-    before anything changed, when two exported blocks of one kind are not isomorphic.
+    Returns the names of the added initializers, which have no data yet; or, with nothing changed,
+    why the layers cannot be copied: two exported blocks of one kind are not isomorphic, say.
     """
     found = blocks(model, path, exported)
+    if isinstance(found, Irregular):
+        return found
     template: dict[int, Block] = {}
     forms: dict[int, list[Hashable]] = {}
     for block in found:
         kind, shape = of[block.layer], form(block, path)
         if forms.setdefault(kind, shape) != shape:
-            raise NotApplicable(
-                f"layers {template[kind].layer} and {block.layer} look alike but compute "
-                "different things"
-            )
+            pair = f"layers {template[kind].layer} and {block.layer}"
+            return Irregular(f"{pair} look alike but compute different things")
         template[kind] = block
     tail = [use for use in found[-1].exit.uses()]
     stream, after, added = found[-1].exit, found[-1].exit.producer(), list[str]()

@@ -18,6 +18,7 @@ from graftline.errors import NotApplicable
 from graftline.facts import FACTS_KEY, read_facts, write_facts
 from graftline.optional import require
 from graftline.passes.graph.mismatch import Mismatch, refusal
+from graftline.passes.graph.ports import input_of, output_of
 from graftline.passes.pipeline.graft import BLOCK, ROLE, SHARED, Graft, Stage
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Blocks:
 def stamp_anchors(model: ir.Model) -> None:
     """Find the anchors of a decoder with `Attention` nodes and stamp them. Raises NotApplicable."""
     graph = model.graph
-    found = find_blocks(graph)
+    found = find_blocks(model)
     if isinstance(found, Mismatch):
         raise refusal("no blocks found", [found])
     for node in graph:
@@ -82,10 +83,11 @@ def stamp_anchors(model: ir.Model) -> None:
     _stamp_constants(graph)
 
 
-def find_blocks(graph: ir.Graph) -> Blocks | Mismatch:
+def find_blocks(model: ir.Model) -> Blocks | Mismatch:
     """The residual stream and the blocks along it."""
+    graph = model.graph
     attention = [n for n in graph if n.op_type == "Attention"]
-    embedding, logits = _embedding(graph), _logits(graph)
+    embedding, logits = _embedding(model), _logits(model)
     if isinstance(embedding, Mismatch):
         return embedding
     if isinstance(logits, Mismatch):
@@ -129,19 +131,19 @@ def block_outputs(graph: ir.Graph) -> list[ir.Value]:
     return [n.outputs[0] for n in with_role(graph, "residual")]
 
 
-def _embedding(graph: ir.Graph) -> ir.Node | Mismatch:
-    tokens = next((v for v in graph.inputs if v.name == "tokens"), None)
+def _embedding(model: ir.Model) -> ir.Node | Mismatch:
+    tokens = input_of(model, "tokens")
     readers = [n for n in tokens.consumers() if n.op_type == "Gather"] if tokens else []
     if readers:
         return readers[0]
     why = "no embedding found: no Gather reads the input 'tokens'"
-    return Mismatch.over(tokens.consumers() if tokens else list(graph.inputs), why)
+    return Mismatch.over(tokens.consumers() if tokens else list(model.graph.inputs), why)
 
 
-def _logits(graph: ir.Graph) -> ir.Node | Mismatch:
-    value = next((v for v in graph.outputs if v.name == "logits"), None)
+def _logits(model: ir.Model) -> ir.Node | Mismatch:
+    value = output_of(model, "logits")
     node = value.producer() if value is not None else None
-    return node or Mismatch.over(list(graph.outputs), "no output named 'logits'")
+    return node or Mismatch.over(list(model.graph.outputs), "no output has the role 'logits'")
 
 
 def _stream(

@@ -21,6 +21,7 @@ from graftline.facts import decoder_facts, write_facts
 from graftline.passes.anchors.anchors import NORMS, block_of, block_outputs, with_role
 from graftline.passes.grafts.masks import MASK_KEY, meaning
 from graftline.passes.graph.emit import drop_unused
+from graftline.passes.graph.ports import input_of
 from graftline.passes.graph.weights import constant, lazy, tensor_of
 from graftline.passes.pipeline.graft import BLOCK
 from graftline.ports import read_ports, write_ports
@@ -185,14 +186,15 @@ _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Tanh", "Cast", "Where", "
 def cut_vocabulary(model: ir.Model) -> None:
     """Keep the first tokens of the vocabulary in every table and in the head, where the head is a
     constant matrix whose scores nothing mixes on their way to the logits."""
-    graph, facts = model.graph, decoder_facts(model)
+    graph, facts, ports = model.graph, decoder_facts(model), read_ports(model)
     size = facts.vocabulary
     kept = GROUPS + size % 256
     head = with_role(graph, "lm_head")
     path = _to_logits(graph, head[0]) if len(head) == 1 and size > 2 * kept else None
     if path is None:
         return
-    tokens = next(v for v in graph.inputs if v.name == "tokens")
+    tokens = input_of(model, "tokens")
+    assert tokens is not None, "a canonical graph has tokens"
     tables = [n.inputs[0] for n in tokens.consumers() if n.op_type == "Gather"]
     weight = head[0].inputs[1]
     maker = weight.producer() if weight is not None else None
@@ -205,11 +207,9 @@ def cut_vocabulary(model: ir.Model) -> None:
         weight.shape = None  # to be inferred
     for value in [v for n in [*head, *path] for v in n.outputs]:
         value.shape = ir.Shape([*list(value.shape or ())[:-1], kept])
-    rows = next(p for p in read_ports(model) if p.role == "logits").shape[:-1]
-    write_ports(
-        model,
-        [replace(p, shape=(*rows, kept)) if p.role == "logits" else p for p in read_ports(model)],
-    )
+    rows = next(p for p in ports if p.role == "logits").shape[:-1]
+    cut = [replace(p, shape=(*rows, kept)) if p.role == "logits" else p for p in ports]
+    write_ports(model, cut)
     write_facts(model, replace(facts, vocabulary=kept))
 
 

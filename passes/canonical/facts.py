@@ -9,6 +9,7 @@ import onnx_ir as ir
 from graftline.facts import FACTS_KEY, decoder_facts, write_facts
 from graftline.passes.canonical.entry.logits import table_shape
 from graftline.passes.graph.meaning import scalar
+from graftline.passes.graph.ports import input_of
 from graftline.ports import by_role, read_ports
 
 _SIZES = ("vocabulary", "hidden", "layers", "heads", "kv_heads", "head_size")
@@ -20,7 +21,8 @@ def settle_facts(model: ir.Model) -> None:
         return
     facts, seen = decoder_facts(model), _sizes(model)
     known = {name: getattr(facts, name) or seen[name] for name in _SIZES}
-    (positions,) = [v for v in model.graph.inputs if v.name == "positions"]
+    positions = input_of(model, "positions")
+    assert positions is not None, "a canonical graph has positions"
     held = addressable(positions, facts.positions)
     write_facts(model, replace(facts, **known, positions=held))
 
@@ -45,8 +47,8 @@ def addressable(positions: ir.Value, stated: int) -> int:
 def _sizes(model: ir.Model) -> dict[str, int]:
     nodes = [n for n in model.graph if n.op_type == "Attention"]
     (logits,) = by_role(read_ports(model), "logits")
-    width = logits.shape[-1]
-    (tokens,) = [v for v in model.graph.inputs if v.name == "tokens"]
+    width, tokens = logits.shape[-1], input_of(model, "tokens")
+    assert tokens is not None, "a canonical graph has tokens"
     tables = [table_shape(n.inputs[0]) for n in tokens.consumers() if n.op_type == "Gather"]
     return {
         "vocabulary": width if isinstance(width, int) else 0,

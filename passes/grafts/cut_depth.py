@@ -33,8 +33,8 @@ def prefix(
     got = evaluate(after, graft.neutral(feed, after))
     ports = read_ports(after)
     comparison = Comparison(graft.name(), "prefix", activation_dtype(after))
-    sides = (written_slots(side, ports, feed) for side in (got, expected))
-    worst = comparison.outputs(*sides)
+    got, expected = (written_slots(side, ports, feed) for side in (got, expected))
+    worst = comparison.outputs(got, expected, ports)
     what = f"{len(expected)} outputs equal the host's stream after block {graft.blocks - 1} through"
     return Evidence(f"{what} its final norm and head", worst, comparison.limit)
 

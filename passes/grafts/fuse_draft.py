@@ -12,7 +12,7 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.operators import call, calls
-from graftline.passes.graph.ports import port_of
+from graftline.passes.graph.ports import port_of, roles_of
 from graftline.passes.laws.fused import drafted
 from graftline.passes.pipeline.graft import Graft, Law, Stage
 from graftline.plugins.candidate_update import CANDIDATE_UPDATE
@@ -42,8 +42,8 @@ class FuseDraft(Graft):
         name, ports = self.name(), read_ports(model)
         if not calls(model.graph, TREE_VERIFY):
             raise NotApplicable(f"{name} drafts from a verified tree; put fuse-verify before it")
-        if port_of(model, "table") is not None:
-            raise NotApplicable("the graph already drafts its next tree", ["table"])
+        if (port := port_of(model, "table")) is not None:
+            raise NotApplicable("the graph already drafts its next tree", [port.name])
         if self.width < 1 or self.levels < 1:
             raise NotApplicable(f"{name}: width and levels are at least 1, not {self}")
         topk = by_role(ports, "topk_ids")
@@ -79,9 +79,11 @@ class FuseDraft(Graft):
         drafted = call(model, emit, DRAFT_TREE, plan, levels=self.levels)
         new_output(graph, updated, "table.out", INT32, (vocabulary, self.width))
         ports.append(_port(updated, "out", "table"))
-        for value, mirror in zip(drafted, ("tokens", "parents"), strict=True):
-            new_output(graph, value, f"next.{mirror}", INT64, ("B", "M"))
-            ports.append(_port(value, "out", mirror))
+        for value, role, mirror in zip(
+            drafted, ("tokens", "parents"), (tokens, parents), strict=True
+        ):
+            new_output(graph, value, f"next.{role}", INT64, ("B", "M"))
+            ports.append(_port(value, "out", mirror.name))
         write_ports(model, ports)
 
     def _candidates(self, emit: Emit, ports: list[Port]) -> ir.Value:
@@ -95,12 +97,12 @@ class FuseDraft(Graft):
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         vocabulary = int(by_role(read_ports(after), "table", "in")[0].shape[0])
-        return {
-            **feed,
+        given = {
             "table": np.full((vocabulary, self.width), -1, np.int32),
             "template.parents": np.asarray([-1], np.int64),
             "template.ranks": np.asarray([0], np.int64),
         }
+        return feed | roles_of(after).feed(**given)
 
 
 def _port(value: ir.Value, direction: str, mirror: str | None = None) -> Port:

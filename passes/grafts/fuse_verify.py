@@ -10,17 +10,18 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
+from graftline.owners import TARGET
 from graftline.passes.grafts.draws import Draws, uniforms
 from graftline.passes.grafts.reduce_logits import Groups
 from graftline.passes.grafts.tree_inputs import TreeInputs
 from graftline.passes.graph.emit import Emit, drop_unused, new_input, new_output
 from graftline.passes.graph.operators import call
-from graftline.passes.graph.ports import cache_of, input_of, port_of
+from graftline.passes.graph.ports import cache_of, input_of, port_of, roles_of
 from graftline.passes.laws.fused import fused
 from graftline.passes.pipeline.graft import SHARED, Graft, Law, Stage
 from graftline.plugins.kv_commit import KV_COMMIT
 from graftline.plugins.tree_verify import TREE_VERIFY
-from graftline.ports import TARGET, Port, by_role, read_ports, slot_ports, write_ports
+from graftline.ports import Port, by_role, read_ports, slot_ports, write_ports
 
 NODES = ("B", "N")
 SETTINGS = {
@@ -69,7 +70,8 @@ class FuseVerify(Graft):
         _supersede(model, "positions", tree.positions)
         _supersede(model, "mask", tree.mask)
         _score_all_rows(model)
-        kept = [_whole(p) for p in read_ports(model) if p.name not in self.computes]
+        gone = self.dropped(model)
+        kept = [_whole(p) for p in read_ports(model) if p.name not in gone]
         ports = [*kept, Port("parents", "parents", "in", "int64", NODES)]
         emit = Emit(graph, self.name())
         choice = _output(graph, by_role(ports, "argmax")[0].name)
@@ -85,8 +87,9 @@ class FuseVerify(Graft):
             ports.append(Port(role, role, "out", "int64", shape, compare="equal"))
         written = slot_ports(ports, "out", TARGET)
         ports += [_commit(model, emit, port, path, count, write_index) for port in written]
-        counters = [write_index, settings["ordinal"]] if self.sample else [write_index]
-        ports += [_advance(emit, counter, count) for counter in counters]
+        counters = {"write_index": write_index}
+        counters |= {"ordinal": settings["ordinal"]} if self.sample else {}
+        ports += [_advance(emit, role, counter, count) for role, counter in counters.items()]
         write_ports(model, ports)
         drop_unused(model)
 
@@ -109,12 +112,13 @@ class FuseVerify(Graft):
         return emit.op("Where", [column, drawn, argmax], "choice")
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
-        batch, rows = feed["tokens"].shape
+        roles, left = roles_of(after), {value.name for value in after.graph.inputs}
+        batch, rows = feed[roles.inputs["tokens"]].shape
         chain = np.tile(np.arange(-1, rows - 1, dtype=np.int64), (batch, 1))
-        kept = {k: v for k, v in feed.items() if k not in self.computes}
+        kept = {name: array for name, array in feed.items() if name in left}
         given = SETTINGS if self.sample else {}
         greedy = {n: np.zeros(batch, dtype.numpy()) for n, dtype in given.items()}
-        return {**kept, "parents": chain, **greedy}
+        return kept | roles.feed(parents=chain, **greedy)
 
 
 def _settings(graph: ir.Graph) -> dict[str, ir.Value]:
@@ -170,9 +174,8 @@ def _commit(
     return replace(port, name=name)
 
 
-def _advance(emit: Emit, counter: ir.Value, count: ir.Value) -> Port:
-    """next.{counter} [B]: where the next step goes on."""
-    assert counter.name is not None
-    name, moved = f"next.{counter.name}", emit.op("Add", [counter, count])
+def _advance(emit: Emit, role: str, counter: ir.Value, count: ir.Value) -> Port:
+    """next.{role} [B]: where the next step goes on."""
+    name, moved = f"next.{role}", emit.op("Add", [counter, count])
     new_output(emit.graph, moved, name, ir.DataType.INT64, ["B"])
     return Port(name, name, "out", "int64", ("B",), mirror=counter.name, compare="equal")

@@ -12,18 +12,19 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts, decoder_facts, write_facts
 from graftline.law import Evidence
+from graftline.owners import TARGET
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.canonical.facts import addressable
 from graftline.passes.grafts.masks import SlotMasks
 from graftline.passes.graph.emit import Emit, drop_unused, new_input, new_output
-from graftline.passes.graph.ports import input_of
+from graftline.passes.graph.ports import input_of, roles_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
-from graftline.ports import TARGET, Port, read_ports, slot_ports, write_ports
+from graftline.ports import Port, read_ports, slot_ports, write_ports
 
 WRITE_INDEX = "write_index"
-"""The name of the port that says from which slot on a step writes the host's caches."""
+"""The name it gives the port that says from which slot on a step writes the host's caches."""
 POISON = 1e3
 """What unwritten cache slots hold in a law's feed: finite, large, and never to be seen."""
 
@@ -33,8 +34,10 @@ def chunked(
 ) -> Evidence:
     """Feeding the rows in chunks, caches carried over, gives the rows of the host; sequences of a
     batch may stand at different lengths."""
-    whole = evaluate(before, feed)["logits"]
-    batch, rows = feed["tokens"].shape
+    roles, made = roles_of(before), roles_of(after)
+    logits = roles.outputs["logits"]
+    whole = evaluate(before, feed)[logits]
+    batch, rows = feed[roles.inputs["tokens"]].shape
     cut = max(1, rows // 2)
     first = graft.neutral({k: v[:, :cut] for k, v in feed.items()}, after)
     first |= empty_caches(after, batch, rows + 2)
@@ -43,12 +46,12 @@ def chunked(
     at = starts[:, None] + np.arange(rows - cut)
     second = first | carried_caches(after, half)
     second |= {k: np.take_along_axis(v, at, axis=1) for k, v in feed.items()}
-    second[WRITE_INDEX] = starts
-    rest = evaluate(after, second)["logits"]
+    second |= made.feed(write_index=starts)
+    rest = evaluate(after, second)[logits]
     comparison = Comparison(graft.name(), "chunked", activation_dtype(after))
-    gap = comparison.output("logits", half["logits"], whole[:, :cut])
+    gap = comparison.output(logits, half[logits], whole[:, :cut])
     expected = np.take_along_axis(whole, at[..., None], axis=1)
-    gap = max(gap, comparison.output("logits", rest, expected))
+    gap = max(gap, comparison.output(logits, rest, expected))
     told = " and ".join(str(s) for s in dict.fromkeys(starts.tolist()))
     what = f"{cut} rows, then {rows - cut} more from slot {told} on, equal one pass"
     return Evidence(what, gap, comparison.limit)
@@ -131,8 +134,9 @@ class KvCache(Graft):
         return cache
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
-        batch, rows = feed["tokens"].shape
-        added: Feed = {WRITE_INDEX: np.zeros(batch, np.int64)}
+        roles = roles_of(after)
+        batch, rows = feed[roles.inputs["tokens"]].shape
+        added = roles.feed(write_index=np.zeros(batch, np.int64))
         return {**feed, **added, **empty_caches(after, batch, rows + 2)}
 
 

@@ -13,8 +13,9 @@ from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Feed
 from graftline.law import Evidence
 from graftline.passes.graph.emit import Emit, new_output
+from graftline.passes.graph.ports import output_of, roles_of
 from graftline.passes.pipeline.graft import Evaluate, Graft, Law
-from graftline.ports import Port, read_ports, write_ports
+from graftline.ports import Port, by_role, read_ports, write_ports
 
 GROUP = 256
 """Logits in one group of the two-stage reductions."""
@@ -26,7 +27,8 @@ def reduced(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
 ) -> Evidence:
     """The reductions are those of the host's logits, computed outside the graph."""
-    got = evaluate(after, feed)
+    outputs = evaluate(after, feed)
+    got = {role: outputs[name] for role, name in roles_of(after).outputs.items()}
     logits = got["logits"].astype(np.float64)
     checked = ["argmax"]
     if not np.array_equal(got["argmax"], logits.argmax(-1)):
@@ -66,12 +68,15 @@ class ReduceLogits(Graft):
     def requires(self, model: ir.Model) -> None:
         if self.topk == 1 or self.topk < 0:
             raise NotApplicable(f"reduce-logits takes topk=0 (none) or at least 2, not {self.topk}")
-        if any(p.role == "argmax" for p in read_ports(model)):
-            raise NotApplicable("the logits are already reduced", ["argmax"])
+        if found := by_role(read_ports(model), "argmax"):
+            raise NotApplicable("the logits are already reduced", [found[0].name])
+        if not by_role(read_ports(model), "logits", "out"):
+            raise NotApplicable("reduce-logits needs the output 'logits'; run canonicalize first")
 
     def apply(self, model: ir.Model) -> None:
         graph = model.graph
-        logits = next(v for v in graph.outputs if v.name == "logits")
+        logits = output_of(model, "logits")
+        assert logits is not None
         rows = next(p for p in read_ports(model) if p.role == "logits").shape[1]
         ports = list(read_ports(model))
         emit = Emit(graph, self.name())

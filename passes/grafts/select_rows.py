@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from graftline.evaluate import Feed
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.graph.emit import Emit, new_input
+from graftline.passes.graph.ports import output_of, roles_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.pipeline.graft import Evaluate, Graft, Law
 from graftline.ports import Port, read_ports, write_ports
@@ -23,12 +24,14 @@ def subset(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
 ) -> Evidence:
     """Asking for some rows gives exactly those rows of the host's logits."""
-    whole = evaluate(before, feed)["logits"]
+    made = roles_of(after)
+    logits = made.outputs["logits"]
+    whole = evaluate(before, feed)[logits]
     rows = np.asarray([[whole.shape[1] - 1, 0]] * len(whole), np.int64)
-    some = evaluate(after, {**feed, "rows": rows})["logits"]
+    some = evaluate(after, feed | made.feed(rows=rows))[logits]
     expected = np.take_along_axis(whole, rows[..., None], axis=1)
     comparison = Comparison(graft.name(), "subset", activation_dtype(after))
-    gap = comparison.output("logits", some, expected)
+    gap = comparison.output(logits, some, expected)
     what = f"2 rows of {whole.shape[1]} asked for are the same logits"
     return Evidence(what, gap, comparison.limit)
 
@@ -54,11 +57,10 @@ class SelectRows(Graft):
         index = emit.op("Unsqueeze", [rows, emit.const("axes.2", [2], np.int64)])
         picked = emit.op("GatherND", [hidden, index], "selected_rows", batch_dims=1)
         head.replace_input_with(0, picked)
-        for output in graph.outputs:
-            if output.name == "logits":
-                output.shape = ir.Shape(["B", "R", read_vocabulary(model)])
+        if (logits := output_of(model, "logits")) is not None:
+            logits.shape = ir.Shape(["B", "R", read_vocabulary(model)])
         ports = [
-            Port(p.name, p.role, p.direction, p.dtype, ("B", "R", *p.shape[2:]))
+            replace(p, shape=("B", "R", *p.shape[2:]))
             if p.role == "logits"
             else p
             for p in read_ports(model)
@@ -66,8 +68,9 @@ class SelectRows(Graft):
         write_ports(model, [*ports, Port("rows", "rows", "in", "int64", ("B", "R"))])
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
-        batch, count = feed["tokens"].shape
-        return {**feed, "rows": np.tile(np.arange(count, dtype=np.int64), (batch, 1))}
+        roles = roles_of(after)
+        batch, count = feed[roles.inputs["tokens"]].shape
+        return feed | roles.feed(rows=np.tile(np.arange(count, dtype=np.int64), (batch, 1)))
 
 
 def read_vocabulary(model: ir.Model) -> int | str:

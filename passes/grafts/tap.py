@@ -15,6 +15,7 @@ from graftline.passes.anchors.anchors import block_outputs, with_role
 from graftline.passes.canonical.norms.find import find_norm
 from graftline.passes.graph.emit import Emit, new_output
 from graftline.passes.graph.mismatch import Mismatch, refusal
+from graftline.passes.graph.ports import roles_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.pipeline.graft import BLOCK, Evaluate, Graft, Law
 from graftline.ports import Port, read_ports, write_ports
@@ -25,7 +26,8 @@ def tapped(
 ) -> Evidence:
     """Each tap is what the host has there: put in its place, it leads to the host's logits, and
     what comes before it alone leads to it."""
-    expected, got = evaluate(before, feed)["logits"], evaluate(after, feed)
+    logits = roles_of(before).outputs["logits"]
+    expected, got = evaluate(before, feed)[logits], evaluate(after, feed)
     comparison, worst = Comparison(graft.name(), "tapped", activation_dtype(after)), 0.0
     ports = [p for p in read_ports(after) if p.role == "hidden"]
     for port in ports:
@@ -37,7 +39,7 @@ def tapped(
         host.graph.inputs.append(given)
         new_output(host.graph, source, "found", dtype, port.shape)
         found = evaluate(host, {**feed, "given": got[port.name]})
-        worst = max(worst, comparison.output("logits", found["logits"], expected))
+        worst = max(worst, comparison.output(logits, found[logits], expected))
         worst = max(worst, comparison.output(port.name, got[port.name], found["found"]))
     return Evidence(f"{len(ports)} taps stand for the host's stream", worst, comparison.limit)
 

@@ -11,15 +11,17 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array, Feed
 from graftline.law import Evidence
+from graftline.owners import TARGET
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.kv_cache import carried_caches
 from graftline.passes.grafts.masks import SlotMasks
 from graftline.passes.graph.emit import Emit, drop_unused, new_input
-from graftline.passes.graph.ports import cache_of, input_of, port_of
+from graftline.passes.graph.ports import cache_of, input_of, port_of, roles_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
-from graftline.ports import TARGET, Port, read_ports, slot_ports, write_ports
+from graftline.ports import Port, read_ports, slot_ports, write_ports
+from graftline.roles import Roles
 from graftline.tree import Tree
 
 
@@ -34,20 +36,21 @@ def branches(
 ) -> Evidence:
     """Every branch of a tree, after a past, equals the past and the branch as a chain: different
     trees after pasts of different lengths, one beside the other."""
-    step = Grove.of(feed)
-    tokens, trees, lengths = feed["tokens"], step.trees, step.lengths
+    roles, made = roles_of(before), roles_of(after)
+    step, logits = Grove.of(feed, made), roles.outputs["logits"]
+    tokens, trees, lengths = feed[roles.inputs["tokens"]], step.trees, step.lengths
     filled = evaluate(after, graft.neutral(step.past(feed), after))
     fed = graft.neutral(step.rows(feed), after) | carried_caches(after, filled)
-    fed |= step.ports(fed["mask"].shape[-1])
-    scored = evaluate(after, fed)["logits"]
+    fed |= step.ports(fed[made.inputs["mask"]].shape[-1])
+    scored = evaluate(after, fed)[logits]
     batch, nodes = len(trees), len(trees[0].tokens)
     comparison, worst, count = Comparison(graft.name(), "branches", activation_dtype(after)), 0.0, 0
     for n, tree in enumerate(trees):
         for leaf in [m for m in range(nodes) if not tree.children[m]]:
             path = list(tree.path_to(leaf))
             chain = np.concatenate([tokens[n, : lengths[n]], tree.tokens[path]])
-            alone = evaluate(before, _chain(feed, chain))["logits"][0, lengths[n] :]
-            worst = max(worst, comparison.output("logits", scored[n, path], alone))
+            alone = evaluate(before, _chain(feed, chain, roles))[logits][0, lengths[n] :]
+            worst = max(worst, comparison.output(logits, scored[n, path], alone))
             count += 1
     what = f"{count} branches of {batch} trees of {nodes} nodes, after {lengths.tolist()} rows"
     return Evidence(f"{what}, equal their chains", worst, comparison.limit)
@@ -67,24 +70,28 @@ class Grove:
     lengths: Array
     """[B] int64."""
     longest: int
+    roles: Roles
+    """The names that its feeds have."""
 
     @classmethod
-    def of(cls, feed: Feed) -> Grove:
+    def of(cls, feed: Feed, roles: Roles) -> Grove:
         """The last tokens of a chain as trees, its first ones as their past."""
-        tokens = feed["tokens"]
+        tokens = feed[roles.inputs["tokens"]]
         batch, rows = tokens.shape
         past = max(1, rows - len(TREES[0]))
         lengths = np.asarray([max(1, past - 2 * (n % 2)) for n in range(batch)])
         trees = [Tree(tokens[n, past:], TREES[n % 2][: rows - past]) for n in range(batch)]
-        return cls(tuple(trees), lengths, past)
+        return cls(tuple(trees), lengths, past, roles)
 
     def past(self, feed: Feed) -> Feed:
         """The rows before the trees, as one chain from an empty cache."""
-        return {**feed, **{k: feed[k][:, : self.longest] for k in ("tokens", "positions")}}
+        rows = [self.roles.inputs[role] for role in ("tokens", "positions")]
+        return {**feed, **{name: feed[name][:, : self.longest] for name in rows}}
 
     def rows(self, feed: Feed) -> Feed:
         """The rows of the trees, in sequences that have their past."""
-        return {**feed, "tokens": feed["tokens"][:, self.longest :], "write_index": self.lengths}
+        tokens = feed[self.roles.inputs["tokens"]][:, self.longest :]
+        return feed | self.roles.feed(tokens=tokens, write_index=self.lengths)
 
     def ports(self, slots: int) -> Feed:
         """positions [B, N] and mask [B, 1, N, S] of the trees."""
@@ -93,14 +100,14 @@ class Grove:
         for row, (tree, length) in enumerate(zip(self.trees, self.lengths.tolist(), strict=True)):
             mask[row, 0, :, :length] = True
             mask[row, 0, :, length : length + len(tree.tokens)] = tree.mask
-        return {"positions": self.lengths[:, None] + depth, "mask": mask}
+        return self.roles.feed(positions=self.lengths[:, None] + depth, mask=mask)
 
 
-def _chain(feed: Feed, tokens: Array) -> Feed:
+def _chain(feed: Feed, tokens: Array, roles: Roles) -> Feed:
     """A feed of one sequence from an empty cache."""
     fed = {k: v[:1] for k, v in feed.items()}
     positions = np.arange(len(tokens), dtype=np.int64)
-    return {**fed, "tokens": tokens[None], "positions": positions[None]}
+    return fed | roles.feed(tokens=tokens[None], positions=positions[None])
 
 
 @dataclass(frozen=True)
@@ -139,4 +146,6 @@ class TreeMask(Graft):
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         slots = feed[slot_ports(read_ports(after), "in", TARGET)[0].name].shape[2]
-        return {**feed, "mask": causal_mask(feed["write_index"], feed["tokens"].shape[1], slots)}
+        roles = roles_of(after)
+        start, tokens = (feed[roles.inputs[role]] for role in ("write_index", "tokens"))
+        return feed | roles.feed(mask=causal_mask(start, tokens.shape[1], slots))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graftline.ports import TARGET, Direction, Port, read_ports, slot_ports
+from graftline.owners import TARGET
+from graftline.ports import Direction, Port, read_ports, slot_ports
+from graftline.roles import Roles
 
 
 def port_of(
@@ -18,6 +20,17 @@ def port_of(
 def input_of(model: ir.Model, role: str, owner: str = TARGET) -> ir.Value | None:
     """The graph input of that role, or None."""
     port = port_of(model, role, "in", owner)
+    return None if port is None else value_of(model, port)
+
+
+def roles_of(model: ir.Model, owner: str = TARGET) -> Roles:
+    """The names of an owner's inputs and outputs by role."""
+    return Roles.of(read_ports(model), owner)
+
+
+def output_of(model: ir.Model, role: str, owner: str = TARGET) -> ir.Value | None:
+    """The graph output of that role, or None."""
+    port = port_of(model, role, "out", owner)
     return None if port is None else value_of(model, port)
 
 

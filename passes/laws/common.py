@@ -20,9 +20,11 @@ from graftline.law import Evidence, LawRow
 from graftline.passes.anchors.reduce import block_kinds
 from graftline.passes.grafts.kv_cache import carried_caches
 from graftline.passes.grafts.tree_mask import Grove, causal_mask
+from graftline.passes.graph.ports import roles_of
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import read_ports
+from graftline.roles import Roles
 
 STRUCTURAL = ("typed", "wellformed", "interface", "alike")
 """Laws that hold after every pass, on the whole graph."""
@@ -207,7 +209,7 @@ def neutral(
     was, now = (written_slots(side, ports, feed) for side in (was, now))
     comparison = Comparison(graft.name(), "neutral", activation_dtype(after))
     if graft.numeric:
-        worst = comparison.outputs(now, was)
+        worst = comparison.outputs(now, was, ports)
         what = f"{len(was)} outputs are the host's"
         return Evidence(what, worst, comparison.limit)
     exact = {p.name for p in ports if p.compare == "equal"}
@@ -220,28 +222,27 @@ def trees(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
 ) -> Evidence:
     """Trees after pasts of different lengths, one beside the other, give the host's logits."""
-    step = Grove.of(feed)
-    fed = step.past(feed)
-    fed["mask"] = causal_mask(feed["write_index"], step.longest, feed["mask"].shape[-1])
-    filled = evaluate(before, _all_rows(fed))
-    fed = step.rows(feed) | carried_caches(before, filled) | step.ports(feed["mask"].shape[-1])
-    fed = _all_rows(fed)
-    expected = evaluate(before, fed)["logits"]
-    got = graft.carried(evaluate(after, graft.neutral(fed, after)), after)["logits"]
+    roles = roles_of(before)
+    step, slots = Grove.of(feed, roles), feed[roles.inputs["mask"]].shape[-1]
+    start = feed[roles.inputs["write_index"]]
+    fed = step.past(feed) | roles.feed(mask=causal_mask(start, step.longest, slots))
+    filled = evaluate(before, _all_rows(fed, roles))
+    fed = step.rows(feed) | carried_caches(before, filled) | step.ports(slots)
+    fed, logits = _all_rows(fed, roles), roles.outputs["logits"]
+    expected = evaluate(before, fed)[logits]
+    got = graft.carried(evaluate(after, graft.neutral(fed, after)), after)[logits]
     comparison = Comparison(graft.name(), "trees", activation_dtype(after))
     what = f"{len(step.trees)} trees after {step.lengths.tolist()} rows give the host's logits"
     if graft.numeric:
-        return Evidence(what, comparison.output("logits", got, expected), comparison.limit)
-    gap = comparison.measure("logits", got, expected)
+        return Evidence(what, comparison.output(logits, got, expected), comparison.limit)
+    gap = comparison.measure(logits, got, expected)
     return Evidence(f"{what}, nearly", gap, status="measured")
 
 
-def _all_rows(feed: Feed) -> Feed:
+def _all_rows(feed: Feed, roles: Roles) -> Feed:
     """`feed` asking, where it asks, for the logits of all its rows."""
-    if "rows" not in feed:
-        return feed
-    batch, count = feed["tokens"].shape
-    return {**feed, "rows": np.tile(np.arange(count, dtype=np.int64), (batch, 1))}
+    batch, count = feed[roles.inputs["tokens"]].shape
+    return feed | roles.feed(rows=np.tile(np.arange(count, dtype=np.int64), (batch, 1)))
 
 
 def check(
@@ -270,7 +271,8 @@ def check(
             hold(_name(law), law(graft, before, after))
         return rows
     hold("neutral", neutral(graft, before, after, feed, evaluate))
-    if "mask" in feed and "mask" not in graft.dropped(before):
+    mask = roles_of(before).inputs.get("mask")
+    if mask in feed and mask not in graft.dropped(before):
         hold("trees", trees(graft, before, after, feed, evaluate))
     for law in graft.laws:
         hold(_name(law), law(graft, before, after, feed, evaluate))

@@ -14,6 +14,7 @@ from graftline.evaluate import Array, Feed
 from graftline.facts import FACTS_KEY, read_facts
 from graftline.nearness import few_rows
 from graftline.ports import Port, step_port
+from graftline.roles import Roles
 
 TOLERANCE: Mapping[str, float] = {"float32": 3e-5, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference by activation dtype, relative to the magnitude of its own channel. A product
@@ -23,6 +24,8 @@ FLOOR: Mapping[str, float] = {"float32": 1e-2, "float16": 1.0, "bfloat16": 1.0}
 """The least magnitude a channel is given, relative to the largest of the whole output: what is
 rounded is the terms of a sum, which may be larger than the sum. In 16 bits a single large term
 rounds by more than a small channel holds, so that there only the whole output can be judged."""
+IDS = ("argmax", "topk_ids")
+"""Roles of outputs that are the ids of the largest logits."""
 Doubles = npt.NDArray[np.float64]
 
 
@@ -43,27 +46,31 @@ class Comparison:
         """The error that says where the law does not hold."""
         return LawBroken(self.who, self.law, f"'{name}'", by)
 
-    def outputs(self, got: Feed, expected: Feed) -> float:
-        """Largest relative difference of all `expected` outputs. Raises LawBroken where one is
-        missing, has another shape, exceeds the limit, or where there is nothing to compare."""
+    def outputs(self, got: Feed, expected: Feed, ports: Sequence[Port]) -> float:
+        """Largest relative difference of all `expected` outputs, which `ports` describe. Raises
+        LawBroken where one is missing, has another shape, exceeds the limit, or where there is
+        nothing to compare."""
         if not expected:
             raise LawBroken(self.who, self.law, "outputs", "there is nothing to compare")
-        worst = 0.0
+        worst, roles = 0.0, {p.name: p.role for p in ports if p.direction == "out"}
+        scores = Roles.of(ports).outputs.get("logits", "")
         for name, array in expected.items():
             if name not in got:
                 raise self.broken(name, "the host's output is gone")
-            worst = max(worst, self.output(name, got[name], array, expected))
+            ids = roles.get(name) in IDS
+            logits = expected.get(scores) if ids else None
+            worst = max(worst, self.output(name, got[name], array, logits))
         return worst
 
-    def output(self, name: str, got: Array, expected: Array, others: Feed | None = None) -> float:
+    def output(self, name: str, got: Array, expected: Array, logits: Array | None = None) -> float:
         """The largest relative difference of one output; integers must be equal, but for token ids
-        whose logits, among `others`, are too close to tell apart."""
-        gap = self.measure(name, got, expected, others)
+        whose `logits` are too close to tell apart."""
+        gap = self.measure(name, got, expected, logits)
         if not gap <= self.limit:
             raise self.broken(name, f"{gap:.3g} > {self.limit:g}")
         return gap
 
-    def measure(self, name: str, got: Array, expected: Array, others: Feed | None = None) -> float:
+    def measure(self, name: str, got: Array, expected: Array, logits: Array | None = None) -> float:
         """The same without a limit: for what is by design not equal. NaN is broken all the same."""
         if got.shape != expected.shape:
             raise self.broken(name, f"{got.shape} != {expected.shape}")
@@ -73,8 +80,7 @@ class Comparison:
             return self._floats(name, got, expected)
         if np.array_equal(got, expected):
             return 0.0
-        logits = (others or {}).get("logits")
-        if logits is None or logits.ndim != got.ndim + (name == "argmax"):
+        if logits is None or logits.ndim - got.ndim not in (0, 1):
             places = int(np.sum(got != expected))
             raise self.broken(name, f"{places} of {expected.size} integers differ")
         return self._ids(name, got, expected, logits)

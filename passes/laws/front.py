@@ -12,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import CannotEvaluate
-from graftline.evaluate import decoder_feed
 from graftline.facts import decoder_facts
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_outputs
@@ -24,9 +23,12 @@ from graftline.passes.anchors.reduce import (
     weight_bytes,
 )
 from graftline.passes.graph.emit import drop_unused
+from graftline.passes.graph.ports import roles_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.pipeline.graft import Evaluate
+from graftline.ports import read_ports
 from graftline.raw_ports import raw_feed, raw_logits, read_raw
+from graftline.roles import chain_feed
 
 
 def canonical_is_raw(
@@ -57,13 +59,14 @@ def _compared(
     pair: tuple[ir.Model, ir.Model], canonical: ir.Model, evaluate: Evaluate, told: str
 ) -> Evidence:
     ports, facts = read_raw(canonical.metadata_props), decoder_facts(canonical)
-    rows = feed_rows(canonical)
-    feed = decoder_feed(facts.vocabulary, rows=rows)
-    expected = raw_logits(ports, evaluate(pair[0], raw_feed(ports, feed["tokens"])))
+    roles, rows = roles_of(canonical), feed_rows(canonical)
+    feed = chain_feed(read_ports(canonical), facts.vocabulary, rows=rows)
+    tokens, logits = feed[roles.inputs["tokens"]], roles.outputs["logits"]
+    expected = raw_logits(ports, evaluate(pair[0], raw_feed(ports, tokens)))
     alone = [evaluate(pair[1], {k: v[n : n + 1] for k, v in feed.items()}) for n in range(2)]
-    got = np.concatenate([out["logits"] for out in alone])[:, -expected.shape[1] :]
+    got = np.concatenate([out[logits] for out in alone])[:, -expected.shape[1] :]
     comparison = Comparison("canonicalize", "neutral", activation_dtype(canonical))
-    gap = comparison.output("logits", got, expected)
+    gap = comparison.output(logits, got, expected)
     what = f"logits of {expected.shape[1]} rows, each sequence alone, are the raw graph's"
     what += f" of a batch of {len(got)}; {told}"
     return Evidence(what, gap, comparison.limit)

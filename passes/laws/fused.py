@@ -13,9 +13,10 @@ import onnx_ir as ir
 
 from graftline.evaluate import Array, Feed
 from graftline.law import Evidence
+from graftline.owners import TARGET
 from graftline.passes.grafts.kv_cache import POISON
 from graftline.passes.graph.operators import calls
-from graftline.passes.graph.ports import port_of
+from graftline.passes.graph.ports import port_of, roles_of
 from graftline.passes.laws.compare import TOLERANCE, Comparison
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.plugins.candidate_update import CANDIDATE_UPDATE
@@ -23,7 +24,8 @@ from graftline.plugins.draft_tree import DRAFT_TREE
 from graftline.plugins.kv_commit import KV_COMMIT
 from graftline.plugins.tree_verify import TREE_VERIFY
 from graftline.plugins.uniforms import UNIFORMS
-from graftline.ports import TARGET, read_ports, slot_ports
+from graftline.ports import read_ports, slot_ports
+from graftline.roles import Roles
 from graftline.tree import Tree
 
 LENGTHS = ((2, 0), (1,))
@@ -45,12 +47,15 @@ class TreeStep:
     parents: Array
     lengths: Array
     caches: Feed
+    names: Roles
+    """Of the graph before fuse-verify, or behind it."""
 
     @classmethod
     def of(cls, model: ir.Model, feed: Feed, lengths: tuple[int, ...]) -> TreeStep:
         """A step of as many rows and slots as the feed's, seeded."""
         random, batch = np.random.default_rng(len(lengths)), len(lengths)
-        tokens = feed["tokens"][:batch, :NODES].copy()
+        roles = roles_of(model)
+        tokens = feed[roles.inputs["tokens"]][:batch, :NODES].copy()
         rows = tokens.shape[1]
         parents = np.full((batch, rows), -1, np.int64)
         for node in range(1, rows):
@@ -61,12 +66,13 @@ class TreeStep:
         for cache in caches.values():
             for row, length in enumerate(lengths):
                 cache[row, :, :length] = random.standard_normal(cache[row, :, :length].shape)
-        return cls(tokens, parents, np.asarray(lengths, np.int64), caches)
+        return cls(tokens, parents, np.asarray(lengths, np.int64), caches, roles)
 
-    def fused(self) -> Feed:
-        """Inputs of a graph that makes positions and mask itself."""
-        given = {"tokens": self.tokens, "parents": self.parents, "write_index": self.lengths}
-        return {**given, **self.caches}
+    def fused(self, after: Roles | None = None) -> Feed:
+        """Inputs of a graph that makes positions and mask itself, of these names."""
+        roles = after or self.names
+        given = roles.feed(tokens=self.tokens, parents=self.parents, write_index=self.lengths)
+        return given | self.caches
 
     def host(self) -> Feed:
         """Inputs of the graph before fuse-verify."""
@@ -80,8 +86,10 @@ class TreeStep:
                 mask[row, 0, node, length] = False  # padding does not see the root
         positions = self.lengths[:, None] + self.depth()
         every = np.tile(np.arange(rows, dtype=np.int64), (batch, 1))
-        given = {"tokens": self.tokens, "write_index": self.lengths, "positions": positions}
-        return {**given, "mask": mask, "rows": every, **self.caches}
+        given = self.names.feed(
+            tokens=self.tokens, write_index=self.lengths, positions=positions, mask=mask, rows=every
+        )
+        return given | self.caches
 
     def depth(self) -> Array:
         """[B, N]; 0 at padding."""
@@ -106,44 +114,54 @@ def fused(
 ) -> Evidence:
     """Accepted tokens, counts, paths and committed caches are those of the host's rule."""
     accepted, worst = 0, 0.0
+    made = roles_of(after)
     for lengths in LENGTHS:
         step = TreeStep.of(before, feed, lengths)
-        rule = _Choice.of(after, step)
+        rule = _Choice.of(after, before, step)
         for _ in range(ROUNDS):
             step.draft(rule.tokens(evaluate(before, step.host()), step))
         host = evaluate(before, step.host())
-        got = evaluate(after, {**step.fused(), **rule.settings})
-        choice = rule.settled(rule.tokens(host, step), host, got, step)
+        got = evaluate(after, step.fused(made) | rule.fed)
+        choice = rule.settled(rule.tokens(host, step), host, _taken(got, made), step)
         path, tokens, count, _ = TREE_VERIFY.reference(choice, step.tokens, step.parents)
-        expected = {"path": path, "accepted": tokens, "count": count}
-        expected |= {f"next.{k}": v + count for k, v in rule.counters(step).items()}
-        for name, cache in step.caches.items():
-            written = host[f"{name}.out"]
-            moved = KV_COMMIT.reference(written, path, count, step.lengths)[0]
-            expected |= {f"{name}.out": written, f"{name}.committed": moved}
-            assert cache.shape == moved.shape
-        gap = _compare(graft, "fused", {**expected, "logits": host["logits"]}, got)
+        said = {"path": path, "accepted": tokens, "count": count}
+        said |= {f"next.{k}": v + count for k, v in rule.counters(step).items()}
+        expected = {made.outputs[role]: array for role, array in said.items()}
+        for written, committed in commits(before, after):
+            moved = KV_COMMIT.reference(host[written], path, count, step.lengths)[0]
+            expected |= {written: host[written], committed: moved}
+        logits = step.names.outputs["logits"]
+        gap = _compare(graft, "fused", {**expected, logits: host[logits]}, got)
         worst = max(worst, gap)
         accepted += int(count.sum()) - len(count)
     what = f"trees of {len(LENGTHS)} steps are judged as the host would ({accepted} drafts stand)"
     return Evidence(what, worst, TOLERANCE["float32"])
 
 
+def commits(before: ir.Model, after: ir.Model) -> list[tuple[str, str]]:
+    """Names of outputs: what a step writes to each cache, and the same with its path committed."""
+    sides = (slot_ports(read_ports(model), "out", TARGET) for model in (before, after))
+    written, every = ([(p.mirror, p.name) for p in side] for side in sides)
+    committed = dict(pair for pair in every if pair not in written)
+    return [(name, committed[mirror]) for mirror, name in written]
+
+
 def drafted(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
 ) -> Evidence:
     """The table after a step, and the tree drafted from it, are those of the host's references."""
-    inputs = {v.name: v for v in after.graph.inputs}
-    shape = inputs["table"].shape
-    assert shape is not None
-    vocabulary, width = (int(d) for d in shape)  # type: ignore[arg-type]
+    roles, made = roles_of(before), roles_of(after)
+    table_port = port_of(after, "table")
+    assert table_port is not None
+    vocabulary, width = map(int, table_port.shape)
     levels = calls(after.graph, DRAFT_TREE)[0].attributes["levels"].as_int()
     for lengths in LENGTHS:
         step = TreeStep.of(before, feed, lengths)
-        settings = _Choice.of(before, step).settings
+        settings = _Choice.of(before, before, step).fed
         for _ in range(ROUNDS):
-            step.draft(evaluate(before, {**step.fused(), **settings})["argmax"])
-        host = evaluate(before, {**step.fused(), **settings})
+            step.draft(evaluate(before, step.fused() | settings)[roles.outputs["argmax"]])
+        answer = evaluate(before, step.fused() | settings)
+        host = {role: answer[name] for role, name in roles.outputs.items()}
         random = np.random.default_rng(0)
         table = random.integers(-1, vocabulary, (vocabulary, width)).astype(np.int32)
         parents = np.asarray([-1, 0, 0, 1, 3][: 3 if levels == 1 else None], np.int64)
@@ -154,8 +172,9 @@ def drafted(
         root = np.take_along_axis(host["accepted"], host["count"][:, None] - 1, 1)[:, 0]
         tokens, kept = DRAFT_TREE.reference(updated, root, parents, ranks, levels=levels)
         given = {"table": table, "template.parents": parents, "template.ranks": ranks}
-        got = evaluate(after, {**step.fused(), **settings, **given})
-        expected = {"table.out": updated, "next.tokens": tokens, "next.parents": kept}
+        got = evaluate(after, step.fused(made) | settings | made.feed(**given))
+        said = {"table.out": updated, "next.tokens": tokens, "next.parents": kept}
+        expected = {made.outputs[role]: array for role, array in said.items()}
         _compare(graft, "drafted", expected, got)
     return Evidence(f"table and next tree are the host's after {len(LENGTHS)} steps")
 
@@ -165,18 +184,25 @@ class _Choice:
     """Which token the host chooses after a node: the argmax, or a draw where it is warm."""
 
     settings: Feed
+    """By role."""
+    fed: Feed
+    """The same as the graph that samples takes them."""
+    host: Roles
 
     @classmethod
-    def of(cls, model: ir.Model, step: TreeStep) -> _Choice:
-        """For a graph that samples: the first sequence at temperature 0.8, any other greedy."""
+    def of(cls, model: ir.Model, host: ir.Model, step: TreeStep) -> _Choice:
+        """For a graph that samples: the first sequence at temperature 0.8, any other greedy. `host`
+        is the graph whose outputs it is chosen from."""
+        roles = roles_of(host)
         if port_of(model, "temperature") is None:
-            return cls({})
+            return cls({}, {}, roles)
         batch = len(step.tokens)
         cold = np.zeros(batch, np.float32)
         temperature, min_p = cold.copy(), cold.copy()
         temperature[0], min_p[0] = 0.8, 0.02
         seed, ordinal = np.arange(7, 7 + batch), np.arange(3, 3 + batch)
-        return cls({"temperature": temperature, "min_p": min_p, "seed": seed, "ordinal": ordinal})
+        given = {"temperature": temperature, "min_p": min_p, "seed": seed, "ordinal": ordinal}
+        return cls(given, roles_of(model).feed(**given), roles)
 
     def counters(self, step: TreeStep) -> Feed:
         """What goes on by the number of accepted tokens."""
@@ -185,15 +211,17 @@ class _Choice:
 
     def tokens(self, host: Feed, step: TreeStep) -> Array:
         """[B, N]: what the host chooses after every node."""
-        choice = host["argmax"].copy()
+        choice = host[self.host.outputs["argmax"]].copy()
         for row, node in self._warm(step):
             sums = self._sums(host, row, node)
             choice[row, node] = np.searchsorted(sums, self._uniform(step, row, node), "right")
         return choice
 
-    def settled(self, choice: Array, host: Feed, got: Feed, step: TreeStep) -> Array:
+    def settled(
+        self, choice: Array, host: Feed, taken: list[tuple[int, int, int]], step: TreeStep
+    ) -> Array:
         """The same, but the fused graph's token where the draw is proven to lie on a boundary."""
-        took = {(b, int(n)): int(t) for b, n, t in _taken(got)}
+        took = {(b, int(n)): int(t) for b, n, t in taken}
         for row, node in self._warm(step):
             token = took.get((row, node), int(choice[row, node]))
             sums, u = self._sums(host, row, node), self._uniform(step, row, node)
@@ -210,7 +238,7 @@ class _Choice:
 
     def _sums(self, host: Feed, row: int, node: int) -> Array:
         """[V] float64: the distribution function of the next token, at each token."""
-        logits = host["logits"][row, node].astype(np.float64)
+        logits = host[self.host.outputs["logits"]][row, node].astype(np.float64)
         weights = np.exp((logits - logits.max()) / self.settings["temperature"][row])
         weights[weights < self.settings["min_p"][row]] = 0.0
         return np.cumsum(weights) / weights.sum()
@@ -221,12 +249,13 @@ class _Choice:
         return float(number[0][0, 0, 0])
 
 
-def _taken(got: Feed) -> list[tuple[int, int, int]]:
+def _taken(got: Feed, roles: Roles) -> list[tuple[int, int, int]]:
     """(sequence, node, token chosen after it) along the paths that a graph says stand."""
+    paths, accepted = (got[roles.outputs[role]] for role in ("path", "accepted"))
     return [
         (row, int(node), int(token))
-        for row in range(len(got["path"]))
-        for node, token in zip(got["path"][row], got["accepted"][row], strict=True)
+        for row in range(len(paths))
+        for node, token in zip(paths[row], accepted[row], strict=True)
         if node >= 0
     ]
 

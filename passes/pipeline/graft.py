@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.law import Evidence
+from graftline.ports import read_ports
 
 MADE_BY, BLOCK, ROLE = "graftline.made_by", "graftline.block", "graftline.role"
 Stage = Literal["front", "graft", "fuse", "lower"]
@@ -43,7 +44,8 @@ class Graft:
     """False for a pass that changes values by design (quantize): the neutral law reports, not
     judges."""
     computes: ClassVar[tuple[str, ...]] = ()
-    """Inputs of the host that the graph makes itself from now on. All others stay inputs."""
+    """Roles of the host's inputs that the graph makes itself from now on. All others stay inputs.
+    """
 
     @property
     def calibrates(self) -> bool:
@@ -80,7 +82,8 @@ class Graft:
 
     def dropped(self, before: ir.Model) -> frozenset[str]:
         """Inputs and outputs of the host that the graph has no more, by design."""
-        return frozenset(self.computes)
+        ports = (p for p in read_ports(before) if p.direction == "in")
+        return frozenset(p.name for p in ports if p.role in self.computes)
 
     def replaced(self, before: ir.Model) -> frozenset[str]:
         """Outputs of the host that `carried` makes from outputs of the graph after."""

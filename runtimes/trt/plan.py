@@ -10,6 +10,7 @@ from typing import Any, cast
 from graftline.bundle.manifest import Manifest
 from graftline.errors import BackendError, BundleError
 from graftline.ports import Port, slot_ports
+from graftline.roles import Roles
 
 LIBRARIES = {"trt-rtx": "tensorrt-rtx-cu13", "trt": "tensorrt-cu13"}
 """Flavour -> the package that runs its engines."""
@@ -46,6 +47,8 @@ class EnginePlan:
     weightless: bool
     plugins: Mapping[str, str]
     rebuild: str
+    tokens: str
+    """The input whose shape is sequences and rows."""
 
     @classmethod
     def read(cls, manifest: Manifest) -> EnginePlan:
@@ -63,6 +66,7 @@ class EnginePlan:
                 options["strip_weights"],
                 engine.get("plugins", {}),
                 manifest.rebuild,
+                Roles.of(manifest.stages[engine["graph"]].ports).inputs["tokens"],
             )
         except KeyError as error:
             raise BundleError(
@@ -82,7 +86,7 @@ class EnginePlan:
     @property
     def batch(self) -> int:
         """Most sequences at once."""
-        return min(shapes["tokens"][2][0] for shapes in self.profiles.values())
+        return min(shapes[self.tokens][2][0] for shapes in self.profiles.values())
 
     @property
     def decoding(self) -> dict[int, int]:
@@ -93,7 +97,7 @@ class EnginePlan:
 
     def rows(self, name: str) -> int:
         """Most rows that a profile takes."""
-        return self.profiles[name]["tokens"][2][1]
+        return self.profiles[name][self.tokens][2][1]
 
     def check(self, here: Here) -> None:
         """Raise BackendError, with what differs and what to do, where it cannot run here."""

@@ -63,7 +63,7 @@ class TrtSession:
         self._caches = DeviceCaches(device, self.ports)
         self._tree = bool(by_role(self.ports, "mask"))
         self._selects = bool(by_role(self.ports, "rows"))
-        self._outputs = {p.name: p for p in self.ports if p.direction == "out"}
+        self._outputs = {p.role: p for p in self.ports if p.direction == "out" and not p.state}
         taps = by_role(self.ports, "hidden")
         self._hidden = next((p for p in taps if p.tap == "postnorm"), None)
         self._widest = max(plan.decoding)
@@ -80,6 +80,7 @@ class TrtSession:
         tables = by_role(self.ports, "table", "in")
         self.table = DraftTable(device, tables[0]) if tables else None
         """Of a fused engine: what its steps have learned, whoever runs them."""
+        self._elsewhere = {tables[0].name: self.table.address} if self.table else {}
         self._lengths = np.zeros(0, np.int64)
         self.reset(1)
 
@@ -246,7 +247,8 @@ class TrtSession:
             rows = wanted if "R" in port.shape else count
             return cut(step.fetch(port.name, rows), port).astype(np.float32, copy=False)
 
-        found = {n: cut(step.arrays[n], p) for n, p in self._outputs.items() if n in step.arrays}
+        arrays = step.arrays
+        found = {role: cut(arrays[role], p) for role, p in self._outputs.items() if role in arrays}
         logits = partial(read, self._outputs["logits"])
         argmax = found["argmax"] if "argmax" in found else logits().argmax(-1)
         return DeviceScores(
@@ -276,6 +278,5 @@ class TrtSession:
 
     def _made(self, name: str, most: Extents, fixed: bool, carrying: bool) -> ProfileStep:
         context = self._device.context(list(self.plan.profiles).index(name), fixed)
-        elsewhere = {} if self.table is None else {"table": self.table.address}
-        given = self.ports, most, fixed, elsewhere, carrying
+        given = self.ports, most, fixed, self._elsewhere, carrying
         return ProfileStep(self._device, context, *given)

@@ -28,9 +28,9 @@ class ProfileStep:
     inputs from the last one: what an output says of an input (its port's mirror) is copied there
     when it has run, and the host only says with `put` what differs.
 
-    `arrays` are the host's views of the inputs and of what is read back, in the shape of the last
-    `shape`. With `fixed` rows a step that has run once is recorded as a CUDA graph, if the engine
-    allows it: copies in, the engine, copies out are then one launch.
+    `arrays` are the host's views of the inputs and of what is read back, by role and in the shape
+    of the last `shape`. With `fixed` rows a step that has run once is recorded as a CUDA graph, if
+    the engine allows it: copies in, the engine, copies out are then one launch.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ProfileStep:
             dims = _dims(port, extents)
             self._context.bind(port.mirror, caches[port.mirror], dims)
             self._context.bind(port.name, caches[port.mirror], dims)
-        self.arrays = {p.name: self._view(p) for p in (*self._inputs, *self._small)}
+        self.arrays = {p.role: self._view(p) for p in (*self._inputs, *self._small)}
         if self._mask_port is not None:
             self.mask = SlotMask(self._view(self._mask_port))
         self._shape, self._warm, self._replay = shape, False, None
@@ -127,21 +127,23 @@ class ProfileStep:
         for address in self._own:
             self._device.release(address)
 
-    def put(self, name: str, value: object, row: int | None = None, first: int = 0) -> None:
+    def put(self, role: str, value: object, row: int | None = None, first: int = 0) -> None:
         """Set an input on the device: all of it, or from column `first` on what is of sequence
         `row`; the others' is only there."""
-        array = self.arrays[name] if row is None else self.arrays[name][row : row + 1]
+        whole = self.arrays[role]
+        array = whole if row is None else whole[row : row + 1]
         if first:
             array = array[0, first:]
         array[...] = value
-        start = array.ctypes.data - self.arrays[name].ctypes.data
-        self._device.upload(self._address[name] + start, array)
+        start = array.ctypes.data - whole.ctypes.data
+        port = next(p for p in self._inputs if p.role == role)
+        self._device.upload(self._address[port.name] + start, array)
         self._device.synchronize()  # until then the array may not change again
 
     def _enqueue(self) -> None:
         if not self._carrying:
             for port in self._inputs:
-                self._device.upload(self._address[port.name], self.arrays[port.name])
+                self._device.upload(self._address[port.name], self.arrays[port.role])
         self._context.enqueue()
         if self._carrying:
             for port in self._ports:
@@ -152,7 +154,7 @@ class ProfileStep:
                         self._address[port.mirror], self._address[port.name], box
                     )
         for port in self._small:
-            self._device.download(self.arrays[port.name], self._address[port.name])
+            self._device.download(self.arrays[port.role], self._address[port.name])
 
     def _view(self, port: Port) -> Array:
         """The port's host twin, made when it is first needed, in this shape."""

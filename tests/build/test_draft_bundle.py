@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,8 @@ import pytest
 
 from graftline.build.check import check
 from graftline.build.optimize import optimize
-from graftline.bundle.reader import Bundle, BundleWriter
+from graftline.bundle.reader import Bundle
+from graftline.bundle.store import load_graph
 from graftline.draft import DraftSource, check_vocabulary
 from graftline.errors import BundleError, GraftlineError
 from graftline.runtimes.load import load
@@ -32,36 +30,52 @@ def bundle(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> B
     return optimize(wide_checkpoint, out, recipe="draft-model", draft="int4")
 
 
-def test_the_draft_is_a_bundle_among_the_bundles_files(bundle: Bundle) -> None:
-    draft = bundle.draft()
-    assert draft is not None
-    assert (draft.manifest.dtype, draft.manifest.recipe) == ("int4", "plain")
-    assert "quantize" in draft.manifest.main.pipeline
-    assert "quantize" not in bundle.manifest.main.pipeline
-    inner = {f"draft/{rel}" for rel in (*draft.manifest.files, "manifest.json")}
-    assert inner < bundle.manifest.files.keys()
-    assert bundle.manifest.draft == {"source": "int4", "same_weights": True}
-    assert "--draft int4" in bundle.manifest.rebuild
-    assert Bundle.open(draft.path).manifest == draft.manifest
+def test_the_draft_is_a_stage_among_the_bundles_stages(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert list(manifest.stages) == ["export", "canonical", "draft.canonical", "ort-cpu", "draft"]
+    draft = manifest.stages["draft"]
+    assert (draft.role, draft.owner, draft.dtype, draft.made_of) == (
+        "engine", "draft", "int4", "export",
+    )  # fmt: skip
+    assert manifest.engines() == {"target": "ort-cpu", "draft": "draft"}
+    assert manifest.same_weights("draft")
+    assert "quantize" in draft.pipeline
+    assert "quantize" not in manifest.main.pipeline
+    assert draft.exactness is not None
+    assert manifest.exactness is not None
+    assert draft.exactness.worst != manifest.exactness.worst
+    assert not any(rel.startswith("draft/") for rel in manifest.files)
+    assert "--draft int4" in manifest.rebuild
+
+
+def test_what_target_and_draft_have_in_common_is_done_and_told_once(bundle: Bundle) -> None:
+    """One export, one front; the checkpoint's own model is compared with it once."""
+    passes = [(p.name, p.owner) for p in bundle.manifest.passes]
+    assert [owner for name, owner in passes if name == "canonicalize"] == ["target"]
+    assert [owner for name, owner in passes if name == "quantize"] == ["draft"]
+    assert [owner for name, owner in passes if name == "lower-ort"] == ["target", "draft"]
+    laws = [(w.law, w.graft, w.owner) for w in bundle.manifest.laws]
+    assert [row for row in laws if row[0] == "checkpoint"] == [("checkpoint", "export", "target")]
+    whole = [row[1:] for row in laws if row[0] == "whole"]
+    assert {("ort-cpu", "target"), ("draft", "draft"), ("draft.canonical", "draft")} <= set(whole)
 
 
 def test_check_holds_and_sees_a_flipped_byte_in_the_draft(bundle: Bundle) -> None:
     load(bundle.path).generate([1, 2, 3], max_new_tokens=4)  # measures costs: caches, not changes
     report = check(bundle.path)
     assert report.holds, [f for f in report.findings if not f.holds]
-    assert any(f.what.startswith("draft: law") for f in report.findings)
-    victim = bundle.path / "draft" / "ort-cpu.onnx"
+    drafts = {f.what for f in report.findings if f.what.startswith("draft: law")}
+    assert {"draft: law whole", "draft: law reproducible", "draft: law row-invariant"} <= drafts
+    victim = bundle.path / "draft.onnx"
     whole = victim.read_bytes()
     victim.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    with pytest.raises(BundleError, match=r"draft/ort-cpu\.onnx was changed .*--draft int4"):
+    with pytest.raises(BundleError, match=r"draft\.onnx was changed .*--draft int4"):
         Bundle.open(bundle.path)
     victim.write_bytes(whole)
 
 
 def test_draft_and_target_are_compared_in_whatever_capacity_there_is(bundle: Bundle) -> None:
-    draft = bundle.draft()
-    assert draft is not None
-    small, large = (open_session(b, capacity=40) for b in (draft, bundle))
+    small, large = (open_session(bundle, capacity=40, stage=s) for s in ("draft", "ort-cpu"))
     text = np.random.default_rng(0).integers(0, 256, 192).tolist()
     assert 0.05 <= agreement(small, large, text) <= 0.98
     assert step_ratio(small, large) > 0
@@ -124,34 +138,20 @@ def test_siblings_decode_pass_by_pass_in_turn_and_the_draft_of_each_reads_its_ca
     assert sum(run.result.stats.steps for run in runs if run.result) < 0.9 * 3 * 29
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_weights_of_both_engines_are_stored_once(
-    tmp_path: Path, bundle: Bundle, links: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    large, small = (ir.tensor(np.arange(n, dtype=np.float32)) for n in (1 << 18, 1 << 10))
-    bare = replace(bundle.manifest, extra={}, files={}, draft={})
-    if not links:
-        monkeypatch.setattr(os, "link", no_links)
-    with BundleWriter(tmp_path / "out") as writer:
-        writer.engine.add(large)
-        inner = writer.nested("draft")
-        places = [inner.engine.add(ir.tensor(t.numpy().copy())) for t in (large, small)]
-        for each in (inner, writer):
-            for stage in bare.stages.values():
-                each.path(stage.file).write_bytes(b"graph")
-            each.finish(bare)
-    made = Bundle.open(tmp_path / "out")
-    first, second = (made.file(f"draft/{place.file.name}") for place in places)
-    assert second.name == "engine.weights"
-    assert first.samefile(made.file("engine.weights")) == links
-    assert first.samefile(second) != links
-    read = np.fromfile(first, np.float32, 1 << 18, offset=places[0].offset)
-    assert np.array_equal(read, large.numpy())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+def test_weights_of_both_engines_are_stored_once(bundle: Bundle) -> None:
+    """One file of what the engines read; what both read as it is, such as norms, is there once."""
+    files = {rel for rel in bundle.manifest.files if rel.endswith(".weights")}
+    assert "engine.weights" in files
+    assert files <= {"engine.weights", "source/source.weights"}
 
+    def places(stage: str) -> set[tuple[str, int | None]]:
+        weights = load_graph(bundle.graph(stage)).graph.initializers.values()
+        tensors = [v.const_value for v in weights]
+        return {(Path(t.path).name, t.offset) for t in tensors if isinstance(t, ir.ExternalTensor)}
 
-def no_links(source: Path, target: Path) -> None:
-    raise OSError(errno.EPERM, "Operation not permitted")
+    target, draft = places("ort-cpu"), places("draft")
+    assert target & draft
+    assert draft - target
 
 
 def test_the_embedding_is_the_checkpoints(bundle: Bundle) -> None:

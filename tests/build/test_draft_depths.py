@@ -52,38 +52,41 @@ def bundle(
     return optimize(checkpoints[0], out, recipe="s2d", draft=draft, draft_depths=DEPTHS)
 
 
-def drafts(bundle: Bundle) -> Bundle:
-    found = bundle.draft()
-    assert found is not None
-    return found
-
-
-def test_depths_are_graphs_over_the_drafts_one_weight_file(bundle: Bundle) -> None:
-    draft = drafts(bundle)
-    assert draft.manifest.of_role("depth").keys() == {"depth-1", "depth-3"}
+def test_depths_are_graphs_over_one_weight_file(bundle: Bundle) -> None:
+    assert bundle.manifest.of_role("depth", "draft").keys() == {"depth-1", "depth-3"}
     assert bundle.manifest.rebuild.endswith("--draft-depths 1,3")
-    weights = {name for name in draft.manifest.files if name.endswith(".weights")}
-    assert weights == {"engine.weights", "source/source.weights"}
+    weights = {name for name in bundle.manifest.files if name.endswith(".weights")}
+    assert weights <= {"engine.weights", "source/source.weights"}
+    own = "draft.export" in bundle.manifest.stages
+    assert own != bundle.manifest.same_weights("draft")
 
     def places(stage: str) -> set[tuple[int | None, int | None]]:
-        weights = load_graph(draft.graph(stage)).graph.initializers.values()
+        weights = load_graph(bundle.graph(stage)).graph.initializers.values()
         tensors = [v.const_value for v in weights]
         return {(t.offset, t.length) for t in tensors if isinstance(t, ir.ExternalTensor)}
 
-    whole, three, one = places("ort-cpu"), places("depth-3"), places("depth-1")
+    whole, three, one = places("draft"), places("depth-3"), places("depth-1")
     assert one < three < whole
     assert len(one) > 4
 
 
+def test_a_draft_of_another_checkpoint_is_compared_with_it(bundle: Bundle) -> None:
+    found = [(w.graft, w.owner) for w in bundle.manifest.laws if w.law == "checkpoint"]
+    drafts = [] if bundle.manifest.same_weights("draft") else [("draft.export", "draft")]
+    assert found == [("export", "target"), *drafts]
+    fronts = [p.owner for p in bundle.manifest.passes if p.name == "canonicalize"]
+    assert fronts == ["target", *(owner for _, owner in drafts)]
+
+
 def test_a_depth_has_its_blocks_caches_and_their_work(bundle: Bundle) -> None:
-    draft = drafts(bundle)
     for blocks in DEPTHS:
-        ports = draft.manifest.stages[f"depth-{blocks}"].ports
+        ports = bundle.manifest.stages[f"depth-{blocks}"].ports
         assert {p.layer for p in ports if p.mirror} == set(range(blocks))
-        nodes = load_graph(draft.graph(f"depth-{blocks}")).graph
+        nodes = load_graph(bundle.graph(f"depth-{blocks}")).graph
         assert sum(n.op_type == "GroupQueryAttention" for n in nodes) == blocks
-    assert any(p.text == "cut-depth{blocks=3}" for p in draft.manifest.passes)
-    held = {(row.graft, row.law) for row in draft.manifest.laws}
+    cut = next(p for p in bundle.manifest.passes if p.text == "cut-depth{blocks=3}")
+    assert cut.owner == "draft"
+    held = {(row.graft, row.law) for row in bundle.manifest.laws}
     assert {("depth-1", "prefix"), ("depth-3", "prefix"), ("depth-3", "depth")} <= held
 
 
@@ -103,9 +106,8 @@ def test_the_proof_sees_an_engine_of_another_depth(
     """In fp32 the engine must be the host cut there; one block more or less is not."""
     draft = f"{checkpoints[1]}:fp32"
     made = optimize(checkpoints[0], tmp_path / "a", recipe="s2d", draft=draft, draft_depths=(2, 3))
-    inner = drafts(made)
-    stages, silent = dict(inner.manifest.stages), lambda line: None
-    parts = Parts(inner.path, stages, inner.manifest.target, "fp32")
+    stages, silent = dict(made.manifest.stages), lambda line: None
+    parts = Parts(made.path, stages, made.manifest.target, "draft")
     assert prove_depth(parts, "depth-2", silent)[-1].law == "depth"
     stages["depth-3"] = replace(stages["depth-3"], facts=stages["depth-2"].facts)
     with pytest.raises(LawBroken, match="'depth' at row"):
@@ -113,10 +115,13 @@ def test_the_proof_sees_an_engine_of_another_depth(
 
 
 def test_inspect_shows_the_depths(bundle: Bundle) -> None:
-    for path in (bundle.path, drafts(bundle).path):
-        result = CliRunner().invoke(app, ["inspect", str(path)])
-        assert result.exit_code == 0
-        assert "3 of 5 blocks" in " ".join(result.output.split())
+    result = CliRunner().invoke(app, ["inspect", str(bundle.path)])
+    assert result.exit_code == 0
+    said = " ".join(result.output.split())
+    assert "stage draft 5 blocks of" in said
+    assert "stage depth-3 3 of 5 blocks of" in said
+    result = CliRunner().invoke(app, ["inspect", str(bundle.path), "--stage", "depth-3"])
+    assert result.exit_code == 0
 
 
 def test_every_depth_is_measured_and_kept(bundle: Bundle) -> None:
@@ -125,12 +130,12 @@ def test_every_depth_is_measured_and_kept(bundle: Bundle) -> None:
     depths = engine.resources.depths()
     assert len(depths) == 3
     assert all(0 < one.step < 1000 and 0.05 <= one.agreement <= 0.98 for one in depths)
-    kept = list((drafts(bundle).path / "costs").iterdir())
+    kept = list((bundle.path / "costs").iterdir())
     again = load(bundle.path)
     assert again.resources.depths is not None
     assert [d.agreement for d in again.resources.depths()] == [d.agreement for d in depths]
-    assert list((drafts(bundle).path / "costs").iterdir()) == kept
-    shared = bundle.manifest.draft["same_weights"]
+    assert list((bundle.path / "costs").iterdir()) == kept
+    shared = bundle.manifest.same_weights("draft")
     assert all(one.shares == shared for one in depths)
 
 
@@ -148,7 +153,7 @@ def test_tokens_are_plains_alone_and_in_a_ragged_batch(bundle: Bundle, temperatu
     alone = [engine.generate(p, recipe="s2d", **options) for p in prompts]
     assert [r.tokens for r in alone] == plain
     assert sum(r.stats.drafted for r in alone) > 30
-    if bundle.manifest.draft["same_weights"] and not temperature:
+    if bundle.manifest.same_weights("draft") and not temperature:
         assert sum(r.stats.steps for r in alone) < 0.9 * 3 * 29
     if not temperature:
         batch = engine.generate(prompts, recipe="s2d", **options)
@@ -157,10 +162,10 @@ def test_tokens_are_plains_alone_and_in_a_ragged_batch(bundle: Bundle, temperatu
 
 def test_what_a_depth_writes_is_gone_with_the_targets_next_step(bundle: Bundle) -> None:
     """A sub-model over the target's caches: nothing of it may be seen by the target."""
-    if not bundle.manifest.draft["same_weights"]:
+    if not bundle.manifest.same_weights("draft"):
         pytest.skip("a draft on caches of its own")
     target = open_session(bundle, capacity=64)
-    draft = open_session(drafts(bundle), capacity=64, stage="depth-3")
+    draft = open_session(bundle, capacity=64, stage="depth-3")
     guest = draft.sibling(target)
     target.prefill([np.arange(9)])
     expected = target.score(np.asarray([[7]])).logits.copy()

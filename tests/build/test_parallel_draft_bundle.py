@@ -59,10 +59,8 @@ def free(bundle: Bundle, chosen: Recipe | None = None) -> Any:
 
 
 def test_the_drafts_facts_name_the_mask_token(bundle: Bundle) -> None:
-    draft = bundle.draft()
-    assert draft is not None
-    assert draft.manifest.facts.mask_token == MASK
-    assert Bundle.open(draft.path).manifest.facts.mask_token == MASK
+    assert bundle.manifest.stages["draft"].facts.mask_token == MASK
+    assert Bundle.open(bundle.path).manifest.stages["draft"].facts.mask_token == MASK
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -140,13 +138,11 @@ def test_what_rows_cost_the_draft_is_measured_once_and_kept(bundle: Bundle) -> N
     opened = engine.resources.draft()
     assert opened.rows_cost(1) == 1.0
     assert 1.0 <= opened.rows_cost(16) < 64.0
-    draft = bundle.draft()
-    assert draft is not None
-    kept = {file: file.read_text() for file in (draft.path / "costs").iterdir()}
+    kept = {file: file.read_text() for file in (bundle.path / "costs").iterdir()}
     again = load(bundle.path)
     assert again.resources.draft is not None
     assert again.resources.draft().rows_cost(16) == opened.rows_cost(16)
-    assert {file: file.read_text() for file in (draft.path / "costs").iterdir()} == kept
+    assert {file: file.read_text() for file in (bundle.path / "costs").iterdir()} == kept
 
 
 def test_a_draft_without_a_mask_token_is_refused_and_the_option_names_one(

@@ -69,16 +69,16 @@ def test_check_of_a_packed_bundle_says_what_it_cannot_compare(fp32: Bundle, tmp_
 def test_a_bundle_whose_source_was_deleted_loads_and_says_so(int4: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "moved.graft"
     shutil.copytree(int4.path, path)
-    changed = path / "source/0-BF16.safetensors"
+    changed = path / "source/0/BF16.safetensors"
     changed.write_bytes(changed.read_bytes()[:-1] + b"?")
     assert generated(path) == generated(int4.path), "nothing that runs reads it"
     report = check(path)
     assert not report.holds
-    assert "source/0-BF16.safetensors was changed" in report.findings[0].found
+    assert "source/0/BF16.safetensors was changed" in report.findings[0].found
     shutil.rmtree(path / "source")
     assert generated(path) == generated(int4.path)
     told = [f for f in check(path).findings if f.status == "not_run"]
-    assert "source/0-BF16.safetensors is not here" in told[0].found
+    assert "source/0/BF16.safetensors is not here" in told[0].found
     assert pack(path, tmp_path / "packed").size < int4.file("engine.weights").stat().st_size * 1.5
 
 
@@ -103,13 +103,13 @@ def test_the_draft_engine_is_packed_too(host: Callable[[str], Path], tmp_path: P
         draft_depths=(1,), step="host",
     )  # fmt: skip
     packed = Bundle.open(pack(bundle.path, tmp_path / "packed").path)
-    inner = packed.draft()
-    assert inner is not None
-    assert inner.manifest.stages.keys() == {"ort-cpu", "depth-1"}
-    assert inner.manifest.packed
+    assert packed.manifest.stages.keys() == {"ort-cpu", "draft", "depth-1"}
+    assert packed.manifest.same_weights("draft")
     assert not any("source" in rel or "export" in rel for rel in packed.manifest.files)
     assert generated(packed.path) == generated(bundle.path)
-    assert check(packed.path).holds
+    report = check(packed.path)
+    assert report.holds
+    assert {"law row-invariant", "draft: law row-invariant"} <= {f.what for f in report.findings}
 
 
 @pytest.mark.parametrize(

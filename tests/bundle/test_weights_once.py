@@ -10,11 +10,13 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from graftline.build.assemble import link_files
 from graftline.build.check import check
 from graftline.build.optimize import optimize
 from graftline.bundle.pack import pack
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
+from graftline.bundle.weight_file import WeightFile
 from graftline.errors import BundleError
 from graftline.tensors import Widened
 from tests.bundle.engine_weights import generated, weights
@@ -39,9 +41,17 @@ def test_an_int4_bundle_adds_its_engine_and_shares_the_checkpoint(
     int4: Bundle, host: Callable[[str], Path]
 ) -> None:
     held = weights(int4)
-    assert held.keys() == {"engine.weights", "source/0-BF16.safetensors"}
-    assert int4.file("source/0-BF16.safetensors").samefile(host("BF16"))
+    assert held.keys() == {"engine.weights", "source/0/BF16.safetensors"}
+    assert int4.file("source/0/BF16.safetensors").samefile(host("BF16"))
     assert check(int4.path).holds
+
+
+def test_a_file_that_is_linked_out_of_a_bundle_keeps_its_name(int4: Bundle, tmp_path: Path) -> None:
+    """`tune` makes a bundle again of its own files, any number of times."""
+    export, linked = load_graph(int4.graph("export")), dict[Path, str]()
+    weights = WeightFile(tmp_path, "w", lambda size: None, widens=True)
+    link_files([export], weights, "source", linked, lambda file, rel: True)
+    assert list(linked.values()) == ["source/0/BF16.safetensors"]
 
 
 def test_a_copied_bundle_holds_what_the_graphs_read_and_no_more(
@@ -60,8 +70,8 @@ def test_an_engine_of_the_checkpoints_precision_points_into_its_file(
 ) -> None:
     bundle = optimize(host("F32"), tmp_path / "same.graft")
     held = weights(bundle)
-    assert held.keys() == {"engine.weights", "weights/0-F32.safetensors"}
-    assert held["engine.weights"] < held["weights/0-F32.safetensors"]
+    assert held.keys() == {"engine.weights", "weights/0/F32.safetensors"}
+    assert held["engine.weights"] < held["weights/0/F32.safetensors"]
     packed = pack(bundle.path, tmp_path / "packed")
     assert weights(Bundle.open(packed.path)).keys() == {"engine.weights"}
     assert generated(packed.path) == generated(bundle.path)

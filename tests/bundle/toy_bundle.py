@@ -17,7 +17,10 @@ PORTS = (
     Port("tokens", "tokens", "in", "int64", ("B", "N")),
     Port("key", "cache.key", "in", "float32", ("B", 1, "S", 4), layer=0, mirror="key.out"),
 )
-STAGE = Stage("target", "graphs/canonical.onnx", PORTS, FACTS, "kv-cache | tree-mask")
+STAGE = Stage(
+    "engine", "graphs/canonical.onnx", PORTS, FACTS, "kv-cache | tree-mask",
+    dtype="fp32", exactness=Exactness(True, 1e-6), quality={"perplexity": 3.0},
+)  # fmt: skip
 
 
 def stages(**changed: object) -> dict[str, object]:
@@ -25,18 +28,24 @@ def stages(**changed: object) -> dict[str, object]:
     return {"stages": {"canonical": json.loads(json.dumps(asdict(STAGE))) | changed}}
 
 
+def beside(**changed: object) -> dict[str, object]:
+    """The one stage and another like it, changed, of a file of its own."""
+    rows = stages(file="more.onnx", **changed)["stages"]
+    one = stages()["stages"]
+    assert isinstance(rows, dict)
+    assert isinstance(one, dict)
+    return {"stages": {**one, "more": rows["canonical"]}}
+
+
 def manifest(**changed: object) -> Manifest:
     values: dict[str, object] = {
         "name": "toy",
         "recipe": "plain",
         "target": "canonical",
-        "dtype": "fp32",
         "stages": {"canonical": STAGE},
         "rebuild": "graftline optimize toy -o toy.graft",
         "passes": (PassRow("kv-cache", "kv-cache", 0.1, 5, 7, ("2 TensorScatter",), "no re-run"),),
         "laws": (LawRow("kv-cache", "neutral", "held", "equal", 0.0, 1e-4),),
-        "exactness": Exactness(True, 1e-6),
-        "quality": {"perplexity": 3.0},
     }
     return Manifest(**{**values, **changed})  # type: ignore[arg-type]
 

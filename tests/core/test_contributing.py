@@ -38,10 +38,13 @@ class HalveLogits(Graft):
         write_ports(model, [*read_ports(model), new])
 '''
 RUN_PASS = """
-from graftline.evaluate import decoder_feed, run
+from graftline.evaluate import run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
-model, feed = TinyDecoder().build(), decoder_feed(61)
+from graftline.ports import read_ports
+from graftline.roles import chain_feed
+model = TinyDecoder().build()
+feed = chain_feed(read_ports(model), 61)
 reports = Pipeline.parse("halve-logits{share=0.25}", GRAFTS).run(model, feed)
 got = run(model, feed)
 assert abs(got["halved"] - got["logits"] / 4).max() < 1e-6

@@ -18,7 +18,7 @@ import onnx_ir as ir
 import pytest
 
 from graftline import nearness
-from graftline.evaluate import decoder_feed, prepare, run
+from graftline.evaluate import prepare, run
 from graftline.facts import DecoderFacts
 from graftline.kinds.decoder import stored_rows
 from graftline.kinds.decoder.probe import make_probe
@@ -39,7 +39,7 @@ from graftline.passes.laws.compare import Comparison
 from graftline.runtimes.ort.graph import open_graph, open_reference
 from graftline.runtimes.row_invariance import PLACES, SIZES, row_invariance
 from graftline.runtimes.scores import Scores
-from tests.passes.tiny_hosts import grafted
+from tests.passes.tiny_hosts import decoder_feed, grafted
 
 VOCABULARY = 1 << 16
 ROW = 4 * VOCABULARY

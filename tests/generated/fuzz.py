@@ -2,13 +2,13 @@
 
     python -m tests.generated.fuzz --count 400 --seed 0 [--workers 2] [--keep FILE] [--choose 40]
 
-Exits 1 when an outcome is silent or a crash. Ctrl-C prints what is known so far.
+Exits 1 when an outcome is silent or a crash. Ctrl-C prints what is known so far, and how far it
+came, and exits 130.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import os
@@ -25,6 +25,8 @@ from pathlib import Path
 
 KINDS = ("equal", "refused", "silent", "crash")
 FAULTS = ("silent", "crash", "defect")
+INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def main() -> int:
     given = read.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     seeds, rows = range(given.seed, given.seed + given.count), list[Row]()
-    with contextlib.suppress(KeyboardInterrupt):
+    interrupted = False
+    try:
         for row in run(seeds, given.workers):
             rows.append(row)
             if given.keep:
@@ -168,10 +171,15 @@ def main() -> int:
             count = Counter(r.kind for r in rows)
             told = ", ".join(f"{count[k]} {k}" for k in (*KINDS, "defect") if count[k])
             print(f"\r{len(rows)} of {len(seeds)}: {told}", end="", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        interrupted = True
     print(file=sys.stderr)
     print(report(rows, len(seeds)))
     if given.choose:
         print(f"seeds for the tests: {choose(rows, given.choose)}")
+    if interrupted:
+        print(f"interrupted after {len(rows)} of {len(seeds)} seeds", file=sys.stderr)
+        return INTERRUPTED
     return int(any(row.kind in FAULTS for row in rows))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,23 @@ def test_half_of_them_are_served(outcomes: dict[int, Outcome]) -> None:
         pytest.skip("counts the outcomes of all seeds, and not all were run")
     served = sum(outcome.kind == "equal" for outcome in outcomes.values())
     assert served >= EQUAL_AT_LEAST, Counter(o.kind for o in outcomes.values())
+
+
+def test_an_interrupted_run_says_how_far_it_came(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is known is printed; nobody takes it for a run that found no fault."""
+
+    def interrupted(seeds: Sequence[int], workers: int) -> Iterator[Row]:
+        yield Row(3, "equal", "", ["odd=none"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fuzz, "run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--count", "5", "--seed", "3"])
+    assert fuzz.main() == 130
+    told = capsys.readouterr()
+    assert "1 of 5 seeds: 1 equal" in told.out
+    assert told.err.endswith("interrupted after 1 of 5 seeds\n")
 
 
 def test_every_feature_is_drawn() -> None:

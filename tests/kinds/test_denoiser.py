@@ -95,7 +95,7 @@ def test_the_proof_sees_an_engine_that_predicts_something_else(
     wrong = ir.load(copy / "ort-cpu.onnx")
     dilate(wrong)
     ir.save(wrong, copy / "ort-cpu.onnx")
-    parts = Parts(copy, bundle.manifest.stages, "ort-cpu", "fp32")
+    parts = Parts(copy, bundle.manifest.stages, "ort-cpu", "ort-cpu")
     with pytest.raises(LawBroken, match="ort-cpu breaks the law 'whole' at 'prediction'"):
         Denoiser().prove(parts, graph, "", lambda line: None)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -81,6 +83,52 @@ def test_damaged_onnx(onnx_file: Path, tmp_path: Path) -> None:
     refused(file, "not an ONNX model|not a valid graph|an empty graph")
     file.write_bytes(b"not onnx at all")
     refused(file, "truncated or not an ONNX model")
+
+
+def traced(folder: Path, forward: Callable[[Any, Any], Any], **bounds: int) -> Path:
+    """A .pt2 of a module with a table, traced at 6 tokens, for lengths within `bounds`."""
+    import torch
+
+    class Rows(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(16, 4)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return forward(self.table(tokens), tokens.shape[1]) @ self.table.weight.T
+
+    sizes = {0: torch.export.Dim("B"), 1: torch.export.Dim.AUTO}
+    if bounds:
+        sizes[1] = torch.export.Dim("N", **bounds)
+    example = torch.zeros(2, 6, dtype=torch.int64)
+    program = torch.export.export(
+        Rows().eval(), (example,), dynamic_shapes={"tokens": sizes}, strict=False
+    )
+    torch.export.save(program, folder / "m.pt2")
+    return folder / "m.pt2"
+
+
+@pytest.mark.parametrize(
+    ("forward", "bounds", "positions"),
+    [
+        (lambda rows, count: rows, {}, 0),
+        (lambda rows, count: rows, {"max": 40}, 40),
+        (lambda rows, count: rows if count <= 28 else -rows, {}, 28),
+    ],
+    ids=["any", "stated", "by what the code does"],
+)
+def test_a_pt2_is_served_as_far_as_torch_traced_it(
+    tmp_path: Path, forward: Callable[[Any, Any], Any], bounds: dict[str, int], positions: int
+) -> None:
+    told: list[str] = []
+    host = open_checkpoint(traced(tmp_path, forward, **bounds)).host(watch=told.append)
+    assert host.facts.positions == positions  # type: ignore[attr-defined]
+    assert any(f"served up to {positions}" in line for line in told) == bool(positions)
+
+
+def test_a_pt2_of_longer_texts_only_is_refused(tmp_path: Path) -> None:
+    file = traced(tmp_path, lambda rows, count: -rows if count < 5 else rows)
+    refused(file, "holds for texts of 5 tokens and more, and text is decoded a token at a time")
 
 
 def test_pt2_equals_the_model(tmp_path: Path, llama: Path) -> None:

@@ -11,6 +11,8 @@ from harness import feed, logits, meaning
 
 from graftline.errors import NotApplicable
 from graftline.models import fake_host, open_checkpoint
+from graftline.models.export import stamp as stamping
+from graftline.models.export.blocks import Irregular
 from graftline.models.export.layer_kinds import prefix_length
 from graftline.models.export.stamp import stamp
 from graftline.models.tiny import tiny, tiny_config
@@ -75,9 +77,39 @@ def _two_layers(second: str) -> ir.Model:
     return model
 
 
-def test_unlike_blocks_are_refused() -> None:
-    with pytest.raises(NotApplicable, match="layers 0 and 1 look alike but compute different"):
-        stamp(_two_layers("Sigmoid"), "l", [0, 0, 0], 2)
+def test_unlike_blocks_are_not_copied() -> None:
+    model = _two_layers("Sigmoid")
+    found = stamp(model, "l", [0, 0, 0], 2)
+    assert isinstance(found, Irregular)
+    assert str(found) == "layers 0 and 1 look alike but compute different things"
+    assert len(model.graph) == 8, "nothing was changed"
+
+
+def test_a_layer_that_others_read_is_named_with_its_reader() -> None:
+    model = _two_layers("Relu")
+    inner = next(n for n in model.graph if n.op_type == "Relu").outputs[0]
+    model.graph.node(-1).replace_input_with(0, inner)
+    found = stamp(model, "l", [0, 0, 0], 2)
+    assert isinstance(found, Irregular)
+    assert "no value separates layer" in found.reason
+
+
+def test_what_is_no_irregular_layer_is_no_reason_to_export_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An irregular layer is told and exported; a defect of ours on the way is not hidden by it."""
+    folder, said = tiny("llama", tmp_path / "llama", num_hidden_layers=4), list[str]()
+    why = Irregular("layers 0 and 1 look alike but compute different things")
+    monkeypatch.setattr(stamping, "stamp", lambda *parts: why)
+    assert open_checkpoint(folder).host(watch=said.append).facts.layers == 4
+    assert f"exporting all 4 layers, because {why}" in said
+
+    def broken(*parts: object) -> None:
+        raise NotApplicable("a defect")
+
+    monkeypatch.setattr(stamping, "stamp", broken)
+    with pytest.raises(NotApplicable, match="a defect"):
+        open_checkpoint(folder).host()
 
 
 def test_stamp_adds_one_block_per_layer() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from graftline.ports import Port
+from graftline.roles import Roles
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.trt.device import Box
 
@@ -120,7 +121,8 @@ class StandInDevice:
 
     def context(self, profile: int, fixed: bool) -> StandInContext:
         shapes = self.profiles[profile]
-        assert fixed == (shapes["tokens"][0][1] == shapes["tokens"][2][1])
+        tokens = shapes[Roles.of(self.ports).inputs["tokens"]]
+        assert fixed == (tokens[0][1] == tokens[2][1])
         return self.contexts.setdefault(profile, StandInContext(self, shapes))
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:

@@ -1,155 +1,40 @@
-"""A draft that fills masks: one call a draft, no mask is ever text, and as many as pay."""
+"""A draft that fills masks: one call a draft, and no mask is ever text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from mask_filling import (
+    COSTS,
+    MASK,
+    TRAINED,
+    Make,
+    OwnDraft,
+    SharedDraft,
+    drafter_of,
+    engine_of,
+    pairs,
+    policy,
+    trained,
+    untrained,
+)
 from scipy import stats
 from three_tokens import V, drawn_as, three_tokens
 from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError
 from graftline.facts import DecoderFacts
-from graftline.recipe import Recipe, recipe
+from graftline.recipe import recipe
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.depth_chances import DepthChances
-from graftline.runtimes.draft_engine import OwnCaches, usual_cost
+from graftline.runtimes.draft_engine import usual_cost
 from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Floats, Ints, Scores, call_starts
-
-COSTS = Costs({1: 20.0, 2: 22.0, 4: 24.0, 8: 30.0, 16: 45.0, 32: 80.0}, {})
-"""About fp32 on two cores."""
-MASK = 40
-"""The draft knows one id more than the target."""
-Law = Callable[[Ints], Floats]
-"""What a draft's row says of the (position, token) pairs that it sees."""
-
-
-def trained(like: ToySession, skill: int = 9) -> Law:
-    """A model trained to fill masks: the i-th says what `like` would write i tokens on, in `skill`
-    of ten contexts, and something else in the others."""
-
-    def law(seen: Ints) -> Floats:
-        tokens = seen[:, 1].tolist()
-        masks = next((n for n in range(len(tokens)) if tokens[-1 - n] != MASK), len(tokens))
-        text = tokens[: len(tokens) - masks]
-        assert MASK not in text, "a mask was left among the text"
-        for _ in range(masks):
-            text.append(int(like.logits_of(pairs(text)).argmax()))
-        logits = like.logits_of(pairs(text))
-        wrong = sum(text[-3:]) % 10 >= skill
-        return np.append(np.roll(logits, 5) if wrong else logits, np.float32(-9))
-
-    return law
-
-
-def untrained(like: ToySession) -> Law:
-    """Takes a mask for any other token: only the first row is good."""
-    good = trained(like)
-
-    def law(seen: Ints) -> Floats:
-        if seen[-1, 1] != MASK:
-            return good(seen)
-        return np.random.default_rng(len(seen)).normal(size=MASK + 1).astype("f4")
-
-    return law
-
-
-def pairs(tokens: Sequence[int]) -> Ints:
-    return np.stack([np.arange(len(tokens)), np.asarray(tokens)], axis=1)
-
-
-class Filling(ToySession):
-    """The session of a draft on caches of its own."""
-
-    def __init__(self, law: Law, **session: Any) -> None:
-        self.law = law
-        super().__init__(**{"vocabulary": MASK + 1, **session})
-        self.facts = replace(self.facts, mask_token=MASK)
-
-    def logits_of(self, seen: Ints) -> Floats:
-        return self.law(seen)
-
-
-class OwnDraft(OwnCaches):
-    """Proves, at every call, what lies in its cache behind the text."""
-
-    def __init__(self, law: Law, step: float = 5.0, **session: Any) -> None:
-        super().__init__(Filling(law, **session), step, 0.9)
-        self.sizes: list[tuple[int, int]] = []
-        """Rows, and those whose scores were asked for, of every call."""
-        self.text: list[int] = []
-
-    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
-        self.sizes.append((len(tokens), asked))
-        self.text = [*self.text[:length], *tokens]
-        scores = super().follow(row, length, tokens, asked)
-        slots = self.session._slots[0, : len(self.text)]  # type: ignore[attr-defined]
-        assert slots.tolist() == pairs(self.text).tolist()
-        assert scores.logits.shape[:2] == (1, asked)
-        return scores
-
-
-class SharedDraft:
-    """A draft on the target's slots, whatever sequence of the batch."""
-
-    shares = True
-    rows_cost = staticmethod(usual_cost)
-
-    def __init__(self, target: ToySession, law: Law, step: float = 5.0) -> None:
-        self.target, self.law, self.step, self.capacity = target, law, step, target.capacity
-        self.agreement = 0.9
-        self.facts = replace(target.facts, vocabulary=MASK + 1, mask_token=MASK)
-        self.sizes: list[tuple[int, int]] = []
-
-    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
-        self.sizes.append((len(tokens), asked))
-        assert length >= self.target.lengths[row], "a committed slot"
-        behind = length + np.arange(len(tokens))
-        assert behind[-1] < self.capacity
-        slots = self.target._slots[row]
-        slots[behind] = np.stack([behind, np.asarray(tokens)], axis=1)
-        ends = length + len(tokens) - np.arange(asked)[::-1]
-        logits = np.stack([self.law(slots[:end]) for end in ends])[None]
-        return Scores(logits.argmax(-1), logits)
-
-
-Make = Callable[[ToySession], Any]
-TRAINED: dict[str, Make] = {
-    "own": lambda target: OwnDraft(trained(target)),
-    "shared": lambda target: SharedDraft(target, trained(target)),
-}
-
-
-def engine_of(
-    make: Make, chosen: Recipe, costs: Costs | None, **session: Any
-) -> tuple[Engine, list[Any]]:
-    """An engine, and the drafts that it will have opened."""
-    target, drafts = ToySession(**session), list[Any]()
-
-    def opened() -> Any:
-        drafts.append(make(target))
-        return drafts[-1]
-
-    resources = Resources(draft=opened, vocabulary=target.facts.vocabulary)
-    return Engine(target, None, {"eos_token_id": 0}, chosen, costs, resources=resources), drafts
-
-
-def policy(rule: str = "point-mass", drafter: str = "parallel-draft", **options: object) -> Recipe:
-    return Recipe(f"{rule}{drafter}{options}", "", "", True, (), "", drafter, rule, options)
-
-
-def drafter_of(engine: Any, **options: object) -> Any:
-    return make_drafter("parallel-draft", options, Resources(draft=lambda: engine, vocabulary=40))
+from graftline.runtimes.session import Floats, Ints, call_starts
 
 
 @pytest.mark.parametrize("costs", [None, FLAT, COSTS], ids=["fixed", "flat", "fp32"])
@@ -277,99 +162,6 @@ def test_an_untrained_draft_fills_no_masks(prompts: list[list[int]], caches: str
     assert len(late) > 50
     assert np.mean(late) < 1.1
     assert max(late) > 1
-
-
-def test_a_useless_draft_is_left(prompts: list[list[int]]) -> None:
-    def noise(seen: Ints) -> Floats:
-        return np.random.default_rng(len(seen)).normal(size=MASK + 1).astype("f4")
-
-    engine, drafts = engine_of(lambda _: OwnDraft(noise), recipe("gad"), COSTS)
-    options: dict[str, Any] = {"max_new_tokens": 120, "ignore_eos": True}
-    for prompt in prompts[:6]:
-        engine.generate(prompt, **options)
-    drafts.clear()
-    late = [engine.generate(prompt, **options) for prompt in prompts[:6]]
-    assert sum(r.stats.drafted for r in late) < 0.03 * 6 * 119
-
-
-def test_a_depth_that_becomes_good_is_taken_up_again() -> None:
-    drafter = drafter_of(OwnDraft(trained(ToySession())), rows=8)
-    drafter.start([1, 2, 3])
-    bid = Bid(8, (0.25,) * 8, (0.05,) * 8)
-    for _ in range(40):
-        drafter.chances.record(2, 1)
-    counts = [drafter._count(bid, 7) for _ in range(400)]
-    assert set(counts) == {1, 2}
-    assert 0.01 < np.mean([c == 2 for c in counts]) < 0.05
-    for _ in range(60):
-        drafter.chances.record(2, 2)
-    assert drafter._count(bid, 7) > 2
-
-
-def test_how_deep_follows_from_the_cost_of_rows_and_from_the_bid() -> None:
-    engine = OwnDraft(trained(ToySession()))
-    drafter = drafter_of(engine, rows=12)
-    drafter.start([1])
-    drafter.chances = DepthChances(11, 0.8)
-    keep = (0.08,) * 12
-    dear = Bid(12, (0.48,) * 12, keep)
-    cheap = Bid(12, (0.18,) * 12, keep)
-    assert 1 < drafter._count(dear, 11) < drafter._count(cheap, 11) < 11
-    engine.rows_cost = lambda rows: float(rows)
-    assert drafter._count(dear, 11) < 4
-    engine.rows_cost = lambda rows: 1.0
-    assert drafter._count(dear, 11) == drafter._count(cheap, 11) > 5
-
-
-def test_chances_are_those_of_a_depth_after_the_ones_before_it() -> None:
-    chances = DepthChances(3, 0.8, weight=1e-6, horizon=1e9)
-    for accepted in (0, 1, 2, 3):
-        chances.record(3, accepted)
-    chances.record(1, 1)  # drafted no deeper
-    assert chances.each() == pytest.approx([4 / 5, 2 / 3, 1 / 2], abs=1e-5)
-    assert chances.reach() == pytest.approx([1.0, 4 / 5, 8 / 15, 4 / 15], abs=1e-5)
-
-
-def test_a_depth_never_drafted_is_believed_to_do_as_the_one_before_it() -> None:
-    chances = DepthChances(4, 0.6)
-    assert chances.each() == pytest.approx([0.6] * 4)
-    for _ in range(100):
-        chances.record(2, 2)
-    assert chances.each()[3] == chances.each()[1] > 0.95
-    for _ in range(100):
-        chances.record(2, 1)
-    assert chances.each()[3] == chances.each()[1] < 0.55
-
-
-def test_the_price_is_that_of_one_call_of_all_rows() -> None:
-    engine = OwnDraft(trained(ToySession()), step=5.0)
-    engine.rows_cost = {1: 1.0, 2: 1.5, 3: 1.6, 4: 1.8, 8: 2.5}.__getitem__
-    drafter = drafter_of(engine, rows=3)
-    assert drafter.price(2) == 7.5
-    assert drafter.price(0) == 0.0
-    drafter.start([1] * 10)
-    assert drafter.debt() == (2.5 - 1.0) * 5.0  # two of the nine unread come with every call
-    drafter.draft(Bid.free(3))
-    assert drafter.reads == 2 + 2
-    assert drafter.debt() == 0.0
-
-
-def test_room_and_unknown_ids_end_a_draft() -> None:
-    engine = OwnDraft(trained(ToySession()), capacity=6)
-    drafter = drafter_of(engine)
-    drafter.start([1, 2, 3])
-    assert len(drafter.draft(Bid.free(12))) == 1 + 3
-    assert len(engine.text) <= 6
-    drafter.start([1, 2, 3, 4, 5, 6])
-    assert len(drafter.draft(Bid.free(12))) == 1
-    assert drafter.reads == 0
-
-    def mask_lover(seen: Ints) -> Floats:
-        return np.eye(MASK + 1, dtype=np.float32)[MASK if len(seen) > 4 else 7]
-
-    drafter = drafter_of(OwnDraft(mask_lover))
-    drafter.start([1, 2, 3])
-    assert drafter.draft(Bid.free(12)).tokens.tolist() == [3, 7, 7]
 
 
 @pytest.mark.parametrize("caches", ["own", "shared"])

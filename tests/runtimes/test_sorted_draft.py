@@ -1,13 +1,13 @@
-"""Sub-models of one draft: their caches stay true, and the one that pays is asked."""
+"""Sub-models of one draft: their caches stay true, and the one that is sure is asked."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from sub_models import COSTS, MAKE, SubModel, calls, drafter_of, engine_of, nest, policy
 from three_tokens import V, drawn_as, three_tokens
 from toy_session import FLAT, ToySession
 
@@ -15,7 +15,6 @@ from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.calibration import Calibration
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.draft_engine import usual_cost
 from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
@@ -23,121 +22,6 @@ from graftline.runtimes.engine import Engine
 from graftline.runtimes.nested_reader import NestedReader
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Scores
-
-COSTS = Costs({1: 20.0, 2: 22.0, 4: 24.0, 8: 30.0, 16: 45.0, 32: 80.0}, {})
-"""About fp32 on two cores."""
-STEPS = (1.5, 3.0, 5.0)
-"""Milliseconds of a row of each of three sub-models, of 2, 4 and 6 blocks."""
-
-
-class Blocks:
-    """The tokens in the cache of every block of a draft, per sequence of the batch.
-
-    With a `target` they lie behind what it has committed, which is in all blocks. Whoever reads a
-    slot that was never filled, or that another text has filled, is caught.
-    """
-
-    def __init__(self, target: ToySession | None) -> None:
-        self.target = target
-        self.rows: dict[tuple[int, int], list[int]] = {}
-
-    def write(self, row: int, block: int, start: int, tokens: Sequence[int]) -> None:
-        held = self.rows.get((row, block), [])
-        if self.target is not None:
-            length = int(self.target.lengths[row])
-            assert start >= length, "a committed slot"
-            committed = self.target._slots[row, :length, 1].tolist()
-            held = committed + held[length:]
-        assert len(held) >= start, f"block {block}: slots {len(held)} to {start} were never filled"
-        self.rows[row, block] = [*held[:start], *tokens]
-
-    def read(self, row: int, blocks: int) -> list[int]:
-        texts = [self.rows[row, block] for block in range(blocks)]
-        assert all(text == texts[0] for text in texts), "blocks hold different texts"
-        return texts[0]
-
-
-class SubModel:
-    """Knows the target's mind in `skill` of ten contexts, and knows when it does not."""
-
-    capacity = 512
-    rows_cost = staticmethod(usual_cost)
-
-    def __init__(
-        self,
-        blocks: Blocks,
-        depth: int,
-        skill: int,
-        step: float,
-        model: ToySession,
-        heat: float = 1.0,
-    ) -> None:
-        self.blocks, self.depth, self.skill, self.step = blocks, depth, skill, step
-        self.agreement = max(0.05, min(skill / 10, 0.98))
-        self.shares = blocks.target is not None
-        self.model, self.heat = model, heat
-        self.calls: list[int] = []
-
-    def alone(self) -> SubModel:
-        raise AssertionError("nobody asks for it")
-
-    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
-        assert asked == 1
-        row = row if self.shares else 0  # caches of its own are of one sequence, wherever it sits
-        self.calls.append(len(tokens))
-        for block in range(self.depth):
-            self.blocks.write(row, block, length, tokens)
-        text = self.blocks.read(row, self.depth)
-        seen = np.stack([np.arange(len(text)), np.asarray(text)], axis=1)
-        logits = self.model.logits_of(seen) * self.heat
-        mood = zlib.crc32(np.ascontiguousarray(seen[-3:]).tobytes())
-        if mood % 10 >= self.skill:
-            logits = np.roll(logits, 1 + mood % 7) * 0.2
-        logits = logits[None, None]
-        return Scores(logits.argmax(-1), logits)
-
-
-def nest(
-    target: ToySession | None,
-    skills: Sequence[int] = (5, 7, 9),
-    steps: Sequence[float] = STEPS,
-    **model: Any,
-) -> list[SubModel]:
-    blocks = Blocks(target)
-    like = ToySession(**model)
-    return [
-        SubModel(blocks, 2 * place + 2, skill, step, like)
-        for place, (skill, step) in enumerate(zip(skills, steps, strict=True))
-    ]
-
-
-def policy(rule: str = "point-mass", **options: object) -> Recipe:
-    needs = ("draft", "depths")
-    return Recipe(f"{rule}{options}", "", "", True, needs, "", "sorted-draft", rule, options)
-
-
-Make = Callable[[ToySession], Sequence[SubModel]]
-
-
-def engine_of(make: Make, chosen: Recipe, costs: Costs | None, **session: Any) -> Engine:
-    target = ToySession(**session)
-
-    def depths() -> Any:
-        return make(target)
-
-    vocabulary = target.facts.vocabulary
-    resources = Resources(draft=lambda: depths()[-1], depths=depths, vocabulary=vocabulary)
-    return Engine(target, None, {"eos_token_id": 0}, chosen, costs, resources=resources)
-
-
-def drafter_of(engines: Sequence[SubModel], **options: object) -> Any:
-    resources = Resources(draft=lambda: engines[-1], depths=lambda: engines, vocabulary=40)
-    return make_drafter("sorted-draft", options, resources)
-
-
-OWN: Make = lambda _: nest(None)  # noqa: E731
-MAKE: dict[str, Make] = {"own": OWN, "shared": nest}
 
 
 @pytest.mark.parametrize("costs", [None, FLAT, COSTS], ids=["fixed", "flat", "fp32"])
@@ -276,91 +160,6 @@ def test_the_price_is_of_the_calls_that_were_made() -> None:
     spent = sum(e.step * (1 + 0.4 * (rows - 1)) for e in engines for rows in e.calls)
     assert drafter.price(drafter.reads) == pytest.approx(spent)
     assert drafter.price(1) == 5.0
-
-
-def calls(engines: Sequence[SubModel]) -> list[int]:
-    return [len(e.calls) for e in engines]
-
-
-@pytest.mark.parametrize("useless", [0, 2])
-def test_a_sub_model_that_never_pays_is_left_and_only_tried(
-    prompts: list[list[int]], useless: int
-) -> None:
-    """The shallowest knows nothing; or the whole knows no more than the one before it."""
-    skills = (0, 7, 9) if useless == 0 else (5, 9, 9)
-    made: list[Sequence[SubModel]] = []
-
-    def make(target: ToySession) -> Sequence[SubModel]:
-        made.append(nest(target, skills))
-        made[-1][useless].agreement = 0.9  # what it is believed to be
-        return made[-1]
-
-    engine = engine_of(make, recipe("s2d"), COSTS)
-    options: dict[str, Any] = {"max_new_tokens": 150, "ignore_eos": True}
-    for prompt in prompts[:6]:
-        engine.generate(prompt, **options)
-    before = np.sum([calls(e) for e in made], axis=0)
-    late = [engine.generate(prompt, **options) for prompt in prompts[:6]]
-    after = np.sum([calls(e) for e in made], axis=0) - before
-    spent = after * STEPS
-    assert sum(r.stats.steps for r in late) < 0.6 * 6 * 149
-    assert before[useless] > 5  # it was believed at first
-    assert spent[useless] < (0.03 if useless == 0 else 0.25) * spent.sum()
-
-
-def test_a_sub_model_that_becomes_good_is_taken_up_again(prompts: list[list[int]]) -> None:
-    made: list[Sequence[SubModel]] = []
-
-    skills = [0, 7, 9]
-
-    def make(target: ToySession) -> Sequence[SubModel]:
-        made.append(nest(target, skills))
-        return made[-1]
-
-    engine = engine_of(make, recipe("s2d"), COSTS)
-    options: dict[str, Any] = {"max_new_tokens": 150, "ignore_eos": True}
-    counts: list[Any] = []
-    for round_of_prompts in (prompts[:3], prompts[3:6], prompts[:10], prompts[3:6]):
-        skills[0] = 9 if len(counts) >= 2 else 0
-        for prompt in round_of_prompts:
-            engine.generate(prompt, **options)
-        counts.append(np.sum([calls(e) for e in made], axis=0) - sum(counts))
-    left, taken = counts[1] * STEPS, counts[3] * STEPS
-    assert 0 < left[0] < 0.02 * left.sum()
-    assert taken[0] > 0.5 * taken.sum()
-
-
-def test_useless_drafts_are_given_up_altogether(prompts: list[list[int]]) -> None:
-    engine = engine_of(lambda target: nest(target, (0, 0, 0)), recipe("s2d"), COSTS)
-    options: dict[str, Any] = {"max_new_tokens": 120, "ignore_eos": True}
-    for prompt in prompts[:6]:
-        engine.generate(prompt, **options)
-    late = [engine.generate(prompt, **options) for prompt in prompts[:6]]
-    assert sum(r.stats.drafted for r in late) < 0.03 * 6 * 119
-
-
-def test_a_cheap_sub_model_saves_time_that_the_whole_draft_takes(prompts: list[list[int]]) -> None:
-    """Milliseconds by the known costs, of s2d and of the whole draft alone, for the same tokens."""
-    options: dict[str, Any] = {"max_new_tokens": 150, "ignore_eos": True}
-    spent: dict[str, float] = {}
-    for name, drafter in (("s2d", "sorted-draft"), ("whole", "draft-model")):
-        chosen = Recipe(name, "", "", True, (), "", drafter, "point-mass", {"rows": 12})
-        made: dict[int, SubModel] = {}
-
-        def make(target: ToySession, made: dict[int, SubModel] = made) -> Sequence[SubModel]:
-            engines = nest(target, (8, 8, 9), steps=(0.8, 3.0, 5.0))
-            made.update({id(e): e for e in engines})
-            return engines
-
-        engine = engine_of(make, chosen, COSTS)
-        target_ms = 0.0
-        for prompt in [*prompts[:8], *prompts[:8]]:
-            result = engine.generate(prompt, **options)
-            rows = 1 + result.stats.drafted / max(result.stats.steps, 1)
-            target_ms += result.stats.steps * COSTS.of(round(rows))
-        draft_ms = sum(e.step * (1 + 0.4 * (n - 1)) for e in made.values() for n in e.calls)
-        spent[name] = target_ms + draft_ms
-    assert spent["s2d"] < 0.85 * spent["whole"]
 
 
 @pytest.mark.parametrize("rule", ["rejection", "block"])

@@ -19,6 +19,7 @@ from graftline.errors import BackendError, RequestError
 from graftline.models.decoder import TinyDecoder
 from graftline.runtimes.ort.session import OrtSession
 from graftline.tree import Tree
+from tests.passes.tiny_hosts import rename
 
 HOSTS = {
     "grouped": TinyDecoder(),
@@ -32,6 +33,10 @@ def test_ragged_trees_commits_and_rollbacks(spec: TinyDecoder, tmp_path: Path) -
     """Trees of 1 to 20 rows: padded to profiles of 1 and 8, and in several calls."""
     far = spec.window or spec.alibi
     ragged_trees(pair(tmp_path, spec, **(WIDE if far else {})))
+
+
+def test_inputs_and_outputs_of_other_names(tmp_path: Path) -> None:
+    ragged_trees(pair(tmp_path, change=rename))
 
 
 def test_branches_by_explicit_slots(tmp_path: Path) -> None:

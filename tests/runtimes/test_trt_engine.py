@@ -21,9 +21,11 @@ from trt_pair import GRAFTED, lowered, plan_of
 
 from graftline.build.tensorrt.builder import BuildOptions, EngineFile, build
 from graftline.build.tensorrt.target import FLAVOURS, gpu_capability
-from graftline.bundle.manifest import Manifest
+from graftline.bundle.manifest import Manifest, Stage
 from graftline.errors import BackendError, BundleError
+from graftline.facts import Facts
 from graftline.models.decoder import TinyDecoder
+from graftline.ports import Port
 from graftline.runtimes.trt import cuda as cuda_device
 from graftline.runtimes.trt.cuda import CudaDevice, capability, cuda, look
 from graftline.runtimes.trt.device import Box
@@ -43,6 +45,7 @@ PLAN = EnginePlan(
     weightless=False,
     plugins={},
     rebuild="graftline optimize X -o Y",
+    tokens="tokens",
 )
 HERE = Here(89, "", {"tensorrt-rtx-cu13": "1.7.1.116"})
 
@@ -93,10 +96,10 @@ def test_the_packages_are_the_builders() -> None:
     assert {f.name: f.package for f in FLAVOURS.values()} == LIBRARIES
 
 
-def manifest(**engine: Any) -> Manifest:
-    facts: Any = None
+def manifest(ports: tuple[Port, ...] = (), **engine: Any) -> Manifest:
+    stages = {"trt": Stage("engine", "g.onnx", ports, Facts())}
     extra = {"engine": engine} if engine else {}
-    return Manifest("m", facts, "", "plain", PLAN.target, "fp16", {}, {}, PLAN.rebuild, extra=extra)
+    return Manifest("m", "plain", PLAN.target, stages, PLAN.rebuild, extra=extra)
 
 
 def test_a_plan_is_read_from_the_manifest_of_a_build(tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ def test_a_plan_is_read_from_the_manifest_of_a_build(tmp_path: Path) -> None:
     made = EngineFile(
         tmp_path, 1, PLAN.target, PLAN.library, options.profiles(ports), options, 1.0, 0
     )
-    plan = EnginePlan.read(manifest(file="e", graph="trt", **made.facts()))
+    plan = EnginePlan.read(manifest(ports, file="e", graph="trt", **made.facts()))
     assert plan.capabilities == (89, 120)
     assert plan.flavour == "trt-rtx"
     assert plan.decoding == {1: 1, 8: 0}

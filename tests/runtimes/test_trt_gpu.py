@@ -54,7 +54,8 @@ def real_pair(folder: Path, flavour: str, spec: TinyDecoder, dtype: str, slots: 
     options = BuildOptions(rows=rows, chunk=16, batch=3)
     made = build(graph, ports, f"{flavour}:sm{CAPABILITY}", folder / "e.engine", options)
     plan = EnginePlan(
-        "e.engine", "graph", made.target, made.library, made.profiles, False, False, {}, "rebuild"
+        "e.engine", "graph", made.target, made.library, made.profiles, False, False, {}, "rebuild",
+        "tokens",
     )
     plan.check(look(flavour))
     device = CudaDevice(TrtEngine(plan, made.path, graph))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -24,6 +25,7 @@ from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import infer_shapes
 from graftline.ports import read_ports
 from graftline.recipe import recipe
+from graftline.roles import Roles
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.trt.plan import EnginePlan
@@ -50,10 +52,16 @@ class Pair:
         return [self.trt, self.ort]
 
 
-def lowered(spec: TinyDecoder, text: str, folder: Path) -> tuple[Path, Any, Any]:
+def lowered(
+    spec: TinyDecoder,
+    text: str,
+    folder: Path,
+    change: Callable[[ir.Model], None] = lambda model: None,
+) -> tuple[Path, Any, Any]:
     model = spec.build()
     infer_shapes(model)
     Pipeline.parse(text, GRAFTS).run(model)
+    change(model)
     folder.mkdir(parents=True)
     save_graph(model, folder / "g.onnx", WeightFile(folder, "g.weights", lambda size: None), {})
     return folder / "g.onnx", decoder_facts(model), read_ports(model)
@@ -64,7 +72,7 @@ def plan_of(ports: Any, **options: Any) -> EnginePlan:
     shapes: Any = made.profiles(ports)
     return EnginePlan(
         "e.engine", "graph", "trt-rtx:sm89", "tensorrt-rtx-cu13 1.7.1", shapes, False, False, {},
-        "graftline optimize X",
+        "graftline optimize X", Roles.of(ports).inputs["tokens"],
     )  # fmt: skip
 
 
@@ -75,11 +83,12 @@ def pair(
     dtype: str = "fp32",
     capacity: int | None = None,
     slots: int = SLOTS,
+    change: Callable[[ir.Model], None] = lambda model: None,
     **options: Any,
 ) -> Pair:
     spec = spec or TinyDecoder()
     lower = f"{text} | lower-tensorrt{{dtype={dtype},capacity={slots}}}"
-    graph, facts, ports = lowered(spec, lower, folder / "trt")
+    graph, facts, ports = lowered(spec, lower, folder / "trt", change)
     plan = plan_of(ports, **options)
     device = StandInDevice(graph, ports, plan.profiles)
     session = TrtSession(device, plan, facts, ports, graph, capacity)

@@ -21,6 +21,7 @@ from graftline.passes.anchors.anchors import block_outputs
 from graftline.passes.anchors.reduce import weight_bytes
 from graftline.passes.grafts.kv_cache import empty_caches
 from graftline.passes.grafts.tree_mask import causal_mask
+from graftline.passes.graph.ports import output_of, roles_of
 
 GRAFT = "canonical"
 
@@ -46,17 +47,18 @@ def by_block(
     relative to its row's largest. Raises LawBroken.
     """
     rows = len(tokens)
-    feed: Feed = {"tokens": tokens[None], "positions": np.arange(rows)[None]}
-    feed |= {"rows": np.arange(rows - len(own.logits), rows)[None]}
-    start = np.zeros(1, np.int64)
-    feed |= {"write_index": start, "mask": causal_mask(start, rows, rows)}
+    start, every = np.zeros(1, np.int64), np.arange(rows)[None]
+    feed = roles_of(canonical).feed(
+        tokens=tokens[None], positions=every, rows=every[:, rows - len(own.logits) :],
+        write_index=start, mask=causal_mask(start, rows, rows),
+    )  # fmt: skip
     feed |= empty_caches(canonical, 1, rows)
     stream = block_outputs(canonical.graph)
     if sorted(block for block in own.stream if block >= 0) != list(range(len(stream))):
         why = "the checkpoint's own model does not show the stream between its blocks"
         return LawRow(GRAFT, "checkpoint", "not_run", why)
     worst, told = 0.0, time.monotonic()
-    for part in _parts(canonical.graph, stream, own):
+    for part in _parts(canonical, stream, own):
         if time.monotonic() - told > QUIET:
             told = time.monotonic()
             say(f"proof: {part.name} of {len(stream)} against the checkpoint's own model")
@@ -71,13 +73,14 @@ def by_block(
     return LawRow(GRAFT, "checkpoint", "held", what, worst, most)
 
 
-def _parts(graph: ir.Graph, stream: Sequence[ir.Value], own: Own) -> Iterator[Part]:
+def _parts(model: ir.Model, stream: Sequence[ir.Value], own: Own) -> Iterator[Part]:
     above: ir.Value | None = None
     given: Floats | None = None
     for block, value in enumerate(stream):
         yield Part(f"block {block}", above, given, value, own.stream[block])
         above, given = value, own.stream[block]
-    logits = next(v for v in graph.outputs if v.name == "logits")
+    logits = output_of(model, "logits")
+    assert logits is not None, "a canonical graph has logits"
     yield Part("the head", above, given, logits, own.logits)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import LawBroken
-from graftline.kinds.decoder.proof import equal_rows, facts_of, rounding
+from graftline.kinds.decoder.proof import equal_rows, facts_of, rounding, too_large
 from graftline.kinds.kind import Parts, Watch
 from graftline.law import Evidence, LawRow
 from graftline.nearness import NEARBY, limit, spread_gaps
@@ -29,7 +29,7 @@ class ProofSession(OrtSession):
 
     def __init__(self, parts: Parts, **options: Any) -> None:
         self._quantized = parts.dtype in NEARBY
-        stage = parts.graph(parts.target), facts_of(parts), parts.ports(parts.target)
+        stage = parts.graph(parts.engine), facts_of(parts), parts.ports(parts.engine)
         super().__init__(*stage, **options)
 
     def _open(self) -> Any:
@@ -46,6 +46,8 @@ def prove_forms(parts: Parts, say: Watch) -> list[LawRow]:
     forms = [name for name, stage in parts.stages.items() if stage.role == "form"]
     if not forms:
         return []
+    if short := too_large(parts):
+        return [LawRow(name, "form", "not_run", short) for name in forms]
     say("proof: the other forms of a step against the target's own")
     session = ProofSession(parts, capacity=64, threads=THREADS)
     counts = {name: _sequences(parts, name) for name in forms}

@@ -30,8 +30,8 @@ def answers(bundle: Bundle) -> list[Finding]:
     from graftline.runtimes.load import load
 
     manifest, gone = bundle.manifest, bundle.without_source()
-    invariant = manifest.exactness is not None and manifest.exactness.row_invariant
-    exact = not invariant and manifest.extra.get("min_rows") is not None
+    rows = manifest.exactness
+    exact = rows is not None and not rows.row_invariant and rows.min_rows is not None
     engine = load(bundle.path, verify=False, exact=exact)
     findings: list[Finding] = []
     ways = [(manifest.recipe, "host")] if manifest.recipe != PLAIN else []

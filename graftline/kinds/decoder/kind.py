@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import NotApplicable
-from graftline.evaluate import decoder_feed, oracle_limit, run
+from graftline.evaluate import oracle_limit, run
 from graftline.facts import decoder_facts
 from graftline.kinds.decoder import forms, greedy, proof, stages
 from graftline.kinds.decoder.text import sample_of
@@ -21,6 +21,8 @@ from graftline.passes.anchors.reduce import chosen_blocks, hold_weights, reduce_
 from graftline.passes.graph.ports import cache_of
 from graftline.passes.laws.front import canonical_is_raw
 from graftline.passes.pipeline.sample import Sample
+from graftline.ports import read_ports
+from graftline.roles import chain_feed
 
 if TYPE_CHECKING:
     from graftline.models.reference import OwnModel
@@ -52,7 +54,8 @@ class Decoder:
             room = f"of which the oracle takes {limit / 1e9:.1f} GB here"
             return f"{reduced.text} weigh {reduced.size / 1e9:.1f} GB, {room}"
         hold_weights(reduced.model)
-        feed = decoder_feed(decoder_facts(reduced.model).vocabulary, rows=reduced.rows)
+        ports, vocabulary = read_ports(reduced.model), decoder_facts(reduced.model).vocabulary
+        feed = chain_feed(ports, vocabulary, rows=reduced.rows)
         blocks, size = len(reduced.blocks), reduced.size
         return Small(reduced.model, feed, blocks, size, f"{reduced.text}, {reduced.rows} rows")
 
@@ -81,12 +84,12 @@ class Decoder:
         """Greedy tokens."""
         return greedy.answers(bundle)
 
-    def alone(self, bundle: Bundle, say: Watch) -> list[LawRow]:
+    def alone(self, bundle: Bundle, engine: str, say: Watch) -> list[LawRow]:
         """The engine's rows against one another."""
         from graftline.runtimes.row_invariance import row_invariance
         from graftline.runtimes.sessions import open_session
 
         say("the engine's rows against one another")
-        prompt = np.random.default_rng(1).integers(0, bundle.manifest.decoder.vocabulary, 24)
-        evidence = row_invariance(open_session(bundle), prompt).evidence
-        return [LawRow.of(bundle.manifest.target, "row-invariant", evidence)]
+        session = open_session(bundle, stage=engine)
+        prompt = np.random.default_rng(1).integers(0, session.facts.vocabulary, 24)
+        return [LawRow.of(engine, "row-invariant", row_invariance(session, prompt).evidence)]

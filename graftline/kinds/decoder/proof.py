@@ -55,7 +55,7 @@ def rounding(parts: Parts) -> str:
 
 
 def facts_of(parts: Parts) -> DecoderFacts:
-    """What is known of the target."""
+    """What is known of the engine."""
     return as_decoder(parts.facts)
 
 
@@ -63,29 +63,30 @@ def canonical_session(parts: Parts, rows: int) -> OrtSession:
     """The canonical graph, fp32 unless the host itself is not, with room for `rows` rows."""
     from graftline.runtimes.ort.session import OrtSession
 
-    facts, ports = facts_of(parts), parts.ports("canonical")
-    return OrtSession(parts.graph("canonical"), facts, ports, capacity=_capacity(facts, rows))
+    facts, ports = facts_of(parts), parts.ports(parts.canonical)
+    return OrtSession(parts.graph(parts.canonical), facts, ports, capacity=_capacity(facts, rows))
 
 
 def prove(parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
     """Compare the checkpoint's own model with the export, the export with the engine, and the
-    engine's rows with one another. `gone` says why there is no checkpoint to compare with."""
-    if short := _too_large(parts):
+    engine's rows with one another. `gone` says why there is no checkpoint to compare with, "" where
+    the export was compared with it already."""
+    if short := too_large(parts):
         say(f"proof: the engine not run: {short}")
-        whole_row = LawRow(parts.target, "whole", "not_run", short)
-        return Proof([_checkpoint_by_block(parts, own, gone, say), whole_row])
+        rows = _checkpoint_by_block(parts, own, gone, say) if own is not None or gone else []
+        return Proof([*rows, LawRow(parts.engine, "whole", "not_run", short)])
     say("proof: the unmodified export, with the real weights")
     probe = _probe(parts)
     if own is not None:
         say("proof: the export against the checkpoint's own model")
-    row, stream = _checkpoint(parts, own, gone, probe, say)
+    rows, stream = _checkpoint(parts, own, gone, probe, say)
     found = _prove_engine(parts, probe, stream, say)
-    return Proof([row, *found.laws], found.exactness, found.min_rows, found.per_rows, found.quality)
+    return replace(found, laws=[*rows, *found.laws])
 
 
-def _too_large(parts: Parts) -> str:
+def too_large(parts: Parts) -> str:
     """Why no session can hold the weights here, "" when one can."""
-    graph = load_graph(parts.graph("export")).graph
+    graph = load_graph(parts.graph(parts.export)).graph
     size = sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value)
     free = free_memory()
     single = parts.dtype == "fp32" and not _tapped(parts) and not _elsewhere(parts)
@@ -96,7 +97,7 @@ def _too_large(parts: Parts) -> str:
 
 def _tapped(parts: Parts) -> bool:
     """Whether the engine brings out hidden states."""
-    return any(p.role == "hidden" for p in parts.ports(parts.target))
+    return any(p.role == "hidden" for p in parts.ports(parts.engine))
 
 
 def _elsewhere(parts: Parts) -> bool:
@@ -110,7 +111,7 @@ def _probe(parts: Parts) -> Probe:
     """The sequences to compare, and the export's logits of them."""
     from graftline.runtimes.ort.graph import open_reference, run_export
 
-    export = parts.graph("export")
+    export = parts.graph(parts.export)
     session = open_reference(export)
     return make_probe(
         lambda tokens: run_export(session, tokens[None])[0],
@@ -124,7 +125,7 @@ def _slots(parts: Parts) -> int:
     """Most rows of a sequence that the target's graph can hold."""
     from graftline.runtimes.ort.calls import MOST_ROWS as STEP
 
-    sizes = [p.shape[2] for p in parts.ports(parts.target) if p.mirror is not None]
+    sizes = [p.shape[2] for p in parts.ports(parts.engine) if p.mirror is not None]
     fixed = [size - STEP for size in sizes if isinstance(size, int) and size > STEP]
     return min([MOST_ROWS, *fixed])
 
@@ -135,44 +136,44 @@ def _capacity(facts: DecoderFacts, rows: int) -> int:
 
 def _checkpoint(
     parts: Parts, own: OwnModel | Path | None, gone: str, probe: Probe, say: Watch
-) -> tuple[LawRow, Mapping[int, Array] | None]:
+) -> tuple[list[LawRow], Mapping[int, Array] | None]:
     """Law `checkpoint`: the export answers as the checkpoint's own model does; and the residual
     stream that this one shows."""
     if own is None:
-        return LawRow("export", "checkpoint", "not_run", gone), None
-    raw, tokens = parts.ports("export"), probe.main.tokens[None]
+        return [LawRow(parts.export, "checkpoint", "not_run", gone)] if gone else [], None
+    raw, tokens = parts.ports(parts.export), probe.main.tokens[None]
     if isinstance(own, Path):
         found: Own | str = _file_model(own, raw, tokens)
     else:
         found = own(raw_feed(raw, tokens), say)
     if isinstance(found, str):
-        return LawRow("export", "checkpoint", "not_run", found), None
+        return [LawRow(parts.export, "checkpoint", "not_run", found)], None
     count, given = len(probe.main.tokens), len(found.logits)
     rows = probe.main.rows[probe.main.rows >= count - given]
     few = (rows[part] for part in few_rows(len(rows), found.logits.shape[-1]))
     pairs = ((probe.main.of(part)[1], found.logits[part - count + given]) for part in few)
     most = limit(host_rounding(parts), facts_of(parts))
-    evidence = equal_rows("export", "checkpoint", pairs, most, "the checkpoint's own model")
-    return LawRow.of("export", "checkpoint", evidence), found.stream
+    evidence = equal_rows(parts.export, "checkpoint", pairs, most, "the checkpoint's own model")
+    return [LawRow.of(parts.export, "checkpoint", evidence)], found.stream
 
 
 def _checkpoint_by_block(
     parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch
-) -> LawRow:
+) -> list[LawRow]:
     """Law `checkpoint` of a host that does not fit in memory, where its own model can be run."""
     from graftline.kinds.decoder.by_block import GRAFT, by_block
 
     if own is None or isinstance(own, Path):
         why = gone if own is None else "the checkpoint is a graph as large as the export"
-        return LawRow("export", "checkpoint", "not_run", why)
-    canonical = load_graph(parts.graph("canonical"))
+        return [LawRow(parts.export, "checkpoint", "not_run", why)]
+    canonical = load_graph(parts.graph(parts.canonical))
     tokens = make_tokens(constants(canonical), facts_of(parts), _slots(parts))
     say(f"proof: the checkpoint's own model, block by block, {len(tokens)} rows")
-    found = own(raw_feed(parts.ports("export"), tokens[None]), say)
+    found = own(raw_feed(parts.ports(parts.export), tokens[None]), say)
     if isinstance(found, str):
-        return LawRow(GRAFT, "checkpoint", "not_run", found)
+        return [LawRow(GRAFT, "checkpoint", "not_run", found)]
     most = limit(host_rounding(parts), replace(facts_of(parts), layers=1))
-    return by_block(canonical, tokens, found, most, say)
+    return [by_block(canonical, tokens, found, most, say)]
 
 
 def _file_model(file: Path, raw: tuple[Port, ...], tokens: Array) -> Own:
@@ -205,26 +206,26 @@ def equal_rows(
 def _prove_engine(
     parts: Parts, probe: Probe, stream: Mapping[int, Array] | None, say: Watch
 ) -> Proof:
-    """The target's engine where it runs here, else the graph that it is built from."""
+    """The engine where it runs here, else the graph that it is built from."""
     from graftline.runtimes.ort.cuda import SESSIONS
     from graftline.runtimes.ort.session import OrtSession
 
     target, rows, elsewhere = parts.target, len(probe.main.tokens), _elsewhere(parts)
     say(f"proof: {'the graph of the engine' if elsewhere else 'the engine'} against the export")
     laws: list[LawRow] = []
-    known = None if stream is None else Taps.of_own(stream, parts.ports(target))
+    known = None if stream is None else Taps.of_own(stream, parts.ports(parts.engine))
     fp32: OrtSession | None = None
     if parts.dtype != "fp32" or elsewhere or (_tapped(parts) and known is None):
         fp32 = canonical_session(parts, rows)
-        laws += _held("canonical", fp32, parts, probe, host_rounding(parts), known)
+        laws += _held(parts.canonical, fp32, parts, probe, host_rounding(parts), known)
         known = known or _taps(fp32, probe)
     if elsewhere and (why := _unlike_cpu(parts)):
-        return Proof([*laws, LawRow(target, "whole", "not_run", why)])
+        return Proof([*laws, LawRow(parts.engine, "whole", "not_run", why)])
     kind = OrtSession if elsewhere else SESSIONS[target]
-    graph = parts.graph(target)
+    graph = parts.graph(parts.engine)
     capacity = min(_slots(parts), _capacity(facts_of(parts), rows))
-    session = kind(graph, facts_of(parts), parts.ports(target), capacity=capacity)
-    laws += _held(target, session, parts, probe, rounding(parts), known)
+    session = kind(graph, facts_of(parts), parts.ports(parts.engine), capacity=capacity)
+    laws += _held(parts.engine, session, parts, probe, rounding(parts), known)
     quality: dict[str, float] = {}
     worded = (parts.folder / "tokenizer" / "tokenizer.json").is_file()
     if fp32 is not None and parts.dtype != "fp32" and worded:
@@ -234,10 +235,10 @@ def _prove_engine(
     fp32 = None  # its weights are not needed beside the engine's any more
     say("proof: the engine's rows against one another")
     found = _rows(session, parts)
-    laws.append(LawRow.of(target, "row-invariant", found.evidence))
-    exactness = Exactness(found.row_invariant, found.worst)
+    laws.append(LawRow.of(parts.engine, "row-invariant", found.evidence))
     per_rows = {str(k): float(v) for k, v in found.per_rows.items()}
-    return Proof(laws, exactness, found.min_rows, per_rows, quality)
+    exactness = Exactness(found.row_invariant, found.worst, found.min_rows, per_rows)
+    return Proof(laws, exactness, quality)
 
 
 def _held(
@@ -265,7 +266,7 @@ def _unlike_cpu(parts: Parts) -> str:
     """Why the graph of an engine cannot be run on this machine's processor, "" when it can."""
     from graftline.runtimes.ort.calls import MOST_ROWS as STEP
 
-    sizes = [p.shape[2] for p in parts.ports(parts.target) if p.mirror is not None]
+    sizes = [p.shape[2] for p in parts.ports(parts.engine) if p.mirror is not None]
     few = any(isinstance(size, int) and size <= STEP for size in sizes)
     why = "too few slots for a step" if few else ""
     why = "ONNX Runtime's CPU has no bf16" if parts.dtype == "bf16" else why

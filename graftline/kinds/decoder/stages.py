@@ -1,4 +1,4 @@
-"""The proof of a decoder's stages beside its target: a fused step, and sub-models."""
+"""The proof of a decoder's stages beside its engine: a fused step, and sub-models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from graftline.build.engines import is_engine
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
-from graftline.evaluate import Feed, oracle_limit, run
+from graftline.evaluate import oracle_limit, run
 from graftline.facts import DecoderFacts, as_decoder
 from graftline.kinds.decoder.proof import equal_rows, facts_of
 from graftline.kinds.kind import Parts, Watch
@@ -18,6 +18,7 @@ from graftline.law import Evidence, LawRow
 from graftline.nearness import NEARBY, OF_FACTS, coarser, limit, spread_gaps
 from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.grafts.kv_cache import empty_caches
+from graftline.passes.graph.ports import roles_of
 from graftline.recipe import FUSED, Recipe
 from graftline.targets import CUDA
 
@@ -25,7 +26,7 @@ Array = npt.NDArray[Any]
 
 
 def prove_stage(parts: Parts, stage: str, chosen: Recipe, say: Watch) -> list[LawRow]:
-    """What a stage beside the target owes: a fused step, or a sub-model."""
+    """What a stage beside an engine owes: a fused step, or a sub-model."""
     if parts.stages[stage].role == "fused":
         return [prove_fused(parts, chosen, say)]
     return prove_depth(parts, stage, say)
@@ -43,7 +44,8 @@ def prove_fused(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
         return LawRow(FUSED, "fused", "not_run", why)
     say("proof: the fused step against the host's own, with the real weights")
     capacity = min(facts.positions or 512, 512)
-    session = OrtSession(parts.graph(target), facts, parts.ports(target), capacity=capacity)
+    graph, ports = parts.graph(parts.engine), parts.ports(parts.engine)
+    session = OrtSession(graph, facts, ports, capacity=capacity)
     fused = OrtFusedStep(parts.graph(FUSED), parts.ports(FUSED), session)
     return LawRow(FUSED, "fused", "held", fused_is_host(session, fused, chosen.options))
 
@@ -57,21 +59,23 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     target, facts = parts.target, facts_of(parts)
     blocks = as_decoder(parts.stages[stage].facts).layers
     say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
-    canonical = load_graph(parts.graph("canonical"))
+    canonical = load_graph(parts.graph(parts.canonical))
     size = sum(v.const_value.nbytes for v in canonical.graph.initializers.values() if v.const_value)
     if size > (most := oracle_limit()):
         why = f"the draft weighs {size / 1e9:.1f} GB, the oracle takes {most / 1e9:.1f} GB here"
         return [LawRow(stage, "prefix", "not_run", why)]
     tokens = np.random.default_rng(4).integers(0, facts.vocabulary, (1, 8), dtype=np.int64)
-    feed: Feed = {"tokens": tokens, "positions": np.arange(8)[None], "rows": np.arange(8)[None]}
-    feed |= {"write_index": np.zeros(1, np.int64), **empty_caches(canonical, 1, 10)}
+    roles, every = roles_of(canonical), np.arange(8)[None]
+    start = np.zeros(1, np.int64)
+    feed = roles.feed(tokens=tokens, positions=every, rows=every, write_index=start)
+    feed |= empty_caches(canonical, 1, 10)
     cut, graft = canonical.clone(), CutDepth(blocks)
     graft.apply(cut)
     laws = [LawRow.of(stage, "prefix", prefix(graft, canonical, cut, feed, run))]
     if target == CUDA and cuda_missing():
         return laws
     session = SESSIONS[target](parts.graph(stage), facts, parts.ports(stage), capacity=64)
-    expected = prefix_outputs(canonical, blocks, feed, run)["logits"][0]
+    expected = prefix_outputs(canonical, blocks, feed, run)[roles.outputs["logits"]][0]
     session.reset(1)
     first = session.prefill([tokens[0, :4]]).logits[0].copy()
     got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from graftline.evaluate import Feed, oracle_limit
+from graftline.evaluate import oracle_limit
 from graftline.facts import decoder_facts
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.graph.ports import roles_of
 from graftline.passes.pipeline.sample import Sample
 from graftline.ports import read_ports
 
@@ -34,9 +35,8 @@ def sample_of(model: ir.Model, say: Watch) -> Sample:
     say(f"calibration: the host writes {SEQUENCES} texts of {LENGTH} tokens")
     tokens = written(model)
     positions = np.tile(np.arange(tokens.shape[1], dtype=np.int64), (len(tokens), 1))
-    few = slice(PROBES)
-    probe: Feed = {"tokens": tokens[few], "positions": positions[few]}
-    return Sample({"tokens": tokens, "positions": positions}, probe, say)
+    feed = roles_of(model).feed(tokens=tokens, positions=positions)
+    return Sample(feed, {name: array[:PROBES] for name, array in feed.items()}, say)
 
 
 def written(

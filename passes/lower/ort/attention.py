@@ -10,12 +10,13 @@ import onnx_ir as ir
 
 from graftline.contrib_ops.operands import MICROSOFT
 from graftline.errors import NotApplicable
+from graftline.owners import TARGET
 from graftline.passes.grafts.masks import MASK_KEY, meaning
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.ports import port_of, value_of
 from graftline.passes.lower.ort.operands import Operands, permutation, rows_of
 from graftline.passes.pipeline.graft import ROLE
-from graftline.ports import TARGET, read_ports, step_port
+from graftline.ports import read_ports, step_port
 
 
 @dataclass

@@ -7,7 +7,6 @@ then the new rows. Everything is ordered by data: the rows moved are read before
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,19 +15,23 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array, Feed
 from graftline.law import Evidence
+from graftline.owners import TARGET
 from graftline.passes.grafts.kv_cache import POISON
 from graftline.passes.graph.emit import Emit, drop_unused, new_input
 from graftline.passes.graph.operators import calls
-from graftline.passes.graph.ports import input_of, port_of
+from graftline.passes.graph.ports import input_of, output_of, port_of, roles_of
 from graftline.passes.graph.text import write
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.laws.fused import LENGTHS, ROUNDS, TreeStep
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.plugins.kv_commit import KV_COMMIT
-from graftline.ports import TARGET, Port, read_ports, slot_ports, write_ports
+from graftline.ports import Port, read_ports, slot_ports, write_ports
+from graftline.roles import Roles
 
 PATH, COUNT, NEXT = "last.path", "last.count", "next.write_index"
+"""Roles of what a step takes of the last one and gives the next; the first two by these names."""
 SUFFIX = ".committed"
+"""What fuse-verify adds to a cache's name for the output that has its path committed."""
 _WINDOW = """
     moved_1 = Shape <start = 1, end = 2> (path)
     rows_1 = Shape <start = 1, end = 2> (tokens)
@@ -139,12 +142,10 @@ class NextStepCommits:
 
     def _interface(self, length: ir.Value, gone: set[ir.Value]) -> None:
         """The outputs and ports of a step whose commit comes with the next."""
-        outputs = self.model.graph.outputs
-        kept = [v for v in outputs if v not in gone and v.name != NEXT]
-        for value in outputs:
-            if value.name == NEXT:
-                value.name = f"{NEXT}.old"
-        length.name = NEXT
+        outputs, counter = self.model.graph.outputs, output_of(self.model, NEXT)
+        assert counter is not None, "a step that commits counts on"
+        kept = [v for v in outputs if v not in gone and v is not counter]
+        length.name, counter.name = counter.name, f"{counter.name}.old"
         outputs[:] = [*kept, length]
         names = {v.name for v in outputs}
         mirrors = {"path": PATH, "count": COUNT}
@@ -159,21 +160,21 @@ class NextStepCommits:
         drop_unused(self.model)
 
 
-def unmoved(feed: Feed) -> Feed:
+def unmoved(feed: Feed, after: Roles) -> Feed:
     """The neutral values of the new ports: no last step."""
-    batch, rows = feed["tokens"].shape
+    batch, rows = feed[after.inputs["tokens"]].shape
     chain = np.tile(np.arange(rows, dtype=np.int64), (batch, 1))
-    return {PATH: chain, COUNT: np.zeros(batch, np.int64)}
+    return after.feed(**{PATH: chain, COUNT: np.zeros(batch, np.int64)})
 
 
-def committed(outputs: Feed, caches: Sequence[Port]) -> Feed:
-    """What the graph before would have given: its committed caches, and the length after them.
-    `caches`: the ports of what was written."""
-    if NEXT not in outputs:
+def committed(outputs: Feed, after: ir.Model) -> Feed:
+    """What the graph before would have given: its committed caches, and the length after them."""
+    roles = roles_of(after)
+    if NEXT not in roles.outputs:
         return outputs
-    lengths, path, count = outputs[NEXT], outputs["path"], outputs["count"]
-    made = {**outputs, NEXT: lengths + count}
-    for port in caches:
+    lengths, path, count = (outputs[roles.outputs[role]] for role in (NEXT, "path", "count"))
+    made = {**outputs, roles.outputs[NEXT]: lengths + count}
+    for port in slot_ports(read_ports(after), "out", TARGET):
         (moved,) = KV_COMMIT.reference(outputs[port.name], path, count, lengths)
         made[f"{port.mirror}{SUFFIX}"] = moved
     return made
@@ -185,28 +186,37 @@ def deferred(
     """A second step gives the logits it gives after the commit, though it makes the commit."""
     if port_of(after, COUNT) is None:
         return Evidence("no cache is committed by the step")
+    roles, made = roles_of(before), roles_of(after)
     slots = int(slot_ports(read_ports(after), "in", TARGET)[0].shape[2])
     step = TreeStep.of(before, feed, LENGTHS[0])
     node = np.arange(step.parents.shape[1])
-    step.parents[:] = np.where((node == 2) | (node == 3), 1, node - 1) # the path leaves node 2 out
+    step.parents[:] = np.where((node == 2) | (node == 3), 1, node - 1)  # the path leaves node 2 out
     step.caches = {k: _grown(v, slots) for k, v in step.caches.items()}
-    batch = len(step.tokens)
-    given = {k: v[:batch] if len(v) == len(feed["tokens"]) else v for k, v in feed.items()}
+    batch, whole = len(step.tokens), len(feed[roles.inputs["tokens"]])
+    given = {k: v[:batch] if len(v) == whole else v for k, v in feed.items()}
     for _ in range(ROUNDS):
-        step.draft(evaluate(before, {**given, **step.fused()})["argmax"])
-    one = evaluate(before, {**given, **step.fused()})
-    path, count = one["path"], one["count"]
+        step.draft(evaluate(before, given | step.fused())[roles.outputs["argmax"]])
+    one = evaluate(before, given | step.fused())
+    path, count = (one[roles.outputs[role]] for role in ("path", "count"))
     moved = int(np.sum((path >= 0) & (path != np.arange(path.shape[1]))))
-    first = {k: one[f"{k}.out"] for k in step.caches}
-    done = {k: one[f"{k}{SUFFIX}"] for k in step.caches}
-    second = {**given, **step.fused()}
-    whole = evaluate(before, {**second, **done, "write_index": one[NEXT]})["logits"]
-    late = graft.neutral({**second, **first}, after)
-    late |= {PATH: path, COUNT: count, "write_index": step.lengths}
-    got = evaluate(after, late)["logits"]
+    written, done = _written(before, one)
+    second, logits = given | step.fused(), roles.outputs["logits"]
+    following = roles.feed(write_index=one[roles.outputs[NEXT]])
+    expected = evaluate(before, second | done | following)[logits]
+    late = graft.neutral(second | written, after)
+    late |= made.feed(**{PATH: path, COUNT: count, "write_index": step.lengths})
     comparison = Comparison(graft.name(), "deferred", activation_dtype(after))
-    gap = comparison.output("logits", got, whole)
+    gap = comparison.output(logits, evaluate(after, late)[logits], expected)
     return Evidence(f"{moved} rows are moved by the step after", gap, comparison.limit)
+
+
+def _written(before: ir.Model, outputs: Feed) -> tuple[Feed, Feed]:
+    """The caches as a step wrote them, and as it committed them, as inputs of the next."""
+    sides: tuple[Feed, Feed] = {}, {}
+    for port in slot_ports(read_ports(before), "out", TARGET):
+        if port.mirror is not None:
+            sides[port.name.endswith(SUFFIX)][port.mirror] = outputs[port.name]
+    return sides
 
 
 def _grown(cache: Array, slots: int) -> Array:

@@ -19,6 +19,7 @@ from graftline.evaluate import Feed
 from graftline.facts import decoder_facts, write_facts
 from graftline.passes.grafts.kv_cache import POISON
 from graftline.passes.graph.emit import drop_unused
+from graftline.passes.graph.ports import roles_of
 from graftline.passes.graph.weights import tensor_of
 from graftline.passes.laws.common import infer_shapes
 from graftline.passes.lower.precision import PRECISIONS, Precision
@@ -115,10 +116,10 @@ class LowerTensorrt(Graft):
             fill = POISON if held else 0
             fed[port.name] = np.pad(array, room, constant_values=fill)
         deferred = any(p.role == COUNT for p in read_ports(after))
-        return {**fed, **unmoved(feed)} if deferred else fed
+        return {**fed, **unmoved(feed, roles_of(after))} if deferred else fed
 
     def carried(self, outputs: Feed, after: ir.Model) -> Feed:
-        return committed(outputs, slot_ports(read_ports(after), "out"))
+        return committed(outputs, after)
 
     def replaced(self, before: ir.Model) -> frozenset[str]:
         return frozenset(p.name for p in read_ports(before) if p.name.endswith(SUFFIX))

@@ -11,7 +11,7 @@ import onnx_ir.passes.common as common
 from graftline.passes.grafts.masks import meaning
 from graftline.passes.graph.emit import Emit, drop_unused, take_place
 from graftline.passes.graph.operators import call, inline
-from graftline.passes.graph.ports import input_of
+from graftline.passes.graph.ports import input_of, output_of
 from graftline.passes.lower.tensorrt.attention import scale_of
 from graftline.passes.lower.tensorrt.commit import NEXT
 from graftline.passes.lower.tensorrt.importable import key_and_value_size
@@ -81,7 +81,7 @@ def _tree_attentions(model: ir.Model, by: str) -> None:
     of another size than keys) stay."""
     graph = model.graph
     parents = input_of(model, "parents")
-    lengths = next((v for v in graph.outputs if v.name == NEXT), None)
+    lengths = output_of(model, NEXT)
     if parents is None or lengths is None:
         return
     for node in [n for n in graph if n.op_type == "Attention"]:

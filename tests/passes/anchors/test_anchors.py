@@ -9,14 +9,14 @@ import onnx_ir as ir
 import pytest
 
 from graftline.errors import NotApplicable
-from graftline.evaluate import decoder_feed, run
+from graftline.evaluate import run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.anchors import block_of, block_outputs, stamp_anchors, with_role
 from graftline.passes.anchors.reduce import reduce_host
 from graftline.passes.grafts.masks import MASK_KEY
 from graftline.ports import read_ports
-from tests.passes.tiny_hosts import grafted, host
+from tests.passes.tiny_hosts import decoder_feed, grafted, host
 
 
 def test_anchors_refuse_a_graph_without_attention() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import graftline
 from graftline.build.tensorrt.builder import BuildOptions, build
-from graftline.evaluate import decoder_feed, run
+from graftline.evaluate import run
 from graftline.facts import decoder_facts
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.tree_mask import causal_mask
@@ -19,6 +19,7 @@ from graftline.ports import read_ports
 from graftline.tree import Tree
 from tests.passes.canonical.mask_hosts import FAST, MASKS, SPELLINGS, feed, host
 from tests.passes.canonical.mask_steps import FRONT, LENGTH, close, empty, grafted, kinds, stepped
+from tests.passes.tiny_hosts import decoder_feed
 
 MIX = ["chunked", "window and sinks", "bucketed", "chunked", "causal", "window"]
 

@@ -203,14 +203,14 @@ def canonical() -> ir.Model:
 
 
 def test_blocks_are_found() -> None:
-    assert isinstance(find_blocks(canonical().graph), Blocks)
+    assert isinstance(find_blocks(canonical()), Blocks)
 
 
 def test_a_graph_without_head_says_where_it_ends() -> None:
     model = canonical()
     head = next(n for n in model.graph if n.outputs[0].name == "logits")
     head.op_type = "Mul"
-    found = find_blocks(model.graph)
+    found = find_blocks(model)
     assert isinstance(found, Mismatch)
     assert found.node.startswith("Mul")
     assert found.reason.startswith("no lm_head found")
@@ -221,7 +221,7 @@ def test_tokens_that_index_no_table_say_what_reads_them() -> None:
     tokens = next(v for v in model.graph.inputs if v.name == "tokens")
     gather = next(n for n in tokens.consumers() if n.op_type == "Gather")
     gather.op_type = "GatherND"
-    found = find_blocks(model.graph)
+    found = find_blocks(model)
     assert isinstance(found, Mismatch)
     assert (found.node[:8], found.reason[:18]) == ("GatherND", "no embedding found")
 

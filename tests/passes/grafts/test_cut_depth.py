@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from graftline.errors import LawBroken, NotApplicable
-from graftline.evaluate import decoder_feed, run
+from graftline.evaluate import run
 from graftline.facts import DecoderFacts, decoder_facts, write_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
@@ -18,7 +18,7 @@ from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.laws.common import infer_shapes
 from graftline.passes.pipeline.graft import BLOCK
 from graftline.ports import Port, read_ports, write_ports
-from tests.passes.tiny_hosts import filled
+from tests.passes.tiny_hosts import decoder_feed, filled
 from tests.rounding import assert_same_sums, decoder_terms
 
 BEFORE = """

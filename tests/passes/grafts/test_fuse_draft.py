@@ -9,13 +9,14 @@ import onnx_ir as ir
 import pytest
 
 from graftline.errors import LawBroken, NotApplicable
-from graftline.evaluate import Array, decoder_feed, run
+from graftline.evaluate import Array, run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.plugins.uniforms import UNIFORMS
 from graftline.ports import read_ports
 from tests.passes.grafts.fused_run import FRONT, LOWERED, FusedRun, build
+from tests.passes.tiny_hosts import decoder_feed
 
 HOSTS = {
     "grouped": TinyDecoder(),

@@ -14,7 +14,7 @@ from graftline.build.compiled import compile_graph
 from graftline.bundle.store import load_graph, save_graph
 from graftline.bundle.weight_file import WeightFile
 from graftline.errors import LawBroken, NotApplicable
-from graftline.evaluate import decoder_feed, run
+from graftline.evaluate import run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.fuse_verify import FuseVerify
@@ -23,6 +23,7 @@ from graftline.passes.laws.common import infer_shapes
 from graftline.plugins.spec import DOMAIN
 from graftline.ports import by_role, read_ports
 from tests.passes.grafts.fused_run import FRONT, LOWERED, FusedRun, build
+from tests.passes.tiny_hosts import decoder_feed
 
 HOSTS = {
     "grouped": TinyDecoder(),

@@ -10,11 +10,11 @@ import pytest
 
 from graftline.build.compiled import compile_graph
 from graftline.errors import NotApplicable
-from graftline.evaluate import decoder_feed, run
+from graftline.evaluate import run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.ports import read_ports
-from tests.passes.tiny_hosts import ALL, HOSTS, grafted, host
+from tests.passes.tiny_hosts import ALL, HOSTS, decoder_feed, grafted, host
 from tests.rounding import assert_same_sums
 
 

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from graftline.errors import LawBroken
-from graftline.evaluate import Feed, decoder_feed, run
+from graftline.evaluate import Feed, run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.kv_cache import empty_caches
@@ -19,6 +19,7 @@ from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.ports import cache_of, input_of, lengths_of
 from graftline.passes.pipeline.graft import ROLE, Graft
 from graftline.ports import Port, read_ports, slot_ports, step_port, write_ports
+from tests.passes.tiny_hosts import decoder_feed
 
 OWNER, WIDTH, HEADS, SIZE = "head.0", 32, 2, 16
 HIDDEN, START = f"{OWNER}.hidden", f"{OWNER}.write_index"

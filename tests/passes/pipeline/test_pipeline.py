@@ -10,12 +10,12 @@ import onnx_ir as ir
 import pytest
 
 from graftline.errors import LawBroken, PipelineSyntax
-from graftline.evaluate import decoder_feed, run
+from graftline.evaluate import run
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.laws import common as laws
 from graftline.passes.laws.common import Memo, infer_shapes
-from tests.passes.tiny_hosts import ALL, grafted, host
+from tests.passes.tiny_hosts import ALL, decoder_feed, grafted, host
 
 
 @pytest.mark.parametrize("disabled", [logging.NOTSET, logging.CRITICAL])

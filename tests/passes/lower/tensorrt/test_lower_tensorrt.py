@@ -10,7 +10,6 @@ import onnx_ir as ir
 import pytest
 
 from graftline.errors import NotApplicable
-from graftline.evaluate import decoder_feed
 from graftline.facts import DecoderFacts, decoder_facts, write_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
@@ -18,7 +17,7 @@ from graftline.passes.laws.common import infer_shapes
 from graftline.ports import Port, read_ports, write_ports
 from graftline.recipe import recipes
 from tests.passes.lower.tensorrt.tensorrt_hosts import ALL, DTYPES, HOSTS, host, listing, lowered
-from tests.passes.tiny_hosts import filled
+from tests.passes.tiny_hosts import decoder_feed, filled
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -12,7 +12,7 @@ import pytest
 
 from graftline.build.tensorrt.plugins import NAMESPACE, for_parser, plugin_names
 from graftline.errors import LawBroken, NotApplicable
-from graftline.evaluate import Feed, decoder_feed, run
+from graftline.evaluate import Feed, run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.graph.emit import Emit, new_output
@@ -24,6 +24,7 @@ from graftline.plugins.compile import compile_kernel
 from graftline.plugins.kv_commit import KV_COMMIT
 from graftline.plugins.spec import DOMAIN
 from graftline.ports import Port, read_ports, write_ports
+from tests.passes.tiny_hosts import decoder_feed
 
 GREEDY = "anchors | kv-cache | tree-mask | select-rows | reduce-logits{topk=8} | fuse-verify"
 SAMPLE = f"{GREEDY}{{sample=true}} | fuse-draft"
@@ -206,6 +207,7 @@ def test_the_window_ends_where_the_cache_does(slots: int) -> None:
         [
             Port("tokens", "tokens", "in", "int64", ("B", "N")),
             Port("write_index", "write_index", "in", "int64", ("B",)),
+            Port(NEXT, NEXT, "out", "int64", ("B",), mirror="write_index"),
         ],
     )
     NextStepCommits(model, "t").apply()

@@ -9,13 +9,14 @@ import onnx_ir as ir
 import pytest
 
 from graftline.errors import LawBroken, NotApplicable
-from graftline.evaluate import Array, Feed, Prepared, decoder_feed, run
+from graftline.evaluate import Array, Feed, Prepared, run
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.lower.ort import lower as lower_ort
 from graftline.passes.lower.tensorrt import attention as tensorrt_attention
 from graftline.ports import read_ports
 from tests.passes.lower.tensorrt.tensorrt_hosts import ALL, DTYPES, host, lowered
+from tests.passes.tiny_hosts import decoder_feed
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,8 @@
+"""Whose a port or a stage is: the model's whose text it is, or a part's beside it ("head.0")."""
+
+from __future__ import annotations
+
+TARGET = "target"
+"""The owner of what belongs to the host itself."""
+DRAFT = "draft"
+"""The owner of a draft's stages, and the name of its engine; what a recipe's needs call it."""

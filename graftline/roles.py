@@ -1,0 +1,42 @@
+"""Inputs and outputs by what they mean: the names that feeds and answers of a graph have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.owners import TARGET
+from graftline.ports import Port
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The names of an owner's inputs and outputs by role. Those that hold slots of positions are
+    many of one role, and are not among them: see `slot_ports`."""
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+    @classmethod
+    def of(cls, ports: Iterable[Port], owner: str = TARGET) -> Roles:
+        """Of a graph's ports."""
+        own = [p for p in ports if p.owner == owner and not p.state]
+        sides = ({p.role: p.name for p in own if p.direction == side} for side in ("in", "out"))
+        return cls(*sides)
+
+    def feed(self, **values: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """Values by the names of the inputs of these roles; without those that the graph lacks."""
+        return {self.inputs[role]: v for role, v in values.items() if role in self.inputs}
+
+
+def chain_feed(
+    ports: Iterable[Port], vocabulary: int, batch: int = 2, rows: int = 24, seed: int = 0
+) -> dict[str, npt.NDArray[Any]]:
+    """Seeded tokens and plain positions for a canonical decoder, [batch, rows] each."""
+    tokens = np.random.default_rng(seed).integers(0, vocabulary, (batch, rows), dtype=np.int64)
+    positions = np.tile(np.arange(rows, dtype=np.int64), (batch, 1))
+    return Roles.of(ports).feed(tokens=tokens, positions=positions)
