@@ -56,7 +56,7 @@ def proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             def host(self, *given: Any, **more: Any) -> Host:
                 return host
 
-        monkeypatch.setattr(proof, "_too_large", lambda parts: TOO_LARGE)
+        monkeypatch.setattr(proof, "too_large", lambda parts: TOO_LARGE)
         monkeypatch.setattr(checkpoint, "open_checkpoint", lambda path: Ready())
         laws = optimize("host", tmp_path / "out", recipe="plain").manifest.laws
         return {(law.graft, law.law): law for law in laws}
