@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from graftline.bundle.manifest import Manifest
+from graftline.facts import as_decoder
 from graftline.law import summary
 from graftline.ports import told
 
@@ -14,6 +15,22 @@ def report(manifest: Manifest) -> str:
     return "\n".join(_lines(manifest)) + "\n"
 
 
+def beside(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """The stages beside the target's engine, by name: what each is of, its precision, the passes
+    that made it, and what was measured on it."""
+    for name, stage in manifest.stages.items():
+        if not stage.made_of or name == manifest.target:
+            continue
+        whole = manifest.engine_of(name).facts.told()
+        size = f"{as_decoder(stage.facts).layers} of {whole}" if stage.role == "depth" else whole
+        found = [f"{what} {value:.4g}" for what, value in stage.quality.items()]
+        if stage.exactness is not None:
+            found.append(f"row-invariant: {'yes' if stage.exactness.row_invariant else 'no'}")
+        measured = f" ({', '.join(found)})" if found else ""
+        source = stage.facts.source or stage.made_of
+        yield name, f"{size} of {source}, {stage.dtype}{measured}: {stage.pipeline}"
+
+
 def _lines(manifest: Manifest) -> Iterator[str]:
     facts = manifest.facts
     yield f"{manifest.name}: {facts.source or facts.kind}, {facts.told()}"
@@ -21,6 +38,8 @@ def _lines(manifest: Manifest) -> Iterator[str]:
     yield f"target      {manifest.target}, {manifest.dtype}"
     yield f"recipe      {manifest.recipe}"
     yield f"pipeline    {manifest.main.pipeline}"
+    for name, text in beside(manifest):
+        yield f"stage {name}: {text}"
     yield f"made        {manifest.created or 'with this report'}"
     yield f"with        {', '.join(f'{tool} {v}' for tool, v in manifest.versions.items())}"
     yield f"rebuild     {manifest.rebuild}"

@@ -192,6 +192,8 @@ def _owned(owner: str, text: str) -> str:
 
 
 def _bundle_table(bundle: Bundle) -> Any:
+    from graftline.bundle.report import beside
+
     manifest = bundle.manifest
     exactness = "not measured"
     if manifest.exactness is not None:
@@ -201,7 +203,7 @@ def _bundle_table(bundle: Bundle) -> Any:
         ("recipe", manifest.recipe),
         ("target", f"{manifest.target}, {manifest.dtype}"),
         ("pipeline", manifest.main.pipeline),
-        *_stage_rows(bundle),
+        *((f"stage {name}", f"{told}; see --stage {name}") for name, told in beside(manifest)),
         ("exactness", exactness),
         *((name, f"{value:.4g}") for name, value in manifest.quality.items()),
         *([("packed", "for an app: without the export and the source")] if manifest.packed else []),
@@ -211,23 +213,6 @@ def _bundle_table(bundle: Bundle) -> Any:
         ("rebuild", manifest.rebuild),
     ]
     return screen.table(str(bundle.path), ("", " "), rows)
-
-
-def _stage_rows(bundle: Bundle) -> list[tuple[str, str]]:
-    """The stages beside the target's engine."""
-    from graftline.facts import as_decoder
-
-    manifest = bundle.manifest
-    rows: list[tuple[str, str]] = []
-    for name, stage in manifest.stages.items():
-        if not stage.made_of or name == manifest.target:
-            continue
-        whole = manifest.engine_of(name).facts.told()
-        size = f"{as_decoder(stage.facts).layers} of {whole}" if stage.role == "depth" else whole
-        source = stage.facts.source or stage.made_of
-        told = f"{size} of {source}, {stage.dtype}: {stage.pipeline}"
-        rows.append((f"stage {name}", f"{told}; see --stage {name}"))
-    return rows
 
 
 def _ports_table(ports: tuple[Port, ...], model: ir.Model) -> Any:

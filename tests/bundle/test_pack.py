@@ -105,6 +105,9 @@ def test_the_draft_engine_is_packed_too(host: Callable[[str], Path], tmp_path: P
     packed = Bundle.open(pack(bundle.path, tmp_path / "packed").path)
     assert packed.manifest.stages.keys() == {"ort-cpu", "draft", "depth-1"}
     assert packed.manifest.same_weights("draft")
+    told = (packed.path / "report.txt").read_text()
+    assert "\nstage draft: 2 blocks of export, int4 (row-invariant: " in told
+    assert "\nstage depth-1: 1 of 2 blocks of export, int4: canonicalize" in told
     assert not any("source" in rel or "export" in rel for rel in packed.manifest.files)
     assert generated(packed.path) == generated(bundle.path)
     report = check(packed.path)
