@@ -11,6 +11,7 @@ from graftline.errors import BackendError
 from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.prefix_cache import PromptEnd
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.session import Ints, Scores
 from graftline.runtimes.trees.packing import first_path, trim
@@ -54,6 +55,15 @@ class Decoding:
     """Its row in the session's batch."""
     read: int = 0
     """Prompt tokens that are committed."""
+    any_prefix: bool = False
+    """Whether a beginning of any length may be copied from what was read before, because rows do
+    not depend on one another; else whole chunks alone."""
+    reused: int = 0
+    """Prompt tokens that were copied, not read."""
+    chunked: int = 0
+    """Positions from the first on that were read in chunks, cut as if nothing had been known."""
+    prompt_end: PromptEnd | None = None
+    """The scores of the prompt's last row, where they are kept for others."""
     together: bool = False
     """True once a step has scored others with it."""
     before: Marks | None = None
@@ -109,6 +119,7 @@ class Decoding:
 
     def release(self) -> None:
         """Let go of what only decoding needs: a drafter may hold caches of its own."""
+        self.prompt_end = None
         if self.outfit is not None:
             self.drafter, self.rule = NoDrafts(), Greedy()
 

@@ -20,6 +20,7 @@ from graftline.runtimes.fused import story as fused_story
 from graftline.runtimes.generation import Generation, Surroundings, generators
 from graftline.runtimes.lane import Lane
 from graftline.runtimes.policy import Policy, make_policy
+from graftline.runtimes.prefix_cache import PrefixCache
 from graftline.runtimes.request import (
     Ids,
     Ints,
@@ -57,6 +58,7 @@ class Engine:
         step: str = "host",
         twin: Callable[[], tuple[Session, Resources]] | None = None,
         seats: int = SEATS,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         self.session, self.tokenizer, self.recipe = session, tokenizer, recipe
         self.resources = resources or Resources()
@@ -68,7 +70,7 @@ class Engine:
         self._costs, self._defaults = costs, generation_defaults
         ends = end_tokens(generation_defaults, tokenizer)
         self._around = Surroundings(session, tokenizer, ends, self.resources)
-        self._scheduler = Scheduler(session, seats)
+        self._scheduler = Scheduler(session, seats, prefixes)
         self._policies: dict[str, Policy] = {}
         self._policy(recipe)  # an unknown drafter, rule or option fails here, not at the first call
 
@@ -119,7 +121,8 @@ class Engine:
 
     def sibling(self) -> Engine:
         """Another engine over the same graphs and weights, with caches and requests of its own, and
-        steps on the host; what recipes have learned in one, the other does not know.
+        steps on the host; what recipes have learned in one, the other does not know. A prompt that
+        one of them has read costs the other no more than a copy.
 
         Raises RequestError where the backend keeps one set of caches.
         """
@@ -132,6 +135,7 @@ class Engine:
         return Engine(
             session, self.tokenizer, self._defaults, self.recipe, self._costs, self.exact,
             resources, twin=self._twin, seats=self._scheduler.seats,
+            prefixes=self._scheduler.prompts.prefixes,
         )  # fmt: skip
 
     def branches(
@@ -255,7 +259,9 @@ class Engine:
         for one in ones:
             one.together = len(ones) > 1
         most = min(request.batch or len(ones), self._scheduler.seats)
-        decode = partial(decode_fused, self.session, step, ones, plan, most)
+        decode = partial(
+            decode_fused, self.session, self._scheduler.prompts, step, ones, plan, most
+        )
         if wait:
             self._run_alone(ones, decode)
         else:

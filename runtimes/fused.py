@@ -14,6 +14,7 @@ from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.policy import Policy
+from graftline.runtimes.prompt_reader import PromptReader
 from graftline.runtimes.request import Request
 from graftline.runtimes.rules.point_mass import PointMass
 from graftline.runtimes.sampling import Sampling
@@ -63,6 +64,7 @@ class FusedStep(Protocol):
 
 def decode_fused(
     session: Session,
+    prompts: PromptReader,
     fused: FusedStep,
     sequences: Sequence[Decoding],
     plan: Template,
@@ -77,7 +79,7 @@ def decode_fused(
     session.reset(len(batch))
     fused.reset(plan)
     for row, one in enumerate(batch):
-        _begin(session, fused, one, row)
+        _begin(prompts, fused, one, row)
     yield
     while True:
         for row, one in enumerate(batch):
@@ -86,19 +88,21 @@ def decode_fused(
                 lengths = session.lengths.copy()
                 lengths[row] = 0
                 session.truncate(lengths.tolist())
-                _begin(session, fused, one, row)
+                _begin(prompts, fused, one, row)
         going = [(row, one) for row, one in enumerate(batch) if not one.done]
         if not going:
             return
         for row, one in going:
             one.take(fused.step(row, session.capacity - one.length), plan.shape)
+            if one.done:
+                prompts.leave(one)
         yield
 
 
-def _begin(session: Session, fused: FusedStep, one: Decoding, row: int) -> None:
+def _begin(prompts: PromptReader, fused: FusedStep, one: Decoding, row: int) -> None:
     """Read a prompt, choose the first token, and hand the sequence over to the fused steps."""
     one.seated(row)
-    one.begin(session.read(row, one.prompt), 0)
+    one.begin(prompts.read_all(one), 0)
     fused.seat(row, Start.of(one))
 
 

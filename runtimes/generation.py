@@ -93,6 +93,7 @@ class Generation:
             least=(session.exact_rows or 1) if exact else 1,
             # a branch adds up over other slots than a chain: 3e-8, which int8 activations amplify
             branches=session.row_invariant or not exact,
+            any_prefix=session.row_invariant and not exact,
             deadline=None if request.timeout is None else started + request.timeout,
             outfit=self._outfit,
             digest_with=self._digest if eager or texts else None,

@@ -23,6 +23,7 @@ from graftline.runtimes.ort.cuda import SESSIONS
 from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.prefix_cache import DEFAULT_BYTES, PrefixCache
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.scheduler import SEATS
 from graftline.runtimes.study.perplexity import HELD_OUT
@@ -58,6 +59,7 @@ def load(
     step: str | None = None,
     watch: Callable[[str], None] | None = None,
     max_batch: int = SEATS,
+    prefix_cache: int | None = DEFAULT_BYTES,
 ) -> Engine:
     """Open the bundle at `path`: hashes checked, engine built, step costs measured once per
     machine.
@@ -67,11 +69,12 @@ def load(
     `corpus` is a file or folder of texts for the recipes that retrieve from one. `step` says what
     calls use that do not say: "host", or "fused" where the bundle has a fused step; unless given,
     "host" on a processor, and on a GPU what the engine was built for. `max_batch` is the most
-    requests that decode together; others wait.
+    requests that decode together; others wait. `prefix_cache`: bytes of the keys and values that
+    are kept of earlier requests, for prompts that begin like one of them; 0 or None: none.
     Raises RequestError for a number of threads or a capacity that cannot be, BundleError,
     BackendError or GraftlineError.
     """
-    _check_sizes(threads, capacity, max_batch)
+    _check_sizes(threads, capacity, max_batch, prefix_cache)
     if step is not None:
         check_step(step)
     bundle = Bundle.open(path, verify=verify)
@@ -105,13 +108,14 @@ def load(
         return replace(resources, draft=draft, depths=depths)
 
     def twin(original: OrtSession) -> tuple[OrtSession, Resources]:
-        session = original.twin()
+        session = original.sibling()
         return session, drafting(session)
 
     return Engine(
         session, tokenizer, generation, chosen, costs, exact,
         resources if host is None else drafting(host), fused, step,
         None if host is None else partial(twin, host), max_batch,
+        PrefixCache(prefix_cache) if prefix_cache else None,
     )  # fmt: skip
 
 
@@ -158,7 +162,9 @@ def _fused(
     return fused, step or "host"
 
 
-def _check_sizes(threads: int | None, capacity: int | None, max_batch: int) -> None:
+def _check_sizes(
+    threads: int | None, capacity: int | None, max_batch: int, prefix_cache: int | None
+) -> None:
     """Each thread spins while a step runs: with more threads than processors a step never ends."""
     most = os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= most:
@@ -168,6 +174,8 @@ def _check_sizes(threads: int | None, capacity: int | None, max_batch: int) -> N
         )
     if max_batch < 1:
         raise RequestError(f"max_batch={max_batch} lets nobody in; use at least 1")
+    if prefix_cache is not None and prefix_cache < 0:
+        raise RequestError(f"prefix_cache={prefix_cache}: use bytes, or 0 to keep nothing")
     if capacity is not None and capacity < 1:
         raise RequestError(
             f"capacity={capacity} holds no token; use at least 1, or leave it out for the default"

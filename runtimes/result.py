@@ -21,7 +21,7 @@ class Stats:
     plain decoder's by construction. `controller`: what chose the drafts and what came of it.
     `predicted`: tokens per second that it expected of the steps it chose, of all sequences
     together (None: it expects nothing); `controller_share`: its own time, of that after the first
-    token.
+    token. `reused`: tokens of the prompt that were copied from what was read before, not read.
     """
 
     steps: int
@@ -36,6 +36,7 @@ class Stats:
     controller: str
     predicted: float | None
     controller_share: float
+    reused: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,4 +70,5 @@ def measure(one: Decoding, row_invariant: bool, lossless: bool, controller: str)
         controller=controller,
         predicted=spent.predicted,
         controller_share=spent.seconds / seconds if seconds > 0 else 0.0,
+        reused=one.reused,
     )

@@ -15,15 +15,15 @@ from graftline.errors import BackendError, RequestError
 from graftline.runtimes.control.host_time import working
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.lane import Lane
-from graftline.runtimes.session import Session
+from graftline.runtimes.prefix_cache import CHUNK, PrefixCache
+from graftline.runtimes.prompt_reader import PromptReader
+from graftline.runtimes.session import Scores, Session
 from graftline.runtimes.trees.packing import pack
 from graftline.tree import Tree
 
 R = TypeVar("R")
 SEATS = 32
 """Most sequences that decode together, unless the engine is loaded with another number."""
-CHUNK = 256
-"""Prompt tokens that are read in one step beside sequences that decode."""
 PADDING = Tree.chain((0,))
 """What a sequence scores whose prompt is still being read: nothing of it is kept."""
 INTERRUPTED = "the step was interrupted; ask again"
@@ -61,8 +61,11 @@ class Scheduler:
     """Decodes on one session. Any thread may submit, and any that waits makes steps for all: no
     thread is needed besides the callers', and no lock is held between two steps."""
 
-    def __init__(self, session: Session, seats: int = SEATS) -> None:
+    def __init__(
+        self, session: Session, seats: int = SEATS, prefixes: PrefixCache | None = None
+    ) -> None:
         self.session = session
+        self.prompts = PromptReader(session, prefixes)
         self.seats = min(seats, session.most_sequences or seats)
         self._lock = threading.Lock()
         self._stepping: int | None = None
@@ -206,6 +209,7 @@ class Scheduler:
 
     def _unseat(self, one: Decoding) -> None:
         """The last sequence takes the seat, as it does the session's row."""
+        self.prompts.leave(one)
         self.session.leave(one.seat)
         last = self._seated.pop()
         if last is not one:
@@ -221,19 +225,18 @@ class Scheduler:
         one.release()
 
     def _read(self) -> bool:
-        """Read prompts into free seats, until CHUNK tokens or more are read; True if any was.
-
-        Prompts are cut at multiples of CHUNK, whatever else is going on: where rows of one call
-        depend on one another, the same prompt gives the same scores.
-        """
-        left = CHUNK
+        """Read prompts into free seats, until CHUNK tokens or more are read; True if any was read,
+        or copied from what is known."""
+        left, begun = CHUNK, False
         while left > 0:
+            scores = None
             if self._reading is None:
                 free = len(self._seated) < self.seats and self._waiting
                 if not free or isinstance(self._waiting[0], Task):
                     break
                 head = self._waiting.popleft()
                 assert not isinstance(head, Task)
+                begun = True
                 self._reading = head
                 one = head[0]
                 self._seated.append(one)
@@ -241,22 +244,26 @@ class Scheduler:
                 if one.done:
                     self._unseat(one)
                     continue
+                scores = self.prompts.recall(one)
             one, lane = self._reading
-            part = one.prompt[one.read : one.read + CHUNK]
-            scores = self.session.read(one.seat, part)
-            left -= len(part)
-            one.read += len(part)
+            if scores is None:
+                count, scores = self.prompts.read(one)
+                left, begun = left - count, True
             if one.read == len(one.prompt):
-                self._reading = None
-                if lane not in self._lanes:
-                    self._lanes.append(lane)
-                lane.join(one)
-                one.attempt(one.begin, scores, 0)
-                one.digest()
-                if one.done:
-                    lane.settle()
-                    self._unseat(one)
-        return left < CHUNK
+                self._begin(one, lane, scores)
+        return begun
+
+    def _begin(self, one: Decoding, lane: Lane, scores: Scores) -> None:
+        """A prompt has been read: its first token, which may be its last."""
+        self._reading = None
+        if lane not in self._lanes:
+            self._lanes.append(lane)
+        lane.join(one)
+        one.attempt(one.begin, scores, 0)
+        one.digest()
+        if one.done:
+            lane.settle()
+            self._unseat(one)
 
     def _decode(self) -> None:
         """Propose, score, judge, commit: one engine call for all that are seated."""

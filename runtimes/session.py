@@ -81,6 +81,16 @@ def rolled_back(lengths: Ints, to: Sequence[int]) -> Ints:
     return wanted
 
 
+class Snapshot(Protocol):
+    """A copy of the keys and values of some positions of a sequence, where the session keeps its
+    caches; it is given back with the last reference to it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        ...
+
+
 class Session(Protocol):
     """A bundle opened on a backend, with one set of caches for a batch of sequences, which come
     and go between two calls.
@@ -170,4 +180,13 @@ class Session(Protocol):
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Roll back each sequence to a shorter committed length."""
+        ...
+
+    def snapshot(self, row: int, start: int, stop: int) -> Snapshot:
+        """A copy of what sequence `row` has committed in slots [start, stop)."""
+        ...
+
+    def restore(self, row: int, kept: Snapshot, count: int) -> None:
+        """Commit the first `count` positions of a snapshot, of this session or of a sibling, behind
+        what sequence `row` has: the very tokens that were before them when it was taken."""
         ...

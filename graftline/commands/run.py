@@ -58,7 +58,7 @@ def run(
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
         engine = open_engine(
             bundle, watch, recipe=recipe, threads=threads, capacity=capacity, exact=exact,
-            corpus=corpus, step=step,
+            corpus=corpus, step=step, prefix_cache=0,
         )  # fmt: skip
     with engine.stream(
         prompt, raw=raw, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
