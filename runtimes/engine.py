@@ -12,9 +12,11 @@ import numpy as np
 from graftline.errors import RequestError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.branches import check_branches, decode_branches
+from graftline.runtimes.chat import Chat
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.defaults import Defaults
 from graftline.runtimes.fused import FusedStep, check_fused, decode_fused, plan_for
 from graftline.runtimes.fused import story as fused_story
 from graftline.runtimes.generation import Generation, Surroundings, generators
@@ -24,6 +26,7 @@ from graftline.runtimes.prefix_cache import PrefixCache
 from graftline.runtimes.request import (
     Ids,
     Ints,
+    Message,
     Options,
     Prompt,
     Prompts,
@@ -59,6 +62,7 @@ class Engine:
         twin: Callable[[], tuple[Session, Resources]] | None = None,
         seats: int = SEATS,
         prefixes: PrefixCache | None = None,
+        defaults: Defaults | None = None,
     ) -> None:
         self.session, self.tokenizer, self.recipe = session, tokenizer, recipe
         self.resources = resources or Resources()
@@ -66,10 +70,12 @@ class Engine:
         """What `exact=None` means in a call."""
         self.step = step
         """What `step=None` means in a call."""
+        self.defaults = defaults or Defaults()
+        """What a request takes from the checkpoint where it says nothing."""
         self._fused, self._twin = fused, twin
-        self._costs, self._defaults = costs, generation_defaults
+        self._costs, self._generation = costs, generation_defaults
         ends = end_tokens(generation_defaults, tokenizer)
-        self._around = Surroundings(session, tokenizer, ends, self.resources)
+        self._around = Surroundings(session, tokenizer, ends, self.resources, self.defaults)
         self._scheduler = Scheduler(session, seats, prefixes)
         self._policies: dict[str, Policy] = {}
         self._policy(recipe)  # an unknown drafter, rule or option fails here, not at the first call
@@ -81,7 +87,7 @@ class Engine:
         options. What other threads ask at the same time is decoded in the same steps.
         Raises RequestError for a request that cannot be served.
         """
-        request = read_options(options)
+        request = self.request(options)
         prompts, many = split_prompts(prompt)
         ids = [self._encode(prompt, request) for prompt in prompts]
         policy = self._policy(request.recipe)
@@ -119,6 +125,26 @@ class Engine:
         coroutines share."""
         return Events(self._begun("agenerate", prompt, options, eager=True), self._scheduler)
 
+    def chat(
+        self,
+        system: str | None = None,
+        messages: Sequence[Message] = (),
+        **options: Unpack[Options],
+    ) -> Chat:
+        """A conversation that keeps its messages, after `messages` and with `system` before all;
+        `options` are those of every turn."""
+        first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        return Chat(self, [*first, *messages], options)
+
+    def encode(self, prompt: Prompt, **options: Unpack[Options]) -> Ints:
+        """The ids that `generate` reads for a prompt, with these options: their number, say."""
+        return self._ids(prompt, self.request(options))
+
+    def request(self, options: Mapping[str, Any]) -> Request:
+        """The request of these options, and of the checkpoint's defaults. Raises RequestError for
+        an unknown one, and for a value that cannot be."""
+        return read_options({**self.defaults.options, **options})
+
     def sibling(self) -> Engine:
         """Another engine over the same graphs and weights, with caches and requests of its own, and
         steps on the host; what recipes have learned in one, the other does not know. A prompt that
@@ -133,9 +159,9 @@ class Engine:
             )
         session, resources = self._twin()
         return Engine(
-            session, self.tokenizer, self._defaults, self.recipe, self._costs, self.exact,
+            session, self.tokenizer, self._generation, self.recipe, self._costs, self.exact,
             resources, twin=self._twin, seats=self._scheduler.seats,
-            prefixes=self._scheduler.prompts.prefixes,
+            prefixes=self._scheduler.prompts.prefixes, defaults=self.defaults,
         )  # fmt: skip
 
     def branches(
@@ -151,7 +177,7 @@ class Engine:
         for name in ("recipe", "batch", "step"):
             if name in options:
                 raise RequestError(f"branches takes no {name}: all decode together, undrafted")
-        request = read_options({"recipe": "parallel-within-sequence", **options})
+        request = self.request({"recipe": "parallel-within-sequence", **options})
         shared = self._encode(prompt, request)
         parts = [self._branch(branch) for branch in branches]
         check_branches(self.session, len(shared), parts, request.max_new_tokens)
@@ -214,7 +240,7 @@ class Engine:
         self, what: str, prompt: Prompts, options: Mapping[str, Any], eager: bool
     ) -> Generation:
         """The generation of one prompt, submitted."""
-        request = read_options(options)
+        request = self.request(options)
         prompts, many = split_prompts(prompt)
         if many:
             raise RequestError(f"{what} takes one prompt; use generate for several")
@@ -279,10 +305,13 @@ class Engine:
                 one.cancelled = not one.done
 
     def _encode(self, prompt: Prompt, request: Request) -> Ints:
-        session = self.session
-        ids = encode_prompt(prompt, self.tokenizer, request.raw, session.facts.vocabulary)
-        check_fits(session, len(ids), request.max_new_tokens)
+        ids = self._ids(prompt, request)
+        check_fits(self.session, len(ids), request.max_new_tokens)
         return ids
+
+    def _ids(self, prompt: Prompt, request: Request) -> Ints:
+        vocabulary = self.session.facts.vocabulary
+        return encode_prompt(prompt, self.tokenizer, request.raw, vocabulary, request.template)
 
     def _policy(self, wanted: str | Recipe | None) -> Policy:
         chosen = self.recipe if wanted is None else wanted

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from graftline.errors import RequestError
 from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.defaults import Defaults
 from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.policy import Policy
@@ -33,6 +34,7 @@ class Surroundings:
     tokenizer: Tokenizer | None
     ends: frozenset[int]
     resources: Resources
+    defaults: Defaults = field(default_factory=Defaults)
 
     def alike(self, exact: bool) -> bool:
         """Whether a row's result depends on nothing but what it sees. Raises RequestError where
@@ -154,7 +156,8 @@ class Generation:
         alone = one.drafted == 0 and not one.together
         lossless = recipe.lossless and (self._alike or alone)
         invariant = self._around.session.row_invariant
-        stats = measure(one, invariant, lossless, self._story(one))
+        taken = self._around.defaults.taken(self._request)
+        stats = measure(one, invariant, lossless, self._story(one), taken)
         text = "" if self._transcript is None else self._transcript.text
         return Result(text, list(one.tokens), one.finish, stats)
 

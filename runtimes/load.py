@@ -17,6 +17,7 @@ from graftline.recipe import recipe as find_recipe
 from graftline.runtimes.control.calibration import USUAL
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.measure import FAR_SLOTS, costs_key, measure_costs
+from graftline.runtimes.defaults import read_defaults
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep
 from graftline.runtimes.ort.cuda import SESSIONS
@@ -60,6 +61,7 @@ def load(
     watch: Callable[[str], None] | None = None,
     max_batch: int = SEATS,
     prefix_cache: int | None = DEFAULT_BYTES,
+    defaults: bool = True,
 ) -> Engine:
     """Open the bundle at `path`: hashes checked, engine built, step costs measured once per
     machine.
@@ -71,6 +73,8 @@ def load(
     "host" on a processor, and on a GPU what the engine was built for. `max_batch` is the most
     requests that decode together; others wait. `prefix_cache`: bytes of the keys and values that
     are kept of earlier requests, for prompts that begin like one of them; 0 or None: none.
+    `defaults`: whether requests take what they do not say from the checkpoint's own
+    generation_config.json (`Engine.defaults` has what that is).
     Raises RequestError for a number of threads or a capacity that cannot be, BundleError,
     BackendError or GraftlineError.
     """
@@ -116,6 +120,7 @@ def load(
         resources if host is None else drafting(host), fused, step,
         None if host is None else partial(twin, host), max_batch,
         PrefixCache(prefix_cache) if prefix_cache else None,
+        read_defaults(generation) if defaults else None,
     )  # fmt: skip
 
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from graftline.errors import RequestError, nearest
 from graftline.recipe import STEPS, Recipe
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.text.tokenizer import Tokenizer
+from graftline.runtimes.text.chat_template import Message, TemplateArguments
+from graftline.runtimes.text.tokenizer import Tokenizer, refuse_arguments
 
-Message = Mapping[str, Any]
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 Prompt = str | Sequence[Message] | Ids
 Prompts = Prompt | Sequence[Prompt]
@@ -42,6 +42,14 @@ class Options(TypedDict, total=False):
     batch: int | None
     step: str | None
     timeout: float | None
+    tools: Sequence[Mapping[str, Any]] | None
+    enable_thinking: bool | None
+    continue_final_message: bool
+    template_args: Mapping[str, Any] | None
+
+
+TEMPLATE_OPTIONS = ("tools", "enable_thinking", "continue_final_message", "template_args")
+"""Options that say how messages become a prompt."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,12 @@ class Request:
     (None: off). One `seed` gives the same tokens under every drafter. Of several prompts, `batch`
     are decoded together, and one that ends makes room for the next (None: all at once). `step`:
     "host" drafts and judges between engine calls, "fused" within them (None: as loaded).
-    `timeout`: seconds after which a text ends where it is, waiting for its turn included."""
+    `timeout`: seconds after which a text ends where it is, waiting for its turn included.
+
+    For the chat template: `tools`, JSON schemas of functions that the model may call;
+    `enable_thinking` (None: as the template has it); `continue_final_message`, where the answer
+    goes on from the last message; `template_args`, whatever else it knows, by name. What a template
+    does not know is refused."""
 
     max_new_tokens: int | None = 128
     temperature: float = 0.0
@@ -73,6 +86,10 @@ class Request:
     batch: int | None = None
     step: str | None = None
     timeout: float | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    enable_thinking: bool | None = None
+    continue_final_message: bool = False
+    template_args: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -105,6 +122,7 @@ class Request:
             isinstance(i, Integral) and int(i) >= 0 for i in cast("Sequence[object]", ids)
         ):
             raise RequestError(f"stop_token_ids is {ids!r}; use a list of token ids")
+        self._check_template()
         if any(not isinstance(s, str) or not s for s in cast("Sequence[object]", self.stops)):
             raise RequestError("stop texts must not be empty")
 
@@ -123,6 +141,32 @@ class Request:
             float(self.min_p),
             float(self.repetition_penalty),
         )
+
+    @property
+    def template(self) -> TemplateArguments:
+        """What the chat template is given."""
+        thinking = self.enable_thinking
+        others = {} if thinking is None else {"enable_thinking": thinking}
+        others |= self.template_args or {}
+        return TemplateArguments(self.tools, self.continue_final_message, others)
+
+    def _check_template(self) -> None:
+        for name in ("enable_thinking", "continue_final_message"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (value is None and name == "enable_thinking"):
+                raise RequestError(f"{name} is {value!r}; use True or False")
+        tools: object = self.tools
+        if tools is not None and not (
+            isinstance(tools, (list, tuple))
+            and all(isinstance(t, Mapping) for t in cast("Sequence[object]", tools))
+        ):
+            raise RequestError(
+                "tools is no list of JSON schemas; give each function as a dict with its name, "
+                "description and parameters"
+            )
+        given: object = self.template_args
+        if given is not None and not isinstance(given, Mapping):
+            raise RequestError(f"template_args is {given!r}; use a dict of names and values")
 
     def _number(self, name: str, kind: type, low: float, high: float, advice: str) -> None:
         value = getattr(self, name)
@@ -154,19 +198,27 @@ def split_prompts(prompts: Prompts) -> tuple[list[Prompt], bool]:
     return parts, True
 
 
-def encode_prompt(prompt: Prompt, tokenizer: Tokenizer | None, raw: bool, vocabulary: int) -> Ints:
+def encode_prompt(
+    prompt: Prompt,
+    tokenizer: Tokenizer | None,
+    raw: bool,
+    vocabulary: int,
+    template: TemplateArguments | None = None,
+) -> Ints:
     """The ids of one prompt. Raises RequestError when it is empty, of no known kind, or has ids
-    outside the vocabulary."""
+    outside the vocabulary, and where the chat template refuses it or what `template` gives it."""
     ids: list[int]
+    template = template or TemplateArguments()
     if isinstance(prompt, str):
         if not prompt:
             raise RequestError(_EMPTY)
-        ids = _need(tokenizer).encode(prompt, raw)
+        ids = _need(tokenizer).encode(prompt, raw, template)
     else:
         parts: list[Any] = list(prompt) if isinstance(prompt, _LISTS) else [None]
         if all(isinstance(p, Mapping) for p in parts) and parts:
-            ids = _need(tokenizer).encode(_messages(parts), raw)
+            ids = _need(tokenizer).encode(_messages(parts), raw, template)
         elif all(isinstance(p, Integral) and p is not True and p is not False for p in parts):
+            refuse_arguments(template, "a list of token ids")
             ids = [int(p) for p in parts]
         else:
             raise RequestError(_KINDS.format(_kind(prompt)))
@@ -201,6 +253,10 @@ def _need(tokenizer: Tokenizer | None) -> Tokenizer:
 
 def _messages(parts: Sequence[Any]) -> list[Message]:
     for place, message in enumerate(cast("Sequence[Message]", parts)):
-        if "role" not in message or "content" not in message:
-            raise RequestError(f"message {place} needs the keys 'role' and 'content'")
+        calls = message.get("role") == "assistant" and message.get("tool_calls")
+        if "role" not in message or not ("content" in message or calls):
+            raise RequestError(
+                f"message {place} needs the keys 'role' and 'content' (an assistant's with "
+                "'tool_calls' may have no content)"
+            )
     return list(parts)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.decoding import Decoding, FinishReason
@@ -22,6 +24,7 @@ class Stats:
     `predicted`: tokens per second that it expected of the steps it chose, of all sequences
     together (None: it expects nothing); `controller_share`: its own time, of that after the first
     token. `reused`: tokens of the prompt that were copied from what was read before, not read.
+    `defaults`: options that hold because the checkpoint's generation_config.json says so.
     """
 
     steps: int
@@ -37,6 +40,7 @@ class Stats:
     predicted: float | None
     controller_share: float
     reused: int = 0
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,13 @@ class Result:
     stats: Stats
 
 
-def measure(one: Decoding, row_invariant: bool, lossless: bool, controller: str) -> Stats:
+def measure(
+    one: Decoding,
+    row_invariant: bool,
+    lossless: bool,
+    controller: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> Stats:
     """The statistics of a sequence that has ended."""
     after, seconds = max(len(one.tokens) - 1, 0), one.ended - one.first
     spent = one.spent or Marks()
@@ -71,4 +81,5 @@ def measure(one: Decoding, row_invariant: bool, lossless: bool, controller: str)
         predicted=spent.predicted,
         controller_share=spent.seconds / seconds if seconds > 0 else 0.0,
         reused=one.reused,
+        defaults=defaults or {},
     )

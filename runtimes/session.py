@@ -54,11 +54,13 @@ def room(session: Session, *ways: str) -> str:
     return f"{told}; {', '.join(ways[:-1])}{' or ' if ways[1:] else ''}{ways[-1]}"
 
 
-def check_fits(session: Session, prompt: int, new: int | None) -> None:
-    """Raises RequestError where so many prompt tokens and new ones (None: any) do not fit."""
+def check_fits(session: Session, prompt: int, new: int | None, *shorten: str) -> None:
+    """Raises RequestError where so many prompt tokens and new ones (None: any) do not fit;
+    `shorten`: what can be done about so long a prompt, if not simply that."""
     new = 1 if new is None else new
     if prompt + new > session.capacity:
-        ways = ("shorten the prompt", "lower max_new_tokens")[: 1 if new == 1 else 2]
+        ways = [*(shorten or ["shorten the prompt"]), "lower max_new_tokens"]
+        ways = ways if new > 1 else ways[:-1]
         raise RequestError(
             f"{prompt} prompt tokens and {new} new ones need {prompt + new} positions, but "
             f"{room(session, *ways)}"

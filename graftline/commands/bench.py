@@ -76,6 +76,7 @@ def bench(
     with screen.steps() as watch:
         engine = open_engine(
             bundle, watch, threads=threads, capacity=capacity, exact=exact, corpus=corpus,
+            defaults=False,
             # in turn, everybody reads the prompt; interleaved, it is read once for all
             **({} if interleaved else {"prefix_cache": 0}),
         )  # fmt: skip

@@ -182,6 +182,8 @@ def _law_rows(laws: tuple[LawRow, ...]) -> list[tuple[str, str, str]]:
 
 
 def _bundle_table(bundle: Bundle) -> Any:
+    from graftline.runtimes.defaults import read_defaults
+
     manifest = bundle.manifest
     exactness = "not measured"
     if manifest.exactness is not None:
@@ -200,6 +202,7 @@ def _bundle_table(bundle: Bundle) -> Any:
         ),
         *_depth_rows(bundle),
         ("exactness", exactness),
+        *([("defaults", read_defaults(manifest.generation).words)] if manifest.generation else []),
         *((name, f"{value:.4g}") for name, value in manifest.quality.items()),
         *([("packed", "for an app: without the export and the source")] if manifest.packed else []),
         ("size", screen.sizes(*bundle.sizes())),

@@ -124,19 +124,57 @@ RunStep = Annotated[
 # --- how text is generated
 
 Raw = Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")]
-NewTokens = Annotated[int, typer.Option(help="Maximum tokens to generate.")]
+NewTokens = Annotated[
+    int | None,
+    typer.Option(help="Maximum tokens to generate; default: the checkpoint's own, else 128."),
+]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
-TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0: all.")]
+OwnTemperature = Annotated[
+    float | None,
+    typer.Option(help="Sampling temperature; 0 is greedy. Default: the checkpoint's own, else 0."),
+]
+TopK = Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0: all.")]
 TopP = Annotated[
-    float, typer.Option(help="Sample from the fewest tokens with this total probability.")
+    float | None, typer.Option(help="Sample from the fewest tokens with this total probability.")
 ]
 MinP = Annotated[
-    float, typer.Option(help="Drop tokens below this fraction of the top probability.")
+    float | None, typer.Option(help="Drop tokens below this fraction of the top probability.")
 ]
 RepetitionPenalty = Annotated[
-    float, typer.Option(help="Penalty on tokens that occurred before; 1 is off.")
+    float | None, typer.Option(help="Penalty on tokens that occurred before; 1 is off.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Random seed, for reproducible sampling.")]
+NoDefaults = Annotated[
+    bool,
+    typer.Option(
+        "--no-defaults",
+        help="Ignore the checkpoint's own generation_config.json: greedy unless said otherwise.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Random seed: the same text again, whatever is drafted; but not with recipes that "
+        "draw their drafts (the README lists them), where it depends on how many are drafted."
+    ),
+]
+Tools = Annotated[
+    Path | None,
+    typer.Option(help="JSON file with a list of tools (JSON schemas) for the chat template."),
+]
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--thinking/--no-thinking", help="enable_thinking for a chat template that knows it."
+    ),
+]
+TemplateArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Another argument of the chat template, VALUE as JSON or text; may be given more "
+        "than once.",
+    ),
+]
 Stop = Annotated[
     list[str] | None, typer.Option(help="Stop before this text; may be given more than once.")
 ]

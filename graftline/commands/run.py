@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftline.commands import options as o
 from graftline.commands import screen
 from graftline.commands.opening import open_engine
-from graftline.commands.texts import from_argument, from_stdin
+from graftline.commands.texts import from_argument, from_stdin, read_tools, template_values
 from graftline.errors import RequestError
 from graftline.recipe import recipe as find_recipe
 
@@ -23,12 +23,16 @@ def run(
     prompt: o.Prompt,
     raw: o.Raw = False,
     recipe: o.Recipe = None,
-    max_new_tokens: o.NewTokens = 128,
-    temperature: o.Temperature = 0.0,
-    top_k: o.TopK = 0,
-    top_p: o.TopP = 1.0,
-    min_p: o.MinP = 0.0,
-    repetition_penalty: o.RepetitionPenalty = 1.0,
+    max_new_tokens: o.NewTokens = None,
+    temperature: o.OwnTemperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    no_defaults: o.NoDefaults = False,
+    tools: o.Tools = None,
+    thinking: o.Thinking = None,
+    template_arg: o.TemplateArg = None,
     seed: o.Seed = None,
     stop: o.Stop = None,
     ignore_eos: o.PastEnd = False,
@@ -49,21 +53,28 @@ def run(
     `graftline run smol.graft - --max-new-tokens 400 < report.txt`
 
     `graftline run smol.graft "Once upon" --raw --temperature 0.7 --top-p 0.9 --seed 1 --json`
+
+    `graftline run qwen.graft "How warm is it in Oslo?" --tools tools.json --no-thinking`
     """
     prompt = from_stdin() if prompt == "-" else from_argument(prompt, "the prompt")
     if not prompt:
         raise RequestError("the prompt is empty; give some text")
     if recipe is not None:
         find_recipe(recipe)
+    asked: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
+    }  # fmt: skip
+    said: Any = {name: value for name, value in asked.items() if value is not None}
+    listed, arguments = tools and read_tools(tools), template_values(template_arg or ())
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
         engine = open_engine(
             bundle, watch, recipe=recipe, threads=threads, capacity=capacity, exact=exact,
-            corpus=corpus, step=step, prefix_cache=0,
+            corpus=corpus, step=step, prefix_cache=0, defaults=not no_defaults,
         )  # fmt: skip
     with engine.stream(
-        prompt, raw=raw, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-        top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed,
-        stop=stop or (), ignore_eos=ignore_eos,
+        prompt, raw=raw, seed=seed, stop=stop or (), ignore_eos=ignore_eos, tools=listed,
+        enable_thinking=thinking, template_args=arguments, **said,
     ) as stream:  # fmt: skip
         result = _print_pieces(stream, quiet=json)
     if json:
@@ -96,8 +107,15 @@ def _told(result: Result) -> str:
         f"accepted per depth {depths}",
         _exactness(stats),
         stats.controller,
+        _defaults(stats),
     )
     return "".join(f"{line}\n" for line in lines if line)
+
+
+def _defaults(stats: Stats) -> str:
+    """What the checkpoint has chosen, if anything."""
+    said = ", ".join(f"{name}={value}" for name, value in stats.defaults.items())
+    return f"by the checkpoint's generation_config.json: {said} (--no-defaults)" if said else ""
 
 
 def _exactness(stats: Stats) -> str:

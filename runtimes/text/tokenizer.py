@@ -10,9 +10,8 @@ from typing import Any, cast
 from tokenizers import Tokenizer as HFTokenizer
 
 from graftline.errors import BundleError, RequestError
-from graftline.runtimes.text.chat_template import ChatTemplate
+from graftline.runtimes.text.chat_template import ChatTemplate, Message, TemplateArguments
 
-Message = Mapping[str, Any]
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
@@ -24,11 +23,16 @@ class Tokenizer:
         tokenizer: HFTokenizer,
         template: str | None = None,
         special: Mapping[str, str] | None = None,
+        tool_template: str | None = None,
     ) -> None:
+        """`tool_template`: used in place of `template` where there are tools, if there is one."""
         self._tokenizer = tokenizer
         self.special = dict(special or {})
         """bos_token, eos_token, ... as text."""
-        self._template = None if template is None else ChatTemplate(template, self.special)
+        self._template, self._tool_template = (
+            None if source is None else ChatTemplate(source, self.special)
+            for source in (template, tool_template)
+        )
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> Tokenizer:
@@ -48,26 +52,39 @@ class Tokenizer:
         tokenizer.no_padding()
         config = _read_config(folder / "tokenizer_config.json")
         special = {k: text for k in _SPECIAL if (text := _special_text(config.get(k)))}
-        return cls(tokenizer, _read_template(folder, config), special)
+        template, tool_template = _read_templates(folder, config)
+        return cls(tokenizer, template, special, tool_template)
 
     @property
     def has_chat_template(self) -> bool:
         """True when messages can be rendered."""
         return self._template is not None
 
-    def encode(self, prompt: str | Sequence[Message], raw: bool = False) -> list[int]:
-        """Ids of a prompt. A string is one user message unless `raw` or there is no template.
+    def encode(
+        self,
+        prompt: str | Sequence[Message],
+        raw: bool = False,
+        arguments: TemplateArguments | None = None,
+    ) -> list[int]:
+        """Ids of a prompt. A string is one user message unless `raw` or there is no template, which
+        is given `arguments`.
 
-        Raises RequestError for messages without a template, and where the template refuses them.
+        Raises RequestError for messages without a template, and where the template refuses them, or
+        what it is given.
         """
+        given = arguments or TemplateArguments()
         if isinstance(prompt, str) and (raw or self._template is None):
+            refuse_arguments(given, "a text without a chat template")
             return self._tokenizer.encode(prompt).ids
         if self._template is None:
             raise RequestError("this model has no chat template; give the prompt as one string")
         if raw:
             raise RequestError("raw=True takes a string, not messages")
+        if given.go_on and isinstance(prompt, str):
+            raise RequestError("continue_final_message continues a message; give messages")
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = self._template.render(messages)
+        with_tools = self._tool_template if given.tools is not None else None
+        text = (with_tools or self._template).render(messages, given)
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_part(self, text: str) -> list[int]:
@@ -86,6 +103,12 @@ class Tokenizer:
     def id_of(self, token: str) -> int | None:
         """The id of a token's text, if it has one."""
         return self._tokenizer.token_to_id(token)
+
+
+def refuse_arguments(given: TemplateArguments, what: str) -> None:
+    """Raises RequestError where a template's arguments come with `what`, which has none."""
+    if given.names:
+        raise RequestError(f"{given.names[0]} is for chat templates, and this is {what}")
 
 
 def end_tokens(defaults: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
@@ -214,14 +237,15 @@ def _special_text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The template file, else the configuration's; of several named ones the default."""
+def _read_templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The template file, else the configuration's: of several named ones the default, and the one
+    for tools."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8"), None
     template = config.get("chat_template")
     if isinstance(template, list):
         rows = cast("list[dict[str, str]]", template)
         named = {row["name"]: row["template"] for row in rows}
-        return named.get("default") or next(iter(named.values()), None)
-    return template if isinstance(template, str) else None
+        return named.get("default") or next(iter(named.values()), None), named.get("tool_use")
+    return template if isinstance(template, str) else None, None

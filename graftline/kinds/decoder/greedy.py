@@ -32,7 +32,7 @@ def answers(bundle: Bundle) -> list[Finding]:
     manifest, gone = bundle.manifest, bundle.without_source()
     invariant = manifest.exactness is not None and manifest.exactness.row_invariant
     exact = not invariant and manifest.extra.get("min_rows") is not None
-    engine = load(bundle.path, verify=False, exact=exact, prefix_cache=0)
+    engine = load(bundle.path, verify=False, exact=exact, prefix_cache=0, defaults=False)
     findings: list[Finding] = []
     ways = [(manifest.recipe, "host")] if manifest.recipe != PLAIN else []
     if FUSED in manifest.stages:
