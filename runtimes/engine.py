@@ -15,6 +15,7 @@ from graftline.runtimes.branches import check_branches, decode_branches
 from graftline.runtimes.chat import Chat
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.pacer import Fixed
+from graftline.runtimes.counters import EngineStats
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.defaults import Defaults
 from graftline.runtimes.fused import FusedStep, check_fused, decode_fused, plan_for
@@ -144,6 +145,10 @@ class Engine:
         """The request of these options, and of the checkpoint's defaults. Raises RequestError for
         an unknown one, and for a value that cannot be."""
         return read_options({**self.defaults.options, **options})
+
+    def stats(self) -> EngineStats:
+        """Counts of all requests since the engine was loaded, those of siblings aside."""
+        return self._scheduler.stats()
 
     def sibling(self) -> Engine:
         """Another engine over the same graphs and weights, with caches and requests of its own, and

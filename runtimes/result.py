@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graftline.runtimes.control.marks import Marks
+from graftline.runtimes.counters import SpecDecode
 from graftline.runtimes.decoding import Decoding, FinishReason
 
 
@@ -24,7 +25,8 @@ class Stats:
     `predicted`: tokens per second that it expected of the steps it chose, of all sequences
     together (None: it expects nothing); `controller_share`: its own time, of that after the first
     token. `reused`: tokens of the prompt that were copied from what was read before, not read.
-    `defaults`: options that hold because the checkpoint's generation_config.json says so.
+    `spec_decode`: counts of drafts, as serving stacks report them. `defaults`: options that hold
+    because the checkpoint's generation_config.json says so.
     """
 
     steps: int
@@ -40,6 +42,7 @@ class Stats:
     predicted: float | None
     controller_share: float
     reused: int = 0
+    spec_decode: SpecDecode = field(default_factory=SpecDecode)
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -81,5 +84,6 @@ def measure(
         predicted=spent.predicted,
         controller_share=spent.seconds / seconds if seconds > 0 else 0.0,
         reused=one.reused,
+        spec_decode=SpecDecode.of(one),
         defaults=defaults or {},
     )

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from graftline.errors import BackendError, RequestError
 from graftline.runtimes.control.host_time import working
+from graftline.runtimes.counters import EngineStats, Totals
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.lane import Lane
 from graftline.runtimes.prefix_cache import CHUNK, PrefixCache
@@ -75,6 +76,7 @@ class Scheduler:
         self._reading: tuple[Decoding, Lane] | None = None
         self._task: Task | None = None
         self._fresh = False
+        self._totals = Totals()
         self._process = os.getpid()
         self._thread = ThreadPoolExecutor(1, "graftline-steps")  # started by the first coroutine
 
@@ -155,6 +157,23 @@ class Scheduler:
         self.finish([task])
         return found[0]
 
+    def stats(self) -> EngineStats:
+        """Counts of all requests so far, taken between two steps."""
+        return self.between(self._stats)
+
+    def _stats(self) -> EngineStats:
+        task = [] if self._task is None else list(self._task.sequences)
+        going = [one for one in [*self._seated, *task] if not one.done]
+        queue = [e.sequences if isinstance(e, Task) else [e[0]] for e in list(self._waiting)]
+        totals = self._totals.with_more(one for one in self._seated if one.done)
+        prefixes = self.prompts.prefixes
+        return EngineStats(
+            len(going), sum(len(ones) for ones in queue), dict(totals.finished),
+            totals.prompt_tokens, totals.generation_tokens,
+            0 if prefixes is None else totals.prompt_tokens, totals.reused,
+            0 if prefixes is None else prefixes.nbytes, totals.drafts,
+        )  # fmt: skip
+
     def _check(self) -> None:
         if self._stepping == threading.get_ident():
             raise RequestError(REENTERED)
@@ -198,6 +217,7 @@ class Scheduler:
         finally:
             if task.done:
                 self._task = None
+                self._totals.add(task.sequences)
 
     def _sweep(self) -> None:
         """Let go of the sequences that have ended, those that wait too."""
@@ -206,6 +226,7 @@ class Scheduler:
         for entry in list(self._waiting):  # other threads submit meanwhile
             if not isinstance(entry, Task) and entry[0].check():
                 self._waiting.remove(entry)
+                self._totals.add([entry[0]])
 
     def _unseat(self, one: Decoding) -> None:
         """The last sequence takes the seat, as it does the session's row."""
@@ -222,6 +243,7 @@ class Scheduler:
                 lane.leave(one)
                 break
         self._lanes = [lane for lane in self._lanes if lane.members]
+        self._totals.add([one])
         one.release()
 
     def _read(self) -> bool:
@@ -302,6 +324,7 @@ class Scheduler:
             if not one.done:
                 one.error = error
             one.release()
+        self._totals.add(self._seated)
         for lane in self._lanes:
             lane.members.clear()
         self._seated, self._lanes = [], []

@@ -14,6 +14,7 @@ from graftline.errors import RequestError
 from graftline.recipe import recipe as find_recipe
 
 if TYPE_CHECKING:
+    from graftline.runtimes.counters import SpecDecode
     from graftline.runtimes.result import Result, Stats
     from graftline.runtimes.streams import Stream
 
@@ -105,11 +106,23 @@ def _told(result: Result) -> str:
         f"first after {stats.time_to_first_token * 1e3:.0f} ms, {stats.seconds:.2f} s in all",
         f"{stats.steps} steps, MAT {stats.mat:.2f}, {stats.drafted} drafted, "
         f"accepted per depth {depths}",
+        _drafts(stats.spec_decode),
         _exactness(stats),
         stats.controller,
         _defaults(stats),
     )
     return "".join(f"{line}\n" for line in lines if line)
+
+
+def _drafts(counts: SpecDecode) -> str:
+    """What serving stacks report of drafts; nothing where there were none."""
+    if not counts.num_drafts:
+        return ""
+    return (
+        f"{counts.num_drafts} drafts of {counts.num_draft_tokens} tokens, "
+        f"{counts.num_accepted_tokens} accepted, mean acceptance length "
+        f"{counts.mean_acceptance_length:.2f}"
+    )
 
 
 def _defaults(stats: Stats) -> str:
