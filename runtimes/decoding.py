@@ -47,6 +47,8 @@ class Decoding:
     """By time.perf_counter: when to stop, be it ended or not."""
     outfit: Callable[[], tuple[Drafter, Rule]] | None = None
     """Makes drafter and rule when it is seated, in place of those it was made with."""
+    outfitted: bool = False
+    """Whether it has."""
     digest_with: Callable[[], None] | None = None
     """Is called when tokens were added, within the step."""
     vocabulary: int = 0
@@ -105,6 +107,7 @@ class Decoding:
             late = self.deadline is not None and time.perf_counter() > self.deadline
             if self.cancelled or late:
                 self.end("cancelled" if self.cancelled else "timeout")
+                self.unhook()
         return self.done
 
     def end(self, reason: FinishReason) -> None:
@@ -114,14 +117,22 @@ class Decoding:
     def seated(self, seat: int) -> None:
         """It has a row of the session's now, and needs its drafter."""
         self.seat = seat
-        if self.outfit is not None:
-            self.drafter, self.rule = self.outfit()
+        outfit = self.outfit  # another thread may cancel it
+        if outfit is not None:
+            self.outfitted = True
+            self.drafter, self.rule = outfit()
 
     def release(self) -> None:
         """Let go of what only decoding needs: a drafter may hold caches of its own."""
         self.prompt_end = None
-        if self.outfit is not None:
+        if self.outfitted:
             self.drafter, self.rule = NoDrafts(), Greedy()
+        self.unhook()
+
+    def unhook(self) -> None:
+        """Forget who made it, and holds it: else they would be garbage that only a collection
+        finds, and with them the engine."""
+        self.outfit = self.digest_with = None
 
     def attempt(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call something that belongs to this sequence alone: what it raises ends no other."""
@@ -133,8 +144,11 @@ class Decoding:
 
     def digest(self) -> None:
         """Tell whoever reads its text of new tokens."""
-        if self.digest_with is not None and self.error is None:
-            self.attempt(self.digest_with)
+        reader = self.digest_with  # another thread may cancel it
+        if reader is not None and self.error is None:
+            self.attempt(reader)
+        if self.done:
+            self.unhook()
 
     def begin(self, scores: Scores, row: int) -> list[int]:
         """Choose the first token from the prompt's last row."""

@@ -63,7 +63,7 @@ def read_defaults(generation: Mapping[str, Any]) -> Defaults:
     else:
         taken = {name: value for name, value in taken.items() if name not in SAMPLING}
     plain = Request()
-    taken = {n: value for n, value in taken.items() if value != getattr(plain, n)}
+    taken: dict[str, Any] = {n: value for n, value in taken.items() if value != getattr(plain, n)}
     try:
         Request(**taken)
     except RequestError as error:

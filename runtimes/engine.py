@@ -64,6 +64,7 @@ class Engine:
         seats: int = SEATS,
         prefixes: PrefixCache | None = None,
         defaults: Defaults | None = None,
+        origin: Callable[[], Engine] | None = None,
     ) -> None:
         self.session, self.tokenizer, self.recipe = session, tokenizer, recipe
         self.resources = resources or Resources()
@@ -73,7 +74,7 @@ class Engine:
         """What `step=None` means in a call."""
         self.defaults = defaults or Defaults()
         """What a request takes from the checkpoint where it says nothing."""
-        self._fused, self._twin = fused, twin
+        self._fused, self._twin, self._origin = fused, twin, origin
         self._costs, self._generation = costs, generation_defaults
         ends = end_tokens(generation_defaults, tokenizer)
         self._around = Surroundings(session, tokenizer, ends, self.resources, self.defaults)
@@ -146,6 +147,13 @@ class Engine:
         an unknown one, and for a value that cannot be."""
         return read_options({**self.defaults.options, **options})
 
+    def __reduce__(self) -> tuple[Callable[[], Engine], tuple[()]]:
+        """Pickled, it is the path of its bundle and how it was loaded: whoever unpickles it loads
+        it again, with caches of its own."""
+        if self._origin is None:
+            raise RequestError("this engine was not made by load, so it has no path to pickle")
+        return self._origin, ()
+
     def stats(self) -> EngineStats:
         """Counts of all requests since the engine was loaded, those of siblings aside."""
         return self._scheduler.stats()
@@ -166,7 +174,7 @@ class Engine:
         return Engine(
             session, self.tokenizer, self._generation, self.recipe, self._costs, self.exact,
             resources, twin=self._twin, seats=self._scheduler.seats,
-            prefixes=self._scheduler.prompts.prefixes, defaults=self.defaults,
+            prefixes=self._scheduler.prompts.prefixes, defaults=self.defaults, origin=self._origin,
         )  # fmt: skip
 
     def branches(

@@ -78,7 +78,7 @@ class Generation:
         stops = frozenset([*request.stop_token_ids, *(i for i in known.values() if i is not None)])
         self._transcript = None if tokenizer is None else Transcript(tokenizer, texts)
         self._read = 0
-        self._story = story or self._told
+        self._story = story
         self.pieces: deque[str] = deque()
         """Text that nobody has taken yet, where it is read eagerly."""
         started = time.perf_counter()
@@ -118,6 +118,7 @@ class Generation:
     def cancel(self) -> None:
         """End it within a step; its seat is free then."""
         self.one.cancelled = True
+        self.one.unhook()
 
     def _digest(self) -> None:
         if text := self._show():
@@ -157,7 +158,7 @@ class Generation:
         lossless = recipe.lossless and (self._alike or alone)
         invariant = self._around.session.row_invariant
         taken = self._around.defaults.taken(self._request)
-        stats = measure(one, invariant, lossless, self._story(one), taken)
+        stats = measure(one, invariant, lossless, (self._story or self._told)(one), taken)
         text = "" if self._transcript is None else self._transcript.text
         return Result(text, list(one.tokens), one.finish, stats)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
@@ -78,6 +79,11 @@ def load(
     Raises RequestError for a number of threads or a capacity that cannot be, BundleError,
     BackendError or GraftlineError.
     """
+    origin = partial(
+        load, Path(path).absolute(), recipe=recipe, threads=threads, capacity=capacity, exact=exact,
+        corpus=None if corpus is None else Path(corpus).absolute(), verify=verify, step=step,
+        max_batch=max_batch, prefix_cache=prefix_cache, defaults=defaults,
+    )  # fmt: skip
     _check_sizes(threads, capacity, max_batch, prefix_cache)
     if step is not None:
         check_step(step)
@@ -87,23 +93,39 @@ def load(
     chosen = (
         find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
     )
+    engine = _engine(
+        bundle, session, chosen, threads, exact, corpus, step, watch, max_batch,
+        prefixes=PrefixCache(prefix_cache) if prefix_cache else None,
+        defaults=read_defaults(bundle.manifest.generation) if defaults else None,
+        origin=origin,
+    )  # fmt: skip
+    gc.collect()
+    gc.freeze()  # a full collection of all that is loaded takes as long as ten steps
+    return engine
+
+
+def _engine(
+    bundle: Bundle,
+    session: OrtSession | TrtSession,
+    chosen: Recipe,
+    threads: int | None,
+    exact: bool,
+    corpus: str | Path | None,
+    step: str | None,
+    watch: Callable[[str], None] | None,
+    max_batch: int,
+    **given: Any,
+) -> Engine:
+    """The engine over a bundle's session, with its draft engines and its fused step; `given` goes
+    to the engine as it is."""
     listed = [Path(name).name for name in bundle.manifest.tokenizer]
     place = bundle.path / "tokenizer"  # without its tokenizer.json it takes ids
     tokenizer = Tokenizer.from_folder(place) if "tokenizer.json" in listed else None
     costs = step_costs(bundle, session, watch)
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
     fused, step = _fused(bundle, session, chosen, step)
-    generation = bundle.manifest.generation
     opened = None if host is None else _opener(bundle, host, costs, tokenizer, threads, watch)
-    resources = Resources(
-        corpus=None if corpus is None else corpus_of(corpus, tokenizer),
-        embedding=embedding_of(bundle),
-        tuned=read_tuned(bundle, _key(session)),
-        decode=None if tokenizer is None else tokenizer.decode,
-        encode=None if tokenizer is None else tokenizer.encode_part,
-        vocabulary=bundle.manifest.decoder.vocabulary,
-        ends=end_tokens(generation, tokenizer),
-    )
+    resources = _resources(bundle, session, tokenizer, corpus)
 
     def drafting(target: OrtSession) -> Resources:
         if opened is None:
@@ -116,12 +138,28 @@ def load(
         return session, drafting(session)
 
     return Engine(
-        session, tokenizer, generation, chosen, costs, exact,
+        session, tokenizer, bundle.manifest.generation, chosen, costs, exact,
         resources if host is None else drafting(host), fused, step,
-        None if host is None else partial(twin, host), max_batch,
-        PrefixCache(prefix_cache) if prefix_cache else None,
-        read_defaults(generation) if defaults else None,
+        None if host is None else partial(twin, host), max_batch, **given,
     )  # fmt: skip
+
+
+def _resources(
+    bundle: Bundle,
+    session: OrtSession | TrtSession,
+    tokenizer: Tokenizer | None,
+    corpus: str | Path | None,
+) -> Resources:
+    """What drafters and rules may use, draft engines aside."""
+    return Resources(
+        corpus=None if corpus is None else corpus_of(corpus, tokenizer),
+        embedding=embedding_of(bundle),
+        tuned=read_tuned(bundle, _key(session)),
+        decode=None if tokenizer is None else tokenizer.decode,
+        encode=None if tokenizer is None else tokenizer.encode_part,
+        vocabulary=bundle.manifest.decoder.vocabulary,
+        ends=end_tokens(bundle.manifest.generation, tokenizer),
+    )
 
 
 def _session(

@@ -164,7 +164,7 @@ class Request:
                 "tools is no list of JSON schemas; give each function as a dict with its name, "
                 "description and parameters"
             )
-        given: object = self.template_args
+        given: Any = self.template_args
         if given is not None and not isinstance(given, Mapping):
             raise RequestError(f"template_args is {given!r}; use a dict of names and values")
 

@@ -218,6 +218,8 @@ class Scheduler:
             if task.done:
                 self._task = None
                 self._totals.add(task.sequences)
+                for one in task.sequences:
+                    one.release()
 
     def _sweep(self) -> None:
         """Let go of the sequences that have ended, those that wait too."""
