@@ -60,9 +60,11 @@ class Request:
     repetition_penalty 1 are off. `raw` leaves out the chat template. `recipe` overrides the
     bundle's runtime policy (None: the bundle's own). `exact` keeps to one kernel family, so that
     speculation cannot change a token even where a backend rounds differently for single rows
-    (None: off). One `seed` gives the same tokens under every drafter. Of several prompts, `batch`
-    are decoded together, and one that ends makes room for the next (None: all at once). `step`:
-    "host" drafts and judges between engine calls, "fused" within them (None: as loaded).
+    (None: off). One `seed` gives the same tokens again, under every drafter whose drafts are
+    certain; where drafts are drawn, or what is near is accepted, they depend on how much is drafted
+    too. Of several prompts, `batch` are decoded together, and one that ends makes room for the next
+    (None: all at once). `step`: "host" drafts and judges between engine calls, "fused" within them
+    (None: as loaded).
     `timeout`: seconds after which a text ends where it is, waiting for its turn included.
 
     For the chat template: `tools`, JSON schemas of functions that the model may call;
