@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from graftline.commands.texts import template_values
+from tests.bundle.toy_bundle import reseal
 from tests.commands.calling import call, refused
 
 
@@ -80,12 +82,56 @@ def test_run_streams_the_text_and_tells_the_stats(tiny_bundle: Path) -> None:
         (("--max-new-tokens", "100000"), "capacity"),
         (("--recipe", "plian"), "did you mean 'plain'?"),
         (("--temperature", "-1"), "temperature"),
+        (("--no-thinking",), "chat template does not know 'enable_thinking' (it takes none)"),
+        (("--template-arg", "style=short"), "chat template does not know 'style'"),
+        (("--template-arg", "style"), "--template-arg style: use NAME=VALUE"),
+        (("--tools", "none.json"), "--tools none.json cannot be read (No such file"),
     ],
 )
 def test_run_refuses_what_cannot_be_served(
     tiny_bundle: Path, option: tuple[str, ...], told: str
 ) -> None:
     assert told in refused("run", tiny_bundle, "hello", *option)
+
+
+def test_tools_come_from_a_file(tiny_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tools.json"
+    for text, told in (
+        ("{", "is not JSON"),
+        ("{}", "holds no list; put the functions' schemas in one"),
+        ("[3]", "tools is no list of JSON schemas"),
+        ('[{"name": "f"}]', "chat template does not know 'tools'"),
+    ):
+        file.write_text(text)
+        assert told in refused("run", tiny_bundle, "hello", "--tools", file)
+    assert template_values(["a=1", "b=x=y", "c=true"]) == {"a": 1, "b": "x=y", "c": True}
+    assert template_values([]) is None
+
+
+def test_the_checkpoints_defaults_are_told_and_can_be_left_out(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "sampled.graft"
+    shutil.copytree(tiny_bundle, bundle)
+    own = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 9, "num_beams": 2}
+    reseal(bundle, {"generation": {"eos_token_id": 256, **own}})
+    ask = ("run", bundle, "hello", "--ignore-eos", "--seed", "1")
+    greedy = json.loads(call("run", tiny_bundle, *ask[2:], "--json").stdout)
+    assert (len(greedy["tokens"]), greedy["stats"]["defaults"]) == (128, {})
+    whole = json.loads(call(*ask, "--json").stdout)
+    assert whole["tokens"] != greedy["tokens"][:9]
+    assert len(whole["tokens"]) == 9
+    assert whole["stats"]["defaults"] == {"temperature": 0.7, "max_new_tokens": 9}
+    said = json.loads(call(*ask, "--temperature", "0", "--json").stdout)
+    assert said["tokens"] == greedy["tokens"][:9]
+    without = json.loads(call(*ask, "--no-defaults", "--json").stdout)
+    assert without["tokens"] == greedy["tokens"]
+    told = call(*ask, "--stats").stderr
+    assert "generation_config.json: temperature=0.7, max_new_tokens=9 (--no-defaults)" in told
+    assert "temperature=0.7, max_new_tokens=9; not used: num_beams=2" in call(
+        "inspect", bundle
+    ).stdout.replace("\n", "")
+    assert "generation_config" not in call("run", tiny_bundle, *ask[2:], "--stats").stderr
 
 
 def test_inspect_shows_the_bundle_its_blocks_and_their_nodes(tiny_bundle: Path) -> None:

@@ -25,6 +25,7 @@ from graftline.runtimes.fused import chain
 from graftline.runtimes.fused_law import fused_is_host
 from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.prefix_cache import PrefixCache
 
 HOSTS = {
     "grouped": TinyDecoder(positions=90),
@@ -178,6 +179,32 @@ def test_ends_and_limits_inside_an_accepted_path(
         got = engine_of(grouped).generate(prompts[0], max_new_tokens=limit, step="fused")
         assert got.tokens == free[0].tokens[:limit]
         assert got.finish_reason == "length"
+
+
+def test_a_prompt_that_was_read_is_copied(tmp_path: Path) -> None:
+    """By fused steps from fused ones, and between them and the host's."""
+    session, fused = opened(HOSTS["grouped"], tmp_path)
+    reads: list[int] = []
+    read = session.read
+    session.read = lambda row, tokens: (reads.append(len(tokens)), read(row, tokens))[1]  # type: ignore[method-assign]
+
+    def engine(prefixes: PrefixCache | None) -> Engine:
+        return Engine(session, None, {}, SMALL, None, fused=lambda: fused, prefixes=prefixes)
+
+    plain, known = engine(None), engine(PrefixCache())
+    history = [5, 9, 5, 9, 7, 5]
+    for step in ("fused", "host", "fused", "fused"):
+        options: dict[str, Any] = {"max_new_tokens": 6, "step": step}
+        want = plain.generate([history, [*history, 1]], **options)
+        reads.clear()
+        found = known.generate([history, [*history, 1]], **options)
+        assert [r.tokens for r in found] == [r.tokens for r in want]
+        assert sum(reads) == len(history) + 1 - found[0].stats.reused + (
+            len(history) - found[1].stats.reused
+        )
+        history = [*history, *found[0].tokens, 3]
+    prompt = len(history) - 6 - 1
+    assert found[0].stats.reused >= prompt - 2, "all but 3 and, perhaps, the token before"
 
 
 def test_the_last_slot_and_the_last_position_are_used(grouped: Opened) -> None:
