@@ -118,7 +118,6 @@ class Generation:
     def cancel(self) -> None:
         """End it within a step; its seat is free then."""
         self.one.cancelled = True
-        self.one.unhook()
 
     def _digest(self) -> None:
         if text := self._show():

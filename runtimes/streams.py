@@ -31,6 +31,7 @@ class _Running:
         """Stop generating; others go on."""
         if not self._generation.one.done:
             self._generation.cancel()
+            self._generation.one.unhook()  # nobody reads it any more
 
     def __del__(self) -> None:
         self.close()

@@ -361,6 +361,26 @@ def test_every_session_takes_back_what_it_gave(kind: str, tmp_path: Path) -> Non
     session.score(step)
 
 
+def test_device_memory_is_given_back_with_the_last_reference(tmp_path: Path) -> None:
+    both = pair(tmp_path)
+    both.trt.prefill([np.arange(12)])
+    end = PromptEnd(12, both.trt.score(np.zeros((1, 1), np.int64)), True)
+    before = dict(both.device.live)
+    prefixes = PrefixCache(20_000)
+    for turn in range(5):
+        ids = np.asarray([turn, *range(11)])
+        prefixes.keep(ids, 12, end, lambda a, b: both.trt.snapshot(0, a, b))
+        mine = {a: n for a, n in both.device.live.items() if a not in before}
+        assert sum(mine.values()) <= prefixes.nbytes <= 20_000
+    assert mine
+    held = both.trt.snapshot(0, 0, 12)
+    both.trt.reset(1)
+    both.trt.restore(0, held, 12)
+    del held, prefixes  # before the copy is through: it waits for it
+    assert both.device.live == before
+    both.trt.score(np.zeros((1, 1), np.int64))
+
+
 @pytest.mark.parametrize("kind", ["ort-cpu", "trt", "ort-cuda"])
 def test_engines_answer_alike_with_and_without(kind: str, tmp_path: Path) -> None:
     tokens: list[list[list[int]]] = []
