@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable
@@ -57,17 +58,25 @@ _Ended = tuple[int, PromptEnd] | None
 
 @dataclass(eq=False)
 class _Block:
-    """The keys and values of up to CHUNK positions, behind those of `parent`."""
+    """The keys and values of up to CHUNK positions, behind those that it follows."""
 
     key: bytes
     slots: Snapshot | None
-    parent: _Block | None
+    behind: weakref.ref[_Block] | None
+    """What it follows; weakly, so that a cache that is dropped is gone at once."""
     chunked: bool = False
     """Whether one call has read all CHUNK of them: its rows have the bits of any such call."""
     ends: dict[int, PromptEnd] = field(default_factory=dict[int, PromptEnd])
     """Prompts that end in this block, by the number of its tokens that they have."""
     following: list[_Block] = field(default_factory=list["_Block"])
     """Sorted by key."""
+
+    @property
+    def parent(self) -> _Block:
+        """What it follows. Only the root follows nothing."""
+        parent = None if self.behind is None else self.behind()
+        assert parent is not None, "a block is held by what it follows"
+        return parent
 
     @property
     def nbytes(self) -> int:
@@ -184,7 +193,7 @@ class PrefixCache:
         block = node.same(key)
         before = 0 if block is None else block.nbytes
         if block is None:
-            block = self._link(_Block(key, cut(), node, chunked))
+            block = self._link(_Block(key, cut(), weakref.ref(node), chunked))
         elif not block.chunked and (chunked or (ended is not None and ended[1].chunked)):
             block.slots, block.chunked = cut(), chunked
             block.ends.clear()
@@ -198,7 +207,6 @@ class PrefixCache:
 
     def _link(self, block: _Block) -> _Block:
         """A new block takes its place, and that of a shorter one that it continues."""
-        assert block.parent is not None
         beside, place = block.parent.following, block.parent.place(block.key)
         if place and block.key.startswith(beside[place - 1].key):
             self._drop(beside[place - 1])
@@ -216,7 +224,6 @@ class PrefixCache:
         return True
 
     def _drop(self, block: _Block) -> None:
-        assert block.parent is not None
         assert not block.following, "what others continue is used after them"
         del block.parent.following[block.parent.place(block.key)]
         del self._used[block]
@@ -224,7 +231,7 @@ class PrefixCache:
 
     def _touch(self, block: _Block) -> None:
         """Used now, and all that it follows."""
-        while block.parent is not None:
+        while block is not self._root:
             self._used[block] = None
             self._used.move_to_end(block)
             block = block.parent

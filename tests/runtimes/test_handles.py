@@ -64,7 +64,10 @@ def test_a_dropped_engine_is_gone_without_a_collection(
     next(passes)
     passes.close()
     session = weakref.ref(engine.session)
-    gone = [weakref.ref(engine.sibling().session), weakref.ref(engine), session]
+    prefixes = engine._scheduler.prompts.prefixes
+    assert prefixes is not None
+    kept = weakref.ref(prefixes._root.following[0])
+    gone = [weakref.ref(engine.sibling().session), weakref.ref(engine), session, kept]
     load(tiny_bundle)  # freezes what is alive now
-    del engine, passes
-    assert [one() for one in gone] == [None] * 3
+    del engine, passes, prefixes
+    assert [one() for one in gone] == [None] * 4
