@@ -13,6 +13,7 @@ from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.shaping import ShapedScores, Shaper
 from graftline.runtimes.trees.packing import first_path, trim
 from graftline.runtimes.trees.soundness import sound
 from graftline.runtimes.verdict import Rule, Verdict
@@ -33,10 +34,12 @@ class Decoding:
     """Ids that end the sequence."""
     drafter: Drafter
     rule: Rule
-    watch: Callable[[Tree, Verdict, Scores, int, set[int]], None] | None = None
-    """Is shown every judged tree, its verdict and scores, and the tokens before the step."""
+    watch: Callable[[Tree, Verdict, Scores, int], None] | None = None
+    """Is shown every judged tree, its verdict, and the scores that it was judged by."""
     stops: frozenset[int] = frozenset()
     """Those of the ends that the request has named."""
+    shaper: Shaper | None = None
+    """Shapes the target's logits, where the request asks for it."""
     least: int = 1
     """Fewest rows that a step may score: 2 keeps a backend whose single-row kernel rounds
     differently to its other kernel in every step."""
@@ -132,10 +135,9 @@ class Decoding:
         self.drafts = self.drafter.rows > 1
         self.vocabulary = scores.logits.shape[-1]
         context: list[int] = self.prompt.tolist()
-        self.rule.start(context)
         self.drafter.start(context)
         root = Tree.chain((context[-1],))
-        verdict = self.rule.judge(root, scores, row)
+        verdict = self.rule.judge(root, self._asked(root, scores), row)
         self.drafter.observe(root, verdict, scores, row)
         fresh = self._take(verdict.tokens(root))
         self.first = time.perf_counter()
@@ -182,10 +184,11 @@ class Decoding:
         if self.done:
             return (), []
         check_numbers(scores, row)
-        verdict = self.rule.judge(tree, scores, row)
+        asked = self._asked(tree, scores)
+        verdict = self.rule.judge(tree, asked, row)
         self.drafter.observe(tree, verdict, scores, row)
         if self.watch is not None:
-            self.watch(tree, verdict, scores, row, {*self.prompt.tolist(), *self.tokens})
+            self.watch(tree, verdict, asked, row)
         fresh = self.take(verdict.tokens(tree), tree)
         return verdict.path[: len(fresh)], fresh
 
@@ -197,6 +200,10 @@ class Decoding:
             self._count(shape, len(fresh) - 1)
         return fresh
 
+    def _asked(self, tree: Tree, scores: Scores) -> Scores:
+        """Scores as a rule is to read them."""
+        return scores if self.shaper is None else ShapedScores(scores, tree, self.shaper)
+
     def _take(self, chosen: list[int]) -> list[int]:
         """Append the tokens up to the first end or the limit."""
         fresh = chosen[: self.limit - len(self.tokens)]
@@ -207,6 +214,8 @@ class Decoding:
                     self.finish = "stop" if token in self.stops else "eos"
                     break
         self.tokens += fresh
+        if self.shaper is not None:
+            self.shaper.extend(fresh)
         if self.finish is None and len(self.tokens) == self.limit:
             self.finish = "length"
         if self.finish is not None:

@@ -21,6 +21,7 @@ from graftline.runtimes.result import Result, measure
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.session import Session
+from graftline.runtimes.shaping import Shaper
 from graftline.runtimes.text.tokenizer import Tokenizer, Transcript
 from graftline.runtimes.verdict import Rule
 
@@ -79,17 +80,19 @@ class Generation:
         self._story = story or self._told
         self.pieces: deque[str] = deque()
         """Text that nobody has taken yet, where it is read eagerly."""
+        ends = stops if request.ignore_eos else stops | around.ends
         started = time.perf_counter()
         limit = request.max_new_tokens
         limit = session.capacity - len(prompt) if limit is None else limit
         self.one = Decoding(
             prompt,
             limit,
-            stops if request.ignore_eos else stops | around.ends,
+            ends,
             NoDrafts(),
             Greedy(),
             None if policy.records is None else policy.records.watch,
             stops=stops,
+            shaper=self._shaper(prompt, ends),
             least=(session.exact_rows or 1) if exact else 1,
             # a branch adds up over other slots than a chain: 3e-8, which int8 activations amplify
             branches=session.row_invariant or not exact,
@@ -98,6 +101,19 @@ class Generation:
             digest_with=self._digest if eager or texts else None,
             started=started,
         )
+
+    def _shaper(self, prompt: Ints, ends: frozenset[int]) -> Shaper | None:
+        """What shapes the target's logits; None where the request asks for nothing."""
+        request, vocabulary = self._request, self._around.session.facts.vocabulary
+        for token in request.logit_bias or ():
+            if token >= vocabulary:
+                raise RequestError(
+                    f"logit_bias names the token id {token}; the vocabulary has ids 0 to "
+                    f"{vocabulary - 1}"
+                )
+        known = frozenset(token for token in ends if token < vocabulary)
+        processors = request.shaping.processors(len(prompt), known)
+        return Shaper(prompt, processors) if processors else None
 
     def _outfit(self) -> tuple[Drafter, Rule]:
         """The drafter and the rule, made when there is a seat: a drafter may hold caches."""

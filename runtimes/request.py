@@ -13,6 +13,13 @@ import numpy.typing as npt
 
 from graftline.errors import RequestError, nearest
 from graftline.recipe import STEPS, Recipe
+from graftline.runtimes.processors import Processor, Shaping
+from graftline.runtimes.request_checks import (
+    check_answers,
+    check_grammar,
+    check_number,
+    check_shaping,
+)
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.text.tokenizer import Tokenizer
 
@@ -32,9 +39,20 @@ class Options(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    no_repeat_ngram_size: int
+    logit_bias: Mapping[int, float] | None
+    logits_processors: Sequence[Processor]
+    min_tokens: int
+    json_schema: str | Mapping[str, Any] | None
+    regex: str | None
+    grammar: str | None
     seed: int | None
+    n: int
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
+    include_stop: bool
     ignore_eos: bool
     raw: bool
     recipe: str | Recipe | None
@@ -42,6 +60,9 @@ class Options(TypedDict, total=False):
     batch: int | None
     step: str | None
     timeout: float | None
+    logprobs: int | None
+    prompt_logprobs: int | None
+    request_id: str | None
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,20 @@ class Request:
     (None: off). One `seed` gives the same tokens under every drafter. Of several prompts, `batch`
     are decoded together, and one that ends makes room for the next (None: all at once). `step`:
     "host" drafts and judges between engine calls, "fused" within them (None: as loaded).
-    `timeout`: seconds after which a text ends where it is, waiting for its turn included."""
+    `timeout`: seconds after which a text ends where it is, waiting for its turn included.
+
+    What shapes the target's logits before the next token is chosen, in this order (`processors`):
+    `repetition_penalty` divides those of tokens in prompt and text; `presence_penalty` is taken
+    from those of tokens in the text, `frequency_penalty` as often as they are in it (OpenAI's);
+    `logit_bias` adds to those of ids; `logits_processors` are functions (path, logits [V]) ->
+    logits [V] of the tokens so far and of nothing else; `no_repeat_ngram_size` tokens in a row come
+    once; no text ends before `min_tokens`. `json_schema` (a dict or JSON), `regex` or `grammar`
+    (Lark, llguidance's) says what the whole text must be. Drafts change none of it.
+
+    `n`: answers for each prompt, each with random numbers of its own. `include_stop` keeps the stop
+    text. `logprobs`: natural logarithms of the model's own distribution, before temperature and all
+    that shapes it: of each chosen token, and of so many likeliest in its place; `prompt_logprobs`
+    likewise of the prompt. `request_id` names the request, for `Engine.cancel`."""
 
     max_new_tokens: int | None = 128
     temperature: float = 0.0
@@ -63,9 +97,20 @@ class Request:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    logit_bias: Mapping[int, float] | None = None
+    logits_processors: Sequence[Processor] = ()
+    min_tokens: int = 0
+    json_schema: str | Mapping[str, Any] | None = None
+    regex: str | None = None
+    grammar: str | None = None
     seed: int | None = None
+    n: int = 1
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
+    include_stop: bool = False
     ignore_eos: bool = False
     raw: bool = False
     recipe: str | Recipe | None = None
@@ -73,25 +118,28 @@ class Request:
     batch: int | None = None
     step: str | None = None
     timeout: float | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    request_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
             advice = "use at least 1, or None for as many as the capacity holds"
-            self._number("max_new_tokens", Integral, 1, math.inf, advice)
-        self._number("temperature", Real, 0, math.inf, "use 0 for greedy, or more")
-        self._number("top_k", Integral, 0, math.inf, "use 0 for all, or more")
-        self._number("top_p", Real, 0, 1, "use a share above 0, at most 1")
-        self._number("min_p", Real, 0, 1, "use a share from 0 to 1")
-        self._number("repetition_penalty", Real, 0, math.inf, "use 1 for none")
+            check_number(self, "max_new_tokens", Integral, 1, math.inf, advice)
+        check_number(self, "temperature", Real, 0, math.inf, "use 0 for greedy, or more")
+        check_number(self, "top_k", Integral, 0, math.inf, "use 0 for all, or more")
+        check_number(self, "top_p", Real, 0, 1, "use a share above 0, at most 1")
+        check_number(self, "min_p", Real, 0, 1, "use a share from 0 to 1")
+        check_number(self, "repetition_penalty", Real, 0, math.inf, "use 1 for none")
         if self.top_p == 0 or self.repetition_penalty == 0:
             name = "top_p" if self.top_p == 0 else "repetition_penalty"
             raise RequestError(f"{name} must be above 0, not 0; use 1 for none")
         if self.seed is not None:
-            self._number("seed", Integral, 0, math.inf, "use a whole number from 0")
+            check_number(self, "seed", Integral, 0, math.inf, "use a whole number from 0")
         if self.batch is not None:
-            self._number("batch", Integral, 1, math.inf, "use at least 1")
+            check_number(self, "batch", Integral, 1, math.inf, "use at least 1")
         if self.timeout is not None:
-            self._number("timeout", Real, 0, math.inf, "use seconds, or None for no limit")
+            check_number(self, "timeout", Real, 0, math.inf, "use seconds, or None for no limit")
         for name in ("ignore_eos", "raw", "exact"):
             value = getattr(self, name)
             if not isinstance(value, bool) and (name != "exact" or value is not None):
@@ -107,6 +155,9 @@ class Request:
             raise RequestError(f"stop_token_ids is {ids!r}; use a list of token ids")
         if any(not isinstance(s, str) or not s for s in cast("Sequence[object]", self.stops)):
             raise RequestError("stop texts must not be empty")
+        check_shaping(self)
+        check_answers(self)
+        check_grammar(self)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -115,20 +166,26 @@ class Request:
 
     @property
     def sampling(self) -> Sampling:
-        """The part that shapes the distribution."""
+        """How the next token is drawn."""
         return Sampling(
             float(self.temperature),
             int(self.top_k),
             float(self.top_p),
             float(self.min_p),
-            float(self.repetition_penalty),
         )
 
-    def _number(self, name: str, kind: type, low: float, high: float, advice: str) -> None:
-        value = getattr(self, name)
-        fits = isinstance(value, kind) and not isinstance(value, bool)
-        if not fits or not math.isfinite(value) or not low <= value <= high:
-            raise RequestError(f"{name} is {value!r}; {advice}")
+    @property
+    def shaping(self) -> Shaping:
+        """What shapes the target's logits before that."""
+        return Shaping(
+            float(self.repetition_penalty),
+            float(self.presence_penalty),
+            float(self.frequency_penalty),
+            tuple((int(token), float(bias)) for token, bias in (self.logit_bias or {}).items()),
+            tuple(self.logits_processors),
+            int(self.no_repeat_ngram_size),
+            int(self.min_tokens),
+        )
 
 
 def read_options(options: Mapping[str, Any]) -> Request:

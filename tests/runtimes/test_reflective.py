@@ -34,7 +34,6 @@ LAYOUT = Reflection(PROMPT)
 def rule(weight: float, sampling: Sampling | None = None, seed: int = 0) -> Rule:
     generator = np.random.default_rng(seed)
     made = make_rule("reflective", sampling or Sampling(), generator, {"weight": weight}, RESOURCES)
-    made.start([1])
     return made
 
 
