@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from graftline.runtimes.acceptance.lenient import Criterion, Lenient, dense
-from graftline.runtimes.acceptance.stochastic import Dice, Doubles, point, proposal
+from graftline.runtimes.acceptance.stochastic import Dice, Doubles, point, proposal, residual
 from graftline.runtimes.sampling import Logits, Sampling
 from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Rule, Verdict
@@ -51,8 +51,11 @@ class KindredRejection:
         not make up for being barred."""
         for child, q in _trials(tree, node, len(p)):
             token = int(tree.tokens[child])
+            if logits[token] == -np.inf:
+                p = residual(p, q)
+                continue
             chance, rest = self._kinship.trial(p, q, token)
-            if logits[token] > -np.inf and self._dice.coin(chance):
+            if self._dice.coin(chance):
                 return child, p
             p = rest
         return None, p

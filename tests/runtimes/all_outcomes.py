@@ -24,6 +24,7 @@ from graftline.runtimes.verdict import Verdict
 from graftline.tree import Draws, Tree
 
 V = 3
+UNSHAPED = Shaping()
 DEPTH = 2
 Prefix = tuple[int, ...]
 
@@ -67,7 +68,7 @@ class World:
     sampling: Sampling
     draft: str = "tilted"
     vocabulary: int = V
-    shaping: Shaping = Shaping()
+    shaping: Shaping = UNSHAPED
 
     @cache  # noqa: B019  (a handful of worlds, as long-lived as the module)
     def logits(self, prefix: Prefix, salt: int = 0) -> np.ndarray:
