@@ -11,8 +11,9 @@ from graftline.errors import BackendError
 from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.logprobs import Logprobs, read_scored
 from graftline.runtimes.rules.greedy import Greedy
-from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.session import Ints, Scores, Session
 from graftline.runtimes.shaping import ShapedScores, Shaper
 from graftline.runtimes.trees.packing import first_path, trim
 from graftline.runtimes.trees.soundness import sound
@@ -40,6 +41,8 @@ class Decoding:
     """Those of the ends that the request has named."""
     shaper: Shaper | None = None
     """Shapes the target's logits, where the request asks for it."""
+    logprobs: Logprobs | None = None
+    """Where log-probabilities are noted, if the request asks for any."""
     least: int = 1
     """Fewest rows that a step may score: 2 keeps a backend whose single-row kernel rounds
     differently to its other kernel in every step."""
@@ -128,6 +131,18 @@ class Decoding:
         if self.digest_with is not None and self.error is None:
             self.attempt(self.digest_with)
 
+    def read_prompt(self, session: Session, most: int) -> Scores:
+        """Commit up to `most` more tokens of the prompt; the scores of the last (B = N = 1)."""
+        end = min(self.read + most, len(self.prompt))
+        noted = self.logprobs
+        if noted is None or noted.prompted is None:
+            scores = session.read(self.seat, self.prompt[self.read : end])
+        else:
+            span = range(self.read, end)
+            scores = read_scored(session, self.seat, self.prompt, span, self.least, noted)
+        self.read = end
+        return scores
+
     def begin(self, scores: Scores, row: int) -> list[int]:
         """Choose the first token from the prompt's last row."""
         check_numbers(scores, row)
@@ -140,6 +155,7 @@ class Decoding:
         verdict = self.rule.judge(root, self._asked(root, scores), row)
         self.drafter.observe(root, verdict, scores, row)
         fresh = self._take(verdict.tokens(root))
+        self._note(scores, row, verdict, fresh)
         self.first = time.perf_counter()
         return fresh
 
@@ -190,6 +206,7 @@ class Decoding:
         if self.watch is not None:
             self.watch(tree, verdict, asked, row)
         fresh = self.take(verdict.tokens(tree), tree)
+        self._note(scores, row, verdict, fresh)
         return verdict.path[: len(fresh)], fresh
 
     def take(self, chosen: list[int], shape: Tree) -> list[int]:
@@ -203,6 +220,10 @@ class Decoding:
     def _asked(self, tree: Tree, scores: Scores) -> Scores:
         """Scores as a rule is to read them."""
         return scores if self.shaper is None else ShapedScores(scores, tree, self.shaper)
+
+    def _note(self, scores: Scores, row: int, verdict: Verdict, fresh: list[int]) -> None:
+        if self.logprobs is not None:
+            self.logprobs.choose(scores, row, verdict.path, fresh)
 
     def _take(self, chosen: list[int]) -> list[int]:
         """Append the tokens up to the first end or the limit."""

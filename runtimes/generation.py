@@ -14,10 +14,12 @@ from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.lane import Lane
+from graftline.runtimes.logprobs import Logprobs
 from graftline.runtimes.policy import Policy
 from graftline.runtimes.request import Ints, Request
 from graftline.runtimes.resources import Resources
-from graftline.runtimes.result import Result, measure
+from graftline.runtimes.result import Result, Usage, measure
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.session import Session
@@ -46,6 +48,18 @@ class Surroundings:
         return exact or self.session.row_invariant
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One answer to a prompt, as it is asked for: under a request, by a policy, with random numbers
+    of its own. `name`: the request's id."""
+
+    prompt: Ints
+    request: Request
+    policy: Policy
+    generator: np.random.Generator
+    name: str
+
+
 class Generation:
     """A prompt that is being answered. `exact` keeps every step to one kernel family: on a backend
     whose rows depend on how many go together, no step scores a single row, and none branches.
@@ -58,24 +72,25 @@ class Generation:
     def __init__(
         self,
         around: Surroundings,
-        policy: Policy,
-        prompt: Ints,
-        request: Request,
+        asked: Asked,
         exact: bool,
-        generator: np.random.Generator,
         eager: bool = False,
         story: Callable[[Decoding], str] | None = None,
     ) -> None:
+        self.id, prompt, request, policy = asked.name, asked.prompt, asked.request, asked.policy
         if request.stops and around.tokenizer is None:
             raise RequestError("this bundle has no tokenizer, so stop texts cannot be found")
         self._alike, session = around.alike(exact), around.session
         self._around, self._policy = around, policy
-        self._request, self._generator = request, generator
+        self._request, self._generator = request, asked.generator
         tokenizer = around.tokenizer
         known = {t: None if tokenizer is None else tokenizer.special_id(t) for t in request.stops}
         texts = [text for text, special in known.items() if special is None]
-        stops = frozenset([*request.stop_token_ids, *(i for i in known.values() if i is not None)])
-        self._transcript = None if tokenizer is None else Transcript(tokenizer, texts)
+        self._special = {token: text for text, token in known.items() if token is not None}
+        stops = frozenset([*request.stop_token_ids, *self._special])
+        self._transcript = tokenizer and Transcript(
+            tokenizer, texts, request.include_stop, request.min_tokens
+        )
         self._read = 0
         self._story = story or self._told
         self.pieces: deque[str] = deque()
@@ -93,6 +108,7 @@ class Generation:
             None if policy.records is None else policy.records.watch,
             stops=stops,
             shaper=self._shaper(prompt, ends),
+            logprobs=self._logprobs(),
             least=(session.exact_rows or 1) if exact else 1,
             # a branch adds up over other slots than a chain: 3e-8, which int8 activations amplify
             branches=session.row_invariant or not exact,
@@ -115,6 +131,16 @@ class Generation:
         processors = request.shaping.processors(len(prompt), known)
         return Shaper(prompt, processors) if processors else None
 
+    def _logprobs(self) -> Logprobs | None:
+        """Where log-probabilities are noted; None where the request asks for none."""
+        request, vocabulary = self._request, self._around.session.facts.vocabulary
+        for name in ("logprobs", "prompt_logprobs"):
+            if (getattr(request, name) or 0) > vocabulary:
+                raise RequestError(f"{name} is more than the vocabulary has, {vocabulary} tokens")
+        if request.logprobs is None and request.prompt_logprobs is None:
+            return None
+        return Logprobs(request.logprobs, request.prompt_logprobs)
+
     def _outfit(self) -> tuple[Drafter, Rule]:
         """The drafter and the rule, made when there is a seat: a drafter may hold caches."""
         policy, request = self._policy, self._request
@@ -127,6 +153,11 @@ class Generation:
         if hasattr(drafter, "sample_with"):
             drafter.sample_with(request.sampling, self._generator.spawn(1)[0])  # type: ignore[attr-defined]
         return drafter, rule
+
+    @property
+    def lane(self) -> Lane:
+        """The sequences of its recipe."""
+        return self._policy.lane
 
     def cancel(self) -> None:
         """End it within a step; its seat is free then."""
@@ -144,6 +175,7 @@ class Generation:
         text = ""
         for place in range(self._read, len(one.tokens)):
             if one.finish and one.tokens[place] in one.ends and place == len(one.tokens) - 1:
+                text += self._end(transcript, one.tokens[place])
                 break
             text += transcript.feed(one.tokens[place])
             if transcript.stopped:
@@ -156,6 +188,14 @@ class Generation:
                 self._stop(len(one.tokens))
             self._read = -1
         return text
+
+    def _end(self, transcript: Transcript, token: int) -> str:
+        """What is shown of the token that ended the text: a stop, where stops are kept."""
+        if not self._request.include_stop or token not in self.one.stops:
+            return ""
+        if token not in self._special:
+            return transcript.feed(token)
+        return transcript.close() + transcript.add(self._special[token])
 
     def _stop(self, count: int) -> None:
         del self.one.tokens[count:]
@@ -171,7 +211,17 @@ class Generation:
         invariant = self._around.session.row_invariant
         stats = measure(one, invariant, lossless, self._story(one))
         text = "" if self._transcript is None else self._transcript.text
-        return Result(text, list(one.tokens), one.finish, stats)
+        noted = one.logprobs or Logprobs(None, None)
+        return Result(
+            text, list(one.tokens), one.finish, stats, self.id, self.usage,
+            None if noted.chosen is None else noted.tokens[: len(one.tokens)],
+            None if noted.prompted is None else noted.prompt,
+        )  # fmt: skip
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(len(self.one.prompt), len(self.one.tokens))
 
     def _told(self, one: Decoding) -> str:
         """What chose the drafts, and what came of it."""
@@ -188,7 +238,8 @@ class Generation:
         )
 
 
-def generators(seed: int | None, count: int) -> list[np.random.Generator]:
-    """One for each prompt of a call: they differ, and one seed gives the same ones again."""
+def generator(seed: int | None, row: int = 0, answer: int = 0) -> np.random.Generator:
+    """The random numbers of an answer to the prompt at `row` of a call: all differ, and one seed
+    gives the same ones again; the first answer has those of the only one."""
     words = tuple(int(word) for word in np.random.SeedSequence(seed).generate_state(4))
-    return [np.random.default_rng((*words, row)) for row in range(count)]
+    return np.random.default_rng((*words, row, answer) if answer else (*words, row))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -136,9 +137,10 @@ class Checked:
 
     def __call__(self, path: Ints, logits: Logits) -> Logits:
         shape = logits.shape
-        changed: object = self.processor(path, logits)
-        if not isinstance(changed, np.ndarray) or changed.shape != shape:
-            what = list(changed.shape) if isinstance(changed, np.ndarray) else type(changed)
+        changed = self.processor(path, logits)
+        found = cast("object", changed)
+        if not isinstance(found, np.ndarray) or changed.shape != shape:
+            what = list(changed.shape) if isinstance(found, np.ndarray) else type(found).__name__
             raise RequestError(f"{self.name} returned {what}; return the logits, {list(shape)}")
         if not np.issubdtype(changed.dtype, np.floating) or not changed.max() < np.inf:
             raise RequestError(

@@ -197,6 +197,28 @@ def read_options(options: Mapping[str, Any]) -> Request:
     return Request(**options)
 
 
+def read_requests(
+    common: Mapping[str, Any], options: Sequence[Options] | None, prompts: int | None
+) -> list[Request]:
+    """The request of each prompt of a call (None: a single one), its own options before those of
+    the call. Raises RequestError where there is not one set of options for each prompt."""
+    if options is None:
+        return [read_options(common)] * (1 if prompts is None else prompts)
+    if prompts is None:
+        raise RequestError("options=[...] is for a list of prompts; give one prompt's by name")
+    given: object = options
+    if not isinstance(given, (list, tuple)) or len(options) != prompts:
+        what = f"{len(options)} sets" if isinstance(given, (list, tuple)) else repr(given)
+        raise RequestError(f"options is {what} for {prompts} prompts; give a list of as many dicts")
+    for place, own in enumerate(cast("Sequence[object]", options)):
+        if not isinstance(own, Mapping):
+            raise RequestError(f"options[{place}] is {own!r}; use a dict of options")
+        for name in ("batch", "step"):
+            if name in own:
+                raise RequestError(f"options[{place}] has {name}, which is one for the whole call")
+    return [read_options({**common, **own}) for own in options]
+
+
 def split_prompts(prompts: Prompts) -> tuple[list[Prompt], bool]:
     """The prompts of a call, and whether it was a batch. Raises RequestError for an empty one."""
     if isinstance(prompts, (str, np.ndarray)):

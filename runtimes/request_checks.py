@@ -1,35 +1,16 @@
-"""What options of a request may be: each that does not fit is refused in one line."""
+"""What options of a `Request` may be: each that does not fit is refused in one line."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from graftline.errors import RequestError
 
 GRAMMARS = ("json_schema", "regex", "grammar")
 """Options that say what a text must be; a request has one of them at most."""
-
-
-class Shaped(Protocol):
-    """The options that are checked here; `Request` has their meaning."""
-
-    presence_penalty: Any
-    frequency_penalty: Any
-    no_repeat_ngram_size: Any
-    logit_bias: Any
-    logits_processors: Any
-    min_tokens: Any
-    max_new_tokens: Any
-    temperature: Any
-    logprobs: Any
-    prompt_logprobs: Any
-    n: Any
-    include_stop: Any
-    ignore_eos: Any
-    request_id: Any
 
 
 def check_number(
@@ -42,7 +23,7 @@ def check_number(
         raise RequestError(f"{name} is {value!r}; {advice}")
 
 
-def check_shaping(request: Shaped) -> None:
+def check_shaping(request: Any) -> None:
     """Raises RequestError for options that cannot shape logits."""
     for name in ("presence_penalty", "frequency_penalty"):
         check_number(request, name, Real, -math.inf, math.inf, "use 0 for none, 2 is much")
@@ -71,7 +52,7 @@ def check_shaping(request: Shaped) -> None:
         )
 
 
-def check_answers(request: Shaped) -> None:
+def check_answers(request: Any) -> None:
     """Raises RequestError for options that no answer can be given for."""
     for name in ("logprobs", "prompt_logprobs"):
         if getattr(request, name) is not None:
@@ -89,7 +70,7 @@ def check_answers(request: Shaped) -> None:
         raise RequestError(f"request_id is {name!r}; use a text, or None to have one made")
 
 
-def check_grammar(request: Shaped) -> None:
+def check_grammar(request: Any) -> None:
     """Raises RequestError for more than one grammar, or one that no text could end."""
     wanted = [name for name in GRAMMARS if getattr(request, name) is not None]
     if len(wanted) > 1:
@@ -106,4 +87,6 @@ def check_grammar(request: Shaped) -> None:
 def _biases(token: object, bias: object) -> bool:
     if isinstance(token, bool) or not isinstance(token, Integral) or int(token) < 0:
         return False
-    return isinstance(bias, Real) and not isinstance(bias, bool) and float(bias) < math.inf
+    if isinstance(bias, bool) or not isinstance(bias, Real):
+        return False
+    return float(bias) < math.inf

@@ -242,10 +242,9 @@ class Scheduler:
                     self._unseat(one)
                     continue
             one, lane = self._reading
-            part = one.prompt[one.read : one.read + CHUNK]
-            scores = self.session.read(one.seat, part)
-            left -= len(part)
-            one.read += len(part)
+            read = one.read
+            scores = one.read_prompt(self.session, CHUNK)
+            left -= one.read - read
             if one.read == len(one.prompt):
                 self._reading = None
                 if lane not in self._lanes:

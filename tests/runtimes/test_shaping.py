@@ -138,7 +138,7 @@ def test_shaping_by_the_wrong_path_would_be_seen(
     """As above, with rows of a tree that are shaped as if nothing had been drafted before them."""
     rooted = Shaper.path
     monkeypatch.setattr(Shaper, "path", lambda self, tree, node: rooted(self, tree, 0))
-    for setting in ("repetition", "frequency", "ngram", "processor", "all"):
+    for setting in ("repetition", "ngram", "processor", "all"):
         found = texts(engine(), prompts, SETTINGS[setting], recipe="token-recycling")
         assert [r.tokens for r in found] != plain(prompts, setting, 0.0), setting
 
