@@ -11,6 +11,7 @@ from graftline.errors import BackendError
 from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.grammar import FORCED, Grammar
 from graftline.runtimes.logprobs import Logprobs, read_scored
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.session import Ints, Scores, Session
@@ -41,6 +42,8 @@ class Decoding:
     """Those of the ends that the request has named."""
     shaper: Shaper | None = None
     """Shapes the target's logits, where the request asks for it."""
+    grammar: Grammar | None = None
+    """What the text must be: it guides drafts; `shaper` bars by it."""
     logprobs: Logprobs | None = None
     """Where log-probabilities are noted, if the request asks for any."""
     least: int = 1
@@ -189,11 +192,17 @@ class Decoding:
         else:
             proposed = drafter.propose(budget)
         tree = sound(proposed, self.tokens[-1], self.vocabulary, budget, whole=bid is not None)
+        signal = drafter.signal
+        if self.grammar is not None:
+            # a drafter with a model has no class for what is not its own
+            rows = 1 if is_paid(drafter) else budget
+            tree, forced = self.grammar.guided(tree, self.tokens, rows, drawn=bid is not None)
+            signal = FORCED if forced else signal
         if not branches:
             tree = first_path(tree)
         if len(tree) > remaining and tree.is_chain and bid is None:
             tree = trim(tree, remaining)  # what lies behind the limit is never read
-        return drafter.signal, tree
+        return signal, tree
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
         """The path to commit and the tokens chosen; nothing for a finished sequence."""

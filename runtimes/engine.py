@@ -18,6 +18,7 @@ from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.fused import FusedStep, check_fused, decode_fused, plan_for
 from graftline.runtimes.fused import story as fused_story
 from graftline.runtimes.generation import Asked, Generation, Surroundings, generator
+from graftline.runtimes.grammar import Grammars
 from graftline.runtimes.names import Names
 from graftline.runtimes.policy import Policy, make_policy
 from graftline.runtimes.request import (
@@ -68,7 +69,8 @@ class Engine:
         self._fused, self._twin = fused, twin
         self._costs, self._defaults = costs, generation_defaults
         ends = end_tokens(generation_defaults, tokenizer)
-        self._around = Surroundings(session, tokenizer, ends, self.resources)
+        grammars = Grammars(tokenizer, session.facts.vocabulary, ends)
+        self._around = Surroundings(session, tokenizer, ends, self.resources, grammars)
         self._scheduler = Scheduler(session, seats)
         self._policies: dict[str, Policy] = {}
         self._names = Names()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,11 @@ from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.grammar import Grammars
 from graftline.runtimes.lane import Lane
 from graftline.runtimes.logprobs import Logprobs
 from graftline.runtimes.policy import Policy
+from graftline.runtimes.processors import Processor
 from graftline.runtimes.request import Ints, Request
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result, Usage, measure
@@ -36,6 +38,7 @@ class Surroundings:
     tokenizer: Tokenizer | None
     ends: frozenset[int]
     resources: Resources
+    grammars: Grammars
 
     def alike(self, exact: bool) -> bool:
         """Whether a row's result depends on nothing but what it sees. Raises RequestError where
@@ -97,6 +100,7 @@ class Generation:
         """Text that nobody has taken yet, where it is read eagerly."""
         ends = stops if request.ignore_eos else stops | around.ends
         started = time.perf_counter()
+        grammar = around.grammars.of(request, len(prompt))
         limit = request.max_new_tokens
         limit = session.capacity - len(prompt) if limit is None else limit
         self.one = Decoding(
@@ -107,7 +111,8 @@ class Generation:
             Greedy(),
             None if policy.records is None else policy.records.watch,
             stops=stops,
-            shaper=self._shaper(prompt, ends),
+            shaper=self._shaper(prompt, ends, [grammar] if grammar else []),
+            grammar=grammar and grammar[1],
             logprobs=self._logprobs(),
             least=(session.exact_rows or 1) if exact else 1,
             # a branch adds up over other slots than a chain: 3e-8, which int8 activations amplify
@@ -118,7 +123,9 @@ class Generation:
             started=started,
         )
 
-    def _shaper(self, prompt: Ints, ends: frozenset[int]) -> Shaper | None:
+    def _shaper(
+        self, prompt: Ints, ends: frozenset[int], last: Sequence[tuple[str, Processor]]
+    ) -> Shaper | None:
         """What shapes the target's logits; None where the request asks for nothing."""
         request, vocabulary = self._request, self._around.session.facts.vocabulary
         for token in request.logit_bias or ():
@@ -128,7 +135,7 @@ class Generation:
                     f"{vocabulary - 1}"
                 )
         known = frozenset(token for token in ends if token < vocabulary)
-        processors = request.shaping.processors(len(prompt), known)
+        processors = [*request.shaping.processors(len(prompt), known), *last]
         return Shaper(prompt, processors) if processors else None
 
     def _logprobs(self) -> Logprobs | None:

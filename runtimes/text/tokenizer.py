@@ -83,6 +83,10 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         return next((i for i, t in added.items() if t.special and t.content == text), None)
 
+    def to_json(self) -> str:
+        """What its tokenizer.json says."""
+        return self._tokenizer.to_str()
+
     def id_of(self, token: str) -> int | None:
         """The id of a token's text, if it has one."""
         return self._tokenizer.token_to_id(token)
