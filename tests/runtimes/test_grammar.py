@@ -20,6 +20,7 @@ from toy_session import FLAT, INT4, ToySession
 from graftline.errors import BackendError, RequestError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes import decoding
+from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.drafters import DRAFTERS
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.grammar import Grammar, Grammars
@@ -102,26 +103,25 @@ RECIPES = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("costs", [None, FLAT], ids=["fixed", "flat"])
 @pytest.mark.parametrize("heat", [0.0, 0.8])
 @pytest.mark.parametrize("name", GRAMMARS)
 def test_texts_are_the_grammars_whatever_is_drafted(
-    bytewise: Tokenizer, name: str, heat: float
+    bytewise: Tokenizer, name: str, heat: float, costs: Costs | None
 ) -> None:
     options: dict[str, Any] = {
-        "max_new_tokens": 150, "temperature": heat, "seed": 3, "raw": True, **GRAMMARS[name]
+        "max_new_tokens": 100, "temperature": heat, "seed": 3, "raw": True, **GRAMMARS[name]
     }  # fmt: skip
     plain: Any = engine(bytewise).generate(PROMPTS, **options)
     assert any(r.finish_reason == "eos" for r in plain)
     for one in plain:
         assert one.finish_reason == "length" or whole(name, one.text), one.text
-    drafted = 0
-    for costs in (None, FLAT):
-        app = engine(bytewise, costs)
-        for chosen in RECIPES:
-            found: Any = app.generate(PROMPTS, recipe=chosen, **options)
-            assert [r.tokens for r in found] == [r.tokens for r in plain], chosen
-            drafted += sum(r.stats.steps < len(r.tokens) - 1 for r in found)
-    assert drafted > 20
+    drafted, app = 0, engine(bytewise, costs)
+    for chosen in RECIPES:
+        found: Any = app.generate(PROMPTS, recipe=chosen, **options)
+        assert [r.tokens for r in found] == [r.tokens for r in plain], chosen
+        drafted += sum(r.stats.steps < len(r.tokens) - 1 for r in found)
+    assert drafted > 10
 
 
 @pytest.mark.parametrize("name", GRAMMARS)
@@ -132,7 +132,7 @@ def test_nothing_forbidden_is_scored(
     app = engine(bytewise)
     begin = app._around.grammars.of(read_options(GRAMMARS[name]), 0)
     assert begin is not None
-    checker, text, scored = begin[1], list[int](), list[int]()
+    checker, scored = begin[1], list[int]()
     real = decoding.Decoding.judge
 
     def judge(self: Any, tree: Tree, scores: Any, row: int) -> Any:
@@ -145,8 +145,7 @@ def test_nothing_forbidden_is_scored(
     monkeypatch.setattr(decoding.Decoding, "judge", judge)
     for chosen in (WILD, "suffix", "token-recycling"):
         app.generate(PROMPTS[0], raw=True, max_new_tokens=60, recipe=chosen, **GRAMMARS[name])
-    assert max(scored) > 3
-    assert not text
+    assert max(scored) >= 3
 
 
 def test_the_one_way_to_go_on_is_drafted(bytewise: Tokenizer) -> None:
@@ -163,7 +162,7 @@ def test_a_mask_depends_on_the_path_alone(bytewise: Tokenizer) -> None:
     """However it was reached: through drafts, back again, or at once."""
     made = Grammars(bytewise, V, frozenset({256}))
     request = read_options({"json_schema": SCHEMA})
-    text = '{"sizes":[]}' and '{"colour": "green", "sizes": [-3, 40], "told": "a\\\\b"}'
+    text = '{"colour": "green", "sizes": [-3, 40], "told": "a\\\\b"}'
     ids, chance = bytewise.encode_part(text), np.random.default_rng(2)
     wandering = made.of(request, 0)
     assert wandering is not None
@@ -183,7 +182,10 @@ def test_a_mask_depends_on_the_path_alone(bytewise: Tokenizer) -> None:
             assert np.flatnonzero(found == 0.0).tolist() == [256]
 
 
-def test_drawn_drafts_keep_their_law(bytewise: Tokenizer) -> None:
+@pytest.mark.parametrize(
+    "name", ["speculative-sampling", "block-verification", "mdsd", "spectr", "gbv", "sjd"]
+)
+def test_drawn_drafts_keep_their_law(bytewise: Tokenizer, name: str) -> None:
     """Sampled drafts of a model that knows no grammar, under the rules that count their law."""
     options: dict[str, Any] = {
         "max_new_tokens": 3, "temperature": 3.0, "raw": True, "regex": "[ab][abc][ab]x",
@@ -205,16 +207,13 @@ def test_drawn_drafts_keep_their_law(bytewise: Tokenizer) -> None:
             odds = np.exp(after(*word[:place]))
             chance *= odds[word[place]] / odds[bytewise.encode_part(letters)].sum()
         law[word] = float(chance)
-    count = 500
-    for name in ("speculative-sampling", "block-verification", "mdsd", "spectr", "gbv", "sjd"):
-        app = engine(bytewise)
-        seen = dict.fromkeys(words, 0)
-        for seed in range(count):
-            found: Any = app.generate(prompt, recipe=name, seed=seed, **options)
-            seen[tuple(found.tokens)] += 1
-        expected = np.asarray([law[word] * count for word in words])
-        p = stats.chisquare([seen[word] for word in words], expected).pvalue
-        assert p > 1e-3, (name, p)
+    count, app = 400, engine(bytewise)
+    seen = dict.fromkeys(words, 0)
+    for seed in range(count):
+        found: Any = app.generate(prompt, recipe=name, seed=seed, **options)
+        seen[tuple(found.tokens)] += 1
+    expected = np.asarray([law[word] * count for word in words])
+    assert stats.chisquare([seen[word] for word in words], expected).pvalue > 1e-3
 
 
 def drawn_tree() -> tuple[Tree, list[int]]:
@@ -329,15 +328,16 @@ def test_with_the_real_tokenizer(smollm2: Path, name: str) -> None:
     tokenizer = Tokenizer.from_folder(smollm2)
     app = engine(tokenizer, FLAT, vocabulary=49152)
     options: dict[str, Any] = {"max_new_tokens": 40, "raw": True, **GRAMMARS[name]}
+    if name == "json":  # else most of it is white space
+        options["json_schema"] = {**SCHEMA, "x-guidance": {"whitespace_flexible": False}}
     for heat in (0.0, 0.7):
         plain: Any = app.generate(PROMPTS, temperature=heat, seed=1, **options)
         for chosen in ("prompt-lookup", "token-recycling"):
-            found: Any = app.generate(
-                PROMPTS, temperature=heat, seed=1, recipe=chosen, **options
-            )
+            more: dict[str, Any] = {"temperature": heat, "seed": 1, "recipe": chosen}
+            found: Any = app.generate(PROMPTS, **more, **options)
             assert [r.tokens for r in found] == [r.tokens for r in plain]
-        for one in plain:
-            assert one.finish_reason == "length" or whole(name, one.text), one.text
+        assert all(whole(name, r.text) for r in plain if r.finish_reason == "eos")
+        assert any(r.finish_reason == "eos" for r in plain)
 
 
 def test_a_grammar_that_forgets_to_go_back_is_caught(
