@@ -103,14 +103,13 @@ class NoRepeat:
 
     def __call__(self, path: Ints, logits: Logits) -> Logits:
         before = self.size - 1
-        starts = len(path) - before
+        starts = len(path) - before  # of `before` tokens in a row that another one follows
         if starts < 1:
             return logits
         copies = np.ones(starts, np.bool_)
         for place in range(before):
             copies &= path[place : place + starts] == path[starts + place]
-        # the last start is the path's own end, which nothing follows yet
-        follow = np.flatnonzero(copies[:-1] if before else copies) + before
+        follow = np.flatnonzero(copies) + before
         logits[path[follow]] = -np.inf
         return logits
 

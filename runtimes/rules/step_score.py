@@ -86,8 +86,6 @@ class StepRule:
         total = 0.0
         for node, token in enumerate(step.tokens[1:].tolist()):
             logits = scores.after(row, node)
-            if logits[token] == -np.inf:
-                return -math.inf
             total += float(logits[token] - logits.max())
             if not self._relative:
                 total -= math.log(Odds.of(logits).total)

@@ -245,6 +245,21 @@ def test_what_was_drawn_stays_to_be_refused(bytewise: Tokenizer) -> None:
     assert chosen.tokens.tolist() == [64, 65, 65]
 
 
+def test_nothing_is_drafted_behind_an_end(bytewise: Tokenizer) -> None:
+    made = Grammars(bytewise, V, frozenset({256})).of(read_options({"regex": "ab?"}), 0)
+    assert made is not None
+    tree = Tree(np.array([64, 256, 65, 64, 256]), np.array([-1, 0, 0, 1, 2]))
+    cut, _ = made[1].guided(tree, [64], 9, drawn=False)
+    assert (cut.tokens.tolist(), cut.parents.tolist()) == ([64, 256, 65, 256], [-1, 0, 0, 2])
+    tree = Tree.chain([65, 256, 64])
+    cut, _ = made[1].guided(tree, [64, 65], 9, drawn=False)
+    assert cut.tokens.tolist() == [65, 256]
+    early = Grammars(bytewise, V, frozenset({256})).of(read_options({"regex": "abc|abd"}), 0)
+    assert early is not None
+    cut, _ = early[1].guided(Tree.chain([64, 256, 65]), [64], 1, drawn=False)
+    assert cut.tokens.tolist() == [64]
+
+
 def test_ends_are_those_of_the_grammar(bytewise: Tokenizer) -> None:
     app = engine(bytewise)
     short: Any = app.generate("q", raw=True, regex="abc", max_new_tokens=20)
