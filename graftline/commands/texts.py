@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from graftline.errors import RequestError
 
@@ -17,6 +18,15 @@ def decoded(data: bytes, name: str) -> str:
         raise RequestError(
             f"{name}: byte {error.start} is not UTF-8; convert it to UTF-8"
         ) from error
+
+
+def from_file(path: Path) -> str:
+    """The text of a file. Raises RequestError where it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}") from error
+    return decoded(data, str(path))
 
 
 def from_stdin() -> str:
