@@ -29,8 +29,8 @@ from graftline.runtimes.request import (
     Prompts,
     Request,
     encode_prompt,
+    options_each,
     read_options,
-    read_requests,
     split_prompts,
 )
 from graftline.runtimes.resources import Resources
@@ -91,8 +91,8 @@ class Engine:
         Raises RequestError for a request that cannot be served.
         """
         prompts, many = split_prompts(prompt)
-        requests = read_requests(common, options, len(prompts) if many else None)
-        asked = self._asked(prompts, requests)
+        each = options_each(common, options, len(prompts) if many else None)
+        asked = self._asked(prompts, [read_options(own) for own in each])
         if self._fuses(asked):
             begun = self._fused_task(asked)
         else:

@@ -197,13 +197,13 @@ def read_options(options: Mapping[str, Any]) -> Request:
     return Request(**options)
 
 
-def read_requests(
+def options_each(
     common: Mapping[str, Any], options: Sequence[Options] | None, prompts: int | None
-) -> list[Request]:
-    """The request of each prompt of a call (None: a single one), its own options before those of
-    the call. Raises RequestError where there is not one set of options for each prompt."""
+) -> list[Mapping[str, Any]]:
+    """The options of each prompt of a call (None: a single one), its own before those of the call.
+    Raises RequestError where there is not one set of options for each prompt."""
     if options is None:
-        return [read_options(common)] * (1 if prompts is None else prompts)
+        return [common] * (1 if prompts is None else prompts)
     if prompts is None:
         raise RequestError("options=[...] is for a list of prompts; give one prompt's by name")
     given: object = options
@@ -216,7 +216,7 @@ def read_requests(
         for name in ("batch", "step"):
             if name in own:
                 raise RequestError(f"options[{place}] has {name}, which is one for the whole call")
-    return [read_options({**common, **own}) for own in options]
+    return [{**common, **own} for own in options]
 
 
 def split_prompts(prompts: Prompts) -> tuple[list[Prompt], bool]:

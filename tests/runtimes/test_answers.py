@@ -14,8 +14,10 @@ import pytest
 from engines import left_over
 from test_ort import HOSTS, sessions
 from toy_session import FLAT, ToySession
+from trt_pair import pair
 
 from graftline.errors import RequestError
+from graftline.models.decoder import TinyDecoder
 from graftline.recipe import recipe
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.logprobs import TokenLogprob
@@ -140,6 +142,20 @@ def test_prompt_logprobs_on_the_real_runtime(host: str, tmp_path: Path) -> None:
         told.append([one.logprob for one in asked.prompt_logprobs[1:]])
     # a log-probability moves by at most twice as much as the logits do
     assert_same_sums(*map(np.asarray, told), 4 * decoder_terms(HOSTS[host], seen=44))
+
+
+def test_prompt_logprobs_on_a_gpu_session(tmp_path: Path) -> None:
+    """The TensorRT session, on a device that is simulated."""
+    both, told = pair(tmp_path), list[list[float]]()
+    prompt = np.random.default_rng(1).integers(0, 61, 40).tolist()
+    for session in both.both:
+        engine = Engine(session, None, {}, recipe("plain"), None)
+        beside = engine.submit(prompt[:9], max_new_tokens=9, ignore_eos=True)
+        engine._scheduler.step()
+        asked: Any = engine.generate(prompt, max_new_tokens=4, prompt_logprobs=3, logprobs=1)
+        assert len(beside.wait().tokens) == 9
+        told.append([one.logprob for one in (*asked.prompt_logprobs[1:], *asked.logprobs)])
+    assert_same_sums(*map(np.asarray, told), 4 * decoder_terms(TinyDecoder(), seen=44))
 
 
 def test_several_answers_differ_and_are_repeatable(make_engine: Make) -> None:
