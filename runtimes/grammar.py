@@ -105,10 +105,10 @@ class Grammar:
     ) -> None:
         self._name, self._matcher, self._ends = name, matcher, set(ends.tolist())
         self._prompt, self._vocabulary = prompt, vocabulary
-        self._text: list[int] = []
+        self._text = np.empty(0, np.int64)
 
     def __call__(self, path: Ints, logits: Logits) -> Logits:
-        self._go(path[self._prompt :].tolist())
+        self._go(path[self._prompt :])
         logits[~self._allowed()] = -np.inf
         return logits
 
@@ -121,41 +121,35 @@ class Grammar:
         What was drawn at random and is forbidden stays, to be refused: its law counts it. With
         `drawn` what lies below it goes, which is right where no more is cut by the tree's size.
         """
+        self._go(np.asarray(text, np.int64))
         kept = [0]
-        self._walk(tree, 0, [*text], kept, drawn)
+        self._walk(tree, 0, kept, drawn)
         guided = only(tree, sorted(kept)) if len(kept) < len(tree) else tree
-        forced = self._forced(text, rows - 1)
+        forced = self._forced(rows - 1)
         if forced and not tree.draws and len(forced) > int(guided.depth.max()):
             return Tree.chain([int(tree.tokens[0]), *forced]), True
         return guided, False
 
-    def _walk(
-        self, tree: Tree, node: int, text: list[int], kept: list[int], drawn: bool
-    ) -> None:
-        """Collect the rows below `node`, which stands behind `text`, that may be scored."""
-        random = node in (tree.draws or ())
+    def _walk(self, tree: Tree, node: int, kept: list[int], drawn: bool) -> None:
+        """Collect the rows below `node` that may be scored; the matcher stands behind it."""
+        matcher, random = self._matcher, node in (tree.draws or ())
         for child in tree.children[node]:
-            token = int(tree.tokens[child])
-            if self._follows(text, token):
+            token = tree.token_list[child]
+            if token in self._ends:
+                if matcher.is_accepting():
+                    kept.append(child)  # nothing follows an end
+                elif random:
+                    kept += [child] if drawn else _below(tree, child)
+            elif not matcher.is_stopped() and matcher.try_consume_tokens([token]):
                 kept.append(child)
-                if token not in self._ends:
-                    self._walk(tree, child, [*text, token], kept, drawn)
+                self._walk(tree, child, kept, drawn)
+                if not matcher.rollback(1):
+                    raise self._lost()
             elif random:
                 kept += [child] if drawn else _below(tree, child)
 
-    def _follows(self, text: list[int], token: int) -> bool:
-        self._go(text)
-        if token in self._ends:
-            return bool(self._matcher.is_accepting())
-        if self._matcher.is_stopped():
-            return False
-        if int(self._matcher.try_consume_tokens([token])) == 0:
-            return False
-        self._text.append(token)
-        return True
-
-    def _forced(self, text: Sequence[int], most: int) -> list[int]:
-        self._go(list(text))
+    def _forced(self, most: int) -> list[int]:
+        """The tokens that alone can follow, where one can."""
         if most < 1 or self._matcher.is_stopped():
             return []
         return [int(token) for token in self._matcher.compute_ff_tokens()[:most]]
@@ -167,19 +161,24 @@ class Grammar:
             raise RequestError(f"{self._name}: {_line(self._matcher.get_error())}")
         return np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
 
-    def _go(self, text: list[int]) -> None:
+    def _go(self, text: Ints) -> None:
         """Bring the matcher to the end of `text`."""
-        pairs = zip(self._text, text, strict=False)
         shorter = min(len(self._text), len(text))
-        common = next((at for at, (a, b) in enumerate(pairs) if a != b), shorter)
-        back, ahead = len(self._text) - common, text[common:]
-        moved = not back or self._matcher.rollback(back)
-        if not moved or int(self._matcher.try_consume_tokens(ahead)) < len(ahead):
-            raise BackendError(
-                f"{self._name}: llguidance refuses a token that it had allowed "
-                f"({_line(self._matcher.get_error()) or 'no reason given'})"
-            )
-        self._text = [*text]
+        apart = np.flatnonzero(self._text[:shorter] != text[:shorter])
+        common = int(apart[0]) if len(apart) else shorter
+        back, ahead = len(self._text) - common, text[common:].tolist()
+        if back and not self._matcher.rollback(back):
+            raise self._lost()
+        if int(self._matcher.try_consume_tokens(ahead)) < len(ahead):
+            raise self._lost()
+        self._text = text.copy()
+
+    def _lost(self) -> BackendError:
+        reason = _line(self._matcher.get_error()) or "no reason given"
+        return BackendError(
+            f"{self._name}: llguidance refuses a token that it had allowed, or to take one back "
+            f"({reason})"
+        )
 
 
 _COMPILERS = {

@@ -138,7 +138,8 @@ def test_nothing_forbidden_is_scored(
     def judge(self: Any, tree: Tree, scores: Any, row: int) -> Any:
         for node in range(1, len(tree)):
             *before, token = tree.tokens[list(tree.path_to(node)[1:])].tolist()
-            assert checker._follows([*self.tokens, *before], token)
+            path = np.asarray([*self.tokens, *before])
+            assert checker(path, np.zeros(V, np.float32))[token] == 0.0
         scored.append(len(tree))
         return real(self, tree, scores, row)
 
@@ -271,6 +272,16 @@ def test_ends_are_those_of_the_grammar(bytewise: Tokenizer) -> None:
         app.generate("q", raw=True, regex="abc", min_tokens=9)
     stopped: Any = app.generate("q", raw=True, regex="ab+c", stop="b", max_new_tokens=20)
     assert (stopped.text, stopped.finish_reason) == ("a", "stop")
+
+
+def test_branches_follow_the_grammar_each(bytewise: Tokenizer) -> None:
+    app = engine(bytewise)
+    options: dict[str, Any] = {"regex": "[a-f]{4}(x|yz)", "max_new_tokens": 20}
+    parts = [[1, 2], [3]]
+    found = app.branches([5, 6, 7], parts, **options)
+    alone: Any = app.generate([[5, 6, 7, *part] for part in parts], **options)
+    assert [r.tokens for r in found] == [r.tokens for r in alone]
+    assert all(re.fullmatch("[a-f]{4}(x|yz)", r.text) for r in found)
 
 
 def test_grammars_mix_in_one_batch(bytewise: Tokenizer) -> None:
