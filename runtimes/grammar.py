@@ -108,7 +108,10 @@ class Grammar:
         self._text = np.empty(0, np.int64)
 
     def __call__(self, path: Ints, logits: Logits) -> Logits:
-        self._go(path[self._prompt :])
+        text = path[self._prompt :]
+        if len(text) and int(text[-1]) in self._ends:
+            return logits  # a draft that ends the text has stood: what would follow is never read
+        self._go(text)
         logits[~self._allowed()] = -np.inf
         return logits
 

@@ -261,6 +261,24 @@ def test_nothing_is_drafted_behind_an_end(bytewise: Tokenizer) -> None:
     assert cut.tokens.tolist() == [64]
 
 
+def test_a_drafted_end_ends_the_text(bytewise: Tokenizer) -> None:
+    """It stands with the tokens before it, and a rule looks at the row behind it, too."""
+    corpus = np.asarray([*bytewise.encode_part("xxabcd"), 256, *bytewise.encode_part("yz")])
+    session = Wordy(vocabulary=V, capacity=300)
+    ends: Any = {"eos_token_id": 256}
+    app = Engine(
+        session, bytewise, ends, recipe("plain"), None, resources=Resources(corpus=(corpus,))
+    )
+    options: dict[str, Any] = {"regex": "abcd", "raw": True, "logprobs": 1, "seed": 1}
+    for heat in (0.0, 1.0):
+        plain: Any = app.generate("xx", temperature=heat, **options)
+        found: Any = app.generate("xx", temperature=heat, recipe="rest", **options)
+        assert (found.text, found.tokens) == ("abcd", plain.tokens)
+        assert found.tokens[-1] == 256
+        assert found.stats.steps == 1, "the first token is the prompt's, the others one draft"
+        assert [one.token for one in found.logprobs] == found.tokens
+
+
 def test_ends_are_those_of_the_grammar(bytewise: Tokenizer) -> None:
     app = engine(bytewise)
     short: Any = app.generate("q", raw=True, regex="abc", max_new_tokens=20)
