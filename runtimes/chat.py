@@ -131,6 +131,8 @@ class Chat:
         """The ids of messages, and the options that are not the template's. Raises RequestError
         where an answer does not fit behind them."""
         given = {**self.options, **options}
+        if given.get("n", 1) != 1:
+            raise RequestError("a chat gives one answer a turn; fork it for n of them")
         ids = self._engine.encode(messages, **given)
         if checked:
             new = self._engine.request(given).max_new_tokens

@@ -11,9 +11,12 @@ from graftline.errors import BackendError
 from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.grammar import FORCED, Grammar
+from graftline.runtimes.logprobs import Logprobs, read_scored
 from graftline.runtimes.prefix_cache import PromptEnd
 from graftline.runtimes.rules.greedy import Greedy
-from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.session import Ints, Scores, Session
+from graftline.runtimes.shaping import ShapedScores, Shaper
 from graftline.runtimes.trees.packing import first_path, trim
 from graftline.runtimes.trees.soundness import sound
 from graftline.runtimes.verdict import Rule, Verdict
@@ -34,10 +37,16 @@ class Decoding:
     """Ids that end the sequence."""
     drafter: Drafter
     rule: Rule
-    watch: Callable[[Tree, Verdict, Scores, int, set[int]], None] | None = None
-    """Is shown every judged tree, its verdict and scores, and the tokens before the step."""
+    watch: Callable[[Tree, Verdict, Scores, int], None] | None = None
+    """Is shown every judged tree, its verdict, and the scores that it was judged by."""
     stops: frozenset[int] = frozenset()
     """Those of the ends that the request has named."""
+    shaper: Shaper | None = None
+    """Shapes the target's logits, where the request asks for it."""
+    grammar: Grammar | None = None
+    """What the text must be: it guides drafts; `shaper` bars by it."""
+    logprobs: Logprobs | None = None
+    """Where log-probabilities are noted, if the request asks for any."""
     least: int = 1
     """Fewest rows that a step may score: 2 keeps a backend whose single-row kernel rounds
     differently to its other kernel in every step."""
@@ -150,6 +159,18 @@ class Decoding:
         if self.done:
             self.unhook()
 
+    def read_prompt(self, session: Session, most: int) -> Scores:
+        """Commit up to `most` more tokens of the prompt; the scores of the last (B = N = 1)."""
+        end = min(self.read + most, len(self.prompt))
+        noted = self.logprobs
+        if noted is None or noted.prompted is None:
+            scores = session.read(self.seat, self.prompt[self.read : end])
+        else:
+            span = range(self.read, end)
+            scores = read_scored(session, self.seat, self.prompt, span, self.least, noted)
+        self.read = end
+        return scores
+
     def begin(self, scores: Scores, row: int) -> list[int]:
         """Choose the first token from the prompt's last row."""
         check_numbers(scores, row)
@@ -157,12 +178,12 @@ class Decoding:
         self.drafts = self.drafter.rows > 1
         self.vocabulary = scores.logits.shape[-1]
         context: list[int] = self.prompt.tolist()
-        self.rule.start(context)
         self.drafter.start(context)
         root = Tree.chain((context[-1],))
-        verdict = self.rule.judge(root, scores, row)
+        verdict = self.rule.judge(root, self._asked(root, scores), row)
         self.drafter.observe(root, verdict, scores, row)
         fresh = self._take(verdict.tokens(root))
+        self._note(scores, row, verdict, fresh)
         self.first = time.perf_counter()
         return fresh
 
@@ -196,22 +217,30 @@ class Decoding:
         else:
             proposed = drafter.propose(budget)
         tree = sound(proposed, self.tokens[-1], self.vocabulary, budget, whole=bid is not None)
+        signal = drafter.signal
+        if self.grammar is not None:
+            # a drafter with a model has no class for what is not its own
+            rows = 1 if is_paid(drafter) else budget
+            tree, forced = self.grammar.guided(tree, self.tokens, rows, drawn=bid is not None)
+            signal = FORCED if forced else signal
         if not branches:
             tree = first_path(tree)
         if len(tree) > remaining and tree.is_chain and bid is None:
             tree = trim(tree, remaining)  # what lies behind the limit is never read
-        return drafter.signal, tree
+        return signal, tree
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
         """The path to commit and the tokens chosen; nothing for a finished sequence."""
         if self.done:
             return (), []
         check_numbers(scores, row)
-        verdict = self.rule.judge(tree, scores, row)
+        asked = self._asked(tree, scores)
+        verdict = self.rule.judge(tree, asked, row)
         self.drafter.observe(tree, verdict, scores, row)
         if self.watch is not None:
-            self.watch(tree, verdict, scores, row, {*self.prompt.tolist(), *self.tokens})
+            self.watch(tree, verdict, asked, row)
         fresh = self.take(verdict.tokens(tree), tree)
+        self._note(scores, row, verdict, fresh)
         return verdict.path[: len(fresh)], fresh
 
     def take(self, chosen: list[int], shape: Tree) -> list[int]:
@@ -221,6 +250,14 @@ class Decoding:
         if len(shape) > 1:
             self._count(shape, len(fresh) - 1)
         return fresh
+
+    def _asked(self, tree: Tree, scores: Scores) -> Scores:
+        """Scores as a rule is to read them."""
+        return scores if self.shaper is None else ShapedScores(scores, tree, self.shaper)
+
+    def _note(self, scores: Scores, row: int, verdict: Verdict, fresh: list[int]) -> None:
+        if self.logprobs is not None:
+            self.logprobs.choose(scores, row, verdict.path, fresh)
 
     def _take(self, chosen: list[int]) -> list[int]:
         """Append the tokens up to the first end or the limit."""
@@ -232,6 +269,8 @@ class Decoding:
                     self.finish = "stop" if token in self.stops else "eos"
                     break
         self.tokens += fresh
+        if self.shaper is not None:
+            self.shaper.extend(fresh)
         if self.finish is None and len(self.tokens) == self.limit:
             self.finish = "length"
         if self.finish is not None:

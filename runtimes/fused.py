@@ -22,6 +22,14 @@ from graftline.runtimes.session import Session
 from graftline.runtimes.study.recorder import is_shaped
 from graftline.runtimes.trees.template import Template
 
+HOST_ONLY: dict[str, object] = {
+    "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0, "no_repeat_ngram_size": 0, "logit_bias": None,
+    "logits_processors": (), "min_tokens": 0, "json_schema": None, "regex": None, "grammar": None,
+    "logprobs": None, "prompt_logprobs": None,
+}  # fmt: skip
+"""Options that no fused step honours, and what each is when it is off."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -110,11 +118,12 @@ def check_fused(chosen: Recipe, request: Request) -> None:
     """Raises GraftlineError for a recipe that cannot be fused, RequestError for a sampling that no
     fused step does."""
     check_fusable(chosen)
-    for name, off in (("top_k", 0), ("top_p", 1.0), ("repetition_penalty", 1.0)):
+    for name, off in HOST_ONLY.items():
         if (value := getattr(request, name)) != off:
+            told = f"{name}={value}" if isinstance(value, (int, float)) else name
             raise RequestError(
-                f"{name}={value}: a fused step samples by temperature and min_p alone; use "
-                "--step host"
+                f"{told}: a fused step takes temperature and min_p, and no other option that "
+                "shapes or explains tokens; use --step host"
             )
 
 

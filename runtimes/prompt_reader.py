@@ -23,7 +23,7 @@ class PromptReader:
     def recall(self, one: Decoding) -> Scores | None:
         """Copy as much of its prompt as is known into an empty seat; the scores of the prompt's
         last row where that is all of it."""
-        if self.prefixes is None:
+        if self.prefixes is None or _scored(one):
             return None
         known = self.prefixes.find(one.prompt, one.any_prefix)
         for kept, count in known.parts:
@@ -38,17 +38,15 @@ class PromptReader:
         Prompts are cut at multiples of CHUNK, whatever else is going on: where rows of one call
         depend on one another, the same prompt gives the same scores.
         """
-        start, stop = one.read, one.read - one.read % CHUNK + CHUNK
-        part = one.prompt[start:stop]
-        scores = self._session.read(one.seat, part)
-        one.read += len(part)
-        if one.chunked == start:
+        start = one.read
+        scores = one.read_prompt(self._session, CHUNK - start % CHUNK)
+        if one.chunked == start and not _scored(one):
             one.chunked = one.read
         if one.read == len(one.prompt) and self.prefixes is not None:
             scores = copied(scores)  # they outlive this sequence
             one.prompt_end = PromptEnd(one.read, scores, one.chunked == one.read)
             self._keep(one, one.read)
-        return len(part), scores
+        return one.read - start, scores
 
     def read_all(self, one: Decoding) -> Scores:
         """Copy and read its whole prompt; the scores of its last row."""
@@ -76,3 +74,8 @@ class PromptReader:
             ids[:length], one.chunked, one.prompt_end,
             lambda start, stop: session.snapshot(seat, start, stop),
         )  # fmt: skip
+
+
+def _scored(one: Decoding) -> bool:
+    """Whether all rows of its prompt are asked for: then none is copied, and calls are others."""
+    return one.logprobs is not None and one.logprobs.prompted is not None

@@ -9,6 +9,7 @@ from typing import Any
 from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.counters import SpecDecode
 from graftline.runtimes.decoding import Decoding, FinishReason
+from graftline.runtimes.logprobs import TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,30 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Tokens of the prompt, and those generated so far."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
 class Result:
     """`tokens`: the new ids, a final end-of-text id included; `text`: what they say, without that
-    id and without a stop string. With stop strings, `tokens` end with the one that completed it.
-    `finish_reason`: "eos", "stop" (a stop string), "length" (max_new_tokens), "cancelled" or
-    "timeout", with what there was until then."""
+    id and, unless it is kept, without a stop string. With stop strings, `tokens` end with the one
+    that completed it. `finish_reason`: "eos", "stop" (a stop string or id), "length"
+    (max_new_tokens), "cancelled" or "timeout", with what there was until then. `id`: the request's.
+    `logprobs`: one for each of `tokens`, and `prompt_logprobs` one for each of the prompt's, None
+    for its first; None where the request does not ask for them."""
 
     text: str
     tokens: list[int]
     finish_reason: FinishReason
     stats: Stats
+    id: str
+    usage: Usage
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
 
 def measure(

@@ -33,6 +33,18 @@ class Scores:
     top_gap: Floats | None = None
     hidden: Floats | None = None
 
+    def after(self, row: int, node: int) -> Floats:
+        """[V]: logits of what follows a row, as the request has them shaped (`ShapedScores`)."""
+        return self.logits[row, node]
+
+    def shaped(self, node: int, logits: Floats) -> Floats:
+        """Logits [V] in place of the target's of what follows a row, shaped like those."""
+        return logits
+
+    def best(self, row: int, node: int) -> int:
+        """The best token after a row, as the request has its logits shaped."""
+        return int(self.argmax[row, node])
+
 
 def call_starts(count: int, asked: int, most: int) -> list[int]:
     """Where each call begins when `count` rows go in calls of `most` rows, and the last call must

@@ -175,8 +175,54 @@ TemplateArg = Annotated[
         "than once.",
     ),
 ]
+PresencePenalty = Annotated[
+    float, typer.Option(help="Taken from the score of every token the answer has used already.")
+]
+FrequencyPenalty = Annotated[
+    float, typer.Option(help="Taken as often as the answer has used the token already.")
+]
+NoRepeat = Annotated[
+    int, typer.Option(help="Never write so many tokens in a row twice, prompt included; 0: off.")
+]
+Biases = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ID=BIAS",
+        help="Add to the score of a token id; -inf bars it. May be given more than once.",
+    ),
+]
+LeastTokens = Annotated[int, typer.Option(help="Do not end before so many tokens.")]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Answer in JSON that this JSON schema allows."),
+]
+Regex = Annotated[
+    str | None, typer.Option(metavar="REGEX", help="Answer in a text that matches as a whole.")
+]
+LarkGrammar = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Answer in a text of this Lark grammar, llguidance's kind."),
+]
+Answers = Annotated[
+    int, typer.Option("--n", help="Answers to write; more than 1 needs --temperature above 0.")
+]
 Stop = Annotated[
     list[str] | None, typer.Option(help="Stop before this text; may be given more than once.")
+]
+StopIds = Annotated[
+    list[int] | None,
+    typer.Option("--stop-token-id", help="Stop at this token id; may be given more than once."),
+]
+KeepStop = Annotated[bool, typer.Option("--include-stop", help="Keep the stop text.")]
+Logprobs = Annotated[
+    int | None,
+    typer.Option(
+        help="With --json: log-probabilities of the answer's tokens, before temperature and "
+        "penalties, and of so many likeliest tokens in each place."
+    ),
+]
+PromptLogprobs = Annotated[
+    int | None, typer.Option(help="With --json: the same of the prompt's tokens.")
 ]
 PastEnd = Annotated[bool, typer.Option("--ignore-eos", help="Continue past the end-of-text token.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Print statistics to stderr.")]

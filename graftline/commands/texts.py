@@ -23,6 +23,15 @@ def decoded(data: bytes, name: str) -> str:
         ) from error
 
 
+def from_file(path: Path) -> str:
+    """The text of a file. Raises RequestError where it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}") from error
+    return decoded(data, str(path))
+
+
 def from_stdin() -> str:
     """All of stdin, its line ends as newlines."""
     return decoded(sys.stdin.buffer.read(), "stdin").replace("\r\n", "\n")

@@ -100,6 +100,10 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         return next((i for i, t in added.items() if t.special and t.content == text), None)
 
+    def to_json(self) -> str:
+        """What its tokenizer.json says."""
+        return self._tokenizer.to_str()
+
     def id_of(self, token: str) -> int | None:
         """The id of a token's text, if it has one."""
         return self._tokenizer.token_to_id(token)
@@ -158,10 +162,12 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts a stream of text at the earliest stop string, also one that spans pieces."""
+    """Cuts a stream of text at the earliest stop string, also one that spans pieces; behind it,
+    where it is to be kept. Of several that begin at one place the shortest counts, which is whole
+    first."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+    def __init__(self, stops: Sequence[str], keep: bool = False) -> None:
+        self._stops, self._keep = tuple(stops), keep
         self._held = ""
         self.hit = False
 
@@ -170,10 +176,11 @@ class StopStrings:
         if not self._stops or self.hit:
             return "" if self.hit else piece
         text = self._held + piece
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        found = [(at, at + len(stop)) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.hit, self._held = True, ""
-            return text[: min(found)]
+            begin, end = min(found)
+            return text[: end if self._keep else begin]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -185,11 +192,16 @@ class StopStrings:
 
 
 class Transcript:
-    """The text of one sequence as it grows: whole characters, cut at a stop string."""
+    """The text of one sequence as it grows: whole characters, cut at a stop string, which is kept
+    with `keep`. Stop strings are looked for in what comes with the token `least` and after it."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str], keep: bool = False, least: int = 0
+    ) -> None:
         self._detokenizer = Detokenizer(tokenizer)
-        self._stops = StopStrings(stops)
+        self._stops = StopStrings(stops, keep)
+        self._free = least - 1
+        """Tokens to come before that one."""
         self.text = ""
 
     @property
@@ -199,7 +211,15 @@ class Transcript:
 
     def feed(self, token: int) -> str:
         """The text to show now that `token` has come."""
-        return self._show(self._stops.feed(self._detokenizer.feed(token)))
+        piece = self._detokenizer.feed(token)
+        if self._free > 0:
+            self._free -= 1
+            return self._show(piece)
+        return self._show(self._stops.feed(piece))
+
+    def add(self, text: str) -> str:
+        """Show a text that no token has: the one that a special token ended it with."""
+        return self._show(text)
 
     def close(self) -> str:
         """The text still held back, once no token follows; a stop string may end in it."""

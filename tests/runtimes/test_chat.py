@@ -166,6 +166,8 @@ def test_a_chat_needs_a_template(smollm2: Path) -> None:
     engine = engine_of(smollm2)
     with pytest.raises(RequestError, match="raw leaves out the chat template"):
         engine.chat(raw=True)
+    with pytest.raises(RequestError, match="one answer a turn; fork it for n of them"):
+        engine.chat(n=2, temperature=1.0).send("Hi")
     with pytest.raises(RequestError, match="unknown option 'temprature'"):
         engine.chat(temprature=1)  # type: ignore[call-arg]
     with pytest.raises(RequestError, match="there is no message to answer"):

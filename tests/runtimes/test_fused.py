@@ -271,7 +271,7 @@ def test_an_exact_request_keeps_to_chains_and_to_the_fewest_rows(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 5}, "top_k=5: a fused step samples by temperature and min_p alone; use "),
+        ({"top_k": 5}, "top_k=5: a fused step takes temperature and min_p, and no other"),
         ({"top_p": 0.5}, r"top_p=0\.5"),
         ({"repetition_penalty": 1.2}, r"repetition_penalty=1\.2"),
         ({"recipe": "suffix"}, "recipe suffix: a fused step drafts by token-recycling, not by suf"),

@@ -98,6 +98,20 @@ def test_exact_requests_take_nothing_inexact_from_others() -> None:
         assert found.tokens == plain.generate(history, max_new_tokens=5, exact=True).tokens
 
 
+def test_a_prompt_whose_rows_are_all_asked_for_is_read_whole() -> None:
+    """And, as its calls are others, it is the beginning of no exact request's."""
+    prompt = np.random.default_rng(2).integers(1, 40, 600).tolist()
+    known, plain = engine_with(Rounding()), engine_with(Rounding(), None)
+    want = plain.generate(prompt, max_new_tokens=5)
+    for _ in range(2):
+        told = known.generate(prompt, max_new_tokens=5, prompt_logprobs=0)
+        assert told.stats.reused == 0
+        assert len(told.prompt_logprobs) == 600
+        found = known.generate(prompt, max_new_tokens=5)
+        assert found.tokens == want.tokens
+    assert found.stats.reused == 600, "it was read in chunks in between"
+
+
 def test_rounding_shows_a_wrong_cut() -> None:
     """The toy that the test above stands on: what a step wrote is not what a prompt has."""
     engine = engine_with(Rounding())
