@@ -243,7 +243,7 @@ class Scheduler:
                     continue
             one, lane = self._reading
             read = one.read
-            scores = one.read_prompt(self.session, CHUNK)
+            scores = one.read_prompt(self.session, read + CHUNK)
             left -= one.read - read
             if one.read == len(one.prompt):
                 self._reading = None
