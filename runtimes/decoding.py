@@ -159,16 +159,22 @@ class Decoding:
         if self.done:
             self.unhook()
 
-    def read_prompt(self, session: Session, most: int) -> Scores:
-        """Commit up to `most` more tokens of the prompt; the scores of the last (B = N = 1)."""
-        end = min(self.read + most, len(self.prompt))
-        noted = self.logprobs
-        if noted is None or noted.prompted is None:
-            scores = session.read(self.seat, self.prompt[self.read : end])
+    @property
+    def explains_prompt(self) -> bool:
+        """Whether every row of its prompt is scored: then nothing of it is read as a chunk, and
+        nothing may be left out."""
+        return self.logprobs is not None and self.logprobs.prompted is not None
+
+    def read_prompt(self, session: Session, stop: int) -> Scores:
+        """Commit its prompt up to `stop`, or to its end; the scores of the last row (B = N = 1)."""
+        span = range(self.read, min(stop, len(self.prompt)))
+        if self.logprobs is not None and self.explains_prompt:
+            scores = read_scored(
+                session, self.seat, self.prompt, span, self.least, self.logprobs
+            )
         else:
-            span = range(self.read, end)
-            scores = read_scored(session, self.seat, self.prompt, span, self.least, noted)
-        self.read = end
+            scores = session.read(self.seat, self.prompt[span.start : span.stop])
+        self.read = span.stop
         return scores
 
     def begin(self, scores: Scores, row: int) -> list[int]:

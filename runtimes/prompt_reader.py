@@ -23,7 +23,7 @@ class PromptReader:
     def recall(self, one: Decoding) -> Scores | None:
         """Copy as much of its prompt as is known into an empty seat; the scores of the prompt's
         last row where that is all of it."""
-        if self.prefixes is None or _scored(one):
+        if self.prefixes is None or one.explains_prompt:
             return None
         known = self.prefixes.find(one.prompt, one.any_prefix)
         for kept, count in known.parts:
@@ -39,8 +39,8 @@ class PromptReader:
         depend on one another, the same prompt gives the same scores.
         """
         start = one.read
-        scores = one.read_prompt(self._session, CHUNK - start % CHUNK)
-        if one.chunked == start and not _scored(one):
+        scores = one.read_prompt(self._session, start - start % CHUNK + CHUNK)
+        if one.chunked == start and not one.explains_prompt:
             one.chunked = one.read
         if one.read == len(one.prompt) and self.prefixes is not None:
             scores = copied(scores)  # they outlive this sequence
@@ -74,8 +74,3 @@ class PromptReader:
             ids[:length], one.chunked, one.prompt_end,
             lambda start, stop: session.snapshot(seat, start, stop),
         )  # fmt: skip
-
-
-def _scored(one: Decoding) -> bool:
-    """Whether all rows of its prompt are asked for: then none is copied, and calls are others."""
-    return one.logprobs is not None and one.logprobs.prompted is not None

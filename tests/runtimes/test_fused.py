@@ -268,6 +268,21 @@ def test_an_exact_request_keeps_to_chains_and_to_the_fewest_rows(
         session.row_invariant, session.exact_rows = True, 1
 
 
+def test_several_answers_are_fused_together_under_one_id(grouped: Opened) -> None:
+    """As the host writes them; an id of its own for each prompt, and options too."""
+    engine = engine_of(grouped)
+    options: dict[str, Any] = {"max_new_tokens": 9, "temperature": 0.9, "seed": 3, "n": 2}
+    prompts: list[Any] = [[5, 6, 7], [8, 9]]
+    own: Any = [{"request_id": "first"}, {"min_p": 0.1, "ignore_eos": True}]
+    fused: Any = engine.generate(prompts, own, step="fused", **options)
+    host: Any = engine.generate(prompts, own, step="host", **options)
+    assert [r.tokens for r in fused] == [r.tokens for r in host]
+    assert [r.id for r in fused][:3] == ["first", "first", fused[3].id]
+    assert [r.usage.prompt_tokens for r in fused] == [3, 3, 2, 2]
+    with pytest.raises(RequestError, match="leave recipe and exact out of"):
+        engine.generate(prompts, [{}, {"exact": True}], step="fused", max_new_tokens=4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
