@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -236,6 +238,44 @@ def test_the_bound_is_kept_and_the_oldest_goes() -> None:
     tiny = engine_with(session, 10)
     tiny.generate(prompts[0], max_new_tokens=3)
     assert tiny._scheduler.prompts.prefixes.nbytes == 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", [lambda: ToySession(capacity=900), Rounding])
+def test_threads_that_cancel_at_random_get_their_texts(kind: Callable[[], ToySession]) -> None:
+    """Over a cache that is too small for all, with prompts that share beginnings."""
+    chance = np.random.default_rng(7)
+    shared = chance.integers(1, 40, 2 * CHUNK).tolist()
+    lengths = [5, 40, CHUNK, CHUNK + 9, 2 * CHUNK]
+    prompts = [[*shared[:n], *chance.integers(1, 40, 3).tolist()] for n in lengths * 2]
+    plain = engine_with(kind(), None)
+    expected = [plain.generate(p, max_new_tokens=9).tokens for p in prompts]
+    engine = engine_with(kind(), 40_000)
+    prefixes = engine._scheduler.prompts.prefixes
+    assert prefixes is not None
+    wrong: list[object] = []
+
+    def work(number: int) -> None:
+        mine = random.Random(number)
+        for _ in range(12):
+            place = mine.randrange(len(prompts))
+            if mine.random() < 0.3:
+                passes = engine.passes(prompts[place], max_new_tokens=9)
+                for _ in range(mine.randrange(4)):
+                    next(passes, None)
+                passes.close()
+            else:
+                found = engine.generate(prompts[place], max_new_tokens=9).tokens
+                wrong.extend([found] if found != expected[place] else [])
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not wrong
+    assert left_over(engine) == 0
+    assert engine.stats().prefix_cache_hits > 1000
+    assert prefixes.nbytes == counted(prefixes) <= prefixes.most
 
 
 def counted(prefixes: PrefixCache) -> int:
