@@ -11,8 +11,12 @@ from graftline.errors import BackendError
 from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.grammar import FORCED, Grammar
+from graftline.runtimes.logprobs import Logprobs, read_scored
+from graftline.runtimes.prefix_cache import PromptEnd
 from graftline.runtimes.rules.greedy import Greedy
-from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.session import Ints, Scores, Session
+from graftline.runtimes.shaping import ShapedScores, Shaper
 from graftline.runtimes.trees.packing import first_path, trim
 from graftline.runtimes.trees.soundness import sound
 from graftline.runtimes.verdict import Rule, Verdict
@@ -33,10 +37,16 @@ class Decoding:
     """Ids that end the sequence."""
     drafter: Drafter
     rule: Rule
-    watch: Callable[[Tree, Verdict, Scores, int, set[int]], None] | None = None
-    """Is shown every judged tree, its verdict and scores, and the tokens before the step."""
+    watch: Callable[[Tree, Verdict, Scores, int], None] | None = None
+    """Is shown every judged tree, its verdict, and the scores that it was judged by."""
     stops: frozenset[int] = frozenset()
     """Those of the ends that the request has named."""
+    shaper: Shaper | None = None
+    """Shapes the target's logits, where the request asks for it."""
+    grammar: Grammar | None = None
+    """What the text must be: it guides drafts; `shaper` bars by it."""
+    logprobs: Logprobs | None = None
+    """Where log-probabilities are noted, if the request asks for any."""
     least: int = 1
     """Fewest rows that a step may score: 2 keeps a backend whose single-row kernel rounds
     differently to its other kernel in every step."""
@@ -46,6 +56,8 @@ class Decoding:
     """By time.perf_counter: when to stop, be it ended or not."""
     outfit: Callable[[], tuple[Drafter, Rule]] | None = None
     """Makes drafter and rule when it is seated, in place of those it was made with."""
+    outfitted: bool = False
+    """Whether it has."""
     digest_with: Callable[[], None] | None = None
     """Is called when tokens were added, within the step."""
     vocabulary: int = 0
@@ -54,6 +66,15 @@ class Decoding:
     """Its row in the session's batch."""
     read: int = 0
     """Prompt tokens that are committed."""
+    any_prefix: bool = False
+    """Whether a beginning of any length may be copied from what was read before, because rows do
+    not depend on one another; else whole chunks alone."""
+    reused: int = 0
+    """Prompt tokens that were copied, not read."""
+    chunked: int = 0
+    """Positions from the first on that were read in chunks, cut as if nothing had been known."""
+    prompt_end: PromptEnd | None = None
+    """The scores of the prompt's last row, where they are kept for others."""
     together: bool = False
     """True once a step has scored others with it."""
     before: Marks | None = None
@@ -95,6 +116,7 @@ class Decoding:
             late = self.deadline is not None and time.perf_counter() > self.deadline
             if self.cancelled or late:
                 self.end("cancelled" if self.cancelled else "timeout")
+                self.unhook()
         return self.done
 
     def end(self, reason: FinishReason) -> None:
@@ -104,13 +126,22 @@ class Decoding:
     def seated(self, seat: int) -> None:
         """It has a row of the session's now, and needs its drafter."""
         self.seat = seat
-        if self.outfit is not None:
-            self.drafter, self.rule = self.outfit()
+        outfit = self.outfit  # another thread may cancel it
+        if outfit is not None:
+            self.outfitted = True
+            self.drafter, self.rule = outfit()
 
     def release(self) -> None:
         """Let go of what only decoding needs: a drafter may hold caches of its own."""
-        if self.outfit is not None:
+        self.prompt_end = None
+        if self.outfitted:
             self.drafter, self.rule = NoDrafts(), Greedy()
+        self.unhook()
+
+    def unhook(self) -> None:
+        """Forget who made it, and holds it: else they would be garbage that only a collection
+        finds, and with them the engine."""
+        self.outfit = self.digest_with = None
 
     def attempt(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call something that belongs to this sequence alone: what it raises ends no other."""
@@ -122,8 +153,29 @@ class Decoding:
 
     def digest(self) -> None:
         """Tell whoever reads its text of new tokens."""
-        if self.digest_with is not None and self.error is None:
-            self.attempt(self.digest_with)
+        reader = self.digest_with  # another thread may cancel it
+        if reader is not None and self.error is None:
+            self.attempt(reader)
+        if self.done:
+            self.unhook()
+
+    @property
+    def explains_prompt(self) -> bool:
+        """Whether every row of its prompt is scored: then nothing of it is read as a chunk, and
+        nothing may be left out."""
+        return self.logprobs is not None and self.logprobs.prompted is not None
+
+    def read_prompt(self, session: Session, stop: int) -> Scores:
+        """Commit its prompt up to `stop`, or to its end; the scores of the last row (B = N = 1)."""
+        span = range(self.read, min(stop, len(self.prompt)))
+        if self.logprobs is not None and self.explains_prompt:
+            scores = read_scored(
+                session, self.seat, self.prompt, span, self.least, self.logprobs
+            )
+        else:
+            scores = session.read(self.seat, self.prompt[span.start : span.stop])
+        self.read = span.stop
+        return scores
 
     def begin(self, scores: Scores, row: int) -> list[int]:
         """Choose the first token from the prompt's last row."""
@@ -132,12 +184,12 @@ class Decoding:
         self.drafts = self.drafter.rows > 1
         self.vocabulary = scores.logits.shape[-1]
         context: list[int] = self.prompt.tolist()
-        self.rule.start(context)
         self.drafter.start(context)
         root = Tree.chain((context[-1],))
-        verdict = self.rule.judge(root, scores, row)
+        verdict = self.rule.judge(root, self._asked(root, scores), row)
         self.drafter.observe(root, verdict, scores, row)
         fresh = self._take(verdict.tokens(root))
+        self._note(scores, row, verdict, fresh)
         self.first = time.perf_counter()
         return fresh
 
@@ -171,22 +223,30 @@ class Decoding:
         else:
             proposed = drafter.propose(budget)
         tree = sound(proposed, self.tokens[-1], self.vocabulary, budget, whole=bid is not None)
+        signal = drafter.signal
+        if self.grammar is not None:
+            # a drafter with a model has no class for what is not its own
+            rows = 1 if is_paid(drafter) else budget
+            tree, forced = self.grammar.guided(tree, self.tokens, rows, drawn=bid is not None)
+            signal = FORCED if forced else signal
         if not branches:
             tree = first_path(tree)
         if len(tree) > remaining and tree.is_chain and bid is None:
             tree = trim(tree, remaining)  # what lies behind the limit is never read
-        return drafter.signal, tree
+        return signal, tree
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
         """The path to commit and the tokens chosen; nothing for a finished sequence."""
         if self.done:
             return (), []
         check_numbers(scores, row)
-        verdict = self.rule.judge(tree, scores, row)
+        asked = self._asked(tree, scores)
+        verdict = self.rule.judge(tree, asked, row)
         self.drafter.observe(tree, verdict, scores, row)
         if self.watch is not None:
-            self.watch(tree, verdict, scores, row, {*self.prompt.tolist(), *self.tokens})
+            self.watch(tree, verdict, asked, row)
         fresh = self.take(verdict.tokens(tree), tree)
+        self._note(scores, row, verdict, fresh)
         return verdict.path[: len(fresh)], fresh
 
     def take(self, chosen: list[int], shape: Tree) -> list[int]:
@@ -196,6 +256,14 @@ class Decoding:
         if len(shape) > 1:
             self._count(shape, len(fresh) - 1)
         return fresh
+
+    def _asked(self, tree: Tree, scores: Scores) -> Scores:
+        """Scores as a rule is to read them."""
+        return scores if self.shaper is None else ShapedScores(scores, tree, self.shaper)
+
+    def _note(self, scores: Scores, row: int, verdict: Verdict, fresh: list[int]) -> None:
+        if self.logprobs is not None:
+            self.logprobs.choose(scores, row, verdict.path, fresh)
 
     def _take(self, chosen: list[int]) -> list[int]:
         """Append the tokens up to the first end or the limit."""
@@ -207,6 +275,8 @@ class Decoding:
                     self.finish = "stop" if token in self.stops else "eos"
                     break
         self.tokens += fresh
+        if self.shaper is not None:
+            self.shaper.extend(fresh)
         if self.finish is None and len(self.tokens) == self.limit:
             self.finish = "length"
         if self.finish is not None:

@@ -184,7 +184,7 @@ class Reader:
         """[V] over the target's ids (a draft's logits may be padded otherwise), of one row, under
         the same sampling, penalties aside: a draft may come from any distribution."""
         width = self._width(scores)
-        used = replace(sampling, temperature=sampling.temperature or 1.0, repetition_penalty=1.0)
+        used = replace(sampling, temperature=sampling.temperature or 1.0)
         ids, probs = used.distribution(scores.logits[0, place, :width])
         dense = np.zeros(width)
         dense[slice(None, len(probs)) if ids is None else ids] = probs

@@ -12,22 +12,29 @@ import numpy as np
 from graftline.errors import RequestError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.branches import check_branches, decode_branches
+from graftline.runtimes.chat import Chat
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.pacer import Fixed
+from graftline.runtimes.counters import EngineStats
 from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.defaults import Defaults
 from graftline.runtimes.fused import FusedStep, check_fused, decode_fused, plan_for
 from graftline.runtimes.fused import story as fused_story
-from graftline.runtimes.generation import Generation, Surroundings, generators
-from graftline.runtimes.lane import Lane
+from graftline.runtimes.generation import Asked, Generation, Surroundings, generator
+from graftline.runtimes.grammar import Grammars
+from graftline.runtimes.names import Names
 from graftline.runtimes.policy import Policy, make_policy
+from graftline.runtimes.prefix_cache import PrefixCache
 from graftline.runtimes.request import (
     Ids,
     Ints,
+    Message,
     Options,
     Prompt,
     Prompts,
     Request,
     encode_prompt,
+    options_each,
     read_options,
     split_prompts,
 )
@@ -57,6 +64,9 @@ class Engine:
         step: str = "host",
         twin: Callable[[], tuple[Session, Resources]] | None = None,
         seats: int = SEATS,
+        prefixes: PrefixCache | None = None,
+        defaults: Defaults | None = None,
+        origin: Callable[[], Engine] | None = None,
     ) -> None:
         self.session, self.tokenizer, self.recipe = session, tokenizer, recipe
         self.resources = resources or Resources()
@@ -64,32 +74,49 @@ class Engine:
         """What `exact=None` means in a call."""
         self.step = step
         """What `step=None` means in a call."""
-        self._fused, self._twin = fused, twin
-        self._costs, self._defaults = costs, generation_defaults
+        self.defaults = defaults or Defaults()
+        """What a request takes from the checkpoint where it says nothing."""
+        self._fused, self._twin, self._origin = fused, twin, origin
+        self._costs, self._generation = costs, generation_defaults
         ends = end_tokens(generation_defaults, tokenizer)
-        self._around = Surroundings(session, tokenizer, ends, self.resources)
-        self._scheduler = Scheduler(session, seats)
+        grammars = Grammars(tokenizer, session.facts.vocabulary, ends)
+        self._around = Surroundings(
+            session, tokenizer, ends, self.resources, grammars, self.defaults
+        )
+        self._scheduler = Scheduler(session, seats, prefixes)
         self._policies: dict[str, Policy] = {}
+        self._names = Names()
         self._policy(recipe)  # an unknown drafter, rule or option fails here, not at the first call
 
-    def generate(self, prompt: Prompts, **options: Unpack[Options]) -> Result | list[Result]:
+    def generate(
+        self,
+        prompt: Prompts,
+        options: Sequence[Options] | None = None,
+        **common: Unpack[Options],
+    ) -> Result | list[Result]:
         """Generate for one prompt, or for each of a list of prompts.
 
         A prompt is a text, a list of chat messages or a list of token ids; `Request` lists the
-        options. What other threads ask at the same time is decoded in the same steps.
+        options. Of several prompts each may have `options` of its own, a dict for each, before
+        those of the call. With `n` answers a prompt the results are a list, those of a prompt
+        together. What other threads ask at the same time is decoded in the same steps.
         Raises RequestError for a request that cannot be served.
         """
-        request = read_options(options)
         prompts, many = split_prompts(prompt)
-        ids = [self._encode(prompt, request) for prompt in prompts]
-        policy = self._policy(request.recipe)
-        if self._fuses(request, policy):
-            begun = self._fused_task(ids, request, policy)
+        each = options_each(common, options, len(prompts) if many else None)
+        asked = self._asked(prompts, [self.request(own) for own in each])
+        if self._fuses(asked):
+            begun = self._fused_task(asked)
         else:
-            begun = self._generations(ids, request, policy)
-            self._run(begun, policy.lane, request.batch)
+            begun = self._generations(asked)
+            self._run(begun, asked[0].request.batch)
         results = [one.result() for one in begun]
-        return results if many else results[0]
+        return results if many or len(results) > 1 else results[0]
+
+    def cancel(self, request_id: str) -> bool:
+        """End a request within a step, from any thread: its result has what there was until then.
+        False where none of that id is under way."""
+        return self._names.cancel(request_id)
 
     def stream(self, prompt: Prompts, **options: Unpack[Options]) -> Stream:
         """Generate for one prompt, handing out the text as it becomes certain.
@@ -117,9 +144,41 @@ class Engine:
         coroutines share."""
         return Events(self._begun("agenerate", prompt, options, eager=True), self._scheduler)
 
+    def chat(
+        self,
+        system: str | None = None,
+        messages: Sequence[Message] = (),
+        **options: Unpack[Options],
+    ) -> Chat:
+        """A conversation that keeps its messages, after `messages` and with `system` before all;
+        `options` are those of every turn."""
+        first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        return Chat(self, [*first, *messages], options)
+
+    def encode(self, prompt: Prompt, **options: Unpack[Options]) -> Ints:
+        """The ids that `generate` reads for a prompt, with these options: their number, say."""
+        return self._ids(prompt, self.request(options))
+
+    def request(self, options: Mapping[str, Any]) -> Request:
+        """The request of these options, and of the checkpoint's defaults. Raises RequestError for
+        an unknown one, and for a value that cannot be."""
+        return read_options({**self.defaults.options, **options})
+
+    def __reduce__(self) -> tuple[Callable[[], Engine], tuple[()]]:
+        """Pickled, it is the path of its bundle and how it was loaded: whoever unpickles it loads
+        it again, with caches of its own."""
+        if self._origin is None:
+            raise RequestError("this engine was not made by load, so it has no path to pickle")
+        return self._origin, ()
+
+    def stats(self) -> EngineStats:
+        """Counts of all requests since the engine was loaded, those of siblings aside."""
+        return self._scheduler.stats()
+
     def sibling(self) -> Engine:
         """Another engine over the same graphs and weights, with caches and requests of its own, and
-        steps on the host; what recipes have learned in one, the other does not know.
+        steps on the host; what recipes have learned in one, the other does not know. A prompt that
+        one of them has read costs the other no more than a copy.
 
         Raises RequestError where the backend keeps one set of caches.
         """
@@ -130,8 +189,9 @@ class Engine:
             )
         session, resources = self._twin()
         return Engine(
-            session, self.tokenizer, self._defaults, self.recipe, self._costs, self.exact,
+            session, self.tokenizer, self._generation, self.recipe, self._costs, self.exact,
             resources, twin=self._twin, seats=self._scheduler.seats,
+            prefixes=self._scheduler.prompts.prefixes, defaults=self.defaults, origin=self._origin,
         )  # fmt: skip
 
     def branches(
@@ -144,18 +204,21 @@ class Engine:
         the recipe is parallel-within-sequence (arXiv 2503.20533). Takes the options of `generate`
         but `recipe`, `batch` and `step`. Raises RequestError for what cannot be served.
         """
-        for name in ("recipe", "batch", "step"):
+        for name in ("recipe", "batch", "step", "n", "prompt_logprobs"):
             if name in options:
                 raise RequestError(f"branches takes no {name}: all decode together, undrafted")
-        request = read_options({"recipe": "parallel-within-sequence", **options})
+        request = self.request({"recipe": "parallel-within-sequence", **options})
         shared = self._encode(prompt, request)
         parts = [self._branch(branch) for branch in branches]
         check_branches(self.session, len(shared), parts, request.max_new_tokens)
         told = f"branches: {len(parts)} in one sequence, a token of each per pass"
-        begun = self._generations(
-            [np.concatenate([shared, part]) for part in parts], request,
-            self._policy(request.recipe), story=lambda one: told,
-        )  # fmt: skip
+        self._names.check(request.request_id)
+        name, policy = request.request_id or self._names.new(), self._policy(request.recipe)
+        asked = [
+            Asked(np.append(shared, part), request, policy, generator(request.seed, row), name)
+            for row, part in enumerate(parts)
+        ]
+        begun = self._generations(asked, story=lambda one: told)
         ones = [one.one for one in begun]
         for one in ones:
             one.together = len(ones) > 1
@@ -177,85 +240,100 @@ class Engine:
             branch = self.tokenizer.encode_part(branch)
         return encode_prompt(branch, self.tokenizer, True, self.session.facts.vocabulary)
 
-    def _fuses(self, request: Request, policy: Policy) -> bool:
-        """Whether a request's steps are each one call of the engine. Raises RequestError where they
-        were to be and cannot."""
-        if (request.step or self.step) == "host":
+    def _asked(self, prompts: Sequence[Prompt], requests: Sequence[Request]) -> list[Asked]:
+        """What a call asks for: `n` answers to each prompt under its request."""
+        asked: list[Asked] = []
+        for row, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+            ids, policy = self._encode(prompt, request), self._policy(request.recipe)
+            self._names.check(request.request_id)
+            name = request.request_id or self._names.new()
+            # a prompt whose seed is its own gets what it gets alone
+            row = row if request.seed == requests[0].seed else 0
+            asked += [
+                Asked(ids, request, policy, generator(request.seed, row, answer), name)
+                for answer in range(request.n)
+            ]
+        return asked
+
+    def _fuses(self, asked: Sequence[Asked]) -> bool:
+        """Whether the steps of a call are each one call of the engine. Raises RequestError where
+        they were to be and cannot."""
+        if (asked[0].request.step or self.step) == "host":
             return False
         if self._fused is None:
             raise RequestError(
                 "step='fused': this bundle has no fused step; rebuild it with --step fused, or use "
                 "--step host"
             )
-        check_fused(policy.recipe, request)
+        for one in asked:
+            check_fused(one.policy.recipe, one.request)
+            if one.policy is not asked[0].policy or one.request.exact != asked[0].request.exact:
+                raise RequestError(
+                    "fused steps decode all prompts of a call alike; leave recipe and exact out of "
+                    "options=[...], or use --step host"
+                )
         return True
 
     def _generations(
         self,
-        prompts: Sequence[Ints],
-        request: Request,
-        policy: Policy,
+        asked: Sequence[Asked],
         eager: bool = False,
         story: Callable[[Decoding], str] | None = None,
     ) -> list[Generation]:
-        """The generations of a call, none of them begun."""
-        exact = self.exact if request.exact is None else request.exact
-        given = zip(prompts, generators(request.seed, len(prompts)), strict=True)
-        return [
-            Generation(self._around, policy, ids, request, exact, random, eager, story)
-            for ids, random in given
-        ]
+        """The generations of a call, none of them begun, known by their names."""
+        made: list[Generation] = []
+        for one in asked:
+            exact = self.exact if one.request.exact is None else one.request.exact
+            made.append(Generation(self._around, one, exact, eager, story))
+        self._names.add(made)
+        return made
 
     def _begun(
         self, what: str, prompt: Prompts, options: Mapping[str, Any], eager: bool
     ) -> Generation:
         """The generation of one prompt, submitted."""
-        request = read_options(options)
+        request = self.request(options)
         prompts, many = split_prompts(prompt)
-        if many:
-            raise RequestError(f"{what} takes one prompt; use generate for several")
-        ids, policy = [self._encode(prompts[0], request)], self._policy(request.recipe)
-        if self._fuses(request, policy):
-            return self._fused_task(ids, request, policy, eager, wait=False)[0]
-        (one,) = self._generations(ids, request, policy, eager)
-        self._scheduler.submit(one.one, policy.lane)
+        if many or request.n > 1:
+            raise RequestError(f"{what} takes one prompt and n=1; use generate for several")
+        asked = self._asked(prompts, [request])
+        if self._fuses(asked):
+            return self._fused_task(asked, eager, wait=False)[0]
+        (one,) = self._generations(asked, eager)
+        self._scheduler.submit(one.one, one.lane)
         return one
 
-    def _run(self, begun: Sequence[Generation], lane: Lane, most: int | None) -> None:
+    def _run(self, begun: Sequence[Generation], most: int | None) -> None:
         """Decode them, at most `most` at a time. Raises what ended one of them, and ends all."""
         ones, scheduler = [one.one for one in begun], self._scheduler
         try:
-            for place, one in enumerate(ones):
+            for place, one in enumerate(begun):
                 while most is not None and sum(not o.done for o in ones[:place]) >= most:
                     scheduler.step()
-                scheduler.submit(one, lane)
+                scheduler.submit(one.one, one.lane)
             scheduler.finish(ones)
         finally:
             for one in ones:
                 one.cancelled = not one.done
 
     def _fused_task(
-        self,
-        prompts: Sequence[Ints],
-        request: Request,
-        policy: Policy,
-        eager: bool = False,
-        wait: bool = True,
+        self, asked: Sequence[Asked], eager: bool = False, wait: bool = True
     ) -> list[Generation]:
         """The generations of a call whose steps are fused; through with, unless not to `wait`."""
         assert self._fused is not None, "see `_fuses`"
-        step = self._fused()
+        step, request, policy = self._fused(), asked[0].request, asked[0].policy
         exact = self.exact if request.exact is None else request.exact
         alike = self.session.row_invariant or not exact
         least = (self.session.exact_rows or 1) if exact else 1
         plan = plan_for(policy.drafter, step, self._costs, least, alike)
-        told = partial(fused_story, policy, plan)
-        begun = self._generations(prompts, request, policy, eager, told)
+        begun = self._generations(asked, eager, partial(fused_story, policy, plan))
         ones = [one.one for one in begun]
         for one in ones:
             one.together = len(ones) > 1
         most = min(request.batch or len(ones), self._scheduler.seats)
-        decode = partial(decode_fused, self.session, step, ones, plan, most)
+        decode = partial(
+            decode_fused, self.session, self._scheduler.prompts, step, ones, plan, most
+        )
         if wait:
             self._run_alone(ones, decode)
         else:
@@ -273,10 +351,13 @@ class Engine:
                 one.cancelled = not one.done
 
     def _encode(self, prompt: Prompt, request: Request) -> Ints:
-        session = self.session
-        ids = encode_prompt(prompt, self.tokenizer, request.raw, session.facts.vocabulary)
-        check_fits(session, len(ids), request.max_new_tokens)
+        ids = self._ids(prompt, request)
+        check_fits(self.session, len(ids), request.max_new_tokens)
         return ids
+
+    def _ids(self, prompt: Prompt, request: Request) -> Ints:
+        vocabulary = self.session.facts.vocabulary
+        return encode_prompt(prompt, self.tokenizer, request.raw, vocabulary, request.template)
 
     def _policy(self, wanted: str | Recipe | None) -> Policy:
         chosen = self.recipe if wanted is None else wanted

@@ -14,12 +14,21 @@ from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.policy import Policy
+from graftline.runtimes.prompt_reader import PromptReader
 from graftline.runtimes.request import Request
 from graftline.runtimes.rules.point_mass import PointMass
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Session
 from graftline.runtimes.study.recorder import is_shaped
 from graftline.runtimes.trees.template import Template
+
+HOST_ONLY: dict[str, object] = {
+    "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0, "no_repeat_ngram_size": 0, "logit_bias": None,
+    "logits_processors": (), "min_tokens": 0, "json_schema": None, "regex": None, "grammar": None,
+    "logprobs": None, "prompt_logprobs": None,
+}  # fmt: skip
+"""Options that no fused step honours, and what each is when it is off."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class FusedStep(Protocol):
 
 def decode_fused(
     session: Session,
+    prompts: PromptReader,
     fused: FusedStep,
     sequences: Sequence[Decoding],
     plan: Template,
@@ -77,7 +87,7 @@ def decode_fused(
     session.reset(len(batch))
     fused.reset(plan)
     for row, one in enumerate(batch):
-        _begin(session, fused, one, row)
+        _begin(prompts, fused, one, row)
     yield
     while True:
         for row, one in enumerate(batch):
@@ -86,19 +96,21 @@ def decode_fused(
                 lengths = session.lengths.copy()
                 lengths[row] = 0
                 session.truncate(lengths.tolist())
-                _begin(session, fused, one, row)
+                _begin(prompts, fused, one, row)
         going = [(row, one) for row, one in enumerate(batch) if not one.done]
         if not going:
             return
         for row, one in going:
             one.take(fused.step(row, session.capacity - one.length), plan.shape)
+            if one.done:
+                prompts.leave(one)
         yield
 
 
-def _begin(session: Session, fused: FusedStep, one: Decoding, row: int) -> None:
+def _begin(prompts: PromptReader, fused: FusedStep, one: Decoding, row: int) -> None:
     """Read a prompt, choose the first token, and hand the sequence over to the fused steps."""
     one.seated(row)
-    one.begin(session.read(row, one.prompt), 0)
+    one.begin(prompts.read_all(one), 0)
     fused.seat(row, Start.of(one))
 
 
@@ -106,11 +118,12 @@ def check_fused(chosen: Recipe, request: Request) -> None:
     """Raises GraftlineError for a recipe that cannot be fused, RequestError for a sampling that no
     fused step does."""
     check_fusable(chosen)
-    for name, off in (("top_k", 0), ("top_p", 1.0), ("repetition_penalty", 1.0)):
+    for name, off in HOST_ONLY.items():
         if (value := getattr(request, name)) != off:
+            told = f"{name}={value}" if isinstance(value, (int, float)) else name
             raise RequestError(
-                f"{name}={value}: a fused step samples by temperature and min_p alone; use "
-                "--step host"
+                f"{told}: a fused step takes temperature and min_p, and no other option that "
+                "shapes or explains tokens; use --step host"
             )
 
 

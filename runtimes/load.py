@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
@@ -17,10 +19,12 @@ from graftline.recipe import recipe as find_recipe
 from graftline.runtimes.control.calibration import USUAL
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.measure import FAR_SLOTS, costs_key, measure_costs
+from graftline.runtimes.defaults import read_defaults
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep
 from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.prefix_cache import DEFAULT_BYTES, PrefixCache
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.scheduler import SEATS
 from graftline.runtimes.sessions import open_fused, open_session
@@ -54,6 +58,8 @@ def load(
     step: str | None = None,
     watch: Callable[[str], None] | None = None,
     max_batch: int = SEATS,
+    prefix_cache: int | None = DEFAULT_BYTES,
+    defaults: bool = True,
 ) -> Engine:
     """Open the bundle at `path`: hashes checked, engine built, step costs measured once per
     machine.
@@ -63,11 +69,19 @@ def load(
     `corpus` is a file or folder of texts for the recipes that retrieve from one. `step` says what
     calls use that do not say: "host", or "fused" where the bundle has a fused step; unless given,
     "host" on a processor, and on a GPU what the engine was built for. `max_batch` is the most
-    requests that decode together; others wait.
+    requests that decode together; others wait. `prefix_cache`: bytes of the keys and values that
+    are kept of earlier requests, for prompts that begin like one of them; 0 or None: none.
+    `defaults`: whether requests take what they do not say from the checkpoint's own
+    generation_config.json (`Engine.defaults` has what that is).
     Raises RequestError for a number of threads or a capacity that cannot be, BundleError,
     BackendError or GraftlineError.
     """
-    _check_sizes(threads, capacity, max_batch)
+    origin = partial(
+        load, Path(path).absolute(), recipe=recipe, threads=threads, capacity=capacity, exact=exact,
+        corpus=None if corpus is None else Path(corpus).absolute(), verify=verify, step=step,
+        max_batch=max_batch, prefix_cache=prefix_cache, defaults=defaults,
+    )  # fmt: skip
+    _check_sizes(threads, capacity, max_batch, prefix_cache)
     if step is not None:
         check_step(step)
     bundle = Bundle.open(path, verify=verify)
@@ -76,23 +90,39 @@ def load(
     chosen = (
         find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
     )
+    engine = _engine(
+        bundle, session, chosen, threads, exact, corpus, step, watch, max_batch,
+        prefixes=PrefixCache(prefix_cache) if prefix_cache else None,
+        defaults=read_defaults(bundle.manifest.generation) if defaults else None,
+        origin=origin,
+    )  # fmt: skip
+    gc.collect()
+    gc.freeze()  # a full collection of all that is loaded takes as long as ten steps
+    return engine
+
+
+def _engine(
+    bundle: Bundle,
+    session: OrtSession | TrtSession,
+    chosen: Recipe,
+    threads: int | None,
+    exact: bool,
+    corpus: str | Path | None,
+    step: str | None,
+    watch: Callable[[str], None] | None,
+    max_batch: int,
+    **given: Any,
+) -> Engine:
+    """The engine over a bundle's session, with its draft engines and its fused step; `given` goes
+    to the engine as it is."""
     listed = [Path(name).name for name in bundle.manifest.tokenizer]
     place = bundle.path / "tokenizer"  # without its tokenizer.json it takes ids
     tokenizer = Tokenizer.from_folder(place) if "tokenizer.json" in listed else None
     costs = step_costs(bundle, session, watch)
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
     fused, step = _fused(bundle, session, chosen, step)
-    generation = bundle.manifest.generation
     opened = None if host is None else _opener(bundle, host, costs, tokenizer, threads, watch)
-    resources = Resources(
-        corpus=None if corpus is None else corpus_of(corpus, tokenizer),
-        embedding=embedding_of(bundle),
-        tuned=read_tuned(bundle, _key(session)),
-        decode=None if tokenizer is None else tokenizer.decode,
-        encode=None if tokenizer is None else tokenizer.encode_part,
-        vocabulary=bundle.manifest.decoder.vocabulary,
-        ends=end_tokens(generation, tokenizer),
-    )
+    resources = _resources(bundle, session, tokenizer, corpus)
 
     def drafting(target: OrtSession) -> Resources:
         if opened is None:
@@ -101,14 +131,32 @@ def load(
         return replace(resources, draft=draft, depths=depths)
 
     def twin(original: OrtSession) -> tuple[OrtSession, Resources]:
-        session = original.twin()
+        session = original.sibling()
         return session, drafting(session)
 
     return Engine(
-        session, tokenizer, generation, chosen, costs, exact,
+        session, tokenizer, bundle.manifest.generation, chosen, costs, exact,
         resources if host is None else drafting(host), fused, step,
-        None if host is None else partial(twin, host), max_batch,
+        None if host is None else partial(twin, host), max_batch, **given,
     )  # fmt: skip
+
+
+def _resources(
+    bundle: Bundle,
+    session: OrtSession | TrtSession,
+    tokenizer: Tokenizer | None,
+    corpus: str | Path | None,
+) -> Resources:
+    """What drafters and rules may use, draft engines aside."""
+    return Resources(
+        corpus=None if corpus is None else corpus_of(corpus, tokenizer),
+        embedding=embedding_of(bundle),
+        tuned=read_tuned(bundle, _key(session)),
+        decode=None if tokenizer is None else tokenizer.decode,
+        encode=None if tokenizer is None else tokenizer.encode_part,
+        vocabulary=bundle.manifest.decoder.vocabulary,
+        ends=end_tokens(bundle.manifest.generation, tokenizer),
+    )
 
 
 def _session(
@@ -157,7 +205,9 @@ def _fused(
     return fused, step or "host"
 
 
-def _check_sizes(threads: int | None, capacity: int | None, max_batch: int) -> None:
+def _check_sizes(
+    threads: int | None, capacity: int | None, max_batch: int, prefix_cache: int | None
+) -> None:
     """Each thread spins while a step runs: with more threads than processors a step never ends."""
     most = os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= most:
@@ -167,6 +217,8 @@ def _check_sizes(threads: int | None, capacity: int | None, max_batch: int) -> N
         )
     if max_batch < 1:
         raise RequestError(f"max_batch={max_batch} lets nobody in; use at least 1")
+    if prefix_cache is not None and prefix_cache < 0:
+        raise RequestError(f"prefix_cache={prefix_cache}: use bytes, or 0 to keep nothing")
     if capacity is not None and capacity < 1:
         raise RequestError(
             f"capacity={capacity} holds no token; use at least 1, or leave it out for the default"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ from graftline.runtimes.control.pacer import Fixed, Pacer
 from graftline.runtimes.control.paid import PaidGoodput
 from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.drafters import make_drafter
+from graftline.runtimes.grammar import FORCED, forced_prior
 from graftline.runtimes.lane import Lane
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules import make_rule
@@ -59,6 +61,11 @@ def _pacer(
     branching = drafter.branching and session.supports_trees
     if is_paid(drafter):
         return PaidGoodput(costs, drafter, branching)
-    prior = tuned_prior(resources.tuned, chosen.name, drafter.prior)
+    known = tuned_prior(resources.tuned, chosen.name, drafter.prior)
+    forced = forced_prior(drafter.rows)
+
+    def prior(signal: int) -> Sequence[float]:
+        return forced if signal == FORCED else known(signal)
+
     whole, lossy = getattr(drafter, "whole", False), not chosen.lossless
     return Goodput(costs, prior, branching, whole=whole, lossy=lossy)

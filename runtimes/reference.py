@@ -6,6 +6,7 @@ Slow and simple. It shares no code with the fast sessions, so what they answer c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,21 @@ from graftline.evaluate import Feed, run
 from graftline.facts import decoder_facts
 from graftline.ports import by_role, read_ports
 from graftline.roles import Roles
-from graftline.runtimes.session import Bools, Ints, Scores
+from graftline.runtimes.session import Bools, Ints, Scores, Snapshot
 
 SPARE = 64
 """Slots beyond the capacity, for rows that are scored and not kept."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Some slots of one sequence, [K, slots, D] by cache."""
+
+    caches: Feed
+
+    @property
+    def nbytes(self) -> int:
+        return sum(cache.nbytes for cache in self.caches.values())
 
 
 class ReferenceSession:
@@ -145,6 +157,18 @@ class ReferenceSession:
     def truncate(self, lengths: Sequence[int]) -> None:
         """Roll back to shorter lengths."""
         self._lengths = np.asarray(lengths, np.int64)
+
+    def snapshot(self, row: int, start: int, stop: int) -> Snapshot:
+        """A copy of committed slots."""
+        return _Kept({name: c[row, :, start:stop].copy() for name, c in self._held.items()})
+
+    def restore(self, row: int, kept: Snapshot, count: int) -> None:
+        """Commit the positions of a copy."""
+        assert isinstance(kept, _Kept)
+        start = int(self._lengths[row])
+        for name, part in kept.caches.items():
+            self._held[name][row, :, start : start + count] = part[:, :count]
+        self._lengths[row] += count
 
 
 def _scores(logits: npt.NDArray[Any], hidden: npt.NDArray[Any] | None) -> Scores:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from graftline.runtimes.control.marks import Marks
+from graftline.runtimes.counters import SpecDecode
 from graftline.runtimes.decoding import Decoding, FinishReason
+from graftline.runtimes.logprobs import TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,9 @@ class Stats:
     plain decoder's by construction. `controller`: what chose the drafts and what came of it.
     `predicted`: tokens per second that it expected of the steps it chose, of all sequences
     together (None: it expects nothing); `controller_share`: its own time, of that after the first
-    token.
+    token. `reused`: tokens of the prompt that were copied from what was read before, not read.
+    `spec_decode`: counts of drafts, as serving stacks report them. `defaults`: options that hold
+    because the checkpoint's generation_config.json says so.
     """
 
     steps: int
@@ -36,22 +42,45 @@ class Stats:
     controller: str
     predicted: float | None
     controller_share: float
+    reused: int = 0
+    spec_decode: SpecDecode = field(default_factory=SpecDecode)
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of the prompt, and those generated so far."""
+
+    prompt_tokens: int
+    completion_tokens: int
 
 
 @dataclass(frozen=True)
 class Result:
     """`tokens`: the new ids, a final end-of-text id included; `text`: what they say, without that
-    id and without a stop string. With stop strings, `tokens` end with the one that completed it.
-    `finish_reason`: "eos", "stop" (a stop string), "length" (max_new_tokens), "cancelled" or
-    "timeout", with what there was until then."""
+    id and, unless it is kept, without a stop string. With stop strings, `tokens` end with the one
+    that completed it. `finish_reason`: "eos", "stop" (a stop string or id), "length"
+    (max_new_tokens), "cancelled" or "timeout", with what there was until then. `id`: the request's.
+    `logprobs`: one for each of `tokens`, and `prompt_logprobs` one for each of the prompt's, None
+    for its first; None where the request does not ask for them."""
 
     text: str
     tokens: list[int]
     finish_reason: FinishReason
     stats: Stats
+    id: str
+    usage: Usage
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
 
 
-def measure(one: Decoding, row_invariant: bool, lossless: bool, controller: str) -> Stats:
+def measure(
+    one: Decoding,
+    row_invariant: bool,
+    lossless: bool,
+    controller: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> Stats:
     """The statistics of a sequence that has ended."""
     after, seconds = max(len(one.tokens) - 1, 0), one.ended - one.first
     spent = one.spent or Marks()
@@ -69,4 +98,7 @@ def measure(one: Decoding, row_invariant: bool, lossless: bool, controller: str)
         controller=controller,
         predicted=spent.predicted,
         controller_share=spent.seconds / seconds if seconds > 0 else 0.0,
+        reused=one.reused,
+        spec_decode=SpecDecode.of(one),
+        defaults=defaults or {},
     )

@@ -1,11 +1,10 @@
-"""From logits to the target distribution: penalty, temperature, top-k, top-p, min-p.
+"""From logits to the target distribution: temperature, top-k, top-p, min-p.
 
 The order and the meaning of each filter are those of transformers' logits processors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,6 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0
 
     @property
     def greedy(self) -> bool:
@@ -35,32 +33,16 @@ class Sampling:
         return self.temperature == 0.0
 
     @property
-    def penalises(self) -> bool:
-        """True when the distribution depends on the tokens seen so far."""
-        return self.repetition_penalty != 1.0
-
-    @property
     def filters(self) -> bool:
         """True when the less likely tokens are left out."""
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
-    def penalised(self, logits: Logits, seen: Iterable[int]) -> Logits:
-        """`logits` [V] with every seen token made less likely (CTRL, arXiv 1909.05858)."""
-        if not self.penalises:
-            return logits
-        ids = np.fromiter(seen, dtype=np.int64)
-        changed = np.array(logits)
-        values = changed[ids]
-        penalty = self.repetition_penalty
-        changed[ids] = np.where(values > 0, values / penalty, values * penalty)
-        return changed
-
-    def distribution(self, logits: Logits, seen: Iterable[int] = ()) -> tuple[Ints | None, Doubles]:
+    def distribution(self, logits: Logits) -> tuple[Ints | None, Doubles]:
         """Candidate ids (None: the whole vocabulary, in order) and their probabilities.
 
         Raises BackendError when the logits hold NaN: a draw from them would mean nothing.
         """
-        scaled = self.penalised(logits, seen).astype(np.float64) / self.temperature
+        scaled = logits.astype(np.float64) / self.temperature
         ids: Ints | None = None
         if 0 < self.top_k < len(scaled):
             ids = np.argpartition(scaled, -self.top_k)[-self.top_k :]
@@ -77,9 +59,9 @@ class Sampling:
             ids, probs = _keep(ids, probs, np.flatnonzero(probs >= self.min_p * probs.max()))
         return ids, probs
 
-    def draw(self, logits: Logits, seen: Iterable[int], uniform: float) -> int:
+    def draw(self, logits: Logits, uniform: float) -> int:
         """The token at quantile `uniform` in [0, 1) of the target distribution."""
-        ids, probs = self.distribution(logits, seen)
+        ids, probs = self.distribution(logits)
         cumulative = np.cumsum(probs)
         place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
         place = min(place, int(np.flatnonzero(probs)[-1]))

@@ -13,17 +13,18 @@ from typing import TypeVar
 
 from graftline.errors import BackendError, RequestError
 from graftline.runtimes.control.host_time import working
+from graftline.runtimes.counters import EngineStats, Totals
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.lane import Lane
-from graftline.runtimes.session import Session
+from graftline.runtimes.prefix_cache import CHUNK, PrefixCache
+from graftline.runtimes.prompt_reader import PromptReader
+from graftline.runtimes.session import Scores, Session
 from graftline.runtimes.trees.packing import pack
 from graftline.tree import Tree
 
 R = TypeVar("R")
 SEATS = 32
 """Most sequences that decode together, unless the engine is loaded with another number."""
-CHUNK = 256
-"""Prompt tokens that are read in one step beside sequences that decode."""
 PADDING = Tree.chain((0,))
 """What a sequence scores whose prompt is still being read: nothing of it is kept."""
 INTERRUPTED = "the step was interrupted; ask again"
@@ -61,8 +62,11 @@ class Scheduler:
     """Decodes on one session. Any thread may submit, and any that waits makes steps for all: no
     thread is needed besides the callers', and no lock is held between two steps."""
 
-    def __init__(self, session: Session, seats: int = SEATS) -> None:
+    def __init__(
+        self, session: Session, seats: int = SEATS, prefixes: PrefixCache | None = None
+    ) -> None:
         self.session = session
+        self.prompts = PromptReader(session, prefixes)
         self.seats = min(seats, session.most_sequences or seats)
         self._lock = threading.Lock()
         self._stepping: int | None = None
@@ -72,6 +76,7 @@ class Scheduler:
         self._reading: tuple[Decoding, Lane] | None = None
         self._task: Task | None = None
         self._fresh = False
+        self._totals = Totals()
         self._process = os.getpid()
         self._thread = ThreadPoolExecutor(1, "graftline-steps")  # started by the first coroutine
 
@@ -152,6 +157,23 @@ class Scheduler:
         self.finish([task])
         return found[0]
 
+    def stats(self) -> EngineStats:
+        """Counts of all requests so far, taken between two steps."""
+        return self.between(self._stats)
+
+    def _stats(self) -> EngineStats:
+        task = [] if self._task is None else list(self._task.sequences)
+        going = [one for one in [*self._seated, *task] if not one.done]
+        queue = [e.sequences if isinstance(e, Task) else [e[0]] for e in list(self._waiting)]
+        totals = self._totals.with_more(one for one in self._seated if one.done)
+        prefixes = self.prompts.prefixes
+        return EngineStats(
+            len(going), sum(len(ones) for ones in queue), dict(totals.finished),
+            totals.prompt_tokens, totals.generation_tokens,
+            0 if prefixes is None else totals.prompt_tokens, totals.reused,
+            0 if prefixes is None else prefixes.nbytes, totals.drafts,
+        )  # fmt: skip
+
     def _check(self) -> None:
         if self._stepping == threading.get_ident():
             raise RequestError(REENTERED)
@@ -195,6 +217,9 @@ class Scheduler:
         finally:
             if task.done:
                 self._task = None
+                self._totals.add(task.sequences)
+                for one in task.sequences:
+                    one.release()
 
     def _sweep(self) -> None:
         """Let go of the sequences that have ended, those that wait too."""
@@ -203,9 +228,11 @@ class Scheduler:
         for entry in list(self._waiting):  # other threads submit meanwhile
             if not isinstance(entry, Task) and entry[0].check():
                 self._waiting.remove(entry)
+                self._totals.add([entry[0]])
 
     def _unseat(self, one: Decoding) -> None:
         """The last sequence takes the seat, as it does the session's row."""
+        self.prompts.leave(one)
         self.session.leave(one.seat)
         last = self._seated.pop()
         if last is not one:
@@ -218,22 +245,22 @@ class Scheduler:
                 lane.leave(one)
                 break
         self._lanes = [lane for lane in self._lanes if lane.members]
+        self._totals.add([one])
         one.release()
 
     def _read(self) -> bool:
-        """Read prompts into free seats, until CHUNK tokens or more are read; True if any was.
-
-        Prompts are cut at multiples of CHUNK, whatever else is going on: where rows of one call
-        depend on one another, the same prompt gives the same scores.
-        """
-        left = CHUNK
+        """Read prompts into free seats, until CHUNK tokens or more are read; True if any was read,
+        or copied from what is known."""
+        left, begun = CHUNK, False
         while left > 0:
+            scores = None
             if self._reading is None:
                 free = len(self._seated) < self.seats and self._waiting
                 if not free or isinstance(self._waiting[0], Task):
                     break
                 head = self._waiting.popleft()
                 assert not isinstance(head, Task)
+                begun = True
                 self._reading = head
                 one = head[0]
                 self._seated.append(one)
@@ -241,22 +268,26 @@ class Scheduler:
                 if one.done:
                     self._unseat(one)
                     continue
+                scores = self.prompts.recall(one)
             one, lane = self._reading
-            part = one.prompt[one.read : one.read + CHUNK]
-            scores = self.session.read(one.seat, part)
-            left -= len(part)
-            one.read += len(part)
+            if scores is None:
+                count, scores = self.prompts.read(one)
+                left, begun = left - count, True
             if one.read == len(one.prompt):
-                self._reading = None
-                if lane not in self._lanes:
-                    self._lanes.append(lane)
-                lane.join(one)
-                one.attempt(one.begin, scores, 0)
-                one.digest()
-                if one.done:
-                    lane.settle()
-                    self._unseat(one)
-        return left < CHUNK
+                self._begin(one, lane, scores)
+        return begun
+
+    def _begin(self, one: Decoding, lane: Lane, scores: Scores) -> None:
+        """A prompt has been read: its first token, which may be its last."""
+        self._reading = None
+        if lane not in self._lanes:
+            self._lanes.append(lane)
+        lane.join(one)
+        one.attempt(one.begin, scores, 0)
+        one.digest()
+        if one.done:
+            lane.settle()
+            self._unseat(one)
 
     def _decode(self) -> None:
         """Propose, score, judge, commit: one engine call for all that are seated."""
@@ -296,6 +327,7 @@ class Scheduler:
             if not one.done:
                 one.error = error
             one.release()
+        self._totals.add(self._seated)
         for lane in self._lanes:
             lane.members.clear()
         self._seated, self._lanes = [], []

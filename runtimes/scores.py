@@ -54,6 +54,13 @@ def copied(scores: Scores) -> Scores:
     return Scores(*(None if p is None else p.copy() for p in parts))  # type: ignore[arg-type]
 
 
+def one_row(scores: Scores, row: int, node: int) -> Scores:
+    """One row of them (B = N = 1), on the host and for good."""
+    parts = (getattr(scores, f.name) for f in fields(Scores))
+    kept = (None if p is None else p[row : row + 1, node : node + 1].copy() for p in parts)
+    return Scores(*kept)  # type: ignore[arg-type]
+
+
 def joined(rows: list[Scores], axis: int = 0) -> Scores:
     """Scores of several calls as one, along an axis."""
 

@@ -33,6 +33,18 @@ class Scores:
     top_gap: Floats | None = None
     hidden: Floats | None = None
 
+    def after(self, row: int, node: int) -> Floats:
+        """[V]: logits of what follows a row, as the request has them shaped (`ShapedScores`)."""
+        return self.logits[row, node]
+
+    def shaped(self, node: int, logits: Floats) -> Floats:
+        """Logits [V] in place of the target's of what follows a row, shaped like those."""
+        return logits
+
+    def best(self, row: int, node: int) -> int:
+        """The best token after a row, as the request has its logits shaped."""
+        return int(self.argmax[row, node])
+
 
 def call_starts(count: int, asked: int, most: int) -> list[int]:
     """Where each call begins when `count` rows go in calls of `most` rows, and the last call must
@@ -54,11 +66,13 @@ def room(session: Session, *ways: str) -> str:
     return f"{told}; {', '.join(ways[:-1])}{' or ' if ways[1:] else ''}{ways[-1]}"
 
 
-def check_fits(session: Session, prompt: int, new: int | None) -> None:
-    """Raises RequestError where so many prompt tokens and new ones (None: any) do not fit."""
+def check_fits(session: Session, prompt: int, new: int | None, *shorten: str) -> None:
+    """Raises RequestError where so many prompt tokens and new ones (None: any) do not fit;
+    `shorten`: what can be done about so long a prompt, if not simply that."""
     new = 1 if new is None else new
     if prompt + new > session.capacity:
-        ways = ("shorten the prompt", "lower max_new_tokens")[: 1 if new == 1 else 2]
+        ways = [*(shorten or ["shorten the prompt"]), "lower max_new_tokens"]
+        ways = ways if new > 1 else ways[:-1]
         raise RequestError(
             f"{prompt} prompt tokens and {new} new ones need {prompt + new} positions, but "
             f"{room(session, *ways)}"
@@ -79,6 +93,16 @@ def rolled_back(lengths: Ints, to: Sequence[int]) -> Ints:
     if np.any(wanted > lengths) or np.any(wanted < 0):
         raise BackendError(f"cannot roll back from {lengths} to {wanted}")
     return wanted
+
+
+class Snapshot(Protocol):
+    """A copy of the keys and values of some positions of a sequence, where the session keeps its
+    caches; it is given back with the last reference to it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        ...
 
 
 class Session(Protocol):
@@ -175,4 +199,13 @@ class Session(Protocol):
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Roll back each sequence to a shorter committed length."""
+        ...
+
+    def snapshot(self, row: int, start: int, stop: int) -> Snapshot:
+        """A copy of what sequence `row` has committed in slots [start, stop)."""
+        ...
+
+    def restore(self, row: int, kept: Snapshot, count: int) -> None:
+        """Commit the first `count` positions of a snapshot, of this session or of a sibling, behind
+        what sequence `row` has: the very tokens that were before them when it was taken."""
         ...

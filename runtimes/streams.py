@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from graftline.runtimes.decoding import FinishReason
 from graftline.runtimes.generation import Generation
-from graftline.runtimes.result import Result
+from graftline.runtimes.logprobs import TokenLogprob
+from graftline.runtimes.result import Result, Usage
 from graftline.runtimes.scheduler import Scheduler, raise_first
 
 
@@ -17,6 +18,11 @@ class _Running:
     def __init__(self, generation: Generation, scheduler: Scheduler) -> None:
         self._generation, self._scheduler = generation, scheduler
         self._result: Result | None = None
+
+    @property
+    def id(self) -> str:
+        """Of the request, for `Engine.cancel`."""
+        return self._generation.id
 
     @property
     def result(self) -> Result | None:
@@ -31,6 +37,7 @@ class _Running:
         """Stop generating; others go on."""
         if not self._generation.one.done:
             self._generation.cancel()
+            self._generation.one.unhook()  # nobody reads it any more
 
     def __del__(self) -> None:
         self.close()
@@ -48,10 +55,15 @@ class Submitted(_Running):
 @dataclass(frozen=True)
 class Event:
     """What came of a generation since the last event: new text, which may be held back while a
-    character or a stop text is not whole, and new token ids. The last event has the result."""
+    character or a stop text is not whole, new token ids, and their `logprobs` where the request
+    asks for them. `id` is the request's, `usage` that of all its events so far. The last event has
+    the result."""
 
+    id: str
     text: str
     tokens: list[int]
+    usage: Usage
+    logprobs: list[TokenLogprob] | None = None
     result: Result | None = None
 
     @property
@@ -64,6 +76,7 @@ class Events(_Running, AsyncIterator[Event]):
     """An event at each `anext`. Cancelling the task, `aclose`, or dropping it end it early."""
 
     _count, _over = 0, False
+    _next: Event | None = None
 
     async def __anext__(self) -> Event:
         if self._over:
@@ -75,12 +88,22 @@ class Events(_Running, AsyncIterator[Event]):
             self.close()
             raise
         raise_first([one])
-        self._over = one.done
-        fresh = one.tokens[self._count :]
+        assert self._next is not None, "it was ready"
+        return self._next
+
+    def _event(self) -> Event:
+        """What nobody has been told yet."""
+        generation, one, before = self._generation, self._generation.one, self._count
+        fresh = one.tokens[before:]
         self._count += len(fresh)
-        pieces = self._generation.pieces
+        pieces, noted = generation.pieces, one.logprobs
         text = "".join([pieces.popleft() for _ in range(len(pieces))])
-        return Event(text, fresh, self._generation.result() if self._over else None)
+        listed = None
+        if noted is not None and noted.chosen is not None:
+            listed = noted.tokens[before : self._count]
+        self._over = one.done
+        result = generation.result() if self._over else None
+        return Event(generation.id, text, fresh, generation.usage, listed, result)
 
     async def aclose(self) -> None:
         """Stop generating; others go on."""
@@ -90,8 +113,12 @@ class Events(_Running, AsyncIterator[Event]):
         return self
 
     def _ready(self) -> bool:
+        """Whether there is something to tell; it is put together here, between two steps."""
         one = self._generation.one
-        return len(one.tokens) > self._count or one.check()
+        ready = len(one.tokens) > self._count or one.check()
+        if ready and one.error is None:
+            self._next = self._event()
+        return ready
 
 
 class Passes(_Running, Iterator[int]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -31,12 +31,9 @@ class Rule(Protocol):
     lossless: ClassVar[bool]
     """True when the output has exactly the target's distribution (its argmax when greedy)."""
 
-    def start(self, context: Sequence[int]) -> None:
-        """Begin a sequence whose prompt is `context`."""
-        ...
-
     def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
-        """The verdict on `tree`, scored as sequence `row`; rows past the tree's are padding."""
+        """The verdict on `tree`, scored as sequence `row`; rows past the tree's are padding. What
+        the request wants is read by `scores.after` and `best`, of nodes that may stand alone."""
         ...
 
 

@@ -75,8 +75,11 @@ def bench(
     options |= {"temperature": temperature, "seed": seed}
     with screen.steps() as watch:
         engine = open_engine(
-            bundle, watch, threads=threads, capacity=capacity, exact=exact, corpus=corpus
-        )
+            bundle, watch, threads=threads, capacity=capacity, exact=exact, corpus=corpus,
+            defaults=False,
+            # in turn, everybody reads the prompt; interleaved, it is read once for all
+            **({} if interleaved else {"prefix_cache": 0}),
+        )  # fmt: skip
         found = compare(engine, questions, names, options, turns, repeat, watch, step, interleaved)
         records = acceptance.record(engine, questions, names, options, watch) if oracle else None
     _show(found, questions, records)

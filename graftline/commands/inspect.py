@@ -193,6 +193,7 @@ def _owned(owner: str, text: str) -> str:
 
 def _bundle_table(bundle: Bundle) -> Any:
     from graftline.bundle.report import beside
+    from graftline.runtimes.defaults import read_defaults
 
     manifest = bundle.manifest
     exactness = "not measured"
@@ -205,6 +206,7 @@ def _bundle_table(bundle: Bundle) -> Any:
         ("pipeline", manifest.main.pipeline),
         *((f"stage {name}", f"{told}; see --stage {name}") for name, told in beside(manifest)),
         ("exactness", exactness),
+        *([("defaults", read_defaults(manifest.generation).words)] if manifest.generation else []),
         *((name, f"{value:.4g}") for name, value in manifest.quality.items()),
         *([("packed", "for an app: without the export and the source")] if manifest.packed else []),
         ("size", screen.sizes(*bundle.sizes())),

@@ -124,21 +124,105 @@ RunStep = Annotated[
 # --- how text is generated
 
 Raw = Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")]
-NewTokens = Annotated[int, typer.Option(help="Maximum tokens to generate.")]
+NewTokens = Annotated[
+    int | None,
+    typer.Option(help="Maximum tokens to generate; default: the checkpoint's own, else 128."),
+]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]
-TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0: all.")]
+OwnTemperature = Annotated[
+    float | None,
+    typer.Option(help="Sampling temperature; 0 is greedy. Default: the checkpoint's own, else 0."),
+]
+TopK = Annotated[int | None, typer.Option(help="Sample from the k most likely tokens; 0: all.")]
 TopP = Annotated[
-    float, typer.Option(help="Sample from the fewest tokens with this total probability.")
+    float | None, typer.Option(help="Sample from the fewest tokens with this total probability.")
 ]
 MinP = Annotated[
-    float, typer.Option(help="Drop tokens below this fraction of the top probability.")
+    float | None, typer.Option(help="Drop tokens below this fraction of the top probability.")
 ]
 RepetitionPenalty = Annotated[
-    float, typer.Option(help="Penalty on tokens that occurred before; 1 is off.")
+    float | None, typer.Option(help="Penalty on tokens that occurred before; 1 is off.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Random seed, for reproducible sampling.")]
+NoDefaults = Annotated[
+    bool,
+    typer.Option(
+        "--no-defaults",
+        help="Ignore the checkpoint's own generation_config.json: greedy unless said otherwise.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Random seed: the same text again, whatever is drafted; but not with recipes that "
+        "draw their drafts (the README lists them), where it depends on how many are drafted."
+    ),
+]
+Tools = Annotated[
+    Path | None,
+    typer.Option(help="JSON file with a list of tools (JSON schemas) for the chat template."),
+]
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--thinking/--no-thinking", help="enable_thinking for a chat template that knows it."
+    ),
+]
+TemplateArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Another argument of the chat template, VALUE as JSON or text; may be given more "
+        "than once.",
+    ),
+]
+PresencePenalty = Annotated[
+    float, typer.Option(help="Taken from the score of every token the answer has used already.")
+]
+FrequencyPenalty = Annotated[
+    float, typer.Option(help="Taken as often as the answer has used the token already.")
+]
+NoRepeat = Annotated[
+    int, typer.Option(help="Never write so many tokens in a row twice, prompt included; 0: off.")
+]
+Biases = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ID=BIAS",
+        help="Add to the score of a token id; -inf bars it. May be given more than once.",
+    ),
+]
+LeastTokens = Annotated[int, typer.Option(help="Do not end before so many tokens.")]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Answer in JSON that this JSON schema allows."),
+]
+Regex = Annotated[
+    str | None, typer.Option(metavar="REGEX", help="Answer in a text that matches as a whole.")
+]
+LarkGrammar = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Answer in a text of this Lark grammar, llguidance's kind."),
+]
+Answers = Annotated[
+    int, typer.Option("--n", help="Answers to write; more than 1 needs --temperature above 0.")
+]
 Stop = Annotated[
     list[str] | None, typer.Option(help="Stop before this text; may be given more than once.")
+]
+StopIds = Annotated[
+    list[int] | None,
+    typer.Option("--stop-token-id", help="Stop at this token id; may be given more than once."),
+]
+KeepStop = Annotated[bool, typer.Option("--include-stop", help="Keep the stop text.")]
+Logprobs = Annotated[
+    int | None,
+    typer.Option(
+        help="With --json: log-probabilities of the answer's tokens, before temperature and "
+        "penalties, and of so many likeliest tokens in each place."
+    ),
+]
+PromptLogprobs = Annotated[
+    int | None, typer.Option(help="With --json: the same of the prompt's tokens.")
 ]
 PastEnd = Annotated[bool, typer.Option("--ignore-eos", help="Continue past the end-of-text token.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Print statistics to stderr.")]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from graftline.commands.texts import decoded
+from graftline.commands.texts import from_file
 from graftline.errors import RequestError
 
 MT_BENCH = frozenset(
@@ -32,11 +32,7 @@ def read_questions(path: Path) -> list[Question]:
 
     Raises RequestError naming the line that is neither, or the byte that is not UTF-8.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror or error}") from error
-    lines = decoded(data, str(path)).split("\n")  # a JSON text may hold other line separators
+    lines = from_file(path).split("\n")  # a JSON text may hold other line separators
     found = [_question(path, at, line) for at, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise RequestError(f"{path} has no questions")

@@ -80,7 +80,7 @@ def tune(
     with screen.steps(quiet) as watch:
         engine = open_engine(
             bundle, watch, recipe="plain", threads=threads, capacity=capacity, corpus=corpus,
-            verify=False,
+            verify=False, prefix_cache=0, defaults=False,
         )  # fmt: skip
         ids = [_encoded(engine, question, raw, max_new_tokens) for question in questions]
         plain, found = _tune(bundle, engine, ids, max_new_tokens, chosen, watch)

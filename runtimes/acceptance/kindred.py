@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import numpy as np
 
 from graftline.runtimes.acceptance.lenient import Criterion, Lenient, dense
-from graftline.runtimes.acceptance.stochastic import Dice, Doubles, point, proposal
-from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.acceptance.stochastic import Dice, Doubles, point, proposal, residual
+from graftline.runtimes.sampling import Logits, Sampling
 from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Rule, Verdict
 from graftline.tree import Tree
@@ -35,27 +34,27 @@ class KindredRejection:
 
     def __init__(self, sampling: Sampling, dice: Dice, kinship: Kinship) -> None:
         self._sampling, self._dice, self._kinship = sampling, dice, kinship
-        self._seen: set[int] = set()
-
-    def start(self, context: Sequence[int]) -> None:
-        self._seen = set(context) if self._sampling.penalises else set()
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
         path = [0]
         while True:
-            p = dense(self._sampling, scores.logits[row, path[-1]], self._seen)
-            child, p = self._try(tree, path[-1], p)
-            token = self._dice.draw(p) if child is None else int(tree.tokens[child])
-            if self._sampling.penalises:
-                self._seen.add(token)
+            logits = scores.after(row, path[-1])
+            child, p = self._try(tree, path[-1], dense(self._sampling, logits), logits)
             if child is None:
-                return Verdict(tuple(path), token)
+                return Verdict(tuple(path), self._dice.draw(p))
             path.append(child)
 
-    def _try(self, tree: Tree, node: int, p: Doubles) -> tuple[int | None, Doubles]:
-        """The first child of `node` that stands, if one does, and what is left of p [V]."""
+    def _try(
+        self, tree: Tree, node: int, p: Doubles, logits: Logits
+    ) -> tuple[int | None, Doubles]:
+        """The first child of `node` that stands, if one does, and what is left of p [V]; kin does
+        not make up for being barred."""
         for child, q in _trials(tree, node, len(p)):
-            chance, rest = self._kinship.trial(p, q, int(tree.tokens[child]))
+            token = int(tree.tokens[child])
+            if logits[token] == -np.inf:
+                p = residual(p, q)
+                continue
+            chance, rest = self._kinship.trial(p, q, token)
             if self._dice.coin(chance):
                 return child, p
             p = rest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -27,12 +27,11 @@ class Place:
     own: int
     """The token the target chose: its best when greedy, else its draw."""
     sampling: Sampling
-    seen: Iterable[int]
 
     @cached_property
     def logits(self) -> Logits:
-        """[V], penalised for the tokens seen."""
-        return self.sampling.penalised(self.scores.logits[self.row, self.node], self.seen)
+        """[V], as the request has them shaped."""
+        return self.scores.after(self.row, self.node)
 
     @cached_property
     def odds(self) -> Odds:
@@ -40,7 +39,7 @@ class Place:
         sampling = replace(self.sampling, temperature=self.sampling.temperature or 1.0)
         if not sampling.filters:
             return Odds.of(self.logits, sampling.temperature)
-        return Odds(dense(sampling, self.scores.logits[self.row, self.node], self.seen), 1.0)
+        return Odds(dense(sampling, self.logits), 1.0)
 
 
 Criterion = Callable[[Place, int, int], bool]
@@ -52,8 +51,9 @@ class Lenient:
 
     At each node the target chooses as it would without a draft. The child that carries its choice
     stands. When none does, the most probable of the children that meet the criterion stands
-    instead; when none does either, the choice is emitted. So a criterion that nothing meets gives
-    `Greedy` at temperature 0, and otherwise `PointMass`, token for token under one seed.
+    instead, never a barred one; when none does either, the choice is emitted. So a criterion that
+    nothing meets gives `Greedy` at temperature 0, and otherwise `PointMass`, token for token under
+    one seed.
     """
 
     lossless: ClassVar[bool] = False
@@ -63,23 +63,17 @@ class Lenient:
     ) -> None:
         self._sampling, self._criterion = sampling, criterion
         self._uniforms = Uniforms.of(generator)
-        self._seen: set[int] = set()
-
-    def start(self, context: Sequence[int]) -> None:
-        self._seen = set(context) if self._sampling.penalises else set()
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
         tokens = tree.token_list
         path = [0]
         while True:
             node = path[-1]
-            own = own_choice(self._sampling, self._uniforms, scores, row, node, self._seen)
+            own = own_choice(self._sampling, self._uniforms, scores, row, node)
             child = None
             if len(tokens) > 1 and (children := tree.children[node]):
-                place = Place(scores, row, node, own, self._sampling, self._seen)
+                place = Place(scores, row, node, own, self._sampling)
                 child = self._successor(place, children, tokens)
-            if self._sampling.penalises:
-                self._seen.add(own if child is None else tokens[child])
             if child is None:
                 return Verdict(tuple(path), own)
             path.append(child)
@@ -90,7 +84,8 @@ class Lenient:
         for child in children:
             if tokens[child] == place.own:
                 return child
-        likely = sorted(children, key=lambda child: -place.logits[tokens[child]])
+        allowed = [child for child in children if place.logits[tokens[child]] > -np.inf]
+        likely = sorted(allowed, key=lambda child: -place.logits[tokens[child]])
         standing = (child for child in likely if self._criterion(place, child, tokens[child]))
         return next(standing, None)
 
@@ -101,19 +96,16 @@ def own_choice(
     scores: Scores,
     row: int,
     node: int,
-    seen: Iterable[int],
 ) -> int:
     """What the target chooses after `node`: its best token when greedy, else one draw."""
     if not sampling.greedy:
-        return sampling.draw(scores.logits[row, node], seen, chance.random())
-    if sampling.penalises:
-        return int(np.argmax(sampling.penalised(scores.logits[row, node], seen)))
-    return int(scores.argmax[row, node])
+        return sampling.draw(scores.after(row, node), chance.random())
+    return scores.best(row, node)
 
 
-def dense(sampling: Sampling, logits: Logits, seen: Iterable[int] = ()) -> Doubles:
+def dense(sampling: Sampling, logits: Logits) -> Doubles:
     """[V]: the distribution over the whole vocabulary, zero where filtered out."""
-    ids, probs = sampling.distribution(logits, seen)
+    ids, probs = sampling.distribution(logits)
     if ids is None:
         return probs
     full = np.zeros(len(logits))

@@ -39,21 +39,15 @@ class Dice:
 class Laws:
     """The target's distribution at the nodes of one scored tree, each computed when asked for."""
 
-    def __init__(
-        self, sampling: Sampling, seen: set[int], tree: Tree, scores: Scores, row: int
-    ) -> None:
-        self._sampling, self._seen = sampling, seen
-        self._tree, self._logits = tree, scores.logits[row]
+    def __init__(self, sampling: Sampling, scores: Scores, row: int) -> None:
+        self._sampling, self._scores, self._row = sampling, scores, row
         self._known: dict[int, Doubles] = {}
 
     def at(self, node: int) -> Doubles:
-        """p [V] after `node`; a repetition penalty counts the tokens on the way to it."""
+        """p [V] after `node`."""
         if node not in self._known:
-            seen = self._seen
-            if self._sampling.penalises:
-                seen = seen.union(self._tree.tokens[list(self._tree.path_to(node))].tolist())
-            logits = self._logits[node]
-            ids, probs = self._sampling.distribution(logits, seen)
+            logits = self._scores.after(self._row, node)
+            ids, probs = self._sampling.distribution(logits)
             if ids is not None:
                 dense = np.zeros(len(logits))
                 dense[ids] = probs
@@ -69,7 +63,6 @@ class StochasticRule(ABC):
 
     def __init__(self, sampling: Sampling, dice: Dice) -> None:
         self.sampling, self.dice = sampling, dice
-        self._seen: set[int] = set()
 
     @classmethod
     def of(cls, sampling: Sampling, generator: np.random.Generator) -> Rule:
@@ -78,14 +71,8 @@ class StochasticRule(ABC):
 
         return Greedy(sampling) if sampling.greedy else cls(sampling, Dice(generator))
 
-    def start(self, context: Sequence[int]) -> None:
-        self._seen = set(context) if self.sampling.penalises else set()
-
     def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
-        verdict = self.decide(tree, Laws(self.sampling, self._seen, tree, scores, row))
-        if self.sampling.penalises:
-            self._seen.update(verdict.tokens(tree))
-        return verdict
+        return self.decide(tree, Laws(self.sampling, scores, row))
 
     @abstractmethod
     def decide(self, tree: Tree, laws: Laws) -> Verdict:

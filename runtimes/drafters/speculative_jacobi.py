@@ -78,7 +78,7 @@ class SpeculativeJacobi:
     def sample_with(self, sampling: Sampling, generator: np.random.Generator) -> None:
         """Draw as the request does, from `generator`, which nothing else draws from."""
         few = min(sampling.top_k or self.top_k, self.top_k or sampling.top_k)
-        self._sampling = replace(sampling, top_k=few, repetition_penalty=1.0)
+        self._sampling = replace(sampling, top_k=few)
         self._generator = generator
 
     def start(self, context: Sequence[int]) -> None:

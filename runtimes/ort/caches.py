@@ -4,6 +4,7 @@ path of a tree is one move for all layers."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,18 @@ from graftline.runtimes.session import Ints
 
 SEVERAL = 8
 """Sequences that there is room for as soon as there is a second one."""
+
+
+@dataclass(frozen=True)
+class HostSlots:
+    """The keys and values of some slots of one sequence, [caches, heads, slots, size] by shape."""
+
+    parts: list[npt.NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return sum(part.nbytes for part in self.parts)
 
 
 class HostCaches:
@@ -61,6 +74,15 @@ class HostCaches:
         """Copy what sequence `row` has in its first `length` slots to sequence `to`."""
         for block in self.blocks:
             block[:, to, :, :length] = block[:, row, :, :length]
+
+    def cut(self, row: int, start: int, stop: int) -> HostSlots:
+        """A copy of slots [start, stop) of sequence `row`."""
+        return HostSlots([block[:, row, :, start:stop].copy() for block in self.blocks])
+
+    def put(self, row: int, start: int, kept: HostSlots, count: int) -> None:
+        """Write the first `count` slots of a copy from slot `start` of sequence `row` on."""
+        for block, part in zip(self.blocks, kept.parts, strict=True):
+            block[:, row, :, start : start + count] = part[:, :, :count]
 
     def keep(self, row: int, start: int, path: Sequence[int]) -> None:
         """Move the new rows in `path` (ascending), written from slot `start` on, together there."""

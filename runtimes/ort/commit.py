@@ -1,5 +1,5 @@
-"""Graphs that work on caches where they lie: KVCommit, which moves an accepted path's rows, and a
-copy."""
+"""Graphs that work on caches where they lie: KVCommit, which moves an accepted path's rows, a copy,
+and what takes some slots of a cache out and puts them back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 from onnx import helper
 
 from graftline.plugins.kv_commit import KV_COMMIT
@@ -89,3 +90,63 @@ class CopyGraph:
         binding.bind_input("source", self.device, 0, kind, [count], source)
         binding.bind_output("copy", self.device, 0, kind, [count], to)
         self._sessions[kind].run_with_iobinding(binding)
+
+
+class SlotGraphs:
+    """Copies some slots of one sequence's cache, [1, heads, slots, size] in the memory of `device`,
+    to [1, heads, count, size] and back."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self._sessions: dict[tuple[str, int], Any] = {}
+
+    def cut(self, address: int, shape: Sequence[int], start: int, to: Any, kind: int) -> None:
+        """Fill the value `to` with the slots from `start` on of the cache at `address`."""
+        session = self._session("cut", kind)
+        binding = session.io_binding()
+        binding.bind_input("cache", self.device, 0, kind, list(shape), address)
+        binding.bind_cpu_input("start", np.array([start], np.int64))
+        binding.bind_cpu_input("stop", np.array([start + to.shape()[2]], np.int64))
+        binding.bind_ortvalue_output("slots", to)
+        session.run_with_iobinding(binding)
+
+    def put(
+        self, address: int, shape: Sequence[int], start: int, kept: Any, count: int, kind: int
+    ) -> None:
+        """Write the first `count` slots of the value `kept` to the cache, from slot `start` on."""
+        session = self._session("put", kind)
+        binding = session.io_binding()
+        where = (self.device, 0, kind, list(shape), address)
+        binding.bind_input("cache", *where)
+        binding.bind_ortvalue_input("slots", kept)
+        binding.bind_cpu_input("start", np.array([start], np.int64))
+        binding.bind_cpu_input("count", np.array([count], np.int64))
+        binding.bind_output("written", *where)
+        session.run_with_iobinding(binding)
+
+    def _session(self, name: str, kind: int) -> Any:
+        if (name, kind) not in self._sessions:
+            text = _SLOT_GRAPHS[name].format(T=onnx.TensorProto.DataType.Name(kind).lower())
+            model = onnx.parser.parse_model(text)
+            opened = open_on(self.device, model.SerializeToString(), self.threads)
+            self._sessions[name, kind] = opened
+        return self._sessions[name, kind]
+
+
+_SLOT_GRAPHS = {
+    "cut": """<ir_version: 12, opset_import: ["" : 24]>
+        cut ({T}[1, heads, capacity, size] cache, int64[1] start, int64[1] stop)
+            => ({T}[1, heads, count, size] slots) {{
+            axis = Constant <value_ints = [2]> ()
+            slots = Slice (cache, start, stop, axis)
+        }}""",
+    "put": """<ir_version: 12, opset_import: ["" : 24]>
+        put ({T}[1, heads, capacity, size] cache, {T}[1, heads, kept, size] slots, int64[1] start,
+             int64[1] count) => ({T}[1, heads, capacity, size] written) {{
+            axis = Constant <value_ints = [2]> ()
+            zero = Constant <value_ints = [0]> ()
+            rows = Slice (slots, zero, count, axis)
+            written = TensorScatter <axis = 2, mode = "linear"> (cache, rows, start)
+        }}""",
+}
+"""As ONNX text; {T} is the caches' element type."""

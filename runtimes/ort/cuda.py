@@ -22,13 +22,13 @@ from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
 from graftline.ports import Port
 from graftline.runtimes.ort.calls import MOST_ROWS
-from graftline.runtimes.ort.commit import CommitGraph, CopyGraph
+from graftline.runtimes.ort.commit import CommitGraph, CopyGraph, SlotGraphs
 from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.provider import open_on
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.step_arrays import STEP_INTS, OutputMemory, StepArrays
 from graftline.runtimes.scores import DeviceScores
-from graftline.runtimes.session import Floats, Ints, Scores
+from graftline.runtimes.session import Floats, Ints, Scores, Snapshot
 from graftline.targets import CPU, CUDA
 
 READ_LATER = "logits"
@@ -50,6 +50,14 @@ class _Block:
         """Where the cache of `port` begins for sequence `row`."""
         place = self.ports.index(port) * self.shape[1] + row
         return int(self.memory.data_ptr()) + place * prod(self.shape[2:]) * self.itemsize
+
+
+@dataclass(frozen=True)
+class _DeviceSlots:
+    """Some slots of one sequence, [1, heads, slots, size] for every cache, on the device."""
+
+    values: list[Any]
+    nbytes: int
 
 
 @dataclass(kw_only=True)
@@ -82,6 +90,7 @@ class CudaSession(OrtSession):
         self._device_memory: list[_Block] = []
         self._commits: CommitGraph | None = None
         self._copies: CopyGraph | None = None
+        self._slots: SlotGraphs | None = None
         super().__init__(graph, facts, ports, capacity=capacity, threads=threads, forms=forms)
 
     def _open(self) -> Any:
@@ -115,10 +124,6 @@ class CudaSession(OrtSession):
         other.capacity, other._device_memory = host.capacity, host._device_memory
         host._guests.append(other)
         return other
-
-    def twin(self) -> OrtSession:
-        """A sibling for requests of its own, which reads every prompt itself."""
-        return self.sibling()
 
     @property
     def _layout(self) -> list[tuple[object, ...]]:
@@ -194,6 +199,32 @@ class CudaSession(OrtSession):
                 address = int(block.memory.data_ptr())
                 self._commits.run(address, shape, block.kind, path, count, lengths)
         self._lengths += np.array([len(path) for path in paths], np.int64)
+
+    def snapshot(self, row: int, start: int, stop: int) -> Snapshot:
+        """A copy of committed slots, on the device. See `Session.snapshot`."""
+        values: list[Any] = []
+        self._slots = self._slots or SlotGraphs(self.device, self.threads)
+        nbytes = 0
+        for block in self._device_memory:
+            _, _, heads, slots, size = block.shape
+            nbytes += len(block.ports) * heads * (stop - start) * size * block.itemsize
+            for port in block.ports:
+                value = _empty((1, heads, stop - start, size), np.dtype(port.dtype), self.device)
+                address = block.address(port, row)
+                self._slots.cut(address, (1, heads, slots, size), start, value, block.kind)
+                values.append(value)
+        return _DeviceSlots(values, nbytes)
+
+    def restore(self, row: int, kept: Snapshot, count: int) -> None:
+        """Commit the positions of a copy. See `Session.restore`."""
+        assert isinstance(kept, _DeviceSlots), "a snapshot of another kind of session"
+        self._slots = self._slots or SlotGraphs(self.device, self.threads)
+        places = [(block, port) for block in self._device_memory for port in block.ports]
+        for (block, port), value in zip(places, kept.values, strict=True):
+            shape, start = (1, *block.shape[2:]), int(self._lengths[row])
+            address = block.address(port, row)
+            self._slots.put(address, shape, start, value, count, block.kind)
+        self._lengths[row] += count
 
     def _bind(
         self, batch: int, count: int, asked: int, row: int, chains: bool

@@ -19,14 +19,21 @@ import numpy.typing as npt
 from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
 from graftline.ports import Port, by_role
-from graftline.runtimes.ort.caches import HostCaches
+from graftline.runtimes.ort.caches import HostCaches, HostSlots
 from graftline.runtimes.ort.calls import CHUNK, MOST_ROWS, BoundCalls
 from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.packed import PackedCall
-from graftline.runtimes.ort.prompt_memory import PromptMemory
 from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays
 from graftline.runtimes.scores import copied, joined
-from graftline.runtimes.session import Bools, Ints, Scores, call_starts, check_prompt, rolled_back
+from graftline.runtimes.session import (
+    Bools,
+    Ints,
+    Scores,
+    Snapshot,
+    call_starts,
+    check_prompt,
+    rolled_back,
+)
 from graftline.runtimes.slots import check_scattered, mask_kinds
 
 
@@ -68,7 +75,6 @@ class OrtSession(BoundCalls):
         self._memory = HostCaches(self._caches)
         self._outputs, self._together = OutputMemory(), OutputMemory()
         self._guests: list[OrtSession] = []
-        self._prompts: PromptMemory | None = None
         self._last: StepArrays | None = None
         self.reset(1)
 
@@ -100,12 +106,6 @@ class OrtSession(BoundCalls):
         other.capacity, other._memory = host.capacity, host._memory
         host._guests.append(other)
         return other
-
-    def twin(self) -> OrtSession:
-        """A sibling for requests of its own: a prompt that one of the two has just read costs the
-        other no more than a copy."""
-        self._prompts = self._prompts or PromptMemory()
-        return self.sibling()
 
     def caches(self, row: int) -> dict[str, npt.NDArray[Any]]:
         """The caches of sequence `row`, [1, K, S, D] each, by the name of their graph input: views,
@@ -179,19 +179,11 @@ class OrtSession(BoundCalls):
     def read(self, row: int, tokens: Ints) -> Scores:
         """Commit tokens behind what the sequence has, in chunks. See `Session.read`."""
         check_prompt(self, int(self._lengths[row]), len(tokens), "shorten the prompt")
-        memory = self._prompts if self._lengths[row] == 0 else None
-        known = None if memory is None else memory.recall(tokens, self._memory.blocks, row)
-        if known is not None:
-            self._lengths[row] = len(tokens)
-            return known
         for start in range(0, len(tokens), CHUNK):
             part = np.asarray(tokens[start : start + CHUNK], np.int64)
             scores = self._chunk(row, part)
             self._lengths[row] += len(part)
-        scores = copied(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
-        if memory is not None:
-            memory.keep(tokens, self._memory.blocks, row, scores)
-        return scores
+        return copied(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def _chunk(self, row: int, part: Ints) -> Scores:
         count = len(part)
@@ -307,6 +299,16 @@ class OrtSession(BoundCalls):
     def truncate(self, lengths: Sequence[int]) -> None:
         """Roll back each sequence to a shorter committed length."""
         self._lengths = rolled_back(self._lengths, lengths)
+
+    def snapshot(self, row: int, start: int, stop: int) -> Snapshot:
+        """A copy of committed slots. See `Session.snapshot`."""
+        return self._memory.cut(row, start, stop)
+
+    def restore(self, row: int, kept: Snapshot, count: int) -> None:
+        """Commit the positions of a copy. See `Session.restore`."""
+        assert isinstance(kept, HostSlots), "a snapshot of another kind of session"
+        self._memory.put(row, int(self._lengths[row]), kept, count)
+        self._lengths[row] += count
 
 
 def _cache_shapes(ports: Sequence[Port]) -> set[tuple[Any, ...]]:

@@ -70,7 +70,9 @@ class Block(StochasticRule):
             tried[node] += used
             stages.append(Stage(node, p, w, q))
             w = min(1.0, w * float(p[tokens[child]] / q[tokens[child]]))
-            node, p = child, laws.at(child)
+            if w > 0.0:  # else it cannot stand, and what would follow is nobody's to know
+                p = laws.at(child)
+            node = child
         return [*stages, Stage(node, p, w, None)]
 
     def pick(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -31,22 +30,14 @@ class PointMass:
 
     def __init__(self, sampling: Sampling, uniforms: Uniforms) -> None:
         self.sampling, self.uniforms = sampling, uniforms
-        self._seen: set[int] = set()
 
     @classmethod
     def of(cls, sampling: Sampling, generator: np.random.Generator) -> Rule:
         """The rule for these settings; at temperature 0 it is `Greedy`."""
         return Greedy(sampling) if sampling.greedy else cls(sampling, Uniforms.of(generator))
 
-    def start(self, context: Sequence[int]) -> None:
-        self._seen = set(context) if self.sampling.penalises else set()
-
     def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
         return walk(tree, lambda node: self._draw(scores, row, node))
 
     def _draw(self, scores: Scores, row: int, node: int) -> int:
-        uniform = self.uniforms.random()
-        token = self.sampling.draw(scores.logits[row, node], self._seen, uniform)
-        if self.sampling.penalises:
-            self._seen.add(token)
-        return token
+        return self.sampling.draw(scores.after(row, node), self.uniforms.random())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,10 +63,6 @@ class ReflectiveRule:
     ) -> None:
         self._sampling, self._uniforms = sampling, Uniforms.of(generator)
         self._weight, self._layout = weight, layout
-        self._seen: set[int] = set()
-
-    def start(self, context: Sequence[int]) -> None:
-        self._seen = set(context)
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
         if not tree.is_chain:
@@ -80,18 +75,17 @@ class ReflectiveRule:
             node = path[-1]
             uniform = 0.0 if self._sampling.greedy else self._uniforms.random()
             z = scores.logits[row, node]
-            own = self._choose(z, uniform)
+            own = self._choose(scores.after(row, node), uniform)
             token = tokens[node + 1] if node < count else None
             if token not in (None, own) and mirror + node < len(tokens):
                 fused = (1 - self._weight) * z + self._weight * scores.logits[row, mirror + node]
-                if self._choose(fused, uniform) == token:
+                if self._choose(scores.shaped(node, fused), uniform) == token:
                     own = token
-            self._seen.add(own)
             if token != own:
                 return Verdict(tuple(path), own)
             path.append(node + 1)
 
     def _choose(self, logits: Logits, uniform: float) -> int:
         if self._sampling.greedy:
-            return int(np.argmax(self._sampling.penalised(logits, self._seen)))
-        return self._sampling.draw(logits, self._seen, uniform)
+            return int(np.argmax(logits))
+        return self._sampling.draw(logits, uniform)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,36 +68,25 @@ class StepRule:
         self._sampling, self._generator, self._threshold = sampling, generator, threshold
         self._relative = relative
         self._exact: Rule = PointMass.of(sampling, generator)
-        self._context: list[int] = []
-
-    def start(self, context: Sequence[int]) -> None:
-        self._context = list(context) if self._sampling.penalises else []
-        self._exact.start(context)
 
     def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
         if not tree.is_chain:
             raise GraftlineError("step-score judges a step, which is a chain; use another drafter")
-        if len(tree) > 1 and self._score(tree, scores, row) >= self._threshold:
-            verdict = self._whole(tree, scores, row)
-        else:
-            verdict = self._exact.judge(tree, scores, row)
-        if self._sampling.penalises:
-            self._context += verdict.tokens(tree)
-            self._exact.start(self._context)
-        return verdict
+        if len(tree) > 1:
+            score = self._score(tree, scores, row)
+            if score >= self._threshold and score > -math.inf:  # -inf: a token is barred
+                last = len(tree) - 1
+                token = own_choice(self._sampling, self._generator, scores, row, last)
+                return Verdict(tuple(range(last + 1)), token)
+        return self._exact.judge(tree, scores, row)
 
     def _score(self, step: Tree, scores: Scores, row: int) -> float:
-        """The mean log-probability of the drafted tokens, `relative` to the likeliest ones'."""
+        """The mean log-probability of the drafted tokens, `relative` to the likeliest ones'; -inf
+        where one is barred."""
         total = 0.0
         for node, token in enumerate(step.tokens[1:].tolist()):
-            logits = scores.logits[row, node]
+            logits = scores.after(row, node)
             total += float(logits[token] - logits.max())
             if not self._relative:
                 total -= math.log(Odds.of(logits).total)
         return total / (len(step) - 1)
-
-    def _whole(self, step: Tree, scores: Scores, row: int) -> Verdict:
-        last = len(step) - 1
-        seen = {*self._context, *step.tokens.tolist()}
-        token = own_choice(self._sampling, self._generator, scores, row, last, seen)
-        return Verdict(tuple(range(last + 1)), token)

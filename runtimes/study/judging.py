@@ -52,9 +52,6 @@ class Judging:
         self._greedy = Greedy()
         self.drafts: list[Judged] = []
 
-    def start(self, context: Sequence[int]) -> None:
-        self._greedy.start(context)
-
     def judge(self, tree: Tree, scores: Scores, row: int) -> Verdict:
         if len(tree) > 1:
             self.drafts.append(self._seen(tree, scores, row))

@@ -39,9 +39,9 @@ class Records:
     most: int = 64
     nodes: list[Record] = field(default_factory=list[Record])
 
-    def watch(self, tree: Tree, verdict: Verdict, scores: Scores, row: int, seen: set[int]) -> None:
-        """Record the drafted nodes of the accepted path; `seen` are the tokens before the step."""
-        laws = Laws(self.sampling, seen, tree, scores, row)
+    def watch(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
+        """Record the drafted nodes of the accepted path."""
+        laws = Laws(self.sampling, scores, row)
         for depth, node in enumerate(verdict.path):
             if len(self.nodes) >= self.most:
                 return

@@ -10,9 +10,8 @@ from typing import Any, cast
 from tokenizers import Tokenizer as HFTokenizer
 
 from graftline.errors import BundleError, RequestError
-from graftline.runtimes.text.chat_template import ChatTemplate
+from graftline.runtimes.text.chat_template import ChatTemplate, Message, TemplateArguments
 
-Message = Mapping[str, Any]
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
@@ -24,11 +23,16 @@ class Tokenizer:
         tokenizer: HFTokenizer,
         template: str | None = None,
         special: Mapping[str, str] | None = None,
+        tool_template: str | None = None,
     ) -> None:
+        """`tool_template`: used in place of `template` where there are tools, if there is one."""
         self._tokenizer = tokenizer
         self.special = dict(special or {})
         """bos_token, eos_token, ... as text."""
-        self._template = None if template is None else ChatTemplate(template, self.special)
+        self._template, self._tool_template = (
+            None if source is None else ChatTemplate(source, self.special)
+            for source in (template, tool_template)
+        )
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> Tokenizer:
@@ -48,26 +52,39 @@ class Tokenizer:
         tokenizer.no_padding()
         config = _read_config(folder / "tokenizer_config.json")
         special = {k: text for k in _SPECIAL if (text := _special_text(config.get(k)))}
-        return cls(tokenizer, _read_template(folder, config), special)
+        template, tool_template = _read_templates(folder, config)
+        return cls(tokenizer, template, special, tool_template)
 
     @property
     def has_chat_template(self) -> bool:
         """True when messages can be rendered."""
         return self._template is not None
 
-    def encode(self, prompt: str | Sequence[Message], raw: bool = False) -> list[int]:
-        """Ids of a prompt. A string is one user message unless `raw` or there is no template.
+    def encode(
+        self,
+        prompt: str | Sequence[Message],
+        raw: bool = False,
+        arguments: TemplateArguments | None = None,
+    ) -> list[int]:
+        """Ids of a prompt. A string is one user message unless `raw` or there is no template, which
+        is given `arguments`.
 
-        Raises RequestError for messages without a template, and where the template refuses them.
+        Raises RequestError for messages without a template, and where the template refuses them, or
+        what it is given.
         """
+        given = arguments or TemplateArguments()
         if isinstance(prompt, str) and (raw or self._template is None):
+            refuse_arguments(given, "a text without a chat template")
             return self._tokenizer.encode(prompt).ids
         if self._template is None:
             raise RequestError("this model has no chat template; give the prompt as one string")
         if raw:
             raise RequestError("raw=True takes a string, not messages")
+        if given.go_on and isinstance(prompt, str):
+            raise RequestError("continue_final_message continues a message; give messages")
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = self._template.render(messages)
+        with_tools = self._tool_template if given.tools is not None else None
+        text = (with_tools or self._template).render(messages, given)
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_part(self, text: str) -> list[int]:
@@ -83,9 +100,19 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         return next((i for i, t in added.items() if t.special and t.content == text), None)
 
+    def to_json(self) -> str:
+        """What its tokenizer.json says."""
+        return self._tokenizer.to_str()
+
     def id_of(self, token: str) -> int | None:
         """The id of a token's text, if it has one."""
         return self._tokenizer.token_to_id(token)
+
+
+def refuse_arguments(given: TemplateArguments, what: str) -> None:
+    """Raises RequestError where a template's arguments come with `what`, which has none."""
+    if given.names:
+        raise RequestError(f"{given.names[0]} is for chat templates, and this is {what}")
 
 
 def end_tokens(defaults: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
@@ -135,10 +162,12 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts a stream of text at the earliest stop string, also one that spans pieces."""
+    """Cuts a stream of text at the earliest stop string, also one that spans pieces; behind it,
+    where it is to be kept. Of several that begin at one place the shortest counts, which is whole
+    first."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+    def __init__(self, stops: Sequence[str], keep: bool = False) -> None:
+        self._stops, self._keep = tuple(stops), keep
         self._held = ""
         self.hit = False
 
@@ -147,10 +176,11 @@ class StopStrings:
         if not self._stops or self.hit:
             return "" if self.hit else piece
         text = self._held + piece
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        found = [(at, at + len(stop)) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.hit, self._held = True, ""
-            return text[: min(found)]
+            begin, end = min(found)
+            return text[: end if self._keep else begin]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -162,11 +192,16 @@ class StopStrings:
 
 
 class Transcript:
-    """The text of one sequence as it grows: whole characters, cut at a stop string."""
+    """The text of one sequence as it grows: whole characters, cut at a stop string, which is kept
+    with `keep`. Stop strings are looked for in what comes with the token `least` and after it."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str], keep: bool = False, least: int = 0
+    ) -> None:
         self._detokenizer = Detokenizer(tokenizer)
-        self._stops = StopStrings(stops)
+        self._stops = StopStrings(stops, keep)
+        self._free = least - 1
+        """Tokens to come before that one."""
         self.text = ""
 
     @property
@@ -176,7 +211,15 @@ class Transcript:
 
     def feed(self, token: int) -> str:
         """The text to show now that `token` has come."""
-        return self._show(self._stops.feed(self._detokenizer.feed(token)))
+        piece = self._detokenizer.feed(token)
+        if self._free > 0:
+            self._free -= 1
+            return self._show(piece)
+        return self._show(self._stops.feed(piece))
+
+    def add(self, text: str) -> str:
+        """Show a text that no token has: the one that a special token ended it with."""
+        return self._show(text)
 
     def close(self) -> str:
         """The text still held back, once no token follows; a stop string may end in it."""
@@ -214,14 +257,15 @@ def _special_text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The template file, else the configuration's; of several named ones the default."""
+def _read_templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The template file, else the configuration's: of several named ones the default, and the one
+    for tools."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8"), None
     template = config.get("chat_template")
     if isinstance(template, list):
         rows = cast("list[dict[str, str]]", template)
         named = {row["name"]: row["template"] for row in rows}
-        return named.get("default") or next(iter(named.values()), None)
-    return template if isinstance(template, str) else None
+        return named.get("default") or next(iter(named.values()), None), named.get("tool_use")
+    return template if isinstance(template, str) else None, None

@@ -34,6 +34,22 @@ def trim(tree: Tree, rows: int) -> Tree:
     return _sharing(Tree(tree.tokens[:rows], tree.parents[:rows], probs, draws), tree, rows)
 
 
+def only(tree: Tree, rows: Sequence[int]) -> Tree:
+    """These rows of the tree, in order, with every one its parent; of the children of a node that
+    were drawn all or none."""
+    place = {row: at for at, row in enumerate(rows)}
+    parents = tree.parent_list
+    moved = [-1, *(place[parents[row]] for row in rows[1:])]
+    kept = list(rows)
+    probs = None if tree.probs is None else tree.probs[kept]
+    draws = {
+        place[node]: Draws(d.probs, tuple(place[child] for child in d.order), d.replacement)
+        for node, d in (tree.draws or {}).items()
+        if node in place and all(child in place for child in d.order)
+    }
+    return Tree(tree.tokens[kept], np.asarray(moved, np.int64), probs, draws or None)
+
+
 def first_path(tree: Tree) -> Tree:
     """The chain of first children from the root, for sessions that cannot score branches."""
     if len(tree) == 1 or tree.is_chain:

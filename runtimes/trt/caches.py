@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,25 @@ class _Block:
     def sequence(self) -> int:
         """Bytes of one sequence in one layer."""
         return self.heads * self.pitch
+
+
+class DeviceSlots:
+    """The keys and values of `count` slots of one sequence on the device: [layers, K, count, D] at
+    an address for each shape; given back with this object."""
+
+    def __init__(self, device: Device, sizes: Sequence[int], count: int) -> None:
+        self.count, self.nbytes = count, sum(sizes)
+        self.addresses: list[int] = []
+        given = weakref.finalize(self, _release, device, self.addresses)
+        given.atexit = False  # the process gives all of it back
+        for size in sizes:
+            self.addresses.append(device.allocate(size))
+
+
+def _release(device: Device, addresses: list[int]) -> None:
+    device.synchronize()  # moves from and to it are through
+    for address in addresses:
+        device.release(address)
 
 
 class DeviceCaches:
@@ -107,6 +127,34 @@ class DeviceCaches:
                 slice_pitch=self.room * block.sequence,
             )
             self._device.move(start + to * block.row, start + source * block.row, box)
+
+    def cut(self, row: int, start: int, stop: int) -> DeviceSlots:
+        """A copy of slots [start, stop) of sequence `row`."""
+        count = stop - start
+        sizes = [len(block.names) * block.heads * count * block.row for block in self._blocks]
+        kept = DeviceSlots(self._device, sizes, count)
+        for block, address in zip(self._blocks, kept.addresses, strict=True):
+            there, here = self._boxes(block, count, count)
+            source = block.base + row * block.sequence + start * block.row
+            self._device.move(address, source, here, there)
+        return kept
+
+    def put(self, row: int, start: int, kept: DeviceSlots, count: int) -> None:
+        """Write the first `count` slots of a copy from slot `start` of sequence `row` on."""
+        for block, address in zip(self._blocks, kept.addresses, strict=True):
+            there, here = self._boxes(block, count, kept.count)
+            to = block.base + row * block.sequence + start * block.row
+            self._device.move(to, address, there, here)
+
+    def _boxes(self, block: _Block, count: int, most: int) -> tuple[Box, Box]:
+        """`count` slots of one sequence for all layers and heads: as a copy of `most` slots has
+        them, and as the caches do."""
+        width, layers = count * block.row, len(block.names)
+        pitch = most * block.row
+        return (
+            Box(width, block.heads, layers, pitch, block.heads * pitch),
+            Box(width, block.heads, layers, block.pitch, self.room * block.sequence),
+        )
 
     def keep(self, row: int, start: int, path: Sequence[int]) -> None:
         """Bring rows `path` (ascending) of those from slot `start` on together behind it.

@@ -113,13 +113,16 @@ class CudaDevice:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", to.ctypes.data, source, to.nbytes, kind, self._stream)
 
-    def move(self, to: int, source: int, box: Box) -> None:
+    def move(self, to: int, source: int, box: Box, laid: Box | None = None) -> None:
         """Device to device, in one copy."""
         runtime = self._cuda
         copy = runtime.cudaMemcpy3DParms()
-        rows = box.slice_pitch // box.pitch
-        copy.srcPtr = runtime.make_cudaPitchedPtr(source, box.pitch, box.width, rows)
-        copy.dstPtr = runtime.make_cudaPitchedPtr(to, box.pitch, box.width, rows)
+
+        def pitched(address: int, lying: Box) -> Any:
+            rows = lying.slice_pitch // lying.pitch
+            return runtime.make_cudaPitchedPtr(address, lying.pitch, lying.width, rows)
+
+        copy.srcPtr, copy.dstPtr = pitched(source, box), pitched(to, laid or box)
         copy.extent = runtime.make_cudaExtent(box.width, box.height, box.depth)
         copy.kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpy3DAsync", copy, self._stream)

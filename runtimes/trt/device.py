@@ -77,8 +77,9 @@ class Device(Protocol):
         """Fill a contiguous array from the device."""
         ...
 
-    def move(self, to: int, source: int, box: Box) -> None:
-        """Copy a box within the device; the two do not overlap."""
+    def move(self, to: int, source: int, box: Box, laid: Box | None = None) -> None:
+        """Copy a box within the device; the two do not overlap. `laid`: how it lies where it goes,
+        as many bytes (None: as where it comes from)."""
         ...
 
     def context(self, profile: int, fixed: bool) -> Context:

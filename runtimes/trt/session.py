@@ -22,11 +22,12 @@ from graftline.runtimes.session import (
     Floats,
     Ints,
     Scores,
+    Snapshot,
     check_prompt,
     rolled_back,
 )
 from graftline.runtimes.slots import check_scattered, mask_kinds
-from graftline.runtimes.trt.caches import DeviceCaches
+from graftline.runtimes.trt.caches import DeviceCaches, DeviceSlots
 from graftline.runtimes.trt.device import Array, Device
 from graftline.runtimes.trt.fused import DraftTable
 from graftline.runtimes.trt.new_rows import NewRows
@@ -173,6 +174,16 @@ class TrtSession:
     def truncate(self, lengths: Sequence[int]) -> None:
         """Roll back each sequence to a shorter committed length."""
         self._lengths = rolled_back(self._lengths, lengths)
+
+    def snapshot(self, row: int, start: int, stop: int) -> Snapshot:
+        """A copy of committed slots, on the device. See `Session.snapshot`."""
+        return self._caches.cut(row, start, stop)
+
+    def restore(self, row: int, kept: Snapshot, count: int) -> None:
+        """Commit the positions of a copy. See `Session.restore`."""
+        assert isinstance(kept, DeviceSlots), "a snapshot of another kind of session"
+        self._caches.put(row, int(self._lengths[row]), kept, count)
+        self._lengths[row] += count
 
     def advance(self, row: int, count: int) -> None:
         """Count positions that a fused step has committed."""

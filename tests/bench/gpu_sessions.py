@@ -238,7 +238,7 @@ def _smollm2(path: Path | None, scale: Scale, table: Table) -> None:
         with TemporaryDirectory() as folder:
             bundle = optimize(path, Path(folder) / "b", recipe=RECIPE, target=CUDA, dtype="fp16")
             prompt = [{"role": "user", "content": "Write a Python function that sorts a list."}]
-            generations("SmolLM2", load(bundle.path), prompt, scale, True, table)
+            generations("SmolLM2", load(bundle.path, prefix_cache=0), prompt, scale, True, table)
     except Exception as error:
         table.row(["SmolLM2"], lambda error=error: _raise(error))
 

@@ -32,7 +32,7 @@ Runner = Callable[[list[int], int], tuple[list[int], float]]
 def ours(path: str, threads: int) -> Runner:
     import graftline
 
-    engine = graftline.load(path, recipe="plain", threads=threads)
+    engine = graftline.load(path, recipe="plain", threads=threads, prefix_cache=0)
 
     def run(ids: list[int], count: int) -> tuple[list[int], float]:
         result = engine.generate([ids], max_new_tokens=count, ignore_eos=True)[0]

@@ -39,7 +39,9 @@ def main() -> None:
     given.add_argument("--repeat", type=int, default=3)
     asked = given.parse_args()
     batches = [int(n) for n in asked.batches.split(",")]
-    engine = graftline.load(asked.bundle, recipe=asked.recipe, max_batch=max(batches))
+    engine = graftline.load(
+        asked.bundle, recipe=asked.recipe, max_batch=max(batches), prefix_cache=0
+    )
     ids = read(asked.prompts, engine, max(asked.requests, max(batches)))
     options = {"max_new_tokens": asked.tokens, "ignore_eos": True}
     print(f"{platform.processor() or platform.machine()}, onnxruntime {onnxruntime.__version__}, ")

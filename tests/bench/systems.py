@@ -20,7 +20,6 @@ states (--recipe judge-decoding), and its head by `graftline tune` or --judge.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import sys
@@ -127,7 +126,6 @@ def measure(
     engine = load(
         path, threads=given.threads, corpus=given.corpus, exact=given.exact, recipe="plain"
     )
-    gc.freeze()  # a full collection of what is loaded takes as long as ten steps
     asking = Completed(engine, given.judge, given.mask)
     able: list[Recipe] = []
     for one in todo:

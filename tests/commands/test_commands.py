@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from graftline.commands.texts import template_values
+from tests.bundle.toy_bundle import reseal
 from tests.commands.calling import call, refused
 
 
@@ -80,12 +83,92 @@ def test_run_streams_the_text_and_tells_the_stats(tiny_bundle: Path) -> None:
         (("--max-new-tokens", "100000"), "capacity"),
         (("--recipe", "plian"), "did you mean 'plain'?"),
         (("--temperature", "-1"), "temperature"),
+        (("--no-thinking",), "chat template does not know 'enable_thinking' (it takes none)"),
+        (("--template-arg", "style=short"), "chat template does not know 'style'"),
+        (("--template-arg", "style"), "--template-arg style: use NAME=VALUE"),
+        (("--tools", "none.json"), "--tools none.json cannot be read (No such file"),
+        (("--logprobs", "2"), "log-probabilities are shown in JSON alone; add --json"),
+        (("--logit-bias", "3:1"), "--logit-bias 3:1: use ID=BIAS, as 50256=-100"),
+        (("--json-schema", "nowhere.json"), "nowhere.json cannot be read: No such file"),
+        (("--regex", "(a"), "regex cannot be compiled"),
+        (("--regex", "a", "--grammar", "nowhere.lark"), "nowhere.lark cannot be read"),
+        (("--n", "2"), "n=2 at temperature 0"),
+        (("--presence-penalty", "nan"), "presence_penalty is nan"),
     ],
 )
 def test_run_refuses_what_cannot_be_served(
     tiny_bundle: Path, option: tuple[str, ...], told: str
 ) -> None:
     assert told in refused("run", tiny_bundle, "hello", *option)
+
+
+def test_tools_come_from_a_file(tiny_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tools.json"
+    for text, told in (
+        ("{", "is not JSON"),
+        ("{}", "holds no list; put the functions' schemas in one"),
+        ("[3]", "tools is no list of JSON schemas"),
+        ('[{"name": "f"}]', "chat template does not know 'tools'"),
+    ):
+        file.write_text(text)
+        assert told in refused("run", tiny_bundle, "hello", "--tools", file)
+    assert template_values(["a=1", "b=x=y", "c=true"]) == {"a": 1, "b": "x=y", "c": True}
+    assert template_values([]) is None
+
+
+def test_the_checkpoints_defaults_are_told_and_can_be_left_out(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "sampled.graft"
+    shutil.copytree(tiny_bundle, bundle)
+    own = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 9, "num_beams": 2}
+    reseal(bundle, {"generation": {"eos_token_id": 256, **own}})
+    ask = ("run", bundle, "hello", "--ignore-eos", "--seed", "1")
+    greedy = json.loads(call("run", tiny_bundle, *ask[2:], "--json").stdout)
+    assert (len(greedy["tokens"]), greedy["stats"]["defaults"]) == (128, {})
+    whole = json.loads(call(*ask, "--json").stdout)
+    assert whole["tokens"] != greedy["tokens"][:9]
+    assert len(whole["tokens"]) == 9
+    assert whole["stats"]["defaults"] == {"temperature": 0.7, "max_new_tokens": 9}
+    said = json.loads(call(*ask, "--temperature", "0", "--json").stdout)
+    assert said["tokens"] == greedy["tokens"][:9]
+    without = json.loads(call(*ask, "--no-defaults", "--json").stdout)
+    assert without["tokens"] == greedy["tokens"]
+    told = call(*ask, "--stats").stderr
+    assert "generation_config.json: temperature=0.7, max_new_tokens=9 (--no-defaults)" in told
+    assert "temperature=0.7, max_new_tokens=9; not used: num_beams=2" in call(
+        "inspect", bundle
+    ).stdout.replace("\n", "")
+    assert "generation_config" not in call("run", tiny_bundle, *ask[2:], "--stats").stderr
+
+
+def test_run_shapes_and_explains_what_it_writes(tiny_bundle: Path, tmp_path: Path) -> None:
+    ask = ("run", tiny_bundle, "hello", "--max-new-tokens", "30")
+    schema = tmp_path / "colour.json"
+    schema.write_text(json.dumps({"enum": ["red", "green"]}))
+    assert json.loads(call(*ask, "--json-schema", schema).stdout) in ("red", "green")
+    lark = tmp_path / "g.lark"
+    lark.write_text('start: "(" /[ab]{3}/ ")"')
+    assert re.fullmatch(r"\([ab]{3}\)\n", call(*ask, "--grammar", lark).stdout)
+    barred = ("--regex", "[a-c]{5}", "--logit-bias", "64=-inf", "--logit-bias", "65=-inf")
+    explained = ("--logprobs", "2", "--prompt-logprobs", "0", "--json")
+    told = json.loads(call(*ask, *barred, *explained).stdout)
+    assert told["text"] == "ccccc"
+    assert [len(one["top"]) for one in told["logprobs"]] == [2] * len(told["tokens"])
+    assert len(told["prompt_logprobs"]) == told["usage"]["prompt_tokens"] > 5
+    assert told["prompt_logprobs"][0] is None
+    kept = ("--stop-token-id", "66", "--include-stop")
+    assert call(*ask, *barred, *kept).stdout == "c\n"
+    told = refused("run", *ask[1:], *barred, *kept, "--min-tokens", "1")
+    assert "after 0 new tokens no token is left to choose: logit_bias, min_tokens, regex" in told
+    free = (
+        "--n", "2", "--temperature", "1", "--seed", "4", "--presence-penalty", "2",
+        "--frequency-penalty", "0.5", "--no-repeat-ngram-size", "3", "--ignore-eos",
+    )  # fmt: skip
+    both = json.loads(call(*ask, *free, "--json").stdout)
+    assert [len(one["tokens"]) for one in both] == [30, 30]
+    one, two = (answer["text"] for answer in both)
+    assert call(*ask, *free).stdout == f"--- 1 of 2 ---\n{one}\n\n--- 2 of 2 ---\n{two}\n"
 
 
 def test_inspect_shows_the_bundle_its_blocks_and_their_nodes(tiny_bundle: Path) -> None:

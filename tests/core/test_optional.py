@@ -80,7 +80,7 @@ def test_compiling_a_graph_without_the_export_extra(monkeypatch: pytest.MonkeyPa
 
 def test_running_a_bundle_needs_the_base_install_alone(tiny_bundle: Path) -> None:
     """What only the compiler needs is not there, and nothing asks for it."""
-    gone = ("networkx", "onnxscript", "platformdirs", "torch", "transformers", "gguf")
+    gone = ("networkx", "onnxscript", "platformdirs", "torch", "transformers", "gguf", "llguidance")
     code = f"import sys\nfor name in {gone}: sys.modules[name] = None\n"
     code += f"import graftline\nengine = graftline.load({str(tiny_bundle)!r})\n"
     code += "print(len(engine.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True).tokens))"

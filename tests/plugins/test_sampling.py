@@ -113,7 +113,7 @@ def test_sample_then_verify_is_the_host_rule(seed: int) -> None:
     scores = Scores(logits.argmax(-1), logits)
     verdict = Replayed(sampling, uniforms[0]).judge(tree, scores, 0)
 
-    laws = Laws(sampling, set(), tree, scores, 0)
+    laws = Laws(sampling, scores, 0)
     target = np.stack([laws.at(n) for n in range(17)])[None].astype(np.float32)
     choice = meaning(SAMPLE, [target, draft, tokens, parents, uniforms])[0]
     path, _, count, following = meaning(PLUGINS["TreeVerify"], [choice, tokens, parents])

@@ -16,12 +16,15 @@ from itertools import product
 import numpy as np
 
 from graftline.runtimes.acceptance.stochastic import Dice, Doubles, StochasticRule
+from graftline.runtimes.processors import Shaping
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Scores
+from graftline.runtimes.shaping import ShapedScores, Shaper
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Draws, Tree
 
 V = 3
+UNSHAPED = Shaping()
 DEPTH = 2
 Prefix = tuple[int, ...]
 
@@ -65,6 +68,7 @@ class World:
     sampling: Sampling
     draft: str = "tilted"
     vocabulary: int = V
+    shaping: Shaping = UNSHAPED
 
     @cache  # noqa: B019  (a handful of worlds, as long-lived as the module)
     def logits(self, prefix: Prefix, salt: int = 0) -> np.ndarray:
@@ -73,7 +77,8 @@ class World:
 
     @cache  # noqa: B019  (a handful of worlds, as long-lived as the module)
     def p(self, prefix: Prefix) -> Doubles:
-        ids, probs = self.sampling.distribution(self.logits(prefix), {0, *prefix})
+        logits = self.shaper().shaped(np.array([0, *prefix]), self.logits(prefix))
+        ids, probs = self.sampling.distribution(logits)
         law = np.zeros(self.vocabulary)
         law[slice(None) if ids is None else ids] = probs
         return law
@@ -102,7 +107,11 @@ class World:
         tokens: list[int] = tree.tokens.tolist()
         prefixes = [tuple(tokens[i] for i in tree.path_to(n)[1:]) for n in range(len(tree))]
         logits = np.stack([self.logits(prefix) for prefix in prefixes])[None]
-        return Scores(logits.argmax(-1), logits)
+        return ShapedScores(Scores(logits.argmax(-1), logits), tree, self.shaper())
+
+    def shaper(self) -> Shaper:
+        """Node 0 is the whole prompt."""
+        return Shaper(np.zeros(1, np.int64), self.shaping.processors(1, frozenset()))
 
 
 @dataclass
@@ -165,7 +174,6 @@ def outcomes(
         sketch = Sketch(world, dice)
         draft(sketch)
         tree = sketch.tree()
-        rule.start([0])
         verdict = rule.judge(tree, world.scores(tree), 0)
         assert verdict.path == tree.path_to(verdict.path[-1])
         return tree, verdict

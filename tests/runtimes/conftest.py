@@ -17,6 +17,8 @@ from toy_session import FLAT, ToySession
 from graftline.recipe import recipe
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.engine import Engine
+from graftline.runtimes.text.tokenizer import Tokenizer
+from tests.tiny_checkpoints import write_tokenizer
 
 
 @pytest.fixture
@@ -36,3 +38,11 @@ def prompts() -> list[list[int]]:
         part = rng.integers(1, 40, int(rng.integers(1, 9))).tolist()
         made.append((part * int(rng.integers(1, 5)))[:30])
     return made
+
+
+@pytest.fixture(scope="session")
+def bytewise(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Every byte is a token, and 256 ends a text."""
+    folder = tmp_path_factory.mktemp("bytes")
+    write_tokenizer(folder)
+    return Tokenizer.from_folder(folder)

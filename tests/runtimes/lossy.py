@@ -52,9 +52,7 @@ DICED = ("neighbours", "clusters")
 
 def rule(name: str, sampling: Sampling | None = None, seed: int = 0, **options: object) -> Rule:
     generator = np.random.default_rng(seed)
-    made = make_rule(name, sampling or Sampling(), generator, options, RESOURCES)
-    made.start([1])
-    return made
+    return make_rule(name, sampling or Sampling(), generator, options, RESOURCES)
 
 
 def logits_of(rows: list[dict[int, float]]) -> Scores:

@@ -107,15 +107,19 @@ class StandInDevice:
 
         self.push(work)
 
-    def move(self, to: int, source: int, box: Box) -> None:
-        assert box.slice_pitch % box.pitch == 0
+    def move(self, to: int, source: int, box: Box, laid: Box | None = None) -> None:
+        there = laid or box
+        assert box.slice_pitch % box.pitch == there.slice_pitch % there.pitch == 0
+        same = (there.width, there.height, there.depth) == (box.width, box.height, box.depth)
+        assert same, "as many bytes"
         self.moves += 1
 
         def work() -> None:
             for layer in range(box.depth):
                 for head in range(box.height):
                     at = layer * box.slice_pitch + head * box.pitch
-                    self._write(to + at, self.view(source + at, box.width).copy())
+                    goes = layer * there.slice_pitch + head * there.pitch
+                    self._write(to + goes, self.view(source + at, box.width).copy())
 
         self.push(work)
 

@@ -25,6 +25,7 @@ from graftline.runtimes.fused import chain
 from graftline.runtimes.fused_law import fused_is_host
 from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.prefix_cache import PrefixCache
 
 HOSTS = {
     "grouped": TinyDecoder(positions=90),
@@ -180,6 +181,32 @@ def test_ends_and_limits_inside_an_accepted_path(
         assert got.finish_reason == "length"
 
 
+def test_a_prompt_that_was_read_is_copied(tmp_path: Path) -> None:
+    """By fused steps from fused ones, and between them and the host's."""
+    session, fused = opened(HOSTS["grouped"], tmp_path)
+    reads: list[int] = []
+    read = session.read
+    session.read = lambda row, tokens: (reads.append(len(tokens)), read(row, tokens))[1]  # type: ignore[method-assign]
+
+    def engine(prefixes: PrefixCache | None) -> Engine:
+        return Engine(session, None, {}, SMALL, None, fused=lambda: fused, prefixes=prefixes)
+
+    plain, known = engine(None), engine(PrefixCache())
+    history = [5, 9, 5, 9, 7, 5]
+    for step in ("fused", "host", "fused", "fused"):
+        options: dict[str, Any] = {"max_new_tokens": 6, "step": step}
+        want = plain.generate([history, [*history, 1]], **options)
+        reads.clear()
+        found = known.generate([history, [*history, 1]], **options)
+        assert [r.tokens for r in found] == [r.tokens for r in want]
+        assert sum(reads) == len(history) + 1 - found[0].stats.reused + (
+            len(history) - found[1].stats.reused
+        )
+        history = [*history, *found[0].tokens, 3]
+    prompt = len(history) - 6 - 1
+    assert found[0].stats.reused >= prompt - 2, "all but 3 and, perhaps, the token before"
+
+
 def test_the_last_slot_and_the_last_position_are_used(grouped: Opened) -> None:
     """The capacity is the host's number of positions: a drafted node past it has no rotary row."""
     session, _ = grouped
@@ -241,10 +268,25 @@ def test_an_exact_request_keeps_to_chains_and_to_the_fewest_rows(
         session.row_invariant, session.exact_rows = True, 1
 
 
+def test_several_answers_are_fused_together_under_one_id(grouped: Opened) -> None:
+    """As the host writes them; an id of its own for each prompt, and options too."""
+    engine = engine_of(grouped)
+    options: dict[str, Any] = {"max_new_tokens": 9, "temperature": 0.9, "seed": 3, "n": 2}
+    prompts: list[Any] = [[5, 6, 7], [8, 9]]
+    own: Any = [{"request_id": "first"}, {"min_p": 0.1, "ignore_eos": True}]
+    fused: Any = engine.generate(prompts, own, step="fused", **options)
+    host: Any = engine.generate(prompts, own, step="host", **options)
+    assert [r.tokens for r in fused] == [r.tokens for r in host]
+    assert [r.id for r in fused][:3] == ["first", "first", fused[3].id]
+    assert [r.usage.prompt_tokens for r in fused] == [3, 3, 2, 2]
+    with pytest.raises(RequestError, match="leave recipe and exact out of"):
+        engine.generate(prompts, [{}, {"exact": True}], step="fused", max_new_tokens=4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 5}, "top_k=5: a fused step samples by temperature and min_p alone; use "),
+        ({"top_k": 5}, "top_k=5: a fused step takes temperature and min_p, and no other"),
         ({"top_p": 0.5}, r"top_p=0\.5"),
         ({"repetition_penalty": 1.2}, r"repetition_penalty=1\.2"),
         ({"recipe": "suffix"}, "recipe suffix: a fused step drafts by token-recycling, not by suf"),

@@ -155,7 +155,6 @@ class Chain:
     def tokens(self, count: int, rng: np.random.Generator, rule: str = "rejection") -> list[int]:
         judge, drafter = make_rule(rule, Sampling(1.0), rng), self.drafter.fork()
         context = [0, 1]
-        judge.start(context)
         drafter.start(context)
         tree = Tree.chain([1])
         while len(context) < 2 + count:

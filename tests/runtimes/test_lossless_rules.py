@@ -11,6 +11,7 @@ from all_outcomes import DEPTH, Branches, Prefix, Sketch, V, World, accepted, er
 from scipy import stats
 
 from graftline.runtimes.acceptance.stochastic import Dice, StochasticRule
+from graftline.runtimes.processors import Shaping
 from graftline.runtimes.rules import block, k_sequential, make_rule, rejection
 from graftline.runtimes.rules.block import Block, Contest, GreedyMultipathBlock
 from graftline.runtimes.rules.greedy import Greedy
@@ -18,6 +19,7 @@ from graftline.runtimes.rules.k_sequential import KSequential
 from graftline.runtimes.rules.rejection import Rejection
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Scores
+from graftline.runtimes.shaping import ShapedScores
 from graftline.runtimes.trees.packing import trim
 from graftline.runtimes.verdict import Rule
 from graftline.tree import Draws, Tree
@@ -61,7 +63,7 @@ DRAFTS: Mapping[str, Callable[[Sketch], None]] = {
 }
 WORLDS = (
     World(1, Sampling(1.0)),
-    World(2, Sampling(0.8, repetition_penalty=1.6)),
+    World(2, Sampling(0.8), shaping=Shaping(1.6, frequency_penalty=0.4)),
     World(3, Sampling(1.0, top_k=2), "near"),
     World(4, Sampling(1.0), "equal"),
     World(5, Sampling(0.7), "one-hot"),
@@ -254,12 +256,13 @@ def two_tokens(rule: Rule, world: World, rng: np.random.Generator) -> Prefix:
     sketch = Sketch(world, Dice(rng))
     paths(2)(sketch)
     tree = sketch.tree()
-    rule.start([0])
     tokens = tuple(rule.judge(tree, world.scores(tree), 0).tokens(tree))
     if len(tokens) == 1:  # a plain step
-        root = Tree.chain(tokens)
+        root, shaper = Tree.chain(tokens), world.shaper()
+        shaper.extend(tokens)
         logits = world.logits(tokens)[None, None]
-        tokens += tuple(rule.judge(root, Scores(logits.argmax(-1), logits), 0).tokens(root))
+        scores = ShapedScores(Scores(logits.argmax(-1), logits), root, shaper)
+        tokens += tuple(rule.judge(root, scores, 0).tokens(root))
     return tokens[:2]
 
 
@@ -272,7 +275,6 @@ def test_rows_off_the_path_are_not_read(name: str) -> None:
     logits[0, 0] = [-99.0, 9.0, -99.0]  # the first draw stands
     logits[0, 2] = np.nan
     rule = make_rule(name, Sampling(1.0), np.random.default_rng(0))
-    rule.start([0])
     assert rule.judge(tree, Scores(logits.argmax(-1), logits), 0).path == (0, 1)
 
 

@@ -27,7 +27,6 @@ EMBEDDING = np.random.default_rng(2).normal(size=(V, 6)).astype(np.float32)
 SPACE = token_space("test", Resources(embedding=lambda: EMBEDDING), "cosine")
 SAMPLINGS = (
     Sampling(),
-    Sampling(repetition_penalty=1.4),
     Sampling(top_k=20),
     Sampling(top_p=0.9, min_p=0.01),
     Sampling(temperature=0.3),
@@ -107,11 +106,11 @@ def test_as_defined(
     rng = np.random.default_rng(5)
     warm = replace(sampling, temperature=sampling.temperature or 1.0)
     for _ in range(12):
-        logits, seen = logits_of(rng), set(rng.integers(V, size=9).tolist())
-        own = int(np.argmax(sampling.penalised(logits, seen)))
+        logits = logits_of(rng)
+        own = int(np.argmax(logits))
         scores = Scores(np.array([[own]]), logits[None, None])
-        place = Place(scores, 0, 0, own, sampling, seen)
-        p = dense(warm, logits, seen)
+        place = Place(scores, 0, 0, own, sampling)
+        p = dense(warm, logits)
         best = np.argsort(-p, kind="stable")[1:9].tolist()
         for token in [*best, *rng.integers(V, size=4).tolist()]:
             if token != own:
@@ -168,13 +167,13 @@ def test_no_embedding_is_read_where_the_bound_decides() -> None:
     rule = Pooled(16, 0.2, TokenSpace(unread, "cosine"))
     logits = np.full(V, -9.0, np.float32)
     logits[[3, 4]] = 1.0, 0.0  # 0.70 and 0.26, and 0.2 can be moved
-    place = Place(Scores(np.array([[3]]), logits[None, None]), 0, 0, 3, Sampling(), set())
+    place = Place(Scores(np.array([[3]]), logits[None, None]), 0, 0, 3, Sampling())
     assert not rule.stands(place, 1, 4)
     logits[4] = 0.9  # 0.51 and 0.46
-    near = Place(Scores(np.array([[3]]), logits[None, None]), 0, 0, 3, Sampling(), set())
+    near = Place(Scores(np.array([[3]]), logits[None, None]), 0, 0, 3, Sampling())
     assert not rule.stands(near, 1, 4)  # the other half is all in one place
     logits[5] = 1.0  # 0.34 twice, and 0.31
-    open_ = Place(Scores(np.array([[3]]), logits[None, None]), 0, 0, 3, Sampling(), set())
+    open_ = Place(Scores(np.array([[3]]), logits[None, None]), 0, 0, 3, Sampling())
     with pytest.raises(AssertionError, match="was read"):
         rule.stands(open_, 1, 4)
 

@@ -121,36 +121,29 @@ def test_a_damaged_graph_is_one_line(tmp_path: Path) -> None:
         OrtSession(tmp_path / "bad.onnx", facts, ())
 
 
-def test_a_twin_copies_the_prompt_that_was_read_last(tmp_path: Path) -> None:
-    """Bit for bit, and whatever either of them does afterwards."""
+def test_a_sibling_takes_over_what_another_has_read(tmp_path: Path) -> None:
+    """Bit for bit, whatever either of them does afterwards, and without a call of the engine."""
     session, _ = sessions(TinyDecoder(), tmp_path)
-    twin, alone = session.twin(), session.sibling()
-    alone._prompts = None
-    rng = np.random.default_rng(5)
-    first, second = rng.integers(0, 61, 20), rng.integers(0, 61, 9)
-    runs = count_runs(session)
-    for prompt, reads in ((first, 1), (second, 1), (second, 0), (first, 1)):
-        session.reset(2)
-        before = runs[0]
-        scores = session.prefill([prompt, prompt])
-        assert runs[0] - before == reads  # the second sequence never reads it itself
-        assert np.array_equal(scores.logits[0], scores.logits[1])
+    other, alone = session.sibling(), session.sibling()
+    ids = np.random.default_rng(5).integers(0, 61, 20)
+    for one in (session, alone):
+        one.prefill([ids])
+    kept = session.snapshot(0, 0, 20)
     session.reset(1)
-    session.prefill([first])
-    session.score(np.asarray([[7, 8]]))
-    session.commit([(0, 1)])
-    before = runs[0]
-    twin.reset(1)
-    copied = twin.prefill([first])
-    assert runs[0] == before
-    alone.reset(1)
-    assert np.array_equal(copied.logits, alone.prefill([first]).logits)
+    session.prefill([ids[::-1].copy()])
+    other.reset(2)
+    runs = count_runs(other)
+    other.restore(1, kept, 12)
+    other.read(0, ids[:3])
+    assert runs[0] == 1
+    assert other.lengths.tolist() == [3, 12]
+    other.leave(0)
+    alone.truncate([12])
     for step in ([3], [4, 5, 6], [1]):
-        found, wanted = (s.score(np.asarray([step])).logits.copy() for s in (twin, alone))
+        found, wanted = (s.score(np.asarray([step])).logits.copy() for s in (other, alone))
         assert np.array_equal(found, wanted)
-        for one in (twin, alone):
+        for one in (other, alone):
             one.commit([range(len(step))])
-    assert session.lengths[0] == 22
 
 
 def count_runs(session: OrtSession) -> list[int]:

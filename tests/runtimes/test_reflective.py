@@ -21,7 +21,8 @@ from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.scheduler import Scheduler
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import Floats, Ints, Scores
+from graftline.runtimes.shaping import ShapedScores, Shaper
 from graftline.runtimes.trees.packing import trim
 from graftline.runtimes.verdict import Rule, Verdict
 from graftline.tree import Tree
@@ -34,7 +35,6 @@ LAYOUT = Reflection(PROMPT)
 def rule(weight: float, sampling: Sampling | None = None, seed: int = 0) -> Rule:
     generator = np.random.default_rng(seed)
     made = make_rule("reflective", sampling or Sampling(), generator, {"weight": weight}, RESOURCES)
-    made.start([1])
     return made
 
 
@@ -101,6 +101,22 @@ def test_all_that_is_repeated_on_reflection_stands_but_never_the_prompt() -> Non
     assert rule(0.9).judge(TREE, scored(best, sure), 0) == Verdict((0, 1, 2, 3), 31)
     assert rule(0.9).judge(trim(TREE, 8), scored(best[:8], sure[:8]), 0) == Verdict((0, 1, 2), 9)
     assert rule(0.9).judge(trim(TREE, 6), scored(best[:6], sure[:6]), 0) == Verdict((0,), 9)
+
+
+def test_what_is_barred_does_not_stand_on_reflection() -> None:
+    """What the copy says is shaped by the path to the token's own place."""
+    best, sure = [9, 9, 9, 31, 32, 33, 5, 6, 7, 2], [1.0] * 6 + [5.0] * 4
+    paths: list[list[int]] = []
+
+    def bar(path: Ints, logits: Floats) -> Floats:
+        paths.append(path.tolist())
+        logits[6] = -np.inf
+        return logits
+
+    shaper = Shaper(np.array([1]), [("bar", bar)])
+    scores = ShapedScores(scored(best, sure), TREE, shaper)
+    assert rule(0.9).judge(TREE, scores, 0) == Verdict((0, 1), 9)
+    assert paths == [[1], [1], [1, 5], [1, 5]]
 
 
 def test_sampling_draws_both_choices_with_one_number() -> None:

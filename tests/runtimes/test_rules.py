@@ -10,9 +10,11 @@ import pytest
 from scipy import stats
 
 from graftline.errors import BackendError, GraftlineError, RequestError
+from graftline.runtimes.processors import Shaping
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Scores
+from graftline.runtimes.shaping import ShapedScores, Shaper
 from graftline.runtimes.verdict import Rule, Verdict
 from graftline.tree import Tree
 
@@ -139,13 +141,9 @@ def test_temperature_zero_is_greedy_and_greedy_does_not_sample() -> None:
         make_rule("gredy", Sampling(), generator)
 
 
-def reference(logits: np.ndarray, seen: set[int], s: Sampling) -> np.ndarray:
+def reference(logits: np.ndarray, s: Sampling) -> np.ndarray:
     """The filters in full, over the sorted vocabulary, as transformers writes them."""
     z = logits.astype(np.float64).copy()
-    for token in seen:
-        z[token] = (
-            z[token] / s.repetition_penalty if z[token] > 0 else z[token] * s.repetition_penalty
-        )
     z /= s.temperature
     if s.top_k:
         z[z < np.sort(z)[-s.top_k]] = -np.inf
@@ -166,27 +164,26 @@ def reference(logits: np.ndarray, seen: set[int], s: Sampling) -> np.ndarray:
         Sampling(1.5, top_k=50),
         Sampling(3.0, top_p=0.97),
         Sampling(1.0, top_p=0.3, top_k=20),
-        Sampling(1.0, min_p=0.1, repetition_penalty=1.4),
-        Sampling(0.9, top_k=40, top_p=0.9, min_p=0.02, repetition_penalty=0.8),
+        Sampling(1.0, min_p=0.1),
+        Sampling(0.9, top_k=40, top_p=0.9, min_p=0.02),
     ],
 )
 def test_filters_equal_the_full_definition(sampling: Sampling) -> None:
     rng = np.random.default_rng(3)
     for _ in range(5):
         logits = rng.normal(scale=2.0, size=3000).astype(np.float32)
-        seen = set(rng.integers(0, 3000, 40).tolist())
-        ids, probs = sampling.distribution(logits, seen)
+        ids, probs = sampling.distribution(logits)
         dense = np.zeros(3000)
         dense[slice(None) if ids is None else ids] = probs
-        np.testing.assert_allclose(dense, reference(logits, seen, sampling), atol=1e-7)
+        np.testing.assert_allclose(dense, reference(logits, sampling), atol=1e-7)
 
 
 def test_draw_never_takes_an_impossible_token() -> None:
     logits = np.array([-np.inf, 0.0, -np.inf, 0.0, -np.inf], np.float32)
-    taken = {Sampling(1.0).draw(logits, (), u) for u in (0.0, 0.49, 0.51, np.nextafter(1, 0))}
+    taken = {Sampling(1.0).draw(logits, u) for u in (0.0, 0.49, 0.51, np.nextafter(1, 0))}
     assert taken == {1, 3}
     with pytest.raises(BackendError, match="nothing to sample"):
-        Sampling(1.0).draw(np.full(4, np.nan, np.float32), (), 0.5)
+        Sampling(1.0).draw(np.full(4, np.nan, np.float32), 0.5)
 
 
 def test_the_penalty_of_a_node_counts_its_own_path() -> None:
@@ -194,9 +191,7 @@ def test_the_penalty_of_a_node_counts_its_own_path() -> None:
     tree = Tree.chain([0, 1, 1])
     logits = np.tile(np.array([0.0, 2.0, 1.8, 0.0], np.float32), (1, 3, 1))
     scores = Scores(logits.argmax(-1), logits)
-    plain = make_rule("point-mass", Sampling(), np.random.default_rng(0))
-    plain.start([0])
-    assert plain.judge(tree, scores, 0) == Verdict((0, 1, 2), 1)
-    rule = make_rule("point-mass", Sampling(repetition_penalty=1.5), np.random.default_rng(0))
-    rule.start([0])
-    assert rule.judge(tree, scores, 0) == Verdict((0, 1), 2)
+    rule = make_rule("point-mass", Sampling(), np.random.default_rng(0))
+    assert rule.judge(tree, scores, 0) == Verdict((0, 1, 2), 1)
+    shaper = Shaper(np.zeros(1, np.int64), Shaping(1.5).processors(1, frozenset()))
+    assert rule.judge(tree, ShapedScores(scores, tree, shaper), 0) == Verdict((0, 1), 2)

@@ -46,6 +46,7 @@ class ToySession:
         self.odd, self.topk = odd, topk
         self.calls: list[tuple[int, ...]] = []
         self.reads: list[tuple[int, int]] = []
+        self.restored: list[tuple[int, int]] = []
         self.reset(1)
 
     @property
@@ -146,6 +147,17 @@ class ToySession:
     def truncate(self, lengths: Sequence[int]) -> None:
         assert all(new <= old for new, old in zip(lengths, self._lengths, strict=True))
         self._lengths = list(lengths)
+
+    def snapshot(self, row: int, start: int, stop: int) -> Ints:
+        assert 0 <= start < stop <= self._lengths[row], "not committed"
+        return self._slots[row, start:stop].copy()
+
+    def restore(self, row: int, kept: Ints, count: int) -> None:
+        start = self._lengths[row]
+        assert 0 < count <= len(kept)
+        self._slots[row, start : start + count] = kept[:count]
+        self._lengths[row] = start + count
+        self.restored.append((row, count))
 
     def logits_of(self, seen: Ints) -> Floats:
         """[V] from the (position, token) pairs in order."""

@@ -32,7 +32,7 @@ def answers(bundle: Bundle) -> list[Finding]:
     manifest, gone = bundle.manifest, bundle.without_source()
     rows = manifest.exactness
     exact = rows is not None and not rows.row_invariant and rows.min_rows is not None
-    engine = load(bundle.path, verify=False, exact=exact)
+    engine = load(bundle.path, verify=False, exact=exact, prefix_cache=0, defaults=False)
     findings: list[Finding] = []
     ways = [(manifest.recipe, "host")] if manifest.recipe != PLAIN else []
     if FUSED in manifest.stages:
