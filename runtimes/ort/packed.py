@@ -147,15 +147,14 @@ class PackedCall:
 
 def of_rows(scores: Scores, rows: slice) -> Scores:
     """Some rows of the scores of one sequence: views."""
-    found = {f.name: getattr(scores, f.name) for f in fields(Scores)}
-    return Scores(**{k: None if v is None else v[:, rows] for k, v in found.items()})
+    found = ((f.name, getattr(scores, f.name)) for f in fields(Scores))
+    return Scores(**{k: v[:, rows] for k, v in found if v is not None})
 
 
 def regrouped(scores: Scores, batch: int) -> Scores:
     """Scores [1, B * N, ...] of sequences that have N rows each, as [B, N, ...]: views."""
-    found = {f.name: getattr(scores, f.name) for f in fields(Scores)}
-    parts = {k: v for k, v in found.items() if v is not None}
-    return Scores(**{k: v.reshape(batch, -1, *v.shape[2:]) for k, v in parts.items()})
+    found = ((f.name, getattr(scores, f.name)) for f in fields(Scores))
+    return Scores(**{k: v.reshape(batch, -1, *v.shape[2:]) for k, v in found if v is not None})
 
 
 def _value(array: Array) -> Any:

@@ -213,10 +213,10 @@ class OrtSession(BoundCalls):
         if mask is not None and not self._lengths.all():
             raise BackendError("a tree needs a committed prompt before it; prefill first")
         if batch > 1 and count > 1:
-            counts = counts or [count] * batch
+            each = [count] * batch if counts is None else counts
             if self.packs and mask is None:
-                return self._packed_rows(tokens, counts)
-            return self._ragged(tokens, depth, mask, counts)
+                return self._packed_rows(tokens, each)
+            return self._ragged(tokens, depth, mask, each)
         return self._rows(0, batch, tokens, depth, mask)
 
     def _ragged(
