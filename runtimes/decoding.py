@@ -56,10 +56,8 @@ class Decoding:
     """Prompt tokens that are committed."""
     together: bool = False
     """True once a step has scored others with it."""
-    before: Marks | None = None
-    """The controller's account when it joined."""
     spent: Marks | None = None
-    """What its controller has spent and expected since."""
+    """What its steps were expected to bring and to take, once it has ended."""
     drafts: bool = True
     """False where nothing is ever drafted."""
     cancelled: bool = False

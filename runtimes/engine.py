@@ -13,7 +13,7 @@ from graftline.errors import RequestError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.branches import check_branches, decode_branches
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.pacer import Fixed
+from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.fused import FusedStep, check_fused, decode_fused, plan_for
 from graftline.runtimes.fused import story as fused_story
@@ -169,7 +169,11 @@ class Engine:
         """
         policy = self._policy(wanted)
         records = Records(policy.recipe.rule, sampling, most)
-        self._policies[policy.recipe.name] = replace(policy, pacer=Fixed(), records=records)
+        self._policies[policy.recipe.name] = replace(
+            policy,
+            control=Speculation(policy.recipe.name, None, policy.drafter.prior),
+            records=records,
+        )
         return records
 
     def _branch(self, branch: str | Ids) -> Ints:

@@ -21,7 +21,9 @@ class Stats:
     plain decoder's by construction. `controller`: what chose the drafts and what came of it.
     `predicted`: tokens per second that it expected of the steps it chose, of all sequences
     together (None: it expects nothing); `controller_share`: its own time, of that after the first
-    token.
+    token. `acceptance_rate`: accepted of drafted tokens (None: none were drafted).
+    `expected_accepted`: accepted tokens a step that it expected, `step_cost`: milliseconds a step,
+    `expected_speedup`: over steps without drafts, with all sequences together (None likewise).
     """
 
     steps: int
@@ -36,6 +38,10 @@ class Stats:
     controller: str
     predicted: float | None
     controller_share: float
+    acceptance_rate: float | None = None
+    expected_accepted: float | None = None
+    step_cost: float | None = None
+    expected_speedup: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,4 +75,8 @@ def measure(one: Decoding, row_invariant: bool, lossless: bool, controller: str)
         controller=controller,
         predicted=spent.predicted,
         controller_share=spent.seconds / seconds if seconds > 0 else 0.0,
+        acceptance_rate=sum(one.accepted) / one.drafted if one.drafted else None,
+        expected_accepted=spent.tokens / spent.sequences - 1.0 if spent.sequences else None,
+        step_cost=spent.milliseconds / spent.steps if spent.steps else None,
+        expected_speedup=spent.speedup,
     )

@@ -1,95 +1,148 @@
-"""What a step costs: milliseconds by number of rows, shape and committed positions."""
+"""What a step costs: milliseconds of one call by its rows, its sequences and their positions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from graftline.errors import BundleError
+from graftline.runtimes.control.pace import Pace
 
 NEAR = 256
-"""Committed positions at which every size is measured."""
+"""Committed positions of each sequence at which every size is measured."""
 FAR = 1024
 """Committed positions at which some sizes are measured again, where the capacity allows."""
-_KINDS = ("chain", "tree")
+
+Table = dict[int, float]
+"""Milliseconds by rows."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Costs:
-    """Milliseconds of one step of q rows: `chain` with the causal mask, `tree` with a tree mask,
-    both with NEAR committed positions; `far_chain` and `far_tree` the same with FAR of them.
+    """The cost model: measured tables, and what steps have shown of them since (`pace`).
 
-    Attention grows with what is committed, and faster for several rows than for one, so that a
-    draft that pays after a short prompt may lose after a long one.
+    `chain`: one sequence with the causal mask, `tree`: with a tree mask, both with NEAR committed
+    positions; `far_chain` and `far_tree` the same with FAR of them; `batch`: for some numbers of
+    sequences that share a call, each with NEAR positions, by the rows of each. `store` keeps a
+    table in place of the one that was read.
     """
 
-    chain: dict[int, float]
-    tree: dict[int, float]
-    far_chain: dict[int, float] = field(default_factory=dict[int, float])
-    far_tree: dict[int, float] = field(default_factory=dict[int, float])
-    _lines: dict[tuple[int, bool], tuple[float, float]] = field(
-        default_factory=dict[tuple[int, bool], tuple[float, float]],
-        init=False, repr=False, compare=False,
+    chain: Table
+    tree: Table
+    far_chain: Table = field(default_factory=dict[int, float])
+    far_tree: Table = field(default_factory=dict[int, float])
+    batch: dict[int, Table] = field(default_factory=dict[int, Table])
+    store: Callable[[dict[str, Any]], object] | None = field(
+        default=None, compare=False, repr=False
+    )
+    pace: Pace = field(default_factory=Pace, init=False, compare=False, repr=False)
+    _lines: dict[tuple[int, bool, int], tuple[float, float]] = field(
+        default_factory=dict[tuple[int, bool, int], tuple[float, float]],
+        init=False, compare=False, repr=False,
     )  # fmt: skip
-    """By rows and shape, the cost at NEAR and its growth by position: asked for many times a step.
-    """
+    """By rows, shape and sequences, the cost at NEAR and its growth by position."""
 
     def __post_init__(self) -> None:
-        tables = (self.chain, self.tree, self.far_chain, self.far_tree)
+        tables = (self.chain, self.tree, self.far_chain, self.far_tree, *self.batch.values())
         positive = all(cost > 0 for table in tables for cost in table.values())
         if 1 not in self.chain or not positive or (self.far_chain and 1 not in self.far_chain):
             raise BundleError("step costs need a chain of 1 row and positive times; measure again")
+        if any(sequences < 2 or not table for sequences, table in self.batch.items()):
+            raise BundleError("step costs of a batch are of 2 sequences or more; measure again")
 
-    def of(self, rows: int, branching: bool = False, past: int = NEAR) -> float:
-        """The cost of `rows` rows after `past` positions: linear between measured sizes and past
-        the last, and linear in the positions.
+    def of(self, rows: int, branching: bool = False, past: float = NEAR, batch: int = 1) -> float:
+        """The cost of a step of `rows` rows in all, of `batch` sequences behind `past` positions
+        each: linear between what was measured and past the last, and linear in the positions.
 
         Without measured trees a tree costs what a chain does. One row is never a tree.
         """
-        near, slope = self._lines.get((rows, branching)) or self._line(rows, branching)
-        return max(near + slope * (past - NEAR), near / 2)
+        line = self._lines.get((rows, branching, batch)) or self._line(rows, branching, batch)
+        return max(line[0] + line[1] * (past - NEAR), line[0] / 2)
 
-    def _line(self, rows: int, branching: bool) -> tuple[float, float]:
-        near, slope = _at(self.chain, self.tree if branching else {}, rows), 0.0
+    def _line(self, rows: int, branching: bool, batch: int) -> tuple[float, float]:
+        near, growth, each = self._near(rows, branching, batch), 0.0, rows / batch
         if self.far_chain:
-            far = _at(self.far_chain, self.far_tree if branching else {}, rows)
-            slope = max(far - near, 0.0) / (FAR - NEAR)
-        self._lines[rows, branching] = near, slope
-        return near, slope
+            short = self._at(self.chain, self.tree if branching else {}, each)
+            far = self._at(self.far_chain, self.far_tree if branching else {}, each)
+            growth = max(far - short, 0.0) / (FAR - NEAR)
+        if batch > 1 and not self.batch:  # the call of one sequence reads the positions of one
+            near += growth * NEAR * (batch - 1)
+        self._lines[rows, branching, batch] = near, growth * batch
+        return near, growth * batch
 
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """With string keys, as JSON has them."""
-        tables = {
-            "chain": self.chain, "tree": self.tree,
-            "far_chain": self.far_chain, "far_tree": self.far_tree,
-        }  # fmt: skip
-        return {
-            name: {str(rows): ms for rows, ms in table.items()} for name, table in tables.items()
-        }
+    def _near(self, rows: int, branching: bool, batch: int) -> float:
+        alone = self._at(self.chain, {}, rows)
+        masked = self._at(self.chain, self.tree, rows) if branching else alone
+        if batch == 1 or not self.batch:
+            return masked
+        sizes = sorted(self.batch)
+        high = next((size for size in sizes if size >= batch), sizes[-1])
+        low = max((size for size in sizes if size < high), default=1)
+        each = rows / batch
+        first, last = (
+            self._at(self.chain if size == 1 else self.batch[size], {}, each) for size in (low, high)
+        )
+        together = first + (last - first) * (batch - low) / (high - low)
+        return max(together, self.chain[1]) * masked / alone
+
+    @staticmethod
+    def _at(chain: Table, tree: Table, rows: float) -> float:
+        known = {**tree, 1: chain[1]} if tree else chain
+        if rows in known:
+            return known[int(rows)]
+        sizes = sorted(known)
+        if len(sizes) == 1:
+            return known[sizes[0]] * rows / sizes[0]
+        above = next((i for i, size in enumerate(sizes) if size > rows), len(sizes) - 1) or 1
+        low, high = sizes[above - 1], sizes[above]
+        slope = (known[high] - known[low]) / (high - low)
+        return max(known[low] + slope * (rows - low), known[sizes[0]])
+
+    def settle(self) -> None:
+        """Between requests: where steps disagreed with the table for long, put it right and store
+        it. Here a single row keeps its cost, which the costs of draft models are shares of; what is
+        stored is what steps take now."""
+        found = self.pace.disagreement()
+        if found is None:
+            return
+        plain = found["plain"]
+        for kind, tables in (
+            ("chain", [self.chain, self.far_chain]), ("tree", [self.tree, self.far_tree]),
+            ("batch", list(self.batch.values())),
+        ):  # fmt: skip
+            for table in tables:
+                for rows in table:
+                    table[rows] *= found[kind] / plain if rows > 1 or kind == "batch" else 1.0
+        self._lines.clear()
+        if self.store is not None:
+            self.store(self.to_json(plain))
+
+    def to_json(self, scale: float = 1.0) -> dict[str, Any]:
+        """With string keys, as JSON has them; all times `scale` times as long."""
+        tables = {name: _strings(getattr(self, name), scale) for name in _TABLES}
+        batch = {str(size): _strings(table, scale) for size, table in self.batch.items()}
+        return {**tables, "batch": batch}
 
     @classmethod
-    def from_json(cls, table: Mapping[str, Mapping[str, float]]) -> Costs:
+    def from_json(
+        cls, table: Mapping[str, Any], store: Callable[[dict[str, Any]], object] | None = None
+    ) -> Costs:
         """Inverse of `to_json`. Raises BundleError when the table is of another form."""
         try:
-            chain, tree = (_numbers(table[kind]) for kind in _KINDS)
-            far_chain, far_tree = (_numbers(table.get(f"far_{kind}", {})) for kind in _KINDS)
+            tables = [_numbers(table[name]) for name in _TABLES]
+            batch = {int(size): _numbers(part) for size, part in table["batch"].items()}
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise BundleError(f"step costs cannot be read ({error}); measure again") from error
-        return cls(chain, tree, far_chain, far_tree)
+        return cls(*tables, batch, store)
 
 
-def _numbers(table: Mapping[str, float]) -> dict[int, float]:
+_TABLES = ("chain", "tree", "far_chain", "far_tree")
+
+
+def _numbers(table: Mapping[str, float]) -> Table:
     return {int(rows): float(ms) for rows, ms in table.items()}
 
 
-def _at(chain: Mapping[int, float], tree: Mapping[int, float], rows: int) -> float:
-    known = {**tree, 1: chain[1]} if tree else chain
-    if rows in known:
-        return known[rows]
-    sizes = sorted(known)
-    if len(sizes) == 1:
-        return known[1] * rows
-    above = next((i for i, size in enumerate(sizes) if size > rows), len(sizes) - 1)
-    low, high = sizes[above - 1], sizes[above]
-    slope = (known[high] - known[low]) / (high - low)
-    return max(known[low] + slope * (rows - low), known[1])
+def _strings(table: Table, scale: float) -> dict[str, float]:
+    return {str(rows): ms * scale for rows, ms in table.items()}

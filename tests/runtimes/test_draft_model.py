@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graftline.runtimes.control.step_pace import COMPARED
 from scipy import stats
 from three_tokens import V, drawn_as, three_tokens
 from toy_drafts import COSTS, CheckedDraft, Garbage, SharedDraft, begin, engine_of, policy
@@ -17,8 +18,6 @@ from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.paid import PaidGoodput
-from graftline.runtimes.control.purse import Purse
-from graftline.runtimes.control.step_pace import COMPARED
 from graftline.runtimes.draft_engine import OwnCaches
 from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid

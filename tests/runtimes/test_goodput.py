@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from graftline.runtimes.control.goodput import GAIN, Goodput
+from graftline.runtimes.control.pacer import Fixed, Pacer
+from graftline.runtimes.control.text_fit import MOST, TOLD, TextFit
 from toy_session import FLAT, INT4
 
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.evidence import LATELY, Evidence
-from graftline.runtimes.control.goodput import GAIN, Goodput
-from graftline.runtimes.control.pacer import Fixed, Pacer
-from graftline.runtimes.control.text_fit import MOST, TOLD, TextFit
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.rules.greedy import Greedy

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graftline.runtimes.control.account import Account
+from graftline.runtimes.control.goodput import CALM, LONG, MODEST, NAP, Goodput
+from graftline.runtimes.control.host_time import PATIENCE, WINDOW, HostTime
+from graftline.runtimes.control.pacer import Pacer
+from graftline.runtimes.control.step_pace import StepPace
 from toy_session import FLAT, ToySession
 
 from graftline.recipe import recipe, recipes
 from graftline.runtimes import draft_reader, scheduler
 from graftline.runtimes.control import account
-from graftline.runtimes.control.account import Account
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.goodput import CALM, LONG, MODEST, NAP, Goodput
-from graftline.runtimes.control.host_time import PATIENCE, WINDOW, HostTime
-from graftline.runtimes.control.pacer import Pacer
 from graftline.runtimes.control.paid import PaidGoodput
-from graftline.runtimes.control.step_pace import StepPace
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.draft_engine import OwnCaches
 from graftline.runtimes.draft_reader import Guess

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from graftline.runtimes.control.evidence import Evidence
 from graftline.runtimes.control.offers import Offer, best_rows, least_slopes
 from graftline.runtimes.control.text_fit import TextFit
+
+from graftline.runtimes.control.evidence import Evidence
 from graftline.tree import Tree
 
 

@@ -15,8 +15,8 @@ from toy_session import FLAT, ToySession
 from graftline.errors import GraftlineError
 from graftline.facts import DecoderFacts
 from graftline.recipe import Recipe, recipe
+from graftline.runtimes.chances.depth_chances import DepthChances
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.depth_chances import DepthChances
 from graftline.runtimes.draft_engine import OwnCaches, usual_cost
 from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graftline.runtimes.control.goodput import Goodput
 from test_ort import HOSTS, sessions
 from toy_session import FLAT, ToySession
 
 from graftline.errors import RequestError
 from graftline.recipe import Recipe, recipe
-from graftline.runtimes.control.goodput import Goodput
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.session import Session
 

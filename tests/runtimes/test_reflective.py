@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from graftline.runtimes.control.account import Account
+from graftline.runtimes.control.pacer import Fixed
 from toy_session import ToySession
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.acceptance.reflection import Reflection
-from graftline.runtimes.control.account import Account
-from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import DRAFTERS, make_drafter

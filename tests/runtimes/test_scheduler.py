@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from graftline.runtimes.control.account import Account
+from graftline.runtimes.control.pacer import Fixed
 from toy_session import ToySession
 
 from graftline.errors import GraftlineError, RequestError
 from graftline.recipe import Recipe
-from graftline.runtimes.control.account import Account
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.pacer import Fixed
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
 from graftline.runtimes.engine import Engine
