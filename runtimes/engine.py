@@ -65,7 +65,8 @@ class Engine:
         self.step = step
         """What `step=None` means in a call."""
         self._fused, self._twin = fused, twin
-        self._costs, self._defaults = costs, generation_defaults
+        self._costs = None if costs is None else replace(costs)  # what steps show is this engine's
+        self._defaults = generation_defaults
         ends = end_tokens(generation_defaults, tokenizer)
         self._around = Surroundings(session, tokenizer, ends, self.resources)
         self._scheduler = Scheduler(session, seats)
@@ -169,11 +170,8 @@ class Engine:
         """
         policy = self._policy(wanted)
         records = Records(policy.recipe.rule, sampling, most)
-        self._policies[policy.recipe.name] = replace(
-            policy,
-            control=Speculation(policy.recipe.name, None, policy.drafter.prior),
-            records=records,
-        )
+        fixed = Speculation.fixed(policy.recipe.name)
+        self._policies[policy.recipe.name] = replace(policy, control=fixed, records=records)
         return records
 
     def _branch(self, branch: str | Ids) -> Ints:

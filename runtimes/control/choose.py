@@ -25,7 +25,7 @@ class Offer:
     straight: int = UNLIMITED
     """Rows up to which the tree is a chain."""
     hurdle: float = GAIN - 1.0
-    """Tokens that speculating must bring besides."""
+    """Share by which the sequence must gain by speculating, at least."""
     slower: float = 1.0
     """What the cost of a step with this draft is to be multiplied by."""
     size: int = 1
@@ -71,28 +71,30 @@ def choose(
     plain = cost(total, False)
     row = max((cost(total + 8, False) - plain) / 8, 1e-9)
     items = [
-        (gain / (one.size + one.price / row), gain, one) for one in offers for gain in one.gains
+        (gain / (1.0 + one.hurdle) / (one.size + one.price / row), gain, one)
+        for one in offers
+        for gain in one.gains
     ]
     items.sort(key=itemgetter(0), reverse=True)
     rows: dict[int, int] = {}
-    tokens, left, owed = float(batch), sum([gain for _, gain, _ in items]), float(batch)
+    tokens, left, sure = float(batch), sum([gain for _, gain, _ in items]), float(batch)
     best, worth, found = 0, batch / plain, (tokens, plain)
     slower, spent, branching = 1.0, 0.0, False
     for count, (_, gain, one) in enumerate(items, 1):
         known = rows.get(one.sequence, 1)
         if known == 1:
-            owed += one.hurdle
             slower = max(slower, one.slower)
         rows[one.sequence] = known + one.size
         total += max(known + one.size - max(known, least), 0)
         branching |= known + one.size > one.straight
         spent += one.price
         tokens, left = tokens + gain, left - gain
+        sure += (gain - (one.hurdle if known == 1 else 0.0)) / (1.0 + one.hurdle)
         took = cost(total, branching) * slower + spent
-        if total > BUDGET or (tokens + left) / took <= worth:
+        if total > BUDGET or (sure + left) / took <= worth:
             break
-        if tokens / took * batch / owed > worth:
-            best, worth, found = count, tokens / took * batch / owed, (tokens, took)
+        if sure / took > worth:
+            best, worth, found = count, sure / took, (tokens, took)
     rows = {}
     for _, _, one in items[:best]:
         rows[one.sequence] = rows.get(one.sequence, 1) + one.size

@@ -80,9 +80,8 @@ class Costs:
         high = next((size for size in sizes if size >= batch), sizes[-1])
         low = max((size for size in sizes if size < high), default=1)
         each = rows / batch
-        first, last = (
-            self._at(self.chain if size == 1 else self.batch[size], {}, each) for size in (low, high)
-        )
+        tables = (self.chain if size == 1 else self.batch[size] for size in (low, high))
+        first, last = (self._at(table, {}, each) for table in tables)
         together = first + (last - first) * (batch - low) / (high - low)
         return max(together, self.chain[1]) * masked / alone
 
@@ -107,22 +106,21 @@ class Costs:
         if found is None:
             return
         plain = found["plain"]
-        for kind, tables in (
-            ("chain", [self.chain, self.far_chain]), ("tree", [self.tree, self.far_tree]),
-            ("batch", list(self.batch.values())),
-        ):  # fmt: skip
-            for table in tables:
-                for rows in table:
-                    table[rows] *= found[kind] / plain if rows > 1 or kind == "batch" else 1.0
+        chain, tree, batch = (found[kind] / plain for kind in ("chain", "tree", "batch"))
+        self.chain, self.far_chain = _scaled(self.chain, chain), _scaled(self.far_chain, chain)
+        self.tree, self.far_tree = _scaled(self.tree, tree), _scaled(self.far_tree, tree)
+        self.batch = {n: _scaled(table, batch, 0) for n, table in self.batch.items()}
         self._lines.clear()
         if self.store is not None:
             self.store(self.to_json(plain))
 
     def to_json(self, scale: float = 1.0) -> dict[str, Any]:
         """With string keys, as JSON has them; all times `scale` times as long."""
-        tables = {name: _strings(getattr(self, name), scale) for name in _TABLES}
-        batch = {str(size): _strings(table, scale) for size, table in self.batch.items()}
-        return {**tables, "batch": batch}
+        def strings(table: Table) -> dict[str, float]:
+            return {str(rows): ms * scale for rows, ms in table.items()}
+
+        batch = {str(size): strings(table) for size, table in self.batch.items()}
+        return {**{name: strings(getattr(self, name)) for name in _TABLES}, "batch": batch}
 
     @classmethod
     def from_json(
@@ -144,5 +142,6 @@ def _numbers(table: Mapping[str, float]) -> Table:
     return {int(rows): float(ms) for rows, ms in table.items()}
 
 
-def _strings(table: Table, scale: float) -> dict[str, float]:
-    return {str(rows): ms * scale for rows, ms in table.items()}
+def _scaled(table: Table, factor: float, kept: int = 1) -> Table:
+    """Sizes of more than `kept` rows times the factor."""
+    return {rows: ms * (factor if rows > kept else 1.0) for rows, ms in table.items()}

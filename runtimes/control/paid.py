@@ -107,7 +107,9 @@ class Paid:
             price = known.milliseconds / known.drafts + drafter.debt() / DEBT_STEPS
             hurdle = GAIN + DOUBT * min(WEIGHT / known.drafts, 1.0)
             size = max(1, min(round(rows), terms.room - 1))
-            made.append(Offer(sequence, [gain], hurdle=hurdle, slower=slower, size=size, price=price))
+            made.append(
+                Offer(sequence, [gain], hurdle=hurdle, slower=slower, size=size, price=price)
+            )
         return made
 
     def try_again(self, drafters: Sequence[tuple[int, PaidDrafter]], terms: Terms) -> bool:
@@ -136,9 +138,8 @@ class Paid:
         steps = [
             self._costs.of(batch * row, False, terms.past, batch) for row in range(1, rows + AHEAD)
         ]
-        keep = [0.0] + [
-            rate * (steps[row + AHEAD - 1] - steps[row - 1]) / AHEAD / batch for row in range(1, rows)
-        ]
+        rises = (steps[row + AHEAD - 1] - steps[row - 1] for row in range(1, rows))
+        keep = [0.0] + [rate * rise / AHEAD / batch for rise in rises]
         return Bid(rows, [k + rate * self._price(drafter, 1, terms) for k in keep], keep)
 
     def drafted(self, sequence: int, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
@@ -175,8 +176,13 @@ class Paid:
         others = list(self._classes.values())
         drafts = sum(means.drafts for means in others)
         if drafts > 2 * WEIGHT * max(1, len(others)):
-            sums = zip(*((m.drafts, m.accepted, m.rows, m.milliseconds) for m in others), strict=True)
-            return Means(*map(sum, sums)).scaled(WEIGHT / drafts)
+            total = Means(
+                drafts,
+                sum(means.accepted for means in others),
+                sum(means.rows for means in others),
+                sum(means.milliseconds for means in others),
+            )
+            return total.scaled(WEIGHT / drafts)
         best, expected, found = 0.0, 1.0, Means(1.0, 0.0, 1.0, self._price(drafter, 1, terms))
         for row, chance in enumerate(drafter.hope(drafter.foresight())[1:], 1):
             expected += chance

@@ -84,6 +84,11 @@ class Speculation:
         self._evidence: dict[int, Evidence] = {}
         self._calm, self._idle, self._proposing = 0, 0, 0.0
 
+    @classmethod
+    def fixed(cls, name: str, rows: int = 8) -> Speculation:
+        """Drafts of so many rows in every step, whether they pay or not."""
+        return cls(name, None, lambda signal: (1.0,), rows=rows)
+
     @property
     def asking(self) -> bool:
         """False in three of four steps while nothing is drafted, if proposals take the host long;
@@ -128,7 +133,7 @@ class Speculation:
             if gain < terms.cut:
                 break
             gains.append(gain)
-        track.proposal = (signal, tree, len(gains) + 1)
+        track.proposal = (signal, tree, min(len(gains) + 2, size))  # or it would never recover
         return Offer(sequence, gains, straight, hurdle, slower)
 
     def chose(self, track: Track, rows: int) -> float:

@@ -31,8 +31,8 @@ class ParallelDraft(DraftModel):
     k is the number of tokens that promises most, less what the call and the target's rows must
     bring in at the bid's prices. Both are known before the call: how often each depth came true,
     and what a call of more rows costs the draft, as measured. A depth left out is tried again from
-    a budget. With `sampled` every token is drawn from its row's distribution: the rows do not depend
-    on the tokens drawn, and neither does k.
+    a budget. With `sampled` every token is drawn from its row's distribution: the rows do not
+    depend on the tokens drawn, and neither does k.
     """
 
     name: ClassVar[str] = "parallel-draft"

@@ -116,7 +116,8 @@ class Rehearsal:
         recorded = Recorded(Running(LONGEST, LONGEST, LONGEST))
         drafter.policy = recorded
         halves: tuple[list[Draft], list[Draft]] = ([], [])
-        for number in self._answered(recipe, drafter, _always(recipe, LONGEST + 1), watch):
+        fixed = Speculation.fixed(recipe.name, LONGEST + 1)
+        for number in self._answered(recipe, drafter, fixed, watch):
             halves[number % 2].extend(recorded.drafts)
             recorded.drafts.clear()
 
@@ -136,7 +137,8 @@ class Rehearsal:
         """Train a judge head on what the target says of the drafts."""
         judging = Judging()
         halves: tuple[list[Judged], list[Judged]] = ([], [])
-        for number in self._answered(recipe, drafter, _always(recipe, ROWS), watch, judging):
+        fixed = Speculation.fixed(recipe.name, ROWS)
+        for number in self._answered(recipe, drafter, fixed, watch, judging):
             halves[number % 2].extend(judging.drafts)
             judging.drafts.clear()
         watch(f"{recipe.name}: training on {sum(map(len, halves))} drafts")
@@ -161,7 +163,3 @@ class Rehearsal:
             scheduler.finish([one])
             yield number
 
-
-def _always(recipe: Recipe, rows: int) -> Speculation:
-    """Drafts of so many rows in every step."""
-    return Speculation(recipe.name, None, lambda signal: (1.0,), rows=rows)

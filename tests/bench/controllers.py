@@ -4,9 +4,9 @@ on a clock that takes what a table of true costs says.
     PYTHONPATH=TREE python tests/bench/controllers.py answers.jsonl --out FILE.json
         [--recipes a,b] [--batches 1,4,8] [--costs fp32,int8,int4]
 
-`record_answers.py` makes the answers. With PYTHONPATH another tree's controller is measured; `--table
-OLD.json NEW.json` prints both beside each other. Rows off the recorded answer get the candidates
-that their token had elsewhere, for the drafters that keep candidates.
+`record_answers.py` makes the answers. With PYTHONPATH another tree's controller is measured;
+`--table OLD.json NEW.json` prints both beside each other. Rows off the recorded answer get the
+candidates that their token had elsewhere, for the drafters that keep candidates.
 """
 
 from __future__ import annotations
@@ -244,10 +244,9 @@ def table(old: Path, new: Path) -> str:
             ratio = both[0][key][group]["recipe"] / both[1][key][group]["recipe"]
             worst = min(worst, ratio)
             name, precision, batch = key.split("/")
-            mark = "" if ratio >= 0.97 else " **"
-            lines.append(
-                f"| {name} | {precision} | {batch} | {group} | {a:.2f} | {b:.2f} | {ratio:.3f}{mark} |"
-            )
+            told = f"{ratio:.3f}" if ratio >= 0.97 else f"**{ratio:.3f}**"
+            row = f"{name} | {precision} | {batch} | {group} | {a:.2f} | {b:.2f} | {told}"
+            lines.append(f"| {row} |")
     return "\n".join([*lines, "", f"Least: {worst:.3f}."])
 
 
