@@ -111,7 +111,7 @@ class JointStep:
         total = self._batch * self._least + sum([max(n - self._least, 0) for n in rows.values()])
         plain = self._plain = self._cost(total, False)
         slope = min([(self._cost(total + more, False) - plain) / more for more in (8, 64)])
-        cut = max(0.5 * self._decoding * slope / plain, 0.002)
+        cut = max(self._decoding * slope / plain, 0.002)
         terms = Terms(self._batch, self._room, self._past, cut)
         free = [offer for lane in lanes for offer in lane.offers(terms)]
         promises = [offer for lane in lanes for offer in lane.promises(terms)]
@@ -124,7 +124,8 @@ class JointStep:
                 choice, bought = either, seats & either.rows.keys()
         rows |= choice.rows
         self._seconds = perf_counter() - began
-        return sum([lane.buy(bought, terms, choice.worth, branches) for lane in lanes])
+        rate = choice.tokens / choice.milliseconds
+        return sum([lane.buy(bought, terms, rate, branches) for lane in lanes])
 
     def _best(self, offers: Sequence[Offer], total: int) -> Choice:
         return choose(offers, self._decoding, self._cost, total, self._least)

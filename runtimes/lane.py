@@ -80,7 +80,7 @@ class Lane:
         paid, payers = self.control.paid, self._payers()
         return [] if paid is None or not payers else paid.offers(payers, terms)
 
-    def buy(self, bought: Container[int], terms: Terms, worth: float, branches: bool) -> float:
+    def buy(self, bought: Container[int], terms: Terms, rate: float, branches: bool) -> float:
         """Draft for the members whose seats are among those `bought`, or for all of them where it
         is time for a try; the milliseconds of it."""
         paid, payers = self.control.paid, self._payers()
@@ -89,7 +89,7 @@ class Lane:
         chosen = [pair for pair in payers if pair[0] in bought]
         if not chosen and paid.try_again(payers, terms):
             chosen = payers
-        return sum([self._draft(seat, drafter, terms, worth, branches) for seat, drafter in chosen])
+        return sum([self._draft(seat, drafter, terms, rate, branches) for seat, drafter in chosen])
 
     def draft_freely(self, rows: int, branches: bool) -> None:
         """Draft as much as that for all members, whatever it costs."""
@@ -102,14 +102,14 @@ class Lane:
         return [(seat, drafter) for seat, drafter in pairs if is_paid(drafter)]
 
     def _draft(
-        self, seat: int, drafter: PaidDrafter, terms: Terms, worth: float, branches: bool
+        self, seat: int, drafter: PaidDrafter, terms: Terms, rate: float, branches: bool
     ) -> float:
         """All that is drafted is scored, because drawn drafts may not be cut."""
         paid = self.control.paid
         assert paid is not None
         place = next(place for place, one in enumerate(self.members) if one.seat == seat)
         one, debt = self.members[place], drafter.debt()
-        self.proposals[place] = one.proposal(branches, paid.bid(drafter, terms, worth))
+        self.proposals[place] = one.proposal(branches, paid.bid(drafter, terms, rate))
         tree, track = self.proposals[place][1], self._tracks[one][0]
         track.proposal, track.promise = None, promised(tree)
         self.bought[seat] = len(tree)

@@ -126,13 +126,14 @@ class Paid:
         self.budget -= price if self.trying else 0.0
         return self.trying
 
-    def bid(self, drafter: PaidDrafter, terms: Terms, worth: float) -> Bid:
-        """What one sequence may spend, where the step is expected to bring `worth` tokens a
+    def bid(self, drafter: PaidDrafter, terms: Terms, rate: float) -> Bid:
+        """What one sequence may spend, where the step is expected to bring `rate` tokens a
         millisecond."""
         if self.trying or not self._costs.pace.tried(self._name):
             return Bid.free(2)
         recent, batch = self._recent, terms.batch
-        rate = recent.accepted / recent.milliseconds if recent.drafts > 8 else worth
+        if recent.drafts > 8:
+            rate = recent.accepted / recent.milliseconds
         rate = max(rate, batch / self._costs.of(batch, False, terms.past, batch))
         rows = min(terms.room, drafter.rows)
         steps = [

@@ -191,6 +191,21 @@ def stop_clocks(clock: Clock) -> None:
                     setattr(module, call, clock)
 
 
+def parts(rows: Sequence[dict[str, Any]], batch: int) -> list[list[dict[str, Any]]]:
+    """Up to 4 questions of one group together, or more of all groups."""
+    if batch > 4:
+        stride = max(len(rows) // batch, 1)
+        return [list(rows[first::stride]) for first in range(stride)]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    return [
+        group[first : first + batch]
+        for group in groups.values()
+        for first in range(0, len(group), batch)
+    ]
+
+
 def speed(
     rows: Sequence[dict[str, Any]], name: str, precision: str, batch: int
 ) -> dict[str, dict[str, float]]:
@@ -204,11 +219,10 @@ def speed(
     policy = make_policy(chosen, session, Resources(vocabulary=VOCABULARY), costs)
     plain = make_policy(recipe("plain"), session, Resources(vocabulary=VOCABULARY), costs)
     found: dict[str, dict[str, float]] = {}
-    for first in range(0, len(rows), batch):
-        part = rows[first : first + batch]
+    for part in parts(rows, batch):
         taken: list[float] = []
         for one in (plain, policy):
-            steps = scheduling.Scheduler(session, batch)
+            steps = scheduling.Scheduler(session, len(part))
             ones = [
                 Decoding(
                     np.asarray(row["prompt"]), len(row["tokens"]), frozenset(),

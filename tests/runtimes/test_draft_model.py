@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graftline.runtimes.control.step_pace import COMPARED
+from graftline.runtimes.control.pace import COMPARED
 from scipy import stats
 from three_tokens import V, drawn_as, three_tokens
 from toy_drafts import COSTS, CheckedDraft, Garbage, SharedDraft, begin, engine_of, policy
@@ -17,7 +17,7 @@ from toy_session import FLAT, ToySession
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.paid import PaidGoodput
+from graftline.runtimes.control.paid import Paid
 from graftline.runtimes.draft_engine import OwnCaches
 from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid
@@ -327,7 +327,7 @@ def test_without_a_draft_engine_it_says_how_to_get_one(name: str) -> None:
         make_drafter(name, {})
 
 
-def compared(pacer: PaidGoodput) -> PaidGoodput:
+def compared(pacer: Paid) -> Paid:
     """Has made the plain steps that drafted ones are compared with."""
     pacer.begin(1)
     for _ in range(COMPARED):
@@ -341,7 +341,7 @@ def test_a_draft_that_is_dearer_than_measured_is_found_out_by_its_first_step() -
     """As PEARL's where two threads share two cores: the first steps of all are plain."""
     drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
     begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    pacer = PaidGoodput(COSTS, drafter, False)
+    pacer = Paid(COSTS, drafter, False)
     pacer.begin(1)
     bids = 0
     for step in range(40):
@@ -368,11 +368,11 @@ def test_a_draft_that_is_hardly_better_than_plain_has_to_show_it_first() -> None
     costs = Costs({1: 20.0, 2: 26.0}, {})
     assert 1.03 < sum(hope) * 20.0 / (26.0 + 9.0) < 1.1
 
-    def bids(pacer: PaidGoodput) -> bool:
+    def bids(pacer: Paid) -> bool:
         pacer.choose(root, 100)
         return pacer.bid([drafter], 100) is not None
 
-    pacer = PaidGoodput(costs, drafter, False)
+    pacer = Paid(costs, drafter, False)
     pacer.begin(1)
     for _ in range(COMPARED):
         assert not bids(pacer)
@@ -419,7 +419,7 @@ def test_pearl_is_priced_by_the_cores_there_are(monkeypatch: pytest.MonkeyPatch)
 def test_catching_up_is_no_slowness_and_tries_are_paid_for_whatever_they_take() -> None:
     drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
     begin(drafter, drafter._reader.engine.session, list(range(30)))
-    pacer = compared(PaidGoodput(COSTS, drafter, False))
+    pacer = compared(Paid(COSTS, drafter, False))
     pacer.begin(1)
     pacer.choose([(0, Tree.chain([3]))], 100)
     due = drafter.debt()
@@ -440,7 +440,7 @@ def test_what_a_drafted_step_is_expected_to_bring_is_known_once_it_is_drafted() 
     """By the draft's own account of each token, put right by what such accounts were worth."""
     drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
     begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    pacer = compared(PaidGoodput(COSTS, drafter, False))
+    pacer = compared(Paid(COSTS, drafter, False))
     pacer.begin(1)
     root = [(0, Tree.chain([3]))]
     for step in range(40):
@@ -467,7 +467,7 @@ def test_the_purse_is_filled_only_while_nothing_is_bought() -> None:
     """Else a draft that has just stopped to pay would be tried many times in a row."""
     drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
     begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    pacer = compared(PaidGoodput(COSTS, drafter, False))
+    pacer = compared(Paid(COSTS, drafter, False))
     pacer.begin(1)
     for _ in range(50):
         pacer.choose([(0, Tree.chain([3]))], 100)
