@@ -53,7 +53,8 @@ class Costs:
 
     def of(self, rows: int, branching: bool = False, past: float = NEAR, batch: int = 1) -> float:
         """The cost of a step of `rows` rows in all, of `batch` sequences behind `past` positions
-        each: linear between what was measured and past the last, and linear in the positions.
+        each: linear between what was measured and past the last, and linear in the positions. A
+        batch costs what one sequence with all its rows does, and what was seen besides.
 
         Without measured trees a tree costs what a chain does. One row is never a tree.
         """
@@ -72,18 +73,23 @@ class Costs:
         return near, growth * batch
 
     def _near(self, rows: int, branching: bool, batch: int) -> float:
-        alone = self._at(self.chain, {}, rows)
-        masked = self._at(self.chain, self.tree, rows) if branching else alone
+        """What one sequence with so many rows costs, and what a batch was seen to cost besides."""
+        near = self._at(self.chain, self.tree if branching else {}, rows)
         if batch == 1 or not self.batch:
-            return masked
+            return near
         sizes = sorted(self.batch)
         high = next((size for size in sizes if size >= batch), sizes[-1])
         low = max((size for size in sizes if size < high), default=1)
-        each = rows / batch
-        tables = (self.chain if size == 1 else self.batch[size] for size in (low, high))
-        first, last = (self._at(table, {}, each) for table in tables)
-        together = first + (last - first) * (batch - low) / (high - low)
-        return max(together, self.chain[1]) * masked / alone
+        first, last = (self._besides(size, rows / batch) for size in (low, high))
+        return max(near + first + (last - first) * (batch - low) / (high - low), self.chain[1])
+
+    def _besides(self, size: int, each: float) -> float:
+        """Milliseconds of `size` sequences of `each` rows over those of one with as many rows."""
+        if size == 1:
+            return 0.0
+        table = self.batch[size]
+        each = min(max(each, min(table)), max(table))
+        return self._at(table, {}, each) - self._at(self.chain, {}, size * each)
 
     @staticmethod
     def _at(chain: Table, tree: Table, rows: float) -> float:
