@@ -110,8 +110,9 @@ class Speculation:
 
     def track(self) -> Track:
         """Of one more sequence."""
-        whole = self._whole
-        return Track(TextFit(6.0, 1.0) if whole else TextFit())
+        if self._whole:
+            return Track(TextFit(6.0, 1.0))
+        return Track(TextFit() if self.paid is None else TextFit(6.0))
 
     def offer(
         self, track: Track, sequence: int, signal: int, tree: Tree, terms: Terms

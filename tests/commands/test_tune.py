@@ -47,7 +47,8 @@ def give_costs(bundle: Path, per_row: float) -> None:
     (file,) = (bundle / "costs").iterdir()
     key = json.loads(file.read_text())["key"]
     table = {str(q): 10.0 + per_row * (q - 1) for q in (1, 2, 8, 64)}
-    assert opened.write_costs(key, {"chain": table, "tree": table})
+    rest: dict[str, object] = {"far_chain": {}, "far_tree": {}, "batch": {}}
+    assert opened.write_costs(key, {"chain": table, "tree": table} | rest)
 
 
 def stored(bundle: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graftline.runtimes.control.pace import COMPARED
 from scipy import stats
 from three_tokens import V, drawn_as, three_tokens
 from toy_drafts import COSTS, CheckedDraft, Garbage, SharedDraft, begin, engine_of, policy
@@ -16,8 +15,11 @@ from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
+from graftline.runtimes.control.choose import Terms, choose
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.paid import Paid
+from graftline.runtimes.control.pace import COMPARED
+from graftline.runtimes.control.paid import Paid, promised
+from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.draft_engine import OwnCaches
 from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid
@@ -107,15 +109,16 @@ def test_a_reader_goes_back_no_further_than_it_must() -> None:
     assert draft.sequence[-71:] == [8, *[1] * 70]
 
 
-def test_a_useless_draft_is_left_and_tried_again_within_its_purse(
+def test_a_useless_draft_is_left_and_tried_again_within_its_budget(
     prompts: list[list[int]],
 ) -> None:
     drafts: list[Any] = []
     engine = engine_of(drafts, lambda _: OwnCaches(Garbage(odd=1), 5.0), policy(), COSTS)
     results = [engine.generate(p, max_new_tokens=120, ignore_eos=True) for p in prompts[:6]]
     assert sum(r.stats.drafted for r in results[:2]) > 5  # it was believed at first
-    pacer = engine._policies[engine.recipe.name].pacer  # type: ignore[attr-defined]
-    pacer._purse = Purse()
+    paid = engine._policies[engine.recipe.name].control.paid
+    assert paid is not None
+    paid.budget = 0.0
     late = [engine.generate(p, max_new_tokens=120, ignore_eos=True) for p in prompts[:6]]
     steps, drafted = (sum(getattr(r.stats, n) for r in late) for n in ("steps", "drafted"))
     assert steps > 6 * 119 * 0.98
@@ -327,67 +330,74 @@ def test_without_a_draft_engine_it_says_how_to_get_one(name: str) -> None:
         make_drafter(name, {})
 
 
-def compared(pacer: Paid) -> Paid:
-    """Has made the plain steps that drafted ones are compared with."""
-    pacer.begin(1)
-    for _ in range(COMPARED):
-        pacer.choose([(0, Tree.chain([3]))], 100)
-        assert pacer.bid([None], 100) is None
-        pacer.took(COSTS.of(1), 0.0)
-    return pacer
+TERMS = Terms(1, 100, 256, 0.002)
 
 
-def test_a_draft_that_is_dearer_than_measured_is_found_out_by_its_first_step() -> None:
-    """As PEARL's where two threads share two cores: the first steps of all are plain."""
+class Bidding:
+    """Steps of one sequence whose draft model drafts as much as is given, on toy costs."""
+
+    def __init__(self, drafter: Any, costs: Costs = COSTS, settle: int = COMPARED) -> None:
+        self.costs, self.drafter = replace(costs), drafter
+        self.paid = Paid("toy", self.costs)
+        for _ in range(settle):
+            self.plain()
+
+    def plain(self, taken: float = 1.0) -> None:
+        """A step without a draft; times what it should take."""
+        assert not self.bids()
+        self.costs.pace.record("toy", "plain", 1, taken)
+        self.paid.took(1, self.costs.of(1), self.costs.of(1) * taken, self.costs.of(1))
+
+    def bids(self) -> bool:
+        """Whether a draft is expected to pay; else there may be a try."""
+        offers = self.paid.offers([(0, self.drafter)], TERMS)
+        return bool(choose(offers, 1, self.costs.of, 1).rows)
+
+    def tries(self) -> bool:
+        return self.paid.try_again([(0, self.drafter)], TERMS)
+
+    def draft(self, rows: int, accepted: int, taken: float = 1.0) -> None:
+        """A step with a draft of `rows` tokens."""
+        self.drafter.reads = rows
+        price = self.paid.drafted(0, self.drafter, rows, TERMS)
+        self.paid.learn(0, accepted)
+        expected = self.costs.of(rows + 1) + price
+        self.costs.pace.record("toy", "paid", 1, taken)
+        self.paid.took(accepted + 1, expected, taken * expected, self.costs.of(1))
+
+
+def drafting() -> Any:
     drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
     begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    pacer = Paid(COSTS, drafter, False)
-    pacer.begin(1)
-    bids = 0
+    return drafter
+
+
+def test_the_first_steps_are_plain_and_a_slow_draft_is_found_out() -> None:
+    """As PEARL's where two threads share two cores."""
+    steps, drafted = Bidding(drafting(), settle=0), 0
     for step in range(40):
-        pacer.choose([(0, Tree.chain([3]))], 100)
-        if pacer.bid([drafter], 100) is None:
-            pacer.took(COSTS.of(1), 0.0)
+        if not steps.bids():
+            steps.costs.pace.record("toy", "plain", 1, 1.0)
             continue
         assert step >= COMPARED
-        bids, drafter.reads = bids + 1, 3
-        pacer.bought([(0, Tree.chain([3, 4, 5, 6]))], [drafter])
-        pacer.learn(0, [4, 5, 6, 7])
-        pacer.took(8.0 * (COSTS.of(4) + 3 * 5.0), 0.0)
-    assert bids == 1
+        drafted += 1
+        steps.draft(3, 3, taken=8.0)
+    assert drafted == 2  # one may be a hitch
 
 
 def test_a_draft_that_is_hardly_better_than_plain_has_to_show_it_first() -> None:
     """Believed 1.06 times as fast: not drafted on a belief, but on what it has brought."""
-    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
-    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
+    drafter = drafting()
     drafter.price = lambda reads: 9.0 * reads
-    hope = (1.0, 0.86)
-    drafter.hope = lambda foresight: hope
-    root, pair = [(0, Tree.chain([3]))], [(0, Tree.chain([3, 4]))]
-    costs = Costs({1: 20.0, 2: 26.0}, {})
-    assert 1.03 < sum(hope) * 20.0 / (26.0 + 9.0) < 1.1
-
-    def bids(pacer: Paid) -> bool:
-        pacer.choose(root, 100)
-        return pacer.bid([drafter], 100) is not None
-
-    pacer = Paid(costs, drafter, False)
-    pacer.begin(1)
-    for _ in range(COMPARED):
-        assert not bids(pacer)
-        pacer.took(20.0, 0.0)
-    assert not bids(pacer)
+    drafter.hope = lambda foresight: (1.0, 0.86)
+    assert 1.03 < 1.86 * 20.0 / (26.0 + 9.0) < 1.1
+    steps = Bidding(drafter, Costs({1: 20.0, 2: 26.0}, {}))
+    assert not steps.bids()
     for _ in range(12):
-        pacer._purse = Purse(100.0)
-        assert bids(pacer)  # a try at least
-        drafter.reads = 1
-        pacer.bought(pair, [drafter])
-        pacer.learn(0, [4, 5])
-        pacer.took(35.0, 0.0)
-    pacer._purse = Purse()
-    assert bids(pacer)
-    assert not pacer._trying
+        steps.paid.budget = 100.0
+        assert steps.bids() or steps.tries()
+        steps.draft(1, 1)
+    assert steps.bids()
 
 
 def test_pearl_hopes_for_no_more_than_its_steps_that_verify() -> None:
@@ -416,62 +426,62 @@ def test_pearl_is_priced_by_the_cores_there_are(monkeypatch: pytest.MonkeyPatch)
     assert price(2, overlap=1.0) == 0.0
 
 
-def test_catching_up_is_no_slowness_and_tries_are_paid_for_whatever_they_take() -> None:
-    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
+def test_catching_up_is_priced_and_tries_are_paid_for_whatever_they_take() -> None:
+    drafter = drafting()
     begin(drafter, drafter._reader.engine.session, list(range(30)))
-    pacer = compared(Paid(COSTS, drafter, False))
-    pacer.begin(1)
-    pacer.choose([(0, Tree.chain([3]))], 100)
+    steps = Bidding(drafter)
     due = drafter.debt()
     assert due > 20.0
-    bid = pacer.bid([drafter], 100)
-    assert bid is not None
-    assert bid.rows == 2  # the first draft of all
-    drafter.reads = 1
-    pacer.bought([(0, Tree.chain([3, 4]))], [drafter])
-    pacer.took(COSTS.of(2) + 5.0 + due, 0.0)
-    assert pacer._pace.dearer == 1.0
-    pacer._trying, pacer._purse = True, Purse(1.0)
-    pacer.took(COSTS.of(2) + 5.0 + due + 50.0, 0.0)
-    assert pacer._purse.held == pytest.approx(-49.0)
+    (offer,) = steps.paid.offers([(0, drafter)], TERMS)
+    assert offer.price == pytest.approx(drafter.price(offer.size) + due / 32)
+    assert steps.paid.bid(drafter, TERMS, 0.1).rows == 2, "the first draft of all"
+    steps.draft(1, 0)
+    assert steps.paid.bid(drafter, TERMS, 0.1).rows > 2
+    steps.paid.trying, steps.paid.budget = True, 1.0
+    expected = COSTS.of(2) + 5.0
+    steps.draft(1, 0, taken=(expected + 50.0) / expected)
+    assert steps.paid.budget == pytest.approx(-49.0)
+
+
+def test_tries_are_saved_for_only_while_nothing_is_drafted_and_failures_make_them_rarer() -> None:
+    steps = Bidding(drafting())
+    for _ in range(50):
+        assert steps.bids()
+        steps.draft(3, 3)
+    assert steps.paid.budget == 0.0
+    waits: list[int] = []
+    for _ in range(3):
+        waits.append(1)
+        while not steps.tries():
+            waits[-1] += 1
+            steps.paid._idle = 0
+        steps.draft(1, 0)
+    assert waits[1] > 1.5 * waits[0]
+    assert waits[2] > 1.5 * waits[1]
 
 
 def test_what_a_drafted_step_is_expected_to_bring_is_known_once_it_is_drafted() -> None:
     """By the draft's own account of each token, put right by what such accounts were worth."""
-    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
-    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    pacer = compared(Paid(COSTS, drafter, False))
-    pacer.begin(1)
-    root = [(0, Tree.chain([3]))]
-    for step in range(40):
-        pacer.choose(root, 100)
-        assert pacer.bid([drafter], 100) is not None
-        drafter.reads = 3
-        four = Tree(np.arange(4), np.arange(-1, 3), np.asarray([1, 0.8, 0.5, 0.5], np.float32))
-        pacer.bought([(0, four)], [drafter])
-        tokens, milliseconds = pacer.expected
-        assert milliseconds == pytest.approx(COSTS.of(4) + 3 * 5.0 + drafter.debt())
-        if step == 0:
-            assert tokens == pytest.approx(1 + 0.8 + 0.4 + 0.2)
-        pacer.learn(0, [1, 2, 3, 9])  # more than it promised
-    assert tokens == pytest.approx(4, rel=0.1)
-    blind = Tree.chain([0, 1, 2, 3])
-    pacer.choose(root, 100)
-    assert pacer.bid([drafter], 100) is not None
-    before = pacer.expected[0]
-    pacer.bought([(0, blind)], [drafter])
-    assert pacer.expected == (before, pytest.approx(COSTS.of(4) + 3 * 5.0 + drafter.debt()))
+    probs = np.asarray([1, 0.8, 0.5, 0.5], np.float32)
+    tree = Tree(np.arange(4), np.arange(-1, 3), probs)
+    assert promised(tree) == pytest.approx(0.8 + 0.4 + 0.2)
+    assert promised(Tree.chain([0, 1])) == 0.0
+    control = Speculation("toy", COSTS, lambda _: (1.0,), paid=Paid("toy", COSTS))
+    track, told = control.track(), list[float]()
+    for _ in range(40):
+        track.promise = promised(tree)
+        told.append(control.chose(track, 4))
+        control.learn(track, [1, 2, 3, 9])  # more than it promised
+    assert told[0] == pytest.approx(1.4)
+    assert told[-1] == pytest.approx(3.0, rel=0.1)
 
 
-def test_the_purse_is_filled_only_while_nothing_is_bought() -> None:
-    """Else a draft that has just stopped to pay would be tried many times in a row."""
-    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
-    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    pacer = compared(Paid(COSTS, drafter, False))
-    pacer.begin(1)
-    for _ in range(50):
-        pacer.choose([(0, Tree.chain([3]))], 100)
-        assert pacer.bid([drafter], 100) is not None
-        pacer.bought([(0, Tree.chain([3, 4, 5, 6]))], [drafter])
-        pacer.learn(0, [4, 5, 6, 7])
-    assert pacer._purse.held == 0.0
+def test_a_draft_is_as_deep_as_its_rows_bring_in() -> None:
+    """Dinkelbach: one more row while its chance is at least the rate times its cost."""
+    steps = Bidding(drafting())
+    steps.draft(1, 0)
+    bid = steps.paid.bid(steps.drafter, TERMS, 0.1)
+    assert bid.keep[1] == pytest.approx(0.1 * (COSTS.of(5) - COSTS.of(1)) / 4)
+    assert bid.call(3) == pytest.approx(0.1 * 5.0)
+    slower = steps.paid.bid(steps.drafter, TERMS, 0.05)
+    assert slower.keep[1] == bid.keep[1] / 2, "never less than plain's rate"
