@@ -134,11 +134,11 @@ class Costs:
     ) -> Costs:
         """Inverse of `to_json`. Raises BundleError when the table is of another form."""
         try:
-            tables = [_numbers(table[name]) for name in _TABLES]
+            chain, tree, far, far_tree = (_numbers(table[name]) for name in _TABLES)
             batch = {int(size): _numbers(part) for size, part in table["batch"].items()}
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise BundleError(f"step costs cannot be read ({error}); measure again") from error
-        return cls(*tables, batch, store)
+        return cls(chain, tree, far, far_tree, batch, store)
 
 
 _TABLES = ("chain", "tree", "far_chain", "far_tree")

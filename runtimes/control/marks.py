@@ -11,8 +11,8 @@ class Marks(NamedTuple):
     taken without drafts."""
 
     seconds: float = 0.0
-    steps: int = 0
-    sequences: int = 0
+    steps: float = 0.0
+    sequences: float = 0.0
     tokens: float = 0.0
     milliseconds: float = 0.0
     plain: float = 0.0
