@@ -60,7 +60,7 @@ def test_batches_are_not_measured_where_their_memory_is_not_there(clock: list[fl
 
 
 def test_a_table_that_knows_nothing_of_batches_is_refused() -> None:
-    with pytest.raises(BundleError, match="batch.*measure again"):
+    with pytest.raises(BundleError, match=r"batch.*measure again"):
         Costs.from_json({"chain": {"1": 1.0}, "tree": {}, "far_chain": {}, "far_tree": {}})
 
 
