@@ -114,6 +114,14 @@ class Evidence:
             self._sums.append(self._sums[-1] + chance)
         return reach[row]
 
+    def above(self, least: float, rows: int) -> list[float]:
+        """The chances of the first rows behind the root, of `rows` in all, up to the first below
+        `least`."""
+        reach, row = self._reach, 1
+        while row < rows and (reach[row] if row < len(reach) else self.at(row)) >= least:
+            row += 1
+        return reach[1:row]
+
     def expected(self, rows: int) -> float:
         """Tokens that the first `rows` bring."""
         last = min(rows, len(self._prior)) - 1

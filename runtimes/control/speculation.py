@@ -133,12 +133,7 @@ class Speculation:
             track.proposal = (signal, tree, len(tree))
             gains = [factor * evidence.expected(len(tree))] if len(tree) <= terms.room else []
             return Offer(sequence, gains, straight, hurdle, slower, len(tree) - 1)
-        gains = list[float]()
-        for row in range(1, size):
-            gain = factor * evidence.at(row)
-            if gain < terms.cut:
-                break
-            gains.append(gain)
+        gains = [factor * chance for chance in evidence.above(terms.cut / factor, size)]
         track.proposal = (signal, tree, min(len(gains) + 2, size))  # or it would never recover
         return Offer(sequence, gains, straight, hurdle, slower)
 
