@@ -492,3 +492,49 @@ def test_slight_or_short_disagreement_changes_nothing(
     costs, stored = settled(plain, chain, steps)
     assert not stored
     assert costs.chain == {1: 10.0, 4: 12.0}
+
+
+def test_costs_are_put_right_between_requests_and_never_within_one() -> None:
+    """Steps take half of what the table says; the first request alone shows it, at its end."""
+    stored: list[dict[str, Any]] = []
+    drafter = make_drafter("prompt-lookup", {})
+    costs = replace(FP32, store=stored.append)
+    lane, simulation = Lane(Speculation("toy", costs, drafter.prior)), Simulation(halved)
+    before: list[int] = []
+    step = simulation._step
+
+    def watched(*given: Any) -> None:
+        before.append(len(stored))
+        step(*given)
+
+    simulation._step = watched  # type: ignore[method-assign]
+    simulation.run([(lane, drafter)], texts_of(novel)[:1])
+    assert set(before) == {0}
+    assert len(stored) == 1
+    assert stored[0]["chain"]["1"] == pytest.approx(12.5)
+    simulation.run([(lane, drafter)], texts_of(novel)[1:3])
+    assert len(stored) == 1
+
+
+def halved(rows: Sequence[int], branching: bool) -> float:
+    return FP32.of(sum(rows), branching, batch=len(rows)) / 2
+
+
+def test_what_is_expected_is_told_and_comes_near_what_happens() -> None:
+    """Milliseconds, tokens and the speed-up, of texts that copy on a machine that is half as
+    fast as it was when its costs were measured."""
+    drafter = make_drafter("prompt-lookup", {})
+    lane = Lane(Speculation("toy", replace(FP32), drafter.prior))
+
+    def doubled(rows: Sequence[int], branching: bool) -> float:
+        return 2.0 * FP32.of(sum(rows), branching, batch=len(rows))
+
+    warm = Simulation(doubled).run([(lane, drafter)], texts_of(copying)[:4])
+    before, simulation = lane.marks, Simulation(doubled)
+    for one in texts_of(copying)[4:]:
+        simulation.run([(lane, drafter)], [one])
+    marks = lane.marks.since(before)
+    assert marks.steps == len(simulation.rows) < len(warm.rows) * 8
+    assert marks.milliseconds == pytest.approx(simulation.spent, rel=0.05)
+    assert marks.tokens == pytest.approx(simulation.tokens, rel=0.15)
+    assert marks.speedup == pytest.approx(8 * 127 * 50.0 / simulation.spent, rel=0.15)
