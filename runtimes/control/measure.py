@@ -94,7 +94,7 @@ class Gauge:
     def turns(self, count: int) -> None:
         """So many times every size, and small ones TIMES as often."""
         shapes = list(self._ratios)
-        small = [shape for shape in shapes if shape[1] <= SMALL]
+        small = [shape for shape in shapes if shape[1] * self.batch <= SMALL]
         for turn in range(count * TIMES):
             for kind, rows in small if turn % TIMES else shapes:
                 self._step("chain", 1)

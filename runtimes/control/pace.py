@@ -63,7 +63,9 @@ class Pace:
         if drafted is None or len(self._seen[bucket]) < 2:
             return 1.0
         plain = self._plain(recipe, bucket[2])
-        if not 1 / OTHERWISE < plain < OTHERWISE or drafted <= plain * (1.0 + SLIGHT):
+        if plain is None or not 1 / OTHERWISE < plain < OTHERWISE:
+            return 1.0
+        if drafted <= plain * (1.0 + SLIGHT):
             return 1.0
         return drafted / plain
 
@@ -93,10 +95,11 @@ class Pace:
         self._stored = plain
         return {kind: known.get(kind, plain) for kind in _TABLES}
 
-    def _plain(self, recipe: str, size: int) -> float:
+    def _plain(self, recipe: str, size: int) -> float | None:
+        """The recipe's plain steps, of that many sequences or else of others; None: none yet."""
         own = self._usual.get((recipe, "plain", size))
         others = (v for k, v in self._usual.items() if k[:2] == (recipe, "plain"))
-        return own if own is not None else next(others, 1.0)
+        return own if own is not None else next(others, None)
 
     def _forget(self, recipe: str, kind: str, batch: int) -> None:
         bucket, ratio = (recipe, kind, batch.bit_length()), self.slower(recipe, kind, batch)

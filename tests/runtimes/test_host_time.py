@@ -145,22 +145,23 @@ def test_a_slow_drafter_is_left_to_plain_decoding(
     assert taken < 1.6 * 399 * FLAT.of(1)
 
 
-def paced(plain: float, drafted: list[float], **more: Any) -> Pace:
+def paced(plain: float | None, drafted: list[float]) -> Pace:
     """Steps of one recipe that took so many times what their costs say."""
     pace = Pace()
-    for _ in range(5):
-        pace.record("toy", "plain", 1, plain)
+    for _ in range(0 if plain is None else 5):
+        pace.record("toy", "plain", 1, plain or 1.0)
     for ratio in drafted:
         pace.record("toy", "chain", 1, ratio)
     return pace
 
 
 def test_drafted_steps_are_compared_with_plain_ones() -> None:
-    def slower(plain: float, drafted: list[float]) -> float:
+    def slower(plain: float | None, drafted: list[float]) -> float:
         return paced(plain, drafted).slower("toy", "chain", 1)
 
     assert slower(1.0, []) == 1.0
     assert slower(1.0, [30.0]) == 1.0, "what happened once says nothing"
+    assert slower(None, [3.0] * 5) == 1.0, "who is slow as a whole is not known without plain ones"
     assert slower(1.0, [30.0, 1.0]) == 1.0
     assert slower(1.0, [30.0, 30.0]) == 30.0
     assert slower(1.0, [1.04] * 5) == 1.0, "little is nothing"
