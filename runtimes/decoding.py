@@ -77,10 +77,8 @@ class Decoding:
     """The scores of the prompt's last row, where they are kept for others."""
     together: bool = False
     """True once a step has scored others with it."""
-    before: Marks | None = None
-    """The controller's account when it joined."""
     spent: Marks | None = None
-    """What its controller has spent and expected since."""
+    """What its steps were expected to bring and to take, once it has ended."""
     drafts: bool = True
     """False where nothing is ever drafted."""
     cancelled: bool = False

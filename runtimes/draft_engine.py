@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.facts import DecoderFacts
-from graftline.runtimes.control.calibration import USUAL
+from graftline.runtimes.chances.calibration import USUAL
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.session import Scores, Session, call_starts
 

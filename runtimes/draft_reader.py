@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from graftline.runtimes.acceptance.odds import Odds
-from graftline.runtimes.control.host_time import working
 from graftline.runtimes.draft_engine import DraftEngine
 from graftline.runtimes.sampling import Doubles, Sampling
 from graftline.runtimes.session import Scores
@@ -57,8 +56,6 @@ class Reader:
         while running: only their ratio counts, and a busy machine slows both."""
         self.row = 0
         """The sequence's place in the target's batch."""
-        self.spent = 0.0
-        """Milliseconds of work inside the engine; whoever reads it sets it back."""
         self._held = 0
         """Slots of the engine that hold what `tokens` and then `_ahead` say."""
         self._ahead: list[int] = []
@@ -140,9 +137,8 @@ class Reader:
 
     def _call(self, start: int, part: Sequence[int], asked: int) -> Scores:
         """The scores of the last `asked` of these rows."""
-        began, work = time.perf_counter(), working()
+        began = time.perf_counter()
         scores = self.engine.follow(self.row, start, part, asked)
-        self.spent += (working() - work) * 1e3
         if not self.engine.step and start:
             self._clock((time.perf_counter() - began) * 1e3 / self.engine.rows_cost(len(part)))
         return scores

@@ -80,8 +80,6 @@ class PaidDrafter(Drafter, Protocol):
     """
 
     reads: float
-    reading: float
-    """Milliseconds that this thread worked in those calls."""
 
     def draft(self, bid: Bid) -> Tree:
         """A tree of at most `bid.rows` rows; ends where another row is not worth its price."""

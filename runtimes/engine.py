@@ -14,7 +14,7 @@ from graftline.recipe import Recipe, recipe
 from graftline.runtimes.branches import check_branches, decode_branches
 from graftline.runtimes.chat import Chat
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.pacer import Fixed
+from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.counters import EngineStats
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.defaults import Defaults
@@ -77,7 +77,8 @@ class Engine:
         self.defaults = defaults or Defaults()
         """What a request takes from the checkpoint where it says nothing."""
         self._fused, self._twin, self._origin = fused, twin, origin
-        self._costs, self._generation = costs, generation_defaults
+        self._costs = None if costs is None else replace(costs)  # what steps show is this engine's
+        self._generation = generation_defaults
         ends = end_tokens(generation_defaults, tokenizer)
         grammars = Grammars(tokenizer, session.facts.vocabulary, ends)
         self._around = Surroundings(
@@ -232,7 +233,8 @@ class Engine:
         """
         policy = self._policy(wanted)
         records = Records(policy.recipe.rule, sampling, most)
-        self._policies[policy.recipe.name] = replace(policy, pacer=Fixed(), records=records)
+        fixed = Speculation.fixed(policy.recipe.name)
+        self._policies[policy.recipe.name] = replace(policy, control=fixed, records=records)
         return records
 
     def _branch(self, branch: str | Ids) -> Ints:

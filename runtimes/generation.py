@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graftline.errors import RequestError
-from graftline.runtimes.control.pacer import Fixed
+from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.defaults import Defaults
 from graftline.runtimes.drafter import Drafter
@@ -239,14 +239,25 @@ class Generation:
         name = self._policy.recipe.drafter
         if not one.drafts:
             return "plain: this recipe drafts nothing"
-        kind = "fixed" if isinstance(self._policy.pacer, Fixed) else "goodput"
-        why = "step costs unknown" if kind == "fixed" else "by expected tokens per millisecond"
+        fixed = self._policy.control.costs is None
         speculated = one.offered[0] if one.offered else 0
         mean = one.drafted / speculated if speculated else 0.0
-        return (
-            f"{kind}: {name} drafted in {speculated} of {one.steps} steps, {mean:.1f} tokens each, "
-            f"the others plain ({why})"
+        told = (
+            f"{'fixed' if fixed else 'goodput'}: {name} drafted in {speculated} of {one.steps} "
+            f"steps, {mean:.1f} tokens each, the others plain"
         )
+        return f"{told} (step costs unknown)" if fixed else told + _expected(one.spent or Marks())
+
+
+def _expected(spent: Marks) -> str:
+    """Why: what was expected of the steps."""
+    if not spent.sequences:
+        return ""
+    accepted = spent.tokens / spent.sequences - 1.0
+    return (
+        f"; expected {accepted:.2f} accepted tokens a step, {spent.milliseconds / spent.steps:.1f} "
+        f"ms a step, {spent.speedup or 1.0:.2f} times plain decoding"
+    )
 
 
 def generator(seed: int | None, row: int = 0, answer: int = 0) -> np.random.Generator:

@@ -1,61 +1,140 @@
-"""The sequences of one recipe: its controller chooses, step by step, what all of them score."""
+"""The sequences of one recipe, and the one choice that all lanes make together for a step."""
 
 from __future__ import annotations
 
-from graftline.runtimes.control.account import Account
-from graftline.runtimes.control.host_time import working
+import time
+from collections.abc import Container, Sequence
+
+from graftline.runtimes.control.choose import Offer, Terms
+from graftline.runtimes.control.marks import Marks
+from graftline.runtimes.control.paid import promised
+from graftline.runtimes.control.speculation import Speculation, Track
 from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.drafter import Bid, PaidDrafter, is_paid
 from graftline.runtimes.trees.packing import trim
 from graftline.tree import Tree
 
+working = (
+    time.thread_time if time.get_clock_info("thread_time").resolution < 1e-4 else time.perf_counter
+)
+"""Seconds that this thread has worked: others that want the processor do not make a drafter slow.
+Where the system counts in coarse ticks, the time that has passed."""
+
 
 class Lane:
-    """The sequences that one controller serves: those of one recipe, whatever requests they are of.
+    """The sequences of one recipe, whatever requests they are of, and what is known of its drafts.
 
-    `members` are in the order in which the controller knows them.
+    `members` are in the order in which they joined.
     """
 
-    def __init__(self, account: Account) -> None:
-        self.account = account
+    def __init__(self, control: Speculation) -> None:
+        self.control, self.marks = control, Marks()
         self.members: list[Decoding] = []
-        self._proposing: float | None = None
-        """Milliseconds that making the coming step's proposals took, if they were asked for."""
+        self.proposals: list[tuple[int, Tree]] = []
+        """Of the coming step, by member."""
+        self.proposing: float | None = None
+        """Milliseconds that making them took the host, if they were asked for."""
+        self.bought: dict[int, int] = {}
+        """By seat, the rows of this step's drafts that cost time."""
+        self.drafted = False
+        """Whether any member drafts in this step."""
+        self._tracks: dict[Decoding, tuple[Track, Marks]] = {}
 
     def join(self, one: Decoding) -> None:
-        """One more sequence; the first begins a new account of what its controller sees."""
+        """One more sequence."""
         if not self.members:
-            self.account.begin(0)
-        self.account.join()
+            self.control.begin()
         self.members.append(one)
-        one.before = self.account.marks
+        self._tracks[one] = self.control.track(), self.marks
 
     def leave(self, one: Decoding) -> None:
-        """Forget a sequence."""
-        place = self.members.index(one)
-        self.account.leave(place)
-        del self.members[place]
+        """Forget a sequence; what steps have shown of their costs is settled after the last."""
+        self.members.remove(one)
+        del self._tracks[one]
+        if not self.members and self.control.costs is not None:
+            self.control.costs.settle()
 
-    def plan(self, trees: list[Tree], room: int, past: int, branches: bool) -> None:
-        """Choose the tree that each member scores, of at most `room` rows, behind at most `past`
-        committed positions; `trees` are by seat."""
-        account, members = self.account, self.members
-        asking, work = account.asking, working()
-        proposals = [one.proposal(branches) if asking else one.root() for one in members]
-        self._proposing = 1e3 * (working() - work) if asking else None
-        rows = account.choose(proposals, room, past)
-        drafters = [one.drafter for one in members]
-        if (bid := account.bid(drafters, room)) is not None:
-            proposals = [one.proposal(branches, bid) for one in members]
-            rows = account.bought(proposals, drafters)
-        for one, (_, tree) in zip(members, proposals, strict=True):
-            trees[one.seat] = trim(tree, rows)
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.members.clear()
+        self._tracks.clear()
 
-    def took(self, step: float, host: float) -> None:
-        """Milliseconds of the step, and those that the host worked outside the engine."""
-        self.account.took(step, host, self._proposing)
+    def propose(self, branches: bool) -> None:
+        """What each member could score that costs nothing but the host's time."""
+        self.bought, asking, work = {}, self.control.asking, working()
+        self.proposals = [
+            one.proposal(branches) if asking else one.root() for one in self.members
+        ]
+        self.proposing = 1e3 * (working() - work) if asking else None
+
+    def offers(self, terms: Terms) -> list[Offer]:
+        """What those are expected to bring."""
+        return [
+            self.control.offer(self._tracks[one][0], one.seat, signal, tree, terms)
+            for one, (signal, tree) in zip(self.members, self.proposals, strict=True)
+            if len(tree) > 1
+        ]
+
+    def promises(self, terms: Terms) -> list[Offer]:
+        """What drafts that cost time are expected to bring."""
+        paid, payers = self.control.paid, self._payers()
+        return [] if paid is None or not payers else paid.offers(payers, terms)
+
+    def buy(self, bought: Container[int], terms: Terms, rate: float, branches: bool) -> float:
+        """Draft for the members whose seats are among those `bought`, or for all of them where it
+        is time for a try; the milliseconds of it."""
+        paid, payers = self.control.paid, self._payers()
+        if paid is None or not payers:
+            return 0.0
+        chosen = [pair for pair in payers if pair[0] in bought]
+        if not chosen and paid.try_again(payers, terms):
+            chosen = payers
+        return sum([self._draft(seat, drafter, terms, rate, branches) for seat, drafter in chosen])
+
+    def draft_freely(self, rows: int, branches: bool) -> None:
+        """Draft as much as that for all members, whatever it costs."""
+        for place, one in enumerate(self.members):
+            if is_paid(one.drafter):
+                self.proposals[place] = one.proposal(branches, Bid.free(rows))
+
+    def _payers(self) -> list[tuple[int, PaidDrafter]]:
+        pairs = [(one.seat, one.drafter) for one in self.members if not one.done]
+        return [(seat, drafter) for seat, drafter in pairs if is_paid(drafter)]
+
+    def _draft(
+        self, seat: int, drafter: PaidDrafter, terms: Terms, rate: float, branches: bool
+    ) -> float:
+        """All that is drafted is scored, because drawn drafts may not be cut."""
+        paid = self.control.paid
+        assert paid is not None
+        place = next(place for place, one in enumerate(self.members) if one.seat == seat)
+        one, debt = self.members[place], drafter.debt()
+        self.proposals[place] = one.proposal(branches, paid.bid(drafter, terms, rate))
+        tree, track = self.proposals[place][1], self._tracks[one][0]
+        track.proposal, track.promise = None, promised(tree)
+        self.bought[seat] = len(tree)
+        return debt + paid.drafted(seat, drafter, len(tree) - 1, terms)
+
+    def place(self, trees: list[Tree], rows: dict[int, int]) -> float:
+        """Put every member's tree, of so many rows by seat, among those of the step; the tokens
+        expected behind the roots."""
+        tokens, self.drafted = 0.0, False
+        for one, (_, tree) in zip(self.members, self.proposals, strict=True):
+            count = min(rows.get(one.seat, 1), len(tree))
+            tokens += self.control.chose(self._tracks[one][0], count)
+            trees[one.seat] = trim(tree, count)
+            self.drafted |= count > 1
+        self.control.stepped(self.drafted, self.proposing)
+        return tokens
+
+    def learn(self, one: Decoding, fresh: Sequence[int]) -> None:
+        """A member emitted `fresh`."""
+        self.control.learn(self._tracks[one][0], fresh)
+        if self.control.paid is not None and fresh:
+            self.control.paid.learn(one.seat, len(fresh) - 1)
 
     def settle(self) -> None:
-        """What the step has cost the members that it ended."""
+        """What steps were expected to bring, for the members that the last one ended."""
         for one in self.members:
-            if one.done and one.before is not None:
-                one.spent = self.account.since(one.before)
+            if one.done:
+                one.spent = self.marks.since(self._tracks[one][1])

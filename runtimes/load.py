@@ -16,9 +16,9 @@ from graftline.facts import as_decoder
 from graftline.owners import DRAFT
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
-from graftline.runtimes.control.calibration import USUAL
+from graftline.runtimes.chances.calibration import USUAL
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.measure import FAR_SLOTS, costs_key, measure_costs
+from graftline.runtimes.control.measure import costs_key, measure_costs
 from graftline.runtimes.defaults import read_defaults
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep
@@ -279,19 +279,19 @@ def step_costs(
     """
     key = _key(session) + (f", {stage}" if stage not in ("", bundle.manifest.target) else "")
     known = bundle.read_costs(key)
-    if known is None:
+    if known is None or "batch" not in known:  # an older table knows nothing of batches
         if watch is not None:
             watch(f"measuring what {what} costs on this machine (once)")
         known = measure_costs(session, _beside(session))
         bundle.write_costs(key, known)
-    return Costs.from_json(known)
+    return Costs.from_json(known, partial(bundle.write_costs, key))
 
 
-def _beside(session: OrtSession | TrtSession) -> OrtSession | None:
-    """The same engine with caches for a long past, where the session has room for one."""
-    if isinstance(session, TrtSession) or session.capacity < FAR_SLOTS:
+def _beside(session: OrtSession | TrtSession) -> Callable[[int], OrtSession] | None:
+    """Opens the same engine with caches of its own, where it can be."""
+    if isinstance(session, TrtSession):
         return None
-    return session.sibling(capacity=FAR_SLOTS)
+    return lambda capacity: session.sibling(capacity=capacity)
 
 
 def _key(session: OrtSession | TrtSession) -> str:

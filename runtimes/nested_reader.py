@@ -34,10 +34,8 @@ class NestedReader(Reader):
     def ask(self, depth: int, ahead: Sequence[int], sampling: Sampling) -> Guess:
         """What the sub-model of that place thinks comes after the sequence and `ahead`."""
         reader = self.depths[depth]
-        reader.row, spent = self.row, reader.spent
+        reader.row = self.row
         guess = reader.guess(ahead, sampling)
-        if reader is not self:
-            self.spent += reader.spent - spent
         for shallower in self.depths[:depth]:
             shallower.filled(ahead)
         for deeper in self.depths[depth + 1 :]:

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graftline.recipe import Recipe
-from graftline.runtimes.control.account import Account
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.goodput import Goodput
-from graftline.runtimes.control.pacer import Fixed, Pacer
-from graftline.runtimes.control.paid import PaidGoodput
+from graftline.runtimes.control.paid import Paid
+from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.grammar import FORCED, forced_prior
@@ -31,7 +29,7 @@ class Policy:
 
     recipe: Recipe
     drafter: Drafter
-    pacer: Pacer
+    control: Speculation
     records: Records | None = None
     """Where acceptance is recorded."""
 
@@ -39,7 +37,7 @@ class Policy:
     """The sequences that this recipe decodes now, of all requests."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lane", Lane(Account(self.pacer)))
+        object.__setattr__(self, "lane", Lane(self.control))
 
 
 def make_policy(
@@ -50,22 +48,15 @@ def make_policy(
     drafter = make_drafter(chosen.drafter, chosen.options, resources)
     random = np.random.default_rng(0)
     make_rule(chosen.rule, Sampling(), random, chosen.rule_options, resources)
-    return Policy(chosen, drafter, _pacer(chosen, session, resources, costs, drafter))
-
-
-def _pacer(
-    chosen: Recipe, session: Session, resources: Resources, costs: Costs | None, drafter: Drafter
-) -> Pacer:
-    if costs is None:
-        return Fixed()
-    branching = drafter.branching and session.supports_trees
-    if is_paid(drafter):
-        return PaidGoodput(costs, drafter, branching)
     known = tuned_prior(resources.tuned, chosen.name, drafter.prior)
     forced = forced_prior(drafter.rows)
 
     def prior(signal: int) -> Sequence[float]:
         return forced if signal == FORCED else known(signal)
 
-    whole, lossy = getattr(drafter, "whole", False), not chosen.lossless
-    return Goodput(costs, prior, branching, whole=whole, lossy=lossy)
+    paid = Paid(chosen.name, costs) if costs is not None and is_paid(drafter) else None
+    whole = getattr(drafter, "whole", False)
+    control = Speculation(
+        chosen.name, costs, prior, whole=whole, lossy=not chosen.lossless, paid=paid
+    )
+    return Policy(chosen, drafter, control)

@@ -27,7 +27,10 @@ class Stats:
     together (None: it expects nothing); `controller_share`: its own time, of that after the first
     token. `reused`: tokens of the prompt that were copied from what was read before, not read.
     `spec_decode`: counts of drafts, as serving stacks report them. `defaults`: options that hold
-    because the checkpoint's generation_config.json says so.
+    because the checkpoint's generation_config.json says so. `acceptance_rate`: accepted of drafted
+    tokens (None: none were drafted). `expected_accepted`: accepted tokens a step that it expected,
+    `step_cost`: milliseconds a step, `expected_speedup`: over steps without drafts, with all
+    sequences together (None likewise).
     """
 
     steps: int
@@ -53,6 +56,10 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    acceptance_rate: float | None = None
+    expected_accepted: float | None = None
+    step_cost: float | None = None
+    expected_speedup: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,4 +108,8 @@ def measure(
         reused=one.reused,
         spec_decode=SpecDecode.of(one),
         defaults=defaults or {},
+        acceptance_rate=sum(one.accepted) / one.drafted if one.drafted else None,
+        expected_accepted=spent.tokens / spent.sequences - 1.0 if spent.sequences else None,
+        step_cost=spent.milliseconds / spent.steps if spent.steps else None,
+        expected_speedup=spent.speedup,
     )

@@ -12,21 +12,18 @@ from time import perf_counter
 from typing import TypeVar
 
 from graftline.errors import BackendError, RequestError
-from graftline.runtimes.control.host_time import working
 from graftline.runtimes.counters import EngineStats, Totals
 from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.joint_step import JointStep
 from graftline.runtimes.lane import Lane
 from graftline.runtimes.prefix_cache import CHUNK, PrefixCache
 from graftline.runtimes.prompt_reader import PromptReader
 from graftline.runtimes.session import Scores, Session
 from graftline.runtimes.trees.packing import pack
-from graftline.tree import Tree
 
 R = TypeVar("R")
 SEATS = 32
 """Most sequences that decode together, unless the engine is loaded with another number."""
-PADDING = Tree.chain((0,))
-"""What a sequence scores whose prompt is still being read: nothing of it is kept."""
 INTERRUPTED = "the step was interrupted; ask again"
 FORKED = "this process was forked after the bundle was loaded; load it in this process"
 REENTERED = "this call came from within a step of the same engine; make it after the step"
@@ -292,30 +289,25 @@ class Scheduler:
     def _decode(self) -> None:
         """Propose, score, judge, commit: one engine call for all that are seated."""
         session, seated, lanes = self.session, self._seated, self._lanes
-        began, work = perf_counter(), working()
-        past = max([one.length for one in seated])
-        together = len(seated) > 1
-        trees = [PADDING] * len(seated)
-        branches = session.supports_trees and not (together and session.packs)
-        for lane in lanes:
-            lane.plan(trees, session.capacity - past, past, branches)
-        least = max([one.least for one in seated])
+        began = perf_counter()
+        room = session.capacity - max([one.length for one in seated])
+        together, least = len(seated) > 1, max([one.least for one in seated])
+        step = JointStep(lanes, seated, room, least)
+        step.plan(session.supports_trees and not (together and session.packs))
+        trees = step.trees
         packed = pack(trees, least)
         counts = [max(len(tree), least) for tree in trees] if together else None
-        asked = working()
         scores = session.score(*packed, counts)
-        scored = working()
         paths: list[tuple[int, ...]] = [()] * len(seated)
+        emitted: list[tuple[Lane, Decoding, list[int]]] = []
         for lane in lanes:
-            for place, one in enumerate(lane.members):
+            for one in lane.members:
                 seat = one.seat
                 one.together = one.together or together
                 paths[seat], fresh = one.judged(trees[seat], scores, seat)
-                lane.account.learn(place, fresh)
+                emitted.append((lane, one, fresh))
         session.commit(paths)
-        host = working() - scored + asked - work
-        if len(lanes) == 1:  # what a step of several controllers takes says nothing of one
-            lanes[0].took(1e3 * (perf_counter() - began), 1e3 * host)
+        step.took(1e3 * (perf_counter() - began), emitted)
         for one in seated:
             one.digest()
         for lane in lanes:
@@ -329,7 +321,7 @@ class Scheduler:
             one.release()
         self._totals.add(self._seated)
         for lane in self._lanes:
-            lane.members.clear()
+            lane.clear()
         self._seated, self._lanes = [], []
         self._reading = None
         self._fresh = False

@@ -1,4 +1,4 @@
-"""How proposals of the past came true."""
+"""How often drafted rows were accepted, by class of proposal."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Walk:
     """A proposal, its first `rows` if so many are given, followed along what was then emitted,
     whether or not it was ever scored."""
 
-    __slots__ = ("came", "chain", "decided", "hoped", "node", "parents", "signal", "tokens")
+    __slots__ = ("accepted", "chain", "decided", "expected", "node", "parents", "signal", "tokens")
 
     def __init__(
-        self, signal: int, tree: Tree, hoped: float = 0.0, rows: int | None = None
+        self, signal: int, tree: Tree, expected: float = 0.0, rows: int | None = None
     ) -> None:
         self.signal = signal
-        self.came, self.hoped = 0, hoped
-        """Tokens that came true so far, and those expected of the rows that are followed."""
+        self.accepted, self.expected = 0, expected
+        """Tokens accepted so far, and those expected of the rows that are followed."""
         self.tokens, self.parents = tree.token_list[:rows], tree.parent_list
         self.chain = tree.is_chain
         self.node = 0
@@ -35,12 +35,12 @@ class Walk:
         if self.chain:
             hit = node + 1 < len(tokens) and tokens[node + 1] == token
             self.node += hit
-            self.came += hit
+            self.accepted += hit
             return hit
         for child in range(node + 1, len(tokens)):
             if tokens[child] == token and parents[child] == node:
                 self.node = child
-                self.came += 1
+                self.accepted += 1
                 return True
         return False
 
@@ -50,8 +50,8 @@ class Evidence:
 
     The estimate of a row starts from the estimate of the row before, times the prior's ratio: what
     is learned about the first rows carries to rows that were seldom reached. No row is believed
-    more than the one before it: proposals have the most promising first, and where a rare row came
-    true by luck, every row behind it would inherit the luck.
+    more than the one before it: proposals have the most promising first, and where a rare row was
+    accepted by luck, every row behind it would inherit the luck.
     """
 
     def __init__(self, prior: Sequence[float], horizon: float, weight: float) -> None:
@@ -114,7 +114,15 @@ class Evidence:
             self._sums.append(self._sums[-1] + chance)
         return reach[row]
 
-    def hoped(self, rows: int) -> float:
+    def above(self, least: float, rows: int) -> list[float]:
+        """The chances of the first rows behind the root, of `rows` in all, up to the first below
+        `least`."""
+        reach, row = self._reach, 1
+        while row < rows and (reach[row] if row < len(reach) else self.at(row)) >= least:
+            row += 1
+        return reach[1:row]
+
+    def expected(self, rows: int) -> float:
         """Tokens that the first `rows` bring."""
         last = min(rows, len(self._prior)) - 1
         self.at(last)

@@ -1,4 +1,4 @@
-"""A place in a controller's account, and what lies between two."""
+"""What was expected of steps."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from typing import NamedTuple
 
 
 class Marks(NamedTuple):
-    """Seconds that a controller has spent, and the tokens and milliseconds that it expected of the
-    steps it chose, of all its sequences together."""
+    """Sums over steps, each with all its sequences: seconds that choosing took, steps and sequences
+    in them, and the tokens and milliseconds that were expected, with what as many tokens would have
+    taken without drafts."""
 
     seconds: float = 0.0
+    steps: float = 0.0
+    sequences: float = 0.0
     tokens: float = 0.0
     milliseconds: float = 0.0
+    plain: float = 0.0
+
+    def plus(self, other: Marks) -> Marks:
+        """Both together."""
+        return Marks(*(a + b for a, b in zip(self, other, strict=True)))
 
     def since(self, before: Marks) -> Marks:
         """What has come since."""
@@ -21,3 +29,8 @@ class Marks(NamedTuple):
     def predicted(self) -> float | None:
         """Tokens per second that were expected; None: nothing was."""
         return 1e3 * self.tokens / self.milliseconds if self.milliseconds else None
+
+    @property
+    def speedup(self) -> float | None:
+        """What was expected, over what was expected of steps without drafts."""
+        return self.plain / self.milliseconds if self.milliseconds else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -19,51 +20,73 @@ FAR_ROWS = (1, 2, 4, 8, 16, 32)
 """Numbers of rows that are measured again after a long past."""
 FAR_SLOTS = FAR + FAR_ROWS[-1]
 """Positions that measuring a long past takes."""
+BATCHES, BATCH_ROWS = (4, 8), (1, 2, 4)
+"""Numbers of sequences that are measured together, and of the rows of each."""
 ROUNDS = 5
 SMALL, TIMES = 8, 3
 """Sizes up to which decisions are close and steps are short are measured so many times as often."""
 
 
-def measure_costs(session: Session, twin: Session | None = None) -> dict[str, dict[str, float]]:
-    """Milliseconds of a step by number of rows, as `Costs.from_json` reads them.
+def measure_costs(
+    session: Session, beside: Callable[[int], Session] | None = None
+) -> dict[str, Any]:
+    """Milliseconds of a step by number of rows and sequences, as `Costs.from_json` reads them.
 
-    Rounds over all sizes in turn, each step just after one of a single row, as it is in use: what
-    ran before decides what the processor's caches hold. A size costs the usual ratio to the single
-    row beside it, so that a machine whose speed drifts changes nothing, times what a single row
-    takes undisturbed. No size costs less than a smaller one. Trees are measured only where the
-    session scores trees, a long past only where the capacity allows for one: on `twin`, the same
-    engine with caches of its own, in turn with the short one; without a twin after it.
+    Rounds over all sizes in turn, each step just after one of a single row a sequence, as it is in
+    use: what ran before decides what the processor's caches hold. A size costs the usual ratio to
+    the single row beside it, so that a machine whose speed drifts changes nothing, times what a
+    single row takes undisturbed. No size costs less than a smaller one. Trees are measured only
+    where the session scores trees, a long past only where the capacity allows for one.
+
+    `beside` opens the same engine with caches of its own, of so many positions: long pasts and
+    batches are then measured in turn with the short one. Without it they are after it, and batches
+    only where the session has its seats' memory already.
     """
     random = np.random.default_rng(0)
     past = min(NEAR, session.capacity // 2)
     sizes = [q for q in ROWS if q <= session.capacity - past]
-    near, far = Gauge(session, past, sizes, random), None
-    if session.capacity >= FAR_SLOTS and twin is not None:
-        far = Gauge(twin, FAR, FAR_ROWS, random)
+    most = session.most_sequences
+    together = [n for n in BATCHES if n <= (most or (n if beside else 0)) and max(sizes) >= 4]
+    plans = [(FAR, FAR_ROWS, 1)] if session.capacity >= FAR_SLOTS else []
+    plans += [(past, BATCH_ROWS, batch) for batch in together]
+    gauges = [Gauge(session, past, sizes, random)]
+    if beside is not None:
+        gauges += [Gauge(beside(p + max(q)), p, q, random, batch) for p, q, batch in plans]
         for _ in range(ROUNDS):
-            near.turns(1)
-            far.turns(1)
+            for gauge in gauges:
+                gauge.turns(1)
     else:
-        near.turns(ROUNDS)
-        if session.capacity >= FAR_SLOTS:
-            far = Gauge(session, FAR, FAR_ROWS, random)
-            far.turns(ROUNDS)
+        gauges[0].turns(ROUNDS)
+        for p, q, batch in plans:
+            gauges.append(Gauge(session, p, q, random, batch))
+            gauges[-1].turns(ROUNDS)
     session.reset(1)
-    distant = {} if far is None else far.table()
-    return near.table() | {f"far_{kind}": table for kind, table in distant.items()}
+    tables = {gauge.batch: gauge.table() for gauge in gauges[len(gauges) - len(together) :]}
+    distant = gauges[1].table() if plans and plans[0][0] == FAR else {"chain": {}, "tree": {}}
+    return {
+        **gauges[0].table(),
+        **{f"far_{kind}": table for kind, table in distant.items()},
+        "batch": {str(batch): table["chain"] for batch, table in tables.items()},
+    }
 
 
 class Gauge:
-    """Times steps of some sizes behind `past` committed positions of a session."""
+    """Times steps of some sizes behind `past` committed positions of each of `batch` sequences."""
 
     def __init__(
-        self, session: Session, past: int, sizes: Sequence[int], random: np.random.Generator
+        self,
+        session: Session,
+        past: int,
+        sizes: Sequence[int],
+        random: np.random.Generator,
+        batch: int = 1,
     ) -> None:
-        self._session, self._random = session, random
-        session.reset(1)
-        session.prefill([random.integers(0, session.facts.vocabulary, past, dtype=np.int64)])
+        self._session, self._random, self.batch = session, random, batch
+        session.reset(batch)
+        known = session.facts.vocabulary
+        session.prefill([random.integers(0, known, past, dtype=np.int64) for _ in range(batch)])
         shapes = [("chain", q) for q in sizes if q > 1]
-        if session.supports_trees:
+        if session.supports_trees and batch == 1:
             shapes += [("tree", q) for q in sizes if q > 1]
         self._ratios: dict[tuple[str, int], list[float]] = {shape: [] for shape in shapes}
         self._single: list[float] = []
@@ -71,14 +94,13 @@ class Gauge:
     def turns(self, count: int) -> None:
         """So many times every size, and small ones TIMES as often."""
         shapes = list(self._ratios)
-        small = [shape for shape in shapes if shape[1] <= SMALL]
+        small = [shape for shape in shapes if shape[1] * self.batch <= SMALL]
         for turn in range(count * TIMES):
             for kind, rows in small if turn % TIMES else shapes:
-                _step(self._session, "chain", 1, self._random)
-                single = _step(self._session, "chain", 1, self._random)
+                self._step("chain", 1)
+                single = self._step("chain", 1)
                 self._single.append(single)
-                taken = _step(self._session, kind, rows, self._random)
-                self._ratios[kind, rows].append(taken / single)
+                self._ratios[kind, rows].append(self._step(kind, rows) / single)
 
     def table(self) -> dict[str, dict[str, float]]:
         """`{"chain": {"1": ms, ...}, "tree": {...}}`."""
@@ -92,6 +114,17 @@ class Gauge:
                 table |= {str(rows): ratio * row for rows, ratio in pairs}
         return costs
 
+    def _step(self, kind: str, rows: int) -> float:
+        shape, depth, mask = (self.batch, rows), None, None
+        tokens = self._random.integers(0, self._session.facts.vocabulary, shape, dtype=np.int64)
+        if kind == "tree":
+            depth = np.minimum(np.arange(rows), 1)[None]
+            mask = np.eye(rows, dtype=np.bool_)[None]
+            mask[0, :, 0] = True
+        began = time.perf_counter()
+        self._session.score(tokens, depth, mask)
+        return time.perf_counter() - began
+
 
 def rising(values: Sequence[float]) -> list[float]:
     """The nearest sequence that never falls (Barlow 1972, pool adjacent violators); the first value
@@ -103,18 +136,6 @@ def rising(values: Sequence[float]) -> list[float]:
             (mean, count), (last, more) = blocks[-2], blocks.pop()
             blocks[-1] = [(mean * count + last * more) / (count + more), count + more]
     return [values[0], *(mean for mean, count in blocks for _ in range(int(count)))]
-
-
-def _step(session: Session, kind: str, rows: int, random: np.random.Generator) -> float:
-    tokens = random.integers(0, session.facts.vocabulary, (1, rows), dtype=np.int64)
-    depth = mask = None
-    if kind == "tree":
-        depth = np.minimum(np.arange(rows), 1)[None]
-        mask = np.eye(rows, dtype=np.bool_)[None]
-        mask[0, :, 0] = True
-    began = time.perf_counter()
-    session.score(tokens, depth, mask)
-    return time.perf_counter() - began
 
 
 def undisturbed(times: Sequence[float]) -> float:

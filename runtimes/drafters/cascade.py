@@ -64,11 +64,6 @@ class Cascade:
         """Calls of the model in the last draft."""
         return self._model.reads
 
-    @property
-    def reading(self) -> float:
-        """Milliseconds of work inside the model's engine, for the last draft."""
-        return self._model.reading
-
     def start(self, context: Sequence[int]) -> None:
         self._model.start(context)
         self._store.start(context)

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.control.calibration import USUAL, Calibration
+from graftline.runtimes.chances.calibration import USUAL, Calibration
 from graftline.runtimes.draft_reader import Guess, Reader, drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.lengths import Length, make_length
@@ -99,7 +99,7 @@ class DraftModel:
     def draft(self, bid: Bid) -> Tree:
         self.signal, self.reads = self.foresight(), 0
         reader, chance = self._reader, 1.0
-        reader.row, reader.spent = bid.row, 0.0
+        reader.row = bid.row
         ahead: list[int] = []
         promised = [1.0]
         draws: dict[int, Draws] = {}
@@ -131,11 +131,6 @@ class DraftModel:
         self._drafted = []
         self._reader.append(fresh)
         self._class = self._certainty(scores, row, verdict.path[-1])
-
-    @property
-    def reading(self) -> float:
-        """Milliseconds of work inside the draft engine, for the last draft."""
-        return self._reader.spent
 
     def prior(self, signal: int) -> Sequence[float]:
         return (1.0,)

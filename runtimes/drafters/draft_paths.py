@@ -71,7 +71,7 @@ class DraftPaths(DraftModel):
     def draft(self, bid: Bid) -> Tree:
         self.signal, self.reads = self.foresight(), 0
         reader = self._reader
-        reader.row, reader.spent = bid.row, 0.0
+        reader.row = bid.row
         rows = min(bid.rows, self.rows) - 1
         paths = min(self.paths, rows)
         deep = min(rows // paths, reader.room) if paths > 0 else 0

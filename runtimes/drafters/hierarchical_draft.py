@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.control.depth_chances import DepthChances
+from graftline.runtimes.chances.depth_chances import DepthChances
 from graftline.runtimes.draft_reader import Guess
 from graftline.runtimes.drafter import Bid, match_class, match_prior
 from graftline.runtimes.drafters.draft_model import DraftModel

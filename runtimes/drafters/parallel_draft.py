@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.control.depth_chances import DepthChances
+from graftline.runtimes.chances.depth_chances import DepthChances
 from graftline.runtimes.draft_reader import drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
@@ -31,8 +31,8 @@ class ParallelDraft(DraftModel):
     k is the number of tokens that promises most, less what the call and the target's rows must
     bring in at the bid's prices. Both are known before the call: how often each depth came true,
     and what a call of more rows costs the draft, as measured. A depth left out is tried again from
-    a purse. With `sampled` every token is drawn from its row's distribution: the rows do not depend
-    on the tokens drawn, and neither does k.
+    a budget. With `sampled` every token is drawn from its row's distribution: the rows do not
+    depend on the tokens drawn, and neither does k.
     """
 
     name: ClassVar[str] = "parallel-draft"
@@ -72,7 +72,7 @@ class ParallelDraft(DraftModel):
     def draft(self, bid: Bid) -> Tree:
         self.signal, self.reads, self._drafted = self.foresight(), 0, []
         reader = self._reader
-        reader.row, reader.spent = bid.row, 0.0
+        reader.row = bid.row
         most = min(bid.rows, self.rows, reader.room + 1) - 1
         if most < 1:
             return Tree.chain(reader.tokens[-1:])

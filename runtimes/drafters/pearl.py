@@ -87,7 +87,7 @@ class Pearl:
 
     def draft(self, bid: Bid) -> Tree:
         self.signal = self.foresight()
-        self._reader.row, self._reader.spent = bid.row, 0.0
+        self._reader.row = bid.row
         if self._reader.unread:  # not beside the target, which would wait for it
             self._reader.read([])
         self._scored = self._stream[: min(bid.rows, self.rows) - 1]
@@ -105,11 +105,6 @@ class Pearl:
         self._stream = stream[len(fresh) :] if stands else []
         self._scored, self._stop = [], Event()
         self._reader.append(fresh)
-
-    @property
-    def reading(self) -> float:
-        """Milliseconds of work inside the draft engine, for the last draft."""
-        return self._reader.spent
 
     def prior(self, signal: int) -> Sequence[float]:
         return (1.0,)

@@ -8,9 +8,9 @@ from itertools import count
 from typing import ClassVar, Self
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.control.calibration import Calibration
+from graftline.runtimes.chances.budget import Budget
+from graftline.runtimes.chances.calibration import Calibration
 from graftline.runtimes.control.paid import DEBT_STEPS
-from graftline.runtimes.control.purse import Purse
 from graftline.runtimes.draft_engine import MANY_ROWS
 from graftline.runtimes.draft_reader import Guess
 from graftline.runtimes.drafter import Bid
@@ -33,7 +33,7 @@ class SortedDraft(DraftModel):
     raises the chance of acceptance by more than its call must bring in at the bid's price; the
     answer with the greatest chance stands. Which sub-models are asked at all is settled before
     every draft, by what confidences each has shown and what came of them; those left aside are
-    tried again from a purse. All of that is known before a token is drawn.
+    tried again from a budget. All of that is known before a token is drawn.
     """
 
     name: ClassVar[str] = "sorted-draft"
@@ -59,14 +59,14 @@ class SortedDraft(DraftModel):
         self._all = range(len(engines))
         self._asked, self._tried = list(self._all), -1
         """The sub-models that answer in the draft under way, and the one that is only tried."""
-        self._purse, self._turns = Purse(), count()
+        self._budget, self._turns = Budget(), count()
         self._answers: list[list[tuple[int, Guess, bool]]] = []
         """By position: who answered, what, and whether that answer stood."""
 
     def fork(self) -> Self:
         other = super().fork()
         other._calibrations = self._calibrations
-        other._purse, other._turns = self._purse, self._turns
+        other._budget, other._turns = self._budget, self._turns
         return other
 
     def start(self, context: Sequence[int]) -> None:
@@ -79,7 +79,7 @@ class SortedDraft(DraftModel):
         self._tried = self._to_try()
         tree = super().draft(bid)
         dearest = max(reader.milliseconds for reader in self._nest.depths)
-        self._purse.save(_EXPLORE * self.price(self.reads), most=dearest)
+        self._budget.save(_EXPLORE * self.price(self.reads), most=dearest)
         return tree
 
     def debt(self) -> float:
@@ -141,12 +141,12 @@ class SortedDraft(DraftModel):
         return asked or [max(worth, key=worth.__getitem__)]
 
     def _to_try(self) -> int:
-        """A sub-model left aside that the purse pays for, each in its turn; -1: none."""
+        """A sub-model left aside that the budget pays for, each in its turn; -1: none."""
         left = [place for place in self._all if place not in self._asked]
         if not left:
             return -1
         dearest = max(self._nest.depths[place].milliseconds for place in left)
-        return left[next(self._turns) % len(left)] if self._purse.pays(dearest) else -1
+        return left[next(self._turns) % len(left)] if self._budget.pays(dearest) else -1
 
     def _rest(self, chance: float, bid: Bid, depth: int) -> float:
         """Tokens, less what they cost, that the rest of the draft promises behind a token at

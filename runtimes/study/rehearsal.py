@@ -8,10 +8,8 @@ from typing import Any, cast
 
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe
-from graftline.runtimes.control.account import Account
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.goodput import Goodput
-from graftline.runtimes.control.pacer import Fixed, Pacer
+from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.drafters import make_drafter
@@ -89,9 +87,9 @@ class Rehearsal:
             wide.shape_by(plan)
         recorder = Recorder(wide, drafter.rows)
         # bolder than in use: what is never tried cannot be learned
-        pacer = Goodput(self._costs, recorder.prior, branching, gain=1.0, weight=5.0)
+        bold = Speculation(recipe.name, self._costs, recorder.prior, gain=1.0, weight=5.0)
         halves: tuple[list[Step], list[Step]] = ([], [])
-        for number in self._answered(recipe, recorder, pacer, watch):
+        for number in self._answered(recipe, recorder, bold, watch):
             halves[number % 2].extend(recorder.steps)
             recorder.steps.clear()
         if not halves[0] or not halves[1]:
@@ -118,7 +116,8 @@ class Rehearsal:
         recorded = Recorded(Running(LONGEST, LONGEST, LONGEST))
         drafter.policy = recorded
         halves: tuple[list[Draft], list[Draft]] = ([], [])
-        for number in self._answered(recipe, drafter, Fixed(LONGEST + 1), watch):
+        fixed = Speculation.fixed(recipe.name, LONGEST + 1)
+        for number in self._answered(recipe, drafter, fixed, watch):
             halves[number % 2].extend(recorded.drafts)
             recorded.drafts.clear()
 
@@ -138,7 +137,8 @@ class Rehearsal:
         """Train a judge head on what the target says of the drafts."""
         judging = Judging()
         halves: tuple[list[Judged], list[Judged]] = ([], [])
-        for number in self._answered(recipe, drafter, Fixed(ROWS), watch, judging):
+        fixed = Speculation.fixed(recipe.name, ROWS)
+        for number in self._answered(recipe, drafter, fixed, watch, judging):
             halves[number % 2].extend(judging.drafts)
             judging.drafts.clear()
         watch(f"{recipe.name}: training on {sum(map(len, halves))} drafts")
@@ -150,15 +150,16 @@ class Rehearsal:
         self,
         recipe: Recipe,
         drafter: Drafter,
-        pacer: Pacer,
+        control: Speculation,
         watch: Callable[[str], None],
         rule: Rule | None = None,
     ) -> Iterable[int]:
         """Answer the prompts in turn; the number of each once it is answered."""
-        scheduler, lane = Scheduler(self._session), Lane(Account(pacer))
+        scheduler, lane = Scheduler(self._session), Lane(control)
         for number, prompt in enumerate(self._prompts):
             watch(f"{recipe.name}: {number + 1}/{len(self._prompts)}")
             one = Decoding(prompt, self._limit, self._resources.ends, drafter, rule or Greedy())
             scheduler.submit(one, lane)
             scheduler.finish([one])
             yield number
+

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from graftline.runtimes.control.choose import GAIN
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.goodput import GAIN
 from graftline.runtimes.lengths.length_class import CLASSES, train_length_class
 from graftline.runtimes.lengths.recorded import Draft
 from graftline.runtimes.study.recorder import Step

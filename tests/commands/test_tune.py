@@ -48,7 +48,26 @@ def give_costs(bundle: Path, per_row: float) -> None:
     (file,) = (bundle / "costs").iterdir()
     key = json.loads(file.read_text())["key"]
     table = {str(q): 10.0 + per_row * (q - 1) for q in (1, 2, 8, 64)}
-    assert opened.write_costs(key, {"chain": table, "tree": table})
+    rest: dict[str, object] = {"far_chain": {}, "far_tree": {}, "batch": {}}
+    assert opened.write_costs(key, {"chain": table, "tree": table} | rest)
+
+
+def test_a_table_without_batches_is_measured_again(bundle: Path) -> None:
+    """As graftline stored them before sequences shared a call."""
+    from graftline.runtimes.load import open_session, step_costs
+
+    give_costs(bundle, per_row=0.01)
+    (file,) = (bundle / "costs").iterdir()
+    opened, key = Bundle.open(bundle), json.loads(file.read_text())["key"]
+    assert opened.write_costs(key, {"chain": {"1": 1e9}, "tree": {}})
+    costs = step_costs(opened, open_session(opened))
+    assert costs.of(1) < 1e6
+    assert set(costs.batch) == {4, 8}
+    kept = opened.read_costs(key)
+    assert kept == costs.to_json()
+    assert costs.store is not None
+    costs.store(costs.to_json(2.0))
+    assert step_costs(opened, open_session(opened)).of(1) == 2.0 * costs.of(1)
 
 
 def stored(bundle: Path) -> dict[str, Any]:

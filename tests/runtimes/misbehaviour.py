@@ -173,7 +173,6 @@ class MisbehavingModel(Misbehaving):
     """The same shapes from a drafter that is paid for, whose drafts nobody cuts."""
 
     reads: int = field(default=0, init=False)
-    reading: float = field(default=0.0, init=False)
 
     def fork(self) -> MisbehavingModel:
         return MisbehavingModel(self.rows, self.shape, int(self.rng.integers(1 << 30)))

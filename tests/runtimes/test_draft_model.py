@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
-from toy_drafts import COSTS, CheckedDraft, Garbage, SharedDraft, begin, engine_of, policy
+from toy_drafts import COSTS, CheckedDraft, Garbage, SharedDraft, engine_of, policy
 from toy_session import FLAT, ToySession
 
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.paid import PaidGoodput
-from graftline.runtimes.control.purse import Purse
-from graftline.runtimes.control.step_pace import COMPARED
 from graftline.runtimes.draft_engine import OwnCaches
 from graftline.runtimes.draft_reader import Reader
-from graftline.runtimes.drafters import make_drafter, pearl
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
-from graftline.tree import Tree
 
 MAKE = {"own": lambda _: CheckedDraft(), "shared": SharedDraft}
 
@@ -105,15 +98,16 @@ def test_a_reader_goes_back_no_further_than_it_must() -> None:
     assert draft.sequence[-71:] == [8, *[1] * 70]
 
 
-def test_a_useless_draft_is_left_and_tried_again_within_its_purse(
+def test_a_useless_draft_is_left_and_tried_again_within_its_budget(
     prompts: list[list[int]],
 ) -> None:
     drafts: list[Any] = []
     engine = engine_of(drafts, lambda _: OwnCaches(Garbage(odd=1), 5.0), policy(), COSTS)
     results = [engine.generate(p, max_new_tokens=120, ignore_eos=True) for p in prompts[:6]]
     assert sum(r.stats.drafted for r in results[:2]) > 5  # it was believed at first
-    pacer = engine._policies[engine.recipe.name].pacer  # type: ignore[attr-defined]
-    pacer._purse = Purse()
+    paid = engine._policies[engine.recipe.name].control.paid
+    assert paid is not None
+    paid.budget = 0.0
     late = [engine.generate(p, max_new_tokens=120, ignore_eos=True) for p in prompts[:6]]
     steps, drafted = (sum(getattr(r.stats, n) for r in late) for n in ("steps", "drafted"))
     assert steps > 6 * 119 * 0.98
@@ -140,153 +134,3 @@ def test_a_draft_that_becomes_good_is_taken_up_again(prompts: list[list[int]]) -
     assert off.drafted < 12  # tries
     assert again[-1].drafted > 60
     assert again[-1].steps < 150
-
-
-def compared(pacer: PaidGoodput) -> PaidGoodput:
-    """Has made the plain steps that drafted ones are compared with."""
-    pacer.begin(1)
-    for _ in range(COMPARED):
-        pacer.choose([(0, Tree.chain([3]))], 100)
-        assert pacer.bid([None], 100) is None
-        pacer.took(COSTS.of(1), 0.0)
-    return pacer
-
-
-def test_a_draft_that_is_dearer_than_measured_is_found_out_by_its_first_step() -> None:
-    """As PEARL's where two threads share two cores: the first steps of all are plain."""
-    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
-    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    pacer = PaidGoodput(COSTS, drafter, False)
-    pacer.begin(1)
-    bids = 0
-    for step in range(40):
-        pacer.choose([(0, Tree.chain([3]))], 100)
-        if pacer.bid([drafter], 100) is None:
-            pacer.took(COSTS.of(1), 0.0)
-            continue
-        assert step >= COMPARED
-        bids, drafter.reads = bids + 1, 3
-        pacer.bought([(0, Tree.chain([3, 4, 5, 6]))], [drafter])
-        pacer.learn(0, [4, 5, 6, 7])
-        pacer.took(8.0 * (COSTS.of(4) + 3 * 5.0), 0.0)
-    assert bids == 1
-
-
-def test_a_draft_that_is_hardly_better_than_plain_has_to_show_it_first() -> None:
-    """Believed 1.06 times as fast: not drafted on a belief, but on what it has brought."""
-    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
-    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    drafter.price = lambda reads: 9.0 * reads
-    hope = (1.0, 0.86)
-    drafter.hope = lambda foresight: hope
-    root, pair = [(0, Tree.chain([3]))], [(0, Tree.chain([3, 4]))]
-    costs = Costs({1: 20.0, 2: 26.0}, {})
-    assert 1.03 < sum(hope) * 20.0 / (26.0 + 9.0) < 1.1
-
-    def bids(pacer: PaidGoodput) -> bool:
-        pacer.choose(root, 100)
-        return pacer.bid([drafter], 100) is not None
-
-    pacer = PaidGoodput(costs, drafter, False)
-    pacer.begin(1)
-    for _ in range(COMPARED):
-        assert not bids(pacer)
-        pacer.took(20.0, 0.0)
-    assert not bids(pacer)
-    for _ in range(12):
-        pacer._purse = Purse(100.0)
-        assert bids(pacer)  # a try at least
-        drafter.reads = 1
-        pacer.bought(pair, [drafter])
-        pacer.learn(0, [4, 5])
-        pacer.took(35.0, 0.0)
-    pacer._purse = Purse()
-    assert bids(pacer)
-    assert not pacer._trying
-
-
-def test_pearl_hopes_for_no_more_than_its_steps_that_verify() -> None:
-    resources = Resources(draft=lambda: CheckedDraft(), vocabulary=40)
-    pearl: Any = make_drafter("pearl", {"rows": 4}, resources)
-    share = pearl._reader.engine.agreement
-    stands = share**3
-    verifying, idle = 1.0, 1.0 - stands  # of two steps in a row, after one that verified
-    mean = verifying / (verifying + idle)
-    assert pearl.hope(1) == pytest.approx((1, *(mean * share**row for row in (1, 2, 3))))
-
-
-def test_pearl_is_priced_by_the_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draft and target with two threads each on two cores: neither hides the other."""
-    monkeypatch.setattr(CheckedDraft, "threads", 2, raising=False)
-
-    def price(cores: int, **options: Any) -> float:
-        monkeypatch.setattr(pearl.os, "cpu_count", lambda: cores)
-        drafter: Any = make_drafter(
-            "pearl", options, Resources(draft=lambda: CheckedDraft(), vocabulary=40)
-        )
-        return drafter.price(2)
-
-    assert price(4) == price(8) == 2 * 5.0
-    assert price(2) == 2 * 5.0 * (1 + pearl.CROWDED)
-    assert price(2, overlap=1.0) == 0.0
-
-
-def test_catching_up_is_no_slowness_and_tries_are_paid_for_whatever_they_take() -> None:
-    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
-    begin(drafter, drafter._reader.engine.session, list(range(30)))
-    pacer = compared(PaidGoodput(COSTS, drafter, False))
-    pacer.begin(1)
-    pacer.choose([(0, Tree.chain([3]))], 100)
-    due = drafter.debt()
-    assert due > 20.0
-    bid = pacer.bid([drafter], 100)
-    assert bid is not None
-    assert bid.rows == 2  # the first draft of all
-    drafter.reads = 1
-    pacer.bought([(0, Tree.chain([3, 4]))], [drafter])
-    pacer.took(COSTS.of(2) + 5.0 + due, 0.0)
-    assert pacer._pace.dearer == 1.0
-    pacer._trying, pacer._purse = True, Purse(1.0)
-    pacer.took(COSTS.of(2) + 5.0 + due + 50.0, 0.0)
-    assert pacer._purse.held == pytest.approx(-49.0)
-
-
-def test_what_a_drafted_step_is_expected_to_bring_is_known_once_it_is_drafted() -> None:
-    """By the draft's own account of each token, put right by what such accounts were worth."""
-    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
-    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    pacer = compared(PaidGoodput(COSTS, drafter, False))
-    pacer.begin(1)
-    root = [(0, Tree.chain([3]))]
-    for step in range(40):
-        pacer.choose(root, 100)
-        assert pacer.bid([drafter], 100) is not None
-        drafter.reads = 3
-        four = Tree(np.arange(4), np.arange(-1, 3), np.asarray([1, 0.8, 0.5, 0.5], np.float32))
-        pacer.bought([(0, four)], [drafter])
-        tokens, milliseconds = pacer.expected
-        assert milliseconds == pytest.approx(COSTS.of(4) + 3 * 5.0 + drafter.debt())
-        if step == 0:
-            assert tokens == pytest.approx(1 + 0.8 + 0.4 + 0.2)
-        pacer.learn(0, [1, 2, 3, 9])  # more than it promised
-    assert tokens == pytest.approx(4, rel=0.1)
-    blind = Tree.chain([0, 1, 2, 3])
-    pacer.choose(root, 100)
-    assert pacer.bid([drafter], 100) is not None
-    before = pacer.expected[0]
-    pacer.bought([(0, blind)], [drafter])
-    assert pacer.expected == (before, pytest.approx(COSTS.of(4) + 3 * 5.0 + drafter.debt()))
-
-
-def test_the_purse_is_filled_only_while_nothing_is_bought() -> None:
-    """Else a draft that has just stopped to pay would be tried many times in a row."""
-    drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
-    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
-    pacer = compared(PaidGoodput(COSTS, drafter, False))
-    pacer.begin(1)
-    for _ in range(50):
-        pacer.choose([(0, Tree.chain([3]))], 100)
-        assert pacer.bid([drafter], 100) is not None
-        pacer.bought([(0, Tree.chain([3, 4, 5, 6]))], [drafter])
-        pacer.learn(0, [4, 5, 6, 7])
-    assert pacer._purse.held == 0.0

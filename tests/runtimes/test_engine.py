@@ -109,6 +109,14 @@ def test_statistics_add_up(make_engine: Make) -> None:
     assert stats.accepted_per_depth[0] > 0
     assert stats.drafted > 0
     assert "prompt-lookup drafted in" in stats.controller
+    assert stats.acceptance_rate == pytest.approx((59 - stats.steps) / stats.drafted)
+    assert stats.expected_accepted is not None
+    assert 0 < stats.expected_accepted < stats.drafted
+    assert stats.expected_speedup is not None
+    assert stats.step_cost is not None
+    assert f"expected {stats.expected_accepted:.2f} accepted tokens a step" in stats.controller
+    assert f"{stats.step_cost:.1f} ms a step" in stats.controller
+    assert f"{stats.expected_speedup:.2f} times plain decoding" in stats.controller
     assert stats.lossless
     one = engine.generate([1], max_new_tokens=1).stats
     assert (one.steps, one.mat, one.tokens_per_second) == (0, 0.0, 0.0)

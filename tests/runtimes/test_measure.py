@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 from toy_session import ToySession
 
+from graftline.errors import BundleError
 from graftline.runtimes.control import measure
 from graftline.runtimes.control.costs import FAR, NEAR, Costs
 from graftline.runtimes.control.measure import measure_costs, rising
 
 
 class Timed(ToySession):
-    """A step of q rows takes (10 + q + past / 256) units of a clock that all sessions share."""
+    """A step of q rows in all takes 10 + q and a unit for every 256 positions of any sequence, on a
+    clock that all sessions share."""
 
     def __init__(self, clock: list[float], drift: float = 0.0) -> None:
         super().__init__(capacity=2048)
         self.clock, self.drift = clock, drift
 
     def score(self, *args: Any, **more: Any) -> Any:
-        rows = np.asarray(args[0]).shape[1]
-        taken = 10.0 + rows + float(self.lengths[0]) / NEAR
+        taken = 10.0 + np.asarray(args[0]).size + float(self.lengths.sum()) / NEAR
         self.clock[0] += taken * (1.0 + self.drift * self.clock[0])
         return super().score(*args, **more)
 
@@ -34,14 +35,33 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-@pytest.mark.parametrize("twin", [False, True])
-def test_costs_are_what_steps_take(clock: list[float], twin: bool) -> None:
-    found = measure_costs(Timed(clock), Timed(clock) if twin else None)
-    costs = Costs.from_json(found)
+@pytest.mark.parametrize("beside", [False, True])
+def test_costs_are_what_steps_take(clock: list[float], beside: bool) -> None:
+    session = Timed(clock)
+    session.most_sequences = 8  # the memory of so many is there
+    costs = Costs.from_json(measure_costs(session, (lambda _: Timed(clock)) if beside else None))
     assert costs.of(1) == pytest.approx(12.0)
     assert costs.of(8) == pytest.approx(19.0)
     assert costs.of(1, past=FAR) == pytest.approx(15.0)
     assert costs.of(32, past=FAR) == pytest.approx(46.0)
+    assert costs.of(8, batch=4) == pytest.approx(22.0)
+    assert costs.of(8, batch=8) == pytest.approx(26.0)
+    assert costs.of(21, batch=6) == pytest.approx(37.0), "between what was measured"
+    assert costs.of(12, batch=12) == pytest.approx(34.0), "and beyond it"
+    assert costs.of(8, past=FAR, batch=4) == pytest.approx(34.0)
+
+
+def test_batches_are_not_measured_where_their_memory_is_not_there(clock: list[float]) -> None:
+    found = measure_costs(Timed(clock))
+    assert found["batch"] == {}
+    costs = Costs.from_json(found)
+    assert costs.of(8, batch=4) == pytest.approx(22.0), "every sequence reads its own positions"
+    assert costs.of(8, past=FAR, batch=4) == pytest.approx(34.0)
+
+
+def test_a_table_that_knows_nothing_of_batches_is_refused() -> None:
+    with pytest.raises(BundleError, match=r"batch.*measure again"):
+        Costs.from_json({"chain": {"1": 1.0}, "tree": {}, "far_chain": {}, "far_tree": {}})
 
 
 def test_a_machine_that_slows_down_meanwhile_makes_no_long_past_dear(clock: list[float]) -> None:
@@ -50,7 +70,7 @@ def test_a_machine_that_slows_down_meanwhile_makes_no_long_past_dear(clock: list
     drift = 2e-5  # twice as slow at the end
     apart = Costs.from_json(measure_costs(Timed(clock, drift)))
     clock[0] = 0.0
-    beside = Costs.from_json(measure_costs(Timed(clock, drift), Timed(clock, drift)))
+    beside = Costs.from_json(measure_costs(Timed(clock, drift), lambda _: Timed(clock, drift)))
     true = 15.0 / 12.0
     assert beside.of(1, past=FAR) / beside.of(1) == pytest.approx(true, rel=0.05)
     assert apart.of(1, past=FAR) / apart.of(1) > 1.15 * true

@@ -10,7 +10,7 @@ from mask_filling import COSTS, MASK, OwnDraft, drafter_of, engine_of, trained
 from toy_session import ToySession
 
 from graftline.recipe import recipe
-from graftline.runtimes.control.depth_chances import DepthChances
+from graftline.runtimes.chances.depth_chances import DepthChances
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.session import Floats, Ints
 

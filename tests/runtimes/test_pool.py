@@ -13,7 +13,7 @@ from toy_session import FLAT, ToySession
 
 from graftline.errors import RequestError
 from graftline.recipe import Recipe, recipe
-from graftline.runtimes.control.goodput import Goodput
+from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.session import Session
 
@@ -106,22 +106,21 @@ def test_a_proposal_is_not_held_against_the_next_sequence(make_engine: Make) -> 
     """What was proposed for the one that has left is not followed along the newcomer's tokens."""
     engine = make_engine("token-recycling", vocabulary=30)
     engine.generate(requests(3, 30), max_new_tokens=30)
-    pacer = engine._policies["token-recycling"].pacer
-    assert isinstance(pacer, Goodput)
+    lane = engine._policies["token-recycling"].lane
     left: list[int] = []
-    leave, join = pacer.leave, pacer.join
+    leave, join = lane.leave, lane.join
 
-    def leaves(sequence: int) -> None:
-        left.append(len(pacer._walks[sequence]))
-        others = [walks for place, walks in enumerate(pacer._walks) if place != sequence]
-        leave(sequence)
-        assert pacer._walks == others
+    def leaves(one: Decoding) -> None:
+        left.append(len(lane._tracks[one][0].walks))
+        others = {other: track for other, track in lane._tracks.items() if other is not one}
+        leave(one)
+        assert lane._tracks == others
 
-    def joins() -> None:
-        join()
-        assert not pacer._walks[-1]
+    def joins(one: Decoding) -> None:
+        join(one)
+        assert not lane._tracks[one][0].walks
 
-    pacer.leave, pacer.join = leaves, joins  # type: ignore[method-assign]
+    lane.leave, lane.join = leaves, joins  # type: ignore[method-assign]
     engine.generate(requests(12, 30), batch=2, max_new_tokens=60, ignore_eos=True)
     assert len(left) == 12
     assert sum(left) > 0

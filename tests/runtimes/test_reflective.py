@@ -10,8 +10,7 @@ from toy_session import ToySession
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.acceptance.reflection import Reflection
-from graftline.runtimes.control.account import Account
-from graftline.runtimes.control.pacer import Fixed
+from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
@@ -148,7 +147,7 @@ def decoded(prompts: list[list[int]], weight: float | None) -> tuple[list[list[i
         )
         for prompt in prompts
     ]
-    scheduler, lane = Scheduler(session), Lane(Account(Fixed(33)))
+    scheduler, lane = Scheduler(session), Lane(Speculation.fixed("", 33))
     for one in batch:
         scheduler.submit(one, lane)
     while scheduler.step():

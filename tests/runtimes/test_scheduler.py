@@ -12,9 +12,8 @@ from toy_session import ToySession
 
 from graftline.errors import GraftlineError, RequestError
 from graftline.recipe import Recipe
-from graftline.runtimes.control.account import Account
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.pacer import Fixed
+from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
 from graftline.runtimes.engine import Engine
@@ -169,7 +168,7 @@ def test_scattered_paths_are_compacted(make_engine: Make, prompts: list[list[int
         Decoding(np.asarray(prompt), 39, frozenset(), Oracle(13, truth=tuple(one.tokens)), Greedy())
         for prompt, one in zip(prompts, plain, strict=True)
     ]
-    scheduler, lane = Scheduler(session), Lane(Account(Fixed(13)))
+    scheduler, lane = Scheduler(session), Lane(Speculation.fixed("", 13))
     for one in batch:
         scheduler.submit(one, lane)
     while scheduler.step():

@@ -13,7 +13,7 @@ from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
-from graftline.runtimes.control.calibration import Calibration
+from graftline.runtimes.chances.calibration import Calibration
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid

@@ -7,19 +7,19 @@ from math import inf
 
 
 @dataclass
-class Purse:
+class Budget:
     """Milliseconds saved up for tries. Filled with a share of the time that is spent anyway, it
     makes exploring cost that share, whatever one try costs."""
 
-    held: float = 0.0
+    left: float = 0.0
 
     def save(self, income: float, most: float = inf) -> None:
         """Put some more in, up to `most` in all."""
-        self.held = min(self.held + income, most)
+        self.left = min(self.left + income, most)
 
     def pays(self, price: float) -> bool:
         """Take `price` out, if there is as much."""
-        if self.held < price:
+        if self.left < price:
             return False
-        self.held -= price
+        self.left -= price
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from operator import mul
 
-from graftline.runtimes.control.purse import Purse
+from graftline.runtimes.chances.budget import Budget
 
 
 class DepthChances:
@@ -23,7 +23,7 @@ class DepthChances:
         self._hits, self._trials = [0.0] * depths, [0.0] * depths
         self._agreement, self._weight = agreement, weight
         self._keep = 1.0 - 1.0 / horizon
-        self._purse = Purse()
+        self._budget = Budget()
 
     def each(self) -> list[float]:
         """The chance of every depth, from the first token's."""
@@ -38,10 +38,10 @@ class DepthChances:
         return list(accumulate(self.each(), mul, initial=1.0))
 
     def affords(self, price: float, income: float) -> bool:
-        """Put `income` into the purse for depths that are left out, and take `price` from it where
+        """Put `income` into the budget for depths that are left out, and take `price` from it where
         it holds that much: then one may be tried."""
-        self._purse.save(income, most=price)
-        return self._purse.pays(price)
+        self._budget.save(income, most=price)
+        return self._budget.pays(price)
 
     def record(self, drafted: int, accepted: int) -> None:
         """Of a chain of `drafted` tokens the first `accepted` stood. What lies behind the first

@@ -1,0 +1,101 @@
+"""The choice of a step's rows: expected tokens per millisecond, over all sequences together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
+
+GAIN = 1.15
+"""Least expected gain for which a sequence speculates: what looks best of many sizes looks better
+than it is."""
+BUDGET = 256
+"""Most rows of a step, of all sequences together."""
+UNLIMITED = 1 << 30
+
+
+@dataclass(slots=True)
+class Offer:
+    """What a sequence could score behind its root, and what that is expected to bring."""
+
+    sequence: int
+    gains: Sequence[float]
+    """Expected tokens of each further row, never rising; of a whole, the sum."""
+    straight: int = UNLIMITED
+    """Rows up to which the tree is a chain."""
+    hurdle: float = GAIN - 1.0
+    """Share by which the sequence must gain by speculating, at least."""
+    slower: float = 1.0
+    """What the cost of a step with this draft is to be multiplied by."""
+    size: int = 1
+    """Rows behind the root that are taken together or not at all."""
+    price: float = 0.0
+    """Milliseconds of making the draft."""
+
+
+class Terms(NamedTuple):
+    """What a step allows: its sequences, most rows of each, committed positions of each (their
+    mean), and the expected tokens below which a row need not be looked at."""
+
+    batch: int
+    room: int
+    past: float
+    cut: float
+
+
+class Choice(NamedTuple):
+    """Rows by sequence, where more than the root is scored; expected tokens and milliseconds of the
+    step, and the tokens per millisecond less what speculating must gain."""
+
+    rows: dict[int, int]
+    tokens: float
+    milliseconds: float
+    worth: float
+
+
+def choose(
+    offers: Sequence[Offer],
+    batch: int,
+    cost: Callable[[int, bool], float],
+    total: int,
+    least: int = 1,
+) -> Choice:
+    """The rows that bring most tokens per millisecond to `batch` sequences, which score `total`
+    rows without any offer; `cost` gives the milliseconds of so many rows in all, branching or not.
+
+    Greedy: rows are taken by expected tokens per cost, the best first, and the best number of them
+    is kept; chances never rise along a proposal, so that its rows are taken in order. Rows below
+    `least` of a sequence are scored anyway. Plain numbers, because this runs between two steps.
+    """
+    plain = cost(total, False)
+    row = max((cost(total + 8, False) - plain) / 8, 1e-9)
+    items = [
+        (gain / (1.0 + one.hurdle) / (one.size + one.price / row), gain, one)
+        for one in offers
+        for gain in one.gains
+    ]
+    items.sort(key=itemgetter(0), reverse=True)
+    rows: dict[int, int] = {}
+    tokens, left, sure = float(batch), sum([gain for _, gain, _ in items]), float(batch)
+    best, worth, found = 0, batch / plain, (tokens, plain)
+    slower, spent, branching = 1.0, 0.0, False
+    for count, (_, gain, one) in enumerate(items, 1):
+        known = rows.get(one.sequence, 1)
+        if known == 1:
+            slower = max(slower, one.slower)
+        rows[one.sequence] = known + one.size
+        total += max(known + one.size - max(known, least), 0)
+        branching |= known + one.size > one.straight
+        spent += one.price
+        tokens, left = tokens + gain, left - gain
+        sure += (gain - (one.hurdle if known == 1 else 0.0)) / (1.0 + one.hurdle)
+        took = cost(total, branching) * slower + spent
+        if total > BUDGET or (sure + left) / took <= worth:
+            break
+        if sure / took > worth:
+            best, worth, found = count, sure / took, (tokens, took)
+    rows = {}
+    for _, _, one in items[:best]:
+        rows[one.sequence] = rows.get(one.sequence, 1) + one.size
+    return Choice(rows, *found, worth)

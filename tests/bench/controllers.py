@@ -1,0 +1,296 @@
+"""Replays recorded answers with every store drafter under the controller of the code it runs with,
+on a clock that takes what a table of true costs says.
+
+    PYTHONPATH=TREE python tests/bench/controllers.py answers.jsonl --out FILE.json
+        [--recipes a,b] [--batches 1,4,8] [--costs fp32,int8,int4]
+
+`record_answers.py` makes the answers. With PYTHONPATH another tree's controller is measured;
+`--table OLD.json NEW.json` prints both beside each other. Rows off the recorded answer get the
+candidates that their token had elsewhere, for the drafters that keep candidates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graftline.facts import DecoderFacts
+from graftline.recipe import recipe, recipes
+from graftline.runtimes import scheduler as scheduling
+from graftline.runtimes.control import measure
+from graftline.runtimes.control.costs import Costs
+from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.policy import make_policy
+from graftline.runtimes.resources import Resources
+from graftline.runtimes.rules.greedy import Greedy
+from graftline.runtimes.session import Bools, Ints, Scores
+
+VOCABULARY = 49152
+TRUE = {  # FINDINGS.md: milliseconds of a single row, and rows over it; chains, trees
+    "fp32": (24.6, {2: 1.15, 3: 1.21, 4: 1.23, 6: 1.30, 8: 1.56, 12: 1.80, 16: 2.27, 24: 2.90,
+                    32: 3.61, 64: 6.24},
+             {2: 1.27, 3: 1.26, 4: 1.32, 6: 1.39, 8: 1.73, 12: 1.98, 16: 2.42, 24: 2.99,
+              32: 3.86, 64: 6.62}),
+    "int8": (9.4, {2: 1.14, 3: 1.23, 4: 1.44, 6: 1.54, 8: 2.05, 12: 2.12, 16: 2.44, 24: 3.19,
+                   32: 4.14, 64: 6.87},
+             {2: 1.24, 3: 1.34, 4: 1.57, 6: 1.68, 8: 2.23, 12: 2.31, 16: 2.66, 24: 3.48,
+              32: 4.51, 64: 7.49}),
+    "int4": (4.29, {2: 1.11, 3: 1.35, 4: 1.52, 6: 1.95, 8: 2.28, 12: 3.1, 16: 3.96, 24: 5.7,
+                    32: 7.4, 64: 14.4},
+             {2: 1.30, 3: 1.50, 4: 1.77, 6: 2.2, 8: 2.60, 12: 3.5, 16: 4.4, 24: 6.3,
+              32: 8.4, 64: 16.3}),
+}  # fmt: skip
+LAYERS, ATTENTION = 30, 0.016
+"""FINDINGS.md: milliseconds of a layer's attention, of one row over 200 positions."""
+
+
+class Clock:
+    """Milliseconds that stand still but when an engine works."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now / 1e3
+
+
+class Replay:
+    """A session whose sequences are recorded answers, all rows of a step in one call."""
+
+    supports_trees, row_invariant, exact_rows, most_sequences = True, True, 1, 32
+    capacity = largest = 4096
+
+    def __init__(self, rows: Sequence[dict[str, Any]], clock: Clock, costs: str) -> None:
+        self.facts = DecoderFacts(VOCABULARY, 8, 1, 1, 1, 8, self.capacity)
+        self._clock, self._true = clock, TRUE[costs]
+        self._elsewhere: dict[int, tuple[list[int], list[float]]] = {}
+        for row in rows:
+            before = [row["prompt"][-1], *row["tokens"]]
+            for token, ids, logits in zip(before, row["topk"], row["logits"], strict=False):
+                self._elsewhere[token] = (ids, logits)
+        self._known = {tuple(row["prompt"]): row for row in rows}
+        self._logits = np.broadcast_to(np.float32(0), (1, 1, VOCABULARY))
+        self.reset(1)
+
+    @property
+    def lengths(self) -> Ints:
+        return np.asarray([len(ids) for ids in self._ids], np.int64)
+
+    def reset(self, batch: int) -> None:
+        self._ids: list[list[int]] = [[] for _ in range(batch)]
+        self._rows: list[dict[str, Any] | None] = [None] * batch
+        self._start: list[int] = [0] * batch
+
+    def prefill(self, prompts: Sequence[Ints]) -> Scores:
+        for at, prompt in enumerate(prompts):
+            self.read(at, prompt)
+        return self._scores([[(0, True)] for _ in prompts], range(len(prompts)))
+
+    def seat(self) -> int:
+        self._ids.append([])
+        self._rows.append(None)
+        self._start.append(0)
+        return len(self._ids) - 1
+
+    def leave(self, row: int) -> None:
+        for kept in (self._ids, self._rows, self._start):
+            last = kept.pop()
+            if row < len(kept):
+                kept[row] = last
+
+    def read(self, row: int, tokens: Ints) -> Scores:
+        self._ids[row] += tokens.tolist()
+        known = self._known.get(tuple(self._ids[row]))
+        self._start[row] = len(self._ids[row])
+        self._rows[row] = known
+        return self._scores([[(0, True)]], [row])
+
+    def cost(self, counts: Sequence[int], branching: bool) -> float:
+        """All weights once for all rows, and the attention of every sequence over its positions,
+        which grows with its own rows."""
+        single, chain, tree = self._true
+        table = {1: 1.0, **(tree if branching else chain)}
+        sizes, total = sorted(table), sum(counts)
+        slope = (table[64] - table[32]) / 32
+        share = float(np.interp(total, sizes, [table[n] for n in sizes]))
+        share += max(total - 64, 0) * slope
+        one = LAYERS * ATTENTION
+        pairs = zip(counts, self.lengths.tolist(), strict=True)
+        reading = sum(one * (0.7 + 0.3 * n) * (0.5 + 0.5 * held / 200) for n, held in pairs)
+        return single * share + reading - one
+
+    def score(
+        self,
+        tokens: Ints,
+        depth: Ints | None = None,
+        mask: Bools | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Scores:
+        self._clock.now += self.cost(counts or [tokens.shape[1]] * len(tokens), mask is not None)
+        answers: list[list[tuple[int, bool]]] = []
+        self._sent = tokens
+        for at, ids in enumerate(tokens.tolist()):
+            truth = self._rows[at]
+            done = len(self._ids[at]) - self._start[at]
+            ahead = [] if truth is None else truth["tokens"][done:]
+            rows: list[tuple[int, bool]] = []
+            right = [False] * len(ids)
+            for node in range(counts[at] if counts else len(ids)):
+                deep = node if depth is None else int(depth[at, node])
+                parent = node - 1
+                if mask is not None:
+                    seen = np.flatnonzero(mask[at, node][:node])
+                    parent = int(seen[-1]) if len(seen) else -1
+                fits = deep < len(ahead) and ids[node] == ahead[deep]
+                right[node] = fits and (node == 0 or right[parent])
+                rows.append((done + deep + 1, right[node]))
+            answers.append(rows)
+        return self._scores(answers)
+
+    def _scores(
+        self, answers: Sequence[Sequence[tuple[int, bool]]], seats: Sequence[int] | None = None
+    ) -> Scores:
+        width = max(len(rows) for rows in answers)
+        ids = np.zeros((len(answers), width, 8), np.int64)
+        logits = np.zeros((len(answers), width, 8), np.float32)
+        for at, rows in enumerate(answers):
+            seat = at if seats is None else seats[at]
+            truth = self._rows[seat]
+            for node, (place, right) in enumerate(rows):
+                if right and truth is not None and place < len(truth["tokens"]):
+                    ids[at, node], logits[at, node] = truth["topk"][place], truth["logits"][place]
+                elif seats is None:
+                    known = self._elsewhere.get(int(self._sent[at, node]))
+                    if known is not None:
+                        ids[at, node], logits[at, node] = known
+        logits[..., 0] += 1e-3
+        whole = np.broadcast_to(self._logits, (len(answers), width, VOCABULARY))
+        return Scores(ids[..., 0].copy(), whole, ids, logits)
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        for at, path in enumerate(paths):
+            self._ids[at] += [int(self._sent[at, node]) for node in path]
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        for at, length in enumerate(lengths):
+            del self._ids[at][length:]
+
+
+def stop_clocks(clock: Clock) -> None:
+    """Let all of the runtime look at this clock."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("graftline.runtimes"):
+            for call in ("perf_counter", "working"):
+                if hasattr(module, call):
+                    setattr(module, call, clock)
+
+
+def parts(rows: Sequence[dict[str, Any]], batch: int) -> list[list[dict[str, Any]]]:
+    """Up to 4 questions of one group together, or more of all groups."""
+    if batch > 4:
+        stride = max(len(rows) // batch, 1)
+        return [list(rows[first::stride]) for first in range(stride)]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    return [
+        group[first : first + batch]
+        for group in groups.values()
+        for first in range(0, len(group), batch)
+    ]
+
+
+def speed(
+    rows: Sequence[dict[str, Any]], name: str, precision: str, batch: int
+) -> dict[str, dict[str, float]]:
+    """By group: milliseconds of plain decoding over those of this recipe, and tokens a step."""
+    clock = Clock()
+    session = Replay(rows, clock, precision)
+    stop_clocks(clock)
+    measure.time = type("Time", (), {"perf_counter": staticmethod(clock)})  # type: ignore[assignment]
+    costs = Costs.from_json(measure.measure_costs(session))
+    chosen = recipe(name)
+    policy = make_policy(chosen, session, Resources(vocabulary=VOCABULARY), costs)
+    plain = make_policy(recipe("plain"), session, Resources(vocabulary=VOCABULARY), costs)
+    found: dict[str, dict[str, float]] = {}
+    for part in parts(rows, batch):
+        taken: list[float] = []
+        for one in (plain, policy):
+            steps = scheduling.Scheduler(session, len(part))
+            ones = [
+                Decoding(
+                    np.asarray(row["prompt"]), len(row["tokens"]), frozenset(),
+                    one.drafter.fork(), Greedy(),
+                )
+                for row in part
+            ]  # fmt: skip
+            began = clock.now
+            for decoding in ones:
+                steps.submit(decoding, one.lane)
+            steps.finish(ones)
+            while steps.step():  # those that have ended leave
+                pass
+            for decoding, row in zip(ones, part, strict=True):
+                assert decoding.tokens == row["tokens"], "the replay left its answer"
+            taken.append(clock.now - began)
+        kinds = {row["group"] for row in part}
+        group = kinds.pop() if len(kinds) == 1 else "mixed"
+        sums = found.setdefault(group, {"plain": 0.0, "recipe": 0.0})
+        sums["plain"] += taken[0]
+        sums["recipe"] += taken[1]
+    return found
+
+
+def table(old: Path, new: Path) -> str:
+    """Every group's speed-up under either, and the second over the first."""
+    both = [json.loads(path.read_text()) for path in (old, new)]
+    lines = ["| recipe | costs | sequences | group | old | new | new / old |", "|---" * 7 + "|"]
+    worst = 9.0
+    for key in both[0]:
+        for group in both[0][key]:
+            a, b = (one[key][group]["plain"] / one[key][group]["recipe"] for one in both)
+            ratio = both[0][key][group]["recipe"] / both[1][key][group]["recipe"]
+            worst = min(worst, ratio)
+            name, precision, batch = key.split("/")
+            told = f"{ratio:.3f}" if ratio >= 0.97 else f"**{ratio:.3f}**"
+            row = f"{name} | {precision} | {batch} | {group} | {a:.2f} | {b:.2f} | {told}"
+            lines.append(f"| {row} |")
+    return "\n".join([*lines, "", f"Least: {worst:.3f}."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("answers", type=Path, nargs="?")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--recipes", default="")
+    parser.add_argument("--batches", default="1,4,8")
+    parser.add_argument("--costs", default="fp32,int8,int4")
+    parser.add_argument("--table", type=Path, nargs=2)
+    given = parser.parse_args()
+    if given.table:
+        print(table(*given.table))
+        return
+    rows = [json.loads(line) for line in given.answers.read_text().splitlines()]
+    stores = [
+        r.name for r in recipes() if not r.needs and r.lossless and r.drafter not in ("none",)
+    ]
+    names = given.recipes.split(",") if given.recipes else stores
+    found: dict[str, Any] = {}
+    for name in names:
+        for precision in given.costs.split(","):
+            for batch in map(int, given.batches.split(",")):
+                found[f"{name}/{precision}/{batch}"] = speed(rows, name, precision, batch)
+                given.out.write_text(json.dumps(found))
+                print(name, precision, batch, found[f"{name}/{precision}/{batch}"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Rows are taken where they bring most tokens per millisecond, over all sequences together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import pytest
+
+from graftline.runtimes.control.choose import BUDGET, GAIN, Offer, choose
+
+Cost = Callable[[int, bool], float]
+
+
+def linear(first: float, row: float) -> Cost:
+    return lambda rows, branching: first + row * rows + 5.0 * branching
+
+
+def falling(rng: np.random.Generator, rows: int) -> list[float]:
+    return sorted(rng.random(rows).tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_other_rows_would_be_better(seed: int) -> None:
+    """Against all combinations, where a row costs as much as any other."""
+    rng = np.random.default_rng(seed)
+    batch = int(rng.integers(1, 4))
+    cost = linear(10.0, float(rng.uniform(0.3, 4.0)))
+    offers = [Offer(s, falling(rng, int(rng.integers(1, 5)))) for s in range(batch)]
+    choice = choose(offers, batch, cost, batch)
+
+    def worth(extra: tuple[int, ...]) -> float:
+        sure = float(batch)
+        for offer, rows in zip(offers, extra, strict=True):
+            sure += (sum(offer.gains[:rows]) - offer.hurdle * (rows > 0)) / GAIN
+        return sure / cost(batch + sum(extra), False)
+
+    best = max(worth(extra) for extra in product(*(range(len(o.gains) + 1) for o in offers)))
+    assert choice.worth == pytest.approx(best, rel=0.02)
+    extra = tuple(choice.rows.get(s, 1) - 1 for s in range(batch))
+    assert worth(extra) == pytest.approx(choice.worth)
+    gained = sum(sum(o.gains[:n]) for o, n in zip(offers, extra, strict=True))
+    assert choice.tokens == pytest.approx(batch + gained)
+    assert choice.milliseconds == cost(batch + sum(extra), False)
+
+
+def test_sequences_score_different_numbers_of_rows() -> None:
+    """What copies gets the rows, what does not gets none."""
+    offers = [Offer(0, [0.9] * 6), Offer(1, [0.1] * 6), Offer(2, [0.9, 0.1, 0.1])]
+    choice = choose(offers, 4, linear(10.0, 1.0), 4)
+    assert choice.rows == {0: 7, 2: 2}
+
+
+def test_one_that_hardly_gains_is_left_whatever_the_others_gain() -> None:
+    """Each sequence has to gain GAIN by itself: the best of many estimates looks too good."""
+    cost = linear(10.0, 0.01)
+    assert choose([Offer(0, [GAIN - 1.0 + 0.02])], 1, cost, 1).rows == {0: 2}
+    assert choose([Offer(0, [GAIN - 1.0 - 0.02])], 1, cost, 1).rows == {}
+    both = [Offer(0, [0.9]), Offer(1, [GAIN - 1.0 - 0.02])]
+    assert choose(both, 2, cost, 2).rows == {0: 2}
+
+
+def test_cheap_rows_behind_an_expensive_one_are_found() -> None:
+    """The fifth row costs as much as four plain steps, and those behind it nothing."""
+
+    def cost(rows: int, branching: bool) -> float:
+        return 10.0 if rows <= 4 else 50.0
+
+    assert choose([Offer(0, [0.99**row for row in range(1, 32)])], 1, cost, 1).rows == {0: 32}
+    assert choose([Offer(0, [0.8**row for row in range(1, 32)])], 1, cost, 1).rows == {0: 4}
+
+
+def test_rows_that_could_not_pay_are_not_looked_at() -> None:
+    asked: list[int] = []
+
+    def cost(rows: int, branching: bool) -> float:
+        asked.append(rows)
+        return 10.0 + 2.0 * rows
+
+    choose([Offer(0, [0.5**row for row in range(1, 33)])], 1, cost, 1)
+    assert len(asked) < 9
+    asked.clear()
+    choose([], 8, cost, 8)
+    assert len(asked) <= 2, "a step without drafts is chosen at once"
+
+
+def test_a_tree_pays_for_its_mask() -> None:
+    """Rows 1 to 3 are a chain; the fourth branches, and costs the whole step its mask."""
+    gains = [0.9, 0.9, 0.5, 0.5]
+    assert choose([Offer(0, gains, straight=3)], 1, linear(10.0, 0.1), 1).rows == {0: 3}
+    assert choose([Offer(0, gains)], 1, linear(10.0, 0.1), 1).rows == {0: 5}
+    assert choose([Offer(0, [0.9] * 12, straight=3)], 1, linear(10.0, 0.1), 1).rows == {0: 13}
+
+
+def test_a_whole_proposal_is_taken_as_it_is_or_not_at_all() -> None:
+    whole = Offer(0, [1.7], size=8)
+    assert choose([whole], 1, linear(10.0, 0.2), 1).rows == {0: 9}
+    assert choose([whole], 1, linear(10.0, 4.0), 1).rows == {}
+
+
+def test_a_draft_that_takes_time_has_to_bring_it_in() -> None:
+    def rows(price: float) -> dict[int, int]:
+        return choose([Offer(0, [1.0], size=3, price=price)], 1, linear(20.0, 0.5), 1).rows
+
+    assert rows(5.0) == {0: 4}
+    assert rows(15.0) == {}
+    free = choose([Offer(0, [0.4]), Offer(1, [1.0], size=3, price=30.0)], 2, linear(20.0, 1.0), 2)
+    assert free.rows == {0: 2}, "one that costs too much keeps nobody from drafting"
+
+
+def test_drafts_that_were_slower_than_measured_are_charged_for_it() -> None:
+    gains = [0.8, 0.6]
+    assert choose([Offer(0, gains)], 1, linear(10.0, 0.5), 1).rows == {0: 3}
+    assert choose([Offer(0, gains, slower=2.2)], 1, linear(10.0, 0.5), 1).rows == {}
+
+
+def test_rows_that_are_scored_anyway_cost_nothing() -> None:
+    """Exact steps score two rows at least."""
+    cost = linear(1.0, 10.0)
+    assert choose([Offer(0, [0.5, 0.5])], 1, cost, 1).rows == {}
+    assert choose([Offer(0, [0.5, 0.5])], 1, cost, 2, least=2).rows == {0: 2}
+
+
+def test_all_requests_share_one_budget_of_rows() -> None:
+    offers = [Offer(s, [0.99**row for row in range(1, 64)]) for s in range(32)]
+    choice = choose(offers, 32, linear(10.0, 1e-6), 32)
+    assert 200 < sum(choice.rows.values()) <= BUDGET
