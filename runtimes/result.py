@@ -48,6 +48,10 @@ class Stats:
     reused: int = 0
     spec_decode: SpecDecode = field(default_factory=SpecDecode)
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    acceptance_rate: float | None = None
+    expected_accepted: float | None = None
+    step_cost: float | None = None
+    expected_speedup: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,6 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
-    acceptance_rate: float | None = None
-    expected_accepted: float | None = None
-    step_cost: float | None = None
-    expected_speedup: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@
     OUT/engines/  tokenizer/
     OUT/costs/                  measured step costs of this machine: a cache, outside the manifest
     OUT/tuned/                  what `graftline tune` found on this machine, likewise
+    OUT/machine/                the weights as this machine's kernels want them, likewise
 
 Nothing in it is executed on load, and no path leaves the folder. Without source/ a bundle runs as
 before; `graftline pack` makes one without it.
@@ -33,7 +34,7 @@ from graftline.bundle.writer import BundleWriter as BundleWriter
 from graftline.errors import BundleError, nearest
 from graftline.files import digest, files_in, inside, of_source
 
-COSTS, TUNED = "costs", "tuned"
+COSTS, TUNED, MACHINE = "costs", "tuned", "machine"
 
 
 class Bundle:
@@ -76,7 +77,7 @@ class Bundle:
         """Files in the folder that the manifest does not list (the measurements aside)."""
         known = {MANIFEST, SEAL, *self.manifest.files}
         found = (p.relative_to(self.path).as_posix() for p in files_in(self.path))
-        caches = (f"{COSTS}/", f"{TUNED}/")
+        caches = (f"{COSTS}/", f"{TUNED}/", f"{MACHINE}/")
         return sorted(r for r in found if r not in known and not r.startswith(caches))
 
     def sizes(self) -> tuple[int, int]:

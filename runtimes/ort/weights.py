@@ -18,11 +18,10 @@ import onnx
 import onnxruntime
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
+from graftline.bundle.reader import MACHINE
 from graftline.errors import BackendError
 from graftline.runtimes.ort.provider import version
 
-FOLDER = "machine"
-"""Where a bundle keeps what is made for the machines that open it; it may be deleted."""
 WEIGHTS, SAVED = "weights.bin", "saved.onnx"
 COPIES = 2.5
 """Disk that the file takes, over the weights: as they are, and as the kernels want them."""
@@ -44,7 +43,7 @@ def shared_graphs(
 
     Raises BackendError, in one line, where the disk is full or the bundle cannot be written.
     """
-    parent = bundle / FOLDER
+    parent = bundle / MACHINE
     folder = parent / _key(graphs, machine)
     if not folder.is_dir():
         if watch is not None:

@@ -32,7 +32,10 @@ def bundle(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> B
 
 def test_the_draft_is_a_stage_among_the_bundles_stages(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    assert list(manifest.stages) == ["export", "canonical", "draft.canonical", "ort-cpu", "draft"]
+    forms = manifest.of_role("form")
+    own = [name for name in manifest.stages if name not in forms]
+    assert own == ["export", "canonical", "draft.canonical", "ort-cpu", "draft"]
+    assert {stage.owner for stage in forms.values()} == {"target"}
     draft = manifest.stages["draft"]
     assert (draft.role, draft.owner, draft.dtype, draft.made_of) == (
         "engine", "draft", "int4", "export",

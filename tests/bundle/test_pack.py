@@ -22,13 +22,18 @@ from graftline.runtimes.load import load
 from graftline.runtimes.surroundings import embedding_of
 from tests.bundle.engine_weights import generated, weights
 
+ROWS = ("rows-2", "rows-4", "rows-8")
+FORMS = ("chains", *ROWS)
+"""Stages that are other forms of the target's step."""
+
 
 def test_a_packed_bundle_runs_alike_and_holds_no_source(int4: Bundle, tmp_path: Path) -> None:
     made = pack(int4.path, tmp_path / "app/int4")
     packed = Bundle.open(made.path)
-    assert packed.manifest.files.keys() == {"engine.weights", "ort-cpu.onnx", "report.txt"}
+    graphs = {f"{name}.onnx" for name in ("ort-cpu", *FORMS)}
+    assert packed.manifest.files.keys() == {"engine.weights", "report.txt", *graphs}
     assert made.size < 0.7 * made.before
-    assert packed.manifest.stages.keys() == {"ort-cpu"}
+    assert packed.manifest.stages.keys() == {"ort-cpu", *FORMS}
     assert generated(packed.path) == generated(int4.path)
     report = packed.file("report.txt").read_text()
     assert f"a bundle whose manifest.json has the sha256 {packed.manifest.packed}" in report
@@ -103,7 +108,7 @@ def test_the_draft_engine_is_packed_too(host: Callable[[str], Path], tmp_path: P
         draft_depths=(1,), step="host",
     )  # fmt: skip
     packed = Bundle.open(pack(bundle.path, tmp_path / "packed").path)
-    assert packed.manifest.stages.keys() == {"ort-cpu", "draft", "depth-1"}
+    assert packed.manifest.stages.keys() == {"ort-cpu", "draft", "depth-1", *ROWS}
     assert packed.manifest.same_weights("draft")
     told = (packed.path / "report.txt").read_text()
     assert "\nstage draft: 2 blocks of export, int4 (row-invariant: " in told

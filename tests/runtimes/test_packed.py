@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graftline.bundle.reader import MACHINE
 from graftline.bundle.store import save_graph
 from graftline.bundle.weight_file import WeightFile
 from graftline.errors import BackendError
@@ -18,7 +19,7 @@ from graftline.passes.laws.common import infer_shapes
 from graftline.ports import read_ports
 from graftline.runtimes.ort.forms import Form, Forms
 from graftline.runtimes.ort.session import OrtSession
-from graftline.runtimes.ort.weights import FOLDER, shared_graphs
+from graftline.runtimes.ort.weights import shared_graphs
 from tests.rounding import assert_same_sums, decoder_terms
 
 TREES = (
@@ -199,7 +200,7 @@ def test_what_fails_leaves_nothing_half_made(
     wanted = BackendError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(wanted):
         shared_graphs(tmp_path, own, "here")
-    assert list((tmp_path / FOLDER).iterdir()) == []
+    assert list((tmp_path / MACHINE).iterdir()) == []
 
 
 def test_a_full_disk_is_told_before_anything_is_written(

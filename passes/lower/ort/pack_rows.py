@@ -182,11 +182,11 @@ class PackRows(Graft):
             outputs.append(made.outputs[0])
         node.outputs[0].replace_all_uses_with(emit.op("Concat", outputs, axis=1))
         gone = {*node.inputs[3:5], *node.outputs[1:]}
-        graph.remove(node)
         for values in (graph.inputs, graph.outputs):
             kept = [v for v in values if v not in gone]
             values.clear()
             values.extend(kept)
+        graph.remove(node, safe=True)
 
     def _caches(self, ports: Iterable[Port]) -> Iterator[Port]:
         for port in slot_ports(ports):

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from graftline.errors import LawBroken, NotApplicable
-from graftline.evaluate import decoder_feed
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.lower.ort import pack_rows
 from graftline.ports import by_role, read_ports, slot_ports
-from tests.passes.tiny_hosts import HOSTS, grafted, host
+from tests.passes.tiny_hosts import HOSTS, decoder_feed, grafted, host
 
 CHAINS = "anchors | kv-cache | select-rows | reduce-logits | pack-projections | lower-ort"
 
