@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections.abc import Callable
@@ -98,6 +99,7 @@ def load(
     )  # fmt: skip
     gc.collect()
     gc.freeze()  # a full collection of all that is loaded takes as long as ten steps
+    atexit.register(gc.unfreeze)  # libraries look for what they leak once the interpreter ends
     return engine
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-import onnx_ir as ir
+import onnx
 
 from graftline.errors import BackendError
 
@@ -33,5 +33,6 @@ def mask_kinds(graph: Path) -> set[str]:
     A causal mask is the port `mask` alone. The others also take the distance from a row to what it
     sees, and the graph takes the position of a committed row to be its slot.
     """
-    notes = (node.metadata_props.get(NOTE, "") for node in ir.load(graph).graph)
+    nodes = onnx.load(graph, load_external_data=False).graph.node
+    notes = (entry.value for node in nodes for entry in node.metadata_props if entry.key == NOTE)
     return {json.loads(note)["kind"] for note in notes if note}

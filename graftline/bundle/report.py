@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from graftline.bundle.manifest import Manifest
 from graftline.facts import as_decoder
 from graftline.law import summary
-from graftline.ports import told
+from graftline.ports import by_role, told
 
 
 def report(manifest: Manifest) -> str:
@@ -20,6 +20,11 @@ def beside(manifest: Manifest) -> Iterator[tuple[str, str]]:
     that made it, and what was measured on it."""
     for name, stage in manifest.stages.items():
         if not stage.made_of or name == manifest.target:
+            continue
+        if stage.role == "form":
+            packed = by_role(stage.ports, "counts", "in")
+            form = f"the rows of {packed[0].shape[0]} sequences" if packed else "chains, no mask"
+            yield name, f"the same step for {form}"
             continue
         whole = manifest.engine_of(name).facts.told()
         size = f"{as_decoder(stage.facts).layers} of {whole}" if stage.role == "depth" else whole

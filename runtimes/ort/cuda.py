@@ -26,7 +26,7 @@ from graftline.runtimes.ort.commit import CommitGraph, CopyGraph, SlotGraphs
 from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.provider import open_on
 from graftline.runtimes.ort.session import OrtSession
-from graftline.runtimes.ort.step_arrays import STEP_INTS, OutputMemory, StepArrays
+from graftline.runtimes.ort.step_arrays import STEP_INTS, OutputMemory, StepArrays, known_by
 from graftline.runtimes.scores import DeviceScores
 from graftline.runtimes.session import Floats, Ints, Scores, Snapshot
 from graftline.targets import CPU, CUDA
@@ -233,11 +233,12 @@ class CudaSession(OrtSession):
         binding = self._session.io_binding()
         host = self._step_inputs(batch, count, asked, masked=self._tree)
         inputs: dict[str, tuple[npt.NDArray[Any], Any]] = {}
-        for name, array in host.items():
-            if place := self._places.get(name):
-                value = _empty(array.shape, array.dtype, place)
-                binding.bind_ortvalue_input(name, value)
-                inputs[name] = (array, value)
+        for port in self.ports:
+            if port.direction == "in" and port.state == "" and port.role in host:
+                array = host[port.role]
+                value = _empty(array.shape, array.dtype, self._places[port.name])
+                binding.bind_ortvalue_input(port.name, value)
+                inputs[port.name] = (array, value)
         for block in self._device_memory:
             shape = [batch, *block.shape[2:]]
             for port in block.ports:
@@ -250,12 +251,13 @@ class CudaSession(OrtSession):
         for port in self.ports:
             if port.direction == "out" and port.mirror is None:
                 shape = [d if isinstance(d, int) else known[d] for d in port.shape]
-                if port.name == READ_LATER:
+                if port.role == READ_LATER:
                     logits = _empty(shape, np.dtype(port.dtype), self.device)
                     binding.bind_ortvalue_output(port.name, logits)
                     continue
-                outputs[port.name] = self._outputs.of(port.name, shape, np.dtype(port.dtype))
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(outputs[port.name])
+                array = self._outputs.of(port.name, shape, np.dtype(port.dtype))
+                outputs[known_by(port)] = array
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
                 binding.bind_ortvalue_output(port.name, value)
         tokens, positions, write_index, rows = (host[n] for n in STEP_INTS)
         return _DeviceArrays(

@@ -23,7 +23,7 @@ from graftline.runtimes.trees.template import Template
 
 Array = npt.NDArray[Any]
 STATE = ("tokens", "parents", "write_index", "ordinal", "seed", "temperature", "min_p")
-"""Inputs that belong to one sequence, besides its caches."""
+"""Roles of the inputs that belong to one sequence, besides its caches."""
 
 
 @dataclass
@@ -51,6 +51,8 @@ class OrtFusedStep:
         self._host, self._ports = host, tuple(ports)
         self._engine = open_graph(graph, host.threads)
         self._run_bound = self._engine.run_with_iobinding
+        ins = (p for p in self._ports if p.direction == "in" and p.state != "slots")
+        self._names = {port.role: port.name for port in ins}
         shape = by_role(ports, "table", "in")[0].shape
         self.table: npt.NDArray[np.int32] = np.full([int(d) for d in shape], -1, np.int32)
         """[V, W]: every token's latest candidates, best first, -1 for none."""
@@ -82,17 +84,17 @@ class OrtFusedStep:
         how, length = start.sampling, self._host.lengths[row]
         values = *drafted, length, start.ordinal, start.seed, how.temperature, how.min_p
         for name, value in zip(STATE, values, strict=True):
-            seat.inputs[name][...] = value
+            seat.inputs[self._names[name]][...] = value
 
     def tree(self, row: int) -> tuple[Ints, Ints]:
         """Tokens and parents [N] that the next step of sequence `row` scores; views."""
         inputs = self._seats[row].inputs
-        return inputs["tokens"][0], inputs["parents"][0]
+        return inputs[self._names["tokens"]][0], inputs[self._names["parents"]][0]
 
     def step(self, row: int, room: int) -> list[int]:
         """One engine call for sequence `row`. See `FusedStep.step`."""
         seat = self._seats[row]
-        if room < seat.inputs["tokens"].shape[1]:
+        if room < seat.inputs[self._names["tokens"]].shape[1]:
             seat = self._cut(row, room)
         try:
             self._run_bound(seat.binding)
@@ -109,7 +111,7 @@ class OrtFusedStep:
         """Go on with trees of the first `rows` rows: the engine takes no row past the last
         position, be it padding."""
         old, new = self._seats[row], self._bind(row, self._plan.first(rows))
-        for name in STATE:
+        for name in (self._names[role] for role in STATE):
             new.inputs[name][...] = old.inputs[name][..., : new.inputs[name].shape[-1]]
         self._seats[row] = new
         return new
@@ -118,8 +120,10 @@ class OrtFusedStep:
         """Every input, and of the outputs those that go on or that the host reads: the others,
         logits among them, are then not copied out."""
         extents: dict[str | int, int] = {"B": 1, "N": len(plan), "M": len(plan)}
-        in_place: dict[str, Array] = {**self._host.caches(row), "table": self.table}
-        given = {"template.parents": plan.shape.parents, "template.ranks": plan.ranks}
+        names = self._names
+        in_place: dict[str, Array] = {**self._host.caches(row), names["table"]: self.table}
+        parents, ranks = (names[f"template.{part}"] for part in ("parents", "ranks"))
+        given = {parents: plan.shape.parents, ranks: plan.ranks}
         binding = self._engine.io_binding()
         inputs: dict[str, Array] = {}
         outputs: dict[str, Array] = {}
@@ -133,10 +137,10 @@ class OrtFusedStep:
             elif port.mirror in in_place:
                 binding.bind_ortvalue_output(port.name, _value(in_place[port.mirror]))
             elif port.mirror is not None or port.role in ("accepted", "count"):
-                outputs[port.name] = np.zeros(shape, port.dtype)
-                binding.bind_ortvalue_output(port.name, _value(outputs[port.name]))
+                array = outputs[port.role] = np.zeros(shape, port.dtype)
+                binding.bind_ortvalue_output(port.name, _value(array))
                 if port.mirror is not None:
-                    carried.append((inputs[port.mirror], outputs[port.name]))
+                    carried.append((inputs[port.mirror], array))
         return _Seat(binding, inputs, outputs, carried)
 
 

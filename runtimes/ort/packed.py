@@ -12,7 +12,7 @@ import onnxruntime
 
 from graftline.errors import BackendError
 from graftline.ports import Port, by_role, slot_ports
-from graftline.runtimes.ort.step_arrays import OutputMemory
+from graftline.runtimes.ort.step_arrays import OutputMemory, known_by
 from graftline.runtimes.session import Ints, Scores
 
 Array = npt.NDArray[Any]
@@ -93,7 +93,7 @@ class PackedCall:
 
     def __call__(self, tokens: Sequence[Ints], starts: Sequence[int]) -> dict[str, Array]:
         """Score chains: of each sequence its new tokens [N] and the slot that the first is written
-        to. Outputs by name, [1, all rows, ...], one sequence behind the other.
+        to. Outputs as `known_by` says, [1, all rows, ...], one sequence behind the other.
 
         Raises BackendError with ONNX Runtime's own reason.
         """
@@ -114,7 +114,7 @@ class PackedCall:
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in a step: {error}") from error
         outs = (p for p in self._graph.ports if p.direction == "out" and p.state == "")
-        return {p.name: rows.arrays[p.name] for p in outs}
+        return {known_by(p): rows.arrays[p.name] for p in outs}
 
     def _rows(self, total: int) -> _Rows:
         rows = self._sized.get(total)

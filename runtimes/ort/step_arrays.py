@@ -118,10 +118,16 @@ class Assembly:
         return Scores(**self._parts)
 
 
+def known_by(port: Port) -> str:
+    """What an output of a step is known by: its role, and a tap, of which there may be several, by
+    its name."""
+    return port.name if port.role == "hidden" else port.role
+
+
 def step_inputs(
     batch: int, count: int, asked: int, slots: int | None
 ) -> dict[str, npt.NDArray[Any]]:
-    """What one call shape reads besides the caches, by input name; a mask over `slots` slots where
+    """What one call shape reads besides the caches, by role; a mask over `slots` slots where
     there are trees."""
     made: dict[str, npt.NDArray[Any]] = {
         "tokens": np.zeros((batch, count), np.int64),
@@ -144,10 +150,9 @@ def bind(
     """Bind a step's `inputs`, `caches` (in place, by the name of their output) and its outputs,
     which lie in `memory`."""
     binding: Any = session.io_binding()
-    names = {p.name for p in ports}
-    for name, array in inputs.items():
-        if name in names:
-            binding.bind_ortvalue_input(name, _value(array))
+    for port in ports:
+        if port.direction == "in" and port.state == "" and port.role in inputs:
+            binding.bind_ortvalue_input(port.name, _value(inputs[port.role]))
     (batch, count), asked = inputs["tokens"].shape, inputs["rows"].shape[1]
     known: dict[str | int, int] = {"B": batch, "N": count, "R": asked}
     outputs: dict[str, npt.NDArray[Any]] = {}
@@ -158,8 +163,8 @@ def bind(
             binding.bind_ortvalue_output(port.name, value)
         elif port.direction == "out":
             shape = [d if isinstance(d, int) else known[d] for d in port.shape]
-            outputs[port.name] = memory.of(port.name, shape, np.dtype(port.dtype))
-            binding.bind_ortvalue_output(port.name, _value(outputs[port.name]))
+            array = outputs[known_by(port)] = memory.of(port.name, shape, np.dtype(port.dtype))
+            binding.bind_ortvalue_output(port.name, _value(array))
     tokens, positions, write_index, rows = (inputs[n] for n in STEP_INTS)
     ints = tokens, positions, write_index, rows
     run = session.run_with_iobinding
