@@ -11,14 +11,16 @@ from graftline.runtimes.request import Request
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 """Used where the checkpoint samples: `do_sample` is true."""
-ALWAYS = ("repetition_penalty", "max_new_tokens")
+ALWAYS = ("repetition_penalty", "no_repeat_ngram_size", "max_new_tokens", "min_tokens")
+NAMED = {"min_new_tokens": "min_tokens"}
+"""What a request calls a key of transformers, where it has another name for it."""
 _NOT_USED: dict[str, Any] = {
     "num_beams": 1, "penalty_alpha": None, "typical_p": 1.0, "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
+    "eta_cutoff": 0.0, "encoder_repetition_penalty": 1.0,
     "bad_words_ids": None, "force_words_ids": None, "suppress_tokens": None,
     "begin_suppress_tokens": None, "sequence_bias": None, "exponential_decay_length_penalty": None,
     "forced_bos_token_id": None, "forced_eos_token_id": None, "guidance_scale": 1.0,
-    "min_length": 0, "min_new_tokens": None, "dola_layers": None, "watermarking_config": None,
+    "min_length": 0, "dola_layers": None, "watermarking_config": None,
     "stop_strings": None, "max_length": None, "max_time": None,
 }  # fmt: skip
 """Keys of transformers that change what is written and are not used here, and the value of each
@@ -53,7 +55,8 @@ def read_defaults(generation: Mapping[str, Any]) -> Defaults:
     Raises BundleError where a value is none that a request could have.
     """
     samples = generation.get("do_sample") is True
-    named = {name: generation[name] for name in generation if generation[name] is not None}
+    given = ((NAMED.get(name, name), value) for name, value in generation.items())
+    named = {name: value for name, value in given if value is not None}
     taken = {name: named[name] for name in (*SAMPLING, *ALWAYS) if name in named}
     unused = {
         name: named[name] for name, off in _NOT_USED.items() if name in named and named[name] != off

@@ -316,6 +316,8 @@ def test_the_checkpoints_own_settings_hold_where_a_request_says_nothing(smollm2:
         ({"do_sample": True, "top_k": 0, "top_p": 1.0, "min_p": None}, {"temperature": 1.0}),
         (SAMPLED, {"temperature": 0.6, "top_p": 0.9, "top_k": 50}),
         ({"max_new_tokens": 64}, {"max_new_tokens": 64}),
+        ({"no_repeat_ngram_size": 3, "min_new_tokens": 4, "min_length": 9},
+         {"no_repeat_ngram_size": 3, "min_tokens": 4}),
     ],
 )  # fmt: skip
 def test_a_config_means_what_transformers_takes_it_to(
