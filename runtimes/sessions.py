@@ -75,9 +75,10 @@ def open_forms(
     graph = bundle.graph(target)
     if not stages:
         return graph, NO_FORMS
-    own = {name: bundle.graph(name) for name in (target, *stages)}
+    # absolute: forms are opened when they are needed, wherever the process is by then
+    own = {name: bundle.graph(name).absolute() for name in (target, *stages)}
     try:
-        graphs = shared_graphs(bundle.path, own, machine(), watch)
+        graphs = shared_graphs(bundle.path.absolute(), own, machine(), watch)
     except BackendError as error:
         if watch is not None:
             watch(f"{error}; every step uses one graph, drafts of several requests one call each")

@@ -56,11 +56,16 @@ def compile_plan(exports: Mapping[str, ir.Model], plan: Plan, say: Watch) -> dic
     """Run the pipeline of every stage of the plan on the exported graph that it is made of. A form
     of a step that the host does not allow is left out."""
     compilers = {name: Compiler(model, say) for name, model in exports.items()}
+    return compile_stages(compilers, plan)
+
+
+def compile_stages(compilers: Mapping[str, Compiler], plan: Plan) -> dict[str, Compiled]:
+    """The same with compilers of those exports, which keep what stages have in common."""
     made: dict[str, Compiled] = {}
     for stage in plan.stages:
-        if stage.says:
-            say(stage.says)
         compiler = compilers[stage.made_of]
+        if stage.says:
+            compiler.say(stage.says)
         if stage.role != "form":
             made[stage.name] = compiler.compile(stage.text)
         elif (form := compiler.form(stage.text)) is not None:

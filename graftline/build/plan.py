@@ -105,7 +105,7 @@ class Plan:
         chosen, text = pipeline_of(name, passes, target, dtype, quantizer, request)
         stages = [StagePlan(target, "engine", text, dtype)]
         if target == CPU:
-            stages += _forms(text, dtype)
+            stages += forms_of(text, dtype)
         if step == FUSED:
             request, text = fused_pipeline(chosen, passes, target, dtype, quantizer, request)
             says = "the fused step: the same passes, then drafting and verification in the graph"
@@ -163,7 +163,7 @@ class Plan:
         return said
 
 
-def _forms(text: str, dtype: str) -> list[StagePlan]:
+def forms_of(text: str, dtype: str) -> list[StagePlan]:
     """The other forms of a step on ONNX Runtime's CPU provider: of chains, without the mask, where
     the engine takes one; and of the chains of several sequences."""
     grafts = Pipeline.parse(text, GRAFTS).grafts

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftline.errors import BundleError, GraftlineError
+from graftline.owners import TARGET
 from graftline.targets import CPU, QUANTIZE
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def _check(bundle: Bundle) -> None:
     again = f"rebuild it with another --dtype: {manifest.rebuild}"
     if manifest.target != CPU:
         raise GraftlineError(f"{bundle.path}: --precision tunes {CPU} bundles; {again}")
-    if more := [name for name, s in manifest.stages.items() if s.made_of and name != CPU]:
+    kept = ("engine", "form")
+    stages = manifest.stages.items()
+    if more := [n for n, s in stages if s.made_of and (s.role not in kept or s.owner != TARGET)]:
         what = f"the stage {more[0]}, which shares its precision"
         raise GraftlineError(f"{bundle.path} has {what}; {again}")
     if EXPORT not in manifest.stages:
@@ -188,7 +191,8 @@ def _remake(
 ) -> None:
     """Compile, prove and write the bundle in another precision, in its own place."""
     from graftline.build.assemble import write_bundle
-    from graftline.build.plan import Plan, StagePlan
+    from graftline.build.compiled import compile_stages
+    from graftline.build.plan import Plan, StagePlan, forms_of
     from graftline.bundle.manifest import EXPORT
     from graftline.bundle.writer import BundleWriter
     from graftline.models.host import Host
@@ -199,8 +203,9 @@ def _remake(
     files = [bundle.path / rel for rel in manifest.tokenizer]
     host = Host(compiler.raw, manifest.facts, files, dict(manifest.generation))
     engine = StagePlan(manifest.target, "engine", pipeline, dtype)
-    plan = Plan(recipe(manifest.recipe), manifest.target, (engine,))
-    made = {engine.name: compiler.compile(pipeline)}
+    stages = engine, *forms_of(pipeline, dtype)
+    plan = Plan(recipe(manifest.recipe), manifest.target, stages)
+    made = compile_stages({EXPORT: compiler}, plan)
     with BundleWriter(bundle.path, watch=watch) as writer:
         new = write_bundle(writer, {EXPORT: host}, plan, made, "link", watch)
         rebuild = f"{manifest.rebuild} && graftline tune {bundle.path} --precision"

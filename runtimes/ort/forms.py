@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class Form:
 
 
 class Forms:
-    """The forms of one engine. What is opened is opened once, when it is first needed."""
+    """The forms of one engine. Those of several sequences are opened once, when they are first
+    needed."""
 
     def __init__(
         self,
@@ -33,16 +34,12 @@ class Forms:
     ) -> None:
         """`chains`: the graph without a mask; `packed`: those that take the rows of so many
         sequences."""
-        self._chains, self._packed = chains, dict(packed)
-        self._threads, self._opener = threads, opener
+        self._packed, self._threads, self._opener = dict(packed), threads, opener
         self._open = cache(self._opened)
-
-    @cached_property
-    def chains(self) -> tuple[Any, tuple[Port, ...]] | None:
+        self.chains: tuple[Any, tuple[Port, ...]] | None = None
         """The engine for steps whose rows are chains, and its ports; None: the session's own."""
-        if self._chains is None:
-            return None
-        return self._opener(self._chains.graph, self._threads), self._chains.ports
+        if chains is not None:
+            self.chains = opener(chains.graph, threads), chains.ports
 
     @property
     def most(self) -> int:

@@ -43,7 +43,8 @@ def test_one_seed_is_one_text_where_drafts_are_certain(chosen: str | Recipe) -> 
 @pytest.mark.parametrize("chosen", RANDOM, ids=str)
 def test_where_drafts_are_drawn_it_depends_on_how_many(chosen: str | Recipe) -> None:
     """Should this fail because they are equal, the README may promise more."""
-    assert texts(chosen, FLAT)[:6] != texts(chosen, INT4)[:6]
+    first, *others = (texts(chosen, costs)[:6] for costs in (FLAT, INT4, None))
+    assert any(other != first for other in others)
 
 
 def test_the_readme_lists_them() -> None:
