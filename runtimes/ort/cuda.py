@@ -102,12 +102,7 @@ class CudaSession(OrtSession):
         }
         return session
 
-    def sibling(
-        self,
-        host: OrtSession | None = None,
-        capacity: int | None = None,
-        forms: Forms | None = None,
-    ) -> OrtSession:
+    def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> OrtSession:
         """See `OrtSession.sibling`: caches of its own, or those of a session on the same device."""
         other = copy(self)
         other._calls, other._guests, other._device_memory = {}, [], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,21 +25,15 @@ class Forms:
     """The forms of one engine. Those of several sequences are opened once, when they are first
     needed."""
 
-    def __init__(
-        self,
-        chains: Form | None,
-        packed: Mapping[int, Form],
-        threads: int,
-        opener: Callable[[Path, int], Any] = open_graph,
-    ) -> None:
+    def __init__(self, chains: Form | None, packed: Mapping[int, Form], threads: int) -> None:
         """`chains`: the graph without a mask; `packed`: those that take the rows of so many
         sequences."""
-        self._packed, self._threads, self._opener = dict(packed), threads, opener
+        self._packed, self._threads = dict(packed), threads
         self._open = cache(self._opened)
         self.chains: tuple[Any, tuple[Port, ...]] | None = None
         """The engine for steps whose rows are chains, and its ports; None: the session's own."""
         if chains is not None:
-            self.chains = opener(chains.graph, threads), chains.ports
+            self.chains = open_graph(chains.graph, threads), chains.ports
 
     @property
     def most(self) -> int:
@@ -52,7 +46,7 @@ class Forms:
 
     def _opened(self, sequences: int) -> PackedGraph:
         form = self._packed[sequences]
-        return PackedGraph(self._opener(form.graph, self._threads), form.ports)
+        return PackedGraph(open_graph(form.graph, self._threads), form.ports)
 
 
 NO_FORMS = Forms(None, {}, 1)

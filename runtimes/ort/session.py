@@ -78,21 +78,16 @@ class OrtSession(BoundCalls):
         self._last: StepArrays | None = None
         self.reset(1)
 
-    def sibling(
-        self,
-        host: OrtSession | None = None,
-        capacity: int | None = None,
-        forms: Forms | None = None,
-    ) -> OrtSession:
+    def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> OrtSession:
         """The same engine with caches of its own, of `capacity` positions where fewer will do, or
         with those of `host`, a session of the same architecture with at least its blocks: then only
-        `follow` may be called. `forms` (None: the same) are those that it uses.
+        `follow` may be called.
 
         Raises BackendError when `host` has no caches of these shapes.
         """
         other = copy(self)
         other._calls, other._packed, other._guests = {}, {}, []
-        other._memory, other._forms = HostCaches(self._caches), forms or self._forms
+        other._memory = HostCaches(self._caches)
         other._outputs, other._together = OutputMemory(), OutputMemory()
         other._lengths = np.zeros(0, np.int64)
         if host is None:

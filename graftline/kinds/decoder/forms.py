@@ -14,30 +14,32 @@ from graftline.kinds.kind import Parts, Watch
 from graftline.law import Evidence, LawRow
 from graftline.nearness import NEARBY, limit, spread_gaps
 from graftline.ports import by_role
-from graftline.runtimes.ort.forms import Form, Forms
+from graftline.runtimes.ort.caches import HostCaches
 from graftline.runtimes.ort.graph import open_graph, open_reference
+from graftline.runtimes.ort.packed import PackedCall, PackedGraph
 from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.ort.step_arrays import OutputMemory
 
 Array = npt.NDArray[Any]
-STEPS, THREADS = 2, 2
+STEPS, THREADS, SLOTS = 2, 2, 64
 LONGEST = 4
 """Rows of a sequence in one step; sequences have one to so many, in turn."""
 
 
 class ProofSession(OrtSession):
-    """One that reads its weights where they lie, unless its kernels take no others."""
+    """A stage whose weights are read where they lie, unless its kernels take no others."""
 
-    def __init__(self, parts: Parts, **options: Any) -> None:
-        self._quantized = parts.dtype in NEARBY
-        stage = parts.graph(parts.engine), facts_of(parts), parts.ports(parts.engine)
-        super().__init__(*stage, **options)
+    def __init__(self, parts: Parts, stage: str) -> None:
+        self._parts = parts
+        graph, ports = parts.graph(stage), parts.ports(stage)
+        super().__init__(graph, facts_of(parts), ports, capacity=SLOTS, threads=THREADS)
 
     def _open(self) -> Any:
-        return self.opened(self._graph, self.threads)
+        return _opened(self._parts, self._graph)
 
-    def opened(self, graph: Path, threads: int) -> Any:
-        """The engine of a graph."""
-        return open_graph(graph, threads) if self._quantized else open_reference(graph)
+
+def _opened(parts: Parts, graph: Path) -> Any:
+    return open_graph(graph, THREADS) if parts.dtype in NEARBY else open_reference(graph)
 
 
 def prove_forms(parts: Parts, say: Watch) -> list[LawRow]:
@@ -49,22 +51,22 @@ def prove_forms(parts: Parts, say: Watch) -> list[LawRow]:
     if short := too_large(parts):
         return [LawRow(name, "form", "not_run", short) for name in forms]
     say("proof: the other forms of a step against the target's own")
-    session = ProofSession(parts, capacity=64, threads=THREADS)
     counts = {name: _sequences(parts, name) for name in forms}
     texts = _texts(max(counts.values()), facts_of(parts).vocabulary)
-    expected = [_alone(session, text) for text in texts]
+    expected = _answers(parts, parts.engine, texts)
     rows: list[LawRow] = []
-    for name in forms:
-        form, many = Form(parts.graph(name), parts.ports(name)), counts[name]
-        if many == 1:
-            other = session.sibling(forms=Forms(form, {}, THREADS, session.opened))
-            got = [_alone(other, text) for text in texts]
-        else:
-            other = session.sibling(forms=Forms(None, {many: form}, THREADS, session.opened))
-            got = _together(other, texts[:many])
+    for name, many in counts.items():  # one is open at a time
+        some = texts if many == 1 else texts[:many]
+        got = _answers(parts, name, some) if many == 1 else _together(parts, name, some)
         pairs = list(zip(got, expected[: len(got)], strict=True))
         rows.append(LawRow.of(name, "form", _equal(parts, name, pairs)))
     return rows
+
+
+def _answers(parts: Parts, stage: str, texts: list[list[Array]]) -> list[Array]:
+    """Logits [rows, V] of each sequence, alone."""
+    session = ProofSession(parts, stage)
+    return [_alone(session, text) for text in texts]
 
 
 def _sequences(parts: Parts, form: str) -> int:
@@ -93,19 +95,24 @@ def _alone(session: OrtSession, text: list[Array]) -> Array:
     return np.concatenate(found)
 
 
-def _together(session: OrtSession, texts: list[list[Array]]) -> list[Array]:
-    """The same of several sequences, whose steps go together."""
-    session.reset(0)
-    found = [[session.read(session.seat(), text[0]).logits[0].copy()] for text in texts]
-    for step in range(1, STEPS + 1):
-        counts = [len(text[step]) for text in texts]
-        tokens = np.zeros((len(texts), max(counts)), np.int64)
-        for row, text in enumerate(texts):
-            tokens[row, : counts[row]] = text[step]
-        logits = session.score(tokens, counts=counts).logits
-        for row, count in enumerate(counts):
-            found[row].append(logits[row, :count].copy())
-        session.commit([range(count) for count in counts])
+def _together(parts: Parts, form: str, texts: list[list[Array]]) -> list[Array]:
+    """The same of several sequences: their prompts in one call, then each of their steps."""
+    own = parts.ports(parts.engine)
+    memory = HostCaches([p for p in own if p.mirror is not None])
+    memory.make_room(len(texts), SLOTS, [])
+    graph = PackedGraph(_opened(parts, parts.graph(form)), parts.ports(form))
+    caches = [memory.of(row, 1) for row in range(len(texts))]
+    call = PackedCall(graph, own, caches, OutputMemory())
+    found: list[list[Array]] = [[] for _ in texts]
+    lengths = [0] * len(texts)
+    for step in range(1 + STEPS):
+        tokens = [text[step] for text in texts]
+        logits, start = call(tokens, lengths)["logits"][0], 0
+        for row, part in enumerate(tokens):
+            rows = logits[start : start + len(part)]
+            found[row].append(rows[-1:].copy() if step == 0 else rows.copy())
+            start += len(part)
+            lengths[row] += len(part)
     return [np.concatenate(rows) for rows in found]
 
 
