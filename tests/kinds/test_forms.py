@@ -37,6 +37,6 @@ def test_a_form_that_mixes_sequences_up_is_not_written(
     known = getattr(owner, fault)
     other = {"_lengths": lengths, "_cache": lambda graph, value, s: known(graph, value, s ^ 1)}
     monkeypatch.setattr(owner, fault, other[fault])
-    with pytest.raises((LawBroken, BackendError), match="rows-2 breaks the law 'form'|in a step"):
+    with pytest.raises((LawBroken, BackendError), match=r"rows-2 breaks the law 'form'|in a step"):
         optimize(tiny_checkpoint, tmp_path / "tiny.graft", recipe="plain")
     assert not (tmp_path / "tiny.graft").exists()
