@@ -58,7 +58,7 @@ def load(
     verify: bool = True,
     step: str | None = None,
     watch: Callable[[str], None] | None = None,
-    max_batch: int = SEATS,
+    max_batch: int | None = None,
     prefix_cache: int | None = DEFAULT_BYTES,
     defaults: bool = True,
 ) -> Engine:
@@ -70,8 +70,10 @@ def load(
     `corpus` is a file or folder of texts for the recipes that retrieve from one. `step` says what
     calls use that do not say: "host", or "fused" where the bundle has a fused step; unless given,
     "host" on a processor, and on a GPU what the engine was built for. `max_batch` is the most
-    requests that decode together; others wait. `prefix_cache`: bytes of the keys and values that
-    are kept of earlier requests, for prompts that begin like one of them; 0 or None: none.
+    requests that decode together (None: 32); others wait. Where it is given, what several requests
+    need is opened here, else when they first decode together. `prefix_cache`: bytes of the keys and
+    values that are kept of earlier requests, for prompts that begin like one of them; 0 or None:
+    none.
     `defaults`: whether requests take what they do not say from the checkpoint's own
     generation_config.json (`Engine.defaults` has what that is).
     Raises RequestError for a number of threads or a capacity that cannot be, BundleError,
@@ -88,11 +90,13 @@ def load(
     bundle = Bundle.open(path, verify=verify)
     as_decoder(bundle.manifest.facts)
     session = _session(bundle, threads, capacity, exact, watch)
+    if isinstance(session, OrtSession):
+        session.open_forms(max_batch or 1)
     chosen = (
         find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
     )
     engine = _engine(
-        bundle, session, chosen, threads, exact, corpus, step, watch, max_batch,
+        bundle, session, chosen, threads, exact, corpus, step, watch, max_batch or SEATS,
         prefixes=PrefixCache(prefix_cache) if prefix_cache else None,
         defaults=read_defaults(bundle.manifest.generation) if defaults else None,
         origin=origin,
@@ -208,7 +212,7 @@ def _fused(
 
 
 def _check_sizes(
-    threads: int | None, capacity: int | None, max_batch: int, prefix_cache: int | None
+    threads: int | None, capacity: int | None, max_batch: int | None, prefix_cache: int | None
 ) -> None:
     """Each thread spins while a step runs: with more threads than processors a step never ends."""
     most = os.cpu_count() or 1
@@ -217,7 +221,7 @@ def _check_sizes(
             f"threads={threads}: this machine has {most} processors; use 1 to {most}, or leave it "
             "out to use all"
         )
-    if max_batch < 1:
+    if max_batch is not None and max_batch < 1:
         raise RequestError(f"max_batch={max_batch} lets nobody in; use at least 1")
     if prefix_cache is not None and prefix_cache < 0:
         raise RequestError(f"prefix_cache={prefix_cache}: use bytes, or 0 to keep nothing")

@@ -105,6 +105,10 @@ class BoundCalls:
         slots = self.capacity + MOST_ROWS if masked else None
         return step_inputs(batch, count, asked, slots)
 
+    def open_forms(self, sequences: int) -> None:
+        """Open now what so many sequences together may need."""
+        self._forms.open(sequences)
+
     @property
     def packs(self) -> bool:
         """Whether chains of several sequences are scored in one engine call."""

@@ -40,6 +40,11 @@ class Forms:
         """Most sequences whose rows go into one call; 0: one call for each sequence."""
         return max(self._packed, default=0)
 
+    def open(self, sequences: int) -> None:
+        """Open all graphs that so many sequences may need."""
+        for count in range(2, min(sequences, self.most) + 1):
+            self.packed(count)
+
     def packed(self, sequences: int) -> PackedGraph:
         """The smallest graph that takes so many, at most `most`."""
         return self._open(min(n for n in self._packed if n >= sequences))

@@ -148,6 +148,13 @@ def test_trees_keep_to_the_graph_with_a_mask(both: tuple[OrtSession, OrtSession]
     same(*(s.score(tokens, depth, mask) for s in both), [3, 3])
 
 
+def test_what_a_batch_needs_is_opened_when_it_is_known(forms: dict[str, Form]) -> None:
+    beside = Forms(None, {2: forms["rows-2"], 4: forms["rows-4"]}, 1)
+    for sequences, opened in ((1, 0), (2, 1), (3, 2), (32, 2)):
+        beside.open(sequences)
+        assert beside._open.cache_info().currsize == opened
+
+
 def test_a_sibling_has_calls_of_its_own(both: tuple[OrtSession, OrtSession]) -> None:
     session = both[1]
     session.reset(2)
