@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from graftline.errors import BackendError
 from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.drafter import Bid, Drafter, is_paid
 from graftline.runtimes.drafters.none import NoDrafts
@@ -15,6 +14,7 @@ from graftline.runtimes.grammar import FORCED, Grammar
 from graftline.runtimes.logprobs import Logprobs, read_scored
 from graftline.runtimes.prefix_cache import PromptEnd
 from graftline.runtimes.rules.greedy import Greedy
+from graftline.runtimes.scores import check_numbers
 from graftline.runtimes.session import Ints, Scores, Session
 from graftline.runtimes.shaping import ShapedScores, Shaper
 from graftline.runtimes.trees.packing import first_path, trim
@@ -290,19 +290,3 @@ class Decoding:
         for depth in range(deepest):
             self.offered[depth] += 1
             self.accepted[depth] += depth < accepted
-
-
-def check_numbers(scores: Scores, row: int) -> None:
-    """Raises BackendError where the scores of a sequence's first row are not numbers: whatever was
-    chosen from them would be no answer of the model."""
-    if scores.topk_logits is not None:
-        value = scores.topk_logits[row, 0, 0]
-    elif scores.top_gap is not None:
-        value = scores.top_gap[row, 0]
-    else:
-        value = scores.logits[row, 0, scores.argmax[row, 0]]
-    if value != value:  # NaN
-        raise BackendError(
-            "the model's scores are not numbers (NaN); if this is a fp16 model, rebuild it with "
-            "--dtype fp32"
-        )

@@ -25,6 +25,7 @@ from graftline.runtimes.grammar import Grammars
 from graftline.runtimes.names import Names
 from graftline.runtimes.policy import Policy, make_policy
 from graftline.runtimes.prefix_cache import PrefixCache
+from graftline.runtimes.prompts import encode_prompt, split_prompts
 from graftline.runtimes.request import (
     Ids,
     Ints,
@@ -33,18 +34,17 @@ from graftline.runtimes.request import (
     Prompt,
     Prompts,
     Request,
-    encode_prompt,
     options_each,
     read_options,
-    split_prompts,
 )
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.result import Result
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.scheduler import SEATS, Scheduler, Task
+from graftline.runtimes.scheduler import SEATS, Scheduler
 from graftline.runtimes.session import Session, check_fits
 from graftline.runtimes.streams import Events, Passes, Stream, Submitted
 from graftline.runtimes.study.records import Records
+from graftline.runtimes.task import Task
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
 
 

@@ -19,6 +19,7 @@ from graftline.runtimes.lane import Lane
 from graftline.runtimes.prefix_cache import CHUNK, PrefixCache
 from graftline.runtimes.prompt_reader import PromptReader
 from graftline.runtimes.session import Scores, Session
+from graftline.runtimes.task import Task, raise_first
 from graftline.runtimes.trees.packing import pack
 
 R = TypeVar("R")
@@ -27,32 +28,6 @@ SEATS = 32
 INTERRUPTED = "the step was interrupted; ask again"
 FORKED = "this process was forked after the bundle was loaded; load it in this process"
 REENTERED = "this call came from within a step of the same engine; make it after the step"
-
-
-class Task:
-    """Work that has the session to itself: begun when every sequence has left, one step at a time.
-    `sequences` are those that it decodes."""
-
-    def __init__(
-        self, begin: Callable[[], Iterator[None]], sequences: Sequence[Decoding] = ()
-    ) -> None:
-        self._begin, self.sequences = begin, sequences
-        self._steps: Iterator[None] | None = None
-        self.done = False
-        self.error: BaseException | None = None
-
-    def step(self) -> None:
-        """Make one more step; sets `done` at the last."""
-        for one in self.sequences:
-            one.check()
-        if self.sequences and all(one.done for one in self.sequences):
-            self.done = True
-            return
-        if self._steps is None:
-            self._steps = self._begin()
-        self.done = next(self._steps, self) is self
-        for one in self.sequences:
-            one.digest()
 
 
 class Scheduler:
@@ -325,10 +300,3 @@ class Scheduler:
         self._seated, self._lanes = [], []
         self._reading = None
         self._fresh = False
-
-
-def raise_first(ones: Sequence[Decoding | Task]) -> None:
-    """Raise what ended one of these, if anything did but the end of its text."""
-    for one in ones:
-        if one.error is not None:
-            raise one.error

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from graftline.errors import BackendError
 from graftline.runtimes.session import Floats, Ints, Scores
 
 Read = Callable[[], Floats]
@@ -69,3 +70,19 @@ def joined(rows: list[Scores], axis: int = 0) -> Scores:
         return None if parts[0] is None else np.concatenate(parts, axis)
 
     return Scores(*(join(f.name) for f in fields(Scores)))
+
+
+def check_numbers(scores: Scores, row: int) -> None:
+    """Raises BackendError where the scores of a sequence's first row are not numbers: whatever was
+    chosen from them would be no answer of the model."""
+    if scores.topk_logits is not None:
+        value = scores.topk_logits[row, 0, 0]
+    elif scores.top_gap is not None:
+        value = scores.top_gap[row, 0]
+    else:
+        value = scores.logits[row, 0, scores.argmax[row, 0]]
+    if value != value:  # NaN
+        raise BackendError(
+            "the model's scores are not numbers (NaN); if this is a fp16 model, rebuild it with "
+            "--dtype fp32"
+        )

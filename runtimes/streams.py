@@ -9,7 +9,8 @@ from graftline.runtimes.decoding import FinishReason
 from graftline.runtimes.generation import Generation
 from graftline.runtimes.logprobs import TokenLogprob
 from graftline.runtimes.result import Result, Usage
-from graftline.runtimes.scheduler import Scheduler, raise_first
+from graftline.runtimes.scheduler import Scheduler
+from graftline.runtimes.task import raise_first
 
 
 class _Running:
