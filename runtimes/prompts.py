@@ -10,8 +10,8 @@ import numpy as np
 
 from graftline.errors import RequestError
 from graftline.runtimes.request import Ints, Message, Prompt, Prompts
-from graftline.runtimes.text.chat_template import TemplateArguments, refuse_arguments
-from graftline.runtimes.text.tokenizer import Tokenizer
+from graftline.runtimes.text.chat_template import TemplateArguments
+from graftline.runtimes.text.tokenizer import Tokenizer, refuse_arguments
 
 
 def split_prompts(prompts: Prompts) -> tuple[list[Prompt], bool]:
