@@ -8,6 +8,7 @@ the same pages: those of one process, and of all processes that open the bundle.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from graftline.bundle.reader import MACHINE
 from graftline.errors import BackendError
 from graftline.runtimes.ort.provider import version
 
-WEIGHTS, SAVED = "weights.bin", "saved.onnx"
+WEIGHTS, SAVED, SIZES = "weights.bin", "saved.onnx", "sizes.json"
 COPIES = 2.5
 """Disk that the file takes, over the weights: as they are, and as the kernels want them."""
 CONFIG = {
@@ -45,15 +46,26 @@ def shared_graphs(
     """
     parent = bundle / MACHINE
     folder = parent / _key(graphs, machine)
-    if not folder.is_dir():
+    if not _whole(folder):
         if watch is not None:
             watch("laying out the weights for this machine (once)")
         try:
+            shutil.rmtree(folder, ignore_errors=True)
             _make(parent, folder, graphs)
         except OSError as error:
             why = f"{error.strerror or error}: {parent}"
             raise BackendError(f"weights cannot be laid out for this machine ({why})") from error
     return {name: folder / f"{name}.onnx" for name in graphs}
+
+
+def _whole(folder: Path) -> bool:
+    """Whether everything that was made is there, as long as it was. It is a cache: what is not
+    whole is made again."""
+    try:
+        sizes = json.loads((folder / SIZES).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _key(graphs: Mapping[str, Path], machine: str) -> str:
@@ -74,9 +86,11 @@ def _make(parent: Path, folder: Path, graphs: Mapping[str, Path]) -> None:
         saved = _save(first, rough)
         for name, graph in graphs.items():
             onnx.save(_moved(graph, saved), rough / f"{name}.onnx")
+        sizes = {file.name: file.stat().st_size for file in rough.iterdir()}
+        (rough / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
         os.rename(rough, folder)
     except OSError:
-        if not folder.is_dir():  # else another process was faster
+        if not _whole(folder):  # else another process was faster
             raise
     finally:
         shutil.rmtree(rough, ignore_errors=True)

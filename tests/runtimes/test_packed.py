@@ -187,6 +187,25 @@ def test_one_file_of_weights_serves_every_form(forms: dict[str, Form], tmp_path:
     same(*answers, [2, 2])
 
 
+@pytest.mark.parametrize("damage", ["cut", "gone", "unreadable"])
+def test_what_is_damaged_is_made_again(damage: str, tmp_path: Path) -> None:
+    own = {n: f.graph for n, f in graphs(tmp_path).items()}
+    folder = shared_graphs(tmp_path, own, "here")["trees"].parent
+    weights, sizes = folder / "weights.bin", folder / "sizes.json"
+    whole = weights.stat().st_size
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    elif damage == "gone":
+        (folder / "chains.onnx").unlink()
+    else:
+        sizes.write_text("[")
+    said: list[str] = []
+    again = shared_graphs(tmp_path, own, "here", said.append)
+    assert len(said) == 1
+    assert weights.stat().st_size == whole
+    assert all(graph.is_file() for graph in again.values())
+
+
 def test_another_machine_lays_out_its_own(tmp_path: Path) -> None:
     own = {n: f.graph for n, f in graphs(tmp_path).items()}
     folders = {shared_graphs(tmp_path, own, machine)["trees"].parent for machine in ("a", "b")}
