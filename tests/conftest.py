@@ -66,6 +66,13 @@ def kept_exports() -> Exports:
     return Exports()
 
 
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """`load` freezes what is alive, which an app does once: tests would keep it all."""
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _exported_once(request: pytest.FixtureRequest, kept_exports: Exports) -> Iterator[None]:
     if _name(request.path) not in EXPORTING:
