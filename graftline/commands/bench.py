@@ -196,7 +196,7 @@ def _explained(bundle: Bundle, engine: Engine, where: Difference, raw: bool) -> 
     import numpy as np
 
     from graftline.runtimes.ort.graph import export_logits
-    from graftline.runtimes.request import encode_prompt
+    from graftline.runtimes.prompts import encode_prompt
 
     facts = bundle.manifest.decoder
     ids = encode_prompt(where.prompt, engine.tokenizer, raw, facts.vocabulary)

@@ -169,7 +169,7 @@ def _kept(tuning: Tuning) -> dict[str, list[str]]:
 
 
 def _encoded(engine: Engine, question: Question, raw: bool, limit: int) -> Ints:
-    from graftline.runtimes.request import encode_prompt
+    from graftline.runtimes.prompts import encode_prompt
     from graftline.runtimes.session import room
 
     session = engine.session
