@@ -103,8 +103,14 @@ def load(
     )  # fmt: skip
     gc.collect()
     gc.freeze()  # a full collection of all that is loaded takes as long as ten steps
-    atexit.register(gc.unfreeze)  # libraries look for what they leak once the interpreter ends
+    _unfreeze_at_exit()
     return engine
+
+
+@cache
+def _unfreeze_at_exit() -> None:
+    """Libraries look for what they leak when the interpreter ends."""
+    atexit.register(gc.unfreeze)
 
 
 def _engine(

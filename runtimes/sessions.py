@@ -78,7 +78,8 @@ def open_forms(
     # absolute: forms are opened when they are needed, wherever the process is by then
     own = {name: bundle.graph(name).absolute() for name in (target, *stages)}
     try:
-        graphs = shared_graphs(bundle.path.absolute(), own, machine(), watch)
+        identity = f"{bundle.digest}\n{machine()}"  # the manifest has the hashes of all weights
+        graphs = shared_graphs(bundle.path.absolute(), own, identity, watch)
     except BackendError as error:
         if watch is not None:
             watch(f"{error}; every step uses one graph, drafts of several requests one call each")

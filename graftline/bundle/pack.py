@@ -3,7 +3,6 @@ canonical graph, and of the checkpoint's weights only what the engines themselve
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
@@ -83,7 +82,7 @@ def _write(bundle: Bundle, writer: BundleWriter, say: Watch) -> Manifest:
         shutil.copyfile(source, writer.path(rel))
     packed = replace(
         manifest, stages=kept, files={},
-        packed=manifest.packed or _digest(bundle),
+        packed=manifest.packed or bundle.digest,
     )  # fmt: skip
     writer.write_text(REPORT, report(packed))
     return packed
@@ -102,10 +101,6 @@ def _drop_weights(model: ir.Model) -> None:
             del model.graph.initializers[name]
             value.const_value = None
             model.graph.inputs.append(value)
-
-
-def _digest(bundle: Bundle) -> str:
-    return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
 
 
 def _size(path: Path) -> int:

@@ -63,6 +63,11 @@ class Bundle:
             raise BundleError(difference)
         return bundle
 
+    @property
+    def digest(self) -> str:
+        """The sha256 of the manifest, and so of everything that it lists."""
+        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+
     def differences(self, content: bool = True, source: bool = False) -> Iterator[str]:
         """What differs from the manifest, one line each; `content` re-hashes, else sizes only;
         `source` looks below source/ too."""

@@ -13,6 +13,9 @@ than it is."""
 BUDGET = 256
 """Most rows of a step, of all sequences together."""
 UNLIMITED = 1 << 30
+IDLE, NAP = 12, 4
+"""Steps in a row without a draft after which what takes long to propose or to price is looked at
+only in every so many."""
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graftline.runtimes.control.choose import Offer, Terms
+from graftline.runtimes.control.choose import IDLE, NAP, Offer, Terms
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.drafter import Bid, PaidDrafter
 from graftline.tree import Tree
@@ -22,8 +22,6 @@ DEBT_STEPS = 32
 EXPLORE, RAREST = 0.01, 4
 """Share of the time without drafts that pays for tries, and by how much failures lower it at most.
 """
-IDLE, NAP = 12, 4
-"""Steps in a row without a draft after which offers are made only in every so many."""
 
 
 @dataclass

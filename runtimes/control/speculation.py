@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graftline.runtimes.control.choose import GAIN, Offer, Terms
+from graftline.runtimes.control.choose import GAIN, IDLE, NAP, Offer, Terms
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.evidence import Evidence, Walk
 from graftline.runtimes.control.paid import Paid
 from graftline.tree import Tree
 
-IDLE, NAP = 12, 4
-"""Steps in a row without a draft after which proposals that take the host long are asked for only
-in every so many."""
 LONG = 256
 """Steps in a row without a draft, of any text, after which all proposals are asked for seldom."""
 MODEST = 0.01

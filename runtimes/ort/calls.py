@@ -120,7 +120,7 @@ class BoundCalls:
         whole = Assembly(self._together, *tokens.shape)
         for first in range(0, batch, most):
             rows = range(first, min(first + most, batch))
-            call = self._packed_call(first, len(rows))
+            call, self._last = self._packed_call(first, len(rows)), None
             parts = [tokens[row, : counts[row]] for row in rows]
             found = self._scores(call(parts, self._lengths[first : rows.stop].tolist()).get)
             if len(rows) == batch and min(counts) == max(counts):

@@ -36,16 +36,17 @@ CONFIG = {
 def shared_graphs(
     bundle: Path,
     graphs: Mapping[str, Path],
-    machine: str,
+    identity: str,
     watch: Callable[[str], None] | None = None,
 ) -> dict[str, Path]:
     """The same graphs over one file of weights, made below the bundle if they are not there yet;
-    the first names all weights that any of them has. `machine` says which processor this is.
+    the first names all weights that any of them has. `identity` says which weights these are, and
+    which processor this is: what was made for others is not used.
 
     Raises BackendError, in one line, where the disk is full or the bundle cannot be written.
     """
     parent = bundle / MACHINE
-    folder = parent / _key(graphs, machine)
+    folder = parent / hashlib.sha256(f"{identity}\n{version()}".encode()).hexdigest()[:16]
     if not _whole(folder):
         if watch is not None:
             watch("laying out the weights for this machine (once)")
@@ -66,13 +67,6 @@ def _whole(folder: Path) -> bool:
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def _key(graphs: Mapping[str, Path], machine: str) -> str:
-    digest = hashlib.sha256(f"{machine}\n{version()}\n".encode())
-    for name, graph in graphs.items():
-        digest.update(f"{name} {hashlib.sha256(graph.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _make(parent: Path, folder: Path, graphs: Mapping[str, Path]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from graftline.build.optimize import optimize
+from graftline.bundle.reader import MACHINE
 from graftline.errors import BackendError, LawBroken
 from graftline.passes.lower.ort import pack_rows
+from graftline.runtimes.load import load
 
 
 @pytest.mark.parametrize("recipe", ["plain", "token-recycling"])
@@ -23,6 +26,21 @@ def test_every_form_is_the_engines_own_step(
     laws = {row.graft: row for row in manifest.laws if row.law == "form"}
     assert laws.keys() == forms.keys()
     assert {row.status for row in laws.values()} == {"held"}
+
+
+def test_weights_that_were_laid_out_for_another_bundle_are_not_used(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A bundle that takes another one's place, with what that one had laid out still there."""
+    first = optimize(tiny_checkpoint, tmp_path / "first.graft", recipe="plain")
+    load(first.path)
+    (mine,) = (first.path / MACHINE).iterdir()
+    second = optimize(tiny_checkpoint, tmp_path / "second.graft", recipe="plain")
+    shutil.copytree(first.path / MACHINE, second.path / MACHINE)
+    load(second.path)
+    found = {folder.name for folder in (second.path / MACHINE).iterdir()}
+    assert len(found) == 2
+    assert mine.name in found
 
 
 @pytest.mark.parametrize("fault", ["_lengths", "_cache"])
