@@ -83,7 +83,7 @@ class JointStep:
             if lane.control.paid is not None:
                 usual = milliseconds / max(expected[0], 1.0)
                 plain = self._plain / self._decoding
-                lane.control.paid.took(emitted, believed, usual, plain)
+                lane.control.paid.took(emitted, believed, usual, plain, bool(lane.bought))
         scale = expected[0] * max(expected[1], default=1.0)
         plain = self._tokens * self._plain / self._decoding * expected[0]
         return Marks(0.0, 1, self._decoding, self._tokens, believed * scale, plain)

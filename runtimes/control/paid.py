@@ -154,10 +154,11 @@ class Paid:
             means, rows, milliseconds = self._open.pop(sequence)
             means.record(accepted, rows, milliseconds)
 
-    def took(self, tokens: int, expected: float, step: float, plain: float) -> None:
+    def took(self, tokens: int, expected: float, step: float, plain: float, bought: bool) -> None:
         """A step brought so many tokens, was to take `expected` milliseconds and took `step`, where
         a plain one takes `plain` a token."""
-        self._recent.record(tokens, 0.0, expected)
+        if bought:
+            self._recent.record(tokens, 0.0, expected)
         if self.trying:  # what is saved for tries pays for all of them
             self.budget += min(expected - step, 0.0)
             self._failures = self._failures + 1 if tokens * plain < expected else 0
