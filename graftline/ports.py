@@ -21,6 +21,9 @@ State = Literal["", "slots", "running"]
 Compare = Literal["equal", "close", "written"]
 PORTS_KEY = "graftline.ports"
 ASSUMPTIONS_KEY = "graftline.assumptions"
+FEATURES = "features"
+"""The initializer [places, H] that stands for the features which a head reads, until the pass
+features makes them an input: row i % places for the token i. Also the role of that input."""
 
 
 @dataclass(frozen=True)

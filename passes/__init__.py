@@ -6,6 +6,8 @@ from graftline.passes.anchors.anchors import Anchors
 from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.passes.canonical.one_pass import CanonicalizeOnePass
 from graftline.passes.grafts.cut_depth import CutDepth
+from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
+from graftline.passes.grafts.features import Features
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.kv_cache import KvCache
@@ -32,6 +34,8 @@ GRAFTS: dict[str, type[Graft]] = names(
         Tap,
         CutDepth,
         ReduceLogits,
+        DraftVocabulary,
+        Features,
         FuseVerify,
         FuseDraft,
         PackProjections,

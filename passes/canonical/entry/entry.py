@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graftline.errors import NotApplicable
+from graftline.facts import FACTS_KEY, decoder_facts
 from graftline.passes.canonical.entry.branch import take_branches
 from graftline.passes.canonical.entry.logits import Ends, find_ends
 from graftline.passes.canonical.entry.roles import Role, role_of
@@ -76,7 +77,8 @@ def enter(model: ir.Model) -> Entry:
     graph = model.graph
     flags = take_branches(graph)
     given = list(graph.inputs)
-    ends = find_ends(graph)
+    stated = FACTS_KEY in model.metadata_props
+    ends = find_ends(graph, decoder_facts(model).vocabulary if stated else 0)
     if isinstance(ends, Mismatch):
         raise refusal("not a decoder of text", [ends])
     roles = _roles(graph, ends, flags)

@@ -34,9 +34,10 @@ class Ends:
     vocabulary: int
 
 
-def find_ends(graph: ir.Graph) -> Ends | Mismatch:
+def find_ends(graph: ir.Graph, stated: int = 0) -> Ends | Mismatch:
     """The token ids and the logits, told by the token table that the head's matrix fits; or what
-    the graph is instead of a decoder, and why its inputs and outputs are none of these."""
+    the graph is instead of a decoder, and why its inputs and outputs are none of these. `stated`:
+    how many tokens the host's facts say that it scores, which may be fewer than its table has."""
     read = {v: _tables(v) for v in graph.inputs}
     tables = {v: rows for v, rows in read.items() if not isinstance(rows, Mismatch)}
     if not tables:
@@ -47,6 +48,8 @@ def find_ends(graph: ir.Graph) -> Ends | Mismatch:
     ended = {v: _head(v) for v in graph.outputs}
     heads = {v: width for v, width in ended.items() if not isinstance(width, Mismatch)}
     found = _pairs(tables, heads, 1) or _pairs(tables, heads, _NEAR)
+    if not found and stated:
+        found = [(t, v) for t in tables for v, width in heads.items() if width == stated]
     if not found:
         near = [m.text for m in ended.values() if isinstance(m, Mismatch)]
         why = _without_logits(graph, tables, heads)

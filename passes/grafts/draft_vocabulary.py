@@ -1,0 +1,120 @@
+"""draft-vocabulary: a head that scores fewer tokens than its target has, in the target's ids."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from graftline.errors import LawBroken, NotApplicable
+from graftline.evaluate import Feed
+from graftline.facts import decoder_facts, write_facts
+from graftline.law import Evidence
+from graftline.passes.graph.emit import Emit, new_output
+from graftline.passes.graph.ports import output_of, roles_of
+from graftline.passes.pipeline.graft import Evaluate, Graft, Law
+from graftline.ports import by_role, read_ports, write_ports
+
+IDS = "graftline.draft_ids"
+"""Metadata of a head's graph: the target's id of each token that it scores, and how many the
+target has."""
+NEVER = -1e9
+"""The logit of a token that a head does not score."""
+Ids = npt.NDArray[np.int64]
+
+
+def write_draft_ids(model: ir.Model, ids: Ids, vocabulary: int) -> None:
+    """Note in a head's graph what its tokens [Vd] are among the target's `vocabulary`."""
+    text = base64.b64encode(ids.astype("<i8").tobytes()).decode("ascii")
+    model.metadata_props[IDS] = f"{vocabulary}:{text}"
+
+
+def read_draft_ids(model: ir.Model) -> tuple[Ids, int] | None:
+    """What `write_draft_ids` has noted; None where nothing is."""
+    size, found, text = model.metadata_props.get(IDS, "").partition(":")
+    return (np.frombuffer(base64.b64decode(text), "<i8"), int(size)) if found else None
+
+
+def renamed(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
+    """Every score has moved to its token's id, and the others are NEVER; the reductions name ids.
+    """
+    found = read_draft_ids(before)
+    assert found is not None
+    ids, vocabulary = found
+    old, new = evaluate(before, feed), evaluate(after, feed)
+    roles = roles_of(after).outputs
+    logits = old[roles["logits"]]
+    ids = ids[: logits.shape[-1]]  # of a cut vocabulary its first
+    expected = np.full((*logits.shape[:-1], vocabulary), NEVER, np.float32)
+    expected[..., ids] = logits
+    if not np.array_equal(new[roles["logits"]], expected):
+        raise LawBroken(graft.name(), "renamed", "logits", "are not where their tokens are")
+    for role in ("argmax", "topk_ids"):
+        if role in roles and not np.array_equal(new[roles[role]], ids[old[roles[role]]]):
+            raise LawBroken(graft.name(), "renamed", role, "are not the target's ids")
+    return Evidence(f"{len(ids)} of {vocabulary} ids are scored, each as before")
+
+
+@dataclass(frozen=True)
+class DraftVocabulary(Graft):
+    """Gives the logits [B, N, V] of a head with a vocabulary of its own as the target numbers its
+    tokens, and argmax and topk_ids too. Put it behind reduce-logits, which then looks at the few
+    that there are. Does nothing to a head that scores all of them."""
+
+    laws: ClassVar[tuple[Law, ...]] = (renamed,)
+
+    def requires(self, model: ir.Model) -> None:
+        if read_draft_ids(model) is None:
+            raise NotApplicable("draft-vocabulary needs a head with a vocabulary of its own")
+
+    def apply(self, model: ir.Model) -> None:
+        found = read_draft_ids(model)
+        assert found is not None
+        ids, vocabulary = found
+        drafted = decoder_facts(model).vocabulary
+        ids = ids[:drafted]
+        places = np.full(vocabulary, drafted, np.int64)
+        places[ids] = np.arange(drafted)
+        emit, graph = Emit(model.graph, self.name()), model.graph
+        table = emit.const("draft.ids", ids, np.int64)
+        ports = list(read_ports(model))
+        for role in ("logits", "argmax", "topk_ids"):
+            for port in by_role(ports, role, "out"):
+                value = output_of(model, role)
+                assert value is not None
+                name, dtype = port.name, value.dtype or ir.DataType.FLOAT
+                value.name = f"drafted.{name}"
+                if role == "logits":
+                    pads = emit.const("draft.pads", [0, 0, 0, 0, 0, 1], np.int64)
+                    never = emit.const(f"draft.never.{dtype.name.lower()}", NEVER, dtype.numpy())
+                    padded = emit.op("Pad", [value, pads, never], mode="constant")
+                    where = emit.const("draft.places", places, np.int64)
+                    moved = emit.op("Gather", [padded, where], axis=2)
+                    port = replace(port, shape=(*port.shape[:-1], vocabulary))
+                else:
+                    moved = emit.op("Gather", [table, value], axis=0)
+                graph.outputs.remove(value)
+                new_output(graph, moved, name, dtype, port.shape)
+                ports[next(i for i, p in enumerate(ports) if p.name == name)] = port
+        write_ports(model, ports)
+        write_facts(model, replace(decoder_facts(model), vocabulary=vocabulary))
+
+    def carried(self, outputs: Feed, after: ir.Model) -> Feed:
+        found = read_draft_ids(after)
+        assert found is not None
+        ids = after.graph.initializers["draft.ids"].const_value
+        assert ids is not None
+        kept, roles, back = ids.numpy(), roles_of(after).outputs, dict(outputs)
+        back[roles["logits"]] = outputs[roles["logits"]][..., kept]
+        places = np.zeros(found[1], np.int64)
+        places[kept] = np.arange(len(kept))
+        for role in ("argmax", "topk_ids"):
+            if role in roles:
+                back[roles[role]] = places[outputs[roles[role]]]
+        return back
