@@ -6,6 +6,7 @@ from graftline.passes.anchors.anchors import Anchors
 from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.passes.canonical.one_pass import CanonicalizeOnePass
 from graftline.passes.grafts.cut_depth import CutDepth
+from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.kv_cache import KvCache
@@ -31,6 +32,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         SelectRows,
         Tap,
         CutDepth,
+        DraftHeads,
         ReduceLogits,
         FuseVerify,
         FuseDraft,
