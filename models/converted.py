@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -115,28 +116,42 @@ def unpickled(folder: Path) -> Path:
 
     Raises CheckpointError on shards that are missing, damaged, or hold anything but tensors.
     """
-    shards = _pickled_shards(folder)
+    return unpickled_files(_pickled_shards(folder))
+
+
+def unpickled_files(shards: list[Path]) -> Path:
+    """The tensors of pickled files as one safetensors file. Raises CheckpointError."""
 
     def build(place: Path) -> None:
-        import torch
         from safetensors.torch import save_file
 
         state: dict[str, Any] = {}
         for shard in shards:
-            try:
-                rows = torch.load(shard, map_location="cpu", weights_only=True)
-            except Exception as error:
-                raise CheckpointError(
-                    f"{shard}: not a plain tensor pickle "
-                    f"({str(error).strip().splitlines()[0]}); convert it to safetensors"
-                ) from error
-            if not isinstance(rows, dict) or not all(torch.is_tensor(v) for v in rows.values()):
-                raise CheckpointError(f"{shard}: holds more than tensors; convert to safetensors")
-            state.update(rows)
+            state.update(_tensors_in(shard))
         _untie(state)
         save_file(state, place / WEIGHTS, metadata={"format": "pt"})
 
     return cached("pickled", fingerprint(shards), build) / WEIGHTS
+
+
+def _tensors_in(shard: Path) -> dict[str, Any]:
+    """The tensors of one pickled file, by name; code in it is never run."""
+    import torch
+
+    try:
+        rows = torch.load(shard, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"Unsupported \w+: GLOBAL (\S+)", str(error))
+        what = f"it holds code, {code[1]}, which is not run" if code else "or damaged"
+        raise CheckpointError(
+            f"{shard}: not a plain tensor pickle ({what}); convert it to safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise CheckpointError(f"{shard}: damaged ({reason}); download it again") from error
+    if not isinstance(rows, dict) or not all(torch.is_tensor(v) for v in rows.values()):
+        raise CheckpointError(f"{shard}: holds more than tensors; convert to safetensors")
+    return rows
 
 
 def _untie(state: dict[str, Any]) -> None:
