@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import CheckpointError
-from graftline.facts import DraftHeadFacts, write_facts
+from graftline.facts import DraftHeadFacts, decoder_facts, write_facts
 from graftline.models.heads.head import Head
 from graftline.models.heads.medusa import MedusaSettings
 from graftline.owners import HEAD
@@ -16,9 +17,12 @@ from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear, layer_role, score_role
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.text import write
+from graftline.passes.graph.weights import lazy, tensor_of
 from graftline.passes.laws.heads import LOGITS
 from graftline.passes.pipeline.graft import ROLE
 from graftline.ports import Port, write_ports
+from graftline.raw_ports import write_raw
+from graftline.tensors import Widened
 
 FLOAT = ir.DataType.FLOAT
 WRITTEN = "head"
@@ -46,23 +50,26 @@ def head_graph(head: Head, canonical: ir.Model) -> ir.Model:
     hidden = new_input(graph, "hidden", FLOAT, ["B", "N", sizes.hidden])
     emit, scores = Emit(graph, WRITTEN), list[ir.Value]()
     shared = _shared(emit, canonical) if sizes.shared else None
+    vocabulary = sizes.vocabulary or decoder_facts(canonical).vocabulary
     for number in range(sizes.heads):
         state = hidden
         for layer in range(sizes.layers):
             state = _layer(emit, head, number, layer, state)
         scores.append(_scored(emit, head, number, state, shared))
     logits = emit.op("Concat", [_apart(emit, value) for value in scores], axis=2)
-    shape = ("B", "N", sizes.heads, sizes.vocabulary)
+    shape = ("B", "N", sizes.heads, vocabulary)
     new_output(graph, logits, LOGITS, FLOAT, shape)
     model = ir.Model(graph, ir_version=11)
-    write_ports(model, [
-        Port("hidden", "hidden", "in", "float32", shape[:2] + (sizes.hidden,), tap=POSTNORM,
-             owner=HEAD),
+    state = ("B", "N", sizes.hidden)
+    ports = [
+        Port("hidden", "hidden", "in", "float32", state, tap=POSTNORM, owner=HEAD),
         Port(LOGITS, LOGITS, "out", "float32", shape, owner=HEAD),
-    ])  # fmt: skip
+    ]
+    write_ports(model, ports)
+    write_raw(model, ports)
     count = sum(math.prod(tensor.shape.numpy()) for tensor in head.tensors.values())
     write_facts(model, DraftHeadFacts(
-        sizes.hidden, sizes.vocabulary, sizes.heads, sizes.layers, sizes.shared,
+        sizes.hidden, vocabulary, sizes.heads, sizes.layers, sizes.shared,
         source=head.source.name, parameters=count,
     ))  # fmt: skip
     return model
@@ -100,9 +107,14 @@ def _shared(emit: Emit, canonical: ir.Model) -> tuple[ir.Value, ...]:
 
 def _widened(emit: Emit, value: ir.Value) -> ir.Value:
     """An initializer of the host's, in fp32."""
-    assert value.const_value is not None
-    taken = emit.initializer(f"target.{value.name}", value.const_value)
-    return taken if taken.dtype == FLOAT else emit.op("Cast", [taken], to=FLOAT)
+    tensor, name = value.const_value, f"target.{value.name}"
+    assert tensor is not None
+    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype != FLOAT:
+        tensor = Widened(tensor, FLOAT, name)
+    elif tensor.dtype != FLOAT:
+        shape = tensor.shape.numpy()
+        tensor = lazy(lambda: tensor_of(value).numpy().astype(np.float32), FLOAT, shape, name)
+    return emit.initializer(name, tensor)
 
 
 def _tensor(emit: Emit, head: Head, name: str) -> ir.Value:

@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.owners import HEAD
+from graftline.passes.grafts.head_parts import HeadParts, Linear, head_parts, stacked_bias
+from graftline.passes.grafts.reduce_logits import Groups
 from graftline.passes.graph.emit import Emit, drop_unused, free_name, new_output
 from graftline.passes.graph.ports import output_of, port_of, value_of
 from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import lazy
-from graftline.passes.grafts.head_parts import HeadParts, Linear, head_parts, stacked_bias
-from graftline.passes.grafts.reduce_logits import Groups
 from graftline.passes.laws.heads import LOGITS, TOPK_IDS, TOPK_LOGITS, head_formula
 from graftline.passes.pipeline.graft import Graft, Law
 from graftline.ports import Port, by_role, read_ports, write_ports
@@ -155,9 +155,9 @@ def _product(emit: Emit, rows: ir.Value, linear: Linear) -> ir.Value:
 def _known(emit: Emit, value: ir.Value) -> ir.Value:
     """The initializer itself where it is the graph's own, else one of the same tensor."""
     assert value.const_value is not None
-    if value.graph is emit.graph:
-        return value
-    return emit.initializer(free_name(emit.graph, f"heads.{value.name}"), value.const_value)
+    if value.graph is not emit.graph:
+        value = emit.initializer(free_name(emit.graph, f"heads.{value.name}"), value.const_value)
+    return value if value.dtype == FLOAT else emit.op("Cast", [value], to=FLOAT)
 
 
 def _side_by_side(emit: Emit, products: tuple[Linear, ...], name: str) -> ir.Value:
