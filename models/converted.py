@@ -141,7 +141,7 @@ def _tensors_in(shard: Path) -> dict[str, Any]:
     try:
         rows = torch.load(shard, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        code = re.search(r"Unsupported \w+: GLOBAL (\S+)", str(error))
+        code = re.search(r"Unsupported \w+: GLOBAL (\w+(?:\.\w+)+)", str(error))
         what = f"it holds code, {code[1]}, which is not run" if code else "or damaged"
         raise CheckpointError(
             f"{shard}: not a plain tensor pickle ({what}); convert it to safetensors"
