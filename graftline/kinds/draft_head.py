@@ -63,7 +63,7 @@ class DraftHead(OnePass):
         session = open_graph(parts.graph(parts.engine), 0)
         names = [by_role(ports, role, "out")[0].name for role in (LOGITS, TOPK_IDS, TOPK_LOGITS)]
         for seed in range(len(SIZES)):
-            answer: list[Any] = session.run(names, self.feed(ports, parts.facts, seed))
+            answer: Any = session.run(names, self.feed(ports, parts.facts, seed))
             logits, ids, values = answer
             most = ids.shape[-1]
             largest = -np.sort(-logits, axis=-1)[..., :most]

@@ -111,7 +111,9 @@ def test_right_heads_are_accepted_to_their_end(right: Bundle) -> None:
 
 def test_v2_heads_score_by_the_targets_own_matrix(repeating: Repeating, folder: Path) -> None:
     head = write_safe(folder / "v2", right_layers(), medusa_num_layers=1)
-    bundle = optimize(repeating.path, folder / "v2.graft", head=str(head / "medusa_lm_head.safetensors"))
+    bundle = optimize(
+        repeating.path, folder / "v2.graft", head=str(head / "medusa_lm_head.safetensors")
+    )
     result = free(bundle.path).generate([7, 8, 9], max_new_tokens=40, ignore_eos=True)
     assert result.tokens == [9] * 40
     assert result.stats.mat > 3.5
@@ -215,7 +217,9 @@ def test_the_same_pass_puts_the_heads_on_the_target(markov: MarkovCheckpoint, fo
     assert check(bundle.path).holds
 
 
-def test_heads_of_another_model_are_refused_in_a_line(markov: MarkovCheckpoint, tmp_path: Path) -> None:
+def test_heads_of_another_model_are_refused_in_a_line(
+    markov: MarkovCheckpoint, tmp_path: Path
+) -> None:
     for tensors, message in (
         (seeded(16, VOCABULARY), r"'0\.0\.linear\.weight' is 16, but .* needs 32"),
         (seeded(HIDDEN, 300), r"'0\.1\.weight' is 300, but .* needs 260"),
