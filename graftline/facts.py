@@ -68,7 +68,27 @@ class DenoiserFacts(Facts):
         return f"samples{size} in {self.channels} channels"
 
 
-KNOWN: Mapping[str, type[Facts]] = {"decoder": DecoderFacts, "denoiser": DenoiserFacts}
+@dataclass(frozen=True)
+class DraftHeadFacts(Facts):
+    """Parallel draft heads over the last hidden state of a decoder: head i scores the token i + 2
+    places behind a row. Each of the `heads` has `layers` blocks of its own; `shared`: their states
+    are scored by the decoder's lm_head, else each by one of its own."""
+
+    kind: str = field(default="draft-head", kw_only=True)
+    hidden: int
+    vocabulary: int
+    heads: int
+    layers: int
+    shared: bool
+
+    def told(self) -> str:
+        scored = "the target's lm_head" if self.shared else "an lm_head each"
+        return f"{self.heads} heads of {self.layers} layers, scored by {scored}"
+
+
+KNOWN: Mapping[str, type[Facts]] = {
+    "decoder": DecoderFacts, "denoiser": DenoiserFacts, "draft-head": DraftHeadFacts,
+}  # fmt: skip
 """The kinds of host."""
 
 

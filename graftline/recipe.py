@@ -9,7 +9,7 @@ from importlib import resources
 
 from graftline.errors import GraftlineError, nearest
 
-_OPTIONAL = ("options", "rule_options")
+_OPTIONAL = ("options", "rule_options", "head")
 FUSED = "fused"
 """The stage of a bundle whose graph is a fused step."""
 STEPS = ("host", FUSED)
@@ -24,7 +24,8 @@ class Recipe:
 
     `system` names the publication, `family` its kind, `needs` what must be given besides a
     checkpoint (nothing: an empty tuple). `passes` is the pipeline text, `drafter` and `rule` are
-    names in the runtime's tables, `options` are the drafter's and `rule_options` the rule's.
+    names in the runtime's tables, `options` are the drafter's and `rule_options` the rule's. `head`
+    are the passes of a draft head's own stage, where the recipe needs one.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Recipe:
     rule: str
     options: dict[str, object] = field(default_factory=dict[str, object])
     rule_options: dict[str, object] = field(default_factory=dict[str, object])
+    head: str = ""
 
 
 def check_step(step: str) -> None:

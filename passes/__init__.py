@@ -6,6 +6,7 @@ from graftline.passes.anchors.anchors import Anchors
 from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.passes.canonical.one_pass import CanonicalizeOnePass
 from graftline.passes.grafts.cut_depth import CutDepth
+from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
 from graftline.passes.grafts.features import Features
 from graftline.passes.grafts.fuse_draft import FuseDraft
@@ -33,6 +34,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         SelectRows,
         Tap,
         CutDepth,
+        DraftHeads,
         ReduceLogits,
         DraftVocabulary,
         Features,

@@ -368,7 +368,8 @@ class Engine:
         known = self._policies.get(chosen.name)
         if known is None or known.recipe != chosen:
             scheduler = self._scheduler
-            measures = self.resources.draft is not None  # a draft engine is measured when it opens
+            resources = self.resources  # a draft engine, or heads, are measured when they open
+            measures = resources.draft is not None or resources.head is not None
             run = scheduler.idle if measures else scheduler.between
             known = run(lambda: self._made(chosen))
         return known

@@ -39,6 +39,7 @@ from graftline.runtimes.surroundings import (
     depths_opener,
     draft_opener,
     embedding_of,
+    head_opener,
     step_ratio,
 )
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
@@ -136,11 +137,14 @@ def _engine(
     opened = None if host is None else _opener(bundle, host, costs, tokenizer, threads, watch)
     resources = _resources(bundle, session, tokenizer, corpus)
 
+    head = None if host is None else head_opener(bundle, host, _key(host), costs, watch)
+
     def drafting(target: OrtSession) -> Resources:
+        found = replace(resources, head=head)
         if opened is None:
-            return resources
+            return found
         draft, depths = (make(bundle, target, opened) for make in (draft_opener, depths_opener))
-        return replace(resources, draft=draft, depths=depths)
+        return replace(found, draft=draft, depths=depths)
 
     def twin(original: OrtSession) -> tuple[OrtSession, Resources]:
         session = original.sibling()

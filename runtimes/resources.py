@@ -8,12 +8,15 @@ from typing import Any
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.draft_engine import DraftEngine
+from graftline.runtimes.head_reader import Heads
 from graftline.runtimes.session import Floats, Ints
 
 REMEDIES = {
     "draft": "build the bundle with a draft engine: graftline optimize CHECKPOINT --draft int8",
     "depths": "build the bundle with sub-models of its draft engine: graftline optimize CHECKPOINT "
     "--draft int8 --draft-depths 12,20",
+    "head": "build the bundle with a draft head of its model: graftline optimize CHECKPOINT --head "
+    "PATH",
     "mask token": "build the bundle with a draft that is trained to fill masks and names the token "
     "in its config or tokenizer: graftline optimize CHECKPOINT --draft PATH; or name its id: the "
     "recipe's option mask",
@@ -34,14 +37,16 @@ class Resources:
     """Everything around a session that drafters and rules may use. Absent values are None.
 
     `draft` opens the bundle's draft engine (a new one at each call, for one sequence); `depths`
-    its sub-models likewise, shallowest first and the whole last, over one set of caches; `corpus`:
-    the user's documents as token ids; `embedding` [V, H]: the target's token embedding; `tuned`:
-    what `graftline tune` stored in the bundle, by key; `decode` turns token ids into text; `encode`
-    turns text into token ids, adding none.
+    its sub-models likewise, shallowest first and the whole last, over one set of caches; `head`
+    opens its draft heads, the same at each call; `corpus`: the user's documents as token ids;
+    `embedding` [V, H]: the target's token embedding; `tuned`: what `graftline tune` stored in the
+    bundle, by key; `decode` turns token ids into text; `encode` turns text into token ids, adding
+    none.
     """
 
     draft: Callable[[], DraftEngine] | None = None
     depths: Callable[[], Sequence[DraftEngine]] | None = None
+    head: Callable[[], Heads] | None = None
     corpus: tuple[Ints, ...] | None = None
     embedding: Callable[[], Floats] | None = None
     tuned: Mapping[str, Any] | None = None

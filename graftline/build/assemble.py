@@ -162,8 +162,9 @@ def _write_graphs(
         lowered = _stage(one.role, one.name, made[one.name].lowered, one.owner)
         pipeline = made[one.name].pipeline
         found[one.name] = replace(
-            lowered, pipeline=pipeline, made_of=one.made_of, dtype=one.dtype
-        )
+            lowered, pipeline=pipeline, made_of=one.made_of, dtype=one.dtype,
+            inputs_from=one.inputs_from,
+        )  # fmt: skip
     return found
 
 

@@ -16,6 +16,7 @@ from graftline.kinds import kind_of
 from graftline.kinds.kind import Kind
 from graftline.law import LawRow, summary
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.grafts.head_parts import HEADS
 from graftline.passes.laws.common import STRUCTURAL
 from graftline.passes.lower.ort.pack_rows import PackRows, unpackable
 from graftline.passes.pipeline.pipeline import PassReport
@@ -52,15 +53,10 @@ class Compiled:
         return replace(self, reports=reports, notes=notes)
 
 
-def compile_plan(exports: Mapping[str, ir.Model], plan: Plan, say: Watch) -> dict[str, Compiled]:
-    """Run the pipeline of every stage of the plan on the exported graph that it is made of. A form
-    of a step that the host does not allow is left out."""
-    compilers = {name: Compiler(model, say) for name, model in exports.items()}
-    return compile_stages(compilers, plan)
-
-
 def compile_stages(compilers: Mapping[str, Compiler], plan: Plan) -> dict[str, Compiled]:
-    """The same with compilers of those exports, which keep what stages have in common."""
+    """Run the pipeline of every stage of the plan on the exported graph that it is made of, by that
+    graph's compiler, which keeps what stages have in common. A form of a step that the host does
+    not allow is left out."""
     made: dict[str, Compiled] = {}
     for stage in plan.stages:
         compiler = compilers[stage.made_of]
@@ -101,6 +97,8 @@ class Compiler:
 
     raw: ir.Model
     say: Watch
+    heads: ir.Model | None = None
+    """The draft heads that a pass may put on it."""
     _fronts: dict[str, Canonical] = field(default_factory=dict[str, Canonical])
     _made: dict[str, Compiled] = field(default_factory=dict[str, Compiled])
     """What may be the base of a form, by its pipeline."""
@@ -116,14 +114,12 @@ class Compiler:
         pipeline = Pipeline.parse(text, GRAFTS)
         start, rest = self.canonical(pipeline), pipeline.of("graft", "fuse", "lower")
         model = start.model.clone()
-        notes = numeric_laws(self.kind, model, rest, self.say)
-        if any(graft.calibrates for graft in rest.grafts):
-            model.meta[SAMPLE] = self.sample(start)
+        notes = numeric_laws(self.kind, model, rest, self.say, self.heads)
+        self._equip(model, start, rest)
         reports = rest.of("graft", "fuse").run(model)
         canonical = model.clone()
         reports += rest.of("lower").run(model)
-        model.meta.pop(SAMPLE, None)
-        canonical.meta.pop(SAMPLE, None)
+        _strip(model)
         made = Compiled(canonical, model, str(pipeline), start, reports, notes)
         self._made[str(pipeline)] = made
         return made
@@ -151,13 +147,19 @@ class Compiler:
         """Run a pipeline with the structural laws alone."""
         start, rest = self.canonical(pipeline), pipeline.of("graft", "fuse", "lower")
         model = start.model.clone()
-        if any(graft.calibrates for graft in rest.grafts):
-            model.meta[SAMPLE] = self.sample(start)
+        self._equip(model, start, rest)
         reports = rest.run(model)
-        model.meta.pop(SAMPLE, None)
+        _strip(model)
         made = Compiled(start.model, model, str(pipeline), start, reports)
         self._made[str(pipeline)] = made
         return made
+
+    def _equip(self, model: ir.Model, start: Canonical, passes: Pipeline) -> None:
+        """Hand over what passes need besides the graph."""
+        if any(graft.calibrates for graft in passes.grafts):
+            model.meta[SAMPLE] = self.sample(start)
+        if self.heads is not None:
+            model.meta[HEADS] = self.heads
 
     def canonical(self, pipeline: Pipeline) -> Canonical:
         """The host after the front of a pipeline."""
@@ -177,13 +179,23 @@ class Compiler:
         return start.sample
 
 
-def numeric_laws(kind: Kind, canonical: ir.Model, rest: Pipeline, say: Watch) -> list[LawRow]:
+def _strip(model: ir.Model) -> None:
+    """Take back what only passes needed."""
+    for key in (SAMPLE, HEADS):
+        model.meta.pop(key, None)
+
+
+def numeric_laws(
+    kind: Kind, canonical: ir.Model, rest: Pipeline, say: Watch, heads: ir.Model | None = None
+) -> list[LawRow]:
     """The laws of every graft behind the front, on a small host, which any machine holds."""
     small = kind.small(canonical, oracle_limit())
     if isinstance(small, str):
         say(f"laws: the numeric laws do not run: {small}")
         return [LawRow("pipeline", "neutral", "not_run", small)]
     say(f"laws: the oracle runs every graft on {small.told}")
+    if heads is not None:
+        small.model.meta[HEADS] = heads
     reports = rest.within(small.blocks).run(small.model, small.feed, watch=_told(say))
     rows = [row for report in reports for row in report.laws if row.law not in STRUCTURAL]
     told, size = small.told, small.size

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graftline.build.assemble import write_bundle
-from graftline.build.compiled import Watch, compile_plan
+from graftline.build.compiled import Compiler, Watch, compile_stages
+from graftline.build.heads import EXPORTED, RECIPES, check_tap, head_host, open_draft_head
 from graftline.build.plan import Plan
 from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.bundle.reader import Bundle
@@ -20,8 +21,10 @@ from graftline.kinds import kind_of
 from graftline.kinds.decoder.kind import Decoder
 from graftline.memory import give_back_memory
 from graftline.owners import DRAFT
+from graftline.passes import GRAFTS, Pipeline
 
 if TYPE_CHECKING:
+    from graftline.models.heads.head import Head
     from graftline.models.host import Host
 
 
@@ -39,6 +42,7 @@ def optimize(
     draft_depths: Sequence[int] = (),
     engine: str = "",
     step: str = "host",
+    head: str | None = None,
     watch: Watch | None = None,
 ) -> Bundle:
     """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
@@ -51,16 +55,18 @@ def optimize(
     draft's first 12 and first 20 blocks beside it, as drafts of the same weights. `engine` are
     options of a TensorRT target ("rows=1+64,capacity=4096"). `step` "fused" puts a second graph in,
     over the same weights, whose step drafts, verifies and commits by itself; a TensorRT engine is
-    built from that one. `watch` is told each step in words. Raises GraftlineError; then `out` is as
-    it was.
+    built from that one. `head` puts a published draft head in: the path of its folder or its file;
+    `recipe` None is then the recipe of such heads. `watch` is told each step in words. Raises
+    GraftlineError; then `out` is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
 
     say = _economical(watch or _silent)
-    chosen = recipe or Decoder().recipe
+    parallel = None if head is None else open_draft_head(head, say)
+    chosen = recipe or (Decoder().recipe if parallel is None else RECIPES[parallel.family])
     plan = Plan.of(
-        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step
-    )  # fmt: skip
+        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, head
+    )
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
@@ -75,13 +81,15 @@ def optimize(
     if source is not None:
         plan.check_draft(as_decoder(other.facts))
     with reading({**host.states, **other.states}):
-        _write(host, other, plan, out, plan.command(checkpoint, out, engine), weights, say)
+        rebuild = plan.command(checkpoint, out, engine)
+        _write(host, other, parallel, plan, out, rebuild, weights, say)
     return Bundle.open(out, verify=False)
 
 
 def _write(
     host: Host,
     other: Host,
+    head: Head | None,
     plan: Plan,
     out: str | Path,
     rebuild: str,
@@ -91,7 +99,15 @@ def _write(
     """Compile, prove and write the bundle; `other` is the checkpoint of its draft, where that has
     one of its own."""
     hosts = {EXPORT: host} if other is host else {EXPORT: host, stage_name(DRAFT, EXPORT): other}
-    made, source = compile_plan({n: h.model for n, h in hosts.items()}, plan, say), plan.source
+    compilers = {name: Compiler(one.model, say) for name, one in hosts.items()}
+    if head is not None:
+        front = Pipeline.parse(plan.stages[0].text, GRAFTS)
+        heads = hosts[EXPORTED] = head_host(head, compilers[EXPORT].canonical(front).model, say)
+        compilers[EXPORTED] = Compiler(heads.model, say)
+        compilers[EXPORT].heads = heads.model
+    made, source = compile_stages(compilers, plan), plan.source
+    if head is not None:
+        check_tap(made[plan.target].lowered)
     if source is not None and source.checkpoint is not None and not _states_sizes(host, other):
         ours, theirs = (decoder_facts(made[name].canonical) for name in (plan.target, DRAFT))
         _check_draft(host, ours, other, theirs, source.checkpoint, say)

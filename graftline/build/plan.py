@@ -21,7 +21,7 @@ from graftline.draft import (
 )
 from graftline.errors import GraftlineError, nearest
 from graftline.kinds.decoder.kind import Decoder
-from graftline.owners import DRAFT, TARGET
+from graftline.owners import DRAFT, HEAD, TARGET
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.pack_rows import PackRows
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 FRONT = Decoder().front
 SEQUENCES = (2, 4, 8)
 """Sequences whose rows go into one call."""
+NEED = "head"
+"""What a recipe's needs call a draft head."""
+HEAD_DTYPE = "fp32"
+"""The precision of a draft head's stage, whatever the target's."""
 CHAINS, ROWS = "chains", "rows"
 """Names of stages: a step without a mask, and (with a number) one of several sequences."""
 
@@ -51,6 +55,8 @@ class StagePlan:
     made_of: str = EXPORT
     says: str = ""
     """What it is, in words, for whoever waits for it."""
+    inputs_from: tuple[str, ...] = ()
+    """The stages whose outputs it takes."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class Plan:
     """What --passes said."""
     quantizer: str | None = None
     """What --quantizer said."""
+    head: str | None = None
+    """What --head said."""
 
     @property
     def dtype(self) -> str:
@@ -95,6 +103,7 @@ class Plan:
         depths: Sequence[int],
         engine: str,
         step: str,
+        head: str | None = None,
     ) -> Plan:
         """The arguments are those of `optimize`. Raises GraftlineError for what is unknown, does
         not go together, or is missing."""
@@ -118,7 +127,14 @@ class Plan:
             raise GraftlineError(f"the recipe {chosen.name} needs depths; add --draft-depths 12,20")
         if source is not None:
             stages += _of_draft(source, target, depths)
-        given = draft, source, tuple(depths), passes, quantizer
+        if head is None and NEED in chosen.needs:
+            raise GraftlineError(
+                f"the recipe {name} needs a draft head; add --head PATH, a published head of this "
+                "model"
+            )
+        if head is not None:
+            stages.append(_of_head(chosen, head, target))
+        given = draft, source, tuple(depths), passes, quantizer, head
         return cls(chosen, target, tuple(stages), request, *given)
 
     def for_kind(self, kind: Kind, recipe: str | None) -> Plan:
@@ -127,6 +143,7 @@ class Plan:
             return self
         asked = {
             "--recipe": recipe, "--draft": self.draft, "--draft-depths": self.depths,
+            "--head": self.head,
             "--step fused": self.fused, "--target": self.target if self.target != CPU else None,
             f"--dtype {self.dtype}": self.dtype != "fp32",
         }  # fmt: skip
@@ -156,6 +173,8 @@ class Plan:
             said += f" --draft {self.draft}"
         if self.depths:
             said += f" --draft-depths {','.join(map(str, self.depths))}"
+        if self.head is not None:
+            said += f" --head {shlex.quote(self.head)}"
         if self.fused:
             said += " --step fused"
         if self.target != CPU:
@@ -206,6 +225,20 @@ def _of_draft(source: DraftSource, target: str, depths: Sequence[int]) -> list[S
         for b in depths
     )
     return [stage(DRAFT, "engine", says), *cuts]
+
+
+def _of_head(chosen: Recipe, head: str, target: str) -> StagePlan:
+    """A draft head's stage, a graph of its own: on a processor its heads run for the one row of a
+    sequence that the next step drafts from, and not for all rows that a step scores."""
+    if NEED not in chosen.needs:
+        raise GraftlineError(
+            f"the recipe {chosen.name} reads no draft head; leave out --head, or --recipe"
+        )
+    if target != CPU:
+        raise GraftlineError(f"--head needs --target {CPU}, not {target}")
+    text = str(Pipeline.parse(f"{chosen.head} | {ending(target, HEAD_DTYPE, None)}", GRAFTS))
+    says, made_of = f"draft head: {head}", stage_name(HEAD, EXPORT)
+    return StagePlan(HEAD, "engine", text, HEAD_DTYPE, HEAD, made_of, says, (target,))
 
 
 def pipeline_of(

@@ -16,6 +16,7 @@ from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
 from graftline.law import LawRow
+from graftline.owners import HEAD
 from graftline.passes.graph.weights import tensor_of
 from graftline.passes.lower.quantize.calibration import GPTQ
 from graftline.passes.lower.quantize.laws import ROUNDING, Made
@@ -38,7 +39,8 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
             continue
         if stage.made_of not in compilers:
             export = load_graph(bundle.graph(stage.made_of))
-            compilers[stage.made_of] = Compiler(export, watch)
+            heads = _heads(bundle) if stage.made_of == manifest.main.made_of else None
+            compilers[stage.made_of] = Compiler(export, watch, heads)
         compiler = compilers[stage.made_of]
         make = compiler.form if stage.role == "form" else compiler.compile
         if (again := make(stage.pipeline)) is None:
@@ -49,6 +51,14 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
         rows.append(replace(same, owner=stage.owner))
         rows += ledger.prove(name, None, "the checkpoint is no part of a bundle").laws
     return rows
+
+
+def _heads(bundle: Bundle) -> ir.Model | None:
+    """The draft heads that the target may have been given."""
+    engine = bundle.manifest.engines().get(HEAD)
+    if engine is None:
+        return None
+    return load_graph(bundle.graph(bundle.manifest.stages[engine].made_of))
 
 
 def _made_again(compiled: Compiled, stored: ir.Model, what: str) -> LawRow:

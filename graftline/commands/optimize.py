@@ -26,6 +26,7 @@ def optimize(
     quantizer: o.Quantizer = None,
     draft: o.Draft = None,
     draft_depths: o.DraftDepths = "",
+    head: o.DraftHead = None,
     engine: o.EngineOptions = "",
     step: o.BuildStep = "host",
     full_export: o.FullExport = False,
@@ -48,6 +49,8 @@ def optimize(
 
     `graftline optimize ./TARGET -o pard.graft --recipe pard --draft ./PARD-DRAFT:int8`
 
+    `graftline optimize ./vicuna-7b-v1.3 -o medusa.graft --head ./medusa-vicuna-7b-v1.3`
+
     `graftline optimize ./SmolLM2-135M-Instruct -o rtx.graft --target trt-rtx:sm89 --dtype fp16`
 
     `graftline optimize ./SmolLM2 -o fused.graft --recipe token-recycling --step fused`
@@ -55,8 +58,9 @@ def optimize(
     `graftline optimize model.onnx -o taps.graft --passes "kv-cache | tap{layers=3}" -q --json`
     """
     mode = _mode(weights)
-    if not checkpoint or draft == "":
-        raise GraftlineError(f"{'--draft' if checkpoint else 'CHECKPOINT'} is empty; give a path")
+    for name, path in (("CHECKPOINT", checkpoint), ("--draft", draft), ("--head", head)):
+        if path == "":
+            raise GraftlineError(f"{name} is empty; give a path")
     libraries.silence_onnxruntime()
     with screen.steps(quiet) as watch:
         from graftline.build import optimize as compile
@@ -66,7 +70,7 @@ def optimize(
             checkpoint, out, recipe=recipe, passes=passes, target=target, dtype=dtype,
             weights=mode, full_export=full_export, quantizer=quantizer, draft=draft,
             draft_depths=parse_depths(draft_depths) if draft_depths else (), engine=engine,
-            step=step, watch=watch,
+            step=step, head=head, watch=watch,
         )  # fmt: skip
     if json:
         screen.write_json(json_format.loads(bundle.manifest.to_json()))

@@ -74,6 +74,14 @@ Draft = Annotated[
         "checkpoint with the same vocabulary: PATH or PATH:int4.",
     ),
 ]
+DraftHead = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Add a draft head that was published for this very model: the folder or the file of "
+        "Medusa heads (.pt or .safetensors). The recipe is then medusa.",
+    ),
+]
 DraftDepths = Annotated[
     str,
     typer.Option(

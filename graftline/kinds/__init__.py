@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from graftline.facts import Facts
 from graftline.kinds.decoder.kind import Decoder
 from graftline.kinds.denoiser import Denoiser
+from graftline.kinds.draft_head import DraftHead
 from graftline.kinds.kind import Kind
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (Decoder(), Denoiser())}
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (Decoder(), Denoiser(), DraftHead())}
 
 
 def kind_of(facts: Facts) -> Kind:

@@ -32,7 +32,7 @@ def tapped(
     ports = [p for p in read_ports(after) if p.role == "hidden"]
     for port in ports:
         host = before.clone()
-        source = _source(host.graph, port)
+        source = tapped_value(host.graph, port)
         dtype = source.dtype or ir.DataType.FLOAT
         given = ir.Value(name="given", type=ir.TensorType(dtype), shape=ir.Shape(list(port.shape)))
         source.replace_all_uses_with(given)
@@ -44,7 +44,7 @@ def tapped(
     return Evidence(f"{len(ports)} taps stand for the host's stream", worst, comparison.limit)
 
 
-def _source(graph: ir.Graph, port: Port) -> ir.Value:
+def tapped_value(graph: ir.Graph, port: Port) -> ir.Value:
     """The value of the host that a tap is to give: it leaves block `layer`, or enters the head."""
     if port.layer is not None:
         return block_outputs(graph)[port.layer]

@@ -14,7 +14,6 @@ from graftline.evaluate import Array, Feed
 from graftline.facts import FACTS_KEY, read_facts
 from graftline.nearness import few_rows
 from graftline.ports import Port, step_port
-from graftline.roles import Roles
 
 TOLERANCE: Mapping[str, float] = {"float32": 3e-5, "float16": 2e-2, "bfloat16": 5e-2}
 """Largest difference by activation dtype, relative to the magnitude of its own channel. A product
@@ -24,8 +23,10 @@ FLOOR: Mapping[str, float] = {"float32": 1e-2, "float16": 1.0, "bfloat16": 1.0}
 """The least magnitude a channel is given, relative to the largest of the whole output: what is
 rounded is the terms of a sum, which may be larger than the sum. In 16 bits a single large term
 rounds by more than a small channel holds, so that there only the whole output can be judged."""
-IDS = ("argmax", "topk_ids")
-"""Roles of outputs that are the ids of the largest logits."""
+IDS: Mapping[str, str] = {
+    "argmax": "logits", "topk_ids": "logits", "heads.topk_ids": "heads.logits",
+}  # fmt: skip
+"""Roles of outputs that are the ids of the largest logits, and the role of those."""
 Doubles = npt.NDArray[np.float64]
 
 
@@ -53,12 +54,12 @@ class Comparison:
         if not expected:
             raise LawBroken(self.who, self.law, "outputs", "there is nothing to compare")
         worst, roles = 0.0, {p.name: p.role for p in ports if p.direction == "out"}
-        scores = Roles.of(ports).outputs.get("logits", "")
+        scores = {role: name for name, role in roles.items()}
         for name, array in expected.items():
             if name not in got:
                 raise self.broken(name, "the host's output is gone")
-            ids = roles.get(name) in IDS
-            logits = expected.get(scores) if ids else None
+            of = IDS.get(roles.get(name, ""), "")
+            logits = expected.get(scores.get(of, ""))
             worst = max(worst, self.output(name, got[name], array, logits))
         return worst
 

@@ -17,6 +17,7 @@ from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
 from graftline.runtimes.drafters.input_copy import InputCopy
 from graftline.runtimes.drafters.jacobi import Jacobi
 from graftline.runtimes.drafters.lookahead import Lookahead
+from graftline.runtimes.drafters.medusa import Medusa
 from graftline.runtimes.drafters.merged import Merged
 from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.drafters.parallel_draft import ParallelDraft
@@ -43,6 +44,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "input-copy": InputCopy,
     "jacobi": Jacobi,
     "lookahead": Lookahead,
+    "medusa": Medusa,
     "merged": Merged,
     "parallel-draft": ParallelDraft,
     "pearl": Pearl,

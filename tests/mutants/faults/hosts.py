@@ -15,6 +15,7 @@ from faults.graphs import constant, op, rewired
 from graftline.models.decoder import TinyDecoder
 from graftline.models.tiny import tiny
 from tests.exports import Exports
+from tests.medusa_files import seeded, write_safe
 
 WIDE: Mapping[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "vocab_size": 700,
@@ -113,6 +114,13 @@ class Hosts:
         if not place.is_dir():
             _write(name, place)
         return place
+
+    def head(self, own: str) -> str:
+        """Where Medusa heads of "plain" lie, each with a matrix of its own ("v1") or not ("v2")."""
+        place, size = self.folder / f"head-{own}", GRAPHS["plain"]
+        if not place.is_dir():
+            write_safe(place, seeded(size.hidden, size.vocabulary, own=own == "v1"))
+        return str(place)
 
 
 def _write(name: str, place: Path) -> None:

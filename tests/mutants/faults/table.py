@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from faults.biases import BIASES
 from faults.caches import CACHES
+from faults.draft_heads import DRAFT_HEADS
 from faults.ends import ENDS
 from faults.fused import FUSED
 from faults.heads import HEADS
@@ -19,7 +20,7 @@ from faults.windows import WINDOWS
 
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
-    *CACHES, *ENDS, *OUTPUTS, *FUSED, *QUANTIZER, *LOADER, *STAMPING,
+    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *FUSED, *QUANTIZER, *LOADER, *STAMPING,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {

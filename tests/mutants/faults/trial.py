@@ -46,6 +46,8 @@ def sound(host: str, options: Mapping[str, Any], hosts: Hosts) -> Outcome:
 def optimized(host: str, options: Mapping[str, Any], hosts: Hosts) -> tuple[str, str]:
     """("", "") where every law holds, else which law or error said no, and its line."""
     no_bars()
+    if "head" in options:
+        options = {**options, "head": hosts.head(options["head"])}
     with tempfile.TemporaryDirectory(dir=hosts.folder) as out:
         try:
             optimize(hosts.path(host), Path(out) / "made.graft", **options)

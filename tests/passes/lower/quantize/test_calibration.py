@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graftline.build.compiled import compile_graph, compile_plan
+from graftline.build.compiled import Compiler, compile_graph, compile_stages
 from graftline.build.plan import FRONT, Plan
 from graftline.contrib_ops.quantized import dequantize
 from graftline.errors import LawBroken, NotApplicable
@@ -197,7 +197,7 @@ def test_stages_of_one_export_are_rounded_once_for_one_text(
         plan = Plan.of(*drafting)
         own = (s for s in plan.stages if s.owner == DRAFT)  # int8 is rounded to the nearest
         plan = replace(plan, stages=tuple(own))
-    compiled = compile_plan({"export": DECODER.build()}, plan, silent)
+    compiled = compile_stages({"export": Compiler(DECODER.build(), silent)}, plan)
     roles = {stage.name: stage.role for stage in plan.stages}
     whole, *beside = (one for name, one in compiled.items() if roles[name] != "form")
     blocks = len(made(whole.lowered)) - 1  # all but the head, which has 8 bits

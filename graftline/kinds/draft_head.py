@@ -1,0 +1,75 @@
+"""The kind of host that drafts: parallel heads over the last hidden state of a decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import LawBroken
+from graftline.evaluate import Feed, run
+from graftline.facts import Facts, read_facts
+from graftline.kinds.kind import Parts, Proof, Watch
+from graftline.kinds.one_pass import OnePass
+from graftline.law import Evidence, LawRow
+from graftline.passes.grafts.head_parts import HeadParts
+from graftline.passes.laws.heads import LOGITS, TOPK_IDS, TOPK_LOGITS
+from graftline.ports import Port, by_role, read_ports
+
+if TYPE_CHECKING:
+    from graftline.models.reference import OwnModel
+
+SIZES = ((2, 5), (3, 1))
+"""Sequences and rows of each feed; a step asks for one row of each."""
+
+
+@dataclass(frozen=True)
+class DraftHead(OnePass):
+    """Hidden states [B, N, H] in, for each the logits of several tokens further on."""
+
+    name: str = "draft-head"
+    output: str = LOGITS
+    front: str = ""
+
+    def feed(self, ports: tuple[Port, ...], facts: Facts, seed: int) -> Feed:
+        """Seeded states of the size that a norm gives them."""
+        (port,) = by_role(ports, "hidden", "in")
+        shape = (*SIZES[seed % len(SIZES)], int(port.shape[-1]))
+        states = np.random.default_rng(seed).standard_normal(shape)
+        return {port.name: states.astype(np.dtype(port.dtype))}
+
+    def front_law(self, raw: ir.Model, canonical: ir.Model) -> LawRow:
+        """The graph, which was written and not exported, is the heads' formula in numpy."""
+        ports, facts = read_ports(raw), read_facts(raw)
+        feed, comparison = self.feed(ports, facts, 0), self._comparison("export", "formula", ports)
+        expected = HeadParts.of(raw).formula(next(iter(feed.values())))
+        gap = comparison.output(self.output, run(raw, feed)[self._name(ports)], expected)
+        what = f"{facts.told()}: its formula, head by head"
+        return LawRow.of("export", "formula", Evidence(what, gap, comparison.limit))
+
+    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+        """Logits against the published heads', and candidates against the engine's own logits."""
+        found = super().prove(parts, own, "", say)
+        return replace(found, laws=[*found.laws, self._best(parts)])
+
+    def _best(self, parts: Parts) -> LawRow:
+        """Law `best`: the candidates of every head are its largest logits, and in their order."""
+        from graftline.runtimes.ort.graph import open_graph
+
+        ports, most = parts.ports(parts.engine), 0
+        session = open_graph(parts.graph(parts.engine), 0)
+        names = [by_role(ports, role, "out")[0].name for role in (LOGITS, TOPK_IDS, TOPK_LOGITS)]
+        for seed in range(len(SIZES)):
+            answer: Any = session.run(names, self.feed(ports, parts.facts, seed))
+            logits, ids, values = answer
+            most = ids.shape[-1]
+            largest = -np.sort(-logits, axis=-1)[..., :most]
+            same = np.array_equal(np.take_along_axis(logits, ids, -1), values)
+            if not same or not np.array_equal(values, largest):
+                raise LawBroken(parts.engine, "best", TOPK_IDS, "are not the largest logits")
+            if np.any(np.diff(np.sort(ids, axis=-1)) == 0):
+                raise LawBroken(parts.engine, "best", TOPK_IDS, "name one token twice")
+        return LawRow(parts.engine, "best", "held", f"the best {most} of each head, by its logits")

@@ -1,0 +1,185 @@
+"""draft-heads: parallel heads on the last hidden state, each scoring a token further ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.owners import HEAD
+from graftline.passes.grafts.head_parts import HeadParts, Linear, head_parts, stacked_bias
+from graftline.passes.grafts.reduce_logits import Groups
+from graftline.passes.graph.emit import Emit, drop_unused, free_name, new_output
+from graftline.passes.graph.ports import output_of, port_of, value_of
+from graftline.passes.graph.text import write
+from graftline.passes.graph.weights import lazy
+from graftline.passes.laws.heads import LOGITS, TOPK_IDS, TOPK_LOGITS, head_formula
+from graftline.passes.pipeline.graft import Graft, Law
+from graftline.ports import Port, by_role, read_ports, write_ports
+from graftline.tensors import Stacked
+
+FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+POSTNORM = "postnorm"
+"""The tap that Medusa's heads read: what the final norm gives."""
+
+_ACTED = """
+    linear = Add (product, bias)
+    state = Add (before, Mul (linear, Sigmoid (linear)))
+"""
+"""[B, N, heads, H]: a layer, h + SiLU(linear(h)), of all heads."""
+_FIRST = """
+    flat = MatMul (hidden, weight)
+    product = Reshape (flat, apart)
+    before = Unsqueeze (hidden, axis_2)
+"""
+"""All heads read one state, so that their first layer is one product."""
+_LATER = """
+    rows = Reshape (Transpose <perm = [2, 0, 1, 3]> (before), of_heads)
+    many = Transpose <perm = [1, 0, 2]> (MatMul (rows, weight))
+    product = Reshape (many, Shape (before))
+"""
+
+
+@dataclass(frozen=True)
+class DraftHeads(Graft):
+    """Medusa's heads (arXiv 2401.10774) on the tap of the final norm: head i scores the token i + 2
+    places behind a row, from its hidden state alone. Adds outputs heads.topk_ids and
+    heads.topk_logits [B, N, heads, k], best first, of the owner head.0. Adds no input.
+
+    The first layer of all heads is one product, every further one a batched one, and so is a shared
+    lm_head's. On the graph of a head as it was published these take the place of its own products,
+    head by head, and its logits [B, N, heads, V] stay.
+    """
+
+    topk: int = 8
+    laws: ClassVar[tuple[Law, ...]] = (head_formula,)
+
+    def requires(self, model: ir.Model) -> None:
+        if self.topk < 1:
+            raise NotApplicable(f"draft-heads keeps at least 1 candidate, not topk={self.topk}")
+        if found := by_role(read_ports(model), TOPK_IDS):
+            raise NotApplicable("the graph has draft heads already", [found[0].name])
+        if (parts := head_parts(model)) is None:
+            raise NotApplicable("draft-heads needs the heads; give them: --head PATH")
+        if (tap := _tap(model)) is None:
+            raise NotApplicable(
+                "draft-heads reads what the final norm gives; put tap{layers=norm} before it"
+            )
+        if tap.shape[-1] != parts.hidden:
+            raise NotApplicable(
+                f"the draft heads read a state of {parts.hidden}, and the host's has "
+                f"{tap.shape[-1]}: they are another model's", [tap.name],
+            )  # fmt: skip
+        if self.topk > parts.vocabulary:
+            raise NotApplicable(
+                f"draft-heads{{topk={self.topk}}}: the heads score {parts.vocabulary} tokens"
+            )
+
+    def apply(self, model: ir.Model) -> None:
+        parts, tap, old = head_parts(model), _tap(model), output_of(model, LOGITS, HEAD)
+        assert parts is not None
+        assert tap is not None
+        emit, hidden = Emit(model.graph, self.name()), value_of(model, tap)
+        if hidden.dtype != FLOAT:
+            hidden = emit.op("Cast", [hidden], to=FLOAT)
+        logits = _logits(emit, hidden, parts)
+        flat = emit.const("heads.rows", [0, -1, parts.vocabulary], np.int64)
+        port = Port(LOGITS, "logits", "out", "float32", ("B", "N", parts.vocabulary))
+        values, ids = Groups(emit, emit.op("Reshape", [logits, flat]), [port]).topk(self.topk)
+        rows = emit.const("heads.topk", [0, -1, parts.heads, self.topk], np.int64)
+        shape, ports = ("B", "N", parts.heads, self.topk), list(read_ports(model))
+        for value, role, dtype in ((ids, TOPK_IDS, INT64), (values, TOPK_LOGITS, FLOAT)):
+            new_output(model.graph, emit.op("Reshape", [value, rows]), role, dtype, shape)
+            how = "equal" if dtype == INT64 else "close"
+            kind = dtype.numpy().name
+            ports.append(Port(role, role, "out", kind, shape, owner=HEAD, compare=how))
+        if old is not None:
+            _in_place_of(model.graph, old, logits)
+        write_ports(model, ports)
+        drop_unused(model)
+
+
+def _tap(model: ir.Model) -> Port | None:
+    """The port of the hidden state behind the final norm: an output of a host, or the input of a
+    head's own graph."""
+    taps = [port_of(model, "hidden", "in", HEAD), *by_role(read_ports(model), "hidden", "out")]
+    return next((port for port in taps if port is not None and port.tap == POSTNORM), None)
+
+
+def _logits(emit: Emit, hidden: ir.Value, parts: HeadParts) -> ir.Value:
+    """[B, N, heads, V]."""
+    heads, state = parts.heads, hidden
+    for layer, products in enumerate(parts.layers):
+        name = f"heads.layer.{layer}"
+        bias = emit.const(f"{name}.bias", stacked_bias(products))
+        if layer == 0:
+            given = {
+                "hidden": hidden, "weight": _side_by_side(emit, products, f"{name}.weight"),
+                "apart": emit.const("heads.apart", [0, 0, heads, parts.hidden], np.int64),
+            }  # fmt: skip
+            product, state = write(emit, _FIRST, given, ["product", "before"])
+        else:
+            given = {
+                "before": state, "weight": _batched(emit, products, f"{name}.weight"),
+                "of_heads": emit.const("heads.each", [heads, -1, parts.hidden], np.int64),
+            }  # fmt: skip
+            (product,) = write(emit, _LATER, given, ["product"])
+        given = {"product": product, "bias": bias, "before": state}
+        (state,) = write(emit, _ACTED, given, ["state"])
+    return _scored(emit, state, parts)
+
+
+def _scored(emit: Emit, state: ir.Value, parts: HeadParts) -> ir.Value:
+    """The states [B, N, heads, H] times the lm_head that they share: one product. Matrices of their
+    own are read once each, as they are stored."""
+    if parts.shared:
+        return _product(emit, state, parts.scores[0])
+    sizes = emit.const(f"heads.one.{parts.heads}", [1] * parts.heads, np.int64)
+    split = emit.node("Split", [state, sizes], [""] * parts.heads, axis=2)
+    pairs = zip(split.outputs, parts.scores, strict=True)
+    return emit.op("Concat", [_product(emit, part, linear) for part, linear in pairs], axis=2)
+
+
+def _product(emit: Emit, rows: ir.Value, linear: Linear) -> ir.Value:
+    stored = linear.weight.stored
+    weight = _known(emit, stored)
+    if linear.weight.turned:
+        weight = emit.op("Transpose", [weight], perm=[1, 0])
+    product = emit.op("MatMul", [rows, weight])
+    return product if linear.bias is None else emit.op("Add", [product, _known(emit, linear.bias)])
+
+
+def _known(emit: Emit, value: ir.Value) -> ir.Value:
+    """The initializer itself where it is the graph's own, else one of the same tensor."""
+    assert value.const_value is not None
+    if value.graph is not emit.graph:
+        value = emit.initializer(free_name(emit.graph, f"heads.{value.name}"), value.const_value)
+    return value if value.dtype == FLOAT else emit.op("Cast", [value], to=FLOAT)
+
+
+def _side_by_side(emit: Emit, products: tuple[Linear, ...], name: str) -> ir.Value:
+    """[H, heads x H]: the matrices of all heads, each stored [out, in], below one another."""
+    rows = [linear.rows() for linear in products]
+    parts = [
+        lazy(p.weight.rows, FLOAT, p.weight.shape[::-1], f"{name}.{i}") if row is None else row
+        for i, (p, row) in enumerate(zip(products, rows, strict=True))
+    ]
+    stacked = emit.initializer(free_name(emit.graph, name), Stacked(parts, name))
+    return emit.op("Transpose", [stacked], perm=[1, 0])
+
+
+def _batched(emit: Emit, products: tuple[Linear, ...], name: str) -> ir.Value:
+    """[heads, in, out]."""
+    shape = (len(products), *products[0].weight.shape)
+    made = lazy(lambda: np.stack([p.weight.numpy() for p in products]), FLOAT, shape, name)
+    return emit.initializer(free_name(emit.graph, name), made)
+
+
+def _in_place_of(graph: ir.Graph, old: ir.Value, logits: ir.Value) -> None:
+    """Bring out the logits under the name of the head's own."""
+    logits.shape, logits.type, name = old.shape, old.type, old.name
+    graph.outputs[list(graph.outputs).index(old)] = logits
+    old.name, logits.name = None, name

@@ -1,0 +1,77 @@
+"""Draft heads read hidden states of their target: those of all sequences of a batch in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakSet
+
+import numpy as np
+
+from graftline.errors import GraftlineError
+from graftline.runtimes.session import Floats, Ints, Scores
+
+
+class Heads(Protocol):
+    """Opened parallel heads: head i says what stands i + 2 places behind a row, by `width`
+    candidates."""
+
+    heads: int
+    width: int
+    hidden: int
+    milliseconds: float
+    """Of a call for one sequence, on the scale of the target's costs."""
+
+    def answer(self, hidden: Floats) -> tuple[Ints, Floats]:
+        """Ids and logits [B, heads, width], best first, for states [B, H]."""
+        ...
+
+
+@dataclass(eq=False)
+class Reading:
+    """One sequence's side: the state behind which it drafts next, and what the heads say of it."""
+
+    hidden: Floats | None = None
+    ids: list[list[int]] | None = None
+    """Of each head its candidates, best first; None until the heads were asked."""
+    shares: list[list[float]] | None = None
+    """Their probabilities, among the candidates of their head."""
+
+
+class HeadReader:
+    """Asks the heads. One call answers for all sequences that wait for one: their weights are what
+    it costs to read, and not the rows."""
+
+    def __init__(self, heads: Heads) -> None:
+        self.heads = heads
+        self._readings: WeakSet[Reading] = WeakSet()
+
+    def join(self) -> Reading:
+        """Of one more sequence, as long as somebody holds it."""
+        reading = Reading()
+        self._readings.add(reading)
+        return reading
+
+    def note(self, reading: Reading, scores: Scores, row: int, node: int) -> None:
+        """The target chose a token behind that row. Raises GraftlineError where the target does not
+        bring out the state that the heads read."""
+        if scores.hidden is None:
+            raise GraftlineError(
+                "draft heads read the hidden state behind the final norm, which this graph does "
+                "not return; rebuild the bundle with the pass tap{layers=norm}"
+            )
+        reading.hidden = scores.hidden[row, node].copy()
+        reading.ids = reading.shares = None
+
+    def ask(self, reading: Reading) -> bool:
+        """Have the heads' answer; whether that took a call."""
+        if reading.ids is not None or reading.hidden is None:
+            return False
+        waiting = [one for one in self._readings if one.ids is None and one.hidden is not None]
+        states = [one.hidden for one in waiting if one.hidden is not None]
+        ids, logits = self.heads.answer(np.stack(states))
+        weights = np.exp(logits - logits[..., :1])
+        shares = weights / weights.sum(axis=-1, keepdims=True)
+        for one, known, given in zip(waiting, ids.tolist(), shares.tolist(), strict=True):
+            one.ids, one.shares = known, given
+        return True
