@@ -54,6 +54,16 @@ class DecoderFacts(Facts):
 
 
 @dataclass(frozen=True)
+class DraftBlockFacts(DecoderFacts):
+    """A draft head that is a decoder of its own, over its target's tokens and hidden states."""
+
+    kind: str = field(default="draft-block", kw_only=True)
+
+    def told(self) -> str:
+        return f"{self.layers} blocks over features of the target"
+
+
+@dataclass(frozen=True)
 class DenoiserFacts(Facts):
     """A network that says what of a noisy sample [B, C, H, W] is noise, at a time step. `height`
     and `width` are those that the graph is made for (0: any)."""
@@ -88,6 +98,7 @@ class DraftHeadFacts(Facts):
 
 KNOWN: Mapping[str, type[Facts]] = {
     "decoder": DecoderFacts, "denoiser": DenoiserFacts, "draft-head": DraftHeadFacts,
+    "draft-block": DraftBlockFacts,
 }  # fmt: skip
 """The kinds of host."""
 

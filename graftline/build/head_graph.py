@@ -107,14 +107,18 @@ def _shared(emit: Emit, canonical: ir.Model) -> tuple[ir.Value, ...]:
 
 def _widened(emit: Emit, value: ir.Value) -> ir.Value:
     """An initializer of the host's, in fp32."""
-    tensor, name = value.const_value, f"target.{value.name}"
-    assert tensor is not None
+    name = f"target.{value.name}"
+    return emit.initializer(name, widened(tensor_of(value), name))
+
+
+def widened(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """A tensor in fp32, unread."""
     if isinstance(tensor, ir.ExternalTensor) and tensor.dtype != FLOAT:
-        tensor = Widened(tensor, FLOAT, name)
-    elif tensor.dtype != FLOAT:
+        return Widened(tensor, FLOAT, name)
+    if tensor.dtype != FLOAT:
         shape = tensor.shape.numpy()
-        tensor = lazy(lambda: tensor_of(value).numpy().astype(np.float32), FLOAT, shape, name)
-    return emit.initializer(name, tensor)
+        return lazy(lambda: tensor.numpy().astype(np.float32), FLOAT, shape, name)
+    return tensor
 
 
 def _tensor(emit: Emit, head: Head, name: str) -> ir.Value:

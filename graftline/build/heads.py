@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
-from graftline.build.head_graph import head_graph
+from graftline.build.head_graph import head_graph, widened
 from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.facts import decoder_facts, read_facts
-from graftline.files import file_state
-from graftline.models.heads.files import read_files
+from graftline.files import FileState, file_state
+from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import Head
-from graftline.models.heads.medusa import open_medusa
 from graftline.models.host import Host
 from graftline.owners import HEAD
+from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.draft_heads import POSTNORM
+from graftline.passes.grafts.head_parts import Linear
+from graftline.passes.graph.weights import lazy, tensor_of
 from graftline.ports import by_role, read_ports
 from graftline.tensors import Widened, file_of
 
+if TYPE_CHECKING:
+    from graftline.models.heads.eagle_host import Shared
+
+FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 EXPORTED = stage_name(HEAD, EXPORT)
 """The stage of a head as it was published."""
-RECIPES: Mapping[str, str] = {"medusa": "medusa"}
+RECIPES: Mapping[str, str] = {"medusa": "medusa", "eagle": "eagle"}
 """The recipe of a family of heads, where none is chosen."""
 
 
@@ -32,7 +41,7 @@ def open_draft_head(path: str, say: Watch) -> Head:
     """The head at a path; `say` is told what was decided about its files. Raises CheckpointError.
     """
     say(f"reading the draft head {path}")
-    head = open_medusa(read_files(Path(path).expanduser()))
+    head = open_head(path)
     for line in head.decided:
         say(line)
     if head.family not in RECIPES:
@@ -47,13 +56,45 @@ def head_host(head: Head, canonical: ir.Model, say: Watch) -> Host:
     """The head as a host of its own, over tensors of its files and of its target. Raises
     CheckpointError where its sizes are not the target's, or its numbers not finite."""
     say("checking the draft head's sizes and numbers")
-    head.check(decoder_facts(canonical))
-    model = head_graph(head, canonical)
+    facts = decoder_facts(canonical)
+    head.check(facts)
+    if head.family == "eagle":
+        from graftline.models.heads.eagle_host import eagle_host
+
+        host = eagle_host(head, facts, shared_of(canonical), say)
+    else:
+        model = head_graph(head, canonical)
+        host = Host(model, read_facts(model))
+    return replace(host, states=_states(host.model))
+
+
+def _states(model: ir.Model) -> dict[Path, FileState]:
+    """The files that a graph's weights lie in, as they are now."""
     tensors = (v.const_value for v in model.graph.initializers.values())
     stored = (t.narrow if isinstance(t, Widened) else t for t in tensors)
     files = {file_of(tensor) for tensor in stored if isinstance(tensor, ir.ExternalTensor)}
-    states = {file: state for file in files if (state := file_state(file)) is not None}
-    return Host(model, read_facts(model), states=states)
+    return {file: state for file in files if (state := file_state(file)) is not None}
+
+
+def shared_of(canonical: ir.Model) -> Shared:
+    """The token embedding and the lm_head of a host, in fp32 and unread. Raises CheckpointError
+    where either is more than a matrix."""
+    from graftline.models.heads.eagle_host import Shared
+
+    (head,), (table,) = (with_role(canonical.graph, role) for role in ("lm_head", "embedding"))
+    linear, stored = Linear.of(head), table.inputs[0]
+    if linear.bias is not None or stored is None or stored.const_value is None:
+        raise CheckpointError(
+            "the host's lm_head has a bias, or its embedding is computed: an EAGLE head shares "
+            "both as plain matrices"
+        )
+    scores = tensor_of(linear.weight.stored)
+    if not linear.weight.turned:
+        shape, weight = linear.weight.shape[::-1], linear.weight
+        scores = lazy(lambda: weight.rows().astype(np.float32), FLOAT, shape, "lm_head.weight")
+    return Shared(
+        widened(stored.const_value, "embedding.weight"), widened(scores, "lm_head.weight")
+    )
 
 
 def check_tap(target: ir.Model) -> None:

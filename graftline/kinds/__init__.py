@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from graftline.facts import Facts
 from graftline.kinds.decoder.kind import Decoder
 from graftline.kinds.denoiser import Denoiser
+from graftline.kinds.draft_block import DraftBlock
 from graftline.kinds.draft_head import DraftHead
 from graftline.kinds.kind import Kind
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (Decoder(), Denoiser(), DraftHead())}
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind for kind in (Decoder(), Denoiser(), DraftHead(), DraftBlock())
+}
 
 
 def kind_of(facts: Facts) -> Kind:

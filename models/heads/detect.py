@@ -14,6 +14,7 @@ from graftline.models.heads.eagle3 import canonical, open_eagle3
 from graftline.models.heads.files import HeadFiles, read_files
 from graftline.models.heads.head import Head, Tap
 from graftline.models.heads.hydra import open_hydra
+from graftline.models.heads.medusa import is_medusa, open_medusa
 from graftline.models.heads.mtp import open_mtp
 from graftline.models.heads.speculators import KIND, open_speculators
 
@@ -111,6 +112,10 @@ def _mtp(files: HeadFiles) -> str:
     return _tensor(r"mtp\..*|model\.layers\.\d+\.eh_proj\.weight")(files)
 
 
+def _medusa(files: HeadFiles) -> str:
+    return "the names of its tensors" if is_medusa(files) else ""
+
+
 FORMS = (
     Form("a head in the speculators format", _key(KIND), open_speculators),
     Form("Hydra heads", _key("hydra_head_arch"), open_hydra),
@@ -118,6 +123,7 @@ FORMS = (
     Form("an EAGLE-3 head", _eagle3, open_eagle3),
     Form("an EAGLE-1/2 head", _eagle, open_eagle),
     Form("an MTP head", _mtp, open_mtp),
+    Form("Medusa heads", _medusa, open_medusa),
 )
 """In the order in which they are asked: keys of a config before names of tensors."""
 

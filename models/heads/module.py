@@ -119,7 +119,7 @@ class EagleDecoder(nn.Module):
         x = self.fc(both) if self.shape.fused else x
         mask = create_causal_mask(
             config=self.config, inputs_embeds=x, attention_mask=None,
-            past_key_values=None, position_ids=position_ids,
+            cache=None, position_ids=position_ids,
         )  # fmt: skip
         rotary = self.rotary(x, position_ids)
         for layer in self.layers:

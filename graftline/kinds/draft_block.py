@@ -1,0 +1,100 @@
+"""The kind of host that drafts token by token: a small decoder over features of its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graftline.facts import as_decoder
+from graftline.kinds.decoder.kind import Decoder
+from graftline.kinds.decoder.proof import equal_rows
+from graftline.kinds.kind import Parts, Proof, Watch
+from graftline.law import LawRow
+from graftline.nearness import limit
+from graftline.ports import FEATURES, Port, by_role
+from graftline.roles import Roles
+
+if TYPE_CHECKING:
+    from graftline.models.reference import OwnModel
+
+Array = npt.NDArray[Any]
+ROWS, CALLS = 40, (23, 1, 9, 7)
+"""Rows that the proof looks at, and in which calls of the engine."""
+
+
+@dataclass(frozen=True)
+class DraftBlock(Decoder):
+    """Tokens and features in, logits of the token after the next out, over a cache of its own."""
+
+    name: str = "draft-block"
+
+    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+        """The engine, call by call over its cache, against the published head run by torch on the
+        same tokens and features: logits, and the state that stands for the next feature."""
+        if own is None or isinstance(own, Path):
+            return Proof([LawRow(parts.engine, "whole", "not_run", gone)] if gone else [])
+        say("proof: the draft head's engine against the head itself, with the real weights")
+        ports, facts = parts.ports(parts.engine), as_decoder(parts.facts)
+        feed = _feed(ports, facts.vocabulary)
+        expected = own(feed, say)
+        if isinstance(expected, str):
+            return Proof([LawRow(parts.engine, "whole", "not_run", expected)])
+        logits, states = _answers(parts.graph(parts.engine), ports, feed)
+        most, reference = limit("fp32", facts), "the head itself, by torch"
+        rows = [(logits[0], expected.logits)]
+        found = [LawRow.of(parts.engine, "whole", equal_rows(
+            parts.engine, "whole", rows, most, reference
+        ))]  # fmt: skip
+        for state in states:
+            pairs = [(state[0], expected.stream[0])]
+            checked = equal_rows(parts.engine, "taps", pairs, most, f"the state of {reference}")
+            found.append(LawRow.of(parts.engine, "taps", checked))
+        return Proof(found)
+
+
+def _feed(ports: tuple[Port, ...], vocabulary: int) -> dict[str, Array]:
+    """Seeded tokens [1, N] and features [1, N, H]."""
+    random = np.random.default_rng(7)
+    width = int(by_role(ports, FEATURES, "in")[0].shape[-1])
+    return {
+        "tokens": random.integers(0, vocabulary, (1, ROWS), dtype=np.int64),
+        FEATURES: random.standard_normal((1, ROWS, width)).astype(np.float32),
+    }
+
+
+def _answers(
+    graph: Path, ports: tuple[Port, ...], feed: dict[str, Array]
+) -> tuple[Array, list[Array]]:
+    """Logits [1, N, V] and states [1, N, H] of an engine that is called several times."""
+    from graftline.runtimes.ort.graph import open_graph
+
+    session, roles = open_graph(graph, 0), Roles.of(ports)
+    caches = {
+        p.name: np.zeros([1 if d == "B" else ROWS if d == "S" else int(d) for d in p.shape],
+                         np.dtype(p.dtype))
+        for p in ports if p.state == "slots" and p.direction == "in"
+    }  # fmt: skip
+    names = [p.name for p in ports if p.direction == "out"]
+    mirrors = {p.name: p.mirror for p in ports if p.mirror is not None}
+    taps = [p.name for p in by_role(ports, "hidden", "out")]
+    found: list[dict[str, Array]] = []
+    for start, end in zip(np.cumsum([0, *CALLS[:-1]]), np.cumsum(CALLS), strict=True):
+        given = roles.feed(
+            tokens=feed["tokens"][:, start:end], features=feed[FEATURES][:, start:end],
+            positions=np.arange(start, end, dtype=np.int64)[None],
+            rows=np.arange(end - start, dtype=np.int64)[None],
+            write_index=np.asarray([start], np.int64),
+        )  # fmt: skip
+        answer: list[Any] = session.run(names, {**given, **caches})
+        made = dict(zip(names, answer, strict=True))
+        caches = {mirror: made[name] for name, mirror in mirrors.items()}
+        found.append(made)
+
+    def whole(name: str) -> Array:
+        return np.concatenate([made[name] for made in found], axis=1)
+
+    return whole(roles.outputs["logits"]), [whole(name) for name in taps]

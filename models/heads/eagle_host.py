@@ -1,0 +1,136 @@
+"""An EAGLE head as a host: a small decoder whose graph is exported like any other."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import CheckpointError
+from graftline.evaluate import Feed
+from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
+from graftline.models.export.export import export
+from graftline.models.heads.block import Block
+from graftline.models.heads.eagle import EagleSettings
+from graftline.models.heads.head import Head
+from graftline.models.heads.module import EagleDecoder, EagleShape
+from graftline.models.host import Host, Watch
+from graftline.models.reference import Own, OwnModel
+from graftline.ports import FEATURES
+from graftline.tensors import numbers
+
+PLACES = 64
+"""Features in the table that the exported graph has in their place."""
+EMBEDDING, LM_HEAD = "embedding.weight", "lm_head.weight"
+_PARTS = {
+    "attention.q_proj": "query", "attention.k_proj": "key", "attention.v_proj": "value",
+    "attention.o_proj": "output", "mlp.gate_proj": "gate", "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}  # fmt: skip
+_PART = re.compile("|".join(re.escape(name) for name in _PARTS))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a head takes of its target, unread: the token embedding [V, H] and the lm_head [V, H].
+    """
+
+    embedding: ir.TensorProtocol
+    lm_head: ir.TensorProtocol
+
+
+def eagle_shape(head: Head) -> EagleShape:
+    """What the module of a head is made of. Raises CheckpointError for what it does not host."""
+    settings = head.settings
+    if not isinstance(settings, EagleSettings):
+        raise CheckpointError(
+            f"{head.source}: a head of the family '{head.family}', which this version reads and "
+            "does not build yet; give a Medusa, EAGLE-1 or EAGLE-2 head"
+        )
+    block = settings.block
+    _refuse(head, block)
+    return EagleShape(
+        block, settings.layers, settings.vocabulary, settings.vocabulary, fused=True,
+        fc_bias=settings.fc_bias, normed=False,
+    )  # fmt: skip
+
+
+def _refuse(head: Head, block: Block) -> None:
+    """Raise CheckpointError for a block that is no plain Llama layer."""
+    odd = {
+        "norms of queries and keys": block.query_norm,
+        "gated attention": block.gated,
+        f"norms over w + {block.norm_offset}": bool(block.norm_offset),
+        f"rotary positions on {block.rope.size} of {block.head_size} numbers":
+            block.rope.size != block.head_size,
+        "interleaved rotary pairs": block.rope.interleaved,
+    }  # fmt: skip
+    if found := [what for what, there in odd.items() if there]:
+        raise CheckpointError(
+            f"{head.source}: layers with {found[0]}, which this version reads and does not build "
+            "yet; give a head of plain Llama layers"
+        )
+
+
+def eagle_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) -> Host:
+    """Export the head and point its weights into its own files and the target's. Raises
+    CheckpointError."""
+    shape = eagle_shape(head)
+    tensors = {**head.tensors, EMBEDDING: shared.embedding}
+    tensors.setdefault(LM_HEAD, shared.lm_head)
+    graph, weights = _exported(shape, target.positions or 4096, watch)
+    table = np.random.default_rng(5).standard_normal((PLACES, shape.block.hidden))
+    tensors[FEATURES] = ir.tensor(table.astype(np.float32), name=FEATURES)
+
+    for name in sorted(weights):
+        graph.graph.initializers[name].const_value = tensors[our_name(name)]
+    block = shape.block
+    facts = DraftBlockFacts(
+        vocabulary=shape.drafted, hidden=block.hidden, layers=shape.layers, heads=block.heads,
+        kv_heads=block.kv_heads, head_size=block.head_size, positions=target.positions,
+        source=head.source.name,
+        parameters=sum(math.prod(t.shape.numpy()) for t in head.tensors.values()),
+    )  # fmt: skip
+    write_facts(graph, facts)
+    return Host(graph, facts, own=_own_model(shape, tensors))
+
+
+def _exported(shape: EagleShape, positions: int, watch: Watch) -> tuple[ir.Model, frozenset[str]]:
+    """The raw graph without weights, and what its weights are called."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        module = EagleDecoder(shape, positions, places=PLACES)
+    exported = export(module.eval(), watch)
+    return exported.model, exported.weights
+
+
+def our_name(parameter: str) -> str:
+    """What a parameter of the module is called among a head's tensors."""
+    return _PART.sub(lambda found: _PARTS[found[0]], parameter)
+
+
+def _own_model(shape: EagleShape, tensors: Mapping[str, ir.TensorProtocol]) -> OwnModel:
+    """The module itself, run by torch: ids and features [B, N, H] in, logits out."""
+
+    def run(feed: Feed, say: Watch) -> Own | str:
+        import torch
+
+        module = EagleDecoder(shape, feed["tokens"].shape[1])
+        state: dict[str, Any] = {
+            name: torch.from_numpy(np.array(numbers(tensors[our_name(name)]), np.float32))
+            for name in module.state_dict()
+        }
+        module.load_state_dict(state, assign=True)
+        ids, features = (torch.from_numpy(feed[name].copy()) for name in ("tokens", FEATURES))
+        places = torch.arange(ids.shape[1])[None].expand_as(ids)
+        with torch.no_grad():
+            out = module.eval()(ids, None, places, features)
+        return Own(out.logits[0].numpy(), {0: out.state[0].numpy()})
+
+    return run
