@@ -33,7 +33,7 @@ REMEDIES = {
 class Resources:
     """Everything around a session that drafters and rules may use. Absent values are None.
 
-    `draft` opens the bundle's draft engine (a new one at each call, for one sequence); `depths`
+    `draft` opens the bundle's draft engine, for all sequences (the same one at each call); `depths`
     its sub-models likewise, shallowest first and the whole last, over one set of caches; `corpus`:
     the user's documents as token ids; `embedding` [V, H]: the target's token embedding; `tuned`:
     what `graftline tune` stored in the bundle, by key; `decode` turns token ids into text; `encode`

@@ -47,7 +47,7 @@ class StepArrays:
         rows = self.rows.reshape(*self.rows.shape, *[1] * (array.ndim - 2))
         return np.take_along_axis(array, rows, axis=1)
 
-    def set_chain(self, tokens: Ints, start: int) -> None:
+    def set_chain(self, tokens: Ints | Sequence[int], start: int) -> None:
         """Fill in a chain of one sequence: the plain step, so as few array operations as will do.
 
         The mask of such a call is all true up to slot `filled`, then a triangle.
