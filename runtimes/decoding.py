@@ -195,41 +195,59 @@ class Decoding:
         """What is proposed when nothing is drafted."""
         return 0, Tree.chain((self.tokens[-1],))
 
-    def proposal(self, branches: bool, bid: Bid | None = None) -> tuple[int, Tree]:
+    def proposal(self, branches: bool) -> tuple[int, Tree]:
         """What is proposed; the root alone where proposing failed, which ends this sequence."""
-        return self.attempt(self.propose, branches and self.branches, bid) or self.root()
+        return self.attempt(self.propose, branches and self.branches) or self.root()
+
+    def bought(
+        self, bid: Bid, outcome: Tree | Exception, branches: bool
+    ) -> tuple[int, Tree]:
+        """As `proposal`, of what came of a draft for `bid`, which was `affordable`."""
+        if isinstance(outcome, Exception):
+            self.error = outcome
+            return self.root()
+        found = self.attempt(self._checked, outcome, bid.rows, branches and self.branches, True)
+        return found or self.root()
 
     def judged(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
         """As `judge`; what it raises ends this sequence alone."""
         return self.attempt(self.judge, tree, scores, row) or ((), [])
 
-    def propose(self, branches: bool, bid: Bid | None = None) -> tuple[int, Tree]:
-        """The drafter's signal and its tree, none of it deeper than chains can still be used; a
-        chain unless `branches`; the root alone where no draft could help.
-
-        With a `bid`, a drafter that has one spends on a draft; without, what costs nothing.
-        """
-        remaining = self.limit - len(self.tokens)
-        drafter = self.drafter
-        if self.done or remaining < 2 or drafter.rows < 2:
+    def propose(self, branches: bool) -> tuple[int, Tree]:
+        """The drafter's signal and a tree of it that costs nothing, none of it deeper than chains
+        can still be used; a chain unless `branches`; the root alone where no draft could help."""
+        budget = self._budget(self.drafter.rows)
+        if not budget:
             return self.root()
-        budget = drafter.rows if bid is None else min(drafter.rows, bid.rows)
-        if not drafter.branching:
-            budget = min(budget, remaining)
-        if bid is not None and is_paid(drafter):
-            proposed = drafter.draft(replace(bid, rows=budget, row=self.seat))
-        else:
-            proposed = drafter.propose(budget)
-        tree = sound(proposed, self.tokens[-1], self.vocabulary, budget, whole=bid is not None)
+        return self._checked(self.drafter.propose(budget), budget, branches, False)
+
+    def affordable(self, bid: Bid) -> Bid | None:
+        """What of a bid may be spent here; None where no draft could help."""
+        budget = self._budget(bid.rows)
+        return replace(bid, rows=budget, row=self.seat) if budget else None
+
+    def _budget(self, rows: int) -> int:
+        """Rows that are of use, of so many; 0 where no draft could help."""
+        remaining, drafter = self.limit - len(self.tokens), self.drafter
+        if self.done or remaining < 2 or drafter.rows < 2:
+            return 0
+        return min(rows, drafter.rows) if drafter.branching else min(rows, drafter.rows, remaining)
+
+    def _checked(
+        self, proposed: Tree, budget: int, branches: bool, paid: bool
+    ) -> tuple[int, Tree]:
+        """The signal and the tree of what a drafter proposed for that budget."""
+        drafter, remaining = self.drafter, self.limit - len(self.tokens)
+        tree = sound(proposed, self.tokens[-1], self.vocabulary, budget, whole=paid)
         signal = drafter.signal
         if self.grammar is not None:
             # a drafter with a model has no class for what is not its own
             rows = 1 if is_paid(drafter) else budget
-            tree, forced = self.grammar.guided(tree, self.tokens, rows, drawn=bid is not None)
+            tree, forced = self.grammar.guided(tree, self.tokens, rows, drawn=paid)
             signal = FORCED if forced else signal
         if not branches:
             tree = first_path(tree)
-        if len(tree) > remaining and tree.is_chain and bid is None:
+        if len(tree) > remaining and tree.is_chain and not paid:
             tree = trim(tree, remaining)  # what lies behind the limit is never read
         return signal, tree
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from graftline.facts import DecoderFacts
 from graftline.runtimes.chances.calibration import USUAL
+from graftline.runtimes.draft_seats import DraftSession, OwnSeats, Seat, SeatedSession, Seats
 from graftline.runtimes.ort.session import OrtSession
-from graftline.runtimes.session import Scores, Session, call_starts
+from graftline.runtimes.scores import of_sequence
+from graftline.runtimes.session import Scores
 
-CHUNK = 32
-"""Rows of one call when a draft catches up with its sequence."""
 MANY_ROWS = 0.4
 """What every further row of a call is taken to cost, as a share of the first, where nobody has
 measured it."""
+IDLE_ROWS = 2
+"""Sequences between two that go into one call which may go along, a row each, although they draft
+nothing: what another call costs over what a row does, by MANY_ROWS."""
 
 RowsCost = Callable[[int], float]
 
@@ -28,53 +27,55 @@ def usual_cost(rows: int) -> float:
     return 1.0 + MANY_ROWS * (rows - 1)
 
 
-class DraftEngine(Protocol):
-    """An opened draft model."""
+@dataclass(eq=False, slots=True)
+class Read:
+    """Tokens that a draft wants read behind the first `start` slots of its seat. It wants the
+    scores of the last `asked` of them."""
 
-    shares: bool
-    """True when its caches are the target's, so that it has read all that the target committed."""
-    capacity: int
-    step: float
-    """Milliseconds of one row, on the scale of the target's costs; 0: not measured."""
-    agreement: float
-    """Share of its best tokens that are the target's, as far as is known before it is used."""
-    rows_cost: RowsCost
-    """What one call of so many rows costs, all of them with scores, in calls of one row."""
+    engine: DraftEngine
+    seat: Seat
+    start: int
+    tokens: Sequence[int]
+    asked: int = 1
+    share: float = 1.0
+    """What this sequence's part of the call costs, over what it costs to make it for nobody else;
+    known with the scores."""
+
+    def scores(self) -> Scores:
+        """The scores of a call for this alone, [1, asked]; valid until the engine's next call."""
+        seat, tokens = self.seat, self.tokens
+        seat.end = self.start + len(tokens)
+        return self.engine.session.follow(seat.row, self.start, tokens, self.asked)
+
+
+class DraftEngine:
+    """An opened draft model, for all sequences that draft with it. It puts rows behind what its
+    caches hold, and commits nothing there: whoever reads says behind which slot."""
+
+    def __init__(
+        self,
+        session: DraftSession,
+        seats: Seats,
+        step: float,
+        agreement: float = USUAL,
+        rows_cost: RowsCost = usual_cost,
+        own: Callable[[], OwnCaches] | None = None,
+    ) -> None:
+        """`step`: milliseconds of one row, on the scale of the target's costs. `agreement`: share
+        of its best tokens that are the target's, as far as is known before it is used. `rows_cost`:
+        what one call of so many rows costs, all of them with scores, in calls of one row. `own`
+        opens the engine on caches of its own, which nobody else has."""
+        self.session, self.seats, self.capacity = session, seats, session.capacity
+        self.step, self.agreement, self.rows_cost, self._own = step, agreement, rows_cost, own
+
+    @property
+    def shares(self) -> bool:
+        """True when its caches are the target's, so that it has read all that that committed."""
+        return self.seats.shares
 
     @property
     def facts(self) -> DecoderFacts:
         """What is known of the draft's checkpoint."""
-        ...
-
-    def alone(self) -> OwnCaches:
-        """The same engine on caches that nobody else writes to."""
-        ...
-
-    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
-        """The scores of the last `asked` of `tokens` (N of them), put behind the first `length`
-        slots of sequence `row` of the target's batch. At least one token."""
-        ...
-
-
-class OwnCaches:
-    """A draft model with caches of its own, for one sequence."""
-
-    shares = False
-
-    def __init__(
-        self,
-        session: Session,
-        step: float = 0.0,
-        agreement: float = USUAL,
-        rows_cost: RowsCost = usual_cost,
-    ) -> None:
-        self.agreement, self.rows_cost = agreement, rows_cost
-        self.session, self.step, self.capacity = session, step, session.capacity
-        self._scored = 0
-        """Rows of the last call that are not committed yet: committing ends the answer's life."""
-
-    @property
-    def facts(self) -> DecoderFacts:
         return self.session.facts
 
     @property
@@ -83,86 +84,86 @@ class OwnCaches:
         session = self.session
         return session.threads if isinstance(session, OrtSession) and session.device == "cpu" else 0
 
-    def alone(self) -> OwnCaches:
-        return self
+    def alone(self) -> DraftEngine:
+        """The same engine on caches that nobody else writes to."""
+        assert self._own is not None, "nobody opens a sub-model alone"
+        return self._own()
 
-    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
-        session, ids = self.session, np.asarray(tokens, np.int64)
-        if length == 0:
-            self._scored = 0
-            session.reset(1)
-            if asked == 1:
-                return session.prefill([ids])
-            length, ids = len(ids) - asked, ids[-asked:]
-            if length:
-                session.prefill([np.asarray(tokens[:length], np.int64)])
-        for start, end in pairwise([*call_starts(len(ids), asked, CHUNK), len(ids)]):
-            self._commit(length + start)
-            scores, self._scored = session.score(ids[None, start:end]), end - start
-        return _last(scores, asked)  # pyright: ignore[reportPossiblyUnboundVariable]
+    def answers(self, reads: Sequence[Read]) -> Iterator[tuple[Read, Scores]]:
+        """Reads of several sequences, one of each, with their scores, which are valid until the
+        next ones are asked for; in few calls.
 
-    def _commit(self, length: int) -> None:
-        """Hold exactly `length` slots, of those held and those scored last."""
-        held = int(self.session.lengths[0])
-        if length > held:
-            assert length <= held + self._scored
-            self.session.commit([range(length - held)])
-        elif length < held:
-            self.session.truncate([length])
-        self._scored = 0
+        Reads that ask for one row go together; what their sequences lack before it is read first.
+        Several rows of one sequence are a call of their own: GroupQueryAttention takes no more.
+        """
+        self.seats.free()
+        return self._answers(reads)
+
+    def _answers(self, reads: Sequence[Read]) -> Iterator[tuple[Read, Scores]]:
+        single = [read for read in reads if read.asked == 1]
+        for read in reads:
+            if read.asked > 1:
+                yield read, read.scores()
+        for group in _neighbours(single):
+            if len(group) == 1:
+                yield group[0], group[0].scores()
+            else:
+                self._read_before(group)
+                yield from self._together(group)
+
+    def _read_before(self, group: Sequence[Read]) -> None:
+        """Read all but the last token of each; single tokens together."""
+        short: list[Read] = []
+        for read in group:
+            before = Read(self, read.seat, read.start, read.tokens[:-1])
+            if len(before.tokens) == 1:  # after a draft of which all was accepted
+                short.append(before)
+            elif before.tokens:
+                before.scores()
+        for _ in self._answers(short):
+            pass
+
+    def _together(self, group: Sequence[Read]) -> Iterator[tuple[Read, Scores]]:
+        """The last token of each, in one call. Those in the rows between them go along, behind all
+        that they hold."""
+        first, behind = group[0].seat.row, group[-1].seat.row + 1
+        starts = [self.seats.end(row) for row in range(first, behind)]
+        tokens = [0] * len(starts)
+        for read in group:
+            place = read.seat.row - first
+            tokens[place], starts[place] = read.tokens[-1], read.start + len(read.tokens) - 1
+            read.seat.end = starts[place] + 1
+        scores = self.session.follow_rows(first, starts, tokens)
+        share = self.rows_cost(len(starts)) / len(group)
+        for read in group:
+            read.share = share
+            yield read, of_sequence(scores, read.seat.row - first)
 
 
-class SharedCaches:
-    """The target's own weights in another precision, over the target's own caches.
-
-    The draft reads the keys and values that the target computed, so it never reads a prompt or
-    catches up, and drafts better than from its own coarser ones (0.70 against 0.63 of its int4
-    argmaxes are the fp32 model's on SmolLM2). What it writes lies where the target's next step
-    writes: nothing of a draft stays. QuantSpec (arXiv 2502.10424) shares a cache likewise.
-    """
-
-    shares = True
+class OwnCaches(DraftEngine):
+    """A draft model with caches of its own: one set, with a seat for each sequence."""
 
     def __init__(
         self,
-        guest: OrtSession,
-        step: float = 0.0,
+        session: SeatedSession,
+        step: float,
         agreement: float = USUAL,
         rows_cost: RowsCost = usual_cost,
         own: Callable[[], OwnCaches] | None = None,
     ) -> None:
-        """`guest`: made by `OrtSession.sibling(target)`; it serves all sequences of the batch.
-        `own` opens the engine on caches of its own; None: on new ones."""
-        self.agreement, self.rows_cost = agreement, rows_cost
-        self._guest, self.step, self.capacity = guest, step, guest.capacity
-        self._own = own
+        """`own` opens the engine on other caches; None: nobody else has these."""
+        super().__init__(session, OwnSeats(session), step, agreement, rows_cost, own)
 
-    @property
-    def facts(self) -> DecoderFacts:
-        return self._guest.facts
-
-    def alone(self) -> OwnCaches:
-        if self._own is not None:
-            return self._own()
-        return OwnCaches(self._guest.sibling(), self.step, self.agreement, self.rows_cost)
-
-    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
-        return self._guest.follow(row, length, tokens, asked)
+    def alone(self) -> DraftEngine:
+        return self if self._own is None else self._own()
 
 
-class NestedCaches(SharedCaches):
-    """A sub-model of a draft engine, over the caches that the engine has of its own for one
-    sequence: other weights than the target's."""
-
-    shares = False
-
-    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
-        return super().follow(0, length, tokens, asked)
-
-
-def _last(scores: Scores, rows: int) -> Scores:
-    def cut(part: npt.NDArray[Any] | None) -> Any:
-        return None if part is None else part[:, -rows:]
-
-    topk, values = cut(scores.topk_ids), cut(scores.topk_logits)
-    return Scores(cut(scores.argmax), cut(scores.logits), topk, values, cut(scores.top_gap))
+def _neighbours(reads: Sequence[Read]) -> list[list[Read]]:
+    """The reads that go into one call: of rows that lie side by side, or nearly."""
+    groups: list[list[Read]] = []
+    for read in sorted(reads, key=lambda read: read.seat.row):
+        if groups and read.seat.row - groups[-1][-1].seat.row <= 1 + IDLE_ROWS:
+            groups[-1].append(read)
+        else:
+            groups.append([read])
+    return groups

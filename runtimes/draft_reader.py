@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from graftline.runtimes.acceptance.odds import Odds
-from graftline.runtimes.draft_engine import DraftEngine
+from graftline.runtimes.draft_engine import DraftEngine, Read
+from graftline.runtimes.draft_seats import Seat
 from graftline.runtimes.sampling import Doubles, Sampling
 from graftline.runtimes.session import Scores
 
@@ -41,29 +41,35 @@ def drawn(weights: Doubles, generator: np.random.Generator) -> int:
 class Reader:
     """A draft engine's side of one sequence.
 
-    `tokens` is the sequence, the last chosen token included; `read(ahead)` answers what the draft
+    `tokens` is the sequence, the last chosen token included; `read(ahead)` asks what the draft
     thinks after it and some drafted tokens. What the engine has read already is never read again,
-    as long as it is still true.
+    as long as it is still true; whatever is asked for counts as read.
     """
 
     def __init__(self, engine: DraftEngine, vocabulary: int = 0) -> None:
         self.engine, self._vocabulary = engine, vocabulary
-        if not engine.shares:
-            engine.rows_cost(1)  # what is measured once is measured now, not within a text
+        engine.rows_cost(1)  # what is measured once is measured now, not within a text
         self.tokens: list[int] = []
         self.milliseconds = engine.step
         """Of reading one token. Measured together with the target's steps, it is not measured again
         while running: only their ratio counts, and a busy machine slows both."""
-        self.row = 0
-        """The sequence's place in the target's batch."""
+        self.seat: Seat | None = None
+        """Its place in the engine's caches, once it has begun."""
         self._held = 0
         """Slots of the engine that hold what `tokens` and then `_ahead` say."""
         self._ahead: list[int] = []
 
     def start(self, context: Sequence[int]) -> None:
         """Begin a sequence."""
+        if self.seat is None:
+            self.seat = self.engine.seats.take(self)
         self.tokens, self._ahead = list(map(int, context)), []
         self._held = len(self.tokens) - 1 if self.engine.shares else 0
+
+    def sit(self, row: int) -> None:
+        """The sequence is in that row of the target's batch, and about to be drafted for."""
+        assert self.seat is not None, "no sequence has begun"
+        self.engine.seats.place(self.seat, row)
 
     def append(self, fresh: Sequence[int]) -> None:
         """The target chose `fresh`."""
@@ -93,32 +99,28 @@ class Reader:
         """Tokens that may be drafted before the engine is full."""
         return self.engine.capacity - len(self.tokens)
 
-    def read(self, ahead: Sequence[int]) -> Scores:
-        """Scores [1, 1] of what comes after the sequence and `ahead`; valid until the next call."""
+    def read(self, ahead: Sequence[int]) -> Read:
+        """To read the sequence and `ahead`, for the scores [1, 1] of what comes after it."""
         base, start = len(self.tokens), self._start(ahead)
         part = [*self.tokens[start:], *ahead[max(0, start - base) :]]
-        scores = self._call(start, part, 1)
         self._held, self._ahead = base + len(ahead), list(ahead)
-        return scores
+        return self._call(start, part, 1)
 
-    def fill(self, mask: int, count: int) -> Scores:
-        """Scores [1, count] of the sequence's last token and of `count` - 1 masks behind it, from
-        one call; valid until the next. The slots of masks are never held, so that whatever is read
-        next overwrites them."""
+    def fill(self, mask: int, count: int) -> Read:
+        """To read the sequence and `count` - 1 masks behind it in one call, for the scores
+        [1, count] of its last token and of those. The slots of masks are never held, so that
+        whatever is read next overwrites them."""
         start = self._start([])
-        scores = self._call(start, [*self.tokens[start:], *[mask] * (count - 1)], count)
         self._held, self._ahead = len(self.tokens), []
-        return scores
+        return self._call(start, [*self.tokens[start:], *[mask] * (count - 1)], count)
 
-    def verify(self, ahead: Sequence[int], chain: Sequence[int]) -> Scores:
-        """Scores [1, 1 + len(chain)] of what comes after the sequence and `ahead`, and after every
-        token of `chain` behind it, from one call; valid until the next."""
+    def verify(self, ahead: Sequence[int], chain: Sequence[int]) -> Read:
+        """To read the sequence, `ahead` and `chain` in one call, for the scores
+        [1, 1 + len(chain)] of what comes before and after every token of the chain."""
         base, start = len(self.tokens), self._start(ahead)
         part = [*self.tokens[start:], *ahead[max(0, start - base) :], *chain]
-        scores = self._call(start, part, 1 + len(chain))
-        self._held = base + len(ahead) + len(chain)
-        self._ahead = [*ahead, *chain]
-        return scores
+        self._held, self._ahead = base + len(ahead) + len(chain), [*ahead, *chain]
+        return self._call(start, part, 1 + len(chain))
 
     def rows(self, ahead: Sequence[int]) -> int:
         """Rows that `read(ahead)` puts behind the sequence's last token, and that token: what is
@@ -135,30 +137,24 @@ class Reader:
         same = _common(self._ahead, ahead)
         self._held, self._ahead = min(self._held, len(self.tokens) + same), self._ahead[:same]
 
-    def _call(self, start: int, part: Sequence[int], asked: int) -> Scores:
-        """The scores of the last `asked` of these rows."""
-        began = time.perf_counter()
-        scores = self.engine.follow(self.row, start, part, asked)
-        if not self.engine.step and start:
-            self._clock((time.perf_counter() - began) * 1e3 / self.engine.rows_cost(len(part)))
-        return scores
+    def _call(self, start: int, part: Sequence[int], asked: int) -> Read:
+        """To read these rows, for the scores of the last `asked` of them."""
+        seat = self.seat
+        assert seat is not None, "no sequence has begun"
+        return Read(self.engine, seat, start, part, asked)
 
     def _start(self, ahead: Sequence[int]) -> int:
         """The first slot that `read(ahead)` writes."""
         known = len(self.tokens) + _common(self._ahead, ahead)
         return min(self._held, known, len(self.tokens) + len(ahead) - 1)
 
-    def guess(self, ahead: Sequence[int], sampling: Sampling, exact: bool = False) -> Guess:
-        """What comes next by the draft; with `probs` unless `sampling` is greedy. `exact` asks for
-        the confidence and the entropy of the whole distribution."""
-        return self.guess_of(self.read(ahead), 0, sampling, exact)
-
-    def guess_of(
+    def guess(
         self, scores: Scores, place: int, sampling: Sampling, exact: bool = False
     ) -> Guess:
-        """What one row of the draft's scores says comes next."""
+        """What comes next by one row of the draft's scores; with `probs` unless `sampling` is
+        greedy. `exact` asks for the confidence and the entropy of the whole distribution."""
         best = int(scores.argmax[0, place])
-        width, known = self._width(scores), self.knows(best)
+        known = self.knows(best)
         if sampling.greedy and not exact:
             some = scores.logits if scores.topk_logits is None else scores.topk_logits
             values = some[0, place]
@@ -166,7 +162,7 @@ class Reader:
             others = () if scores.topk_ids is None else tuple(scores.topk_ids[0, place].tolist())
             return Guess(best, share, 0.0, known, None, others)
         if sampling.greedy and not sampling.filters:
-            odds, probs = Odds.of(scores.logits[0, place, :width]), None
+            odds, probs = Odds.of(scores.logits[0, place, : self._width(scores)]), None
         else:
             law = self.distribution(scores, place, sampling)
             odds, probs = Odds(law, 1.0), None if sampling.greedy else law
@@ -189,13 +185,6 @@ class Reader:
     def _width(self, scores: Scores) -> int:
         """Ids that the target has."""
         return self._vocabulary or scores.logits.shape[-1]
-
-    def _clock(self, milliseconds: float) -> None:
-        """One interrupted call must not look like a slow model."""
-        known = self.milliseconds
-        self.milliseconds = (
-            0.95 * known + 0.05 * min(milliseconds, 3.0 * known) if known else milliseconds
-        )
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, TypeGuard
 
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
@@ -63,6 +64,11 @@ class Bid:
         """Tokens that one call of the model has to bring in, made for a row of that depth."""
         return self.draft[depth] - self.keep[depth]
 
+    def shared(self, share: float) -> Bid:
+        """The same where a call costs that share of what this was made for."""
+        calls = [keep + share * self.call(depth) for depth, keep in enumerate(self.keep)]
+        return replace(self, draft=calls)
+
     @classmethod
     def free(cls, rows: int) -> Bid:
         """As many rows as that, whatever they are worth."""
@@ -71,18 +77,19 @@ class Bid:
 
 class PaidDrafter(Drafter, Protocol):
     """A drafter that computes its drafts with a model. `propose` gives what costs nothing (the root
-    alone, or a store's proposal); `draft` spends time.
+    alone, or a store's proposal); `draft` spends time, on calls that others share in (`drafting`).
 
     With drawn drafts the lossless rules need that nothing is cut afterwards, and that whether one
     goes on is decided before the next token is drawn. `reads` are the model's calls of the last
-    draft, one for each token; a cheaper call, of a part of the model, counts as that part of one.
+    draft, one for each token; a cheaper call, of a part of the model or with others who pay theirs,
+    counts as that part of one.
     Where one call makes all tokens, they are its rows, and `price` knows what so many cost.
     """
 
     reads: float
 
-    def draft(self, bid: Bid) -> Tree:
-        """A tree of at most `bid.rows` rows; ends where another row is not worth its price."""
+    def draft(self, bid: Bid) -> Draft:
+        """For a tree of at most `bid.rows` rows; ends where another row is not worth its price."""
         ...
 
     def hope(self, foresight: int) -> Sequence[float]:
@@ -91,6 +98,11 @@ class PaidDrafter(Drafter, Protocol):
 
     def price(self, reads: float) -> float:
         """Milliseconds of that many calls of the model."""
+        ...
+
+    def share(self, sequences: int) -> float:
+        """What a call costs each of so many sequences that draft together, over what it costs one
+        that drafts alone."""
         ...
 
     def debt(self) -> float:

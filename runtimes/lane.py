@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from graftline.runtimes.control.choose import Offer, Terms
 from graftline.runtimes.control.marks import Marks
@@ -11,6 +11,7 @@ from graftline.runtimes.control.paid import promised
 from graftline.runtimes.control.speculation import Speculation, Track
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Bid, PaidDrafter, is_paid
+from graftline.runtimes.drafting import Draft, draft_together
 from graftline.runtimes.trees.packing import trim
 from graftline.tree import Tree
 
@@ -89,31 +90,47 @@ class Lane:
         chosen = [pair for pair in payers if pair[0] in bought]
         if not chosen and paid.try_again(payers, terms):
             chosen = payers
-        return sum([self._draft(seat, drafter, terms, rate, branches) for seat, drafter in chosen])
+        total, count, bids = 0.0, len(chosen), dict[int, Bid]()
+        for seat, drafter in chosen:
+            total += drafter.debt()
+            bids[seat] = paid.bid(drafter, terms, rate)
+            if count > 1:
+                bids[seat] = bids[seat].shared(drafter.share(count))
+        self._draft(bids, branches)
+        return total + sum([self._bought(seat, drafter, terms) for seat, drafter in chosen])
 
     def draft_freely(self, rows: int, branches: bool) -> None:
         """Draft as much as that for all members, whatever it costs."""
-        for place, one in enumerate(self.members):
-            if is_paid(one.drafter):
-                self.proposals[place] = one.proposal(branches, Bid.free(rows))
+        bid = Bid.free(rows)
+        self._draft({one.seat: bid for one in self.members if is_paid(one.drafter)}, branches)
 
     def _payers(self) -> list[tuple[int, PaidDrafter]]:
         pairs = [(one.seat, one.drafter) for one in self.members if not one.done]
         return [(seat, drafter) for seat, drafter in pairs if is_paid(drafter)]
 
-    def _draft(
-        self, seat: int, drafter: PaidDrafter, terms: Terms, rate: float, branches: bool
-    ) -> float:
-        """All that is drafted is scored, because drawn drafts may not be cut."""
+    def _draft(self, bids: Mapping[int, Bid], branches: bool) -> None:
+        """Let the members of these seats draft, all together."""
+        begun: list[tuple[int, Bid]] = []
+        drafts: list[Draft] = []
+        for place, one in enumerate(self.members):
+            if one.seat in bids:
+                bid, drafter = one.affordable(bids[one.seat]), one.drafter
+                self.proposals[place] = one.root()
+                if bid is not None and is_paid(drafter):
+                    begun.append((place, bid))
+                    drafts.append(drafter.draft(bid))
+        for (place, bid), outcome in zip(begun, draft_together(drafts), strict=True):
+            self.proposals[place] = self.members[place].bought(bid, outcome, branches)
+
+    def _bought(self, seat: int, drafter: PaidDrafter, terms: Terms) -> float:
+        """All that was drafted is scored, because drawn drafts may not be cut; what it took."""
         paid = self.control.paid
         assert paid is not None
         place = next(place for place, one in enumerate(self.members) if one.seat == seat)
-        one, debt = self.members[place], drafter.debt()
-        self.proposals[place] = one.proposal(branches, paid.bid(drafter, terms, rate))
-        tree, track = self.proposals[place][1], self._tracks[one][0]
+        tree, track = self.proposals[place][1], self._tracks[self.members[place]][0]
         track.proposal, track.promise = None, promised(tree)
         self.bought[seat] = len(tree)
-        return debt + paid.drafted(seat, drafter, len(tree) - 1, terms)
+        return paid.drafted(seat, drafter, len(tree) - 1, terms)
 
     def place(self, trees: list[Tree], rows: dict[int, int]) -> float:
         """Put every member's tree, of so many rows by seat, among those of the step; the tokens

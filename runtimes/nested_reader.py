@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graftline.runtimes.draft_engine import DraftEngine
-from graftline.runtimes.draft_reader import Guess, Reader
-from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.draft_engine import DraftEngine, Read
+from graftline.runtimes.draft_reader import Reader
 
 
 class NestedReader(Reader):
@@ -24,6 +23,7 @@ class NestedReader(Reader):
     def start(self, context: Sequence[int]) -> None:
         super().start(context)
         for reader in self.depths[:-1]:
+            reader.seat = self.seat
             reader.start(context)
 
     def append(self, fresh: Sequence[int]) -> None:
@@ -31,13 +31,11 @@ class NestedReader(Reader):
         for reader in self.depths[:-1]:
             reader.append(fresh)
 
-    def ask(self, depth: int, ahead: Sequence[int], sampling: Sampling) -> Guess:
-        """What the sub-model of that place thinks comes after the sequence and `ahead`."""
-        reader = self.depths[depth]
-        reader.row = self.row
-        guess = reader.guess(ahead, sampling)
+    def ask(self, depth: int, ahead: Sequence[int]) -> Read:
+        """To read the sequence and `ahead` with the sub-model of that place."""
+        read = self.depths[depth].read(ahead)
         for shallower in self.depths[:depth]:
             shallower.filled(ahead)
         for deeper in self.depths[depth + 1 :]:
             deeper.overwritten(ahead)
-        return guess
+        return read

@@ -36,12 +36,20 @@ REMEDIES = {
 class Resources:
     """Everything around a session that drafters and rules may use. Absent values are None.
 
+<<<<<<< HEAD
     `draft` opens the bundle's draft engine (a new one at each call, for one sequence); `depths`
     its sub-models likewise, shallowest first and the whole last, over one set of caches; `head`
     opens its draft heads, the same at each call; `corpus`: the user's documents as token ids;
     `embedding` [V, H]: the target's token embedding; `tuned`: what `graftline tune` stored in the
     bundle, by key; `decode` turns token ids into text; `encode` turns text into token ids, adding
     none.
+=======
+    `draft` opens the bundle's draft engine, for all sequences (the same one at each call); `depths`
+    its sub-models likewise, shallowest first and the whole last, over one set of caches; `corpus`:
+    the user's documents as token ids; `embedding` [V, H]: the target's token embedding; `tuned`:
+    what `graftline tune` stored in the bundle, by key; `decode` turns token ids into text; `encode`
+    turns text into token ids, adding none.
+>>>>>>> together
     """
 
     draft: Callable[[], DraftEngine] | None = None

@@ -62,6 +62,20 @@ def one_row(scores: Scores, row: int, node: int) -> Scores:
     return Scores(*kept)  # type: ignore[arg-type]
 
 
+def of_sequence(scores: Scores, row: int) -> Scores:
+    """Those of one sequence (B = 1), where and as long as the whole is."""
+    rows = slice(row, row + 1)
+
+    def part(values: Any) -> Any:
+        return None if values is None else values[rows]
+
+    few = (part(scores.argmax), part(scores.topk_ids), part(scores.topk_logits))
+    if isinstance(scores, DeviceScores):
+        later = lambda: scores.logits[rows], lambda: part(scores.hidden)
+        return DeviceScores(*few, part(scores.top_gap), *later)
+    return Scores(few[0], scores.logits[rows], *few[1:], part(scores.top_gap), part(scores.hidden))
+
+
 def joined(rows: list[Scores], axis: int = 0) -> Scores:
     """Scores of several calls as one, along an axis."""
 

@@ -17,13 +17,8 @@ from graftline.errors import RequestError
 from graftline.owners import DRAFT, HEAD
 from graftline.runtimes.control.costs import NEAR, Costs
 from graftline.runtimes.control.measure import undisturbed
-from graftline.runtimes.draft_engine import (
-    DraftEngine,
-    NestedCaches,
-    OwnCaches,
-    RowsCost,
-    SharedCaches,
-)
+from graftline.runtimes.draft_engine import DraftEngine, OwnCaches, RowsCost
+from graftline.runtimes.draft_seats import OwnSeats, TargetSeats
 from graftline.runtimes.head_reader import Heads
 from graftline.runtimes.ort.heads import OrtHeads
 from graftline.runtimes.ort.session import OrtSession
@@ -57,14 +52,13 @@ class Match:
 def draft_opener(
     bundle: Bundle, target: OrtSession, opened: Opened
 ) -> Callable[[], DraftEngine] | None:
-    """Opens a draft engine per sequence, all over one ONNX Runtime session; None without a draft.
+    """Opens the draft engine for all sequences of a target; None without a draft.
 
     A draft that has the target's own weights works on the target's caches, any other on its own.
     """
     whole = bundle.manifest.engines().get(DRAFT)
     if whole is None:
         return None
-    guest = cache(lambda: opened(whole)[0].sibling(target))
     spare: list[OrtSession] = []
 
     def own() -> OwnCaches:
@@ -74,11 +68,13 @@ def draft_opener(
         finalize(engine, spare.append, mine)
         return engine
 
+    @cache
     def draft() -> DraftEngine:
-        if not bundle.manifest.same_weights(DRAFT):
-            return own()
-        match = opened(whole)[1]
-        return SharedCaches(guest(), match.step, match.agreement, match.rows_cost, own)
+        session, match = opened(whole)
+        facts = match.step, match.agreement, match.rows_cost, own
+        if bundle.manifest.same_weights(DRAFT):
+            return DraftEngine(session.sibling(target), TargetSeats(target), *facts)
+        return OwnCaches(_touched(session.sibling()), *facts)
 
     return draft
 
@@ -94,23 +90,23 @@ def _touched(session: OrtSession) -> OrtSession:
 def depths_opener(
     bundle: Bundle, target: OrtSession, opened: Opened
 ) -> Callable[[], Sequence[DraftEngine]] | None:
-    """Opens the draft's sub-models for a sequence, shallowest first and the whole last, over one
-    set of caches: the target's, or the draft's own. None without any."""
+    """Opens the draft's sub-models for all sequences of a target, shallowest first and the whole
+    last, over one set of caches: the target's, or the draft's own. None without any."""
     cuts = list(bundle.manifest.of_role("depth", DRAFT))
     if not cuts:
         return None
     stages = [*cuts, bundle.manifest.engines()[DRAFT]]
-    guests = cache(lambda: [opened(stage)[0].sibling(target) for stage in stages])
-
+    @cache
     def depths() -> Sequence[DraftEngine]:
-        matches = [opened(stage)[1] for stage in stages]
-        if bundle.manifest.same_weights(DRAFT):
-            pairs = zip(guests(), matches, strict=True)
-            return [SharedCaches(guest, m.step, m.agreement, m.rows_cost) for guest, m in pairs]
-        own = opened(stages[-1])[0].sibling()
-        nests = (opened(stage)[0].sibling(own) for stage in stages)
-        pairs = zip(nests, matches, strict=True)
-        return [NestedCaches(guest, m.step, m.agreement, m.rows_cost) for guest, m in pairs]
+        shares = bundle.manifest.same_weights(DRAFT)
+        host = target if shares else opened(stages[-1])[0].sibling()
+        seats = TargetSeats(host) if shares else OwnSeats(host)
+        engines: list[DraftEngine] = []
+        for stage in stages:
+            session, m = opened(stage)
+            guest = session.sibling(host)
+            engines.append(DraftEngine(guest, seats, m.step, m.agreement, m.rows_cost))
+        return engines
 
     return depths
 

@@ -12,6 +12,7 @@ from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
 from graftline.runtimes.drafters.prompt_lookup import PromptLookup
 from graftline.runtimes.drafters.suffix import Suffix
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Verdict
@@ -73,7 +74,7 @@ class Cascade:
         self.signal = self._store.signal
         return tree
 
-    def draft(self, bid: Bid) -> Tree:
+    def draft(self, bid: Bid) -> Draft:
         return self._model.draft(bid)
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
@@ -88,6 +89,9 @@ class Cascade:
 
     def price(self, reads: float) -> float:
         return self._model.price(reads)
+
+    def share(self, sequences: int) -> float:
+        return self._model.share(sequences)
 
     def debt(self) -> float:
         return self._model.debt()

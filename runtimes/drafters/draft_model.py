@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from math import exp
 from typing import ClassVar, Self
@@ -11,8 +11,10 @@ import numpy as np
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.chances.calibration import USUAL, Calibration
+from graftline.runtimes.draft_engine import Read
 from graftline.runtimes.draft_reader import Guess, Reader, drawn
 from graftline.runtimes.drafter import Bid
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.lengths import Length, make_length
 from graftline.runtimes.options import options_of
 from graftline.runtimes.resources import Resources, missing
@@ -96,10 +98,10 @@ class DraftModel:
         self.signal = 0
         return Tree.chain(self._reader.tokens[-1:])
 
-    def draft(self, bid: Bid) -> Tree:
+    def draft(self, bid: Bid) -> Draft:
         self.signal, self.reads = self.foresight(), 0
         reader, chance = self._reader, 1.0
-        reader.row = bid.row
+        reader.sit(bid.row)
         ahead: list[int] = []
         promised = [1.0]
         draws: dict[int, Draws] = {}
@@ -107,7 +109,7 @@ class DraftModel:
         for depth in range(1, min(bid.rows, self.rows, reader.room + 1)):
             if depth > 1 and not self._promises(chance, bid, depth):
                 break
-            guess, odds = self._answer(ahead, chance, bid)
+            guess, odds = yield from self._answer(ahead, chance, bid)
             chance *= odds
             if not self._worth(guess, len(ahead), chance >= bid.keep[depth]):
                 break
@@ -142,25 +144,27 @@ class DraftModel:
     def price(self, reads: float) -> float:
         return reads * self._reader.milliseconds
 
+    def share(self, sequences: int) -> float:
+        return self._reader.engine.rows_cost(sequences) / sequences
+
     def debt(self) -> float:
         return self._reader.debt
 
     def foresight(self) -> int:
         return self._class
 
-    def _read(self, ahead: Sequence[int]) -> Guess:
-        """What the draft would say after the sequence and `ahead`."""
-        self.reads += 1
-        exact = self.policy is not None
-        return self._reader.guess(ahead, self._sampling, exact)
-
     def _promises(self, chance: float, bid: Bid, depth: int) -> bool:
         """Whether the draft is asked for a token after a chain of that chance."""
         return self.policy is not None or chance * self.calibration.usual >= bid.draft[depth]
 
-    def _answer(self, ahead: Sequence[int], chance: float, bid: Bid) -> tuple[Guess, float]:
+    def _answer(
+        self, ahead: Sequence[int], chance: float, bid: Bid
+    ) -> Generator[Read, Scores, tuple[Guess, float]]:
         """What comes after `ahead`, a chain of that chance, and the chance that it is accepted."""
-        guess = self._read(ahead)
+        read = self._reader.read(ahead)
+        scores = yield read
+        self.reads += read.share
+        guess = self._reader.guess(scores, 0, self._sampling, self.policy is not None)
         return guess, self.calibration.of(guess.confidence)
 
     def _worth(self, guess: Guess, drafted: int, paying: bool) -> bool:

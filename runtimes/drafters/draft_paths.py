@@ -12,6 +12,7 @@ from graftline.errors import GraftlineError
 from graftline.runtimes.draft_reader import Guess, drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
+from graftline.runtimes.drafting import Draft
 from graftline.tree import Doubles, Draws, Tree
 
 
@@ -68,10 +69,10 @@ class DraftPaths(DraftModel):
                 "fit; use 1 <= paths < rows, and no length policy"
             )
 
-    def draft(self, bid: Bid) -> Tree:
+    def draft(self, bid: Bid) -> Draft:
         self.signal, self.reads = self.foresight(), 0
         reader = self._reader
-        reader.row = bid.row
+        reader.sit(bid.row)
         rows = min(bid.rows, self.rows) - 1
         paths = min(self.paths, rows)
         deep = min(rows // paths, reader.room) if paths > 0 else 0
@@ -81,7 +82,7 @@ class DraftPaths(DraftModel):
             node, ahead = 0, list[int]()
             while len(ahead) < deep:
                 if node not in guesses:
-                    guesses[node] = self._read(ahead)
+                    guesses[node], _ = yield from self._answer(ahead, 1.0, bid)
                 token = self._take(trie, node, guesses[node])
                 if token is None:
                     break

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.chances.depth_chances import DepthChances
+from graftline.runtimes.draft_engine import Read
 from graftline.runtimes.draft_reader import Guess
 from graftline.runtimes.drafter import Bid, match_class, match_prior
 from graftline.runtimes.drafters.draft_model import DraftModel
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.ngram_index import NgramIndex
-from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
@@ -48,11 +49,6 @@ class HierarchicalDraft(DraftModel):
         self._chances = {n: DepthChances(self.ahead, share) for n, share in believed.items()}
         """By the size of the n-gram, how often the draft writes what followed it."""
 
-    def equip(self, resources: Resources) -> None:
-        """Open the draft engine. Raises GraftlineError for a bundle without one."""
-        super().equip(resources)
-        self._reader.engine.rows_cost(1)  # what is measured once is measured now, not in a text
-
     def fork(self) -> Self:
         other = super().fork()
         other._chances = self._chances
@@ -64,7 +60,7 @@ class HierarchicalDraft(DraftModel):
         for token in context:
             self._text.append(int(token))
 
-    def draft(self, bid: Bid) -> Tree:
+    def draft(self, bid: Bid) -> Draft:
         self._scores: Scores | None = None
         self._chain, self._behind = list[int](), 0
         self._most = min(bid.rows, self.rows, self._reader.room + 1) - 1
@@ -75,20 +71,24 @@ class HierarchicalDraft(DraftModel):
         for token in verdict.tokens(tree):
             self._text.append(token)
 
-    def _read(self, ahead: Sequence[int]) -> Guess:
+    def _answer(
+        self, ahead: Sequence[int], chance: float, bid: Bid
+    ) -> Generator[Read, Scores, tuple[Guess, float]]:
         place = self._place(ahead)
         if place < 0 or self._scores is None:
             size, copied = self._copy(ahead)
             self._chain = copied[: self._worth_verifying(size, copied)]
             self._behind, place = len(ahead), 0
-            self.reads += self._reader.engine.rows_cost(1 + len(self._chain))
-            self._scores = self._reader.verify(ahead, self._chain)
+            read = self._reader.verify(ahead, self._chain)
+            self._scores = yield read
+            self.reads += read.share * self._reader.engine.rows_cost(read.asked)
             if copied:
                 own: list[int] = self._scores.argmax[0].tolist()
                 tried = copied[: max(1, len(self._chain))]  # the first is known without a row
                 same = next((at for at, t in enumerate(tried) if t != own[at]), len(tried))
                 self._chances[size].record(len(tried), same)
-        return self._reader.guess_of(self._scores, place, self._sampling)
+        guess = self._reader.guess(self._scores, place, self._sampling)
+        return guess, self.calibration.of(guess.confidence)
 
     def _promises(self, chance: float, bid: Bid, depth: int) -> bool:
         if self._place([token for token, _ in self._drafted]) < 0:

@@ -10,6 +10,7 @@ from graftline.errors import GraftlineError
 from graftline.runtimes.chances.certainty import CLASSES, certainty
 from graftline.runtimes.chances.head_chances import HeadChances
 from graftline.runtimes.drafter import Bid
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.head_reader import HeadReader
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.session import Scores
@@ -83,7 +84,8 @@ class Medusa:
         self.signal = 0
         return Tree.chain((self._last,))
 
-    def draft(self, bid: Bid) -> Tree:
+    def draft(self, bid: Bid) -> Draft:
+        yield from ()  # the heads are asked for all sequences at once
         self.signal, rows = self.foresight(), min(bid.rows, self.rows)
         self.reads = int(self._reader.ask(self._reading))
         ids, shares = self._reading.ids, self._reading.shares
@@ -115,6 +117,10 @@ class Medusa:
     def price(self, reads: float) -> float:
         """One call makes a whole tree."""
         return self._reader.heads.milliseconds if reads else 0.0
+
+    def share(self, sequences: int) -> float:
+        """One call answers for all of them."""
+        return 1.0 / sequences
 
     def debt(self) -> float:
         """None: the heads keep nothing of a sequence."""

@@ -13,6 +13,7 @@ from graftline.runtimes.chances.depth_chances import DepthChances
 from graftline.runtimes.draft_reader import drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.session import Scores
 from graftline.tree import Draws, Tree
@@ -33,6 +34,9 @@ class ParallelDraft(DraftModel):
     and what a call of more rows costs the draft, as measured. A depth left out is tried again from
     a budget. With `sampled` every token is drawn from its row's distribution: the rows do not
     depend on the tokens drawn, and neither does k.
+
+    Each sequence's draft is a call of its own: GroupQueryAttention takes several new rows behind a
+    past for one sequence only.
     """
 
     name: ClassVar[str] = "parallel-draft"
@@ -60,7 +64,6 @@ class ParallelDraft(DraftModel):
                 f"parallel-draft: the mask token {named} is not among the {facts.vocabulary} ids "
                 "of the draft; name another one: the recipe's option mask"
             )
-        engine.rows_cost(1)  # what is measured once is measured now, not within a text
         self._mask = named
         self.chances = DepthChances(self.rows - 1, self._agreement)
 
@@ -69,16 +72,17 @@ class ParallelDraft(DraftModel):
         other.chances = self.chances
         return other
 
-    def draft(self, bid: Bid) -> Tree:
+    def draft(self, bid: Bid) -> Draft:
         self.signal, self.reads, self._drafted = self.foresight(), 0, []
         reader = self._reader
-        reader.row = bid.row
+        reader.sit(bid.row)
         most = min(bid.rows, self.rows, reader.room + 1) - 1
         if most < 1:
             return Tree.chain(reader.tokens[-1:])
         count = self._count(bid, most)
         self.reads = self._carried + count
-        tokens, draws = self._filled(reader.fill(self._mask, count), count)
+        scores = yield reader.fill(self._mask, count)
+        tokens, draws = self._filled(scores, count)
         self._drafted = [(token, 1.0) for token in tokens]
         chain = Tree.chain([reader.tokens[-1], *tokens])
         given = [1.0, *self.chances.each()][: len(chain)]
@@ -90,6 +94,9 @@ class ParallelDraft(DraftModel):
     def price(self, reads: float) -> float:
         """Of one call of `reads` rows: its rows are what this drafter counts."""
         return self._cost(reads) * self._reader.milliseconds
+
+    def share(self, sequences: int) -> float:
+        return 1.0
 
     def debt(self) -> float:
         behind = self._reader.unread - self._carried

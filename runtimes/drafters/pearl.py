@@ -12,6 +12,7 @@ from typing import ClassVar
 from graftline.errors import GraftlineError
 from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.drafter import Bid
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Scores
@@ -33,6 +34,9 @@ class Pearl:
     it stood (post-verify). Tokens the target chose are taken off the stream's front; at the first
     other one the stream is emptied. A step's share of the stream is complete before its verdict is
     read, so nothing depends on which of the two is faster.
+
+    Each sequence has its own thread and caches: it drafts beside the target's step, when no other
+    sequence waits for it, and ends as its own verdict says.
     """
 
     branching: ClassVar[bool] = False
@@ -85,11 +89,10 @@ class Pearl:
         self.signal = 0
         return Tree.chain(self._reader.tokens[-1:])
 
-    def draft(self, bid: Bid) -> Tree:
+    def draft(self, bid: Bid) -> Draft:
         self.signal = self.foresight()
-        self._reader.row = bid.row
         if self._reader.unread:  # not beside the target, which would wait for it
-            self._reader.read([])
+            yield self._reader.read([])
         self._scored = self._stream[: min(bid.rows, self.rows) - 1]
         count = min(self.rows - 1, bid.rows - 1, self._reader.room - len(self._stream))
         self.reads = max(count, 0)
@@ -118,6 +121,9 @@ class Pearl:
     def price(self, reads: float) -> float:
         return reads * self._reader.milliseconds * (1.0 - self.overlap + self._hindrance)
 
+    def share(self, sequences: int) -> float:
+        return 1.0
+
     def debt(self) -> float:
         return self._reader.debt
 
@@ -128,7 +134,7 @@ class Pearl:
     def _write(self, stream: list[int], count: int) -> list[int]:
         """Continue the stream; given up once the verdict has made it worthless."""
         for _ in range(count):
-            guess = self._reader.guess(stream, Sampling())
+            guess = self._reader.guess(self._reader.read(stream).scores(), 0, Sampling())
             if self._stop.is_set() or not guess.known:
                 break
             stream.append(guess.best)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import ClassVar, Self
@@ -11,13 +11,14 @@ from graftline.errors import GraftlineError
 from graftline.runtimes.chances.budget import Budget
 from graftline.runtimes.chances.calibration import Calibration
 from graftline.runtimes.control.paid import DEBT_STEPS
-from graftline.runtimes.draft_engine import MANY_ROWS
+from graftline.runtimes.draft_engine import MANY_ROWS, Read
 from graftline.runtimes.draft_reader import Guess
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.nested_reader import NestedReader
 from graftline.runtimes.resources import Resources, missing
-from graftline.tree import Tree
+from graftline.runtimes.session import Scores
 
 _EXPLORE = 0.01
 """Share of the time spent on drafts that pays for asking sub-models that are left aside."""
@@ -73,11 +74,11 @@ class SortedDraft(DraftModel):
         super().start(context)
         self._answers = []
 
-    def draft(self, bid: Bid) -> Tree:
+    def draft(self, bid: Bid) -> Draft:
         self._answers = []
         self._asked = self._worth_asking(bid) if bid.rows > 1 else list(self._all)
         self._tried = self._to_try()
-        tree = super().draft(bid)
+        tree = yield from super().draft(bid)
         dearest = max(reader.milliseconds for reader in self._nest.depths)
         self._budget.save(_EXPLORE * self.price(self.reads), most=dearest)
         return tree
@@ -88,7 +89,9 @@ class SortedDraft(DraftModel):
     def _promises(self, chance: float, bid: Bid, depth: int) -> bool:
         return self._best(chance, bid, depth)[0] >= bid.keep[depth]
 
-    def _answer(self, ahead: Sequence[int], chance: float, bid: Bid) -> tuple[Guess, float]:
+    def _answer(
+        self, ahead: Sequence[int], chance: float, bid: Bid
+    ) -> Generator[Read, Scores, tuple[Guess, float]]:
         depth = len(ahead) + 1
         call = bid.call(depth)
         token = chance + self._rest(chance, bid, depth)
@@ -96,11 +99,13 @@ class SortedDraft(DraftModel):
         found: list[tuple[int, Guess, float]] = []
         most = 0.0
         for place in sorted({*self._asked, tried} - {-1}):
-            gain = (self._calibrations[place].usual - most) * token
-            if found and place != tried and gain < call * self._share(place, ahead):
+            gain, part = (self._calibrations[place].usual - most) * token, self._part(place, ahead)
+            if found and place != tried and gain < call * part:
                 continue
-            self.reads += self._share(place, ahead)
-            guess = self._nest.ask(place, ahead, self._sampling)
+            read = self._nest.ask(place, ahead)
+            scores = yield read
+            self.reads += part * read.share
+            guess = self._nest.guess(scores, 0, self._sampling)
             odds = self._calibrations[place].of(guess.confidence) if guess.known else 0.0
             found.append((place, guess, odds))
             most = max(most, odds)
@@ -134,7 +139,7 @@ class SortedDraft(DraftModel):
         for place in reversed(self._all):
             outcomes = self._calibrations[place].outcomes()
             promised = sum(share * max(odds * token - least, value) for share, odds in outcomes)
-            worth[place] = promised - call * self._share(place)
+            worth[place] = promised - call * self._part(place)
             if worth[place] > value:
                 value = worth[place]
                 asked.insert(0, place)
@@ -164,12 +169,12 @@ class SortedDraft(DraftModel):
         its call; and the chance of the chain with it."""
         call = bid.call(depth)
         usual = (chance * calibration.usual for calibration in self._calibrations)
-        return max((odds - call * self._share(place), odds) for place, odds in enumerate(usual))
+        return max((odds - call * self._part(place), odds) for place, odds in enumerate(usual))
 
-    def _share(self, place: int, ahead: Sequence[int] = ()) -> float:
+    def _part(self, place: int, ahead: Sequence[int] = ()) -> float:
         """What asking a sub-model costs, in calls of the whole draft; `ahead` may hold tokens that
         it has to read first, and catching up with the sequence is written off over some steps."""
         reader, whole = self._nest.depths[place], self._nest.milliseconds
-        share = reader.milliseconds / whole if whole else 1.0
+        part = reader.milliseconds / whole if whole else 1.0
         first = reader.unread / DEBT_STEPS + reader.rows(ahead) - 1
-        return share * (1.0 + MANY_ROWS * first)
+        return part * (1.0 + MANY_ROWS * first)

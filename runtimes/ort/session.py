@@ -116,15 +116,33 @@ class OrtSession(BoundCalls):
         """The last `asked` rows' scores (N of them) of `tokens`, put behind the first `length`
         slots of sequence `row`. On the caches of a host they lie where the host's next step writes.
         """
-        starts = call_starts(len(tokens), asked, CHUNK)
-        for start, end in pairwise([*starts, len(tokens)]):
+        if len(tokens) == 1:  # nearly all calls of a draft
+            call = self._call(1, 1, 1, row, chains=True)
+            call.set_chain(tokens, length)
+            return self._run(call)
+        count = len(tokens)
+        starts = call_starts(count, asked, CHUNK) if count > CHUNK else [0]
+        for start, end in pairwise([*starts, count]):
             part = np.asarray(tokens[start:end], np.int64)
-            wanted = asked if end == len(tokens) else 1
+            wanted = asked if end == count else 1
             call = self._call(1, len(part), wanted, row, chains=True)
             call.rows[0] = np.arange(len(part) - wanted, len(part))
             call.set_chain(part, length + start)
             scores = self._run(call)
         return scores  # pyright: ignore[reportPossiblyUnboundVariable]
+
+    def follow_rows(self, first: int, starts: Sequence[int], tokens: Sequence[int]) -> Scores:
+        """The scores [B, 1] of one token for each of the sequences from `first` on, in one call:
+        each is put into the slot that `starts` says, and sees all slots before it."""
+        call = self._call(len(tokens), 1, 1, first, chains=True)
+        call.filled = -1
+        call.tokens[:, 0] = tokens
+        call.write_index[:] = starts
+        call.positions[:, 0] = starts
+        if call.mask is not None:
+            for row, start in enumerate(starts):
+                call.mask_chain(row, start, 1)
+        return self._run(call)
 
     @property
     def lengths(self) -> Ints:

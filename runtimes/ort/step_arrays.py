@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from graftline.ports import Port
-from graftline.runtimes.session import Bools, Ints, Scores
+from graftline.ports import FEATURES, Port
+from graftline.runtimes.session import Bools, Floats, Ints, Scores
 
 STEP_INTS = ("tokens", "positions", "write_index", "rows")
 
@@ -33,6 +33,8 @@ class StepArrays:
     outputs: dict[str, npt.NDArray[Any]]
     filled: int = -1
     """Slots before this one are visible in the last chain of one row; -1: unknown."""
+    features: Floats | None = None
+    """[B, N, H]: what a draft head's step reads besides tokens."""
 
     def asked(self, name: str) -> npt.NDArray[Any] | None:
         """An output [B, R, ...] of the rows that were asked for, where the graph gives all N of
@@ -47,7 +49,7 @@ class StepArrays:
         rows = self.rows.reshape(*self.rows.shape, *[1] * (array.ndim - 2))
         return np.take_along_axis(array, rows, axis=1)
 
-    def set_chain(self, tokens: Ints, start: int) -> None:
+    def set_chain(self, tokens: Ints | Sequence[int], start: int) -> None:
         """Fill in a chain of one sequence: the plain step, so as few array operations as will do.
 
         The mask of such a call is all true up to slot `filled`, then a triangle.
@@ -168,7 +170,8 @@ def bind(
     tokens, positions, write_index, rows = (inputs[n] for n in STEP_INTS)
     ints = tokens, positions, write_index, rows
     run = session.run_with_iobinding
-    return StepArrays(run, binding, *ints, inputs.get("mask"), outputs)
+    more = inputs.get(FEATURES)
+    return StepArrays(run, binding, *ints, inputs.get("mask"), outputs, features=more)
 
 
 def _value(array: npt.NDArray[Any]) -> Any:

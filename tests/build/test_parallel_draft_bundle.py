@@ -93,19 +93,19 @@ def test_rows_after_a_rejected_draft_are_those_of_a_fresh_engine(bundle: Bundle)
     target.prefill([np.asarray(text[:-1])])
     reader.start(text)
     for turn in range(4):
-        reader.fill(MASK, 7)
+        reader.fill(MASK, 7).scores()
         fresh = random.integers(0, 256, 1 + turn).tolist()
         if reader.engine.shares:
             target.score(np.asarray([[text[-1], *fresh]]))
             target.commit([range(len(fresh))])
         reader.append(fresh)
         text += fresh
-    found = reader.fill(MASK, 5).logits.copy()
+    found = reader.fill(MASK, 5).scores().logits.copy()
     target.reset(1)
     target.prefill([np.asarray(text[:-1])])
     again = Reader(engine.resources.draft(), 260)
     again.start(text)
-    expected = again.fill(MASK, 5).logits
+    expected = again.fill(MASK, 5).scores().logits
     assert found.shape == (1, 5, 260)
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
     assert np.abs(found[0, 0] - found[0, 1]).max() > 0.1 * np.abs(expected).max()
@@ -121,12 +121,13 @@ def test_several_rows_of_one_call_are_those_of_several_calls(bundle: Bundle) -> 
     for held in (20, 296, 3):
         target.reset(1)
         target.prefill([np.asarray(text[:held])])
-        draft.follow(0, 0 if not draft.shares else held, text[: 1 if draft.shares else held])
-        found = draft.follow(0, held, text[held:], 4).logits.copy()
+        session = draft.session
+        session.follow(0, held if draft.shares else 0, text[: 1 if draft.shares else held])
+        found = session.follow(0, held, text[held:], 4).logits.copy()
         assert found.shape == (1, 4, 260)
         for row in range(4):
             end = len(text) - 3 + row
-            alone = draft.follow(0, held, text[held:end]).logits
+            alone = session.follow(0, held, text[held:end]).logits
             near = 0.05 * np.abs(alone).max()
             assert np.abs(found[0, row] - alone[0, 0]).max() < near
             assert np.abs(found[0, (row + 1) % 4] - alone[0, 0]).max() > near

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from toy_drafts import CheckedSession
 from toy_session import ToySession
 
 from graftline.recipe import Recipe
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.draft_engine import OwnCaches, usual_cost
+from graftline.runtimes.draft_engine import DraftEngine, OwnCaches
+from graftline.runtimes.draft_seats import TargetSeats
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.resources import Resources
@@ -63,59 +65,72 @@ def pairs(tokens: Sequence[int]) -> Ints:
     return np.stack([np.arange(len(tokens)), np.asarray(tokens)], axis=1)
 
 
-class Filling(ToySession):
+class Filling(CheckedSession):
     """The session of a draft on caches of its own."""
 
     def __init__(self, law: Law, **session: Any) -> None:
         self.law = law
+        self.sizes: list[tuple[int, int]] = []
         super().__init__(**{"vocabulary": MASK + 1, **session})
         self.facts = replace(self.facts, mask_token=MASK)
+
+    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+        self.sizes.append((len(tokens), asked))
+        return super().follow(row, length, tokens, asked)
+
+    def follow_rows(self, first: int, starts: Sequence[int], tokens: Sequence[int]) -> Scores:
+        self.sizes += [(1, 1)] * len(starts)
+        return super().follow_rows(first, starts, tokens)
 
     def logits_of(self, seen: Ints) -> Floats:
         return self.law(seen)
 
 
 class OwnDraft(OwnCaches):
-    """Proves, at every call, what lies in its cache behind the text."""
+    """A draft on its own toy session."""
+
+    session: Filling
 
     def __init__(self, law: Law, step: float = 5.0, **session: Any) -> None:
         super().__init__(Filling(law, **session), step, 0.9)
-        self.sizes: list[tuple[int, int]] = []
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
         """Rows, and those whose scores were asked for, of every call."""
-        self.text: list[int] = []
+        return self.session.sizes
 
-    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
-        self.sizes.append((len(tokens), asked))
-        self.text = [*self.text[:length], *tokens]
-        scores = super().follow(row, length, tokens, asked)
-        slots = self.session._slots[0, : len(self.text)]  # type: ignore[attr-defined]
-        assert slots.tolist() == pairs(self.text).tolist()
-        assert scores.logits.shape[:2] == (1, asked)
-        return scores
+    @property
+    def text(self) -> list[int]:
+        """What lies in the cache of the first sequence, as far as it was written last."""
+        return self.session.texts[0]
 
 
-class SharedDraft:
+class Borrowing(Filling):
+    """On the target's slots."""
+
+    def __init__(self, law: Law, target: ToySession) -> None:
+        self.target = target
+        super().__init__(law)
+
+    def _put(self, row: int, slot: int, token: int) -> Floats:
+        assert slot >= self.target.lengths[row], "a committed slot"
+        return ToySession._put(self, row, slot, token)
+
+    def _caches(self, row: int) -> Ints:
+        return self.target._slots[row]
+
+
+class SharedDraft(DraftEngine):
     """A draft on the target's slots, whatever sequence of the batch."""
 
-    shares = True
-    rows_cost = staticmethod(usual_cost)
+    session: Borrowing
 
     def __init__(self, target: ToySession, law: Law, step: float = 5.0) -> None:
-        self.target, self.law, self.step, self.capacity = target, law, step, target.capacity
-        self.agreement = 0.9
-        self.facts = replace(target.facts, vocabulary=MASK + 1, mask_token=MASK)
-        self.sizes: list[tuple[int, int]] = []
+        super().__init__(Borrowing(law, target), TargetSeats(target), step, 0.9)
 
-    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
-        self.sizes.append((len(tokens), asked))
-        assert length >= self.target.lengths[row], "a committed slot"
-        behind = length + np.arange(len(tokens))
-        assert behind[-1] < self.capacity
-        slots = self.target._slots[row]
-        slots[behind] = np.stack([behind, np.asarray(tokens)], axis=1)
-        ends = length + len(tokens) - np.arange(asked)[::-1]
-        logits = np.stack([self.law(slots[:end]) for end in ends])[None]
-        return Scores(logits.argmax(-1), logits)
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return self.session.sizes
 
 
 Make = Callable[[ToySession], Any]
@@ -134,8 +149,9 @@ def engine_of(
     target, drafts = ToySession(**session), list[Any]()
 
     def opened() -> Any:
-        drafts.append(make(target))
-        return drafts[-1]
+        if not drafts:
+            drafts.append(make(target))
+        return drafts[0]
 
     resources = Resources(draft=opened, vocabulary=target.facts.vocabulary)
     return Engine(target, None, {"eos_token_id": 0}, chosen, costs, resources=resources), drafts

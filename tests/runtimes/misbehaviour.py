@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from graftline.runtimes.drafter import Bid
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.session import Floats, Ints, Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Draws, Tree
@@ -180,7 +181,8 @@ class MisbehavingModel(Misbehaving):
     def propose(self, budget: int) -> Tree:
         return Tree.chain([self.last])
 
-    def draft(self, bid: Bid) -> Tree:
+    def draft(self, bid: Bid) -> Draft:
+        yield from ()
         return super().propose(bid.rows)
 
     def hope(self, foresight: int) -> Sequence[float]:
@@ -188,6 +190,9 @@ class MisbehavingModel(Misbehaving):
 
     def price(self, reads: int) -> float:
         return 0.0
+
+    def share(self, sequences: int) -> float:
+        return 1.0
 
     def debt(self) -> float:
         return 0.0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from toy_drafts import COSTS, CheckedDraft, Garbage, SharedDraft, engine_of, policy
+from toy_drafts import COSTS, CheckedDraft, Garbage, Guest, SharedDraft, engine_of, policy
 from toy_session import FLAT, ToySession
 
 from graftline.recipe import Recipe, recipe
@@ -14,7 +13,7 @@ from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.draft_engine import OwnCaches
 from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import Floats, Scores
 
 MAKE = {"own": lambda _: CheckedDraft(), "shared": SharedDraft}
 
@@ -79,22 +78,22 @@ def test_a_reader_goes_back_no_further_than_it_must() -> None:
     draft = CheckedDraft()
     reader = Reader(draft)
     reader.start([1, 2, 3, 4])
-    reader.read([])
-    reader.read([5])
-    reader.read([5, 6])
+    reader.read([]).scores()
+    reader.read([5]).scores()
+    reader.read([5, 6]).scores()
     assert draft.calls == [4, 1, 1]
     reader.append([5, 7])
     assert reader.unread == 0
-    reader.read([])
+    reader.read([]).scores()
     assert (draft.calls[-1], draft.sequence) == (1, [1, 2, 3, 4, 5, 7])
-    reader.read([8])
-    reader.read([8, 9])
+    reader.read([8]).scores()
+    reader.read([8, 9]).scores()
     reader.append([8])  # what was read beyond still holds
-    reader.read([9, 3])
+    reader.read([9, 3]).scores()
     assert (draft.calls[-1], draft.sequence[-3:]) == (1, [8, 9, 3])
     reader.append([1] * 70)
     assert reader.unread == 69
-    reader.read([])
+    reader.read([]).scores()
     assert draft.sequence[-71:] == [8, *[1] * 70]
 
 
@@ -115,16 +114,16 @@ def test_a_useless_draft_is_left_and_tried_again_within_its_budget(
 
 
 def test_a_draft_that_becomes_good_is_taken_up_again(prompts: list[list[int]]) -> None:
-    class Moody(SharedDraft):
+    class Moody(Guest):
         good = False
 
-        def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
-            scores = super().follow(row, length, tokens, asked)
+        def _answered(self, logits: Floats, rows: int) -> Scores:
+            scores = super()._answered(logits, rows)
             if not Moody.good:
                 scores.argmax[...] = (scores.argmax + 7) % 40
             return scores
 
-    engine = engine_of([], Moody, policy(), COSTS)
+    engine = engine_of([], lambda t: SharedDraft(t, guest=Moody(t)), policy(), COSTS)
     options: dict[str, Any] = {"max_new_tokens": 200, "ignore_eos": True}
     for prompt in prompts[:4]:
         engine.generate(prompt, **options)

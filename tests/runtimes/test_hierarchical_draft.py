@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_drafts import COSTS, CheckedDraft, SharedDraft, begin, policy
+from toy_drafts import COSTS, CheckedDraft, CheckedSession, SharedDraft, begin, draft_of, policy
 from toy_session import ToySession
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.costs import Costs
+from graftline.runtimes.draft_engine import OwnCaches
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.engine import Engine
@@ -22,7 +23,7 @@ from graftline.runtimes.verdict import Verdict
 LOOP = [7, 1, 2, 3, 4, 5, 6] * 4
 
 
-class Looping(ToySession):
+class Looping(CheckedSession):
     """Writes LOOP for ever; `stray`, every so many positions another token."""
 
     stray = 10**9
@@ -37,8 +38,7 @@ class Looping(ToySession):
 
 class LoopingDraft(CheckedDraft):
     def __init__(self, stray: int = 10**9) -> None:
-        super().__init__()
-        self.session = Looping()
+        OwnCaches.__init__(self, Looping(), 5.0)
         self.session.stray = stray
 
 
@@ -64,7 +64,7 @@ def test_it_drafts_what_the_draft_alone_does_in_fewer_calls(stray: int) -> None:
     for one in (fast, alone):
         one.start(context)
     for step in range(12):
-        trees = [one.draft(Bid.free(4 + step % 9)) for one in (fast, alone)]
+        trees = [draft_of(one, Bid.free(4 + step % 9)) for one in (fast, alone)]
         assert trees[0].tokens.tolist() == trees[1].tokens.tolist()
         assert trees[0].probs.tolist() == pytest.approx(trees[1].probs.tolist())
         if step > 3:
@@ -92,7 +92,7 @@ def test_what_never_comes_true_is_not_verified() -> None:
     sizes: list[int] = []
     for _ in range(30):
         before = len(draft.calls)
-        fast.draft(Bid.free(6))
+        draft_of(fast, Bid.free(6))
         sizes += draft.calls[before + 1 :]
         fast.observe(fast.propose(1), Verdict((0,), 8), no_scores(), 0)
     assert max(sizes[len(sizes) // 2 :]) <= 2
@@ -103,9 +103,9 @@ def test_a_bid_that_ends_the_draft_is_kept_though_more_is_known() -> None:
     for one in (fast, alone):
         one.start(LOOP)
     bid = Bid(8, [0.0] * 8, [0.0, 0.1, 0.1, 2.0, 2.0, 2.0, 2.0, 2.0])
-    trees = [one.draft(bid) for one in (fast, alone)]
+    trees = [draft_of(one, bid) for one in (fast, alone)]
     assert len(trees[0]) == len(trees[1]) == 3
-    nothing = fast.draft(Bid(1, [0.0], [0.0]))
+    nothing = draft_of(fast, Bid(1, [0.0], [0.0]))
     assert len(nothing) == 1
 
 
@@ -119,7 +119,7 @@ def test_drawn_tokens_follow_the_drafts_own_law() -> None:
         one.sample_with(sampling, np.random.default_rng(4))
         one.start(context)
         for _ in range(200):
-            tree = one.draft(Bid.free(5))
+            tree = draft_of(one, Bid.free(5))
             laws = [tree.draws[row].probs for row in range(len(tree) - 1)]
             found[which].append((tree.tokens.tolist(), laws))
     for (tokens, laws), (others, theirs) in zip(*found, strict=True):
@@ -160,11 +160,11 @@ def test_the_reader_goes_on_from_what_was_verified() -> None:
     fast, _, (draft, _) = drafters(lambda: CheckedDraft(odd=10**9))
     begin(fast, ToySession(), [1, 2, 3, 4])
     reader = fast._reader
-    scores = reader.verify([5], [6, 7])
+    scores = reader.verify([5], [6, 7]).scores()
     assert scores.logits.shape[1] == 3
     assert draft.sequence == [1, 2, 3, 4, 5, 6, 7]
-    reader.read([5, 6, 7, 8])
+    reader.read([5, 6, 7, 8]).scores()
     assert draft.calls[-1] == 1
     reader.append([5, 6, 9])
-    reader.read([])
+    reader.read([]).scores()
     assert (draft.calls[-1], draft.sequence) == (1, [1, 2, 3, 4, 5, 6, 9])

@@ -74,6 +74,10 @@ class Timed(ToySession):
         self.clock.work(self.fixed or FLAT.of(tokens.shape[1]))
         return super().score(tokens, depth, mask, counts)
 
+    def follow(self, row: int, length: int, tokens: Any, asked: int = 1) -> Scores:
+        self.clock.work(self.fixed)
+        return super().follow(row, length, tokens, asked)
+
 
 @dataclass
 class Slow(Greedy):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_drafts import COSTS, CheckedDraft, begin
+from toy_drafts import COSTS, CheckedDraft
 
 from graftline.runtimes.control.choose import Terms, choose
 from graftline.runtimes.control.costs import Costs
@@ -56,7 +56,7 @@ class Bidding:
 
 def drafting() -> Any:
     drafter: Any = make_drafter("draft-model", {}, Resources(draft=lambda: CheckedDraft()))
-    begin(drafter, drafter._reader.engine.session, [1, 2, 3])
+    drafter.start([1, 2, 3])
     return drafter
 
 
@@ -116,7 +116,7 @@ def test_pearl_is_priced_by_the_cores_there_are(monkeypatch: pytest.MonkeyPatch)
 
 def test_catching_up_is_priced_and_tries_are_paid_for_whatever_they_take() -> None:
     drafter = drafting()
-    begin(drafter, drafter._reader.engine.session, list(range(30)))
+    drafter.start(list(range(30)))
     steps = Bidding(drafter)
     due = drafter.debt()
     assert due > 20.0

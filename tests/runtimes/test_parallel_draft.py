@@ -22,6 +22,7 @@ from mask_filling import (
 )
 from scipy import stats
 from three_tokens import V, drawn_as, three_tokens
+from toy_drafts import draft_of
 from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError
@@ -83,19 +84,19 @@ def test_no_mask_is_read_as_text_after_a_rejected_draft() -> None:
         fresh = Reader(OwnDraft(trained(like)))
         fresh.start(text)
         if turn % 3 == 2:
-            assert np.array_equal(reader.read([7]).logits, fresh.read([7]).logits)
+            assert np.array_equal(reader.read([7]).scores().logits, fresh.read([7]).scores().logits)
         else:
-            found = reader.fill(MASK, 1 + turn % 5).logits
-            assert np.array_equal(found, fresh.fill(MASK, 1 + turn % 5).logits)
+            found = reader.fill(MASK, 1 + turn % 5).scores().logits
+            assert np.array_equal(found, fresh.fill(MASK, 1 + turn % 5).scores().logits)
         chosen = random.integers(0, 40, 1 + turn % 4).tolist()
         reader.append(chosen)
         text += chosen
         assert reader.unread == len(chosen) - 1
-    reader.fill(MASK, 3)
+    reader.fill(MASK, 3).scores()
     reader.append([5, 5])
     reader._held += 1  # as if the slot of a mask held text
     with pytest.raises(AssertionError, match="left among the text"):
-        reader.fill(MASK, 3)
+        reader.fill(MASK, 3).scores()
 
 
 def test_calls_are_cut_so_that_the_last_holds_all_that_are_asked() -> None:
@@ -107,9 +108,9 @@ def test_calls_are_cut_so_that_the_last_holds_all_that_are_asked() -> None:
     draft = OwnDraft(trained(ToySession()))
     reader = Reader(draft)
     reader.start([1])
-    assert reader.fill(MASK, 4).argmax.shape == (1, 4)  # nothing before what is asked
+    assert reader.fill(MASK, 4).scores().argmax.shape == (1, 4)  # nothing before what is asked
     reader.append(list(range(1, 39)) * 2)
-    assert reader.fill(MASK, 40).argmax.shape == (1, 40)
+    assert reader.fill(MASK, 40).scores().argmax.shape == (1, 40)
 
 
 def test_masks_write_what_one_token_at_a_time_would() -> None:
@@ -118,7 +119,7 @@ def test_masks_write_what_one_token_at_a_time_would() -> None:
     drafter = drafter_of(OwnDraft(trained(target, skill=10)), rows=9)
     text = [3, 1, 2]
     drafter.start(text)
-    tree = drafter.draft(Bid.free(9))
+    tree = draft_of(drafter, Bid.free(9))
     for token in tree.tokens[1:].tolist():
         assert token == int(target.logits_of(pairs(text)).argmax())
         text.append(token)
@@ -196,7 +197,7 @@ def test_every_token_is_drawn_from_its_own_row() -> None:
     drafter.sample_with(Sampling(temperature=3.0), np.random.default_rng(0))
     first = np.zeros(40)
     for _ in range(2000):
-        tree = drafter.draft(Bid.free(3))
+        tree = draft_of(drafter, Bid.free(3))
         first[int(tree.tokens[2])] += 1
     row = law(pairs([1, 2, MASK]))[:40].astype(np.float64) / 3.0
     expected = np.exp(row) / np.exp(row).sum()
@@ -230,12 +231,12 @@ def test_the_option_names_another_mask_than_the_checkpoint() -> None:
     engine = OwnDraft(lambda seen: np.zeros(MASK + 1, np.float32))
     drafter = drafter_of(engine, mask=17, rows=4)
     drafter.start([1, 2])
-    drafter.draft(Bid.free(4))
+    draft_of(drafter, Bid.free(4))
     assert engine.text == [1, 2, 17, 17]
     other = drafter.fork()
     other.start([3])
-    other.draft(Bid.free(3))
-    assert engine.text[:2] == [3, 17]
+    draft_of(other, Bid.free(3))
+    assert engine.session.texts == [[1, 2, 17, 17], [3, 17]]
 
 
 def test_without_a_draft_engine_it_says_how_to_get_one() -> None:

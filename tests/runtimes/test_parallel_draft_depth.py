@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mask_filling import COSTS, MASK, OwnDraft, drafter_of, engine_of, trained
+from toy_drafts import draft_of
 from toy_session import ToySession
 
 from graftline.recipe import recipe
@@ -85,7 +86,7 @@ def test_the_price_is_that_of_one_call_of_all_rows() -> None:
     assert drafter.price(0) == 0.0
     drafter.start([1] * 10)
     assert drafter.debt() == (2.5 - 1.0) * 5.0  # two of the nine unread come with every call
-    drafter.draft(Bid.free(3))
+    draft_of(drafter, Bid.free(3))
     assert drafter.reads == 2 + 2
     assert drafter.debt() == 0.0
 
@@ -94,10 +95,10 @@ def test_room_and_unknown_ids_end_a_draft() -> None:
     engine = OwnDraft(trained(ToySession()), capacity=6)
     drafter = drafter_of(engine)
     drafter.start([1, 2, 3])
-    assert len(drafter.draft(Bid.free(12))) == 1 + 3
+    assert len(draft_of(drafter, Bid.free(12))) == 1 + 3
     assert len(engine.text) <= 6
     drafter.start([1, 2, 3, 4, 5, 6])
-    assert len(drafter.draft(Bid.free(12))) == 1
+    assert len(draft_of(drafter, Bid.free(12))) == 1
     assert drafter.reads == 0
 
     def mask_lover(seen: Ints) -> Floats:
@@ -105,4 +106,4 @@ def test_room_and_unknown_ids_end_a_draft() -> None:
 
     drafter = drafter_of(OwnDraft(mask_lover))
     drafter.start([1, 2, 3])
-    assert drafter.draft(Bid.free(12)).tokens.tolist() == [3, 7, 7]
+    assert draft_of(drafter, Bid.free(12)).tokens.tolist() == [3, 7, 7]

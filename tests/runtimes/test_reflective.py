@@ -15,6 +15,7 @@ from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import DRAFTERS, make_drafter
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.lane import Lane
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules import make_rule
@@ -170,7 +171,7 @@ def test_the_cache_holds_what_was_said_and_no_prompt(prompts: list[list[int]]) -
 class Paid(NoDrafts):
     """A drafter that asks a model, by the method that says so."""
 
-    def draft(self, bid: Bid) -> Tree:
+    def draft(self, bid: Bid) -> Draft:
         raise AssertionError
 
 

@@ -20,6 +20,7 @@ from graftline.runtimes.drafters.input_copy import InputCopy
 from graftline.runtimes.drafters.merged import Merged
 from graftline.runtimes.drafters.suffix import Suffix
 from graftline.runtimes.drafters.token_recycling import TokenRecycling
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.text.corpus import read_corpus
@@ -129,8 +130,8 @@ def test_merged_learns_which_source_to_trust() -> None:
 
 def test_drafts_with_a_price_are_not_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     class Paid(Suffix):
-        def draft(self, bid: Bid) -> Tree:
-            return self.propose(bid.rows)
+        def draft(self, bid: Bid) -> Draft:
+            raise AssertionError
 
     monkeypatch.setitem(DRAFTERS, "paid", Paid)
     with pytest.raises(GraftlineError, match="merged: paid drafts with a model"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sub_models import COSTS, MAKE, SubModel, calls, drafter_of, engine_of, nest, policy
 from three_tokens import V, drawn_as, three_tokens
+from toy_drafts import draft_of
 from toy_session import FLAT, ToySession
 
 from graftline.errors import GraftlineError
@@ -62,8 +63,8 @@ def walk(target: ToySession | None, seed: int) -> None:
         for _ in range(int(random.integers(1, 6))):
             depth = int(random.integers(3))
             before = [len(e.calls) for e in engines]
-            reader.ask(depth, ahead, Sampling())
-            text = engines[depth].blocks.read(0, 2 * depth + 2)
+            reader.ask(depth, ahead).scores()
+            text = engines[depth].session.blocks.read(0, 2 * depth + 2)
             assert text == [*reader.tokens, *ahead]
             assert [len(e.calls) for e in engines] == [
                 n + (place == depth) for place, n in enumerate(before)
@@ -103,15 +104,15 @@ def test_a_deeper_one_reads_what_it_lacks_in_one_call_and_the_shallower_need_not
     reader = NestedReader(engines, 40)
     reader.start([1, 2, 3, 4])
     for ahead in ([], [5], [5, 6]):
-        reader.ask(0, ahead, Sampling())
+        reader.ask(0, ahead).scores()
     assert engines[0].calls == [4, 1, 1]
     assert reader.depths[2].unread == 3
     assert reader.depths[2].rows([5, 6, 7]) == 4
-    reader.ask(2, [5, 6, 7], Sampling())
+    reader.ask(2, [5, 6, 7]).scores()
     assert engines[2].calls == [7]
     assert [r.unread for r in reader.depths] == [0, 0, 0]
     assert [r.rows([5, 6, 7, 8]) for r in reader.depths] == [1, 1, 1]
-    reader.ask(1, [5, 6, 7, 8], Sampling())
+    reader.ask(1, [5, 6, 7, 8]).scores()
     assert engines[1].calls == [1]
     assert [r.rows([5, 6, 7, 8, 9]) for r in reader.depths] == [1, 1, 2]
 
@@ -123,7 +124,7 @@ def test_sure_answers_stand_and_unsure_ones_are_passed_on(price: float) -> None:
     target.prefill([np.asarray([1, 2])])
     drafter = drafter_of(nest(target))
     drafter.start([1, 2, 3])
-    drafter.draft(Bid(12, (price + 0.02,) * 12, (0.02,) * 12))
+    draft_of(drafter, Bid(12, (price + 0.02,) * 12, (0.02,) * 12))
     asked: list[tuple[int, ...]] = []
     for answers in drafter._answers:
         odds = [drafter._calibrations[p].of(g.confidence) for p, g, _ in answers]
@@ -139,13 +140,13 @@ def test_a_call_that_costs_more_than_it_brings_is_not_made() -> None:
     target.prefill([np.asarray([1, 2])])
     dear = drafter_of(nest(target, steps=(1.0, 400.0, 500.0)))
     dear.start([1, 2, 3])
-    tree = dear.draft(Bid(12, (0.62,) * 12, (0.02,) * 12))  # 0.6 tokens a call of the whole one
+    tree = draft_of(dear, Bid(12, (0.62,) * 12, (0.02,) * 12))  # 0.6 tokens a call of the whole one
     assert len(tree) > 1
     assert dear._asked[0] == 0
     assert all(place == 0 for answers in dear._answers for place, _, _ in answers[:1])
     nothing = drafter_of(nest(target))
     nothing.start([1, 2, 3])
-    nothing.draft(Bid(12, (9.0,) * 12, (0.0,) * 12))
+    draft_of(nothing, Bid(12, (9.0,) * 12, (0.0,) * 12))
     assert len(nothing._answers) == 1  # one call was promised
     assert len(nothing._asked) == 1
 
@@ -156,7 +157,7 @@ def test_the_price_is_of_the_calls_that_were_made() -> None:
     engines = nest(target)
     drafter = drafter_of(engines)
     drafter.start([1, 2, 3])
-    drafter.draft(Bid.free(12))
+    draft_of(drafter, Bid.free(12))
     spent = sum(e.step * (1 + 0.4 * (rows - 1)) for e in engines for rows in e.calls)
     assert drafter.price(drafter.reads) == pytest.approx(spent)
     assert drafter.price(1) == 5.0
@@ -171,7 +172,7 @@ def test_drawn_drafts_keep_the_targets_distribution(rule: str) -> None:
     def make(target: ToySession) -> Sequence[SubModel]:
         made.append(nest(target, (4, 6, 7), vocabulary=V, odd=2))
         for engine in made[-1]:
-            engine.heat = 0.5
+            engine.session.heat = 0.5
         return made[-1]
 
     engine = engine_of(make, chosen, None, vocabulary=V)

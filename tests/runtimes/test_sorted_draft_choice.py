@@ -42,17 +42,15 @@ def test_a_sub_model_that_never_pays_is_left_and_only_tried(
 def test_a_sub_model_that_becomes_good_is_taken_up_again(prompts: list[list[int]]) -> None:
     made: list[Sequence[SubModel]] = []
 
-    skills = [0, 7, 9]
-
     def make(target: ToySession) -> Sequence[SubModel]:
-        made.append(nest(target, skills))
+        made.append(nest(target, (0, 7, 9)))
         return made[-1]
 
     engine = engine_of(make, recipe("s2d"), COSTS)
     options: dict[str, Any] = {"max_new_tokens": 150, "ignore_eos": True}
     counts: list[Any] = []
     for round_of_prompts in (prompts[:3], prompts[3:6], prompts[:10], prompts[3:6]):
-        skills[0] = 9 if len(counts) >= 2 else 0
+        made[0][0].session.skill = 9 if len(counts) >= 2 else 0
         for prompt in round_of_prompts:
             engine.generate(prompt, **options)
         counts.append(np.sum([calls(e) for e in made], axis=0) - sum(counts))

@@ -47,6 +47,8 @@ class ToySession:
         self.calls: list[tuple[int, ...]] = []
         self.reads: list[tuple[int, int]] = []
         self.restored: list[tuple[int, int]] = []
+        self.followed: list[dict[int, int]] = []
+        """Of every call of a draft, the number of tokens by row."""
         self.reset(1)
 
     @property
@@ -131,6 +133,31 @@ class ToySession:
                 # the row's own entry is the last by position, as a query is
                 logits[b, row] = self.logits_of(seen[np.argsort(seen[:, 0], kind="stable")])
         return self._answered(logits, count)
+
+    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+        self.followed.append({row: len(tokens)})
+        ends = range(length + 1, length + len(tokens) + 1)
+        logits = [self._put(row, end - 1, t) for end, t in zip(ends, tokens, strict=True)]
+        return self._answered(np.stack(logits[-asked:])[None], 0)
+
+    def follow_rows(self, first: int, starts: Sequence[int], tokens: Sequence[int]) -> Scores:
+        self.followed.append({first + place: 1 for place in range(len(starts))})
+        triples = zip(range(first, first + len(starts)), starts, tokens, strict=True)
+        return self._answered(np.stack([self._put(*triple) for triple in triples])[:, None], 0)
+
+    def _put(self, row: int, slot: int, token: int) -> Floats:
+        """Write one token of a draft; [V] of what follows it."""
+        assert 0 <= token < self.facts.vocabulary
+        slots = self._caches(row)
+        assert slot < self.capacity, "rows beyond the capacity"
+        slots[slot] = slot, token
+        return self.logits_of(slots[: slot + 1])
+
+    def _caches(self, row: int) -> Ints:
+        return self._slots[row]
+
+    def advance(self, row: int, count: int) -> None:
+        self._lengths[row] += count
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         assert len(paths) == len(self._lengths)
