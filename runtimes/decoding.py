@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from graftline.runtimes.control.marks import Marks
-from graftline.runtimes.drafter import Bid, Drafter, is_paid
+from graftline.runtimes.drafter import Bid, Drafter, Seeing, is_paid, sees
 from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.grammar import FORCED, Grammar
 from graftline.runtimes.logprobs import Logprobs, read_scored
 from graftline.runtimes.prefix_cache import PromptEnd
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.scores import check_numbers
-from graftline.runtimes.session import Ints, Scores, Session
+from graftline.runtimes.session import Floats, Ints, Scores, Session
 from graftline.runtimes.shaping import ShapedScores, Shaper
 from graftline.runtimes.trees.packing import first_path, trim
 from graftline.runtimes.trees.soundness import sound
@@ -66,6 +67,8 @@ class Decoding:
     """Its row in the session's batch."""
     read: int = 0
     """Prompt tokens that are committed."""
+    shown: int = 0
+    """Those of which a drafter has seen the hidden states."""
     any_prefix: bool = False
     """Whether a beginning of any length may be copied from what was read before, because rows do
     not depend on one another; else whole chunks alone."""
@@ -165,15 +168,20 @@ class Decoding:
 
     def read_prompt(self, session: Session, stop: int) -> Scores:
         """Commit its prompt up to `stop`, or to its end; the scores of the last row (B = N = 1)."""
-        span = range(self.read, min(stop, len(self.prompt)))
+        span, drafter = range(self.read, min(stop, len(self.prompt))), self.drafter
+        show = partial(self._shown, drafter) if sees(drafter) else None
         if self.logprobs is not None and self.explains_prompt:
             scores = read_scored(
-                session, self.seat, self.prompt, span, self.least, self.logprobs
+                session, self.seat, self.prompt, span, self.least, self.logprobs, show
             )
         else:
-            scores = session.read(self.seat, self.prompt[span.start : span.stop])
+            scores = session.read(self.seat, self.prompt[span.start : span.stop], show)
         self.read = span.stop
         return scores
+
+    def _shown(self, drafter: Seeing, hidden: Floats) -> None:
+        drafter.see(self.shown, hidden)
+        self.shown += len(hidden)
 
     def begin(self, scores: Scores, row: int) -> list[int]:
         """Choose the first token from the prompt's last row."""

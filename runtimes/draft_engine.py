@@ -47,6 +47,10 @@ class Read:
         seat.end = self.start + len(tokens)
         return self.engine.session.follow(seat.row, self.start, tokens, self.asked)
 
+    def before(self) -> Read:
+        """To read all but the last token, where there are more."""
+        return Read(self.engine, self.seat, self.start, self.tokens[:-1])
+
 
 class DraftEngine:
     """An opened draft model, for all sequences that draft with it. It puts rows behind what its
@@ -115,7 +119,7 @@ class DraftEngine:
         """Read all but the last token of each; single tokens together."""
         short: list[Read] = []
         for read in group:
-            before = Read(self, read.seat, read.start, read.tokens[:-1])
+            before = read.before()
             if len(before.tokens) == 1:  # after a draft of which all was accepted
                 short.append(before)
             elif before.tokens:
@@ -128,16 +132,24 @@ class DraftEngine:
         that they hold."""
         first, behind = group[0].seat.row, group[-1].seat.row + 1
         starts = [self.seats.end(row) for row in range(first, behind)]
-        tokens = [0] * len(starts)
         for read in group:
             place = read.seat.row - first
-            tokens[place], starts[place] = read.tokens[-1], read.start + len(read.tokens) - 1
+            starts[place] = read.start + len(read.tokens) - 1
             read.seat.end = starts[place] + 1
-        scores = self.session.follow_rows(first, starts, tokens)
+        scores = self._last_of_each(first, starts, group)
         share = self.rows_cost(len(starts)) / len(group)
         for read in group:
             read.share = share
             yield read, of_sequence(scores, read.seat.row - first)
+
+    def _last_of_each(
+        self, first: int, starts: Sequence[int], group: Sequence[Read]
+    ) -> Scores:
+        """A call of the last token of each read, for the rows from `first` on."""
+        tokens = [0] * len(starts)
+        for read in group:
+            tokens[read.seat.row - first] = read.tokens[-1]
+        return self.session.follow_rows(first, starts, tokens)
 
 
 class OwnCaches(DraftEngine):

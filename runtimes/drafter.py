@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, TypeGuard
 
 from graftline.runtimes.drafting import Draft
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import Floats, Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
@@ -117,6 +117,20 @@ class PaidDrafter(Drafter, Protocol):
 def is_paid(drafter: Drafter | None) -> TypeGuard[PaidDrafter]:
     """True for a drafter that computes drafts with a model."""
     return hasattr(drafter, "draft")
+
+
+class Seeing(Protocol):
+    """A drafter that reads the target's hidden states, those of a prompt too."""
+
+    def see(self, start: int, hidden: Floats) -> None:
+        """The target has read tokens of the prompt of its sequence from `start` on: [N, H]. Before
+        `start`."""
+        ...
+
+
+def sees(drafter: object) -> TypeGuard[Seeing]:
+    """True for a drafter that must be shown every row of a prompt."""
+    return hasattr(drafter, "see")
 
 
 MATCH_CLASSES = (0, 1, 2, 3, 4, 4, 5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 6, 7)

@@ -9,7 +9,7 @@ from weakref import WeakSet
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.session import Floats, Ints, Scores
+from graftline.runtimes.session import NO_STATES, Floats, Ints, Scores
 
 
 class Heads(Protocol):
@@ -56,10 +56,7 @@ class HeadReader:
         """The target chose a token behind that row. Raises GraftlineError where the target does not
         bring out the state that the heads read."""
         if scores.hidden is None:
-            raise GraftlineError(
-                "draft heads read the hidden state behind the final norm, which this graph does "
-                "not return; rebuild the bundle with the pass tap{layers=norm}"
-            )
+            raise GraftlineError(NO_STATES)
         reading.hidden = scores.hidden[row, node].copy()
         reading.ids = reading.shares = None
 

@@ -23,6 +23,7 @@ from graftline.runtimes.control.measure import costs_key, measure_costs
 from graftline.runtimes.defaults import read_defaults
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep
+from graftline.runtimes.head_opener import head_opener
 from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.prefix_cache import DEFAULT_BYTES, PrefixCache
@@ -39,7 +40,6 @@ from graftline.runtimes.surroundings import (
     depths_opener,
     draft_opener,
     embedding_of,
-    head_opener,
     step_ratio,
 )
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from graftline.errors import BackendError
 from graftline.runtimes.sampling import Logits
 from graftline.runtimes.scores import one_row
-from graftline.runtimes.session import Ints, Scores, Session
+from graftline.runtimes.session import NO_STATES, Ints, Scores, Session, Show
 
 ROWS = 32
 """Prompt tokens that one engine call scores: their logits are in memory together."""
@@ -65,7 +66,13 @@ class Logprobs:
 
 
 def read_scored(
-    session: Session, seat: int, prompt: Ints, span: range, least: int, into: Logprobs
+    session: Session,
+    seat: int,
+    prompt: Ints,
+    span: range,
+    least: int,
+    into: Logprobs,
+    show: Show | None = None,
 ) -> Scores:
     """Commit prompt[span] and note its log-probabilities; the scores of its last row (B = N = 1).
 
@@ -85,6 +92,10 @@ def read_scored(
         scores = session.score(tokens, None, None, counts if batch > 1 else None)
         into.read(scores, seat, prompt[start + 1 : start + count + 1])
         last = one_row(scores, seat, count - 1)
+        if show is not None:
+            if scores.hidden is None:
+                raise BackendError(NO_STATES)
+            show(scores.hidden[seat, :count])
         paths: list[Sequence[int]] = [()] * batch
         paths[seat] = range(count)
         session.commit(paths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.drafter import sees
 from graftline.runtimes.prefix_cache import CHUNK, PrefixCache, PromptEnd
 from graftline.runtimes.scores import copied
 from graftline.runtimes.session import Scores, Session
@@ -23,7 +24,7 @@ class PromptReader:
     def recall(self, one: Decoding) -> Scores | None:
         """Copy as much of its prompt as is known into an empty seat; the scores of the prompt's
         last row where that is all of it."""
-        if self.prefixes is None or one.explains_prompt:
+        if self.prefixes is None or one.explains_prompt or sees(one.drafter):
             return None
         known = self.prefixes.find(one.prompt, one.any_prefix)
         for kept, count in known.parts:

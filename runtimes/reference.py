@@ -18,7 +18,7 @@ from graftline.evaluate import Feed, run
 from graftline.facts import decoder_facts
 from graftline.ports import by_role, read_ports
 from graftline.roles import Roles
-from graftline.runtimes.session import Bools, Ints, Scores, Snapshot
+from graftline.runtimes.session import NO_STATES, Bools, Ints, Scores, Show, Snapshot
 
 SPARE = 64
 """Slots beyond the capacity, for rows that are scored and not kept."""
@@ -90,13 +90,17 @@ class ReferenceSession:
         self._held = {n: c[order[:-1]] for n, c in self._held.items()}
         self._lengths = self._lengths[order[:-1]]
 
-    def read(self, row: int, tokens: Ints) -> Scores:
+    def read(self, row: int, tokens: Ints, show: Show | None = None) -> Scores:
         """Commit tokens in one piece behind what the sequence has."""
         prompt = tokens
         if not 0 < len(prompt) <= self.capacity - self._lengths[row]:
             raise RequestError(f"{len(prompt)} tokens do not fit a capacity of {self.capacity}")
         scores = self._step(row, np.asarray(prompt, np.int64), None, None)
         self._lengths[row] += len(prompt)
+        if show is not None:
+            if scores.hidden is None:
+                raise BackendError(NO_STATES)
+            show(scores.hidden[0])
         hidden = None if scores.hidden is None else scores.hidden[:, -1:]
         return _scores(scores.logits[:, -1:], hidden)
 

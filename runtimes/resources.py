@@ -8,6 +8,7 @@ from typing import Any
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.draft_engine import DraftEngine
+from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.head_reader import Heads
 from graftline.runtimes.session import Floats, Ints
 
@@ -36,25 +37,17 @@ REMEDIES = {
 class Resources:
     """Everything around a session that drafters and rules may use. Absent values are None.
 
-<<<<<<< HEAD
-    `draft` opens the bundle's draft engine (a new one at each call, for one sequence); `depths`
+    `draft` opens the bundle's draft engine, for all sequences (the same one at each call); `depths`
     its sub-models likewise, shallowest first and the whole last, over one set of caches; `head`
     opens its draft heads, the same at each call; `corpus`: the user's documents as token ids;
     `embedding` [V, H]: the target's token embedding; `tuned`: what `graftline tune` stored in the
     bundle, by key; `decode` turns token ids into text; `encode` turns text into token ids, adding
     none.
-=======
-    `draft` opens the bundle's draft engine, for all sequences (the same one at each call); `depths`
-    its sub-models likewise, shallowest first and the whole last, over one set of caches; `corpus`:
-    the user's documents as token ids; `embedding` [V, H]: the target's token embedding; `tuned`:
-    what `graftline tune` stored in the bundle, by key; `decode` turns token ids into text; `encode`
-    turns text into token ids, adding none.
->>>>>>> together
     """
 
     draft: Callable[[], DraftEngine] | None = None
     depths: Callable[[], Sequence[DraftEngine]] | None = None
-    head: Callable[[], Heads] | None = None
+    head: Callable[[], Heads | FeatureEngine] | None = None
     corpus: tuple[Ints, ...] | None = None
     embedding: Callable[[], Floats] | None = None
     tuned: Mapping[str, Any] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -95,6 +95,14 @@ def rolled_back(lengths: Ints, to: Sequence[int]) -> Ints:
     return wanted
 
 
+NO_STATES = (
+    "a draft head reads the hidden state behind the final norm, which this graph does not return; "
+    "rebuild the bundle with the pass tap{layers=norm}"
+)
+Show = Callable[[Floats], object]
+"""Is shown hidden states [N, H], valid during the call."""
+
+
 class Snapshot(Protocol):
     """A copy of the keys and values of some positions of a sequence, where the session keeps its
     caches; it is given back with the last reference to it."""
@@ -184,9 +192,10 @@ class Session(Protocol):
         """Forget sequence `row`. The last sequence takes its row, so that rows have no gaps."""
         ...
 
-    def read(self, row: int, tokens: Ints) -> Scores:
+    def read(self, row: int, tokens: Ints, show: Show | None = None) -> Scores:
         """Commit `tokens`, of a prompt, behind what sequence `row` has; the scores of the last one
-        (B = 1 and N = 1), as a copy. The other sequences stay as they are."""
+        (B = 1 and N = 1), as a copy. The other sequences stay as they are. `show` is given the
+        hidden states [N, H] that `tap` brings out, of some of the tokens at a time, in order."""
         ...
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:

@@ -14,13 +14,11 @@ import numpy as np
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import RequestError
-from graftline.owners import DRAFT, HEAD
-from graftline.runtimes.control.costs import NEAR, Costs
+from graftline.owners import DRAFT
+from graftline.runtimes.control.costs import NEAR
 from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.draft_engine import DraftEngine, OwnCaches, RowsCost
 from graftline.runtimes.draft_seats import OwnSeats, TargetSeats
-from graftline.runtimes.head_reader import Heads
-from graftline.runtimes.ort.heads import OrtHeads
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.resources import missing
 from graftline.runtimes.session import Floats, Ints
@@ -96,6 +94,7 @@ def depths_opener(
     if not cuts:
         return None
     stages = [*cuts, bundle.manifest.engines()[DRAFT]]
+
     @cache
     def depths() -> Sequence[DraftEngine]:
         shares = bundle.manifest.same_weights(DRAFT)
@@ -109,53 +108,6 @@ def depths_opener(
         return engines
 
     return depths
-
-
-def head_opener(
-    bundle: Bundle,
-    target: OrtSession,
-    key: str,
-    costs: Costs,
-    watch: Callable[[str], None] | None = None,
-) -> Callable[[], Heads] | None:
-    """Opens the bundle's draft heads, once, and measures what they cost beside the target's step;
-    `key` is that of this machine's costs. None without any."""
-    stage = bundle.manifest.engines().get(HEAD)
-    if stage is None:
-        return None
-
-    @cache
-    def opened() -> Heads:
-        if watch is not None:
-            watch("opening the draft heads")
-        ports = bundle.manifest.stages[stage].ports
-        heads = OrtHeads(bundle.graph(stage), ports, target.threads)
-        name = f"{key}, {stage} beside the target"
-        known = bundle.read_costs(name)
-        if known is None:
-            known = {"ratio": head_ratio(heads, target)}
-            bundle.write_costs(name, known)
-        heads.milliseconds = float(known["ratio"]) * costs.of(1)
-        return heads
-
-    return opened
-
-
-def head_ratio(heads: OrtHeads, target: OrtSession) -> float:
-    """What a call of the heads costs, over a step of the target, measured in turn."""
-    random = np.random.default_rng(0)
-    past, session = min(NEAR, target.capacity // 2), target.sibling()
-    session.prefill([random.integers(0, target.facts.vocabulary, past, dtype=np.int64)])
-    state = random.standard_normal((1, heads.hidden)).astype(np.float32)
-    times: tuple[list[float], list[float]] = ([], [])
-    for token in random.integers(0, target.facts.vocabulary, ROUNDS).tolist():
-        began = perf_counter()
-        heads.answer(state)
-        between = perf_counter()
-        session.follow(0, past, [token])
-        times[0].append(between - began)
-        times[1].append(perf_counter() - between)
-    return undisturbed(times[0]) / undisturbed(times[1])
 
 
 def step_ratio(draft: OrtSession, target: OrtSession) -> float:

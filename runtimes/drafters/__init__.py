@@ -13,6 +13,7 @@ from graftline.runtimes.drafters.datastore import Datastore
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafters.draft_paths import DraftPaths
 from graftline.runtimes.drafters.draft_steps import DraftSteps
+from graftline.runtimes.drafters.eagle import Eagle
 from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
 from graftline.runtimes.drafters.input_copy import InputCopy
 from graftline.runtimes.drafters.jacobi import Jacobi
@@ -40,6 +41,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "draft-model": DraftModel,
     "draft-paths": DraftPaths,
     "draft-steps": DraftSteps,
+    "eagle": Eagle,
     "hierarchical-draft": HierarchicalDraft,
     "input-copy": InputCopy,
     "jacobi": Jacobi,

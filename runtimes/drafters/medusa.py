@@ -11,6 +11,7 @@ from graftline.runtimes.chances.certainty import CLASSES, certainty
 from graftline.runtimes.chances.head_chances import HeadChances
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafting import Draft
+from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.head_reader import HeadReader
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.session import Scores
@@ -52,9 +53,9 @@ class Medusa:
 
     def equip(self, resources: Resources) -> None:
         """Open the heads. Raises GraftlineError for a bundle without any."""
-        if resources.head is None:
+        heads = None if resources.head is None else resources.head()
+        if heads is None or isinstance(heads, FeatureEngine):
             raise missing("medusa", "head")
-        heads = resources.head()
         self._reader = HeadReader(heads)
         self._chances = HeadChances(heads.heads, heads.width)
         first = [

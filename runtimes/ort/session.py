@@ -26,9 +26,12 @@ from graftline.runtimes.ort.packed import PackedCall
 from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays
 from graftline.runtimes.scores import copied, joined
 from graftline.runtimes.session import (
+    NO_STATES,
     Bools,
+    Floats,
     Ints,
     Scores,
+    Show,
     Snapshot,
     call_starts,
     check_prompt,
@@ -189,14 +192,22 @@ class OrtSession(BoundCalls):
         """Commit one prompt per sequence, each on its own, in chunks; scores of each last row."""
         return joined([self.read(row, prompt) for row, prompt in enumerate(prompts)])
 
-    def read(self, row: int, tokens: Ints) -> Scores:
+    def read(self, row: int, tokens: Ints, show: Show | None = None) -> Scores:
         """Commit tokens behind what the sequence has, in chunks. See `Session.read`."""
         check_prompt(self, int(self._lengths[row]), len(tokens), "shorten the prompt")
         for start in range(0, len(tokens), CHUNK):
             part = np.asarray(tokens[start : start + CHUNK], np.int64)
             scores = self._chunk(row, part)
+            if show is not None:
+                show(self._shown())
             self._lengths[row] += len(part)
         return copied(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
+
+    def _shown(self) -> Floats:
+        """The hidden states of the last call, [N, H]."""
+        if self._hidden is None:
+            raise BackendError(NO_STATES)
+        return self.taps[self._hidden][0].astype(np.float32, copy=False)
 
     def _chunk(self, row: int, part: Ints) -> Scores:
         count = len(part)

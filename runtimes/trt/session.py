@@ -18,10 +18,12 @@ from graftline.facts import DecoderFacts
 from graftline.ports import Port, by_role
 from graftline.runtimes.scores import DeviceScores, copied, joined
 from graftline.runtimes.session import (
+    NO_STATES,
     Bools,
     Floats,
     Ints,
     Scores,
+    Show,
     Snapshot,
     check_prompt,
     rolled_back,
@@ -200,7 +202,7 @@ class TrtSession:
         step.shape(extents, self._caches.addresses())
         return step
 
-    def read(self, row: int, tokens: Ints) -> Scores:
+    def read(self, row: int, tokens: Ints, show: Show | None = None) -> Scores:
         """Commit tokens behind what the sequence has, in chunks. See `Session.read`."""
         ways = ["shorten the prompt"]
         if self.largest < (self.facts.positions or self.largest + 1):
@@ -218,6 +220,11 @@ class TrtSession:
             if self._selects:
                 step.arrays["rows"][0, 0] = count - 1
             step.run()
+            if show is not None:
+                if self._hidden is None:
+                    raise BackendError(NO_STATES)
+                states = step.fetch(self._hidden.name, count)[0, :count]
+                show(states.astype(np.float32, copy=False))
             self._lengths[row] += count
         return copied(self._scores(step, count, wanted=1))  # pyright: ignore[reportPossiblyUnboundVariable]
 

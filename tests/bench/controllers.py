@@ -29,7 +29,7 @@ from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.policy import make_policy
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.greedy import Greedy
-from graftline.runtimes.session import Bools, Ints, Scores
+from graftline.runtimes.session import Bools, Ints, Scores, Show
 
 VOCABULARY = 49152
 TRUE = {  # FINDINGS.md: milliseconds of a single row, and rows over it; chains, trees
@@ -104,7 +104,7 @@ class Replay:
             if row < len(kept):
                 kept[row] = last
 
-    def read(self, row: int, tokens: Ints) -> Scores:
+    def read(self, row: int, tokens: Ints, show: Show | None = None) -> Scores:
         self._ids[row] += tokens.tolist()
         known = self._known.get(tuple(self._ids[row]))
         self._start[row] = len(self._ids[row])

@@ -21,7 +21,7 @@ from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.result import Result
 from graftline.runtimes.scheduler import CHUNK
-from graftline.runtimes.session import Bools, Ints, Scores, Session
+from graftline.runtimes.session import Bools, Ints, Scores, Session, Show
 from graftline.tree import Tree
 
 Make = Callable[..., Engine]
@@ -67,9 +67,9 @@ class Logged(ToySession):
         self.log: list[tuple[str, int]] = []
         super().__init__(**options)
 
-    def read(self, row: int, tokens: Ints) -> Scores:
+    def read(self, row: int, tokens: Ints, show: Show | None = None) -> Scores:
         self.log.append(("read", len(tokens)))
-        return super().read(row, tokens)
+        return super().read(row, tokens, show)
 
     def score(
         self,

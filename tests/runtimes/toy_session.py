@@ -15,7 +15,7 @@ import numpy as np
 
 from graftline.facts import DecoderFacts
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.session import Bools, Floats, Ints, Scores
+from graftline.runtimes.session import Bools, Floats, Ints, Scores, Show
 
 FLAT = Costs({1: 10.0, 32: 11.0}, {1: 10.0, 32: 11.0})
 """Speculation is nearly free."""
@@ -83,7 +83,8 @@ class ToySession:
         self._lengths[row] = self._lengths[-1]
         self._lengths.pop()
 
-    def read(self, row: int, tokens: Ints) -> Scores:
+    def read(self, row: int, tokens: Ints, show: Show | None = None) -> Scores:
+        assert show is None, "a toy has no hidden states"
         self.reads.append((row, len(tokens)))
         return self._answered(self._read(row, tokens)[None, None].copy(), 0)
 

@@ -1,0 +1,82 @@
+"""A draft head as a draft engine: what it reads besides tokens are features of its target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from graftline.runtimes.chances.calibration import USUAL
+from graftline.runtimes.draft_engine import OwnCaches, Read, RowsCost, usual_cost
+from graftline.runtimes.draft_seats import SeatedSession
+from graftline.runtimes.session import Floats, Scores
+
+
+class HeadSession(SeatedSession, Protocol):
+    """A session of a head's graph."""
+
+    width: int
+    """Numbers of a feature."""
+
+    def follow_features(
+        self, row: int, length: int, tokens: Sequence[int], features: Floats, asked: int = 1
+    ) -> Scores:
+        """As `follow`, with a feature [N, H] for every token."""
+        ...
+
+    def follow_rows_features(
+        self, first: int, starts: Sequence[int], tokens: Sequence[int], features: Floats
+    ) -> Scores:
+        """As `follow_rows`, with a feature [B, H] for every token."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class FeatureRead(Read):
+    """Tokens and their features [N, H]."""
+
+    features: Floats | None = None
+
+    def scores(self) -> Scores:
+        engine, seat, tokens = self.engine, self.seat, self.tokens
+        assert isinstance(engine, FeatureEngine)
+        assert self.features is not None
+        seat.end = self.start + len(tokens)
+        session = engine.head
+        return session.follow_features(seat.row, self.start, tokens, self.features, self.asked)
+
+    def before(self) -> Read:
+        assert self.features is not None
+        tokens, features = self.tokens[:-1], self.features[:-1]
+        return FeatureRead(self.engine, self.seat, self.start, tokens, features=features)
+
+
+class FeatureEngine(OwnCaches):
+    """An opened head, for all sequences that draft with it, on caches of its own."""
+
+    def __init__(
+        self,
+        session: HeadSession,
+        step: float,
+        reading: float = 0.0,
+        agreement: float = USUAL,
+        rows_cost: RowsCost = usual_cost,
+        own: Callable[[], OwnCaches] | None = None,
+    ) -> None:
+        """`reading`: milliseconds of one more row that is read and not scored."""
+        super().__init__(session, step, agreement, rows_cost, own)
+        self.head, self.reading = session, reading
+
+    def _last_of_each(
+        self, first: int, starts: Sequence[int], group: Sequence[Read]
+    ) -> Scores:
+        features = np.zeros((len(starts), self.head.width), np.float32)
+        tokens = [0] * len(starts)
+        for read in group:
+            place = read.seat.row - first
+            assert isinstance(read, FeatureRead)
+            assert read.features is not None
+            tokens[place], features[place] = read.tokens[-1], read.features[-1]
+        return self.head.follow_rows_features(first, starts, tokens, features)

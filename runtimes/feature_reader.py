@@ -1,0 +1,74 @@
+"""A draft head's reading of one sequence: its tokens, and the target's features before each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from graftline.runtimes.draft_engine import Read
+from graftline.runtimes.draft_reader import Guess, Reader
+from graftline.runtimes.feature_engine import FeatureEngine, FeatureRead
+from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.session import Floats, Scores
+
+
+class FeatureReader(Reader):
+    """As `Reader`, of a head whose slot i holds the token of position i + 1 and the feature of
+    position i: the first token of a text is never read. What it drafted has its own states for
+    features; what of that the target takes is read again, with the target's."""
+
+    def __init__(self, engine: FeatureEngine, vocabulary: int = 0) -> None:
+        super().__init__(engine, vocabulary)
+        self._engine = engine
+        self._prompt: list[Floats] = []
+        self._features = np.zeros((0, engine.head.width), np.float32)
+        """Of the slots from `_first` on: the target's features of what is chosen."""
+        self._first = 0
+        self._states: list[Floats] = []
+        """Of the drafted slots, what the head itself made of the slot before."""
+
+    def see(self, start: int, features: Floats) -> None:
+        """The target has read prompt tokens from position `start` on: their features [N, H]."""
+        if start == 0:
+            self._prompt.clear()
+        self._prompt.append(features.copy())
+
+    def start(self, context: Sequence[int]) -> None:
+        """Begin a sequence, all of whose prompt was seen; the last token's feature comes with the
+        token that is chosen behind it."""
+        super().start(context[1:])
+        seen = np.concatenate(self._prompt) if self._prompt else self._features[:0]
+        assert len(seen) == len(context), "a prompt is read whole"
+        self._features, self._first, self._held = seen[:-1], 0, 0
+        self._prompt, self._states = [], []
+
+    def choose(self, fresh: Sequence[int], features: Floats) -> None:
+        """The target chose `fresh`; the features [N, H] are of the positions before each."""
+        self._held, self._ahead = min(self._held, len(self.tokens)), []
+        self.tokens += fresh
+        kept = self._features[max(self._held - self._first, 0) :]
+        self._first = len(self.tokens) - len(fresh) - len(kept)
+        self._features = np.concatenate([kept, features])
+        self._states = []
+
+    @property
+    def debt(self) -> float:
+        """Milliseconds that reading what is `unread` adds to the next call."""
+        return self.unread * self._engine.reading
+
+    def guess(
+        self, scores: Scores, place: int, sampling: Sampling, exact: bool = False
+    ) -> Guess:
+        assert scores.hidden is not None, "a head's graph brings out its state"
+        self._states.append(scores.hidden[0, place].copy())
+        return super().guess(scores, place, sampling, exact)
+
+    def _call(self, start: int, part: Sequence[int], asked: int) -> Read:
+        seat, base = self.seat, len(self.tokens)
+        assert seat is not None, "no sequence has begun"
+        known = self._features[start - self._first : base - self._first]
+        drafted = self._states[max(start - base, 0) : start - base + len(part)]
+        features = np.concatenate([known, np.stack(drafted)]) if drafted else known
+        assert len(features) == len(part)
+        return FeatureRead(self.engine, seat, start, part, asked, features=features)

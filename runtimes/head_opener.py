@@ -1,0 +1,110 @@
+"""Opens the draft head of a bundle, and measures what it costs beside its target's step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from time import perf_counter
+
+import numpy as np
+
+from graftline.bundle.reader import Bundle
+from graftline.facts import DraftBlockFacts
+from graftline.owners import HEAD
+from graftline.runtimes.control.costs import NEAR, Costs
+from graftline.runtimes.control.measure import undisturbed
+from graftline.runtimes.feature_engine import FeatureEngine
+from graftline.runtimes.head_reader import Heads
+from graftline.runtimes.ort.features import FeatureSession
+from graftline.runtimes.ort.heads import OrtHeads
+from graftline.runtimes.ort.session import OrtSession
+
+ROUNDS = 15
+"""Calls of each engine where their steps are compared, at NEAR positions."""
+MANY = 32
+"""Rows of the calls that tell what one more row costs."""
+
+
+def head_opener(
+    bundle: Bundle,
+    target: OrtSession,
+    key: str,
+    costs: Costs,
+    watch: Callable[[str], None] | None = None,
+) -> Callable[[], Heads | FeatureEngine] | None:
+    """Opens the bundle's draft head, once, and measures it where this machine, by its `key`, has
+    not: parallel heads, or a decoder over features. None without any."""
+    stage = bundle.manifest.engines().get(HEAD)
+    if stage is None:
+        return None
+
+    @cache
+    def opened() -> Heads | FeatureEngine:
+        if watch is not None:
+            watch("opening the draft head")
+        made, name = bundle.manifest.stages[stage], f"{key}, {stage} beside the target"
+        row, graph, known = costs.of(1), bundle.graph(stage), bundle.read_costs(name)
+        if not isinstance(made.facts, DraftBlockFacts):
+            heads = OrtHeads(graph, made.ports, target.threads)
+            found = known or heads_cost(heads, target)
+            heads.milliseconds = float(found["ratio"]) * row
+        else:
+            session = FeatureSession(
+                graph, made.facts, made.ports, capacity=target.capacity, threads=target.threads
+            )
+            found = known or block_cost(session, target)
+            one, read, scored = (float(found[n]) for n in ("ratio", "reading", "scored"))
+            heads = FeatureEngine(
+                session, one * row, read * row, rows_cost=lambda n: 1.0 + scored / one * (n - 1)
+            )
+        if known is None:
+            bundle.write_costs(name, found)
+        return heads
+
+    return opened
+
+
+def heads_cost(heads: OrtHeads, target: OrtSession) -> dict[str, float]:
+    """`ratio`: what a call of the heads costs, over a step of the target, measured in turn."""
+    state = np.random.default_rng(0).standard_normal((1, heads.hidden)).astype(np.float32)
+    return {"ratio": _beside(target, [lambda: heads.answer(state)])[0]}
+
+
+def block_cost(session: FeatureSession, target: OrtSession) -> dict[str, float]:
+    """What a head costs, over a step of the target, measured in turn: `ratio` a call of one row,
+    `reading` one more row of it, and `scored` one more that is scored."""
+    random = np.random.default_rng(0)
+    past = min(NEAR, session.capacity // 2)
+    count = min(MANY, session.capacity - past)
+    ids = random.integers(0, session.facts.vocabulary, past + count).tolist()
+    states = random.standard_normal((past + count, session.width)).astype(np.float32)
+    session.reset(1)
+    session.follow_features(0, 0, ids[:past], states[:past])
+
+    def call(rows: int, asked: int) -> Callable[[], object]:
+        part = slice(past, past + rows)
+        return lambda: session.follow_features(0, past, ids[part], states[part], asked)
+
+    one, read, scored = _beside(target, [call(1, 1), call(count, 1), call(count, count)])
+    more = max(count - 1, 1)
+    each = {"reading": read, "scored": scored}
+    return {"ratio": one, **{name: max(taken - one, 0.0) / more for name, taken in each.items()}}
+
+
+def _beside(target: OrtSession, calls: list[Callable[[], object]]) -> list[float]:
+    """What each call takes, over a step of the target just before it."""
+    random = np.random.default_rng(0)
+    past, session = min(NEAR, target.capacity // 2), target.sibling()
+    session.prefill([random.integers(0, target.facts.vocabulary, past, dtype=np.int64)])
+    plain: list[float] = []
+    times: list[list[float]] = [[] for _ in calls]
+    for token in random.integers(0, target.facts.vocabulary, ROUNDS).tolist():
+        for call, taken in zip(calls, times, strict=True):
+            began = perf_counter()
+            session.follow(0, past, [token])
+            between = perf_counter()
+            call()
+            taken.append(perf_counter() - between)
+            plain.append(between - began)
+    step = undisturbed(plain)
+    return [undisturbed(taken) / step for taken in times]
