@@ -172,7 +172,7 @@ def _taps(config: Config, own: Config, files: HeadFiles, hidden: int) -> tuple[T
     last = config.raw.get("num_target_layers")
     if any(i + 1 == last for i in ids):
         config.decide(
-            f"layer {ids[-1]} is the last: transformers' hidden_states[{last}], which z-lab's code "
+            f"layer {last - 1} is the last: transformers' hidden_states[{last}], which z-lab's code "
             "reads, is behind the final norm, so is this tap"
         )
     return tuple(Tap(-1, normed=True) if i + 1 == last else Tap(i) for i in ids)

@@ -142,7 +142,13 @@ class Taken:
     def take(self, key: str, name: str, shape: Iterable[int]) -> None:
         """The tensor `key` under our `name`, in fp32. Raises CheckpointError where it is missing or
         has another shape."""
-        tensor = self.files.weights.tensor(key, name, tuple(shape), ir.DataType.FLOAT)
+        found, needed = self.files.shape(key), tuple(shape)
+        if found != needed:
+            raise CheckpointError(
+                f"{self.files.path}: tensor '{key}' is {list(found)}, but by config.json and the "
+                f"other tensors it must be {list(needed)}; they do not belong together"
+            )
+        tensor = self.files.weights.tensor(key, name, needed, ir.DataType.FLOAT)
         scale = self.files.weights.scale_of(key)
         self.used |= {key} if scale is None else {key, scale}
         self.tensors[name] = tensor
