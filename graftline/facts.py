@@ -58,6 +58,8 @@ class DraftBlockFacts(DecoderFacts):
     """A draft head that is a decoder of its own, over its target's tokens and hidden states."""
 
     kind: str = field(default="draft-block", kw_only=True)
+    normed_state: bool = False
+    """Whether what stands for the next feature is what the head's last norm gives."""
 
     def told(self) -> str:
         return f"{self.layers} blocks over features of the target"

@@ -112,6 +112,13 @@ def by_role(ports: Iterable[Port], role: str, direction: Direction | None = None
     return [p for p in ports if p.role == role and direction in (None, p.direction)]
 
 
+def state_port(ports: Iterable[Port], normed: bool) -> str:
+    """The output of a draft head's graph that stands for the next feature: what its last norm
+    gives (`normed`), or what leaves its last block."""
+    tap = "postnorm" if normed else "prenorm"
+    return next(p.name for p in by_role(ports, "hidden", "out") if p.tap == tap)
+
+
 def slot_ports(
     ports: Iterable[Port], direction: Direction | None = None, owner: str | None = None
 ) -> list[Port]:

@@ -11,6 +11,7 @@ from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
 from graftline.passes.grafts.features import Features
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_verify import FuseVerify
+from graftline.passes.grafts.head_features import HeadFeatures
 from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.reduce_logits import ReduceLogits
 from graftline.passes.grafts.select_rows import SelectRows
@@ -35,6 +36,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         Tap,
         CutDepth,
         DraftHeads,
+        HeadFeatures,
         ReduceLogits,
         DraftVocabulary,
         Features,

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graftline.errors import BackendError, RequestError
 from graftline.evaluate import Feed, run
 from graftline.facts import decoder_facts
-from graftline.ports import by_role, read_ports
+from graftline.ports import FEATURES, by_role, read_ports
 from graftline.roles import Roles
 from graftline.runtimes.session import NO_STATES, Bools, Ints, Scores, Show, Snapshot
 
@@ -145,9 +145,9 @@ class ReferenceSession:
         for port in self._caches:
             assert port.mirror is not None
             self._held[port.mirror][row] = out[port.name][0]
-        taps = by_role(self.ports, "hidden")
-        normed = next((out[p.name] for p in taps if p.tap == "postnorm"), None)
-        return _scores(out[self._roles.outputs["logits"]], normed)
+        taps = [*by_role(self.ports, FEATURES, "out"), *by_role(self.ports, "hidden", "out")]
+        shown = next((out[p.name] for p in taps if p.tap != "prenorm"), None)
+        return _scores(out[self._roles.outputs["logits"]], shown)
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep the rows of each path."""

@@ -23,7 +23,7 @@ from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear
 from graftline.passes.graph.weights import lazy, tensor_of
-from graftline.ports import by_role, read_ports
+from graftline.ports import FEATURES, by_role, read_ports
 from graftline.tensors import Widened, file_of
 
 if TYPE_CHECKING:
@@ -33,8 +33,10 @@ FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 EXPORTED = stage_name(HEAD, EXPORT)
 """The stage of a head as it was published."""
-RECIPES: Mapping[str, str] = {"medusa": "medusa", "eagle": "eagle"}
+RECIPES: Mapping[str, str] = {"medusa": "medusa", "eagle": "eagle", "eagle3": "eagle-3"}
 """The recipe of a family of heads, where none is chosen."""
+EAGLES = ("eagle", "eagle3")
+"""Families that are decoders of their own."""
 
 
 def open_draft_head(path: str, say: Watch) -> Head:
@@ -58,7 +60,7 @@ def head_host(head: Head, canonical: ir.Model, say: Watch) -> Host:
     say("checking the draft head's sizes and numbers")
     facts = decoder_facts(canonical)
     head.check(facts)
-    if head.family == "eagle":
+    if head.family in EAGLES:
         from graftline.models.heads.eagle_host import eagle_host
 
         host = eagle_host(head, facts, shared_of(canonical), say)
@@ -99,7 +101,9 @@ def shared_of(canonical: ir.Model) -> Shared:
 
 def check_tap(target: ir.Model) -> None:
     """Raise GraftlineError unless the target brings out what the head reads."""
-    if not any(port.tap == POSTNORM for port in by_role(read_ports(target), "hidden", "out")):
+    ports = read_ports(target)
+    taps = any(port.tap == POSTNORM for port in by_role(ports, "hidden", "out"))
+    if not taps and not by_role(ports, FEATURES, "out"):
         raise GraftlineError(
             "--head: these passes bring out no hidden state for the head to read; put "
             "tap{layers=norm} into --passes"

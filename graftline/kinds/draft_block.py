@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from graftline.facts import as_decoder
+from graftline.facts import DraftBlockFacts
 from graftline.kinds.decoder.kind import Decoder
 from graftline.kinds.decoder.proof import equal_rows
 from graftline.kinds.kind import Parts, Proof, Watch
 from graftline.law import LawRow
 from graftline.nearness import limit
-from graftline.ports import FEATURES, Port, by_role
+from graftline.ports import FEATURES, Port, by_role, state_port
 from graftline.roles import Roles
 
 if TYPE_CHECKING:
@@ -38,22 +38,22 @@ class DraftBlock(Decoder):
         if own is None or isinstance(own, Path):
             return Proof([LawRow(parts.engine, "whole", "not_run", gone)] if gone else [])
         say("proof: the draft head's engine against the head itself, with the real weights")
-        ports, facts = parts.ports(parts.engine), as_decoder(parts.facts)
+        ports, facts = parts.ports(parts.engine), parts.facts
+        assert isinstance(facts, DraftBlockFacts)
         feed = _feed(ports, facts.vocabulary)
         expected = own(feed, say)
         if isinstance(expected, str):
             return Proof([LawRow(parts.engine, "whole", "not_run", expected)])
-        logits, states = _answers(parts.graph(parts.engine), ports, feed)
+        state = state_port(ports, facts.normed_state)
+        logits, states = _answers(parts.graph(parts.engine), ports, feed, state)
         most, reference = limit("fp32", facts), "the head itself, by torch"
         rows = [(logits[0], expected.logits)]
         found = [LawRow.of(parts.engine, "whole", equal_rows(
             parts.engine, "whole", rows, most, reference
         ))]  # fmt: skip
-        for state in states:
-            pairs = [(state[0], expected.stream[0])]
-            checked = equal_rows(parts.engine, "taps", pairs, most, f"the state of {reference}")
-            found.append(LawRow.of(parts.engine, "taps", checked))
-        return Proof(found)
+        pairs = [(states[0], expected.stream[0])]
+        checked = equal_rows(parts.engine, "taps", pairs, most, f"the state of {reference}")
+        return Proof([*found, LawRow.of(parts.engine, "taps", checked)])
 
 
 def _feed(ports: tuple[Port, ...], vocabulary: int) -> dict[str, Array]:
@@ -67,8 +67,8 @@ def _feed(ports: tuple[Port, ...], vocabulary: int) -> dict[str, Array]:
 
 
 def _answers(
-    graph: Path, ports: tuple[Port, ...], feed: dict[str, Array]
-) -> tuple[Array, list[Array]]:
+    graph: Path, ports: tuple[Port, ...], feed: dict[str, Array], state: str
+) -> tuple[Array, Array]:
     """Logits [1, N, V] and states [1, N, H] of an engine that is called several times."""
     from graftline.runtimes.ort.graph import open_graph
 
@@ -80,7 +80,6 @@ def _answers(
     }  # fmt: skip
     names = [p.name for p in ports if p.direction == "out"]
     mirrors = {p.name: p.mirror for p in ports if p.mirror is not None}
-    taps = [p.name for p in by_role(ports, "hidden", "out")]
     found: list[dict[str, Array]] = []
     for start, end in zip(np.cumsum([0, *CALLS[:-1]]), np.cumsum(CALLS), strict=True):
         given = roles.feed(
@@ -97,4 +96,4 @@ def _answers(
     def whole(name: str) -> Array:
         return np.concatenate([made[name] for made in found], axis=1)
 
-    return whole(roles.outputs["logits"]), [whole(name) for name in taps]
+    return whole(roles.outputs["logits"]), whole(state)

@@ -14,11 +14,14 @@ import onnx_ir as ir
 from graftline.errors import CheckpointError
 from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
+from graftline.head_notes import NEVER, TAPPED, TapReading, write_draft_ids
 from graftline.models.export.export import export
 from graftline.models.heads.block import Block
 from graftline.models.heads.eagle import EagleSettings
+from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.head import Head
 from graftline.models.heads.module import EagleDecoder, EagleShape
+from graftline.models.heads.vocabulary import DRAFT_IDS
 from graftline.models.host import Host, Watch
 from graftline.models.reference import Own, OwnModel
 from graftline.ports import FEATURES
@@ -47,16 +50,36 @@ class Shared:
 def eagle_shape(head: Head) -> EagleShape:
     """What the module of a head is made of. Raises CheckpointError for what it does not host."""
     settings = head.settings
+    if isinstance(settings, Eagle3Settings):
+        return _eagle3_shape(head, settings)
     if not isinstance(settings, EagleSettings):
         raise CheckpointError(
             f"{head.source}: a head of the family '{head.family}', which this version reads and "
-            "does not build yet; give a Medusa, EAGLE-1 or EAGLE-2 head"
+            "does not build yet; give a Medusa or an EAGLE head"
         )
     block = settings.block
     _refuse(head, block)
     return EagleShape(
         block, settings.layers, settings.vocabulary, settings.vocabulary, fused=True,
         fc_bias=settings.fc_bias, normed=False,
+    )  # fmt: skip
+
+
+def _eagle3_shape(head: Head, settings: Eagle3Settings) -> EagleShape:
+    _refuse(head, settings.block)
+    odd = {
+        "sliding windows": any(settings.windows),
+        "tokens drafted in parallel (a mask token)": settings.mask_token is not None,
+        "further parallel heads": settings.parallel is not None,
+    }
+    if found := [what for what, there in odd.items() if there]:
+        raise CheckpointError(
+            f"{head.source}: a head with {found[0]}, which this version reads and does not build "
+            "yet; give a plain EAGLE-3 head"
+        )
+    return EagleShape(
+        settings.block, settings.layers, settings.vocabulary, settings.draft_vocabulary,
+        fused=False, residual_normed=settings.residual_normed, norm_output=settings.norm_output,
     )  # fmt: skip
 
 
@@ -81,8 +104,7 @@ def eagle_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) -
     """Export the head and point its weights into its own files and the target's. Raises
     CheckpointError."""
     shape = eagle_shape(head)
-    tensors = {**head.tensors, EMBEDDING: shared.embedding}
-    tensors.setdefault(LM_HEAD, shared.lm_head)
+    tensors = {EMBEDDING: shared.embedding, LM_HEAD: shared.lm_head, **head.tensors}
     graph, weights = _exported(shape, target.positions or 4096, watch)
     table = np.random.default_rng(5).standard_normal((PLACES, shape.block.hidden))
     tensors[FEATURES] = ir.tensor(table.astype(np.float32), name=FEATURES)
@@ -93,11 +115,32 @@ def eagle_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) -
     facts = DraftBlockFacts(
         vocabulary=shape.drafted, hidden=block.hidden, layers=shape.layers, heads=block.heads,
         kv_heads=block.kv_heads, head_size=block.head_size, positions=target.positions,
+        normed_state=shape.norm_output,
         source=head.source.name,
         parameters=sum(math.prod(t.shape.numpy()) for t in head.tensors.values()),
     )  # fmt: skip
     write_facts(graph, facts)
+    if (ids := tensors.get(DRAFT_IDS)) is not None:
+        write_draft_ids(graph, ids.numpy(), shape.vocabulary)
+    if isinstance(head.settings, Eagle3Settings):
+        _keep_taps(graph, head, target.layers, block.epsilon)
     return Host(graph, facts, own=_own_model(shape, tensors))
+
+
+def _keep_taps(graph: ir.Model, head: Head, layers: int, epsilon: float) -> None:
+    """Put beside the head's graph what its target makes of its hidden states for it."""
+    settings = head.settings
+    names = {"fc.weight": "fc", "fc.bias": "fc.bias", "fc_norm.weight": "norm"}
+    names |= {f"fc_norm.{i}.weight": f"norm.{i}" for i in range(settings.taps)}
+    for there, here in names.items():
+        if (tensor := head.tensors.get(there)) is not None:
+            value = ir.Value(
+                name=TAPPED + here, shape=ir.Shape(tensor.shape.numpy()),
+                type=ir.TensorType(tensor.dtype), const_value=tensor,
+            )  # fmt: skip
+            graph.graph.register_initializer(value)
+    read = tuple(tap.index(layers) for tap in head.taps)
+    TapReading(read, settings.block.hidden, epsilon).write(graph)
 
 
 def _exported(shape: EagleShape, positions: int, watch: Watch) -> tuple[ir.Model, frozenset[str]]:
@@ -116,7 +159,8 @@ def our_name(parameter: str) -> str:
 
 
 def _own_model(shape: EagleShape, tensors: Mapping[str, ir.TensorProtocol]) -> OwnModel:
-    """The module itself, run by torch: ids and features [B, N, H] in, logits out."""
+    """The module itself, run by torch: ids and features [B, N, H] in, logits of the target's ids
+    out."""
 
     def run(feed: Feed, say: Watch) -> Own | str:
         import torch
@@ -127,10 +171,15 @@ def _own_model(shape: EagleShape, tensors: Mapping[str, ir.TensorProtocol]) -> O
             for name in module.state_dict()
         }
         module.load_state_dict(state, assign=True)
-        ids, features = (torch.from_numpy(feed[name].copy()) for name in ("tokens", FEATURES))
-        places = torch.arange(ids.shape[1])[None].expand_as(ids)
+        tokens, features = (torch.from_numpy(feed[name].copy()) for name in ("tokens", FEATURES))
+        places = torch.arange(tokens.shape[1])[None].expand_as(tokens)
         with torch.no_grad():
-            out = module.eval()(ids, None, places, features)
-        return Own(out.logits[0].numpy(), {0: out.state[0].numpy()})
+            out = module.eval()(tokens, None, places, features)
+        logits, ids = out.logits[0].numpy(), tensors.get(DRAFT_IDS)
+        if ids is not None:
+            drafted = logits
+            logits = np.full((len(drafted), shape.vocabulary), NEVER, np.float32)
+            logits[:, ids.numpy()] = drafted
+        return Own(logits, {0: out.state[0].numpy()})
 
     return run

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import decoder_facts, write_facts
+from graftline.head_notes import NEVER, read_draft_ids
 from graftline.law import Evidence
 from graftline.passes.graph.emit import Emit, new_output
 from graftline.passes.graph.ports import output_of, roles_of
 from graftline.passes.pipeline.graft import Evaluate, Graft, Law
 from graftline.ports import by_role, read_ports, write_ports
-
-IDS = "graftline.draft_ids"
-"""Metadata of a head's graph: the target's id of each token that it scores, and how many the
-target has."""
-NEVER = -1e9
-"""The logit of a token that a head does not score."""
-Ids = npt.NDArray[np.int64]
-
-
-def write_draft_ids(model: ir.Model, ids: Ids, vocabulary: int) -> None:
-    """Note in a head's graph what its tokens [Vd] are among the target's `vocabulary`."""
-    text = base64.b64encode(ids.astype("<i8").tobytes()).decode("ascii")
-    model.metadata_props[IDS] = f"{vocabulary}:{text}"
-
-
-def read_draft_ids(model: ir.Model) -> tuple[Ids, int] | None:
-    """What `write_draft_ids` has noted; None where nothing is."""
-    size, found, text = model.metadata_props.get(IDS, "").partition(":")
-    return (np.frombuffer(base64.b64decode(text), "<i8"), int(size)) if found else None
 
 
 def renamed(
@@ -44,8 +24,8 @@ def renamed(
 ) -> Evidence:
     """Every score has moved to its token's id, and the others are NEVER; the reductions name ids.
     """
-    found = read_draft_ids(before)
-    assert found is not None
+    if (found := read_draft_ids(before)) is None:
+        return Evidence("all ids of the target are scored as they are")
     ids, vocabulary = found
     old, new = evaluate(before, feed), evaluate(after, feed)
     roles = roles_of(after).outputs
@@ -70,12 +50,12 @@ class DraftVocabulary(Graft):
     laws: ClassVar[tuple[Law, ...]] = (renamed,)
 
     def requires(self, model: ir.Model) -> None:
-        if read_draft_ids(model) is None:
-            raise NotApplicable("draft-vocabulary needs a head with a vocabulary of its own")
+        if not by_role(read_ports(model), "logits", "out"):
+            raise NotApplicable("draft-vocabulary needs the output 'logits'")
 
     def apply(self, model: ir.Model) -> None:
-        found = read_draft_ids(model)
-        assert found is not None
+        if (found := read_draft_ids(model)) is None:
+            return
         ids, vocabulary = found
         drafted = decoder_facts(model).vocabulary
         ids = ids[:drafted]
@@ -106,8 +86,8 @@ class DraftVocabulary(Graft):
         write_facts(model, replace(decoder_facts(model), vocabulary=vocabulary))
 
     def carried(self, outputs: Feed, after: ir.Model) -> Feed:
-        found = read_draft_ids(after)
-        assert found is not None
+        if (found := read_draft_ids(after)) is None:
+            return outputs
         ids = after.graph.initializers["draft.ids"].const_value
         assert ids is not None
         kept, roles, back = ids.numpy(), roles_of(after).outputs, dict(outputs)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graftline.facts import DecoderFacts
-from graftline.ports import FEATURES, Port, by_role
+from graftline.facts import DraftBlockFacts
+from graftline.ports import FEATURES, Port, by_role, state_port
 from graftline.runtimes.ort.calls import CHUNK
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.session import Floats, Scores, call_starts
@@ -24,7 +24,7 @@ class FeatureSession(OrtSession):
     def __init__(
         self,
         graph: Path,
-        facts: DecoderFacts,
+        facts: DraftBlockFacts,
         ports: Sequence[Port],
         *,
         capacity: int | None = None,
@@ -33,8 +33,7 @@ class FeatureSession(OrtSession):
         (port,) = by_role(ports, FEATURES, "in")
         self.width = int(port.shape[-1])
         super().__init__(graph, facts, ports, capacity=capacity, threads=threads)
-        (state,) = by_role(ports, "hidden", "out")
-        self._hidden = state.name
+        self._hidden = state_port(ports, facts.normed_state)
 
     def _step_inputs(
         self, batch: int, count: int, asked: int, masked: bool

@@ -23,7 +23,7 @@ from graftline.runtimes.ort.caches import HostCaches, HostSlots
 from graftline.runtimes.ort.calls import CHUNK, MOST_ROWS, BoundCalls
 from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.packed import PackedCall
-from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays
+from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays, shown_by
 from graftline.runtimes.scores import copied, joined
 from graftline.runtimes.session import (
     NO_STATES,
@@ -70,8 +70,7 @@ class OrtSession(BoundCalls):
         self._session, self._forms = self._open(), forms
         self._caches = [p for p in self.ports if p.mirror is not None]
         self._tree = bool(by_role(self.ports, "mask"))
-        taps = by_role(self.ports, "hidden")
-        self._hidden = next((p.name for p in taps if p.tap == "postnorm"), None)
+        self._hidden = shown_by(self.ports)
         self._lengths = np.zeros(0, np.int64)
         self._calls: dict[tuple[int, int, int, int, bool], StepArrays] = {}
         self._packed: dict[tuple[int, int], PackedCall] = {}
@@ -207,7 +206,8 @@ class OrtSession(BoundCalls):
         """The hidden states of the last call, [N, H]."""
         if self._hidden is None:
             raise BackendError(NO_STATES)
-        return self.taps[self._hidden][0].astype(np.float32, copy=False)
+        assert self._last is not None, "a call was made"
+        return self._last.outputs[self._hidden][0].astype(np.float32, copy=False)
 
     def _chunk(self, row: int, part: Ints) -> Scores:
         count = len(part)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from graftline.ports import FEATURES, Port
+from graftline.ports import FEATURES, Port, by_role
 from graftline.runtimes.session import Bools, Floats, Ints, Scores
 
 STEP_INTS = ("tokens", "positions", "write_index", "rows")
@@ -124,6 +124,15 @@ def known_by(port: Port) -> str:
     """What an output of a step is known by: its role, and a tap, of which there may be several, by
     its name."""
     return port.name if port.role == "hidden" else port.role
+
+
+def shown_by(ports: Sequence[Port]) -> str | None:
+    """What the output is known by that draft heads read: features made for them, or else the hidden
+    state behind the final norm; None where there is neither."""
+    made = by_role(ports, FEATURES, "out")
+    taps = (p for p in by_role(ports, "hidden", "out") if p.tap == "postnorm")
+    found = [*made, *taps]
+    return known_by(found[0]) if found else None
 
 
 def step_inputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,12 @@ def markov(known_checkpoints: dict[Path, Any], folder: Path) -> MarkovCheckpoint
     return found
 
 
-def head_files(folder: Path, layers: int = 1, right: bool = False, **changes: Any) -> Path:
+def head_files(
+    folder: Path, layers: int = 1, right: bool = False, sizes: Sizes = SIZES, **changes: Any
+) -> Path:
     """A seeded head; `right`: one that hands the embedding through to the host's lm_head, which
     scores what follows it."""
-    module = drawn(Eagle(SIZES, layers))
+    module = drawn(Eagle(sizes, layers))
     tensors = state(module)
     if right:
         half = torch.eye(HIDDEN)
@@ -54,7 +57,7 @@ def head_files(folder: Path, layers: int = 1, right: bool = False, **changes: An
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 tensors[name] = torch.zeros_like(tensors[name])
     folder.mkdir(exist_ok=True)
-    return written(folder, SIZES.config(num_hidden_layers=layers, **changes), tensors)
+    return written(folder, sizes.config(num_hidden_layers=layers, **changes), tensors)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +140,7 @@ def rolled_out(
     from graftline.runtimes.load import load as opened
 
     engine: Any = opened(bundle.path)
-    table = torch.from_numpy(engine.resources.embedding()).double()
+    table = torch.from_numpy(engine.resources.embedding().copy()).double()
     head = _lm_head(bundle)
     module = drawn(Eagle(SIZES, layers)).double()
     made = features.double()
@@ -209,16 +212,16 @@ class _Sequence:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("sizes", "message"),
     [
-        ({"hidden_size": 64}, "hidden_size"),
-        ({"vocab_size": 300}, "vocab_size"),
+        (replace(SIZES, hidden=16), "hidden_size is 16, but .* needs 32"),
+        (replace(SIZES, vocabulary=300), "vocab_size is 300, but .* needs 260"),
     ],
 )
 def test_heads_of_another_model_are_refused_in_a_line(
-    markov: MarkovCheckpoint, tmp_path: Path, changes: dict[str, Any], message: str
+    markov: MarkovCheckpoint, tmp_path: Path, sizes: Sizes, message: str
 ) -> None:
-    head = head_files(tmp_path / "head", **changes)
+    head = head_files(tmp_path / "head", sizes=sizes)
     with pytest.raises(CheckpointError, match=message) as caught:
         optimize(markov.path, tmp_path / "out", head=str(head))
     assert "\n" not in str(caught.value)
@@ -229,5 +232,5 @@ def test_a_head_needs_its_tap_and_its_recipe(markov: MarkovCheckpoint, tmp_path:
     head = str(head_files(tmp_path / "head"))
     with pytest.raises(GraftlineError, match=r"put tap\{layers=norm\} into --passes"):
         optimize(markov.path, tmp_path / "out", head=head, passes="kv-cache | select-rows")
-    with pytest.raises(GraftlineError, match="eagle.*medusa|medusa.*eagle"):
+    with pytest.raises(GraftlineError, match=r"eagle.*medusa|medusa.*eagle"):
         optimize(markov.path, tmp_path / "out", head=head, recipe="medusa")

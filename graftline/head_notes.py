@@ -1,0 +1,56 @@
+"""What the graph of a draft head says of itself, for passes to read. It travels in the graph."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+TAPS = "graftline.taps"
+"""Metadata: what the head reads of its target."""
+TAPPED = "taps."
+"""Prefix of the initializers that work on what it reads: taps.norm.{i}, taps.norm, taps.fc and
+taps.fc.bias; the head's own graph does not read them."""
+IDS = "graftline.draft_ids"
+"""Metadata: the target's id of each token that the head scores, and how many the target has."""
+NEVER = -1e9
+"""The logit of a token that a head does not score."""
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TapReading:
+    """The blocks whose outputs a head reads, the features' width, and the epsilon of its norms."""
+
+    layers: tuple[int, ...]
+    width: int
+    epsilon: float
+
+    def write(self, model: ir.Model) -> None:
+        """Note it in the head's graph."""
+        model.metadata_props[TAPS] = json.dumps(vars(self))
+
+    @classmethod
+    def read(cls, model: ir.Model) -> TapReading | None:
+        """What was noted; None where nothing was."""
+        text = model.metadata_props.get(TAPS)
+        if text is None:
+            return None
+        row = json.loads(text)
+        return cls(tuple(row["layers"]), row["width"], row["epsilon"])
+
+
+def write_draft_ids(model: ir.Model, ids: Ids, vocabulary: int) -> None:
+    """Note in a head's graph what its tokens [Vd] are among the target's `vocabulary`."""
+    text = base64.b64encode(ids.astype("<i8").tobytes()).decode("ascii")
+    model.metadata_props[IDS] = f"{vocabulary}:{text}"
+
+
+def read_draft_ids(model: ir.Model) -> tuple[Ids, int] | None:
+    """What `write_draft_ids` has noted; None where nothing is."""
+    size, found, text = model.metadata_props.get(IDS, "").partition(":")
+    return (np.frombuffer(base64.b64decode(text), "<i8"), int(size)) if found else None

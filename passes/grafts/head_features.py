@@ -1,0 +1,136 @@
+"""head-features: what a draft head makes of its target's hidden states, in the target's own step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import NotApplicable
+from graftline.evaluate import Array, Feed
+from graftline.head_notes import TAPPED, TapReading
+from graftline.law import Evidence
+from graftline.passes.anchors.anchors import block_outputs
+from graftline.passes.grafts.head_parts import HEADS
+from graftline.passes.graph.emit import Emit, free_name, new_output
+from graftline.passes.graph.weights import tensor_of
+from graftline.passes.laws.compare import Comparison
+from graftline.passes.pipeline.graft import Evaluate, Graft, Law
+from graftline.ports import FEATURES, Port, by_role, read_ports, write_ports
+
+FLOAT = ir.DataType.FLOAT
+
+
+def features_formula(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
+    """The features are their formula in numpy, over what leaves the blocks of the host."""
+    assert isinstance(graft, HeadFeatures)
+    head, reading = _head(after)  # what a model carries is not cloned with it
+    host = before.clone()
+    stream = block_outputs(host.graph)
+    names = [f"tapped.{place}" for place in range(len(reading.layers))]
+    for layer, name in zip(graft.blocks_of(reading, len(stream)), names, strict=True):
+        tap = Emit(host.graph, graft.name()).op("Identity", [stream[layer]])
+        new_output(host.graph, tap, name, stream[layer].dtype or FLOAT, ["B", "N", "H"])
+    outputs = evaluate(host, feed)
+    taps = [outputs[name].astype(np.float64) for name in names]
+    expected = _formula(head, reading, taps)
+    got = evaluate(after, graft.neutral(feed, after))[FEATURES]
+    comparison = Comparison(graft.name(), "features-formula", "float32")
+    gap = comparison.output(FEATURES, got, expected)
+    what = f"features of {len(taps)} taps are their formula"
+    return Evidence(what, gap, comparison.limit)
+
+
+@dataclass(frozen=True)
+class HeadFeatures(Graft):
+    """Adds the output features [B, N, H] of an EAGLE-3 head: fc of the hidden states that leave
+    some blocks of the host, side by side, each or all of them normed first where the head says so.
+    Adds no input.
+
+    `blocks`: of a host that was cut to so many, the nearest are read.
+    """
+
+    laws: ClassVar[tuple[Law, ...]] = (features_formula,)
+
+    blocks: int = 0
+
+    def requires(self, model: ir.Model) -> None:
+        head = model.meta.get(HEADS)
+        if head is None or TapReading.read(head) is None:
+            raise NotApplicable("head-features needs an EAGLE-3 head; give it: --head PATH")
+        if found := by_role(read_ports(model), FEATURES, "out"):
+            raise NotApplicable("the graph has the features of a head already", [found[0].name])
+        if not block_outputs(model.graph):
+            raise NotApplicable("head-features needs stamped blocks; run anchors first")
+
+    def apply(self, model: ir.Model) -> None:
+        head, reading = _head(model)
+        graph, stream = model.graph, block_outputs(model.graph)
+        emit = Emit(graph, self.name())
+        taps = [_float(emit, stream[layer]) for layer in self.blocks_of(reading, len(stream))]
+        for place, tap in enumerate(taps):
+            if (scale := _weight(emit, head, f"norm.{place}")) is not None:
+                taps[place] = _norm(emit, tap, scale, reading.epsilon)
+        value = taps[0] if len(taps) == 1 else emit.op("Concat", taps, axis=-1)
+        if (scale := _weight(emit, head, "norm")) is not None:
+            value = _norm(emit, value, scale, reading.epsilon)
+        weight = _weight(emit, head, "fc")
+        assert weight is not None, "a head with taps has fc"
+        value = emit.op("MatMul", [value, emit.op("Transpose", [weight], perm=[1, 0])])
+        if (bias := _weight(emit, head, "fc.bias")) is not None:
+            value = emit.op("Add", [value, bias])
+        shape = ("B", "N", reading.width)
+        new_output(graph, value, FEATURES, FLOAT, shape)
+        port = Port(FEATURES, FEATURES, "out", "float32", shape)
+        write_ports(model, [*read_ports(model), port])
+
+    def within(self, blocks: int) -> HeadFeatures:
+        return replace(self, blocks=blocks)
+
+    def blocks_of(self, reading: TapReading, count: int) -> list[int]:
+        """The blocks that are read of a host of `count`."""
+        return [min(layer, count - 1) if self.blocks else layer for layer in reading.layers]
+
+
+def _head(model: ir.Model) -> tuple[ir.Model, TapReading]:
+    head: ir.Model = model.meta[HEADS]
+    reading = TapReading.read(head)
+    assert reading is not None, "the pass requires it"
+    return head, reading
+
+
+def _weight(emit: Emit, head: ir.Model, name: str) -> ir.Value | None:
+    value = head.graph.initializers.get(TAPPED + name)
+    if value is None:
+        return None
+    return emit.initializer(free_name(emit.graph, TAPPED + name), tensor_of(value))
+
+
+def _float(emit: Emit, value: ir.Value) -> ir.Value:
+    return value if value.dtype in (None, FLOAT) else emit.op("Cast", [value], to=FLOAT)
+
+
+def _norm(emit: Emit, value: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
+    return emit.op("RMSNormalization", [value, scale], axis=-1, epsilon=epsilon)
+
+
+def _formula(head: ir.Model, reading: TapReading, taps: list[Array]) -> Array:
+    def weight(name: str) -> Array | None:
+        value = head.graph.initializers.get(TAPPED + name)
+        return None if value is None else tensor_of(value).numpy().astype(np.float64)
+
+    def normed(x: Array, scale: Array | None) -> Array:
+        if scale is None:
+            return x
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + reading.epsilon) * scale
+
+    parts = [normed(tap, weight(f"norm.{place}")) for place, tap in enumerate(taps)]
+    both = normed(np.concatenate(parts, axis=-1), weight("norm"))
+    fc, bias = weight("fc"), weight("fc.bias")
+    assert fc is not None
+    return both @ fc.T + (0.0 if bias is None else bias)
