@@ -61,10 +61,15 @@ class Eagle3Settings:
 
 
 def canonical(key: str) -> str:
-    """The name that newer files give a tensor."""
+    """The name that newer files give a tensor: `layers.0` for `midlayer`."""
     key = re.sub(r"^midlayer\.(?=\d+\.)", "layers.", key)
     key = re.sub(r"^midlayer\.", "layers.0.", key)
     return re.sub(r"\.qkv_proj\.([qkv]_proj)\.", r".\1.", key)
+
+
+def old(key: str) -> str:
+    """The name that the first files give a tensor."""
+    return re.sub(r"^layers\.0\.", "midlayer.", key)
 
 
 def open_eagle3(files: HeadFiles, family: str = "eagle3", square_fc: bool = False) -> Head:
@@ -76,7 +81,8 @@ def open_eagle3(files: HeadFiles, family: str = "eagle3", square_fc: bool = Fals
     lm_head.weight [draft vocabulary, H], embedding.weight [V, H], draft_ids, mask_hidden,
     parallel.*.
     """
-    files = files.renamed(canonical, files.config)
+    first = any(key.startswith("midlayer.") for key in files.weights.stored)
+    files = files.renamed(canonical, old if first else str)
     config = Config(str(files.path), files.config)
     modelopt = config.inner("eagle_config")
     _check_modelopt(modelopt)

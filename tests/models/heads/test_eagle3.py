@@ -139,7 +139,7 @@ def test_old_names_and_new_names_are_one_head(tmp_path: Path) -> None:
 def test_both_names_for_one_tensor_are_refused(tmp_path: Path) -> None:
     config, tensors = files(PLAIN)
     tensors["midlayer.hidden_norm.weight"] = tensors["layers.0.hidden_norm.weight"]
-    refuses(written(tmp_path, config, tensors), "are the same tensor twice; remove one")
+    refuses(written(tmp_path, config, tensors), "are the same tensor; remove one")
 
 
 @pytest.mark.parametrize(
