@@ -189,7 +189,10 @@ def _take_mask(taken: Taken, config: Config, width: int) -> int | None:
         config.must("mask_token_id", None, "a mask token without the tensor 'mask_hidden'")
         return None
     taken.take("mask_hidden", "mask_hidden", [1, 1, width])
-    return config.whole("mask_token_id", least=0)
+    token, vocabulary = config.whole("mask_token_id", least=0), config.whole("vocab_size")
+    if token >= vocabulary:
+        config.refuse(f"mask_token_id={token} is outside vocab_size={vocabulary}")
+    return token
 
 
 def _take_norms(taken: Taken, config: Config, settings: Eagle3Settings) -> None:
@@ -212,7 +215,7 @@ def _refuse_scales(files: HeadFiles) -> None:
 
 
 def _sizes(settings: Eagle3Settings) -> tuple[HostSize, ...]:
-    where = f"tensor 'fc.weight' for {settings.taps} taps: its width"
+    where = f"the width of tensor 'fc.weight' for {settings.taps} taps"
     width = settings.taps * settings.host_hidden
     return (
         HostSize(where, width, "hidden", settings.taps),

@@ -31,13 +31,14 @@ PICKLED = (".pt", ".bin", ".pth")
 class HeadFiles:
     """What lies at a path: config.json ({} where there is none) and the tensors, unread; `taps`
     are those that the caller gives in place of the file's. `spelt` turns a tensor's name back into
-    what the files call it."""
+    what the files call it. `unread`: weights beside those that are read."""
 
     path: Path
     config: Mapping[str, Any]
     weights: WeightSource
     taps: tuple[Tap, ...] | None = None
     spelt: Callable[[str], str] = str
+    unread: tuple[str, ...] = ()
 
     def has(self, key: str) -> bool:
         """Whether the files hold a tensor of that name."""
@@ -77,8 +78,11 @@ class HeadFiles:
                     "remove one"
                 )
             stored[name] = tensor
-        spelt, weights = self.spelt, replace(self.weights, stored=stored)
-        return replace(self, weights=weights, spelt=lambda key: spelt(back(key)))
+
+        def spelt(key: str) -> str:
+            return self.spelt(back(key))
+
+        return replace(self, weights=replace(self.weights, stored=stored), spelt=spelt)
 
     def matching(self, pattern: str) -> list[re.Match[str]]:
         """The tensors whose whole name matches, in the order of their names."""
@@ -101,7 +105,17 @@ def read_files(path: Path) -> HeadFiles:
     if path.is_dir():
         check_index(folder, source)
     block = block_of(str(folder / CONFIG), config.get("quantization_config"))
-    return HeadFiles(path, config, WeightSource(source.stored, block))
+    beside = _beside(path, files) if path.is_dir() else ()
+    return HeadFiles(path, config, WeightSource(source.stored, block), unread=beside)
+
+
+def _beside(folder: Path, files: list[Path]) -> tuple[str, ...]:
+    """The weights of a folder beside those that are read, or were converted to what is read."""
+    pickled = not any(file.parent == folder for file in files)
+    found = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", *PICKLED)]
+    if pickled:
+        return tuple(p.name for p in found if p.suffix not in PICKLED)
+    return tuple(p.name for p in found if p not in files)
 
 
 def _check_quantized(file: Path) -> None:

@@ -156,12 +156,19 @@ def _take_step(taken: Taken, name: str) -> HydraSettings:
 
 
 def _sizes(taken: Taken, settings: HydraSettings) -> tuple[HostSize, ...]:
-    sizes = [HostSize("the width of its blocks", settings.hidden, "hidden")]
+    """What the host must have, by the tensors that show it."""
+    name = settings.architecture
+    score = "hydra_lm_head.0.1.weight" if name == "prefix-mlp" else "hydra_lm_head.0.weight"
+    widths = {"cross-attn": "cross_attn.o_proj.weight", "eagle-attn": "fc.weight"}
+    rows = "the number of rows of tensor '%s'"
+    where = rows % widths[name] if name in widths else f"the width of tensor '{score}'"
+    sizes = [HostSize(where, settings.hidden, "hidden")]
     if settings.vocabulary is not None:
-        where = "tensor 'hydra_lm_head.0.weight': its rows"
-        sizes.append(HostSize(where, settings.vocabulary, "vocabulary"))
-    if settings.mlp is not None:
-        rows = {n: taken.tensors[f"layer.{n}.weight"].shape.numpy()[0] for n in ("query", "key")}
-        sizes.append(HostSize("the width of its layer's queries", rows["query"], "queries"))
-        sizes.append(HostSize("the width of its layer's keys", rows["key"], "keys"))
+        sizes.append(HostSize(rows % score, settings.vocabulary, "vocabulary"))
+    if name != "mlp":
+        there = {"cross-attn": "cross_attn", "eagle-attn": "attn.self_attn"}
+        place = there.get(name, f"{PREFIX}.layers.0.self_attn")
+        have = {n: taken.tensors[f"layer.{n}.weight"].shape.numpy()[0] for n in ("query", "key")}
+        sizes.append(HostSize(rows % f"{place}.q_proj.weight", have["query"], "queries"))
+        sizes.append(HostSize(rows % f"{place}.k_proj.weight", have["key"], "keys"))
     return tuple(sizes)

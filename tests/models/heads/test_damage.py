@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -70,8 +71,10 @@ def test_pickled_code_is_named_and_never_run(
     with pytest.raises(CheckpointError, match=r"holds code, io\.open, which is not run"):
         open_head(folder)
     file.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(CheckpointError, match=r"hydra_lm_head\.pt: "):
-        open_head(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about the pickle's protocol
+        with pytest.raises(CheckpointError, match=r"hydra_lm_head\.pt: "):
+            open_head(folder)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -84,6 +87,20 @@ def test_a_pickle_of_other_things(tmp_path: Path) -> None:
         archive.writestr("readme.txt", "no tensors")
     with pytest.raises(CheckpointError, match=r"hydra_lm_head\.pt: damaged"):
         open_head(folder)
+
+
+def test_weights_beside_those_that_are_read_are_named(tmp_path: Path) -> None:
+    """EAGLE's own loader tries pytorch_model.bin first, transformers model.safetensors."""
+    config, tensors = eagle._files()
+    folder = written(tmp_path, config, tensors)
+    torch.save({k: v + 1 for k, v in tensors.items()}, folder / "pytorch_model.bin")
+    head = open_head(folder)
+    assert "pytorch_model.bin is not read" in head.decided
+    assert np.array_equal(head.tensors["fc.weight"].numpy(), tensors["fc.weight"].numpy())
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    head = open_head(folder)
+    assert "other.safetensors is not read" in head.decided
+    assert not any("pytorch_model.bin" in line for line in head.decided)
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
@@ -106,7 +123,7 @@ def test_another_models_head(tmp_path: Path) -> None:
     head.check(HOST)
     words = r"vocab_size is 61, but host needs 62 \(vocabulary\); the head was made for another"
     does_not_fit(head, host(vocabulary=62), words)
-    words = r"'fc\.weight' for 3 taps: its width is 72, but host needs 96 \(3 x hidden size\)"
+    words = r"'fc\.weight' for 3 taps is 72, but host needs 96 \(3 x hidden size\)"
     does_not_fit(head, host(hidden=32), words)
 
 
@@ -121,6 +138,8 @@ def test_layers_that_the_host_does_not_have(tmp_path: Path) -> None:
     does_not_fit(open_head(folder), host(layers=3), "reads the output of layer n-4, but host has 3")
     given = open_head(folder, taps=[Tap(1), Tap(5), Tap(12)])
     does_not_fit(given, HOST, "reads the output of layer 12, but host has 12 layers")
+    given = open_head(folder, taps=[Tap(1), Tap(5, normed=True), Tap(8)])
+    does_not_fit(given, HOST, "behind the final norm was given for layer 5, which is not the last")
 
 
 def test_another_widths_tensor(tmp_path: Path) -> None:

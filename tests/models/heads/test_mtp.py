@@ -229,6 +229,18 @@ def test_yarn_of_deepseek_is_in_the_settings(tmp_path: Path) -> None:
     assert rope.numbers == {k: v for k, v in scaling.items() if k != "type"}
 
 
+def test_weights_in_fp8_are_multiplied_by_their_scales(tmp_path: Path) -> None:
+    module = drawn(Behind(TINY, mixture(), LatentAttention(TINY, 10, 12, 6, 4, 5)))
+    tensors, name = whole(module, "model.layers.7."), "model.layers.7.eh_proj.weight"
+    narrow, scale = tensors[name].to(torch.float8_e4m3fn), torch.rand(3, 6) + 0.5
+    tensors |= {name: narrow, f"{name}_scale_inv": scale}
+    quantized = {"quant_method": "fp8", "weight_block_size": [8, 8]}
+    head = open_head(written(tmp_path, deepseek(quantization_config=quantized), tensors))
+    wide = scale.repeat_interleave(8, 0).repeat_interleave(8, 1)
+    want = narrow.float() * wide
+    assert np.array_equal(head.tensors["depths.0.fc.weight"].numpy(), want.numpy())
+
+
 def test_glm_computes_the_reference(tmp_path: Path) -> None:
     """Ordinary attention with biases, partly rotated; two MTP layers."""
     form = {"query_norm": True, "bias": True, "rotary": 4}
