@@ -99,8 +99,8 @@ class Config:
         value = self._get(key, {})
         if not isinstance(value, dict):
             self.refuse(f"{key}={value!r} is not an object")
-        found = cast("dict[str, Any]", value)
-        return Config(self.place, found, f"{self.where}: {key}", decided=self.decided)
+        inner = cast("dict[str, Any]", value)
+        return Config(self.place, inner, f"{self.where}: {key}", decided=self.decided)
 
     def must(self, key: str, value: object, why: str) -> None:
         """Raise CheckpointError where the key is there and not `value`."""
