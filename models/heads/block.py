@@ -101,23 +101,23 @@ def read_rope(config: Config, head_size: int) -> Rope:
 
 def _theta(config: Config, scaling: Config) -> float:
     places = [c for c in (scaling, config) if c.has("rope_theta")]
-    found = {c.number("rope_theta") for c in places}
-    if len(found) > 1:
+    values = {c.number("rope_theta") for c in places}
+    if len(values) > 1:
         config.refuse("rope_theta and rope_parameters name different bases")
-    if not found:
+    if not values:
         config.decide("config.json has no rope_theta: 10000, transformers' default")
-    return found.pop() if found else 10000.0
+    return values.pop() if values else 10000.0
 
 
 def _part(config: Config, scaling: Config) -> float:
-    found = {
+    values = {
         c.number("partial_rotary_factor")
         for c in (scaling, config)
         if c.has("partial_rotary_factor")
     }
-    part = found.pop() if found else 1.0
-    if found or not 0 < part <= 1:
-        config.refuse(f"partial_rotary_factor={part} and {sorted(found)} cannot be understood")
+    part = values.pop() if values else 1.0
+    if values or not 0 < part <= 1:
+        config.refuse(f"partial_rotary_factor={part} and {sorted(values)} cannot be understood")
     return part
 
 
@@ -189,7 +189,7 @@ def take_mlp(taken: Taken, there: str, here: str, hidden: int, size: int) -> Non
         taken.take(f"{there}.{key}.weight", f"{here}.{name}.weight", shape)
 
 
-def seen(taken: Taken, config: Config, block: Block, attention: str) -> Block:
+def with_files(taken: Taken, config: Config, block: Block, attention: str) -> Block:
     """The block with what only the files say: biases, norms of queries, a gate. `attention` is the
     prefix of the first layer's. Raises CheckpointError where config and files contradict."""
     files = taken.files
@@ -197,11 +197,12 @@ def seen(taken: Taken, config: Config, block: Block, attention: str) -> Block:
     for key in ("attention_bias", "qkv_bias"):
         config.read.add(key)
         if config.has(key) and config.flag(key, bias) != bias:
-            there = "holds" if bias else "has no"
-            config.refuse(f"{key}={config.raw[key]} but the file {there} '{attention}.q_proj.bias'")
+            there, name = "holds" if bias else "has no", files.called(f"{attention}.q_proj.bias")
+            config.refuse(f"{key}={config.raw[key]} but the file {there} '{name}'")
     rows = files.matrix(f"{attention}.q_proj.weight")[0]
     gated = rows == 2 * block.heads * block.head_size
-    config.must("attn_output_gate", gated, f"'{attention}.q_proj.weight' has {rows} rows")
+    name = files.called(f"{attention}.q_proj.weight")
+    config.must("attn_output_gate", gated, f"'{name}' has {rows} rows")
     changes: dict[str, Any] = {
         "bias": bias, "gated": gated, "query_norm": files.has(f"{attention}.q_norm.weight"),
     }  # fmt: skip

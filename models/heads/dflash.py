@@ -17,8 +17,8 @@ from graftline.models.heads.block import (
     Layer,
     read_block,
     read_windows,
-    seen,
     take_layer,
+    with_files,
 )
 from graftline.models.heads.config import Config
 from graftline.models.heads.dflash_parts import (
@@ -36,7 +36,7 @@ from graftline.models.heads.dflash_parts import (
 from graftline.models.heads.files import HeadFiles, Taken
 from graftline.models.heads.head import Head, HostSize, Tap
 from graftline.models.heads.merged import merged
-from graftline.models.heads.taps import given_taps
+from graftline.models.heads.taps import requested_taps
 from graftline.models.heads.vocabulary import take_draft_ids
 
 HARMLESS = {
@@ -95,7 +95,7 @@ def open_dflash(files: HeadFiles) -> Head:
     config = Config(str(files.path), files.config)
     own = merged(config, OWN, OUTER)
     taken = Taken(files)
-    block = seen(taken, config, read_block(config), "layers.0.self_attn")
+    block = with_files(taken, config, read_block(config), "layers.0.self_attn")
     layers, hidden = config.whole("num_hidden_layers"), block.hidden
     vocabulary = config.whole("vocab_size")
     drafted = config.whole("draft_vocab_size", vocabulary)
@@ -161,19 +161,19 @@ def _taps(config: Config, own: Config, files: HeadFiles, hidden: int) -> tuple[T
     config.read.add("num_target_layers")
     ids = own.ids("target_layer_ids")
     count = files.matrix("fc.weight")[1] // hidden
-    if (given := given_taps(config, files, count)) is not None:
-        return given
+    if (requested := requested_taps(config, files, count)) is not None:
+        return requested
     if ids is None or any(i < 0 for i in ids):
         own.refuse("target_layer_ids is missing, or names what enters layer 0; give the taps")
     config.decide(
         f"taps by target_layer_ids={list(ids)}, numbers of layers whose output is read "
         "(transformers' hidden_states one further)"
     )
-    last = config.raw.get("num_target_layers")
+    last = config.whole("num_target_layers") if config.has("num_target_layers") else 0
     if any(i + 1 == last for i in ids):
         config.decide(
-            f"layer {last - 1} is the last: transformers' hidden_states[{last}], which z-lab's code "
-            "reads, is behind the final norm, so is this tap"
+            f"layer {last - 1} is the last: transformers' hidden_states[{last}], which z-lab's "
+            "code reads, is behind the final norm, so is this tap"
         )
     return tuple(Tap(-1, normed=True) if i + 1 == last else Tap(i) for i in ids)
 

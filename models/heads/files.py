@@ -30,22 +30,30 @@ PICKLED = (".pt", ".bin", ".pth")
 @dataclass(frozen=True)
 class HeadFiles:
     """What lies at a path: config.json ({} where there is none) and the tensors, unread; `taps`
-    are those that the caller gives in place of the file's."""
+    are those that the caller gives in place of the file's. `spelt` turns a tensor's name back into
+    what the files call it. `unread`: weights beside those that are read."""
 
     path: Path
     config: Mapping[str, Any]
     weights: WeightSource
     taps: tuple[Tap, ...] | None = None
+    spelt: Callable[[str], str] = str
+    unread: tuple[str, ...] = ()
 
     def has(self, key: str) -> bool:
         """Whether the files hold a tensor of that name."""
         return key in self.weights.stored
 
+    def called(self, key: str) -> str:
+        """What the files call a tensor, or would."""
+        stored = self.weights.stored.get(key)
+        return self.spelt(key) if stored is None else stored.name
+
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of a tensor. Raises CheckpointError where there is none."""
         if key not in self.weights.stored:
             raise CheckpointError(
-                f"{self.path}: tensor '{key}' is missing; download the head again"
+                f"{self.path}: tensor '{self.called(key)}' is missing; download the head again"
             )
         return self.weights.stored[key].shape
 
@@ -54,28 +62,32 @@ class HeadFiles:
         shape = self.shape(key)
         if len(shape) != 2:
             raise CheckpointError(
-                f"{self.path}: tensor '{key}' is {list(shape)}, not a matrix; download the head "
-                "again"
+                f"{self.path}: tensor '{self.called(key)}' is {list(shape)}, not a matrix; "
+                "download the head again"
             )
         return shape[0], shape[1]
 
-    def renamed(self, rename: Callable[[str], str], config: Mapping[str, Any]) -> HeadFiles:
-        """The same tensors under other names, with another config. Raises CheckpointError where two
-        tensors get one name."""
+    def renamed(self, rename: Callable[[str], str], back: Callable[[str], str]) -> HeadFiles:
+        """The same tensors under other names; `back` undoes `rename`. Raises CheckpointError where
+        two tensors get one name."""
         stored: dict[str, Stored] = {}
         for key, tensor in self.weights.stored.items():
             if (name := rename(key)) in stored:
                 raise CheckpointError(
-                    f"{self.path}: '{key}' and '{stored[name].name}' are the same tensor twice; "
+                    f"{self.path}: '{tensor.name}' and '{stored[name].name}' are the same tensor; "
                     "remove one"
                 )
             stored[name] = tensor
-        return replace(self, config=config, weights=replace(self.weights, stored=stored))
+
+        def spelt(key: str) -> str:
+            return self.spelt(back(key))
+
+        return replace(self, weights=replace(self.weights, stored=stored), spelt=spelt)
 
     def matching(self, pattern: str) -> list[re.Match[str]]:
         """The tensors whose whole name matches, in the order of their names."""
-        found = (re.fullmatch(pattern, key) for key in sorted(self.weights.stored))
-        return [match for match in found if match]
+        matches = (re.fullmatch(pattern, key) for key in sorted(self.weights.stored))
+        return [match for match in matches if match]
 
 
 def read_files(path: Path) -> HeadFiles:
@@ -93,14 +105,24 @@ def read_files(path: Path) -> HeadFiles:
     if path.is_dir():
         check_index(folder, source)
     block = block_of(str(folder / CONFIG), config.get("quantization_config"))
-    return HeadFiles(path, config, WeightSource(source.stored, block))
+    beside = _beside(path, files) if path.is_dir() else ()
+    return HeadFiles(path, config, WeightSource(source.stored, block), unread=beside)
+
+
+def _beside(folder: Path, files: list[Path]) -> tuple[str, ...]:
+    """The weights of a folder beside those that are read, or were converted to what is read."""
+    pickled = not any(file.parent == folder for file in files)
+    weights = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", *PICKLED)]
+    if pickled:
+        return tuple(p.name for p in weights if p.suffix not in PICKLED)
+    return tuple(p.name for p in weights if p not in files)
 
 
 def _check_quantized(file: Path) -> None:
     """Raise CheckpointError where ModelOpt's file says that the weights are quantized."""
     inner: Any = read_json(file).get("quantization") if file.is_file() else None
-    found = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
-    if method := found.get("quant_algo"):
+    quantization = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
+    if method := quantization.get("quant_algo"):
         raise CheckpointError(
             f"{file}: the head is quantized by '{method}', which graftline does not read; give the "
             "head as it was before quantization"
@@ -142,11 +164,12 @@ class Taken:
     def take(self, key: str, name: str, shape: Iterable[int]) -> None:
         """The tensor `key` under our `name`, in fp32. Raises CheckpointError where it is missing or
         has another shape."""
-        found, needed = self.files.shape(key), tuple(shape)
-        if found != needed:
+        actual, needed = self.files.shape(key), tuple(shape)
+        if actual != needed:
             raise CheckpointError(
-                f"{self.files.path}: tensor '{key}' is {list(found)}, but by config.json and the "
-                f"other tensors it must be {list(needed)}; they do not belong together"
+                f"{self.files.path}: tensor '{self.files.called(key)}' is {list(actual)}, but by "
+                f"config.json and the other tensors it must be {list(needed)}; they do not belong "
+                "together"
             )
         tensor = self.files.weights.tensor(key, name, needed, ir.DataType.FLOAT)
         scale = self.files.weights.scale_of(key)
@@ -168,8 +191,9 @@ class Taken:
         unknown = [n for n in left if not any(re.fullmatch(p, n) for p in harmless)]
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            name = self.files.called(unknown[0])
             raise CheckpointError(
-                f"{self.files.path}: tensor '{unknown[0]}'{more} has no place in such a head; "
-                "it is of a kind that graftline does not host, or its config.json is another's"
+                f"{self.files.path}: tensor '{name}'{more} has no place in such a head; it is "
+                "of a kind that graftline does not host, or its config.json is another's"
             )
         return self.tensors

@@ -8,7 +8,6 @@ last (DeepSeek-V3, GLM-4.5) and `mtp_layers.*` (the speculators format).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +18,16 @@ from graftline.models.heads.block import (
     Block,
     Layer,
     read_block,
-    seen,
     take_layer,
     take_mlp,
+    with_files,
 )
 from graftline.models.heads.config import Config
 from graftline.models.heads.experts import Experts, take_experts
 from graftline.models.heads.files import HeadFiles, Taken
 from graftline.models.heads.head import Head, HostSize, Tap
 from graftline.models.heads.latent import Latent, is_latent, take_latent
-from graftline.models.heads.taps import given_taps
+from graftline.models.heads.taps import requested_taps
 from graftline.models.ties import equal
 
 NORM_OFFSETS: Mapping[str, float] = {
@@ -66,35 +65,45 @@ class MtpSettings:
     own_lm_head: bool
 
 
-def behind_last(count: int, first: int) -> Callable[[str], str]:
-    """Renames the layers behind the host's last to `depths.{k}.*`."""
+def behind_last(count: int, first: int) -> dict[str, str]:
+    """What stands before the tensors of the layers behind the host's last, and our name of it."""
     names = {
-        "enorm": "embedding_norm", "hnorm": "hidden_norm", "eh_proj": "fc",
-        "shared_head.norm": "final_norm", "shared_head.head": "lm_head",
-        "embed_tokens": "embed_tokens",
+        "enorm.": "embedding_norm.", "hnorm.": "hidden_norm.", "eh_proj.": "fc.",
+        "shared_head.norm.": "final_norm.", "shared_head.head.": "lm_head.",
+        "embed_tokens.": "embed_tokens.", "": "layer.",
     }  # fmt: skip
+    return {
+        f"model.layers.{first + k}.{there}": f"depths.{k}.{here}"
+        for k in range(count)
+        for there, here in names.items()
+    }
+
+
+QWEN = {
+    "mtp.pre_fc_norm_embedding.": "depths.0.embedding_norm.",
+    "mtp.pre_fc_norm_hidden.": "depths.0.hidden_norm.", "mtp.fc.": "depths.0.fc.",
+    "mtp.norm.": "depths.0.final_norm.", "mtp.lm_head.": "depths.0.lm_head.",
+    "mtp.embed_tokens.": "depths.0.embed_tokens.", "mtp.layers.0.": "depths.0.layer.",
+}  # fmt: skip
+"""The same of `mtp.*`."""
+
+
+def by_prefix(names: Mapping[str, str]) -> Callable[[str], str]:
+    """Renames whatever starts with a key of `names`, the first that fits."""
 
     def rename(key: str) -> str:
-        found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", key)
-        if found is None or not first <= int(found[1]) < first + count:
-            return key
-        stem, _, end = found[2].rpartition(".")
-        return f"depths.{int(found[1]) - first}.{names.get(stem, f'layer.{stem}')}.{end}"
+        for there, here in names.items():
+            if key.startswith(there):
+                return here + key.removeprefix(there)
+        return key
 
     return rename
 
 
-def one_of_qwen(key: str) -> str:
-    """Renames `mtp.*` to `depths.0.*`."""
-    names = {
-        "mtp.pre_fc_norm_embedding.": "embedding_norm.", "mtp.pre_fc_norm_hidden.": "hidden_norm.",
-        "mtp.fc.": "fc.", "mtp.norm.": "final_norm.", "mtp.lm_head.": "lm_head.",
-        "mtp.embed_tokens.": "embed_tokens.", "mtp.layers.0.": "layer.",
-    }  # fmt: skip
-    for there, here in names.items():
-        if key.startswith(there):
-            return f"depths.0.{here}{key.removeprefix(there)}"
-    return key
+def placed(files: HeadFiles, names: Mapping[str, str]) -> HeadFiles:
+    """The files with their tensors under our names."""
+    back = {here: there for there, here in names.items()}
+    return files.renamed(by_prefix(names), by_prefix(back))
 
 
 def open_mtp(files: HeadFiles) -> Head:
@@ -119,9 +128,9 @@ def open_mtp(files: HeadFiles) -> Head:
         f"MTP of {count} layers from 'model.layers.{first}' on, behind the host's last; what is "
         "fed back is before the final norm, as in the paper (transformers feeds it normed)"
     )
-    renamed = files.renamed(behind_last(count, first), files.config)
-    form = Form(count, 0.0, feedback_normed=False, rest=HOST)
-    return build(renamed, config, form, first)
+    renamed = placed(files, behind_last(count, first))
+    layout = Layout(count, 0.0, feedback_normed=False, rest=HOST)
+    return build(renamed, config, layout, first)
 
 
 def open_qwen_mtp(files: HeadFiles, config: Config, alone: bool = False) -> Head:
@@ -134,7 +143,7 @@ def open_qwen_mtp(files: HeadFiles, config: Config, alone: bool = False) -> Head
         )
     for key in ("mtp_num_hidden_layers", "num_nextn_predict_layers"):
         config.must(key, 1, "several MTP layers in this layout")
-    renamed = files.renamed(one_of_qwen, files.config)
+    renamed = placed(files, QWEN)
     offset = NORM_OFFSETS[kind]
     config.decide(
         f"MTP layer under 'mtp.*'; model_type {kind}: norms multiply by w{' + 1' if offset else ''}"
@@ -142,12 +151,12 @@ def open_qwen_mtp(files: HeadFiles, config: Config, alone: bool = False) -> Head
     )
     if config.flag("mtp_use_dedicated_embeddings", False):
         renamed.shape("depths.0.embed_tokens.weight")
-    form = Form(1, offset, feedback_normed=True, rest=ALONE if alone else HOST)
-    return build(renamed, config, form, None if alone else config.whole("num_hidden_layers"))
+    layout = Layout(1, offset, feedback_normed=True, rest=ALONE if alone else HOST)
+    return build(renamed, config, layout, None if alone else config.whole("num_hidden_layers"))
 
 
 @dataclass(frozen=True)
-class Form:
+class Layout:
     """What a layout says of its head: see `MtpSettings`. `rest`: the tensors it may leave."""
 
     count: int
@@ -156,24 +165,24 @@ class Form:
     rest: Mapping[str, str]
 
 
-def build(files: HeadFiles, config: Config, form: Form, host: int | None) -> Head:
+def build(files: HeadFiles, config: Config, layout: Layout, host: int | None) -> Head:
     """The head whose tensors are named `depths.{k}.*`, of a host of `host` layers (None: any)."""
     taken = Taken(files)
     hidden, vocabulary = config.whole("hidden_size"), config.whole("vocab_size")
     depths = tuple(
-        _take_depth(taken, config, k, hidden, form.norm_offset) for k in range(form.count)
+        _take_depth(taken, config, k, hidden, layout.norm_offset) for k in range(layout.count)
     )
     own = [
-        _take_once(taken, form.count, there, here, [vocabulary, hidden])
+        _take_once(taken, layout.count, there, here, [vocabulary, hidden])
         for there, here in (("embed_tokens", "embedding"), ("lm_head", "lm_head"))
     ]
     settings = MtpSettings(
         depths, hidden, vocabulary, config.number("rms_norm_eps", 1e-6),
-        form.norm_offset, form.feedback_normed, *own,
+        layout.norm_offset, layout.feedback_normed, *own,
     )  # fmt: skip
-    taps = given_taps(config, files, 1) or (Tap(-1, normed=True),)
+    taps = requested_taps(config, files, 1) or (Tap(-1, normed=True),)
     config.decide("reads the host's final norm's output")
-    tensors = taken.rest({**form.rest, **COMPUTED})
+    tensors = taken.rest({**layout.rest, **COMPUTED})
     sizes = [
         HostSize("config.json: hidden_size", hidden, "hidden"),
         HostSize("config.json: vocab_size", vocabulary, "vocabulary"),
@@ -186,15 +195,15 @@ def build(files: HeadFiles, config: Config, form: Form, host: int | None) -> Hea
 def _take_once(taken: Taken, count: int, there: str, here: str, shape: list[int]) -> bool:
     """A table that every depth may repeat: the first depth's, where there is one."""
     keys = [f"depths.{k}.{there}.weight" for k in range(count)]
-    held = [key for key in keys if taken.files.has(key)]
-    if not held:
+    present = [key for key in keys if taken.files.has(key)]
+    if not present:
         return False
     stored = taken.files.weights.stored
-    taken.take(held[0], f"{here}.weight", shape)
-    for key in held[1:]:
-        if not equal(stored[held[0]], stored[key]):
+    taken.take(present[0], f"{here}.weight", shape)
+    for key in present[1:]:
+        if not equal(stored[present[0]], stored[key]):
             raise CheckpointError(
-                f"{taken.files.path}: tensors '{stored[held[0]].name}' and '{stored[key].name}' "
+                f"{taken.files.path}: tensors '{stored[present[0]].name}' and '{stored[key].name}' "
                 "differ; MTP layers with tables of their own each are not hosted"
             )
         taken.used.add(key)
@@ -212,7 +221,7 @@ def _take_depth(taken: Taken, config: Config, k: int, hidden: int, offset: float
         for there, here in ORDINARY.items():
             taken.take(f"{layer}.{there}.weight", f"{place}.{here}.weight", [hidden])
     else:
-        attention = seen(taken, config, read_block(config, offset), f"{layer}.self_attn")
+        attention = with_files(taken, config, read_block(config, offset), f"{layer}.self_attn")
         take_layer(taken, attention, Layer(layer, place, hidden, ORDINARY), mlp=False)
     experts = take_experts(taken, config, f"{layer}.mlp", place, hidden)
     if experts is not None:

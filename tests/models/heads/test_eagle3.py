@@ -136,10 +136,28 @@ def test_old_names_and_new_names_are_one_head(tmp_path: Path) -> None:
         assert all(np.array_equal(got[k], want[k]) for k in want)
 
 
+def test_several_layers_under_the_old_name(tmp_path: Path) -> None:
+    """ModelOpt names a list of layers `midlayer.{i}`."""
+    config, tensors = files(FORMS["two layers, four taps"])
+    old = {re.sub(r"^layers\.", "midlayer.", name): t for name, t in tensors.items()}
+    want = values(open_head(written(tmp_path / "new", config, tensors)))
+    got = values(open_head(written(tmp_path / "old", config, old)))
+    assert got.keys() == want.keys()
+    assert all(np.array_equal(got[k], want[k]) for k in want)
+
+
+def test_a_missing_tensor_has_the_files_own_name(tmp_path: Path) -> None:
+    config, tensors = files(PLAIN)
+    del tensors["layers.0.mlp.up_proj.weight"]
+    refuses(written(tmp_path / "new", config, tensors), r"'layers\.0\.mlp\.up_proj\.weight' is mis")
+    folder = written(tmp_path / "old", config, midlayer(tensors))
+    refuses(folder, r"'midlayer\.mlp\.up_proj\.weight' is missing")
+
+
 def test_both_names_for_one_tensor_are_refused(tmp_path: Path) -> None:
     config, tensors = files(PLAIN)
     tensors["midlayer.hidden_norm.weight"] = tensors["layers.0.hidden_norm.weight"]
-    refuses(written(tmp_path, config, tensors), "are the same tensor twice; remove one")
+    refuses(written(tmp_path, config, tensors), "are the same tensor; remove one")
 
 
 @pytest.mark.parametrize(
@@ -318,6 +336,17 @@ def test_switches_of_modelopt_that_make_another_head(
     open_head(written(tmp_path, config, tensors))
 
 
+def test_what_every_config_of_transformers_holds_is_no_switch(tmp_path: Path) -> None:
+    """Training scripts save a config with all its keys, defaults included."""
+    import transformers
+
+    for kind in (transformers.LlamaConfig, transformers.Qwen3Config):
+        own, tensors = files(PLAIN, rope_theta=ABSENT, ttt_length=7)
+        every = kind(rope_parameters={"rope_type": "default", "rope_theta": 1e4}, **own).to_dict()
+        assert len(every) > len(own)
+        open_head(written(tmp_path / kind.__name__, every, tensors))
+
+
 def test_an_unknown_switch_is_refused(tmp_path: Path) -> None:
     config, tensors = files(PLAIN, eagle_config={"use_twisted_norm": True})
     refuses(written(tmp_path, config, tensors), "eagle_config: use_twisted_norm=True is a key that")
@@ -346,6 +375,8 @@ def test_a_mask_token_comes_with_its_hidden_states(tmp_path: Path) -> None:
     config, tensors = files(Form(mask=True), mask_token_id=60)
     head = open_head(written(tmp_path, config, tensors))
     assert head.settings.mask_token == 60
+    settings = {**config, "mask_token_id": 61}
+    refuses(written(tmp_path / "out", settings, tensors), "mask_token_id=61 is outside vocab_size")
     assert np.array_equal(head.tensors["mask_hidden"].numpy(), tensors["mask_hidden"].numpy())
     del tensors["mask_hidden"]
     refuses(written(tmp_path, config, tensors), "a mask token without the tensor 'mask_hidden'")

@@ -178,5 +178,6 @@ def test_another_hosts_heads(tmp_path: Path) -> None:
     head = open_head(written(tmp_path, config("prefix-mlp", 2), state(drawn(module))))
     head.check(HOST)
     other = DecoderFacts(**{**vars(HOST), "kv_heads": 4})
-    with pytest.raises(CheckpointError, match="width of its layer's keys is 12, but host needs 24"):
+    words = r"self_attn\.k_proj\.weight' is 12, but host needs 24 \(KV heads x head size"
+    with pytest.raises(CheckpointError, match=words):
         head.check(other)
