@@ -4,10 +4,10 @@ name. Every tensor is taken, explained, or refused."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 
@@ -15,10 +15,13 @@ from graftline.errors import CheckpointError
 from graftline.models.block_scales import block_of
 from graftline.models.config_file import CONFIG, read_json
 from graftline.models.converted import unpickled_files
+from graftline.models.heads.head import Tap
 from graftline.models.host import silent
 from graftline.models.shards import INDEX, SINGLE, check_index, weight_files
-from graftline.models.weights import WeightSource, read_headers
+from graftline.models.weights import Stored, WeightSource, read_headers
 
+QUANTIZED = "hf_quant_config.json"
+"""Where ModelOpt says how it quantized a head."""
 NAMED = ("medusa_lm_head", "hydra_lm_head")
 """Heads whose weights have a file name of their own: X.safetensors or X.pt."""
 PICKLED = (".pt", ".bin", ".pth")
@@ -26,11 +29,13 @@ PICKLED = (".pt", ".bin", ".pth")
 
 @dataclass(frozen=True)
 class HeadFiles:
-    """What lies at a path: config.json ({} where there is none) and the tensors, unread."""
+    """What lies at a path: config.json ({} where there is none) and the tensors, unread; `taps`
+    are those that the caller gives in place of the file's."""
 
     path: Path
     config: Mapping[str, Any]
     weights: WeightSource
+    taps: tuple[Tap, ...] | None = None
 
     def has(self, key: str) -> bool:
         """Whether the files hold a tensor of that name."""
@@ -43,6 +48,29 @@ class HeadFiles:
                 f"{self.path}: tensor '{key}' is missing; download the head again"
             )
         return self.weights.stored[key].shape
+
+    def matrix(self, key: str) -> tuple[int, int]:
+        """The rows and columns of a matrix. Raises CheckpointError for anything else."""
+        shape = self.shape(key)
+        if len(shape) != 2:
+            raise CheckpointError(
+                f"{self.path}: tensor '{key}' is {list(shape)}, not a matrix; download the head "
+                "again"
+            )
+        return shape[0], shape[1]
+
+    def renamed(self, rename: Callable[[str], str], config: Mapping[str, Any]) -> HeadFiles:
+        """The same tensors under other names, with another config. Raises CheckpointError where two
+        tensors get one name."""
+        stored: dict[str, Stored] = {}
+        for key, tensor in self.weights.stored.items():
+            if (name := rename(key)) in stored:
+                raise CheckpointError(
+                    f"{self.path}: '{key}' and '{stored[name].name}' are the same tensor twice; "
+                    "remove one"
+                )
+            stored[name] = tensor
+        return replace(self, config=config, weights=replace(self.weights, stored=stored))
 
     def matching(self, pattern: str) -> list[re.Match[str]]:
         """The tensors whose whole name matches, in the order of their names."""
@@ -59,12 +87,24 @@ def read_files(path: Path) -> HeadFiles:
         raise CheckpointError(f"{path}: no such file or folder; give a local draft head")
     folder = path if path.is_dir() else path.parent
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    _check_quantized(folder / QUANTIZED)
     files = _weights(path)
     source = read_headers(files)
     if path.is_dir():
         check_index(folder, source)
     block = block_of(str(folder / CONFIG), config.get("quantization_config"))
     return HeadFiles(path, config, WeightSource(source.stored, block))
+
+
+def _check_quantized(file: Path) -> None:
+    """Raise CheckpointError where ModelOpt's file says that the weights are quantized."""
+    inner: Any = read_json(file).get("quantization") if file.is_file() else None
+    found = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
+    if method := found.get("quant_algo"):
+        raise CheckpointError(
+            f"{file}: the head is quantized by '{method}', which graftline does not read; give the "
+            "head as it was before quantization"
+        )
 
 
 def _weights(path: Path) -> list[Path]:

@@ -18,6 +18,13 @@ CHUNK = 1 << 22
 """Numbers looked at in one go."""
 
 
+WORDS = {
+    "hidden": "hidden size", "vocabulary": "vocabulary", "layers": "layers",
+    "queries": "heads x head size", "keys": "KV heads x head size",
+}  # fmt: skip
+"""What the sizes of a host are called in errors."""
+
+
 @dataclass(frozen=True)
 class Tap:
     """A hidden state [B, N, H] of the host that a head reads: the output of decoder layer `layer`.
@@ -50,8 +57,15 @@ class HostSize:
 
     where: str
     number: int
-    of: Literal["hidden", "vocabulary", "layers"]
+    of: Literal["hidden", "vocabulary", "layers", "queries", "keys"]
     times: int = 1
+
+    def needed(self, host: DecoderFacts) -> int:
+        """The number that fits `host`; 0 where the host's graph does not say."""
+        if self.of in ("queries", "keys"):
+            heads = host.heads if self.of == "queries" else host.kv_heads
+            return self.times * heads * host.head_size
+        return self.times * int(getattr(host, self.of))
 
 
 @dataclass(frozen=True)
@@ -89,13 +103,12 @@ class Head:
             self._finite(name, tensor)
 
     def _fits(self, size: HostSize, host: DecoderFacts) -> None:
-        have = getattr(host, size.of)
-        if have and size.number != size.times * have:
+        needed = size.needed(host)
+        if needed and size.number != needed:
             times = f"{size.times} x " if size.times > 1 else ""
             raise CheckpointError(
                 f"{self.source}: {size.where} is {size.number}, but {host.source or 'the host'} "
-                f"needs {size.times * have} ({times}{size.of} of {have}); the head was made for "
-                "another model"
+                f"needs {needed} ({times}{WORDS[size.of]}); the head was made for another model"
             )
 
     def _finite(self, name: str, tensor: ir.TensorProtocol) -> None:

@@ -1,0 +1,123 @@
+"""config.json of a draft head, read key by key: what nobody asked for is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, cast
+
+from graftline.errors import CheckpointError
+
+HARMLESS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("_name_or_path", "base_model_name_or_path", "auto_map", "transformers_version",
+         "transformers.js_config", "architectures", "model_type", "version", "torch_dtype", "dtype",
+         "use_cache", "return_dict", "output_attentions", "output_hidden_states", "license"),
+        "says where a file comes from and how a library opens it",
+    ),
+    **dict.fromkeys(
+        ("initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "dropout",
+         "dropout_rate", "embed_requires_grad", "ttt_length", "length", "router_aux_loss_coef",
+         "num_anchors", "loss_decay_gamma", "max_anchors", "gradient_checkpointing"),
+        "used in training only",
+    ),
+    **dict.fromkeys(
+        ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "num_ctx",
+         "max_position_embeddings", "pretraining_tp", "max_window_layers"),
+        "the host's own, or read from the host",
+    ),
+}  # fmt: skip
+"""Keys that change nothing of what a head computes, and why."""
+
+
+@dataclass
+class Config:
+    """The keys of a config as they are asked for; `place` leads its errors and `where` names it."""
+
+    place: str
+    raw: Mapping[str, Any]
+    where: str = "config.json"
+    read: set[str] = field(default_factory=set[str])
+    decided: list[str] = field(default_factory=list[str])
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there with a value."""
+        return self.raw.get(key) is not None
+
+    def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number of at least `least`. Raises CheckpointError for anything else."""
+        value = self._get(key, default)
+        if type(value) is not int or value < least:
+            self.refuse(f"{key}={value!r} is not a whole number of {least} or more")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number. Raises CheckpointError for anything else."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.refuse(f"{key}={value!r} is not a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false; `default` where the key is absent."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            self.refuse(f"{key}={value!r} is neither true nor false")
+        return value
+
+    def choice(self, key: str, default: str, known: Collection[str]) -> str:
+        """One of the `known` words; `default` where the key is absent."""
+        value = self._get(key, default)
+        if value not in known:
+            self.refuse(f"{key}={value!r} is not hosted; known: {', '.join(sorted(known))}")
+        return str(value)
+
+    def ids(self, key: str) -> tuple[int, ...] | None:
+        """A list of numbers of layers, or None where there is none or an empty one."""
+        value = self._get(key, ())
+        if not isinstance(value, list | tuple) or any(
+            type(n) is not int for n in cast("list[Any]", value)
+        ):
+            self.refuse(f"{key}={value!r} is not a list of numbers of layers")
+        return tuple(cast("list[int]", value)) or None
+
+    def inner(self, key: str) -> Config:
+        """The object under `key`, empty where there is none."""
+        value = self._get(key, {})
+        if not isinstance(value, dict):
+            self.refuse(f"{key}={value!r} is not an object")
+        found = cast("dict[str, Any]", value)
+        return Config(self.place, found, f"{self.where}: {key}", decided=self.decided)
+
+    def must(self, key: str, value: object, why: str) -> None:
+        """Raise CheckpointError where the key is there and not `value`."""
+        self.read.add(key)
+        if self.has(key) and self.raw[key] != value:
+            self.refuse(f"{key}={self.raw[key]!r} is not hosted ({why})")
+
+    def decide(self, line: str) -> None:
+        """Note a decision that is to be printed."""
+        self.decided.append(line)
+
+    def done(self, harmless: Collection[str] = ()) -> None:
+        """Raise CheckpointError for a key that nobody asked for and nothing explains."""
+        left = sorted(self.raw.keys() - self.read - HARMLESS.keys() - set(harmless))
+        unknown = [k for k in left if self.raw[k] is not None]
+        if unknown:
+            self.refuse(
+                f"{unknown[0]}={self.raw[unknown[0]]!r} is a key that such a head is not known to "
+                "have; what it changes is unknown"
+            )
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise CheckpointError with `what` about this config."""
+        raise CheckpointError(f"{self.place}: {self.where}: {what}")
+
+    def _get(self, key: str, default: object) -> Any:
+        self.read.add(key)
+        value = self.raw.get(key)
+        if value is not None:
+            return value
+        if default is None:
+            self.refuse(f"{key} is missing")
+        return default

@@ -1,0 +1,171 @@
+"""What kind of draft head lies at a path, and the head itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from graftline.errors import CheckpointError
+from graftline.models.heads.dflash import open_dflash
+from graftline.models.heads.eagle import open_eagle
+from graftline.models.heads.eagle3 import canonical, open_eagle3
+from graftline.models.heads.files import HeadFiles, read_files
+from graftline.models.heads.head import Head, Tap
+from graftline.models.heads.hydra import open_hydra
+from graftline.models.heads.mtp import open_mtp
+from graftline.models.heads.speculators import KIND, open_speculators
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form that heads are published in: what shows it ("" where nothing does), who reads it."""
+
+    what: str
+    sign: Callable[[HeadFiles], str]
+    read: Callable[[HeadFiles], Head]
+
+
+def open_head(path: str | Path, taps: Sequence[Tap] | None = None) -> Head:
+    """The draft head at `path`, a folder or its weights; `taps` replace those that the file names.
+
+    Nothing is read but headers, configs and tables of ids. Raises CheckpointError for a form that
+    is not hosted, and for a key or tensor too many, missing or misshapen.
+    """
+    files = read_files(Path(path).expanduser())
+    _refuse_unhosted(files)
+    files = replace(files, taps=None if taps is None else tuple(taps))
+    for form in FORMS:
+        if sign := form.sign(files):
+            head = form.read(files)
+            return replace(head, decided=(f"{form.what}, by {sign}", *head.decided))
+    keys = sorted(files.weights.stored)
+    raise CheckpointError(
+        f"{path}: not a draft head that graftline knows (config.json has no key of one, tensors "
+        f"are {', '.join(keys[:3])} ...); known: {', '.join(f.what for f in FORMS)}"
+    )
+
+
+def _key(name: str) -> Callable[[HeadFiles], str]:
+    """A sign: a key of config.json."""
+    return lambda files: f"{name} in config.json" if files.config.get(name) is not None else ""
+
+
+def _tensor(pattern: str) -> Callable[[HeadFiles], str]:
+    """A sign: a tensor whose whole name matches."""
+
+    def sign(files: HeadFiles) -> str:
+        found = files.matching(pattern)
+        return f"tensor '{found[0][0]}'" if found else ""
+
+    return sign
+
+
+def _dflash(files: HeadFiles) -> str:
+    for key in ("dflash_config", "dspark_config", "jetspec_config"):
+        if isinstance(files.config.get(key), dict):
+            return f"{key} in config.json"
+    for name in _architectures(files):
+        if re.match(r"(DFlash|DSpark|Domino|JetSpec)", name):
+            return f"architectures {name}"
+    return ""
+
+
+def _eagle3(files: HeadFiles) -> str:
+    """EAGLE-3: a layer that reads two inputs, or offsets of a vocabulary. `architectures` is often
+    that of another model, and is not asked."""
+    if files.has("d2t"):
+        return "tensor 'd2t'"
+    for name in ("midlayer.hidden_norm.weight", "layers.0.hidden_norm.weight"):
+        if files.has(name):
+            return f"tensor '{name}'"
+    renamed = {canonical(key): key for key in files.weights.stored}
+    width = _width(files, renamed.get("layers.0.self_attn.q_proj.weight", ""))
+    hidden = files.config.get("hidden_size")
+    if files.has("fc.weight") and isinstance(hidden, int) and width == 2 * hidden:
+        return f"the first layer's queries, which are made of {width} numbers"
+    return ""
+
+
+def _eagle(files: HeadFiles) -> str:
+    """EAGLE-1/2: fc of twice the hidden size, and no norm before the first layer."""
+    hidden = files.config.get("hidden_size")
+    if not isinstance(hidden, int) or _width(files, "fc.weight") != 2 * hidden:
+        return ""
+    if not files.has("layers.0.self_attn.q_proj.weight") or files.has(NORM):
+        return ""
+    return f"tensor 'fc.weight' of width {2 * hidden}, and no '{NORM}'"
+
+
+NORM = "layers.0.input_layernorm.weight"
+
+
+def _width(files: HeadFiles, key: str) -> int:
+    """The columns of a matrix, 0 where there is none."""
+    found = files.weights.stored.get(key)
+    return found.shape[1] if found is not None and len(found.shape) == 2 else 0
+
+
+def _mtp(files: HeadFiles) -> str:
+    return _tensor(r"mtp\..*|model\.layers\.\d+\.eh_proj\.weight")(files)
+
+
+FORMS = (
+    Form("a head in the speculators format", _key(KIND), open_speculators),
+    Form("Hydra heads", _key("hydra_head_arch"), open_hydra),
+    Form("a DFlash head", _dflash, open_dflash),
+    Form("an EAGLE-3 head", _eagle3, open_eagle3),
+    Form("an EAGLE-1/2 head", _eagle, open_eagle),
+    Form("an MTP head", _mtp, open_mtp),
+)
+"""In the order in which they are asked: keys of a config before names of tensors."""
+
+
+def _architectures(files: HeadFiles) -> list[str]:
+    names = files.config.get("architectures")
+    return [str(n) for n in names] if isinstance(names, list) else []
+
+
+EAGLE4 = (
+    "the code of EAGLE-4 (eagle-harness) is under a licence that bars competing use, so it was not "
+    "read and its heads are not hosted"
+)
+UNHOSTED_NAMES = (
+    (r"Eagle4", EAGLE4),
+    (r"Deepseek|Kimi", "heads with latent attention (Kimi's MLA) are not hosted"),
+    (r"MLPSpeculator", "MLP speculators are not hosted"),
+    (r"Gemma4.*Assistant", "Gemma-4's assistants, which read their host's cache, are not hosted"),
+    (r"Assistant", "assistants in transformers' own form are not hosted"),
+)
+"""Architectures of heads that are not hosted. A whole model's are asked for its MTP layers only."""
+UNHOSTED_KEYS = (
+    ("eagle_version", 4, EAGLE4),
+    ("model_type", "eagle4", EAGLE4),
+    ("model_type", "gemma4_assistant", "Gemma-4's assistants are not hosted"),
+    (KIND, "xpress", "XPress heads are not hosted"),
+    (KIND, "lilicorr", "LiLiCorr heads are not hosted"),
+    ("projector_type", "xpress", "XPress heads are not hosted"),
+    ("projector_type", "lilicorr", "LiLiCorr heads are not hosted"),
+)
+
+
+def _refuse_unhosted(files: HeadFiles) -> None:
+    """Raise CheckpointError for a head of a kind that is known and not hosted, by its name."""
+    inner = files.config.get("dflash_config")
+    places = [files.config, *([inner] if isinstance(inner, dict) else [])]
+    for key, value, why in UNHOSTED_KEYS:
+        if any(str(place.get(key)).lower() == str(value) for place in places):
+            raise CheckpointError(f"{files.path}: config.json: {key}={value}: {why}")
+    if _mtp(files):
+        return
+    for name in _architectures(files):
+        for pattern, why in UNHOSTED_NAMES:
+            if re.search(pattern, name):
+                raise CheckpointError(f"{files.path}: config.json: architectures {name}: {why}")
+    if any(re.search(r"kv_a_proj_with_mqa", key) for key in files.weights.stored):
+        raise CheckpointError(f"{files.path}: heads with latent attention (MLA) are not hosted")
+    if files.config.get("pard_token") is not None:
+        raise CheckpointError(
+            f"{files.path}: a PARD draft is a whole model; give it as --draft with --recipe pard"
+        )

@@ -1,0 +1,214 @@
+"""EAGLE-3 heads (arXiv 2503.01840), 3.1 and P-EAGLE: layers over several taps and the next token.
+
+x = fc(concat of the taps), each or all of them normed first where the head has such norms. The
+first layer's attention reads [norm(embedding of token t+1); norm(x)], its residual is x. `norm` and
+the head's own `lm_head` score its vocabulary. What is fed back for the next token is the last
+layer's output, or with `norm_output` what `norm` made of it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from graftline.models.heads.block import (
+    ORDINARY,
+    Block,
+    Layer,
+    read_block,
+    read_windows,
+    seen,
+    take_layer,
+)
+from graftline.models.heads.config import Config
+from graftline.models.heads.files import HeadFiles, Taken
+from graftline.models.heads.head import Head, HostSize
+from graftline.models.heads.parallel import Parallel, take_parallel
+from graftline.models.heads.taps import eagle3_taps
+from graftline.models.heads.vocabulary import take_draft_ids
+
+HARMLESS = {
+    r"target_model\..*": "the host, saved by the training script",
+    r"verifier_(norm|lm_head)\.weight": "the host's own, saved by the training script",
+    r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": "computed from the config",
+}
+FIRST = {"hidden_norm": "hidden_norm", "input_layernorm": "embedding_norm"}
+
+
+@dataclass(frozen=True)
+class Eagle3Settings:
+    """An EAGLE-3 head. `windows`: how many positions each layer attends to (0: all);
+    `norm_before_fc`: one norm over all taps together; `fc_norm`: one per tap; `residual_normed`:
+    the first layer's residual is the normed x; `own_embedding`: the head has a table of its own;
+    `mask_token`: what stands for tokens not drafted yet (P-EAGLE), whose taps are the tensor
+    `mask_hidden`; `parallel`: further tokens from one step (ModelOpt)."""
+
+    block: Block
+    layers: int
+    windows: tuple[int, ...]
+    taps: int
+    host_hidden: int
+    vocabulary: int
+    draft_vocabulary: int
+    own_embedding: bool
+    own_lm_head: bool
+    norm_before_fc: bool
+    fc_norm: bool
+    residual_normed: bool
+    norm_output: bool
+    mask_token: int | None
+    parallel: Parallel | None
+
+
+def canonical(key: str) -> str:
+    """The name that newer files give a tensor."""
+    key = re.sub(r"^midlayer\.(?=\d+\.)", "layers.", key)
+    key = re.sub(r"^midlayer\.", "layers.0.", key)
+    return re.sub(r"\.qkv_proj\.([qkv]_proj)\.", r".\1.", key)
+
+
+def open_eagle3(files: HeadFiles, family: str = "eagle3", square_fc: bool = False) -> Head:
+    """The head of such files; `square_fc`: its format says that fc is applied whatever its shape.
+    Raises CheckpointError.
+
+    Tensors: fc.weight [H, taps x host hidden], fc_norm.{k}.weight or fc_norm.weight,
+    layers.{i}.* as in `eagle` with layers.0.embedding_norm and layers.0.hidden_norm, norm.weight,
+    lm_head.weight [draft vocabulary, H], embedding.weight [V, H], draft_ids, mask_hidden,
+    parallel.*.
+    """
+    files = files.renamed(canonical, files.config)
+    config = Config(str(files.path), files.config)
+    modelopt = config.inner("eagle_config")
+    _check_modelopt(modelopt)
+    taken = Taken(files)
+    block = seen(taken, config, read_block(config), "layers.0.self_attn")
+    vocabulary = config.whole("vocab_size")
+    drafted = config.whole("draft_vocab_size", vocabulary)
+    host = config.whole("target_hidden_size", block.hidden)
+    count = _take_fc(taken, config, block.hidden, host, square_fc)
+    layers = config.whole("num_hidden_layers")
+    _take_layers(taken, block, layers)
+    settings = Eagle3Settings(
+        block, layers, read_windows(config, layers), count, host, vocabulary, drafted,
+        own_embedding=_take_embedding(taken, vocabulary, block.hidden, host),
+        own_lm_head=_take_lm_head(taken, config, drafted, vocabulary, block.hidden),
+        norm_before_fc=config.flag("norm_before_fc", False),
+        fc_norm=config.flag("fc_norm", False),
+        residual_normed=config.flag("norm_before_residual", False),
+        norm_output=config.flag("norm_output", False),
+        mask_token=_take_mask(taken, config, count * host),
+        parallel=take_parallel(taken, modelopt, block.hidden, drafted),
+    )  # fmt: skip
+    _take_norms(taken, config, settings)
+    take_draft_ids(taken, vocabulary, drafted)
+    taps = eagle3_taps(config, modelopt, files, count)
+    _refuse_scales(files)
+    tensors = taken.rest(HARMLESS)
+    modelopt.done(MODELOPT_TRAINING)
+    config.done()
+    return Head(
+        family, files.path, settings, taps, tensors, _sizes(settings), tuple(config.decided)
+    )
+
+
+MODELOPT_TRAINING = (
+    "position_embedding_type", "eagle_decoder_type", "has_lm_head",
+)  # fmt: skip
+"""Keys of ModelOpt's block that repeat what the files or config.json say."""
+MODELOPT_SWITCHES = {
+    "use_aux_hidden_state": (True, "an EAGLE-3 head without taps of middle layers"),
+    "use_input_layernorm_in_first_layer": (True, "a first layer without norms"),
+    "use_last_layernorm": (True, "no norm before lm_head"),
+    "use_mtp_layernorm": (False, "norms of an MTP layer before fc"),
+    "next_layer_regular": (True, "later layers that read the embedding again"),
+}
+
+
+def _check_modelopt(modelopt: Config) -> None:
+    """Raise CheckpointError for a switch of ModelOpt that makes another head than this."""
+    for key, (value, why) in MODELOPT_SWITCHES.items():
+        modelopt.must(key, value, why)
+
+
+def _take_fc(taken: Taken, config: Config, hidden: int, host: int, square: bool) -> int:
+    """`fc`, which brings the taps to the head's width; how many taps its width makes."""
+    width = taken.files.matrix("fc.weight")[1]
+    if width % host:
+        config.refuse(
+            f"tensor 'fc.weight' is {list(taken.files.shape('fc.weight'))}, whose width is no "
+            f"multiple of the host's hidden size of {host}"
+        )
+    taken.take("fc.weight", "fc.weight", [hidden, width])
+    if taken.take_if("fc.bias", "fc.bias", [hidden]):
+        config.decide("fc has a bias")
+    if width == hidden and not square:
+        config.refuse(
+            "tensor 'fc.weight' is square: some loaders apply it to a single tap of the head's "
+            "own width and some do not, and nothing here says which; save it in the speculators "
+            "format"
+        )
+    return width // host
+
+
+def _take_layers(taken: Taken, block: Block, layers: int) -> None:
+    for index in range(layers):
+        place, first = f"layers.{index}", index == 0
+        norms = {**FIRST, "post_attention_layernorm": "mlp_norm"} if first else ORDINARY
+        width = block.hidden * (2 if first else 1)
+        take_layer(taken, block, Layer(place, place, width, norms))
+
+
+def _take_embedding(taken: Taken, vocabulary: int, hidden: int, host: int) -> bool:
+    if host != hidden:
+        taken.take("embed_tokens.weight", "embedding.weight", [vocabulary, hidden])
+        return True
+    return taken.take_if("embed_tokens.weight", "embedding.weight", [vocabulary, hidden])
+
+
+def _take_lm_head(
+    taken: Taken, config: Config, drafted: int, vocabulary: int, hidden: int
+) -> bool:
+    """The head's own lm_head; the host's serves only a head of its whole vocabulary and width."""
+    taken.take("norm.weight", "norm.weight", [hidden])
+    if drafted == vocabulary and not taken.files.has("lm_head.weight"):
+        config.decide("no lm_head.weight in the file: the host's own serves")
+        return False
+    taken.take("lm_head.weight", "lm_head.weight", [drafted, hidden])
+    return True
+
+
+def _take_mask(taken: Taken, config: Config, width: int) -> int | None:
+    """P-EAGLE's mask token, and the taps that stand at its places."""
+    if not taken.files.has("mask_hidden"):
+        config.must("mask_token_id", None, "a mask token without the tensor 'mask_hidden'")
+        return None
+    taken.take("mask_hidden", "mask_hidden", [1, 1, width])
+    return config.whole("mask_token_id", least=0)
+
+
+def _take_norms(taken: Taken, config: Config, settings: Eagle3Settings) -> None:
+    """The norms before `fc`: over all taps together, or one per tap."""
+    if settings.norm_before_fc and settings.fc_norm:
+        config.refuse("norm_before_fc and fc_norm exclude one another")
+    width = settings.host_hidden
+    if settings.norm_before_fc:
+        taken.take("input_norm.weight", "fc_norm.weight", [settings.taps * width])
+    for index in range(settings.taps if settings.fc_norm else 0):
+        taken.take(f"fc_norm.{index}.weight", f"fc_norm.{index}.weight", [width])
+
+
+def _refuse_scales(files: HeadFiles) -> None:
+    for found in files.matching(r".*\._?pre_quant_scale"):
+        Config(str(files.path), {}).refuse(
+            f"tensor '{found[0]}' scales the inputs of quantized weights, which graftline does not "
+            "read; give the head as it was before quantization"
+        )
+
+
+def _sizes(settings: Eagle3Settings) -> tuple[HostSize, ...]:
+    where = f"tensor 'fc.weight' for {settings.taps} taps: its width"
+    width = settings.taps * settings.host_hidden
+    return (
+        HostSize(where, width, "hidden", settings.taps),
+        HostSize("config.json: vocab_size", settings.vocabulary, "vocabulary"),
+    )

@@ -1,0 +1,110 @@
+"""The speculators format (vLLM): the same heads in a config of its own, translated to theirs.
+
+Its numbers of layers name the layer that is entered (the index in transformers' `hidden_states`),
+one more than the layer whose output is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from graftline.models.heads.config import Config
+from graftline.models.heads.dflash import open_dflash
+from graftline.models.heads.eagle3 import open_eagle3
+from graftline.models.heads.files import HeadFiles
+from graftline.models.heads.head import Head
+from graftline.models.heads.mtp import open_qwen_mtp
+from graftline.models.heads.taps import IDS
+
+KIND = "speculators_model_type"
+ABOUT = (KIND, "speculators_version", "speculators_config", "has_no_defaults_at_init")
+"""Keys that say what the file is and how it was used in tests."""
+PLAN = ("base_model_ep_plan", "base_model_tp_plan", "base_model_pp_plan")
+
+
+def open_speculators(files: HeadFiles) -> Head:
+    """The head of such files. Raises CheckpointError, also for a kind that is not hosted."""
+    config = Config(str(files.path), files.config)
+    return KINDS[config.choice(KIND, "", KINDS)](files, config)
+
+
+def _translated(
+    files: HeadFiles, config: Config, changes: Mapping[str, Any], entered: str = ""
+) -> HeadFiles:
+    """The files with the layer's own config and the head's keys on one level."""
+    layer = config.inner("transformer_layer_config").raw
+    own = {k: v for k, v in config.raw.items() if k not in (*ABOUT, *PLAN, entered, LAYER)}
+    merged = {k: v for k, v in layer.items() if k not in PLAN}
+    for key, value in own.items():
+        if key in merged and merged[key] != value and key not in ABOUT_EITHER:
+            config.refuse(
+                f"{key}={value!r}, but {LAYER} says {merged[key]!r}; correct one of the two"
+            )
+        merged[key] = value
+    return files.renamed(str, {**merged, **changes})
+
+
+LAYER = "transformer_layer_config"
+ABOUT_EITHER = (
+    "architectures", "model_type", "dtype", "torch_dtype", "transformers_version",
+    "_name_or_path", "tie_word_embeddings",
+)  # fmt: skip
+"""Keys that the two levels may say differently: each is about its own level."""
+
+
+def _outputs(config: Config, key: str) -> list[int] | None:
+    """The layers whose output is read, of those that are entered."""
+    ids = config.ids(key)
+    return None if ids is None else [i - 1 for i in ids]
+
+
+def _eagle3(files: HeadFiles, config: Config) -> Head:
+    family = config.raw[KIND]
+    ids = _outputs(config, IDS)
+    changes: dict[str, Any] = {} if ids is None else {"eagle_config": {IDS: ids}}
+    return open_eagle3(_translated(files, config, changes, IDS), str(family), square_fc=True)
+
+
+def _dflash(files: HeadFiles, config: Config) -> Head:
+    key = "aux_hidden_state_layer_ids"
+    ids = _outputs(config, key)
+    spark = config.raw[KIND] == "dspark"
+    own = {"projector_type": "dspark" if spark else "dflash"}
+    changes = {"dflash_config": own if ids is None else {**own, "target_layer_ids": ids}}
+    host = config.raw.get("target_hidden_size")
+    hidden = config.inner(LAYER).raw.get("hidden_size")
+    if host is not None and host != hidden:
+        config.refuse(f"target_hidden_size={host} differs from hidden_size={hidden}")
+    translated = _translated(files, config, changes, key)
+    without = {k: v for k, v in translated.config.items() if k != "target_hidden_size"}
+    return open_dflash(translated.renamed(str, without))
+
+
+def _mtp(files: HeadFiles, config: Config) -> Head:
+    translated = _translated(files, config, {}).renamed(_mtp_name, files.config)
+    layer = Config(str(files.path), config.inner(LAYER).raw, f"config.json: {LAYER}")
+    config.must("num_nextn_predict_layers", 1, "several MTP layers in this layout")
+    return open_qwen_mtp(translated, layer, alone=True)
+
+
+def _mtp_name(key: str) -> str:
+    """The name that a host's own checkpoint gives a tensor of `mtp_layers.0`."""
+    names = {
+        "input_proj.": "fc.", "hidden_layernorm.": "pre_fc_norm_hidden.",
+        "token_layernorm.": "pre_fc_norm_embedding.", "final_layernorm.": "norm.",
+    }  # fmt: skip
+    prefix = "mtp_layers.0."
+    if not key.startswith(prefix):
+        return key
+    rest = key.removeprefix(prefix)
+    for there, here in names.items():
+        if rest.startswith(there):
+            return f"mtp.{here}{rest.removeprefix(there)}"
+    return f"mtp.layers.0.{rest}"
+
+
+KINDS: Mapping[str, Callable[[HeadFiles, Config], Head]] = {
+    "eagle3": _eagle3, "peagle": _eagle3, "dflash": _dflash, "dspark": _dflash, "mtp": _mtp,
+}  # fmt: skip
+"""`speculators_model_type` and who reads it."""
