@@ -18,10 +18,10 @@ from graftline.passes.grafts.head_parts import Linear, layer_role, score_role
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import lazy, tensor_of
-from graftline.passes.laws.heads import LOGITS
 from graftline.passes.pipeline.graft import ROLE
 from graftline.ports import Port, write_ports
 from graftline.raw_ports import write_raw
+from graftline.roles import HEADS_LOGITS
 from graftline.tensors import Widened
 
 FLOAT = ir.DataType.FLOAT
@@ -58,12 +58,12 @@ def head_graph(head: Head, canonical: ir.Model) -> ir.Model:
         scores.append(_scored(emit, head, number, state, shared))
     logits = emit.op("Concat", [_apart(emit, value) for value in scores], axis=2)
     shape = ("B", "N", sizes.heads, vocabulary)
-    new_output(graph, logits, LOGITS, FLOAT, shape)
+    new_output(graph, logits, HEADS_LOGITS, FLOAT, shape)
     model = ir.Model(graph, ir_version=11)
     state = ("B", "N", sizes.hidden)
     ports = [
         Port("hidden", "hidden", "in", "float32", state, tap=POSTNORM, owner=HEAD),
-        Port(LOGITS, LOGITS, "out", "float32", shape, owner=HEAD),
+        Port(HEADS_LOGITS, HEADS_LOGITS, "out", "float32", shape, owner=HEAD),
     ]
     write_ports(model, ports)
     write_raw(model, ports)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -12,9 +11,8 @@ from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.facts import decoder_facts, read_facts
 from graftline.files import file_state
-from graftline.models.heads.files import read_files
+from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import Head
-from graftline.models.heads.medusa import open_medusa
 from graftline.models.host import Host
 from graftline.owners import HEAD
 from graftline.passes.grafts.draft_heads import POSTNORM
@@ -32,7 +30,7 @@ def open_draft_head(path: str, say: Watch) -> Head:
     """The head at a path; `say` is told what was decided about its files. Raises CheckpointError.
     """
     say(f"reading the draft head {path}")
-    head = open_medusa(read_files(Path(path).expanduser()))
+    head = open_head(path)
     for line in head.decided:
         say(line)
     if head.family not in RECIPES:

@@ -16,8 +16,8 @@ from graftline.kinds.kind import Parts, Proof, Watch
 from graftline.kinds.one_pass import OnePass
 from graftline.law import Evidence, LawRow
 from graftline.passes.grafts.head_parts import HeadParts
-from graftline.passes.laws.heads import LOGITS, TOPK_IDS, TOPK_LOGITS
 from graftline.ports import Port, by_role, read_ports
+from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
 
 if TYPE_CHECKING:
     from graftline.models.reference import OwnModel
@@ -31,7 +31,7 @@ class DraftHead(OnePass):
     """Hidden states [B, N, H] in, for each the logits of several tokens further on."""
 
     name: str = "draft-head"
-    output: str = LOGITS
+    output: str = HEADS_LOGITS
     front: str = ""
 
     def feed(self, ports: tuple[Port, ...], facts: Facts, seed: int) -> Feed:
@@ -61,7 +61,8 @@ class DraftHead(OnePass):
 
         ports, most = parts.ports(parts.engine), 0
         session = open_graph(parts.graph(parts.engine), 0)
-        names = [by_role(ports, role, "out")[0].name for role in (LOGITS, TOPK_IDS, TOPK_LOGITS)]
+        roles = HEADS_LOGITS, HEADS_IDS, HEADS_TOPK
+        names = [by_role(ports, role, "out")[0].name for role in roles]
         for seed in range(len(SIZES)):
             answer: Any = session.run(names, self.feed(ports, parts.facts, seed))
             logits, ids, values = answer
@@ -69,7 +70,7 @@ class DraftHead(OnePass):
             largest = -np.sort(-logits, axis=-1)[..., :most]
             same = np.array_equal(np.take_along_axis(logits, ids, -1), values)
             if not same or not np.array_equal(values, largest):
-                raise LawBroken(parts.engine, "best", TOPK_IDS, "are not the largest logits")
+                raise LawBroken(parts.engine, "best", HEADS_IDS, "are not the largest logits")
             if np.any(np.diff(np.sort(ids, axis=-1)) == 0):
-                raise LawBroken(parts.engine, "best", TOPK_IDS, "name one token twice")
+                raise LawBroken(parts.engine, "best", HEADS_IDS, "name one token twice")
         return LawRow(parts.engine, "best", "held", f"the best {most} of each head, by its logits")

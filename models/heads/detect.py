@@ -14,6 +14,7 @@ from graftline.models.heads.eagle3 import canonical, open_eagle3
 from graftline.models.heads.files import HeadFiles, read_files
 from graftline.models.heads.head import Head, Tap
 from graftline.models.heads.hydra import open_hydra
+from graftline.models.heads.medusa import LINEAR, open_medusa
 from graftline.models.heads.mtp import open_mtp
 from graftline.models.heads.speculators import KIND, open_speculators
 
@@ -43,7 +44,7 @@ def open_head(path: str | Path, taps: Sequence[Tap] | None = None) -> Head:
     keys = sorted(files.weights.stored)
     raise CheckpointError(
         f"{path}: not a draft head that graftline knows (config.json has no key of one, tensors "
-        f"are {', '.join(keys[:3])} ...); known: {', '.join(f.what for f in FORMS)}"
+        f"are {', '.join(keys[:3])} ...); known: {', '.join(dict.fromkeys(f.what for f in FORMS))}"
     )
 
 
@@ -114,10 +115,12 @@ def _mtp(files: HeadFiles) -> str:
 FORMS = (
     Form("a head in the speculators format", _key(KIND), open_speculators),
     Form("Hydra heads", _key("hydra_head_arch"), open_hydra),
+    Form("Medusa heads", _key("medusa_num_heads"), open_medusa),
     Form("a DFlash head", _dflash, open_dflash),
     Form("an EAGLE-3 head", _eagle3, open_eagle3),
     Form("an EAGLE-1/2 head", _eagle, open_eagle),
     Form("an MTP head", _mtp, open_mtp),
+    Form("Medusa heads", _tensor(LINEAR), open_medusa),
 )
 """In the order in which they are asked: keys of a config before names of tensors."""
 

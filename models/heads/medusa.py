@@ -34,11 +34,6 @@ class MedusaSettings:
     shared: bool
 
 
-def is_medusa(files: HeadFiles) -> bool:
-    """Whether the tensors are named as Medusa's are."""
-    return bool(files.matching(LINEAR))
-
-
 def open_medusa(files: HeadFiles) -> Head:
     """The heads in `files`: how many, and of how many layers, the tensors say. Raises
     CheckpointError for a tensor that is missing, misshapen or has no place."""
@@ -47,7 +42,7 @@ def open_medusa(files: HeadFiles) -> Head:
     shared = not own
     layers = found if shared else int(own[0][1])
     decided = [
-        f"Medusa {'V2' if shared else 'V1'}: {heads} heads, scored by "
+        f"{'V2' if shared else 'V1'}: {heads} heads, scored by "
         + ("the host's lm_head, for the files hold no" if shared else "their own")
         + f" '{prefix}0.{layers}.weight'",
         *_beside_config(files, heads, layers, shared),

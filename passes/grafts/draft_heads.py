@@ -16,9 +16,10 @@ from graftline.passes.graph.emit import Emit, drop_unused, free_name, new_output
 from graftline.passes.graph.ports import output_of, port_of, value_of
 from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import lazy
-from graftline.passes.laws.heads import LOGITS, TOPK_IDS, TOPK_LOGITS, head_formula
+from graftline.passes.laws.heads import head_formula
 from graftline.passes.pipeline.graft import Graft, Law
 from graftline.ports import Port, by_role, read_ports, write_ports
+from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
 from graftline.tensors import Stacked
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
@@ -60,7 +61,7 @@ class DraftHeads(Graft):
     def requires(self, model: ir.Model) -> None:
         if self.topk < 1:
             raise NotApplicable(f"draft-heads keeps at least 1 candidate, not topk={self.topk}")
-        if found := by_role(read_ports(model), TOPK_IDS):
+        if found := by_role(read_ports(model), HEADS_IDS):
             raise NotApplicable("the graph has draft heads already", [found[0].name])
         if (parts := head_parts(model)) is None:
             raise NotApplicable("draft-heads needs the heads; give them: --head PATH")
@@ -79,7 +80,7 @@ class DraftHeads(Graft):
             )
 
     def apply(self, model: ir.Model) -> None:
-        parts, tap, old = head_parts(model), _tap(model), output_of(model, LOGITS, HEAD)
+        parts, tap, old = head_parts(model), _tap(model), output_of(model, HEADS_LOGITS, HEAD)
         assert parts is not None
         assert tap is not None
         emit, hidden = Emit(model.graph, self.name()), value_of(model, tap)
@@ -87,11 +88,11 @@ class DraftHeads(Graft):
             hidden = emit.op("Cast", [hidden], to=FLOAT)
         logits = _logits(emit, hidden, parts)
         flat = emit.const("heads.rows", [0, -1, parts.vocabulary], np.int64)
-        port = Port(LOGITS, "logits", "out", "float32", ("B", "N", parts.vocabulary))
+        port = Port(HEADS_LOGITS, "logits", "out", "float32", ("B", "N", parts.vocabulary))
         values, ids = Groups(emit, emit.op("Reshape", [logits, flat]), [port]).topk(self.topk)
         rows = emit.const("heads.topk", [0, -1, parts.heads, self.topk], np.int64)
         shape, ports = ("B", "N", parts.heads, self.topk), list(read_ports(model))
-        for value, role, dtype in ((ids, TOPK_IDS, INT64), (values, TOPK_LOGITS, FLOAT)):
+        for value, role, dtype in ((ids, HEADS_IDS, INT64), (values, HEADS_TOPK, FLOAT)):
             new_output(model.graph, emit.op("Reshape", [value, rows]), role, dtype, shape)
             how = "equal" if dtype == INT64 else "close"
             kind = dtype.numpy().name

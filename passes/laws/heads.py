@@ -15,9 +15,7 @@ from graftline.passes.graph.ports import port_of, roles_of
 from graftline.passes.laws.compare import Comparison
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import Port
-
-LOGITS, TOPK_IDS, TOPK_LOGITS = "heads.logits", "heads.topk_ids", "heads.topk_logits"
-"""Roles of what draft heads give, [B, N, heads, V] and [B, N, heads, k]."""
+from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
 
 
 def head_formula(
@@ -32,18 +30,18 @@ def head_formula(
     expected = parts.formula(hidden)
     got = {role: outputs[name] for role, name in roles_of(after, HEAD).outputs.items()}
     comparison = Comparison(graft.name(), "head-formula", "float32")
-    ids, values = got[TOPK_IDS], got[TOPK_LOGITS]
+    ids, values = got[HEADS_IDS], got[HEADS_TOPK]
     width = ids.shape[-1]
     largest = -np.sort(-expected, axis=-1)[..., :width]
-    worst = comparison.output(TOPK_LOGITS, values, largest)
+    worst = comparison.output(HEADS_TOPK, values, largest)
     if ids.min() < 0 or ids.max() >= parts.vocabulary:
-        raise comparison.broken(TOPK_IDS, f"an id is not among {parts.vocabulary} tokens")
+        raise comparison.broken(HEADS_IDS, f"an id is not among {parts.vocabulary} tokens")
     found = np.take_along_axis(expected, ids, axis=-1)
-    worst = max(worst, comparison.output(TOPK_IDS, values, found))
+    worst = max(worst, comparison.output(HEADS_IDS, values, found))
     if np.any(np.diff(np.sort(ids, axis=-1)) == 0):
-        raise comparison.broken(TOPK_IDS, "one token is named twice")
-    if LOGITS in got:
-        worst = max(worst, comparison.output(LOGITS, got[LOGITS], expected))
+        raise comparison.broken(HEADS_IDS, "one token is named twice")
+    if HEADS_LOGITS in got:
+        worst = max(worst, comparison.output(HEADS_LOGITS, got[HEADS_LOGITS], expected))
     rows = hidden.shape[0] * hidden.shape[1]
     what = f"{parts.heads} heads of {rows} rows are their formula, the best {width} of each"
     return Evidence(what, worst, comparison.limit)

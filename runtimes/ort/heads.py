@@ -11,11 +11,9 @@ import numpy as np
 from graftline.errors import BackendError
 from graftline.owners import HEAD
 from graftline.ports import Port
-from graftline.roles import Roles
+from graftline.roles import HEADS_IDS, HEADS_TOPK, Roles
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.session import Floats, Ints
-
-TOPK_IDS, TOPK_LOGITS = "heads.topk_ids", "heads.topk_logits"
 
 
 class OrtHeads:
@@ -27,9 +25,9 @@ class OrtHeads:
         self.milliseconds = milliseconds
         roles = Roles.of(ports, HEAD)
         self._given = roles.inputs["hidden"]
-        self._wanted = [roles.outputs[role] for role in (TOPK_IDS, TOPK_LOGITS)]
+        self._wanted = [roles.outputs[role] for role in (HEADS_IDS, HEADS_TOPK)]
         shapes = {port.role: port.shape for port in ports}
-        self.heads, self.width = (int(size) for size in shapes[TOPK_IDS][2:])
+        self.heads, self.width = (int(size) for size in shapes[HEADS_IDS][2:])
         self.hidden = int(shapes["hidden"][-1])
         self._session = open_graph(graph, threads)
 

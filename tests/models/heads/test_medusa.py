@@ -17,6 +17,7 @@ from graftline.errors import CheckpointError
 from graftline.evaluate import run
 from graftline.facts import DecoderFacts
 from graftline.models.decoder import TinyDecoder
+from graftline.models.heads.detect import open_head
 from graftline.models.heads.files import read_files
 from graftline.models.heads.head import Head
 from graftline.models.heads.medusa import MedusaSettings, open_medusa
@@ -88,7 +89,7 @@ def test_v2_is_scored_by_the_hosts_lm_head(tmp_path: Path) -> None:
     tensors = seeded(HIDDEN, VOCABULARY, heads=5, own=False)
     head = opened(write_safe(tmp_path / "head", tensors, medusa_num_layers=1, version="2"))
     assert head.settings == MedusaSettings(5, 1, HIDDEN, 0, shared=True)
-    assert head.decided[0].startswith("Medusa V2: 5 heads, scored by the host's lm_head")
+    assert head.decided[0].startswith("V2: 5 heads, scored by the host's lm_head")
     matrix = HOST.build().graph.initializers["lm_head.weight"].const_value
     assert matrix is not None
     for number, got in enumerate(np.moveaxis(scored(head, states()), 2, 0)):
@@ -157,6 +158,16 @@ def test_files_that_are_no_whole_heads_are_refused(
     with pytest.raises(CheckpointError, match=message) as caught:
         opened(write_safe(tmp_path / "head", tensors))
     assert "\n" not in str(caught.value)
+
+
+def test_they_are_known_by_their_config_or_by_their_names(tmp_path: Path) -> None:
+    for place, config in (("a", {"medusa_num_heads": 3}), ("b", {})):
+        head = open_head(write_safe(tmp_path / place, seeded(HIDDEN, VOCABULARY), **config))
+        assert head.family == "medusa"
+        sign = "medusa_num_heads in config.json" if config else "tensor '0.0.linear.weight'"
+        assert head.decided[0] == f"Medusa heads, by {sign}"
+    with pytest.raises(CheckpointError, match="not a draft head that graftline knows"):
+        open_head(write_safe(tmp_path / "c", {"fc.weight": WRONG}))
 
 
 def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
