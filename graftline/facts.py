@@ -83,7 +83,8 @@ class DraftHeadFacts(Facts):
 
     def told(self) -> str:
         scored = "the target's lm_head" if self.shared else "an lm_head each"
-        return f"{self.heads} heads of {self.layers} layers, scored by {scored}"
+        layers = "one layer" if self.layers == 1 else f"{self.layers} layers"
+        return f"{self.heads} heads of {layers}, scored by {scored}"
 
 
 KNOWN: Mapping[str, type[Facts]] = {

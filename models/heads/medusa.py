@@ -103,6 +103,6 @@ def _beside_config(files: HeadFiles, heads: int, layers: int, shared: bool) -> I
             "share the host's lm_head have one layer; give the file that has both"
         )
     if said != layers:
-        yield f"{layers} layers a head, as the tensors say; config.json says {said}"
+        yield f"layers of a head: {layers}, as the tensors say; config.json says {said}"
     if (said := files.config.get("medusa_num_heads", heads)) != heads:
         yield f"{heads} heads, as the tensors say; config.json says {said}"

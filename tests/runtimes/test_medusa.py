@@ -161,6 +161,19 @@ def test_a_first_class_is_hoped_for_less_than_a_sure_one() -> None:
     assert list(sure) == sorted(sure, reverse=True)
 
 
+def test_what_came_is_learned_and_leads_the_next_draft() -> None:
+    """The heads' second candidates are right, whatever the heads believe."""
+    drafter = begun(made(Known()), 10)
+    assert drafter.draft(Bid.free(2)).tokens.tolist() == [10, 11]
+    for _ in range(40):
+        last = int(drafter.propose(1).tokens[0])
+        drafter.draft(Bid.free(2))
+        then = (last + 2) % VOCABULARY
+        drafter.observe(Tree.chain((last,)), Verdict((0,), then), scores_of([then]), 0)
+    last = int(drafter.propose(1).tokens[0])
+    assert drafter.draft(Bid.free(2)).tokens.tolist() == [last, (last + 2) % VOCABULARY]
+
+
 def test_published_trees_are_cut_to_the_heads_and_candidates() -> None:
     drafter = begun(made(Known(heads=2, width=3), tree="medusa-mc-sim-7b-63"), 10)
     tree = drafter.draft(Bid.free(32))

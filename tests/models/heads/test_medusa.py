@@ -106,7 +106,7 @@ def test_heads_are_counted_and_not_believed(tmp_path: Path) -> None:
     head = opened(path)
     assert (head.settings.heads, head.settings.layers) == (5, 1)
     assert "5 heads, as the tensors say; config.json says 2" in head.decided
-    assert "1 layers a head, as the tensors say; config.json says 3" in head.decided
+    assert "layers of a head: 1, as the tensors say; config.json says 3" in head.decided
 
 
 def test_the_heads_of_a_whole_model_are_found_in_it(tmp_path: Path) -> None:
