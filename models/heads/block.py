@@ -197,11 +197,12 @@ def seen(taken: Taken, config: Config, block: Block, attention: str) -> Block:
     for key in ("attention_bias", "qkv_bias"):
         config.read.add(key)
         if config.has(key) and config.flag(key, bias) != bias:
-            there = "holds" if bias else "has no"
-            config.refuse(f"{key}={config.raw[key]} but the file {there} '{attention}.q_proj.bias'")
+            there, name = "holds" if bias else "has no", files.called(f"{attention}.q_proj.bias")
+            config.refuse(f"{key}={config.raw[key]} but the file {there} '{name}'")
     rows = files.matrix(f"{attention}.q_proj.weight")[0]
     gated = rows == 2 * block.heads * block.head_size
-    config.must("attn_output_gate", gated, f"'{attention}.q_proj.weight' has {rows} rows")
+    name = files.called(f"{attention}.q_proj.weight")
+    config.must("attn_output_gate", gated, f"'{name}' has {rows} rows")
     changes: dict[str, Any] = {
         "bias": bias, "gated": gated, "query_norm": files.has(f"{attention}.q_norm.weight"),
     }  # fmt: skip

@@ -26,6 +26,19 @@ HARMLESS: Mapping[str, str] = {
          "max_position_embeddings", "pretraining_tp", "max_window_layers"),
         "the host's own, or read from the host",
     ),
+    **dict.fromkeys(
+        ("add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward",
+         "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample",
+         "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty",
+         "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label",
+         "is_decoder", "is_encoder_decoder", "label2id", "length_penalty", "max_length",
+         "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+         "num_return_sequences", "output_scores", "prefix", "problem_type", "remove_invalid_values",
+         "repetition_penalty", "return_dict_in_generate", "sep_token_id", "suppress_tokens",
+         "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+         "tokenizer_class", "top_k", "top_p", "torchscript", "typical_p", "use_bfloat16"),
+        "in every config of transformers: of other tasks, or of generation",
+    ),
 }  # fmt: skip
 """Keys that change nothing of what a head computes, and why."""
 
@@ -96,8 +109,9 @@ class Config:
             self.refuse(f"{key}={self.raw[key]!r} is not hosted ({why})")
 
     def decide(self, line: str) -> None:
-        """Note a decision that is to be printed."""
-        self.decided.append(line)
+        """Note a decision that is to be printed, once."""
+        if line not in self.decided:
+            self.decided.append(line)
 
     def done(self, harmless: Collection[str] = ()) -> None:
         """Raise CheckpointError for a key that nobody asked for and nothing explains."""

@@ -40,7 +40,8 @@ def open_head(path: str | Path, taps: Sequence[Tap] | None = None) -> Head:
     for form in FORMS:
         if sign := form.sign(files):
             head = form.read(files)
-            return replace(head, decided=(f"{form.what}, by {sign}", *head.decided))
+            lines = [f"{form.what}, by {sign}", *(f"{name} is not read" for name in files.unread)]
+            return replace(head, decided=(*lines, *head.decided))
     keys = sorted(files.weights.stored)
     raise CheckpointError(
         f"{path}: not a draft head that graftline knows (config.json has no key of one, tensors "

@@ -169,11 +169,11 @@ def _taps(config: Config, own: Config, files: HeadFiles, hidden: int) -> tuple[T
         f"taps by target_layer_ids={list(ids)}, numbers of layers whose output is read "
         "(transformers' hidden_states one further)"
     )
-    last = config.raw.get("num_target_layers")
+    last = config.whole("num_target_layers") if config.has("num_target_layers") else 0
     if any(i + 1 == last for i in ids):
         config.decide(
-            f"layer {ids[-1]} is the last: transformers' hidden_states[{last}], which z-lab's code "
-            "reads, is behind the final norm, so is this tap"
+            f"layer {last - 1} is the last: transformers' hidden_states[{last}], which z-lab's "
+            "code reads, is behind the final norm, so is this tap"
         )
     return tuple(Tap(-1, normed=True) if i + 1 == last else Tap(i) for i in ids)
 

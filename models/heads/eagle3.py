@@ -61,10 +61,15 @@ class Eagle3Settings:
 
 
 def canonical(key: str) -> str:
-    """The name that newer files give a tensor."""
+    """The name that newer files give a tensor: `layers.0` for `midlayer`."""
     key = re.sub(r"^midlayer\.(?=\d+\.)", "layers.", key)
     key = re.sub(r"^midlayer\.", "layers.0.", key)
     return re.sub(r"\.qkv_proj\.([qkv]_proj)\.", r".\1.", key)
+
+
+def old(key: str) -> str:
+    """The name that the first files give a tensor."""
+    return re.sub(r"^layers\.0\.", "midlayer.", key)
 
 
 def open_eagle3(files: HeadFiles, family: str = "eagle3", square_fc: bool = False) -> Head:
@@ -76,7 +81,8 @@ def open_eagle3(files: HeadFiles, family: str = "eagle3", square_fc: bool = Fals
     lm_head.weight [draft vocabulary, H], embedding.weight [V, H], draft_ids, mask_hidden,
     parallel.*.
     """
-    files = files.renamed(canonical, files.config)
+    first = any(key.startswith("midlayer.") for key in files.weights.stored)
+    files = files.renamed(canonical, old if first else str)
     config = Config(str(files.path), files.config)
     modelopt = config.inner("eagle_config")
     _check_modelopt(modelopt)
@@ -183,7 +189,10 @@ def _take_mask(taken: Taken, config: Config, width: int) -> int | None:
         config.must("mask_token_id", None, "a mask token without the tensor 'mask_hidden'")
         return None
     taken.take("mask_hidden", "mask_hidden", [1, 1, width])
-    return config.whole("mask_token_id", least=0)
+    token, vocabulary = config.whole("mask_token_id", least=0), config.whole("vocab_size")
+    if token >= vocabulary:
+        config.refuse(f"mask_token_id={token} is outside vocab_size={vocabulary}")
+    return token
 
 
 def _take_norms(taken: Taken, config: Config, settings: Eagle3Settings) -> None:
@@ -206,7 +215,7 @@ def _refuse_scales(files: HeadFiles) -> None:
 
 
 def _sizes(settings: Eagle3Settings) -> tuple[HostSize, ...]:
-    where = f"tensor 'fc.weight' for {settings.taps} taps: its width"
+    where = f"the width of tensor 'fc.weight' for {settings.taps} taps"
     width = settings.taps * settings.host_hidden
     return (
         HostSize(where, width, "hidden", settings.taps),

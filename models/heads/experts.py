@@ -42,7 +42,8 @@ def take_experts(
         return None
     count = taken.files.matrix(f"{there}.gate.weight")[0]
     for key in ("num_experts", "n_routed_experts", "num_local_experts"):
-        config.must(key, count, f"tensor '{there}.gate.weight' has {count} rows")
+        name = taken.files.called(f"{there}.gate.weight")
+        config.must(key, count, f"tensor '{name}' has {count} rows")
     config.choice("topk_method", "noaux_tc", ("noaux_tc",))
     taken.take(f"{there}.gate.weight", f"{here}.router.weight", [count, hidden])
     bias = f"{there}.gate.e_score_correction_bias"

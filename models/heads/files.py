@@ -30,22 +30,30 @@ PICKLED = (".pt", ".bin", ".pth")
 @dataclass(frozen=True)
 class HeadFiles:
     """What lies at a path: config.json ({} where there is none) and the tensors, unread; `taps`
-    are those that the caller gives in place of the file's."""
+    are those that the caller gives in place of the file's. `spelt` turns a tensor's name back into
+    what the files call it. `unread`: weights beside those that are read."""
 
     path: Path
     config: Mapping[str, Any]
     weights: WeightSource
     taps: tuple[Tap, ...] | None = None
+    spelt: Callable[[str], str] = str
+    unread: tuple[str, ...] = ()
 
     def has(self, key: str) -> bool:
         """Whether the files hold a tensor of that name."""
         return key in self.weights.stored
 
+    def called(self, key: str) -> str:
+        """What the files call a tensor, or would."""
+        found = self.weights.stored.get(key)
+        return self.spelt(key) if found is None else found.name
+
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of a tensor. Raises CheckpointError where there is none."""
         if key not in self.weights.stored:
             raise CheckpointError(
-                f"{self.path}: tensor '{key}' is missing; download the head again"
+                f"{self.path}: tensor '{self.called(key)}' is missing; download the head again"
             )
         return self.weights.stored[key].shape
 
@@ -54,23 +62,27 @@ class HeadFiles:
         shape = self.shape(key)
         if len(shape) != 2:
             raise CheckpointError(
-                f"{self.path}: tensor '{key}' is {list(shape)}, not a matrix; download the head "
-                "again"
+                f"{self.path}: tensor '{self.called(key)}' is {list(shape)}, not a matrix; "
+                "download the head again"
             )
         return shape[0], shape[1]
 
-    def renamed(self, rename: Callable[[str], str], config: Mapping[str, Any]) -> HeadFiles:
-        """The same tensors under other names, with another config. Raises CheckpointError where two
-        tensors get one name."""
+    def renamed(self, rename: Callable[[str], str], back: Callable[[str], str]) -> HeadFiles:
+        """The same tensors under other names; `back` undoes `rename`. Raises CheckpointError where
+        two tensors get one name."""
         stored: dict[str, Stored] = {}
         for key, tensor in self.weights.stored.items():
             if (name := rename(key)) in stored:
                 raise CheckpointError(
-                    f"{self.path}: '{key}' and '{stored[name].name}' are the same tensor twice; "
+                    f"{self.path}: '{tensor.name}' and '{stored[name].name}' are the same tensor; "
                     "remove one"
                 )
             stored[name] = tensor
-        return replace(self, config=config, weights=replace(self.weights, stored=stored))
+
+        def spelt(key: str) -> str:
+            return self.spelt(back(key))
+
+        return replace(self, weights=replace(self.weights, stored=stored), spelt=spelt)
 
     def matching(self, pattern: str) -> list[re.Match[str]]:
         """The tensors whose whole name matches, in the order of their names."""
@@ -93,7 +105,17 @@ def read_files(path: Path) -> HeadFiles:
     if path.is_dir():
         check_index(folder, source)
     block = block_of(str(folder / CONFIG), config.get("quantization_config"))
-    return HeadFiles(path, config, WeightSource(source.stored, block))
+    beside = _beside(path, files) if path.is_dir() else ()
+    return HeadFiles(path, config, WeightSource(source.stored, block), unread=beside)
+
+
+def _beside(folder: Path, files: list[Path]) -> tuple[str, ...]:
+    """The weights of a folder beside those that are read, or were converted to what is read."""
+    pickled = not any(file.parent == folder for file in files)
+    found = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", *PICKLED)]
+    if pickled:
+        return tuple(p.name for p in found if p.suffix not in PICKLED)
+    return tuple(p.name for p in found if p not in files)
 
 
 def _check_quantized(file: Path) -> None:
@@ -142,7 +164,14 @@ class Taken:
     def take(self, key: str, name: str, shape: Iterable[int]) -> None:
         """The tensor `key` under our `name`, in fp32. Raises CheckpointError where it is missing or
         has another shape."""
-        tensor = self.files.weights.tensor(key, name, tuple(shape), ir.DataType.FLOAT)
+        found, needed = self.files.shape(key), tuple(shape)
+        if found != needed:
+            raise CheckpointError(
+                f"{self.files.path}: tensor '{self.files.called(key)}' is {list(found)}, but by "
+                f"config.json and the other tensors it must be {list(needed)}; they do not belong "
+                "together"
+            )
+        tensor = self.files.weights.tensor(key, name, needed, ir.DataType.FLOAT)
         scale = self.files.weights.scale_of(key)
         self.used |= {key} if scale is None else {key, scale}
         self.tensors[name] = tensor
@@ -162,8 +191,9 @@ class Taken:
         unknown = [n for n in left if not any(re.fullmatch(p, n) for p in harmless)]
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            name = self.files.called(unknown[0])
             raise CheckpointError(
-                f"{self.files.path}: tensor '{unknown[0]}'{more} has no place in such a head; "
-                "it is of a kind that graftline does not host, or its config.json is another's"
+                f"{self.files.path}: tensor '{name}'{more} has no place in such a head; it is "
+                "of a kind that graftline does not host, or its config.json is another's"
             )
         return self.tensors

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graftline.errors import CheckpointError
 from graftline.facts import DecoderFacts
-from graftline.tensors import numbers
+from graftline.tensors import Widened, numbers
 
 CHUNK = 1 << 22
 """Numbers looked at in one go."""
@@ -99,6 +99,11 @@ class Head:
                     f"{host.source or 'the host'} has {host.layers} layers; it was made for "
                     "another model, or give the layers it reads"
                 )
+            if tap.normed and tap.index(host.layers) != host.layers - 1:
+                raise CheckpointError(
+                    f"{self.source}: a tap behind the final norm was given for layer {tap.layer}, "
+                    "which is not the last; give the last, or without the norm"
+                )
         for name, tensor in self.tensors.items():
             self._finite(name, tensor)
 
@@ -114,7 +119,8 @@ class Head:
     def _finite(self, name: str, tensor: ir.TensorProtocol) -> None:
         if not tensor.dtype.is_floating_point():
             return
-        values = numbers(tensor).reshape(-1)
+        stored = tensor.narrow if isinstance(tensor, Widened) else tensor
+        values = numbers(stored).reshape(-1)
         for start in range(0, values.size, CHUNK):
             if not np.isfinite(values[start : start + CHUNK].astype(np.float32)).all():
                 raise CheckpointError(

@@ -45,9 +45,10 @@ class HydraSettings:
 def open_hydra(files: HeadFiles) -> Head:
     """The heads of such files. Raises CheckpointError.
 
-    Tensors: heads.{i}.{j}.weight/.bias and heads.{i}.residual.weight/.bias (the first block's, of
-    grounded heads), heads.{i}.lm_head.weight/.bias; layer.attention_norm/mlp_norm/query/key/value/
-    output/gate/up/down.weight, layer.final_norm.weight (prefix), fc.weight and .bias (eagle-attn).
+    Tensors: head.{i}.layer.{j}.weight/.bias and head.{i}.residual.weight/.bias (the first block's,
+    of grounded heads), head.{i}.lm_head.weight/.bias; layer.attention_norm/mlp_norm/query/key/
+    value/output/gate/up/down.weight, layer.final_norm.weight (prefix), fc.weight/.bias
+    (eagle-attn).
     """
     config = Config(str(files.path), files.config)
     name = config.choice("hydra_head_arch", "", ARCHITECTURES)
@@ -102,12 +103,12 @@ def _take_stacks(
             there = f"{place}.{layer * stride + stride - 1}"
             first = layer == 0 and grounded
             width = hidden * (head + 2 if first else 1)
-            _linear(taken, f"{there}.linear", f"heads.{head}.{layer}", [hidden, width])
+            _linear(taken, f"{there}.linear", f"head.{head}.layer.{layer}", [hidden, width])
             if first:
-                residual = f"heads.{head}.residual"
+                residual = f"head.{head}.residual"
                 _linear(taken, f"{there}.res_connection", residual, [hidden, width])
         there = f"hydra_lm_head.{head}{inner}"
-        _linear(taken, there, f"heads.{head}.lm_head", [vocabulary, hidden])
+        _linear(taken, there, f"head.{head}.lm_head", [vocabulary, hidden])
     mlp = _take_prefix(taken, hidden) if name == "prefix-mlp" else None
     config.decide(f"{heads} heads of {layers} blocks, each with an lm_head of its own")
     return HydraSettings(name, heads, layers, grounded, hidden, vocabulary, mlp)
@@ -155,12 +156,19 @@ def _take_step(taken: Taken, name: str) -> HydraSettings:
 
 
 def _sizes(taken: Taken, settings: HydraSettings) -> tuple[HostSize, ...]:
-    sizes = [HostSize("the width of its blocks", settings.hidden, "hidden")]
+    """What the host must have, by the tensors that show it."""
+    name = settings.architecture
+    score = "hydra_lm_head.0.1.weight" if name == "prefix-mlp" else "hydra_lm_head.0.weight"
+    widths = {"cross-attn": "cross_attn.o_proj.weight", "eagle-attn": "fc.weight"}
+    rows = "the number of rows of tensor '%s'"
+    where = rows % widths[name] if name in widths else f"the width of tensor '{score}'"
+    sizes = [HostSize(where, settings.hidden, "hidden")]
     if settings.vocabulary is not None:
-        where = "tensor 'hydra_lm_head.0.weight': its rows"
-        sizes.append(HostSize(where, settings.vocabulary, "vocabulary"))
-    if settings.mlp is not None:
-        for name, of in (("query", "queries"), ("key", "keys")):
-            rows = int(taken.tensors[f"layer.{name}.weight"].shape.numpy()[0])
-            sizes.append(HostSize(f"the width of its layer's {of}", rows, of))
+        sizes.append(HostSize(rows % score, settings.vocabulary, "vocabulary"))
+    if name != "mlp":
+        there = {"cross-attn": "cross_attn", "eagle-attn": "attn.self_attn"}
+        place = there.get(name, f"{PREFIX}.layers.0.self_attn")
+        have = {n: taken.tensors[f"layer.{n}.weight"].shape.numpy()[0] for n in ("query", "key")}
+        sizes.append(HostSize(rows % f"{place}.q_proj.weight", have["query"], "queries"))
+        sizes.append(HostSize(rows % f"{place}.k_proj.weight", have["key"], "keys"))
     return tuple(sizes)

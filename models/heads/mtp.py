@@ -8,7 +8,6 @@ last (DeepSeek-V3, GLM-4.5) and `mtp_layers.*` (the speculators format).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,35 +65,45 @@ class MtpSettings:
     own_lm_head: bool
 
 
-def behind_last(count: int, first: int) -> Callable[[str], str]:
-    """Renames the layers behind the host's last to `depths.{k}.*`."""
+def behind_last(count: int, first: int) -> dict[str, str]:
+    """What stands before the tensors of the layers behind the host's last, and our name of it."""
     names = {
-        "enorm": "embedding_norm", "hnorm": "hidden_norm", "eh_proj": "fc",
-        "shared_head.norm": "final_norm", "shared_head.head": "lm_head",
-        "embed_tokens": "embed_tokens",
+        "enorm.": "embedding_norm.", "hnorm.": "hidden_norm.", "eh_proj.": "fc.",
+        "shared_head.norm.": "final_norm.", "shared_head.head.": "lm_head.",
+        "embed_tokens.": "embed_tokens.", "": "layer.",
     }  # fmt: skip
+    return {
+        f"model.layers.{first + k}.{there}": f"depths.{k}.{here}"
+        for k in range(count)
+        for there, here in names.items()
+    }
+
+
+QWEN = {
+    "mtp.pre_fc_norm_embedding.": "depths.0.embedding_norm.",
+    "mtp.pre_fc_norm_hidden.": "depths.0.hidden_norm.", "mtp.fc.": "depths.0.fc.",
+    "mtp.norm.": "depths.0.final_norm.", "mtp.lm_head.": "depths.0.lm_head.",
+    "mtp.embed_tokens.": "depths.0.embed_tokens.", "mtp.layers.0.": "depths.0.layer.",
+}  # fmt: skip
+"""The same of `mtp.*`."""
+
+
+def by_prefix(names: Mapping[str, str]) -> Callable[[str], str]:
+    """Renames whatever starts with a key of `names`, the first that fits."""
 
     def rename(key: str) -> str:
-        found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", key)
-        if found is None or not first <= int(found[1]) < first + count:
-            return key
-        stem, _, end = found[2].rpartition(".")
-        return f"depths.{int(found[1]) - first}.{names.get(stem, f'layer.{stem}')}.{end}"
+        for there, here in names.items():
+            if key.startswith(there):
+                return here + key.removeprefix(there)
+        return key
 
     return rename
 
 
-def one_of_qwen(key: str) -> str:
-    """Renames `mtp.*` to `depths.0.*`."""
-    names = {
-        "mtp.pre_fc_norm_embedding.": "embedding_norm.", "mtp.pre_fc_norm_hidden.": "hidden_norm.",
-        "mtp.fc.": "fc.", "mtp.norm.": "final_norm.", "mtp.lm_head.": "lm_head.",
-        "mtp.embed_tokens.": "embed_tokens.", "mtp.layers.0.": "layer.",
-    }  # fmt: skip
-    for there, here in names.items():
-        if key.startswith(there):
-            return f"depths.0.{here}{key.removeprefix(there)}"
-    return key
+def placed(files: HeadFiles, names: Mapping[str, str]) -> HeadFiles:
+    """The files with their tensors under our names."""
+    back = {here: there for there, here in names.items()}
+    return files.renamed(by_prefix(names), by_prefix(back))
 
 
 def open_mtp(files: HeadFiles) -> Head:
@@ -119,7 +128,7 @@ def open_mtp(files: HeadFiles) -> Head:
         f"MTP of {count} layers from 'model.layers.{first}' on, behind the host's last; what is "
         "fed back is before the final norm, as in the paper (transformers feeds it normed)"
     )
-    renamed = files.renamed(behind_last(count, first), files.config)
+    renamed = placed(files, behind_last(count, first))
     form = Form(count, 0.0, feedback_normed=False, rest=HOST)
     return build(renamed, config, form, first)
 
@@ -134,7 +143,7 @@ def open_qwen_mtp(files: HeadFiles, config: Config, alone: bool = False) -> Head
         )
     for key in ("mtp_num_hidden_layers", "num_nextn_predict_layers"):
         config.must(key, 1, "several MTP layers in this layout")
-    renamed = files.renamed(one_of_qwen, files.config)
+    renamed = placed(files, QWEN)
     offset = NORM_OFFSETS[kind]
     config.decide(
         f"MTP layer under 'mtp.*'; model_type {kind}: norms multiply by w{' + 1' if offset else ''}"

@@ -7,6 +7,7 @@ one more than the layer whose output is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from graftline.models.heads.config import Config
@@ -14,7 +15,7 @@ from graftline.models.heads.dflash import open_dflash
 from graftline.models.heads.eagle3 import open_eagle3
 from graftline.models.heads.files import HeadFiles
 from graftline.models.heads.head import Head
-from graftline.models.heads.mtp import open_qwen_mtp
+from graftline.models.heads.mtp import open_qwen_mtp, placed
 from graftline.models.heads.taps import IDS
 
 KIND = "speculators_model_type"
@@ -26,7 +27,8 @@ PLAN = ("base_model_ep_plan", "base_model_tp_plan", "base_model_pp_plan")
 def open_speculators(files: HeadFiles) -> Head:
     """The head of such files. Raises CheckpointError, also for a kind that is not hosted."""
     config = Config(str(files.path), files.config)
-    return KINDS[config.choice(KIND, "", KINDS)](files, config)
+    head = KINDS[config.choice(KIND, "", KINDS)](files, config)
+    return replace(head, decided=(*config.decided, *head.decided))
 
 
 def _translated(
@@ -42,7 +44,7 @@ def _translated(
                 f"{key}={value!r}, but {LAYER} says {merged[key]!r}; correct one of the two"
             )
         merged[key] = value
-    return files.renamed(str, {**merged, **changes})
+    return replace(files, config={**merged, **changes})
 
 
 LAYER = "transformer_layer_config"
@@ -56,7 +58,14 @@ ABOUT_EITHER = (
 def _outputs(config: Config, key: str) -> list[int] | None:
     """The layers whose output is read, of those that are entered."""
     ids = config.ids(key)
-    return None if ids is None else [i - 1 for i in ids]
+    if ids is None:
+        return None
+    read = [i - 1 for i in ids]
+    config.decide(
+        f"the speculators format counts layers as they are entered: {list(ids)} are the outputs of "
+        f"{', '.join(str(i) for i in read)}"
+    )
+    return read
 
 
 def _eagle3(files: HeadFiles, config: Config) -> Head:
@@ -78,30 +87,24 @@ def _dflash(files: HeadFiles, config: Config) -> Head:
         config.refuse(f"target_hidden_size={host} differs from hidden_size={hidden}")
     translated = _translated(files, config, changes, key)
     without = {k: v for k, v in translated.config.items() if k != "target_hidden_size"}
-    return open_dflash(translated.renamed(str, without))
+    return open_dflash(replace(translated, config=without))
 
 
 def _mtp(files: HeadFiles, config: Config) -> Head:
-    translated = _translated(files, config, {}).renamed(_mtp_name, files.config)
     layer = Config(str(files.path), config.inner(LAYER).raw, f"config.json: {LAYER}")
     config.must("num_nextn_predict_layers", 1, "several MTP layers in this layout")
-    return open_qwen_mtp(translated, layer, alone=True)
+    config.read |= {LAYER, *ABOUT, *PLAN}
+    config.done()
+    return open_qwen_mtp(placed(files, MTP), layer, alone=True)
 
 
-def _mtp_name(key: str) -> str:
-    """The name that a host's own checkpoint gives a tensor of `mtp_layers.0`."""
-    names = {
-        "input_proj.": "fc.", "hidden_layernorm.": "pre_fc_norm_hidden.",
-        "token_layernorm.": "pre_fc_norm_embedding.", "final_layernorm.": "norm.",
-    }  # fmt: skip
-    prefix = "mtp_layers.0."
-    if not key.startswith(prefix):
-        return key
-    rest = key.removeprefix(prefix)
-    for there, here in names.items():
-        if rest.startswith(there):
-            return f"mtp.{here}{rest.removeprefix(there)}"
-    return f"mtp.layers.0.{rest}"
+MTP = {
+    "mtp_layers.0.input_proj.": "mtp.fc.", "mtp_layers.0.final_layernorm.": "mtp.norm.",
+    "mtp_layers.0.hidden_layernorm.": "mtp.pre_fc_norm_hidden.",
+    "mtp_layers.0.token_layernorm.": "mtp.pre_fc_norm_embedding.",
+    "mtp_layers.0.": "mtp.layers.0.",
+}  # fmt: skip
+"""What stands before a tensor's name, and what a host's own checkpoint has there."""
 
 
 KINDS: Mapping[str, Callable[[HeadFiles, Config], Head]] = {
