@@ -77,7 +77,7 @@ def head_graph(head: Head, canonical: ir.Model) -> ir.Model:
 
 def _layer(emit: Emit, head: Head, number: int, layer: int, state: ir.Value) -> ir.Value:
     weight, bias = (
-        _tensor(emit, head, f"heads.{number}.{layer}.{part}") for part in ("weight", "bias")
+        _tensor(emit, head, f"head.{number}.layer.{layer}.{part}") for part in ("weight", "bias")
     )
     given = {"state": state, "weight": weight, "bias": bias}
     product, after = write(emit, _LAYER, given, ["product", "after"])
@@ -88,7 +88,7 @@ def _scored(
     emit: Emit, head: Head, number: int, state: ir.Value, shared: tuple[ir.Value, ...] | None
 ) -> ir.Value:
     if shared is None:
-        weight = _tensor(emit, head, f"heads.{number}.lm_head.weight")
+        weight = _tensor(emit, head, f"head.{number}.lm_head.weight")
         shared = (emit.op("Transpose", [weight], perm=[1, 0]),)
     product = _stamped(emit.op("MatMul", [state, shared[0]]), score_role(number))
     return emit.op("Add", [product, shared[1]]) if len(shared) > 1 else product

@@ -38,7 +38,7 @@ def open_medusa(files: HeadFiles) -> Head:
     """The heads in `files`: how many, and of how many layers, the tensors say. Raises
     CheckpointError for a tensor that is missing, misshapen or has no place.
 
-    Tensors: heads.{i}.{j}.weight/.bias, layer j of head i, and heads.{i}.lm_head.weight.
+    Tensors: head.{i}.layer.{j}.weight and .bias, and head.{i}.lm_head.weight.
     """
     prefix, heads, found = _counted(files)
     own = files.matching(re.escape(prefix) + r"0\.(\d+)\.weight")
@@ -57,12 +57,12 @@ def open_medusa(files: HeadFiles) -> Head:
             key = f"{prefix}{head}.{layer}.linear"
             if layer and not files.has(f"{key}.weight"):  # one module, which was saved once
                 key, tied = f"{prefix}{head}.0.linear", True
-            name = f"heads.{head}.{layer}"
+            name = f"head.{head}.layer.{layer}"
             taken.take(f"{key}.weight", f"{name}.weight", (hidden, hidden))
             taken.take(f"{key}.bias", f"{name}.bias", (hidden,))
     vocabulary = 0 if shared else files.shape(f"{prefix}0.{layers}.weight")[0]
     for head in range(0 if shared else heads):
-        name = f"heads.{head}.lm_head.weight"
+        name = f"head.{head}.lm_head.weight"
         taken.take(f"{prefix}{head}.{layers}.weight", name, (vocabulary, hidden))
     if tied:
         decided.append(f"all {layers} layers of a head are its first: the files hold only that one")

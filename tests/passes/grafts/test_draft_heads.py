@@ -52,7 +52,7 @@ def test_every_layer_is_one_product(published: ir.Model) -> None:
     DraftHeads(topk=4).apply(after)
     was, now = (Counter(n.op_type for n in m.graph)["MatMul"] for m in (before, after))
     names = before.graph.initializers
-    layers = sum(re.fullmatch(r"heads\.0\.\d+\.weight", name) is not None for name in names)
+    layers = sum(re.fullmatch(r"head\.0\.layer\.\d+\.weight", name) is not None for name in names)
     shared = "target.lm_head.weight" in names
     assert was == 4 * layers + 4
     assert now == layers + (1 if shared else 4), "a matrix of its own is read by its head alone"
