@@ -14,7 +14,7 @@ import numpy as np
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import RequestError
-from graftline.owners import DRAFT, HEAD
+from graftline.owners import DRAFT, head_owner
 from graftline.runtimes.control.costs import NEAR, Costs
 from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.draft_engine import (
@@ -124,17 +124,18 @@ def head_opener(
 ) -> Callable[[], Heads] | None:
     """Opens the bundle's draft heads, once, and measures what they cost beside the target's step;
     `key` is that of this machine's costs. None without any."""
-    stage = bundle.manifest.engines().get(HEAD)
-    if stage is None:
+    owners = bundle.manifest.engines()
+    stages = [owners[head] for head in map(head_owner, range(len(owners))) if head in owners]
+    if not stages:
         return None
 
     @cache
     def opened() -> Heads:
         if watch is not None:
             watch("opening the draft heads")
-        ports = bundle.manifest.stages[stage].ports
-        heads = OrtHeads(bundle.graph(stage), ports, target.threads)
-        name = f"{key}, {stage} beside the target"
+        pairs = [(bundle.graph(stage), bundle.manifest.stages[stage].ports) for stage in stages]
+        heads = OrtHeads(pairs, target.threads)
+        name = f"{key}, {stages[0]} beside the target"
         known = bundle.read_costs(name)
         if known is None:
             known = {"ratio": head_ratio(heads, target)}
@@ -151,10 +152,11 @@ def head_ratio(heads: OrtHeads, target: OrtSession) -> float:
     past, session = min(NEAR, target.capacity // 2), target.sibling()
     session.prefill([random.integers(0, target.facts.vocabulary, past, dtype=np.int64)])
     state = random.standard_normal((1, heads.hidden)).astype(np.float32)
+    first = np.zeros((1, 1), np.int64)
     times: tuple[list[float], list[float]] = ([], [])
     for token in random.integers(0, target.facts.vocabulary, ROUNDS).tolist():
         began = perf_counter()
-        heads.answer(state)
+        heads.answer(state, 0, first if heads.sequential else None)
         between = perf_counter()
         session.follow(0, past, [token])
         times[0].append(between - began)

@@ -6,24 +6,26 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
-from graftline.build.head_graph import head_graph
+from graftline.build.head_graph import head_graphs
+from graftline.build.plan import NEED
 from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.errors import CheckpointError, GraftlineError
-from graftline.facts import decoder_facts, read_facts
+from graftline.facts import DraftHeadFacts, decoder_facts, read_facts
 from graftline.files import file_state
 from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import Head
 from graftline.models.host import Host
-from graftline.owners import HEAD
+from graftline.owners import HEAD, head_owner
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.ports import by_role, read_ports
+from graftline.recipe import Recipe
 from graftline.tensors import Widened, file_of
 
 Watch = Callable[[str], None]
-EXPORTED = stage_name(HEAD, EXPORT)
-"""The stage of a head as it was published."""
-RECIPES: Mapping[str, str] = {"medusa": "medusa"}
+RECIPES: Mapping[str, str] = {"hydra": "hydra", "medusa": "medusa"}
 """The recipe of a family of heads, where none is chosen."""
+SEQUENTIAL = ("hydra",)
+"""Families whose heads read the tokens that those before them drafted."""
 
 
 def open_draft_head(path: str, say: Watch) -> Head:
@@ -41,17 +43,43 @@ def open_draft_head(path: str, say: Watch) -> Head:
     return head
 
 
-def head_host(head: Head, canonical: ir.Model, say: Watch) -> Host:
-    """The head as a host of its own, over tensors of its files and of its target. Raises
-    CheckpointError where its sizes are not the target's, or its numbers not finite."""
+def head_hosts(head: Head, canonical: ir.Model, say: Watch) -> dict[str, Host]:
+    """The head as hosts of their own, by the names of their stages. Raises CheckpointError where
+    its sizes are not the target's, or its numbers not finite."""
     say("checking the draft head's sizes and numbers")
     head.check(decoder_facts(canonical))
-    model = head_graph(head, canonical)
+    models = head_graphs(head, canonical)
+    return {stage_name(head_owner(n), EXPORT): _host(model) for n, model in enumerate(models)}
+
+
+def _host(model: ir.Model) -> Host:
     tensors = (v.const_value for v in model.graph.initializers.values())
     stored = (t.narrow if isinstance(t, Widened) else t for t in tensors)
     files = {file_of(tensor) for tensor in stored if isinstance(tensor, ir.ExternalTensor)}
     states = {file: state for file in files if (state := file_state(file)) is not None}
     return Host(model, read_facts(model), states=states)
+
+
+def parallel_heads(hosts: Mapping[str, Host]) -> ir.Model | None:
+    """The graph of heads that read nothing but a state, which a pass may put on the target."""
+    host = hosts.get(stage_name(HEAD, EXPORT))
+    facts = None if host is None else host.facts
+    sole = isinstance(facts, DraftHeadFacts) and not facts.tokens
+    return host.model if host is not None and sole else None
+
+
+def check_recipe(head: Head, chosen: Recipe) -> None:
+    """Raise GraftlineError for a recipe that drafts with heads of another family."""
+    if NEED in chosen.needs and chosen.drafter != head.family:
+        raise GraftlineError(
+            f"the recipe {chosen.name} drafts with {chosen.drafter} heads, and {head.source} holds "
+            f"{head.family} heads; use --recipe {RECIPES[head.family]}"
+        )
+
+
+def count_of(head: Head) -> int:
+    """How many stages a head is: those that read one another's tokens are called one by one."""
+    return head.settings.heads if head.family in SEQUENTIAL else 1
 
 
 def check_tap(target: ir.Model) -> None:

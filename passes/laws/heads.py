@@ -6,15 +6,15 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.evaluate import Array, Feed
+from graftline.facts import DraftHeadFacts, read_facts
 from graftline.law import Evidence
-from graftline.owners import HEAD
 from graftline.passes.grafts.head_parts import head_parts
 from graftline.passes.grafts.tap import tapped_value
 from graftline.passes.graph.emit import new_output
-from graftline.passes.graph.ports import port_of, roles_of
+from graftline.passes.graph.ports import roles_of
 from graftline.passes.laws.compare import Comparison
 from graftline.passes.pipeline.graft import Evaluate, Graft
-from graftline.ports import Port
+from graftline.ports import Port, by_role, read_ports
 from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
 
 
@@ -26,9 +26,10 @@ def head_formula(
     parts = head_parts(before) or head_parts(after)  # a model that carries heads still does
     outputs = evaluate(after, graft.neutral(feed, after))
     assert parts is not None
-    hidden = _final_state(before, feed, evaluate)
-    expected = parts.formula(hidden)
-    got = {role: outputs[name] for role, name in roles_of(after, HEAD).outputs.items()}
+    given = _given(before, feed, evaluate)
+    expected = parts.formula(*given)
+    owner = by_role(read_ports(after), HEADS_IDS)[0].owner
+    got = {role: outputs[name] for role, name in roles_of(after, owner).outputs.items()}
     comparison = Comparison(graft.name(), "head-formula", "float32")
     ids, values = got[HEADS_IDS], got[HEADS_TOPK]
     width = ids.shape[-1]
@@ -42,16 +43,19 @@ def head_formula(
         raise comparison.broken(HEADS_IDS, "one token is named twice")
     if HEADS_LOGITS in got:
         worst = max(worst, comparison.output(HEADS_LOGITS, got[HEADS_LOGITS], expected))
-    rows = hidden.shape[0] * hidden.shape[1]
+    rows = given[0].shape[0] * given[0].shape[1]
     what = f"{parts.heads} heads of {rows} rows are their formula, the best {width} of each"
     return Evidence(what, worst, comparison.limit)
 
 
-def _final_state(model: ir.Model, feed: Feed, evaluate: Evaluate) -> Array:
-    """[B, N, H]: what a head's own graph is fed, or what enters the lm_head of a host."""
-    if (given := port_of(model, "hidden", "in", HEAD)) is not None:
-        return feed[given.name]
+def _given(model: ir.Model, feed: Feed, evaluate: Evaluate) -> tuple[Array, ...]:
+    """What heads read: what their own graph is fed, states [B, N, H] first; or what enters the
+    lm_head of a host."""
+    if isinstance(read_facts(model), DraftHeadFacts):
+        ports = read_ports(model)
+        found = (by_role(ports, role, "in") for role in ("hidden", "tokens"))
+        return tuple(feed[port[0].name] for port in found if port)
     host = model.clone()
     source = tapped_value(host.graph, Port("", "hidden", "out", "float32", ()))
     new_output(host.graph, source, "final", source.dtype or ir.DataType.FLOAT, ["B", "N", "H"])
-    return evaluate(host, feed)["final"]
+    return (evaluate(host, feed)["final"],)

@@ -14,6 +14,7 @@ from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafters.draft_paths import DraftPaths
 from graftline.runtimes.drafters.draft_steps import DraftSteps
 from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
+from graftline.runtimes.drafters.hydra import Hydra
 from graftline.runtimes.drafters.input_copy import InputCopy
 from graftline.runtimes.drafters.jacobi import Jacobi
 from graftline.runtimes.drafters.lookahead import Lookahead
@@ -41,6 +42,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "draft-paths": DraftPaths,
     "draft-steps": DraftSteps,
     "hierarchical-draft": HierarchicalDraft,
+    "hydra": Hydra,
     "input-copy": InputCopy,
     "jacobi": Jacobi,
     "lookahead": Lookahead,

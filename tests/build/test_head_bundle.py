@@ -161,9 +161,9 @@ def test_one_call_of_the_heads_serves_a_batch(right: Bundle) -> None:
     calls: list[int] = []
     answer = heads.answer
 
-    def counted(hidden: Any) -> Any:
+    def counted(hidden: Any, *others: Any) -> Any:
         calls.append(len(hidden))
-        return answer(hidden)
+        return answer(hidden, *others)
 
     heads.answer = counted
     results = engine.generate([[3, 4], [9, 1, 2], [8]], max_new_tokens=20, ignore_eos=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from graftline.build.head_graph import head_graph
+from graftline.build.head_graph import head_graphs
 from graftline.errors import CheckpointError
 from graftline.evaluate import run
 from graftline.facts import DecoderFacts
@@ -47,7 +47,7 @@ def scored(head: Head, states: Any) -> Any:
     """[B, N, heads, V] by the graph that is written of a head."""
     host = HOST.build()
     Pipeline.parse("anchors", GRAFTS).run(host)
-    return run(head_graph(head, host), {"hidden": states})["heads.logits"]
+    return run(head_graphs(head, host)[0], {"hidden": states})["heads.logits"]
 
 
 def states() -> Any:
