@@ -82,9 +82,10 @@ class DenoiserFacts(Facts):
 
 @dataclass(frozen=True)
 class DraftHeadFacts(Facts):
-    """Parallel draft heads over the last hidden state of a decoder: head i scores the token i + 2
-    places behind a row. Each of the `heads` has `layers` blocks of its own; `shared`: their states
-    are scored by the decoder's lm_head, else each by one of its own."""
+    """Draft heads over the last hidden state of a decoder. Each of the `heads` has `layers` blocks
+    of its own; `shared`: their states are scored by the decoder's lm_head, else each by one of its
+    own. Without `tokens` head i scores the token i + 2 places behind a row; one that also reads the
+    `tokens` next ones scores what follows them."""
 
     kind: str = field(default="draft-head", kw_only=True)
     hidden: int
@@ -92,10 +93,14 @@ class DraftHeadFacts(Facts):
     heads: int
     layers: int
     shared: bool
+    tokens: int = 0
 
     def told(self) -> str:
         scored = "the target's lm_head" if self.shared else "an lm_head each"
-        return f"{self.heads} heads of {self.layers} layers, scored by {scored}"
+        if self.tokens:
+            return f"a head that also reads {self.tokens} tokens, of {self.layers} layers"
+        layers = "one layer" if self.layers == 1 else f"{self.layers} layers"
+        return f"{self.heads} heads of {layers}, scored by {scored}"
 
 
 KNOWN: Mapping[str, type[Facts]] = {

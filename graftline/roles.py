@@ -12,6 +12,9 @@ import numpy.typing as npt
 from graftline.owners import TARGET
 from graftline.ports import Port
 
+HEADS_LOGITS, HEADS_IDS, HEADS_TOPK = "heads.logits", "heads.topk_ids", "heads.topk_logits"
+"""Roles of what draft heads give: [B, N, heads, V], and [B, N, heads, k], best first."""
+
 
 @dataclass(frozen=True)
 class Roles:

@@ -10,7 +10,7 @@ import numpy as np
 
 from graftline.bundle.reader import Bundle
 from graftline.facts import DraftBlockFacts
-from graftline.owners import HEAD
+from graftline.owners import head_owner
 from graftline.runtimes.control.costs import NEAR, Costs
 from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.feature_engine import FeatureEngine
@@ -34,24 +34,27 @@ def head_opener(
 ) -> Callable[[], Heads | FeatureEngine] | None:
     """Opens the bundle's draft head, once, and measures it where this machine, by its `key`, has
     not: parallel heads, or a decoder over features. None without any."""
-    stage = bundle.manifest.engines().get(HEAD)
-    if stage is None:
+    owners = bundle.manifest.engines()
+    stages = [owners[head] for head in map(head_owner, range(len(owners))) if head in owners]
+    if not stages:
         return None
 
     @cache
     def opened() -> Heads | FeatureEngine:
         if watch is not None:
             watch("opening the draft head")
-        made, name = bundle.manifest.stages[stage], f"{key}, {stage} beside the target"
-        row, graph, known = costs.of(1), bundle.graph(stage), bundle.read_costs(name)
+        made, name = bundle.manifest.stages[stages[0]], f"{key}, {stages[0]} beside the target"
+        row, known = costs.of(1), bundle.read_costs(name)
         if not isinstance(made.facts, DraftBlockFacts):
-            heads = OrtHeads(graph, made.ports, target.threads)
+            pairs = [(bundle.graph(stage), bundle.manifest.stages[stage].ports) for stage in stages]
+            heads = OrtHeads(pairs, target.threads)
             found = known or heads_cost(heads, target)
             heads.milliseconds = float(found["ratio"]) * row
         else:
             session = FeatureSession(
-                graph, made.facts, made.ports, capacity=target.capacity, threads=target.threads
-            )
+                bundle.graph(stages[0]), made.facts, made.ports,
+                capacity=target.capacity, threads=target.threads,
+            )  # fmt: skip
             found = known or block_cost(session, target)
             one, read, scored = (float(found[n]) for n in ("ratio", "reading", "scored"))
             heads = FeatureEngine(
@@ -67,7 +70,8 @@ def head_opener(
 def heads_cost(heads: OrtHeads, target: OrtSession) -> dict[str, float]:
     """`ratio`: what a call of the heads costs, over a step of the target, measured in turn."""
     state = np.random.default_rng(0).standard_normal((1, heads.hidden)).astype(np.float32)
-    return {"ratio": _beside(target, [lambda: heads.answer(state)])[0]}
+    first = np.zeros((1, 1), np.int64) if heads.sequential else None
+    return {"ratio": _beside(target, [lambda: heads.answer(state, 0, first)])[0]}
 
 
 def block_cost(session: FeatureSession, target: OrtSession) -> dict[str, float]:

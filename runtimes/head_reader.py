@@ -13,17 +13,22 @@ from graftline.runtimes.session import NO_STATES, Floats, Ints, Scores
 
 
 class Heads(Protocol):
-    """Opened parallel heads: head i says what stands i + 2 places behind a row, by `width`
-    candidates."""
+    """Opened draft heads. Without `sequential` they read a state alone: head i says what stands
+    i + 2 places behind a row. Else head i also reads the i + 1 tokens before the one it says."""
 
     heads: int
     width: int
+    """Candidates of each."""
     hidden: int
+    sequential: bool
     milliseconds: float
-    """Of a call for one sequence, on the scale of the target's costs."""
+    """Of a call for one row, on the scale of the target's costs."""
 
-    def answer(self, hidden: Floats) -> tuple[Ints, Floats]:
-        """Ids and logits [B, heads, width], best first, for states [B, H]."""
+    def answer(
+        self, hidden: Floats, head: int = 0, tokens: Ints | None = None
+    ) -> tuple[Ints, Floats]:
+        """Ids and logits, best first, for states [N, H]: of all heads [N, heads, width]; or of one
+        `head` that reads `tokens` [N, head + 1] too, [N, 1, width]."""
         ...
 
 
@@ -37,10 +42,22 @@ class Reading:
     shares: list[list[float]] | None = None
     """Their probabilities, among the candidates of their head."""
 
+    def forget(self) -> None:
+        """Another sequence begins."""
+        self.hidden = self.ids = self.shares = None
+
+    def note(self, scores: Scores, row: int, node: int) -> None:
+        """The target chose a token behind that row. Raises GraftlineError where the target does not
+        bring out the state that the heads read."""
+        if scores.hidden is None:
+            raise GraftlineError(NO_STATES)
+        self.hidden = scores.hidden[row, node].copy()
+        self.ids = self.shares = None
+
 
 class HeadReader:
-    """Asks the heads. One call answers for all sequences that wait for one: their weights are what
-    it costs to read, and not the rows."""
+    """Asks heads that read a state alone. One call answers for all sequences that wait for one:
+    their weights are what it costs to read, and not the rows."""
 
     def __init__(self, heads: Heads) -> None:
         self.heads = heads
@@ -52,14 +69,6 @@ class HeadReader:
         self._readings.add(reading)
         return reading
 
-    def note(self, reading: Reading, scores: Scores, row: int, node: int) -> None:
-        """The target chose a token behind that row. Raises GraftlineError where the target does not
-        bring out the state that the heads read."""
-        if scores.hidden is None:
-            raise GraftlineError(NO_STATES)
-        reading.hidden = scores.hidden[row, node].copy()
-        reading.ids = reading.shares = None
-
     def ask(self, reading: Reading) -> bool:
         """Have the heads' answer; whether that took a call."""
         if reading.ids is not None or reading.hidden is None:
@@ -67,8 +76,13 @@ class HeadReader:
         waiting = [one for one in self._readings if one.ids is None and one.hidden is not None]
         states = [one.hidden for one in waiting if one.hidden is not None]
         ids, logits = self.heads.answer(np.stack(states))
-        weights = np.exp(logits - logits[..., :1])
-        shares = weights / weights.sum(axis=-1, keepdims=True)
-        for one, known, given in zip(waiting, ids.tolist(), shares.tolist(), strict=True):
+        rows = zip(waiting, ids.tolist(), shares_of(logits).tolist(), strict=True)
+        for one, known, given in rows:
             one.ids, one.shares = known, given
         return True
+
+
+def shares_of(logits: Floats) -> Floats:
+    """Probabilities [..., k] among the candidates of these logits, best first."""
+    weights = np.exp(logits - logits[..., :1])
+    return weights / weights.sum(axis=-1, keepdims=True)

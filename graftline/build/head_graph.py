@@ -1,8 +1,9 @@
-"""The graph of draft heads as their formula says it: one head after another, nothing batched."""
+"""The graphs of draft heads as their formula says it: one after another, nothing batched."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,99 +11,193 @@ import onnx_ir as ir
 from graftline.errors import CheckpointError
 from graftline.facts import DraftHeadFacts, decoder_facts, write_facts
 from graftline.models.heads.head import Head
+from graftline.models.heads.hydra import HydraSettings
 from graftline.models.heads.medusa import MedusaSettings
-from graftline.owners import HEAD
+from graftline.owners import HEAD, head_owner
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.draft_heads import POSTNORM
-from graftline.passes.grafts.head_parts import Linear, layer_role, score_role
+from graftline.passes.grafts.head_parts import RESIDUAL, TABLE, Linear, layer_role, score_role
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.text import write
-from graftline.passes.graph.weights import lazy, tensor_of
-from graftline.passes.laws.heads import LOGITS
+from graftline.passes.graph.weights import constant, lazy, matrix, tensor_of
 from graftline.passes.pipeline.graft import ROLE
 from graftline.ports import Port, write_ports
 from graftline.raw_ports import write_raw
+from graftline.roles import HEADS_LOGITS
 from graftline.tensors import Widened
 
 FLOAT = ir.DataType.FLOAT
 WRITTEN = "head"
 """What made the nodes of such a graph."""
-_LAYER = """
+_LINEAR = """
     product = MatMul (state, Transpose <perm = [1, 0]> (weight))
     linear = Add (product, bias)
-    after = Add (state, Mul (linear, Sigmoid (linear)))
 """
+_ACTED = f"""{_LINEAR}
+    acted = Mul (linear, Sigmoid (linear))
+"""
+_READ = """
+    known = Gather (table, tokens)
+    x = Concat <axis = -1> (hidden, Reshape (known, flat))
+"""
+"""[B, N, H (1 + T)]: a state, and the embeddings of the tokens behind it."""
 
 
-def head_graph(head: Head, canonical: ir.Model) -> ir.Model:
-    """hidden [B, N, H] -> heads.logits [B, N, heads, V]: h + SiLU(linear(h)) in every layer, then a
-    head's own matrix, or the lm_head of its host `canonical`, whose tensors it takes unread.
+def head_graphs(head: Head, canonical: ir.Model) -> list[ir.Model]:
+    """The graphs of a head, over tensors of its files and of its host `canonical`, all unread: one
+    of all heads that read nothing but a state, or one of each that also reads tokens.
 
-    Raises CheckpointError for heads of another family, and for a host whose lm_head is no product.
+    Raises CheckpointError for heads that are not built yet, and where the host does not give what
+    they read.
     """
-    sizes = head.settings
-    if not isinstance(sizes, MedusaSettings):
+    sizes, source = head.settings, head.source
+    if [tap for tap in head.taps if not tap.normed]:
         raise CheckpointError(
-            f"{head.source}: a head of the family '{head.family}', which this version reads and "
-            "does not build yet; give a Medusa head"
+            f"{source}: the head reads {head.taps[0]}; only heads on the final norm's output are "
+            "built yet"
         )
-    graph = ir.Graph([], [], nodes=[], name="draft-heads", opset_imports={"": 24})
-    hidden = new_input(graph, "hidden", FLOAT, ["B", "N", sizes.hidden])
-    emit, scores = Emit(graph, WRITTEN), list[ir.Value]()
-    shared = _shared(emit, canonical) if sizes.shared else None
-    vocabulary = sizes.vocabulary or decoder_facts(canonical).vocabulary
+    if isinstance(sizes, MedusaSettings):
+        return [_parallel(head, sizes, canonical)]
+    if isinstance(sizes, HydraSettings) and sizes.architecture == "mlp" and sizes.grounded:
+        return [_sequential(head, sizes, number, canonical) for number in range(sizes.heads)]
+    raise CheckpointError(
+        f"{source}: {head.family} heads of this kind are read and not built yet; built are "
+        "Medusa's, and Hydra's grounded mlp heads"
+    )
+
+
+def _parallel(head: Head, sizes: MedusaSettings, canonical: ir.Model) -> ir.Model:
+    """hidden [B, N, H] -> heads.logits [B, N, heads, V]: h + SiLU(linear(h)) in every layer, then a
+    head's own matrix, or the host's lm_head."""
+    emit, hidden = _begun(sizes.hidden)
+    shared = _shared(emit, head, canonical) if sizes.shared else None
+    vocabulary, scores = sizes.vocabulary or decoder_facts(canonical).vocabulary, list[ir.Value]()
     for number in range(sizes.heads):
         state = hidden
         for layer in range(sizes.layers):
-            state = _layer(emit, head, number, layer, state)
-        scores.append(_scored(emit, head, number, state, shared))
+            state = _layer(emit, head, f"head.{number}.layer.{layer}", (number, layer), state)
+        scores.append(_scored(emit, head, number, number, state, shared))
     logits = emit.op("Concat", [_apart(emit, value) for value in scores], axis=2)
-    shape = ("B", "N", sizes.heads, vocabulary)
-    new_output(graph, logits, LOGITS, FLOAT, shape)
-    model = ir.Model(graph, ir_version=11)
-    state = ("B", "N", sizes.hidden)
+    facts = DraftHeadFacts(
+        sizes.hidden, vocabulary, sizes.heads, sizes.layers, sizes.shared, source=head.source.name
+    )
+    return _model(emit, facts, HEAD, logits, [])
+
+
+def _sequential(head: Head, sizes: HydraSettings, number: int, canonical: ir.Model) -> ir.Model:
+    """hidden [B, N, H], tokens [B, N, number + 1] -> heads.logits [B, N, 1, V]."""
+    emit, hidden = _begun(sizes.hidden)
+    count, vocabulary = number + 1, sizes.vocabulary
+    assert vocabulary is not None, "such heads have an lm_head each"
+    tokens = new_input(emit.graph, "tokens", ir.DataType.INT64, ["B", "N", count])
+    given = {
+        "hidden": hidden, "tokens": tokens, "table": _table(emit, head, canonical),
+        "flat": emit.const("head.flat", [0, 0, count * sizes.hidden], np.int64),
+    }  # fmt: skip
+    known, x = write(emit, _READ, given, ["known", "x"])
+    _stamped(known, TABLE)
+    part = f"head.{number}"
+    first = {"state": x, **_pair(emit, head, f"{part}.layer.0")}
+    product, acted = write(emit, _ACTED, first, ["product", "acted"])
+    _stamped(product, layer_role(0, 0))
+    beside = {"state": x, **_pair(emit, head, f"{part}.residual")}
+    product, linear = write(emit, _LINEAR, beside, ["product", "linear"])
+    _stamped(product, RESIDUAL)
+    state = emit.op("Add", [linear, acted])
+    for layer in range(1, sizes.layers):
+        state = _layer(emit, head, f"{part}.layer.{layer}", (0, layer), state)
+    logits = _apart(emit, _scored(emit, head, number, 0, state, None))
+    facts = DraftHeadFacts(
+        sizes.hidden, vocabulary, 1, sizes.layers, False, count, source=head.source.name
+    )
+    owner = head_owner(number)
+    port = Port("tokens", "tokens", "in", "int64", ("B", "N", count), owner=owner)
+    return _model(emit, facts, owner, logits, [port])
+
+
+def _begun(hidden: int) -> tuple[Emit, ir.Value]:
+    graph = ir.Graph([], [], nodes=[], name="draft-heads", opset_imports={"": 24})
+    return Emit(graph, WRITTEN), new_input(graph, "hidden", FLOAT, ["B", "N", hidden])
+
+
+def _model(
+    emit: Emit, facts: DraftHeadFacts, owner: str, logits: ir.Value, more: list[Port]
+) -> ir.Model:
+    """The finished graph of these logits."""
+    shape, state = ("B", "N", facts.heads, facts.vocabulary), ("B", "N", facts.hidden)
+    new_output(emit.graph, logits, HEADS_LOGITS, FLOAT, shape)
     ports = [
-        Port("hidden", "hidden", "in", "float32", state, tap=POSTNORM, owner=HEAD),
-        Port(LOGITS, LOGITS, "out", "float32", shape, owner=HEAD),
-    ]
+        Port("hidden", "hidden", "in", "float32", state, tap=POSTNORM, owner=owner), *more,
+        Port(HEADS_LOGITS, HEADS_LOGITS, "out", "float32", shape, owner=owner),
+    ]  # fmt: skip
+    model = ir.Model(emit.graph, ir_version=11)
     write_ports(model, ports)
     write_raw(model, ports)
-    count = sum(math.prod(tensor.shape.numpy()) for tensor in head.tensors.values())
-    write_facts(model, DraftHeadFacts(
-        sizes.hidden, vocabulary, sizes.heads, sizes.layers, sizes.shared,
-        source=head.source.name, parameters=count,
-    ))  # fmt: skip
+    own = (v.const_value for n, v in emit.graph.initializers.items() if n.startswith("head."))
+    count = sum(math.prod(tensor.shape.numpy()) for tensor in own if tensor is not None)
+    write_facts(model, replace(facts, parameters=count))
     return model
 
 
-def _layer(emit: Emit, head: Head, number: int, layer: int, state: ir.Value) -> ir.Value:
-    weight, bias = (
-        _tensor(emit, head, f"head.{number}.layer.{layer}.{part}") for part in ("weight", "bias")
-    )
-    given = {"state": state, "weight": weight, "bias": bias}
-    product, after = write(emit, _LAYER, given, ["product", "after"])
-    return _stamped(product, layer_role(number, layer)) and after
+def _layer(
+    emit: Emit, head: Head, name: str, place: tuple[int, int], state: ir.Value
+) -> ir.Value:
+    """h + SiLU(linear(h)); `place` is its head and layer in the graph."""
+    given = {"state": state, **_pair(emit, head, name)}
+    product, acted = write(emit, _ACTED, given, ["product", "acted"])
+    _stamped(product, layer_role(*place))
+    return emit.op("Add", [state, acted])
+
+
+def _pair(emit: Emit, head: Head, name: str) -> dict[str, ir.Value]:
+    return {part: _tensor(emit, head, f"{name}.{part}") for part in ("weight", "bias")}
 
 
 def _scored(
-    emit: Emit, head: Head, number: int, state: ir.Value, shared: tuple[ir.Value, ...] | None
+    emit: Emit,
+    head: Head,
+    number: int,
+    place: int,
+    state: ir.Value,
+    shared: tuple[ir.Value, ...] | None,
 ) -> ir.Value:
+    """[B, N, V]: by the head's own matrix, and its bias where it has one, or by the host's."""
     if shared is None:
-        weight = _tensor(emit, head, f"head.{number}.lm_head.weight")
+        name = f"head.{number}.lm_head"
+        weight = _tensor(emit, head, f"{name}.weight")
         shared = (emit.op("Transpose", [weight], perm=[1, 0]),)
-    product = _stamped(emit.op("MatMul", [state, shared[0]]), score_role(number))
+        if f"{name}.bias" in head.tensors:
+            shared = (*shared, _tensor(emit, head, f"{name}.bias"))
+    product = _stamped(emit.op("MatMul", [state, shared[0]]), score_role(place))
     return emit.op("Add", [product, shared[1]]) if len(shared) > 1 else product
 
 
-def _shared(emit: Emit, canonical: ir.Model) -> tuple[ir.Value, ...]:
+def _shared(emit: Emit, head: Head, canonical: ir.Model) -> tuple[ir.Value, ...]:
     """The host's own lm_head [H, V], and its bias where it has one."""
     (node,) = with_role(canonical.graph, "lm_head")
+    if node.op_type != "MatMul" or matrix(node.inputs[1]) is None:
+        raise CheckpointError(
+            f"{head.source}: the heads share the host's lm_head, which is no product by one matrix "
+            f"here ({node.op_type}); give heads with matrices of their own"
+        )
     linear = Linear.of(node)
     values = (v for v in (linear.weight.stored, linear.bias) if v is not None)
     weight, *bias = (_widened(emit, value) for value in values)
     if linear.weight.turned:
         weight = emit.op("Transpose", [weight], perm=[1, 0])
     return weight, *bias
+
+
+def _table(emit: Emit, head: Head, canonical: ir.Model) -> ir.Value:
+    """The host's embedding [V, H]: what its tokens are looked up in."""
+    (node,) = with_role(canonical.graph, "embedding")
+    stored, users = constant(node.inputs[0]), node.outputs[0].consumers()
+    if stored is None or any(user.op_type in ("Mul", "Div") for user in users):
+        raise CheckpointError(
+            f"{head.source}: the head reads the embeddings of drafted tokens, and this host scales "
+            "its own: which of both such heads read is not known"
+        )
+    return _widened(emit, stored)
 
 
 def _widened(emit: Emit, value: ir.Value) -> ir.Value:

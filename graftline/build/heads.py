@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from graftline.build.head_graph import head_graph, widened
+from graftline.build.head_graph import head_graphs, widened
+from graftline.build.plan import NEED
 from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.errors import CheckpointError, GraftlineError
-from graftline.facts import decoder_facts, read_facts
-from graftline.files import FileState, file_state
+from graftline.facts import DraftHeadFacts, decoder_facts, read_facts
+from graftline.files import file_state
+from graftline.head_notes import TapReading
 from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import Head
 from graftline.models.host import Host
-from graftline.owners import HEAD
+from graftline.owners import HEAD, head_owner
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear
 from graftline.passes.graph.weights import lazy, tensor_of
 from graftline.ports import FEATURES, by_role, read_ports
+from graftline.recipe import Recipe, recipe
 from graftline.tensors import Widened, file_of
 
 if TYPE_CHECKING:
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
 
 FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
-EXPORTED = stage_name(HEAD, EXPORT)
-"""The stage of a head as it was published."""
-RECIPES: Mapping[str, str] = {"medusa": "medusa", "eagle": "eagle", "eagle3": "eagle-3"}
+RECIPES: Mapping[str, str] = {
+    "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra", "medusa": "medusa",
+}  # fmt: skip
 """The recipe of a family of heads, where none is chosen."""
 EAGLES = ("eagle", "eagle3")
 """Families that are decoders of their own."""
+SEQUENTIAL = ("hydra",)
+"""Families whose heads read the tokens that those before them drafted."""
 
 
 def open_draft_head(path: str, say: Watch) -> Head:
@@ -54,9 +58,9 @@ def open_draft_head(path: str, say: Watch) -> Head:
     return head
 
 
-def head_host(head: Head, canonical: ir.Model, say: Watch) -> Host:
-    """The head as a host of its own, over tensors of its files and of its target. Raises
-    CheckpointError where its sizes are not the target's, or its numbers not finite."""
+def head_hosts(head: Head, canonical: ir.Model, say: Watch) -> dict[str, Host]:
+    """The head as hosts of their own, by the names of their stages. Raises CheckpointError where
+    its sizes are not the target's, or its numbers not finite."""
     say("checking the draft head's sizes and numbers")
     facts = decoder_facts(canonical)
     head.check(facts)
@@ -64,18 +68,18 @@ def head_host(head: Head, canonical: ir.Model, say: Watch) -> Host:
         from graftline.models.heads.eagle_host import eagle_host
 
         host = eagle_host(head, facts, shared_of(canonical), say)
-    else:
-        model = head_graph(head, canonical)
-        host = Host(model, read_facts(model))
-    return replace(host, states=_states(host.model))
+        states = _host(host.model).states
+        return {stage_name(HEAD, EXPORT): replace(host, states=states)}
+    models = head_graphs(head, canonical)
+    return {stage_name(head_owner(n), EXPORT): _host(model) for n, model in enumerate(models)}
 
 
-def _states(model: ir.Model) -> dict[Path, FileState]:
-    """The files that a graph's weights lie in, as they are now."""
+def _host(model: ir.Model) -> Host:
     tensors = (v.const_value for v in model.graph.initializers.values())
     stored = (t.narrow if isinstance(t, Widened) else t for t in tensors)
     files = {file_of(tensor) for tensor in stored if isinstance(tensor, ir.ExternalTensor)}
-    return {file: state for file in files if (state := file_state(file)) is not None}
+    states = {file: state for file in files if (state := file_state(file)) is not None}
+    return Host(model, read_facts(model), states=states)
 
 
 def shared_of(canonical: ir.Model) -> Shared:
@@ -97,6 +101,35 @@ def shared_of(canonical: ir.Model) -> Shared:
     return Shared(
         widened(stored.const_value, "embedding.weight"), widened(scores, "lm_head.weight")
     )
+
+
+def heads_on_target(hosts: Mapping[str, Host]) -> ir.Model | None:
+    """The graph of a head that passes on the target read: of heads that read nothing but a state,
+    or of one whose features the target makes."""
+    host = hosts.get(stage_name(HEAD, EXPORT))
+    return host.model if host is not None and is_read(host.model) else None
+
+
+def is_read(head: ir.Model) -> bool:
+    """Whether passes on the target read this graph of a head."""
+    facts = read_facts(head)
+    sole = isinstance(facts, DraftHeadFacts) and not facts.tokens
+    return sole or TapReading.read(head) is not None
+
+
+def check_recipe(head: Head, chosen: Recipe) -> None:
+    """Raise GraftlineError for a recipe that drafts with heads of another family."""
+    known = recipe(RECIPES[head.family])
+    if NEED in chosen.needs and chosen.drafter != known.drafter:
+        raise GraftlineError(
+            f"the recipe {chosen.name} drafts with {chosen.drafter} heads, and {head.source} holds "
+            f"{head.family} heads; use --recipe {known.name}"
+        )
+
+
+def count_of(head: Head) -> int:
+    """How many stages a head is: those that read one another's tokens are called one by one."""
+    return head.settings.heads if head.family in SEQUENTIAL else 1
 
 
 def check_tap(target: ir.Model) -> None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 from graftline.build.assemble import write_bundle
 from graftline.build.compiled import Compiler, Watch, compile_stages
-from graftline.build.heads import EXPORTED, RECIPES, check_tap, head_host, open_draft_head
+from graftline.build.heads import (
+    RECIPES,
+    check_recipe,
+    check_tap,
+    count_of,
+    head_hosts,
+    heads_on_target,
+    open_draft_head,
+)
 from graftline.build.plan import Plan
 from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.bundle.reader import Bundle
@@ -62,11 +70,14 @@ def optimize(
     from graftline.models.checkpoint import open_checkpoint
 
     say = _economical(watch or _silent)
-    parallel = None if head is None else open_draft_head(head, say)
-    chosen = recipe or (Decoder().recipe if parallel is None else RECIPES[parallel.family])
+    drafting = None if head is None else open_draft_head(head, say)
+    chosen = recipe or (Decoder().recipe if drafting is None else RECIPES[drafting.family])
+    count = 0 if drafting is None else count_of(drafting)
     plan = Plan.of(
-        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, head
+        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, head, count
     )
+    if drafting is not None and plan.recipe is not None:
+        check_recipe(drafting, plan.recipe)
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
@@ -82,7 +93,7 @@ def optimize(
         plan.check_draft(as_decoder(other.facts))
     with reading({**host.states, **other.states}):
         rebuild = plan.command(checkpoint, out, engine)
-        _write(host, other, parallel, plan, out, rebuild, weights, say)
+        _write(host, other, drafting, plan, out, rebuild, weights, say)
     return Bundle.open(out, verify=False)
 
 
@@ -102,9 +113,9 @@ def _write(
     compilers = {name: Compiler(one.model, say) for name, one in hosts.items()}
     if head is not None:
         front = Pipeline.parse(plan.stages[0].text, GRAFTS)
-        heads = hosts[EXPORTED] = head_host(head, compilers[EXPORT].canonical(front).model, say)
-        compilers[EXPORTED] = Compiler(heads.model, say)
-        compilers[EXPORT].heads = heads.model
+        hosts |= head_hosts(head, compilers[EXPORT].canonical(front).model, say)
+        compilers |= {n: Compiler(h.model, say) for n, h in hosts.items() if n not in compilers}
+        compilers[EXPORT].heads = heads_on_target(hosts)
     made, source = compile_stages(compilers, plan), plan.source
     if head is not None:
         check_tap(made[plan.target].lowered)

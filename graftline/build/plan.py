@@ -21,7 +21,7 @@ from graftline.draft import (
 )
 from graftline.errors import GraftlineError, nearest
 from graftline.kinds.decoder.kind import Decoder
-from graftline.owners import DRAFT, HEAD, TARGET
+from graftline.owners import DRAFT, TARGET, head_owner
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.pack_rows import PackRows
@@ -104,9 +104,10 @@ class Plan:
         engine: str,
         step: str,
         head: str | None = None,
+        heads: int = 1,
     ) -> Plan:
-        """The arguments are those of `optimize`. Raises GraftlineError for what is unknown, does
-        not go together, or is missing."""
+        """The arguments are those of `optimize`; `heads`: how many stages the head is. Raises
+        GraftlineError for what is unknown, does not go together, or is missing."""
         check_step(step)
         request = EngineRequest.parse(target, dtype, engine) if is_engine(target) else None
         if engine and request is None:
@@ -133,7 +134,7 @@ class Plan:
                 "model"
             )
         if head is not None:
-            stages.append(_of_head(chosen, head, target))
+            stages += _of_head(chosen, head, heads, target)
         given = draft, source, tuple(depths), passes, quantizer, head
         return cls(chosen, target, tuple(stages), request, *given)
 
@@ -227,9 +228,9 @@ def _of_draft(source: DraftSource, target: str, depths: Sequence[int]) -> list[S
     return [stage(DRAFT, "engine", says), *cuts]
 
 
-def _of_head(chosen: Recipe, head: str, target: str) -> StagePlan:
-    """A draft head's stage, a graph of its own: on a processor its heads run for the one row of a
-    sequence that the next step drafts from, and not for all rows that a step scores."""
+def _of_head(chosen: Recipe, head: str, count: int, target: str) -> list[StagePlan]:
+    """A draft head's stages, each a graph of its own: on a processor heads run for the rows that
+    the next step drafts from, and not for all that a step scores."""
     if NEED not in chosen.needs:
         raise GraftlineError(
             f"the recipe {chosen.name} reads no draft head; leave out --head, or --recipe"
@@ -237,8 +238,14 @@ def _of_head(chosen: Recipe, head: str, target: str) -> StagePlan:
     if target != CPU:
         raise GraftlineError(f"--head needs --target {CPU}, not {target}")
     text = str(Pipeline.parse(f"{chosen.head} | {ending(target, HEAD_DTYPE, None)}", GRAFTS))
-    says, made_of = f"draft head: {head}", stage_name(HEAD, EXPORT)
-    return StagePlan(HEAD, "engine", text, HEAD_DTYPE, HEAD, made_of, says, (target,))
+    found: list[StagePlan] = []
+    for number in range(count):
+        owner, says = head_owner(number), f"draft head {number + 1} of {count}: {head}"
+        made_of = stage_name(owner, EXPORT)
+        found.append(
+            StagePlan(owner, "engine", text, HEAD_DTYPE, owner, made_of, says, (target,))
+        )
+    return found
 
 
 def pipeline_of(

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.build.compiled import Compiled, Compiler
+from graftline.build.heads import is_read
 from graftline.build.ledger import Ledger
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
@@ -58,7 +59,8 @@ def _heads(bundle: Bundle) -> ir.Model | None:
     engine = bundle.manifest.engines().get(HEAD)
     if engine is None:
         return None
-    return load_graph(bundle.graph(bundle.manifest.stages[engine].made_of))
+    head = load_graph(bundle.graph(bundle.manifest.stages[engine].made_of))
+    return head if is_read(head) else None
 
 
 def _made_again(compiled: Compiled, stored: ir.Model, what: str) -> LawRow:

@@ -11,13 +11,13 @@ import onnx_ir as ir
 
 from graftline.errors import LawBroken
 from graftline.evaluate import Feed, run
-from graftline.facts import Facts, read_facts
+from graftline.facts import DraftHeadFacts, Facts, read_facts
 from graftline.kinds.kind import Parts, Proof, Watch
 from graftline.kinds.one_pass import OnePass
 from graftline.law import Evidence, LawRow
-from graftline.passes.grafts.head_parts import HeadParts
-from graftline.passes.laws.heads import LOGITS, TOPK_IDS, TOPK_LOGITS
+from graftline.passes.grafts.head_parts import head_parts
 from graftline.ports import Port, by_role, read_ports
+from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
 
 if TYPE_CHECKING:
     from graftline.models.reference import OwnModel
@@ -28,24 +28,32 @@ SIZES = ((2, 5), (3, 1))
 
 @dataclass(frozen=True)
 class DraftHead(OnePass):
-    """Hidden states [B, N, H] in, for each the logits of several tokens further on."""
+    """Hidden states [B, N, H] in, and for some the tokens drafted behind them; for each the logits
+    of tokens further on."""
 
     name: str = "draft-head"
-    output: str = LOGITS
+    output: str = HEADS_LOGITS
     front: str = ""
 
     def feed(self, ports: tuple[Port, ...], facts: Facts, seed: int) -> Feed:
-        """Seeded states of the size that a norm gives them."""
-        (port,) = by_role(ports, "hidden", "in")
-        shape = (*SIZES[seed % len(SIZES)], int(port.shape[-1]))
-        states = np.random.default_rng(seed).standard_normal(shape)
-        return {port.name: states.astype(np.dtype(port.dtype))}
+        """Seeded states of the size that a norm gives them, then the tokens behind each."""
+        assert isinstance(facts, DraftHeadFacts)
+        random, feed = np.random.default_rng(seed), Feed()
+        for port in sorted((p for p in ports if p.direction == "in"), key=lambda p: p.role):
+            shape = (*SIZES[seed % len(SIZES)], int(port.shape[-1]))
+            if port.role == "tokens":
+                feed[port.name] = random.integers(0, facts.vocabulary, shape, dtype=np.int64)
+            else:
+                feed[port.name] = random.standard_normal(shape).astype(np.dtype(port.dtype))
+        return feed
 
     def front_law(self, raw: ir.Model, canonical: ir.Model) -> LawRow:
         """The graph, which was written and not exported, is the heads' formula in numpy."""
         ports, facts = read_ports(raw), read_facts(raw)
         feed, comparison = self.feed(ports, facts, 0), self._comparison("export", "formula", ports)
-        expected = HeadParts.of(raw).formula(next(iter(feed.values())))
+        parts = head_parts(raw)
+        assert parts is not None
+        expected = parts.formula(*feed.values())
         gap = comparison.output(self.output, run(raw, feed)[self._name(ports)], expected)
         what = f"{facts.told()}: its formula, head by head"
         return LawRow.of("export", "formula", Evidence(what, gap, comparison.limit))
@@ -61,7 +69,8 @@ class DraftHead(OnePass):
 
         ports, most = parts.ports(parts.engine), 0
         session = open_graph(parts.graph(parts.engine), 0)
-        names = [by_role(ports, role, "out")[0].name for role in (LOGITS, TOPK_IDS, TOPK_LOGITS)]
+        roles = HEADS_LOGITS, HEADS_IDS, HEADS_TOPK
+        names = [by_role(ports, role, "out")[0].name for role in roles]
         for seed in range(len(SIZES)):
             answer: Any = session.run(names, self.feed(ports, parts.facts, seed))
             logits, ids, values = answer
@@ -69,7 +78,7 @@ class DraftHead(OnePass):
             largest = -np.sort(-logits, axis=-1)[..., :most]
             same = np.array_equal(np.take_along_axis(logits, ids, -1), values)
             if not same or not np.array_equal(values, largest):
-                raise LawBroken(parts.engine, "best", TOPK_IDS, "are not the largest logits")
+                raise LawBroken(parts.engine, "best", HEADS_IDS, "are not the largest logits")
             if np.any(np.diff(np.sort(ids, axis=-1)) == 0):
-                raise LawBroken(parts.engine, "best", TOPK_IDS, "name one token twice")
+                raise LawBroken(parts.engine, "best", HEADS_IDS, "name one token twice")
         return LawRow(parts.engine, "best", "held", f"the best {most} of each head, by its logits")

@@ -34,20 +34,18 @@ class MedusaSettings:
     shared: bool
 
 
-def is_medusa(files: HeadFiles) -> bool:
-    """Whether the tensors are named as Medusa's are."""
-    return bool(files.matching(LINEAR))
-
-
 def open_medusa(files: HeadFiles) -> Head:
     """The heads in `files`: how many, and of how many layers, the tensors say. Raises
-    CheckpointError for a tensor that is missing, misshapen or has no place."""
+    CheckpointError for a tensor that is missing, misshapen or has no place.
+
+    Tensors: head.{i}.layer.{j}.weight and .bias, and head.{i}.lm_head.weight.
+    """
     prefix, heads, found = _counted(files)
     own = files.matching(re.escape(prefix) + r"0\.(\d+)\.weight")
     shared = not own
     layers = found if shared else int(own[0][1])
     decided = [
-        f"Medusa {'V2' if shared else 'V1'}: {heads} heads, scored by "
+        f"{'V2' if shared else 'V1'}: {heads} heads, scored by "
         + ("the host's lm_head, for the files hold no" if shared else "their own")
         + f" '{prefix}0.{layers}.weight'",
         *_beside_config(files, heads, layers, shared),
@@ -105,6 +103,6 @@ def _beside_config(files: HeadFiles, heads: int, layers: int, shared: bool) -> I
             "share the host's lm_head have one layer; give the file that has both"
         )
     if said != layers:
-        yield f"{layers} layers a head, as the tensors say; config.json says {said}"
+        yield f"layers of a head: {layers}, as the tensors say; config.json says {said}"
     if (said := files.config.get("medusa_num_heads", heads)) != heads:
         yield f"{heads} heads, as the tensors say; config.json says {said}"

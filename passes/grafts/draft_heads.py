@@ -13,12 +13,13 @@ from graftline.owners import HEAD
 from graftline.passes.grafts.head_parts import HeadParts, Linear, head_parts, stacked_bias
 from graftline.passes.grafts.reduce_logits import Groups
 from graftline.passes.graph.emit import Emit, drop_unused, free_name, new_output
-from graftline.passes.graph.ports import output_of, port_of, value_of
+from graftline.passes.graph.ports import output_of, value_of
 from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import lazy
-from graftline.passes.laws.heads import LOGITS, TOPK_IDS, TOPK_LOGITS, head_formula
+from graftline.passes.laws.heads import head_formula
 from graftline.passes.pipeline.graft import Graft, Law
 from graftline.ports import Port, by_role, read_ports, write_ports
+from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
 from graftline.tensors import Stacked
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
@@ -50,8 +51,9 @@ class DraftHeads(Graft):
     heads.topk_logits [B, N, heads, k], best first, of the owner head.0. Adds no input.
 
     The first layer of all heads is one product, every further one a batched one, and so is a shared
-    lm_head's. On the graph of a head as it was published these take the place of its own products,
-    head by head, and its logits [B, N, heads, V] stay.
+    lm_head's. On the graph of heads as they were published these take the place of their own
+    products, head by head, and their logits [B, N, heads, V] stay. A head that reads tokens too
+    (Hydra, arXiv 2402.05109) is a graph of its own, which gets the outputs alone.
     """
 
     topk: int = 8
@@ -60,10 +62,12 @@ class DraftHeads(Graft):
     def requires(self, model: ir.Model) -> None:
         if self.topk < 1:
             raise NotApplicable(f"draft-heads keeps at least 1 candidate, not topk={self.topk}")
-        if found := by_role(read_ports(model), TOPK_IDS):
+        if found := by_role(read_ports(model), HEADS_IDS):
             raise NotApplicable("the graph has draft heads already", [found[0].name])
         if (parts := head_parts(model)) is None:
-            raise NotApplicable("draft-heads needs the heads; give them: --head PATH")
+            raise NotApplicable(
+                "draft-heads needs heads that read nothing but a state; give them: --head PATH"
+            )
         if (tap := _tap(model)) is None:
             raise NotApplicable(
                 "draft-heads reads what the final norm gives; put tap{layers=norm} before it"
@@ -79,24 +83,27 @@ class DraftHeads(Graft):
             )
 
     def apply(self, model: ir.Model) -> None:
-        parts, tap, old = head_parts(model), _tap(model), output_of(model, LOGITS, HEAD)
+        parts, tap = head_parts(model), _tap(model)
         assert parts is not None
         assert tap is not None
-        emit, hidden = Emit(model.graph, self.name()), value_of(model, tap)
-        if hidden.dtype != FLOAT:
-            hidden = emit.op("Cast", [hidden], to=FLOAT)
-        logits = _logits(emit, hidden, parts)
+        owner = tap.owner if tap.direction == "in" else HEAD
+        emit, old = Emit(model.graph, self.name()), output_of(model, HEADS_LOGITS, owner)
+        if isinstance(parts, HeadParts):
+            logits = _logits(emit, _state(emit, value_of(model, tap)), parts)
+        else:
+            assert old is not None, "a head that reads tokens is a graph of its own"
+            logits = old
         flat = emit.const("heads.rows", [0, -1, parts.vocabulary], np.int64)
-        port = Port(LOGITS, "logits", "out", "float32", ("B", "N", parts.vocabulary))
+        port = Port(HEADS_LOGITS, "logits", "out", "float32", ("B", "N", parts.vocabulary))
         values, ids = Groups(emit, emit.op("Reshape", [logits, flat]), [port]).topk(self.topk)
         rows = emit.const("heads.topk", [0, -1, parts.heads, self.topk], np.int64)
         shape, ports = ("B", "N", parts.heads, self.topk), list(read_ports(model))
-        for value, role, dtype in ((ids, TOPK_IDS, INT64), (values, TOPK_LOGITS, FLOAT)):
+        for value, role, dtype in ((ids, HEADS_IDS, INT64), (values, HEADS_TOPK, FLOAT)):
             new_output(model.graph, emit.op("Reshape", [value, rows]), role, dtype, shape)
             how = "equal" if dtype == INT64 else "close"
             kind = dtype.numpy().name
-            ports.append(Port(role, role, "out", kind, shape, owner=HEAD, compare=how))
-        if old is not None:
+            ports.append(Port(role, role, "out", kind, shape, owner=owner, compare=how))
+        if old is not None and old is not logits:
             _in_place_of(model.graph, old, logits)
         write_ports(model, ports)
         drop_unused(model)
@@ -105,8 +112,11 @@ class DraftHeads(Graft):
 def _tap(model: ir.Model) -> Port | None:
     """The port of the hidden state behind the final norm: an output of a host, or the input of a
     head's own graph."""
-    taps = [port_of(model, "hidden", "in", HEAD), *by_role(read_ports(model), "hidden", "out")]
-    return next((port for port in taps if port is not None and port.tap == POSTNORM), None)
+    return next((p for p in by_role(read_ports(model), "hidden") if p.tap == POSTNORM), None)
+
+
+def _state(emit: Emit, hidden: ir.Value) -> ir.Value:
+    return hidden if hidden.dtype == FLOAT else emit.op("Cast", [hidden], to=FLOAT)
 
 
 def _logits(emit: Emit, hidden: ir.Value, parts: HeadParts) -> ir.Value:

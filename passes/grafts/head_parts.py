@@ -1,4 +1,4 @@
-"""The weights of parallel draft heads, read from the graph of a head as it was published."""
+"""The weights of draft heads, read from the graph of a head as it was published."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ HEADS = "graftline.heads"
 def layer_role(head: int, layer: int) -> str:
     """The stamp of the product of one layer of one head."""
     return f"head.{head}.layer.{layer}"
+
+
+RESIDUAL, TABLE = "head.residual", "head.embedding"
+"""The stamps of a sequential head: the product beside its first layer, its look-up of tokens."""
 
 
 def score_role(head: int) -> str:
@@ -99,21 +103,77 @@ class HeadParts:
 
     def _head(self, head: int, state: Array) -> Array:
         for layer in self.layers:
-            linear = layer[head](state)
-            state = state + linear / (1.0 + np.exp(-linear))
+            state = state + _silu(layer[head](state))
         return self.scores[head](state)
 
 
-def head_parts(model: ir.Model) -> HeadParts | None:
+@dataclass(frozen=True)
+class SequentialHead:
+    """A head that also reads the embeddings of the tokens that were drafted before its own (Hydra,
+    arXiv 2402.05109). Of all it reads, x, its first layer makes residual(x) + SiLU(linear(x))."""
+
+    table: ir.Value
+    first: Linear
+    residual: Linear
+    layers: tuple[Linear, ...]
+    """Those behind the first: h + SiLU(linear(h))."""
+    score: Linear
+
+    @classmethod
+    def of(cls, model: ir.Model) -> SequentialHead:
+        """Of a head's own graph. Raises NotApplicable where a product is not there."""
+        facts, graph = read_facts(model), model.graph
+        assert isinstance(facts, DraftHeadFacts), f"a {facts.kind} is no draft head"
+        (look_up,) = with_role(graph, TABLE)
+        table = constant(look_up.inputs[0])
+        assert table is not None, "tokens are looked up in a constant"
+        first, *layers = (_stamped(graph, layer_role(0, j)) for j in range(facts.layers))
+        residual, score = _stamped(graph, RESIDUAL), _stamped(graph, score_role(0))
+        return cls(table, first, residual, tuple(layers), score)
+
+    @property
+    def heads(self) -> int:
+        """It is one."""
+        return 1
+
+    @property
+    def hidden(self) -> int:
+        """Width of the state that it reads."""
+        return self.score.weight.shape[0]
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that it scores."""
+        return self.score.weight.shape[1]
+
+    def formula(self, hidden: Array, tokens: Array) -> Array:
+        """Logits [B, N, 1, V] of states [B, N, H] and tokens [B, N, T] behind them, by numpy."""
+        known = tensor_of(self.table).numpy()[tokens].astype(np.float64)
+        given = [hidden.astype(np.float64), known.reshape(*tokens.shape[:2], -1)]
+        x = np.concatenate(given, axis=-1)
+        state = self.residual(x) + _silu(self.first(x))
+        for layer in self.layers:
+            state = state + _silu(layer(state))
+        return self.score(state)[:, :, None]
+
+
+def head_parts(model: ir.Model) -> HeadParts | SequentialHead | None:
     """Of the draft heads that a model carries, or is; scored by its own lm_head where they share
     one. None where there are none."""
     carried = model.meta.get(HEADS)
     if carried is None:
-        return HeadParts.of(model) if isinstance(read_facts(model), DraftHeadFacts) else None
+        facts = read_facts(model)
+        if not isinstance(facts, DraftHeadFacts):
+            return None
+        return SequentialHead.of(model) if facts.tokens else HeadParts.of(model)
     parts, head = HeadParts.of(carried), with_role(model.graph, "lm_head")
     if parts.shared and head:
         return HeadParts(parts.layers, (Linear.of(head[0]),) * parts.heads, True)
     return parts
+
+
+def _silu(rows: Array) -> Array:
+    return rows / (1.0 + np.exp(-rows))
 
 
 def stacked_bias(parts: Sequence[Linear]) -> Array:

@@ -6,18 +6,16 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.evaluate import Array, Feed
+from graftline.facts import DraftHeadFacts, read_facts
 from graftline.law import Evidence
-from graftline.owners import HEAD
 from graftline.passes.grafts.head_parts import head_parts
 from graftline.passes.grafts.tap import tapped_value
 from graftline.passes.graph.emit import new_output
-from graftline.passes.graph.ports import port_of, roles_of
+from graftline.passes.graph.ports import roles_of
 from graftline.passes.laws.compare import Comparison
 from graftline.passes.pipeline.graft import Evaluate, Graft
-from graftline.ports import Port
-
-LOGITS, TOPK_IDS, TOPK_LOGITS = "heads.logits", "heads.topk_ids", "heads.topk_logits"
-"""Roles of what draft heads give, [B, N, heads, V] and [B, N, heads, k]."""
+from graftline.ports import Port, by_role, read_ports
+from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
 
 
 def head_formula(
@@ -28,32 +26,36 @@ def head_formula(
     parts = head_parts(before) or head_parts(after)  # a model that carries heads still does
     outputs = evaluate(after, graft.neutral(feed, after))
     assert parts is not None
-    hidden = _final_state(before, feed, evaluate)
-    expected = parts.formula(hidden)
-    got = {role: outputs[name] for role, name in roles_of(after, HEAD).outputs.items()}
+    given = _given(before, feed, evaluate)
+    expected = parts.formula(*given)
+    owner = by_role(read_ports(after), HEADS_IDS)[0].owner
+    got = {role: outputs[name] for role, name in roles_of(after, owner).outputs.items()}
     comparison = Comparison(graft.name(), "head-formula", "float32")
-    ids, values = got[TOPK_IDS], got[TOPK_LOGITS]
+    ids, values = got[HEADS_IDS], got[HEADS_TOPK]
     width = ids.shape[-1]
     largest = -np.sort(-expected, axis=-1)[..., :width]
-    worst = comparison.output(TOPK_LOGITS, values, largest)
+    worst = comparison.output(HEADS_TOPK, values, largest)
     if ids.min() < 0 or ids.max() >= parts.vocabulary:
-        raise comparison.broken(TOPK_IDS, f"an id is not among {parts.vocabulary} tokens")
+        raise comparison.broken(HEADS_IDS, f"an id is not among {parts.vocabulary} tokens")
     found = np.take_along_axis(expected, ids, axis=-1)
-    worst = max(worst, comparison.output(TOPK_IDS, values, found))
+    worst = max(worst, comparison.output(HEADS_IDS, values, found))
     if np.any(np.diff(np.sort(ids, axis=-1)) == 0):
-        raise comparison.broken(TOPK_IDS, "one token is named twice")
-    if LOGITS in got:
-        worst = max(worst, comparison.output(LOGITS, got[LOGITS], expected))
-    rows = hidden.shape[0] * hidden.shape[1]
+        raise comparison.broken(HEADS_IDS, "one token is named twice")
+    if HEADS_LOGITS in got:
+        worst = max(worst, comparison.output(HEADS_LOGITS, got[HEADS_LOGITS], expected))
+    rows = given[0].shape[0] * given[0].shape[1]
     what = f"{parts.heads} heads of {rows} rows are their formula, the best {width} of each"
     return Evidence(what, worst, comparison.limit)
 
 
-def _final_state(model: ir.Model, feed: Feed, evaluate: Evaluate) -> Array:
-    """[B, N, H]: what a head's own graph is fed, or what enters the lm_head of a host."""
-    if (given := port_of(model, "hidden", "in", HEAD)) is not None:
-        return feed[given.name]
+def _given(model: ir.Model, feed: Feed, evaluate: Evaluate) -> tuple[Array, ...]:
+    """What heads read: what their own graph is fed, states [B, N, H] first; or what enters the
+    lm_head of a host."""
+    if isinstance(read_facts(model), DraftHeadFacts):
+        ports = read_ports(model)
+        found = (by_role(ports, role, "in") for role in ("hidden", "tokens"))
+        return tuple(feed[port[0].name] for port in found if port)
     host = model.clone()
     source = tapped_value(host.graph, Port("", "hidden", "out", "float32", ()))
     new_output(host.graph, source, "final", source.dtype or ir.DataType.FLOAT, ["B", "N", "H"])
-    return evaluate(host, feed)["final"]
+    return (evaluate(host, feed)["final"],)

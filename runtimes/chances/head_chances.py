@@ -1,4 +1,4 @@
-"""From what parallel heads say of their candidates to the chances that these come true."""
+"""From what draft heads say of their candidates to the chances that these come true."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ class HeadChances:
     def __init__(self, heads: int, width: int) -> None:
         self._hits = [[0.0] * width for _ in range(heads)]
         self._expected = [[0.0] * width for _ in range(heads)]
+        self._best = [1.0] * heads
+        """Of each head, how often the likeliest of its candidates came true lately."""
 
     def of(self, shares: Sequence[Sequence[float]]) -> list[list[float]]:
-        """[heads][ranks] chances of candidates of these shares."""
-        rows = zip(self._hits, self._expected, shares, strict=True)
-        return [self._row(hits, expected, given) for hits, expected, given in rows]
+        """[heads][ranks]: chances of candidates of these shares, of all heads."""
+        return [self.of_head(head, given) for head, given in enumerate(shares)]
 
-    def record(
-        self,
-        ids: Sequence[Sequence[int]],
-        shares: Sequence[Sequence[float]],
-        fresh: Sequence[int],
-    ) -> None:
-        """The tokens `fresh` came, the first where head 0 had its candidates, and so on. Whatever
-        lies behind them says nothing."""
-        rows = zip(self._hits, self._expected, ids, shares, fresh, strict=False)
-        for hits, expected, candidates, given, token in rows:
-            for rank, (candidate, share) in enumerate(zip(candidates, given, strict=True)):
-                hits[rank] = hits[rank] * KEEP + (candidate == token)
-                expected[rank] = expected[rank] * KEEP + share
-
-    @staticmethod
-    def _row(hits: list[float], expected: list[float], shares: Sequence[float]) -> list[float]:
-        head = (sum(hits) + WEIGHT) / (sum(expected) + WEIGHT)
+    def of_head(self, head: int, shares: Sequence[float]) -> list[float]:
+        """Of one head's candidates."""
+        hits, expected = self._hits[head], self._expected[head]
+        whole = (sum(hits) + WEIGHT) / (sum(expected) + WEIGHT)
         return [
-            min(share * (h + WEIGHT * head) / (e + WEIGHT), 1.0)
+            min(share * (h + WEIGHT * whole) / (e + WEIGHT), 1.0)
             for h, e, share in zip(hits, expected, shares, strict=True)
         ]
+
+    def usual(self, head: int) -> float:
+        """What the likeliest of a head's candidates usually comes to, while it has not been asked.
+        """
+        return self._best[head]
+
+    def record(self, head: int, ids: Sequence[int], shares: Sequence[float], token: int) -> None:
+        """A token came where a head, those before it having been right, had these candidates."""
+        hits, expected = self._hits[head], self._expected[head]
+        for rank, (candidate, share) in enumerate(zip(ids, shares, strict=True)):
+            hits[rank] = hits[rank] * KEEP + (candidate == token)
+            expected[rank] = expected[rank] * KEEP + share
+        self._best[head] += 0.02 * ((ids[0] == token) - self._best[head])

@@ -15,6 +15,7 @@ from graftline.runtimes.drafters.draft_paths import DraftPaths
 from graftline.runtimes.drafters.draft_steps import DraftSteps
 from graftline.runtimes.drafters.eagle import Eagle
 from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
+from graftline.runtimes.drafters.hydra import Hydra
 from graftline.runtimes.drafters.input_copy import InputCopy
 from graftline.runtimes.drafters.jacobi import Jacobi
 from graftline.runtimes.drafters.lookahead import Lookahead
@@ -43,6 +44,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "draft-steps": DraftSteps,
     "eagle": Eagle,
     "hierarchical-draft": HierarchicalDraft,
+    "hydra": Hydra,
     "input-copy": InputCopy,
     "jacobi": Jacobi,
     "lookahead": Lookahead,

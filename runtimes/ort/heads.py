@@ -1,4 +1,4 @@
-"""A draft head's stage on ONNX Runtime's CPU provider: hidden states in, candidates out."""
+"""The stages of draft heads on ONNX Runtime's CPU provider: hidden states in, candidates out."""
 
 from __future__ import annotations
 
@@ -9,34 +9,47 @@ from typing import Any
 import numpy as np
 
 from graftline.errors import BackendError
-from graftline.owners import HEAD
-from graftline.ports import Port
-from graftline.roles import Roles
+from graftline.ports import Port, by_role
+from graftline.roles import HEADS_IDS, HEADS_TOPK
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.session import Floats, Ints
 
-TOPK_IDS, TOPK_LOGITS = "heads.topk_ids", "heads.topk_logits"
-
 
 class OrtHeads:
-    """Parallel heads, opened. See `runtimes.head_reader.Heads`."""
+    """Draft heads, opened: one graph of all that read a state alone, or one of each that also reads
+    tokens. See `runtimes.head_reader.Heads`."""
 
-    def __init__(
-        self, graph: Path, ports: Sequence[Port], threads: int, milliseconds: float = 0.0
-    ) -> None:
-        self.milliseconds = milliseconds
-        roles = Roles.of(ports, HEAD)
-        self._given = roles.inputs["hidden"]
-        self._wanted = [roles.outputs[role] for role in (TOPK_IDS, TOPK_LOGITS)]
-        shapes = {port.role: port.shape for port in ports}
-        self.heads, self.width = (int(size) for size in shapes[TOPK_IDS][2:])
-        self.hidden = int(shapes["hidden"][-1])
+    def __init__(self, stages: Sequence[tuple[Path, Sequence[Port]]], threads: int) -> None:
+        self._graphs = [_Graph(graph, ports, threads) for graph, ports in stages]
+        first = self._graphs[0]
+        self.sequential, self.hidden, self.width = first.reads_tokens, first.hidden, first.width
+        self.heads = len(self._graphs) if self.sequential else first.heads
+        self.milliseconds = 0.0
+
+    def answer(
+        self, hidden: Floats, head: int = 0, tokens: Ints | None = None
+    ) -> tuple[Ints, Floats]:
+        """Ids and logits for states [N, H], and tokens behind them. See `Heads.answer`."""
+        return self._graphs[head](hidden, tokens)
+
+
+class _Graph:
+    def __init__(self, graph: Path, ports: Sequence[Port], threads: int) -> None:
+        given = {p.role: p for p in ports if p.direction == "in"}
+        wanted = [by_role(ports, role, "out")[0] for role in (HEADS_IDS, HEADS_TOPK)]
+        self._hidden, self._tokens = given["hidden"].name, given.get("tokens")
+        self._wanted = [port.name for port in wanted]
+        self.heads, self.width = (int(size) for size in wanted[0].shape[2:])
+        self.hidden, self.reads_tokens = int(given["hidden"].shape[-1]), "tokens" in given
         self._session = open_graph(graph, threads)
 
-    def answer(self, hidden: Floats) -> tuple[Ints, Floats]:
-        """Ids and logits [B, heads, k] for states [B, H]."""
+    def __call__(self, hidden: Floats, tokens: Ints | None) -> tuple[Ints, Floats]:
+        feed: dict[str, Any] = {self._hidden: hidden[:, None]}
+        if self._tokens is not None:
+            assert tokens is not None, "a head that reads tokens is given some"
+            feed[self._tokens.name] = tokens[:, None]
         try:
-            found: list[Any] = self._session.run(self._wanted, {self._given: hidden[:, None]})
+            found: list[Any] = self._session.run(self._wanted, feed)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in the draft heads: {error}") from error
         ids, logits = (np.asarray(array)[:, 0] for array in found)

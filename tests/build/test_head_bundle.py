@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from graftline.build.check import check
 from graftline.build.optimize import optimize
 from graftline.bundle.pack import pack
 from graftline.bundle.reader import Bundle
+from graftline.commands.cli import app
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.load import load
@@ -96,15 +98,23 @@ def test_the_head_is_a_stage_with_an_owner(right: Bundle) -> None:
     assert {laws[row] for row in wanted} == {"held"}
 
 
+def test_inspect_shows_the_stage(right: Bundle) -> None:
+    shown = CliRunner().invoke(app, ["inspect", str(right.path)], terminal_width=300).stdout
+    assert "stage head.0" in shown
+    assert "3 heads of one layer, scored by an lm_head each of v1, fp32: draft-heads{topk=10}" in (
+        " ".join(shown.split())
+    )
+    assert "head.0: draft-heads{topk=10}" in shown
+    own = CliRunner().invoke(app, ["inspect", str(right.path), "--stage", "head.0"]).stdout
+    assert "heads.topk_ids" in own
+
+
 def test_right_heads_are_accepted_to_their_end(right: Bundle) -> None:
     """Three heads and the token of the target itself: every full step gives four."""
     engine = free(right.path)
     for prompt in PROMPTS:
         result = engine.generate(prompt, max_new_tokens=41, ignore_eos=True)
-        assert result.tokens == [
-            *(known := [around(prompt[-1])]),
-            *(known.append(around(known[-1])) or known[-1] for _ in range(40)),
-        ]
+        assert result.tokens == [(prompt[-1] + 7 * n) % VOCABULARY for n in range(1, 42)]
         assert result.stats.mat > 3.5
         assert result.stats.accepted_per_depth[0] == 1.0
 
@@ -151,9 +161,9 @@ def test_one_call_of_the_heads_serves_a_batch(right: Bundle) -> None:
     calls: list[int] = []
     answer = heads.answer
 
-    def counted(hidden: Any) -> Any:
+    def counted(hidden: Any, *others: Any) -> Any:
         calls.append(len(hidden))
-        return answer(hidden)
+        return answer(hidden, *others)
 
     heads.answer = counted
     results = engine.generate([[3, 4], [9, 1, 2], [8]], max_new_tokens=20, ignore_eos=True)

@@ -129,7 +129,7 @@ def test_a_kind_of_host(tree: Path, tmp_path: Path) -> None:
     table = tree / "graftline/kinds/__init__.py"
     line = "from graftline.kinds.decoder.kind import Decoder\n"
     changed(table, line, "from graftline.kinds.classifier import Classifier\n" + line)
-    changed(table, "(Decoder(), Denoiser())", "(Decoder(), Denoiser(), Classifier())")
+    changed(table, "Denoiser(), ", "Denoiser(), Classifier(), ")
     random = np.random.default_rng(0)
     shapes = {"table": (50, 8), "weight": (8, 3)}
     numbers = {name: random.normal(size=shape) for name, shape in shapes.items()}

@@ -59,6 +59,8 @@ def test_every_recipe_names_things_that_exist() -> None:
         assert one.drafter in DRAFTERS
         assert one.rule in RULES
         Pipeline.parse(one.passes, GRAFTS)
+        Pipeline.parse(one.head, GRAFTS)
+        assert bool(one.head) == ("head" in one.needs)
 
 
 def test_the_command_that_rebuilds_has_every_option() -> None:
@@ -68,3 +70,6 @@ def test_the_command_that_rebuilds_has_every_option() -> None:
     told = plan.command("in", "out", "")
     said = "--recipe suffix --dtype int4 --quantizer hqq --passes kv-cache --draft int8"
     assert told == f"graftline optimize in -o out {said} --draft-depths 2"
+    plan = Plan.of("medusa", None, "ort-cpu", "fp32", None, None, (), "", "host", "a head")
+    said = "--recipe medusa --dtype fp32 --head 'a head'"
+    assert plan.command("in", "out", "") == f"graftline optimize in -o out {said}"

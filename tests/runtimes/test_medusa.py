@@ -13,7 +13,7 @@ from graftline.runtimes.chances.head_chances import HeadChances
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.medusa import Medusa
-from graftline.runtimes.head_reader import HeadReader
+from graftline.runtimes.head_reader import Reading
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
 from graftline.runtimes.trees.parallel import parallel_tree
@@ -26,11 +26,13 @@ HIDDEN, VOCABULARY = 4, 50
 class Known:
     """Heads that say what the state holds: state [t, ...] gives t + 1 + i by head i, first."""
 
+    sequential = False
+
     def __init__(self, heads: int = 3, width: int = 4) -> None:
         self.heads, self.width, self.hidden, self.milliseconds = heads, width, HIDDEN, 1.5
         self.calls: list[int] = []
 
-    def answer(self, hidden: Any) -> Any:
+    def answer(self, hidden: Any, head: int = 0, tokens: Any = None) -> Any:
         self.calls.append(len(hidden))
         places = np.arange(self.heads)[:, None] + np.arange(self.width)
         ids = (hidden[:, :1, None].astype(np.int64) + 1 + places) % VOCABULARY
@@ -100,7 +102,10 @@ def test_chances_are_learned_by_head_and_rank() -> None:
     random, chances = np.random.default_rng(0), HeadChances(2, 3)
     shares = [[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]
     for _ in range(600):
-        chances.record([[1, 2, 3], [4, 5, 6]], shares, [1, 5 if random.random() < 0.5 else 9])
+        chances.record(0, [1, 2, 3], shares[0], 1)
+        chances.record(1, [4, 5, 6], shares[1], 5 if random.random() < 0.5 else 9)
+    assert chances.usual(0) > 0.99
+    assert chances.usual(1) < 0.01
     found = chances.of(shares)
     assert found[0][0] > 0.97
     assert max(found[0][1:]) < 0.02
@@ -110,10 +115,13 @@ def test_chances_are_learned_by_head_and_rank() -> None:
 
 
 def test_what_lies_behind_the_first_miss_says_nothing() -> None:
-    chances = HeadChances(2, 1)
+    drafter = begun(made(Known(width=1)), 10)
     for _ in range(50):
-        chances.record([[1], [2]], [[0.9], [0.9]], [7])
-    first, second = (row[0] for row in chances.of([[0.9], [0.9]]))
+        last = int(drafter.propose(1).tokens[0])
+        drafter.draft(Bid.free(4))
+        then = (last + 9) % VOCABULARY
+        drafter.observe(Tree.chain((last,)), Verdict((0,), then), scores_of([then]), 0)
+    first, second, _ = (row[0] for row in drafter.chances.of([[0.9]] * 3))
     assert first < 0.1
     assert second == pytest.approx(0.9)
 
@@ -161,6 +169,19 @@ def test_a_first_class_is_hoped_for_less_than_a_sure_one() -> None:
     assert list(sure) == sorted(sure, reverse=True)
 
 
+def test_what_came_is_learned_and_leads_the_next_draft() -> None:
+    """The heads' second candidates are right, whatever the heads believe."""
+    drafter = begun(made(Known()), 10)
+    assert drafter.draft(Bid.free(2)).tokens.tolist() == [10, 11]
+    for _ in range(40):
+        last = int(drafter.propose(1).tokens[0])
+        drafter.draft(Bid.free(2))
+        then = (last + 2) % VOCABULARY
+        drafter.observe(Tree.chain((last,)), Verdict((0,), then), scores_of([then]), 0)
+    last = int(drafter.propose(1).tokens[0])
+    assert drafter.draft(Bid.free(2)).tokens.tolist() == [last, (last + 2) % VOCABULARY]
+
+
 def test_published_trees_are_cut_to_the_heads_and_candidates() -> None:
     drafter = begun(made(Known(heads=2, width=3), tree="medusa-mc-sim-7b-63"), 10)
     tree = drafter.draft(Bid.free(32))
@@ -176,6 +197,5 @@ def test_what_is_missing_is_said() -> None:
         make_drafter("medusa", {}, Resources())
     with pytest.raises(GraftlineError, match="rows=1 is not valid"):
         Medusa(rows=1)
-    reader = HeadReader(Known())
     with pytest.raises(GraftlineError, match=r"with the pass tap\{layers=norm\}"):
-        reader.note(reader.join(), scores_of([3], hidden=False), 0, 0)
+        Reading().note(scores_of([3], hidden=False), 0, 0)

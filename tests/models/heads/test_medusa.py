@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from graftline.build.head_graph import head_graph
+from graftline.build.head_graph import head_graphs
 from graftline.errors import CheckpointError
 from graftline.evaluate import run
 from graftline.facts import DecoderFacts
 from graftline.models.decoder import TinyDecoder
+from graftline.models.heads.detect import open_head
 from graftline.models.heads.files import read_files
 from graftline.models.heads.head import Head
 from graftline.models.heads.medusa import MedusaSettings, open_medusa
@@ -46,7 +47,7 @@ def scored(head: Head, states: Any) -> Any:
     """[B, N, heads, V] by the graph that is written of a head."""
     host = HOST.build()
     Pipeline.parse("anchors", GRAFTS).run(host)
-    return run(head_graph(head, host), {"hidden": states})["heads.logits"]
+    return run(head_graphs(head, host)[0], {"hidden": states})["heads.logits"]
 
 
 def states() -> Any:
@@ -88,7 +89,7 @@ def test_v2_is_scored_by_the_hosts_lm_head(tmp_path: Path) -> None:
     tensors = seeded(HIDDEN, VOCABULARY, heads=5, own=False)
     head = opened(write_safe(tmp_path / "head", tensors, medusa_num_layers=1, version="2"))
     assert head.settings == MedusaSettings(5, 1, HIDDEN, 0, shared=True)
-    assert head.decided[0].startswith("Medusa V2: 5 heads, scored by the host's lm_head")
+    assert head.decided[0].startswith("V2: 5 heads, scored by the host's lm_head")
     matrix = HOST.build().graph.initializers["lm_head.weight"].const_value
     assert matrix is not None
     for number, got in enumerate(np.moveaxis(scored(head, states()), 2, 0)):
@@ -105,7 +106,7 @@ def test_heads_are_counted_and_not_believed(tmp_path: Path) -> None:
     head = opened(path)
     assert (head.settings.heads, head.settings.layers) == (5, 1)
     assert "5 heads, as the tensors say; config.json says 2" in head.decided
-    assert "1 layers a head, as the tensors say; config.json says 3" in head.decided
+    assert "layers of a head: 1, as the tensors say; config.json says 3" in head.decided
 
 
 def test_the_heads_of_a_whole_model_are_found_in_it(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ WRONG = np.zeros((HIDDEN, HIDDEN + 1), np.float32)
         (_without("2.1.weight"), r"tensor '2\.1\.weight' is missing"),
         (_with(**{"3_1_weight": np.zeros((VOCABULARY, HIDDEN), np.float32)}),
          r"tensor '3\.1\.weight' has no place in such a head"),
-        ({**_with(), "1.0.linear.weight": WRONG}, r"'1\.0\.linear\.weight' .* is \[32, 33\]"),
+        ({**_with(), "1.0.linear.weight": WRONG}, r"'1\.0\.linear\.weight' is \[32, 33\]"),
         ({"fc.weight": WRONG}, r"no tensor '0\.0\.linear\.weight'"),
         (seeded(HIDDEN, VOCABULARY, layers=2, own=False), "2 layers and no matrix of the heads"),
     ],
@@ -157,6 +158,16 @@ def test_files_that_are_no_whole_heads_are_refused(
     with pytest.raises(CheckpointError, match=message) as caught:
         opened(write_safe(tmp_path / "head", tensors))
     assert "\n" not in str(caught.value)
+
+
+def test_they_are_known_by_their_config_or_by_their_names(tmp_path: Path) -> None:
+    for place, config in (("a", {"medusa_num_heads": 3}), ("b", {})):
+        head = open_head(write_safe(tmp_path / place, seeded(HIDDEN, VOCABULARY), **config))
+        assert head.family == "medusa"
+        sign = "medusa_num_heads in config.json" if config else "tensor '0.0.linear.weight'"
+        assert head.decided[0] == f"Medusa heads, by {sign}"
+    with pytest.raises(CheckpointError, match="not a draft head that graftline knows"):
+        open_head(write_safe(tmp_path / "c", {"fc.weight": WRONG}))
 
 
 def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:

@@ -146,8 +146,8 @@ DRAFT_HEADS = [
     Mutant("heads-lowered", "lower-ort", "the lowered candidates' logits are 1 % too large",
            "plain", "neutral",
            after(LOWER, _published(LOGITS, "Mul", (1.01, np.float32))), V1),
-    Mutant("heads-published-without-residual", "head_graph: _LAYER", "the state is not added",
-           "plain", "formula", _text("_LAYER", "Add (state, Mul", "Add (linear, Mul"), V1),
+    Mutant("heads-published-without-silu", "head_graph: _ACTED", "the activation is a sigmoid",
+           "plain", "formula", _text("_ACTED", "Mul (linear, ", "Identity ("), V1),
     Mutant("heads-engine-off", "lower-ort", "the lowered heads' logits are 0.1 % too large",
            "plain", "whole", instead(draft_head.DraftHead, "_run", _engine_of_others), V2),
 ]  # fmt: skip

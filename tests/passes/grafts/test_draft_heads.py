@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graftline.build.head_graph import head_graph
+from graftline.build.head_graph import head_graphs
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Feed, run
 from graftline.models.decoder import TinyDecoder
@@ -39,7 +40,7 @@ def graph_of(
     tensors = seeded(HIDDEN, VOCABULARY, 4, layers, own)
     target = host(spec)
     Pipeline.parse("anchors", GRAFTS).run(target)
-    return head_graph(open_medusa(read_files(write_safe(folder / "head", tensors))), target)
+    return head_graphs(open_medusa(read_files(write_safe(folder / "head", tensors))), target)[0]
 
 
 def states() -> Feed:
@@ -50,9 +51,9 @@ def test_every_layer_is_one_product(published: ir.Model) -> None:
     before, after = published, published.clone()
     DraftHeads(topk=4).apply(after)
     was, now = (Counter(n.op_type for n in m.graph)["MatMul"] for m in (before, after))
-    layers = sum(n.startswith("head.0.layer") and n.endswith(".weight")
-                 for n in before.graph.initializers)  # fmt: skip
-    shared = "target.lm_head.weight" in before.graph.initializers
+    names = before.graph.initializers
+    layers = sum(re.fullmatch(r"head\.0\.layer\.\d+\.weight", name) is not None for name in names)
+    shared = "target.lm_head.weight" in names
     assert was == 4 * layers + 4
     assert now == layers + (1 if shared else 4), "a matrix of its own is read by its head alone"
 
@@ -122,7 +123,8 @@ def test_it_refuses_by_name(tmp_path: Path) -> None:
         return str(caught.value)
 
     heads, tap = graph_of(tmp_path), "anchors | kv-cache | tap{layers=norm}"
-    assert "needs the heads; give them: --head PATH" in refused(f"{tap} | draft-heads", None)
+    needs = "needs heads that read nothing but a state; give them: --head PATH"
+    assert needs in refused(f"{tap} | draft-heads", None)
     assert "put tap{layers=norm} before it" in refused("anchors | draft-heads", heads)
     assert "put tap{layers=norm}" in refused("anchors | tap{layers=1} | draft-heads", heads)
     assert "at least 1 candidate" in refused(f"{tap} | draft-heads{{topk=0}}", heads)
