@@ -70,9 +70,9 @@ class Bid:
         return replace(self, draft=calls)
 
     @classmethod
-    def free(cls, rows: int) -> Bid:
+    def free(cls, rows: int, row: int = 0) -> Bid:
         """As many rows as that, whatever they are worth."""
-        return cls(rows, (0.0,) * rows, (0.0,) * rows)
+        return cls(rows, (0.0,) * rows, (0.0,) * rows, row)
 
 
 class PaidDrafter(Drafter, Protocol):
