@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from sub_models import nest
-from toy_drafts import COSTS, CheckedDraft, Guest, SharedDraft, draft_of, engine_of, policy
-from toy_session import ToySession
+from toy_drafts import CheckedDraft, Guest, SharedDraft, draft_of, engine_of, policy
+from toy_session import FLAT, ToySession
 
 from graftline.errors import BackendError
 from graftline.recipe import Recipe, recipe
@@ -19,6 +19,7 @@ from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafting import draft_together
+from graftline.runtimes.lane import Lane
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Scores
@@ -309,11 +310,29 @@ def test_a_request_gets_in_a_batch_what_it_gets_alone(
     assert [one.tokens for one in batch] == alone
 
 
-@pytest.mark.parametrize("costs", [None, COSTS], ids=["fixed", "fp32"])
+def test_what_a_step_s_drafts_take_is_what_their_calls_cost(
+    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafts: list[Any] = []
+    engine = engine_of(drafts, lambda target: SharedDraft(target, 1.0), policy(), FLAT)
+    buy, taken = Lane.buy, list[float]()
+
+    def counted(self: Lane, *given: Any) -> float:
+        taken.append(buy(self, *given))
+        return taken[-1]
+
+    monkeypatch.setattr(Lane, "buy", counted)
+    engine.generate(prompts[:3], max_new_tokens=60, ignore_eos=True)
+    calls = [usual_cost(len(rows)) for rows in drafts[0].session.followed]
+    assert len(calls) > 20
+    assert sum(taken) == pytest.approx(sum(calls))
+
+
+@pytest.mark.parametrize("costs", [None, FLAT], ids=["fixed", "flat"])
 def test_a_drafter_that_fails_ends_its_own_request(
     prompts: list[list[int]], costs: Costs | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_of([], SharedDraft, policy(), costs)
+    engine = engine_of([], lambda target: SharedDraft(target, 0.05), policy(), costs)
     options: dict[str, Any] = {"max_new_tokens": 30, "ignore_eos": True}
     plain = engine.generate(prompts[:3], recipe="plain", **options)
     complete, broken = DraftModel._complete, prompts[1]
