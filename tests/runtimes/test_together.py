@@ -161,7 +161,18 @@ def test_a_bid_that_is_shared_asks_less_of_a_call_and_as_much_of_a_row() -> None
     bid = Bid(3, (0.5, 0.6, 0.7), (0.1, 0.2, 0.3), 2)
     less = bid.shared(0.25)
     assert list(less.draft) == pytest.approx([0.2, 0.3, 0.4])
-    assert (less.rows, less.keep, less.row) == (3, bid.keep, 2)
+    assert (less.rows, less.keep, less.row, less.share) == (3, bid.keep, 2, 0.25)
+
+
+def test_a_chain_is_not_verified_alone_where_the_others_single_rows_cost_less() -> None:
+    """A call of four rows costs 2.2, and one of a row that three share in 0.6 of one."""
+    text = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
+    (drafter,) = batch_of(shared([text])[0], [text], "hierarchical-draft")
+    bid = Bid.free(9)
+    for share, verified in ((1.0, True), (usual_cost(3) / 3, False)):
+        draft = drafter.draft(bid.shared(share))
+        assert (next(draft).asked > 1) == verified
+        draft.close()
 
 
 def test_sub_models_are_called_once_for_all_who_ask_them() -> None:
