@@ -145,6 +145,19 @@ def test_those_far_apart_do_not_take_all_between_them_along() -> None:
     assert session.followed == [first, last] * 2
 
 
+def test_one_that_holds_nothing_yet_does_not_go_along() -> None:
+    """Its row would be a first position."""
+    engine, session = own()
+    drafters = batch_of(engine, RAGGED)
+    made = draft_together([drafters[row].draft(Bid.free(3)) for row in (0, 2)])
+    assert len(made) == 2
+    assert session.followed == [{0: 3}, {2: 4}, {0: 1}, {2: 1}]
+    trees(drafters, 3, 3, 3)
+    session.followed.clear()
+    draft_together([drafters[row].draft(Bid.free(3)) for row in (0, 2)])
+    assert session.followed == [ALL, ALL]
+
+
 def test_the_price_of_a_call_is_shared() -> None:
     engine, _ = shared()
     drafters = batch_of(engine, RAGGED)
