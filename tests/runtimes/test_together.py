@@ -188,20 +188,29 @@ def test_a_chain_is_not_verified_alone_where_the_others_single_rows_cost_less() 
         draft.close()
 
 
-def test_sub_models_are_called_once_for_all_who_ask_them() -> None:
+def test_sub_models_are_called_once_for_all_who_ask_them_and_share_the_price() -> None:
     target = ToySession()
     target.reset(3)
     target.prefill([np.asarray(context[:-1]) for context in RAGGED])
-    engines = nest(target, (9, 9, 9))
-    resources = Resources(draft=lambda: engines[-1], depths=lambda: engines, vocabulary=40)
-    drafters: list[Any] = [make_drafter("sorted-draft", {}, resources) for _ in RAGGED]
-    for drafter, context in zip(drafters, RAGGED, strict=True):
-        drafter.start(context)
-    trees(drafters, 5, 5, 5)
-    asked = sum(len(answers) for one in drafters for answers in one._answers)
-    calls = [rows for engine in engines for rows in engine.session.calls]
-    assert len(calls) <= 0.6 * asked
+
+    def nested(contexts: list[list[int]]) -> tuple[list[Any], list[dict[int, int]]]:
+        engines = nest(target, (9, 9, 9))
+        resources = Resources(draft=lambda: engines[-1], depths=lambda: engines, vocabulary=40)
+        drafters: list[Any] = [make_drafter("sorted-draft", {}, resources) for _ in contexts]
+        for drafter, context in zip(drafters, contexts, strict=True):
+            drafter.start(context)
+        made = draft_together(
+            [one.draft(Bid.free(5, RAGGED.index(one._reader.tokens))) for one in drafters]
+        )
+        assert all(isinstance(tree, Tree) for tree in made)
+        return drafters, [rows for engine in engines for rows in engine.session.calls]
+
+    drafters, calls = nested(RAGGED)
+    assert len(calls) <= 0.6 * sum(len(answers) for one in drafters for answers in one._answers)
     assert all(ALL.keys() >= rows.keys() for rows in calls)
+    apart = [one for context in RAGGED for one in nested([context])[0]]
+    together, alone = (sum(one.price(one.reads) for one in ones) for ones in (drafters, apart))
+    assert together < 0.85 * alone
 
 
 class World:
