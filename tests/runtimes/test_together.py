@@ -343,22 +343,28 @@ def test_a_request_gets_in_a_batch_what_it_gets_alone(
     assert [one.tokens for one in batch] == alone
 
 
-def test_what_a_step_s_drafts_take_is_what_their_calls_cost(
+def test_what_the_drafts_of_a_step_take_is_what_their_calls_cost(
     prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drafts: list[Any] = []
     engine = engine_of(drafts, lambda target: SharedDraft(target, 1.0), policy(), FLAT)
-    buy, taken = Lane.buy, list[float]()
+    buy, draft, taken, shares = Lane.buy, DraftModel.draft, list[float](), set[float]()
 
     def counted(self: Lane, *given: Any) -> float:
         taken.append(buy(self, *given))
         return taken[-1]
 
+    def drafting(self: DraftModel, bid: Bid) -> Any:
+        shares.add(bid.share)
+        return draft(self, bid)
+
     monkeypatch.setattr(Lane, "buy", counted)
+    monkeypatch.setattr(DraftModel, "draft", drafting)
     engine.generate(prompts[:3], max_new_tokens=60, ignore_eos=True)
     calls = [usual_cost(len(rows)) for rows in drafts[0].session.followed]
     assert len(calls) > 20
     assert sum(taken) == pytest.approx(sum(calls))
+    assert usual_cost(3) / 3 in shares <= {usual_cost(n) / n for n in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("costs", [None, FLAT], ids=["fixed", "flat"])
