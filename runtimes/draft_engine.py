@@ -108,7 +108,7 @@ class DraftEngine:
         for read in reads:
             if read.asked > 1:
                 yield read, read.scores()
-        for group in _neighbours(single):
+        for group in self._neighbours(single):
             if len(group) == 1:
                 yield group[0], group[0].scores()
             else:
@@ -127,9 +127,22 @@ class DraftEngine:
         for _ in self._answers(short):
             pass
 
+    def _neighbours(self, reads: Sequence[Read]) -> list[list[Read]]:
+        """The reads that go into one call: of rows that lie side by side, or nearly. What goes
+        along between them must hold something: a first position is unlike all others, and would
+        spoil the scale that rows quantized together have."""
+        groups: list[list[Read]] = []
+        for read in sorted(reads, key=lambda read: read.seat.row):
+            between = range(groups[-1][-1].seat.row + 1 if groups else 0, read.seat.row)
+            if groups and len(between) <= IDLE_ROWS and all(map(self.seats.end, between)):
+                groups[-1].append(read)
+            else:
+                groups.append([read])
+        return groups
+
     def _together(self, group: Sequence[Read]) -> Iterator[tuple[Read, Scores]]:
-        """The last token of each, in one call. Those in the rows between them go along, behind all
-        that they hold."""
+        """The last token of each, in one call. Those in the rows between them go along with another
+        one's token, behind all that they hold."""
         first, behind = group[0].seat.row, group[-1].seat.row + 1
         starts = [self.seats.end(row) for row in range(first, behind)]
         for read in group:
@@ -146,7 +159,7 @@ class DraftEngine:
         self, first: int, starts: Sequence[int], group: Sequence[Read]
     ) -> Scores:
         """A call of the last token of each read, for the rows from `first` on."""
-        tokens = [0] * len(starts)
+        tokens = [group[0].tokens[-1]] * len(starts)
         for read in group:
             tokens[read.seat.row - first] = read.tokens[-1]
         return self.session.follow_rows(first, starts, tokens)
@@ -168,14 +181,3 @@ class OwnCaches(DraftEngine):
 
     def alone(self) -> DraftEngine:
         return self if self._own is None else self._own()
-
-
-def _neighbours(reads: Sequence[Read]) -> list[list[Read]]:
-    """The reads that go into one call: of rows that lie side by side, or nearly."""
-    groups: list[list[Read]] = []
-    for read in sorted(reads, key=lambda read: read.seat.row):
-        if groups and read.seat.row - groups[-1][-1].seat.row <= 1 + IDLE_ROWS:
-            groups[-1].append(read)
-        else:
-            groups.append([read])
-    return groups

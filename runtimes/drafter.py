@@ -53,26 +53,28 @@ class Drafter(Protocol):
 class Bid:
     """What may be spent on drafts that cost time: at most `rows` rows a sequence, and by the depth
     of a row the least chance of acceptance at which it is worth drafting, and worth scoring once it
-    is drafted. Index 0 is the root's. `row` is the sequence's place in the target's batch."""
+    is drafted. Index 0 is the root's. `row` is the sequence's place in the target's batch; `share`
+    is what a call of one row costs it, over one that is made for it alone."""
 
     rows: int
     draft: Sequence[float]
     keep: Sequence[float]
     row: int = 0
+    share: float = 1.0
 
     def call(self, depth: int) -> float:
         """Tokens that one call of the model has to bring in, made for a row of that depth."""
         return self.draft[depth] - self.keep[depth]
 
     def shared(self, share: float) -> Bid:
-        """The same where a call costs that share of what this was made for."""
+        """The same where a call of one row costs that share of one that is made alone."""
         calls = [keep + share * self.call(depth) for depth, keep in enumerate(self.keep)]
-        return replace(self, draft=calls)
+        return replace(self, draft=calls, share=share)
 
     @classmethod
-    def free(cls, rows: int) -> Bid:
+    def free(cls, rows: int, row: int = 0) -> Bid:
         """As many rows as that, whatever they are worth."""
-        return cls(rows, (0.0,) * rows, (0.0,) * rows)
+        return cls(rows, (0.0,) * rows, (0.0,) * rows, row)
 
 
 class PaidDrafter(Drafter, Protocol):

@@ -73,7 +73,7 @@ class FeatureEngine(OwnCaches):
         self, first: int, starts: Sequence[int], group: Sequence[Read]
     ) -> Scores:
         features = np.zeros((len(starts), self.head.width), np.float32)
-        tokens = [0] * len(starts)
+        tokens = [group[0].tokens[-1]] * len(starts)
         for read in group:
             place = read.seat.row - first
             assert isinstance(read, FeatureRead)

@@ -90,14 +90,13 @@ class Lane:
         chosen = [pair for pair in payers if pair[0] in bought]
         if not chosen and paid.try_again(payers, terms):
             chosen = payers
-        total, count, bids = 0.0, len(chosen), dict[int, Bid]()
+        debts, bids = dict[int, float](), dict[int, Bid]()
         for seat, drafter in chosen:
-            total += drafter.debt()
-            bids[seat] = paid.bid(drafter, terms, rate)
-            if count > 1:
-                bids[seat] = bids[seat].shared(drafter.share(count))
-        self._draft(bids, branches)
-        return total + sum([self._bought(seat, drafter, terms) for seat, drafter in chosen])
+            bid, debts[seat] = paid.bid(drafter, terms, rate), drafter.debt()
+            bids[seat] = bid.shared(drafter.share(len(chosen))) if len(chosen) > 1 else bid
+        begun = self._draft(bids, branches)
+        prices = [debts[s] + self._bought(s, one, terms) for s, one in chosen if s in begun]
+        return sum(prices)
 
     def draft_freely(self, rows: int, branches: bool) -> None:
         """Draft as much as that for all members, whatever it costs."""
@@ -108,8 +107,9 @@ class Lane:
         pairs = [(one.seat, one.drafter) for one in self.members if not one.done]
         return [(seat, drafter) for seat, drafter in pairs if is_paid(drafter)]
 
-    def _draft(self, bids: Mapping[int, Bid], branches: bool) -> None:
-        """Let the members of these seats draft, all together."""
+    def _draft(self, bids: Mapping[int, Bid], branches: bool) -> set[int]:
+        """Let the members of these seats draft, all together; the seats of those for whom a draft
+        could help."""
         begun: list[tuple[int, Bid]] = []
         drafts: list[Draft] = []
         for place, one in enumerate(self.members):
@@ -121,6 +121,7 @@ class Lane:
                     drafts.append(drafter.draft(bid))
         for (place, bid), outcome in zip(begun, draft_together(drafts), strict=True):
             self.proposals[place] = self.members[place].bought(bid, outcome, branches)
+        return {bid.row for _, bid in begun}
 
     def _bought(self, seat: int, drafter: PaidDrafter, terms: Terms) -> float:
         """All that was drafted is scored, because drawn drafts may not be cut; what it took."""

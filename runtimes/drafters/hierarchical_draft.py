@@ -62,7 +62,7 @@ class HierarchicalDraft(DraftModel):
 
     def draft(self, bid: Bid) -> Draft:
         self._scores: Scores | None = None
-        self._chain, self._behind = list[int](), 0
+        self._chain, self._behind, self._share = list[int](), 0, bid.share
         self._most = min(bid.rows, self.rows, self._reader.room + 1) - 1
         return super().draft(bid)
 
@@ -110,11 +110,12 @@ class HierarchicalDraft(DraftModel):
         return size, self._text.tokens[start : start + fits] if size else []
 
     def _worth_verifying(self, size: int, copied: Sequence[int]) -> int:
-        """How many copied tokens bring most drafted tokens for the cost of their call."""
+        """How many copied tokens bring most drafted tokens for the cost of their call. Others share
+        in one without any; one of several rows is for this sequence alone."""
         if not copied:
             return 0
         cost, reach = self._reader.engine.rows_cost, self._chances[size].reach()
-        count, best, tokens = 0, 1.0 / cost(1), 1.0
+        count, best, tokens = 0, 1.0 / (cost(1) * self._share), 1.0
         for rows in range(1, len(copied) + 1):
             tokens += reach[rows]
             if tokens / cost(1 + rows) > best:

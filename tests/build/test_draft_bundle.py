@@ -113,12 +113,12 @@ def test_caches_of_a_draft_that_has_ended_are_used_again(bundle: Bundle) -> None
     first, second = shared().alone(), shared().alone()
     sessions = [first.session, second.session]  # type: ignore[attr-defined]
     assert sessions[0] is not sessions[1]
-    first.follow(0, 0, [1, 2, 3])
+    first.session.follow(0, 0, [1, 2, 3])
     del first
     third = shared().alone()
     assert third.session is sessions[0]  # type: ignore[attr-defined]
-    found = third.follow(0, 0, [4, 5]).logits.copy()
-    assert np.array_equal(found, second.follow(0, 0, [4, 5]).logits)
+    found = third.session.follow(0, 0, [4, 5]).logits.copy()
+    assert np.array_equal(found, second.session.follow(0, 0, [4, 5]).logits)
 
 
 def test_siblings_decode_pass_by_pass_in_turn_and_the_draft_of_each_reads_its_caches(
