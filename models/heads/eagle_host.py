@@ -15,12 +15,12 @@ from graftline.errors import CheckpointError
 from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
 from graftline.head_notes import NEVER, TAPPED, TapReading, write_draft_ids
+from graftline.models.export.eagle_module import EagleDecoder, EagleShape
 from graftline.models.export.export import export
 from graftline.models.heads.block import Block
 from graftline.models.heads.eagle import EagleSettings
 from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.head import Head
-from graftline.models.heads.module import EagleDecoder, EagleShape
 from graftline.models.heads.vocabulary import DRAFT_IDS
 from graftline.models.host import Host, Watch
 from graftline.models.reference import Own, OwnModel
