@@ -88,7 +88,7 @@ def _answers(
             rows=np.arange(end - start, dtype=np.int64)[None],
             write_index=np.asarray([start], np.int64),
         )  # fmt: skip
-        answer: list[Any] = session.run(names, {**given, **caches})
+        answer: Any = session.run(names, {**given, **caches})
         made = dict(zip(names, answer, strict=True))
         caches = {mirror: made[name] for name, mirror in mirrors.items()}
         found.append(made)

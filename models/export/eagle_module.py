@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
+from graftline.models.export.host_model import ATTENTION
 from graftline.models.heads.block import Block
 from graftline.ports import FEATURES
 
@@ -133,10 +134,11 @@ def llama_config(shape: EagleShape, positions: int) -> LlamaConfig:
     """The sizes of a head's layers as transformers names them."""
     block = shape.block
     rope = {"rope_theta": block.rope.theta, "rope_type": block.rope.kind, **block.rope.numbers}
+    options: dict[str, Any] = {"attn_implementation": ATTENTION}
     return LlamaConfig(
         hidden_size=block.hidden, intermediate_size=block.mlp, num_hidden_layers=shape.layers,
         num_attention_heads=block.heads, num_key_value_heads=block.kv_heads,
         head_dim=block.head_size, vocab_size=shape.vocabulary, rms_norm_eps=block.epsilon,
         max_position_embeddings=positions, rope_parameters=rope, attention_bias=block.bias,
-        attn_implementation="graftline",
+        **options,
     )  # fmt: skip

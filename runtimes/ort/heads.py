@@ -49,7 +49,7 @@ class _Graph:
             assert tokens is not None, "a head that reads tokens is given some"
             feed[self._tokens.name] = tokens[:, None]
         try:
-            found: list[Any] = self._session.run(self._wanted, feed)
+            found: Any = self._session.run(self._wanted, feed)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
             raise BackendError(f"onnxruntime failed in the draft heads: {error}") from error
         ids, logits = (np.asarray(array)[:, 0] for array in found)

@@ -180,7 +180,8 @@ def test_what_came_is_learned_and_leads_the_next_draft() -> None:
         then = (last + 2) % VOCABULARY
         drafter.observe(Tree.chain((last,)), Verdict((0,), then), scores_of([then]), 0)
     last = int(drafter.propose(1).tokens[0])
-    assert draft_alone(drafter.draft(Bid.free(2))).tokens.tolist() == [last, (last + 2) % VOCABULARY]
+    tree = draft_alone(drafter.draft(Bid.free(2)))
+    assert tree.tokens.tolist() == [last, (last + 2) % VOCABULARY]
 
 
 def test_published_trees_are_cut_to_the_heads_and_candidates() -> None:
