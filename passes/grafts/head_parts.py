@@ -44,7 +44,8 @@ class Linear:
         """Of a MatMul and the Add behind it. Raises NotApplicable for anything else."""
         found = matrix(node.inputs[1]) if node.op_type == "MatMul" else None
         if found is None:
-            raise NotApplicable("a draft head multiplies by constant matrices alone", [node.name or node.op_type])
+            what = "a draft head multiplies by constant matrices alone"
+            raise NotApplicable(what, [node.name or node.op_type])
         users = node.outputs[0].consumers()
         added = users[0].inputs if len(users) == 1 and users[0].op_type == "Add" else ()
         fits = (v for v in map(constant, added) if v is not None and _row(v, found.shape[1]))
