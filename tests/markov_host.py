@@ -68,6 +68,23 @@ def right_layers(heads: int = 3) -> Tensors:
     return found
 
 
+def right_sequence(checkpoint: TinyCheckpoint, heads: int = 3, following: Next = around) -> Tensors:
+    """Hydra heads that know what follows the last token of those they read, and look at nothing
+    else."""
+    matrix = _scoring(_directions(checkpoint.host().model.graph.initializers), following, 1)
+    found: Tensors = {}
+    for head in range(heads):
+        width, name = HIDDEN * (head + 2), f"hydra_mlp.{head}.0"
+        last = np.zeros((HIDDEN, width), np.float32)
+        last[:, -HIDDEN:] = np.eye(HIDDEN)
+        for part, weight in (("linear", np.zeros_like(last)), ("res_connection", last)):
+            found[f"{name}.{part}.weight"] = weight
+            found[f"{name}.{part}.bias"] = np.zeros(HIDDEN, np.float32)
+        found[f"hydra_lm_head.{head}.weight"] = matrix
+        found[f"hydra_lm_head.{head}.bias"] = np.zeros(VOCABULARY, np.float32)
+    return found
+
+
 def _directions(weights: Any) -> np.ndarray:
     table = _numbers(weights["embed.weight"])
     return table / np.linalg.norm(table, axis=-1, keepdims=True)

@@ -38,7 +38,7 @@ _ACTED = f"""{_LINEAR}
 """
 _READ = """
     known = Gather (table, tokens)
-    x = Concat <axis = -1> (hidden, Reshape (known, flat))
+    x = Concat <axis = -1> (hidden, Reshape (known, joined))
 """
 """[B, N, H (1 + T)]: a state, and the embeddings of the tokens behind it."""
 
@@ -92,7 +92,7 @@ def _sequential(head: Head, sizes: HydraSettings, number: int, canonical: ir.Mod
     tokens = new_input(emit.graph, "tokens", ir.DataType.INT64, ["B", "N", count])
     given = {
         "hidden": hidden, "tokens": tokens, "table": _table(emit, head, canonical),
-        "flat": emit.const("head.flat", [0, 0, count * sizes.hidden], np.int64),
+        "joined": emit.const("head.joined", [0, 0, count * sizes.hidden], np.int64),
     }  # fmt: skip
     known, x = write(emit, _READ, given, ["known", "x"])
     _stamped(known, TABLE)

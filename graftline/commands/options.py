@@ -78,8 +78,8 @@ DraftHead = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="Add a draft head that was published for this very model: the folder or the file of "
-        "Medusa heads (.pt or .safetensors). The recipe is then medusa.",
+        help="Add a draft head that was published for this very model: the folder or the file (.pt "
+        "or .safetensors) of Medusa or Hydra heads. The recipe follows from it.",
     ),
 ]
 DraftDepths = Annotated[

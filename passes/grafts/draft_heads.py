@@ -32,8 +32,7 @@ _ACTED = """
 """
 """[B, N, heads, H]: a layer, h + SiLU(linear(h)), of all heads."""
 _FIRST = """
-    flat = MatMul (hidden, weight)
-    product = Reshape (flat, apart)
+    product = Reshape (MatMul (hidden, weight), apart)
     before = Unsqueeze (hidden, axis_2)
 """
 """All heads read one state, so that their first layer is one product."""

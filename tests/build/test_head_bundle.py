@@ -117,6 +117,9 @@ def test_right_heads_are_accepted_to_their_end(right: Bundle) -> None:
         assert result.tokens == [(prompt[-1] + 7 * n) % VOCABULARY for n in range(1, 42)]
         assert result.stats.mat > 3.5
         assert result.stats.accepted_per_depth[0] == 1.0
+    again = engine.generate(PROMPTS[2], max_new_tokens=41, ignore_eos=True)
+    assert again.stats.reused == len(PROMPTS[2])
+    assert (again.tokens, again.stats.mat) == (result.tokens, result.stats.mat), "as if it was read"
 
 
 def test_v2_heads_score_by_the_targets_own_matrix(repeating: Repeating, folder: Path) -> None:

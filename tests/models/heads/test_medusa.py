@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +21,10 @@ from graftline.models.heads.head import Head
 from graftline.models.heads.medusa import MedusaSettings, open_medusa
 from graftline.passes import GRAFTS, Pipeline
 from tests.medusa_files import seeded, write_pickled, write_safe
+from tests.models.heads import reference_medusa
 
 HIDDEN, VOCABULARY = 32, 61
 HOST = TinyDecoder(hidden=HIDDEN, vocabulary=VOCABULARY)
-
-
-def _reference() -> Any:
-    place = Path(__file__).with_name("reference_medusa.py")
-    spec = importlib.util.spec_from_file_location("reference_medusa", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def opened(path: Path) -> Head:
@@ -57,15 +45,14 @@ def states() -> Any:
 @pytest.mark.parametrize(("layers", "tied"), [(1, False), (2, True), (3, False)])
 @pytest.mark.parametrize("form", ["pt", "safetensors"])
 def test_v1_is_what_pytorch_makes_of_it(tmp_path: Path, layers: int, tied: bool, form: str) -> None:
-    reference = _reference()
     torch.manual_seed(layers)
-    module = reference.medusa(HIDDEN, VOCABULARY, 4, layers, tied)
+    module = reference_medusa.medusa(HIDDEN, VOCABULARY, 4, layers, tied)
     numbers = {k: v.detach().numpy().copy() for k, v in module.state_dict().items()}
     write = write_pickled if form == "pt" else write_safe
     head = opened(write(tmp_path / "head", numbers, medusa_num_heads=4, medusa_num_layers=layers))
     assert head.settings == MedusaSettings(4, layers, HIDDEN, VOCABULARY, shared=False)
     assert [str(tap) for tap in head.taps] == ["the final norm's output"]
-    expected = reference.logits(module, torch.from_numpy(states())).detach().numpy()
+    expected = reference_medusa.logits(module, torch.from_numpy(states())).detach().numpy()
     got = np.moveaxis(scored(head, states()), 2, 0)
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
     assert np.abs(got[0] - got[1]).max() > 0.1
@@ -73,14 +60,13 @@ def test_v1_is_what_pytorch_makes_of_it(tmp_path: Path, layers: int, tied: bool,
 
 def test_layers_that_were_saved_once_are_the_first(tmp_path: Path) -> None:
     """safetensors' save_model leaves out what is another name of the same memory."""
-    reference = _reference()
-    module = reference.medusa(HIDDEN, VOCABULARY, 2, 2, True)
+    module = reference_medusa.medusa(HIDDEN, VOCABULARY, 2, 2, True)
     numbers = {k: v.detach().numpy().copy() for k, v in module.state_dict().items()}
     kept = {k: v for k, v in numbers.items() if ".1.linear" not in k}
     assert len(kept) < len(numbers)
     head = opened(write_safe(tmp_path / "head", kept))
     assert any("the files hold only that one" in line for line in head.decided)
-    expected = reference.logits(module, torch.from_numpy(states())).detach().numpy()
+    expected = reference_medusa.logits(module, torch.from_numpy(states())).detach().numpy()
     got = np.moveaxis(scored(head, states()), 2, 0)
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 

@@ -19,7 +19,7 @@ from graftline.passes.grafts import draft_heads as made
 from graftline.passes.pipeline.graft import MADE_BY
 
 DRAFT = GRAFTS["draft-heads"]
-V1, V2 = {"head": "v1"}, {"head": "v2"}
+V1, V2, HYDRA = {"head": "v1"}, {"head": "v2"}, {"head": "hydra"}
 ON_TARGET = {"head": "v1", "passes": "kv-cache | tap{layers=norm} | draft-heads | reduce-logits"}
 IDS, LOGITS = "heads.topk_ids", "heads.topk_logits"
 
@@ -148,6 +148,14 @@ DRAFT_HEADS = [
            after(LOWER, _published(LOGITS, "Mul", (1.01, np.float32))), V1),
     Mutant("heads-published-without-silu", "head_graph: _ACTED", "the activation is a sigmoid",
            "plain", "formula", _text("_ACTED", "Mul (linear, ", "Identity ("), V1),
+    Mutant("sequence-state-behind-the-tokens", "head_graph: _READ", "the state comes last",
+           "plain", "formula",
+           _text("_READ", "(hidden, Reshape (known, joined))", "(Reshape (known, joined), hidden)"),
+           HYDRA),
+    Mutant("sequence-without-silu", "head_graph: _ACTED", "the activation is a sigmoid",
+           "plain", "formula", _text("_ACTED", "Mul (linear, ", "Identity ("), HYDRA),
+    Mutant("sequence-candidates-of-another-group", "reduce-logits: Groups.topk", "256 too few",
+           "plain", "head-formula", after(DRAFT, _published(IDS, "Mod", (256, np.int64))), HYDRA),
     Mutant("heads-engine-off", "lower-ort", "the lowered heads' logits are 0.1 % too large",
            "plain", "whole", instead(draft_head.DraftHead, "_run", _engine_of_others), V2),
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from faults.graphs import constant, op, rewired
 from graftline.models.decoder import TinyDecoder
 from graftline.models.tiny import tiny
 from tests.exports import Exports
+from tests.hydra_files import seeded_sequence, write_hydra
 from tests.medusa_files import seeded, write_safe
 
 WIDE: Mapping[str, Any] = {
@@ -116,9 +117,14 @@ class Hosts:
         return place
 
     def head(self, own: str) -> str:
-        """Where Medusa heads of "plain" lie, each with a matrix of its own ("v1") or not ("v2")."""
+        """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
+        or "hydra"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
-        if not place.is_dir():
+        if place.is_dir():
+            return str(place)
+        if own == "hydra":
+            write_hydra(place, seeded_sequence(size.hidden, size.vocabulary, heads=2))
+        else:
             write_safe(place, seeded(size.hidden, size.vocabulary, own=own == "v1"))
         return str(place)
 

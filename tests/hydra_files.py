@@ -1,0 +1,44 @@
+"""Files of Hydra's grounded mlp heads as they are published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.medusa_files import Tensors, write_safe
+
+
+def seeded_sequence(
+    hidden: int, vocabulary: int, heads: int = 3, layers: int = 1, seed: int = 0
+) -> Tensors:
+    """Random heads, head i of which reads i + 1 tokens behind the state."""
+    random, found = np.random.default_rng(seed), Tensors()
+
+    def linear(name: str, rows: int, width: int) -> None:
+        weight = random.normal(size=(rows, width)) / np.sqrt(width)
+        found[f"{name}.weight"] = weight.astype(np.float32)
+        found[f"{name}.bias"] = (0.3 * random.normal(size=rows)).astype(np.float32)
+
+    for head in range(heads):
+        for layer in range(layers):
+            width = hidden * (head + 2) if layer == 0 else hidden
+            linear(f"hydra_mlp.{head}.{layer}.linear", hidden, width)
+        linear(f"hydra_mlp.{head}.0.res_connection", hidden, hidden * (head + 2))
+        linear(f"hydra_lm_head.{head}", vocabulary, hidden)
+    return found
+
+
+def write_hydra(folder: Path, tensors: Tensors, **changes: Any) -> Path:
+    """A folder with hydra_lm_head.safetensors and config.json."""
+    heads = sum(name.startswith("hydra_lm_head") and name.endswith("weight") for name in tensors)
+    layers = sum(name.startswith("hydra_mlp.0.") and name.endswith("linear.weight")
+                 for name in tensors)  # fmt: skip
+    config: dict[str, Any] = {
+        "hydra_num_heads": heads, "hydra_num_layers": layers, "hydra_head_arch": "mlp",
+        "grounded_heads": True, "hidden_state_offset": 0, **changes,
+    }  # fmt: skip
+    write_safe(folder, tensors, **config)
+    (folder / "medusa_lm_head.safetensors").rename(folder / "hydra_lm_head.safetensors")
+    return folder
