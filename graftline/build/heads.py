@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graftline.build.head_graph import head_graphs, widened
 from graftline.build.plan import NEED
 from graftline.bundle.manifest import EXPORT, stage_name
+from graftline.draft import parse_head
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.facts import DraftHeadFacts, decoder_facts, read_facts
 from graftline.files import file_state
@@ -26,6 +27,7 @@ from graftline.passes.grafts.head_parts import Linear
 from graftline.passes.graph.weights import lazy, tensor_of
 from graftline.ports import FEATURES, by_role, read_ports
 from graftline.recipe import Recipe, recipe
+from graftline.targets import CPU, TARGETS
 from graftline.tensors import Widened, file_of
 
 if TYPE_CHECKING:
@@ -43,9 +45,10 @@ SEQUENTIAL = ("hydra",)
 """Families whose heads read the tokens that those before them drafted."""
 
 
-def open_draft_head(path: str, say: Watch) -> Head:
-    """The head at a path; `say` is told what was decided about its files. Raises CheckpointError.
-    """
+def open_draft_head(text: str, say: Watch) -> Head:
+    """The head that --head names; `say` is told what was decided about its files. Raises
+    CheckpointError, and GraftlineError for a precision that such a head is not built in."""
+    path, dtype = parse_head(text, TARGETS[CPU])
     say(f"reading the draft head {path}")
     head = open_head(path)
     for line in head.decided:
@@ -54,6 +57,10 @@ def open_draft_head(path: str, say: Watch) -> Head:
         raise CheckpointError(
             f"{path}: a head of the family '{head.family}', which is read and not yet built; "
             f"graftline builds {', '.join(RECIPES)}"
+        )
+    if dtype != "fp32" and head.family not in EAGLES:
+        raise GraftlineError(
+            f"--head {text}: {head.family} heads are built in fp32 only; give {path}"
         )
     return head
 

@@ -63,9 +63,10 @@ def optimize(
     draft's first 12 and first 20 blocks beside it, as drafts of the same weights. `engine` are
     options of a TensorRT target ("rows=1+64,capacity=4096"). `step` "fused" puts a second graph in,
     over the same weights, whose step drafts, verifies and commits by itself; a TensorRT engine is
-    built from that one. `head` puts a published draft head in: the path of its folder or its file;
-    `recipe` None is then the recipe of such heads. `watch` is told each step in words. Raises
-    GraftlineError; then `out` is as it was.
+    built from that one. `head` puts a published draft head in: the path of its folder or its file,
+    an EAGLE head's with ":int8" behind it where its matrices are to be int8; `recipe` None is then
+    the recipe of such heads. `watch` is told each step in words. Raises GraftlineError; then `out`
+    is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
 

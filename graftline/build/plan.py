@@ -18,6 +18,7 @@ from graftline.draft import (
     check_depths,
     check_mask_token,
     depth_stage,
+    parse_head,
 )
 from graftline.errors import GraftlineError, nearest
 from graftline.kinds.decoder.kind import Decoder
@@ -37,8 +38,6 @@ SEQUENCES = (2, 4, 8)
 """Sequences whose rows go into one call."""
 NEED = "head"
 """What a recipe's needs call a draft head."""
-HEAD_DTYPE = "fp32"
-"""The precision of a draft head's stage, whatever the target's."""
 CHAINS, ROWS = "chains", "rows"
 """Names of stages: a step without a mask, and (with a number) one of several sequences."""
 
@@ -237,14 +236,13 @@ def _of_head(chosen: Recipe, head: str, count: int, target: str) -> list[StagePl
         )
     if target != CPU:
         raise GraftlineError(f"--head needs --target {CPU}, not {target}")
-    text = str(Pipeline.parse(f"{chosen.head} | {ending(target, HEAD_DTYPE, None)}", GRAFTS))
+    dtype = parse_head(head, TARGETS[target])[1]
+    text = str(Pipeline.parse(f"{chosen.head} | {ending(target, dtype, None)}", GRAFTS))
     found: list[StagePlan] = []
     for number in range(count):
         owner, says = head_owner(number), f"draft head {number + 1} of {count}: {head}"
         made_of = stage_name(owner, EXPORT)
-        found.append(
-            StagePlan(owner, "engine", text, HEAD_DTYPE, owner, made_of, says, (target,))
-        )
+        found.append(StagePlan(owner, "engine", text, dtype, owner, made_of, says, (target,)))
     return found
 
 

@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from graftline.facts import DraftBlockFacts
 from graftline.kinds.decoder.kind import Decoder
-from graftline.kinds.decoder.proof import equal_rows
+from graftline.kinds.decoder.proof import near_rows
 from graftline.kinds.kind import Parts, Proof, Watch
 from graftline.law import LawRow
-from graftline.nearness import limit
 from graftline.ports import FEATURES, Port, by_role, state_port
 from graftline.roles import Roles
 
@@ -46,14 +45,16 @@ class DraftBlock(Decoder):
             return Proof([LawRow(parts.engine, "whole", "not_run", expected)])
         state = state_port(ports, facts.normed_state)
         logits, states = _answers(parts.graph(parts.engine), ports, feed, state)
-        most, reference = limit("fp32", facts), "the head itself, by torch"
-        rows = [(logits[0], expected.logits)]
-        found = [LawRow.of(parts.engine, "whole", equal_rows(
-            parts.engine, "whole", rows, most, reference
-        ))]  # fmt: skip
-        pairs = [(states[0], expected.stream[0])]
-        checked = equal_rows(parts.engine, "taps", pairs, most, f"the state of {reference}")
-        return Proof([*found, LawRow.of(parts.engine, "taps", checked)])
+        rows = {
+            "whole": (logits[0], expected.logits, "the head itself, by torch"),
+            "taps": (states[0], expected.stream[0], "the state of the head itself, by torch"),
+        }
+        return Proof([
+            LawRow.of(parts.engine, law, near_rows(
+                parts.engine, law, got, wanted, facts, parts.dtype, reference
+            ))
+            for law, (got, wanted, reference) in rows.items()
+        ])  # fmt: skip
 
 
 def _feed(ports: tuple[Port, ...], vocabulary: int) -> dict[str, Array]:

@@ -22,11 +22,13 @@ from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 from tests.markov_host import HIDDEN, VOCABULARY, MarkovCheckpoint, around, path_of
+from tests.medusa_files import seeded as medusa_heads
+from tests.medusa_files import write_safe
 from tests.models.heads.reference_eagle import Eagle
 from tests.models.heads.reference_layers import Sizes, drawn, state, written
 from tests.tiny_checkpoints import WIDE
 
-SIZES = Sizes(hidden=HIDDEN, heads=2, kv_heads=1, head_size=16, mlp=48, vocabulary=VOCABULARY)
+SIZES = Sizes(hidden=HIDDEN, heads=2, kv_heads=1, head_size=16, mlp=64, vocabulary=VOCABULARY)
 PROMPTS = [[5, 9, 2], [1] * 9, list(range(40, 57))]
 
 
@@ -131,6 +133,23 @@ def test_a_prompt_with_explained_rows_and_a_long_one_are_seen_whole(right: Bundl
     assert told.stats.mat > 5.0
     long = engine.generate(list(range(200)) + [7] * 100, max_new_tokens=20, ignore_eos=True)
     assert long.stats.mat > 5.0, "a prompt of more than one chunk"
+
+
+def test_a_head_in_int8_drafts_as_well_and_medusas_is_refused(
+    markov: MarkovCheckpoint, tmp_path: Path
+) -> None:
+    head = head_files(tmp_path / "head", right=True)
+    bundle = optimize(markov.path, tmp_path / "int8.graft", head=f"{head}:int8")
+    stage = bundle.manifest.stages["head.0"]
+    assert (stage.dtype, bundle.manifest.dtype) == ("int8", "fp32")
+    laws = {w.law: w.status for w in bundle.manifest.laws if w.graft == "head.0"}
+    assert laws == {"whole": "held", "taps": "held"}
+    result = free(bundle.path).generate([5, 9, 2], max_new_tokens=41, ignore_eos=True)
+    assert result.tokens == [(2 + 7 * n) % VOCABULARY for n in range(1, 42)]
+    assert result.stats.mat > 5.0
+    medusa = write_safe(tmp_path / "medusa", medusa_heads(HIDDEN, VOCABULARY))
+    with pytest.raises(GraftlineError, match=r"medusa heads are built in fp32 only"):
+        optimize(markov.path, tmp_path / "out", head=f"{medusa}:int8")
 
 
 def rolled_out(

@@ -22,7 +22,7 @@ from graftline.kinds.decoder.whole import Taps, taps_law, whole
 from graftline.kinds.kind import Parts, Proof
 from graftline.law import Evidence, LawRow
 from graftline.memory import free_memory
-from graftline.nearness import NEARBY, OF_FACTS, coarser, few_rows, gaps, limit
+from graftline.nearness import NEARBY, OF_FACTS, coarser, few_rows, gaps, limit, spread_gaps
 from graftline.passes.graph.constants import constants
 from graftline.ports import Port
 from graftline.raw_ports import raw_feed
@@ -201,6 +201,27 @@ def equal_rows(
         raise LawBroken(graft, law, f"row {at} of {len(off)}", by)
     what = f"{len(off)} rows against {reference}, argmax equal in {agree}"
     return Evidence(what, worst, most)
+
+
+def near_rows(
+    stage: str,
+    law: str,
+    got: Array,
+    expected: Array,
+    facts: DecoderFacts,
+    dtype: str,
+    reference: str,
+) -> Evidence:
+    """Rows of an engine [R, V] equal a reference's; those of quantized weights must be near. Raises
+    LawBroken."""
+    if dtype not in NEARBY:
+        most = limit(coarser(dtype, OF_FACTS.get(facts.dtype, "fp32")), facts)
+        return equal_rows(stage, law, [(got, expected)], most, reference)
+    off, most = float(np.mean(spread_gaps(got, expected))), NEARBY[dtype]
+    if not off <= most:
+        by = f"{off:.2g} of their spread from {reference}, above {most:g}"
+        raise LawBroken(stage, law, f"{dtype} logits", by)
+    return Evidence(f"{len(got)} rows near {reference}, as {dtype} weights are", off, most)
 
 
 def _prove_engine(

@@ -9,13 +9,11 @@ import numpy.typing as npt
 
 from graftline.build.engines import is_engine
 from graftline.bundle.store import load_graph
-from graftline.errors import LawBroken
 from graftline.evaluate import oracle_limit, run
-from graftline.facts import DecoderFacts, as_decoder
-from graftline.kinds.decoder.proof import equal_rows, facts_of
+from graftline.facts import as_decoder
+from graftline.kinds.decoder.proof import facts_of, near_rows
 from graftline.kinds.kind import Parts, Watch
-from graftline.law import Evidence, LawRow
-from graftline.nearness import NEARBY, OF_FACTS, coarser, limit, spread_gaps
+from graftline.law import LawRow
 from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.grafts.kv_cache import empty_caches
 from graftline.passes.graph.ports import roles_of
@@ -79,18 +77,5 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     session.reset(1)
     first = session.prefill([tokens[0, :4]]).logits[0].copy()
     got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])
-    checked = _cut_rows(stage, got, expected[3:], facts, parts.dtype)
+    checked = near_rows(stage, "depth", got, expected[3:], facts, parts.dtype, "the host cut there")
     return [*laws, LawRow.of(stage, "depth", checked)]
-
-
-def _cut_rows(stage: str, got: Array, expected: Array, facts: DecoderFacts, dtype: str) -> Evidence:
-    """An engine of the first blocks against the host cut there; quantized weights must be near."""
-    reference = "the host cut there"
-    if dtype not in NEARBY:
-        rounding = coarser(dtype, OF_FACTS.get(facts.dtype, "fp32"))
-        return equal_rows(stage, "depth", [(got, expected)], limit(rounding, facts), reference)
-    off, most = float(np.mean(spread_gaps(got, expected))), NEARBY[dtype]
-    if not off <= most:
-        by = f"{off:.2g} of their spread from {reference}, above {most:g}"
-        raise LawBroken(stage, "depth", f"{dtype} logits", by)
-    return Evidence(f"{len(got)} rows near {reference}, as {dtype} weights are", off, most)
