@@ -53,22 +53,21 @@ class Reader:
         self.milliseconds = engine.step
         """Of reading one token. Measured together with the target's steps, it is not measured again
         while running: only their ratio counts, and a busy machine slows both."""
-        self.seat: Seat | None = None
-        """Its place in the engine's caches, once it has begun."""
+        self.seat, self._seated = Seat(), False
+        """Its place in the engine's caches, and whether it has taken one."""
         self._held = 0
         """Slots of the engine that hold what `tokens` and then `_ahead` say."""
         self._ahead: list[int] = []
 
-    def start(self, context: Sequence[int]) -> None:
-        """Begin a sequence."""
-        if self.seat is None:
-            self.seat = self.engine.seats.take(self)
+    def start(self, context: Sequence[int], seat: Seat | None = None) -> None:
+        """Begin a sequence; `seat`: that of another reader of the same sequence and caches."""
+        if not self._seated:
+            self.seat, self._seated = seat or self.engine.seats.take(self), True
         self.tokens, self._ahead = list(map(int, context)), []
         self._held = len(self.tokens) - 1 if self.engine.shares else 0
 
     def sit(self, row: int) -> None:
         """The sequence is in that row of the target's batch, and about to be drafted for."""
-        assert self.seat is not None, "no sequence has begun"
         self.engine.seats.place(self.seat, row)
 
     def append(self, fresh: Sequence[int]) -> None:
@@ -104,7 +103,7 @@ class Reader:
         base, start = len(self.tokens), self._start(ahead)
         part = [*self.tokens[start:], *ahead[max(0, start - base) :]]
         self._held, self._ahead = base + len(ahead), list(ahead)
-        return self._call(start, part, 1)
+        return Read(self.engine, self.seat, start, part)
 
     def fill(self, mask: int, count: int) -> Read:
         """To read the sequence and `count` - 1 masks behind it in one call, for the scores
@@ -112,7 +111,8 @@ class Reader:
         whatever is read next overwrites them."""
         start = self._start([])
         self._held, self._ahead = len(self.tokens), []
-        return self._call(start, [*self.tokens[start:], *[mask] * (count - 1)], count)
+        part = [*self.tokens[start:], *[mask] * (count - 1)]
+        return Read(self.engine, self.seat, start, part, count)
 
     def verify(self, ahead: Sequence[int], chain: Sequence[int]) -> Read:
         """To read the sequence, `ahead` and `chain` in one call, for the scores
@@ -120,7 +120,7 @@ class Reader:
         base, start = len(self.tokens), self._start(ahead)
         part = [*self.tokens[start:], *ahead[max(0, start - base) :], *chain]
         self._held, self._ahead = base + len(ahead) + len(chain), [*ahead, *chain]
-        return self._call(start, part, 1 + len(chain))
+        return Read(self.engine, self.seat, start, part, 1 + len(chain))
 
     def rows(self, ahead: Sequence[int]) -> int:
         """Rows that `read(ahead)` puts behind the sequence's last token, and that token: what is
@@ -137,15 +137,9 @@ class Reader:
         same = _common(self._ahead, ahead)
         self._held, self._ahead = min(self._held, len(self.tokens) + same), self._ahead[:same]
 
-    def _call(self, start: int, part: Sequence[int], asked: int) -> Read:
-        """To read these rows, for the scores of the last `asked` of them."""
-        seat = self.seat
-        assert seat is not None, "no sequence has begun"
-        return Read(self.engine, seat, start, part, asked)
-
     def _start(self, ahead: Sequence[int]) -> int:
         """The first slot that `read(ahead)` writes."""
-        known = len(self.tokens) + _common(self._ahead, ahead)
+        known = len(self.tokens) + (_common(self._ahead, ahead) if self._ahead else 0)
         return min(self._held, known, len(self.tokens) + len(ahead) - 1)
 
     def guess(

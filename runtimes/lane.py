@@ -100,8 +100,10 @@ class Lane:
 
     def draft_freely(self, rows: int, branches: bool) -> None:
         """Draft as much as that for all members, whatever it costs."""
-        bid = Bid.free(rows)
-        self._draft({one.seat: bid for one in self.members if is_paid(one.drafter)}, branches)
+        payers, bid = self._payers(), Bid.free(rows)
+        if len(payers) > 1:
+            bid = bid.shared(payers[0][1].share(len(payers)))
+        self._draft({seat: bid for seat, _ in payers}, branches)
 
     def _payers(self) -> list[tuple[int, PaidDrafter]]:
         pairs = [(one.seat, one.drafter) for one in self.members if not one.done]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from graftline.runtimes.draft_engine import DraftEngine, Read
 from graftline.runtimes.draft_reader import Reader
+from graftline.runtimes.draft_seats import Seat
 
 
 class NestedReader(Reader):
@@ -20,11 +21,10 @@ class NestedReader(Reader):
         super().__init__(engines[-1], vocabulary)
         self.depths: list[Reader] = [*(Reader(e, vocabulary) for e in engines[:-1]), self]
 
-    def start(self, context: Sequence[int]) -> None:
-        super().start(context)
+    def start(self, context: Sequence[int], seat: Seat | None = None) -> None:
+        super().start(context, seat)
         for reader in self.depths[:-1]:
-            reader.seat = self.seat
-            reader.start(context)
+            reader.start(context, self.seat)
 
     def append(self, fresh: Sequence[int]) -> None:
         super().append(fresh)

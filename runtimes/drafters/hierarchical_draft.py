@@ -115,7 +115,7 @@ class HierarchicalDraft(DraftModel):
         if not copied:
             return 0
         cost, reach = self._reader.engine.rows_cost, self._chances[size].reach()
-        count, best, tokens = 0, 1.0 / (cost(1) * self._share), 1.0
+        count, best, tokens = 0, 1.0 / self._share, 1.0
         for rows in range(1, len(copied) + 1):
             tokens += reach[rows]
             if tokens / cost(1 + rows) > best:
