@@ -14,6 +14,7 @@ import onnx_ir as ir
 from faults.graphs import constant, op, rewired
 from graftline.models.decoder import TinyDecoder
 from graftline.models.tiny import tiny
+from tests.eagle_files import write_eagle3
 from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.medusa_files import seeded, write_safe
@@ -118,11 +119,13 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        or "hydra"."""
+        "hydra", or "eagle3"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
-        if own == "hydra":
+        if own == "eagle3":
+            write_eagle3(place, size.hidden, size.vocabulary, (0, 1))
+        elif own == "hydra":
             write_hydra(place, seeded_sequence(size.hidden, size.vocabulary, heads=2))
         else:
             write_safe(place, seeded(size.hidden, size.vocabulary, own=own == "v1"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from faults.biases import BIASES
 from faults.caches import CACHES
+from faults.draft_blocks import DRAFT_BLOCKS
 from faults.draft_heads import DRAFT_HEADS
 from faults.ends import ENDS
 from faults.fused import FUSED
@@ -20,7 +21,7 @@ from faults.windows import WINDOWS
 
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
-    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *FUSED, *QUANTIZER, *LOADER, *STAMPING,
+    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *FUSED, *QUANTIZER, *LOADER, *STAMPING,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {

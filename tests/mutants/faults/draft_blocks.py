@@ -1,0 +1,80 @@
+"""EAGLE heads whose features, vocabulary or entry are other than they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from faults.graphs import rewired
+from faults.mutant import Mutant, Touched, after, instead
+from graftline.kinds import draft_block
+from graftline.passes import GRAFTS
+
+EAGLE3 = {"head": "eagle3"}
+
+
+def _turned_taps(model: ir.Model) -> int:
+    """The taps side by side in the other order."""
+    node = next(
+        n for n in model.graph
+        if n.op_type == "Concat" and n.metadata_props.get("graftline.made_by") == "head-features"
+    )  # fmt: skip
+    first, second = node.inputs[0], node.inputs[-1]
+    return rewired(node, 0, second) + rewired(node, len(node.inputs) - 1, first)
+
+
+def _next_ids(model: ir.Model) -> int:
+    """Ids of the next token in the head's own vocabulary."""
+    value = model.graph.initializers["draft.ids"]
+    assert value.const_value is not None
+    value.const_value = ir.tensor(np.roll(value.const_value.numpy(), 1), name=value.name)
+    return 1
+
+
+def _places_off(model: ir.Model) -> int:
+    """Scores beside the tokens that they are of."""
+    value = model.graph.initializers["draft.places"]
+    assert value.const_value is not None
+    value.const_value = ir.tensor(np.roll(value.const_value.numpy(), 1), name=value.name)
+    return 1
+
+
+def _embedding_for_features(model: ir.Model) -> int:
+    """What was to read the features reads the embedding."""
+    given = next(v for v in model.graph.inputs if v.name == "features")
+    table = next(
+        n.outputs[0] for n in model.graph
+        if n.op_type == "Gather" and n.metadata_props.get("graftline.role") == "embedding"
+    )  # fmt: skip
+    uses = list(given.uses())
+    for node, index in uses:
+        node.replace_input_with(index, table)
+    return len(uses)
+
+
+def _step_off(real: Any, touched: Touched) -> Any:
+    """What the proof sees of the engine is a row off."""
+
+    def answers(*given: Any) -> Any:
+        touched.count += 1
+        logits, states = real(*given)
+        return logits, np.roll(states, 1, axis=1)
+
+    return answers
+
+
+DRAFT_BLOCKS = [
+    Mutant("features-of-turned-taps", "head-features: apply", "the taps are in another order",
+           "plain", "features-formula",
+           after(GRAFTS["head-features"], _turned_taps), EAGLE3),
+    Mutant("draft-ids-of-the-next", "draft-vocabulary: apply", "ids are the next one's",
+           "plain", "neutral", after(GRAFTS["draft-vocabulary"], _next_ids), EAGLE3),
+    Mutant("draft-scores-off", "draft-vocabulary: apply", "scores stand one place off",
+           "plain", "neutral", after(GRAFTS["draft-vocabulary"], _places_off), EAGLE3),
+    Mutant("features-unread", "features: apply", "the embedding is read in their place",
+           "plain", "neutral", after(GRAFTS["features"], _embedding_for_features), EAGLE3),
+    Mutant("head-state-a-row-off", "draft_block: the engine", "the state is the row before's",
+           "plain", "taps", instead(draft_block, "_answers", _step_off), EAGLE3),
+]  # fmt: skip
