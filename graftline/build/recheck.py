@@ -15,7 +15,6 @@ from graftline.build.ledger import Ledger
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
-from graftline.facts import DraftHeadFacts
 from graftline.law import LawRow
 from graftline.owners import HEAD
 from graftline.passes.graph.weights import tensor_of
@@ -57,10 +56,9 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
 def _heads(bundle: Bundle) -> ir.Model | None:
     """The draft heads that the target may have been given."""
     engine = bundle.manifest.engines().get(HEAD)
-    stage = None if engine is None else bundle.manifest.stages[engine]
-    if stage is None or not isinstance(stage.facts, DraftHeadFacts) or stage.facts.tokens:
+    if engine is None:
         return None
-    return load_graph(bundle.graph(stage.made_of))
+    return load_graph(bundle.graph(bundle.manifest.stages[engine].made_of))
 
 
 def _made_again(compiled: Compiled, stored: ir.Model, what: str) -> LawRow:

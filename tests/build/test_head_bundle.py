@@ -137,6 +137,19 @@ def test_v2_heads_score_by_the_targets_own_matrix(repeating: Repeating, folder: 
     assert check(bundle.path).holds
 
 
+def test_the_heads_of_a_quantized_target_stay_as_they_are(
+    repeating: Repeating, folder: Path
+) -> None:
+    head = write_safe(folder / "beside", right_layers())
+    bundle = optimize(repeating.path, folder / "int8.graft", head=str(head), dtype="int8")
+    assert (bundle.manifest.dtype, bundle.manifest.stages["head.0"].dtype) == ("int8", "fp32")
+    result = free(bundle.path).generate([7, 8, 9], max_new_tokens=40, ignore_eos=True)
+    assert result.tokens == [9] * 40
+    assert result.stats.mat > 3.5
+    report = check(bundle.path)
+    assert report.holds, [f for f in report.findings if not f.holds]
+
+
 def _weights(checkpoint: MarkovCheckpoint) -> int:
     values = checkpoint.host().model.graph.initializers.values()
     return sum(v.const_value.nbytes for v in values if v.const_value is not None)
