@@ -28,7 +28,7 @@ ROPES: Mapping[str, frozenset[str]] = {
 
 
 TEXT_ONLY = ("mrope_section", "mrope_interleaved")
-"""How three positions share a head's numbers: for text all three are equal."""
+"""How three positions share a head's numbers (`mrope`): for text all three are equal."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def read_rope(config: Config, head_size: int) -> Rope:
     scaling = config.inner(key)
     config.read |= {"rope_parameters", "rope_scaling"}
     kind = str(scaling.raw.get("rope_type") or scaling.raw.get("type") or "default")
+    kind = "default" if kind == "mrope" else kind
     if kind not in ROPES:
         scaling.refuse(f"rope_type={kind!r} is not hosted; known: {', '.join(sorted(ROPES))}")
     theta = _theta(config, scaling)
@@ -101,23 +102,23 @@ def read_rope(config: Config, head_size: int) -> Rope:
 
 def _theta(config: Config, scaling: Config) -> float:
     places = [c for c in (scaling, config) if c.has("rope_theta")]
-    found = {c.number("rope_theta") for c in places}
-    if len(found) > 1:
+    values = {c.number("rope_theta") for c in places}
+    if len(values) > 1:
         config.refuse("rope_theta and rope_parameters name different bases")
-    if not found:
+    if not values:
         config.decide("config.json has no rope_theta: 10000, transformers' default")
-    return found.pop() if found else 10000.0
+    return values.pop() if values else 10000.0
 
 
 def _part(config: Config, scaling: Config) -> float:
-    found = {
+    values = {
         c.number("partial_rotary_factor")
         for c in (scaling, config)
         if c.has("partial_rotary_factor")
     }
-    part = found.pop() if found else 1.0
-    if found or not 0 < part <= 1:
-        config.refuse(f"partial_rotary_factor={part} and {sorted(found)} cannot be understood")
+    part = values.pop() if values else 1.0
+    if values or not 0 < part <= 1:
+        config.refuse(f"partial_rotary_factor={part} and {sorted(values)} cannot be understood")
     return part
 
 
@@ -189,7 +190,7 @@ def take_mlp(taken: Taken, there: str, here: str, hidden: int, size: int) -> Non
         taken.take(f"{there}.{key}.weight", f"{here}.{name}.weight", shape)
 
 
-def seen(taken: Taken, config: Config, block: Block, attention: str) -> Block:
+def with_files(taken: Taken, config: Config, block: Block, attention: str) -> Block:
     """The block with what only the files say: biases, norms of queries, a gate. `attention` is the
     prefix of the first layer's. Raises CheckpointError where config and files contradict."""
     files = taken.files

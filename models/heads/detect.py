@@ -10,12 +10,13 @@ from pathlib import Path
 from graftline.errors import CheckpointError
 from graftline.models.heads.dflash import open_dflash
 from graftline.models.heads.eagle import open_eagle
-from graftline.models.heads.eagle3 import canonical, open_eagle3
+from graftline.models.heads.eagle3 import open_eagle3
 from graftline.models.heads.files import HeadFiles, read_files
 from graftline.models.heads.head import Head, Tap
 from graftline.models.heads.hydra import open_hydra
 from graftline.models.heads.medusa import LINEAR, open_medusa
 from graftline.models.heads.mtp import open_mtp
+from graftline.models.heads.names import canonical
 from graftline.models.heads.speculators import KIND, open_speculators
 
 
@@ -58,8 +59,8 @@ def _tensor(pattern: str) -> Callable[[HeadFiles], str]:
     """A sign: a tensor whose whole name matches."""
 
     def sign(files: HeadFiles) -> str:
-        found = files.matching(pattern)
-        return f"tensor '{found[0][0]}'" if found else ""
+        matches = files.matching(pattern)
+        return f"tensor '{matches[0][0]}'" if matches else ""
 
     return sign
 
@@ -92,10 +93,10 @@ def _eagle3(files: HeadFiles) -> str:
 
 def _eagle(files: HeadFiles) -> str:
     """EAGLE-1/2: fc of twice the hidden size, and no norm before the first layer."""
-    hidden = files.config.get("hidden_size")
+    hidden, names = files.config.get("hidden_size"), {canonical(k) for k in files.weights.stored}
     if not isinstance(hidden, int) or _width(files, "fc.weight") != 2 * hidden:
         return ""
-    if not files.has("layers.0.self_attn.q_proj.weight") or files.has(NORM):
+    if "layers.0.self_attn.q_proj.weight" not in names or NORM in names:
         return ""
     return f"tensor 'fc.weight' of width {2 * hidden}, and no '{NORM}'"
 
@@ -105,8 +106,8 @@ NORM = "layers.0.input_layernorm.weight"
 
 def _width(files: HeadFiles, key: str) -> int:
     """The columns of a matrix, 0 where there is none."""
-    found = files.weights.stored.get(key)
-    return found.shape[1] if found is not None and len(found.shape) == 2 else 0
+    stored = files.weights.stored.get(key)
+    return stored.shape[1] if stored is not None and len(stored.shape) == 2 else 0
 
 
 def _mtp(files: HeadFiles) -> str:
@@ -137,15 +138,14 @@ EAGLE4 = (
 )
 UNHOSTED_NAMES = (
     (r"Eagle4", EAGLE4),
-    (r"Deepseek|Kimi", "heads with latent attention (Kimi's MLA) are not hosted"),
+    (r"Eagle.*(Deepseek|Kimi)|(Deepseek|Kimi).*Eagle",
+     "heads with latent attention (Kimi's MLA) are not hosted"),
     (r"MLPSpeculator", "MLP speculators are not hosted"),
     (r"Gemma4.*Assistant", "Gemma-4's assistants, which read their host's cache, are not hosted"),
     (r"Assistant", "assistants in transformers' own form are not hosted"),
-)
+)  # fmt: skip
 """Architectures of heads that are not hosted. A whole model's are asked for its MTP layers only."""
 UNHOSTED_KEYS = (
-    ("eagle_version", 4, EAGLE4),
-    ("model_type", "eagle4", EAGLE4),
     ("model_type", "gemma4_assistant", "Gemma-4's assistants are not hosted"),
     (KIND, "xpress", "XPress heads are not hosted"),
     (KIND, "lilicorr", "LiLiCorr heads are not hosted"),

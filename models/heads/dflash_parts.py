@@ -135,13 +135,13 @@ def take_confidence(
     keys = ("enable_confidence_head", "use_confidence_head")
     named = {own.flag(key, False) for key in keys if own.has(key)}
     own.read |= {*keys, "confidence_head_with_markov"}
-    held = taken.files.has("confidence_head.proj.weight")
-    if len(named) > 1 or (named and named != {held}):
+    present = taken.files.has("confidence_head.proj.weight")
+    if len(named) > 1 or (named and named != {present}):
         own.refuse(
             f"{' and '.join(k for k in keys if own.has(k))} says {sorted(named)}, but the file "
-            f"{'holds' if held else 'has no'} 'confidence_head.proj.weight'"
+            f"{'holds' if present else 'has no'} 'confidence_head.proj.weight'"
         )
-    if not held:
+    if not present:
         return None
     wide = own.flag("confidence_head_with_markov", markov is not None)
     if wide and markov is None:

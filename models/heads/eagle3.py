@@ -8,7 +8,6 @@ layer's output, or with `norm_output` what `norm` made of it.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from graftline.models.heads.block import (
@@ -17,12 +16,14 @@ from graftline.models.heads.block import (
     Layer,
     read_block,
     read_windows,
-    seen,
     take_layer,
+    with_files,
 )
 from graftline.models.heads.config import Config
 from graftline.models.heads.files import HeadFiles, Taken
 from graftline.models.heads.head import Head, HostSize
+from graftline.models.heads.modelopt import REPEATED, WITH_TAPS, check_switches
+from graftline.models.heads.names import by_newer_names
 from graftline.models.heads.parallel import Parallel, take_parallel
 from graftline.models.heads.taps import eagle3_taps
 from graftline.models.heads.vocabulary import take_draft_ids
@@ -60,18 +61,6 @@ class Eagle3Settings:
     parallel: Parallel | None
 
 
-def canonical(key: str) -> str:
-    """The name that newer files give a tensor: `layers.0` for `midlayer`."""
-    key = re.sub(r"^midlayer\.(?=\d+\.)", "layers.", key)
-    key = re.sub(r"^midlayer\.", "layers.0.", key)
-    return re.sub(r"\.qkv_proj\.([qkv]_proj)\.", r".\1.", key)
-
-
-def old(key: str) -> str:
-    """The name that the first files give a tensor."""
-    return re.sub(r"^layers\.0\.", "midlayer.", key)
-
-
 def open_eagle3(files: HeadFiles, family: str = "eagle3", square_fc: bool = False) -> Head:
     """The head of such files; `square_fc`: its format says that fc is applied whatever its shape.
     Raises CheckpointError.
@@ -81,17 +70,32 @@ def open_eagle3(files: HeadFiles, family: str = "eagle3", square_fc: bool = Fals
     lm_head.weight [draft vocabulary, H], embedding.weight [V, H], draft_ids, mask_hidden,
     parallel.*.
     """
-    first = any(key.startswith("midlayer.") for key in files.weights.stored)
-    files = files.renamed(canonical, old if first else str)
+    files = by_newer_names(files)
     config = Config(str(files.path), files.config)
     modelopt = config.inner("eagle_config")
-    _check_modelopt(modelopt)
+    check_switches(modelopt, WITH_TAPS)
     taken = Taken(files)
-    block = seen(taken, config, read_block(config), "layers.0.self_attn")
+    settings = _settings(taken, config, modelopt, square_fc)
+    taps = eagle3_taps(config, modelopt, files, settings.taps)
+    _refuse_scales(files)
+    tensors = taken.rest(HARMLESS)
+    modelopt.done(REPEATED)
+    config.done()
+    return Head(
+        family, files.path, settings, taps, tensors, _sizes(settings), tuple(config.decided)
+    )
+
+
+def _settings(
+    taken: Taken, config: Config, modelopt: Config, square_fc: bool
+) -> Eagle3Settings:
+    """Every number and switch; their tensors are taken with them."""
+    block = with_files(taken, config, read_block(config), "layers.0.self_attn")
     vocabulary = config.whole("vocab_size")
-    drafted = config.whole("draft_vocab_size", vocabulary)
+    drafted = _drafted(config, vocabulary)
     host = config.whole("target_hidden_size", block.hidden)
     count = _take_fc(taken, config, block.hidden, host, square_fc)
+    config.must("num_aux_hidden_states", count, f"'fc.weight' takes {count} hidden states")
     layers = config.whole("num_hidden_layers")
     _take_layers(taken, block, layers)
     settings = Eagle3Settings(
@@ -106,34 +110,20 @@ def open_eagle3(files: HeadFiles, family: str = "eagle3", square_fc: bool = Fals
         parallel=take_parallel(taken, modelopt, block.hidden, drafted),
     )  # fmt: skip
     _take_norms(taken, config, settings)
+    if settings.norm_output:
+        config.decide("norm_output: the state that is fed back is behind the head's norm")
     take_draft_ids(taken, vocabulary, drafted)
-    taps = eagle3_taps(config, modelopt, files, count)
-    _refuse_scales(files)
-    tensors = taken.rest(HARMLESS)
-    modelopt.done(MODELOPT_TRAINING)
-    config.done()
-    return Head(
-        family, files.path, settings, taps, tensors, _sizes(settings), tuple(config.decided)
-    )
+    return settings
 
 
-MODELOPT_TRAINING = (
-    "position_embedding_type", "eagle_decoder_type", "has_lm_head",
-)  # fmt: skip
-"""Keys of ModelOpt's block that repeat what the files or config.json say."""
-MODELOPT_SWITCHES = {
-    "use_aux_hidden_state": (True, "an EAGLE-3 head without taps of middle layers"),
-    "use_input_layernorm_in_first_layer": (True, "a first layer without norms"),
-    "use_last_layernorm": (True, "no norm before lm_head"),
-    "use_mtp_layernorm": (False, "norms of an MTP layer before fc"),
-    "next_layer_regular": (True, "later layers that read the embedding again"),
-}
-
-
-def _check_modelopt(modelopt: Config) -> None:
-    """Raise CheckpointError for a switch of ModelOpt that makes another head than this."""
-    for key, (value, why) in MODELOPT_SWITCHES.items():
-        modelopt.must(key, value, why)
+def _drafted(config: Config, vocabulary: int) -> int:
+    """The head's vocabulary, by either name; the host's where the config does not say."""
+    values = {
+        config.whole(key) for key in ("draft_vocab_size", "truncated_vocab_size") if config.has(key)
+    }
+    if len(values) > 1:
+        config.refuse("draft_vocab_size and truncated_vocab_size name different sizes")
+    return values.pop() if values else vocabulary
 
 
 def _take_fc(taken: Taken, config: Config, hidden: int, host: int, square: bool) -> int:
@@ -207,9 +197,9 @@ def _take_norms(taken: Taken, config: Config, settings: Eagle3Settings) -> None:
 
 
 def _refuse_scales(files: HeadFiles) -> None:
-    for found in files.matching(r".*\._?pre_quant_scale"):
+    for match in files.matching(r".*\._?pre_quant_scale"):
         Config(str(files.path), {}).refuse(
-            f"tensor '{found[0]}' scales the inputs of quantized weights, which graftline does not "
+            f"tensor '{match[0]}' scales the inputs of quantized weights, which graftline does not "
             "read; give the head as it was before quantization"
         )
 

@@ -46,8 +46,8 @@ class HeadFiles:
 
     def called(self, key: str) -> str:
         """What the files call a tensor, or would."""
-        found = self.weights.stored.get(key)
-        return self.spelt(key) if found is None else found.name
+        stored = self.weights.stored.get(key)
+        return self.spelt(key) if stored is None else stored.name
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of a tensor. Raises CheckpointError where there is none."""
@@ -86,8 +86,8 @@ class HeadFiles:
 
     def matching(self, pattern: str) -> list[re.Match[str]]:
         """The tensors whose whole name matches, in the order of their names."""
-        found = (re.fullmatch(pattern, key) for key in sorted(self.weights.stored))
-        return [match for match in found if match]
+        matches = (re.fullmatch(pattern, key) for key in sorted(self.weights.stored))
+        return [match for match in matches if match]
 
 
 def read_files(path: Path) -> HeadFiles:
@@ -112,17 +112,17 @@ def read_files(path: Path) -> HeadFiles:
 def _beside(folder: Path, files: list[Path]) -> tuple[str, ...]:
     """The weights of a folder beside those that are read, or were converted to what is read."""
     pickled = not any(file.parent == folder for file in files)
-    found = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", *PICKLED)]
+    weights = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", *PICKLED)]
     if pickled:
-        return tuple(p.name for p in found if p.suffix not in PICKLED)
-    return tuple(p.name for p in found if p not in files)
+        return tuple(p.name for p in weights if p.suffix not in PICKLED)
+    return tuple(p.name for p in weights if p not in files)
 
 
 def _check_quantized(file: Path) -> None:
     """Raise CheckpointError where ModelOpt's file says that the weights are quantized."""
     inner: Any = read_json(file).get("quantization") if file.is_file() else None
-    found = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
-    if method := found.get("quant_algo"):
+    quantization = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
+    if method := quantization.get("quant_algo"):
         raise CheckpointError(
             f"{file}: the head is quantized by '{method}', which graftline does not read; give the "
             "head as it was before quantization"
@@ -164,10 +164,10 @@ class Taken:
     def take(self, key: str, name: str, shape: Iterable[int]) -> None:
         """The tensor `key` under our `name`, in fp32. Raises CheckpointError where it is missing or
         has another shape."""
-        found, needed = self.files.shape(key), tuple(shape)
-        if found != needed:
+        actual, needed = self.files.shape(key), tuple(shape)
+        if actual != needed:
             raise CheckpointError(
-                f"{self.files.path}: tensor '{self.files.called(key)}' is {list(found)}, but by "
+                f"{self.files.path}: tensor '{self.files.called(key)}' is {list(actual)}, but by "
                 f"config.json and the other tensors it must be {list(needed)}; they do not belong "
                 "together"
             )

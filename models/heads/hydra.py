@@ -13,7 +13,7 @@ from graftline.models.heads.block import ORDINARY, take_mlp
 from graftline.models.heads.config import Config
 from graftline.models.heads.files import HeadFiles, Taken
 from graftline.models.heads.head import Head, HostSize, Tap
-from graftline.models.heads.taps import given_taps
+from graftline.models.heads.taps import requested_taps
 
 ARCHITECTURES = ("mlp", "prefix-mlp", "cross-attn", "eagle-attn")
 PREFIX = "prefix_embeding_layer"
@@ -63,7 +63,7 @@ def open_hydra(files: HeadFiles) -> Head:
             config.refuse(f"{name} heads are one grounded layer, not {heads} of {layers}")
         settings = _take_step(taken, name)
         tensors = taken.rest({**HARMLESS, **SHARED})
-    taps = given_taps(config, files, 1) or (_tap(config),)
+    taps = requested_taps(config, files, 1) or (_tap(config),)
     config.done()
     return Head(
         "hydra", files.path, settings, taps, tensors, _sizes(taken, settings), tuple(config.decided)
@@ -73,13 +73,13 @@ def open_hydra(files: HeadFiles) -> Head:
 def _grounded(config: Config, files: HeadFiles, name: str) -> bool:
     """Whether heads read the tokens before them: their first blocks then have another residual."""
     blocks = name in ("mlp", "prefix-mlp")
-    held = not blocks or bool(files.matching(r"hydra_mlp\.0\.\d\.res_connection\.weight"))
-    if config.flag("grounded_heads", held) != held:
-        there = "holds" if held else "has no"
+    present = not blocks or bool(files.matching(r"hydra_mlp\.0\.\d\.res_connection\.weight"))
+    if config.flag("grounded_heads", present) != present:
+        there = "holds" if present else "has no"
         config.refuse(
             f"grounded_heads={config.raw['grounded_heads']} but the file {there} 'res_connection'"
         )
-    return held
+    return present
 
 
 def _tap(config: Config) -> Tap:

@@ -13,7 +13,7 @@ def merged(config: Config, blocks: Sequence[str], outer: Sequence[str]) -> Confi
 
     Raises CheckpointError where two places give a key different values.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     places: dict[str, str] = {}
     top = {key: config.raw[key] for key in outer if config.has(key)}
     config.read |= set(outer)
@@ -21,12 +21,12 @@ def merged(config: Config, blocks: Sequence[str], outer: Sequence[str]) -> Confi
         for key, value in keys.items():
             if value is None:
                 continue
-            if key in found and found[key] != value:
+            if key in values and values[key] != value:
                 config.refuse(
-                    f"{places[key] or 'the top level'} says {key}={found[key]!r}, {place} says "
+                    f"{places[key] or 'the top level'} says {key}={values[key]!r}, {place} says "
                     f"{value!r}; correct one"
                 )
-            found[key], places[key] = value, place
+            values[key], places[key] = value, place
     named = [block for block in blocks if config.has(block)]
     where = f"config.json: {named[0]}" if named else "config.json"
-    return Config(config.place, found, where, decided=config.decided)
+    return Config(config.place, values, where, decided=config.decided)

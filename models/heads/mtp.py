@@ -18,16 +18,16 @@ from graftline.models.heads.block import (
     Block,
     Layer,
     read_block,
-    seen,
     take_layer,
     take_mlp,
+    with_files,
 )
 from graftline.models.heads.config import Config
 from graftline.models.heads.experts import Experts, take_experts
 from graftline.models.heads.files import HeadFiles, Taken
 from graftline.models.heads.head import Head, HostSize, Tap
 from graftline.models.heads.latent import Latent, is_latent, take_latent
-from graftline.models.heads.taps import given_taps
+from graftline.models.heads.taps import requested_taps
 from graftline.models.ties import equal
 
 NORM_OFFSETS: Mapping[str, float] = {
@@ -129,8 +129,8 @@ def open_mtp(files: HeadFiles) -> Head:
         "fed back is before the final norm, as in the paper (transformers feeds it normed)"
     )
     renamed = placed(files, behind_last(count, first))
-    form = Form(count, 0.0, feedback_normed=False, rest=HOST)
-    return build(renamed, config, form, first)
+    layout = Layout(count, 0.0, feedback_normed=False, rest=HOST)
+    return build(renamed, config, layout, first)
 
 
 def open_qwen_mtp(files: HeadFiles, config: Config, alone: bool = False) -> Head:
@@ -151,12 +151,12 @@ def open_qwen_mtp(files: HeadFiles, config: Config, alone: bool = False) -> Head
     )
     if config.flag("mtp_use_dedicated_embeddings", False):
         renamed.shape("depths.0.embed_tokens.weight")
-    form = Form(1, offset, feedback_normed=True, rest=ALONE if alone else HOST)
-    return build(renamed, config, form, None if alone else config.whole("num_hidden_layers"))
+    layout = Layout(1, offset, feedback_normed=True, rest=ALONE if alone else HOST)
+    return build(renamed, config, layout, None if alone else config.whole("num_hidden_layers"))
 
 
 @dataclass(frozen=True)
-class Form:
+class Layout:
     """What a layout says of its head: see `MtpSettings`. `rest`: the tensors it may leave."""
 
     count: int
@@ -165,24 +165,24 @@ class Form:
     rest: Mapping[str, str]
 
 
-def build(files: HeadFiles, config: Config, form: Form, host: int | None) -> Head:
+def build(files: HeadFiles, config: Config, layout: Layout, host: int | None) -> Head:
     """The head whose tensors are named `depths.{k}.*`, of a host of `host` layers (None: any)."""
     taken = Taken(files)
     hidden, vocabulary = config.whole("hidden_size"), config.whole("vocab_size")
     depths = tuple(
-        _take_depth(taken, config, k, hidden, form.norm_offset) for k in range(form.count)
+        _take_depth(taken, config, k, hidden, layout.norm_offset) for k in range(layout.count)
     )
     own = [
-        _take_once(taken, form.count, there, here, [vocabulary, hidden])
+        _take_once(taken, layout.count, there, here, [vocabulary, hidden])
         for there, here in (("embed_tokens", "embedding"), ("lm_head", "lm_head"))
     ]
     settings = MtpSettings(
         depths, hidden, vocabulary, config.number("rms_norm_eps", 1e-6),
-        form.norm_offset, form.feedback_normed, *own,
+        layout.norm_offset, layout.feedback_normed, *own,
     )  # fmt: skip
-    taps = given_taps(config, files, 1) or (Tap(-1, normed=True),)
+    taps = requested_taps(config, files, 1) or (Tap(-1, normed=True),)
     config.decide("reads the host's final norm's output")
-    tensors = taken.rest({**form.rest, **COMPUTED})
+    tensors = taken.rest({**layout.rest, **COMPUTED})
     sizes = [
         HostSize("config.json: hidden_size", hidden, "hidden"),
         HostSize("config.json: vocab_size", vocabulary, "vocabulary"),
@@ -195,15 +195,15 @@ def build(files: HeadFiles, config: Config, form: Form, host: int | None) -> Hea
 def _take_once(taken: Taken, count: int, there: str, here: str, shape: list[int]) -> bool:
     """A table that every depth may repeat: the first depth's, where there is one."""
     keys = [f"depths.{k}.{there}.weight" for k in range(count)]
-    held = [key for key in keys if taken.files.has(key)]
-    if not held:
+    present = [key for key in keys if taken.files.has(key)]
+    if not present:
         return False
     stored = taken.files.weights.stored
-    taken.take(held[0], f"{here}.weight", shape)
-    for key in held[1:]:
-        if not equal(stored[held[0]], stored[key]):
+    taken.take(present[0], f"{here}.weight", shape)
+    for key in present[1:]:
+        if not equal(stored[present[0]], stored[key]):
             raise CheckpointError(
-                f"{taken.files.path}: tensors '{stored[held[0]].name}' and '{stored[key].name}' "
+                f"{taken.files.path}: tensors '{stored[present[0]].name}' and '{stored[key].name}' "
                 "differ; MTP layers with tables of their own each are not hosted"
             )
         taken.used.add(key)
@@ -221,7 +221,7 @@ def _take_depth(taken: Taken, config: Config, k: int, hidden: int, offset: float
         for there, here in ORDINARY.items():
             taken.take(f"{layer}.{there}.weight", f"{place}.{here}.weight", [hidden])
     else:
-        attention = seen(taken, config, read_block(config, offset), f"{layer}.self_attn")
+        attention = with_files(taken, config, read_block(config, offset), f"{layer}.self_attn")
         take_layer(taken, attention, Layer(layer, place, hidden, ORDINARY), mlp=False)
     experts = take_experts(taken, config, f"{layer}.mlp", place, hidden)
     if experts is not None:

@@ -20,7 +20,7 @@ IDS = "eagle_aux_hidden_state_layer_ids"
 ENTERED = (IDS, "target_layer_ids")
 
 
-def given_taps(config: Config, files: HeadFiles, count: int) -> tuple[Tap, ...] | None:
+def requested_taps(config: Config, files: HeadFiles, count: int) -> tuple[Tap, ...] | None:
     """The taps that the caller gave in place of the file's; None without. Raises CheckpointError
     where they are not `count`."""
     if files.taps is None:
@@ -36,8 +36,8 @@ def eagle3_taps(
 ) -> tuple[Tap, ...]:
     """The taps of an EAGLE-3 head with `count` of them. Raises CheckpointError."""
     named = _named(config, modelopt)
-    if (given := given_taps(config, files, count)) is not None:
-        return given
+    if (requested := requested_taps(config, files, count)) is not None:
+        return requested
     if named is None:
         return _default(config, count)
     line, layers = named
@@ -47,16 +47,16 @@ def eagle3_taps(
 
 def _named(config: Config, modelopt: Config) -> tuple[str, tuple[int, ...]] | None:
     """What the config says of the layers, and those whose output is read by it."""
-    found: dict[str, tuple[int, ...]] = {}
+    named: dict[str, tuple[int, ...]] = {}
     if ids := modelopt.ids(IDS):
-        found[f"eagle_config: {IDS}={list(ids)}, numbers of layers whose output is read"] = ids
+        named[f"eagle_config: {IDS}={list(ids)}, numbers of layers whose output is read"] = ids
     for key in ENTERED:
         if ids := config.ids(key):
             line = f"{key}={list(ids)}, numbers of layers that are entered (one more than read)"
-            found[line] = tuple(i - 1 for i in ids)
-    if len(set(found.values())) > 1:
-        config.refuse(f"two keys name different layers: {'; '.join(found)}; remove one")
-    return next(iter(found.items()), None)
+            named[line] = tuple(i - 1 for i in ids)
+    if len(set(named.values())) > 1:
+        config.refuse(f"two keys name different layers: {'; '.join(named)}; remove one")
+    return next(iter(named.items()), None)
 
 
 def as_taps(config: Config, layers: Sequence[int], count: int) -> tuple[Tap, ...]:

@@ -65,11 +65,11 @@ def _check_marks(taken: Taken, ids: np.ndarray, vocabulary: int) -> None:
 
 def _stored(taken: Taken, key: str, shape: tuple[int, ...]) -> np.ndarray:
     """The integers or marks of a stored tensor, read now."""
-    found = taken.files.shape(key)
+    actual = taken.files.shape(key)
     stored = taken.files.weights.stored[key]
-    if found != shape or stored.dtype.is_floating_point():
+    if actual != shape or stored.dtype.is_floating_point():
         raise CheckpointError(
-            f"{taken.files.path}: tensor '{key}' is {stored.dtype.name} {list(found)} but must be "
+            f"{taken.files.path}: tensor '{key}' is {stored.dtype.name} {list(actual)} but must be "
             f"integers or marks of shape {list(shape)}"
         )
     taken.used.add(key)

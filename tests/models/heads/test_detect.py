@@ -72,7 +72,6 @@ def test_weights_alone_or_their_folder(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"architectures": ["LlamaForCausalLMEagle4"]}, "licence that bars competing use"),
-        ({"model_type": "eagle4"}, "licence that bars competing use"),
         ({"architectures": ["Eagle3DeepseekV2ForCausalLM"]}, r"Kimi's MLA\) are not hosted"),
         ({"architectures": ["MLPSpeculatorPreTrainedModel"]}, "MLP speculators are not hosted"),
         ({"model_type": "gemma4_assistant"}, "Gemma-4's assistants are not hosted"),

@@ -96,6 +96,25 @@ def test_bias_of_queries_must_be_as_the_config_says(tmp_path: Path) -> None:
     refuses(folder, r"qkv_bias=True but the file has no 'layers\.0\.self_attn\.q_proj\.bias'")
 
 
+def test_modelopts_keys_and_names(tmp_path: Path) -> None:
+    """Its block says that this is no EAGLE-3 head; its layers are called `midlayer`."""
+    switches = {
+        "use_aux_hidden_state": False, "use_input_layernorm_in_first_layer": False,
+        "use_last_layernorm": False, "use_mtp_layernorm": False, "parallel_draft_step": 1,
+        "parallel_draft_heads_num_layers": 1, "eagle_aux_hidden_state_layer_ids": [],
+    }  # fmt: skip
+    config, tensors = _files(eagle_config=switches)
+    renamed = {k.replace("layers.0.", "midlayer."): v for k, v in tensors.items()}
+    renamed["lm_head.weight"] = torch.randn(TINY.vocabulary, TINY.hidden)
+    head = open_head(written(tmp_path, config, renamed))
+    assert (head.family, head.settings.own_lm_head) == ("eagle", True)
+    want = values(open_head(written(tmp_path / "plain", *_files())))
+    assert head.tensors.keys() - want.keys() == {"lm_head.weight"}
+    for key in ("use_aux_hidden_state", "use_last_layernorm", "use_mtp_layernorm"):
+        config, _ = _files(eagle_config={**switches, key: True})
+        refuses(written(tmp_path, config, renamed), f"eagle_config: {key}=True is not hosted")
+
+
 def test_windows_are_refused(tmp_path: Path) -> None:
     config, tensors = _files(sliding_window=8, layer_types=["sliding_attention"])
     refuses(written(tmp_path, config, tensors), "sliding windows in an EAGLE-1/2 head")
