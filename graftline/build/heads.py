@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from graftline.build.head_graph import head_graphs
-from graftline.build.plan import NEED
+from graftline.build.head_plan import NEED, HeadPlan
 from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.facts import DraftHeadFacts, decoder_facts, read_facts
@@ -77,9 +78,12 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
         )
 
 
-def count_of(head: Head) -> int:
-    """How many stages a head is: those that read one another's tokens are called one by one."""
-    return head.settings.heads if head.family in SEQUENTIAL else 1
+def planned(head: Head, plan: HeadPlan) -> HeadPlan:
+    """The plan with the stages of that head: those that read one another's tokens are called one by
+    one, and are each a stage."""
+    sequential = head.family in SEQUENTIAL
+    plan = plan if sequential else plan.check_layers(head.settings.layers)
+    return replace(plan, count=head.settings.heads if sequential else 1)
 
 
 def check_tap(target: ir.Model) -> None:
