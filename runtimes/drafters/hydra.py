@@ -57,8 +57,8 @@ class Hydra(HeadDraft):
         super().start(context)
         self._said = {}
 
-    def draft(self, bid: Bid) -> Tree:
-        self.signal, self.reads, self._said = self.foresight(), 0, {}
+    def drafted(self, bid: Bid) -> Tree:
+        self.reads, self._said = 0, {}
         rows, heads = min(bid.rows, self.rows), self._heads
         if self.reading.hidden is None or rows < 2:
             return Tree.chain((self.last,))

@@ -44,8 +44,8 @@ class Medusa(HeadDraft):
         other.take(self, self._reader.join())
         return other
 
-    def draft(self, bid: Bid) -> Tree:
-        self.signal, rows = self.foresight(), min(bid.rows, self.rows)
+    def drafted(self, bid: Bid) -> Tree:
+        rows = min(bid.rows, self.rows)
         self.reads = int(self._reader.ask(self.reading))
         ids, shares = self.reading.ids, self.reading.shares
         if ids is None or shares is None or rows < 2:
