@@ -51,13 +51,6 @@ class DraftSource:
         return cls(Path(text), "fp32")
 
 
-def parse_head(text: str, dtypes: Collection[str]) -> tuple[str, str]:
-    """The path and the precision that `--head PATH` or `--head PATH:DTYPE` names; fp32 where it
-    names none."""
-    path, _, dtype = text.rpartition(":")
-    return (path, dtype) if path and dtype in dtypes else (text, "fp32")
-
-
 def depth_stage(blocks: int) -> str:
     """The stage of a draft's sub-model of so many blocks."""
     return f"depth-{blocks}"

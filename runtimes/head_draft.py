@@ -10,6 +10,8 @@ from typing import ClassVar
 from graftline.errors import GraftlineError
 from graftline.runtimes.chances.certainty import CLASSES, certainty
 from graftline.runtimes.chances.head_chances import HeadChances
+from graftline.runtimes.drafter import Bid
+from graftline.runtimes.drafting import Draft
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.head_reader import Heads, Reading
 from graftline.runtimes.resources import Resources, missing
@@ -90,6 +92,17 @@ class HeadDraft:
         """The root: the heads are asked only when it pays."""
         self.signal = 0
         return Tree.chain((self.last,))
+
+    def draft(self, bid: Bid) -> Draft:
+        """A tree of at most `bid.rows` rows; ends where another row is not worth its price. Heads
+        have calls of their own, in which others may share."""
+        yield from ()
+        self.signal = self.foresight()
+        return self.drafted(bid)
+
+    def drafted(self, bid: Bid) -> Tree:
+        """What the heads say behind the last token; `reads` are the calls that it took."""
+        raise NotImplementedError
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
         fresh, last = verdict.tokens(tree), verdict.path[-1]

@@ -10,9 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.build.head_graph import head_graphs, widened
-from graftline.build.plan import NEED
+from graftline.build.head_plan import NEED, HeadPlan
 from graftline.bundle.manifest import EXPORT, stage_name
-from graftline.draft import parse_head
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.facts import DraftHeadFacts, decoder_facts, read_facts
 from graftline.files import file_state
@@ -27,7 +26,6 @@ from graftline.passes.grafts.head_parts import Linear
 from graftline.passes.graph.weights import lazy, tensor_of
 from graftline.ports import FEATURES, by_role, read_ports
 from graftline.recipe import Recipe, recipe
-from graftline.targets import CPU, TARGETS
 from graftline.tensors import Widened, file_of
 
 if TYPE_CHECKING:
@@ -45,10 +43,9 @@ SEQUENTIAL = ("hydra",)
 """Families whose heads read the tokens that those before them drafted."""
 
 
-def open_draft_head(text: str, say: Watch) -> Head:
-    """The head that --head names; `say` is told what was decided about its files. Raises
-    CheckpointError, and GraftlineError for a precision that such a head is not built in."""
-    path, dtype = parse_head(text, TARGETS[CPU])
+def open_draft_head(path: str, say: Watch) -> Head:
+    """The head at a path; `say` is told what was decided about its files. Raises CheckpointError.
+    """
     say(f"reading the draft head {path}")
     head = open_head(path)
     for line in head.decided:
@@ -57,10 +54,6 @@ def open_draft_head(text: str, say: Watch) -> Head:
         raise CheckpointError(
             f"{path}: a head of the family '{head.family}', which is read and not yet built; "
             f"graftline builds {', '.join(RECIPES)}"
-        )
-    if dtype != "fp32" and head.family not in EAGLES:
-        raise GraftlineError(
-            f"--head {text}: {head.family} heads are built in fp32 only; give {path}"
         )
     return head
 
@@ -134,9 +127,14 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
         )
 
 
-def count_of(head: Head) -> int:
-    """How many stages a head is: those that read one another's tokens are called one by one."""
-    return head.settings.heads if head.family in SEQUENTIAL else 1
+def planned(head: Head, plan: HeadPlan) -> HeadPlan:
+    """The plan with the stages of that head: those that read one another's tokens are called one by
+    one, and are each a stage."""
+    if head.family in EAGLES:
+        return replace(plan, count=1)
+    sequential = head.family in SEQUENTIAL
+    plan = plan if sequential else plan.check_layers(head.settings.layers)
+    return replace(plan, count=head.settings.heads if sequential else 1)
 
 
 def check_tap(target: ir.Model) -> None:

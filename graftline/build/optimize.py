@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 from graftline.build.assemble import write_bundle
 from graftline.build.compiled import Compiler, Watch, compile_stages
+from graftline.build.head_plan import HeadPlan
 from graftline.build.heads import (
     RECIPES,
     check_recipe,
     check_tap,
-    count_of,
     head_hosts,
     heads_on_target,
     open_draft_head,
+    planned,
 )
 from graftline.build.plan import Plan
 from graftline.bundle.manifest import EXPORT, stage_name
@@ -63,19 +64,20 @@ def optimize(
     draft's first 12 and first 20 blocks beside it, as drafts of the same weights. `engine` are
     options of a TensorRT target ("rows=1+64,capacity=4096"). `step` "fused" puts a second graph in,
     over the same weights, whose step drafts, verifies and commits by itself; a TensorRT engine is
-    built from that one. `head` puts a published draft head in: the path of its folder or its file,
-    an EAGLE head's with ":int8" behind it where its matrices are to be int8; `recipe` None is then
-    the recipe of such heads. `watch` is told each step in words. Raises GraftlineError; then `out`
-    is as it was.
+    built from that one. `head` puts a published draft head in: the path of its folder or its file;
+    "PATH:int8" says in which precision. `recipe` None is then the recipe of such heads. `watch` is
+    told each step in words. Raises GraftlineError; then `out` is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
 
     say = _economical(watch or _silent)
-    drafting = None if head is None else open_draft_head(head, say)
+    heads = None if head is None else HeadPlan.parse(head, dtype)
+    drafting = None if heads is None else open_draft_head(heads.path, say)
     chosen = recipe or (Decoder().recipe if drafting is None else RECIPES[drafting.family])
-    count = 0 if drafting is None else count_of(drafting)
+    if heads is not None and drafting is not None:
+        heads = planned(drafting, heads)
     plan = Plan.of(
-        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, head, count
+        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads
     )
     if drafting is not None and plan.recipe is not None:
         check_recipe(drafting, plan.recipe)

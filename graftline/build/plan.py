@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftline.build.engines import EngineRequest, is_engine
+from graftline.build.head_plan import NEED, HeadPlan
 from graftline.bundle.manifest import EXPORT, StageRole, stage_name
 from graftline.draft import (
     DEPTHS,
@@ -18,7 +19,6 @@ from graftline.draft import (
     check_depths,
     check_mask_token,
     depth_stage,
-    parse_head,
 )
 from graftline.errors import GraftlineError, nearest
 from graftline.kinds.decoder.kind import Decoder
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 FRONT = Decoder().front
 SEQUENCES = (2, 4, 8)
 """Sequences whose rows go into one call."""
-NEED = "head"
-"""What a recipe's needs call a draft head."""
 CHAINS, ROWS = "chains", "rows"
 """Names of stages: a step without a mask, and (with a number) one of several sequences."""
 
@@ -77,8 +75,8 @@ class Plan:
     """What --passes said."""
     quantizer: str | None = None
     """What --quantizer said."""
-    head: str | None = None
-    """What --head said."""
+    head: HeadPlan | None = None
+    """What --head asked for."""
 
     @property
     def dtype(self) -> str:
@@ -102,11 +100,10 @@ class Plan:
         depths: Sequence[int],
         engine: str,
         step: str,
-        head: str | None = None,
-        heads: int = 1,
+        head: HeadPlan | None = None,
     ) -> Plan:
-        """The arguments are those of `optimize`; `heads`: how many stages the head is. Raises
-        GraftlineError for what is unknown, does not go together, or is missing."""
+        """The arguments are those of `optimize`. Raises GraftlineError for what is unknown, does
+        not go together, or is missing."""
         check_step(step)
         request = EngineRequest.parse(target, dtype, engine) if is_engine(target) else None
         if engine and request is None:
@@ -133,7 +130,7 @@ class Plan:
                 "model"
             )
         if head is not None:
-            stages += _of_head(chosen, head, heads, target)
+            stages += _of_head(chosen, head, target)
         given = draft, source, tuple(depths), passes, quantizer, head
         return cls(chosen, target, tuple(stages), request, *given)
 
@@ -174,7 +171,7 @@ class Plan:
         if self.depths:
             said += f" --draft-depths {','.join(map(str, self.depths))}"
         if self.head is not None:
-            said += f" --head {shlex.quote(self.head)}"
+            said += f" --head {shlex.quote(self.head.said)}"
         if self.fused:
             said += " --step fused"
         if self.target != CPU:
@@ -227,7 +224,7 @@ def _of_draft(source: DraftSource, target: str, depths: Sequence[int]) -> list[S
     return [stage(DRAFT, "engine", says), *cuts]
 
 
-def _of_head(chosen: Recipe, head: str, count: int, target: str) -> list[StagePlan]:
+def _of_head(chosen: Recipe, head: HeadPlan, target: str) -> list[StagePlan]:
     """A draft head's stages, each a graph of its own: on a processor heads run for the rows that
     the next step drafts from, and not for all that a step scores."""
     if NEED not in chosen.needs:
@@ -236,13 +233,15 @@ def _of_head(chosen: Recipe, head: str, count: int, target: str) -> list[StagePl
         )
     if target != CPU:
         raise GraftlineError(f"--head needs --target {CPU}, not {target}")
-    dtype = parse_head(head, TARGETS[target])[1]
-    text = str(Pipeline.parse(f"{chosen.head} | {ending(target, dtype, None)}", GRAFTS))
+    text = str(Pipeline.parse(f"{chosen.head} | {ending(target, head.dtype, None)}", GRAFTS))
     found: list[StagePlan] = []
-    for number in range(count):
-        owner, says = head_owner(number), f"draft head {number + 1} of {count}: {head}"
+    for number in range(head.count):
+        owner = head_owner(number)
+        says = f"draft head {number + 1} of {head.count}: {head.path} in {head.dtype}"
         made_of = stage_name(owner, EXPORT)
-        found.append(StagePlan(owner, "engine", text, dtype, owner, made_of, says, (target,)))
+        found.append(
+            StagePlan(owner, "engine", text, head.dtype, owner, made_of, says, (target,))
+        )
     return found
 
 

@@ -13,8 +13,9 @@ from graftline.errors import LawBroken
 from graftline.evaluate import Feed, run
 from graftline.facts import DraftHeadFacts, Facts, read_facts
 from graftline.kinds.kind import Parts, Proof, Watch
-from graftline.kinds.one_pass import OnePass
+from graftline.kinds.one_pass import Array, OnePass
 from graftline.law import Evidence, LawRow
+from graftline.nearness import NEARBY, spread_gaps
 from graftline.passes.grafts.head_parts import head_parts
 from graftline.ports import Port, by_role, read_ports
 from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
@@ -62,6 +63,23 @@ class DraftHead(OnePass):
         """Logits against the published heads', and candidates against the engine's own logits."""
         found = super().prove(parts, own, "", say)
         return replace(found, laws=[*found.laws, self._best(parts)])
+
+    def _same(
+        self, parts: Parts, law: str, stage: str, got: list[Array], expected: list[Array]
+    ) -> LawRow:
+        """Logits equal a reference's; those of quantized weights must be near it."""
+        if parts.dtype not in NEARBY:
+            return super()._same(parts, law, stage, got, expected)
+        rows = [
+            spread_gaps(*(array.reshape(-1, array.shape[-1]) for array in pair))
+            for pair in zip(got, expected, strict=True)
+        ]
+        off, most = float(np.mean(np.concatenate(rows))), NEARBY[parts.dtype]
+        if not off <= most:
+            by = f"{off:.2g} of their spread from the published heads, above {most:g}"
+            raise LawBroken(stage, law, f"{parts.dtype} logits", by)
+        what = f"{self.output} near the published heads', as {parts.dtype} weights are"
+        return LawRow(stage, law, "held", what, off, most)
 
     def _best(self, parts: Parts) -> LawRow:
         """Law `best`: the candidates of every head are its largest logits, and in their order."""

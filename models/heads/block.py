@@ -28,7 +28,7 @@ ROPES: Mapping[str, frozenset[str]] = {
 
 
 TEXT_ONLY = ("mrope_section", "mrope_interleaved")
-"""How three positions share a head's numbers: for text all three are equal."""
+"""How three positions share a head's numbers (`mrope`): for text all three are equal."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def read_rope(config: Config, head_size: int) -> Rope:
     scaling = config.inner(key)
     config.read |= {"rope_parameters", "rope_scaling"}
     kind = str(scaling.raw.get("rope_type") or scaling.raw.get("type") or "default")
+    kind = "default" if kind == "mrope" else kind
     if kind not in ROPES:
         scaling.refuse(f"rope_type={kind!r} is not hosted; known: {', '.join(sorted(ROPES))}")
     theta = _theta(config, scaling)

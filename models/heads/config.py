@@ -18,12 +18,13 @@ HARMLESS: Mapping[str, str] = {
     **dict.fromkeys(
         ("initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "dropout",
          "dropout_rate", "embed_requires_grad", "ttt_length", "length", "router_aux_loss_coef",
-         "num_anchors", "loss_decay_gamma", "max_anchors", "gradient_checkpointing"),
+         "num_anchors", "loss_decay_gamma", "max_anchors", "gradient_checkpointing",
+         "confidence_head_alpha"),
         "used in training only",
     ),
     **dict.fromkeys(
         ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "num_ctx",
-         "max_position_embeddings", "pretraining_tp", "max_window_layers"),
+         "max_position_embeddings", "pretraining_tp", "max_window_layers", "target_model_type"),
         "the host's own, or read from the host",
     ),
     **dict.fromkeys(
@@ -39,6 +40,7 @@ HARMLESS: Mapping[str, str] = {
          "tokenizer_class", "top_k", "top_p", "torchscript", "typical_p", "use_bfloat16"),
         "in every config of transformers: of other tasks, or of generation",
     ),
+    "decoder_sparse_step": "which layers have experts, as the tensors show",
 }  # fmt: skip
 """Keys that change nothing of what a head computes, and why."""
 

@@ -44,6 +44,8 @@ HARMLESS = {
     r"verifier_(norm|lm_head)\.weight": "the host's own, saved by the training script",
     r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq": "computed from the config",
 }
+CONTAINER = "logit_head."
+"""What early files have before the names of Domino's and DSpark's parts."""
 PROJECTORS = {"dflash": "dflash", "dspark": "dspark", "domino": "domino"}
 """`projector_type` and the family it makes."""
 OWN = ("dflash_config", "dspark_config", "jetspec_config")
@@ -52,7 +54,7 @@ OUTER = (
     "block_size", "mask_token_id", "target_layer_ids", "is_causal", "causal", "causal_head",
     "markov_rank", "markov_head_type", "enable_confidence_head", "use_confidence_head",
     "confidence_head_with_markov", "sample_from_anchor", "projector_type",
-    "sliding_window_non_causal",
+    "sliding_window_non_causal", "emb_dim", "gru_hidden_dim",
 )  # fmt: skip
 """Keys of those blocks that some files have at the top level."""
 
@@ -92,11 +94,14 @@ def open_dflash(files: HeadFiles) -> Head:
     Tensors: fc.weight [H, taps x H], hidden_norm.weight, layers.{i}.* as in `block`, norm.weight;
     embedding.weight, lm_head.weight and draft_ids where the file has them; those of the parts.
     """
+    files = files.renamed(lambda key: key.removeprefix(CONTAINER), str)
     config = Config(str(files.path), files.config)
     own = merged(config, OWN, OUTER)
+    own.must("attention_mode", "gqa", "latent attention")
     taken = Taken(files)
     block = with_files(taken, config, read_block(config), "layers.0.self_attn")
     layers, hidden = config.whole("num_hidden_layers"), block.hidden
+    config.must("target_hidden_size", hidden, "a host of another width")
     vocabulary = config.whole("vocab_size")
     drafted = config.whole("draft_vocab_size", vocabulary)
     for index in range(layers):
@@ -218,6 +223,10 @@ def _take_lm_head(taken: Taken, vocabulary: int, drafted: int, hidden: int) -> b
 
 
 def _decide(config: Config, settings: DFlashSettings) -> None:
+    if any(settings.windows):
+        kinds = [f"{w or 'all'}{', backwards only' if c else ''}"
+                 for w, c in zip(settings.windows, settings.causal, strict=True)]  # fmt: skip
+        config.decide(f"positions that each layer attends to: {'; '.join(kinds)}")
     if not settings.own_embedding:
         config.decide("no embed_tokens in the file: the host's embedding serves")
     if not settings.own_lm_head:

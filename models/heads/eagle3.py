@@ -92,9 +92,10 @@ def _settings(
     """Every number and switch; their tensors are taken with them."""
     block = with_files(taken, config, read_block(config), "layers.0.self_attn")
     vocabulary = config.whole("vocab_size")
-    drafted = config.whole("draft_vocab_size", vocabulary)
+    drafted = _drafted(config, vocabulary)
     host = config.whole("target_hidden_size", block.hidden)
     count = _take_fc(taken, config, block.hidden, host, square_fc)
+    config.must("num_aux_hidden_states", count, f"'fc.weight' takes {count} hidden states")
     layers = config.whole("num_hidden_layers")
     _take_layers(taken, block, layers)
     settings = Eagle3Settings(
@@ -109,8 +110,20 @@ def _settings(
         parallel=take_parallel(taken, modelopt, block.hidden, drafted),
     )  # fmt: skip
     _take_norms(taken, config, settings)
+    if settings.norm_output:
+        config.decide("norm_output: the state that is fed back is behind the head's norm")
     take_draft_ids(taken, vocabulary, drafted)
     return settings
+
+
+def _drafted(config: Config, vocabulary: int) -> int:
+    """The head's vocabulary, by either name; the host's where the config does not say."""
+    values = {
+        config.whole(key) for key in ("draft_vocab_size", "truncated_vocab_size") if config.has(key)
+    }
+    if len(values) > 1:
+        config.refuse("draft_vocab_size and truncated_vocab_size name different sizes")
+    return values.pop() if values else vocabulary
 
 
 def _take_fc(taken: Taken, config: Config, hidden: int, host: int, square: bool) -> int:

@@ -39,11 +39,10 @@ def _translated(
     own = {k: v for k, v in config.raw.items() if k not in (*ABOUT, *PLAN, entered, LAYER)}
     merged = {k: v for k, v in layer.items() if k not in PLAN}
     for key, value in own.items():
-        if key in merged and merged[key] != value and key not in ABOUT_EITHER:
-            config.refuse(
-                f"{key}={value!r}, but {LAYER} says {merged[key]!r}; correct one of the two"
-            )
-        merged[key] = value
+        inner = merged.get(key)
+        if inner is not None and value not in (None, inner) and key not in ABOUT_EITHER:
+            config.refuse(f"{key}={value!r}, but {LAYER} says {inner!r}; correct one of the two")
+        merged[key] = inner if value is None else value
     return replace(files, config={**merged, **changes})
 
 
@@ -81,13 +80,7 @@ def _dflash(files: HeadFiles, config: Config) -> Head:
     spark = config.raw[KIND] == "dspark"
     own = {"projector_type": "dspark" if spark else "dflash"}
     changes = {"dflash_config": own if ids is None else {**own, "target_layer_ids": ids}}
-    host = config.raw.get("target_hidden_size")
-    hidden = config.inner(LAYER).raw.get("hidden_size")
-    if host is not None and host != hidden:
-        config.refuse(f"target_hidden_size={host} differs from hidden_size={hidden}")
-    translated = _translated(files, config, changes, key)
-    without = {k: v for k, v in translated.config.items() if k != "target_hidden_size"}
-    return open_dflash(replace(translated, config=without))
+    return open_dflash(_translated(files, config, changes, key))
 
 
 def _mtp(files: HeadFiles, config: Config) -> Head:

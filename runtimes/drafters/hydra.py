@@ -10,7 +10,6 @@ import numpy as np
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.drafter import Bid
-from graftline.runtimes.drafting import Draft
 from graftline.runtimes.head_draft import HeadDraft
 from graftline.runtimes.head_reader import Heads, Reading, shares_of
 from graftline.runtimes.resources import Resources
@@ -58,9 +57,8 @@ class Hydra(HeadDraft):
         super().start(context)
         self._said = {}
 
-    def draft(self, bid: Bid) -> Draft:
-        yield from ()  # each asks on its own
-        self.signal, self.reads, self._said = self.foresight(), 0, {}
+    def drafted(self, bid: Bid) -> Tree:
+        self.reads, self._said = 0, {}
         rows, heads = min(bid.rows, self.rows), self._heads
         if self.reading.hidden is None or rows < 2:
             return Tree.chain((self.last,))

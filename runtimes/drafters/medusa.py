@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graftline.runtimes.drafter import Bid
-from graftline.runtimes.drafting import Draft
 from graftline.runtimes.head_draft import FIRST, HeadDraft, believed
 from graftline.runtimes.head_reader import HeadReader
 from graftline.runtimes.resources import Resources
@@ -45,9 +44,8 @@ class Medusa(HeadDraft):
         other.take(self, self._reader.join())
         return other
 
-    def draft(self, bid: Bid) -> Draft:
-        yield from ()  # the heads are asked for all sequences at once
-        self.signal, rows = self.foresight(), min(bid.rows, self.rows)
+    def drafted(self, bid: Bid) -> Tree:
+        rows = min(bid.rows, self.rows)
         self.reads = int(self._reader.ask(self.reading))
         ids, shares = self.reading.ids, self.reading.shares
         if ids is None or shares is None or rows < 2:

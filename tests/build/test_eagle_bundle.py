@@ -22,8 +22,6 @@ from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 from tests.markov_host import HIDDEN, VOCABULARY, MarkovCheckpoint, around, path_of
-from tests.medusa_files import seeded as medusa_heads
-from tests.medusa_files import write_safe
 from tests.models.heads.reference_eagle import Eagle
 from tests.models.heads.reference_layers import Sizes, drawn, state, written
 from tests.tiny_checkpoints import WIDE
@@ -135,7 +133,7 @@ def test_a_prompt_with_explained_rows_and_a_long_one_are_seen_whole(right: Bundl
     assert long.stats.mat > 5.0, "a prompt of more than one chunk"
 
 
-def test_a_head_in_int8_drafts_as_well_and_medusas_is_refused(
+def test_a_head_in_int8_drafts_as_well(
     markov: MarkovCheckpoint, tmp_path: Path
 ) -> None:
     head = head_files(tmp_path / "head", right=True)
@@ -147,9 +145,6 @@ def test_a_head_in_int8_drafts_as_well_and_medusas_is_refused(
     result = free(bundle.path).generate([5, 9, 2], max_new_tokens=41, ignore_eos=True)
     assert result.tokens == [(2 + 7 * n) % VOCABULARY for n in range(1, 42)]
     assert result.stats.mat > 5.0
-    medusa = write_safe(tmp_path / "medusa", medusa_heads(HIDDEN, VOCABULARY))
-    with pytest.raises(GraftlineError, match=r"medusa heads are built in fp32 only"):
-        optimize(markov.path, tmp_path / "out", head=f"{medusa}:int8")
 
 
 def rolled_out(

@@ -11,11 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from graftline.build.check import check
+from graftline.build.head_plan import HeadPlan
+from graftline.build.heads import planned
 from graftline.build.optimize import optimize
 from graftline.bundle.pack import pack
 from graftline.bundle.reader import Bundle
 from graftline.commands.cli import app
 from graftline.errors import CheckpointError, GraftlineError
+from graftline.models.heads import open_head
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.load import load
 from tests.markov_host import (
@@ -135,6 +138,30 @@ def test_v2_heads_score_by_the_targets_own_matrix(repeating: Repeating, folder: 
     own = sum(v.nbytes for v in right_layers().values())
     assert sum(sizes) < matrix + _weights(repeating) + own, "the matrix is stored once"
     assert check(bundle.path).holds
+
+
+def test_heads_are_of_few_bits_beside_such_a_target(repeating: Repeating, folder: Path) -> None:
+    head = write_safe(folder / "beside", right_layers())
+    for said, dtype in ((str(head), "int8"), (f"{head}:fp32", "fp32")):
+        out = folder / f"{dtype}.graft"
+        bundle = optimize(repeating.path, out, head=said, dtype="int8")
+        stage = bundle.manifest.stages["head.0"]
+        assert (bundle.manifest.dtype, stage.dtype) == ("int8", dtype)
+        assert ("quantize" in stage.pipeline) == (dtype == "int8")
+        assert f"--head {said}" in bundle.manifest.rebuild
+        laws = {(w.graft, w.law): w for w in bundle.manifest.laws}
+        assert (laws["head.0", "whole"].value or 0.0) > (0.001 if dtype == "int8" else -1.0)
+        result = free(bundle.path).generate([7, 8, 9], max_new_tokens=40, ignore_eos=True)
+        assert result.tokens == [9] * 40
+        assert result.stats.mat > 3.5
+        assert check(bundle.path).holds
+
+
+def test_heads_of_several_layers_stay_in_full_precision(tmp_path: Path) -> None:
+    head = open_head(write_safe(tmp_path / "deep", seeded(HIDDEN, VOCABULARY, layers=2)))
+    assert planned(head, HeadPlan.parse("deep", "int4")).dtype == "fp32"
+    with pytest.raises(GraftlineError, match="stays fp32; give deep:fp32"):
+        planned(head, HeadPlan.parse("deep:int8", "fp32"))
 
 
 def _weights(checkpoint: MarkovCheckpoint) -> int:

@@ -64,12 +64,14 @@ def test_every_recipe_names_things_that_exist() -> None:
 
 
 def test_the_command_that_rebuilds_has_every_option() -> None:
+    from graftline.build.head_plan import HeadPlan
     from graftline.build.plan import Plan
 
     plan = Plan.of("suffix", "kv-cache", "ort-cpu", "int4", "hqq", "int8", (2,), "", "host")
     told = plan.command("in", "out", "")
     said = "--recipe suffix --dtype int4 --quantizer hqq --passes kv-cache --draft int8"
     assert told == f"graftline optimize in -o out {said} --draft-depths 2"
-    plan = Plan.of("medusa", None, "ort-cpu", "fp32", None, None, (), "", "host", "a head")
+    heads = HeadPlan.parse("a head", "fp32")
+    plan = Plan.of("medusa", None, "ort-cpu", "fp32", None, None, (), "", "host", heads)
     said = "--recipe medusa --dtype fp32 --head 'a head'"
     assert plan.command("in", "out", "") == f"graftline optimize in -o out {said}"

@@ -52,7 +52,7 @@ def scores_of(states: list[int]) -> Scores:
 def test_each_node_is_what_its_own_path_leads_to() -> None:
     heads = Adding()
     drafter = begun(heads, 5, 10)
-    tree = drafter.draft(Bid.free(14))
+    tree = drafter.drafted(Bid.free(14))
     assert len(tree) == 14
     assert int(tree.depth.max()) == 3
     for node in range(1, len(tree)):
@@ -69,13 +69,13 @@ def test_each_node_is_what_its_own_path_leads_to() -> None:
 def test_another_depth_is_asked_for_only_where_it_is_worth_a_call() -> None:
     heads = Adding()
     drafter = begun(heads, 5, 10)
-    drafter.draft(Bid(14, (0.0, 0.0, 1.1, *[0.0] * 11), (0.0,) * 14))
+    drafter.drafted(Bid(14, (0.0, 0.0, 1.1, *[0.0] * 11), (0.0,) * 14))
     assert heads.calls == [(0, 1)]
     heads.calls.clear()
-    drafter.draft(Bid(14, (0.0, 0.0, 0.0, 0.95, *[0.0] * 10), (0.0,) * 14))
+    drafter.drafted(Bid(14, (0.0, 0.0, 0.0, 0.95, *[0.0] * 10), (0.0,) * 14))
     assert [head for head, _ in heads.calls] == [0, 1], "two sure tokens are not that sure"
     heads.calls.clear()
-    tree = drafter.draft(Bid(14, (0.0,) * 14, (0.0, 0.0, 0.9, *[0.9] * 11)))
+    tree = drafter.drafted(Bid(14, (0.0,) * 14, (0.0, 0.0, 0.9, *[0.9] * 11)))
     assert len(tree) == 2, "what is not worth scoring is left out"
 
 
@@ -86,7 +86,7 @@ def test_what_came_is_learned_along_its_path() -> None:
     for _ in range(300):
         root = int(drafter.propose(1).tokens[0])
         state = int(drafter.reading.hidden[0])
-        tree = drafter.draft(Bid.free(13))
+        tree = drafter.drafted(Bid.free(13))
         path, accepted = [root], [0]
         for _ in range(3):
             path.append((state + sum(path) + 1) % VOCABULARY)
@@ -101,7 +101,7 @@ def test_what_came_is_learned_along_its_path() -> None:
         first, second, _ = drafter.chances.of_head(head, [0.85, 0.12, 0.03])
         assert second > 0.85 > 0.05 > first
     root, state = int(drafter.propose(1).tokens[0]), int(drafter.reading.hidden[0])
-    chain = drafter.draft(Bid.free(3))
+    chain = drafter.drafted(Bid.free(3))
     assert chain.is_chain
     expected = [root]
     for _ in range(2):
@@ -116,8 +116,8 @@ def test_forks_learn_together_and_read_apart() -> None:
     other.start([1, 2])
     other.observe(Tree.chain((2,)), Verdict((0,), 20), scores_of([1]), 0)
     assert other.chances is base.chances
-    assert base.draft(Bid.free(2)).tokens.tolist() == [10, 15]
-    assert other.draft(Bid.free(2)).tokens.tolist() == [20, 21]
+    assert base.drafted(Bid.free(2)).tokens.tolist() == [10, 15]
+    assert other.drafted(Bid.free(2)).tokens.tolist() == [20, 21]
 
 
 def test_what_does_not_fit_is_said() -> None:

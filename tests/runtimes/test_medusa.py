@@ -13,7 +13,6 @@ from graftline.runtimes.chances.head_chances import HeadChances
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.medusa import Medusa
-from graftline.runtimes.drafting import draft_alone
 from graftline.runtimes.head_reader import Reading
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
@@ -65,7 +64,7 @@ def begun(drafter: Any, token: int) -> Any:
 def test_a_draft_is_what_the_heads_say_behind_the_root() -> None:
     drafter = begun(made(Known()), 10)
     assert drafter.propose(8).tokens.tolist() == [10], "what costs nothing is the root"
-    tree = draft_alone(drafter.draft(Bid.free(12)))
+    tree = drafter.drafted(Bid.free(12))
     assert tree.tokens[0] == 10
     assert len(tree) == 12
     first = [tree.tokens[c] for c in tree.children[0]]
@@ -119,7 +118,7 @@ def test_what_lies_behind_the_first_miss_says_nothing() -> None:
     drafter = begun(made(Known(width=1)), 10)
     for _ in range(50):
         last = int(drafter.propose(1).tokens[0])
-        draft_alone(drafter.draft(Bid.free(4)))
+        drafter.drafted(Bid.free(4))
         then = (last + 9) % VOCABULARY
         drafter.observe(Tree.chain((last,)), Verdict((0,), then), scores_of([then]), 0)
     first, second, _ = (row[0] for row in drafter.chances.of([[0.9]] * 3))
@@ -131,16 +130,16 @@ def test_one_call_answers_for_all_that_wait_and_none_twice() -> None:
     heads = Known()
     base = made(heads)
     drafters = [begun(base.fork(), token) for token in (10, 20, 30)]
-    trees = [draft_alone(drafter.draft(Bid.free(2))) for drafter in drafters]
+    trees = [drafter.drafted(Bid.free(2)) for drafter in drafters]
     assert [tree.tokens.tolist() for tree in trees] == [[10, 11], [20, 21], [30, 31]]
     assert heads.calls == [3]
     assert [drafter.reads for drafter in drafters] == [1, 0, 0]
-    again = draft_alone(drafters[1].draft(Bid.free(3)))
+    again = drafters[1].drafted(Bid.free(3))
     assert again.tokens.tolist()[:2] == [20, 21]
     assert heads.calls == [3]
     chain = Tree.chain((10, 11))
     drafters[0].observe(chain, Verdict((0, 1), 12), scores_of([11, 12]), 0)
-    assert draft_alone(drafters[0].draft(Bid.free(2))).tokens.tolist() == [12, 13]
+    assert drafters[0].drafted(Bid.free(2)).tokens.tolist() == [12, 13]
     assert heads.calls == [3, 1], "the others' answers still hold"
 
 
@@ -150,7 +149,7 @@ def test_sequences_that_have_ended_are_asked_about_no_more() -> None:
     kept, gone = begun(base.fork(), 10), begun(base.fork(), 20)
     del gone
     gc.collect()
-    draft_alone(kept.draft(Bid.free(2)))
+    kept.drafted(Bid.free(2))
     assert heads.calls == [1]
 
 
@@ -159,7 +158,7 @@ def test_the_state_is_that_of_the_row_that_chose_the_last_token() -> None:
     drafter = begun(made(Known()), 10)
     tree = Tree(np.asarray([10, 11, 12, 13]), np.asarray([-1, 0, 0, 1]))
     drafter.observe(tree, Verdict((0, 2), 25), scores_of([11, 40, 25, 41]), 0)
-    assert draft_alone(drafter.draft(Bid.free(2))).tokens.tolist() == [25, 26]
+    assert drafter.drafted(Bid.free(2)).tokens.tolist() == [25, 26]
 
 
 def test_a_first_class_is_hoped_for_less_than_a_sure_one() -> None:
@@ -173,23 +172,22 @@ def test_a_first_class_is_hoped_for_less_than_a_sure_one() -> None:
 def test_what_came_is_learned_and_leads_the_next_draft() -> None:
     """The heads' second candidates are right, whatever the heads believe."""
     drafter = begun(made(Known()), 10)
-    assert draft_alone(drafter.draft(Bid.free(2))).tokens.tolist() == [10, 11]
+    assert drafter.drafted(Bid.free(2)).tokens.tolist() == [10, 11]
     for _ in range(40):
         last = int(drafter.propose(1).tokens[0])
-        draft_alone(drafter.draft(Bid.free(2)))
+        drafter.drafted(Bid.free(2))
         then = (last + 2) % VOCABULARY
         drafter.observe(Tree.chain((last,)), Verdict((0,), then), scores_of([then]), 0)
     last = int(drafter.propose(1).tokens[0])
-    tree = draft_alone(drafter.draft(Bid.free(2)))
-    assert tree.tokens.tolist() == [last, (last + 2) % VOCABULARY]
+    assert drafter.drafted(Bid.free(2)).tokens.tolist() == [last, (last + 2) % VOCABULARY]
 
 
 def test_published_trees_are_cut_to_the_heads_and_candidates() -> None:
     drafter = begun(made(Known(heads=2, width=3), tree="medusa-mc-sim-7b-63"), 10)
-    tree = draft_alone(drafter.draft(Bid.free(32)))
+    tree = drafter.drafted(Bid.free(32))
     assert int(tree.depth.max()) == 2
     assert {int(t) for t in tree.tokens[list(tree.children[0])]} == {11, 12, 13}
-    assert len(draft_alone(drafter.draft(Bid.free(4)))) == 4
+    assert len(drafter.drafted(Bid.free(4))) == 4
     with pytest.raises(GraftlineError, match="unknown tree 'medusa-x'"):
         made(Known(), tree="medusa-x")
 

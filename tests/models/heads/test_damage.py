@@ -185,6 +185,8 @@ def test_rotary_scaling_is_in_the_settings(tmp_path: Path) -> None:
     ropes.append(open_head(written(tmp_path, config, tensors)).settings.block.rope)
     assert ropes[0] == ropes[1]
     assert (ropes[0].kind, ropes[0].numbers, ropes[0].theta) == ("llama3", numbers, 1e4)
+    config, tensors = eagle3.files(old, rope_scaling={"type": "mrope", "mrope_section": [1, 1, 1]})
+    assert open_head(written(tmp_path, config, tensors)).settings.block.rope.kind == "default"
     config, tensors = eagle3.files(old, rope_theta=None)
     head = open_head(written(tmp_path, config, tensors))
     assert "config.json has no rope_theta: 10000, transformers' default" in head.decided

@@ -127,6 +127,9 @@ def test_windows_are_causal_unless_said_otherwise(tmp_path: Path) -> None:
         head = opened(tmp_path / name, PLAIN, **on, **changes)
         assert (head.settings.windows, head.settings.causal) == ((3, 0), causal)
         assert_computes(head, replace(PLAIN, windows=(3, 0), causal=causal))
+        first = "3, backwards only" if causal[0] else "3"
+        second = "all, backwards only" if causal[1] else "all"
+        assert f"positions that each layer attends to: {first}; {second}" in head.decided
 
 
 def test_one_window_for_all_layers(tmp_path: Path) -> None:
@@ -281,6 +284,26 @@ def test_domino_computes_the_reference(tmp_path: Path, shifted: bool, prefix: in
     x = np.concatenate([hidden[:, part.first :].numpy(), np.stack(chosen, axis=1)], axis=-1)
     got = w.linear("correction.1", silu(w.linear("correction.0", x)))
     assert_same(got, want, TERMS)
+
+
+def test_early_files_have_a_container_around_the_parts(tmp_path: Path) -> None:
+    form, own = spark("vanilla")
+    config, tensors = files(form, own)
+    parts = ("markov_head", "confidence_head")
+    early = {f"logit_head.{k}" if k.startswith(parts) else k: v for k, v in tensors.items()}
+    want = values(open_head(written(tmp_path / "new", config, tensors)))
+    got = values(open_head(written(tmp_path / "early", config, early)))
+    assert all(np.array_equal(got[k], want[k]) for k in want | got)
+    early.pop("logit_head.confidence_head.proj.bias")
+    refuses(written(tmp_path / "cut", config, early), r"'confidence_head\.proj\.bias' is missing")
+
+
+def test_latent_attention_is_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path, *files(PLAIN, {"attention_mode": "mla"}))
+    refuses(folder, r"attention_mode='mla' is not hosted \(latent attention\)")
+    opened(tmp_path, PLAIN, {"attention_mode": "gqa"}, target_hidden_size=24)
+    folder = written(tmp_path, *files(PLAIN, target_hidden_size=48))
+    refuses(folder, r"target_hidden_size=48 is not hosted \(a host of another width\)")
 
 
 def test_projectors_that_are_not_hosted_are_named(tmp_path: Path) -> None:

@@ -213,6 +213,13 @@ def test_t2d_that_says_otherwise_is_refused(tmp_path: Path) -> None:
     refuses(written(tmp_path, config, tensors), words)
 
 
+def test_the_trimmed_size_has_two_names(tmp_path: Path) -> None:
+    config, tensors = files(PLAIN, draft_vocab_size=ABSENT, truncated_vocab_size=23)
+    assert open_head(written(tmp_path, config, tensors)).settings.draft_vocabulary == 23
+    config["draft_vocab_size"] = 24
+    refuses(written(tmp_path, config, tensors), "name different sizes")
+
+
 def test_a_trimmed_vocabulary_needs_d2t(tmp_path: Path) -> None:
     config, tensors = files(PLAIN)
     del tensors["d2t"], tensors["t2d"]
@@ -278,6 +285,8 @@ def test_the_number_of_layers_must_be_that_of_fc(tmp_path: Path) -> None:
     refuses(written(tmp_path, config, tensors), words)
     config, tensors = files(Form(taps=5), eagle_config={})
     refuses(written(tmp_path, config, tensors), r"names no layers, and tensor 'fc\.weight' takes 5")
+    config, tensors = files(PLAIN, num_aux_hidden_states=4)
+    refuses(written(tmp_path, config, tensors), "num_aux_hidden_states=4 is not hosted")
 
 
 def test_taps_can_be_given(tmp_path: Path) -> None:

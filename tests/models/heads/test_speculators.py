@@ -125,6 +125,12 @@ def test_dflash_computes_the_reference(tmp_path: Path) -> None:
     assert head.tensors["draft_ids"].numpy().tolist() == eagle3.ids(Form()).tolist()
 
 
+def test_what_one_level_leaves_open_the_other_says(tmp_path: Path) -> None:
+    config, tensors = block("dflash", dflash.PLAIN, sliding_window=3)
+    config["transformer_layer_config"]["sliding_window"] = None
+    assert open_head(written(tmp_path, config, tensors)).settings.windows == (3, 0)
+
+
 def test_dspark_scores_the_heads_own_vocabulary(tmp_path: Path) -> None:
     form, own = dflash.spark("gated")
     own = {k: v for k, v in own.items() if k != "projector_type"}

@@ -105,17 +105,20 @@ def _text(name: str, old: str, new: str) -> Apply:
     return instead(head_graph, name, make)
 
 
-def _engine_of_others(real: Any, touched: Touched) -> Any:
-    """What the proof sees of the lowered heads is a little off."""
+def _engine_off(factor: float) -> Apply:
+    """What the proof sees of the lowered heads is off."""
 
-    def run(self: Any, graph: Any, ports: Any, facts: Any) -> Any:
-        found = real(self, graph, ports, facts)
-        if graph.name == "head.0.onnx":
-            touched.count += 1
-            found = [array * np.float32(1.001) for array in found]
-        return found
+    def make(real: Any, touched: Touched) -> Any:
+        def run(self: Any, graph: Any, ports: Any, facts: Any) -> Any:
+            found = real(self, graph, ports, facts)
+            if graph.name == "head.0.onnx":
+                touched.count += 1
+                found = [array * np.float32(factor) for array in found]
+            return found
 
-    return run
+        return run
+
+    return instead(draft_head.DraftHead, "_run", make)
 
 
 ROLLED = ([1, 2, 0], np.int64)
@@ -157,5 +160,7 @@ DRAFT_HEADS = [
     Mutant("sequence-candidates-of-another-group", "reduce-logits: Groups.topk", "256 too few",
            "plain", "head-formula", after(DRAFT, _published(IDS, "Mod", (256, np.int64))), HYDRA),
     Mutant("heads-engine-off", "lower-ort", "the lowered heads' logits are 0.1 % too large",
-           "plain", "whole", instead(draft_head.DraftHead, "_run", _engine_of_others), V2),
+           "plain", "whole", _engine_off(1.001), V2),
+    Mutant("heads-int8-engine-off", "quantize", "the int8 heads' logits are a quarter too large",
+           "plain", "whole", _engine_off(1.25), {**V2, "dtype": "int8"}),
 ]  # fmt: skip

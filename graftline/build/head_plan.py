@@ -1,0 +1,43 @@
+"""What --head asks for: a path, and the precision of the stages that are made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graftline.errors import GraftlineError
+
+NEED = "head"
+"""What a recipe's needs call a draft head."""
+FULL, QUANTIZED = "fp32", "int8"
+"""The precisions of a head. What int4 saves on top is lost by drafts that are worse."""
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """`said` is what --head said; of the head at `path` are `count` stages made, in `dtype`."""
+
+    said: str
+    path: str
+    dtype: str
+    count: int = 1
+
+    @classmethod
+    def parse(cls, said: str, target: str, count: int = 1) -> HeadPlan:
+        """Read `PATH` or `PATH:DTYPE`; unless it is said, heads are int8 where the `target` is of
+        few bits: their matrices are as much to read as a part of its own."""
+        path, _, dtype = said.rpartition(":")
+        if path and dtype in (FULL, QUANTIZED):
+            return cls(said, path, dtype, count)
+        return cls(said, said, QUANTIZED if target in ("int8", "int4") else FULL, count)
+
+    def check_layers(self, layers: int) -> HeadPlan:
+        """The same, in fp32 where heads of so many layers must be, unless another precision was
+        asked for. Raises GraftlineError where it was."""
+        if layers == 1 or self.dtype == FULL:
+            return self
+        if self.said != self.path:
+            raise GraftlineError(
+                f"--head {self.said}: of heads of {layers} layers the further ones are one batched "
+                f"product each, which stays {FULL}; give {self.path}:{FULL}"
+            )
+        return HeadPlan(self.said, self.path, FULL, self.count)
