@@ -8,6 +8,7 @@ import numpy as np
 
 from graftline.runtimes.draft_engine import Read
 from graftline.runtimes.draft_reader import Guess, Reader
+from graftline.runtimes.draft_seats import Seat
 from graftline.runtimes.feature_engine import FeatureEngine, FeatureRead
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Floats, Scores
@@ -34,10 +35,10 @@ class FeatureReader(Reader):
             self._prompt.clear()
         self._prompt.append(features.copy())
 
-    def start(self, context: Sequence[int]) -> None:
+    def start(self, context: Sequence[int], seat: Seat | None = None) -> None:
         """Begin a sequence, all of whose prompt was seen; the last token's feature comes with the
         token that is chosen behind it."""
-        super().start(context[1:])
+        super().start(context[1:], seat)
         seen = np.concatenate(self._prompt) if self._prompt else self._features[:0]
         assert len(seen) == len(context), "a prompt is read whole"
         self._features, self._first, self._held = seen[:-1], 0, 0
@@ -66,7 +67,6 @@ class FeatureReader(Reader):
 
     def _call(self, start: int, part: Sequence[int], asked: int) -> Read:
         seat, base = self.seat, len(self.tokens)
-        assert seat is not None, "no sequence has begun"
         known = self._features[start - self._first : base - self._first]
         drafted = self._states[max(start - base, 0) : start - base + len(part)]
         features = np.concatenate([known, np.stack(drafted)]) if drafted else known

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from math import exp
 from typing import ClassVar, Self
 
 import numpy as np
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.chances.calibration import USUAL, Calibration
+from graftline.runtimes.chances.certainty import certainty
 from graftline.runtimes.draft_engine import Read
 from graftline.runtimes.draft_reader import Guess, Reader, drawn
 from graftline.runtimes.drafter import Bid
@@ -132,7 +132,7 @@ class DraftModel:
             self.policy.observe(accepted, len(self._drafted))
         self._drafted = []
         self._reader.append(fresh)
-        self._class = self._certainty(scores, row, verdict.path[-1])
+        self._class = certainty(scores, row, verdict.path[-1])
 
     def prior(self, signal: int) -> Sequence[float]:
         return (1.0,)
@@ -186,14 +186,3 @@ class DraftModel:
     def _complete(self, ahead: Sequence[int]) -> bool:
         """True when nothing is to be drafted after `ahead`."""
         return False
-
-    @staticmethod
-    def _certainty(scores: Scores, row: int, node: int) -> int:
-        """The class of the target's largest probability at the node that chose the last token."""
-        if scores.topk_logits is None:
-            return 0
-        # plain numbers: between two steps an array's first use costs more than this does
-        values: list[float] = scores.topk_logits[row, node].tolist()
-        best = max(values)
-        share = 1.0 / sum(exp(value - best) for value in values)
-        return 1 + min(int(share * _CLASSES), _CLASSES - 1)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.chances.calibration import Calibration
+from graftline.runtimes.chances.certainty import certainty
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.feature_reader import FeatureReader
@@ -51,5 +52,5 @@ class Eagle(DraftModel):
             self.policy.observe(accepted, len(self._drafted))
         self._drafted = []
         self._features.choose(fresh, scores.hidden[row, list(verdict.path)])
-        self._class = self._certainty(scores, row, verdict.path[-1])
+        self._class = certainty(scores, row, verdict.path[-1])
 
