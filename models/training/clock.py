@@ -17,7 +17,7 @@ class Clock:
     path: Path
     limit: float | None
     before: float = 0.0
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
 
     @classmethod
     def open(cls, path: Path, limit: float | None) -> Clock:

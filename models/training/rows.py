@@ -57,7 +57,8 @@ def write_rows(
         sum(len(t.ids) for t in s) for s, p in zip(shards, paths, strict=True) if not p.exists()
     ]
     need, done, began = sum(todo) * position_bytes(teacher), 0, time.monotonic()
-    say(f"hidden states of {sum(todo):,} positions: {need / 1e6:.1f} MB in {folder}")
+    if todo:
+        say(f"hidden states of {sum(todo):,} positions: {need / 1e6:.1f} MB in {folder}")
     check_room(folder, need, "hidden states")
     found: list[Path] = []
     for shard, path in zip(shards, paths, strict=True):

@@ -129,7 +129,7 @@ def _written(job: Job, trainer: Trainer, student: Student, run: str, words: str)
     found = course.acceptance(course.best) if course.best >= 0 else None
     head = student.published()
     story = Story(
-        run, job.checkpoint, job.command, words, job.settings.seed, course.step,
+        run, Path(job.checkpoint).name, job.command, words, job.settings.seed, course.step,
         course.ended or "interrupted, and can be gone on with", minutes, found,
     )  # fmt: skip
     size = write_head(job.out, head, story)

@@ -194,7 +194,7 @@ class Trainer:
         if course.best < 0 or total.tokens > course.acceptance(course.best).tokens:
             course.best = last
             self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
-        elif progress > HALF and last - course.best >= PATIENCE:
+        elif progress > HALF and total.right[0] and last - course.best >= PATIENCE:
             course.ended = f"no better in {PATIENCE} looks at the held-out texts"
 
     def _leave_best(self) -> None:
