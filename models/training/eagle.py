@@ -113,8 +113,8 @@ def _begin(module: EagleDecoder) -> None:
         module.fc.weight[:, size:] = torch.eye(size)
         module.fc.weight[:, :size].mul_(0.1)
         module.fc.bias.zero_()
-        for name in ("attention.o_proj", "mlp.down_proj"):
-            block.get_submodule(name).weight.mul_(0.1)
+        for name in ("attention.o_proj.weight", "mlp.down_proj.weight"):
+            block.get_parameter(name).mul_(0.1)
 
 
 def roll_out(

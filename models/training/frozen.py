@@ -99,7 +99,11 @@ class FrozenHost:
                 f"{self.embedding.shape[1]}; heads are trained where both are as wide"
             )
         self._read: list[torch.Tensor] = []
-        lm_head.register_forward_pre_hook(lambda module, given: self._read.append(given[0]))
+        lm_head.register_forward_pre_hook(self._note)
+
+    def _note(self, module: Any, given: Any) -> None:
+        """Keep what lm_head reads."""
+        self._read.append(given[0])
 
     def states(self, ids: Sequence[int]) -> States:
         """How the host reads a text. Raises CheckpointError for states that fp16 cannot hold, and

@@ -67,7 +67,8 @@ def epoch(lengths: Sequence[int], tokens: int, seed: int, number: int) -> list[l
     order = random.permutation(len(lengths))
     packs: list[list[int]] = []
     for start in range(0, len(order), MIXED):
-        near = sorted(order[start : start + MIXED].tolist(), key=lambda i: lengths[i])
+        near: list[int] = order[start : start + MIXED].tolist()
+        near.sort(key=lengths.__getitem__)
         packs += _filled(near, lengths, tokens)
     return [packs[i] for i in random.permutation(len(packs))]
 

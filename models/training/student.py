@@ -30,9 +30,13 @@ class Student(Protocol):
     """A head in training. Its draft at depth i (from 0 on), made at the position whose state it
     reads, is of the token i + 2 places on."""
 
-    module: nn.Module
     depths: int
     vocabulary: int
+
+    @property
+    def module(self) -> nn.Module:
+        """What is learned, and the host's frozen weights beside it."""
+        ...
 
     def drafts(self, pack: Pack) -> Sequence[torch.Tensor]:
         """For each depth states [B, L, H], at the position i + 1 places before the token."""
