@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -17,8 +18,9 @@ FIELDS = ("turns", "prompt", "text", "messages")
 ROLES = ("system", "user", "assistant")
 
 
-def read_conversations(path: Path) -> list[Conversation]:
-    """The prompts of a file, each once. Raises RequestError naming the line that is none."""
+def read_conversations(path: Path, answers: int = 1) -> list[Conversation]:
+    """The prompts of a file, each once, and again for every further one of `answers`. Raises
+    RequestError naming the line that is none."""
     from graftline.models.training.answers import Conversation
 
     if _form(path) == ".txt":
@@ -28,7 +30,8 @@ def read_conversations(path: Path) -> list[Conversation]:
         found = [_conversation(path, at, row) for at, row in _rows(path)]
     if not found:
         raise RequestError(f"{path} has no prompts")
-    return list(dict.fromkeys(found))
+    once = dict.fromkeys(found)
+    return [replace(one, take=take) for take in range(answers) for one in once]
 
 
 def read_texts(path: Path) -> list[str]:

@@ -344,6 +344,9 @@ AnswerDtype = Annotated[
     typer.Option(help="Precision of the engine that answers, where none is given as a bundle."),
 ]
 TrainTokens = Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")]
+TrainAnswers = Annotated[
+    int, typer.Option(min=1, help="Answers to each prompt; from the second on all are sampled.")
+]
 LearningRate = Annotated[float, typer.Option(help="The highest learning rate.")]
 Optimizer = Annotated[
     str, typer.Option(help="adamw, or muon: Muon for the layers' matrices and AdamW for the rest.")

@@ -38,6 +38,7 @@ def train(
     form: o.MedusaForm = None,
     dtype: o.AnswerDtype = "int8",
     max_new_tokens: o.TrainTokens = 256,
+    answers: o.TrainAnswers = 1,
     learning_rate: o.LearningRate = 1e-3,
     optimizer: o.Optimizer = "adamw",
     precision: o.TrainPrecision = "fp32",
@@ -66,6 +67,7 @@ def train(
         "--minutes": minutes, "--steps": steps, "--seed": seed or None, "--heads": heads,
         "--form": form, "--dtype": None if dtype == "int8" else dtype, "--threads": threads,
         "--max-new-tokens": None if max_new_tokens == 256 else max_new_tokens,
+        "--answers": None if answers == 1 else answers,
         "--learning-rate": None if learning_rate == 1e-3 else learning_rate,
         "--optimizer": None if optimizer == "adamw" else optimizer,
         "--precision": None if precision == "fp32" else precision,
@@ -81,7 +83,7 @@ def train(
         from graftline.models.training.trainer import Settings
 
         source = source_of(checkpoint)
-        conversations = [] if text else read_conversations(prompts)
+        conversations = [] if text else read_conversations(prompts, answers)
         folder = checkpoint_folder(source.checkpoint, watch)
         _use(threads)
         if text:
@@ -107,7 +109,9 @@ def _plain_data(folder: Path, file: Path, seed: int) -> Data:
 
     encode = Tokenizer.from_folder(folder).encode_part
     ids = pieces(read_texts(file), encode, POSITIONS)
-    return Data((), None, "text", Sampling(seed=seed), [Text(one, 1) for one in ids])
+    return Data(
+        (), None, "text", Sampling(seed=seed), [Text(one, 1, i) for i, one in enumerate(ids)]
+    )
 
 
 def _asked_data(

@@ -25,10 +25,18 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a user says, turn after turn, behind a system message or none."""
+    """What a user says, turn after turn, behind a system message or none. `take`: how often it was
+    answered before; from the second answer on all are sampled, for greedy ones are alike."""
 
     turns: tuple[str, ...]
     system: str = ""
+    take: int = 0
+
+    @property
+    def group(self) -> int:
+        """What tells it, with all its answers, from others."""
+        words = json.dumps([self.system, self.turns])
+        return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,12 @@ class Answerer(Protocol):
 @dataclass(frozen=True)
 class Text:
     """Token ids, of which those from `start` on are to be foreseen: an answer, or all but the first
-    of a plain text. `greedy`: the host chose each as its best."""
+    of a plain text. Texts of one `group` speak of the same: they are learned or held out together.
+    `greedy`: the host chose each as its best."""
 
     ids: tuple[int, ...]
     start: int
+    group: int
     greedy: bool = True
 
 
@@ -75,9 +85,9 @@ class Sampling:
 
     def of(self, conversation: Conversation) -> tuple[float, int]:
         """The temperature and the seed of a conversation, by its content alone."""
-        words = json.dumps([self.seed, conversation.system, conversation.turns])
+        words = json.dumps([self.seed, conversation.group, conversation.take])
         number = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big")
-        sampled = (number >> 32) < self.share * 2**32
+        sampled = conversation.take > 0 or (number >> 32) < self.share * 2**32
         return (self.temperature if sampled else 0.0), number & 0x7FFFFFFF
 
 
@@ -151,7 +161,9 @@ def collect(
         for one in chunk:
             greedy = not sampling.of(one)[0]
             turns = file.kept.get(keys[one], ())
-            texts += [Text(r.prompt + r.answer, len(r.prompt), greedy) for r in turns if r]
+            texts += [
+                Text(r.prompt + r.answer, len(r.prompt), one.group, greedy) for r in turns if r
+            ]
             too_long += sum(r is None for r in turns)
     if too_long:
         say(f"left out: {too_long} prompts that leave no room for an answer")

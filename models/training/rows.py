@@ -29,11 +29,12 @@ SHARD = 32
 
 @dataclass(frozen=True)
 class Row:
-    """A text of N tokens with what the host makes of it. `start`: the first id to be foreseen."""
+    """A `Text` of N tokens with what the host makes of it."""
 
     ids: Array
     states: States
     start: int
+    group: int
     greedy: bool
 
     def __len__(self) -> int:
@@ -82,7 +83,7 @@ def read_rows(shards: Sequence[Path]) -> list[Row]:
 
 
 def _name(shard: Sequence[Text], teacher: Teacher) -> str:
-    words = repr([(t.ids, t.start, t.greedy) for t in shard])
+    words = repr([(t.ids, t.start, t.group, t.greedy) for t in shard])
     return hashlib.sha256(f"{teacher.name} {BEST} {words}".encode()).hexdigest()[:32]
 
 
@@ -92,6 +93,7 @@ def _tensors(shard: Sequence[Text], teacher: Teacher) -> dict[str, Any]:
         "ids": np.concatenate([np.asarray(t.ids, np.int32) for t in shard]),
         "lengths": np.asarray([len(t.ids) for t in shard], np.int32),
         "starts": np.asarray([t.start for t in shard], np.int32),
+        "groups": np.asarray([t.group for t in shard], np.int64),
         "greedy": np.asarray([t.greedy for t in shard], np.uint8),
         "taps": np.concatenate([s.taps for s in read]),
         "best": np.concatenate([s.best for s in read]),
@@ -108,6 +110,7 @@ def _read(path: Path) -> list[Row]:
     for i, end in enumerate(ends):
         span = slice(int(end - held["lengths"][i]), int(end))
         states = States(held["taps"][span], held["best"][span], held["scores"][span])
-        start, greedy = int(held["starts"][i]), bool(held["greedy"][i])
-        rows.append(Row(held["ids"][span].astype(np.int64), states, start, greedy))
+        start, group = int(held["starts"][i]), int(held["groups"][i])
+        ids, greedy = held["ids"][span].astype(np.int64), bool(held["greedy"][i])
+        rows.append(Row(ids, states, start, group, greedy))
     return rows

@@ -139,7 +139,7 @@ def _written(job: Job, trainer: Trainer, student: Student, run: str, words: str)
 def _name(job: Job, host: FrozenHost) -> str:
     """What tells a command from all others: the same one goes on where it stopped."""
     data = job.data
-    rows = [(one.system, one.turns) for one in data.conversations]
+    rows = [(one.system, one.turns, one.take) for one in data.conversations]
     words: list[Any] = [
         host.name, asdict(job.head), asdict(job.settings), job.minutes, data.engine,
         asdict(data.sampling), rows, [t.ids for t in data.texts], str(job.out.absolute()),
@@ -204,21 +204,24 @@ def _words(job: Job, rows: Sequence[Row]) -> str:
 
 
 def _parted(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
-    """The rows to learn from and those held out, greedy ones where there are any."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    able = [i for i in order if rows[i].greedy] or order
-    most = min(max(1, round(HELD_OUT * len(rows))), len(rows) - 1)
+    """The rows to learn from, and some held out: the greedy ones of whole groups, where there are
+    any. Raises GraftlineError where all are of one group."""
+    groups = sorted({row.group for row in rows})
+    if len(groups) < 2:
+        raise GraftlineError("all texts answer one prompt; one is held out, so give at least 2")
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
+    greedy = {row.group for row in rows if row.greedy}
+    able = [groups[i] for i in order if groups[i] in greedy] or [groups[i] for i in order]
+    most = min(max(1, round(HELD_OUT * len(groups))), len(groups) - 1)
     chosen: set[int] = set()
-    tokens = 0
-    for i in able[:most]:
-        if chosen and tokens + len(rows[i]) > HELD_TOKENS:
+    held_out: list[Row] = []
+    for group in able[:most]:
+        found = [row for row in rows if row.group == group and (row.greedy or not greedy)]
+        if chosen and sum(map(len, [*held_out, *found])) > HELD_TOKENS:
             break
-        chosen.add(i)
-        tokens += len(rows[i])
-    return (
-        [row for i, row in enumerate(rows) if i not in chosen],
-        [rows[i] for i in sorted(chosen)],
-    )
+        chosen.add(group)
+        held_out += found
+    return [row for row in rows if row.group not in chosen], held_out
 
 
 def _student(job: Job, host: FrozenHost) -> Student:

@@ -232,6 +232,9 @@ def test_the_forms_of_prompts(tmp_path: Path) -> None:
     lines = tmp_path / "p.txt"
     lines.write_text("first\n\n second \nfirst\n")
     assert read_conversations(lines) == [Conversation(("first",)), Conversation(("second",))]
+    again = read_conversations(lines, 2)
+    assert [one.take for one in again] == [0, 0, 1, 1]
+    assert again[0].group == again[2].group != again[1].group
     assert read_texts(lines) == ["first\n\n second \nfirst\n"]
     with pytest.raises(RequestError, match="line 1: needs 'text'"):
         read_texts(file)

@@ -27,8 +27,8 @@ from graftline.models.training.answers import (
 )
 from graftline.models.training.clock import Clock
 from graftline.models.training.frozen import FrozenHost, checkpoint_folder
-from graftline.models.training.rows import read_rows, write_rows
-from graftline.models.training.run import train
+from graftline.models.training.rows import Row, read_rows, write_rows
+from graftline.models.training.run import _parted, train  # type: ignore[attr-defined]
 from graftline.models.training.tensor_file import read_tensors, write_tensors
 from tests.models.training.conftest import MakeJob
 from tests.models.training.predictable import Known, conversations, write_host
@@ -175,7 +175,7 @@ def test_too_little_room_is_said_before_anything_is_written(
 ) -> None:
     host, told = FrozenHost(host_folder), list[str]()
     clock = Clock(tmp_path / "clock.json", None)
-    texts = [Text((1, 2, 3, 4), 2)] * 100
+    texts = [Text((1, 2, 3, 4), 2, 0)] * 100
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 90, 10))
     with pytest.raises(GraftlineError, match=r"hidden states need 0\.1 MB in .* has 0\.0 MB"):
         write_rows(tmp_path / "states", texts, host, clock, 1.0, told.append)
@@ -204,12 +204,12 @@ def test_rows_are_the_texts_and_their_states_and_read_once(
     host_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, clock = FrozenHost(host_folder), Clock(tmp_path / "clock.json", None)
-    texts = [Text(tuple(range(n, n + 5 + n % 3)), 2, n % 2 == 0) for n in range(70)]
+    texts = [Text(tuple(range(n, n + 5 + n % 3)), 2, n, n % 2 == 0) for n in range(70)]
     paths = write_rows(tmp_path, texts, host, clock, 1.0, silent)
     assert len(paths) == 3
     rows = read_rows(paths)
-    assert [(tuple(r.ids.tolist()), r.start, r.greedy) for r in rows] == [
-        (t.ids, t.start, t.greedy) for t in texts
+    assert [(tuple(r.ids.tolist()), r.start, r.group, r.greedy) for r in rows] == [
+        (t.ids, t.start, t.group, t.greedy) for t in texts
     ]
     np.testing.assert_array_equal(rows[41].states.taps, host.states(texts[41].ids).taps)
     monkeypatch.setattr(host, "states", None)
@@ -290,3 +290,24 @@ def test_the_clock_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(CheckpointError, match=r"clock\.json: damaged"):
         Clock.open(path, 60.0)
+
+
+def test_further_answers_are_sampled_and_held_out_with_the_first(tmp_path: Path) -> None:
+    ones = [replace(one, take=take) for take in range(3) for one in conversations(20)]
+    known, file = Known(), AnswerFile.open(tmp_path / "a.jsonl")
+    clock = Clock(tmp_path / "clock.json", None)
+    texts = collect(ones, lambda: known, file, SAMPLING, clock, 1.0, silent)
+    assert len(texts) == len(known.asked) == 60
+    assert all(one.temperature for one in known.asked[20:])
+    assert len({one.seed for one in known.asked}) == 60
+    assert [t.group for t in texts[:20]] == [t.group for t in texts[40:]]
+    states: Any = None
+    rows = [Row(np.asarray(t.ids), states, t.start, t.group, t.greedy) for t in texts]
+    for seed in range(8):
+        learned, held_out = _parted(rows, seed)
+        assert not {row.group for row in learned} & {row.group for row in held_out}
+        assert len(held_out) == 1, "5 in 100 of the groups, the greedy answer alone"
+        assert held_out[0].greedy
+        assert len(learned) == 57
+    with pytest.raises(GraftlineError, match="all texts answer one prompt"):
+        _parted([row for row in rows if row.group == rows[0].group], 0)

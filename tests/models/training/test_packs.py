@@ -22,7 +22,7 @@ def row(ids: list[int], start: int) -> Row:
     best = np.concatenate([best, (best + 1) % VOCABULARY], axis=1)
     taps = np.asarray(ids, np.float16)[:, None] * np.ones((1, 4), np.float16)
     scores = np.log(np.full((len(ids), 2), [0.7, 0.2])).astype(np.float16)
-    return Row(np.asarray(ids, np.int64), States(taps, best, scores), start, True)
+    return Row(np.asarray(ids, np.int64), States(taps, best, scores), start, 0, True)
 
 
 def test_an_epoch_has_every_text_once_and_no_pack_too_large() -> None:

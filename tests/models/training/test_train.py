@@ -194,14 +194,14 @@ def test_too_few_texts_are_refused(job: MakeJob) -> None:
 
 def test_tokens_of_another_model_are_refused(job: MakeJob) -> None:
     given = job()
-    data = replace(given.data, answerer=None, texts=[Text((1, 2, 300, 4), 1)] * 2)
+    data = replace(given.data, answerer=None, texts=[Text((1, 2, 300, 4), 1, 0)] * 2)
     with pytest.raises(GraftlineError, match="hold the token 300, but host has 260"):
         train(replace(given, data=data), silent)
 
 
 def test_plain_texts_are_learned_as_they_are(job: MakeJob) -> None:
     given = job()
-    texts = [Text(tuple((i + k) % ROUND for k in range(30)), 1) for i in range(12)]
+    texts = [Text(tuple((i + k) % ROUND for k in range(30)), 1, i) for i in range(12)]
     data = replace(given.data, answerer=None, texts=texts)
     trained = train(replace(given, data=data), silent)
     assert trained.found is not None
