@@ -41,7 +41,6 @@ class Eagle:
         self.module = EagleDecoder(self.shape, self.positions)
         self.module.embedding.weight = nn.Parameter(host.embedding, requires_grad=False)
         self.module.lm_head.weight = nn.Parameter(host.lm_head, requires_grad=False)
-        _begin(self.module)
 
     def drafts(self, pack: Pack) -> Sequence[torch.Tensor]:
         """The states of every roll-out; that of the last position reads a token that is not there,
@@ -103,18 +102,6 @@ def _shape(host: FrozenHost) -> EagleShape:
     return EagleShape(
         block, 1, host.vocabulary, host.vocabulary, fused=True, fc_bias=True, normed=False
     )
-
-
-def _begin(module: EagleDecoder) -> None:
-    """The state passes `fc` as it is, and the layer adds little: a new head says what the host
-    said, and learns how that changes."""
-    (block,), size = module.layers, module.config.hidden_size
-    with torch.no_grad():
-        module.fc.weight[:, size:] = torch.eye(size)
-        module.fc.weight[:, :size].mul_(0.1)
-        module.fc.bias.zero_()
-        for name in ("attention.o_proj.weight", "mlp.down_proj.weight"):
-            block.get_parameter(name).mul_(0.1)
 
 
 def roll_out(
