@@ -127,6 +127,7 @@ def test_a_line_that_was_interrupted_is_dropped_and_a_damaged_one_refused(tmp_pa
     again = Known()
     assert asked(path, again) == texts
     assert len(again.asked) == 1
+    assert asked(path, None) == texts
     path.write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
     with pytest.raises(CheckpointError, match=r"a\.jsonl: damaged \(line \d+ is not what was"):
         asked(path, Known())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graftline.models.training.frozen import States
-from graftline.models.training.losses import Scored
+from graftline.models.training.losses import VARIATION, Scored
 from graftline.models.training.packs import Order, Pack, epoch, pack
 from graftline.models.training.rows import Row
 from graftline.models.training.student import Acceptance, acceptance, loss_of, spoken
@@ -76,7 +76,7 @@ class Says:
 
     def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
         self.asked.append(states[:, 0].tolist())
-        logits = torch.nn.functional.one_hot(states[:, 0].long(), VOCABULARY).float()
+        logits = 12 * torch.nn.functional.one_hot(states[:, 0].long(), VOCABULARY).float()
         return logits if ids is None else logits[:, ids]
 
     def place(self, depth: int) -> int:
@@ -115,5 +115,8 @@ def test_the_loss_asks_for_the_token_of_each_depth(chained: bool) -> None:
     student = Says(chained, {})
     right = loss_of(student, text, scored, True)
     assert student.asked == [[4, 5, 6, 7, 8], [5, 6, 7, 8], [6, 7, 8]]
+    # the host gives the text's token 0.7, the draft gives it all
+    warm = loss_of(student, text, scored, False)
+    torch.testing.assert_close(warm, torch.tensor(VARIATION * 0.3), atol=1e-3, rtol=0)
     for depth in range(3):
         assert loss_of(Says(chained, {(depth, 3): 0}), text, scored, True) > right

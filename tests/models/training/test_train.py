@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from graftline.build.heads import open_draft_head
 from graftline.errors import CheckpointError, GraftlineError
@@ -17,7 +19,9 @@ from graftline.models.training import run as module
 from graftline.models.training import trainer as steps
 from graftline.models.training.answers import Text
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.medusa import Medusa
 from graftline.models.training.packs import pack
+from graftline.models.training.rows import Row
 from graftline.models.training.run import Head, train
 from graftline.models.training.student import acceptance
 from tests.models.training.conftest import MakeJob
@@ -58,6 +62,28 @@ def test_medusas_folder_is_one_that_optimize_reads(job: MakeJob) -> None:
     own = job(form="v1", out="own")
     train(own, silent)
     assert not open_draft_head(str(own.out), silent).settings.shared
+
+
+@pytest.mark.parametrize("form", ["v2", "v1"])
+def test_medusas_tensors_are_those_of_its_formula(host_folder: Path, form: str) -> None:
+    """Published: h + SiLU(linear(h)), scored by the head's own matrix or the host's."""
+    host = FrozenHost(host_folder)
+    head = Medusa(host, 3, form)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in head.module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    text = pack([Row(np.arange(5), host.states([1, 2, 3, 4, 5]), 2, 0, True)])
+    tensors, some = head.published().tensors, torch.tensor([7, 3, 200])
+    for depth, states in enumerate(head.drafts(text)):
+        linear = text.taps @ tensors[f"{depth}.0.linear.weight"].T
+        linear = linear + tensors[f"{depth}.0.linear.bias"]
+        state = text.taps + linear * torch.sigmoid(linear)
+        matrix = tensors[f"{depth}.1.weight"] if form == "v1" else host.lm_head
+        logits = head.scores(states[0], depth, None)
+        torch.testing.assert_close(logits, (state @ matrix.T)[0])
+        torch.testing.assert_close(head.scores(states[0], depth, some), logits[:, some])
+    assert ("0.1.weight" in tensors) == (form == "v1")
 
 
 def test_eagles_folder_opens(job: MakeJob, host_folder: Path) -> None:
@@ -110,13 +136,13 @@ def test_interrupted_and_gone_on_with_is_uninterrupted(
     job: MakeJob, kind: str, optimizer: str
 ) -> None:
     whole = job(kind, out="whole", optimizer=optimizer, steps=24)
-    train(whole, silent)
+    looks = train(whole, silent).course.looks
     parts = job(kind, out="parts", optimizer=optimizer, steps=24)
     for place in (1, 3):
         with pytest.raises(KeyboardInterrupt, match="parts is the head as of step"):
             train(parts, Stops("training: step", place))
         assert weights(parts.out), "a head that can be used"
-    train(parts, silent)
+    assert train(parts, silent).course.looks == looks
     assert weights(parts.out) == weights(whole.out)
 
 
