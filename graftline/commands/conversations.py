@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -44,17 +43,6 @@ def read_texts(path: Path) -> list[str]:
     if not any(text.strip() for text in found):
         raise RequestError(f"{path} has no text")
     return [text for text in found if text.strip()]
-
-
-def pieces(
-    texts: Sequence[str], encode: Callable[[str], Sequence[int]], most: int
-) -> list[tuple[int, ...]]:
-    """The ids of texts, cut into pieces of at most `most`, none of them of less than 3."""
-    found: list[tuple[int, ...]] = []
-    for text in texts:
-        ids = encode(text)
-        found += [tuple(ids[i : i + most]) for i in range(0, len(ids), most)]
-    return [piece for piece in found if len(piece) > 2]
 
 
 def _form(path: Path) -> str:

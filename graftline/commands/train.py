@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftline.commands import libraries, screen
 from graftline.commands import options as o
 from graftline.commands.answering import EngineAnswerer, built, engine_name, source_of
-from graftline.commands.conversations import pieces, read_conversations, read_texts
+from graftline.commands.conversations import read_conversations, read_texts
 from graftline.errors import GraftlineError, nearest
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from graftline.models.training.run import Data, Trained
 
 MINUTES = 20.0
-POSITIONS = 2048
-"""Tokens of a prompt and its answer together, or of a piece of a plain text, at most."""
 
 
 def train(
@@ -103,15 +101,13 @@ def train(
 
 
 def _plain_data(folder: Path, file: Path, seed: int) -> Data:
-    from graftline.models.training.answers import Sampling, Text
+    from graftline.models.training.answers import Sampling
     from graftline.models.training.run import Data
     from graftline.runtimes.text.tokenizer import Tokenizer
 
     encode = Tokenizer.from_folder(folder).encode_part
-    ids = pieces(read_texts(file), encode, POSITIONS)
-    return Data(
-        (), None, "text", Sampling(seed=seed), [Text(one, 1, i) for i, one in enumerate(ids)]
-    )
+    ids = [encode(text) for text in read_texts(file)]
+    return Data((), None, "text", Sampling(seed=seed), ids)
 
 
 def _asked_data(
@@ -126,7 +122,7 @@ def _asked_data(
 ) -> Data:
     from graftline.models.cache import place
     from graftline.models.training.answers import Sampling
-    from graftline.models.training.run import Data
+    from graftline.models.training.run import POSITIONS, Data
 
     def opened() -> Answerer:
         bundle = built(source, name, dtype, place("training") / "hosts", watch)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -73,6 +73,13 @@ class Text:
     start: int
     group: int
     greedy: bool = True
+
+
+def plain_texts(ids: Iterable[Sequence[int]], most: int) -> list[Text]:
+    """Texts as they are, in pieces of at most `most` tokens, each a group of its own; what is left
+    of less than 3 leaves nothing to draft."""
+    pieces = [tuple(text[i : i + most]) for text in ids for i in range(0, len(text), most)]
+    return [Text(piece, 1, group) for group, piece in enumerate(pieces) if len(piece) > 2]
 
 
 @dataclass(frozen=True)

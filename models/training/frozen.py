@@ -73,7 +73,8 @@ def host_name(folder: Path) -> str:
 
 
 class FrozenHost:
-    """The model of a folder, whose weights stay in their files. `bf16`: products in bfloat16."""
+    """The model of a folder, whose weights stay in their files. `bf16`: products in bfloat16.
+    `positions`: the most that it knows, 0 where it does not say."""
 
     def __init__(self, folder: Path, bf16: bool = False) -> None:
         """Raises CheckpointError where transformers cannot load the model, or its lm_head does not
@@ -86,6 +87,7 @@ class FrozenHost:
         self.folder, self.bf16, self.model = folder, bf16, opened[0]
         self.name = host_name(folder) + ("-bf16" if bf16 else "")
         self.config: Any = self.model.config.get_text_config(decoder=True)
+        self.positions = int(getattr(self.config, "max_position_embeddings", None) or 0)
         lm_head = self.model.get_output_embeddings()
         embedding = self.model.get_input_embeddings()
         if lm_head is None or embedding is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from graftline.errors import GraftlineError
+from graftline.memory import free_memory, give_back_memory
 from graftline.models.cache import place
 from graftline.models.host import Watch
 from graftline.models.training.answers import (
@@ -21,6 +23,7 @@ from graftline.models.training.answers import (
     Sampling,
     Text,
     collect,
+    plain_texts,
 )
 from graftline.models.training.clock import Clock
 from graftline.models.training.eagle import STEPS, Eagle
@@ -35,7 +38,9 @@ from graftline.models.training.trainer import Course, Settings, Trainer
 KINDS = ("medusa", "eagle")
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
-HELD_OUT, HELD_TOKENS = 0.05, 4096
+POSITIONS = 2048
+"""Tokens of a prompt and its answer together, or of a piece of a plain text, at most."""
+HELD_OUT, HELD_TOKENS = 0.05, 3072
 """The share of the texts that are held out, and at most so many tokens of them."""
 
 
@@ -51,13 +56,13 @@ class Head:
 @dataclass(frozen=True)
 class Data:
     """Where texts come from: `conversations` that `answerer` answers, whose name is `engine`, or
-    `texts` as they are."""
+    the ids of `texts` as they are (`answerer` None)."""
 
     conversations: Sequence[Conversation]
     answerer: Callable[[], Answerer] | None
     engine: str
     sampling: Sampling
-    texts: Sequence[Text] = ()
+    texts: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def _name(job: Job, host: FrozenHost) -> str:
     rows = [(one.system, one.turns, one.take) for one in data.conversations]
     words: list[Any] = [
         host.name, asdict(job.head), asdict(job.settings), job.minutes, data.engine,
-        asdict(data.sampling), rows, [t.ids for t in data.texts], str(job.out.absolute()),
+        asdict(data.sampling), rows, [list(ids) for ids in data.texts], str(job.out.absolute()),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
 
@@ -170,11 +175,14 @@ def _rows(
 def _texts(job: Job, host: FrozenHost, clock: Clock, say: Watch) -> list[Text]:
     data = job.data
     if data.answerer is None:
-        texts = list(data.texts)
+        texts = plain_texts(data.texts, min(POSITIONS, host.positions or POSITIONS))
     else:
         file = AnswerFile.open(place("training") / "answers" / f"{data.engine}.jsonl")
         until = ANSWERED
         texts = collect(data.conversations, data.answerer, file, data.sampling, clock, until, say)
+        gc.unfreeze()  # whoever loads an engine freezes what is alive; this one is not used again
+        gc.collect()
+        give_back_memory()
     most = max((max(text.ids) for text in texts), default=0)
     if most >= host.vocabulary:
         raise GraftlineError(
@@ -224,7 +232,18 @@ def _parted(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
     return [row for row in rows if row.group not in chosen], held_out
 
 
+COPIES = 6
+"""Of a learned weight: itself, its gradient, AdamW's two, the best so far, and what is written."""
+
+
 def _student(job: Job, host: FrozenHost) -> Student:
+    own = job.head.heads * host.lm_head.nbytes if job.head.form == "v1" else 0
+    if job.head.kind == "medusa" and COPIES * own > (free := free_memory()):
+        raise GraftlineError(
+            f"--form v1: {job.head.heads} matrices of {host.vocabulary} x {host.hidden} need "
+            f"{COPIES * own / 1e9:.1f} GB to be learned, and {free / 1e9:.1f} GB are free; leave "
+            "--form out (v2 shares the host's lm_head), or use fewer --heads"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.settings.seed)
         if job.head.kind == "eagle":

@@ -34,7 +34,7 @@ WARMUP, FLOOR = 0.05, 0.02
 """The learning rate rises over this share of the training, and falls to this share of itself."""
 CLIP = 1.0
 """The largest norm of a step's gradient."""
-LOOKS, PATIENCE, HALF = 12, 4, 0.5
+LOOKS, PATIENCE, HALF = 10, 4, 0.5
 """How often the held-out texts are looked at; how often without a gain before it ends, once half of
 it is over: the first looks may all find nothing."""
 KEEP = 60.0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from graftline.bundle.reader import Bundle
-from graftline.commands.conversations import pieces, read_conversations, read_texts
+from graftline.commands.conversations import read_conversations, read_texts
 from graftline.errors import RequestError
 from graftline.models.training.answers import Conversation
 from tests.commands.calling import call, refused
@@ -238,9 +238,3 @@ def test_the_forms_of_prompts(tmp_path: Path) -> None:
     assert read_texts(lines) == ["first\n\n second \nfirst\n"]
     with pytest.raises(RequestError, match="line 1: needs 'text'"):
         read_texts(file)
-
-
-def test_texts_are_cut_into_pieces() -> None:
-    assert pieces(["abcdefgh", "xy", "klm"], lambda text: list(map(ord, text)), 5) == [
-        tuple(map(ord, "abcde")), tuple(map(ord, "fgh")), tuple(map(ord, "klm")),
-    ]  # fmt: skip

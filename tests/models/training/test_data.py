@@ -24,6 +24,7 @@ from graftline.models.training.answers import (
     Sampling,
     Text,
     collect,
+    plain_texts,
 )
 from graftline.models.training.clock import Clock
 from graftline.models.training.frozen import FrozenHost, checkpoint_folder
@@ -312,3 +313,10 @@ def test_further_answers_are_sampled_and_held_out_with_the_first(tmp_path: Path)
         assert len(learned) == 57
     with pytest.raises(GraftlineError, match="all texts answer one prompt"):
         _parted([row for row in rows if row.group == rows[0].group], 0)
+
+
+def test_plain_texts_are_cut_into_pieces() -> None:
+    assert plain_texts([range(13), range(2), range(3)], 5) == [
+        Text((0, 1, 2, 3, 4), 1, 0), Text((5, 6, 7, 8, 9), 1, 1), Text((10, 11, 12), 1, 2),
+        Text((0, 1, 2), 1, 4),
+    ]  # fmt: skip

@@ -17,7 +17,6 @@ from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import open_head
 from graftline.models.training import run as module
 from graftline.models.training import trainer as steps
-from graftline.models.training.answers import Text
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.packs import pack
@@ -218,16 +217,24 @@ def test_too_few_texts_are_refused(job: MakeJob) -> None:
         train(replace(short, data=replace(short.data, engine="short")), silent)
 
 
+def test_matrices_that_the_memory_cannot_hold_are_refused(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "free_memory", lambda: 500_000)
+    with pytest.raises(GraftlineError, match=r"3 matrices of 260 x 32 need 0\.0 GB to be learned"):
+        train(job(form="v1"), silent)
+
+
 def test_tokens_of_another_model_are_refused(job: MakeJob) -> None:
     given = job()
-    data = replace(given.data, answerer=None, texts=[Text((1, 2, 300, 4), 1, 0)] * 2)
+    data = replace(given.data, answerer=None, texts=[(1, 2, 300, 4)] * 2)
     with pytest.raises(GraftlineError, match="hold the token 300, but host has 260"):
         train(replace(given, data=data), silent)
 
 
 def test_plain_texts_are_learned_as_they_are(job: MakeJob) -> None:
     given = job()
-    texts = [Text(tuple((i + k) % ROUND for k in range(30)), 1, i) for i in range(12)]
+    texts = [tuple((i + k) % ROUND for k in range(30)) for i in range(12)]
     data = replace(given.data, answerer=None, texts=texts)
     trained = train(replace(given, data=data), silent)
     assert trained.found is not None
