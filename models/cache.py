@@ -30,12 +30,17 @@ def fingerprint(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
+def place(kind: str) -> Path:
+    """Where things of a kind are kept: <cache>/graftline/<kind>."""
+    return Path(require("platformdirs").user_cache_dir("graftline")) / kind
+
+
 def cached(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     """The folder <cache>/graftline/<kind>/<key>, made by `build` if it is not there yet.
 
     Built under a temporary name and renamed, so a folder that exists is whole.
     """
-    parent = Path(require("platformdirs").user_cache_dir("graftline")) / kind
+    parent = place(kind)
     final = parent / key
     if final.is_dir():
         return final

@@ -30,24 +30,36 @@ from graftline.models.reference import (
 def transformers_model(folder: Path, dtypes: Iterable[ir.DataType], parameters: int) -> OwnModel:
     """The model of a Hugging Face folder in fp32, read by transformers. `dtypes` are those of its
     files: one alone is left where it lies, several are widened together."""
-    kinds = {dtype.name.lower() for dtype in dtypes}
+    known = set(dtypes)
 
     def run(feed: Feed, say: Watch) -> Own | str:
-        import torch
-
-        floats = {"float": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-        mapped = floats.get(next(iter(kinds))) if len(kinds) == 1 else None
-        if mapped is None and (short := _short(4 * parameters)):
-            return (
-                f"the checkpoint's own model, whose files hold {'+'.join(sorted(kinds))}, {short}"
-            )
-        with _silent():
-            try:
-                return _forward(folder, feed["tokens"], mapped or torch.float32, say)
-            finally:
-                gc.collect()  # modules are cycles, and hold their files mapped
+        try:
+            opened = own_module(folder, known, parameters)
+            return opened if isinstance(opened, str) else _answer(*opened, feed["tokens"], say)
+        finally:
+            gc.collect()  # modules are cycles, and hold their files mapped
 
     return run
+
+
+def own_module(
+    folder: Path, dtypes: Iterable[ir.DataType], parameters: int
+) -> tuple[Any, list[Unit]] | str:
+    """The model of a folder as a torch module whose weights stay in their files and are widened
+    block by block while it runs, and its blocks; or why it cannot be opened here."""
+    import torch
+
+    kinds = {dtype.name.lower() for dtype in dtypes}
+    floats = {"float": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    mapped = floats.get(next(iter(kinds))) if len(kinds) == 1 else None
+    if mapped is None and (short := _short(4 * parameters)):
+        return f"the checkpoint's own model, whose files hold {'+'.join(sorted(kinds))}, {short}"
+    with silenced():
+        return _open(folder, mapped or torch.float32)
+
+
+Unit = tuple[Any, bool]
+"""A module whose parameters are widened together, and whether those below it are too."""
 
 
 def _short(need: float) -> str:
@@ -58,8 +70,7 @@ def _short(need: float) -> str:
     return f"needs {need / 1e9:.1f} GB in fp32, half of the free memory is {free / 1e9:.1f} GB"
 
 
-def _forward(folder: Path, tokens: Ints, dtype: Any, say: Watch) -> Own | str:
-    import torch
+def _open(folder: Path, dtype: Any) -> tuple[Any, list[Unit]] | str:
     import transformers
 
     family: Any = transformers.AutoModelForCausalLM
@@ -79,10 +90,7 @@ def _forward(folder: Path, tokens: Ints, dtype: Any, say: Watch) -> Own | str:
         return f"the largest block of the checkpoint's own model {short}"
     for unit, deep in [*layers, *others]:
         _widen(unit, deep)
-    try:
-        return _run(model.eval(), layers, torch.from_numpy(tokens.copy()), say)
-    except Exception as error:  # and whatever its models do
-        return f"transformers cannot run the checkpoint's own model ({first_line(error)})"
+    return model.eval(), layers
 
 
 def _unfilled(family: Any, folder: Path, stored: Any) -> Any:
@@ -103,10 +111,6 @@ def _take_weights(model: Any, stored: Any) -> None:
         module._parameters.update(given._parameters)
         for key in module._buffers.keys() - module._non_persistent_buffers_set:
             module._buffers[key] = _wide(given._buffers[key])
-
-
-Unit = tuple[Any, bool]
-"""A module whose parameters are widened together, and whether those below it are too."""
 
 
 def _units(model: Any) -> tuple[list[Unit], list[Unit]]:
@@ -151,6 +155,16 @@ def _widen(unit: Any, deep: bool) -> None:
     unit.register_forward_hook(after)
 
 
+def _answer(model: Any, layers: list[Unit], tokens: Ints, say: Watch) -> Own | str:
+    import torch
+
+    try:
+        with silenced():
+            return _run(model, layers, torch.from_numpy(tokens.copy()), say)
+    except Exception as error:  # transformers' models raise whatever they do
+        return f"transformers cannot run the checkpoint's own model ({first_line(error)})"
+
+
 def _run(model: Any, layers: list[Unit], ids: Any, say: Watch) -> Own:
     import torch
 
@@ -177,7 +191,7 @@ def _run(model: Any, layers: list[Unit], ids: Any, say: Watch) -> Own:
 
 
 @contextmanager
-def _silent() -> Generator[None]:
+def silenced() -> Generator[None]:
     """transformers without its warnings and progress bars, as it was before afterwards."""
     from transformers.utils import logging
 

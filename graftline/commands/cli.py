@@ -25,6 +25,7 @@ from graftline.commands import (
     pack,
     run,
     screen,
+    train,
     tune,
 )
 from graftline.errors import GraftlineError
@@ -171,6 +172,7 @@ for command in (
     run.run,
     bench.bench,
     tune.tune,
+    train.train,
     inspect.inspect,
     check.check,
     pack.pack,

@@ -295,6 +295,70 @@ TuneRecipes = Annotated[
 ]
 TuneTokens = Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")]
 
+# --- what `train` makes
+
+HeadKind = Annotated[str, typer.Argument(metavar="KIND", help="medusa or eagle.")]
+CheckpointOrBundle = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT|BUNDLE",
+        help="The host: a Hugging Face folder or a .gguf file, or a bundle built from one, which "
+        "then answers the prompts.",
+    ),
+]
+TrainPrompts = Annotated[
+    Path,
+    typer.Option(
+        metavar="FILE",
+        help="The prompts: .jsonl with turns, prompt, text or messages in each line, or .txt with "
+        "a prompt in each line.",
+    ),
+]
+HeadFolder = Annotated[Path, typer.Option("-o", "--out", help="The folder of the head to write.")]
+PlainText = Annotated[
+    bool,
+    typer.Option(
+        "--text", help="FILE holds texts to learn as they are: nothing is answered. .txt: one text."
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Time for all of it, data included; default: 20, or no limit with --steps."),
+]
+TrainSteps = Annotated[
+    int | None,
+    typer.Option(help="Steps of training: the same bytes again, on the same number of threads."),
+]
+TrainSeed = Annotated[int, typer.Option(min=0, help="Random seed of data and training.")]
+Heads = Annotated[
+    int | None, typer.Option(min=1, max=16, help="Heads of Medusa: tokens drafted. Default: 3.")
+]
+MedusaForm = Annotated[
+    str | None,
+    typer.Option(
+        metavar="v1|v2",
+        help="Medusa: v2 shares the host's lm_head (small, the default); v1 has one for each head.",
+    ),
+]
+AnswerDtype = Annotated[
+    str,
+    typer.Option(help="Precision of the engine that answers, where none is given as a bundle."),
+]
+TrainTokens = Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")]
+TrainAnswers = Annotated[
+    int, typer.Option(min=1, help="Answers to each prompt; from the second on all are sampled.")
+]
+LearningRate = Annotated[float, typer.Option(help="The highest learning rate.")]
+Optimizer = Annotated[
+    str, typer.Option(help="adamw, or muon: Muon for the layers' matrices and AdamW for the rest.")
+]
+TrainPrecision = Annotated[
+    str,
+    typer.Option(
+        metavar="fp32|bf16", help="bf16: products in bfloat16, where the processor has it: faster."
+    ),
+]
+
 # --- what `inspect` shows and `pack` writes
 
 ShownStage = Annotated[

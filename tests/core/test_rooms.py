@@ -31,9 +31,9 @@ HEAVY: dict[str, tuple[str, ...]] = {
 }
 """Where a room imports a heavy library: ONNX Runtime's quantizers are no session."""
 LATE = ("torch", "transformers", "tensorrt", "tensorrt_rtx", "cuda")
-"""Libraries that the base install lacks: imported inside functions only, but for the export, which
-nobody opens without torch, and kernels."""
-WITH_THEM = ("models/export", "plugins/kernels")
+"""Libraries that the base install lacks: imported inside functions only, but for the export and the
+training, which nobody opens without torch, and kernels."""
+WITH_THEM = ("models/export", "models/training", "plugins/kernels")
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

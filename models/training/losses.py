@@ -1,0 +1,80 @@
+"""What a draft is learned by: the host's distribution over a part of the vocabulary.
+
+The scores of a whole vocabulary cost more than the rest of a small head. A step scores the tokens
+that its texts speak of, and a random sample of the others, each standing for as many as were left
+out: the sum over the vocabulary is estimated without bias.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import log_softmax
+
+LIKELY = 8
+"""Of the host's best tokens at a position, those that are scored in any case."""
+CE, VARIATION = 0.1, 0.9
+"""Weights of cross-entropy and total variation once the distributions are near each other."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The C tokens that a step scores: their ids [C], what is added to their scores [C], and the
+    place of every id of the vocabulary among them [V], -1 for none."""
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    places: torch.Tensor
+
+    @classmethod
+    def choose(
+        cls, spoken: torch.Tensor, vocabulary: int, most: int, random: torch.Generator
+    ) -> Scored:
+        """`spoken` ids, and others up to `most` in all."""
+        known = torch.unique(spoken)
+        rest = torch.ones(vocabulary, dtype=torch.bool)
+        rest[known] = False
+        others = rest.nonzero()[:, 0]
+        count = min(max(most - len(known), 0), len(others))
+        if count < len(others):
+            others = others[torch.randperm(len(others), generator=random)[:count]]
+        ids = torch.cat([known, others])
+        weights = torch.zeros(len(ids))
+        if count:
+            weights[len(known) :] = math.log((vocabulary - len(known)) / count)
+        places = torch.full((vocabulary,), -1)
+        places[ids] = torch.arange(len(ids))
+        return cls(ids, weights, places)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What R drafts are to be: the host's best tokens and their log-probabilities [R, K], and the
+    token that followed [R]."""
+
+    best: torch.Tensor
+    scores: torch.Tensor
+    token: torch.Tensor
+
+
+def draft_loss(logits: torch.Tensor, wanted: Wanted, scored: Scored, cold: bool) -> torch.Tensor:
+    """The loss of drafts with logits [R, C]: `cold`, KL divergence over the host's best tokens;
+    then CE of the token that followed and total variation, which is 1 - acceptance."""
+    logs = log_softmax(logits.float() + scored.weights, dim=-1)
+    places = scored.places[wanted.best]
+    there = places >= 0
+    ours = logs.gather(-1, places.clamp_min(0))
+    theirs = torch.where(there, wanted.scores.exp(), 0.0)
+    if cold:
+        share = theirs / theirs.sum(-1, keepdim=True)
+        entropy = torch.special.entr(share).sum(-1)
+        return -(share * ours).sum(-1).mean() - entropy.mean()
+    shared = torch.minimum(theirs, torch.where(there, ours.exp(), 0.0)).sum(-1)
+    others = torch.minimum(
+        1 - theirs.sum(-1), 1 - torch.where(there, ours.exp(), 0.0).sum(-1)
+    ).clamp_min(0)
+    token = scored.places[wanted.token]
+    entropy = -logs.gather(-1, token[:, None])[:, 0]
+    return (CE * entropy + VARIATION * (1 - shared - others)).mean()

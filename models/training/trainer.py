@@ -1,0 +1,273 @@
+"""The steps of a training: the same ones again, wherever it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graftline.errors import GraftlineError
+from graftline.interrupts import uninterrupted
+from graftline.models.host import Watch
+from graftline.models.training.clock import Clock, left
+from graftline.models.training.losses import Scored
+from graftline.models.training.packs import Order, pack
+from graftline.models.training.rows import Row
+from graftline.models.training.student import (
+    Acceptance,
+    Student,
+    acceptance,
+    loss_of,
+    spoken,
+)
+from graftline.models.training.tensor_file import damaged, read_tensors, write_tensors
+
+COLD = 0.2
+"""The share of a training that learns by KL divergence: total variation says nothing from cold."""
+WARMUP, FLOOR = 0.05, 0.02
+"""The learning rate rises over this share of the training, and falls to this share of itself."""
+CLIP = 1.0
+"""The largest norm of a step's gradient."""
+LOOKS, PATIENCE, HALF = 10, 4, 0.5
+"""How often the held-out texts are looked at; how often without a gain before it ends, once half of
+it is over: the first looks may all find nothing."""
+KEEP = 60.0
+"""Seconds between two checkpoints."""
+END = 0.97
+"""The share of the time that training may take it to; the rest is for writing."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a head is trained. `steps` None: as many as the time allows. A step reads up to `tokens`
+    positions, and scores up to `scored` tokens of the vocabulary."""
+
+    steps: int | None = None
+    seed: int = 0
+    rate: float = 1e-3
+    optimizer: str = "adamw"
+    bf16: bool = False
+    tokens: int = 2048
+    scored: int = 8192
+
+
+@dataclass
+class Course:
+    """How far a training is. `looks`: (step, loss, reached, right) each time the held-out texts
+    were looked at; `best` is the place among them of the weights that are kept."""
+
+    step: int = 0
+    began: float = 0.0
+    marks: int = 0
+    loss: float = 0.0
+    looks: list[tuple[int, float, list[int], list[int]]] = field(
+        default_factory=list[tuple[int, float, list[int], list[int]]]
+    )
+    best: int = -1
+    ended: str = ""
+
+    def acceptance(self, look: int) -> Acceptance:
+        """What was found at a look."""
+        _, _, reached, right = self.looks[look]
+        return Acceptance(tuple(reached), tuple(right))
+
+
+class Trainer:
+    """One head's training on rows of texts, with others held out; its state lies at `path`."""
+
+    def __init__(
+        self,
+        student: Student,
+        rows: Sequence[Row],
+        held_out: Sequence[Row],
+        settings: Settings,
+        path: Path,
+        clock: Clock,
+    ) -> None:
+        """Goes on where a state at `path` stopped. Raises CheckpointError where it is damaged."""
+        self.student, self.rows, self.settings = student, rows, settings
+        self.path, self.clock = path, clock
+        self.order = Order([len(row) for row in rows], settings.tokens, settings.seed)
+        sorted_out = sorted(held_out, key=len)
+        self.held_out = [pack([row]) for row in sorted_out]
+        self.parameters = {
+            name: p for name, p in student.module.named_parameters() if p.requires_grad
+        }
+        self.optimizers = _optimizers(self.parameters, settings)
+        self.course = Course(began=clock.spent)
+        self.best: dict[str, torch.Tensor] = {}
+        self._kept = time.monotonic()
+        if path.exists():
+            self._resume()
+
+    def run(self, say: Watch) -> Course:
+        """Train to the end, and leave the best weights in the student. Raises KeyboardInterrupt at
+        the end of the step in which it came, when the state has been kept."""
+        course = self.course
+        try:
+            while not course.ended:
+                if int(self.progress * LOOKS) > course.marks:
+                    self._look(say)
+                    continue
+                if self.progress >= 1.0:
+                    course.ended = "all steps" if self._counts else "the time is over"
+                    break
+                if self.clock.past(END):
+                    self._look(say)
+                    course.ended = "the time is over"
+                    break
+                with uninterrupted():
+                    self._step()
+                if time.monotonic() - self._kept > KEEP:
+                    self.keep()
+        except KeyboardInterrupt:
+            self.keep()
+            self._leave_best()
+            raise
+        self.keep()
+        self._leave_best()
+        return course
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done."""
+        if self._counts:
+            return self.course.step / (self.settings.steps or 1)
+        end = self.clock.until(END) or 0.0
+        whole = self.clock.spent + end - self.course.began
+        return 1.0 if whole <= 0 else (self.clock.spent - self.course.began) / whole
+
+    @property
+    def _counts(self) -> bool:
+        return self.settings.steps is not None
+
+    def _step(self) -> None:
+        course, settings = self.course, self.settings
+        random = torch.Generator().manual_seed(settings.seed * 1_000_003 + course.step)
+        texts = pack([self.rows[i] for i in self.order.at(course.step)])
+        chosen = Scored.choose(spoken(texts), self.student.vocabulary, settings.scored, random)
+        progress = self.progress
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate * _slope(progress)
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+            loss = loss_of(self.student, texts, chosen, progress < COLD)
+        if loss.requires_grad:  # a pack of texts too short to draft in teaches nothing
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
+            for optimizer in self.optimizers:
+                optimizer.step()
+        course.step += 1
+        course.loss += (float(loss.detach()) - course.loss) / min(course.step, 20)
+        if not math.isfinite(course.loss):
+            raise GraftlineError(
+                f"the loss is not finite at step {course.step}; use a lower --learning-rate"
+            )
+
+    def _look(self, say: Watch) -> None:
+        """Look at the held-out texts; keep the weights where they are the best so far."""
+        course, progress = self.course, self.progress
+        found = [acceptance(self.student, one) for one in self.held_out]
+        total = sum(found[1:], found[0])
+        with uninterrupted():
+            self._note(total, progress)
+        spent = self.clock.spent - course.began
+        todo = spent / progress * (1 - progress) if progress else 0.0
+        of = f" of {self.settings.steps}" if self._counts else ""
+        say(
+            f"training: step {course.step}{of}, loss {course.loss:.3f}, held-out acceptance "
+            f"{total}, {left(todo)} left"
+        )
+
+    def _note(self, total: Acceptance, progress: float) -> None:
+        course = self.course
+        course.looks.append((course.step, course.loss, list(total.reached), list(total.right)))
+        course.marks = int(progress * LOOKS)
+        last = len(course.looks) - 1
+        if course.best < 0 or total.tokens > course.acceptance(course.best).tokens:
+            course.best = last
+            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        elif progress > HALF and total.right[0] and last - course.best >= PATIENCE:
+            course.ended = f"no better in {PATIENCE} looks at the held-out texts"
+
+    def _leave_best(self) -> None:
+        with torch.no_grad():
+            for name, value in self.best.items():
+                self.parameters[name].copy_(value)
+
+    def keep(self) -> None:
+        """Write the state, whole or not at all. Raises GraftlineError on a full disk."""
+        with uninterrupted():
+            tensors = {f"now.{name}": p for name, p in self.parameters.items()}
+            tensors |= {f"best.{name}": value for name, value in self.best.items()}
+            for number, optimizer in enumerate(self.optimizers):
+                for place, p in enumerate(optimizer.param_groups[0]["params"]):
+                    for key, value in optimizer.state[p].items():
+                        tensors[f"optimizer.{number}.{place}.{key}"] = value
+            arrays = {name: value.detach().numpy() for name, value in tensors.items()}
+            write_tensors(self.path, arrays, {"course": json.dumps(vars(self.course))})
+            self.clock.keep()
+            self._kept = time.monotonic()
+
+    def _resume(self) -> None:
+        arrays, notes = read_tensors(self.path)
+        tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+        course = json.loads(notes["course"])
+        course["looks"] = [(a, b, c, d) for a, b, c, d in course["looks"]]
+        self.course = Course(**course)
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                if f"now.{name}" not in tensors or tensors[f"now.{name}"].shape != p.shape:
+                    raise damaged(self.path, f"'{name}' is not in it as it was written")
+                p.copy_(tensors[f"now.{name}"])
+        self.best = {
+            name.removeprefix("best."): value
+            for name, value in tensors.items()
+            if name.startswith("best.")
+        }
+        for number, optimizer in enumerate(self.optimizers):
+            for place, p in enumerate(optimizer.param_groups[0]["params"]):
+                start = f"optimizer.{number}.{place}."
+                state = {
+                    name.removeprefix(start): value
+                    for name, value in tensors.items()
+                    if name.startswith(start)
+                }
+                if state:
+                    optimizer.state[p] = state
+
+
+def _optimizers(
+    parameters: Mapping[str, torch.nn.Parameter], settings: Settings
+) -> list[torch.optim.Optimizer]:
+    """AdamW; or Muon for the matrices of layers, and AdamW for the rest."""
+    flat = [p for name, p in parameters.items() if not _is_layer(name, p)]
+    layers = [p for name, p in parameters.items() if _is_layer(name, p)]
+    made: list[torch.optim.Optimizer] = []
+    options: dict[str, Any] = {"lr": settings.rate, "weight_decay": 0.01}
+    if settings.optimizer == "muon" and layers:
+        made.append(torch.optim.Muon(layers, adjust_lr_fn="match_rms_adamw", **options))
+        layers = []
+    if flat or layers:
+        made.append(torch.optim.AdamW([*flat, *layers], betas=(0.9, 0.95), **options))
+    return made
+
+
+def _is_layer(name: str, parameter: torch.nn.Parameter) -> bool:
+    """A layer's matrix, and no table over the vocabulary."""
+    return parameter.ndim == 2 and not name.startswith("own.")
+
+
+def _slope(progress: float) -> float:
+    """The learning rate's share: a rise, then half a cosine."""
+    if progress < WARMUP:
+        return max(progress / WARMUP, 0.1)
+    share = (progress - WARMUP) / (1 - WARMUP)
+    return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
