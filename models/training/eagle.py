@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
+from graftline.models.export.eagle_module import EagleBlock, EagleDecoder, EagleShape
 from graftline.models.heads.block import Block, Rope
-from graftline.models.heads.module import EagleBlock, EagleDecoder, EagleShape
 from graftline.models.hf import facts_of
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.packs import Pack

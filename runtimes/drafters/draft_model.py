@@ -23,8 +23,6 @@ from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Draws, Tree
 
-_CLASSES = 4
-"""Classes of how sure the target was of its last token."""
 _GOES_ON = 0.65
 """Chance, as first believed, that a length policy takes one more token."""
 
