@@ -65,10 +65,11 @@ class FeatureReader(Reader):
         self._states.append(scores.hidden[0, place].copy())
         return super().guess(scores, place, sampling, exact)
 
-    def _call(self, start: int, part: Sequence[int], asked: int) -> Read:
-        seat, base = self.seat, len(self.tokens)
+    def read(self, ahead: Sequence[int]) -> Read:
+        read, base = super().read(ahead), len(self.tokens)
+        start, count = read.start, len(read.tokens)
         known = self._features[start - self._first : base - self._first]
-        drafted = self._states[max(start - base, 0) : start - base + len(part)]
+        drafted = self._states[max(start - base, 0) : start - base + count]
         features = np.concatenate([known, np.stack(drafted)]) if drafted else known
-        assert len(features) == len(part)
-        return FeatureRead(self.engine, seat, start, part, asked, features=features)
+        assert len(features) == count, "every token that is read has a feature"
+        return FeatureRead(self.engine, self.seat, start, read.tokens, features=features)
