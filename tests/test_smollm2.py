@@ -10,6 +10,7 @@ import pytest
 
 import graftline
 from graftline.build.check import check
+from graftline.bundle.reader import Bundle
 from graftline.errors import BundleError
 from graftline.runtimes.engine import Engine
 
@@ -37,6 +38,12 @@ def engine(bundle: Path) -> Engine:
 @pytest.fixture(scope="module")
 def plain(engine: Engine) -> list[list[int]]:
     return [tokens(engine, p, recipe="plain") for p in PROMPTS]
+
+
+def test_the_file_is_what_the_bundle_says(bundle: Path, smollm2_gguf: Path) -> None:
+    facts = Bundle.open(bundle).manifest.facts
+    assert (facts.layers, facts.source) == (30, smollm2_gguf.name)
+    assert (bundle / "tokenizer" / "tokenizer.json").is_file()
 
 
 def tokens(engine: Engine, prompt: str, **options: Any) -> list[int]:
