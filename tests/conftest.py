@@ -19,7 +19,8 @@ from tests.exports import Exports
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
 EXPORTING = {
-    "test_families.py", "test_user_onnx.py", "models/test_checkpoint.py", "models/test_families.py",
+    "test_families.py", "test_fused_smollm2.py", "test_smollm2.py", "test_user_onnx.py",
+    "models/test_checkpoint.py", "models/test_families.py",
     "models/test_folder_files.py", "models/test_folder_forms.py", "models/test_gguf_files.py",
     "models/test_mask_token.py", "models/test_onnx_files.py", "models/test_stamp.py",
     "passes/canonical/test_canonicalize_exports.py",
@@ -54,6 +55,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             if file.removeprefix("tests/") not in EXPORTING:
                 return file
+            if "smollm2" in file:
+                return "exports of smollm2"
             parameter = nodeid.partition("[")[2]
             named = [name for name in (*FAMILIES, *FURTHER) if parameter.startswith(name)]
             return f"exports of {max(named, key=len, default='llama')}"
@@ -132,6 +135,17 @@ def smollm2(smollm2_gguf: Path) -> Path:
     from graftline.models.gguf.file import GgufCheckpoint
 
     return GgufCheckpoint(smollm2_gguf).folder()
+
+
+@pytest.fixture(scope="module")
+def no_measuring() -> Iterator[None]:
+    """`load` takes FINDINGS.md's costs of an int4 step: measuring a real model's takes a minute."""
+    chain = {1: 6.9, 2: 9.6, 3: 11.8, 4: 13.9, 6: 18.5, 8: 22.9, 16: 41.1, 32: 78.0}
+    tree = {1: 8.6, 2: 11.6, 4: 16.5, 8: 25.5, 16: 44.0, 32: 83.7}
+    table = {"chain": chain, "tree": tree, "far_chain": {}, "far_tree": {}, "batch": {}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("graftline.runtimes.load.measure_costs", lambda *session: table)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,6 @@ import pytest
 
 from graftline.models.tiny import FAMILIES, FURTHER
 
-LARGEST = 10_000_000
-"""Parameters of a model whose export is kept."""
 UNREAD = ("dtype", "_name_or_path", "transformers_version")
 """Of a config; no graph depends on them."""
 
@@ -40,8 +38,6 @@ class Exports:
         real: Callable[..., Any] = export.export
 
         def once(model: Any, watch: Callable[[str], None]) -> Any:
-            if sum(p.numel() for p in model.parameters()) > LARGEST:
-                return real(model, watch)
             key = _key(model)
             if key not in self.kept:
                 self.kept[key] = real(model, watch)

@@ -22,8 +22,12 @@ from graftline.tree import Tree
 from tests.exports import wide
 from tests.rounding import sum_tolerance
 
-UNFUSED = ("llama", "mistral", "qwen3", "gemma2", "gemma3_text", "gpt2", "falcon", "bloom")
-"""Between them every kind of canonical Attention of FAMILIES, and every operator around it."""
+UNFUSED = (
+    "llama", "mistral", "qwen3", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "falcon", "bloom",
+    "cohere",
+)  # fmt: skip
+"""Between them every kind of canonical Attention and RotaryEmbedding of FAMILIES, by attributes,
+mask and the operators around it."""
 BLOCK = 2 * 64 + 16 + 2 * 40 + 64 + 2 * 64 + 80
 """Additions on the way through a block at most: its projections, norms and 40 keys."""
 

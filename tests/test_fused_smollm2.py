@@ -17,7 +17,9 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="module")
-def engine(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def engine(
+    smollm2: Path, no_measuring: None, tmp_path_factory: pytest.TempPathFactory
+) -> Engine:
     out = tmp_path_factory.mktemp("smollm2") / "fused.graft"
     made = graftline.optimize(smollm2, out, recipe="token-recycling", step="fused")
     laws = {w.law: w.text for w in made.manifest.laws if w.graft == "fused"}

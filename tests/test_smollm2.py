@@ -115,8 +115,9 @@ def test_one_flipped_byte_is_refused(bundle: Path) -> None:
 
 @pytest.fixture(scope="module", params=["int4", "int8"])
 def quantized(
-    request: pytest.FixtureRequest, smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Engine:
+    request: pytest.FixtureRequest, smollm2_gguf: Path, no_measuring: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Engine:  # fmt: skip
     out = tmp_path_factory.mktemp("smollm2") / f"{request.param}.graft"
     made = graftline.optimize(smollm2_gguf, out, dtype=request.param)
     quality = made.manifest.quality
