@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,11 @@ EXPORTING = {
     "passes/canonical/test_canonicalize_exports.py",
 }  # fmt: skip
 """Files whose tests export the same tiny models: of a family, each is exported once."""
+LONGEST = (
+    "exports of smollm2", "mutants/test_mutants.py", "build/tensorrt/test_build_tensorrt.py",
+    "generated/test_generated.py", "core/test_readme.py", "exports of llama",
+    "core/test_gpu_step.py", "kinds/test_proof.py",
+)  # fmt: skip
 FREEZE = gc.freeze
 
 
@@ -45,23 +51,37 @@ def pytest_configure() -> None:
     gc.freeze = _as_before
 
 
+def _together(test: str) -> str:
+    """What one process runs as a whole: files, and of those of EXPORTING all tests of a family."""
+    file = test.partition("::")[0].removeprefix("tests/")
+    if file not in EXPORTING:
+        return file
+    if "smollm2" in file:
+        return "exports of smollm2"
+    parameter = test.partition("[")[2]
+    named = [name for name in (*FAMILIES, *FURTHER) if parameter.startswith(name)]
+    return f"exports of {max(named, key=len, default='llama')}"
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`-n 2` gives a process whole files, and of those of EXPORTING all tests of a family."""
+    """`-n 2` gives a process what belongs together, in the order of the collection."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class WholeFiles(LoadScopeScheduling):
+    class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            if file.removeprefix("tests/") not in EXPORTING:
-                return file
-            if "smollm2" in file:
-                return "exports of smollm2"
-            parameter = nodeid.partition("[")[2]
-            named = [name for name in (*FAMILIES, *FURTHER) if parameter.startswith(name)]
-            return f"exports of {max(named, key=len, default='llama')}"
+            return _together(nodeid)
 
-    return WholeFiles(config, log)
+    config.option.loadscopereorder = False
+    return Together(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes none waits at the end for another: LONGEST first, then by number."""
+    if hasattr(config, "workerinput"):
+        count = Counter(_together(item.nodeid) for item in items)
+        late = {name: place - len(LONGEST) for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda i: (late.get(key := _together(i.nodeid), 0), -count[key], key))
 
 
 def pytest_unconfigure() -> None:
