@@ -20,11 +20,10 @@ from tests.exports import Exports
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
 EXPORTING = {
-    "test_families.py", "test_fused_smollm2.py", "test_smollm2.py", "test_user_onnx.py",
-    "models/test_checkpoint.py", "models/test_families.py",
-    "models/test_folder_files.py", "models/test_folder_forms.py", "models/test_gguf_files.py",
-    "models/test_mask_token.py", "models/test_onnx_files.py", "models/test_stamp.py",
-    "passes/canonical/test_canonicalize_exports.py",
+    "test_families.py", "test_smollm2.py", "test_user_onnx.py", "models/test_checkpoint.py",
+    "models/test_families.py", "models/test_folder_files.py", "models/test_folder_forms.py",
+    "models/test_gguf_files.py", "models/test_mask_token.py", "models/test_onnx_files.py",
+    "models/test_stamp.py", "passes/canonical/test_canonicalize_exports.py",
 }  # fmt: skip
 """Files whose tests export the same tiny models: of a family, each is exported once."""
 LONGEST = (

@@ -25,14 +25,25 @@ COUNT = 40
 
 @pytest.fixture(scope="module")
 def bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a fused step beside the host's, so that one bundle serves both."""
     out = tmp_path_factory.mktemp("smollm2") / "fp32.graft"
-    graftline.optimize(smollm2_gguf, out)
+    made = graftline.optimize(smollm2_gguf, out, recipe="token-recycling", step="fused")
+    laws = {w.law: w.text for w in made.manifest.laws if w.graft == "fused"}
+    assert laws["fused"].startswith("24 steps")
     return out
 
 
 @pytest.fixture(scope="module")
 def engine(bundle: Path) -> Engine:
     return graftline.load(bundle, capacity=512)
+
+
+@pytest.fixture(scope="module")
+def fused(bundle: Path) -> Engine:
+    """The whole tree in every step, however busy the machine is."""
+    loaded = graftline.load(bundle, step="fused", capacity=512)
+    loaded._costs = None
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +98,17 @@ def test_plain_is_what_transformers_decodes(
         for at in np.flatnonzero(logits.argmax(-1).numpy() != np.asarray(ours)):
             gap = float(best[at, 0] - best[at, 1])
             assert gap < 1e-3, f"token {at} differs where the two best are {gap:.3g} apart"
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "min_p": 0.05, "seed": 5}])
+def test_fused_steps_give_plains_tokens(fused: Engine, options: dict[str, Any]) -> None:
+    """One engine call per step, and the host's very tokens."""
+    asked = {"max_new_tokens": COUNT, "ignore_eos": True, **options}
+    plain: Any = fused.generate(list(PROMPTS[1:]), recipe="plain", step="host", **asked)
+    found: Any = fused.generate(list(PROMPTS[1:]), **asked)
+    assert [r.tokens for r in found] == [r.tokens for r in plain]
+    assert [r.text for r in found] == [r.text for r in plain]
+    assert all(r.stats.lossless and r.stats.steps < COUNT - 2 for r in found)
 
 
 def test_streamed_pieces_are_the_text(engine: Engine) -> None:
