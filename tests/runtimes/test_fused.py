@@ -219,6 +219,14 @@ def test_the_last_slot_and_the_last_position_are_used(grouped: Opened) -> None:
         engine_of(grouped).generate(prompt, step="fused", max_new_tokens=CAPACITY)
 
 
+def test_what_has_ended_holds_nothing_of_its_maker(grouped: Opened) -> None:
+    """Else only a collection would find a dropped engine."""
+    begun = engine_of(grouped).submit([5, 6, 7], max_new_tokens=4, step="fused")
+    assert begun._generation.one.outfit is not None
+    begun.wait()
+    assert begun._generation.one.outfit is None
+
+
 def test_the_table_outlives_a_request(
     prompts: list[list[int]], tmp_path: Path
 ) -> None:
