@@ -29,6 +29,11 @@ PARTIAL = {
 }
 LOCAL = {"sliding_window": 8}
 TWO = {"num_hidden_layers": 2}
+THREE_TO_ONE = {
+    "num_hidden_layers": 5,
+    "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention",
+                    "full_attention", "sliding_attention"],
+}  # fmt: skip
 MIXED = {**TWO, **LOCAL, "layer_types": ["sliding_attention", "full_attention"]}
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -37,7 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": HEAD,
     "gemma2": {**HEAD, **LOCAL, "query_pre_attn_scalar": 12, "num_hidden_layers": 4},
-    "gemma3_text": {**HEAD, **LOCAL, "query_pre_attn_scalar": 12, "num_hidden_layers": 8},
+    "gemma3_text": {**HEAD, **LOCAL, "query_pre_attn_scalar": 12, **THREE_TO_ONE},
     "phi3": {},
     "gpt2": {"n_embd": 48, "n_head": 4, "n_layer": 3, "n_positions": 128, "n_inner": 80},
     "gpt_neox": PARTIAL,

@@ -6,50 +6,92 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from graftline.models.tiny import FAMILIES, FURTHER
 from tests.exports import Exports
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
 EXPORTING = {
-    "test_families.py", "models/test_checkpoint.py", "models/test_families.py",
-    "models/test_folder_files.py", "models/test_folder_forms.py", "models/test_gguf_files.py",
-    "models/test_mask_token.py", "models/test_onnx_files.py",
-    "passes/canonical/test_canonicalize_exports.py",
+    "test_families.py", "test_smollm2.py", "test_user_onnx.py", "models/test_checkpoint.py",
+    "models/test_families.py", "models/test_folder_files.py", "models/test_folder_forms.py",
+    "models/test_gguf_files.py", "models/test_mask_token.py", "models/test_onnx_files.py",
+    "models/test_stamp.py", "passes/canonical/test_canonicalize_exports.py",
 }  # fmt: skip
-"""Files whose tests export the same tiny models: in one process each is exported once."""
+"""Files whose tests export the same tiny models: of a family, each is exported once."""
+LONGEST = (
+    "exports of smollm2", "mutants/test_mutants.py", "build/tensorrt/test_build_tensorrt.py",
+    "generated/test_generated.py", "core/test_readme.py", "exports of llama",
+    "core/test_gpu_step.py", "kinds/test_proof.py",
+)  # fmt: skip
+FREEZE = gc.freeze
 
 
 def _name(path: Path) -> str:
     return path.relative_to(Path(__file__).parent).as_posix()
 
 
+def _as_before() -> None:
+    """In place of `gc.freeze`: `load` freezes what is alive, and tests would keep it all."""
+
+
 def pytest_configure() -> None:
-    """Processes that tests start read our modules compiled, as a user's do."""
+    """Processes that tests start read our modules compiled, as a user's do; and what is collected
+    when is a matter of this file: it took a sixth of all time."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    gc.set_threshold(50_000, 20, 20)
+    gc.freeze = _as_before
+
+
+def _together(test: str) -> str:
+    """What one process runs as a whole: files, and of those of EXPORTING all tests of a family."""
+    file = test.partition("::")[0].removeprefix("tests/")
+    if file not in EXPORTING:
+        return file
+    if "smollm2" in file:
+        return "exports of smollm2"
+    parameter = test.partition("[")[2]
+    named = [name for name in (*FAMILIES, *FURTHER) if parameter.startswith(name)]
+    return f"exports of {max(named, key=len, default='llama')}"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`-n 2` gives a process whole files, and those of EXPORTING together, the largest first."""
+    """`-n 2` gives a process what belongs together, in the order of the collection."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class WholeFiles(LoadScopeScheduling):
+    class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "exporting" if file.removeprefix("tests/") in EXPORTING else file
+            return _together(nodeid)
 
-    return WholeFiles(config, log)
+    config.option.loadscopereorder = False
+    return Together(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes none waits at the end for another: LONGEST first, then by number."""
+    if hasattr(config, "workerinput"):
+        count = Counter(_together(item.nodeid) for item in items)
+        late = {name: place - len(LONGEST) for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda i: (late.get(key := _together(i.nodeid), 0), -count[key], key))
+
+
+def pytest_unconfigure() -> None:
+    """Libraries look for what they leak when the interpreter ends."""
+    gc.unfreeze()
 
 
 def pytest_collection_finish() -> None:
     """What is loaded stays: a full collection, of which tests cause hundreds, leaves it alone."""
     gc.collect()
-    gc.freeze()
+    FREEZE()
 
 
 @pytest.fixture
@@ -62,24 +104,38 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kept_exports() -> Exports:
-    """What torch exported in this process."""
+    """What torch exported in this process; torch itself is frozen with what it imports."""
+    import_module("graftline.models.export.export")
+    gc.collect()
+    FREEZE()
     return Exports()
 
 
-@pytest.fixture(autouse=True)
-def _collected() -> Iterator[None]:
-    """`load` freezes what is alive, which an app does once: tests would keep it all."""
+@pytest.fixture(scope="module", autouse=True)
+def _imports_frozen() -> Iterator[None]:
+    """Libraries that a file's tests have imported stay too: torch is most of all there is."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) > before + 300:
+        gc.collect()
+        FREEZE()
+
+
+@pytest.fixture
+def load_freezes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`load` freezes what is alive, as in an app, until the test ends."""
+    monkeypatch.setattr(gc, "freeze", FREEZE)
     yield
     gc.unfreeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _exported_once(request: pytest.FixtureRequest, kept_exports: Exports) -> Iterator[None]:
+def _exported_once(request: pytest.FixtureRequest) -> Iterator[None]:
     if _name(request.path) not in EXPORTING:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        kept_exports.keep(patch)
+        request.getfixturevalue("kept_exports").keep(patch)
         yield
 
 
@@ -98,6 +154,17 @@ def smollm2(smollm2_gguf: Path) -> Path:
     from graftline.models.gguf.file import GgufCheckpoint
 
     return GgufCheckpoint(smollm2_gguf).folder()
+
+
+@pytest.fixture(scope="module")
+def no_measuring() -> Iterator[None]:
+    """`load` takes FINDINGS.md's costs of an int4 step: measuring a real model's takes a minute."""
+    chain = {1: 6.9, 2: 9.6, 3: 11.8, 4: 13.9, 6: 18.5, 8: 22.9, 16: 41.1, 32: 78.0}
+    tree = {1: 8.6, 2: 11.6, 4: 16.5, 8: 25.5, 16: 44.0, 32: 83.7}
+    table = {"chain": chain, "tree": tree, "far_chain": {}, "far_tree": {}, "batch": {}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("graftline.runtimes.load.measure_costs", lambda *session: table)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 
 import graftline
 from graftline.build.check import check
+from graftline.bundle.reader import Bundle
 from graftline.errors import BundleError
 from graftline.runtimes.engine import Engine
 
@@ -24,8 +25,11 @@ COUNT = 40
 
 @pytest.fixture(scope="module")
 def bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a fused step beside the host's, so that one bundle serves both."""
     out = tmp_path_factory.mktemp("smollm2") / "fp32.graft"
-    graftline.optimize(smollm2_gguf, out)
+    made = graftline.optimize(smollm2_gguf, out, recipe="token-recycling", step="fused")
+    laws = {w.law: w.text for w in made.manifest.laws if w.graft == "fused"}
+    assert laws["fused"].startswith("24 steps")
     return out
 
 
@@ -35,8 +39,22 @@ def engine(bundle: Path) -> Engine:
 
 
 @pytest.fixture(scope="module")
+def fused(bundle: Path) -> Engine:
+    """The whole tree in every step, however busy the machine is."""
+    loaded = graftline.load(bundle, step="fused", capacity=512)
+    loaded._costs = None
+    return loaded
+
+
+@pytest.fixture(scope="module")
 def plain(engine: Engine) -> list[list[int]]:
     return [tokens(engine, p, recipe="plain") for p in PROMPTS]
+
+
+def test_the_file_is_what_the_bundle_says(bundle: Path, smollm2_gguf: Path) -> None:
+    facts = Bundle.open(bundle).manifest.facts
+    assert (facts.layers, facts.source) == (30, smollm2_gguf.name)
+    assert (bundle / "tokenizer" / "tokenizer.json").is_file()
 
 
 def tokens(engine: Engine, prompt: str, **options: Any) -> list[int]:
@@ -82,6 +100,17 @@ def test_plain_is_what_transformers_decodes(
             assert gap < 1e-3, f"token {at} differs where the two best are {gap:.3g} apart"
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "min_p": 0.05, "seed": 5}])
+def test_fused_steps_give_plains_tokens(fused: Engine, options: dict[str, Any]) -> None:
+    """One engine call per step, and the host's very tokens."""
+    asked = {"max_new_tokens": COUNT, "ignore_eos": True, **options}
+    plain: Any = fused.generate(list(PROMPTS[1:]), recipe="plain", step="host", **asked)
+    found: Any = fused.generate(list(PROMPTS[1:]), **asked)
+    assert [r.tokens for r in found] == [r.tokens for r in plain]
+    assert [r.text for r in found] == [r.text for r in plain]
+    assert all(r.stats.lossless and r.stats.steps < COUNT - 2 for r in found)
+
+
 def test_streamed_pieces_are_the_text(engine: Engine) -> None:
     whole: Any = engine.generate(PROMPTS[1], max_new_tokens=COUNT)
     pieces = list(engine.stream(PROMPTS[1], max_new_tokens=COUNT))
@@ -108,8 +137,9 @@ def test_one_flipped_byte_is_refused(bundle: Path) -> None:
 
 @pytest.fixture(scope="module", params=["int4", "int8"])
 def quantized(
-    request: pytest.FixtureRequest, smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Engine:
+    request: pytest.FixtureRequest, smollm2_gguf: Path, no_measuring: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Engine:  # fmt: skip
     out = tmp_path_factory.mktemp("smollm2") / f"{request.param}.graft"
     made = graftline.optimize(smollm2_gguf, out, dtype=request.param)
     quality = made.manifest.quality

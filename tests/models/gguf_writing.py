@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType as Blocks
 from gguf import GGUFWriter
-from safetensors.numpy import load_file
+from gguf.quants import dequantize, quantize
+from safetensors.numpy import load_file, save_file
 
 LAYER = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
@@ -52,8 +54,11 @@ def tensors(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return rows
 
 
-def write_gguf(folder: Path, file: Path, more: More | None = None, **extra: Any) -> Path:
-    """The folder's model as a GGUF file; `more` adds keys, `extra` tensors (dots spelled `__`)."""
+def write_gguf(
+    folder: Path, file: Path, more: More | None = None, blocks: Blocks | None = None, **extra: Any
+) -> Path:
+    """The folder's model as a GGUF file; `more` adds keys, `extra` tensors (dots spelled `__`),
+    `blocks` is how matrices are stored."""
     config = json.loads((folder / "config.json").read_text())
     writer = GGUFWriter(file, config["model_type"])
     heads = config["num_attention_heads"]
@@ -75,9 +80,22 @@ def write_gguf(folder: Path, file: Path, more: More | None = None, **extra: Any)
         more(writer)
     rows = {**tensors(folder, config), **{k.replace("__", "."): v for k, v in extra.items()}}
     for name, value in rows.items():
-        writer.add_tensor(name, value)
+        if blocks is None or value.ndim == 1:
+            writer.add_tensor(name, value)
+        else:
+            writer.add_tensor(name, quantize(value, blocks), raw_dtype=blocks)
     finish(writer)
     return file
+
+
+def rounded(folder: Path, blocks: Blocks) -> None:
+    """The folder's matrices become what a file that stores them in such blocks holds."""
+    file = folder / "model.safetensors"
+    rows = load_file(file)
+    for name, value in rows.items():
+        if value.ndim > 1:
+            rows[name] = dequantize(quantize(value, blocks), blocks)
+    save_file(rows, file, {"format": "pt"})
 
 
 def write_tokenizer(writer: GGUFWriter, count: int) -> None:

@@ -9,6 +9,7 @@ from harness import assert_same_logits, feed, logits, reference
 
 from graftline.models import external_files, open_checkpoint
 from graftline.models.tiny import FAMILIES, tiny
+from tests.exports import wide
 
 QUICK = {"llama", "gpt2", "gemma2"}
 
@@ -17,7 +18,7 @@ QUICK = {"llama", "gpt2", "gemma2"}
     "family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
 )
 def test_raw_graph_equals_transformers(family: str, tmp_path: Path) -> None:
-    folder = tiny(family, tmp_path / family)
+    folder = tiny(family, tmp_path / family, **wide(family))
     said: list[str] = []
     host = open_checkpoint(folder).host(watch=said.append)
     assert not [line for line in said if "because" in line], said  # stamped, never fallen back

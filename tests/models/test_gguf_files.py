@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Blocks
 from gguf import GGUFReader, GGUFWriter
-from gguf_writing import finish, tensors, write_gguf
+from gguf_writing import finish, rounded, tensors, write_gguf
 from harness import feed, logits, reference
 
 from graftline.models import open_checkpoint
 from graftline.models.gguf.file import GgufCheckpoint
 from graftline.models.tiny import tiny
+from tests.exports import wide
 from tests.models.refusals import refused
 
 LONG = feed(rows=48)
@@ -127,6 +129,13 @@ def test_keys_that_transformers_leaves_out_reach_the_config(tmp_path: Path) -> N
     """Its table has no head size for qwen3, and takes the class's default 128."""
     folder = tiny("qwen3", tmp_path / "hf", num_hidden_layers=2, head_dim=24)
     close(write_gguf(folder, tmp_path / "m.gguf"), folder)
+
+
+def test_matrices_are_what_their_blocks_hold(tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "hf", **wide("llama"), intermediate_size=96)
+    file = write_gguf(folder, tmp_path / "m.gguf", blocks=Blocks.Q4_1)
+    rounded(folder, Blocks.Q4_1)
+    close(file, folder)
 
 
 def test_every_end_of_a_turn_stops(tmp_path: Path) -> None:

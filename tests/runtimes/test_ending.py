@@ -190,9 +190,9 @@ def test_a_text_ends_at_a_token_that_the_request_names(make_engine: Make, smollm
     special = tokenizer.id_of("<|im_end|>")
     speaking = Engine(ToySession(vocabulary=49152), tokenizer, {}, recipe("plain"), FLAT)
     text = speaking.generate([3, 4], max_new_tokens=20, ignore_eos=True)
-    speaking.session.logits_of = lambda seen: np.eye(49152, dtype=np.float32)[  # type: ignore[attr-defined]
-        special if len(seen) > 5 else 100
-    ]
+    speaking.session.logits_of = lambda seen: (  # type: ignore[attr-defined]
+        np.arange(49152) == (special if len(seen) > 5 else 100)
+    ).astype(np.float32)
     result = speaking.generate([3, 4], max_new_tokens=20, ignore_eos=True, stop="<|im_end|>")
     assert (result.finish_reason, result.tokens[-1], len(result.tokens)) == ("stop", special, 5)
     assert "im_end" not in result.text

@@ -219,6 +219,22 @@ def test_the_last_slot_and_the_last_position_are_used(grouped: Opened) -> None:
         engine_of(grouped).generate(prompt, step="fused", max_new_tokens=CAPACITY)
 
 
+def test_a_request_that_failed_holds_nothing_of_its_engine(
+    grouped: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else only a collection would find an engine that was dropped after a fault."""
+    begun = engine_of(grouped).submit([5, 6, 7], max_new_tokens=4, step="fused")
+
+    def broken(given: Any) -> Any:
+        raise BackendError("out of memory")
+
+    monkeypatch.setattr(grouped[1], "_run_bound", broken)
+    with pytest.raises(BackendError, match="out of memory"):
+        begun.wait()
+    one = begun._generation.one
+    assert (one.done, one.outfit, one.digest_with) == (True, None, None)
+
+
 def test_the_table_outlives_a_request(
     prompts: list[list[int]], tmp_path: Path
 ) -> None:

@@ -279,6 +279,19 @@ def test_rows_off_the_path_are_not_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("standing", [0, 1, 2, 3, 4])
+def test_a_path_ends_where_the_target_goes_another_way(name: str, standing: int) -> None:
+    """Deeper than the laws above are summed: of four drafts as many stand as the target wants."""
+    drafts = [1, 2, 1, 2]
+    wanted = [*drafts[:standing], 0, 0, 0, 0, 0]
+    logits = np.full((1, 5, V), -np.inf, np.float32)
+    logits[0, range(5), wanted[:5]] = 0.0
+    rule = make_rule(name, Sampling(1.0), np.random.default_rng(0))
+    verdict = rule.judge(Tree.chain([0, *drafts]), Scores(logits.argmax(-1), logits), 0)
+    assert (verdict.path, verdict.next) == (tuple(range(standing + 1)), 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_temperature_zero_is_greedy(name: str) -> None:
     assert isinstance(make_rule(name, Sampling(), np.random.default_rng(0)), Greedy)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,26 +31,12 @@ from graftline.runtimes.drafters import DRAFTERS
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.rules import RULES
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Floats, Ints, Scores
+from graftline.runtimes.session import Scores
 from graftline.runtimes.trees.soundness import sound
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Draws, Tree
 
 LOSSLESS = [name for name, kind in RULES.items() if kind.lossless]
-
-
-class Remembering(ToySession):
-    """Computes every answer once."""
-
-    def __init__(self, **options: Any) -> None:
-        self.known: dict[bytes, Floats] = {}
-        super().__init__(**options)
-
-    def logits_of(self, seen: Ints) -> Floats:
-        key = seen.tobytes()
-        if key not in self.known:
-            self.known[key] = super().logits_of(seen)
-        return self.known[key]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +57,7 @@ def test_greedy_output_is_plains(rule: str, shape: str, prompts: list[list[int]]
     asked = [prompts[0], [7], prompts[2]]
     capacity = max(map(len, asked)) + 16
     for costs in (None, FLAT):
-        engine = Engine(Remembering(capacity=capacity), None, {}, recipe("plain"), costs)
+        engine = Engine(ToySession(capacity=capacity), None, {}, recipe("plain"), costs)
         plain = [r.tokens for r in engine.generate(asked, max_new_tokens=16)]
         for drafter in ("misbehaving", "misbehaving-model"):
             one = policy(rule, drafter, shape=shape, seed=5)
@@ -115,7 +100,7 @@ def p_value(engine: Engine, one: Recipe, law: dict[tuple[int, ...], float]) -> f
 @pytest.mark.parametrize("drafter", ["misbehaving", "misbehaving-model"])
 def test_sampled_output_keeps_its_distribution(rule: str, drafter: str) -> None:
     """Honest and dishonest proposals by turns, three tokens of each sequence."""
-    session = Remembering(vocabulary=5, capacity=16, odd=2)
+    session = ToySession(vocabulary=5, capacity=16, odd=2)
     engine = Engine(session, None, {}, recipe("plain"), None)
     one = policy(rule, drafter, seed=11)
     assert p_value(engine, one, law_of(session, [1, 2, 3])) > 1e-3
@@ -130,7 +115,7 @@ def test_a_rule_that_trusts_everything_is_caught(monkeypatch: pytest.MonkeyPatch
             return Verdict(path, self._draw(scores, row, path[-1]))
 
     monkeypatch.setitem(RULES, "trusting", Trusting)
-    session = Remembering(vocabulary=5, capacity=16, odd=2)
+    session = ToySession(vocabulary=5, capacity=16, odd=2)
     engine = Engine(session, None, {}, recipe("plain"), None)
     assert p_value(engine, policy("trusting", seed=11), law_of(session, [1, 2, 3])) < 1e-6
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -24,6 +25,14 @@ INT4 = Costs(
     {1: 8.6, 2: 11.6, 4: 16.5, 8: 25.5, 16: 44.0, 32: 83.7},
 )
 """Step costs measured on the real model (FINDINGS.md)."""
+
+
+@lru_cache(1 << 14)
+def _row(seed: int, best: int, vocabulary: int) -> Floats:
+    """[V], seeded, with one token ahead; most tests read the same contexts again and again."""
+    logits = np.random.default_rng(seed).normal(size=vocabulary)
+    logits[best] += 6.0
+    return logits.astype(np.float32)
 
 
 class ToySession:
@@ -193,9 +202,8 @@ class ToySession:
         recent = zlib.crc32(np.ascontiguousarray(seen[-1:, 1]).tobytes())
         contiguous = np.array_equal(seen[:, 0], np.arange(len(seen)))
         odd = everything % self.odd == 0 or not contiguous
-        logits = np.random.default_rng(everything).normal(size=self.facts.vocabulary)
-        logits[(everything if odd else recent) % self.facts.vocabulary] += 6.0
-        return logits.astype(np.float32)
+        best = (everything if odd else recent) % self.facts.vocabulary
+        return _row(everything, best, self.facts.vocabulary).copy()
 
     def _answered(self, logits: Floats, rows: int) -> Scores:
         self._poison()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from faults.graphs import constant, op, rewired
+from graftline.models import hf
 from graftline.models.decoder import TinyDecoder
 from graftline.models.tiny import tiny
 from tests.eagle_files import write_eagle3
@@ -98,10 +101,31 @@ MASKED: Mapping[str, Callable[[ir.Model], ir.Model]] = {
 
 @dataclass
 class Hosts:
-    """Checkpoints under `folder`, written when first asked for; exports are kept and copied."""
+    """Checkpoints under `folder`, written when first asked for; exports are kept and copied, and
+    so is what transformers computes from a checkpoint, which no fault reaches."""
 
     folder: Path
     exports: Exports = field(default_factory=Exports)
+    own: dict[Any, Any] = field(default_factory=dict[Any, Any])
+
+    def keep(self, patch: pytest.MonkeyPatch) -> None:
+        """While `patch` holds, a model is exported once, and runs once on the same tokens."""
+        self.exports.keep(patch)
+        real: Callable[..., Any] = hf.transformers_model
+
+        def kept(folder: Path, dtypes: Iterable[Any], parameters: int) -> Any:
+            stored = frozenset(dtypes)
+            run = real(folder, stored, parameters)
+
+            def once(feed: Any, say: Any) -> Any:
+                key = folder, stored, parameters, feed["tokens"].tobytes()
+                if key not in self.own:
+                    self.own[key] = run(feed, say)
+                return deepcopy(self.own[key])
+
+            return once
+
+        patch.setattr(hf, "transformers_model", kept)
 
     def path(self, name: str) -> Path:
         """Where the checkpoint of that name lies."""

@@ -30,7 +30,7 @@ def tried(mutant: Mutant, hosts: Hosts) -> Outcome:
     """Optimize the mutant's host with the fault in place."""
     touched = Touched()
     with pytest.MonkeyPatch.context() as patch:
-        hosts.exports.keep(patch)
+        hosts.keep(patch)
         mutant.apply(patch, touched)
         law, said = optimized(mutant.host, mutant.options, hosts)
     return Outcome(law, said, touched.count)
@@ -39,7 +39,7 @@ def tried(mutant: Mutant, hosts: Hosts) -> Outcome:
 def sound(host: str, options: Mapping[str, Any], hosts: Hosts) -> Outcome:
     """Optimize a host as it is."""
     with pytest.MonkeyPatch.context() as patch:
-        hosts.exports.keep(patch)
+        hosts.keep(patch)
         return Outcome(*optimized(host, options, hosts), 0)
 
 

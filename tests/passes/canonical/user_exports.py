@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ def export(
     family: str, file: Path, attention: str, opset: int, mask: str, past: bool, positions: bool
 ) -> None:
     """Write a torch.onnx export. `mask` is the kind of attention_mask: pad (2D), float or bool."""
+    file.write_bytes(_exported(family, attention, opset, mask, past, positions))
+
+
+@cache
+def _exported(
+    family: str, attention: str, opset: int, mask: str, past: bool, positions: bool
+) -> bytes:
     import torch
     import transformers
 
@@ -64,12 +72,13 @@ def export(
     Wrapper.forward = scope["forward"]
     outputs = ["logits"] + [f"present_{i}_{x}" for i in range(layers * past) for x in "kv"]
     with torch.no_grad():
-        torch.onnx.export(
-            Wrapper(), tuple(torch.from_numpy(v.copy()) for v in given.values()), file, dynamo=True,
+        program = torch.onnx.export(
+            Wrapper(), tuple(torch.from_numpy(v.copy()) for v in given.values()), dynamo=True,
             opset_version=opset, input_names=names, output_names=outputs, verbose=False,
             dynamic_shapes={n: _dynamic(n, v, past) for n, v in given.items()},
-            external_data=False,
         )  # fmt: skip
+    assert program is not None
+    return program.model_proto.SerializeToString()
 
 
 def _dynamic(name: str, value: np.ndarray, past: bool) -> dict[int, str]:

@@ -28,6 +28,7 @@ def test_every_law_holds_in_one_call(sequences: int) -> None:
     assert counts["GroupQueryAttention"] == 2 * sequences
     ports = read_ports(model)
     assert len(slot_ports(ports, "in")) == 4 * sequences
+    assert {port.shape[0] for port in slot_ports(ports)} == {1}, "each cache is of one sequence"
     assert by_role(ports, "counts", "in")[0].shape == (sequences,)
     assert by_role(ports, "logits", "out")[0].shape[0] == 1
 
