@@ -9,12 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graftline.commands.answering import EngineAnswerer, Source, built, engine_name, source_of
 from graftline.commands.conversations import read_conversations, read_texts
 from graftline.errors import GraftlineError, nearest
 
 if TYPE_CHECKING:
     from graftline.bundle.writer import Watch
+    from graftline.commands.answering import Source
     from graftline.models.training.answers import Answerer, Conversation
     from graftline.models.training.run import Data, Job
 
@@ -80,6 +80,7 @@ class Command:
         """The job, with its prompts read and its checkpoint found. Raises GraftlineError."""
         import torch
 
+        from graftline.commands.answering import source_of
         from graftline.models.training.frozen import checkpoint_folder
         from graftline.models.training.run import Head, Job
         from graftline.models.training.trainer import Settings
@@ -112,6 +113,7 @@ class Command:
 
     def _asked(self, source: Source, folder: Path, conversations: Sequence[Conversation],
                watch: Watch) -> Data:  # fmt: skip
+        from graftline.commands.answering import EngineAnswerer, built, engine_name
         from graftline.models.cache import place
         from graftline.models.training.answers import Sampling
         from graftline.models.training.frozen import host_name
