@@ -34,8 +34,7 @@ def transformers_model(folder: Path, dtypes: Iterable[ir.DataType], parameters: 
 
     def run(feed: Feed, say: Watch) -> Own | str:
         try:
-            opened = own_module(folder, known, parameters)
-            return opened if isinstance(opened, str) else _answer(*opened, feed["tokens"], say)
+            return _asked(own_module(folder, known, parameters), feed["tokens"], say)
         finally:
             gc.collect()  # modules are cycles, and hold their files mapped
 
@@ -155,12 +154,14 @@ def _widen(unit: Any, deep: bool) -> None:
     unit.register_forward_hook(after)
 
 
-def _answer(model: Any, layers: list[Unit], tokens: Ints, say: Watch) -> Own | str:
+def _asked(opened: tuple[Any, list[Unit]] | str, tokens: Ints, say: Watch) -> Own | str:
     import torch
 
+    if isinstance(opened, str):
+        return opened
     try:
         with silenced():
-            return _run(model, layers, torch.from_numpy(tokens.copy()), say)
+            return _run(*opened, torch.from_numpy(tokens.copy()), say)
     except Exception as error:  # transformers' models raise whatever they do
         return f"transformers cannot run the checkpoint's own model ({first_line(error)})"
 

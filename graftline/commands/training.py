@@ -1,0 +1,129 @@
+"""What `graftline train` was asked for: checked, written down, and made a job."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graftline.commands.conversations import read_conversations, read_texts
+from graftline.errors import GraftlineError, nearest
+
+if TYPE_CHECKING:
+    from graftline.bundle.writer import Watch
+    from graftline.commands.answering import Source
+    from graftline.models.training.answers import Answerer, Conversation
+    from graftline.models.training.run import Data, Job
+
+MINUTES = 20.0
+KNOWN: dict[str, Sequence[str]] = {
+    "kind": ("medusa", "eagle"), "form": ("v1", "v2"), "dtype": ("int8", "int4", "fp32"),
+    "optimizer": ("adamw", "muon"), "precision": ("fp32", "bf16"),
+}  # fmt: skip
+"""What may stand where one of a few words is meant."""
+PLACED = ("kind", "checkpoint", "prompts", "out", "text")
+"""What a command line begins with; the rest are options, said where they differ."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """The options of a command line, under their own names."""
+
+    kind: str
+    checkpoint: str
+    prompts: Path
+    out: Path
+    text: bool = False
+    minutes: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    heads: int | None = None
+    form: str | None = None
+    dtype: str = "int8"
+    max_new_tokens: int = 256
+    answers: int = 1
+    learning_rate: float = 1e-3
+    optimizer: str = "adamw"
+    precision: str = "fp32"
+    threads: int | None = None
+
+    def check(self) -> None:
+        """Raise GraftlineError for a value that cannot be."""
+        for name, known in KNOWN.items():
+            if (value := getattr(self, name)) is not None and value not in known:
+                said = "KIND" if name == "kind" else f"--{name}"
+                raise GraftlineError(f"{said} {value}: unknown{nearest(value, known)}")
+        if self.kind != "medusa" and (self.heads is not None or self.form is not None):
+            raise GraftlineError(f"--heads and --form are Medusa's; {self.kind} takes neither")
+        for name in ("minutes", "steps", "learning_rate"):
+            number = getattr(self, name)
+            if number is not None and not 0 < number < float("inf"):
+                option = f"--{name.replace('_', '-')}"
+                raise GraftlineError(f"{option} {number}: use a number above 0")
+        most = os.cpu_count() or 1
+        if self.threads is not None and not 1 <= self.threads <= most:
+            raise GraftlineError(f"--threads {self.threads}: this machine has {most} processors")
+
+    def __str__(self) -> str:
+        said = ["graftline", "train", self.kind, self.checkpoint, "--prompts", str(self.prompts)]
+        said += ["-o", str(self.out), *(["--text"] if self.text else [])]
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name not in PLACED and value != one.default:
+                said += [f"--{one.name.replace('_', '-')}", str(value)]
+        return shlex.join(said)
+
+    def job(self, watch: Watch) -> Job:
+        """The job, with its prompts read and its checkpoint found. Raises GraftlineError."""
+        import torch
+
+        from graftline.commands.answering import source_of
+        from graftline.models.training.frozen import checkpoint_folder
+        from graftline.models.training.run import Head, Job
+        from graftline.models.training.trainer import Settings
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        source = source_of(self.checkpoint)
+        texts = read_texts(self.prompts) if self.text else []
+        conversations = [] if self.text else read_conversations(self.prompts, self.answers)
+        folder = checkpoint_folder(source.checkpoint, watch)
+        data = self._plain(folder, texts) if self.text else self._asked(
+            source, folder, conversations, watch
+        )  # fmt: skip
+        bf16 = self.precision == "bf16"
+        return Job(
+            Head(self.kind, self.form or "v2", self.heads or 3), source.checkpoint, folder,
+            self.out, data,
+            Settings(self.steps, self.seed, self.learning_rate, self.optimizer, bf16),
+            self.minutes if self.minutes or self.steps else MINUTES, str(self),
+        )  # fmt: skip
+
+    def _plain(self, folder: Path, texts: Sequence[str]) -> Data:
+        from graftline.models.training.answers import Sampling
+        from graftline.models.training.run import Data
+        from graftline.runtimes.text.tokenizer import Tokenizer
+
+        encode = Tokenizer.from_folder(folder).encode_part
+        ids = [encode(text) for text in texts]
+        return Data((), None, "text", Sampling(seed=self.seed), ids)
+
+    def _asked(self, source: Source, folder: Path, conversations: Sequence[Conversation],
+               watch: Watch) -> Data:  # fmt: skip
+        from graftline.commands.answering import EngineAnswerer, built, engine_name
+        from graftline.models.cache import place
+        from graftline.models.training.answers import Sampling
+        from graftline.models.training.frozen import host_name
+        from graftline.models.training.run import POSITIONS, Data
+
+        name = host_name(folder)
+
+        def opened() -> Answerer:
+            bundle = built(source, name, self.dtype, place("training") / "hosts", watch)
+            return EngineAnswerer(bundle, self.threads, self.max_new_tokens, POSITIONS, watch)
+
+        engine = engine_name(source, name, self.dtype, self.max_new_tokens)
+        return Data(conversations, opened, engine, Sampling(seed=self.seed))
