@@ -101,6 +101,22 @@ def test_logits_stay_on_the_device_until_they_are_read(tmp_path: Path) -> None:
     assert scores.logits is scores.logits
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_slots_that_were_kept_are_put_back(dtype: str, tmp_path: Path) -> None:
+    """Some slots of one sequence behind the slots of another: as if it had read those tokens."""
+    prompts = [np.arange(3, 15), np.arange(5)]
+    both: list[Session] = [*sessions(HOSTS["grouped"], tmp_path, dtype)]
+    for session in both:
+        session.reset(2)
+        session.prefill(prompts)
+        kept = session.snapshot(0, 2, 9)
+        session.truncate([0, 2])
+        session.read(0, prompts[0][:1])
+        session.restore(1, kept, 5)
+        assert session.lengths.tolist() == [1, 7]
+    same([s.score(np.array([[7, 8], [9, 10]])).logits for s in both], dtype)
+
+
 def test_a_reset_keeps_the_memory(tmp_path: Path) -> None:
     """Nothing is allocated between requests of one batch size."""
     session, _ = sessions(HOSTS["grouped"], tmp_path, "fp16")
