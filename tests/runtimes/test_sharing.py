@@ -46,6 +46,17 @@ def test_recipes_and_lengths_mix_in_one_batch(
     assert left_over(engine) == 0
 
 
+def test_a_step_reads_no_prompt_after_a_whole_chunk() -> None:
+    """Who decodes waits for little more than one chunk, however many prompts wait too."""
+    session = ToySession(capacity=1000)
+    engine = Engine(session, None, {}, recipe("plain"), FLAT)
+    begun = [engine.submit([n] * n, max_new_tokens=1) for n in (3, 30, 30, 30)]
+    long = [engine.submit([7] * (CHUNK - 50), max_new_tokens=1) for _ in range(3)]
+    engine._scheduler.step()
+    assert sum(count for _, count in session.reads) == 3 + 30 + 30 + 30 + CHUNK - 50
+    assert len([one.wait() for one in begun + long]) == 7
+
+
 def test_no_more_decode_together_than_there_are_seats(prompts: list[list[int]]) -> None:
     session = ToySession()
     engine = Engine(session, None, {"eos_token_id": 0}, recipe("suffix"), FLAT, seats=3)

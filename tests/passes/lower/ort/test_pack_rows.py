@@ -29,6 +29,9 @@ def test_every_law_holds_in_one_call(sequences: int) -> None:
     ports = read_ports(model)
     assert len(slot_ports(ports, "in")) == 4 * sequences
     assert {port.shape[0] for port in slot_ports(ports)} == {1}, "each cache is of one sequence"
+    values = {v.name: v for v in [*model.graph.inputs, *model.graph.outputs]}
+    for port in slot_ports(ports):
+        assert [*map(str, values[port.name].shape or ())] == [*map(str, port.shape)]
     assert by_role(ports, "counts", "in")[0].shape == (sequences,)
     assert by_role(ports, "logits", "out")[0].shape[0] == 1
 
