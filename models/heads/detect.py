@@ -46,7 +46,7 @@ def open_head(path: str | Path, taps: Sequence[Tap] | None = None) -> Head:
     keys = sorted(files.weights.stored)
     raise CheckpointError(
         f"{path}: not a draft head that graftline knows (config.json has no key of one, tensors "
-        f"are {', '.join(keys[:3])} ...); known: {', '.join(f.what for f in FORMS)}"
+        f"are {', '.join(keys[:3])} ...); known: {', '.join(dict.fromkeys(f.what for f in FORMS))}"
     )
 
 
@@ -117,6 +117,7 @@ def _mtp(files: HeadFiles) -> str:
 FORMS = (
     Form("a head in the speculators format", _key(KIND), open_speculators),
     Form("Hydra heads", _key("hydra_head_arch"), open_hydra),
+    Form("Medusa heads", _key("medusa_num_heads"), open_medusa),
     Form("a DFlash head", _dflash, open_dflash),
     Form("an EAGLE-3 head", _eagle3, open_eagle3),
     Form("an EAGLE-1/2 head", _eagle, open_eagle),

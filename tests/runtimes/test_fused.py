@@ -186,7 +186,7 @@ def test_a_prompt_that_was_read_is_copied(tmp_path: Path) -> None:
     session, fused = opened(HOSTS["grouped"], tmp_path)
     reads: list[int] = []
     read = session.read
-    session.read = lambda row, tokens: (reads.append(len(tokens)), read(row, tokens))[1]  # type: ignore[method-assign]
+    session.read = lambda row, tokens, show=None: (reads.append(len(tokens)), read(row, tokens))[1]  # type: ignore[method-assign]
 
     def engine(prefixes: PrefixCache | None) -> Engine:
         return Engine(session, None, {}, SMALL, None, fused=lambda: fused, prefixes=prefixes)

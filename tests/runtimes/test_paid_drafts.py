@@ -34,7 +34,8 @@ class Bidding:
         """A step without a draft; times what it should take."""
         assert not self.bids()
         self.costs.pace.record("toy", "plain", 1, taken)
-        self.paid.took(1, self.costs.of(1), self.costs.of(1) * taken, self.costs.of(1))
+        one = self.costs.of(1)
+        self.paid.took(1, one, one * taken, one, bought=False)
 
     def bids(self) -> bool:
         """Whether a draft is expected to pay; else there may be a try."""
@@ -51,7 +52,7 @@ class Bidding:
         self.paid.learn(0, accepted)
         expected = self.costs.of(rows + 1) + price
         self.costs.pace.record("toy", "paid", 1, taken)
-        self.paid.took(accepted + 1, expected, taken * expected, self.costs.of(1))
+        self.paid.took(accepted + 1, expected, taken * expected, self.costs.of(1), bought=True)
 
 
 def drafting() -> Any:

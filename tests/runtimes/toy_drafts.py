@@ -62,7 +62,8 @@ class CheckedDraft(OwnCaches):
     session: CheckedSession
 
     def __init__(self, step: float = 5.0, odd: int = 4, **session: Any) -> None:
-        super().__init__(CheckedSession(odd=odd, **session), step, own=lambda: CheckedDraft(step))
+        own = CheckedSession(odd=odd, **session)
+        super().__init__(own, step, own=lambda: CheckedDraft(step, odd, **session))
 
     @property
     def calls(self) -> list[int]:
