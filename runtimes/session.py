@@ -96,8 +96,8 @@ def rolled_back(lengths: Ints, to: Sequence[int]) -> Ints:
 
 
 NO_STATES = (
-    "a draft head reads the hidden state behind the final norm, which this graph does not return; "
-    "rebuild the bundle with the pass tap{layers=norm}"
+    "a draft head reads hidden states of its target which this graph does not return; rebuild the "
+    "bundle with the pass tap{layers=norm} (for an EAGLE-3 head: head-features)"
 )
 Show = Callable[[Floats], object]
 """Is shown hidden states [N, H], valid during the call."""

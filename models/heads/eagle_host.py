@@ -20,7 +20,7 @@ from graftline.models.export.export import export
 from graftline.models.heads.block import Block
 from graftline.models.heads.eagle import EagleSettings
 from graftline.models.heads.eagle3 import Eagle3Settings
-from graftline.models.heads.head import Head
+from graftline.models.heads.head import Head, Tap
 from graftline.models.heads.vocabulary import DRAFT_IDS
 from graftline.models.host import Host, Watch
 from graftline.models.reference import Own, OwnModel
@@ -58,6 +58,11 @@ def eagle_shape(head: Head) -> EagleShape:
             "does not build yet; give a Medusa or an EAGLE head"
         )
     block = settings.block
+    if head.taps != (Tap(-1, normed=True),):
+        raise CheckpointError(
+            f"{head.source}: the head reads {', '.join(map(str, head.taps))}; only EAGLE heads on "
+            "the final norm's output are built yet"
+        )
     _refuse(head, block)
     return EagleShape(
         block, settings.layers, settings.vocabulary, settings.vocabulary, fused=True,
@@ -71,6 +76,7 @@ def _eagle3_shape(head: Head, settings: Eagle3Settings) -> EagleShape:
         "sliding windows": any(settings.windows),
         "tokens drafted in parallel (a mask token)": settings.mask_token is not None,
         "further parallel heads": settings.parallel is not None,
+        "the final norm's output among its taps": any(tap.normed for tap in head.taps),
     }
     if found := [what for what, there in odd.items() if there]:
         raise CheckpointError(

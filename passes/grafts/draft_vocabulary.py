@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import LawBroken, NotApplicable
-from graftline.evaluate import Feed
+from graftline.evaluate import Array, Feed
 from graftline.facts import decoder_facts, write_facts
 from graftline.head_notes import NEVER, read_draft_ids
 from graftline.law import Evidence
@@ -61,27 +61,21 @@ class DraftVocabulary(Graft):
         ids = ids[:drafted]
         places = np.full(vocabulary, drafted, np.int64)
         places[ids] = np.arange(drafted)
-        emit, graph = Emit(model.graph, self.name()), model.graph
+        emit, ports = Emit(model.graph, self.name()), list(read_ports(model))
         table = emit.const("draft.ids", ids, np.int64)
-        ports = list(read_ports(model))
-        for role in ("logits", "argmax", "topk_ids"):
-            for port in by_role(ports, role, "out"):
-                value = output_of(model, role)
-                assert value is not None
-                name, dtype = port.name, value.dtype or ir.DataType.FLOAT
-                value.name = f"drafted.{name}"
-                if role == "logits":
-                    pads = emit.const("draft.pads", [0, 0, 0, 0, 0, 1], np.int64)
-                    never = emit.const(f"draft.never.{dtype.name.lower()}", NEVER, dtype.numpy())
-                    padded = emit.op("Pad", [value, pads, never], mode="constant")
-                    where = emit.const("draft.places", places, np.int64)
-                    moved = emit.op("Gather", [padded, where], axis=2)
-                    port = replace(port, shape=(*port.shape[:-1], vocabulary))
-                else:
-                    moved = emit.op("Gather", [table, value], axis=0)
-                graph.outputs.remove(value)
-                new_output(graph, moved, name, dtype, port.shape)
-                ports[next(i for i, p in enumerate(ports) if p.name == name)] = port
+        for place, port in enumerate(ports):
+            if port.direction != "out" or port.role not in ("logits", "argmax", "topk_ids"):
+                continue
+            value = output_of(model, port.role)
+            assert value is not None
+            value.name = f"drafted.{port.name}"
+            if port.role == "logits":
+                moved = _moved(emit, value, places)
+                ports[place] = port = replace(port, shape=(*port.shape[:-1], vocabulary))
+            else:
+                moved = emit.op("Gather", [table, value], axis=0)
+            model.graph.outputs.remove(value)
+            new_output(model.graph, moved, port.name, _dtype(value), port.shape)
         write_ports(model, ports)
         write_facts(model, replace(decoder_facts(model), vocabulary=vocabulary))
 
@@ -98,3 +92,16 @@ class DraftVocabulary(Graft):
             if role in roles:
                 back[roles[role]] = places[outputs[roles[role]]]
         return back
+
+
+def _moved(emit: Emit, logits: ir.Value, places: Array) -> ir.Value:
+    """Logits of all the target's ids: column places[i], or NEVER behind the last."""
+    dtype = _dtype(logits)
+    pads = emit.const("draft.pads", [0, 0, 0, 0, 0, 1], np.int64)
+    never = emit.const(f"draft.never.{dtype.name.lower()}", NEVER, dtype.numpy())
+    padded = emit.op("Pad", [logits, pads, never], mode="constant")
+    return emit.op("Gather", [padded, emit.const("draft.places", places, np.int64)], axis=2)
+
+
+def _dtype(value: ir.Value) -> ir.DataType:
+    return value.dtype or ir.DataType.FLOAT

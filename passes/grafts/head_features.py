@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
+from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Array, Feed
 from graftline.head_notes import TAPPED, TapReading
 from graftline.law import Evidence
@@ -18,7 +18,7 @@ from graftline.passes.grafts.head_parts import HEADS
 from graftline.passes.graph.emit import Emit, free_name, new_output
 from graftline.passes.graph.weights import tensor_of
 from graftline.passes.laws.compare import Comparison
-from graftline.passes.pipeline.graft import Evaluate, Graft, Law
+from graftline.passes.pipeline.graft import MADE_BY, Evaluate, Graft, Law, WeightFreeLaw
 from graftline.ports import FEATURES, Port, by_role, read_ports, write_ports
 
 FLOAT = ir.DataType.FLOAT
@@ -46,6 +46,20 @@ def features_formula(
     return Evidence(what, gap, comparison.limit)
 
 
+def layers_law(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
+    """What the features are made of is what leaves the layers that the head names, in its order."""
+    assert isinstance(graft, HeadFeatures)
+    layers, stream = _head(after)[1].layers, block_outputs(after.graph)
+    last = graft.blocks - 1 if graft.blocks else max(layers)
+    expected = [stream[min(layer, last)] for layer in layers]
+    features = next(value for value in after.graph.outputs if value.name == FEATURES)
+    found = _sources(features, graft.name())
+    if found != expected:
+        names = [", ".join(str(value.name) for value in values) for values in (found, expected)]
+        raise LawBroken(graft.name(), "layers", FEATURES, f"are of {names[0]}, not of {names[1]}")
+    return Evidence(f"features are of the layers {', '.join(map(str, layers))}")
+
+
 @dataclass(frozen=True)
 class HeadFeatures(Graft):
     """Adds the output features [B, N, H] of an EAGLE-3 head: fc of the hidden states that leave
@@ -56,6 +70,7 @@ class HeadFeatures(Graft):
     """
 
     laws: ClassVar[tuple[Law, ...]] = (features_formula,)
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (layers_law,)
 
     blocks: int = 0
 
@@ -102,6 +117,16 @@ def _head(model: ir.Model) -> tuple[ir.Model, TapReading]:
     reading = TapReading.read(head)
     assert reading is not None, "the pass requires it"
     return head, reading
+
+
+def _sources(value: ir.Value, made_by: str) -> list[ir.Value]:
+    """What a value is computed of, weights aside, going back through the nodes of one graft."""
+    node = value.producer()
+    if node is None:
+        return []
+    if node.metadata_props.get(MADE_BY) != made_by:
+        return [value]
+    return [found for v in node.inputs if v is not None for found in _sources(v, made_by)]
 
 
 def _weight(emit: Emit, head: ir.Model, name: str) -> ir.Value | None:

@@ -13,6 +13,8 @@ from graftline.build.check import check
 from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
 from graftline.errors import CheckpointError
+from graftline.models.heads import Tap, open_head
+from graftline.models.heads.eagle_host import eagle_shape
 from graftline.models.tiny import tiny
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
@@ -68,7 +70,8 @@ def test_the_head_and_its_features_are_proven(made: tuple[Bundle, Form]) -> None
     manifest = made[0].manifest
     assert (manifest.recipe, manifest.stages["head.0"].facts.kind) == ("eagle-3", "draft-block")
     laws = {(w.owner, w.graft.partition("{")[0], w.law): w.status for w in manifest.laws}
-    wanted = [("target", "head-features", "features-formula"), ("head.0", "features", "opened"),
+    wanted = [("target", "head-features", "features-formula"),
+              ("target", "head-features", "layers"), ("head.0", "features", "opened"),
               ("head.0", "draft-vocabulary", "renamed"), ("head.0", "head.0", "whole"),
               ("head.0", "head.0", "taps")]  # fmt: skip
     assert {laws[row] for row in wanted} == {"held"}
@@ -172,6 +175,13 @@ def test_what_is_read_and_not_built_is_named(
     with pytest.raises(CheckpointError, match=message):
         optimize(checkpoint, tmp_path / "out", head=str(head))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tap_behind_the_final_norm_is_refused(tmp_path: Path) -> None:
+    form = FORMS["3, two layers"]
+    head = open_head(files(form, tmp_path / "head"), taps=[Tap(0), Tap(-1, normed=True)])
+    with pytest.raises(CheckpointError, match="the final norm's output among its taps"):
+        eagle_shape(head)
 
 
 def test_a_state_that_is_not_copied_would_be_seen() -> None:

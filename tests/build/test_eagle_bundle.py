@@ -14,6 +14,8 @@ from graftline.build.check import check
 from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
 from graftline.errors import CheckpointError, GraftlineError
+from graftline.models.heads import Tap, open_head
+from graftline.models.heads.eagle_host import eagle_shape
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafting import draft_together
@@ -248,3 +250,9 @@ def test_a_head_needs_its_tap_and_its_recipe(markov: MarkovCheckpoint, tmp_path:
         optimize(markov.path, tmp_path / "out", head=head, passes="kv-cache | select-rows")
     with pytest.raises(GraftlineError, match=r"eagle.*medusa|medusa.*eagle"):
         optimize(markov.path, tmp_path / "out", head=head, recipe="medusa")
+
+
+def test_a_head_on_another_hidden_state_is_refused(tmp_path: Path) -> None:
+    head = open_head(head_files(tmp_path / "head"), taps=[Tap(-2)])
+    with pytest.raises(CheckpointError, match=r"reads n-2; only EAGLE heads on the final norm's"):
+        eagle_shape(head)

@@ -25,6 +25,16 @@ def _turned_taps(model: ir.Model) -> int:
     return rewired(node, 0, second) + rewired(node, len(node.inputs) - 1, first)
 
 
+def _turned_layers(real: Any, touched: Touched) -> Any:
+    """The pass and its own formula read the layers in the other order."""
+
+    def blocks_of(*given: Any) -> list[int]:
+        touched.count += 1
+        return real(*given)[::-1]
+
+    return blocks_of
+
+
 def _next_ids(model: ir.Model) -> int:
     """Ids of the next token in the head's own vocabulary."""
     value = model.graph.initializers["draft.ids"]
@@ -69,6 +79,9 @@ DRAFT_BLOCKS = [
     Mutant("features-of-turned-taps", "head-features: apply", "the taps are in another order",
            "plain", "features-formula",
            after(GRAFTS["head-features"], _turned_taps), EAGLE3),
+    Mutant("features-of-turned-layers", "head-features: blocks_of", "layers are read in turn",
+           "plain", "layers",
+           instead(GRAFTS["head-features"], "blocks_of", _turned_layers), EAGLE3),
     Mutant("draft-ids-of-the-next", "draft-vocabulary: apply", "ids are the next one's",
            "plain", "neutral", after(GRAFTS["draft-vocabulary"], _next_ids), EAGLE3),
     Mutant("draft-scores-off", "draft-vocabulary: apply", "scores stand one place off",
