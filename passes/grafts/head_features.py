@@ -46,18 +46,16 @@ def features_formula(
     return Evidence(what, gap, comparison.limit)
 
 
-def layers_law(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
+def layers(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
     """What the features are made of is what leaves the layers that the head names, in its order."""
-    assert isinstance(graft, HeadFeatures)
-    layers, stream = _head(after)[1].layers, block_outputs(after.graph)
-    last = graft.blocks - 1 if graft.blocks else max(layers)
-    expected = [stream[min(layer, last)] for layer in layers]
+    named, stream = _head(after)[1].layers, block_outputs(after.graph)
+    expected = [stream[layer] for layer in named]
     features = next(value for value in after.graph.outputs if value.name == FEATURES)
     found = _sources(features, graft.name())
     if found != expected:
         names = [", ".join(str(value.name) for value in values) for values in (found, expected)]
         raise LawBroken(graft.name(), "layers", FEATURES, f"are of {names[0]}, not of {names[1]}")
-    return Evidence(f"features are of the layers {', '.join(map(str, layers))}")
+    return Evidence(f"features are of the layers {', '.join(map(str, named))}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class HeadFeatures(Graft):
     """
 
     laws: ClassVar[tuple[Law, ...]] = (features_formula,)
-    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (layers_law,)
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (layers,)
 
     blocks: int = 0
 

@@ -22,6 +22,7 @@ from graftline.kinds.decoder.stages import prove_depth
 from graftline.kinds.kind import Parts
 from graftline.runtimes.load import load
 from graftline.runtimes.sessions import open_session
+from tests.free_engine import free
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
 DEPTHS = (1, 3)
@@ -142,9 +143,7 @@ def test_every_depth_is_measured_and_kept(bundle: Bundle) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_tokens_are_plains_alone_and_in_a_ragged_batch(bundle: Bundle, temperature: float) -> None:
     """With costs None every step drafts, and every sub-model that may raise a chance is asked."""
-    engine = load(bundle.path)
-    engine._costs = None  # type: ignore[attr-defined]
-    engine._policies.clear()  # type: ignore[attr-defined]
+    engine = free(bundle.path)
     random = np.random.default_rng(5)
     prompts = [random.integers(0, 256, n).tolist() for n in (5, 17, 40)]
     options: dict[str, Any] = {"max_new_tokens": 30, "ignore_eos": True}

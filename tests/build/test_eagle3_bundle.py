@@ -22,6 +22,7 @@ from graftline.runtimes.drafting import draft_alone
 from graftline.runtimes.load import load
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
+from tests.free_engine import free
 from tests.models.heads.reference_eagle3 import Eagle3, Form
 from tests.models.heads.reference_layers import Sizes, drawn, state, written
 from tests.tiny_checkpoints import write_tokenizer
@@ -137,9 +138,7 @@ def rolled_out(form: Form, checkpoint: Path, tokens: list[int], count: int) -> l
 
 
 def test_tokens_are_plains(made: tuple[Bundle, Form]) -> None:
-    engine: Any = load(made[0].path)
-    engine._costs = None
-    engine._policies.clear()
+    engine = free(made[0].path)
     prompts = [[5, 9, 2], [1] * 9, list(range(40, 57))]
     options: dict[str, Any] = {"max_new_tokens": 24, "ignore_eos": True}
     plain = [r.tokens for r in engine.generate(prompts, recipe="plain", **options)]
@@ -150,9 +149,7 @@ def test_tokens_are_plains(made: tuple[Bundle, Form]) -> None:
 
 def test_scores_of_a_head_beside_sampling_rules(made: tuple[Bundle, Form]) -> None:
     """Sampled text is the same with and without: drafts are point masses."""
-    engine: Any = load(made[0].path)
-    engine._costs = None
-    engine._policies.clear()
+    engine = free(made[0].path)
     options: dict[str, Any] = {"max_new_tokens": 24, "ignore_eos": True, "temperature": 0.9}
     plain = engine.generate([5, 9, 2], recipe="plain", seed=4, **options)
     assert engine.generate([5, 9, 2], seed=4, **options).tokens == plain.tokens

@@ -23,6 +23,7 @@ from graftline.runtimes.load import load
 from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
+from tests.free_engine import free
 from tests.markov_host import HIDDEN, VOCABULARY, MarkovCheckpoint, around, path_of
 from tests.models.heads.reference_eagle import Eagle
 from tests.models.heads.reference_layers import Sizes, drawn, state, written
@@ -76,14 +77,6 @@ def seeded(
     layers = request.param
     head = head_files(folder / f"seeded-{layers}", layers)
     return optimize(wide_checkpoint, folder / f"seeded-{layers}.graft", head=str(head)), layers
-
-
-def free(path: Path, **options: Any) -> Any:
-    """An engine without costs: every step drafts."""
-    engine = load(path, **options)
-    engine._costs = None  # type: ignore[attr-defined]
-    engine._policies.clear()  # type: ignore[attr-defined]
-    return engine
 
 
 def test_the_head_is_proven_as_a_host_of_its_own(seeded: tuple[Bundle, int]) -> None:

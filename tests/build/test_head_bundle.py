@@ -19,8 +19,9 @@ from graftline.bundle.reader import Bundle
 from graftline.commands.cli import app
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import open_head
-from graftline.recipe import Recipe, recipe
+from graftline.recipe import recipe
 from graftline.runtimes.load import load
+from tests.free_engine import free
 from tests.markov_host import (
     HIDDEN,
     VOCABULARY,
@@ -69,14 +70,6 @@ def seeded_bundle(wide_checkpoint: Path, folder: Path) -> Bundle:
     """V1 heads of two layers that know nothing, over a host that nobody knows."""
     head = write_safe(folder / "deep", seeded(HIDDEN, VOCABULARY, heads=4, layers=2))
     return optimize(wide_checkpoint, folder / "seeded.graft", head=str(head))
-
-
-def free(path: Path, chosen: str | Recipe | None = None) -> Any:
-    """An engine without costs: every step drafts."""
-    engine = load(path, recipe=chosen)
-    engine._costs = None  # type: ignore[attr-defined]
-    engine._policies.clear()  # type: ignore[attr-defined]
-    return engine
 
 
 def test_the_head_is_a_stage_with_an_owner(right: Bundle) -> None:
@@ -219,10 +212,10 @@ def test_with_measured_costs_the_engine_says_what_it_drafted(right: Bundle) -> N
 
 def test_published_trees_and_typical_acceptance(right: Bundle) -> None:
     shaped = replace(recipe("medusa"), options={"rows": 32, "tree": "medusa-mc-sim-7b-63"})
-    result = free(right.path, shaped).generate([1, 2, 3], max_new_tokens=41, ignore_eos=True)
+    result = free(right.path, recipe=shaped).generate([1, 2, 3], max_new_tokens=41, ignore_eos=True)
     assert result.stats.mat > 2.5
     assert result.tokens[-1] == (3 + 7 * 41) % VOCABULARY
-    typical = free(right.path, "medusa-typical")
+    typical = free(right.path, recipe="medusa-typical")
     loose = typical.generate([1, 2, 3], max_new_tokens=41, ignore_eos=True)
     assert not loose.stats.lossless
     assert loose.stats.mat > 2.5

@@ -12,6 +12,7 @@ from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
 from graftline.errors import GraftlineError
 from graftline.runtimes.load import load
+from tests.free_engine import free
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.markov_host import HIDDEN, VOCABULARY, MarkovCheckpoint, path_of, right_sequence
 from tests.medusa_files import seeded, write_safe
@@ -37,14 +38,6 @@ def right(markov: MarkovCheckpoint, folder: Path) -> Bundle:
     """Heads that know what comes by the last token they read."""
     head = write_hydra(folder / "right", right_sequence(markov))
     return optimize(markov.path, folder / "right.graft", head=str(head))
-
-
-def free(path: Path) -> Any:
-    """An engine without costs: every step drafts."""
-    engine = load(path)
-    engine._costs = None  # type: ignore[attr-defined]
-    engine._policies.clear()  # type: ignore[attr-defined]
-    return engine
 
 
 def test_every_head_is_a_stage(right: Bundle) -> None:

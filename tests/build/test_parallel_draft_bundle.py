@@ -14,9 +14,10 @@ from graftline.bundle.reader import Bundle
 from graftline.draft import check_mask_token
 from graftline.errors import GraftlineError
 from graftline.facts import DecoderFacts
-from graftline.recipe import Recipe, recipe
+from graftline.recipe import recipe
 from graftline.runtimes.draft_reader import Reader
 from graftline.runtimes.load import load
+from tests.free_engine import free
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
 MASK = 258
@@ -50,14 +51,6 @@ def bundle(
     return optimize(plain, out, recipe="pard", draft=f"{masked}:int8")
 
 
-def free(bundle: Bundle, chosen: Recipe | None = None) -> Any:
-    """An engine without costs: every step drafts."""
-    engine = load(bundle.path, recipe=chosen)
-    engine._costs = None  # type: ignore[attr-defined]
-    engine._policies.clear()  # type: ignore[attr-defined]
-    return engine
-
-
 def test_the_drafts_facts_name_the_mask_token(bundle: Bundle) -> None:
     assert bundle.manifest.stages["draft"].facts.mask_token == MASK
     assert Bundle.open(bundle.path).manifest.stages["draft"].facts.mask_token == MASK
@@ -65,7 +58,7 @@ def test_the_drafts_facts_name_the_mask_token(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_tokens_are_plains_alone_and_in_a_ragged_batch(bundle: Bundle, temperature: float) -> None:
-    engine = free(bundle)
+    engine = free(bundle.path)
     random = np.random.default_rng(5)
     prompts = [random.integers(0, 256, n).tolist() for n in (5, 17, 40)]
     options: dict[str, Any] = {"max_new_tokens": 30, "ignore_eos": True}
@@ -158,7 +151,7 @@ def test_a_draft_without_a_mask_token_is_refused_and_the_option_names_one(
     with pytest.raises(GraftlineError, match=r"needs a mask token here; .*option mask"):
         load(made.path, recipe="pard")
     named = replace(recipe("pard"), options={"rows": 5, "mask": 257})
-    result = free(made, named).generate([1, 2, 3], max_new_tokens=9, ignore_eos=True)
+    result = free(made.path, recipe=named).generate([1, 2, 3], max_new_tokens=9, ignore_eos=True)
     assert result.stats.drafted > 8
     with pytest.raises(GraftlineError, match="260 is not among the 260 ids of the draft"):
         load(made.path, recipe=replace(named, options={"mask": 260}))
