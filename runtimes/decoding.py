@@ -51,6 +51,8 @@ class Decoding:
     least: int = 1
     """Fewest rows that a step may score: 2 keeps a backend whose single-row kernel rounds
     differently to its other kernel in every step."""
+    exact: bool = False
+    """Whether all of its steps are of one kernel family: of `least` rows or more."""
     branches: bool = True
     """Whether its drafts may branch."""
     deadline: float | None = None
@@ -71,11 +73,11 @@ class Decoding:
     """Those of which a drafter has seen the hidden states."""
     any_prefix: bool = False
     """Whether a beginning of any length may be copied from what was read before, because rows do
-    not depend on one another; else whole chunks alone."""
+    not depend on one another; else what has the same bits in every prompt alone."""
     reused: int = 0
     """Prompt tokens that were copied, not read."""
     chunked: int = 0
-    """Positions from the first on that were read in chunks, cut as if nothing had been known."""
+    """Positions from the first on that have the bits which reading the prompt in chunks gives."""
     prompt_end: PromptEnd | None = None
     """The scores of the prompt's last row, where they are kept for others."""
     together: bool = False

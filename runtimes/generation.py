@@ -117,6 +117,7 @@ class Generation:
             grammar=grammar and grammar[1],
             logprobs=self._logprobs(),
             least=(session.exact_rows or 1) if exact else 1,
+            exact=exact,
             # a branch adds up over other slots than a chain: 3e-8, which int8 activations amplify
             branches=session.row_invariant or not exact,
             any_prefix=session.row_invariant and not exact,

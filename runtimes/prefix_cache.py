@@ -43,8 +43,8 @@ class PromptEnd:
 @dataclass(frozen=True)
 class Known:
     """What is known of a prompt: `parts` are snapshots to restore one after another, the first so
-    many positions of each. The first `chunked` positions were read in chunks. `end`: set where the
-    whole prompt is known, with its scores."""
+    many positions of each. The first `chunked` positions have the bits that reading the prompt in
+    chunks gives them. `end`: set where the whole prompt is known, with its scores."""
 
     parts: list[tuple[Snapshot, int]]
     length: int
@@ -64,8 +64,8 @@ class _Block:
     slots: Snapshot | None
     behind: weakref.ref[_Block] | None
     """What it follows; weakly, so that a cache that is dropped is gone at once."""
-    chunked: bool = False
-    """Whether one call has read all CHUNK of them: its rows have the bits of any such call."""
+    alike: int = 0
+    """Its first positions that have the same bits in every prompt that begins with them."""
     ends: dict[int, PromptEnd] = field(default_factory=dict[int, PromptEnd])
     """Prompts that end in this block, by the number of its tokens that they have."""
     following: list[_Block] = field(default_factory=list["_Block"])
@@ -100,13 +100,18 @@ class _Block:
             end += 1
         return self.following[place:end]
 
-    def nearest(self, key: bytes) -> tuple[_Block | None, int]:
+    def nearest(self, key: bytes, any_length: bool) -> tuple[_Block | None, int]:
         """The block with the longest common beginning, and its tokens: one of the two neighbours,
-        in sorted order."""
+        in sorted order. Not of `any_length`: of those that are alike in every prompt."""
+
+        def shared(block: _Block) -> int:
+            common = _common(block.key, key)
+            return common if any_length else min(common, block.alike)
+
         place = self.place(key)
         near = self.following[max(place - 1, 0) : place + 1]
-        best = max(near, key=lambda block: _common(block.key, key), default=None)
-        return best, 0 if best is None else _common(best.key, key)
+        best = max(near, key=shared, default=None)
+        return best, 0 if best is None else shared(best)
 
 
 class PrefixCache:
@@ -114,8 +119,8 @@ class PrefixCache:
     beginnings, of at most `most` bytes: what was used least recently goes first.
 
     Positions that a decoding step has written are rounded differently from those of a prompt, on
-    backends where rows depend on one another. There only blocks that were read as whole chunks of a
-    prompt are used again, and whole prompts, so that a text is the same bits with and without.
+    backends where rows depend on one another. There only positions are used again that have the
+    same bits in every prompt, and whole prompts, so that a text is the same bits with and without.
     Siblings of one engine may share a cache; several threads may use it.
     """
 
@@ -132,21 +137,24 @@ class PrefixCache:
         """Blocks that it holds."""
         return len(self._used)
 
-    def find(self, prompt: Ints, any_length: bool) -> Known:
+    def find(self, prompt: Ints, any_length: bool, least: int | None = None) -> Known:
         """The longest beginning of a prompt that is known; all of it only with its scores, because
-        otherwise the last token has to be read. `any_length`: not only whole chunks."""
+        otherwise the last token has to be read. `any_length`: not only positions that are alike in
+        every prompt. Those end anywhere in a chunk where `least` rows of it are left to read; None:
+        at its end."""
         with self._lock:
-            return self._find(_keyed(prompt), any_length)
+            return self._find(_keyed(prompt), any_length, least)
 
-    def _find(self, key: bytes, any_length: bool) -> Known:
+    def _find(self, key: bytes, any_length: bool, least: int | None) -> Known:
         node, start, chunked = self._root, 0, 0
         parts: list[tuple[Snapshot, int]] = []
         size = CHUNK * _TOKEN.itemsize
         while len(key) - start > size:
             found = node.same(key[start : start + size])
-            if found is None or not (any_length or found.chunked):
+            whole = found is not None and found.alike == CHUNK
+            if found is None or not (any_length or whole):
                 break
-            chunked += CHUNK if found.chunked and CHUNK * len(parts) == chunked else 0
+            chunked += CHUNK if whole and CHUNK * len(parts) == chunked else 0
             parts.append((_slots(found), CHUNK))
             node, start = found, start + size
         rest, length = key[start:], start // _TOKEN.itemsize
@@ -157,48 +165,51 @@ class PrefixCache:
                 self._touch(block)
                 parts.append((_slots(block), count))
                 return Known(parts, end.length, end.length if end.chunked else chunked, end)
-        if any_length:
-            block, common = node.nearest(rest)
-            if block is not None and (common := min(common, count - 1)):
+        if any_length or least is not None:
+            block, common = node.nearest(rest, any_length)
+            left = count - 1 if any_length else min(count, CHUNK) - (least or 1)
+            if block is not None and (common := min(common, left)) > 0:
+                chunked += 0 if any_length else common
                 parts.append((_slots(block), common))
                 node, length = block, length + common
         self._touch(node)
         return Known(parts, length, chunked, None)
 
     def keep(
-        self, ids: Ints, chunked: int, end: PromptEnd, cut: Callable[[int, int], Snapshot]
+        self, ids: Ints, alike: int, end: PromptEnd, cut: Callable[[int, int], Snapshot]
     ) -> None:
-        """Keep the keys and values of all `ids`, or of as many as fit, of which the first `chunked`
-        were read in chunks; `cut` takes a snapshot of the positions from one to before another.
-        `end`: of the prompt among them."""
+        """Keep the keys and values of all `ids`, or of as many as fit, of which the first `alike`
+        have the same bits in every prompt that begins with them; `cut` takes a snapshot of the
+        positions from one to before another. `end`: of the prompt among them."""
         with self._lock:
             node = self._root
             for start in range(0, len(ids), CHUNK):
                 key = _keyed(ids[start : start + CHUNK])
                 stop = start + len(key) // _TOKEN.itemsize
-                whole = stop - start == CHUNK and stop <= chunked
+                same = max(0, min(alike, stop) - start)
                 ended = (end.length - start, end) if start < end.length <= stop else None
-                block = _covering(node, key, whole, ended)
+                block = _covering(node, key, same, ended)
                 if block is None:
-                    block = self._write(node, key, whole, ended, lambda a=start, b=stop: cut(a, b))
+                    block = self._write(node, key, same, ended, lambda a=start, b=stop: cut(a, b))
                     if not self._fits(block):
                         return
                 node = block
             self._touch(node)
 
     def _write(
-        self, node: _Block, key: bytes, chunked: bool, ended: _Ended, cut: Callable[[], Snapshot]
+        self, node: _Block, key: bytes, alike: int, ended: _Ended, cut: Callable[[], Snapshot]
     ) -> _Block:
         """The block of these tokens behind `node`, as the sequence has it that they are of."""
         block = node.same(key)
         before = 0 if block is None else block.nbytes
         if block is None:
-            block = self._link(_Block(key, cut(), weakref.ref(node), chunked))
-        elif not block.chunked and (chunked or (ended is not None and ended[1].chunked)):
-            block.slots, block.chunked = cut(), chunked
+            block = self._link(_Block(key, cut(), weakref.ref(node), alike))
+        elif alike > block.alike or _better(block.alike, ended):
+            block.slots, block.alike = cut(), alike
             block.ends.clear()
-        elif ended is not None:  # of other bits than the snapshot that stays, unless both are whole
-            ended = ended[0], replace(ended[1], chunked=chunked and ended[1].chunked)
+        elif ended is not None:  # of other bits than the snapshot that stays, unless both are alike
+            same = ended[1].chunked and ended[0] <= min(alike, block.alike)
+            ended = ended[0], replace(ended[1], chunked=same)
         if ended is not None:
             block.ends[ended[0]] = ended[1]
         self.nbytes += block.nbytes - before
@@ -237,12 +248,17 @@ class PrefixCache:
             block = block.parent
 
 
-def _covering(node: _Block, key: bytes, chunked: bool, ended: _Ended) -> _Block | None:
+def _better(alike: int, ended: _Ended) -> bool:
+    """Whether a prompt's end, read in chunks, lies behind the positions that are alike."""
+    return ended is not None and ended[1].chunked and ended[0] > alike
+
+
+def _covering(node: _Block, key: bytes, alike: int, ended: _Ended) -> _Block | None:
     """A block behind `node` that has all of these tokens, read as well, and the prompt's end."""
     for block in node.beginning(key):
         known = None if ended is None else block.ends.get(ended[0])
         same = ended is None or (known is not None and known.chunked >= ended[1].chunked)
-        if same and block.chunked >= chunked:
+        if same and block.alike >= alike:
             return block
     return None
 

@@ -26,7 +26,7 @@ class PromptReader:
         last row where that is all of it."""
         if self.prefixes is None or one.explains_prompt or sees(one.drafter):
             return None
-        known = self.prefixes.find(one.prompt, one.any_prefix)
+        known = self.prefixes.find(one.prompt, one.any_prefix, self._session.same_rows)
         for kept, count in known.parts:
             self._session.restore(one.seat, kept, count)
         one.read = one.reused = known.length
@@ -72,6 +72,15 @@ class PromptReader:
         length = min(length, int(self._session.lengths[one.seat]))
         seat, session = one.seat, self._session
         self.prefixes.keep(
-            ids[:length], one.chunked, one.prompt_end,
+            ids[:length], self._alike(one), one.prompt_end,
             lambda start, stop: session.snapshot(seat, start, stop),
         )  # fmt: skip
+
+    def _alike(self, one: Decoding) -> int:
+        """Of its positions, those that have the same bits in every prompt that begins with them:
+        whole chunks; where calls of so many rows agree, all that such calls have written."""
+        least, rest = self._session.same_rows, one.chunked % CHUNK
+        if least is None or 0 < rest < least:
+            return one.chunked - rest
+        whole = one.exact and one.least >= least and one.chunked == len(one.prompt)
+        return len(one.prompt) + len(one.tokens) if whole else one.chunked

@@ -43,6 +43,7 @@ class ReferenceSession:
         self.largest, self._roles = capacity, Roles.of(self.ports)
         self.most_sequences: int | None = None
         self.row_invariant, self.exact_rows = True, 1
+        self.same_rows: int | None = None
         self._model = model
         self._caches = [p for p in self.ports if p.mirror is not None]
         if not self._caches:

@@ -134,6 +134,9 @@ class Session(Protocol):
     exact_rows: int | None
     """Fewest rows of a step from which on rows are all rounded alike: 1 when row-invariant; None
     when a row's result depends on the rows beside it, so that nothing makes speculation exact."""
+    same_rows: int | None
+    """Fewest rows of a call from which on keys and values are the same bits however a prompt is cut
+    into calls; None where only the same calls give the same bits."""
 
     @property
     def lengths(self) -> Ints:

@@ -59,6 +59,7 @@ def open_session(
     if exactness is not None:
         session.row_invariant = exactness.row_invariant
         session.exact_rows = 1 if exactness.row_invariant else exactness.min_rows
+        session.same_rows = exactness.same_rows
     return session
 
 

@@ -51,12 +51,15 @@ class PassRow:
 @dataclass(frozen=True)
 class Exactness:
     """The row-invariant law on an engine; `worst` is the largest logit difference seen. From steps
-    of `min_rows` on all agree (None: none do); `per_rows` is the difference by number of rows."""
+    of `min_rows` on all agree (None: none do); `per_rows` is the difference by number of rows. In
+    calls of `same_rows` or more, a prompt gives the same bits however it is cut (None: it does not,
+    or was not tried)."""
 
     row_invariant: bool
     worst: float
     min_rows: int | None = None
     per_rows: Mapping[str, float] = field(default_factory=dict[str, float])
+    same_rows: int | None = None
 
 
 StageRole = Literal["export", "canonical", "engine", "form", "fused", "depth"]

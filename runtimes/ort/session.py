@@ -63,6 +63,7 @@ class OrtSession(BoundCalls):
         self.most_sequences: int | None = None
         self.row_invariant = False
         self.exact_rows: int | None = None
+        self.same_rows: int | None = None
         self.largest = facts.positions or 4096
         self.capacity = min(capacity or self.largest, self.largest)
         self._graph = graph

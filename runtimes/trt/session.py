@@ -61,6 +61,7 @@ class TrtSession:
         self.most_sequences: int | None = plan.batch
         self.row_invariant = False
         self.exact_rows: int | None = None
+        self.same_rows: int | None = None
         self.costs_key = device.name
         """What step costs measured here are kept under."""
         self._caches = DeviceCaches(device, self.ports)

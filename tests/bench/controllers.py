@@ -64,6 +64,7 @@ class Replay:
     """A session whose sequences are recorded answers, all rows of a step in one call."""
 
     supports_trees, row_invariant, exact_rows, most_sequences = True, True, 1, 32
+    same_rows = None
     capacity = largest = 4096
 
     def __init__(self, rows: Sequence[dict[str, Any]], clock: Clock, costs: str) -> None:

@@ -44,6 +44,27 @@ class Rounding(ToySession):
         return super()._read(row, np.asarray(tokens) + self.facts.vocabulary * mark)
 
 
+class Several(ToySession):
+    """A call of a single row rounds unlike one of several, and that is all that matters."""
+
+    def __init__(self) -> None:
+        super().__init__(capacity=2500, odd=1, row_invariant=False)
+        self.same_rows = 2
+
+    def _read(self, row: int, tokens: Ints) -> Floats:
+        return super()._read(row, self._marked(np.asarray(tokens)))
+
+    def score(self, tokens: Ints, *given: Any, **more: Any) -> Scores:
+        scores = super().score(tokens, *given, **more)
+        for row, length in enumerate(self._lengths):
+            stop = length + tokens.shape[1]
+            self._slots[row, length:stop, 1] = self._marked(self._slots[row, length:stop, 1])
+        return scores
+
+    def _marked(self, tokens: Ints) -> Ints:
+        return tokens + self.facts.vocabulary * (len(tokens) == 1)
+
+
 def engine_with(session: Any, most: int | None = PLENTY) -> Engine:
     prefixes = None if most is None else PrefixCache(most)
     return Engine(session, None, {"eos_token_id": 0}, recipe("plain"), FLAT, prefixes=prefixes)
@@ -69,11 +90,11 @@ def talk(engine: Engine, lengths: list[int], **options: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 5}, {"exact": True}])
-@pytest.mark.parametrize("kind", [lambda: ToySession(capacity=2500), Rounding])
+@pytest.mark.parametrize("kind", [lambda: ToySession(capacity=2500), Rounding, Several])
 def test_a_conversation_is_the_same_text_with_and_without(
     kind: Callable[[], ToySession], options: dict[str, Any]
 ) -> None:
-    lengths = [20, 300, 7, 512 - 30, 400, 1]
+    lengths = [20, 300, 7, 512 - 30, 400, 1, 257]
     known, plain = (engine_with(kind(), most) for most in (PLENTY, None))
     found, want = (talk(engine, lengths, **options) for engine in (known, plain))
     assert [r.tokens for r in found] == [r.tokens for r in want]
@@ -114,13 +135,74 @@ def test_a_prompt_whose_rows_are_all_asked_for_is_read_whole() -> None:
     assert found.stats.reused == 600, "it was read in chunks in between"
 
 
-def test_rounding_shows_a_wrong_cut() -> None:
-    """The toy that the test above stands on: what a step wrote is not what a prompt has."""
-    engine = engine_with(Rounding())
+class Branching(ToySession):
+    """Rows of chains do not depend on one another; a step with a mask rounds in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__(capacity=900, odd=1, row_invariant=False)
+        self.exact_rows = self.same_rows = 1
+
+    def score(self, tokens: Ints, depth: Any = None, mask: Any = None, *more: Any) -> Scores:
+        scores = super().score(tokens, depth, mask, *more)
+        for row, length in enumerate(self._lengths if mask is not None else ()):
+            self._slots[row, length : length + tokens.shape[1], 1] += self.facts.vocabulary
+        return scores
+
+
+def test_answers_are_reused_where_no_step_of_theirs_was_of_another_kind() -> None:
+    known, plain = engine_with(Branching()), engine_with(Branching(), None)
+    for exact in (False, True):
+        options: dict[str, Any] = {"recipe": "token-recycling", "exact": exact}
+        found, want = (talk(engine, [40, 30, 30], **options) for engine in (known, plain))
+        assert [r.tokens for r in found] == [r.tokens for r in want]
+        assert (found[1].stats.reused > 40) == exact
+
+
+def test_a_prompt_that_was_read_in_chunks_takes_the_place_of_one_that_was_not() -> None:
+    prefixes, ids = PrefixCache(PLENTY), np.arange(9)
+    for chunked in (False, True):
+        end = PromptEnd(9, Scores(ids[:1], np.zeros((1, 1, 3), np.float32)), chunked)
+        prefixes.keep(ids, 0, end, lambda a, b: Fake(ids[a:b], ids[a:b] * 0 + 1))
+        known = prefixes.find(ids, False)
+        assert (known.length, known.end is not None) == ((9, True) if chunked else (0, False))
+
+
+@pytest.mark.parametrize("kind", [Rounding, Several])
+def test_rounding_shows_a_wrong_cut(kind: Callable[[], ToySession]) -> None:
+    """The toys that the tests here stand on: what a step wrote is not what a prompt has."""
+    engine = engine_with(kind())
     find = engine._scheduler.prompts.prefixes.find  # type: ignore[union-attr]
-    engine._scheduler.prompts.prefixes.find = lambda ids, any_length: find(ids, True)  # type: ignore[union-attr, method-assign]
-    plain = talk(engine_with(Rounding(), None), [20, 300, 7])
+    engine._scheduler.prompts.prefixes.find = lambda ids, *given: find(ids, True)  # type: ignore[union-attr, method-assign]
+    plain = talk(engine_with(kind(), None), [20, 300, 7])
     assert [r.tokens for r in talk(engine, [20, 300, 7])] != [r.tokens for r in plain]
+
+
+def test_where_calls_of_several_rows_agree_prompts_are_reused_to_the_last_token() -> None:
+    """Answers too, under exact, whose steps are such calls; two rows at least are left to read."""
+    session = Several()
+    engine = engine_with(session)
+    first, _ = talk(engine, [1500, 40])
+    assert tokens_read(session) == 1500 + len(first.tokens) + 40
+    talk(engine, [1400, 40], exact=True)
+    assert tokens_read(session) == 2 + 1 + 40, "the last of an answer is in no cache"
+    prompt = np.random.default_rng(3).integers(1, 40, 600).tolist()
+    for count, least in ((600, 600), (598, 2), (597, 2), (2 * CHUNK + 1, 1), (300, 2)):
+        engine.generate(prompt[:count], max_new_tokens=2)
+        assert tokens_read(session) == least, f"of {count}"
+    other = [*prompt[:400], *[7] * 30]
+    engine.generate(other, max_new_tokens=2)
+    assert tokens_read(session) == 30
+
+
+def test_a_row_that_was_read_alone_is_the_beginning_of_no_other_prompt() -> None:
+    """It is that of the same prompt, which reads it alone as well."""
+    session = Several()
+    engine, plain = engine_with(session), engine_with(Several(), None)
+    prompt = np.random.default_rng(3).integers(1, 40, 300).tolist()
+    engine.generate(prompt[: CHUNK + 1], max_new_tokens=9)
+    for count in (300, CHUNK + 1, CHUNK + 2):
+        found = engine.generate(prompt[:count], max_new_tokens=9)
+        assert found.tokens == plain.generate(prompt[:count], max_new_tokens=9).tokens
 
 
 def test_a_second_turn_reads_what_is_new() -> None:
@@ -305,9 +387,11 @@ class Writer:
     prefixes: PrefixCache
     kept: list[tuple[list[int], int]]
     """Everything that was kept, and how much of it was read in chunks."""
+    least: int | None = None
+    """Where calls of so many rows agree: how many."""
 
     def request(self, ids: list[int], answer: list[int], any_length: bool) -> None:
-        known = self.prefixes.find(np.asarray(ids), any_length)
+        known = self.prefixes.find(np.asarray(ids), any_length, self.least)
         parts = [(part, count) for part, count in known.parts if isinstance(part, Fake)]
         copied = [token for part, count in parts for token in part.ids[:count].tolist()]
         assert copied == ids[: known.length]
@@ -318,7 +402,7 @@ class Writer:
         while len(marks) < len(ids):
             chunk = ids[len(marks) : len(marks) // 4 * 4 + 4]
             chunked += len(chunk) if chunked == len(marks) else 0
-            marks += [1 + zlib.crc32(str((len(marks), chunk)).encode())] * len(chunk)
+            marks += self.call(len(marks), chunk)
         if not any_length:
             assert marks == self.afresh(ids), "other bits than those of reading it all"
             assert chunked == len(ids)
@@ -326,10 +410,18 @@ class Writer:
         end = known.end or PromptEnd(len(ids), scores, chunked == len(ids))
         assert any_length or end.scores.logits.tolist() == scores.logits.tolist()
         whole, marked = np.asarray(ids + answer), np.asarray(marks + [0] * len(answer))
+        rest = chunked % 4
+        alike = chunked - rest if self.least is None or 0 < rest < self.least else chunked
         self.prefixes.keep(
-            whole, chunked, end, lambda a, b: Fake(whole[a:b].copy(), marked[a:b].copy())
+            whole, alike, end, lambda a, b: Fake(whole[a:b].copy(), marked[a:b].copy())
         )
         self.kept.append((ids + answer, chunked))
+
+    def call(self, start: int, chunk: list[int]) -> list[int]:
+        """What a call writes for each of its tokens: what depends on their company."""
+        if self.least is not None:
+            return [1 + (len(chunk) < self.least)] * len(chunk)
+        return [1 + zlib.crc32(str((start, chunk)).encode())] * len(chunk)
 
     def enough(self, ids: list[int], found: int, any_length: bool) -> None:
         """No less was found than a search through everything finds."""
@@ -341,19 +433,19 @@ class Writer:
     def afresh(self, ids: list[int]) -> list[int]:
         marks: list[int] = []
         for start in range(0, len(ids), 4):
-            chunk = ids[start : start + 4]
-            marks += [1 + zlib.crc32(str((start, chunk)).encode())] * len(chunk)
+            marks += self.call(start, ids[start : start + 4])
         return marks
 
 
+@pytest.mark.parametrize("least", [None, 1, 2, 3])
 @pytest.mark.parametrize("most", [1 << 40, 400_000])
 def test_random_histories_are_found_as_far_as_they_are_known(
-    most: int, monkeypatch: pytest.MonkeyPatch
+    most: int, least: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests for whole chunks and for any length share a cache."""
     monkeypatch.setattr("graftline.runtimes.prefix_cache.CHUNK", 4)
     chance = np.random.default_rng(8)
-    writer = Writer(PrefixCache(most), [])
+    writer = Writer(PrefixCache(most), [], least)
     for turn in range(400):
         ids = chance.integers(0, 3, int(chance.integers(1, 15))).tolist()
         answer = chance.integers(0, 3, int(chance.integers(0, 6))).tolist()

@@ -52,6 +52,7 @@ class ToySession:
         self.largest = capacity
         self.most_sequences: int | None = None
         self.exact_rows: int | None = 1 if row_invariant else 2
+        self.same_rows: int | None = None
         self.odd, self.topk = odd, topk
         self.calls: list[tuple[int, ...]] = []
         self.reads: list[tuple[int, int]] = []

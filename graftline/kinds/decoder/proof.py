@@ -255,10 +255,10 @@ def _prove_engine(
         return Proof(laws, quality=quality)
     fp32 = None  # its weights are not needed beside the engine's any more
     say("proof: the engine's rows against one another")
-    found = _rows(session, parts)
+    found, same = _rows(session, parts)
     laws.append(LawRow.of(parts.engine, "row-invariant", found.evidence))
     per_rows = {str(k): float(v) for k, v in found.per_rows.items()}
-    exactness = Exactness(found.row_invariant, found.worst, found.min_rows, per_rows)
+    exactness = Exactness(found.row_invariant, found.worst, found.min_rows, per_rows, same)
     return Proof(laws, exactness, quality)
 
 
@@ -294,13 +294,15 @@ def _unlike_cpu(parts: Parts) -> str:
     return f"{why}; the oracle ran the reduced host" if why else ""
 
 
-def _rows(session: OrtSession, parts: Parts) -> RowInvariance:
-    """How far the engine's rows depend on one another, measured."""
+def _rows(session: OrtSession, parts: Parts) -> tuple[RowInvariance, int | None]:
+    """How far the engine's rows depend on one another, and `same_rows`, both measured."""
+    from graftline.runtimes.prompt_cuts import same_rows
     from graftline.runtimes.row_invariance import row_invariance
 
     random = np.random.default_rng(1)
     prompt = random.integers(0, facts_of(parts).vocabulary, 24, dtype=np.int64)
-    return row_invariance(session, prompt)
+    found = row_invariance(session, prompt)
+    return found, same_rows(session, prompt, found)
 
 
 def _quality(
