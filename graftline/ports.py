@@ -113,11 +113,11 @@ def by_role(ports: Iterable[Port], role: str, direction: Direction | None = None
     return [p for p in ports if p.role == role and direction in (None, p.direction)]
 
 
-def state_port(ports: Iterable[Port], normed: bool) -> str:
+def state_port(ports: Iterable[Port], normed: bool) -> Port:
     """The output of a draft head's graph that stands for the next feature: what its last norm
     gives (`normed`), or what leaves its last block."""
     tap = "postnorm" if normed else "prenorm"
-    return next(p.name for p in by_role(ports, "hidden", "out") if p.tap == tap)
+    return next(p for p in by_role(ports, "hidden", "out") if p.tap == tap)
 
 
 def slot_ports(

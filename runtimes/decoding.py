@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from graftline.runtimes.logprobs import Logprobs, read_scored
 from graftline.runtimes.prefix_cache import PromptEnd
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.scores import check_numbers
-from graftline.runtimes.session import Floats, Ints, Scores, Session
+from graftline.runtimes.session import Floats, Ints, Scores, Session, Tap
 from graftline.runtimes.shaping import ShapedScores, Shaper
 from graftline.runtimes.trees.packing import first_path, trim
 from graftline.runtimes.trees.soundness import sound
@@ -181,9 +181,9 @@ class Decoding:
         self.read = span.stop
         return scores
 
-    def _shown(self, drafter: Seeing, hidden: Floats) -> None:
-        drafter.see(self.shown, hidden)
-        self.shown += len(hidden)
+    def _shown(self, drafter: Seeing, states: Mapping[Tap, Floats]) -> None:
+        drafter.see(self.shown, states)
+        self.shown += len(next(iter(states.values()), ()))
 
     def begin(self, scores: Scores, row: int) -> list[int]:
         """Choose the first token from the prompt's last row."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, TypeGuard
 
 from graftline.runtimes.drafting import Draft
-from graftline.runtimes.session import Floats, Scores
+from graftline.runtimes.session import Floats, Scores, Tap
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
@@ -124,9 +124,9 @@ def is_paid(drafter: Drafter | None) -> TypeGuard[PaidDrafter]:
 class Seeing(Protocol):
     """A drafter that reads the target's hidden states, those of a prompt too."""
 
-    def see(self, start: int, hidden: Floats) -> None:
-        """The target has read tokens of the prompt of its sequence from `start` on: [N, H]. Before
-        `start`."""
+    def see(self, start: int, states: Mapping[Tap, Floats]) -> None:
+        """The target has read tokens of the prompt of its sequence from `start` on: its hidden
+        states, each [N, H]. Before `start`."""
         ...
 
 

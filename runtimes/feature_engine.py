@@ -11,7 +11,7 @@ import numpy as np
 from graftline.runtimes.chances.calibration import USUAL
 from graftline.runtimes.draft_engine import OwnCaches, Read, RowsCost, usual_cost
 from graftline.runtimes.draft_seats import SeatedSession
-from graftline.runtimes.session import Floats, Scores
+from graftline.runtimes.session import Floats, Scores, Tap
 
 
 class HeadSession(SeatedSession, Protocol):
@@ -19,6 +19,8 @@ class HeadSession(SeatedSession, Protocol):
 
     width: int
     """Numbers of a feature."""
+    state: Tap
+    """Which of its hidden states stands for the next feature."""
 
     def follow_features(
         self, row: int, length: int, tokens: Sequence[int], features: Floats, asked: int = 1
@@ -59,15 +61,17 @@ class FeatureEngine(OwnCaches):
     def __init__(
         self,
         session: HeadSession,
+        reads: Tap,
         step: float,
         reading: float = 0.0,
         agreement: float = USUAL,
         rows_cost: RowsCost = usual_cost,
         own: Callable[[], OwnCaches] | None = None,
     ) -> None:
-        """`reading`: milliseconds of one more row that is read and not scored."""
+        """`reads`: which hidden state of the target; `reading`: milliseconds of one more row that
+        is read and not scored."""
         super().__init__(session, step, agreement, rows_cost, own)
-        self.head, self.reading = session, reading
+        self.head, self.reads, self.reading = session, reads, reading
 
     def _last_of_each(
         self, first: int, starts: Sequence[int], group: Sequence[Read]

@@ -11,7 +11,7 @@ from graftline.runtimes.draft_reader import Guess, Reader
 from graftline.runtimes.draft_seats import Seat
 from graftline.runtimes.feature_engine import FeatureEngine, FeatureRead
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Floats, Scores
+from graftline.runtimes.session import Floats, Scores, Tap
 
 
 class FeatureReader(Reader):
@@ -28,6 +28,11 @@ class FeatureReader(Reader):
         self._first = 0
         self._states: list[Floats] = []
         """Of the drafted slots, what the head itself made of the slot before."""
+
+    @property
+    def reads(self) -> Tap:
+        """Which hidden state of the target."""
+        return self._engine.reads
 
     def see(self, start: int, features: Floats) -> None:
         """The target has read prompt tokens from position `start` on: their features [N, H]."""
@@ -61,8 +66,7 @@ class FeatureReader(Reader):
     def guess(
         self, scores: Scores, place: int, sampling: Sampling, exact: bool = False
     ) -> Guess:
-        assert scores.hidden is not None, "a head's graph brings out its state"
-        self._states.append(scores.hidden[0, place].copy())
+        self._states.append(scores.tap(self._engine.head.state)[0, place].copy())
         return super().guess(scores, place, sampling, exact)
 
     def read(self, ahead: Sequence[int]) -> Read:

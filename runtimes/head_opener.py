@@ -11,6 +11,7 @@ import numpy as np
 from graftline.bundle.reader import Bundle
 from graftline.facts import DraftBlockFacts
 from graftline.owners import head_owner
+from graftline.ports import FEATURES, by_role
 from graftline.runtimes.control.costs import NEAR, Costs
 from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.feature_engine import FeatureEngine
@@ -18,6 +19,7 @@ from graftline.runtimes.head_reader import Heads
 from graftline.runtimes.ort.features import FeatureSession
 from graftline.runtimes.ort.heads import OrtHeads
 from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.session import FINAL, MADE
 
 ROUNDS = 15
 """Calls of each engine where their steps are compared, at NEAR positions."""
@@ -58,8 +60,9 @@ def head_opener(
             found = known or block_cost(session, target)
             one, read, scored = (float(found[n]) for n in ("ratio", "reading", "scored"))
             heads = FeatureEngine(
-                session, one * row, read * row, rows_cost=lambda n: 1.0 + scored / one * (n - 1)
-            )
+                session, MADE if by_role(target.ports, FEATURES, "out") else FINAL,
+                one * row, read * row, rows_cost=lambda n: 1.0 + scored / one * (n - 1),
+            )  # fmt: skip
         if known is None:
             bundle.write_costs(name, found)
         return heads

@@ -8,8 +8,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from graftline.errors import GraftlineError
-from graftline.runtimes.session import NO_STATES, Floats, Ints, Scores
+from graftline.runtimes.session import FINAL, Floats, Ints, Scores
 
 
 class Heads(Protocol):
@@ -49,9 +48,7 @@ class Reading:
     def note(self, scores: Scores, row: int, node: int) -> None:
         """The target chose a token behind that row. Raises GraftlineError where the target does not
         bring out the state that the heads read."""
-        if scores.hidden is None:
-            raise GraftlineError(NO_STATES)
-        self.hidden = scores.hidden[row, node].copy()
+        self.hidden = scores.tap(FINAL)[row, node].copy()
         self.ids = self.shares = None
 
 

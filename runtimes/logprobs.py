@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graftline.errors import BackendError
 from graftline.runtimes.sampling import Logits
 from graftline.runtimes.scores import one_row
-from graftline.runtimes.session import NO_STATES, Ints, Scores, Session, Show
+from graftline.runtimes.session import Ints, Scores, Session, Show
 
 ROWS = 32
 """Prompt tokens that one engine call scores: their logits are in memory together."""
@@ -93,9 +92,7 @@ def read_scored(
         into.read(scores, seat, prompt[start + 1 : start + count + 1])
         last = one_row(scores, seat, count - 1)
         if show is not None:
-            if scores.hidden is None:
-                raise BackendError(NO_STATES)
-            show(scores.hidden[seat, :count])
+            show({tap: states[seat, :count] for tap, states in scores.taps.items()})
         paths: list[Sequence[int]] = [()] * batch
         paths[seat] = range(count)
         session.commit(paths)

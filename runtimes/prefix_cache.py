@@ -7,7 +7,7 @@ import weakref
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,8 +36,7 @@ class PromptEnd:
     @property
     def nbytes(self) -> int:
         """Bytes of the scores."""
-        parts = (getattr(self.scores, f.name) for f in fields(Scores))
-        return sum(part.nbytes for part in parts if part is not None)
+        return sum(part.nbytes for part in self.scores.parts().values())
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from graftline.errors import BackendError, RequestError
@@ -18,7 +16,8 @@ from graftline.evaluate import Feed, run
 from graftline.facts import decoder_facts
 from graftline.ports import FEATURES, by_role, read_ports
 from graftline.roles import Roles
-from graftline.runtimes.session import NO_STATES, Bools, Ints, Scores, Show, Snapshot
+from graftline.runtimes.scores import joined
+from graftline.runtimes.session import Bools, Ints, Scores, Show, Snapshot, Tap
 
 SPARE = 64
 """Slots beyond the capacity, for rows that are scored and not kept."""
@@ -74,7 +73,7 @@ class ReferenceSession:
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
         """Commit each prompt in one piece, sequence by sequence."""
-        return _joined([self.read(row, prompt) for row, prompt in enumerate(prompts)])
+        return joined([self.read(row, prompt) for row, prompt in enumerate(prompts)])
 
     def seat(self) -> int:
         """One more sequence, with empty caches."""
@@ -99,11 +98,8 @@ class ReferenceSession:
         scores = self._step(row, np.asarray(prompt, np.int64), None, None)
         self._lengths[row] += len(prompt)
         if show is not None:
-            if scores.hidden is None:
-                raise BackendError(NO_STATES)
-            show(scores.hidden[0])
-        hidden = None if scores.hidden is None else scores.hidden[:, -1:]
-        return _scores(scores.logits[:, -1:], hidden)
+            show({tap: states[0] for tap, states in scores.taps.items()})
+        return Scores.of({key: part[:, -1:] for key, part in scores.parts().items()})
 
     def score(
         self,
@@ -119,7 +115,7 @@ class ReferenceSession:
             )
             for b in range(len(tokens))
         ]
-        return _joined(rows)
+        return joined(rows)
 
     def _step(self, row: int, tokens: Ints, depth: Ints | None, mask: Bools | None) -> Scores:
         start, count = int(self._lengths[row]), len(tokens)
@@ -131,7 +127,7 @@ class ReferenceSession:
     def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
         """Score N rows of each sequence, each of which sees the slots that `mask` says."""
         rows = [self._slots(b, tokens[b], positions[b], mask[b]) for b in range(len(tokens))]
-        return _joined(rows)
+        return joined(rows)
 
     def _slots(self, row: int, tokens: Ints, positions: Ints, seen: Bools) -> Scores:
         count = len(tokens)
@@ -147,8 +143,9 @@ class ReferenceSession:
             assert port.mirror is not None
             self._held[port.mirror][row] = out[port.name][0]
         taps = [*by_role(self.ports, FEATURES, "out"), *by_role(self.ports, "hidden", "out")]
-        shown = next((out[p.name] for p in taps if p.tap != "prenorm"), None)
-        return _scores(out[self._roles.outputs["logits"]], shown)
+        logits = out[self._roles.outputs["logits"]].astype(np.float32)
+        states = {Tap.of(p): out[p.name].astype(np.float32) for p in taps}
+        return Scores(logits.argmax(-1), logits, taps=states)
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep the rows of each path."""
@@ -174,16 +171,3 @@ class ReferenceSession:
         for name, part in kept.caches.items():
             self._held[name][row, :, start : start + count] = part[:, :count]
         self._lengths[row] += count
-
-
-def _scores(logits: npt.NDArray[Any], hidden: npt.NDArray[Any] | None) -> Scores:
-    wide = None if hidden is None else hidden.astype(np.float32)
-    return Scores(logits.argmax(-1), logits.astype(np.float32), hidden=wide)
-
-
-def _joined(rows: list[Scores]) -> Scores:
-    """The scores of a batch from those of its sequences."""
-    hidden = [row.hidden for row in rows if row.hidden is not None]
-    return _scores(
-        np.concatenate([row.logits for row in rows]), np.concatenate(hidden) if hidden else None
-    )

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from graftline.errors import BackendError
-from graftline.runtimes.session import Floats, Ints, Scores
+from graftline.runtimes.session import Floats, Ints, Scores, Tap
 
+K = TypeVar("K")
 Read = Callable[[], Floats]
 
 
+class LazyTaps(Mapping[Tap, Floats], Generic[K]):
+    """Hidden states, each of which is fetched when it is first read."""
+
+    def __init__(self, names: Mapping[Tap, K], fetch: Callable[[K], npt.NDArray[Any]]) -> None:
+        """`names` are what `fetch` knows them by."""
+        self._names, self._fetch = names, fetch
+        self._read: dict[Tap, Floats] = {}
+
+    def __getitem__(self, tap: Tap) -> Floats:
+        if tap not in self._read:
+            self._read[tap] = self._fetch(self._names[tap]).astype(np.float32, copy=False)
+        return self._read[tap]
+
+    def __iter__(self) -> Iterator[Tap]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class DeviceScores(Scores):
-    """`logits` and `hidden` are copied when they are first read, which must be before the next call
+    """`logits` and `taps` are copied when they are first read, which must be before the next call
     of the session (BackendError after it). Most rules read the few integers beside them only."""
 
     def __init__(
@@ -26,64 +47,52 @@ class DeviceScores(Scores):
         topk_logits: Floats | None,
         top_gap: Floats | None,
         read_logits: Read,
-        read_hidden: Callable[[], Floats | None],
+        taps: Mapping[Tap, Floats],
     ) -> None:
         given = {
             "argmax": argmax, "topk_ids": topk_ids, "topk_logits": topk_logits, "top_gap": top_gap,
-            "_read_logits": read_logits, "_read_hidden": read_hidden,
+            "_read_logits": read_logits, "taps": taps,
         }  # fmt: skip
         for name, value in given.items():
             object.__setattr__(self, name, value)  # Scores is frozen
 
     _read_logits: Read
-    _read_hidden: Callable[[], Floats | None]
 
     @cached_property
     def logits(self) -> Floats:  # pyright: ignore[reportIncompatibleVariableOverride]
         """[B, N, V]."""
         return self._read_logits()
 
-    @cached_property
-    def hidden(self) -> Floats | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """[B, N, H], or None where the graph brings none out."""
-        return self._read_hidden()
-
 
 def copied(scores: Scores) -> Scores:
     """All of it on the host, for good."""
-    parts = (getattr(scores, f.name) for f in fields(Scores))
-    return Scores(*(None if p is None else p.copy() for p in parts))  # type: ignore[arg-type]
+    return Scores.of({key: part.copy() for key, part in scores.parts().items()})
 
 
 def one_row(scores: Scores, row: int, node: int) -> Scores:
     """One row of them (B = N = 1), on the host and for good."""
-    parts = (getattr(scores, f.name) for f in fields(Scores))
-    kept = (None if p is None else p[row : row + 1, node : node + 1].copy() for p in parts)
-    return Scores(*kept)  # type: ignore[arg-type]
+    place = slice(row, row + 1), slice(node, node + 1)
+    return Scores.of({key: part[place].copy() for key, part in scores.parts().items()})
 
 
 def of_sequence(scores: Scores, row: int) -> Scores:
     """Those of one sequence (B = 1), where and as long as the whole is."""
     rows = slice(row, row + 1)
+    if not isinstance(scores, DeviceScores):
+        return Scores.of({key: part[rows] for key, part in scores.parts().items()})
 
     def part(values: Any) -> Any:
         return None if values is None else values[rows]
 
-    few = (part(scores.argmax), part(scores.topk_ids), part(scores.topk_logits))
-    if isinstance(scores, DeviceScores):
-        later = lambda: scores.logits[rows], lambda: part(scores.hidden)
-        return DeviceScores(*few, part(scores.top_gap), *later)
-    return Scores(few[0], scores.logits[rows], *few[1:], part(scores.top_gap), part(scores.hidden))
+    taps = LazyTaps({tap: tap for tap in scores.taps}, lambda tap: scores.taps[tap][rows])
+    few = part(scores.argmax), part(scores.topk_ids), part(scores.topk_logits), part(scores.top_gap)
+    return DeviceScores(*few, lambda: scores.logits[rows], taps)
 
 
 def joined(rows: list[Scores], axis: int = 0) -> Scores:
     """Scores of several calls as one, along an axis."""
-
-    def join(name: str) -> Any:
-        parts = [getattr(r, name) for r in rows]
-        return None if parts[0] is None else np.concatenate(parts, axis)
-
-    return Scores(*(join(f.name) for f in fields(Scores)))
+    parts = [each.parts() for each in rows]
+    return Scores.of({key: np.concatenate([p[key] for p in parts], axis) for key in parts[0]})
 
 
 def check_numbers(scores: Scores, row: int) -> None:

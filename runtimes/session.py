@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from graftline.errors import BackendError, RequestError
+from graftline.errors import BackendError, GraftlineError, RequestError
 from graftline.facts import DecoderFacts
+from graftline.ports import FEATURES, Port
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
+
+
+class Tap(NamedTuple):
+    """Which of a graph's hidden states: the role of its port, and for those of the residual stream
+    where it was tapped, as the port says it (`Port.tap`, `Port.layer`)."""
+
+    role: str
+    place: str | None = None
+    layer: int | None = None
+
+    @classmethod
+    def of(cls, port: Port) -> Tap:
+        """What a port brings out."""
+        return cls(port.role, port.tap, port.layer)
+
+
+FINAL = Tap("hidden", "postnorm")
+"""What the final norm gives."""
+MADE = Tap(FEATURES)
+"""What the target's step makes of several layers for a draft head."""
+NO_STATES = (
+    "what is asked for reads hidden states of the target which this graph does not return; rebuild "
+    "the bundle with the pass tap{layers=norm} (for an EAGLE-3 head: head-features)"
+)
+Show = Callable[[Mapping[Tap, Floats]], object]
+"""Is shown hidden states, each [N, H], valid during the call."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +50,7 @@ class Scores:
 
     `argmax` [B, N]; `topk_ids` [B, N, k] best first, and `topk_logits`, or None where the graph
     does not reduce them; `top_gap` [B, N]: best minus second-best logit, or None; `logits` [B, N,
-    V] float32; `hidden` [B, N, H] float32: the last hidden state that `tap` brings out, or None.
+    V] float32; `taps`: the hidden states that the graph returns, each [B, N, H] float32.
     """
 
     argmax: Ints
@@ -31,7 +58,23 @@ class Scores:
     topk_ids: Ints | None = None
     topk_logits: Floats | None = None
     top_gap: Floats | None = None
-    hidden: Floats | None = None
+    taps: Mapping[Tap, Floats] = field(default_factory=dict[Tap, Floats])
+
+    def tap(self, which: Tap) -> Floats:
+        """[B, N, H]. Raises GraftlineError where the graph does not return it."""
+        return tapped(self.taps, which)
+
+    def parts(self) -> dict[str | Tap, npt.NDArray[Any]]:
+        """All arrays, read: by the name of their field, and the hidden states by their tap."""
+        named = {name: getattr(self, name) for name in _NAMED}
+        return {**{k: v for k, v in named.items() if v is not None}, **self.taps}
+
+    @classmethod
+    def of(cls, parts: Mapping[str | Tap, npt.NDArray[Any]]) -> Scores:
+        """From what `parts` gives."""
+        named: dict[str, Any] = {k: v for k, v in parts.items() if isinstance(k, str)}
+        taps = {k: v for k, v in parts.items() if isinstance(k, Tap)}
+        return cls(**named, taps=taps)
 
     def after(self, row: int, node: int) -> Floats:
         """[V]: logits of what follows a row, as the request has them shaped (`ShapedScores`)."""
@@ -44,6 +87,16 @@ class Scores:
     def best(self, row: int, node: int) -> int:
         """The best token after a row, as the request has its logits shaped."""
         return int(self.argmax[row, node])
+
+
+_NAMED = ("argmax", "logits", "topk_ids", "topk_logits", "top_gap")
+
+
+def tapped(taps: Mapping[Tap, Floats], which: Tap) -> Floats:
+    """One of them. Raises GraftlineError where it is not there."""
+    if which not in taps:
+        raise GraftlineError(NO_STATES)
+    return taps[which]
 
 
 def call_starts(count: int, asked: int, most: int) -> list[int]:
@@ -93,14 +146,6 @@ def rolled_back(lengths: Ints, to: Sequence[int]) -> Ints:
     if np.any(wanted > lengths) or np.any(wanted < 0):
         raise BackendError(f"cannot roll back from {lengths} to {wanted}")
     return wanted
-
-
-NO_STATES = (
-    "a draft head reads hidden states of its target which this graph does not return; rebuild the "
-    "bundle with the pass tap{layers=norm} (for an EAGLE-3 head: head-features)"
-)
-Show = Callable[[Floats], object]
-"""Is shown hidden states [N, H], valid during the call."""
 
 
 class Snapshot(Protocol):

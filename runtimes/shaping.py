@@ -62,7 +62,7 @@ class ShapedScores(DeviceScores):
     def __init__(self, scores: Scores, tree: Tree, shaper: Shaper) -> None:
         super().__init__(
             scores.argmax, scores.topk_ids, scores.topk_logits, scores.top_gap,
-            lambda: scores.logits, lambda: scores.hidden,
+            lambda: scores.logits, scores.taps,
         )  # fmt: skip
         known: dict[int, Floats] = {}
         for name, value in (("_tree", tree), ("_shaper", shaper), ("_known", known)):

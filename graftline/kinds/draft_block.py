@@ -43,7 +43,7 @@ class DraftBlock(Decoder):
         expected = own(feed, say)
         if isinstance(expected, str):
             return Proof([LawRow(parts.engine, "whole", "not_run", expected)])
-        state = state_port(ports, facts.normed_state)
+        state = state_port(ports, facts.normed_state).name
         logits, states = _answers(parts.graph(parts.engine), ports, feed, state)
         rows = {
             "whole": (logits[0], expected.logits, "the head itself, by torch"),

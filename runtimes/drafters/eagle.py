@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from graftline.errors import GraftlineError
 from graftline.runtimes.chances.calibration import Calibration
 from graftline.runtimes.chances.certainty import certainty
 from graftline.runtimes.drafters.draft_model import DraftModel
@@ -13,7 +13,7 @@ from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.feature_reader import FeatureReader
 from graftline.runtimes.lengths import make_length
 from graftline.runtimes.resources import Resources, missing
-from graftline.runtimes.session import NO_STATES, Floats, Scores
+from graftline.runtimes.session import Floats, Scores, Tap, tapped
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
@@ -39,18 +39,17 @@ class Eagle(DraftModel):
         if self.length:
             self.policy = make_length(self.length, resources.tuned)
 
-    def see(self, start: int, features: Floats) -> None:
-        """The target has read prompt tokens from `start` on: their hidden states [N, H]."""
-        self._features.see(start, features)
+    def see(self, start: int, states: Mapping[Tap, Floats]) -> None:
+        """The target has read prompt tokens from `start` on: their hidden states, each [N, H]."""
+        self._features.see(start, tapped(states, self._features.reads))
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
-        if scores.hidden is None:
-            raise GraftlineError(NO_STATES)
+        features = scores.tap(self._features.reads)
         fresh = verdict.tokens(tree)
         accepted = self._learn(fresh)
         if self.policy is not None and self._drafted:
             self.policy.observe(accepted, len(self._drafted))
         self._drafted = []
-        self._features.choose(fresh, scores.hidden[row, list(verdict.path)])
+        self._features.choose(fresh, features[row, list(verdict.path)])
         self._class = certainty(scores, row, verdict.path[-1])
 

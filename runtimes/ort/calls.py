@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import BackendError
@@ -22,7 +22,8 @@ from graftline.runtimes.ort.step_arrays import (
     bind,
     step_inputs,
 )
-from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.scores import LazyTaps
+from graftline.runtimes.session import Ints, Scores, Tap
 
 MOST_ROWS = 64
 """Most rows of one `score`; caches hold as many slots beyond the capacity."""
@@ -49,7 +50,7 @@ class BoundCalls:
     _calls: dict[tuple[int, int, int, int, bool], StepArrays]
     _last: StepArrays | None
     _tree: bool
-    _hidden: str | None
+    _taps: dict[Tap, str]
 
     def _open(self) -> Any:
         return open_graph(self._graph, self.threads)
@@ -77,9 +78,8 @@ class BoundCalls:
         argmax = asked("argmax")
         argmax = logits.argmax(-1) if argmax is None else argmax
         top, values, gap = (asked(n) for n in ("topk_ids", "topk_logits", "top_gap"))
-        hidden = None if self._hidden is None else asked(self._hidden)
-        hidden = None if hidden is None else hidden.astype(np.float32, copy=False)
-        return Scores(argmax, logits, top, values, gap, hidden)
+        taps = LazyTaps(self._taps, partial(_asked, asked))
+        return Scores(argmax, logits, top, values, gap, taps)
 
     def _call(
         self, batch: int, count: int, asked: int, row: int, chains: bool = False
@@ -139,3 +139,12 @@ class BoundCalls:
             caches = [self._memory.of(row, 1) for row in range(first, first + sequences)]
             call = self._packed[key] = PackedCall(graph, self.ports, caches, self._outputs)
         return call
+
+
+def _asked(
+    asked: Callable[[str], npt.NDArray[Any] | None], name: str
+) -> npt.NDArray[Any]:
+    """A hidden state of the rows that were asked for."""
+    state = asked(name)
+    assert state is not None, "a tap is an output"
+    return state

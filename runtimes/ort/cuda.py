@@ -27,7 +27,7 @@ from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.provider import open_on
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.step_arrays import STEP_INTS, OutputMemory, StepArrays, known_by
-from graftline.runtimes.scores import DeviceScores
+from graftline.runtimes.scores import DeviceScores, LazyTaps
 from graftline.runtimes.session import Floats, Ints, Scores, Snapshot
 from graftline.targets import CPU, CUDA
 
@@ -276,10 +276,8 @@ class CudaSession(OrtSession):
         argmax = call.asked("argmax")
         argmax = read().argmax(-1) if argmax is None else argmax
         top, values, gap = (call.asked(n) for n in ("topk_ids", "topk_logits", "top_gap"))
-        hidden = None if self._hidden is None else call.asked(self._hidden)
-        if hidden is not None:  # brought back with the rest: see `outputs`
-            hidden = hidden.astype(np.float32, copy=False)
-        return DeviceScores(argmax, top, values, gap, read, lambda: hidden)
+        taps = LazyTaps(self._taps, lambda name: call.of_rows(call.outputs[name]))  # on the host
+        return DeviceScores(argmax, top, values, gap, read, taps)
 
 
 def _empty(shape: Sequence[int], dtype: Any, device: str) -> Any:

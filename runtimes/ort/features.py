@@ -14,12 +14,12 @@ from graftline.facts import DraftBlockFacts
 from graftline.ports import FEATURES, Port, by_role, state_port
 from graftline.runtimes.ort.calls import CHUNK
 from graftline.runtimes.ort.session import OrtSession
-from graftline.runtimes.session import Floats, Scores, call_starts
+from graftline.runtimes.session import Floats, Scores, Tap, call_starts
 
 
 class FeatureSession(OrtSession):
     """A head over its target's hidden states. Only `follow_features` may be called to score rows;
-    `Scores.hidden` is the state of a row, which stands for the feature of the next position."""
+    the tap `state` of a row stands for the feature of the next position."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class FeatureSession(OrtSession):
         (port,) = by_role(ports, FEATURES, "in")
         self.width = int(port.shape[-1])
         super().__init__(graph, facts, ports, capacity=capacity, threads=threads)
-        self._hidden = state_port(ports, facts.normed_state)
+        self.state = Tap.of(state_port(ports, facts.normed_state))
 
     def _step_inputs(
         self, batch: int, count: int, asked: int, masked: bool

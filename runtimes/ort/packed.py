@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -147,14 +147,13 @@ class PackedCall:
 
 def of_rows(scores: Scores, rows: slice) -> Scores:
     """Some rows of the scores of one sequence: views."""
-    found = ((f.name, getattr(scores, f.name)) for f in fields(Scores))
-    return Scores(**{k: v[:, rows] for k, v in found if v is not None})
+    return Scores.of({key: part[:, rows] for key, part in scores.parts().items()})
 
 
 def regrouped(scores: Scores, batch: int) -> Scores:
     """Scores [1, B * N, ...] of sequences that have N rows each, as [B, N, ...]: views."""
-    found = ((f.name, getattr(scores, f.name)) for f in fields(Scores))
-    return Scores(**{k: v.reshape(batch, -1, *v.shape[2:]) for k, v in found if v is not None})
+    parts = scores.parts().items()
+    return Scores.of({key: part.reshape(batch, -1, *part.shape[2:]) for key, part in parts})
 
 
 def _value(array: Array) -> Any:

@@ -7,7 +7,7 @@ the engine.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from itertools import pairwise
 from pathlib import Path
@@ -23,16 +23,16 @@ from graftline.runtimes.ort.caches import HostCaches, HostSlots
 from graftline.runtimes.ort.calls import CHUNK, MOST_ROWS, BoundCalls
 from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.packed import PackedCall
-from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays, shown_by
-from graftline.runtimes.scores import copied, joined
+from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays, taps_of
+from graftline.runtimes.scores import LazyTaps, copied, joined
 from graftline.runtimes.session import (
-    NO_STATES,
     Bools,
     Floats,
     Ints,
     Scores,
     Show,
     Snapshot,
+    Tap,
     call_starts,
     check_prompt,
     rolled_back,
@@ -71,7 +71,7 @@ class OrtSession(BoundCalls):
         self._session, self._forms = self._open(), forms
         self._caches = [p for p in self.ports if p.mirror is not None]
         self._tree = bool(by_role(self.ports, "mask"))
-        self._hidden = shown_by(self.ports)
+        self._taps = taps_of(self.ports)
         self._lengths = np.zeros(0, np.int64)
         self._calls: dict[tuple[int, int, int, int, bool], StepArrays] = {}
         self._packed: dict[tuple[int, int], PackedCall] = {}
@@ -203,12 +203,11 @@ class OrtSession(BoundCalls):
             self._lengths[row] += len(part)
         return copied(scores)  # pyright: ignore[reportPossiblyUnboundVariable]
 
-    def _shown(self) -> Floats:
-        """The hidden states of the last call, [N, H]."""
-        if self._hidden is None:
-            raise BackendError(NO_STATES)
+    def _shown(self) -> Mapping[Tap, Floats]:
+        """The hidden states of all rows of the last call, each [N, H]."""
         assert self._last is not None, "a call was made"
-        return self._last.outputs[self._hidden][0].astype(np.float32, copy=False)
+        outputs = self._last.outputs
+        return LazyTaps(self._taps, lambda name: outputs[name][0])
 
     def _chunk(self, row: int, part: Ints) -> Scores:
         count = len(part)

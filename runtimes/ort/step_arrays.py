@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from graftline.ports import FEATURES, Port, by_role
-from graftline.runtimes.session import Bools, Floats, Ints, Scores
+from graftline.runtimes.session import Bools, Floats, Ints, Scores, Tap
 
 STEP_INTS = ("tokens", "positions", "write_index", "rows")
 
@@ -84,9 +84,9 @@ class OutputMemory:
     all share one piece of memory for each output."""
 
     def __init__(self) -> None:
-        self._pieces: dict[str, npt.NDArray[Any]] = {}
+        self._pieces: dict[str | Tap, npt.NDArray[Any]] = {}
 
-    def of(self, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def of(self, name: str | Tap, shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """An array of that shape. Where the piece is too small for it, a new one takes its place,
         twice as large; calls that are bound to the old one keep it."""
         size = prod(shape)
@@ -103,21 +103,19 @@ class Assembly:
 
     def __init__(self, memory: OutputMemory, batch: int, rows: int) -> None:
         self._memory, self._shape = memory, (batch, rows)
-        self._parts: dict[str, npt.NDArray[Any]] = {}
+        self._parts: dict[str | Tap, npt.NDArray[Any]] = {}
 
     def put(self, row: int, scores: Scores, place: int) -> None:
         """Copy what a call says of its sequence `place`; it is sequence `row` of the whole."""
-        for name in (f.name for f in fields(Scores)):
-            if (part := getattr(scores, name)) is None:
-                continue
-            if name not in self._parts:
+        for key, part in scores.parts().items():
+            if key not in self._parts:
                 shape = *self._shape, *part.shape[2:]
-                self._parts[name] = self._memory.of(name, shape, part.dtype)
-            self._parts[name][row, : part.shape[1]] = part[place]
+                self._parts[key] = self._memory.of(key, shape, part.dtype)
+            self._parts[key][row, : part.shape[1]] = part[place]
 
     def scores(self) -> Scores:
         """What was put together."""
-        return Scores(**self._parts)
+        return Scores.of(self._parts)
 
 
 def known_by(port: Port) -> str:
@@ -126,13 +124,10 @@ def known_by(port: Port) -> str:
     return port.name if port.role == "hidden" else port.role
 
 
-def shown_by(ports: Sequence[Port]) -> str | None:
-    """What the output is known by that draft heads read: features made for them, or else the hidden
-    state behind the final norm; None where there is neither."""
-    made = by_role(ports, FEATURES, "out")
-    taps = (p for p in by_role(ports, "hidden", "out") if p.tap == "postnorm")
-    found = [*made, *taps]
-    return known_by(found[0]) if found else None
+def taps_of(ports: Sequence[Port]) -> dict[Tap, str]:
+    """The hidden states that a graph returns, and what each is known by."""
+    found = [*by_role(ports, FEATURES, "out"), *by_role(ports, "hidden", "out")]
+    return {Tap.of(port): known_by(port) for port in found}
 
 
 def step_inputs(

@@ -16,7 +16,7 @@ from graftline.errors import GraftlineError
 from graftline.runtimes.acceptance.lenient import Lenient, Place
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.sampling import Doubles, Sampling
-from graftline.runtimes.session import Bools, Floats, Scores
+from graftline.runtimes.session import FINAL, Bools, Floats, Scores
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ class Bench:
 
 def hidden_states(scores: Scores) -> Floats:
     """[B, N, H]. Raises GraftlineError for a graph that does not bring them out."""
-    if scores.hidden is None:
+    if FINAL not in scores.taps:
         raise GraftlineError(
             "the rule judge reads the final hidden state, which this graph does not return; "
             "rebuild the bundle with the pass tap{layers=norm}"
         )
-    return scores.hidden
+    return scores.taps[FINAL]

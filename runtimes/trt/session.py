@@ -15,16 +15,16 @@ import numpy as np
 
 from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
-from graftline.ports import Port, by_role
-from graftline.runtimes.scores import DeviceScores, copied, joined
+from graftline.ports import FEATURES, Port, by_role
+from graftline.runtimes.scores import DeviceScores, LazyTaps, copied, joined
 from graftline.runtimes.session import (
-    NO_STATES,
     Bools,
     Floats,
     Ints,
     Scores,
     Show,
     Snapshot,
+    Tap,
     check_prompt,
     rolled_back,
 )
@@ -68,8 +68,8 @@ class TrtSession:
         self._tree = bool(by_role(self.ports, "mask"))
         self._selects = bool(by_role(self.ports, "rows"))
         self._outputs = {p.role: p for p in self.ports if p.direction == "out" and not p.state}
-        taps = by_role(self.ports, "hidden")
-        self._hidden = next((p for p in taps if p.tap == "postnorm"), None)
+        taps = [*by_role(self.ports, FEATURES, "out"), *by_role(self.ports, "hidden", "out")]
+        self._taps = {Tap.of(port): port for port in taps}
         self._widest = max(plan.decoding)
         self.largest = plan.check_capacity(self.ports, capacity)
         self._distances = sorted(mask_kinds(graph) - {"causal"})
@@ -222,10 +222,7 @@ class TrtSession:
                 step.arrays["rows"][0, 0] = count - 1
             step.run()
             if show is not None:
-                if self._hidden is None:
-                    raise BackendError(NO_STATES)
-                states = step.fetch(self._hidden.name, count)[0, :count]
-                show(states.astype(np.float32, copy=False))
+                show(LazyTaps(self._taps, partial(_first, step, count)))
             self._lengths[row] += count
         return copied(self._scores(step, count, wanted=1))  # pyright: ignore[reportPossiblyUnboundVariable]
 
@@ -276,7 +273,7 @@ class TrtSession:
             found.get("topk_logits"),
             found.get("top_gap"),
             logits,
-            lambda: None if self._hidden is None else read(self._hidden),
+            LazyTaps(self._taps, read),
         )
 
     def _step(self, name: str) -> ProfileStep:
@@ -299,3 +296,8 @@ class TrtSession:
         context = self._device.context(list(self.plan.profiles).index(name), fixed)
         given = self.ports, most, fixed, self._elsewhere, carrying
         return ProfileStep(self._device, context, *given)
+
+
+def _first(step: ProfileStep, count: int, port: Port) -> Array:
+    """The first `count` rows of the first sequence, [count, H]."""
+    return step.fetch(port.name, count)[0, :count]

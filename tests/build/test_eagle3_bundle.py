@@ -20,6 +20,7 @@ from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafting import draft_alone
 from graftline.runtimes.load import load
+from graftline.runtimes.session import MADE
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 from tests.free_engine import free
@@ -112,7 +113,7 @@ def test_drafts_behind_the_targets_own_text_are_the_references(
     def show(states: Any) -> None:
         nonlocal seen
         drafter.see(seen, states)
-        seen += len(states)
+        seen += len(states[MADE])
 
     scores = session.read(0, np.asarray(prompt, np.int64), show)
     drafter.start(prompt)

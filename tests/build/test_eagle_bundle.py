@@ -20,7 +20,7 @@ from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafting import draft_together
 from graftline.runtimes.load import load
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import FINAL, Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 from tests.free_engine import free
@@ -199,8 +199,8 @@ class _Sequence:
         self.drafter: Any = make_drafter("eagle", {}, engine.resources)
         self.tokens: list[int] = random.integers(0, VOCABULARY, length).tolist()
         states = random.standard_normal((length, HIDDEN)).astype(np.float32)
-        self.drafter.see(0, states[:4])
-        self.drafter.see(4, states[4:])
+        self.drafter.see(0, {FINAL: states[:4]})
+        self.drafter.see(4, {FINAL: states[4:]})
         self.drafter.start(self.tokens)
         self.features = states[:-1]
         self.last = states[-1:]
@@ -213,7 +213,7 @@ class _Sequence:
         if len(self.last):
             states[0], self.last = self.last[0], self.last[:0]
         scores = Scores(np.zeros((1, len(tree)), np.int64), np.zeros((1, len(tree), 1)),
-                        hidden=states[None])  # fmt: skip
+                        taps={FINAL: states[None]})  # fmt: skip
         verdict = Verdict(tuple(range(accepted + 1)), own)
         self.drafter.observe(tree, verdict, scores, 0)
         self.tokens += [*self.draft[:accepted], own]

@@ -9,7 +9,7 @@ import numpy as np
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Floats, Scores
+from graftline.runtimes.session import FINAL, Floats, Scores
 from graftline.runtimes.verdict import Rule
 
 V = 40
@@ -62,4 +62,4 @@ def logits_of(rows: list[dict[int, float]]) -> Scores:
         logits[0, row] = math.log(max(1 - sum(given.values()), 1e-6) / (V - len(given)))
         for token, p in given.items():
             logits[0, row, token] = math.log(p)
-    return Scores(logits.argmax(-1), logits, hidden=np.zeros((1, len(rows), 2), np.float32))
+    return Scores(logits.argmax(-1), logits, taps={FINAL: np.zeros((1, len(rows), 2), np.float32)})

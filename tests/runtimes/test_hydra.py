@@ -11,7 +11,7 @@ from graftline.errors import GraftlineError
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.resources import Resources
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import FINAL, Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
@@ -46,7 +46,7 @@ def scores_of(states: list[int]) -> Scores:
     hidden = np.zeros((1, len(states), HIDDEN), np.float32)
     hidden[0, :, 0] = states
     zeros = np.zeros((1, len(states)), np.int64)
-    return Scores(zeros, np.zeros((1, len(states), VOCABULARY), np.float32), hidden=hidden)
+    return Scores(zeros, np.zeros((1, len(states), VOCABULARY), np.float32), taps={FINAL: hidden})
 
 
 def test_each_node_is_what_its_own_path_leads_to() -> None:

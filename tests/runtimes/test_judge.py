@@ -22,7 +22,7 @@ from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.rules.judge import JudgeHead, train_judge
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import FINAL, Scores
 from graftline.runtimes.study.judging import Judged, Judging, tune_judge
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
@@ -65,11 +65,9 @@ def test_both_sessions_bring_out_the_state_behind_the_final_norm(pair: Pair) -> 
     ]
     width = pair[0].facts.hidden
     for fast, slow, rows in zip(*answers, (1, 3, 5, 1), strict=True):
-        assert fast.hidden is not None
-        assert slow.hidden is not None
-        assert fast.hidden.shape == slow.hidden.shape == (2, rows, width)
-        assert_same_sums(fast.hidden, slow.hidden, decoder_terms(TinyDecoder(), seen=60))
-    last = np.concatenate([s.hidden.reshape(-1, width) for s in answers[0] if s.hidden is not None])
+        assert fast.tap(FINAL).shape == slow.tap(FINAL).shape == (2, rows, width)
+        assert_same_sums(fast.tap(FINAL), slow.tap(FINAL), decoder_terms(TinyDecoder(), seen=60))
+    last = np.concatenate([s.tap(FINAL).reshape(-1, width) for s in answers[0]])
     assert len(np.unique(last.round(3), axis=0)) > 10  # rows differ: none is a copy of another's
 
 
@@ -80,8 +78,7 @@ def test_a_head_trained_on_recorded_states_judges_like_its_labels(pair: Pair) ->
     states: list[np.ndarray] = []
     for _ in range(40):
         scores = session.score(rng.integers(0, 61, (1, 8)))
-        assert scores.hidden is not None
-        states.append(scores.hidden[0].copy())
+        states.append(scores.tap(FINAL)[0].copy())
     hidden = np.concatenate(states)
     right = hidden[:, 0] > 0.5
     head = train_judge(hidden[:200], right[:200], decay=1e-4)
@@ -91,8 +88,7 @@ def test_a_head_trained_on_recorded_states_judges_like_its_labels(pair: Pair) ->
     rule = make_rule("judge", Sampling(), np.random.default_rng(0), {}, resources)
     tree = Tree.chain(rng.integers(0, 61, 8))
     scores = session.score(tree.tokens[None])
-    assert scores.hidden is not None
-    stands = scores.hidden[0] @ head.weight + head.bias > 0
+    stands = scores.tap(FINAL)[0] @ head.weight + head.bias > 0
     stands[1:] |= scores.argmax[0, :-1] == tree.tokens[1:]
     expected = next((n for n in range(1, 8) if not stands[n]), 8)
     assert rule.judge(tree, scores, 0).path == tuple(range(expected))
@@ -151,7 +147,7 @@ def test_labels_are_the_targets_own() -> None:
     probs[0, 2, [2, 3]] = 0.9, 0.089
     logits = np.log(probs).astype(np.float32)
     hidden = np.arange(8, dtype=np.float32).reshape(1, 4, 2)
-    scores = Scores(logits.argmax(-1), logits, hidden=hidden)
+    scores = Scores(logits.argmax(-1), logits, taps={FINAL: hidden})
     judging = Judging()
     assert judging.judge(Tree.chain([1, 7, 3, 3]), scores, 0) == Verdict((0,), 5)
     judging.judge(Tree.chain([1]), scores, 0)

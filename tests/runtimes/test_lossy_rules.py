@@ -15,7 +15,7 @@ from graftline.recipe import Recipe, recipe
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.rules import RULES, make_rule
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Floats, Scores
+from graftline.runtimes.session import FINAL, MADE, Floats, Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
@@ -27,7 +27,7 @@ class WithHidden(ToySession):
 
     def _answered(self, logits: Floats, rows: int) -> Scores:
         a = super()._answered(logits, rows)
-        self._answer = replace(a, hidden=logits[..., :2].copy())
+        self._answer = replace(a, taps={FINAL: logits[..., :2].copy()})
         return self._answer
 
 
@@ -151,7 +151,7 @@ def test_an_unlikely_step_stands_where_the_target_has_hardly_a_better_one() -> N
 def test_the_judge_lets_tokens_stand_by_their_own_hidden_state() -> None:
     hidden = np.zeros((1, 5, 2), np.float32)
     hidden[0, :, 0] = 0, 3, 3, -3, 3  # right, right, wrong, right
-    scores = Scores(FAR.argmax, FAR.logits, hidden=hidden)
+    scores = Scores(FAR.argmax, FAR.logits, taps={FINAL: hidden})
     assert rule("judge").judge(CHAIN, scores, 0) == Verdict((0, 1, 2), 5)
     assert rule("judge", threshold=0.99).judge(CHAIN, scores, 0) == Verdict((0,), 5)
 
@@ -203,7 +203,10 @@ def test_what_is_missing_is_named(name: str, message: str) -> None:
 def test_the_judge_says_which_pass_is_missing() -> None:
     with pytest.raises(GraftlineError, match=r"tap\{layers=norm\}"):
         rule("judge").judge(CHAIN, Scores(FAR.argmax, FAR.logits), 0)
-    wide = Scores(FAR.argmax, FAR.logits, hidden=np.zeros((1, 5, 9), np.float32))
+    made = Scores(FAR.argmax, FAR.logits, taps={MADE: np.zeros((1, 5, 2), np.float32)})
+    with pytest.raises(GraftlineError, match=r"tap\{layers=norm\}"):  # what is made for a head
+        rule("judge").judge(CHAIN, made, 0)
+    wide = Scores(FAR.argmax, FAR.logits, taps={FINAL: np.zeros((1, 5, 9), np.float32)})
     with pytest.raises(GraftlineError, match="for hidden states of 2, this host's have 9"):
         rule("judge").judge(CHAIN, wide, 0)
 

@@ -15,7 +15,7 @@ from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafters.medusa import Medusa
 from graftline.runtimes.head_reader import Reading
 from graftline.runtimes.resources import Resources
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import FINAL, Scores
 from graftline.runtimes.trees.parallel import parallel_tree
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
@@ -47,7 +47,7 @@ def scores_of(tokens: list[int], hidden: bool = True) -> Scores:
     state = np.zeros((1, count, HIDDEN), np.float32)
     state[0, :, 0] = tokens
     best = np.asarray([tokens])
-    return Scores(best, logits, hidden=state if hidden else None)
+    return Scores(best, logits, taps={FINAL: state} if hidden else {})
 
 
 def made(heads: Any, **options: object) -> Any:

@@ -20,6 +20,7 @@ from graftline.ports import read_ports
 from graftline.runtimes.ort.forms import Form, Forms
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.weights import shared_graphs
+from graftline.runtimes.session import FINAL
 from tests.rounding import assert_same_sums, decoder_terms
 
 TREES = (
@@ -68,9 +69,10 @@ def both(forms: dict[str, Form]) -> tuple[OrtSession, OrtSession]:
 
 
 def same(one: Any, other: Any, counts: list[int]) -> None:
-    for name in ("logits", "topk_logits", "hidden", "top_gap"):
+    assert FINAL in one.taps
+    for key in {"logits", "topk_logits", "top_gap", *one.taps}:
         for row, count in enumerate(counts):
-            pair = (getattr(s, name)[row, :count] for s in (one, other))
+            pair = (s.parts()[key][row, :count] for s in (one, other))
             assert_same_sums(*pair, TERMS)
     for row, count in enumerate(counts):
         assert np.array_equal(one.argmax[row, :count], other.argmax[row, :count])

@@ -18,6 +18,7 @@ from trt_pair import SLOTS, WIDE, generated, pair, ragged_trees, same, same_choi
 from graftline.errors import BackendError, RequestError
 from graftline.models.decoder import TinyDecoder
 from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.session import FINAL
 from graftline.tree import Tree
 from tests.passes.tiny_hosts import rename
 
@@ -119,7 +120,7 @@ def test_only_what_is_read_is_copied(tmp_path: Path) -> None:
     p.trt.score(np.asarray([[3]]))
     assert p.device.columns <= 3, "of 96: the mask moved on by one slot"
     with pytest.raises(BackendError, match="read after the next call"):
-        print(p.trt.score(np.asarray([[3]])) and scores.hidden)
+        print(p.trt.score(np.asarray([[3]])) and scores.tap(FINAL))
 
 
 def test_a_path_moves_rows_of_all_layers_at_once(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from graftline.recipe import recipe
 from graftline.roles import Roles
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.session import FINAL
 from graftline.runtimes.trt.plan import EnginePlan
 from graftline.runtimes.trt.session import TrtSession
 from graftline.tree import Tree
@@ -124,7 +125,7 @@ def ragged_trees(p: Pair, near: float = ROUNDING, choices: bool = True) -> None:
         session.reset(3)
     first = [s.prefill(prompts) for s in p.both]
     same([s.logits for s in first], near)
-    same([s.hidden for s in first], near)
+    same([s.taps.get(FINAL) for s in first], near)
     for step in range(7):
         count = (1, 5, 8, 13, 20, 2, 1)[step]
         parents = [int(rng.integers(0, n)) if n else -1 for n in range(count)]
@@ -133,7 +134,7 @@ def ragged_trees(p: Pair, near: float = ROUNDING, choices: bool = True) -> None:
         depth, mask = np.stack([t.depth for t in trees]), np.stack([t.mask for t in trees])
         scores = [s.score(tokens, depth, mask) for s in p.both]
         same([s.logits for s in scores], near)
-        same([s.hidden for s in scores], near)
+        same([s.taps.get(FINAL) for s in scores], near)
         if choices:
             same_choices(scores, near)
         same([s.topk_logits for s in scores], near)
