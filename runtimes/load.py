@@ -207,7 +207,7 @@ def _fused(
     """What opens the bundle's fused step, if it has one, and what calls use that do not say."""
     fused: Callable[[], FusedStep] | None = None
     if isinstance(session, TrtSession):
-        if session.table is not None:
+        if session.steps_fused:
             step = FUSED if step is None and is_fusable(chosen) else step
             fused = cache(lambda: TrtFusedStep(session))
     elif FUSED in bundle.manifest.stages:

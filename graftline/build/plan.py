@@ -23,7 +23,11 @@ from graftline.draft import (
 from graftline.errors import GraftlineError, nearest
 from graftline.kinds.decoder.kind import Decoder
 from graftline.owners import DRAFT, TARGET, head_owner
-from graftline.passes import GRAFTS, Pipeline
+from graftline.passes import GRAFTS, Graft, Pipeline
+from graftline.passes.grafts.draft_heads import DraftHeads
+from graftline.passes.grafts.fuse_draft import FuseDraft
+from graftline.passes.grafts.fuse_heads import FuseHeads
+from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.pack_rows import PackRows
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
@@ -113,6 +117,8 @@ class Plan:
         if target == CPU:
             stages += forms_of(text, dtype)
         if step == FUSED:
+            if head is not None and request is None:
+                head.check_fused(dtype)
             request, text = fused_pipeline(chosen, passes, target, dtype, quantizer, request)
             says = "the fused step: the same passes, then drafting and verification in the graph"
             stages.append(StagePlan(FUSED, "fused", text, dtype, says=says))
@@ -245,6 +251,14 @@ def _of_head(chosen: Recipe, head: HeadPlan, target: str) -> list[StagePlan]:
     return found
 
 
+def _drafting(chosen: Recipe, drafter: Any) -> Graft:
+    """The pass that drafts in the graph as this recipe does on the host."""
+    if NEED not in chosen.needs:
+        return FuseDraft(width=drafter.width)
+    heads = Pipeline.parse(chosen.head, GRAFTS).grafts
+    return FuseHeads(next(g.topk for g in heads if isinstance(g, DraftHeads)))
+
+
 def pipeline_of(
     name: str,
     passes: str | None,
@@ -292,11 +306,11 @@ def fused_pipeline(
             f"--step fused needs --target {CPU} or a TensorRT target, not {target}"
         )
     check_fusable(chosen)
-    from graftline.runtimes.drafters import make_drafter
+    from graftline.runtimes.drafters import configured
 
-    drafter: Any = make_drafter(chosen.drafter, chosen.options)
+    drafter = configured(chosen.drafter, chosen.options)
     if request is not None:
         request = request.stepping(drafter.rows)
-    fusing = f"fuse-verify{{sample=true}} | fuse-draft{{width={drafter.width}}}"
+    fusing = f"{FuseVerify(sample=True)} | {_drafting(chosen, drafter)}"
     text = pipeline_of(chosen.name, passes, target, dtype, quantizer, request, fusing)[1]
     return request, text

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.owners import HEAD
 from graftline.passes.grafts.head_parts import (
+    DRAFT_HEADS,
     HeadParts,
     Linear,
     SequentialHead,
@@ -23,7 +24,7 @@ from graftline.passes.graph.ports import output_of, value_of
 from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import lazy
 from graftline.passes.laws.heads import head_formula
-from graftline.passes.pipeline.graft import Graft, Law
+from graftline.passes.pipeline.graft import ROLE, Graft, Law
 from graftline.ports import Port, by_role, read_ports, write_ports
 from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
 from graftline.tensors import Stacked
@@ -38,7 +39,8 @@ _ACTED = """
 """
 """[B, N, heads, H]: a layer, h + SiLU(linear(h)), of all heads."""
 _FIRST = """
-    product = Reshape (MatMul (hidden, weight), apart)
+    multiplied = MatMul (hidden, weight)
+    product = Reshape (multiplied, apart)
     before = Unsqueeze (hidden, axis_2)
 """
 """All heads read one state, so that their first layer is one product."""
@@ -149,7 +151,9 @@ def logits_of(emit: Emit, hidden: ir.Value, parts: HeadParts) -> ir.Value:
                 "hidden": hidden, "weight": _side_by_side(emit, products, f"{name}.weight"),
                 "apart": emit.const("heads.apart", [0, 0, heads, parts.hidden], np.int64),
             }  # fmt: skip
-            product, state = write(emit, _FIRST, given, ["product", "before"])
+            made = write(emit, _FIRST, given, ["multiplied", "product", "before"])
+            _stamped(made[0])
+            product, state = made[1:]
         else:
             given = {
                 "before": state, "weight": _batched(emit, products, f"{name}.weight"),
@@ -177,8 +181,15 @@ def _product(emit: Emit, rows: ir.Value, linear: Linear) -> ir.Value:
     weight = _known(emit, stored)
     if linear.weight.turned:
         weight = emit.op("Transpose", [weight], perm=[1, 0])
-    product = emit.op("MatMul", [rows, weight])
+    product = _stamped(emit.op("MatMul", [rows, weight]))
     return product if linear.bias is None else emit.op("Add", [product, _known(emit, linear.bias)])
+
+
+def _stamped(product: ir.Value) -> ir.Value:
+    node = product.producer()
+    assert node is not None
+    node.metadata_props[ROLE] = DRAFT_HEADS
+    return product
 
 
 def _known(emit: Emit, value: ir.Value) -> ir.Value:

@@ -27,6 +27,10 @@ RESIDUAL, TABLE = "head.residual", "head.embedding"
 """The stamps of a sequential head: the product beside its first layer, its look-up of tokens."""
 
 
+DRAFT_HEADS = "draft_heads"
+"""The stamp of the products of heads that a pass has put together."""
+
+
 def score_role(head: int) -> str:
     """The stamp of the product that scores one head's state."""
     return f"head.{head}.lm_head"
