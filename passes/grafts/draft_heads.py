@@ -11,7 +11,8 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.owners import HEAD
 from graftline.passes.grafts.head_parts import (
-    DRAFT_HEADS,
+    DRAFT_LAYER,
+    DRAFT_SCORES,
     HeadParts,
     Linear,
     SequentialHead,
@@ -152,7 +153,7 @@ def logits_of(emit: Emit, hidden: ir.Value, parts: HeadParts) -> ir.Value:
                 "apart": emit.const("heads.apart", [0, 0, heads, parts.hidden], np.int64),
             }  # fmt: skip
             made = write(emit, _FIRST, given, ["multiplied", "product", "before"])
-            _stamped(made[0])
+            _stamped(made[0], DRAFT_LAYER)
             product, state = made[1:]
         else:
             given = {
@@ -181,14 +182,14 @@ def _product(emit: Emit, rows: ir.Value, linear: Linear) -> ir.Value:
     weight = _known(emit, stored)
     if linear.weight.turned:
         weight = emit.op("Transpose", [weight], perm=[1, 0])
-    product = _stamped(emit.op("MatMul", [rows, weight]))
+    product = _stamped(emit.op("MatMul", [rows, weight]), DRAFT_SCORES)
     return product if linear.bias is None else emit.op("Add", [product, _known(emit, linear.bias)])
 
 
-def _stamped(product: ir.Value) -> ir.Value:
+def _stamped(product: ir.Value, role: str) -> ir.Value:
     node = product.producer()
     assert node is not None
-    node.metadata_props[ROLE] = DRAFT_HEADS
+    node.metadata_props[ROLE] = role
     return product
 
 

@@ -27,8 +27,9 @@ RESIDUAL, TABLE = "head.residual", "head.embedding"
 """The stamps of a sequential head: the product beside its first layer, its look-up of tokens."""
 
 
-DRAFT_HEADS = "draft_heads"
-"""The stamp of the products of heads that a pass has put together."""
+DRAFT_LAYER, DRAFT_SCORES = "draft_heads.layer", "draft_heads.scores"
+"""The stamps of the products of heads that a pass has put together: those of their layers, and
+those that give logits."""
 
 
 def score_role(head: int) -> str:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.passes.anchors.anchors import block_of
-from graftline.passes.grafts.head_parts import DRAFT_HEADS
+from graftline.passes.grafts.head_parts import DRAFT_LAYER, DRAFT_SCORES
 from graftline.passes.graph.weights import Matrix, constant, matrix, tensor_of
 from graftline.passes.pipeline.graft import ROLE
 
@@ -58,7 +58,8 @@ class Target:
     @property
     def is_fine(self) -> bool:
         """Of the lm_head, or of draft heads: what few bits save there, worse drafts lose."""
-        return self.is_head or self.node.metadata_props.get(ROLE) == DRAFT_HEADS
+        role = self.node.metadata_props.get(ROLE)
+        return self.is_head or role in (DRAFT_LAYER, DRAFT_SCORES)
 
     @property
     def is_head(self) -> bool:
