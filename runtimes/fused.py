@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-from graftline.errors import BackendError, RequestError
+from graftline.errors import BackendError, GraftlineError, RequestError
 from graftline.plugins.draft_tree import reference as draft_tree
 from graftline.recipe import Recipe, check_fusable
 from graftline.runtimes.control.costs import Costs
@@ -57,6 +57,8 @@ class FusedStep(Protocol):
 
     sizes: Sequence[int] | None
     """Rows that a step can have; None: any number."""
+    drafter: str
+    """The drafter whose place it takes."""
 
     def reset(self, plan: Template) -> None:
         """Forget all sequences; trees are of this shape from now on: fixed, no controller."""
@@ -127,6 +129,15 @@ def check_fused(chosen: Recipe, request: Request) -> None:
                 f"{told}: a fused step takes temperature and min_p, and no other option that "
                 "shapes or explains tokens; use --step host"
             )
+
+
+def check_drafter(chosen: Recipe, step: FusedStep) -> None:
+    """Raise GraftlineError for a recipe that drafts by something else than the bundle's step."""
+    if chosen.drafter != step.drafter:
+        raise GraftlineError(
+            f"recipe {chosen.name}: the fused step of this bundle drafts by {step.drafter}, not by "
+            f"{chosen.drafter}; use --step host, or build one with --recipe {chosen.name}"
+        )
 
 
 class PlannedDrafter(Drafter, Protocol):

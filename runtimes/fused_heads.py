@@ -53,3 +53,8 @@ class FusedHeads:
                 "for each depth"
             )
         check_ranks(plan, self.width, "head")
+
+
+def drafter_of(heads: FusedHeads | None) -> str:
+    """The drafter whose place a fused graph takes: that of its heads, or of its table."""
+    return "token-recycling" if heads is None else "medusa"

@@ -22,7 +22,7 @@ from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.measure import costs_key, measure_costs
 from graftline.runtimes.defaults import read_defaults
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.fused import FusedStep
+from graftline.runtimes.fused import FusedStep, check_drafter
 from graftline.runtimes.head_opener import head_opener
 from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
@@ -217,7 +217,7 @@ def _fused(
             again = f"{bundle.manifest.rebuild} --step fused"
             raise BackendError(f"{bundle.path} has no fused step; rebuild: {again}")
         check_fusable(chosen)
-        fused()
+        check_drafter(chosen, fused())
     return fused, step or "host"
 
 

@@ -14,7 +14,7 @@ import onnxruntime
 from graftline.errors import BackendError
 from graftline.ports import Port, by_role
 from graftline.runtimes.fused import Start, check_ranks, first_tree
-from graftline.runtimes.fused_heads import FusedHeads
+from graftline.runtimes.fused_heads import FusedHeads, drafter_of
 from graftline.runtimes.ort.calls import MOST_ROWS
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.ort.session import OrtSession
@@ -57,6 +57,7 @@ class OrtFusedStep:
         self.heads = FusedHeads.of(ports)
         self.table = _empty_table(ports)
         """[V, W]: every token's latest candidates, best first, -1 for none; None with heads."""
+        self.drafter = drafter_of(self.heads)
         self._seats: dict[int, _Seat] = {}
 
     def reset(self, plan: Template) -> None:

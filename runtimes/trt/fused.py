@@ -10,6 +10,7 @@ import numpy as np
 from graftline.errors import BackendError
 from graftline.ports import Port
 from graftline.runtimes.fused import Start, check_ranks, first_tree
+from graftline.runtimes.fused_heads import drafter_of
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.trees.template import Template
 from graftline.runtimes.trt.device import Array, Device
@@ -54,7 +55,7 @@ class TrtFusedStep:
     def __init__(self, session: TrtSession) -> None:
         if not session.steps_fused:
             raise BackendError("this engine has no fused step; rebuild with --step fused")
-        self._session = session
+        self._session, self.drafter = session, drafter_of(session.heads)
         self.sizes: Sequence[int] | None = tuple(session.plan.decoding)
         self._answers: dict[int, list[int]] = {}
 
