@@ -24,7 +24,7 @@ class HeadPlan:
     @classmethod
     def parse(cls, said: str, target: str, count: int = 1) -> HeadPlan:
         """Read `PATH` or `PATH:DTYPE`; unless it is said, heads are int8 where the `target` is of
-        few bits: their matrices are as much to read as a part of its own."""
+        few bits: their matrices are as much to read as a part of its own; else as their target."""
         path, _, dtype = said.rpartition(":")
         if path and dtype in (FULL, QUANTIZED):
             return cls(said, path, dtype, count)
@@ -42,7 +42,7 @@ class HeadPlan:
     def check_layers(self, layers: int) -> HeadPlan:
         """The same, in fp32 where heads of so many layers must be, unless another precision was
         asked for. Raises GraftlineError where it was."""
-        if layers == 1 or self.dtype == FULL:
+        if layers == 1 or self.dtype != QUANTIZED:
             return self
         if self.said != self.path:
             raise GraftlineError(
@@ -53,5 +53,5 @@ class HeadPlan:
 
 
 def _beside(target: str) -> str:
-    """The precision of heads beside a target of that one."""
-    return QUANTIZED if target in ("int8", "int4") else FULL
+    """The precision of heads beside a target of that one: few bits are 8, half is half."""
+    return {"int8": QUANTIZED, "int4": QUANTIZED, "fp16": "fp16", "bf16": "bf16"}.get(target, FULL)

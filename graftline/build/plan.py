@@ -136,7 +136,7 @@ class Plan:
                 "model"
             )
         if head is not None:
-            stages += _of_head(chosen, head, target)
+            stages += _of_head(chosen, head, target, request)
         given = draft, source, tuple(depths), passes, quantizer, head
         return cls(chosen, target, tuple(stages), request, *given)
 
@@ -230,16 +230,22 @@ def _of_draft(source: DraftSource, target: str, depths: Sequence[int]) -> list[S
     return [stage(DRAFT, "engine", says), *cuts]
 
 
-def _of_head(chosen: Recipe, head: HeadPlan, target: str) -> list[StagePlan]:
-    """A draft head's stages, each a graph of its own: on a processor heads run for the rows that
-    the next step drafts from, and not for all that a step scores."""
+def _of_head(
+    chosen: Recipe, head: HeadPlan, target: str, request: EngineRequest | None
+) -> list[StagePlan]:
+    """A draft head's stages, each a graph of its own: heads run for the rows that the next step
+    drafts from, and not for all that a step scores."""
     if NEED not in chosen.needs:
         raise GraftlineError(
             f"the recipe {chosen.name} reads no draft head; leave out --head, or --recipe"
         )
-    if target != CPU:
-        raise GraftlineError(f"--head needs --target {CPU}, not {target}")
-    text = str(Pipeline.parse(f"{chosen.head} | {ending(target, head.dtype, None)}", GRAFTS))
+    if request is not None and "kv-cache" in chosen.head:
+        raise GraftlineError(
+            f"the recipe {chosen.name} has a draft head with keys and values of its own, which no "
+            f"engine of {request.target} keeps; use --target {CPU}"
+        )
+    lowering = ending(target, head.dtype, None) if request is None else request.of_head(head.dtype)
+    text = str(Pipeline.parse(f"{chosen.head} | {lowering}", GRAFTS))
     found: list[StagePlan] = []
     for number in range(head.count):
         owner = head_owner(number)

@@ -37,6 +37,12 @@ def score_role(head: int) -> str:
     return f"head.{head}.lm_head"
 
 
+def is_scoring(role: str) -> bool:
+    """Whether it is the stamp of a product that gives logits: of the host's lm_head, or of heads.
+    """
+    return role in ("lm_head", DRAFT_SCORES) or role.endswith(".lm_head")
+
+
 @dataclass(frozen=True)
 class Linear:
     """A product by a constant matrix, and its bias or None."""

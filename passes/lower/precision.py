@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import read_facts, write_facts
-from graftline.passes.grafts.head_parts import DRAFT_SCORES
+from graftline.passes.grafts.head_parts import is_scoring
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.weights import constant, lazy, tensor_of
 from graftline.passes.pipeline.graft import ROLE
@@ -34,8 +34,6 @@ WIDE = frozenset(
 )  # fmt: skip
 """Always in fp32: sums and powers that leave fp16's range or lose bf16's digits.
 RMSNormalization is not among them: it squares and sums in fp32 by itself (stash_type)."""
-SCORING = ("lm_head", DRAFT_SCORES)
-"""Roles of the products that give logits."""
 SMALL = 1 << 16
 """Bytes of a weight below which it is rounded at once."""
 LAYOUT = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Identity", "Concat"})
@@ -70,7 +68,7 @@ class Precision:
         nodes = list(self.graph)
         for node, after in zip(nodes, [*nodes[1:], None], strict=True):
             self._node(node)
-            if node.metadata_props.get(ROLE) in SCORING:
+            if is_scoring(node.metadata_props.get(ROLE, "")):
                 self._widen(node.outputs[0], after)
         for value in list(self.graph.outputs):
             if (value.name or "") not in self.caches and value.dtype == self.low:
