@@ -45,6 +45,7 @@ from graftline.runtimes.surroundings import (
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
 from graftline.runtimes.trt.fused import TrtFusedStep
 from graftline.runtimes.trt.load import has_engine, open_engine
+from graftline.runtimes.trt.load import head_opener as trt_heads
 from graftline.runtimes.trt.session import TrtSession
 
 
@@ -135,16 +136,17 @@ def _engine(
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
     fused, step = _fused(bundle, session, chosen, step)
     opened = None if host is None else _opener(bundle, host, costs, tokenizer, threads, watch)
-    resources = _resources(bundle, session, tokenizer, corpus)
-
-    head = None if host is None else head_opener(bundle, host, _key(host), costs, watch)
+    if isinstance(session, TrtSession):
+        head = trt_heads(bundle, session)
+    else:
+        head = head_opener(bundle, session, _key(session), costs, watch)
+    resources = replace(_resources(bundle, session, tokenizer, corpus), head=head)
 
     def drafting(target: OrtSession) -> Resources:
-        found = replace(resources, head=head)
         if opened is None:
-            return found
+            return resources
         draft, depths = (make(bundle, target, opened) for make in (draft_opener, depths_opener))
-        return replace(found, draft=draft, depths=depths)
+        return replace(resources, draft=draft, depths=depths)
 
     def twin(original: OrtSession) -> tuple[OrtSession, Resources]:
         session = original.sibling()

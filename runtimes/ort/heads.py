@@ -17,8 +17,8 @@ from graftline.runtimes.session import Floats, Ints
 
 
 class OrtHeads:
-    """Draft heads, opened on `device`, "cpu" or "cuda": one graph of all that read a state alone, or
-    one of each that also reads tokens. See `runtimes.head_reader.Heads`."""
+    """Draft heads, opened on `device`, "cpu" or "cuda": one graph of all that read a state alone,
+    or one of each that also reads tokens. See `runtimes.head_reader.Heads`."""
 
     def __init__(
         self, stages: Sequence[tuple[Path, Sequence[Port]]], threads: int, device: str = "cpu"

@@ -34,7 +34,7 @@ def head_of(kind: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [("medusa", "fp16"), ("eagle", "fp32"), ("eagle", "fp16")]
+    ("kind", "dtype"), [("medusa", "fp16"), ("eagle", "fp32")]
 )
 def test_heads_draft_on_the_targets_device(
     kind: str, dtype: str, wide_checkpoint: Path, tmp_path: Path, on_cpu: None

@@ -333,7 +333,7 @@ def test_a_tree_that_does_not_fit_the_graph_is_refused(grouped: Opened) -> None:
         fused.reset(chain(65))
     session.reset(1)
     wide = replace(chain(2), ranks=np.array([0, 8]))
-    with pytest.raises(BackendError, match="candidate 8 of a token; this graph keeps 8"):
+    with pytest.raises(BackendError, match="candidate 8 of a token; this step keeps 8"):
         fused.reset(wide)
 
 
