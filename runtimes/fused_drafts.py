@@ -76,6 +76,7 @@ class TableDrafts:
     def check(self, fused: OrtFusedStep, root: int) -> None:
         """See `HostDrafts`."""
         known = self._host.adjacency
+        assert fused.table is not None, "the step was made by fuse-draft"
         assert known is not None
         assert known.candidates is not None
         if not np.array_equal(known.candidates[:-1], fused.table):
@@ -104,10 +105,8 @@ class HeadDrafts:
         self.plan = drafter.plan
         self._alike = dtype != "int4"
         self._session, self._state = open_graph(graph, 0), np.zeros(0, np.float32)
-        self._given, self._logits = (
-            by_role(ports, role, side)[0].name
-            for role, side in (("hidden", "in"), (HEADS_LOGITS, "out"))
-        )  # fmt: skip
+        self._given = by_role(ports, "hidden", "in")[0].name
+        self._logits = by_role(ports, HEADS_LOGITS, "out")[0].name
 
     def begin(self, fused: OrtFusedStep) -> None:
         """Heads keep nothing."""

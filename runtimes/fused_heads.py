@@ -14,7 +14,7 @@ from graftline.runtimes.session import Floats, Ints
 from graftline.runtimes.trees.template import Template
 
 
-@dataclass(frozen=True)
+@dataclass
 class FusedHeads:
     """`heads` of `width` candidates each, which draft in the step's own graph and nowhere else. See
     `runtimes.head_reader.Heads`."""
