@@ -31,7 +31,7 @@ from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.pack_rows import PackRows
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
-from graftline.targets import CPU, TARGETS, ending
+from graftline.targets import CPU, CUDA, TARGETS, ending
 
 if TYPE_CHECKING:
     from graftline.facts import DecoderFacts
@@ -242,7 +242,7 @@ def _of_head(
     if request is not None and "kv-cache" in chosen.head:
         raise GraftlineError(
             f"the recipe {chosen.name} has a draft head with keys and values of its own, which no "
-            f"engine of {request.target} keeps; use --target {CPU}"
+            f"engine of {request.target} keeps; use --target {CPU} or {CUDA}"
         )
     lowering = ending(target, head.dtype, None) if request is None else request.of_head(head.dtype)
     text = str(Pipeline.parse(f"{chosen.head} | {lowering}", GRAFTS))
