@@ -44,7 +44,7 @@ class Medusa(HeadDraft):
         """The tree of steps that ask nobody: the published one, or the best under what is believed
         of heads of which nothing is known."""
         if self._plan is not None:
-            return self._plan
+            return self._plan.first(self.rows)
         heads = self._reader.heads
         return by_rank(believed(heads.heads, heads.width), self.rows, heads.heads)
 

@@ -276,7 +276,7 @@ def _spoiled() -> dict[str, Any]:
     [
         ({"recipe": "medusa"}, "the recipe medusa needs a draft head; add --head PATH"),
         ({"recipe": "suffix", "head": "HEAD"}, "the recipe suffix reads no draft head"),
-        ({"head": "HEAD", "target": "ort-cuda"}, "--head needs --target ort-cpu"),
+        ({"head": "HEAD", "target": "ort-cuda", "step": "fused"}, "--step fused needs --target"),
         ({"head": "HEAD", "step": "fused", "recipe": "medusa-typical"}, "not by typical"),
         ({"head": "HEAD:int8", "step": "fused"}, "heads with their target, to fp32 in fp32"),
         ({"head": "nowhere"}, "nowhere: no such file or folder"),

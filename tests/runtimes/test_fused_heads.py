@@ -93,8 +93,8 @@ class Opened:
         self.session.read(0, np.asarray(text), lambda s: states.append(s.copy()))
         return fitted(np.concatenate(states), text, self.session.facts.vocabulary)
 
-    def drafts(self) -> HeadDrafts:
-        return HeadDrafts(*self.stage, MEDUSA.options, self.fused)
+    def drafts(self, **options: Any) -> HeadDrafts:
+        return HeadDrafts(*self.stage, {**MEDUSA.options, **options}, self.fused)
 
     def engine(self) -> Engine:
         resources = Resources(head=lambda: self.heads)
@@ -155,9 +155,13 @@ def test_no_position_past_the_capacity_is_used(opened: Opened) -> None:
     assert fused.tokens == plain.tokens
 
 
-def test_the_law_of_the_fused_step(opened: Opened) -> None:
-    told = fused_is_host(opened.session, opened.fused, opened.drafts())
+@pytest.mark.parametrize("options", [{}, {"rows": 40, "tree": "medusa-mc-sim-7b-63"}])
+def test_the_law_of_the_fused_step(opened: Opened, options: dict[str, Any]) -> None:
+    """Of the best tree for such heads, and of a published one less what they do not give."""
+    drafts = opened.drafts(**options)
+    told = fused_is_host(opened.session, opened.fused, drafts)
     assert "are the host's, caches and the trees that heads draft too" in told
+    assert len(drafts.plan) == (40 if options else 12), "the drafter's rows, as on the host"
 
 
 def test_the_law_sees_a_draft_of_another_row(
