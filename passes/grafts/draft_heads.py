@@ -125,9 +125,10 @@ def bring_out(
 ) -> list[Port]:
     """Make these candidates outputs of that owner."""
     ports: list[Port] = []
-    outputs = (HEADS_IDS, INT64, "equal"), (HEADS_TOPK, FLOAT, "close")
-    for value, (role, dtype, how) in zip(best, outputs, strict=True):
+    outputs = (HEADS_IDS, INT64), (HEADS_TOPK, FLOAT)
+    for value, (role, dtype) in zip(best, outputs, strict=True):
         new_output(graph, value, role, dtype, shape)
+        how = "equal" if dtype == INT64 else "close"
         kind = dtype.numpy().name
         ports.append(Port(role, role, "out", kind, shape, owner=owner, compare=how))
     return ports
