@@ -1,7 +1,8 @@
 """On a GPU: kernels against the copy bandwidth, and ort-cuda sessions against the memory floor.
 
     python -m tests.bench.gpu_step [--quick] [--out FILE.md] [--part kernels|sessions]
-                                   [--smollm2 CHECKPOINT [--head PATH ...]] [--minutes 9] [--dry-run]
+                                   [--smollm2 CHECKPOINT [--head PATH ...]] [--minutes 9]
+                                   [--dry-run]
 
 Kernels need a CUDA machine with PyTorch and Triton; sessions onnxruntime-gpu, and transformers for
 the shapes. Rows are printed as they are measured, and a row that fails says why. --dry-run goes the
