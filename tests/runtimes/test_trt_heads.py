@@ -101,7 +101,8 @@ def trt_session(heads: ir.Model, folder: Path, fusing: str) -> TrtSession:
     text = f"{FRONT}{fusing} | lower-tensorrt{{dtype=fp32,capacity={CAPACITY + ROWS}}}"
     graph, facts, ports = lowered(TinyDecoder(), text, folder, before=carry)
     plan = plan_of(ports, rows=(1, ROWS), batch=3)
-    return TrtSession(StandInDevice(graph, ports, plan.profiles, 1 << 24), plan, facts, ports, graph)
+    device = StandInDevice(graph, ports, plan.profiles, 1 << 24)
+    return TrtSession(device, plan, facts, ports, graph)
 
 
 @pytest.fixture(scope="module")
