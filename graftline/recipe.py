@@ -14,8 +14,8 @@ FUSED = "fused"
 """The stage of a bundle whose graph is a fused step."""
 STEPS = ("host", FUSED)
 """Where a step drafts and verifies: between engine calls, or within one."""
-FUSED_DRAFTERS, FUSED_RULES = ("token-recycling",), ("greedy", "point-mass")
-"""What the passes fuse-draft and fuse-verify put into the graph."""
+FUSED_DRAFTERS, FUSED_RULES = ("token-recycling", "medusa"), ("greedy", "point-mass")
+"""What the passes fuse-draft, fuse-heads and fuse-verify put into the graph."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
 from graftline.passes.grafts.features import Features
 from graftline.passes.grafts.fuse_draft import FuseDraft
+from graftline.passes.grafts.fuse_heads import FuseHeads
 from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.head_features import HeadFeatures
 from graftline.passes.grafts.kv_cache import KvCache
@@ -42,6 +43,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         Features,
         FuseVerify,
         FuseDraft,
+        FuseHeads,
         PackProjections,
         Quantize,
         LowerOrt,

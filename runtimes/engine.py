@@ -18,7 +18,7 @@ from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.counters import EngineStats
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.defaults import Defaults
-from graftline.runtimes.fused import FusedStep, check_fused, decode_fused, plan_for
+from graftline.runtimes.fused import FusedStep, check_drafter, check_fused, decode_fused, plan_for
 from graftline.runtimes.fused import story as fused_story
 from graftline.runtimes.generation import Asked, Generation, Surroundings, generator
 from graftline.runtimes.grammar import Grammars
@@ -324,6 +324,7 @@ class Engine:
         """The generations of a call whose steps are fused; through with, unless not to `wait`."""
         assert self._fused is not None, "see `_fuses`"
         step, request, policy = self._fused(), asked[0].request, asked[0].policy
+        check_drafter(policy.recipe, step)
         exact = self.exact if request.exact is None else request.exact
         alike = self.session.row_invariant or not exact
         least = (self.session.exact_rows or 1) if exact else 1

@@ -6,9 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol, TypeGuard
 
-from graftline.errors import RequestError
+import numpy as np
+
+from graftline.errors import BackendError, GraftlineError, RequestError
+from graftline.plugins.draft_tree import reference as draft_tree
 from graftline.recipe import Recipe, check_fusable
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
@@ -18,8 +21,7 @@ from graftline.runtimes.prompt_reader import PromptReader
 from graftline.runtimes.request import Request
 from graftline.runtimes.rules.point_mass import PointMass
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Session
-from graftline.runtimes.study.recorder import is_shaped
+from graftline.runtimes.session import Ints, Session
 from graftline.runtimes.trees.template import Template
 
 HOST_ONLY: dict[str, object] = {
@@ -55,6 +57,8 @@ class FusedStep(Protocol):
 
     sizes: Sequence[int] | None
     """Rows that a step can have; None: any number."""
+    drafter: str
+    """The drafter whose place it takes."""
 
     def reset(self, plan: Template) -> None:
         """Forget all sequences; trees are of this shape from now on: fixed, no controller."""
@@ -127,12 +131,35 @@ def check_fused(chosen: Recipe, request: Request) -> None:
             )
 
 
+def check_drafter(chosen: Recipe, step: FusedStep) -> None:
+    """Raise GraftlineError for a recipe that drafts by something else than the bundle's step."""
+    if chosen.drafter != step.drafter:
+        raise GraftlineError(
+            f"recipe {chosen.name}: the fused step of this bundle drafts by {step.drafter}, not by "
+            f"{chosen.drafter}; use --step host, or build one with --recipe {chosen.name}"
+        )
+
+
+class PlannedDrafter(Drafter, Protocol):
+    """A drafter whose trees can be of one shape."""
+
+    @property
+    def plan(self) -> Template:
+        """That shape."""
+        ...
+
+
+def is_planned(drafter: Drafter) -> TypeGuard[PlannedDrafter]:
+    """True for a drafter that a fused step can stand for."""
+    return hasattr(drafter, "plan")
+
+
 def plan_for(
     drafter: Drafter, step: FusedStep, costs: Costs | None, least: int, branches: bool
 ) -> Template:
     """The shape of all trees: the best part of the drafter's own; a chain of at least `least` rows
     where branches round differently."""
-    assert is_shaped(drafter), "the recipe has been checked"
+    assert is_planned(drafter), "the recipe has been checked"
     if not branches:
         return chain(max(least, len(drafter.plan.levels) + 1))
     return best_part(drafter.plan, costs, step.sizes)
@@ -160,3 +187,23 @@ def best_part(plan: Template, costs: Costs | None, sizes: Sequence[int] | None) 
 def chain(rows: int) -> Template:
     """The template of best candidates in a row."""
     return Template.of({(0,) * depth: 0.5**depth for depth in range(1, rows)})
+
+def first_tree(table: Any, root: int, plan: Template) -> tuple[Ints, Ints]:
+    """Tokens and parents [1, M] of a sequence's first tree, by a table of candidates [V, W].
+    Without one a root alone: heads draft behind a step, so that the first one tries nothing."""
+    if table is not None:
+        shape = plan.shape.parents, plan.ranks
+        tokens, parents = draft_tree(table, np.asarray([root]), *shape, levels=len(plan.levels))
+        return tokens, parents
+    tokens, parents = np.zeros((1, len(plan)), np.int64), np.full((1, len(plan)), -1, np.int64)
+    tokens[0, 0] = root
+    return tokens, parents
+
+
+def check_ranks(plan: Template, width: int, what: str) -> None:
+    """Raise BackendError for a tree that takes candidates which are not kept of every `what`."""
+    if plan.ranks.max() >= width:
+        raise BackendError(
+            f"a tree with candidate {plan.ranks.max()} of a {what}; this step keeps {width}, "
+            "counted from 0"
+        )

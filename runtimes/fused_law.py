@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from graftline.errors import LawBroken
 from graftline.runtimes.acceptance.lenient import dense
-from graftline.runtimes.drafters.token_recycling import TokenRecycling
 from graftline.runtimes.fused import Start
+from graftline.runtimes.fused_drafts import HostDrafts
 from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.rules.point_mass import PointMass
@@ -26,21 +25,18 @@ NEAR_TIE = 1e-6
 SAMPLINGS = (Sampling(), Sampling(0.8, min_p=0.02))
 
 
-def fused_is_host(
-    session: OrtSession, fused: OrtFusedStep, options: Mapping[str, object]
-) -> str:
+def fused_is_host(session: OrtSession, fused: OrtFusedStep, host: HostDrafts) -> str:
     """Every recorded step is scored, judged and committed by the host too, from the same state.
 
-    Tokens, committed caches and candidates must be equal, from an empty table on; `options` are
-    token-recycling's. Both score the same rows, so rounding is no excuse; but the graph sums
+    Tokens and committed caches must be equal, and what is drafted next as `host` checks it. Both
+    score the same rows, so rounding is no excuse; but the graph sums
     probabilities in float32, so a draw proven to lie on the border of two tokens may fall either
     way. Raises LawBroken, else tells what held.
     """
     random = np.random.default_rng(4)
     prompt = random.integers(0, session.facts.vocabulary, 12, dtype=np.int64)
-    host = TokenRecycling(**options)  # type: ignore[arg-type]
     fused.reset(host.plan)
-    fused.table[...] = -1
+    host.begin(fused)
     counts: list[int] = []
     for seed, sampling in enumerate(SAMPLINGS):
         rule = PointMass.of(sampling, np.random.default_rng(seed))
@@ -56,7 +52,7 @@ def fused_is_host(
                 break
     held = f"{np.count_nonzero(counts)} steps ({sum(counts)} tokens)"
     ties = f", {counts.count(0)} near-ties" if 0 in counts else ""
-    return f"{held} are the host's, caches and table too{ties}"
+    return f"{held} are the host's, {host.told} too{ties}"
 
 
 def _first(session: OrtSession, rule: Rule, prompt: Ints) -> int:
@@ -64,7 +60,7 @@ def _first(session: OrtSession, rule: Rule, prompt: Ints) -> int:
     return rule.judge(root, session.prefill([prompt]), 0).next
 
 
-def _step(session: OrtSession, fused: OrtFusedStep, rule: Rule, host: TokenRecycling) -> int:
+def _step(session: OrtSession, fused: OrtFusedStep, rule: Rule, host: HostDrafts) -> int:
     """One step both ways; how many tokens it gave, 0 when it fell on a near-tie."""
     nodes, above = (x.copy() for x in fused.tree(0))
     real = np.flatnonzero((above >= 0) | (np.arange(len(above)) == 0))
@@ -73,9 +69,10 @@ def _step(session: OrtSession, fused: OrtFusedStep, rule: Rule, host: TokenRecyc
     depth, mask = np.zeros(len(nodes), np.int64), np.eye(len(nodes), dtype=np.bool_)
     depth[real], mask[np.ix_(real, real)] = tree.depth, tree.mask
     scores = session.score(nodes[None], depth[None], mask[None])
-    kept = Scores(*(_rows(scores, name, real) for name in ("argmax", "logits", "topk_ids")))
+    names = ("argmax", "logits", "topk_ids", "hidden")
+    kept = Scores(**{name: _rows(scores, name, real) for name in names})
     verdict = rule.judge(tree, kept, 0)
-    host.observe(tree, verdict, kept, 0)
+    host.observe(tree, verdict, kept)
     start = int(session.lengths[0])
     rows = _committed(session, start + real[list(verdict.path)])
     got = fused.step(0, session.capacity - start)
@@ -87,9 +84,7 @@ def _step(session: OrtSession, fused: OrtFusedStep, rule: Rule, host: TokenRecyc
     slots = np.arange(start, start + len(got))
     for name, row in _committed(session, slots).items():
         _same(name, rows[name], row)
-    assert host.adjacency is not None
-    assert host.adjacency.candidates is not None
-    _same("table", host.adjacency.candidates[:-1], fused.table)
+    host.check(fused, got[-1])
     return len(got)
 
 

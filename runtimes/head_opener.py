@@ -16,7 +16,7 @@ from graftline.runtimes.control.costs import NEAR, Costs
 from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.head_reader import Heads
-from graftline.runtimes.ort.features import FeatureSession
+from graftline.runtimes.ort.features import FeatureSession, features_beside
 from graftline.runtimes.ort.heads import OrtHeads
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.session import FINAL, MADE
@@ -49,11 +49,11 @@ def head_opener(
         row, known = costs.of(1), bundle.read_costs(name)
         if not isinstance(made.facts, DraftBlockFacts):
             pairs = [(bundle.graph(stage), bundle.manifest.stages[stage].ports) for stage in stages]
-            heads = OrtHeads(pairs, target.threads)
+            heads = OrtHeads(pairs, target.threads, target.device)
             found = known or heads_cost(heads, target)
             heads.milliseconds = float(found["ratio"]) * row
         else:
-            session = FeatureSession(
+            session = features_beside(target)(
                 bundle.graph(stages[0]), made.facts, made.ports,
                 capacity=target.capacity, threads=target.threads,
             )  # fmt: skip

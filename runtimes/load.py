@@ -22,7 +22,7 @@ from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.measure import costs_key, measure_costs
 from graftline.runtimes.defaults import read_defaults
 from graftline.runtimes.engine import Engine
-from graftline.runtimes.fused import FusedStep
+from graftline.runtimes.fused import FusedStep, check_drafter
 from graftline.runtimes.head_opener import head_opener
 from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
@@ -45,6 +45,7 @@ from graftline.runtimes.surroundings import (
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
 from graftline.runtimes.trt.fused import TrtFusedStep
 from graftline.runtimes.trt.load import has_engine, open_engine
+from graftline.runtimes.trt.load import head_opener as trt_heads
 from graftline.runtimes.trt.session import TrtSession
 
 
@@ -135,16 +136,17 @@ def _engine(
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
     fused, step = _fused(bundle, session, chosen, step)
     opened = None if host is None else _opener(bundle, host, costs, tokenizer, threads, watch)
-    resources = _resources(bundle, session, tokenizer, corpus)
-
-    head = None if host is None else head_opener(bundle, host, _key(host), costs, watch)
+    if isinstance(session, TrtSession):
+        head = trt_heads(bundle, session)
+    else:
+        head = head_opener(bundle, session, _key(session), costs, watch)
+    resources = replace(_resources(bundle, session, tokenizer, corpus), head=head)
 
     def drafting(target: OrtSession) -> Resources:
-        found = replace(resources, head=head)
         if opened is None:
-            return found
+            return resources
         draft, depths = (make(bundle, target, opened) for make in (draft_opener, depths_opener))
-        return replace(found, draft=draft, depths=depths)
+        return replace(resources, draft=draft, depths=depths)
 
     def twin(original: OrtSession) -> tuple[OrtSession, Resources]:
         session = original.sibling()
@@ -207,7 +209,7 @@ def _fused(
     """What opens the bundle's fused step, if it has one, and what calls use that do not say."""
     fused: Callable[[], FusedStep] | None = None
     if isinstance(session, TrtSession):
-        if session.table is not None:
+        if session.steps_fused:
             step = FUSED if step is None and is_fusable(chosen) else step
             fused = cache(lambda: TrtFusedStep(session))
     elif FUSED in bundle.manifest.stages:
@@ -217,7 +219,7 @@ def _fused(
             again = f"{bundle.manifest.rebuild} --step fused"
             raise BackendError(f"{bundle.path} has no fused step; rebuild: {again}")
         check_fusable(chosen)
-        fused()
+        check_drafter(chosen, fused())
     return fused, step or "host"
 
 

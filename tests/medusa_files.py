@@ -63,6 +63,7 @@ def write_safe(folder: Path, tensors: Mapping[str, Array], **config: Any) -> Pat
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(dict(tensors), folder / "medusa_lm_head.safetensors")
+    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    save_file(whole, folder / "medusa_lm_head.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     return folder

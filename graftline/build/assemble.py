@@ -27,10 +27,11 @@ from graftline.bundle.manifest import (
 from graftline.bundle.store import save_graph, stored_bytes
 from graftline.bundle.weight_file import WeightFile
 from graftline.bundle.writer import BundleWriter
-from graftline.facts import read_facts
+from graftline.facts import DraftHeadFacts, read_facts
 from graftline.files import SOURCE
 from graftline.kinds import kind_of
 from graftline.law import LawRow
+from graftline.owners import TARGET
 from graftline.passes.pipeline.pipeline import PassReport
 from graftline.ports import Assumption, read_assumptions, read_ports, told, write_ports
 from graftline.raw_ports import read_raw
@@ -73,7 +74,10 @@ def write_bundle(
     extra: dict[str, Any] = {}
     if plan.request is not None:  # before the proof, whose sessions leave memory behind
         name = FUSED if plan.fused else plan.target
-        extra["engine"] = {"graph": name, **_engine(writer, plan.request, stages[name], say)}
+        extra["engine"] = _engine(writer, plan.request, name, stages[name], say)
+        if asked := [n for n, s in stages.items() if _is_asked(s, plan)]:
+            request = plan.request.asking_heads()
+            extra["heads"] = [_engine(writer, request, n, stages[n], say) for n in asked]
     passes, laws = _prove(writer.root, hosts, plan, made, stages, say)
     return Manifest(
         name=Path(writer.out).name,
@@ -195,14 +199,20 @@ def _linked(writer: BundleWriter, say: Watch, file: Path, rel: str) -> bool:
     return writer.link(file, rel)
 
 
+def _is_asked(stage: Stage, plan: Plan) -> bool:
+    """Whether a stage is of draft heads that the host asks: a fused step has them within."""
+    return isinstance(stage.facts, DraftHeadFacts) and stage.role == "engine" and not plan.fused
+
+
 def _engine(
-    writer: BundleWriter, request: EngineRequest, stage: Stage, say: Watch
+    writer: BundleWriter, request: EngineRequest, name: str, stage: Stage, say: Watch
 ) -> dict[str, Any]:
-    """Build the engine into the bundle; what the manifest says of it."""
-    rel = f"engines/{_slug(str(request.target))}.engine"
+    """Build the engine of a stage into the bundle; what the manifest says of it."""
+    part = "" if stage.owner == TARGET else f"{stage.owner}-"
+    rel = f"engines/{part}{_slug(str(request.target))}.engine"
     timings = Path(f"{writer.out}.timings")
     made = request.build(writer.path(stage.file), stage.ports, writer.path(rel), timings, say)
-    return {"file": rel, **made.facts()}
+    return {"graph": name, "file": rel, **made.facts()}
 
 
 def _file(stage: str) -> str:

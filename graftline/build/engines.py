@@ -77,6 +77,20 @@ class EngineRequest:
             options += f",plugins=true,rows={max(self.options.rows)}"
         return f"lower-tensorrt{{{options}}}"
 
+    def of_head(self, dtype: str) -> str:
+        """The last pass of a draft head's pipeline. Raises GraftlineError for a precision that no
+        engine has."""
+        if dtype not in PRECISIONS:
+            raise GraftlineError(
+                f"--head: {self.target} takes heads of {', '.join(PRECISIONS)}, not {dtype}"
+            )
+        self.target.check_dtype(dtype)
+        return replace(self, dtype=dtype).lowering
+
+    def asking_heads(self) -> EngineRequest:
+        """The engine of a draft head, which is asked about one row of each sequence."""
+        return replace(self, options=replace(self.options, rows=(1,), chunk=1), rows=True)
+
     def stepping(self, rows: int) -> EngineRequest:
         """This engine with decode steps of that many rows, unless the user chose others."""
         if self.rows:

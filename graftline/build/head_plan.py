@@ -24,16 +24,25 @@ class HeadPlan:
     @classmethod
     def parse(cls, said: str, target: str, count: int = 1) -> HeadPlan:
         """Read `PATH` or `PATH:DTYPE`; unless it is said, heads are int8 where the `target` is of
-        few bits: their matrices are as much to read as a part of its own."""
+        few bits: their matrices are as much to read as a part of its own; else as their target."""
         path, _, dtype = said.rpartition(":")
         if path and dtype in (FULL, QUANTIZED):
             return cls(said, path, dtype, count)
-        return cls(said, said, QUANTIZED if target in ("int8", "int4") else FULL, count)
+        return cls(said, said, _beside(target), count)
+
+    def check_fused(self, target: str) -> None:
+        """Raise GraftlineError where heads within the step of such a `target` cannot have their
+        precision: its quantization is of one graph."""
+        if self.dtype != (same := _beside(target)):
+            raise GraftlineError(
+                f"--step fused quantizes heads with their target, to {same} in {target}, and those "
+                f"of --head {self.said} are {self.dtype}; use --step host"
+            )
 
     def check_layers(self, layers: int) -> HeadPlan:
         """The same, in fp32 where heads of so many layers must be, unless another precision was
         asked for. Raises GraftlineError where it was."""
-        if layers == 1 or self.dtype == FULL:
+        if layers == 1 or self.dtype != QUANTIZED:
             return self
         if self.said != self.path:
             raise GraftlineError(
@@ -41,3 +50,8 @@ class HeadPlan:
                 f"product each, which stays {FULL}; give {self.path}:{FULL}"
             )
         return HeadPlan(self.said, self.path, FULL, self.count)
+
+
+def _beside(target: str) -> str:
+    """The precision of heads beside a target of that one: few bits are 8, half is half."""
+    return {"int8": QUANTIZED, "int4": QUANTIZED, "fp16": "fp16", "bf16": "bf16"}.get(target, FULL)

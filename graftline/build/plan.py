@@ -23,11 +23,15 @@ from graftline.draft import (
 from graftline.errors import GraftlineError, nearest
 from graftline.kinds.decoder.kind import Decoder
 from graftline.owners import DRAFT, TARGET, head_owner
-from graftline.passes import GRAFTS, Pipeline
+from graftline.passes import GRAFTS, Graft, Pipeline
+from graftline.passes.grafts.draft_heads import DraftHeads
+from graftline.passes.grafts.fuse_draft import FuseDraft
+from graftline.passes.grafts.fuse_heads import FuseHeads
+from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.pack_rows import PackRows
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
-from graftline.targets import CPU, TARGETS, ending
+from graftline.targets import CPU, CUDA, TARGETS, ending
 
 if TYPE_CHECKING:
     from graftline.facts import DecoderFacts
@@ -113,6 +117,8 @@ class Plan:
         if target == CPU:
             stages += forms_of(text, dtype)
         if step == FUSED:
+            if head is not None and request is None:
+                head.check_fused(dtype)
             request, text = fused_pipeline(chosen, passes, target, dtype, quantizer, request)
             says = "the fused step: the same passes, then drafting and verification in the graph"
             stages.append(StagePlan(FUSED, "fused", text, dtype, says=says))
@@ -130,7 +136,7 @@ class Plan:
                 "model"
             )
         if head is not None:
-            stages += _of_head(chosen, head, target)
+            stages += _of_head(chosen, head, target, request)
         given = draft, source, tuple(depths), passes, quantizer, head
         return cls(chosen, target, tuple(stages), request, *given)
 
@@ -224,16 +230,22 @@ def _of_draft(source: DraftSource, target: str, depths: Sequence[int]) -> list[S
     return [stage(DRAFT, "engine", says), *cuts]
 
 
-def _of_head(chosen: Recipe, head: HeadPlan, target: str) -> list[StagePlan]:
-    """A draft head's stages, each a graph of its own: on a processor heads run for the rows that
-    the next step drafts from, and not for all that a step scores."""
+def _of_head(
+    chosen: Recipe, head: HeadPlan, target: str, request: EngineRequest | None
+) -> list[StagePlan]:
+    """A draft head's stages, each a graph of its own: heads run for the rows that the next step
+    drafts from, and not for all that a step scores."""
     if NEED not in chosen.needs:
         raise GraftlineError(
             f"the recipe {chosen.name} reads no draft head; leave out --head, or --recipe"
         )
-    if target != CPU:
-        raise GraftlineError(f"--head needs --target {CPU}, not {target}")
-    text = str(Pipeline.parse(f"{chosen.head} | {ending(target, head.dtype, None)}", GRAFTS))
+    if request is not None and "kv-cache" in chosen.head:
+        raise GraftlineError(
+            f"the recipe {chosen.name} has a draft head with keys and values of its own, which no "
+            f"engine of {request.target} keeps; use --target {CPU} or {CUDA}"
+        )
+    lowering = ending(target, head.dtype, None) if request is None else request.of_head(head.dtype)
+    text = str(Pipeline.parse(f"{chosen.head} | {lowering}", GRAFTS))
     found: list[StagePlan] = []
     for number in range(head.count):
         owner = head_owner(number)
@@ -243,6 +255,14 @@ def _of_head(chosen: Recipe, head: HeadPlan, target: str) -> list[StagePlan]:
             StagePlan(owner, "engine", text, head.dtype, owner, made_of, says, (target,))
         )
     return found
+
+
+def _drafting(chosen: Recipe, drafter: Any) -> Graft:
+    """The pass that drafts in the graph as this recipe does on the host."""
+    if NEED not in chosen.needs:
+        return FuseDraft(width=drafter.width)
+    heads = Pipeline.parse(chosen.head, GRAFTS).grafts
+    return FuseHeads(next(g.topk for g in heads if isinstance(g, DraftHeads)))
 
 
 def pipeline_of(
@@ -292,11 +312,11 @@ def fused_pipeline(
             f"--step fused needs --target {CPU} or a TensorRT target, not {target}"
         )
     check_fusable(chosen)
-    from graftline.runtimes.drafters import make_drafter
+    from graftline.runtimes.drafters import configured
 
-    drafter: Any = make_drafter(chosen.drafter, chosen.options)
+    drafter = configured(chosen.drafter, chosen.options)
     if request is not None:
         request = request.stepping(drafter.rows)
-    fusing = f"fuse-verify{{sample=true}} | fuse-draft{{width={drafter.width}}}"
+    fusing = f"{FuseVerify(sample=True)} | {_drafting(chosen, drafter)}"
     text = pipeline_of(chosen.name, passes, target, dtype, quantizer, request, fusing)[1]
     return request, text

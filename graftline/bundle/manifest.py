@@ -116,7 +116,7 @@ class EngineRow:
     plugins: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-EXTRA: Mapping[str, Any] = {"engine": EngineRow}
+EXTRA: Mapping[str, Any] = {"engine": EngineRow, "heads": tuple[EngineRow, ...]}
 """What `extra` may hold, and of which type."""
 
 
@@ -187,6 +187,12 @@ class Manifest:
         """The name of each owner's engine, the target's first."""
         return {stage.owner: name for name, stage in self.of_role("engine").items()}
 
+    def built(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """The TensorRT engines, the target's first, each with the key of `extra` it is under."""
+        engine = self.extra.get("engine")
+        heads = [("heads", row) for row in self.extra.get("heads", ())]
+        return [*([("engine", engine)] if engine else []), *heads]
+
     def engine_of(self, stage: str) -> Stage:
         """The engine of a stage's owner."""
         return self.stages[self.engines()[self.stages[stage].owner]]
@@ -229,8 +235,7 @@ class Manifest:
             named += [(f"{name}.inputs_from", one) for one in stage.inputs_from]
             if stage.made_of and not self.packed:
                 named.append((f"{name}.made_of", stage.made_of))
-        engine = self.extra.get("engine")
-        named += [("extra.engine", engine["graph"])] if engine else []
+        named += [(f"extra.{where}", row["graph"]) for where, row in self.built()]
         for where, name in named:
             if name not in self.stages:
                 raise Misfit(f"{where} names a stage '{name}', which is no graph of the bundle")

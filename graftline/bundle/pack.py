@@ -75,8 +75,7 @@ def _write(bundle: Bundle, writer: BundleWriter, say: Watch) -> Manifest:
         if not _reads_graph(manifest):
             _drop_weights(model)
         save_graph(model, writer.path(stage.file), writer.engine, {})
-    engine = manifest.extra.get("engine")
-    for rel in [*manifest.tokenizer, *([engine["file"]] if engine else [])]:
+    for rel in [*manifest.tokenizer, *(row["file"] for _, row in manifest.built())]:
         source = bundle.file(rel)
         writer.need(source.stat().st_size)
         shutil.copyfile(source, writer.path(rel))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,7 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
     shown.print(_anchors_table(model, origin, file.name))
     if bundle is None:
         return
-    if (engine := bundle.manifest.extra.get("engine")) is not None:
+    for _, engine in bundle.manifest.built():
         ports = bundle.manifest.stages[engine["graph"]].ports
         shown.print(_engine_table(engine, ports))
     passes = bundle.manifest.passes
@@ -148,15 +149,15 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
     shown.print(screen.table("files", ("file", "size#", "sha256"), files))
 
 
-def _engine_table(engine: dict[str, Any], ports: tuple[Port, ...]) -> Any:
+def _engine_table(engine: Mapping[str, Any], ports: tuple[Port, ...]) -> Any:
     """What the manifest says of the engine: nothing is opened, so no GPU is needed."""
     from graftline.ports import slot_ports
-    from graftline.roles import Roles
 
     memory = f"{screen.size(engine['peak_memory'])} of memory"
     options = engine["options"]
     flags = [name.replace("_", "-") for name, value in options.items() if value is True]
     slots = {p.shape[2] for p in slot_ports(ports)}
+    of_slots = f" of {', '.join(map(str, slots))} slots" if slots else ""
     sides = [sum(p.direction == side for p in ports) for side in ("in", "out")]
     aliased = sum(p.mirror is not None for p in ports)
     plugins = [f"{name} {digest[:12]}" for name, digest in engine.get("plugins", {}).items()]
@@ -165,14 +166,15 @@ def _engine_table(engine: dict[str, Any], ports: tuple[Port, ...]) -> Any:
         ("file", f"{engine['file']}, {screen.size(engine['size'])}"),
         ("runs on", f"{engine['target']}, with {engine['library']}"),
         ("built in", f"{engine['seconds']:.0f} s, {memory}"),
-        ("takes", f"{options['batch']} sequences of {', '.join(map(str, slots))} slots"),
+        ("takes", f"{options['batch']} sequences{of_slots}"),
         *([("options", ", ".join(flags))] if flags else []),
         ("tensors", f"{sides[0]} inputs, {sides[1]} outputs, {aliased} of them written in place"),
         ("plugins", ", ".join(plugins) or "none"),
     ]
     for name, shapes in engine["profiles"].items():
-        tokens, _, most = shapes[Roles.of(ports).inputs["tokens"]]
-        rows.append((f"profile {name}", f"tokens {tokens} to {most}"))
+        port = next(p for p in ports if p.direction == "in" and not p.state)
+        least, _, most = shapes[port.name]
+        rows.append((f"profile {name}", f"{port.role} {least} to {most}"))
     return screen.table("engine", ("", " "), rows)
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from graftline.facts import DraftBlockFacts
 from graftline.kinds.decoder.kind import Decoder
 from graftline.kinds.decoder.proof import near_rows
+from graftline.kinds.draft_head import NO_BF16
 from graftline.kinds.kind import Parts, Proof, Watch
 from graftline.law import LawRow
 from graftline.ports import FEATURES, Port, by_role, state_port
@@ -36,6 +37,8 @@ class DraftBlock(Decoder):
         same tokens and features: logits, and the state that stands for the next feature."""
         if own is None or isinstance(own, Path):
             return Proof([LawRow(parts.engine, "whole", "not_run", gone)] if gone else [])
+        if parts.dtype == "bf16":
+            return Proof([LawRow(parts.engine, "whole", "not_run", NO_BF16)])
         say("proof: the draft head's engine against the head itself, with the real weights")
         ports, facts = parts.ports(parts.engine), parts.facts
         assert isinstance(facts, DraftBlockFacts)

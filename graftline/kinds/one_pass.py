@@ -125,6 +125,10 @@ class OnePass(ABC):
         """Within what the precision of the output rounds."""
         return Comparison(graft, law, by_role(ports, self.output, "out")[0].dtype)
 
+    def _rounding(self, parts: Parts, graft: str, law: str) -> Comparison:
+        """Between an engine and its export: within what the precision of either rounds."""
+        return self._comparison(graft, law, parts.ports(parts.export))
+
     def _outputs(self, parts: Parts, stage: str) -> list[Array]:
         return self._run(parts.graph(stage), parts.ports(stage), parts.facts)
 
@@ -141,7 +145,7 @@ class OnePass(ABC):
         self, parts: Parts, law: str, stage: str, got: list[Array], expected: list[Array]
     ) -> LawRow:
         """Outputs equal a reference's."""
-        comparison = self._comparison(stage, law, parts.ports(parts.export))
+        comparison = self._rounding(parts, stage, law)
         pairs = zip(got, expected, strict=True)
         worst = max(comparison.output(self.output, a, b) for a, b in pairs)
         sizes = " and ".join(f"{list(a.shape)}" for a in got)

@@ -10,14 +10,22 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.owners import HEAD
-from graftline.passes.grafts.head_parts import HeadParts, Linear, head_parts, stacked_bias
+from graftline.passes.grafts.head_parts import (
+    DRAFT_LAYER,
+    DRAFT_SCORES,
+    HeadParts,
+    Linear,
+    SequentialHead,
+    head_parts,
+    stacked_bias,
+)
 from graftline.passes.grafts.reduce_logits import Groups
 from graftline.passes.graph.emit import Emit, drop_unused, free_name, new_output
 from graftline.passes.graph.ports import output_of, value_of
 from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import lazy
 from graftline.passes.laws.heads import head_formula
-from graftline.passes.pipeline.graft import Graft, Law
+from graftline.passes.pipeline.graft import ROLE, Graft, Law
 from graftline.ports import Port, by_role, read_ports, write_ports
 from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
 from graftline.tensors import Stacked
@@ -32,7 +40,8 @@ _ACTED = """
 """
 """[B, N, heads, H]: a layer, h + SiLU(linear(h)), of all heads."""
 _FIRST = """
-    product = Reshape (MatMul (hidden, weight), apart)
+    multiplied = MatMul (hidden, weight)
+    product = Reshape (multiplied, apart)
     before = Unsqueeze (hidden, axis_2)
 """
 """All heads read one state, so that their first layer is one product."""
@@ -67,7 +76,7 @@ class DraftHeads(Graft):
             raise NotApplicable(
                 "draft-heads needs heads that read nothing but a state; give them: --head PATH"
             )
-        if (tap := _tap(model)) is None:
+        if (tap := heads_tap(model)) is None:
             raise NotApplicable(
                 "draft-heads reads what the final norm gives; put tap{layers=norm} before it"
             )
@@ -82,44 +91,59 @@ class DraftHeads(Graft):
             )
 
     def apply(self, model: ir.Model) -> None:
-        parts, tap = head_parts(model), _tap(model)
+        parts, tap = head_parts(model), heads_tap(model)
         assert parts is not None
         assert tap is not None
         owner = tap.owner if tap.direction == "in" else HEAD
         emit, old = Emit(model.graph, self.name()), output_of(model, HEADS_LOGITS, owner)
         if isinstance(parts, HeadParts):
-            logits = _logits(emit, _state(emit, value_of(model, tap)), parts)
+            logits = logits_of(emit, value_of(model, tap), parts)
         else:
             assert old is not None, "a head that reads tokens is a graph of its own"
             logits = old
-        flat = emit.const("heads.rows", [0, -1, parts.vocabulary], np.int64)
-        port = Port(HEADS_LOGITS, "logits", "out", "float32", ("B", "N", parts.vocabulary))
-        values, ids = Groups(emit, emit.op("Reshape", [logits, flat]), [port]).topk(self.topk)
-        rows = emit.const("heads.topk", [0, -1, parts.heads, self.topk], np.int64)
-        shape, ports = ("B", "N", parts.heads, self.topk), list(read_ports(model))
-        for value, role, dtype in ((ids, HEADS_IDS, INT64), (values, HEADS_TOPK, FLOAT)):
-            new_output(model.graph, emit.op("Reshape", [value, rows]), role, dtype, shape)
-            how = "equal" if dtype == INT64 else "close"
-            kind = dtype.numpy().name
-            ports.append(Port(role, role, "out", kind, shape, owner=owner, compare=how))
+        best = candidates(emit, logits, parts, self.topk)
+        ports = bring_out(model.graph, best, ("B", "N", parts.heads, self.topk), owner)
         if old is not None and old is not logits:
             _in_place_of(model.graph, old, logits)
-        write_ports(model, ports)
+        write_ports(model, [*read_ports(model), *ports])
         drop_unused(model)
 
 
-def _tap(model: ir.Model) -> Port | None:
+def candidates(
+    emit: Emit, logits: ir.Value, parts: HeadParts | SequentialHead, topk: int
+) -> tuple[ir.Value, ir.Value]:
+    """Ids and logits [B, N, heads, k] of the largest of logits [B, N, heads, V], best first."""
+    flat = emit.const("heads.rows", [0, -1, parts.vocabulary], np.int64)
+    port = Port(HEADS_LOGITS, "logits", "out", "float32", ("B", "N", parts.vocabulary))
+    values, ids = Groups(emit, emit.op("Reshape", [logits, flat]), [port]).topk(topk)
+    rows = emit.const("heads.topk", [0, -1, parts.heads, topk], np.int64)
+    return emit.op("Reshape", [ids, rows]), emit.op("Reshape", [values, rows])
+
+
+def bring_out(
+    graph: ir.Graph, best: tuple[ir.Value, ir.Value], shape: tuple[str | int, ...], owner: str
+) -> list[Port]:
+    """Make these candidates outputs of that owner."""
+    ports: list[Port] = []
+    outputs = (HEADS_IDS, INT64), (HEADS_TOPK, FLOAT)
+    for value, (role, dtype) in zip(best, outputs, strict=True):
+        new_output(graph, value, role, dtype, shape)
+        how = "equal" if dtype == INT64 else "close"
+        kind = dtype.numpy().name
+        ports.append(Port(role, role, "out", kind, shape, owner=owner, compare=how))
+    return ports
+
+
+def heads_tap(model: ir.Model) -> Port | None:
     """The port of the hidden state behind the final norm: an output of a host, or the input of a
     head's own graph."""
     return next((p for p in by_role(read_ports(model), "hidden") if p.tap == POSTNORM), None)
 
 
-def _state(emit: Emit, hidden: ir.Value) -> ir.Value:
-    return hidden if hidden.dtype == FLOAT else emit.op("Cast", [hidden], to=FLOAT)
-
-
-def _logits(emit: Emit, hidden: ir.Value, parts: HeadParts) -> ir.Value:
-    """[B, N, heads, V]."""
+def logits_of(emit: Emit, hidden: ir.Value, parts: HeadParts) -> ir.Value:
+    """Logits [B, N, heads, V] of states [B, N, H]."""
+    if hidden.dtype != FLOAT:
+        hidden = emit.op("Cast", [hidden], to=FLOAT)
     heads, state = parts.heads, hidden
     for layer, products in enumerate(parts.layers):
         name = f"heads.layer.{layer}"
@@ -129,7 +153,9 @@ def _logits(emit: Emit, hidden: ir.Value, parts: HeadParts) -> ir.Value:
                 "hidden": hidden, "weight": _side_by_side(emit, products, f"{name}.weight"),
                 "apart": emit.const("heads.apart", [0, 0, heads, parts.hidden], np.int64),
             }  # fmt: skip
-            product, state = write(emit, _FIRST, given, ["product", "before"])
+            made = write(emit, _FIRST, given, ["multiplied", "product", "before"])
+            _stamped(made[0], DRAFT_LAYER)
+            product, state = made[1:]
         else:
             given = {
                 "before": state, "weight": _batched(emit, products, f"{name}.weight"),
@@ -157,8 +183,15 @@ def _product(emit: Emit, rows: ir.Value, linear: Linear) -> ir.Value:
     weight = _known(emit, stored)
     if linear.weight.turned:
         weight = emit.op("Transpose", [weight], perm=[1, 0])
-    product = emit.op("MatMul", [rows, weight])
+    product = _stamped(emit.op("MatMul", [rows, weight]), DRAFT_SCORES)
     return product if linear.bias is None else emit.op("Add", [product, _known(emit, linear.bias)])
+
+
+def _stamped(product: ir.Value, role: str) -> ir.Value:
+    node = product.producer()
+    assert node is not None
+    node.metadata_props[ROLE] = role
+    return product
 
 
 def _known(emit: Emit, value: ir.Value) -> ir.Value:

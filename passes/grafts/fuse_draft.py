@@ -65,7 +65,7 @@ class FuseDraft(Graft):
                 ("template.ranks", INT64, ("M",)),
             )
         }
-        ports += [_port(v, "in") for v in given.values()]
+        ports += [typed_port(v, "in") for v in given.values()]
         emit = Emit(graph, self.name())
         verify = calls(graph, TREE_VERIFY)[0]
         tokens, parents = verify.inputs[1:3]
@@ -78,12 +78,12 @@ class FuseDraft(Graft):
         plan = [updated, root, given["template.parents"], given["template.ranks"]]
         drafted = call(model, emit, DRAFT_TREE, plan, levels=self.levels)
         new_output(graph, updated, "table.out", INT32, (vocabulary, self.width))
-        ports.append(_port(updated, "out", "table"))
+        ports.append(typed_port(updated, "out", "table"))
         for value, role, mirror in zip(
             drafted, ("tokens", "parents"), (tokens, parents), strict=True
         ):
             new_output(graph, value, f"next.{role}", INT64, ("B", "M"))
-            ports.append(_port(value, "out", mirror.name))
+            ports.append(typed_port(value, "out", mirror.name))
         write_ports(model, ports)
 
     def _candidates(self, emit: Emit, ports: list[Port]) -> ir.Value:
@@ -105,7 +105,7 @@ class FuseDraft(Graft):
         return feed | roles_of(after).feed(**given)
 
 
-def _port(value: ir.Value, direction: str, mirror: str | None = None) -> Port:
+def typed_port(value: ir.Value, direction: str, mirror: str | None = None) -> Port:
     """The port of a typed graph input or output; its role is its name."""
     assert value.name is not None
     assert value.dtype is not None

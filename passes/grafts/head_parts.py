@@ -27,9 +27,20 @@ RESIDUAL, TABLE = "head.residual", "head.embedding"
 """The stamps of a sequential head: the product beside its first layer, its look-up of tokens."""
 
 
+DRAFT_LAYER, DRAFT_SCORES = "draft_heads.layer", "draft_heads.scores"
+"""The stamps of the products of heads that a pass has put together: those of their layers, and
+those that give logits."""
+
+
 def score_role(head: int) -> str:
     """The stamp of the product that scores one head's state."""
     return f"head.{head}.lm_head"
+
+
+def is_scoring(role: str) -> bool:
+    """Whether it is the stamp of a product that gives logits: of the host's lm_head, or of heads.
+    """
+    return role in ("lm_head", DRAFT_SCORES) or role.endswith(".lm_head")
 
 
 @dataclass(frozen=True)

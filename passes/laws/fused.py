@@ -157,7 +157,7 @@ def drafted(
     levels = calls(after.graph, DRAFT_TREE)[0].attributes["levels"].as_int()
     for lengths in LENGTHS:
         step = TreeStep.of(before, feed, lengths)
-        settings = _Choice.of(before, before, step).fed
+        settings = settings_of(before, step)
         for _ in range(ROUNDS):
             step.draft(evaluate(before, step.fused() | settings)[roles.outputs["argmax"]])
         answer = evaluate(before, step.fused() | settings)
@@ -177,6 +177,11 @@ def drafted(
         expected = {made.outputs[role]: array for role, array in said.items()}
         _compare(graft, "drafted", expected, got)
     return Evidence(f"table and next tree are the host's after {len(LENGTHS)} steps")
+
+
+def settings_of(model: ir.Model, step: TreeStep) -> Feed:
+    """Inputs of a graph that samples: the first sequence of a step warm. None where it does not."""
+    return _Choice.of(model, model, step).fed
 
 
 @dataclass

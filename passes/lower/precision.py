@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import read_facts, write_facts
+from graftline.passes.grafts.head_parts import is_scoring
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.weights import constant, lazy, tensor_of
 from graftline.passes.pipeline.graft import ROLE
@@ -44,7 +45,7 @@ class Precision:
     those of `caches`.
 
     Every other operator follows its operands: low where one activation is low, fp32 where all are
-    fp32 (masks made from positions; everything after the logits, which leave lm_head as fp32).
+    fp32 (masks made from positions; everything after logits, which leave their product as fp32).
     """
 
     graph: ir.Graph
@@ -67,7 +68,7 @@ class Precision:
         nodes = list(self.graph)
         for node, after in zip(nodes, [*nodes[1:], None], strict=True):
             self._node(node)
-            if node.metadata_props.get(ROLE) == "lm_head":
+            if is_scoring(node.metadata_props.get(ROLE, "")):
                 self._widen(node.outputs[0], after)
         for value in list(self.graph.outputs):
             if (value.name or "") not in self.caches and value.dtype == self.low:

@@ -63,16 +63,21 @@ DRAFTERS: dict[str, type[Any]] = {
 """Dataclasses that are `Drafter`s. One with a method `equip(resources)` is handed the resources."""
 
 
+def configured(name: str, options: Mapping[str, object]) -> Any:
+    """The named drafter with these options, which are checked; it has none of its resources yet."""
+    if name not in DRAFTERS:
+        raise GraftlineError(f"unknown drafter '{name}'{nearest(name, DRAFTERS)}")
+    kind = DRAFTERS[name]
+    check_options(name, kind, options)
+    return kind(**options)
+
+
 def make_drafter(
     name: str, options: Mapping[str, object], resources: Resources | None = None
 ) -> Drafter:
     """The named drafter with these options. Raises GraftlineError for an unknown name or option, a
     value of another type, or a resource that is needed and not there."""
-    if name not in DRAFTERS:
-        raise GraftlineError(f"unknown drafter '{name}'{nearest(name, DRAFTERS)}")
-    kind = DRAFTERS[name]
-    check_options(name, kind, options)
-    drafter = kind(**options)
+    drafter = configured(name, options)
     if hasattr(drafter, "equip"):
         drafter.equip(resources or Resources())
     return drafter

@@ -10,6 +10,7 @@ from graftline.runtimes.drafter import Bid
 from graftline.runtimes.head_draft import FIRST, HeadDraft, believed
 from graftline.runtimes.head_reader import HeadReader
 from graftline.runtimes.resources import Resources
+from graftline.runtimes.trees.learned import by_rank
 from graftline.runtimes.trees.parallel import parallel_tree, planned_tree
 from graftline.runtimes.trees.static import static
 from graftline.runtimes.trees.template import Template
@@ -37,6 +38,15 @@ class Medusa(HeadDraft):
         self._reader = HeadReader(heads)
         self._plan = _shape(self.tree, heads.heads, heads.width) if self.tree else None
         self.take(self, self._reader.join())
+
+    @property
+    def plan(self) -> Template:
+        """The tree of steps that ask nobody: the published one, or the best under what is believed
+        of heads of which nothing is known."""
+        if self._plan is not None:
+            return self._plan.first(self.rows)
+        heads = self._reader.heads
+        return by_rank(believed(heads.heads, heads.width), self.rows, heads.heads)
 
     def fork(self) -> Medusa:
         other = Medusa(self.rows, self.tree)

@@ -20,7 +20,7 @@ import onnxruntime
 
 from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
-from graftline.ports import Port
+from graftline.ports import FEATURES, Port
 from graftline.runtimes.ort.calls import MOST_ROWS
 from graftline.runtimes.ort.commit import CommitGraph, CopyGraph, SlotGraphs
 from graftline.runtimes.ort.forms import NO_FORMS, Forms
@@ -257,7 +257,7 @@ class CudaSession(OrtSession):
         tokens, positions, write_index, rows = (host[n] for n in STEP_INTS)
         return _DeviceArrays(
             self._session.run_with_iobinding, binding, tokens, positions, write_index, rows,
-            host.get("mask"), outputs, inputs=inputs, logits=logits,
+            host.get("mask"), outputs, inputs=inputs, logits=logits, features=host.get(FEATURES),
         )  # fmt: skip
 
     def _run(self, call: StepArrays) -> Scores:

@@ -1,8 +1,9 @@
-"""A draft head's engine on ONNX Runtime's CPU provider: its rows have features besides tokens."""
+"""A draft head's engine on ONNX Runtime: its rows have features besides tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from graftline.facts import DraftBlockFacts
 from graftline.ports import FEATURES, Port, by_role, state_port
 from graftline.runtimes.ort.calls import CHUNK
+from graftline.runtimes.ort.cuda import CudaSession
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.session import Floats, Scores, Tap, call_starts
 
@@ -29,10 +31,11 @@ class FeatureSession(OrtSession):
         *,
         capacity: int | None = None,
         threads: int | None = None,
+        **more: Any,
     ) -> None:
         (port,) = by_role(ports, FEATURES, "in")
         self.width = int(port.shape[-1])
-        super().__init__(graph, facts, ports, capacity=capacity, threads=threads)
+        super().__init__(graph, facts, ports, capacity=capacity, threads=threads, **more)
         self.state = Tap.of(state_port(ports, facts.normed_state))
 
     def _step_inputs(
@@ -70,3 +73,14 @@ class FeatureSession(OrtSession):
         call.write_index[:] = starts
         call.positions[:, 0] = starts
         return self._run(call)
+
+
+class CudaFeatureSession(FeatureSession, CudaSession):
+    """The same, with its caches on the GPU. `device` as `CudaSession` takes it."""
+
+
+def features_beside(target: OrtSession) -> Callable[..., FeatureSession]:
+    """What opens a head beside its target: on the same device."""
+    if isinstance(target, CudaSession):
+        return partial(CudaFeatureSession, device=target.device)
+    return FeatureSession

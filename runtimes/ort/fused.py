@@ -12,9 +12,9 @@ import numpy.typing as npt
 import onnxruntime
 
 from graftline.errors import BackendError
-from graftline.plugins.draft_tree import reference as draft_tree
 from graftline.ports import Port, by_role
-from graftline.runtimes.fused import Start
+from graftline.runtimes.fused import Start, check_ranks, first_tree
+from graftline.runtimes.fused_heads import FusedHeads, drafter_of
 from graftline.runtimes.ort.calls import MOST_ROWS
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.ort.session import OrtSession
@@ -40,7 +40,8 @@ class _Seat:
 class OrtFusedStep:
     """A fused graph and its state. See `runtimes.fused.FusedStep`.
 
-    Caches and table are written in place: their inputs and outputs are bound to one buffer, which
+    The next tree comes from a table of candidates, or from draft heads in the graph. Caches and
+    table are written in place: their inputs and outputs are bound to one buffer, which
     ONNX Runtime's scattering ops then do not copy. A batch is one call per sequence, because
     GroupQueryAttention takes several new rows for one sequence only.
     """
@@ -53,9 +54,10 @@ class OrtFusedStep:
         self._run_bound = self._engine.run_with_iobinding
         ins = (p for p in self._ports if p.direction == "in" and p.state != "slots")
         self._names = {port.role: port.name for port in ins}
-        shape = by_role(ports, "table", "in")[0].shape
-        self.table: npt.NDArray[np.int32] = np.full([int(d) for d in shape], -1, np.int32)
-        """[V, W]: every token's latest candidates, best first, -1 for none."""
+        self.heads = FusedHeads.of(ports)
+        self.table = _empty_table(ports)
+        """[V, W]: every token's latest candidates, best first, -1 for none; None with heads."""
+        self.drafter = drafter_of(self.heads)
         self._seats: dict[int, _Seat] = {}
 
     def reset(self, plan: Template) -> None:
@@ -64,23 +66,17 @@ class OrtFusedStep:
             raise BackendError(
                 f"a tree of {len(plan)} rows; this session scores at most {MOST_ROWS} in a step"
             )
-        width = self.table.shape[1]
-        if plan.ranks.max() >= width:
-            raise BackendError(
-                f"a tree with candidate {plan.ranks.max()} of a token; this graph keeps {width}, "
-                "counted from 0"
-            )
+        if self.heads is not None:
+            self.heads.check(plan)
+        elif self.table is not None:
+            check_ranks(plan, self.table.shape[1], "token")
         self._plan = plan
         self._seats.clear()
 
     def seat(self, row: int, start: Start) -> None:
-        """Begin sequence `row` behind what the host has committed; the table drafts its tree."""
-        plan = self._plan
-        self._seats[row] = seat = self._bind(row, plan)
-        shape = plan.shape.parents, plan.ranks
-        drafted = draft_tree(
-            self.table, np.asarray([start.root]), *shape, levels=len(plan.levels)
-        )
+        """Begin sequence `row` behind what the host has committed; a table drafts its tree."""
+        self._seats[row] = seat = self._bind(row, self._plan)
+        drafted = first_tree(self.table, start.root, self._plan)
         how, length = start.sampling, self._host.lengths[row]
         values = *drafted, length, start.ordinal, start.seed, how.temperature, how.min_p
         for name, value in zip(STATE, values, strict=True):
@@ -121,9 +117,10 @@ class OrtFusedStep:
         logits among them, are then not copied out."""
         extents: dict[str | int, int] = {"B": 1, "N": len(plan), "M": len(plan)}
         names = self._names
-        in_place: dict[str, Array] = {**self._host.caches(row), names["table"]: self.table}
-        parents, ranks = (names[f"template.{part}"] for part in ("parents", "ranks"))
-        given = {parents: plan.shape.parents, ranks: plan.ranks}
+        in_place: dict[str, Array] = {**self._host.caches(row)}
+        if self.table is not None:
+            in_place[names["table"]] = self.table
+        given = {names[part]: v for part, v in plan.columns.items() if part in names}
         binding = self._engine.io_binding()
         inputs: dict[str, Array] = {}
         outputs: dict[str, Array] = {}
@@ -142,6 +139,11 @@ class OrtFusedStep:
                 if port.mirror is not None:
                     carried.append((inputs[port.mirror], array))
         return _Seat(binding, inputs, outputs, carried)
+
+
+def _empty_table(ports: Sequence[Port]) -> npt.NDArray[np.int32] | None:
+    found = by_role(ports, "table", "in")
+    return np.full([int(d) for d in found[0].shape], -1, np.int32) if found else None
 
 
 def _value(array: Array) -> Any:

@@ -1,4 +1,4 @@
-"""The stages of draft heads on ONNX Runtime's CPU provider: hidden states in, candidates out."""
+"""The stages of draft heads on ONNX Runtime: hidden states in, candidates out."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from graftline.errors import BackendError
 from graftline.ports import Port, by_role
 from graftline.roles import HEADS_IDS, HEADS_TOPK
 from graftline.runtimes.ort.graph import open_graph
+from graftline.runtimes.ort.provider import open_on
 from graftline.runtimes.session import Floats, Ints
 
 
 class OrtHeads:
-    """Draft heads, opened: one graph of all that read a state alone, or one of each that also reads
-    tokens. See `runtimes.head_reader.Heads`."""
+    """Draft heads, opened on `device`, "cpu" or "cuda": one graph of all that read a state alone,
+    or one of each that also reads tokens. See `runtimes.head_reader.Heads`."""
 
-    def __init__(self, stages: Sequence[tuple[Path, Sequence[Port]]], threads: int) -> None:
-        self._graphs = [_Graph(graph, ports, threads) for graph, ports in stages]
+    def __init__(
+        self, stages: Sequence[tuple[Path, Sequence[Port]]], threads: int, device: str = "cpu"
+    ) -> None:
+        self._graphs = [_Graph(graph, ports, threads, device) for graph, ports in stages]
         first = self._graphs[0]
         self.sequential, self.hidden, self.width = first.reads_tokens, first.hidden, first.width
         self.heads = len(self._graphs) if self.sequential else first.heads
@@ -34,14 +37,15 @@ class OrtHeads:
 
 
 class _Graph:
-    def __init__(self, graph: Path, ports: Sequence[Port], threads: int) -> None:
+    def __init__(self, graph: Path, ports: Sequence[Port], threads: int, device: str) -> None:
         given = {p.role: p for p in ports if p.direction == "in"}
         wanted = [by_role(ports, role, "out")[0] for role in (HEADS_IDS, HEADS_TOPK)]
         self._hidden, self._tokens = given["hidden"].name, given.get("tokens")
         self._wanted = [port.name for port in wanted]
         self.heads, self.width = (int(size) for size in wanted[0].shape[2:])
         self.hidden, self.reads_tokens = int(given["hidden"].shape[-1]), "tokens" in given
-        self._session = open_graph(graph, threads)
+        on_gpu = device != "cpu"
+        self._session = open_on(device, graph, threads) if on_gpu else open_graph(graph, threads)
 
     def __call__(self, hidden: Floats, tokens: Ints | None) -> tuple[Ints, Floats]:
         feed: dict[str, Any] = {self._hidden: hidden[:, None]}

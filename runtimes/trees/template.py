@@ -65,6 +65,15 @@ class Template:
         return tuple(paths)
 
     @property
+    def columns(self) -> dict[str, Ints]:
+        """What a fused step is told of it, by the roles of its inputs."""
+        shape = self.shape
+        return {
+            "template.parents": shape.parents, "template.depths": shape.depth,
+            "template.ranks": self.ranks,
+        }  # fmt: skip
+
+    @property
     def expected(self) -> float:
         """Tokens that a step gives, if the chances are right: the accepted ones and the next."""
         return float(sum(self.chances))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graftline.errors import BackendError
-from graftline.plugins.draft_tree import reference as draft_tree
 from graftline.ports import Port
-from graftline.runtimes.fused import Start
+from graftline.runtimes.fused import Start, check_ranks, first_tree
+from graftline.runtimes.fused_heads import drafter_of
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.trees.template import Template
 from graftline.runtimes.trt.device import Array, Device
@@ -32,6 +32,8 @@ class DraftTable:
         self._device, self.address = device, device.allocate(size)
         self._twin: Array = device.pinned(size).view(dtype).reshape(shape)
         self._twin[:] = -1
+        self.width = shape[-1]
+        """Candidates of a token."""
         device.upload(self.address, self._twin)
         device.synchronize()
 
@@ -51,39 +53,37 @@ class TrtFusedStep:
     """
 
     def __init__(self, session: TrtSession) -> None:
-        if session.table is None:
+        if not session.steps_fused:
             raise BackendError("this engine has no fused step; rebuild with --step fused")
-        self._session, self._table = session, session.table
+        self._session, self.drafter = session, drafter_of(session.heads)
         self.sizes: Sequence[int] | None = tuple(session.plan.decoding)
         self._answers: dict[int, list[int]] = {}
 
     def reset(self, plan: Template) -> None:
         """Forget all sequences; from now on trees are of this shape."""
-        session, rows, width = self._session, len(plan), self._table.read().shape[1]
+        session, rows = self._session, len(plan)
         if rows not in session.plan.decoding:
             raise session.plan.refusal(
                 f"a tree of {rows} rows, and steps of {', '.join(map(str, session.plan.decoding))} "
                 f"were built; choose --engine rows={rows}", rebuild=True
             )  # fmt: skip
-        if plan.ranks.max() >= width:
-            raise BackendError(
-                f"a tree with candidate {plan.ranks.max()} of a token; this engine keeps {width}, "
-                "counted from 0"
-            )
+        if session.heads is not None:
+            session.heads.check(plan)
+        elif session.table is not None:
+            check_ranks(plan, session.table.width, "token")
         self._plan = plan
         self._step: ProfileStep = session.fused_step(rows)
-        self._step.put("template.parents", plan.shape.parents)
-        self._step.put("template.ranks", plan.ranks)
+        for role, column in plan.columns.items():
+            if role in self._step.arrays:
+                self._step.put(role, column)
         self._answers.clear()
         self._seated: set[int] = set()
 
     def seat(self, row: int, start: Start) -> None:
-        """Begin sequence `row` behind what the session has committed; the table drafts its tree."""
-        plan = self._plan
-        tokens, parents = draft_tree(
-            self._table.read(), np.asarray([start.root]), plan.shape.parents, plan.ranks,
-            levels=len(plan.levels),
-        )  # fmt: skip
+        """Begin sequence `row` behind what the session has committed; a table drafts its tree."""
+        table = self._session.table
+        known = None if table is None else table.read()
+        tokens, parents = first_tree(known, start.root, self._plan)
         self._put(row, start, tokens, parents, int(self._session.lengths[row]))
         self._seated.add(row)
 

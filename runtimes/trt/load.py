@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 from graftline.bundle.reader import Bundle
 from graftline.facts import as_decoder
 from graftline.plugins import PLUGINS
 from graftline.plugins.fingerprint import fingerprint
 from graftline.runtimes.control.measure import machine
+from graftline.runtimes.feature_engine import FeatureEngine
+from graftline.runtimes.head_reader import Heads
 from graftline.runtimes.trt.cuda import CudaDevice, look
 from graftline.runtimes.trt.engine import TrtEngine
+from graftline.runtimes.trt.heads import TrtHead, TrtHeads
 from graftline.runtimes.trt.plan import EnginePlan
 from graftline.runtimes.trt.session import TrtSession
 
@@ -22,13 +28,40 @@ def has_engine(bundle: Bundle) -> bool:
 def open_engine(bundle: Bundle, capacity: int | None = None) -> TrtSession:
     """The session of a bundle's engine. Raises BackendError, before the engine is read, for a
     machine, a library or a size it was not built for; the message has the rebuild command."""
-    manifest = bundle.manifest
-    plan = EnginePlan.read(manifest)
-    plan.check(look(plan.flavour))
-    plan.check_plugins({n: fingerprint(PLUGINS[n]) for n in plan.plugins if n in PLUGINS})
-    stage, graph = manifest.stages[plan.graph], bundle.graph(plan.graph)
+    plan = _checked(EnginePlan.read(bundle.manifest))
+    stage, graph = bundle.manifest.stages[plan.graph], bundle.graph(plan.graph)
     plan.check_capacity(stage.ports, capacity)
-    device = CudaDevice(TrtEngine(plan, bundle.file(plan.file), graph))
+    device = _opened(bundle, plan)
     session = TrtSession(device, plan, as_decoder(stage.facts), stage.ports, graph, capacity)
     session.costs_key = f"{machine()} {device.name}"
     return session
+
+
+def head_opener(bundle: Bundle, session: TrtSession) -> Callable[[], Heads | FeatureEngine] | None:
+    """Opens the bundle's draft heads, once: those within its fused steps, or their engines. None
+    without any."""
+    if (within := session.heads) is not None:
+        return lambda: within
+    rows = [row for where, row in bundle.manifest.built() if where == "heads"]
+    if not rows:
+        return None
+
+    @cache
+    def opened() -> TrtHeads:
+        plans = [_checked(EnginePlan.read(bundle.manifest, row)) for row in rows]
+        ports = (bundle.manifest.stages[plan.graph].ports for plan in plans)
+        pairs = zip(plans, ports, strict=True)
+        return TrtHeads([TrtHead(_opened(bundle, plan), plan, given) for plan, given in pairs])
+
+    return opened
+
+
+def _checked(plan: EnginePlan) -> EnginePlan:
+    """A plan whose engine can run here. Raises BackendError for any other."""
+    plan.check(look(plan.flavour))
+    plan.check_plugins({n: fingerprint(PLUGINS[n]) for n in plan.plugins if n in PLUGINS})
+    return plan
+
+
+def _opened(bundle: Bundle, plan: EnginePlan) -> CudaDevice:
+    return CudaDevice(TrtEngine(plan, bundle.file(plan.file), bundle.graph(plan.graph)))

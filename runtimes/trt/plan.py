@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from graftline.bundle.manifest import Manifest
+from graftline.bundle.manifest import Manifest, Stage
 from graftline.errors import BackendError, BundleError
-from graftline.ports import Port, slot_ports
+from graftline.ports import Port, slot_ports, step_port
 from graftline.roles import Roles
 
 LIBRARIES = {"trt-rtx": "tensorrt-rtx-cu13", "trt": "tensorrt-cu13"}
@@ -48,12 +48,13 @@ class EnginePlan:
     plugins: Mapping[str, str]
     rebuild: str
     tokens: str
-    """The input whose shape is sequences and rows."""
+    """The input whose shape is sequences and rows: the tokens, where it takes any."""
 
     @classmethod
-    def read(cls, manifest: Manifest) -> EnginePlan:
-        """From a bundle's manifest. Raises BundleError where it does not describe an engine."""
-        engine = cast("dict[str, Any]", manifest.extra.get("engine", {}))
+    def read(cls, manifest: Manifest, row: Mapping[str, Any] | None = None) -> EnginePlan:
+        """From a bundle's manifest: of the target's engine, or of another that a `row` describes.
+        Raises BundleError where it does not describe an engine."""
+        engine = cast("dict[str, Any]", row or manifest.extra.get("engine", {}))
         try:
             options = engine["options"]
             return cls(
@@ -66,7 +67,7 @@ class EnginePlan:
                 options["strip_weights"],
                 engine.get("plugins", {}),
                 manifest.rebuild,
-                Roles.of(manifest.stages[engine["graph"]].ports).inputs["tokens"],
+                _rows_of(manifest.stages[engine["graph"]]),
             )
         except KeyError as error:
             raise BundleError(
@@ -144,6 +145,12 @@ class EnginePlan:
         where = "with another --target (ort-cpu runs anywhere)" if otherwise else ""
         lead = "rebuild" if rebuild else f"run it on such a GPU, or rebuild {where}".strip()
         return BackendError(f"{self.target}: {why}; {lead}: {self.rebuild}")
+
+
+def _rows_of(stage: Stage) -> str:
+    port = step_port(stage.ports, stage.owner)
+    assert port is not None, "an engine has a row for each position"
+    return Roles.of(stage.ports, stage.owner).inputs.get("tokens", port.name)
 
 
 def _later(found: str, built: str) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
 from graftline.ports import FEATURES, Port, by_role
+from graftline.runtimes.fused_heads import FusedHeads
 from graftline.runtimes.scores import DeviceScores, LazyTaps, copied, joined
 from graftline.runtimes.session import (
     Bools,
@@ -84,6 +85,10 @@ class TrtSession:
         tables = by_role(self.ports, "table", "in")
         self.table = DraftTable(device, tables[0]) if tables else None
         """Of a fused engine: what its steps have learned, whoever runs them."""
+        self.heads = FusedHeads.of(self.ports)
+        """Of a fused engine that drafts by them instead."""
+        self.steps_fused = self.table is not None or self.heads is not None
+        """Whether the engine verifies and drafts by itself."""
         self._elsewhere = {tables[0].name: self.table.address} if self.table else {}
         self._lengths = np.zeros(0, np.int64)
         self.reset(1)

@@ -42,6 +42,7 @@ class ProfileStep:
         fixed: bool,
         elsewhere: Mapping[str, int] | None = None,
         carrying: bool = False,
+        reads: frozenset[str] = SCORES,
     ) -> None:
         self._device, self._context = device, context
         self._fixed, self._carrying = fixed, carrying
@@ -49,7 +50,7 @@ class ProfileStep:
         self._caches = [p for p in slot_ports(ports) if p.mirror is not None]
         own = [p for p in self._ports if p.name not in (elsewhere or {})]
         self._inputs = [p for p in own if p.direction == "in" and p.role != "mask"]
-        read = FUSED if carrying else SCORES
+        read = FUSED if carrying else reads
         self._small = [p for p in own if p.role in read]
         self._mask_port = next((p for p in own if p.role == "mask"), None)
         self._sizes = {p.name: _bytes(p, most) for p in own}

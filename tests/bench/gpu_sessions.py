@@ -173,27 +173,40 @@ def steps(host: Host, scale: Scale, bandwidth: float | None, table: Table) -> No
             table.row([host.name, past, rows], measure)
 
 
+@dataclass(frozen=True)
+class Rate:
+    """Tokens per second of a recipe, the median of its rounds; and the last round's result."""
+
+    rate: float
+    last: Any
+
+
+def rates(
+    engine: Engine, prompt: Any, tokens: int, recipes: Mapping[str, str], real: bool
+) -> dict[str, Rate]:
+    """Generation by recipes, each with its step, in turn."""
+    found: dict[str, list[Any]] = {one: [] for one in recipes}
+    rounds = ROUNDS + 1 if real else 1
+    for _ in range(rounds):
+        for one, step in recipes.items():
+            asked: Any = {"max_new_tokens": tokens, "ignore_eos": True, "recipe": one, "step": step}
+            found[one].append(engine.generate(prompt, **asked))
+    return {  # the first round warms up
+        one: Rate(median(r.stats.tokens_per_second for r in results[rounds > 1 :]), results[-1])
+        for one, results in found.items()
+    }
+
+
 def generations(
     name: str, engine: Engine, prompt: Any, scale: Scale, real: bool, table: Table
 ) -> None:
     """Plain and speculative generation, in turn; tokens must be the same."""
-    found: dict[str, list[Any]] = {"plain": [], RECIPE: []}
-    rounds = ROUNDS + 1 if real else 1
-    for _ in range(rounds):
-        for one, results in found.items():
-            results.append(
-                engine.generate(
-                    prompt, max_new_tokens=scale.tokens, ignore_eos=True, recipe=one
-                )
-            )
-    rates = {
-        one: median(r.stats.tokens_per_second for r in results[rounds > 1 :])  # the first warms up
-        for one, results in found.items()
-    }
-    for one, results in found.items():
-        same = "yes" if results[-1].tokens == found["plain"][-1].tokens else "no"
-        timed = [rates[one], rates[one] / rates["plain"]] if real else [None, None]
-        cells = [f"{results[-1].stats.mat:.2f}", *timed, same]
+    found = rates(engine, prompt, scale.tokens, {"plain": "host", RECIPE: "host"}, real)
+    plain = found["plain"]
+    for one, made in found.items():
+        same = "yes" if made.last.tokens == plain.last.tokens else "no"
+        timed = [made.rate, made.rate / plain.rate] if real else [None, None]
+        cells = [f"{made.last.stats.mat:.2f}", *timed, same]
         table.row([name, one], lambda cells=cells: cells)
 
 

@@ -1,7 +1,8 @@
 """On a GPU: kernels against the copy bandwidth, and ort-cuda sessions against the memory floor.
 
     python -m tests.bench.gpu_step [--quick] [--out FILE.md] [--part kernels|sessions]
-                                   [--smollm2 CHECKPOINT] [--minutes 9] [--dry-run]
+                                   [--smollm2 CHECKPOINT [--head PATH ...]] [--minutes 9]
+                                   [--dry-run]
 
 Kernels need a CUDA machine with PyTorch and Triton; sessions onnxruntime-gpu, and transformers for
 the shapes. Rows are printed as they are measured, and a row that fails says why. --dry-run goes the
@@ -28,6 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer shapes")
     parser.add_argument("--part", choices=("kernels", "sessions"), help="default: both")
     parser.add_argument("--smollm2", type=Path, help="checkpoint of SmolLM2")
+    parser.add_argument("--head", type=Path, action="append", help="a draft head of SmolLM2")
     parser.add_argument("--minutes", type=float, default=9, help="begin no row after so many")
     parser.add_argument("--out", type=Path, help="write the tables there too")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, nothing timed")
@@ -50,6 +52,9 @@ def main() -> int:
     given = arguments()
     if given.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"
+    if given.head and given.smollm2 is None:
+        print("gpu_step: --head is of SmolLM2; give --smollm2 CHECKPOINT too", file=sys.stderr)
+        return 2
     if why := refusal(given.dry_run):
         print(f"gpu_step: {why}", file=sys.stderr)
         return 2
@@ -94,6 +99,10 @@ def run(given: argparse.Namespace) -> tuple[list[Table], str]:
         quick = sessions.Scale((1024,), (1, 64), 64) if given.quick else sessions.Scale()
         scale = sessions.DRY_SCALE if given.dry_run else quick
         tables += sessions.sessions(device, given.smollm2, scale, bandwidth, budget)
+        if given.head:
+            from tests.bench.gpu_heads import heads
+
+            tables.append(heads(given.smollm2, given.head, scale, budget))
     return tables, head
 
 

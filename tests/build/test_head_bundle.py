@@ -276,8 +276,9 @@ def _spoiled() -> dict[str, Any]:
     [
         ({"recipe": "medusa"}, "the recipe medusa needs a draft head; add --head PATH"),
         ({"recipe": "suffix", "head": "HEAD"}, "the recipe suffix reads no draft head"),
-        ({"head": "HEAD", "target": "ort-cuda"}, "--head needs --target ort-cpu"),
-        ({"head": "HEAD", "step": "fused"}, "drafts by token-recycling, not by medusa"),
+        ({"head": "HEAD", "target": "ort-cuda", "step": "fused"}, "--step fused needs --target"),
+        ({"head": "HEAD", "step": "fused", "recipe": "medusa-typical"}, "not by typical"),
+        ({"head": "HEAD:int8", "step": "fused"}, "heads with their target, to fp32 in fp32"),
         ({"head": "nowhere"}, "nowhere: no such file or folder"),
         ({"head": "HEAD", "passes": "kv-cache"}, r"put tap\{layers=norm\} into --passes"),
     ],
@@ -286,7 +287,7 @@ def test_what_does_not_go_together_is_refused(
     markov: MarkovCheckpoint, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     head = write_safe(tmp_path / "head", seeded(HIDDEN, VOCABULARY))
-    given = {k: str(head) if v == "HEAD" else v for k, v in options.items()}
+    given = {k: str(v).replace("HEAD", str(head)) for k, v in options.items()}
     with pytest.raises(GraftlineError, match=message):
         optimize(markov.path, tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()

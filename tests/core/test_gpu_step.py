@@ -94,3 +94,23 @@ def test_timing_on_a_gpu_divides_by_the_launches(monkeypatch: pytest.MonkeyPatch
     timer = gpu_timing.Timer("cuda")
     assert timer.events({"ours": [launch, launch]})["ours"] == pytest.approx(7.0)
     assert gpu_timing.Timer("cpu").events({"ours": [launch]}) == {"ours": None}
+
+
+def test_heads_are_measured_each_way_they_can_be_asked(
+    wide_checkpoint: Path, tmp_path: Path
+) -> None:
+    """On ort-cpu, which goes the same ways; and a way that cannot be gone says why."""
+    from tests.bench.gpu_heads import heads, ways
+    from tests.bench.gpu_sessions import DRY_SCALE
+    from tests.bench.gpu_timing import Budget
+    from tests.markov_host import HIDDEN, VOCABULARY
+    from tests.medusa_files import seeded, write_safe
+
+    head = write_safe(tmp_path / "medusa", seeded(HIDDEN, VOCABULARY))
+    over = [("ort-cpu", "fp32", "fused"), ("ort-cuda", "fp16", "fused")]
+    table = heads(wide_checkpoint, [head], DRY_SCALE, Budget(60), over, [3, 4], real=False)
+    lines = table.text.splitlines()
+    row = next(line for line in lines if line.startswith("| medusa | ort-cpu | fused |"))
+    assert row.endswith("| yes |"), row
+    assert any("ort-cuda | fused | not measured: GraftlineError" in line for line in lines), lines
+    assert [way[2] for way in ways()] == ["host", "host", "fused"]

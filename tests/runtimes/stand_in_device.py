@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from graftline.ports import Port
-from graftline.roles import Roles
+from graftline.ports import Port, step_port
 from graftline.runtimes.ort.graph import open_graph
 from graftline.runtimes.trt.device import Box
 
@@ -125,7 +124,9 @@ class StandInDevice:
 
     def context(self, profile: int, fixed: bool) -> StandInContext:
         shapes = self.profiles[profile]
-        tokens = shapes[Roles.of(self.ports).inputs["tokens"]]
+        port = step_port(self.ports, self.ports[0].owner)
+        assert port is not None
+        tokens = shapes[port.name]
         assert fixed == (tokens[0][1] == tokens[2][1])
         return self.contexts.setdefault(profile, StandInContext(self, shapes))
 

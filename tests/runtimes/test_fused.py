@@ -22,6 +22,7 @@ from graftline.recipe import recipe
 from graftline.runtimes import fused_law
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import chain
+from graftline.runtimes.fused_drafts import TableDrafts
 from graftline.runtimes.fused_law import fused_is_host
 from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.session import OrtSession
@@ -84,7 +85,7 @@ def prompts() -> list[list[int]]:
 
 
 def test_the_law_of_the_fused_step(pair: Opened) -> None:
-    assert "steps" in fused_is_host(*pair, options={"rows": 9})
+    assert "steps" in fused_is_host(*pair, TableDrafts({"rows": 9}))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -92,7 +93,7 @@ def test_the_law_holds_where_rows_depend_on_the_rows_beside_them(tmp_path: Path,
     """Both ways of a step score the same rows, so quantized weights are no excuse."""
     wide = TinyDecoder(hidden=32, head_size=16, mlp=64)
     back = f"pack-projections | quantize{{bits={bits}}} | lower-ort"
-    assert "steps" in fused_is_host(*opened(wide, tmp_path, back), options={"rows": 9})
+    assert "steps" in fused_is_host(*opened(wide, tmp_path, back), TableDrafts({"rows": 9}))
 
 
 def test_the_law_sees_a_step_that_commits_the_wrong_slot(
@@ -108,7 +109,7 @@ def test_the_law_sees_a_step_that_commits_the_wrong_slot(
 
     monkeypatch.setattr(fused, "step", wrong)
     with pytest.raises(LawBroken, match=r"breaks the law 'fused' at cache\.0"):
-        fused_is_host(session, fused, {"rows": 9})
+        fused_is_host(session, fused, TableDrafts({"rows": 9}))
 
 
 def test_the_law_sees_a_wrong_draw_but_not_on_a_near_tie(
@@ -124,9 +125,9 @@ def test_the_law_sees_a_wrong_draw_but_not_on_a_near_tie(
 
     monkeypatch.setattr(fused, "step", wrong)
     with pytest.raises(LawBroken, match=r"breaks the law 'fused' at tokens: the host has \["):
-        fused_is_host(session, fused, {"rows": 9})
+        fused_is_host(session, fused, TableDrafts({"rows": 9}))
     monkeypatch.setattr(fused_law, "NEAR_TIE", 1.0)
-    told = fused_is_host(session, fused, {"rows": 9})
+    told = fused_is_host(session, fused, TableDrafts({"rows": 9}))
     assert told.startswith("12 steps")
     assert told.endswith(", 1 near-ties")
 
@@ -305,7 +306,7 @@ def test_several_answers_are_fused_together_under_one_id(grouped: Opened) -> Non
         ({"top_k": 5}, "top_k=5: a fused step takes temperature and min_p, and no other"),
         ({"top_p": 0.5}, r"top_p=0\.5"),
         ({"repetition_penalty": 1.2}, r"repetition_penalty=1\.2"),
-        ({"recipe": "suffix"}, "recipe suffix: a fused step drafts by token-recycling, not by suf"),
+        ({"recipe": "suffix"}, r"recipe suffix: .* by token-recycling or medusa, not by suf"),
         ({"recipe": "typical"}, "recipe typical: a fused step"),
         ({"step": "fussed"}, "step is 'fussed'; use host or fused"),
     ],
@@ -332,7 +333,7 @@ def test_a_tree_that_does_not_fit_the_graph_is_refused(grouped: Opened) -> None:
         fused.reset(chain(65))
     session.reset(1)
     wide = replace(chain(2), ranks=np.array([0, 8]))
-    with pytest.raises(BackendError, match="candidate 8 of a token; this graph keeps 8"):
+    with pytest.raises(BackendError, match="candidate 8 of a token; this step keeps 8"):
         fused.reset(wide)
 
 

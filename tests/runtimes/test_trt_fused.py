@@ -163,5 +163,5 @@ def test_what_was_not_built_is_refused(fused: TrtSession, tmp_path: Path) -> Non
     step.reset(chain(4))
     wide: Any = chain(4)
     object.__setattr__(wide, "ranks", np.asarray([0, 0, 8, 0]))
-    with pytest.raises(BackendError, match="candidate 8 of a token; this engine keeps 8, counted"):
+    with pytest.raises(BackendError, match="candidate 8 of a token; this step keeps 8, counted"):
         step.reset(wide)

@@ -58,9 +58,11 @@ def lowered(
     text: str,
     folder: Path,
     change: Callable[[ir.Model], None] = lambda model: None,
+    before: Callable[[ir.Model], None] = lambda model: None,
 ) -> tuple[Path, Any, Any]:
     model = spec.build()
     infer_shapes(model)
+    before(model)
     Pipeline.parse(text, GRAFTS).run(model)
     change(model)
     folder.mkdir(parents=True)
@@ -68,12 +70,12 @@ def lowered(
     return folder / "g.onnx", decoder_facts(model), read_ports(model)
 
 
-def plan_of(ports: Any, **options: Any) -> EnginePlan:
+def plan_of(ports: Any, tokens: str = "", **options: Any) -> EnginePlan:
     made = BuildOptions(**{"rows": (1, 8), "chunk": 16, "batch": 3, **options})
     shapes: Any = made.profiles(ports)
     return EnginePlan(
         "e.engine", "graph", "trt-rtx:sm89", "tensorrt-rtx-cu13 1.7.1", shapes, False, False, {},
-        "graftline optimize X", Roles.of(ports).inputs["tokens"],
+        "graftline optimize X", tokens or Roles.of(ports).inputs["tokens"],
     )  # fmt: skip
 
 

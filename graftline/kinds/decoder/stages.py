@@ -14,6 +14,7 @@ from graftline.facts import as_decoder
 from graftline.kinds.decoder.proof import facts_of, near_rows
 from graftline.kinds.kind import Parts, Watch
 from graftline.law import LawRow
+from graftline.owners import HEAD
 from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.grafts.kv_cache import empty_caches
 from graftline.passes.graph.ports import roles_of
@@ -32,6 +33,7 @@ def prove_stage(parts: Parts, stage: str, chosen: Recipe, say: Watch) -> list[La
 
 def prove_fused(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
     """Law of the fused step, with the real weights: step by step it is the host's."""
+    from graftline.runtimes.fused_drafts import HeadDrafts, TableDrafts
     from graftline.runtimes.fused_law import fused_is_host
     from graftline.runtimes.ort.fused import OrtFusedStep
     from graftline.runtimes.ort.session import OrtSession
@@ -45,7 +47,12 @@ def prove_fused(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
     graph, ports = parts.graph(parts.engine), parts.ports(parts.engine)
     session = OrtSession(graph, facts, ports, capacity=capacity)
     fused = OrtFusedStep(parts.graph(FUSED), parts.ports(FUSED), session)
-    return LawRow(FUSED, "fused", "held", fused_is_host(session, fused, chosen.options))
+    if fused.heads is None:
+        drafts = TableDrafts(chosen.options)
+    else:
+        stage = parts.graph(HEAD), parts.ports(HEAD)
+        drafts = HeadDrafts(*stage, chosen.options, fused, parts.dtype)
+    return LawRow(FUSED, "fused", "held", fused_is_host(session, fused, drafts))
 
 
 def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:

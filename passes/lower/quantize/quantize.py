@@ -39,7 +39,8 @@ class Quantize(Graft):
     """Weight-only quantization of all constant matrices, lm_head included; the embedding stays.
 
     `accuracy` 4 rounds activations to 8 bits per row and block, which ONNX Runtime's CPU kernels
-    need to be fast (8 bit weights are about 100 times slower without it). `head_bits` 0: as `bits`.
+    need to be fast (8 bit weights are about 100 times slower without it). `head_bits`, of the
+    lm_head and of draft heads in the graph; 0: as `bits`.
     `block` values share a scale; 0: the most that divide a matrix, of 32 and 16 at 4 bits and of
     64, 32 and 16 at 8. `wide`: the share of the weights of the blocks that gets 8 bits, those that
     matter most. `algorithm` gptq and `wide` look at activations of a text that the host writes;
@@ -114,7 +115,7 @@ class Quantize(Graft):
             sample = None
         progress = _Progress(len(targets), watch, sample)
         made: dict[tuple[Key, int], Rounded] = {}
-        bits = [self.head_bits or self.bits if t.is_head else self.bits for t in targets]
+        bits = [self.head_bits or self.bits if t.is_fine else self.bits for t in targets]
         if sample is not None:
             bits = self._calibrated(model, targets, bits, sample, made, progress)
         method = UNSEEN if self.algorithm == GPTQ else self.algorithm

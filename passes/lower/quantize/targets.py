@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.passes.anchors.anchors import block_of
+from graftline.passes.grafts.head_parts import DRAFT_LAYER, DRAFT_SCORES
 from graftline.passes.graph.weights import Matrix, constant, matrix, tensor_of
 from graftline.passes.pipeline.graft import ROLE
 
@@ -53,6 +54,12 @@ class Target:
         value = self.node.inputs[0]
         assert value is not None
         return value
+
+    @property
+    def is_fine(self) -> bool:
+        """Of the lm_head, or of draft heads: what few bits save there, worse drafts lose."""
+        role = self.node.metadata_props.get(ROLE)
+        return self.is_head or role in (DRAFT_LAYER, DRAFT_SCORES)
 
     @property
     def is_head(self) -> bool:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable, nearest
 from graftline.evaluate import Feed
-from graftline.facts import decoder_facts, write_facts
+from graftline.facts import DecoderFacts, Facts, read_facts, write_facts
 from graftline.passes.grafts.kv_cache import POISON
 from graftline.passes.graph.emit import drop_unused
 from graftline.passes.graph.ports import roles_of
@@ -84,15 +84,14 @@ class LowerTensorrt(Graft):
 
     def apply(self, model: ir.Model) -> None:
         graph, low = model.graph, PRECISIONS[self.dtype]
-        facts = decoder_facts(model)
-        slots = min(self.capacity, max(facts.positions or self.capacity, SMALLEST))
+        facts = read_facts(model)
         share_weights(graph)
         NextStepCommits(model, self.name()).apply()
         kept = keep_operators(model, self.name()) if self.plugins else False
         if not kept:
             inline_operators(model, self.name())
         infer_shapes(model)
-        sizes = {"S": slots} | (dict.fromkeys(TREE, self.rows) if kept else {})
+        sizes = {"S": self._slots(facts)} | (dict.fromkeys(TREE, self.rows) if kept else {})
         _fix(model, sizes)
         AttentionLowering(graph, self.name(), rounded=low != ir.DataType.FLOAT).apply()
         ports = read_ports(model)
@@ -102,6 +101,11 @@ class LowerTensorrt(Graft):
         write_ports(model, [_lowered(p, sizes, low.numpy().name) for p in ports])
         write_facts(model, replace(facts, dtype=low.numpy().name))
         drop_unused(model)
+
+    def _slots(self, facts: Facts) -> int:
+        """Of a cache: no more than the host has positions. Draft heads on a state have none."""
+        positions = facts.positions if isinstance(facts, DecoderFacts) else 0
+        return min(self.capacity, max(positions or self.capacity, SMALLEST))
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         fed = dict(feed)

@@ -13,7 +13,10 @@ from faults.graphs import (
 )
 from faults.mutant import Apply, Mutant, Touched, instead
 from faults.passes import STEP
-from graftline.passes.grafts import draws, fuse_draft, fuse_verify
+from graftline.passes.grafts import draws, fuse_draft, fuse_heads, fuse_verify
+from graftline.runtimes.trees.template import Template
+
+HEADS = {"head": "v1", "step": "fused"}
 
 
 def _called(module: Any, plugin: str, change: Callable[[ir.Model, Any, list[ir.Value]], Any],
@@ -65,6 +68,30 @@ def _table_rolled(model: ir.Model, emit: Any, values: list[ir.Value]) -> list[ir
     return [new, *values[1:]]
 
 
+def _text(name: str, old: str, new: str) -> Apply:
+    """A formula of fuse-heads, written otherwise."""
+
+    def make(real: str, touched: Touched) -> str:
+        touched.count += old in real
+        return real.replace(old, new)
+
+    return instead(fuse_heads, name, make)
+
+
+def _template_off(column: str, change: Callable[[Any], Any]) -> Apply:
+    """The runtime says a template's column otherwise."""
+
+    def make(real: Any, touched: Touched) -> Any:
+        def columns(self: Template) -> Any:
+            touched.count += 1
+            found = dict(real.fget(self))
+            return {**found, column: change(found[column])}
+
+        return property(columns)
+
+    return instead(Template, "columns", make)
+
+
 def _one_too_many(model: ir.Model, emit: Any, values: list[ir.Value]) -> list[ir.Value]:
     return _plus(2, 1)(model, emit, values)
 
@@ -80,4 +107,25 @@ FUSED = [
            "plain", "fused", _called(draws, "Uniforms", _plus(1, 1)), STEP),
     Mutant("random-stream-of-another-seed", "draws: uniforms", "the seed is another",
            "plain", "fused", _called(draws, "Uniforms", _plus(0, 1)), STEP),
+    Mutant("fused-heads-read-the-root", "fuse-heads: _LAST", "the root's state, whatever stands",
+           "plain", "drafted-by-heads", _text("_LAST", "ReduceMax (path", "ReduceMin (Max (path"
+                                              ", zero)"), HEADS),
+    Mutant("fused-heads-read-the-row-before", "fuse-heads: _LAST", "the row before a path's last",
+           "plain", "drafted-by-heads",
+           _text("_LAST", "ReduceMax (path, axis_1)",
+                 "Max (Sub (ReduceMax (path, axis_1), one), zero)"), HEADS),
+    Mutant("fused-heads-a-depth-late", "fuse-heads: _TREE", "a node is the head's of its parent",
+           "plain", "drafted-by-heads", _text("_TREE", "Sub (depths, one)", "Sub (depths, two)"),
+           HEADS),
+    Mutant("fused-heads-ranks-of-one-head", "fuse-heads: _TREE", "heads lie a candidate apart",
+           "plain", "drafted-by-heads", _text("_TREE", "Mul (head, width)", "Mul (head, one)"),
+           HEADS),
+    Mutant("fused-heads-template-depths-off", "Template.columns", "depths are one too small",
+           "plain", "fused", _template_off("template.depths", lambda c: np.maximum(c - 1, 0)),
+           HEADS),
+    Mutant("fused-heads-template-ranks-off", "Template.columns", "ranks are one too small",
+           "plain", "fused", _template_off("template.ranks", lambda c: np.maximum(c - 1, 0)),
+           HEADS),
+    Mutant("fused-heads-commit-one-row-early", "fuse-verify: _commit", "a path's rows are one off",
+           "plain", "fused", _called(fuse_verify, "KVCommit", _path_early), HEADS),
 ]  # fmt: skip
