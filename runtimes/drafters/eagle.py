@@ -131,7 +131,7 @@ class Eagle(DraftModel):
         for depth in range(self.depth):
             if not nodes:
                 break
-            read = levels.read(nodes)
+            read, self.asked = levels.read(nodes), [growth.path(node) for node in nodes]
             scores = yield read
             self.reads += reader.engine.rows_cost(len(nodes)) if depth else read.share
             levels.note(scores)
@@ -145,8 +145,8 @@ class Eagle(DraftModel):
         """Give nodes of that depth what the head says behind them."""
         ids, probs = self._features.candidates(scores, self.width)
         chances: list[list[float]] = []
-        for node, known, given in zip(nodes, ids.tolist(), probs.tolist(), strict=True):
-            self._said[growth.path(node)] = known, given
+        for path, known, given in zip(self.asked, ids.tolist(), probs.tolist(), strict=True):
+            self._said[tuple(path)] = known, given
             chances.append(self.chances.of_head(depth, given))
         growth.expand(nodes, ids, np.asarray(chances))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafting import draft_alone, draft_together
 from graftline.runtimes.load import load
+from graftline.runtimes.study.forced import Forcing
 from graftline.tree import Tree
+from tests.commands.calling import call, refused
 from tests.eagle_drafts import DraftedSequence, eagle, head_files, lm_head
 from tests.free_engine import free
 from tests.markov_host import MarkovCheckpoint, around, path_of
@@ -208,6 +212,46 @@ def test_a_tree_finds_what_the_best_chain_misses(noisy: Bundle) -> None:
     chain, tree = (sum(found) / len(found) for found in mat.values())
     assert 1.2 < chain < 4.0, "the best chain is right now and then"
     assert tree > chain + 0.25
+
+
+def test_forced_drafts_are_as_good_as_asked(
+    seeded: Bundle, noisy: Bundle, tmp_path: Path
+) -> None:
+    """Of chains and of trees, with a head that knows nothing and with one that knows much; tokens
+    stay plain's, and the command says what came of it."""
+    rates = (0.8, 0.4, 0.6)
+    for bundle in (seeded, noisy):
+        engine = free(bundle.path)
+        options: dict[str, Any] = {"max_new_tokens": 400, "ignore_eos": True}
+        plain = engine.generate([5, 9, 2], recipe="plain", **options).tokens
+        for name in ("eagle", "eagle-2"):
+            forcing = Forcing(rates, 1, plain)
+            engine.force(name, forcing)
+            assert engine.generate([5, 9, 2], recipe=name, **options).tokens == plain
+            assert_near(forcing, rates, 3)
+    asked = ["bench", noisy.path, "--recipes", "eagle,eagle-2", "--max-new-tokens", "40"]
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "ab ab"}) + "\n")
+    asked += ["--prompts", tmp_path / "q.jsonl", "--raw", "--ignore-eos"]
+    out = tmp_path / "out.json"
+    for how in ([], ["--interleaved"]):
+        told = call(*asked, "--force-acceptance", "1.0", "--json", out, *how)
+        assert told.exit_code == 0, told.output
+        assert "acceptance as forced" in told.stdout
+        found = json.loads(out.read_text())
+        assert found["force_acceptance"] == [1.0]
+        assert all(row["overall"]["identical"] for row in found["recipes"].values())
+    for more, message in (
+        (["--recipes", "suffix"], "the drafts of recipe suffix come from no draft engine"),
+        (["--temperature", "0.7"], "leave out --temperature and --oracle"),
+    ):
+        assert message in refused(*asked, "--force-acceptance", "0.5", *more)
+
+
+def assert_near(forcing: Forcing, rates: Sequence[float], depths: int) -> None:
+    """Within 4 standard deviations of as many trials."""
+    for (drafts, hits), rate in zip(forcing.outcomes[:depths], rates, strict=True):
+        assert drafts >= 20
+        assert abs(hits / drafts - rate) < 4 * sqrt(rate * (1 - rate) / drafts)
 
 
 def test_the_heads_mask_is_proven(seeded: Bundle) -> None:
