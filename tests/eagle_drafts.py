@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,34 @@ def head_files(
                 tensors[name] = torch.zeros_like(tensors[name])
     folder.mkdir(exist_ok=True)
     return written(folder, sizes.config(num_hidden_layers=layers, **changes), tensors)
+
+
+TokenPath = tuple[int, ...]
+"""Tokens behind a text."""
+
+
+def expanded(
+    probs: Callable[[TokenPath], torch.Tensor],
+    chances: Callable[[int, list[float]], list[float]],
+    width: int,
+    depth: int,
+    rows: int,
+) -> list[TokenPath]:
+    """EAGLE-2's nodes (arXiv 2406.16858), by its description: of each depth the `width` likeliest
+    get their `width` likeliest candidates, and the best of all stay. `probs` [V] are of what comes
+    after a path; `chances` what probabilities of a depth have come to."""
+    value: dict[TokenPath, float] = {(): 1.0}
+    layer: list[TokenPath] = [()]
+    for place in range(depth):
+        fresh: list[TokenPath] = []
+        for path in layer:
+            best = probs(path).topk(width)
+            each = chances(place, best.values.tolist())
+            for token, chance in zip(best.indices.tolist(), each, strict=True):
+                fresh.append((*path, token))
+                value[fresh[-1]] = value[path] * chance
+        layer = sorted(fresh, key=lambda path: -value[path])[:width]
+    return sorted(value, key=lambda path: -value[path])[:rows]
 
 
 def lm_head(bundle: Bundle) -> torch.Tensor:

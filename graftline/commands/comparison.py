@@ -35,7 +35,7 @@ class Engine(Protocol):
         """Generate for one prompt, a pass at each `next`."""
         ...
 
-    def force(self, recipe: str, forcing: Any) -> None:
+    def force(self, recipe: str, forcing: Any, /) -> None:
         """Make drafts of a recipe as good as `forcing` says."""
         ...
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from graftline.facts import DraftBlockFacts
 from graftline.ports import FEATURES, Port, by_role, state_port
-from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.session import Bools, Floats, Scores
 
@@ -29,13 +28,12 @@ class FeatureSession(OrtSession):
         *,
         capacity: int | None = None,
         threads: int | None = None,
-        forms: Forms = NO_FORMS,
     ) -> None:
         (port,) = by_role(ports, FEATURES, "in")
         self.width = int(port.shape[-1])
         named = by_role(ports, "topk_ids", "out")
         self.candidates = int(named[0].shape[-1]) if named else 0
-        super().__init__(graph, facts, ports, capacity=capacity, threads=threads, forms=forms)
+        super().__init__(graph, facts, ports, capacity=capacity, threads=threads)
         self._hidden = state_port(ports, facts.normed_state)
 
     def _step_inputs(

@@ -23,7 +23,7 @@ from graftline.runtimes.load import load
 from graftline.runtimes.study.forced import Forcing
 from graftline.tree import Tree
 from tests.commands.calling import call, refused
-from tests.eagle_drafts import DraftedSequence, eagle, head_files, lm_head
+from tests.eagle_drafts import DraftedSequence, TokenPath, eagle, expanded, head_files, lm_head
 from tests.free_engine import free
 from tests.markov_host import MarkovCheckpoint, around, path_of
 from tests.runtimes.tree_cases import spelled
@@ -34,7 +34,6 @@ WIDTH, DEPTH, ROWS = 3, 4, 14
 LOUD = 0.3
 """How sure the seeded head is: its trees are as deep as they are wide."""
 OPTIONS = {"width": WIDTH, "depth": DEPTH, "rows": ROWS}
-Path_ = tuple[int, ...]
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +66,9 @@ class Reference:
         self._module = eagle(loud=LOUD).double()
         self._tokens = one.tokens[1:]
         self._features = torch.from_numpy(one.features).double()
-        self._states: dict[Path_, torch.Tensor] = {}
+        self._states: dict[TokenPath, torch.Tensor] = {}
 
-    def state(self, path: Path_) -> torch.Tensor:
+    def state(self, path: TokenPath) -> torch.Tensor:
         """[H]: what the head makes of the last token of a path behind the text."""
         if path not in self._states:
             own = [self.state(path[:length]) for length in range(len(path))]
@@ -78,25 +77,9 @@ class Reference:
             self._states[path] = self._module(self._table[ids][None], features[None])[0, -1]
         return self._states[path]
 
-    def probs(self, path: Path_) -> torch.Tensor:
+    def probs(self, path: TokenPath) -> torch.Tensor:
         """[V]: of what comes after it."""
         return (self._lm_head @ self.state(path)).softmax(-1)
-
-    def expanded(self, chances: Callable[[int, list[float]], list[float]]) -> list[Path_]:
-        """EAGLE-2's nodes: of each depth the likeliest few get their likeliest candidates, and the
-        best of all stay. `chances` are what probabilities of a depth have come to."""
-        value: dict[Path_, float] = {(): 1.0}
-        layer: list[Path_] = [()]
-        for depth in range(DEPTH):
-            fresh: list[Path_] = []
-            for path in layer:
-                best = self.probs(path).topk(WIDTH)
-                each = chances(depth, best.values.tolist())
-                for token, chance in zip(best.indices.tolist(), each, strict=True):
-                    fresh.append((*path, token))
-                    value[fresh[-1]] = value[path] * chance
-            layer = sorted(fresh, key=lambda path: -value[path])[:WIDTH]
-        return sorted(value, key=lambda path: -value[path])[:ROWS]
 
 
 def test_drafts_are_the_references_node_for_node(seeded: Bundle) -> None:
@@ -109,8 +92,10 @@ def test_drafts_are_the_references_node_for_node(seeded: Bundle) -> None:
     for taken in paths:
         for one in ones:
             one.choose(taken(one.tree))
-        wanted = [Reference(seeded, one, engine).expanded(one.drafter.chances.of_head)
-                  for one in ones]  # fmt: skip
+        wanted = [
+            expanded(Reference(seeded, one, engine).probs, one.drafter.chances.of_head, **OPTIONS)
+            for one in ones
+        ]
         trees = draft_together([one.drafter.draft(Bid.free(ROWS)) for one in ones])
         for one, tree, expected in zip(ones, trees, wanted, strict=True):
             assert isinstance(tree, Tree), tree
