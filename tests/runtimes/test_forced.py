@@ -86,7 +86,8 @@ def test_heads_are_as_good_as_asked(name: str, heads: Any) -> None:
     while written < 2900:
         tree = draft_alone(drafter.draft(Bid.free(12)))
         assert tree.tokens[0] == answer[written - 1]
-        verdict = walk(tree, lambda node, tree=tree: answer[written + int(tree.depth[node])])
+        rest = answer[written:]
+        verdict = walk(tree, lambda node, tree=tree, rest=rest: rest[int(tree.depth[node])])
         drafter.observe(tree, verdict, scores_of([answer[written]] * len(tree)), 0)
         written += len(verdict.tokens(tree))
     assert heads.hidden == HIDDEN
