@@ -231,10 +231,13 @@ class Decoding:
             return self.root()
         return self._checked(self.drafter.propose(budget), budget, branches, False)
 
-    def affordable(self, bid: Bid) -> Bid | None:
-        """What of a bid may be spent here; None where no draft could help."""
-        budget = self._budget(bid.rows)
-        return replace(bid, rows=budget, row=self.seat) if budget else None
+    def affordable(self, bid: Bid, branches: bool) -> Bid | None:
+        """What of a bid may be spent here, in a step that scores trees if `branches`; None where no
+        draft could help."""
+        budget, branches = self._budget(bid.rows), branches and self.branches
+        if not branches:
+            budget = min(budget, self.limit - len(self.tokens))
+        return replace(bid, rows=budget, row=self.seat, branches=branches) if budget else None
 
     def _budget(self, rows: int) -> int:
         """Rows that are of use, of so many; 0 where no draft could help."""

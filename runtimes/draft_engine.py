@@ -41,6 +41,12 @@ class Read:
     """What this sequence's part of the call costs, over what it costs to make it for nobody else;
     known with the scores."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether it takes a call of its own. Several rows of one sequence do:
+        GroupQueryAttention takes no more."""
+        return self.asked > 1
+
     def scores(self) -> Scores:
         """The scores of a call for this alone, [1, asked]; valid until the engine's next call."""
         seat, tokens = self.seat, self.tokens
@@ -98,15 +104,14 @@ class DraftEngine:
         next ones are asked for; in few calls.
 
         Reads that ask for one row go together; what their sequences lack before it is read first.
-        Several rows of one sequence are a call of their own: GroupQueryAttention takes no more.
         """
         self.seats.free()
         return self._answers(reads)
 
     def _answers(self, reads: Sequence[Read]) -> Iterator[tuple[Read, Scores]]:
-        single = [read for read in reads if read.asked == 1]
+        single = [read for read in reads if not read.alone]
         for read in reads:
-            if read.asked > 1:
+            if read.alone:
                 yield read, read.scores()
         for group in self._neighbours(single):
             if len(group) == 1:

@@ -54,13 +54,15 @@ class Bid:
     """What may be spent on drafts that cost time: at most `rows` rows a sequence, and by the depth
     of a row the least chance of acceptance at which it is worth drafting, and worth scoring once it
     is drafted. Index 0 is the root's. `row` is the sequence's place in the target's batch; `share`
-    is what a call of one row costs it, over one that is made for it alone."""
+    is what a call of one row costs it, over one that is made for it alone. `branches`: whether the
+    target scores more than one path; without, of a tree its first path is scored."""
 
     rows: int
     draft: Sequence[float]
     keep: Sequence[float]
     row: int = 0
     share: float = 1.0
+    branches: bool = True
 
     def call(self, depth: int) -> float:
         """Tokens that one call of the model has to bring in, made for a row of that depth."""

@@ -43,6 +43,7 @@ from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.scheduler import SEATS, Scheduler
 from graftline.runtimes.session import Session, check_fits
 from graftline.runtimes.streams import Events, Passes, Stream, Submitted
+from graftline.runtimes.study.forced import ForcedDrafter, Forcing, forced_resources
 from graftline.runtimes.study.records import Records
 from graftline.runtimes.task import Task
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
@@ -236,6 +237,16 @@ class Engine:
         fixed = Speculation.fixed(policy.recipe.name)
         self._policies[policy.recipe.name] = replace(policy, control=fixed, records=records)
         return records
+
+    def force(self, wanted: str | Recipe, forcing: Forcing) -> None:
+        """From now on drafts of this recipe are as good as `forcing` says, whatever its engine or
+        head says; one request at a time."""
+        known = self._policy(wanted).recipe
+        made = make_policy(
+            known, self.session, forced_resources(self.resources, forcing), self._costs
+        )
+        drafter: Any = ForcedDrafter(made.drafter, forcing)
+        self._policies[known.name] = replace(made, drafter=drafter)
 
     def _branch(self, branch: str | Ids) -> Ints:
         if isinstance(branch, str) and self.tokenizer is not None:

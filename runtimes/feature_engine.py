@@ -11,7 +11,7 @@ import numpy as np
 from graftline.runtimes.chances.calibration import USUAL
 from graftline.runtimes.draft_engine import OwnCaches, Read, RowsCost, usual_cost
 from graftline.runtimes.draft_seats import SeatedSession
-from graftline.runtimes.session import Floats, Scores, Tap
+from graftline.runtimes.session import Bools, Floats, Scores, Tap
 
 
 class HeadSession(SeatedSession, Protocol):
@@ -21,17 +21,49 @@ class HeadSession(SeatedSession, Protocol):
     """Numbers of a feature."""
     state: Tap
     """Which of its hidden states stands for the next feature."""
+    candidates: int
+    """Likeliest tokens that its scores name."""
 
-    def follow_features(
-        self, row: int, length: int, tokens: Sequence[int], features: Floats, asked: int = 1
-    ) -> Scores:
-        """As `follow`, with a feature [N, H] for every token."""
+    @property
+    def supports_trees(self) -> bool:
+        """True when `follow_level` may be called."""
         ...
 
-    def follow_rows_features(
-        self, first: int, starts: Sequence[int], tokens: Sequence[int], features: Floats
+    def follow(
+        self,
+        row: int,
+        length: int,
+        tokens: Sequence[int],
+        asked: int = 1,
+        features: Floats | None = None,
     ) -> Scores:
-        """As `follow_rows`, with a feature [B, H] for every token."""
+        """As of any draft, with a feature [N, H] for every token."""
+        ...
+
+    def follow_rows(
+        self,
+        first: int,
+        starts: Sequence[int],
+        tokens: Sequence[int],
+        features: Floats | None = None,
+    ) -> Scores:
+        """As of any draft, with a feature [B, H] for every token."""
+        ...
+
+    def follow_level(
+        self,
+        row: int,
+        base: int,
+        start: int,
+        tokens: Sequence[int],
+        features: Floats,
+        depth: int,
+        seen: Bools,
+    ) -> Scores:
+        """The scores [1, N] of N nodes of a tree behind the first `base` slots of sequence `row`,
+        all `depth` levels below its root, which holds the last of those. They are put into the
+        slots from `start` on; `seen` [N, start - base + N] says which of the tree's slots each of
+        them sees, besides all before."""
         ...
 
 
@@ -44,15 +76,38 @@ class FeatureRead(Read):
     def scores(self) -> Scores:
         engine, seat, tokens = self.engine, self.seat, self.tokens
         assert isinstance(engine, FeatureEngine)
-        assert self.features is not None
         seat.end = self.start + len(tokens)
-        session = engine.head
-        return session.follow_features(seat.row, self.start, tokens, self.features, self.asked)
+        return engine.head.follow(seat.row, self.start, tokens, self.asked, self.features)
 
     def before(self) -> Read:
         assert self.features is not None
         tokens, features = self.tokens[:-1], self.features[:-1]
         return FeatureRead(self.engine, self.seat, self.start, tokens, features=features)
+
+
+@dataclass(eq=False, slots=True)
+class LevelRead(FeatureRead):
+    """Nodes of one depth of a tree, whose ancestors lie behind the first `base` slots."""
+
+    base: int = 0
+    depth: int = 0
+    seen: Bools | None = None
+    """[N, start - base + N]: which of the tree's slots each of them sees."""
+
+    @property
+    def alone(self) -> bool:
+        """Always: what the rows of a call with others see is all that lies before them."""
+        return True
+
+    def scores(self) -> Scores:
+        engine, seat, tokens = self.engine, self.seat, self.tokens
+        assert isinstance(engine, FeatureEngine)
+        assert self.features is not None
+        assert self.seen is not None
+        seat.end = self.start + len(tokens)
+        return engine.head.follow_level(
+            seat.row, self.base, self.start, tokens, self.features, self.depth, self.seen
+        )
 
 
 class FeatureEngine(OwnCaches):
@@ -83,4 +138,4 @@ class FeatureEngine(OwnCaches):
             assert isinstance(read, FeatureRead)
             assert read.features is not None
             tokens[place], features[place] = read.tokens[-1], read.features[-1]
-        return self.head.follow_rows_features(first, starts, tokens, features)
+        return self.head.follow_rows(first, starts, tokens, features)

@@ -86,11 +86,11 @@ def block_cost(session: FeatureSession, target: OrtSession) -> dict[str, float]:
     ids = random.integers(0, session.facts.vocabulary, past + count).tolist()
     states = random.standard_normal((past + count, session.width)).astype(np.float32)
     session.reset(1)
-    session.follow_features(0, 0, ids[:past], states[:past])
+    session.follow(0, 0, ids[:past], features=states[:past])
 
     def call(rows: int, asked: int) -> Callable[[], object]:
         part = slice(past, past + rows)
-        return lambda: session.follow_features(0, past, ids[part], states[part], asked)
+        return lambda: session.follow(0, past, ids[part], asked, states[part])
 
     one, read, scored = _beside(target, [call(1, 1), call(count, 1), call(count, count)])
     more = max(count - 1, 1)

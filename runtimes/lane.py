@@ -116,7 +116,7 @@ class Lane:
         drafts: list[Draft] = []
         for place, one in enumerate(self.members):
             if one.seat in bids:
-                bid, drafter = one.affordable(bids[one.seat]), one.drafter
+                bid, drafter = one.affordable(bids[one.seat], branches), one.drafter
                 self.proposals[place] = one.root()
                 if bid is not None and is_paid(drafter):
                     begun.append((place, bid))

@@ -1,4 +1,5 @@
-"""`graftline bench --oracle`: how far each recipe's rule is from what any rule could accept."""
+"""`graftline bench --oracle`: how far each recipe's rule is from what any rule could accept; and
+`--force-acceptance`: what came of drafts of a given quality."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from graftline.commands.questions import Question, groups
 
 if TYPE_CHECKING:
     from graftline.runtimes.engine import Engine
+    from graftline.runtimes.study.forced import Forcing
     from graftline.runtimes.study.records import Records
 
 COLUMNS = ("recipe", "rule", "nodes#", "drafts#", "accepted#", "expected#", "bound#", "best#")
@@ -52,6 +54,17 @@ def table(found: Mapping[str, Records]) -> Any:
                 (name, records.rule, f"{means['nodes']}", f"{means['drafts']:.1f}", *shares)
             )
     return screen.table("acceptance at drafted nodes", COLUMNS, rows)
+
+
+def by_depth(found: Mapping[str, Forcing]) -> Any:
+    """Of forced drafts, the share that was accepted at each depth, where those before it were."""
+    deepest = max((len(forcing.outcomes) for forcing in found.values()), default=0)
+    columns = ("recipe", *(f"depth {depth + 1}#" for depth in range(deepest)))
+    rows: list[tuple[str, ...]] = []
+    for name, forcing in found.items():
+        shares = [f"{hits / drafts:.2f} of {drafts}" for drafts, hits in forcing.outcomes]
+        rows.append((name, *shares, *["-"] * (deepest - len(shares))))
+    return screen.table("acceptance as forced", columns, rows)
 
 
 def report(found: Mapping[str, Records]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from graftline.commands import acceptance, screen
 from graftline.commands import options as o
 from graftline.commands.comparison import compare
-from graftline.commands.figures import report
+from graftline.commands.figures import PLAIN, report
 from graftline.commands.opening import open_engine
 from graftline.commands.questions import Question, groups, read_questions, select
 from graftline.errors import GraftlineError, RequestError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graftline.bundle.reader import Bundle
     from graftline.commands.figures import Comparison, Difference
     from graftline.runtimes.engine import Engine
+    from graftline.runtimes.study.forced import Forcing
     from graftline.runtimes.study.records import Records
 
     Recorded = dict[str, Records]
@@ -47,6 +48,7 @@ def bench(
     step: o.BenchStep = "host",
     interleaved: o.Interleaved = False,
     oracle: o.Oracle = False,
+    force_acceptance: o.ForceAcceptance = None,
     json: o.Figures = None,
 ) -> None:
     """Benchmark recipes against plain decoding: speed, MAT, and whether every token is the same.
@@ -67,9 +69,12 @@ def bench(
     `graftline bench smol.graft --prompts mine.jsonl --recipes suffix --interleaved --json out.json`
 
     `graftline bench smol.graft --prompts mine.jsonl --temperature 0.7 --oracle`
+
+    `graftline bench smol.graft --prompts mine.jsonl --recipes eagle --force-acceptance 0.8,0.7`
     """
     names = [name.strip() for name in recipes.split(",") if name.strip()]
     _check(names, step, interleaved, oracle, temperature, json)
+    rates = _rates(force_acceptance, names, temperature, step, oracle)
     questions = select(read_questions(prompts), per_group)
     options = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "raw": raw}
     options |= {"temperature": temperature, "seed": seed}
@@ -80,15 +85,21 @@ def bench(
             # in turn, everybody reads the prompt; interleaved, it is read once for all
             **({} if interleaved else {"prefix_cache": 0}),
         )  # fmt: skip
-        found = compare(engine, questions, names, options, turns, repeat, watch, step, interleaved)
+        forced = _forced(rates, names, seed)
+        found = compare(
+            engine, questions, names, options, turns, repeat, watch, step, interleaved, forced
+        )
         records = acceptance.record(engine, questions, names, options, watch) if oracle else None
     _show(found, questions, records)
+    if forced:
+        screen.console().print(acceptance.by_depth(forced))
     if temperature == 0:
         _explain(bundle, engine, found, raw)
     if json is not None:
         how: dict[str, Any] = {"temperature": temperature}
         how |= {"step": step} if step != "host" else {}
         how |= {"interleaved": True} if interleaved else {}
+        how |= {"force_acceptance": list(rates)} if rates else {}
         _write(json, bundle, threads, how, _reports(found, questions, records))
 
 
@@ -118,6 +129,29 @@ def _check(
         raise GraftlineError(f"--json {json}: its folder does not exist")
     if json is not None and json.is_dir():
         raise GraftlineError(f"--json {json} is a folder; name a file in it")
+
+
+def _rates(
+    text: str | None, names: list[str], temperature: float, step: str, oracle: bool
+) -> tuple[float, ...]:
+    """What --force-acceptance asks for; nothing where it is not given. Raises RequestError."""
+    if text is None:
+        return ()
+    from graftline.recipe import recipe
+    from graftline.runtimes.study.forced import check_forcing, parse_rates
+
+    rates = parse_rates(text)
+    check_forcing([recipe(n) for n in names if n != PLAIN], temperature, step, oracle)
+    return rates
+
+
+def _forced(rates: tuple[float, ...], names: list[str], seed: int) -> dict[str, Forcing]:
+    """By recipe, what makes its drafts that good."""
+    if not rates:
+        return {}
+    from graftline.runtimes.study.forced import Forcing
+
+    return {name: Forcing(rates, seed) for name in names if name != PLAIN}
 
 
 def _show(found: Comparison, questions: list[Question], records: Recorded | None) -> None:

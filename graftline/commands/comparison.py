@@ -17,6 +17,13 @@ from graftline.commands.questions import Question
 Message = dict[str, str]
 
 
+class Forced(Protocol):
+    """What is asked of `runtimes.study.forced.Forcing`."""
+
+    answer: Sequence[int]
+    """Tokens that the target is known to write."""
+
+
 class Engine(Protocol):
     """What is asked of `runtimes.engine.Engine`."""
 
@@ -26,6 +33,10 @@ class Engine(Protocol):
 
     def passes(self, prompt: Any, **options: Any) -> Any:
         """Generate for one prompt, a pass at each `next`."""
+        ...
+
+    def force(self, recipe: str, forcing: Any, /) -> None:
+        """Make drafts of a recipe as good as `forcing` says."""
         ...
 
     def sibling(self) -> Engine:
@@ -52,6 +63,7 @@ def compare(
     watch: Callable[[str], None] | None = None,
     step: str = "host",
     interleaved: bool = False,
+    forced: Mapping[str, Forced] | None = None,
 ) -> Comparison:
     """Let every recipe, `plain` always among them, answer every question, in turn.
 
@@ -60,7 +72,8 @@ def compare(
     processor, so no recipe may always follow the same one. `step` is that of all recipes but plain.
     `interleaved`: all answer at once, the one with the fewest tokens making the next pass, so that
     what disturbs the machine disturbs all of them alike; each has its own caches, and the prompt
-    is read once for all.
+    is read once for all. `forced`: recipes whose drafts are made as good as that says; plain then
+    answers every prompt once more, before all others, so that its tokens are known.
     """
     names = (PLAIN, *dict.fromkeys(r for r in recipes if r != PLAIN))
     found = Comparison(names, {name: [] for name in names})
@@ -68,6 +81,8 @@ def compare(
         few = {**options, "max_new_tokens": 8}
         engine.generate(questions[0].turns[0], recipe=name, step=_step(name, step), **few)
     engines = {name: engine.sibling() for name in names} if interleaved else {}
+    for name, forcing in (forced or {}).items():
+        engines.get(name, engine).force(name, forcing)
     asked = 0
     for number, question in enumerate(questions, 1):
         if watch is not None:
@@ -77,6 +92,10 @@ def compare(
             prompt: Any = turn
             if not options.get("raw"):
                 prompt = [*history, {"role": "user", "content": turn}]
+            if forced:
+                answer = engine.generate(prompt, recipe=PLAIN, **options).tokens
+                for forcing in forced.values():
+                    forcing.answer = answer
             if interleaved:
                 seeds = (f"{asked} {again}" for again in range(repeat))
                 runs = [_interleaved(engines, prompt, options, seed) for seed in seeds]

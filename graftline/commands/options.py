@@ -267,6 +267,15 @@ Interleaved = Annotated[
 Oracle = Annotated[
     bool, typer.Option("--oracle", help="Show acceptance beside the bound of any lossless rule.")
 ]
+ForceAcceptance = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RATE,RATE,...",
+        help="Time recipes with a draft engine or head as if its drafts were that good: the chance "
+        "that a drafted token is accepted at depth 1, 2, ... where those before it are. All calls "
+        "are made; drafted tokens are replaced by the target's own, or by others.",
+    ),
+]
 Figures = Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")]
 
 # --- what `tune` measures

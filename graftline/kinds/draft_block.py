@@ -15,6 +15,7 @@ from graftline.kinds.decoder.proof import near_rows
 from graftline.kinds.draft_head import NO_BF16
 from graftline.kinds.kind import Parts, Proof, Watch
 from graftline.law import LawRow
+from graftline.passes.grafts.tree_mask import causal_mask
 from graftline.ports import FEATURES, Port, by_role, state_port
 from graftline.roles import Roles
 
@@ -86,11 +87,12 @@ def _answers(
     mirrors = {p.name: p.mirror for p in ports if p.mirror is not None}
     found: list[dict[str, Array]] = []
     for start, end in zip(np.cumsum([0, *CALLS[:-1]]), np.cumsum(CALLS), strict=True):
+        index = np.asarray([start], np.int64)
         given = roles.feed(
             tokens=feed["tokens"][:, start:end], features=feed[FEATURES][:, start:end],
             positions=np.arange(start, end, dtype=np.int64)[None],
             rows=np.arange(end - start, dtype=np.int64)[None],
-            write_index=np.asarray([start], np.int64),
+            write_index=index, mask=causal_mask(index, end - start, ROWS),
         )  # fmt: skip
         answer: Any = session.run(names, {**given, **caches})
         made = dict(zip(names, answer, strict=True))

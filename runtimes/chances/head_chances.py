@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 KEEP = 1.0 - 1.0 / 300.0
 """What every further trial leaves of the earlier ones."""
 WEIGHT = 2.0
 """Expected hits that a belief counts as much as."""
+
+
+Told = tuple[list[int], list[float]]
+"""Candidates for a token, best first, and their shares."""
+Said = dict[tuple[int, ...], Told]
+"""By the tokens drafted behind the root, the candidates that come next."""
+
+
+def told(said: Mapping[tuple[int, ...], Told], fresh: Sequence[int]) -> Iterator[
+    tuple[int, Told, int]
+]:
+    """For every depth at which something was said behind what came, that and what came next."""
+    for depth, token in enumerate(fresh):
+        if (known := said.get(tuple(fresh[:depth]))) is None:
+            return
+        yield depth, known, token
 
 
 class HeadChances:
@@ -46,3 +62,8 @@ class HeadChances:
             hits[rank] = hits[rank] * KEEP + (candidate == token)
             expected[rank] = expected[rank] * KEEP + share
         self._best[head] += 0.02 * ((ids[0] == token) - self._best[head])
+
+    def learn(self, said: Mapping[tuple[int, ...], Told], fresh: Sequence[int]) -> None:
+        """The tokens `fresh` came, where that was said."""
+        for head, (ids, shares), token in told(said, fresh):
+            self.record(head, ids, shares, token)

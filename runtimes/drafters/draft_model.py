@@ -60,6 +60,8 @@ class DraftModel:
         self._generator = np.random.default_rng(self.seed)
         self._drafted: list[tuple[int, float]] = []
         """Token and confidence of every row of the last draft."""
+        self.asked: Sequence[Sequence[int]] = ()
+        """The drafted tokens before each row of the last read."""
         self._class = 0
 
     def equip(self, resources: Resources) -> None:
@@ -159,7 +161,7 @@ class DraftModel:
         self, ahead: Sequence[int], chance: float, bid: Bid
     ) -> Generator[Read, Scores, tuple[Guess, float]]:
         """What comes after `ahead`, a chain of that chance, and the chance that it is accepted."""
-        read = self._reader.read(ahead)
+        read, self.asked = self._reader.read(ahead), (ahead,)
         scores = yield read
         self.reads += read.share
         guess = self._reader.guess(scores, 0, self._sampling, self.policy is not None)

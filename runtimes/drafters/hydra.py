@@ -90,11 +90,7 @@ class Hydra(HeadDraft):
         return ids[:, 0], np.asarray(chances)
 
     def learn(self, fresh: Sequence[int]) -> None:
-        for head, token in enumerate(fresh):
-            said = self._said.get(tuple(fresh[:head]))
-            if said is None:
-                break
-            self.chances.record(head, *said, token)
+        self.chances.learn(self._said, fresh)
         self._said = {}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,15 @@ import numpy.typing as npt
 
 from graftline.facts import DraftBlockFacts
 from graftline.ports import FEATURES, Port, by_role, state_port
-from graftline.runtimes.ort.calls import CHUNK
 from graftline.runtimes.ort.cuda import CudaSession
 from graftline.runtimes.ort.session import OrtSession
-from graftline.runtimes.session import Floats, Scores, Tap, call_starts
+from graftline.runtimes.session import Bools, Floats, Scores, Tap
 
 
 class FeatureSession(OrtSession):
-    """A head over its target's hidden states. Only `follow_features` may be called to score rows;
-    the tap `state` of a row stands for the feature of the next position."""
+    """A head over its target's hidden states. Only `follow`, `follow_rows` and `follow_level` may
+    be called to score rows, with features; the tap `state` of a row stands for the feature of the
+    next position."""
 
     def __init__(
         self,
@@ -35,6 +34,8 @@ class FeatureSession(OrtSession):
     ) -> None:
         (port,) = by_role(ports, FEATURES, "in")
         self.width = int(port.shape[-1])
+        named = by_role(ports, "topk_ids", "out")
+        self.candidates = int(named[0].shape[-1]) if named else 0
         super().__init__(graph, facts, ports, capacity=capacity, threads=threads, **more)
         self.state = Tap.of(state_port(ports, facts.normed_state))
 
@@ -44,34 +45,28 @@ class FeatureSession(OrtSession):
         made = super()._step_inputs(batch, count, asked, masked)
         return {**made, FEATURES: np.zeros((batch, count, self.width), np.float32)}
 
-    def follow_features(
-        self, row: int, length: int, tokens: Sequence[int], features: Floats, asked: int = 1
+    def follow_level(
+        self,
+        row: int,
+        base: int,
+        start: int,
+        tokens: Sequence[int],
+        features: Floats,
+        depth: int,
+        seen: Bools,
     ) -> Scores:
-        """The last `asked` rows' scores of N tokens with their features [N, H], put behind the
-        first `length` slots of sequence `row`."""
-        count = len(tokens)
-        for start, end in pairwise([*call_starts(count, asked, CHUNK), count]):
-            part = np.asarray(tokens[start:end], np.int64)
-            wanted = asked if end == count else 1
-            call = self._call(1, len(part), wanted, row, chains=True)
-            assert call.features is not None, "a head's graph has features"
-            call.features[0] = features[start:end]
-            call.rows[0] = np.arange(len(part) - wanted, len(part))
-            call.set_chain(part, length + start)
-            scores = self._run(call)
-        return scores  # pyright: ignore[reportPossiblyUnboundVariable]
-
-    def follow_rows_features(
-        self, first: int, starts: Sequence[int], tokens: Sequence[int], features: Floats
-    ) -> Scores:
-        """Scores [B, 1] of one token, with its feature of [B, H], for each of the sequences from
-        `first` on, in one call; each is put into the slot that `starts` says."""
-        call = self._call(len(tokens), 1, 1, first, chains=True)
-        assert call.features is not None, "a head's graph has features"
-        call.filled = -1
-        call.tokens[:, 0], call.features[:, 0] = tokens, features
-        call.write_index[:] = starts
-        call.positions[:, 0] = starts
+        """The scores [1, N] of N nodes of a tree behind the first `base` slots of sequence `row`,
+        all `depth` levels below its root, which holds the last of those. They are put into the
+        slots from `start` on; `seen` [N, start - base + N] says which of the tree's slots each of
+        them sees, besides all before."""
+        positions = np.full(len(tokens), base - 1 + depth, np.int64)
+        call = self._placed(row, start, tokens, positions)
+        assert call.mask is not None, "a head whose graph takes trees has a mask"
+        call.set_features(features)
+        end = base + seen.shape[1]
+        call.mask[0, 0, :, :base] = True
+        call.mask[0, 0, :, base:end] = seen
+        call.mask[0, 0, :, end:] = False
         return self._run(call)
 
 

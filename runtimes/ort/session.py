@@ -115,12 +115,21 @@ class OrtSession(BoundCalls):
         """Count `count` more slots of sequence `row` as committed: a fused step has filled them."""
         self._lengths[row] += count
 
-    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+    def follow(
+        self,
+        row: int,
+        length: int,
+        tokens: Sequence[int],
+        asked: int = 1,
+        features: Floats | None = None,
+    ) -> Scores:
         """The last `asked` rows' scores (N of them) of `tokens`, put behind the first `length`
         slots of sequence `row`. On the caches of a host they lie where the host's next step writes.
+        `features` [N, H]: what a draft head reads with them.
         """
         if len(tokens) == 1:  # nearly all calls of a draft
             call = self._call(1, 1, 1, row, chains=True)
+            call.set_features(features)
             call.set_chain(tokens, length)
             return self._run(call)
         count = len(tokens)
@@ -130,16 +139,25 @@ class OrtSession(BoundCalls):
             wanted = asked if end == count else 1
             call = self._call(1, len(part), wanted, row, chains=True)
             call.rows[0] = np.arange(len(part) - wanted, len(part))
+            call.set_features(None if features is None else features[start:end])
             call.set_chain(part, length + start)
             scores = self._run(call)
         return scores  # pyright: ignore[reportPossiblyUnboundVariable]
 
-    def follow_rows(self, first: int, starts: Sequence[int], tokens: Sequence[int]) -> Scores:
+    def follow_rows(
+        self,
+        first: int,
+        starts: Sequence[int],
+        tokens: Sequence[int],
+        features: Floats | None = None,
+    ) -> Scores:
         """The scores [B, 1] of one token for each of the sequences from `first` on, in one call:
-        each is put into the slot that `starts` says, and sees all slots before it."""
+        each is put into the slot that `starts` says, and sees all slots before it. `features`
+        [B, H]: what a draft head reads with them."""
         call = self._call(len(tokens), 1, 1, first, chains=True)
         call.filled = -1
         call.tokens[:, 0] = tokens
+        call.set_features(None if features is None else features[:, None])
         call.write_index[:] = starts
         call.positions[:, 0] = starts
         if call.mask is not None:
@@ -274,18 +292,25 @@ class OrtSession(BoundCalls):
             raise BackendError(f"{count} rows in one step; this session scores at most {MOST_ROWS}")
         answers: list[Scores] = []
         for row in range(batch):
-            call = self._call(1, count, count, row)
+            call = self._placed(row, int(self._lengths[row]), tokens[row], positions[row])
             assert call.mask is not None, "a bundle with trees has a mask"
-            call.filled = -1
-            call.tokens[:] = tokens[row]
-            call.write_index[0] = self._lengths[row]
-            call.positions[:] = positions[row]
             call.mask[0, 0, :, : mask.shape[2]] = mask[row]
             call.mask[0, 0, :, mask.shape[2] :] = False
             answers.append(self._run(call))
             if batch > 1:
                 answers[-1] = copied(answers[-1])
         return answers[0] if batch == 1 else joined(answers)
+
+    def _placed(
+        self, row: int, start: int, tokens: Ints | Sequence[int], positions: Ints
+    ) -> StepArrays:
+        """The call for rows of sequence `row` from slot `start` on, at any positions, with scores
+        of all of them; what they see is yet to be filled in."""
+        call = self._call(1, len(tokens), len(tokens), row)
+        call.filled = -1
+        call.tokens[0], call.positions[0] = tokens, positions
+        call.write_index[0] = start
+        return call
 
     def _rows(
         self,

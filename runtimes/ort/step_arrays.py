@@ -49,6 +49,12 @@ class StepArrays:
         rows = self.rows.reshape(*self.rows.shape, *[1] * (array.ndim - 2))
         return np.take_along_axis(array, rows, axis=1)
 
+    def set_features(self, features: Floats | None) -> None:
+        """Fill in features [N, H], or [B, N, H], where the step reads any."""
+        if features is not None:
+            assert self.features is not None, "only a head's graph has features"
+            self.features[:] = features
+
     def set_chain(self, tokens: Ints | Sequence[int], start: int) -> None:
         """Fill in a chain of one sequence: the plain step, so as few array operations as will do.
 

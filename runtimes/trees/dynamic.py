@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -13,39 +13,74 @@ Candidates = Callable[[Tree, Sequence[int]], tuple[Ints, Doubles]]
 [m, k] and their probabilities given the node [m, k], in any order. A call is a drafting pass."""
 
 
-def grow(root: int, candidates: Candidates, rows: int, depth: int, width: int) -> Tree:
-    """A tree of at most `rows` rows (EAGLE-2, arXiv 2406.16858).
+class Growth:
+    """EAGLE-2's tree (arXiv 2406.16858) while it grows.
 
-    Expansion: in each of `depth` passes the `width` nodes of the last layer with the largest value,
-    the product of probabilities along the path, get their `width` likeliest candidates. Reranking:
-    of all nodes those of largest value stay, the shallower first where values are equal; no value
-    is above its parent's, so ancestors stay with their descendants. Rows are in that order.
+    Expansion: the `width` nodes of the last depth of largest value, the product of probabilities
+    along the path, are the `layer`, and get their `width` likeliest candidates. Reranking: of all
+    nodes those of largest value stay, the shallower first where values are equal; no value is above
+    its parent's, so ancestors stay with their descendants.
 
-    Children are chosen, not drawn, so a rule for point masses is exact; `probs` are the given
-    probabilities. Candidates of probability 0, or none, are left out.
+    Children are chosen, not drawn, so a rule for point masses is exact.
     """
-    tokens, parents, given, value = [root], [-1], [1.0], [1.0]
-    layer = [0]
-    for _ in range(depth):
-        ids, probs = candidates(_tree(tokens, parents, given), layer)
+
+    def __init__(self, root: int, width: int) -> None:
+        self.tokens, self.parents = [root], [-1]
+        self.given, self.value = [1.0], [1.0]
+        """Of every node the probability given its parent, and its value."""
+        self.layer, self._width = [0], width
+
+    def expand(self, nodes: Sequence[int], ids: Ints, probs: Doubles) -> None:
+        """Give `nodes` their candidates: tokens [m, k] and probabilities given the node [m, k], in
+        any order. Those of probability 0, or none, are left out."""
         fresh: list[int] = []
-        for node, row, shares in zip(layer, ids, np.nan_to_num(probs), strict=True):
-            for place in np.argsort(-shares, kind="stable")[:width].tolist():
+        for node, row, shares in zip(nodes, ids, np.nan_to_num(probs), strict=True):
+            for place in np.argsort(-shares, kind="stable")[: self._width].tolist():
                 share = min(float(shares[place]), 1.0)
                 if share > 0:
-                    fresh.append(len(tokens))
-                    tokens.append(int(row[place]))
-                    parents.append(node)
-                    given.append(share)
-                    value.append(value[node] * share)
-        layer = sorted(fresh, key=lambda node: -value[node])[:width]
-        if not layer:
+                    fresh.append(len(self.tokens))
+                    self.tokens.append(int(row[place]))
+                    self.parents.append(node)
+                    self.given.append(share)
+                    self.value.append(self.value[node] * share)
+        self.layer = self._ranked(fresh)[: self._width]
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """The tokens from below the root to `node`."""
+        found: list[int] = []
+        while node:
+            found.append(self.tokens[node])
+            node = self.parents[node]
+        return tuple(reversed(found))
+
+    def whole(self) -> Tree:
+        """All nodes, in the order in which they were found."""
+        return _tree(self.tokens, self.parents, self.given)
+
+    def best(self, rows: int, keep: Sequence[float] = ()) -> Tree:
+        """The `rows` nodes of largest value, in that order, up to the first whose value is below
+        what `keep` asks of its row. `probs` are the given probabilities."""
+        kept = self._ranked(range(len(self.tokens)))[: max(rows, 1)]
+        pairs = enumerate(zip(kept, keep, strict=False))
+        few = next((row for row, (n, least) in pairs if row and self.value[n] < least), len(kept))
+        kept = kept[:few]
+        row_of = {node: row for row, node in enumerate(kept)}
+        above = [-1, *(row_of[self.parents[node]] for node in kept[1:])]
+        return _tree([self.tokens[n] for n in kept], above, [self.given[n] for n in kept])
+
+    def _ranked(self, nodes: Iterable[int]) -> list[int]:
+        """By falling value; numbered depth by depth, nodes keep that order among equals."""
+        return sorted(nodes, key=lambda node: -self.value[node])
+
+
+def grow(root: int, candidates: Candidates, rows: int, depth: int, width: int) -> Tree:
+    """A tree of at most `rows` rows: `depth` passes of expansion, then reranking (`Growth`)."""
+    growth = Growth(root, width)
+    for _ in range(depth):
+        if not growth.layer:
             break
-    # nodes are numbered layer by layer and a stable sort keeps that order among equals
-    kept = sorted(range(len(tokens)), key=lambda node: -value[node])[: max(rows, 1)]
-    row_of = {node: row for row, node in enumerate(kept)}
-    above = [-1, *(row_of[parents[node]] for node in kept[1:])]
-    return _tree([tokens[n] for n in kept], above, [given[n] for n in kept])
+        growth.expand(growth.layer, *candidates(growth.whole(), growth.layer))
+    return growth.best(rows)
 
 
 def _tree(tokens: list[int], parents: list[int], given: list[float]) -> Tree:

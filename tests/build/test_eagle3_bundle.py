@@ -23,9 +23,11 @@ from graftline.runtimes.load import load
 from graftline.runtimes.session import MADE
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
+from tests.eagle_drafts import TokenPath, expanded
 from tests.free_engine import free
 from tests.models.heads.reference_eagle3 import Eagle3, Form
 from tests.models.heads.reference_layers import Sizes, drawn, state, written
+from tests.runtimes.tree_cases import spelled
 from tests.tiny_checkpoints import write_tokenizer
 
 SIZES = Sizes(hidden=48, heads=4, kv_heads=2, head_size=12, mlp=80, vocabulary=260, layers=3)
@@ -104,7 +106,16 @@ def test_drafts_behind_the_targets_own_text_are_the_references(
     tokens that the engine drafts behind what its own target has read."""
     bundle, form = made
     engine: Any = load(bundle.path)
-    drafter: Any = make_drafter("eagle", {}, engine.resources)
+    drafter, text = begun(engine, {})
+    drafted = draft_alone(drafter.draft(Bid.free(6))).token_list[1:]
+    assert drafted == rolled_out(form, checkpoint, text, 5)
+    if form.drafted < 260:
+        assert set(drafted) <= set(KEPT)
+
+
+def begun(engine: Any, options: dict[str, int]) -> tuple[Any, list[int]]:
+    """A drafter that has seen a prompt and the token that the target chose behind it; and these."""
+    drafter: Any = make_drafter("eagle", options, engine.resources)
     prompt = [5, 77, 13, 200, 41, 8, 99]
     session = engine.session
     session.reset(1)
@@ -118,12 +129,34 @@ def test_drafts_behind_the_targets_own_text_are_the_references(
     scores = session.read(0, np.asarray(prompt, np.int64), show)
     drafter.start(prompt)
     chosen = int(scores.argmax[0, 0])
-    root = Tree.chain(prompt[-1:])
-    drafter.observe(root, Verdict((0,), chosen), scores, 0)
-    drafted = draft_alone(drafter.draft(Bid.free(6))).token_list[1:]
-    assert drafted == rolled_out(form, checkpoint, [*prompt, chosen], 5)
-    if form.drafted < 260:
-        assert set(drafted) <= set(KEPT)
+    drafter.observe(Tree.chain(prompt[-1:]), Verdict((0,), chosen), scores, 0)
+    return drafter, [*prompt, chosen]
+
+
+def test_trees_behind_the_targets_own_text_are_the_references(
+    made: tuple[Bundle, Form], checkpoint: Path
+) -> None:
+    bundle, form = made
+    engine: Any = load(bundle.path)
+    options = {"width": 3, "depth": 3, "rows": 12}
+    drafter, text = begun(engine, options)
+    module, table = drawn(Eagle3(form)).double(), table_of(checkpoint)
+    known = module.entry(hidden_states(checkpoint, text[:-1]).double())
+    states: dict[TokenPath, torch.Tensor] = {}
+
+    def probs(path: TokenPath) -> torch.Tensor:
+        above = [states[path[:length]] for length in range(len(path))]
+        x = torch.cat([known, *above], dim=1)
+        made, logits = module.step(table[[*text[1:], *path]][None], x)
+        states[path] = made[:, -1:]
+        of_ids = torch.zeros(260, dtype=torch.float64)
+        of_ids[KEPT if form.drafted < 260 else slice(None)] = logits[0, -1].softmax(-1)
+        return of_ids
+
+    tree = draft_alone(drafter.draft(Bid.free(12)))
+    assert not tree.is_chain
+    wanted = expanded(probs, drafter.chances.of_head, **options)
+    assert [path[1:] for path in spelled(tree)] == wanted
 
 
 def rolled_out(form: Form, checkpoint: Path, tokens: list[int], count: int) -> list[int]:

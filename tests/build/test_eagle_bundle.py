@@ -17,19 +17,16 @@ from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import Tap, open_head
 from graftline.models.heads.eagle_host import eagle_shape
 from graftline.runtimes.drafter import Bid
-from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafting import draft_together
 from graftline.runtimes.load import load
-from graftline.runtimes.session import FINAL, Scores
-from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
+from tests.eagle_drafts import SIZES, DraftedSequence, head_files, lm_head
 from tests.free_engine import free
-from tests.markov_host import HIDDEN, VOCABULARY, MarkovCheckpoint, around, path_of
+from tests.markov_host import VOCABULARY, MarkovCheckpoint, around, path_of
 from tests.models.heads.reference_eagle import Eagle
-from tests.models.heads.reference_layers import Sizes, drawn, state, written
+from tests.models.heads.reference_layers import Sizes, drawn
 from tests.tiny_checkpoints import WIDE
 
-SIZES = Sizes(hidden=HIDDEN, heads=2, kv_heads=1, head_size=16, mlp=64, vocabulary=VOCABULARY)
 PROMPTS = [[5, 9, 2], [1] * 9, list(range(40, 57))]
 
 
@@ -43,24 +40,6 @@ def markov(known_checkpoints: dict[Path, Any], folder: Path) -> MarkovCheckpoint
     path = path_of(folder, "markov")
     known_checkpoints[path] = found = MarkovCheckpoint(path, WIDE)
     return found
-
-
-def head_files(
-    folder: Path, layers: int = 1, right: bool = False, sizes: Sizes = SIZES, **changes: Any
-) -> Path:
-    """A seeded head; `right`: one that hands the embedding through to the host's lm_head, which
-    scores what follows it."""
-    module = drawn(Eagle(sizes, layers))
-    tensors = state(module)
-    if right:
-        half = torch.eye(HIDDEN)
-        tensors["fc.weight"] = torch.cat([half, torch.zeros(HIDDEN, HIDDEN)], dim=1)
-        tensors["fc.bias"] = torch.zeros(HIDDEN)
-        for name in tensors:
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                tensors[name] = torch.zeros_like(tensors[name])
-    folder.mkdir(exist_ok=True)
-    return written(folder, sizes.config(num_hidden_layers=layers, **changes), tensors)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +129,7 @@ def rolled_out(
 
     engine: Any = opened(bundle.path)
     table = torch.from_numpy(engine.resources.embedding().copy()).double()
-    head = _lm_head(bundle)
+    head = lm_head(bundle)
     module = drawn(Eagle(SIZES, layers)).double()
     made = features.double()
     ids = tokens[1:]
@@ -161,16 +140,6 @@ def rolled_out(
     return ids[len(tokens) - 1 :]
 
 
-def _lm_head(bundle: Bundle) -> torch.Tensor:
-    from graftline.bundle.store import load_graph
-    from graftline.passes.anchors.anchors import with_role
-    from graftline.passes.grafts.head_parts import Linear
-
-    graph = load_graph(bundle.graph("canonical"))
-    (node,) = with_role(graph.graph, "lm_head")
-    return torch.from_numpy(np.array(Linear.of(node).weight.rows())).double()
-
-
 def test_drafts_are_the_references_own_on_true_features_and_on_its_states(
     seeded: tuple[Bundle, int],
 ) -> None:
@@ -179,45 +148,16 @@ def test_drafts_are_the_references_own_on_true_features_and_on_its_states(
     bundle, layers = seeded
     engine: Any = load(bundle.path)
     random = np.random.default_rng(2)
-    ones = [_Sequence(engine, random, length) for length in (6, 11)]
+    ones = [DraftedSequence(engine, random, length) for length in (6, 11)]
     for accepted in (0, 2, 0):
         for one in ones:
-            one.choose(accepted)
+            one.choose(range(accepted + 1))
         trees = draft_together([one.drafter.draft(Bid.free(5)) for one in ones])
         for one, tree in zip(ones, trees, strict=True):
             assert isinstance(tree, Tree), tree
-            one.draft = tree.token_list[1:]
+            one.tree = tree
             expected = rolled_out(bundle, layers, one.tokens, torch.from_numpy(one.features), 4)
-            assert one.draft == expected
-
-
-class _Sequence:
-    """A sequence whose target is chance: features and tokens are drawn."""
-
-    def __init__(self, engine: Any, random: Any, length: int) -> None:
-        self.random, self.draft = random, list[int]()
-        self.drafter: Any = make_drafter("eagle", {}, engine.resources)
-        self.tokens: list[int] = random.integers(0, VOCABULARY, length).tolist()
-        states = random.standard_normal((length, HIDDEN)).astype(np.float32)
-        self.drafter.see(0, {FINAL: states[:4]})
-        self.drafter.see(4, {FINAL: states[4:]})
-        self.drafter.start(self.tokens)
-        self.features = states[:-1]
-        self.last = states[-1:]
-
-    def choose(self, accepted: int) -> None:
-        """The target takes so many of the draft, and then a token of its own."""
-        own = int(self.random.integers(0, VOCABULARY))
-        tree = Tree.chain([self.tokens[-1], *self.draft])
-        states = self.random.standard_normal((len(tree), HIDDEN)).astype(np.float32)
-        if len(self.last):
-            states[0], self.last = self.last[0], self.last[:0]
-        scores = Scores(np.zeros((1, len(tree)), np.int64), np.zeros((1, len(tree), 1)),
-                        taps={FINAL: states[None]})  # fmt: skip
-        verdict = Verdict(tuple(range(accepted + 1)), own)
-        self.drafter.observe(tree, verdict, scores, 0)
-        self.tokens += [*self.draft[:accepted], own]
-        self.features = np.concatenate([self.features, states[: accepted + 1]])
+            assert tree.token_list[1:] == expected
 
 
 @pytest.mark.parametrize(
