@@ -27,6 +27,11 @@ EXPORTING = {
     "models/test_stamp.py", "passes/canonical/test_canonicalize_exports.py",
 }  # fmt: skip
 """Files whose tests export the same tiny models: of a family, each is exported once."""
+ALSO_EXPORTING = {
+    "build/test_eagle3_bundle.py", "bundle/test_bundle_of_ids.py", "kinds/test_by_block.py",
+    "kinds/test_proof.py",
+}
+"""Files that export models of their own, some more than once: each stays in one process."""
 LONGEST = (
     "exports of smollm2", "mutants/test_mutants.py", "build/tensorrt/test_build_tensorrt.py",
     "generated/test_generated.py", "core/test_readme.py", "exports of llama",
@@ -140,7 +145,7 @@ def load_freezes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _exported_once(request: pytest.FixtureRequest) -> Iterator[None]:
-    if _name(request.path) not in EXPORTING:
+    if _name(request.path) not in EXPORTING | ALSO_EXPORTING:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
