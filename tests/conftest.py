@@ -9,6 +9,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ EXPORTING = {
     "models/test_stamp.py", "passes/canonical/test_canonicalize_exports.py",
 }  # fmt: skip
 """Files whose tests export the same tiny models: of a family, each is exported once."""
+ALSO_EXPORTING = {
+    "build/test_eagle3_bundle.py", "bundle/test_bundle_of_ids.py", "kinds/test_by_block.py",
+    "kinds/test_proof.py",
+}
+"""Files that export models of their own, some more than once: each stays in one process."""
 LONGEST = (
     "exports of smollm2", "mutants/test_mutants.py", "build/tensorrt/test_build_tensorrt.py",
     "generated/test_generated.py", "core/test_readme.py", "exports of llama",
@@ -42,10 +48,15 @@ def _as_before() -> None:
     """In place of `gc.freeze`: `load` freezes what is alive, and tests would keep it all."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Processes that tests start read our modules compiled, as a user's do; and what is collected
-    when is a matter of this file: it took a sixth of all time."""
+    when is a matter of this file: it took a sixth of all time. Of several processes each computes
+    in one thread outside of ONNX Runtime: those of a matrix library spin while they wait, which
+    made half of the time of a calibration."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if config.getoption("numprocesses", default=None):
+        for library in ("OMP", "OPENBLAS", "MKL"):
+            os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     gc.set_threshold(50_000, 20, 20)
     gc.freeze = _as_before
 
@@ -104,8 +115,11 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kept_exports() -> Exports:
-    """What torch exported in this process; torch itself is frozen with what it imports."""
+    """What torch exported in this process; torch itself is frozen with what it imports, and its
+    table of operators, the same for every export, is written once."""
     import_module("graftline.models.export.export")
+    registry = import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+    registry.from_torchlib = staticmethod(cache(registry.from_torchlib))
     gc.collect()
     FREEZE()
     return Exports()
@@ -131,7 +145,7 @@ def load_freezes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _exported_once(request: pytest.FixtureRequest) -> Iterator[None]:
-    if _name(request.path) not in EXPORTING:
+    if _name(request.path) not in EXPORTING | ALSO_EXPORTING:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:

@@ -11,8 +11,14 @@ import pytest
 import graftline
 from graftline.build.check import check
 from graftline.bundle.reader import Bundle
+from graftline.contrib_ops.quantized import dequantize
 from graftline.errors import BundleError
+from graftline.passes.lower.quantize.block_codes import quantize_rows
+from graftline.passes.lower.quantize.rounding import Moments, compensated
 from graftline.runtimes.engine import Engine
+from graftline.runtimes.study.perplexity import HELD_OUT
+from graftline.runtimes.text.tokenizer import Tokenizer
+from graftline.targets import QUANTIZE
 
 PROMPTS = (
     "Summarize: The cat sat on the mat. The cat sat on the mat again. The dog saw the cat.",
@@ -140,10 +146,14 @@ def quantized(
     request: pytest.FixtureRequest, smollm2_gguf: Path, no_measuring: None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Engine:  # fmt: skip
+    """All blocks as integers, the nearest ones: calibrating all of int4 takes three minutes, and
+    how a matrix is rounded is nothing to the kernels."""
     out = tmp_path_factory.mktemp("smollm2") / f"{request.param}.graft"
-    made = graftline.optimize(smollm2_gguf, out, dtype=request.param)
-    quality = made.manifest.quality
-    assert quality["perplexity fp32"] < quality[f"perplexity {request.param}"] + 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(QUANTIZE, "int4", "quantize{bits=4,block=0,head_bits=8,embedding=true}")
+        made = graftline.optimize(smollm2_gguf, out, dtype=request.param)
+    quality, most = made.manifest.quality, {"int4": 1.35, "int8": 1.02}[request.param]
+    assert quality[f"perplexity {request.param}"] < most * quality["perplexity fp32"]
     return graftline.load(out, capacity=512, exact=True)
 
 
@@ -152,3 +162,38 @@ def test_exact_integers_change_no_token_either(quantized: Engine) -> None:
         expected = tokens(quantized, prompt, recipe="plain")
         for recipe in DRAFTING:
             assert tokens(quantized, prompt, recipe=recipe) == expected
+
+
+def test_steps_that_are_not_exact_do_change_tokens(quantized: Engine) -> None:
+    """So the test before this one sees it where rows are not padded; a processor whose kernels
+    round a row alone as they round several has nothing to pad, and changes none."""
+    changed = [
+        tokens(quantized, prompt, recipe=recipe, exact=False)
+        != tokens(quantized, prompt, recipe="plain", exact=False)
+        for prompt in PROMPTS[:2] for recipe in DRAFTING
+    ]  # fmt: skip
+    assert any(changed) == (quantized.session.exact_rows != 1)
+
+
+def test_compensation_keeps_a_real_matrix_closer(smollm2: Path) -> None:
+    """Of the first block's queries, for the inputs that another text gives them."""
+    from safetensors import safe_open
+
+    with safe_open(smollm2 / "model.safetensors", "np") as file:
+        table, scale, rows = (
+            np.asarray(file.get_tensor(f"model.{name}.weight"), np.float32)
+            for name in ("embed_tokens", "layers.0.input_layernorm", "layers.0.self_attn.q_proj")
+        )
+    text = HELD_OUT.read_text(encoding="utf-8")
+    ids = np.asarray(Tokenizer.from_folder(smollm2).encode(text, raw=True))
+    inputs = table[ids] / np.sqrt((table[ids] ** 2).mean(-1, keepdims=True) + 1e-5) * scale
+    seen, others = np.array_split(inputs, 2)
+    near = quantize_rows(rows, 4, 32, "rtn")
+    good = compensated(rows, Moments(seen, 32), 4, 32)
+    errors = [
+        float(np.linalg.norm(others @ (dequantize(p.data.reshape(len(rows), -1), p.scales, p.zeros,
+                                                  rows.shape[1], 32, 4) - rows).T))
+        for p in (near, good)
+    ]  # fmt: skip
+    print("relative error", errors[1] / errors[0])
+    assert errors[1] < 0.75 * errors[0]

@@ -10,6 +10,7 @@ import json
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 DEEPEST = 16
@@ -79,13 +80,18 @@ def _object(kind: Any, value: Any, where: str) -> Any:
             kind = kind.variant(rows)
         except KeyError as error:
             raise Misfit(f"{_at(where, 'kind')} is {_shown(rows.get('kind'))}, unknown") from error
-    hints = get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}
+    hints, known = _declared(kind)
     if strange := sorted(map(str, rows.keys() - known)):
         raise Misfit(f"unknown fields {', '.join(strange)}" + (f" in {where}" if where else ""))
     if lost := [name for name, row in known.items() if name not in rows and _needed(row)]:
         raise Misfit(f"{_at(where, lost[0])} is missing")
     return kind(**{name: read(hints[name], rows[name], _at(where, name)) for name in rows})
+
+
+@cache
+def _declared(kind: Any) -> tuple[dict[str, Any], dict[str, Field[Any]]]:
+    """The types and the fields of a dataclass, whose annotations are evaluated only once."""
+    return get_type_hints(kind), {f.name: f for f in fields(kind)}
 
 
 def _needed(row: Field[Any]) -> bool:

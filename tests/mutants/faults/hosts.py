@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ import onnx_ir as ir
 import pytest
 
 from faults.graphs import constant, op, rewired
-from graftline.models import hf
+from graftline.build.compiled import Canonical, Compiler
+from graftline.models import checkpoint, hf
 from graftline.models.decoder import TinyDecoder
+from graftline.models.host import Host
 from graftline.models.tiny import tiny
+from graftline.passes import Pipeline
 from tests.eagle_files import write_eagle3
 from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
@@ -99,6 +102,29 @@ MASKED: Mapping[str, Callable[[ir.Model], ir.Model]] = {
 """What is done to the masks of a graph before it is saved."""
 
 
+KEPT = "tests.mutants.kept"
+"""In the meta of a graph that was read once: its path."""
+
+
+@dataclass
+class Kept:
+    """Stands where `open_checkpoint` would find a checkpoint, and reads it the first time."""
+
+    path: Path
+    read: dict[Path, Host]
+    open: Callable[[Path], Any]
+
+    def host(self, full_export: bool = False, watch: Any = None) -> Host:
+        """A graph of its own over the same weights."""
+        assert not full_export
+        if self.path not in self.read:
+            self.read[self.path] = self.open(self.path).host(watch=watch)
+        kept = self.read[self.path]
+        model = kept.model.clone()
+        model.meta[KEPT] = self.path
+        return replace(kept, model=model)
+
+
 @dataclass
 class Hosts:
     """Checkpoints under `folder`, written when first asked for; exports are kept and copied, and
@@ -107,6 +133,10 @@ class Hosts:
     folder: Path
     exports: Exports = field(default_factory=Exports)
     own: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    read: dict[Path, Host] = field(default_factory=dict[Path, Host])
+    fronts: dict[tuple[Path, str], Canonical] = field(
+        default_factory=dict[tuple[Path, str], Canonical]
+    )
 
     def keep(self, patch: pytest.MonkeyPatch) -> None:
         """While `patch` holds, a model is exported once, and runs once on the same tokens."""
@@ -126,6 +156,34 @@ class Hosts:
             return once
 
         patch.setattr(hf, "transformers_model", kept)
+
+    def keep_reading(self, patch: pytest.MonkeyPatch) -> None:
+        """While `patch` holds, a checkpoint is read once. Not for faults of what reads it."""
+        real = checkpoint.open_checkpoint
+
+        def opened(path: Path) -> Kept:
+            return Kept(path, self.read, real)
+
+        patch.setattr(checkpoint, "open_checkpoint", opened)
+
+    def keep_fronts(self, patch: pytest.MonkeyPatch) -> None:
+        """While `patch` holds, the front runs once on a checkpoint that is kept. Not for faults of
+        its passes."""
+        real = Compiler.canonical
+
+        def canonical(compiler: Compiler, pipeline: Pipeline) -> Canonical:
+            path, front = compiler.raw.meta.get(KEPT), str(pipeline.of("front"))
+            if path is None:
+                return real(compiler, pipeline)
+            if (path, front) not in self.fronts:
+                made = real(compiler, pipeline)
+                self.fronts[path, front] = replace(made, model=made.model.clone(), sample=None)
+            if front not in compiler._fronts:
+                made = self.fronts[path, front]
+                compiler._fronts[front] = replace(made, model=made.model.clone())
+            return compiler._fronts[front]
+
+        patch.setattr(Compiler, "canonical", canonical)
 
     def path(self, name: str) -> Path:
         """Where the checkpoint of that name lies."""

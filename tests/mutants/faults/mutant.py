@@ -37,21 +37,38 @@ class Mutant:
     apply: Apply
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
+    @property
+    def reading_is_sound(self) -> bool:
+        """Whether the checkpoint is read as it is without the fault."""
+        return isinstance(self.apply, After)
 
-def after(pass_: type[Graft], edit: Edit) -> Apply:
-    """`pass_` does its work, and then `edit` spoils it: on the whole graph and on every reduced one
+    @property
+    def front_is_sound(self) -> bool:
+        """Whether the canonical host is made as it is without the fault."""
+        return isinstance(self.apply, After) and self.apply.graft.stage != "front"
+
+
+@dataclass(frozen=True)
+class After:
+    """`graft` does its work, and then `edit` spoils it: on the whole graph and on every reduced one
     alike."""
 
-    def apply(patch: pytest.MonkeyPatch, touched: Touched) -> None:
-        real = pass_.apply
+    graft: type[Graft]
+    edit: Edit
 
-        def spoiled(self: Graft, model: ir.Model) -> None:
-            real(self, model)
-            touched.count += edit(model)
+    def __call__(self, patch: pytest.MonkeyPatch, touched: Touched) -> None:
+        real = self.graft.apply
 
-        patch.setattr(pass_, "apply", spoiled)
+        def spoiled(graft: Graft, model: ir.Model) -> None:
+            real(graft, model)
+            touched.count += self.edit(model)
 
-    return apply
+        patch.setattr(self.graft, "apply", spoiled)
+
+
+def after(graft: type[Graft], edit: Edit) -> Apply:
+    """The fault that an edit of what a pass has made is."""
+    return After(graft, edit)
 
 
 def instead(owner: Any, name: str, make: Callable[[Any, Touched], Any]) -> Apply:

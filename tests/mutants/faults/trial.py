@@ -27,10 +27,15 @@ class Outcome:
 
 
 def tried(mutant: Mutant, hosts: Hosts) -> Outcome:
-    """Optimize the mutant's host with the fault in place."""
+    """Optimize the mutant's host with the fault in place. What comes before the fault is done once
+    for all mutants of a host."""
     touched = Touched()
     with pytest.MonkeyPatch.context() as patch:
         hosts.keep(patch)
+        if mutant.reading_is_sound:
+            hosts.keep_reading(patch)
+        if mutant.front_is_sound:
+            hosts.keep_fronts(patch)
         mutant.apply(patch, touched)
         law, said = optimized(mutant.host, mutant.options, hosts)
     return Outcome(law, said, touched.count)
