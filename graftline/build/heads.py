@@ -35,9 +35,10 @@ FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
     "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra", "medusa": "medusa",
+    "mtp": "mtp",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen."""
-EAGLES = ("eagle", "eagle3")
+EAGLES = ("eagle", "eagle3", "mtp")
 """Families that are decoders of their own."""
 SEQUENTIAL = ("hydra",)
 """Families whose heads read the tokens that those before them drafted."""
@@ -120,11 +121,22 @@ def is_read(head: ir.Model) -> bool:
 def check_recipe(head: Head, chosen: Recipe) -> None:
     """Raise GraftlineError for a recipe that drafts with heads of another family."""
     known = recipe(RECIPES[head.family])
-    if NEED in chosen.needs and chosen.drafter != known.drafter:
+    if NEED not in chosen.needs:
+        return
+    if chosen.drafter != known.drafter:
         raise GraftlineError(
             f"the recipe {chosen.name} drafts with {chosen.drafter} heads, and {head.source} holds "
             f"{head.family} heads; use --recipe {known.name}"
         )
+    if lacks := _passes(known.head) - _passes(chosen.head):
+        raise GraftlineError(
+            f"the recipe {chosen.name} has no {sorted(lacks)[0]} for a head, which the "
+            f"{head.family} head {head.source} needs; use --recipe {known.name}"
+        )
+
+
+def _passes(text: str) -> set[str]:
+    return {part.strip() for part in text.split("|")}
 
 
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:

@@ -15,7 +15,7 @@ from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import Tap, open_head
-from graftline.models.heads.eagle_host import eagle_shape
+from graftline.models.heads.eagle_shapes import eagle_shape
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafting import draft_together
