@@ -17,7 +17,8 @@ from graftline.facts import DraftHeadFacts, decoder_facts, read_facts
 from graftline.files import file_state
 from graftline.head_notes import TapReading
 from graftline.models.heads.detect import open_head
-from graftline.models.heads.head import Head
+from graftline.models.heads.head import FINAL, Head
+from graftline.models.heads.hydra import HydraSettings
 from graftline.models.host import Host
 from graftline.owners import HEAD, head_owner
 from graftline.passes.anchors.anchors import with_role
@@ -37,11 +38,11 @@ RECIPES: Mapping[str, str] = {
     "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra", "medusa": "medusa",
     "mtp": "mtp",
 }  # fmt: skip
-"""The recipe of a family of heads, where none is chosen."""
+"""The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
 EAGLES = ("eagle", "eagle3", "mtp")
 """Families that are decoders of their own."""
-SEQUENTIAL = ("hydra",)
-"""Families whose heads read the tokens that those before them drafted."""
+FINAL_TAP, OWN_TAPS = "tap{layers=norm}", "head-features"
+"""The pass that brings out what most heads read, and the one for what a head itself names."""
 
 
 def open_draft_head(path: str, say: Watch) -> Head:
@@ -118,15 +119,35 @@ def is_read(head: ir.Model) -> bool:
     return sole or TapReading.read(head) is not None
 
 
+def is_sequential(head: Head) -> bool:
+    """Whether its heads read the tokens that those before them drafted, and are a stage each."""
+    return isinstance(head.settings, HydraSettings) and head.settings.grounded
+
+
+def recipe_of(head: Head) -> str:
+    """The recipe of a head where none is chosen: Hydra's that read no drafted token are Medusa's.
+    """
+    parallel = isinstance(head.settings, HydraSettings) and not head.settings.grounded
+    return RECIPES["medusa" if parallel else head.family]
+
+
+def own_passes(head: Head, chosen: Recipe) -> str | None:
+    """The passes of the recipe for a head that reads other hidden states of its target than most;
+    None where the recipe's own bring out what it reads."""
+    if not names_taps(head) or FINAL_TAP not in chosen.passes:
+        return None
+    return chosen.passes.replace(FINAL_TAP, OWN_TAPS)
+
+
 def check_recipe(head: Head, chosen: Recipe) -> None:
     """Raise GraftlineError for a recipe that drafts with heads of another family."""
-    known = recipe(RECIPES[head.family])
+    known = recipe(recipe_of(head))
     if NEED not in chosen.needs:
         return
     if chosen.drafter != known.drafter:
         raise GraftlineError(
             f"the recipe {chosen.name} drafts with {chosen.drafter} heads, and {head.source} holds "
-            f"{head.family} heads; use --recipe {known.name}"
+            f"{known.drafter} heads; use --recipe {known.name}"
         )
     if lacks := _passes(known.head) - _passes(chosen.head):
         raise GraftlineError(
@@ -140,22 +161,28 @@ def _passes(text: str) -> set[str]:
 
 
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
-    """The plan with the stages of that head: those that read one another's tokens are called one by
-    one, and are each a stage."""
+    """The plan with the stages of that head, of which heads that read one another's tokens are one
+    each, called one by one."""
     if head.family in EAGLES:
         return replace(plan, count=1)
-    sequential = head.family in SEQUENTIAL
+    sequential = is_sequential(head)
     plan = plan if sequential else plan.check_layers(head.settings.layers)
     return replace(plan, count=head.settings.heads if sequential else 1)
 
 
-def check_tap(target: ir.Model) -> None:
+def check_tap(head: Head, target: ir.Model) -> None:
     """Raise GraftlineError unless the target brings out what the head reads."""
     ports = read_ports(target)
-    taps = any(port.tap == POSTNORM for port in by_role(ports, "hidden", "out"))
-    if not taps and not by_role(ports, FEATURES, "out"):
+    features = bool(by_role(ports, FEATURES, "out"))
+    final = any(port.tap == POSTNORM for port in by_role(ports, "hidden", "out"))
+    needs = OWN_TAPS if names_taps(head) else FINAL_TAP
+    if not (features if names_taps(head) else final):
         raise GraftlineError(
             "--head: these passes bring out no hidden state for the head to read; put "
-            "tap{layers=norm} into --passes"
+            f"{needs} into --passes"
         )
 
+
+def names_taps(head: Head) -> bool:
+    """Whether it reads other hidden states than the final norm's, or makes features of them."""
+    return head.family == "eagle3" or head.taps != (FINAL,)

@@ -12,12 +12,13 @@ import onnx_ir as ir
 
 from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
-from graftline.head_notes import NEVER, TAPPED, TapReading, write_draft_ids
+from graftline.head_notes import NEVER, TAPPED, write_draft_ids
 from graftline.models.export.eagle_module import EagleDecoder, EagleShape
 from graftline.models.export.export import export
+from graftline.models.heads.block import Block
 from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.eagle_shapes import eagle_shape, module_tensors, our_name
-from graftline.models.heads.head import Head
+from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.vocabulary import DRAFT_IDS
 from graftline.models.host import Host, Watch
 from graftline.models.reference import Own, OwnModel
@@ -62,25 +63,30 @@ def eagle_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) -
     write_facts(graph, facts)
     if (ids := tensors.get(DRAFT_IDS)) is not None:
         write_draft_ids(graph, ids.numpy(), shape.vocabulary)
-    if isinstance(head.settings, Eagle3Settings):
-        _keep_taps(graph, head, target.layers, shape.block.epsilon)
+    if head.taps != (FINAL,) or isinstance(head.settings, Eagle3Settings):
+        _keep_taps(graph, head, target.layers, shape.block)
     return Host(graph, facts, own=_own_model(shape, tensors))
 
 
-def _keep_taps(graph: ir.Model, head: Head, layers: int, epsilon: float) -> None:
+def _keep_taps(graph: ir.Model, head: Head, layers: int, block: Block) -> None:
     """Put beside the head's graph what its target makes of its hidden states for it."""
-    settings = head.settings
-    names = {"fc.weight": "fc", "fc.bias": "fc.bias", "fc_norm.weight": "norm"}
-    names |= {f"fc_norm.{i}.weight": f"norm.{i}" for i in range(settings.taps)}
-    for there, here in names.items():
+    for there, here in _taps_parts(head).items():
         if (tensor := head.tensors.get(there)) is not None:
             value = ir.Value(
                 name=TAPPED + here, shape=ir.Shape(tensor.shape.numpy()),
                 type=ir.TensorType(tensor.dtype), const_value=tensor,
             )  # fmt: skip
             graph.graph.register_initializer(value)
-    read = tuple(tap.index(layers) for tap in head.taps)
-    TapReading(read, settings.block.hidden, epsilon).write(graph)
+    head.reading(layers, block.hidden, block.epsilon).write(graph)
+
+
+def _taps_parts(head: Head) -> dict[str, str]:
+    """The tensors that work on an EAGLE-3 head's taps, and what they are there."""
+    settings = head.settings
+    if not isinstance(settings, Eagle3Settings):
+        return {}
+    names = {"fc.weight": "fc", "fc.bias": "fc.bias", "fc_norm.weight": "norm"}
+    return names | {f"fc_norm.{i}.weight": f"norm.{i}" for i in range(settings.taps)}
 
 
 def _exported(shape: EagleShape, positions: int, watch: Watch) -> tuple[ir.Model, frozenset[str]]:

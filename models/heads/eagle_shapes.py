@@ -16,13 +16,12 @@ from graftline.models.heads.block import Block
 from graftline.models.heads.eagle import EagleSettings
 from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.experts import Experts
-from graftline.models.heads.head import Head, Tap
+from graftline.models.heads.head import Head
 from graftline.models.heads.latent import Latent
 from graftline.models.heads.mtp import MtpSettings
 from graftline.tensors import numbers
 
 Tensors = Mapping[str, ir.TensorProtocol]
-FINAL = Tap(-1, normed=True)
 _PARTS = {
     "attention.q_proj": "query", "attention.k_proj": "key", "attention.v_proj": "value",
     "attention.o_proj": "output", "attention.q_norm": "query_norm",
@@ -49,11 +48,6 @@ def eagle_shape(head: Head) -> EagleShape:
             f"{head.source}: a head of the family '{head.family}', which this version reads and "
             "does not build yet; give a Medusa, an EAGLE or an MTP head"
         )
-    if head.taps != (FINAL,):
-        _refuse(
-            head, f"the head reads {', '.join(map(str, head.taps))}",
-            "only such heads on the final norm's output are built yet",
-        )  # fmt: skip
     if isinstance(settings, MtpSettings):
         return _mtp(head, settings)
     return EagleShape(
@@ -66,7 +60,6 @@ def _eagle3(head: Head, settings: Eagle3Settings) -> EagleShape:
     odd = {
         "tokens drafted in parallel (a mask token)": settings.mask_token is not None,
         "further parallel heads": settings.parallel is not None,
-        "the final norm's output among its taps": any(tap.normed for tap in head.taps),
     }
     if found := [what for what, there in odd.items() if there]:
         _refuse(head, f"a head with {found[0]}", "give a plain EAGLE-3 head")

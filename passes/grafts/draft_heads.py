@@ -9,8 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
+from graftline.head_notes import TapReading
 from graftline.owners import HEAD
-from graftline.passes.grafts.head_parts import HeadParts, Linear, head_parts, stacked_bias
+from graftline.passes.grafts.head_parts import (
+    HEADS,
+    HeadParts,
+    Linear,
+    head_parts,
+    stacked_bias,
+)
 from graftline.passes.grafts.reduce_logits import Groups
 from graftline.passes.graph.emit import Emit, drop_unused, free_name, new_output
 from graftline.passes.graph.ports import output_of, value_of
@@ -67,6 +74,12 @@ class DraftHeads(Graft):
             raise NotApplicable(
                 "draft-heads needs heads that read nothing but a state; give them: --head PATH"
             )
+        carried = model.meta.get(HEADS)
+        if carried is not None and TapReading.read(carried) is not None:
+            raise NotApplicable(
+                "draft-heads reads what the final norm gives, and these heads read another hidden "
+                "state; leave it out, they are a stage of their own"
+            )
         if (tap := _tap(model)) is None:
             raise NotApplicable(
                 "draft-heads reads what the final norm gives; put tap{layers=norm} before it"
@@ -109,9 +122,10 @@ class DraftHeads(Graft):
 
 
 def _tap(model: ir.Model) -> Port | None:
-    """The port of the hidden state behind the final norm: an output of a host, or the input of a
-    head's own graph."""
-    return next((p for p in by_role(read_ports(model), "hidden") if p.tap == POSTNORM), None)
+    """The port of the hidden state behind the final norm: an output of a host; or the input of a
+    head's own graph, whatever state that is."""
+    ports = by_role(read_ports(model), "hidden")
+    return next((p for p in ports if p.tap == POSTNORM or p.direction == "in"), None)
 
 
 def _state(emit: Emit, hidden: ir.Value) -> ir.Value:
