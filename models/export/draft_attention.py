@@ -146,12 +146,12 @@ def rotated(
     """Queries and keys [B, heads, N, D] at their positions. Neighbours that turn together are first
     laid half of the turning part apart: in both alike, which changes no product of the two."""
     rest = query[..., rope.size :], key[..., rope.size :]
-    turning = query[..., : rope.size], key[..., : rope.size]
+    query, key = query[..., : rope.size], key[..., : rope.size]
     if rope.interleaved:
-        turning = (
-            part.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for part in turning
+        query, key = (
+            part.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for part in (query, key)
         )
-    query, key = apply_rotary_pos_emb(*turning, *angles)
+    query, key = apply_rotary_pos_emb(query, key, *angles)
     if rest[0].shape[-1]:
         query, key = torch.cat([query, rest[0]], dim=-1), torch.cat([key, rest[1]], dim=-1)
     return query, key

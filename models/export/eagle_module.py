@@ -142,9 +142,10 @@ class EagleDecoder(nn.Module):
             table = self.get_parameter(FEATURES)
             features = nn.functional.embedding(input_ids % len(table), table)
         embedded = self.embedding(input_ids)
+        given = (embedded, features)
         if self.shape.entry_normed:
-            embedded, features = self.embedding_norm(embedded), self.hidden_norm(features)
-        both = torch.cat([embedded, features], dim=-1)  # all that the layers read, in one value
+            given = (self.embedding_norm(embedded), self.hidden_norm(features))
+        both = torch.cat(given, dim=-1)  # all that the layers read, in one value
         embedded, x = both.split(embedded.shape[-1], dim=-1)
         x = self.fc(both) if self.shape.fused else x
         masks = self._masks(x, position_ids)

@@ -71,15 +71,15 @@ def _eagle3(head: Head, settings: Eagle3Settings) -> EagleShape:
 
 
 def _mtp(head: Head, settings: MtpSettings) -> EagleShape:
-    if len(settings.depths) > 1:
+    depth, *further = settings.depths
+    if further:
         _refuse(
             head, f"MTP of {len(settings.depths)} layers, each for a token further on",
             "give a head of one layer",
         )  # fmt: skip
-    (depth,) = settings.depths
     latent = depth.attention if isinstance(depth.attention, Latent) else None
     experts = depth.mlp if isinstance(depth.mlp, Experts) else None
-    mlp = experts.mlp if isinstance(depth.mlp, Experts) else depth.mlp
+    mlp = depth.mlp.mlp if isinstance(depth.mlp, Experts) else depth.mlp
     return EagleShape(
         _mtp_block(settings, depth.attention, mlp), 1, settings.vocabulary, settings.vocabulary,
         fused=True, norm_output=settings.feedback_normed, entry_normed=True, first_normed=True,
