@@ -37,16 +37,18 @@ def seeded_text(sizes: Sizes) -> tuple[Any, Any]:
     return tokens, random.standard_normal((1, ROWS, sizes.hidden)).astype(np.float32)
 
 
-def answered(head: Head, by: str, sizes: Sizes, folder: Path) -> tuple[Any, Any]:
+def answered(
+    head: Head, by: str, sizes: Sizes, folder: Path, config: Any = None
+) -> tuple[Any, Any]:
     """Logits [N, V] and states [N, H] of the head's engine by the recipe `by`, on the seeded text,
-    with the seeded tables."""
+    with the seeded tables; `config`: its host's."""
     facts = DecoderFacts(
         vocabulary=sizes.vocabulary, hidden=sizes.hidden, layers=sizes.layers, heads=sizes.heads,
         kv_heads=sizes.kv_heads, head_size=sizes.head_size, positions=512,
     )  # fmt: skip
     head.check(facts)
     tables = (ir.tensor(table, name="table") for table in seeded_tables(sizes))
-    host = eagle_host(head, facts, Shared(*tables), silent)
+    host = eagle_host(head, facts, Shared(*tables), silent, config)
     text = f"{recipe(by).head} | {ending(CPU, 'fp32', None)}"
     made = Compiler(host.model, silent).form(text)
     assert made is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -60,16 +60,18 @@ def open_draft_head(path: str, say: Watch) -> Head:
     return head
 
 
-def head_hosts(head: Head, canonical: ir.Model, say: Watch) -> dict[str, Host]:
-    """The head as hosts of their own, by the names of their stages. Raises CheckpointError where
-    its sizes are not the target's, or its numbers not finite."""
+def head_hosts(
+    head: Head, canonical: ir.Model, config: Mapping[str, Any], say: Watch
+) -> dict[str, Host]:
+    """The head as hosts of their own, by the names of their stages; `config` is the target's.
+    Raises CheckpointError where its sizes are not the target's, or its numbers not finite."""
     say("checking the draft head's sizes and numbers")
     facts = decoder_facts(canonical)
     head.check(facts)
-    if head.family in EAGLES:
+    if is_decoder(head):
         from graftline.models.heads.eagle_host import eagle_host
 
-        host = eagle_host(head, facts, shared_of(canonical), say)
+        host = eagle_host(head, facts, shared_of(canonical), say, config)
         states = _host(host.model).states
         return {stage_name(HEAD, EXPORT): replace(host, states=states)}
     models = head_graphs(head, canonical)
@@ -121,14 +123,23 @@ def is_read(head: ir.Model) -> bool:
 
 def is_sequential(head: Head) -> bool:
     """Whether its heads read the tokens that those before them drafted, and are a stage each."""
-    return isinstance(head.settings, HydraSettings) and head.settings.grounded
+    settings = head.settings
+    return isinstance(settings, HydraSettings) and settings.grounded and not is_decoder(head)
+
+
+def is_decoder(head: Head) -> bool:
+    """Whether it is a decoder of its own: EAGLE's, MTP's, and Hydra's eagle-attn."""
+    settings = head.settings
+    stepped = isinstance(settings, HydraSettings) and settings.architecture == "eagle-attn"
+    return stepped or head.family in EAGLES
 
 
 def recipe_of(head: Head) -> str:
-    """The recipe of a head where none is chosen: Hydra's that read no drafted token are Medusa's.
-    """
-    parallel = isinstance(head.settings, HydraSettings) and not head.settings.grounded
-    return RECIPES["medusa" if parallel else head.family]
+    """The recipe of a head where none is chosen. Of Hydra's, a decoder drafts as EAGLE's do, and
+    heads that read no drafted token as Medusa's."""
+    if isinstance(head.settings, HydraSettings) and not is_sequential(head):
+        return RECIPES["eagle" if is_decoder(head) else "medusa"]
+    return RECIPES[head.family]
 
 
 def own_passes(head: Head, chosen: Recipe) -> str | None:
@@ -152,7 +163,7 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
     if lacks := _passes(known.head) - _passes(chosen.head):
         raise GraftlineError(
             f"the recipe {chosen.name} has no {sorted(lacks)[0]} for a head, which the "
-            f"{head.family} head {head.source} needs; use --recipe {known.name}"
+            f"{known.name} head {head.source} needs; use --recipe {known.name}"
         )
 
 
@@ -163,7 +174,7 @@ def _passes(text: str) -> set[str]:
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
     """The plan with the stages of that head, of which heads that read one another's tokens are one
     each, called one by one."""
-    if head.family in EAGLES:
+    if is_decoder(head):
         return replace(plan, count=1)
     sequential = is_sequential(head)
     plan = plan if sequential else plan.check_layers(head.settings.layers)

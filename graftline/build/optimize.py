@@ -119,7 +119,7 @@ def _write(
     compilers = {name: Compiler(one.model, say) for name, one in hosts.items()}
     if head is not None:
         front = Pipeline.parse(plan.stages[0].text, GRAFTS)
-        hosts |= head_hosts(head, compilers[EXPORT].canonical(front).model, say)
+        hosts |= head_hosts(head, compilers[EXPORT].canonical(front).model, host.config, say)
         compilers |= {n: Compiler(h.model, say) for n, h in hosts.items() if n not in compilers}
         compilers[EXPORT].heads = heads_on_target(hosts)
     made, source = compile_stages(compilers, plan), plan.source

@@ -39,10 +39,16 @@ class Shared:
     lm_head: ir.TensorProtocol
 
 
-def eagle_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) -> Host:
-    """Export the head and point its weights into its own files and the target's. Raises
-    CheckpointError."""
-    shape = eagle_shape(head)
+def eagle_host(
+    head: Head,
+    target: DecoderFacts,
+    shared: Shared,
+    watch: Watch,
+    config: Mapping[str, Any] | None = None,
+) -> Host:
+    """Export the head and point its weights into its own files and the target's, whose `config`
+    says what the head's own does not. Raises CheckpointError."""
+    shape = eagle_shape(head, config)
     own = module_tensors(head, shape)
     tensors = {EMBEDDING: shared.embedding, LM_HEAD: shared.lm_head, **own}
     graph, weights = _exported(shape, target.positions or 4096, watch)

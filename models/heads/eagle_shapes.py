@@ -5,22 +5,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NoReturn
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import CheckpointError
 from graftline.models.export.eagle_module import EagleShape
-from graftline.models.heads.block import Block
+from graftline.models.heads.block import Block, read_block
+from graftline.models.heads.config import Config
 from graftline.models.heads.eagle import EagleSettings
 from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.experts import Experts
 from graftline.models.heads.head import Head
+from graftline.models.heads.hydra import HydraSettings
 from graftline.models.heads.latent import Latent
 from graftline.models.heads.mtp import MtpSettings
 from graftline.tensors import numbers
 
+STEPPED = "eagle-attn"
+"""The kind of Hydra's heads that is a decoder layer."""
+_PREFIX = re.compile(r"^layer\.")
 Tensors = Mapping[str, ir.TensorProtocol]
 _PARTS = {
     "attention.q_proj": "query", "attention.k_proj": "key", "attention.v_proj": "value",
@@ -38,9 +44,12 @@ def our_name(parameter: str) -> str:
     return _PART.sub(lambda found: _PARTS[found[0]], inner)
 
 
-def eagle_shape(head: Head) -> EagleShape:
-    """What the module of a head is made of. Raises CheckpointError for what it does not host."""
+def eagle_shape(head: Head, host: Mapping[str, Any] | None = None) -> EagleShape:
+    """What the module of a head is made of; `host` is its host's config, by transformers' names.
+    Raises CheckpointError for what it does not host."""
     settings = head.settings
+    if isinstance(settings, HydraSettings) and settings.architecture == STEPPED:
+        return _stepped(head, settings, host or {})
     if isinstance(settings, Eagle3Settings):
         return _eagle3(head, settings)
     if not isinstance(settings, EagleSettings | MtpSettings):
@@ -98,6 +107,24 @@ def _mtp_block(settings: MtpSettings, attention: Block | Latent, mlp: int) -> Bl
     )  # fmt: skip
 
 
+def _stepped(head: Head, settings: HydraSettings, host: Mapping[str, Any]) -> EagleShape:
+    """Hydra's eagle-attn: a layer of its host's own kind over fc of embedding and state."""
+    if not host:
+        raise CheckpointError(
+            f"{head.source}: the head's layer has its host's rotary base and epsilon, and the "
+            "host's checkpoint has no config.json that says them; give the checkpoint as a folder "
+            "of transformers'"
+        )
+    assert settings.mlp is not None, "such a head has an MLP"
+    block = replace(read_block(Config(str(head.source), host, "its host's config.json")),
+                    mlp=settings.mlp)  # fmt: skip
+    vocabulary = Config(str(head.source), host, "its host's config.json").whole("vocab_size")
+    return EagleShape(
+        block, 1, vocabulary, vocabulary, fused=True, fc_bias=True, normed=False,
+        first_normed=True,
+    )  # fmt: skip
+
+
 def _output_bias(head: Head, layer: str = "layers.0") -> bool:
     return f"{layer}.output.bias" in head.tensors
 
@@ -114,6 +141,8 @@ def module_tensors(head: Head, shape: EagleShape) -> dict[str, ir.TensorProtocol
     settings, tensors = head.settings, dict(head.tensors)
     if isinstance(settings, MtpSettings):
         tensors = {_of_layer(name): tensor for name, tensor in tensors.items()}
+    if isinstance(settings, HydraSettings):
+        tensors = {_PREFIX.sub("layers.0.", name): tensor for name, tensor in tensors.items()}
     if shape.experts is not None:
         tensors |= _joined(tensors, "layers.0", shape.experts)
     return tensors

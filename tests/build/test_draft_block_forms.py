@@ -17,6 +17,7 @@ from graftline.models.heads import open_head
 from tests.draft_engine import ROWS, answered, seeded_tables, seeded_text
 from tests.models.heads.reference_eagle import Eagle
 from tests.models.heads.reference_eagle3 import Eagle3, Form
+from tests.models.heads.reference_hydra import EagleAttention
 from tests.models.heads.reference_layers import (
     ABSENT,
     Attention,
@@ -43,6 +44,11 @@ def attentions(module: nn.Module) -> list[Any]:
 def unrotated_part(module: nn.Module) -> None:
     for one in attentions(module):
         one.rotary = None
+
+
+def unrotated(module: nn.Module) -> None:
+    for one in attentions(module):
+        one.rotary = 0
 
 
 def ungated(module: nn.Module) -> None:
@@ -179,6 +185,12 @@ FURTHER = {
         "mtp", lambda: Behind(SIZES, grouped(), query_norm=True, bias=True, rotary=4),
         {**GLM, **SIGMOID}, "model.layers.4.", (fewer_experts, all_groups, unbiased),
     ),
+    "hydra: eagle-attn": Case(
+        "eagle", lambda: EagleAttention(SIZES),
+        {"hydra_num_heads": 1, "hydra_num_layers": 1, "hydra_head_arch": "eagle-attn",
+         "grounded_heads": True},
+        others=(unrotated,),
+    ),
     "mtp: deepseek, wide values": Case(
         "mtp", deepseek(None, 17), {**LATENT, "q_lora_rank": None, "v_head_dim": 17},
         "model.layers.4.",
@@ -196,7 +208,7 @@ def referred(case: Case, module: Any) -> tuple[Any, Any]:
         if isinstance(module, Eagle3):
             states, logits = module.step(embedded, features)
             return logits[0].numpy(), states[0].numpy()
-        if isinstance(module, Eagle):
+        if isinstance(module, Eagle | EagleAttention):
             states = normed = module(embedded, features)
         elif isinstance(module, Behind):
             states, normed = module.step(module.embed_tokens(tokens), features)
@@ -213,8 +225,10 @@ def test_the_engine_is_the_reference_call_by_call(name: str, tmp_path: Path) -> 
     case = (CASES | FURTHER)[name]
     module = drawn(case.module())
     tensors = {f"{case.prefix}{key}": tensor for key, tensor in state(module).items()}
-    head = open_head(written(tmp_path, SIZES.config(**case.config), tensors))
-    logits, states = answered(head, case.recipe, SIZES, tmp_path)
+    hydra = "hydra_head_arch" in case.config
+    config = case.config if hydra else SIZES.config(**case.config)
+    head = open_head(written(tmp_path, config, tensors))
+    logits, states = answered(head, case.recipe, SIZES, tmp_path, SIZES.config())
     wanted = referred(case, module)
     assert_same_sums(logits, wanted[0], TERMS)
     assert_same_sums(states, wanted[1], TERMS)

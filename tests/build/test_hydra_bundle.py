@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from graftline.build.check import check
 from graftline.build.head_graph import head_graphs
+from graftline.build.heads import is_decoder, is_sequential, recipe_of
 from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import open_head
+from graftline.models.heads.eagle_shapes import eagle_shape
 from graftline.models.tiny import tiny
 from graftline.runtimes.load import load
 from tests.free_engine import free
@@ -112,16 +114,29 @@ def test_recipes_and_heads_of_different_families_are_refused(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("kind", ["cross-attn", "eagle-attn"])
-def test_heads_that_are_not_built_yet_say_so(tmp_path: Path, kind: str) -> None:
+def step_files(folder: Path, kind: str) -> Path:
     module: Any = {"cross-attn": CrossAttention, "eagle-attn": EagleAttention}[kind]
     config = {
         "hydra_num_heads": 1, "hydra_num_layers": 1, "hydra_head_arch": kind,
         "grounded_heads": True, "hidden_state_offset": 0,
     }  # fmt: skip
-    head = open_head(written(tmp_path, config, state(drawn(module(TINY)))))
-    with pytest.raises(CheckpointError, match=f"of the kind {kind} are read and not built yet"):
+    return written(folder, config, state(drawn(module(TINY))))
+
+
+def test_heads_that_are_not_built_yet_say_so(tmp_path: Path) -> None:
+    head = open_head(step_files(tmp_path, "cross-attn"))
+    with pytest.raises(CheckpointError, match="of the kind cross-attn are read and not built yet"):
         head_graphs(head, ir.Model(ir.Graph([], [], nodes=[]), ir_version=11))
+
+
+def test_a_layer_of_its_hosts_kind_needs_to_know_it(tmp_path: Path) -> None:
+    """Hydra's eagle-attn is drafted with as EAGLE's are; its rotary base is its host's."""
+    head = open_head(step_files(tmp_path, "eagle-attn"))
+    assert (recipe_of(head), is_decoder(head), is_sequential(head)) == ("eagle", True, False)
+    with pytest.raises(CheckpointError, match=r"rotary base .* has no config\.json that says"):
+        eagle_shape(head)
+    shape = eagle_shape(head, TINY.config(rope_theta=5e5, rms_norm_eps=1e-3))
+    assert (shape.rope.theta, shape.block.epsilon, shape.block.mlp) == (5e5, 1e-3, TINY.mlp)
 
 
 @pytest.mark.slow
