@@ -95,8 +95,8 @@ def shared_of(canonical: ir.Model) -> Shared:
     linear, stored = Linear.of(head), table.inputs[0]
     if linear.bias is not None or stored is None or stored.const_value is None:
         raise CheckpointError(
-            "the host's lm_head has a bias, or its embedding is computed: an EAGLE head shares "
-            "both as plain matrices"
+            "the host's lm_head has a bias, or its embedding is computed: an EAGLE or MTP head "
+            "shares both as plain matrices"
         )
     scores = tensor_of(linear.weight.stored)
     if not linear.weight.turned:

@@ -24,6 +24,7 @@ from graftline.models.heads.latent import Latent
 from graftline.models.heads.mtp import MtpSettings
 from graftline.tensors import numbers
 
+DYNAMIC = "dynamic"
 STEPPED = "eagle-attn"
 """The kind of Hydra's heads that is a decoder layer."""
 _PREFIX = re.compile(r"^layer\.")
@@ -47,9 +48,19 @@ def our_name(parameter: str) -> str:
 def eagle_shape(head: Head, host: Mapping[str, Any] | None = None) -> EagleShape:
     """What the module of a head is made of; `host` is its host's config, by transformers' names.
     Raises CheckpointError for what it does not host."""
+    shape = _shape(head, host or {})
+    if shape.rope.kind == DYNAMIC:
+        _refuse(
+            head, "rotary frequencies that change with the length of a text (rope_type=dynamic)",
+            "give a head whose frequencies stay",
+        )  # fmt: skip
+    return shape
+
+
+def _shape(head: Head, host: Mapping[str, Any]) -> EagleShape:
     settings = head.settings
     if isinstance(settings, HydraSettings) and settings.architecture == STEPPED:
-        return _stepped(head, settings, host or {})
+        return _stepped(head, settings, host)
     if isinstance(settings, Eagle3Settings):
         return _eagle3(head, settings)
     if not isinstance(settings, EagleSettings | MtpSettings):

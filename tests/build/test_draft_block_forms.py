@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from graftline.errors import CheckpointError
 from graftline.models.heads import open_head
+from graftline.models.heads.eagle_shapes import eagle_shape
 from tests.draft_engine import ROWS, answered, seeded_tables, seeded_text
 from tests.models.heads.reference_eagle import Eagle
 from tests.models.heads.reference_eagle3 import Eagle3, Form
@@ -216,6 +218,14 @@ def referred(case: Case, module: Any) -> tuple[Any, Any]:
         else:
             states, normed = module(embedded, features)
         return (normed @ lm_head.T)[0].numpy(), states[0].numpy()
+
+
+def test_frequencies_that_change_are_refused(tmp_path: Path) -> None:
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+    config = SIZES.config(rope_scaling=scaling)
+    head = open_head(written(tmp_path, config, state(drawn(Eagle(SIZES)))))
+    with pytest.raises(CheckpointError, match=r"change with the length .* \(rope_type=dynamic\)"):
+        eagle_shape(head)
 
 
 @pytest.mark.parametrize(
