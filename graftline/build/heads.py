@@ -160,7 +160,8 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
             f"the recipe {chosen.name} drafts with {chosen.drafter} heads, and {head.source} holds "
             f"{known.drafter} heads; use --recipe {known.name}"
         )
-    if lacks := _passes(known.head) - _passes(chosen.head):
+    lacks = _passes(known.head) - _passes(chosen.head)
+    if lacks and is_decoder(head):
         raise GraftlineError(
             f"the recipe {chosen.name} has no {sorted(lacks)[0]} for a head, which the "
             f"{known.name} head {head.source} needs; use --recipe {known.name}"

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
+from graftline.facts import DraftHeadFacts, read_facts
 from graftline.head_notes import TapReading
 from graftline.owners import HEAD
 from graftline.passes.grafts.head_parts import (
@@ -74,8 +75,7 @@ class DraftHeads(Graft):
             raise NotApplicable(
                 "draft-heads needs heads that read nothing but a state; give them: --head PATH"
             )
-        carried = model.meta.get(HEADS)
-        if carried is not None and TapReading.read(carried) is not None:
+        if _reads_elsewhere(model):
             raise NotApplicable(
                 "draft-heads reads what the final norm gives, and these heads read another hidden "
                 "state; leave it out, they are a stage of their own"
@@ -119,6 +119,12 @@ class DraftHeads(Graft):
             _in_place_of(model.graph, old, logits)
         write_ports(model, ports)
         drop_unused(model)
+
+
+def _reads_elsewhere(model: ir.Model) -> bool:
+    """Whether a host carries heads of another hidden state than the final norm's."""
+    carried = None if isinstance(read_facts(model), DraftHeadFacts) else model.meta.get(HEADS)
+    return carried is not None and TapReading.read(carried) is not None
 
 
 def _tap(model: ir.Model) -> Port | None:

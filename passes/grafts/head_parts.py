@@ -161,13 +161,11 @@ class SequentialHead:
 def head_parts(model: ir.Model) -> HeadParts | SequentialHead | None:
     """Of the draft heads that a model carries, or is; scored by its own lm_head where they share
     one. None where there are none, or such as are graphs of their own."""
+    if isinstance(own := read_facts(model), DraftHeadFacts):
+        return SequentialHead.of(model) if own.tokens else HeadParts.of(model)
     carried = model.meta.get(HEADS)
-    facts = read_facts(model if carried is None else carried)
-    if not isinstance(facts, DraftHeadFacts):
-        return None
-    if carried is None:
-        return SequentialHead.of(model) if facts.tokens else HeadParts.of(model)
-    if facts.tokens:
+    facts = None if carried is None else read_facts(carried)
+    if not isinstance(facts, DraftHeadFacts) or facts.tokens:
         return None
     parts, head = HeadParts.of(carried), with_role(model.graph, "lm_head")
     if parts.shared and head:
