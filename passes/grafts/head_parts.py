@@ -163,8 +163,10 @@ def head_parts(model: ir.Model) -> HeadParts | SequentialHead | None:
     one. None where there are none, or such as are graphs of their own."""
     if isinstance(own := read_facts(model), DraftHeadFacts):
         return SequentialHead.of(model) if own.tokens else HeadParts.of(model)
-    carried = model.meta.get(HEADS)
-    facts = None if carried is None else read_facts(carried)
+    carried: ir.Model | None = model.meta.get(HEADS)
+    if carried is None:
+        return None
+    facts = read_facts(carried)
     if not isinstance(facts, DraftHeadFacts) or facts.tokens:
         return None
     parts, head = HeadParts.of(carried), with_role(model.graph, "lm_head")
