@@ -15,6 +15,8 @@ TAPS = "graftline.taps"
 TAPPED = "taps."
 """Prefix of the initializers that work on what it reads: taps.norm.{i}, taps.norm, taps.fc and
 taps.fc.bias; the head's own graph does not read them."""
+NORM = -1
+"""Among the layers that a head reads: the output of its target's final norm."""
 IDS = "graftline.draft_ids"
 """Metadata: the target's id of each token that the head scores, and how many the target has."""
 NEVER = -1e9
@@ -24,7 +26,8 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TapReading:
-    """The blocks whose outputs a head reads, the features' width, and the epsilon of its norms."""
+    """The blocks whose outputs a head reads (NORM: the final norm's), the features' width, and the
+    epsilon of its norms."""
 
     layers: tuple[int, ...]
     width: int

@@ -90,7 +90,9 @@ class HfCheckpoint:
             write_assumptions(built.graph, [NO_PADDING_ID])
         own = transformers_model(self.path, dtypes, built.parameters)
         defaults, states = generation(self.path), source.states()
-        return Host(built.graph, facts, tokenizer, defaults, source, own, states)
+        return Host(
+            built.graph, facts, tokenizer, defaults, source, own, states, config.to_dict()
+        )
 
 
 @dataclass(frozen=True)

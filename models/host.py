@@ -36,6 +36,8 @@ class Host:
     own: OwnModel | Path | None = None
     states: Mapping[Path, FileState] = field(default_factory=dict[Path, FileState])
     """The files that the graph's weights lie in, as they were when the graph was made."""
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The decoder's config by transformers' names; empty for a checkpoint without one."""
 
 
 class Checkpoint(Protocol):

@@ -51,5 +51,6 @@ def _key(model: Any) -> str:
     config = {k: v for k, v in model.config.to_dict().items() if k not in UNREAD}
     dtypes = sorted({str(p.dtype) for p in model.parameters()})
     attention = model.config._attn_implementation
-    return json.dumps([type(model).__name__, dtypes, attention, config], sort_keys=True,
+    shape = str(getattr(model, "shape", ""))  # of a draft head, whose config is not all of it
+    return json.dumps([type(model).__name__, shape, dtypes, attention, config], sort_keys=True,
                       default=str)  # fmt: skip

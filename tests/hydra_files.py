@@ -11,9 +11,10 @@ from tests.medusa_files import Tensors, write_safe
 
 
 def seeded_sequence(
-    hidden: int, vocabulary: int, heads: int = 3, layers: int = 1, seed: int = 0
-) -> Tensors:
-    """Random heads, head i of which reads i + 1 tokens behind the state."""
+    hidden: int, vocabulary: int, heads: int = 3, layers: int = 1, seed: int = 0,
+    grounded: bool = True,
+) -> Tensors:  # fmt: skip
+    """Random heads, head i of which reads i + 1 tokens behind the state, or none of them."""
     random, found = np.random.default_rng(seed), Tensors()
 
     def linear(name: str, rows: int, width: int) -> None:
@@ -23,9 +24,10 @@ def seeded_sequence(
 
     for head in range(heads):
         for layer in range(layers):
-            width = hidden * (head + 2) if layer == 0 else hidden
+            width = hidden * (head + 2) if layer == 0 and grounded else hidden
             linear(f"hydra_mlp.{head}.{layer}.linear", hidden, width)
-        linear(f"hydra_mlp.{head}.0.res_connection", hidden, hidden * (head + 2))
+        if grounded:
+            linear(f"hydra_mlp.{head}.0.res_connection", hidden, hidden * (head + 2))
         linear(f"hydra_lm_head.{head}", vocabulary, hidden)
     return found
 

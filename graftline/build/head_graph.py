@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graftline.errors import CheckpointError
 from graftline.facts import DraftHeadFacts, decoder_facts, write_facts
-from graftline.models.heads.head import Head
+from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.hydra import HydraSettings
 from graftline.models.heads.medusa import MedusaSettings
 from graftline.owners import HEAD, head_owner
@@ -27,6 +27,8 @@ from graftline.roles import HEADS_LOGITS
 from graftline.tensors import Widened
 
 FLOAT = ir.DataType.FLOAT
+PRENORM = "prenorm"
+"""The tap of heads that read what leaves a block."""
 WRITTEN = "head"
 """What made the nodes of such a graph."""
 _LINEAR = """
@@ -50,27 +52,31 @@ def head_graphs(head: Head, canonical: ir.Model) -> list[ir.Model]:
     Raises CheckpointError for heads that are not built yet, and where the host does not give what
     they read.
     """
-    sizes, source = head.settings, head.source
-    if [tap for tap in head.taps if not tap.normed]:
+    sizes = head.settings
+    if isinstance(sizes, HydraSettings) and sizes.architecture != "mlp":
         raise CheckpointError(
-            f"{source}: the head reads {head.taps[0]}; only heads on the final norm's output are "
-            "built yet"
+            f"{head.source}: hydra heads of the kind {sizes.architecture} are read and not built "
+            "yet; built are Medusa's, and Hydra's mlp heads"
         )
-    if isinstance(sizes, MedusaSettings):
-        return [_parallel(head, sizes, canonical)]
-    if isinstance(sizes, HydraSettings) and sizes.architecture == "mlp" and sizes.grounded:
-        return [_sequential(head, sizes, number, canonical) for number in range(sizes.heads)]
-    raise CheckpointError(
-        f"{source}: {head.family} heads of this kind are read and not built yet; built are "
-        "Medusa's, and Hydra's grounded mlp heads"
-    )
+    if isinstance(sizes, HydraSettings) and sizes.grounded:
+        models = [_sequential(head, sizes, number, canonical) for number in range(sizes.heads)]
+    else:
+        models = [_parallel(head, sizes, canonical)]
+    if head.taps != (FINAL,):
+        reading = head.reading(decoder_facts(canonical).layers, sizes.hidden)
+        for model in models:
+            reading.write(model)
+    return models
 
 
-def _parallel(head: Head, sizes: MedusaSettings, canonical: ir.Model) -> ir.Model:
+def _parallel(
+    head: Head, sizes: MedusaSettings | HydraSettings, canonical: ir.Model
+) -> ir.Model:
     """hidden [B, N, H] -> heads.logits [B, N, heads, V]: h + SiLU(linear(h)) in every layer, then a
     head's own matrix, or the host's lm_head."""
     emit, hidden = _begun(sizes.hidden)
-    shared = _shared(emit, head, canonical) if sizes.shared else None
+    shares = isinstance(sizes, MedusaSettings) and sizes.shared
+    shared = _shared(emit, head, canonical) if shares else None
     vocabulary, scores = sizes.vocabulary or decoder_facts(canonical).vocabulary, list[ir.Value]()
     for number in range(sizes.heads):
         state = hidden
@@ -79,9 +85,9 @@ def _parallel(head: Head, sizes: MedusaSettings, canonical: ir.Model) -> ir.Mode
         scores.append(_scored(emit, head, number, number, state, shared))
     logits = emit.op("Concat", [_apart(emit, value) for value in scores], axis=2)
     facts = DraftHeadFacts(
-        sizes.hidden, vocabulary, sizes.heads, sizes.layers, sizes.shared, source=head.source.name
+        sizes.hidden, vocabulary, sizes.heads, sizes.layers, shares, source=head.source.name
     )
-    return _model(emit, facts, HEAD, logits, [])
+    return _model(emit, facts, HEAD, logits, _state_port(head, sizes.hidden, HEAD))
 
 
 def _sequential(head: Head, sizes: HydraSettings, number: int, canonical: ir.Model) -> ir.Model:
@@ -112,7 +118,15 @@ def _sequential(head: Head, sizes: HydraSettings, number: int, canonical: ir.Mod
     )
     owner = head_owner(number)
     port = Port("tokens", "tokens", "in", "int64", ("B", "N", count), owner=owner)
-    return _model(emit, facts, owner, logits, [port])
+    return _model(emit, facts, owner, logits, [*_state_port(head, sizes.hidden, owner), port])
+
+
+def _state_port(head: Head, hidden: int, owner: str) -> list[Port]:
+    """The input of the state that heads read."""
+    (tap,) = head.taps
+    kind = POSTNORM if tap.normed else PRENORM
+    shape = ("B", "N", hidden)
+    return [Port("hidden", "hidden", "in", "float32", shape, tap=kind, owner=owner)]
 
 
 def _begun(hidden: int) -> tuple[Emit, ir.Value]:
@@ -121,15 +135,13 @@ def _begun(hidden: int) -> tuple[Emit, ir.Value]:
 
 
 def _model(
-    emit: Emit, facts: DraftHeadFacts, owner: str, logits: ir.Value, more: list[Port]
+    emit: Emit, facts: DraftHeadFacts, owner: str, logits: ir.Value, inputs: list[Port]
 ) -> ir.Model:
     """The finished graph of these logits."""
-    shape, state = ("B", "N", facts.heads, facts.vocabulary), ("B", "N", facts.hidden)
+    shape = ("B", "N", facts.heads, facts.vocabulary)
     new_output(emit.graph, logits, HEADS_LOGITS, FLOAT, shape)
-    ports = [
-        Port("hidden", "hidden", "in", "float32", state, tap=POSTNORM, owner=owner), *more,
-        Port(HEADS_LOGITS, HEADS_LOGITS, "out", "float32", shape, owner=owner),
-    ]  # fmt: skip
+    out = Port(HEADS_LOGITS, HEADS_LOGITS, "out", "float32", shape, owner=owner)
+    ports = [*inputs, out]
     model = ir.Model(emit.graph, ir_version=11)
     write_ports(model, ports)
     write_raw(model, ports)

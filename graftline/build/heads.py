@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +17,8 @@ from graftline.facts import DraftHeadFacts, decoder_facts, read_facts
 from graftline.files import file_state
 from graftline.head_notes import TapReading
 from graftline.models.heads.detect import open_head
-from graftline.models.heads.head import Head
+from graftline.models.heads.head import FINAL, Head
+from graftline.models.heads.hydra import HydraSettings
 from graftline.models.host import Host
 from graftline.owners import HEAD, head_owner
 from graftline.passes.anchors.anchors import with_role
@@ -35,12 +36,13 @@ FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
     "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra", "medusa": "medusa",
+    "mtp": "mtp",
 }  # fmt: skip
-"""The recipe of a family of heads, where none is chosen."""
-EAGLES = ("eagle", "eagle3")
+"""The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
+EAGLES = ("eagle", "eagle3", "mtp")
 """Families that are decoders of their own."""
-SEQUENTIAL = ("hydra",)
-"""Families whose heads read the tokens that those before them drafted."""
+FINAL_TAP, OWN_TAPS = "tap{layers=norm}", "head-features"
+"""The pass that brings out what most heads read, and the one for what a head itself names."""
 
 
 def open_draft_head(path: str, say: Watch) -> Head:
@@ -58,16 +60,18 @@ def open_draft_head(path: str, say: Watch) -> Head:
     return head
 
 
-def head_hosts(head: Head, canonical: ir.Model, say: Watch) -> dict[str, Host]:
-    """The head as hosts of their own, by the names of their stages. Raises CheckpointError where
-    its sizes are not the target's, or its numbers not finite."""
+def head_hosts(
+    head: Head, canonical: ir.Model, config: Mapping[str, Any], say: Watch
+) -> dict[str, Host]:
+    """The head as hosts of their own, by the names of their stages; `config` is the target's.
+    Raises CheckpointError where its sizes are not the target's, or its numbers not finite."""
     say("checking the draft head's sizes and numbers")
     facts = decoder_facts(canonical)
     head.check(facts)
-    if head.family in EAGLES:
+    if is_decoder(head):
         from graftline.models.heads.eagle_host import eagle_host
 
-        host = eagle_host(head, facts, shared_of(canonical), say)
+        host = eagle_host(head, facts, shared_of(canonical), say, config)
         states = _host(host.model).states
         return {stage_name(HEAD, EXPORT): replace(host, states=states)}
     models = head_graphs(head, canonical)
@@ -91,8 +95,8 @@ def shared_of(canonical: ir.Model) -> Shared:
     linear, stored = Linear.of(head), table.inputs[0]
     if linear.bias is not None or stored is None or stored.const_value is None:
         raise CheckpointError(
-            "the host's lm_head has a bias, or its embedding is computed: an EAGLE head shares "
-            "both as plain matrices"
+            "the host's lm_head has a bias, or its embedding is computed: an EAGLE or MTP head "
+            "shares both as plain matrices"
         )
     scores = tensor_of(linear.weight.stored)
     if not linear.weight.turned:
@@ -117,33 +121,80 @@ def is_read(head: ir.Model) -> bool:
     return sole or TapReading.read(head) is not None
 
 
+def is_sequential(head: Head) -> bool:
+    """Whether its heads read the tokens that those before them drafted, and are a stage each."""
+    settings = head.settings
+    return isinstance(settings, HydraSettings) and settings.grounded and not is_decoder(head)
+
+
+def is_decoder(head: Head) -> bool:
+    """Whether it is a decoder of its own: EAGLE's, MTP's, and Hydra's eagle-attn."""
+    settings = head.settings
+    stepped = isinstance(settings, HydraSettings) and settings.architecture == "eagle-attn"
+    return stepped or head.family in EAGLES
+
+
+def recipe_of(head: Head) -> str:
+    """The recipe of a head where none is chosen. Of Hydra's, a decoder drafts as EAGLE's do, and
+    heads that read no drafted token as Medusa's."""
+    if isinstance(head.settings, HydraSettings) and not is_sequential(head):
+        return RECIPES["eagle" if is_decoder(head) else "medusa"]
+    return RECIPES[head.family]
+
+
+def own_passes(head: Head, chosen: Recipe) -> str | None:
+    """The passes of the recipe for a head that reads other hidden states of its target than most;
+    None where the recipe's own bring out what it reads."""
+    if not names_taps(head) or FINAL_TAP not in chosen.passes:
+        return None
+    return chosen.passes.replace(FINAL_TAP, OWN_TAPS)
+
+
 def check_recipe(head: Head, chosen: Recipe) -> None:
     """Raise GraftlineError for a recipe that drafts with heads of another family."""
-    known = recipe(RECIPES[head.family])
-    if NEED in chosen.needs and chosen.drafter != known.drafter:
+    known = recipe(recipe_of(head))
+    if NEED not in chosen.needs:
+        return
+    if chosen.drafter != known.drafter:
         raise GraftlineError(
             f"the recipe {chosen.name} drafts with {chosen.drafter} heads, and {head.source} holds "
-            f"{head.family} heads; use --recipe {known.name}"
+            f"{known.drafter} heads; use --recipe {known.name}"
+        )
+    lacks = _passes(known.head) - _passes(chosen.head)
+    if lacks and is_decoder(head):
+        raise GraftlineError(
+            f"the recipe {chosen.name} has no {sorted(lacks)[0]} for a head, which the "
+            f"{known.name} head {head.source} needs; use --recipe {known.name}"
         )
 
 
+def _passes(text: str) -> set[str]:
+    return {part.strip() for part in text.split("|")}
+
+
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
-    """The plan with the stages of that head: those that read one another's tokens are called one by
-    one, and are each a stage."""
-    if head.family in EAGLES:
+    """The plan with the stages of that head, of which heads that read one another's tokens are one
+    each, called one by one."""
+    if is_decoder(head):
         return replace(plan, count=1)
-    sequential = head.family in SEQUENTIAL
+    sequential = is_sequential(head)
     plan = plan if sequential else plan.check_layers(head.settings.layers)
     return replace(plan, count=head.settings.heads if sequential else 1)
 
 
-def check_tap(target: ir.Model) -> None:
+def check_tap(head: Head, target: ir.Model) -> None:
     """Raise GraftlineError unless the target brings out what the head reads."""
     ports = read_ports(target)
-    taps = any(port.tap == POSTNORM for port in by_role(ports, "hidden", "out"))
-    if not taps and not by_role(ports, FEATURES, "out"):
+    features = bool(by_role(ports, FEATURES, "out"))
+    final = any(port.tap == POSTNORM for port in by_role(ports, "hidden", "out"))
+    needs = OWN_TAPS if names_taps(head) else FINAL_TAP
+    if not (features if names_taps(head) else final):
         raise GraftlineError(
             "--head: these passes bring out no hidden state for the head to read; put "
-            "tap{layers=norm} into --passes"
+            f"{needs} into --passes"
         )
 
+
+def names_taps(head: Head) -> bool:
+    """Whether it reads other hidden states than the final norm's, or makes features of them."""
+    return head.family == "eagle3" or head.taps != (FINAL,)

@@ -11,13 +11,14 @@ from graftline.build.assemble import write_bundle
 from graftline.build.compiled import Compiler, Watch, compile_stages
 from graftline.build.head_plan import HeadPlan
 from graftline.build.heads import (
-    RECIPES,
     check_recipe,
     check_tap,
     head_hosts,
     heads_on_target,
     open_draft_head,
+    own_passes,
     planned,
+    recipe_of,
 )
 from graftline.build.plan import Plan
 from graftline.bundle.manifest import EXPORT, stage_name
@@ -31,6 +32,7 @@ from graftline.kinds.decoder.kind import Decoder
 from graftline.memory import give_back_memory
 from graftline.owners import DRAFT
 from graftline.passes import GRAFTS, Pipeline
+from graftline.recipe import recipe as named
 
 if TYPE_CHECKING:
     from graftline.models.heads.head import Head
@@ -73,9 +75,10 @@ def optimize(
     say = _economical(watch or _silent)
     heads = None if head is None else HeadPlan.parse(head, dtype)
     drafting = None if heads is None else open_draft_head(heads.path, say)
-    chosen = recipe or (Decoder().recipe if drafting is None else RECIPES[drafting.family])
+    chosen = recipe or (Decoder().recipe if drafting is None else recipe_of(drafting))
     if heads is not None and drafting is not None:
         heads = planned(drafting, heads)
+        passes = own_passes(drafting, named(chosen)) if passes is None else passes
     plan = Plan.of(
         chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads
     )
@@ -116,12 +119,12 @@ def _write(
     compilers = {name: Compiler(one.model, say) for name, one in hosts.items()}
     if head is not None:
         front = Pipeline.parse(plan.stages[0].text, GRAFTS)
-        hosts |= head_hosts(head, compilers[EXPORT].canonical(front).model, say)
+        hosts |= head_hosts(head, compilers[EXPORT].canonical(front).model, host.config, say)
         compilers |= {n: Compiler(h.model, say) for n, h in hosts.items() if n not in compilers}
         compilers[EXPORT].heads = heads_on_target(hosts)
     made, source = compile_stages(compilers, plan), plan.source
     if head is not None:
-        check_tap(made[plan.target].lowered)
+        check_tap(head, made[plan.target].lowered)
     if source is not None and source.checkpoint is not None and not _states_sizes(host, other):
         ours, theirs = (decoder_facts(made[name].canonical) for name in (plan.target, DRAFT))
         _check_draft(host, ours, other, theirs, source.checkpoint, say)

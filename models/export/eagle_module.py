@@ -1,11 +1,13 @@
-"""EAGLE heads as torch modules: decoders over tokens and the features of the positions before them.
+"""Draft heads that are decoders over tokens and the features of the positions before them, as torch
+modules: EAGLE's, and layers of multi-token prediction.
 
-One module is what is exported, what training changes, and what the proof asks. Its attention and
-rotary positions are transformers' own, of the sizes that the head's files state.
+One module is what is exported, what training changes, and what the proof asks. Its rotary positions
+are transformers' own, of the sizes that the head's files state.
 """
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -13,25 +15,27 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import LlamaConfig
-from transformers.masking_utils import create_causal_mask
-from transformers.models.llama.modeling_llama import (
-    LlamaAttention,
-    LlamaMLP,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-)
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding
 
+from graftline.models.export.draft_attention import DraftAttention, LatentAttention, rms_norm
+from graftline.models.export.draft_experts import Mixture
 from graftline.models.export.host_model import ATTENTION
-from graftline.models.heads.block import Block
+from graftline.models.heads.block import Block, Rope
+from graftline.models.heads.experts import Experts
+from graftline.models.heads.latent import Latent
 from graftline.ports import FEATURES
 
 
 @dataclass(frozen=True)
 class EagleShape:
-    """What tells EAGLE heads apart. `fused`: the first layer's input is fc of embedding and feature
-    (EAGLE-1/2); otherwise its attention reads both, each normed (EAGLE-3), and `residual_normed`
-    says whether its residual is. `normed`: a norm stands before lm_head, and with `norm_output`
-    what it gives is the next feature too."""
+    """What tells such heads apart. `fused`: the first layer's input is fc of embedding and feature
+    (EAGLE-1/2, MTP), each normed before it where `entry_normed`, and `first_normed` says whether
+    its attention has a norm before it; otherwise its attention reads both, each normed (EAGLE-3),
+    and `residual_normed` says whether its residual is. `normed`: a norm stands before lm_head, and
+    with `norm_output` what it gives is the next feature too. `windows`: how many positions each
+    layer attends to (0: all; none: all layers do). `latent`: attention is of that kind; `experts`:
+    so are the MLPs. `output_bias`: the projection behind attention has a bias."""
 
     block: Block
     layers: int
@@ -42,6 +46,25 @@ class EagleShape:
     residual_normed: bool = False
     normed: bool = True
     norm_output: bool = False
+    entry_normed: bool = False
+    first_normed: bool = False
+    output_bias: bool = False
+    windows: tuple[int, ...] = ()
+    latent: Latent | None = None
+    experts: Experts | None = None
+
+    @property
+    def rope(self) -> Rope:
+        """The rotary positions of all layers."""
+        return self.block.rope if self.latent is None else self.latent.rope
+
+    @property
+    def caches(self) -> tuple[int, int]:
+        """KV heads, and numbers of a key and of a value, of each layer's cache."""
+        if self.latent is None:
+            return self.block.kv_heads, self.block.head_size
+        key = self.latent.plain + self.latent.rope.size
+        return self.latent.heads, max(key, self.latent.value)
 
 
 class EagleBlock(nn.Module):
@@ -50,22 +73,23 @@ class EagleBlock(nn.Module):
 
     def __init__(self, config: LlamaConfig, layer: int, shape: EagleShape) -> None:
         super().__init__()
-        first, size = layer == 0, config.hidden_size
+        first, block = layer == 0, shape.block
         self.wide, self.residual_normed = first and not shape.fused, shape.residual_normed
         self.attention_norm: nn.Module | None = None
         if self.wide:
-            self.embedding_norm = LlamaRMSNorm(size, config.rms_norm_eps)
-            self.hidden_norm = LlamaRMSNorm(size, config.rms_norm_eps)
-        elif not first:
-            self.attention_norm = LlamaRMSNorm(size, config.rms_norm_eps)
-        self.attention = LlamaAttention(config, layer)
-        if self.wide:
-            for name in ("q_proj", "k_proj", "v_proj"):
-                old = getattr(self.attention, name)
-                new = nn.Linear(2 * size, old.out_features, bias=old.bias is not None)
-                setattr(self.attention, name, new)
-        self.mlp_norm = LlamaRMSNorm(size, config.rms_norm_eps)
-        self.mlp = LlamaMLP(config)
+            self.embedding_norm = rms_norm(block.hidden, block)
+            self.hidden_norm = rms_norm(block.hidden, block)
+        elif not first or shape.first_normed:
+            self.attention_norm = rms_norm(block.hidden, block)
+        if shape.latent is None:
+            width = block.hidden * (2 if self.wide else 1)
+            self.attention: Any = DraftAttention(config, layer, block, width, shape.output_bias)
+        else:
+            self.attention = LatentAttention(config, shape.latent, block.hidden)
+        self.mlp_norm = rms_norm(block.hidden, block)
+        self.mlp: nn.Module = (
+            LlamaMLP(config) if shape.experts is None else Mixture(config, shape.experts)
+        )
 
     def forward(
         self, x: torch.Tensor, embedded: torch.Tensor, mask: Any, rotary: Any
@@ -76,7 +100,7 @@ class EagleBlock(nn.Module):
             normed = self.hidden_norm(x)
             given = torch.cat([self.embedding_norm(embedded), normed], dim=-1)
             x = normed if self.residual_normed else x
-        x = x + self.attention(given, rotary, mask)[0]
+        x = x + self.attention(given, rotary, mask)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -88,19 +112,22 @@ class EagleDecoder(nn.Module):
         token ids where no features are given (`graftline.ports.FEATURES`)."""
         super().__init__()
         self.shape, self.config = shape, llama_config(shape, positions)
-        size = self.config.hidden_size
+        size, block = self.config.hidden_size, shape.block
         self.embedding = nn.Embedding(shape.vocabulary, size)
         if places:
             self.register_parameter(FEATURES, nn.Parameter(torch.zeros(places, size)))
+        if shape.entry_normed:
+            self.embedding_norm = rms_norm(size, block)
+            self.hidden_norm = rms_norm(size, block)
         if shape.fused:
             self.fc = nn.Linear(2 * size, size, bias=shape.fc_bias)
         self.layers = nn.ModuleList(
             [EagleBlock(self.config, i, shape) for i in range(shape.layers)]
         )
         if shape.normed:
-            self.norm = LlamaRMSNorm(size, self.config.rms_norm_eps)
+            self.norm = rms_norm(size, block)
         self.lm_head = nn.Linear(size, shape.drafted, bias=False)
-        self.rotary = LlamaRotaryEmbedding(self.config)
+        self.rotary = LlamaRotaryEmbedding(_rotary_config(shape, positions))
 
     def forward(
         self,
@@ -115,30 +142,56 @@ class EagleDecoder(nn.Module):
             table = self.get_parameter(FEATURES)
             features = nn.functional.embedding(input_ids % len(table), table)
         embedded = self.embedding(input_ids)
-        both = torch.cat([embedded, features], dim=-1)  # all that the layers read, in one value
+        given = (embedded, features)
+        if self.shape.entry_normed:
+            given = (self.embedding_norm(embedded), self.hidden_norm(features))
+        both = torch.cat(given, dim=-1)  # all that the layers read, in one value
         embedded, x = both.split(embedded.shape[-1], dim=-1)
         x = self.fc(both) if self.shape.fused else x
-        mask = create_causal_mask(
-            config=self.config, inputs_embeds=x, attention_mask=None,
-            cache=None, position_ids=position_ids,
-        )  # fmt: skip
+        masks = self._masks(x, position_ids)
         rotary = self.rotary(x, position_ids)
-        for layer in self.layers:
-            x = layer(x, embedded, mask, rotary)
+        for layer, window in zip(self.layers, self._windows, strict=True):
+            x = layer(x, embedded, masks[window], rotary)
         normed = self.norm(x) if self.shape.normed else x
         state = normed if self.shape.norm_output else x
         return SimpleNamespace(logits=self.lm_head(normed), state=state)
 
+    @property
+    def _windows(self) -> tuple[int, ...]:
+        return self.shape.windows or (0,) * self.shape.layers
+
+    def _masks(self, x: torch.Tensor, positions: torch.Tensor | None) -> dict[int, Any]:
+        """The masks of layers, by their windows."""
+        masks: dict[int, Any] = {}
+        for window in set(self._windows):
+            kind = create_sliding_window_causal_mask if window else create_causal_mask
+            config = copy(self.config)
+            config.sliding_window = window or None
+            masks[window] = kind(
+                config=config, inputs_embeds=x, attention_mask=None, cache=None,
+                position_ids=positions,
+            )  # fmt: skip
+        return masks
+
 
 def llama_config(shape: EagleShape, positions: int) -> LlamaConfig:
     """The sizes of a head's layers as transformers names them."""
-    block = shape.block
-    rope = {"rope_theta": block.rope.theta, "rope_type": block.rope.kind, **block.rope.numbers}
+    block, rope = shape.block, shape.rope
+    parameters = {"rope_theta": rope.theta, "rope_type": rope.kind, **rope.numbers}
     options: dict[str, Any] = {"attn_implementation": ATTENTION}
-    return LlamaConfig(
+    config = LlamaConfig(
         hidden_size=block.hidden, intermediate_size=block.mlp, num_hidden_layers=shape.layers,
-        num_attention_heads=block.heads, num_key_value_heads=block.kv_heads,
-        head_dim=block.head_size, vocab_size=shape.vocabulary, rms_norm_eps=block.epsilon,
-        max_position_embeddings=positions, rope_parameters=rope, attention_bias=block.bias,
+        num_attention_heads=1, head_dim=block.head_size, vocab_size=shape.vocabulary,
+        rms_norm_eps=block.epsilon, max_position_embeddings=positions, rope_parameters=parameters,
         **options,
     )  # fmt: skip
+    # whose own check would have the hidden size a multiple of their number
+    config.num_attention_heads, config.num_key_value_heads = block.heads, block.kv_heads
+    return config
+
+
+def _rotary_config(shape: EagleShape, positions: int) -> LlamaConfig:
+    """The same, with heads of those numbers that are rotated."""
+    config = llama_config(shape, positions)
+    config.head_dim = shape.rope.size
+    return config

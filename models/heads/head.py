@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graftline.errors import CheckpointError
 from graftline.facts import DecoderFacts
+from graftline.head_notes import NORM, TapReading
 from graftline.tensors import Widened, numbers
 
 CHUNK = 1 << 22
@@ -51,6 +52,10 @@ class Tap:
         return f"n{self.layer}" if self.layer < 0 else str(self.layer)
 
 
+FINAL = Tap(-1, normed=True)
+"""What most heads read."""
+
+
 @dataclass(frozen=True)
 class HostSize:
     """A number of a head's files that must be `times` a size of its host, and where it stands."""
@@ -84,6 +89,12 @@ class Head:
     tensors: Mapping[str, ir.TensorProtocol] = field(repr=False)
     sizes: tuple[HostSize, ...] = ()
     decided: tuple[str, ...] = ()
+
+    def reading(self, layers: int, width: int, epsilon: float = 0.0) -> TapReading:
+        """What it reads of a host of so many layers: features of `width` numbers, made by norms of
+        that epsilon where it has any."""
+        read = (NORM if tap.normed else tap.index(layers) for tap in self.taps)
+        return TapReading(tuple(read), width, epsilon)
 
     def check(self, host: DecoderFacts) -> None:
         """Raise CheckpointError unless the head belongs to `host` and all its numbers are finite.

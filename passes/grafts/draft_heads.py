@@ -9,10 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
+from graftline.facts import DraftHeadFacts, read_facts
+from graftline.head_notes import TapReading
 from graftline.owners import HEAD
 from graftline.passes.grafts.head_parts import (
     DRAFT_LAYER,
     DRAFT_SCORES,
+    HEADS,
     HeadParts,
     Linear,
     SequentialHead,
@@ -76,6 +79,11 @@ class DraftHeads(Graft):
             raise NotApplicable(
                 "draft-heads needs heads that read nothing but a state; give them: --head PATH"
             )
+        if _reads_elsewhere(model):
+            raise NotApplicable(
+                "draft-heads reads what the final norm gives, and these heads read another hidden "
+                "state; leave it out, they are a stage of their own"
+            )
         if (tap := heads_tap(model)) is None:
             raise NotApplicable(
                 "draft-heads reads what the final norm gives; put tap{layers=norm} before it"
@@ -134,10 +142,17 @@ def bring_out(
     return ports
 
 
+def _reads_elsewhere(model: ir.Model) -> bool:
+    """Whether a host carries heads of another hidden state than the final norm's."""
+    carried = None if isinstance(read_facts(model), DraftHeadFacts) else model.meta.get(HEADS)
+    return carried is not None and TapReading.read(carried) is not None
+
+
 def heads_tap(model: ir.Model) -> Port | None:
-    """The port of the hidden state behind the final norm: an output of a host, or the input of a
-    head's own graph."""
-    return next((p for p in by_role(read_ports(model), "hidden") if p.tap == POSTNORM), None)
+    """The port of the hidden state behind the final norm, an output of a host; or the input of a
+    head's own graph, whatever state that is."""
+    ports = by_role(read_ports(model), "hidden")
+    return next((p for p in ports if p.tap == POSTNORM or p.direction == "in"), None)
 
 
 def logits_of(emit: Emit, hidden: ir.Value, parts: HeadParts) -> ir.Value:

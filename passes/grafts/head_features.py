@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,9 +12,9 @@ import onnx_ir as ir
 
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Array, Feed
-from graftline.head_notes import TAPPED, TapReading
+from graftline.head_notes import NORM, TAPPED, TapReading
 from graftline.law import Evidence
-from graftline.passes.anchors.anchors import block_outputs
+from graftline.passes.anchors.anchors import block_outputs, with_role
 from graftline.passes.grafts.head_parts import HEADS
 from graftline.passes.graph.emit import Emit, free_name, new_output
 from graftline.passes.graph.weights import tensor_of
@@ -31,11 +32,12 @@ def features_formula(
     assert isinstance(graft, HeadFeatures)
     head, reading = _head(after)  # what a model carries is not cloned with it
     host = before.clone()
-    stream = block_outputs(host.graph)
     names = [f"tapped.{place}" for place in range(len(reading.layers))]
-    for layer, name in zip(graft.blocks_of(reading, len(stream)), names, strict=True):
-        tap = Emit(host.graph, graft.name()).op("Identity", [stream[layer]])
-        new_output(host.graph, tap, name, stream[layer].dtype or FLOAT, ["B", "N", "H"])
+    count = len(block_outputs(host.graph))
+    sources = _states(host.graph, graft.blocks_of(reading, count))
+    for source, name in zip(sources, names, strict=True):
+        tap = Emit(host.graph, graft.name()).op("Identity", [source])
+        new_output(host.graph, tap, name, source.dtype or FLOAT, ["B", "N", "H"])
     outputs = evaluate(host, feed)
     taps = [outputs[name].astype(np.float64) for name in names]
     expected = _formula(head, reading, taps)
@@ -48,21 +50,22 @@ def features_formula(
 
 def layers(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
     """What the features are made of is what leaves the layers that the head names, in its order."""
-    named, stream = _head(after)[1].layers, block_outputs(after.graph)
-    expected = [stream[layer] for layer in named]
+    named = _head(after)[1].layers
+    expected = _states(after.graph, named)
     features = next(value for value in after.graph.outputs if value.name == FEATURES)
     found = _sources(features, graft.name())
     if found != expected:
         names = [", ".join(str(value.name) for value in values) for values in (found, expected)]
         raise LawBroken(graft.name(), "layers", FEATURES, f"are of {names[0]}, not of {names[1]}")
-    return Evidence(f"features are of the layers {', '.join(map(str, named))}")
+    words = ("the final norm" if layer == NORM else str(layer) for layer in named)
+    return Evidence(f"features are of the layers {', '.join(words)}")
 
 
 @dataclass(frozen=True)
 class HeadFeatures(Graft):
-    """Adds the output features [B, N, H] of an EAGLE-3 head: fc of the hidden states that leave
-    some blocks of the host, side by side, each or all of them normed first where the head says so.
-    Adds no input.
+    """Adds the output features [B, N, H] of a draft head: the hidden states that leave some blocks
+    of the host, or its final norm, side by side, each or all of them normed first where the head
+    says so, and multiplied by its fc where it has one. Adds no input.
 
     `blocks`: of a host that was cut to so many, the nearest are read.
     """
@@ -75,26 +78,33 @@ class HeadFeatures(Graft):
     def requires(self, model: ir.Model) -> None:
         head = model.meta.get(HEADS)
         if head is None or TapReading.read(head) is None:
-            raise NotApplicable("head-features needs an EAGLE-3 head; give it: --head PATH")
+            raise NotApplicable(
+                "head-features needs a head that reads hidden states of certain layers, as "
+                "EAGLE-3's; give it: --head PATH"
+            )
         if found := by_role(read_ports(model), FEATURES, "out"):
             raise NotApplicable("the graph has the features of a head already", [found[0].name])
         if not block_outputs(model.graph):
             raise NotApplicable("head-features needs stamped blocks; run anchors first")
+        if NORM in _head(model)[1].layers and not with_role(model.graph, "final_norm"):
+            raise NotApplicable("head-features: the head reads the final norm, which is not here")
 
     def apply(self, model: ir.Model) -> None:
         head, reading = _head(model)
-        graph, stream = model.graph, block_outputs(model.graph)
+        graph, count = model.graph, len(block_outputs(model.graph))
         emit = Emit(graph, self.name())
-        taps = [_float(emit, stream[layer]) for layer in self.blocks_of(reading, len(stream))]
+        states = _states(graph, self.blocks_of(reading, count))
+        taps = [_float(emit, state) for state in states]
         for place, tap in enumerate(taps):
             if (scale := _weight(emit, head, f"norm.{place}")) is not None:
                 taps[place] = _norm(emit, tap, scale, reading.epsilon)
         value = taps[0] if len(taps) == 1 else emit.op("Concat", taps, axis=-1)
         if (scale := _weight(emit, head, "norm")) is not None:
             value = _norm(emit, value, scale, reading.epsilon)
-        weight = _weight(emit, head, "fc")
-        assert weight is not None, "a head with taps has fc"
-        value = emit.op("MatMul", [value, emit.op("Transpose", [weight], perm=[1, 0])])
+        if (weight := _weight(emit, head, "fc")) is not None:
+            value = emit.op("MatMul", [value, emit.op("Transpose", [weight], perm=[1, 0])])
+        elif value in states:
+            value = emit.op("Identity", [value])
         if (bias := _weight(emit, head, "fc.bias")) is not None:
             value = emit.op("Add", [value, bias])
         shape = ("B", "N", reading.width)
@@ -106,8 +116,14 @@ class HeadFeatures(Graft):
         return replace(self, blocks=blocks)
 
     def blocks_of(self, reading: TapReading, count: int) -> list[int]:
-        """The blocks that are read of a host of `count`."""
+        """The blocks that are read of a host of `count`, and NORM for its final norm."""
         return [min(layer, count - 1) if self.blocks else layer for layer in reading.layers]
+
+
+def _states(graph: ir.Graph, layers: Sequence[int]) -> list[ir.Value]:
+    """What leaves the blocks of a host, and its final norm."""
+    stream, norms = block_outputs(graph), with_role(graph, "final_norm")
+    return [norms[-1].outputs[0] if layer == NORM else stream[layer] for layer in layers]
 
 
 def _head(model: ir.Model) -> tuple[ir.Model, TapReading]:
@@ -155,5 +171,5 @@ def _formula(head: ir.Model, reading: TapReading, taps: list[Array]) -> Array:
     parts = [normed(tap, weight(f"norm.{place}")) for place, tap in enumerate(taps)]
     both = normed(np.concatenate(parts, axis=-1), weight("norm"))
     fc, bias = weight("fc"), weight("fc.bias")
-    assert fc is not None
-    return both @ fc.T + (0.0 if bias is None else bias)
+    product = both if fc is None else both @ fc.T
+    return product + (0.0 if bias is None else bias)

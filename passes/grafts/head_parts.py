@@ -171,13 +171,15 @@ class SequentialHead:
 
 def head_parts(model: ir.Model) -> HeadParts | SequentialHead | None:
     """Of the draft heads that a model carries, or is; scored by its own lm_head where they share
-    one. None where there are none."""
-    carried = model.meta.get(HEADS)
+    one. None where there are none, or such as are graphs of their own."""
+    if isinstance(own := read_facts(model), DraftHeadFacts):
+        return SequentialHead.of(model) if own.tokens else HeadParts.of(model)
+    carried: ir.Model | None = model.meta.get(HEADS)
     if carried is None:
-        facts = read_facts(model)
-        if not isinstance(facts, DraftHeadFacts):
-            return None
-        return SequentialHead.of(model) if facts.tokens else HeadParts.of(model)
+        return None
+    facts = read_facts(carried)
+    if not isinstance(facts, DraftHeadFacts) or facts.tokens:
+        return None
     parts, head = HeadParts.of(carried), with_role(model.graph, "lm_head")
     if parts.shared and head:
         return HeadParts(parts.layers, (Linear.of(head[0]),) * parts.heads, True)

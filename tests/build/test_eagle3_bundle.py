@@ -13,8 +13,6 @@ from graftline.build.check import check
 from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
 from graftline.errors import CheckpointError
-from graftline.models.heads import Tap, open_head
-from graftline.models.heads.eagle_host import eagle_shape
 from graftline.models.tiny import tiny
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters import make_drafter
@@ -192,11 +190,8 @@ def test_scores_of_a_head_beside_sampling_rules(made: tuple[Bundle, Form]) -> No
 @pytest.mark.parametrize(
     ("form", "changes", "message"),
     [
-        (Form(SIZES, taps=2, host_hidden=48, drafted=260, windows=(3,)),
-         {"layer_types": ["sliding_attention"], "sliding_window": 3},
-         "sliding windows, which this version reads and does not build"),
-        (Form(SIZES, taps=2, host_hidden=48, drafted=260, qk_norm=True), {},
-         "norms of queries and keys, which this version reads and does not build"),
+        (Form(SIZES, taps=2, host_hidden=48, drafted=260, mask=True), {"mask_token_id": 7},
+         r"in parallel \(a mask token\), which this version reads and does not build"),
     ],
 )  # fmt: skip
 def test_what_is_read_and_not_built_is_named(
@@ -206,13 +201,6 @@ def test_what_is_read_and_not_built_is_named(
     with pytest.raises(CheckpointError, match=message):
         optimize(checkpoint, tmp_path / "out", head=str(head))
     assert not (tmp_path / "out").exists()
-
-
-def test_a_tap_behind_the_final_norm_is_refused(tmp_path: Path) -> None:
-    form = FORMS["3, two layers"]
-    head = open_head(files(form, tmp_path / "head"), taps=[Tap(0), Tap(-1, normed=True)])
-    with pytest.raises(CheckpointError, match="the final norm's output among its taps"):
-        eagle_shape(head)
 
 
 def test_a_state_that_is_not_copied_would_be_seen() -> None:

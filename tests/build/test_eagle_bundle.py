@@ -11,18 +11,21 @@ import pytest
 import torch
 
 from graftline.build.check import check
+from graftline.build.heads import own_passes
 from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
 from graftline.errors import CheckpointError, GraftlineError
+from graftline.head_notes import TapReading
 from graftline.models.heads import Tap, open_head
-from graftline.models.heads.eagle_host import eagle_shape
+from graftline.models.heads.eagle_shapes import eagle_shape
+from graftline.recipe import recipe
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafting import draft_together
 from graftline.runtimes.load import load
 from graftline.tree import Tree
 from tests.eagle_drafts import SIZES, DraftedSequence, head_files, lm_head
 from tests.free_engine import free
-from tests.markov_host import VOCABULARY, MarkovCheckpoint, around, path_of
+from tests.markov_host import HIDDEN, VOCABULARY, MarkovCheckpoint, around, path_of
 from tests.models.heads.reference_eagle import Eagle
 from tests.models.heads.reference_layers import Sizes, drawn
 from tests.tiny_checkpoints import WIDE
@@ -185,7 +188,11 @@ def test_a_head_needs_its_tap_and_its_recipe(markov: MarkovCheckpoint, tmp_path:
         optimize(markov.path, tmp_path / "out", head=head, recipe="medusa")
 
 
-def test_a_head_on_another_hidden_state_is_refused(tmp_path: Path) -> None:
+def test_a_head_on_another_hidden_state_says_which(tmp_path: Path) -> None:
+    """Its target's passes bring that out in place of the final norm's output."""
     head = open_head(head_files(tmp_path / "head"), taps=[Tap(-2)])
-    with pytest.raises(CheckpointError, match=r"reads n-2; only EAGLE heads on the final norm's"):
-        eagle_shape(head)
+    assert eagle_shape(head) == eagle_shape(open_head(tmp_path / "head"))
+    passes = own_passes(head, recipe("eagle"))
+    assert passes == "kv-cache | select-rows | head-features | reduce-logits{topk=8}"
+    assert own_passes(open_head(tmp_path / "head"), recipe("eagle")) is None
+    assert head.reading(5, HIDDEN) == TapReading((3,), HIDDEN, 0.0)

@@ -5,18 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from graftline.build.check import check
+from graftline.build.head_graph import head_graphs
+from graftline.build.heads import is_decoder, is_sequential, recipe_of
 from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
-from graftline.errors import GraftlineError
+from graftline.errors import CheckpointError, GraftlineError
+from graftline.models.heads import open_head
+from graftline.models.heads.eagle_shapes import eagle_shape
+from graftline.models.tiny import tiny
 from graftline.runtimes.load import load
 from tests.free_engine import free
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.markov_host import HIDDEN, VOCABULARY, MarkovCheckpoint, path_of, right_sequence
 from tests.medusa_files import seeded, write_safe
-from tests.tiny_checkpoints import WIDE
+from tests.models.heads.reference_hydra import CrossAttention, EagleAttention, Stacks
+from tests.models.heads.reference_layers import TINY, Sizes, drawn, state, written
+from tests.rounding import assert_same_sums
+from tests.tiny_checkpoints import WIDE, write_tokenizer
 
 PROMPTS = [[5, 9, 2], [1] * 9, list(range(40, 57))]
 
@@ -102,14 +114,61 @@ def test_recipes_and_heads_of_different_families_are_refused(
     assert not out.exists()
 
 
-def test_heads_that_are_not_built_yet_say_so(markov: MarkovCheckpoint, tmp_path: Path) -> None:
-    tensors = right_sequence(markov)
-    offset = write_hydra(tmp_path / "offset", tensors, hidden_state_offset=1)
-    with pytest.raises(GraftlineError, match="only heads on the final norm's output are built"):
-        optimize(markov.path, tmp_path / "out", head=str(offset))
-    loose = {k.replace("res_connection", "x"): v[:, :HIDDEN] if v.ndim == 2 and "mlp" in k else v
-             for k, v in tensors.items()}  # fmt: skip
-    loose = {k: v for k, v in loose.items() if ".x." not in k}
-    apart = write_hydra(tmp_path / "apart", loose, grounded_heads=False)
-    with pytest.raises(GraftlineError, match="hydra heads of this kind are read and not built yet"):
-        optimize(markov.path, tmp_path / "out", head=str(apart))
+def step_files(folder: Path, kind: str) -> Path:
+    module: Any = {"cross-attn": CrossAttention, "eagle-attn": EagleAttention}[kind]
+    config = {
+        "hydra_num_heads": 1, "hydra_num_layers": 1, "hydra_head_arch": kind,
+        "grounded_heads": True, "hidden_state_offset": 0,
+    }  # fmt: skip
+    return written(folder, config, state(drawn(module(TINY))))
+
+
+def test_heads_that_are_not_built_yet_say_so(tmp_path: Path) -> None:
+    head = open_head(step_files(tmp_path, "cross-attn"))
+    with pytest.raises(CheckpointError, match="of the kind cross-attn are read and not built yet"):
+        head_graphs(head, ir.Model(ir.Graph([], [], nodes=[]), ir_version=11))
+
+
+def test_a_layer_of_its_hosts_kind_needs_to_know_it(tmp_path: Path) -> None:
+    """Hydra's eagle-attn is drafted with as EAGLE's are; its rotary base is its host's."""
+    head = open_head(step_files(tmp_path, "eagle-attn"))
+    assert (recipe_of(head), is_decoder(head), is_sequential(head)) == ("eagle", True, False)
+    with pytest.raises(CheckpointError, match=r"rotary base .* has no config\.json that says"):
+        eagle_shape(head)
+    shape = eagle_shape(head, TINY.config(rope_theta=5e5, rms_norm_eps=1e-3))
+    assert (shape.rope.theta, shape.block.epsilon, shape.block.mlp) == (5e5, 1e-3, TINY.mlp)
+
+
+@pytest.mark.slow
+def test_heads_on_the_state_before_the_last_block(tmp_path: Path) -> None:
+    """`hidden_state_offset` 1: what transformers calls hidden_states[-2], and PyTorch's heads say
+    of it what the engine's do."""
+    host = tiny("llama", tmp_path / "host", vocab_size=260)
+    write_tokenizer(host)
+    tensors = seeded_sequence(48, 260, heads=2)
+    head = write_hydra(tmp_path / "head", tensors, hidden_state_offset=1)
+    bundle = optimize(host, tmp_path / "out", head=str(head))
+    assert "head-features" in bundle.manifest.stages["ort-cpu"].pipeline
+    engine: Any = load(bundle.path)
+    prompt = [5, 77, 13, 200, 41]
+    engine.session.reset(1)
+    scores = engine.session.read(0, np.asarray(prompt, np.int64), None)
+    model: Any = AutoModelForCausalLM.from_pretrained(host, dtype=torch.float32)
+    module = Stacks(Sizes(hidden=48, vocabulary=260), 2, 1)
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
+    with torch.no_grad():
+        shown = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-2][0, -1:]
+        known = model.get_input_embeddings()(torch.tensor([[7, 99]]))
+        expected = module(shown[None], known[:, None])
+    got = scores.hidden[0, -1:]
+    assert_same_sums(got, shown.numpy(), 3 * (2 * 48 + 80 + 60))
+    heads = engine.resources.head()
+    for number, tokens in enumerate(([[7]], [[7, 99]])):
+        ids, values = heads.answer(got.copy(), number, np.asarray(tokens))
+        best = expected[number][0, 0].topk(10)
+        assert ids[0, 0].tolist() == best.indices.tolist()
+        assert_same_sums(values[0, 0], best.values.numpy(), 4 * 48)
+    passes = "kv-cache | tree-mask | select-rows | tap{layers=norm} | reduce-logits{topk=8}"
+    with pytest.raises(GraftlineError, match="put head-features into --passes"):
+        optimize(host, tmp_path / "wrong", head=str(head), passes=passes)
+    assert not (tmp_path / "wrong").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,12 +15,14 @@ class Eagle(nn.Module):
     its attention. The output is the feature of t+1."""
 
     def __init__(
-        self, sizes: Sizes, layers: int = 1, bias: bool = True, qkv_bias: bool = False
-    ) -> None:
+        self, sizes: Sizes, layers: int = 1, bias: bool = True, qkv_bias: bool = False,
+        **attention: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.fc = nn.Linear(2 * sizes.hidden, sizes.hidden, bias=bias)
         self.layers = nn.ModuleList(
-            Layer(sizes, first_norm=index > 0, bias=qkv_bias) for index in range(layers)
+            Layer(sizes, first_norm=index > 0, bias=qkv_bias, **attention)
+            for index in range(layers)
         )
 
     def forward(self, embeddings: Tensor, features: Tensor) -> Tensor:

@@ -84,11 +84,12 @@ class Sigmoid(nn.Module):
 
 class LatentAttention(nn.Module):
     """Multi-head latent attention: a vector per position makes keys and values of all heads; the
-    rotary numbers, in interleaved pairs, are shared by the heads. `yarn`: (factor, mscale)."""
+    rotary numbers, in interleaved pairs, are shared by the heads. `yarn`: (factor, mscale, the
+    original number of positions)."""
 
     def __init__(
         self, sizes: Sizes, query_rank: int | None, rank: int, plain: int, rotary: int, value: int,
-        yarn: tuple[float, float] | None = None,
+        yarn: tuple[float, float, int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.sizes, self.rank, self.plain, self.rotary = sizes, rank, plain, rotary
@@ -103,6 +104,7 @@ class LatentAttention(nn.Module):
         self.kv_a_layernorm = RmsNorm(rank, 1e-6)
         self.kv_b_proj = nn.Linear(rank, sizes.heads * (plain + value), bias=False)
         self.o_proj = nn.Linear(sizes.heads * value, hidden, bias=False)
+        self.yarn = yarn
         factor = 1.0 if yarn is None else 0.1 * yarn[1] * math.log(yarn[0]) + 1.0
         self.scale = size**-0.5 * factor * factor
 
@@ -124,9 +126,27 @@ class LatentAttention(nn.Module):
     def turned(self, x: Tensor, positions: Tensor) -> Tensor:
         """Pairs of neighbours, turned by their position."""
         steps = torch.arange(0, self.rotary, 2, dtype=x.dtype) / self.rotary
-        angles = positions.to(x.dtype)[:, None] * self.sizes.theta ** -steps
+        frequencies = self.sizes.theta ** -steps
+        if self.yarn is not None:
+            frequencies = self.stretched(frequencies)
+        angles = positions.to(x.dtype)[:, None] * frequencies
         one, other, cos, sin = x[..., 0::2], x[..., 1::2], angles.cos(), angles.sin()
         return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1)
+
+    def stretched(self, frequencies: Tensor) -> Tensor:
+        """Yarn (arXiv 2309.00071): those that turn less than once over the original positions are
+        divided by the factor, those that turn 32 times are kept, and between is a ramp."""
+        factor, _, original = self.yarn or (1.0, 0.0, 1)
+
+        def place(turns: float) -> float:
+            waves = math.log(original / (turns * 2 * math.pi))
+            return self.rotary * waves / (2 * math.log(self.sizes.theta))
+
+        first, last = math.floor(place(32.0)), math.ceil(place(1.0))
+        first, last = max(first, 0), min(last, self.rotary - 1)
+        ramp = (torch.arange(len(frequencies)).to(frequencies) - first) / max(last - first, 0.001)
+        share = ramp.clamp(0.0, 1.0)
+        return frequencies / factor * share + frequencies * (1.0 - share)
 
 
 class Mtp(nn.Module):

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from faults.graphs import rewired
+from faults.graphs import constant, rewired
 from faults.mutant import Mutant, Touched, after, instead
 from graftline.kinds import draft_block
 from graftline.passes import GRAFTS
+from graftline.ports import FEATURES
 
-EAGLE3 = {"head": "eagle3"}
+EAGLE3, MTP = {"head": "eagle3"}, {"head": "mtp"}
+KV_CACHE = GRAFTS["kv-cache"]
 
 
 def _turned_taps(model: ir.Model) -> int:
@@ -75,6 +77,65 @@ def _step_off(real: Any, touched: Touched) -> Any:
     return answers
 
 
+def _before_the_norm(real: Any, touched: Touched) -> Any:
+    """What is fed back is what leaves the last block."""
+
+    def state_port(ports: Any, normed: bool) -> str:
+        touched.count += normed
+        return real(ports, False)
+
+    return state_port
+
+
+def _of_head(model: ir.Model) -> bool:
+    return FEATURES in model.graph.initializers
+
+
+def _entry_norms_exchanged(model: ir.Model) -> int:
+    """The embedding is normed as the feature is, and the other way round."""
+    if not _of_head(model):
+        return 0
+    one, other = (model.graph.initializers[f"{n}_norm.weight"] for n in ("embedding", "hidden"))
+    uses = [(node, index, value) for value, user in ((other, one), (one, other))
+            for node, index in user.uses()]  # fmt: skip
+    return sum(rewired(node, index, value) for node, index, value in uses)
+
+
+def _gates_open(model: ir.Model) -> int:
+    """What attention gives is not multiplied by its gate's sigmoid."""
+    if not _of_head(model):
+        return 0
+    for node in model.graph:
+        if node.op_type == "MatMul" and (made := node.inputs[0]) is not None:
+            while made is not None and (maker := made.producer()) is not None:
+                if maker.op_type == "Mul" and _is_gated(maker):
+                    return rewired(maker, 1, constant(model, 1.0, np.float32))
+                made = maker.inputs[0] if maker.op_type == "Reshape" else None
+    return 0
+
+
+def _is_gated(node: ir.Node) -> bool:
+    makers = [value.producer() for value in node.inputs if value is not None]
+    return makers[1] is not None and makers[1].op_type == "Sigmoid"
+
+
+def _one_expert_less(model: ir.Model) -> int:
+    """The last of the chosen experts is the first again."""
+    if not _of_head(model):
+        return 0
+    for node in model.graph:
+        if node.op_type == "TopK":
+            ids = node.outputs[1]
+            uses = list(ids.uses())
+            zeros = constant(model, [0, 0], np.int64)
+            maker = ir.node("Gather", [ids, zeros], {"axis": -1})
+            model.graph.insert_after(node, maker)
+            for user, index in uses:
+                user.replace_input_with(index, maker.outputs[0])
+            return len(uses)
+    return 0
+
+
 DRAFT_BLOCKS = [
     Mutant("features-of-turned-taps", "head-features: apply", "the taps are in another order",
            "plain", "features-formula",
@@ -90,4 +151,12 @@ DRAFT_BLOCKS = [
            "plain", "neutral", after(GRAFTS["features"], _embedding_for_features), EAGLE3),
     Mutant("head-state-a-row-off", "draft_block: the engine", "the state is the row before's",
            "plain", "taps", instead(draft_block, "_answers", _step_off), EAGLE3),
+    Mutant("mtp-state-before-the-norm", "ports: state_port", "what is fed back is not normed",
+           "plain", "taps", instead(draft_block, "state_port", _before_the_norm), MTP),
+    Mutant("mtp-entry-norms-exchanged", "kv-cache: apply", "entry norms have each other's weights",
+           "plain", "neutral", after(KV_CACHE, _entry_norms_exchanged), MTP),
+    Mutant("mtp-gates-open", "kv-cache: apply", "attention's gates do nothing",
+           "plain", "neutral", after(KV_CACHE, _gates_open), MTP),
+    Mutant("mtp-one-expert-less", "kv-cache: apply", "an expert is taken twice",
+           "plain", "neutral", after(KV_CACHE, _one_expert_less), MTP),
 ]  # fmt: skip

@@ -24,6 +24,7 @@ from tests.eagle_files import write_eagle3
 from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.medusa_files import seeded, write_safe
+from tests.mtp_files import write_mtp
 
 WIDE: Mapping[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "vocab_size": 700,
@@ -201,12 +202,14 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        "hydra", or "eagle3"."""
+        "hydra", "eagle3" or "mtp"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
         if own == "eagle3":
             write_eagle3(place, size.hidden, size.vocabulary, (0, 1))
+        elif own == "mtp":
+            write_mtp(place, size.hidden, size.vocabulary, size.layers)
         elif own == "hydra":
             write_hydra(place, seeded_sequence(size.hidden, size.vocabulary, heads=2))
         else:

@@ -10,13 +10,18 @@ import pytest
 import torch
 
 from graftline.build.head_graph import head_graphs
-from graftline.errors import CheckpointError, LawBroken
+from graftline.build.heads import own_passes, recipe_of
+from graftline.errors import CheckpointError, LawBroken, NotApplicable
 from graftline.evaluate import run
+from graftline.head_notes import TapReading
 from graftline.models.decoder import TinyDecoder
 from graftline.models.heads import open_head
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.anchors.anchors import block_outputs
 from graftline.passes.grafts import draft_heads
+from graftline.passes.grafts.head_parts import HEADS
 from graftline.passes.graph.emit import Emit
+from graftline.recipe import recipe
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.models.heads.reference_hydra import Stacks
 from tests.models.heads.reference_layers import Sizes
@@ -57,6 +62,49 @@ def test_every_head_is_what_pytorch_makes_of_it(tmp_path: Path, layers: int) -> 
         )
         best = np.argsort(-got["heads.logits"], axis=-1)[..., :5]
         np.testing.assert_array_equal(got["heads.topk_ids"], best)
+
+
+def test_heads_that_read_no_token_are_one_graph(tmp_path: Path) -> None:
+    """As Medusa's, with a bias behind each lm_head."""
+    tensors = seeded_sequence(HIDDEN, VOCABULARY, 3, 2, grounded=False)
+    module = Stacks(Sizes(hidden=HIDDEN, vocabulary=VOCABULARY), 3, 2, grounded=False)
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()})
+    head = open_head(write_hydra(tmp_path / "head", tensors, grounded_heads=False))
+    (graph,) = head_graphs(head, anchored())
+    assert recipe_of(head) == "medusa"
+    hidden = np.random.default_rng(0).standard_normal((2, 4, HIDDEN)).astype(np.float32)
+    states = torch.from_numpy(hidden)
+    expected = module(states, torch.zeros(2, 4, 3, HIDDEN))
+    feed = {"hidden": hidden}
+    reports = Pipeline.parse("draft-heads{topk=5} | lower-ort", GRAFTS).run(graph, feed)
+    assert "head-formula" in {row.law for row in reports[0].laws}
+    got, wanted = run(graph, feed)["heads.logits"], torch.stack(expected, 2).detach().numpy()
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("grounded", [True, False])
+def test_heads_name_the_state_that_they_read(tmp_path: Path, grounded: bool) -> None:
+    """`hidden_state_offset` 1 is what enters the last block of three; the recipe's passes bring it
+    out, as it is."""
+    tensors = seeded_sequence(HIDDEN, VOCABULARY, 2, grounded=grounded)
+    files = write_hydra(tmp_path / "head", tensors, hidden_state_offset=1, grounded_heads=grounded)
+    head, target = open_head(files), anchored()
+    layers = len(block_outputs(target.graph))
+    chosen = recipe(recipe_of(head))
+    assert (own_passes(head, chosen) or "").count("head-features") == 1
+    carried = head_graphs(head, target)[0]
+    entered = block_outputs(target.graph)[layers - 2].name
+    refused = target.clone()
+    target.meta[HEADS] = refused.meta[HEADS] = carried
+    why = "nothing but a state" if grounded else "these heads read another hidden state"
+    with pytest.raises(NotApplicable, match=why):
+        Pipeline.parse("tap{layers=norm} | draft-heads", GRAFTS).run(refused)
+    reports = Pipeline.parse("head-features", GRAFTS).run(target)
+    assert "layers" in {row.law for row in reports[0].laws if row.status == "held"}
+    (made,) = [v for v in target.graph.outputs if v.name == "features"]
+    assert made.producer().inputs[0].name == entered
+    reading = TapReading.read(carried)
+    assert reading == TapReading((layers - 2,), HIDDEN, 0.0)
 
 
 def test_candidates_of_another_row_break_the_law(
