@@ -12,10 +12,6 @@ GAIN = 1.15
 than it is."""
 BUDGET = 256
 """Most rows of a step, of all sequences together."""
-UNLIMITED = 1 << 30
-IDLE, NAP = 12, 4
-"""Steps in a row without a draft after which what takes long to propose or to price is looked at
-only in every so many."""
 
 
 @dataclass(slots=True)
@@ -25,7 +21,7 @@ class Offer:
     sequence: int
     gains: Sequence[float]
     """Expected tokens of each further row, never rising; of a whole, the sum."""
-    straight: int = UNLIMITED
+    straight: int = 1 << 30
     """Rows up to which the tree is a chain."""
     hurdle: float = GAIN - 1.0
     """Share by which the sequence must gain by speculating, at least."""
@@ -80,25 +76,20 @@ def choose(
     ]
     items.sort(key=itemgetter(0), reverse=True)
     rows: dict[int, int] = {}
-    tokens, left, sure = float(batch), sum([gain for _, gain, _ in items]), float(batch)
-    best, worth, found = 0, batch / plain, (tokens, plain)
+    tokens, sure, left = float(batch), float(batch), sum([gain for _, gain, _ in items])
+    best = Choice({}, tokens, plain, batch / plain)
     slower, spent, branching = 1.0, 0.0, False
-    for count, (_, gain, one) in enumerate(items, 1):
+    for _, gain, one in items:
         known = rows.get(one.sequence, 1)
-        if known == 1:
-            slower = max(slower, one.slower)
         rows[one.sequence] = known + one.size
         total += max(known + one.size - max(known, least), 0)
+        slower, spent = max(slower, one.slower), spent + one.price
         branching |= known + one.size > one.straight
-        spent += one.price
         tokens, left = tokens + gain, left - gain
         sure += (gain - (one.hurdle if known == 1 else 0.0)) / (1.0 + one.hurdle)
         took = cost(total, branching) * slower + spent
-        if total > BUDGET or (sure + left) / took <= worth:
+        if total > BUDGET or (sure + left) / took <= best.worth:
             break
-        if sure / took > worth:
-            best, worth, found = count, sure / took, (tokens, took)
-    rows = {}
-    for _, _, one in items[:best]:
-        rows[one.sequence] = rows.get(one.sequence, 1) + one.size
-    return Choice(rows, *found, worth)
+        if sure / took > best.worth:
+            best = Choice(dict(rows), tokens, took, sure / took)
+    return best
