@@ -99,7 +99,6 @@ class Lane:
         place = next(place for place, one in enumerate(self.members) if one.seat == seat)
         one, debt = self.members[place], drafter.debt()
         self.proposals[place] = one.proposal(branches, paid.bid(drafter, terms, rate))
-        self._tracks[one][0].proposal = None
         rows = self.bought[seat] = len(self.proposals[place][1])
         return debt + paid.drafted(seat, drafter, rows - 1, terms)
 
@@ -107,10 +106,12 @@ class Lane:
         """Put every member's tree, of so many rows by seat, among those of the step; the tokens
         expected behind the roots."""
         tokens, self.drafted, paid = 0.0, False, self.control.paid
-        for one, (_, tree) in zip(self.members, self.proposals, strict=True):
+        for one, (signal, tree) in zip(self.members, self.proposals, strict=True):
             count = min(rows.get(one.seat, 1), len(tree))
-            tokens += self.control.chose(self._tracks[one][0], count)
-            tokens += 0.0 if paid is None else paid.expected(one.seat)
+            if paid is not None and one.seat in self.bought:
+                tokens += paid.expected(one.seat)
+            else:
+                tokens += self.control.chose(self._tracks[one][0], signal, tree, count)
             trees[one.seat] = trim(tree, count)
             self.drafted |= count > 1
         self.control.stepped(self.drafted)

@@ -16,21 +16,19 @@ BUDGET = 256
 
 @dataclass(slots=True)
 class Offer:
-    """What a sequence could score behind its root, and what that is expected to bring."""
+    """What a sequence could score behind its root: the expected tokens of each further row, never
+    rising, or the sum of `size` rows that are taken together or not at all. `straight`: rows up to
+    which the tree is a chain; `hurdle`: share by which the sequence must gain at least; `slower`:
+    what the cost of a step with this draft is to be multiplied by; `price`: milliseconds of making
+    it."""
 
     sequence: int
     gains: Sequence[float]
-    """Expected tokens of each further row, never rising; of a whole, the sum."""
     straight: int = 1 << 30
-    """Rows up to which the tree is a chain."""
     hurdle: float = GAIN - 1.0
-    """Share by which the sequence must gain by speculating, at least."""
     slower: float = 1.0
-    """What the cost of a step with this draft is to be multiplied by."""
     size: int = 1
-    """Rows behind the root that are taken together or not at all."""
     price: float = 0.0
-    """Milliseconds of making the draft."""
 
 
 class Terms(NamedTuple):

@@ -36,17 +36,13 @@ class Costs:
     store: Callable[[dict[str, Any]], object] | None = field(
         default=None, compare=False, repr=False
     )
-    pace: Pace = field(default_factory=Pace, init=False, compare=False, repr=False)
-    _lines: dict[tuple[int, bool, int], tuple[float, float]] = field(
-        default_factory=dict[tuple[int, bool, int], tuple[float, float]],
-        init=False, compare=False, repr=False,
-    )  # fmt: skip
-    """By rows, shape and sequences, the cost at NEAR and its growth by position."""
 
     def __post_init__(self) -> None:
         if 1 not in self.chain or min([*self.chain.values(), *self.tree.values()]) <= 0:
             raise BundleError("step costs need a chain of 1 row and positive times; measure again")
-        self._stored = dict(self.pace.drift)
+        self.pace, self._stored = Pace(), (1.0, 1.0)
+        self._lines: dict[tuple[int, bool, int], tuple[float, float]] = {}
+        """By rows, shape and sequences, the cost at NEAR and its growth by position."""
 
     def of(self, rows: int, branching: bool = False, past: float = NEAR, batch: int = 1) -> float:
         """The cost of a step of `rows` rows in all, of `batch` sequences behind `past` positions
@@ -69,25 +65,22 @@ class Costs:
 
     def settle(self) -> None:
         """Between requests: where steps differ from the tables for long, store what they take."""
-        drift = self.pace.drift
-        same = (1 / OFF < now / self._stored[kind] < OFF for kind, now in drift.items())
-        if self.store is not None and not all(same):
-            self._stored = dict(drift)
-            self.store(self.to_json(drift))
+        plain = self.pace.drift[False]
+        now = plain, self.pace.drift.get(True, plain)
+        differ = any(not 1 / OFF < a / b < OFF for a, b in zip(now, self._stored, strict=True))
+        if self.store is not None and differ:
+            self._stored = now
+            self.store(self.to_json(*now))
 
-    def to_json(self, drift: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """With string keys, as JSON has them; `drift`: how many times as long steps of a kind take,
-        where that of plain ones is not meant."""
-        shares = drift or {"plain": 1.0}
+    def to_json(self, plain: float = 1.0, drafted: float = 1.0) -> dict[str, Any]:
+        """With string keys, as JSON has them; times of a single row and of more so many times as
+        long."""
 
-        def strings(table: Table, kind: str = "plain") -> dict[str, float]:
-            kinds = {rows: kind if rows > 1 and kind in shares else "plain" for rows in table}
-            return {str(rows): ms * shares[kinds[rows]] for rows, ms in table.items()}
+        def strings(table: Table) -> dict[str, float]:
+            return {str(rows): ms * (plain if rows == 1 else drafted) for rows, ms in table.items()}
 
         besides = {str(size): strings(table) for size, table in self.besides.items()}
-        chain, tree = strings(self.chain, "chain"), strings(self.tree, "tree")
-        positions = strings(self.positions)
-        return {"chain": chain, "tree": tree, "positions": positions, "besides": besides}
+        return {name: strings(getattr(self, name)) for name in _TABLES} | {"besides": besides}
 
     @classmethod
     def from_json(
@@ -99,11 +92,14 @@ class Costs:
             return {int(rows): float(ms) for rows, ms in table.items()}
 
         try:
-            one = [numbers(tables[name]) for name in ("chain", "tree", "positions")]
+            one = [numbers(tables[name]) for name in _TABLES]
             besides = {int(size): numbers(table) for size, table in tables["besides"].items()}
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise BundleError(f"step costs cannot be read ({error}); measure again") from error
         return cls(*one, besides, store)
+
+
+_TABLES = ("chain", "tree", "positions")
 
 
 def interpolated(table: Table, size: float) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,8 @@ class Gauge:
         """Milliseconds by rows; no size costs less than a smaller one."""
         row = undisturbed(self._single) * 1e3
         found = {rows: median(ratios) for (k, rows), ratios in self._ratios.items() if k == kind}
-        ratios = zip([1, *found], rising([1.0, *found.values()]), strict=True)
-        return {rows: row * ratio for rows, ratio in ratios}
+        rising = accumulate(found.values(), max, initial=1.0)
+        return {rows: row * ratio for rows, ratio in zip([1, *found], rising, strict=True)}
 
     def _tokens(self, rows: int) -> Ints:
         vocabulary = self._session.facts.vocabulary
@@ -113,18 +114,6 @@ class Gauge:
         began = time.perf_counter()
         self._session.score(tokens, depth, mask)
         return time.perf_counter() - began
-
-
-def rising(values: Sequence[float]) -> list[float]:
-    """The nearest sequence that never falls (Barlow 1972, pool adjacent violators); the first value
-    stays the least of all: what another row costs is measured beside it."""
-    known = [max(value, values[0]) for value in values]
-    size = range(len(known))
-
-    def lowest(first: int, at: int) -> float:
-        return min(fmean(known[first : last + 1]) for last in size[at:])
-
-    return [max(lowest(first, at) for first in size[: at + 1]) for at in size]
 
 
 def undisturbed(times: Sequence[float]) -> float:

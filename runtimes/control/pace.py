@@ -11,11 +11,10 @@ without being charged, as decisions would hang on the clock."""
 OTHERWISE = 4.0
 """Plain steps so much faster or slower show that the costs are those of another machine, which say
 nothing of how kinds of steps compare on this one."""
-COMPARED = 3
-"""Plain steps after which it is known how fast the machine is now."""
-PATIENCE, WINDOW = 64, 64
-"""Plain steps in which a charge falls by one plain step: so a try costs 1 / PATIENCE of the time,
-however slow it is. Steps over which `drift` forgets."""
+COMPARED, PATIENCE, WINDOW = 3, 64, 64
+"""Plain steps after which drafted ones can be compared with them; plain steps in which a charge
+falls by 1, so that a try costs 1 / PATIENCE of the time, however slow it is; steps over which
+`drift` forgets."""
 
 
 class Pace:
@@ -25,10 +24,8 @@ class Pace:
     wrong table. While a recipe does not draft its charges fall, so that it is tried again."""
 
     def __init__(self) -> None:
-        self.value = 1.0
-        """How much longer steps take now than their costs say."""
-        self.drift = {"plain": 1.0}
-        """By kind of those seen, how much longer they have taken for long."""
+        self.value, self.drift = 1.0, {False: 1.0}
+        """How much longer steps take now than their costs say; and for long, drafted or not."""
         self._seen: dict[tuple[str, str, int], deque[float]] = {}
         self._charges: dict[tuple[str, str, int], float] = {}
         """By recipe, kind and sequences, in powers of two; plain steps of any number together."""
@@ -38,8 +35,8 @@ class Pace:
         `weight` others."""
         self.value += (1.0 - 0.9**weight) * (min(ratio, 2.0 * self.value) - self.value)
         if kind != "paid":  # the tables have no part of what a draft model takes
-            known = self.drift.get(kind, self.drift["plain"])
-            self.drift[kind] = known + (min(ratio, 2.0 * known) - known) / WINDOW
+            known = self.drift.get(kind != "plain", self.drift[False])
+            self.drift[kind != "plain"] = known + (min(ratio, 2.0 * known) - known) / WINDOW
 
     def record(self, recipe: str, kind: str, batch: int, ratio: float) -> None:
         """The same of a step of one recipe."""
@@ -51,8 +48,8 @@ class Pace:
                 self._charges[other] -= (other[0] == recipe) / PATIENCE
         elif (plain := self._seen.get((recipe, "plain", 0))) and len(seen) > 1:
             usual = median_low(plain)
-            known = 1 / OTHERWISE < usual < OTHERWISE
-            self._charges[bucket] = median_low(seen) / usual if known else 1.0
+            comparable = 1 / OTHERWISE < usual < OTHERWISE
+            self._charges[bucket] = median_low(seen) / usual if comparable else 1.0
 
     def slower(self, recipe: str, kind: str, batch: int) -> float:
         """What the cost of a drafted step is to be multiplied by."""

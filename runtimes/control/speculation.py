@@ -22,13 +22,11 @@ one: a copied stretch must not count as often as it was proposed."""
 
 
 class Track:
-    """What is known of one sequence: the proposals that are being followed, how many in a row had
-    no token accepted, and this step's offer."""
+    """What is known of one sequence: the proposals that are being followed, and how many in a row
+    had no token accepted."""
 
     def __init__(self) -> None:
         self.walks, self.misses = list[Walk](), 0
-        self.proposal: tuple[int, Tree, int] | None = None
-        """Its class, the tree, and the rows of it that are worth following."""
 
 
 class Speculation:
@@ -81,30 +79,20 @@ class Speculation:
     ) -> Offer:
         """What a proposal of more than one row is expected to bring."""
         assert self.costs is not None, "without costs nothing is chosen"
-        chain, hurdle = tree.is_chain, self._gain - 1.0
-        reach, discount = self._of(signal).reach(), MISS**track.misses
-        size = min(len(tree), len(reach), terms.room)
-        gains = [discount * chance for chance in reach[1:size]]
-        slower = self.costs.pace.slower(self.name, "chain" if chain else "tree", terms.batch)
-        straight = size if chain else _straight(tree)
+        kind, discount, size = "chain" if tree.is_chain else "tree", MISS**track.misses, 1
+        gains = [discount * chance for chance in self._of(signal).reach()[1 : len(tree)]]
         if self._whole:
-            track.proposal = (signal, tree, len(tree))
-            gains = [sum(gains)] if len(tree) <= terms.room else []
-            return Offer(sequence, gains, straight, hurdle, slower, len(tree) - 1)
-        gains = list(takewhile(lambda gain: gain >= terms.cut, gains))
-        track.proposal = (signal, tree, min(len(gains) + 2, size))  # or it would never recover
-        return Offer(sequence, gains, straight, hurdle, slower)
+            gains, size = [sum(gains)] if len(tree) <= terms.room else [], len(tree) - 1
+        gains = list(takewhile(lambda gain: gain >= terms.cut, gains[: terms.room - 1]))
+        slower = self.costs.pace.slower(self.name, kind, terms.batch)
+        bends = (row for row, parent in enumerate(tree.parent_list) if parent != row - 1)
+        straight = next(bends, len(tree))
+        return Offer(sequence, gains, straight, self._gain - 1.0, slower, size)
 
-    def chose(self, track: Track, rows: int) -> float:
-        """Of the offer `rows` are scored: follow it; the tokens expected of it."""
-        if track.proposal is None:
-            return 0.0
-        signal, tree, followed = track.proposal
-        track.proposal = None
-        if self._lossy and rows > 1:
-            followed = rows
-        if len(track.walks) < (1 if self._whole else FOLLOWED):
-            track.walks.append(Walk(signal, tree, followed))
+    def chose(self, track: Track, signal: int, tree: Tree, rows: int) -> float:
+        """Of a proposal `rows` are scored: follow it; the tokens expected of it."""
+        if len(tree) > 1 and len(track.walks) < (1 if self._whole else FOLLOWED):
+            track.walks.append(Walk(signal, tree, rows if self._lossy and rows > 1 else None))
         return sum(self._of(signal).reach()[1:rows])
 
     def stepped(self, drafted: bool) -> None:
@@ -124,9 +112,3 @@ class Speculation:
         if signal not in self._evidence:
             self._evidence[signal] = Evidence(self._prior(signal), self._weight)
         return self._evidence[signal]
-
-
-def _straight(tree: Tree) -> int:
-    """Rows up to the first whose parent is not the row before it."""
-    parents = tree.parent_list
-    return next(row for row in range(1, len(parents)) if parents[row] != row - 1)
