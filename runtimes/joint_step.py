@@ -81,8 +81,7 @@ class JointStep:
             if self._kind == "plain" or len(lanes) == 1:
                 pace.record(lane.control.name, self._kind, self._batch, milliseconds / believed)
             if lane.control.paid is not None:
-                usual = milliseconds / max(expected[0], 1.0)
-                lane.control.paid.took(emitted, believed, usual, bool(lane.bought))
+                lane.control.paid.took(emitted, believed, bool(lane.bought))
         scale = expected[0] * max(expected[1], default=1.0)
         plain = self._tokens * self._plain / self._decoding * expected[0]
         return Marks(0.0, 1, self._decoding, self._tokens, believed * scale, plain)

@@ -70,14 +70,8 @@ class Lane:
         return [] if paid is None or not payers else paid.offers(payers, terms)
 
     def buy(self, bought: Container[int], terms: Terms, rate: float, branches: bool) -> float:
-        """Draft for the members whose seats are among those `bought`, or for all of them where it
-        is time for a try; the milliseconds of it."""
-        paid, payers = self.control.paid, self._payers()
-        if paid is None or not payers:
-            return 0.0
-        chosen = [pair for pair in payers if pair[0] in bought]
-        if not chosen and paid.try_again(payers, terms):
-            chosen = payers
+        """Draft for the members whose seats are among those `bought`; the milliseconds of it."""
+        chosen = [pair for pair in self._payers() if pair[0] in bought]
         return sum([self._draft(seat, drafter, terms, rate, branches) for seat, drafter in chosen])
 
     def draft_freely(self, rows: int, branches: bool) -> None:

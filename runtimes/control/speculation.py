@@ -11,7 +11,7 @@ from graftline.runtimes.control.evidence import Evidence, Walk
 from graftline.runtimes.control.paid import Paid
 from graftline.tree import Tree
 
-IDLE, BACKOFF = 12, 4
+IDLE, BACKOFF = 48, 8
 """Steps in a row without a draft after which proposals are made in every so many only."""
 MISS = 0.97
 """What each proposal in a row without an accepted token leaves of the next ones: a copied stretch
