@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import NamedTuple
 
-GAIN = 1.15
+GAIN = 1.1
 """Least expected gain for which a sequence speculates: what looks best of many sizes looks better
 than it is."""
 BUDGET = 256

@@ -54,7 +54,8 @@ class Costs:
         return max(line[0] + line[1] * (past - NEAR), line[0] / 2)
 
     def _line(self, rows: int, branching: bool, batch: int) -> tuple[float, float]:
-        table = {**self.tree, 1: self.chain[1]} if branching and self.tree else self.chain
+        trees = branching and len(self.tree) > 1
+        table = {**self.tree, 1: self.chain[1]} if trees else self.chain
         growth, more = within(self.positions, rows / batch), {1: 0.0}
         more |= {size: within(besides, rows / batch) for size, besides in self.besides.items()}
         if not self.besides:  # the call of one sequence reads the positions of one

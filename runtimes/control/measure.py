@@ -20,9 +20,7 @@ ROWS, FAR_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64), (1, 2, 4, 8, 16, 32
 """Rows that are measured behind NEAR positions and again behind FAR; others are interpolated."""
 BATCHES, BATCH_ROWS = (4, 8), (1, 2, 4)
 """Numbers of sequences that are measured together, and of the rows of each."""
-ROUNDS, SMALL, TIMES = 5, 8, 3
-"""Rounds over all sizes; those of up to SMALL rows, where decisions are close and steps short, are
-measured TIMES in each."""
+ROUNDS = 9
 
 
 def measure_costs(
@@ -33,42 +31,36 @@ def measure_costs(
     Rounds over all sizes in turn, each step just after one of a single row a sequence, as it is in
     use: what ran before decides what the processor's caches hold. A size costs the usual ratio to
     the single row beside it, so that a machine whose speed drifts changes nothing, times what a
-    single row takes undisturbed. Trees are measured only where the session scores trees, a long
-    past only where the capacity allows for one.
+    single row takes undisturbed. Trees are measured where the session scores trees, a long past
+    where the capacity allows for one.
 
     `beside` opens the same engine with caches of its own, of so many positions: long pasts and
     batches are then measured in turn with the short one. Without it they are after it, and batches
     only where the session has its seats' memory already.
     """
-    random, most = np.random.default_rng(0), session.most_sequences
+    random, most = np.random.default_rng(0), session.most_sequences or (8 if beside else 0)
     near = min(NEAR, session.capacity // 2)
-    sizes = [rows for rows in ROWS if near + rows <= session.capacity]
-    settings = [(1, near, sizes)]
+    settings = [(1, near, [rows for rows in ROWS if near + rows <= session.capacity])]
     if session.capacity >= FAR + FAR_ROWS[-1]:
         settings.append((1, FAR, list(FAR_ROWS)))
-    if max(sizes) >= BATCH_ROWS[-1]:
-        possible = [n for n in BATCHES if n <= (most or (n if beside else 0))]
-        settings += [(batch, near, list(BATCH_ROWS)) for batch in possible]
+    if near + BATCH_ROWS[-1] <= session.capacity:
+        settings += [(batch, near, list(BATCH_ROWS)) for batch in BATCHES if batch <= most]
     gauges: list[Gauge] = []
     for part in [settings] if beside else [[setting] for setting in settings]:
         for batch, past, rows in part:
             own = session if not gauges or beside is None else beside(past + max(rows))
             gauges.append(Gauge(own, batch, past, rows, random))
-        for turn in range(ROUNDS * TIMES):
-            for gauge in gauges[-len(part) :]:
-                gauge.turn(small=turn % TIMES > 0)
+        for gauge in ROUNDS * gauges[-len(part) :]:
+            gauge.turn()
     session.reset(1)
-    chain, tree = gauges[0].table("chain"), gauges[0].table("tree")
-    costs = Costs(chain, tree if len(tree) > 1 else {})
+    costs = Costs(gauges[0].table("chain"), gauges[0].table("tree"))
     for gauge in gauges[1:]:
-        besides = {
-            rows: ms - interpolated(chain, rows * gauge.batch)
-            for rows, ms in gauge.table("chain").items()
-        }
+        table = gauge.table("chain")
+        more = {q: ms - interpolated(costs.chain, q * gauge.batch) for q, ms in table.items()}
         if gauge.batch > 1:
-            costs.besides[gauge.batch] = besides
+            costs.besides[gauge.batch] = more
         else:
-            costs.positions = {q: max(ms, 0.0) / (FAR - NEAR) for q, ms in besides.items()}
+            costs.positions = {q: max(ms, 0.0) / (FAR - NEAR) for q, ms in more.items()}
     return costs.to_json()
 
 
@@ -86,13 +78,12 @@ class Gauge:
         self._ratios = {(kind, q): list[float]() for kind in kinds for q in sizes if q > 1}
         self._single: list[float] = []
 
-    def turn(self, small: bool) -> None:
-        """Once every size, or only the `small` ones."""
+    def turn(self) -> None:
+        """Once every size."""
         for (kind, rows), ratios in self._ratios.items():
-            if not small or rows * self.batch <= SMALL:
-                self._step("chain", 1)
-                self._single.append(self._step("chain", 1))
-                ratios.append(self._step(kind, rows) / self._single[-1])
+            self._step("chain", 1)
+            self._single.append(self._step("chain", 1))
+            ratios.append(self._step(kind, rows) / self._single[-1])
 
     def table(self, kind: str) -> Table:
         """Milliseconds by rows; no size costs less than a smaller one."""

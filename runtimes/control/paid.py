@@ -16,7 +16,7 @@ RECENT = 1.0 / 16.0
 """Weight of the last draft among those before it."""
 DEBT_STEPS = 32
 """Steps over which catching up with the sequence is written off."""
-EXPLORE = 0.005
+EXPLORE = 0.01
 """Tokens that a draft may fall short of its costs for every step since the last one."""
 
 

@@ -13,20 +13,32 @@ from graftline.tree import Tree
 
 IDLE, BACKOFF = 48, 8
 """Steps in a row without a draft after which proposals are made in every so many only."""
-MISS = 0.97
+MISS = 0.95
 """What each proposal in a row without an accepted token leaves of the next ones: a copied stretch
 has ended, or the text is one that does not copy."""
+TRUST = 10.0
+"""Expected tokens after which a text's own record counts as much in a forecast as the belief."""
 FOLLOWED = 4
 """Proposals of a sequence that are followed at a time; of those taken whole, which are expensive,
 one: a copied stretch must not count as often as it was proposed."""
 
 
 class Track:
-    """What is known of one sequence: the proposals that are being followed, and how many in a row
-    had no token accepted."""
+    """What is known of one sequence: the proposals that are being followed, how many in a row had
+    no token accepted, and the tokens that were expected of drafts and accepted."""
 
     def __init__(self) -> None:
         self.walks, self.misses = list[Walk](), 0
+        self._expected = self._accepted = TRUST
+
+    def forecast(self, tokens: float) -> float:
+        """The same of a draft in this text, which may be easier than others."""
+        self._expected += tokens
+        return tokens * self._accepted / self._expected
+
+    def emitted(self, accepted: int) -> None:
+        """So many drafted tokens were accepted."""
+        self._accepted += accepted
 
 
 class Speculation:
@@ -101,6 +113,7 @@ class Speculation:
 
     def learn(self, track: Track, fresh: Sequence[int]) -> None:
         """The sequence emitted `fresh`."""
+        track.emitted(len(fresh) - 1 if fresh else 0)
         walks, track.walks = track.walks, []
         for walk in walks:
             if self._of(walk.signal).follow(walk, fresh):

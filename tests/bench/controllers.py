@@ -256,7 +256,8 @@ def parts(rows: Sequence[dict[str, Any]], batch: int) -> list[list[dict[str, Any
 def speed(
     rows: Sequence[dict[str, Any]], name: str, precision: str, batch: int
 ) -> dict[str, dict[str, float]]:
-    """By group: milliseconds of plain decoding over those of this recipe, and tokens a step."""
+    """By group: milliseconds of plain decoding and of this recipe, and those that were forecast of
+    it for as many tokens."""
     clock = Clock()
     session = Replay(rows, clock, precision)
     stop_clocks(clock)
@@ -281,7 +282,7 @@ def speed(
                 )
                 for row in part
             ]  # fmt: skip
-            began = clock.now
+            began, before = clock.now, one.lane.marks
             for decoding in ones:
                 steps.submit(decoding, one.lane)
             steps.finish(ones)
@@ -290,11 +291,14 @@ def speed(
             for decoding, row in zip(ones, part, strict=True):
                 assert decoding.tokens == row["tokens"], "the replay left its answer"
             taken.append(clock.now - began)
+            told = dict(zip(before._fields, np.subtract(one.lane.marks, before), strict=True))
+        tokens = sum(len(row["tokens"]) - 1 for row in part)
         kinds = {row["group"] for row in part}
         group = kinds.pop() if len(kinds) == 1 else "mixed"
-        sums = found.setdefault(group, {"plain": 0.0, "recipe": 0.0})
+        sums = found.setdefault(group, {"plain": 0.0, "recipe": 0.0, "forecast": 0.0})
         sums["plain"] += taken[0]
         sums["recipe"] += taken[1]
+        sums["forecast"] += tokens * float(told["milliseconds"] / told["tokens"])
     return found
 
 
