@@ -13,10 +13,10 @@ from graftline.tree import Tree
 
 IDLE, BACKOFF = 48, 8
 """Steps in a row without a draft after which proposals are made in every so many only."""
-MISS = 0.95
+MISS = 0.92
 """What each proposal in a row without an accepted token leaves of the next ones: a copied stretch
 has ended, or the text is one that does not copy."""
-TRUST = 10.0
+TRUST = 5.0
 """Expected tokens after which a text's own record counts as much in a forecast as the belief."""
 FOLLOWED = 4
 """Proposals of a sequence that are followed at a time; of those taken whole, which are expensive,
@@ -60,7 +60,7 @@ class Speculation:
         prior: Callable[[int], Sequence[float]],
         *,
         gain: float = GAIN,
-        weight: float = 20.0,
+        weight: float = 8.0,
         whole: bool = False,
         lossy: bool = False,
         paid: Paid | None = None,
