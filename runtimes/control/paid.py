@@ -12,8 +12,8 @@ from graftline.runtimes.drafter import Bid, PaidDrafter
 
 HURDLE = 0.03
 """Share by which a sequence must gain by drafting."""
-RECENT = 1.0 / 16.0
-"""Weight of the last draft among those before it."""
+WEIGHT, HORIZON = 4.0, 32.0
+"""Drafts that the first belief is worth, and over which means forget."""
 DEBT_STEPS = 32
 """Steps over which catching up with the sequence is written off."""
 EXPLORE = 0.01
@@ -21,15 +21,19 @@ EXPLORE = 0.01
 
 
 class Means(NamedTuple):
-    """Of drafts, or of steps with them: tokens accepted, rows behind the root, milliseconds."""
+    """Of drafts, or of steps with them: how many count, tokens accepted, rows behind the root,
+    milliseconds."""
 
+    drafts: float
     tokens: float
     rows: float
     milliseconds: float
 
     def after(self, *last: float) -> Means:
         """With one more, those before it slowly forgotten."""
-        return Means(*(a + RECENT * (b - a) for a, b in zip(self, last, strict=True)))
+        drafts = min(self.drafts + 1.0, HORIZON)
+        pairs = zip(self[1:], last, strict=True)
+        return Means(drafts, *(mean + (new - mean) / drafts for mean, new in pairs))
 
 
 class Paid:
@@ -60,7 +64,7 @@ class Paid:
         slower = self._costs.pace.slower(self._name, "paid", terms.batch)
         for sequence, drafter in drafters:
             if drafter.rows > 1:
-                tokens, rows, milliseconds = self._known(drafter, terms)
+                _, tokens, rows, milliseconds = self._known(drafter, terms)
                 price = milliseconds + drafter.debt() / DEBT_STEPS
                 size = max(1, min(round(rows), terms.room - 1))
                 gains = [tokens + EXPLORE * self._idle]
@@ -70,12 +74,13 @@ class Paid:
     def bid(self, drafter: PaidDrafter, terms: Terms, rate: float) -> Bid:
         """What one sequence may spend, where the step is expected to bring `rate` tokens a
         millisecond."""
+        plain = self._cost(1, terms)
         if self._steps is None:
+            self._steps = Means(WEIGHT, rate * plain, 0.0, plain)
             return Bid.free(2)
-        rate = self._steps.tokens / self._steps.milliseconds
+        rate = max(self._steps.tokens / self._steps.milliseconds, terms.batch / plain)
         rows = min(terms.room, drafter.rows)
         costs = [self._cost(row, terms) for row in range(1, rows + 1)]
-        rate = max(rate, terms.batch / costs[0])
         rises = (after - before for before, after in pairwise(costs))
         keep = [0.0, *(rate * rise / terms.batch for rise in rises)]
         return Bid(rows, [k + rate * self._price(drafter, 1, terms) for k in keep], keep)
@@ -100,9 +105,8 @@ class Paid:
     def took(self, tokens: int, milliseconds: float, bought: bool) -> None:
         """A step brought so many tokens, and was to take so many milliseconds."""
         self._idle = 0 if bought else self._idle + 1
-        if bought:
-            steps = self._steps or Means(tokens, 0.0, milliseconds)
-            self._steps = steps.after(tokens, 0.0, milliseconds)
+        if bought and self._steps is not None:
+            self._steps = self._steps.after(tokens, 0.0, milliseconds)
 
     def _known(self, drafter: PaidDrafter, terms: Terms) -> Means:
         """What drafts of the class to come have been: at first, of the best size by the drafter's
@@ -110,7 +114,7 @@ class Paid:
         key = drafter.foresight()
         if key not in self._classes:
             sums = enumerate(accumulate(drafter.hope(key)[1:]), 1)
-            drafts = [Means(tokens, q, self._price(drafter, q, terms)) for q, tokens in sums]
+            drafts = [Means(WEIGHT, n, q, self._price(drafter, q, terms)) for q, n in sums]
 
             def rate(draft: Means) -> float:
                 step = self._cost(int(draft.rows) + 1, terms) / terms.batch

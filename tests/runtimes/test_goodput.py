@@ -239,7 +239,7 @@ def test_recipes_that_share_a_step_share_one_choice() -> None:
         simulation.run(lanes, [texts_of(copying)[seed], texts_of(novel)[seed]])
     both = np.asarray([rows for rows in simulation.rows if len(rows) == 2])
     assert both[:, 0].mean() > 2.5
-    assert both[:, 1].mean() < 1.1
+    assert both[:, 1].mean() - 1 < 0.1 * (both[:, 0].mean() - 1)
     assert simulation.spent < 4 * 127 * told(FP32)([1, 1], False), "none has to wait for it"
 
 
@@ -449,7 +449,7 @@ def test_costs_of_a_busy_minute_are_put_right_by_steps_that_disagree() -> None:
     assert stored[-1]["chain"] == near
     assert stored[-1]["tree"] == pytest.approx({"4": 13.0 / 4}, rel=0.2)
     assert stored[-1]["besides"]["4"] == pytest.approx({"1": 2.0}, rel=0.2)
-    assert Costs.from_json(stored[-1]).chain == {int(q): ms for q, ms in stored[-1]["chain"].items()}
+    assert Costs.from_json(stored[-1]).to_json() == stored[-1]
     count = len(stored)
     for _ in range(3 * WINDOW):
         costs.pace.step("plain", 0.5)
@@ -459,8 +459,8 @@ def test_costs_of_a_busy_minute_are_put_right_by_steps_that_disagree() -> None:
     for _ in range(4 * WINDOW):
         costs.pace.step("plain", 1.0)
         costs.settle()
-    near = pytest.approx(10.0, rel=0.2)
-    assert stored[-1]["chain"]["1"] == near, "if that minute was the busy one, it is undone likewise"
+    undone = pytest.approx(10.0, rel=0.2)
+    assert stored[-1]["chain"]["1"] == undone, "if that minute was the busy one"
 
 
 def test_of_what_was_not_seen_the_machines_pace_is_believed() -> None:
