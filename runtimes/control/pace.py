@@ -11,7 +11,7 @@ without being charged, as decisions would hang on the clock."""
 OTHERWISE = 4.0
 """Plain steps so much faster or slower show that the costs are those of another machine, which say
 nothing of how kinds of steps compare on this one."""
-COMPARED, PATIENCE, WINDOW = 3, 128, 64
+COMPARED, PATIENCE, WINDOW = 3, 256, 64
 """Plain steps after which drafted ones can be compared with them; plain steps in which a charge
 falls by 1, so that a try costs 1 / PATIENCE of the time, however slow it is; steps over which
 `drift` forgets."""
