@@ -102,11 +102,11 @@ class Lane:
         tokens, self.drafted, paid = 0.0, False, self.control.paid
         for one, (signal, tree) in zip(self.members, self.proposals, strict=True):
             count = min(rows.get(one.seat, 1), len(tree))
-            track = self._tracks[one][0]
             if paid is not None and one.seat in self.bought:
-                tokens += track.forecast(paid.expected(one.seat))
+                expected = paid.expected(one.seat)
             else:
-                tokens += track.forecast(self.control.chose(track, signal, tree, count))
+                expected = self.control.chose(self._tracks[one][0], signal, tree, count)
+            tokens += self.control.forecast(expected)
             trees[one.seat] = trim(tree, count)
             self.drafted |= count > 1
         self.control.stepped(self.drafted)

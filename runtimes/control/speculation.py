@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from graftline.runtimes.control.choose import GAIN, Offer, Terms
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.evidence import Evidence, Walk
+from graftline.runtimes.control.evidence import HORIZON, Evidence, Walk
 from graftline.runtimes.control.paid import Paid
 from graftline.tree import Tree
 
@@ -16,29 +16,19 @@ IDLE, BACKOFF = 48, 8
 MISS = 0.92
 """What each proposal in a row without an accepted token leaves of the next ones: a copied stretch
 has ended, or the text is one that does not copy."""
-TRUST = 5.0
-"""Expected tokens after which a text's own record counts as much in a forecast as the belief."""
+TRUST = 0.1
+"""Expected tokens a step at which a forecast is put right half by what came of those before it."""
 FOLLOWED = 4
 """Proposals of a sequence that are followed at a time; of those taken whole, which are expensive,
 one: a copied stretch must not count as often as it was proposed."""
 
 
 class Track:
-    """What is known of one sequence: the proposals that are being followed, how many in a row had
-    no token accepted, and the tokens that were expected of drafts and accepted."""
+    """What is known of one sequence: the proposals that are being followed, and how many in a row
+    had no token accepted."""
 
     def __init__(self) -> None:
         self.walks, self.misses = list[Walk](), 0
-        self._expected = self._accepted = TRUST
-
-    def forecast(self, tokens: float) -> float:
-        """The same of a draft in this text, which may be easier than others."""
-        self._expected += tokens
-        return tokens * self._accepted / self._expected
-
-    def emitted(self, accepted: int) -> None:
-        """So many drafted tokens were accepted."""
-        self._accepted += accepted
 
 
 class Speculation:
@@ -70,7 +60,7 @@ class Speculation:
         self._prior, self._gain, self._weight = prior, gain, weight
         self._whole, self._lossy = whole, lossy
         self._evidence: dict[int, Evidence] = {}
-        self._idle = 0
+        self._idle, self._expected, self._accepted = 0, 0.0, 0.0
 
     @classmethod
     def fixed(cls, name: str, rows: int = 8) -> Speculation:
@@ -107,13 +97,19 @@ class Speculation:
             track.walks.append(Walk(signal, tree, rows if self._lossy and rows > 1 else None))
         return sum(self._of(signal).reach()[1:rows])
 
+    def forecast(self, tokens: float) -> float:
+        """So many expected tokens, put right by how many of those expected lately were accepted."""
+        self._expected += (tokens - self._expected) / HORIZON
+        return tokens * (TRUST + self._accepted) / (TRUST + self._expected)
+
     def stepped(self, drafted: bool) -> None:
         """A step was chosen."""
         self._idle = 0 if drafted else self._idle + 1
 
     def learn(self, track: Track, fresh: Sequence[int]) -> None:
         """The sequence emitted `fresh`."""
-        track.emitted(len(fresh) - 1 if fresh else 0)
+        if fresh:
+            self._accepted += (len(fresh) - 1 - self._accepted) / HORIZON
         walks, track.walks = track.walks, []
         for walk in walks:
             if self._of(walk.signal).follow(walk, fresh):

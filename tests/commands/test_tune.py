@@ -62,7 +62,7 @@ def test_a_table_without_batches_is_measured_again(bundle: Path) -> None:
     assert opened.write_costs(key, {"chain": {"1": 1e9}, "tree": {}})
     costs = step_costs(opened, open_session(opened))
     assert costs.of(1) < 1e6
-    assert set(costs.batch) == {4, 8}
+    assert set(costs.besides) == {4, 8}
     kept = opened.read_costs(key)
     assert kept == costs.to_json()
     assert costs.store is not None
