@@ -83,7 +83,8 @@ class Paid:
         costs = [self._cost(row, terms) for row in range(1, rows + 1)]
         rises = (after - before for before, after in pairwise(costs))
         keep = [0.0, *(rate * rise / terms.batch for rise in rises)]
-        return Bid(rows, [k + rate * self._price(drafter, 1, terms) for k in keep], keep)
+        call = rate * self._price(drafter, 1, terms)
+        return Bid(rows, [least + call for least in keep], keep)
 
     def drafted(self, sequence: int, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
         """A draft of `rows` rows behind the root was made; the milliseconds it took."""

@@ -44,6 +44,7 @@ class Bidding:
         while not self.bids():
             self.plain()
             count += 1
+            assert count < 10_000, "it is never tried again"
         return count
 
     def draft(self, rows: int, accepted: int, taken: float = 1.0) -> None:
