@@ -399,6 +399,14 @@ def test_one_text_is_told_from_the_others_before_any_belief_has_moved(
     assert drafted_in_a_text_that_does_not_copy() > 12
 
 
+def test_a_forecast_is_put_right_by_what_came_of_those_before() -> None:
+    control, track, told = Speculation("toy", FP32, powers(0.5, 5)), Track(), 0.0
+    for _ in range(300):
+        told = control.forecast(1.0)
+        control.learn(track, [1, 2, 3])
+    assert told == pytest.approx(2.0, rel=0.1)
+
+
 def test_what_a_lossy_rule_was_not_shown_is_no_miss_of_it() -> None:
     """It would have accepted more of the proposal than the text that came instead says."""
 

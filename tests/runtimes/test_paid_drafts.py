@@ -121,7 +121,7 @@ def test_a_draft_that_lost_is_tried_again_and_every_failure_makes_that_rarer() -
     while steps.bids():
         steps.draft(3, 0)
         drafts += 1
-    assert drafts < 5
+        assert drafts < 5
     waits: list[int] = []
     for _ in range(20):
         waits.append(steps.waits())
