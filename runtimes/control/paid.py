@@ -1,4 +1,4 @@
-"""Drafts that cost time: whether to draft, how deep, and a budget for trying again."""
+"""Drafts that cost time: whether to draft, how deep, and when to try again."""
 
 from __future__ import annotations
 
