@@ -4,6 +4,8 @@ on a clock that takes what a table of true costs says.
     PYTHONPATH=TREE python tests/bench/controllers.py answers.jsonl --out FILE.json
         [--recipes a,b] [--batches 1,4,8] [--costs fp32,int8,int4]
 
+A recipe with a draft model is `name@AGREEMENT/PRICE/BELIEF`: the share of its tokens that are
+right, what a call takes in steps of the target, and what it is believed to take over that.
 `record_answers.py` makes the answers. With PYTHONPATH another tree's controller is measured;
 `--table OLD.json NEW.json` prints both beside each other. Rows off the recorded answer get the
 candidates that their token had elsewhere, for the drafters that keep candidates.
@@ -26,6 +28,7 @@ from graftline.runtimes import scheduler as scheduling
 from graftline.runtimes.control import measure
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.draft_engine import usual_cost
 from graftline.runtimes.policy import make_policy
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.greedy import Greedy
@@ -63,7 +66,7 @@ class Clock:
 class Replay:
     """A session whose sequences are recorded answers, all rows of a step in one call."""
 
-    supports_trees, row_invariant, exact_rows, most_sequences = True, True, 1, 32
+    supports_trees, row_invariant, exact_rows, most_sequences, packs = True, True, 1, 32, False
     capacity = largest = 4096
 
     def __init__(self, rows: Sequence[dict[str, Any]], clock: Clock, costs: str) -> None:
@@ -182,6 +185,50 @@ class Replay:
             del self._ids[at][length:]
 
 
+class RecordedDraft:
+    """A draft model over the caches of a replay: right with a chance that grows with the target's
+    own certainty, `agreement` on the whole, and as sure of a token as that chance, give or take.
+    A call takes `price` of the target's step of one row; `step` is what it is believed to take."""
+
+    shares = True
+    rows_cost = staticmethod(usual_cost)
+
+    def __init__(
+        self, target: Replay, clock: Clock, agreement: float, price: float, belief: float
+    ) -> None:
+        single = target.cost([1], False)
+        self._target, self._clock, self._taken = target, clock, price * single
+        self.step, self.agreement, self.capacity = self._taken * belief, agreement, target.capacity
+        self.facts = target.facts
+
+    def alone(self) -> RecordedDraft:
+        return self
+
+    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+        self._clock.now += self._taken * usual_cost(len(tokens))
+        ends = range(len(tokens) - asked + 1, len(tokens) + 1)
+        rows = [self._row(row, length, tokens[:end]) for end in ends]
+        ids = np.asarray([[ids for ids, _ in rows]])
+        logits = np.asarray([[logits for _, logits in rows]], np.float32)
+        whole = np.broadcast_to(np.float32(0), (1, asked, VOCABULARY))
+        return Scores(ids[..., 0].copy(), whole, ids, logits)
+
+    def _row(self, row: int, length: int, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
+        """Eight ids and their logits behind the first `length` positions and `tokens`."""
+        truth, behind = self._target._rows[row], length - self._target._start[row]
+        place, ids, sure = behind + len(tokens), [0] * 8, 0.2
+        if truth is not None and place < len(truth["tokens"]):
+            random, ids = np.random.default_rng([place, *tokens]), list(truth["topk"][place])
+            odds = np.exp(np.asarray(truth["logits"][place]))
+            certain = float(odds[0] / odds.sum()) - 0.75
+            chance = float(np.clip(self.agreement + 0.5 * certain, 0, 1))
+            right = list(tokens) == truth["tokens"][max(behind, 0) : place]
+            if not right or random.random() > chance:
+                ids = ids[1:] + ids[:1]
+            sure = float(np.clip(chance + random.normal(0, 0.15), 0.15, 0.99))
+        return ids, [float(np.log(sure)), *[float(np.log((1 - sure) / 7))] * 7]
+
+
 def stop_clocks(clock: Clock) -> None:
     """Let all of the runtime look at this clock."""
     for name, module in list(sys.modules.items()):
@@ -209,14 +256,19 @@ def parts(rows: Sequence[dict[str, Any]], batch: int) -> list[list[dict[str, Any
 def speed(
     rows: Sequence[dict[str, Any]], name: str, precision: str, batch: int
 ) -> dict[str, dict[str, float]]:
-    """By group: milliseconds of plain decoding over those of this recipe, and tokens a step."""
+    """By group: milliseconds of plain decoding and of this recipe, and those that were forecast of
+    it for as many tokens."""
     clock = Clock()
     session = Replay(rows, clock, precision)
     stop_clocks(clock)
     measure.time = type("Time", (), {"perf_counter": staticmethod(clock)})  # type: ignore[assignment]
     costs = Costs.from_json(measure.measure_costs(session))
-    chosen = recipe(name)
-    policy = make_policy(chosen, session, Resources(vocabulary=VOCABULARY), costs)
+    name, *numbers = name.split("@")
+    draft = None
+    if numbers:
+        draft = RecordedDraft(session, clock, *map(float, numbers[0].split("/")))
+    resources = Resources(None if draft is None else lambda: draft, vocabulary=VOCABULARY)
+    policy = make_policy(recipe(name), session, resources, costs)
     plain = make_policy(recipe("plain"), session, Resources(vocabulary=VOCABULARY), costs)
     found: dict[str, dict[str, float]] = {}
     for part in parts(rows, batch):
@@ -230,7 +282,7 @@ def speed(
                 )
                 for row in part
             ]  # fmt: skip
-            began = clock.now
+            began, before = clock.now, one.lane.marks
             for decoding in ones:
                 steps.submit(decoding, one.lane)
             steps.finish(ones)
@@ -239,11 +291,14 @@ def speed(
             for decoding, row in zip(ones, part, strict=True):
                 assert decoding.tokens == row["tokens"], "the replay left its answer"
             taken.append(clock.now - began)
+            told = dict(zip(before._fields, np.subtract(one.lane.marks, before), strict=True))
+        tokens = sum(len(row["tokens"]) - 1 for row in part)
         kinds = {row["group"] for row in part}
         group = kinds.pop() if len(kinds) == 1 else "mixed"
-        sums = found.setdefault(group, {"plain": 0.0, "recipe": 0.0})
+        sums = found.setdefault(group, {"plain": 0.0, "recipe": 0.0, "forecast": 0.0})
         sums["plain"] += taken[0]
         sums["recipe"] += taken[1]
+        sums["forecast"] += tokens * float(told["milliseconds"] / told["tokens"])
     return found
 
 
@@ -257,7 +312,7 @@ def table(old: Path, new: Path) -> str:
             a, b = (one[key][group]["plain"] / one[key][group]["recipe"] for one in both)
             ratio = both[0][key][group]["recipe"] / both[1][key][group]["recipe"]
             worst = min(worst, ratio)
-            name, precision, batch = key.split("/")
+            name, precision, batch = key.rsplit("/", 2)
             told = f"{ratio:.3f}" if ratio >= 0.97 else f"**{ratio:.3f}**"
             row = f"{name} | {precision} | {batch} | {group} | {a:.2f} | {b:.2f} | {told}"
             lines.append(f"| {row} |")

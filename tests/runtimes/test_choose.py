@@ -104,7 +104,7 @@ def test_a_draft_that_takes_time_has_to_bring_it_in() -> None:
         return choose([Offer(0, [1.0], size=3, price=price)], 1, linear(20.0, 0.5), 1).rows
 
     assert rows(5.0) == {0: 4}
-    assert rows(15.0) == {}
+    assert rows(17.0) == {}
     free = choose([Offer(0, [0.4]), Offer(1, [1.0], size=3, price=30.0)], 2, linear(20.0, 1.0), 2)
     assert free.rows == {0: 2}, "one that costs too much keeps nobody from drafting"
 
