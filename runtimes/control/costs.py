@@ -16,7 +16,7 @@ OFF = 1.25
 """Factor by which steps must differ from the tables, for long, to change what is stored."""
 
 Table = dict[int, float]
-"""Milliseconds by rows."""
+"""Milliseconds of a step by the rows of each of its sequences."""
 
 
 @dataclass
@@ -24,15 +24,14 @@ class Costs:
     """The cost model: measured tables, and what steps have shown of them since (`pace`).
 
     `chain` and `tree`: one sequence with the causal and with a tree mask, behind NEAR positions;
-    `positions`: what each further position costs it; `besides`: by number of sequences, what a call
-    costs over that of one sequence with as many rows in all, by the rows of each. `store` keeps
+    `far`: a chain behind FAR; `batches`: chains of so many sequences, behind NEAR. `store` keeps
     tables in place of those that were read.
     """
 
     chain: Table
     tree: Table
-    positions: Table = field(default_factory=dict[int, float])
-    besides: dict[int, Table] = field(default_factory=dict[int, Table])
+    far: Table = field(default_factory=dict[int, float])
+    batches: dict[int, Table] = field(default_factory=dict[int, Table])
     store: Callable[[dict[str, Any]], object] | None = field(
         default=None, compare=False, repr=False
     )
@@ -54,15 +53,23 @@ class Costs:
         return max(line[0] + line[1] * (past - NEAR), line[0] / 2)
 
     def _line(self, rows: int, branching: bool, batch: int) -> tuple[float, float]:
+        """One sequence with as many rows, and what was measured over that of further positions and
+        sequences; where no batch was, each reads positions of its own."""
         trees = branching and len(self.tree) > 1
         table = {**self.tree, 1: self.chain[1]} if trees else self.chain
-        growth, more = within(self.positions, rows / batch), {1: 0.0}
-        more |= {size: within(besides, rows / batch) for size, besides in self.besides.items()}
-        if not self.besides:  # the call of one sequence reads the positions of one
+        each, more = rows / batch, {1: 0.0}
+        growth = max(self._over(self.far, each, 1), 0.0) / (FAR - NEAR)
+        more |= {size: self._over(one, each, size) for size, one in self.batches.items()}
+        if not self.batches:
             more[2] = growth * NEAR
         near = max(interpolated(table, rows) + interpolated(more, batch), self.chain[1])
         self._lines[rows, branching, batch] = near, growth * batch
         return near, growth * batch
+
+    def _over(self, table: Table, rows: float, sequences: int) -> float:
+        """What a step of a table takes over one sequence with as many rows in all."""
+        over = {n: ms - interpolated(self.chain, n * sequences) for n, ms in table.items()}
+        return interpolated(over, min(max(rows, min(over)), max(over))) if over else 0.0
 
     def settle(self) -> None:
         """Between requests: where steps differ from the tables for long, store what they take."""
@@ -76,31 +83,27 @@ class Costs:
     def to_json(self, plain: float = 1.0, drafted: float = 1.0) -> dict[str, Any]:
         """With string keys, as JSON has them; times of a single row and of more so many times as
         long."""
-
-        def strings(table: Table) -> dict[str, float]:
-            return {str(rows): ms * (plain if rows == 1 else drafted) for rows, ms in table.items()}
-
-        besides = {str(size): strings(table) for size, table in self.besides.items()}
-        return {name: strings(getattr(self, name)) for name in _TABLES} | {"besides": besides}
+        tables = {"chain": self.chain, "tree": self.tree, "far": self.far}
+        tables |= {str(size): table for size, table in self.batches.items()}
+        return {
+            name: {str(rows): ms * (plain if rows == 1 else drafted) for rows, ms in table.items()}
+            for name, table in tables.items()
+        }
 
     @classmethod
     def from_json(
         cls, tables: Mapping[str, Any], store: Callable[[dict[str, Any]], object] | None = None
     ) -> Costs:
         """Inverse of `to_json`. Raises BundleError when the tables are of another form."""
-
-        def numbers(table: Mapping[str, float]) -> Table:
-            return {int(rows): float(ms) for rows, ms in table.items()}
-
         try:
-            one = [numbers(tables[name]) for name in _TABLES]
-            besides = {int(size): numbers(table) for size, table in tables["besides"].items()}
+            read = {
+                name: {int(rows): float(ms) for rows, ms in table.items()}
+                for name, table in tables.items()
+            }
+            one = [read.pop(name) for name in ("chain", "tree", "far")]
+            return cls(*one, {int(size): table for size, table in read.items()}, store)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise BundleError(f"step costs cannot be read ({error}); measure again") from error
-        return cls(*one, besides, store)
-
-
-_TABLES = ("chain", "tree", "positions")
 
 
 def interpolated(table: Table, size: float) -> float:
@@ -113,8 +116,3 @@ def interpolated(table: Table, size: float) -> float:
     low, high = known[above - 1], known[above]
     share = (size - low) / (high - low)
     return max(table[low] + share * (table[high] - table[low]), min(table.values()))
-
-
-def within(table: Table, size: float) -> float:
-    """The same for a size no smaller or larger than those measured; 0 where none was."""
-    return interpolated(table, min(max(size, min(table)), max(table))) if table else 0.0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from graftline.runtimes.control.costs import FAR, NEAR, Costs, Table, interpolated
+from graftline.runtimes.control.costs import FAR, NEAR, Table
 from graftline.runtimes.session import Ints, Session
 
 ROWS, FAR_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64), (1, 2, 4, 8, 16, 32)
@@ -40,28 +40,21 @@ def measure_costs(
     """
     random, most = np.random.default_rng(0), session.most_sequences or (8 if beside else 0)
     near = min(NEAR, session.capacity // 2)
-    settings = [(1, near, [rows for rows in ROWS if near + rows <= session.capacity])]
+    settings = [("chain", 1, near, [rows for rows in ROWS if near + rows <= session.capacity])]
     if session.capacity >= FAR + FAR_ROWS[-1]:
-        settings.append((1, FAR, list(FAR_ROWS)))
+        settings.append(("far", 1, FAR, list(FAR_ROWS)))
     if near + BATCH_ROWS[-1] <= session.capacity:
-        settings += [(batch, near, list(BATCH_ROWS)) for batch in BATCHES if batch <= most]
-    gauges: list[Gauge] = []
+        settings += [(str(n), n, near, list(BATCH_ROWS)) for n in BATCHES if n <= most]
+    gauges: dict[str, Gauge] = {}
     for part in [settings] if beside else [[setting] for setting in settings]:
-        for batch, past, rows in part:
+        for name, batch, past, rows in part:
             own = session if not gauges or beside is None else beside(past + max(rows))
-            gauges.append(Gauge(own, batch, past, rows, random))
-        for gauge in ROUNDS * gauges[-len(part) :]:
-            gauge.turn()
+            gauges[name] = Gauge(own, batch, past, rows, random)
+        for name, *_ in ROUNDS * part:
+            gauges[name].turn()
     session.reset(1)
-    costs = Costs(gauges[0].table("chain"), gauges[0].table("tree"))
-    for gauge in gauges[1:]:
-        table = gauge.table("chain")
-        more = {q: ms - interpolated(costs.chain, q * gauge.batch) for q, ms in table.items()}
-        if gauge.batch > 1:
-            costs.besides[gauge.batch] = more
-        else:
-            costs.positions = {q: max(ms, 0.0) / (FAR - NEAR) for q, ms in more.items()}
-    return costs.to_json()
+    tables = {name: gauge.table("chain") for name, gauge in gauges.items()}
+    return {"far": {}, "tree": gauges["chain"].table("tree")} | tables
 
 
 class Gauge:
@@ -70,7 +63,7 @@ class Gauge:
     def __init__(
         self, session: Session, batch: int, past: int, sizes: Sequence[int], random: Generator
     ) -> None:
-        self._session, self.batch, self._random = session, batch, random
+        self._session, self._batch, self._random = session, batch, random
         session.reset(batch)
         session.prefill(list(self._tokens(past)))
         trees = session.supports_trees and batch == 1 and past <= NEAR
@@ -94,7 +87,7 @@ class Gauge:
 
     def _tokens(self, rows: int) -> Ints:
         vocabulary = self._session.facts.vocabulary
-        return self._random.integers(0, vocabulary, (self.batch, rows), dtype=np.int64)
+        return self._random.integers(0, vocabulary, (self._batch, rows), dtype=np.int64)
 
     def _step(self, kind: str, rows: int) -> float:
         tokens, depth, mask = self._tokens(rows), None, None

@@ -8,9 +8,6 @@ from statistics import median_low
 LATELY, SLIGHT = 9, 0.05
 """Steps whose median counts, as one may be a hitch; and by how much drafted steps may be slower
 without being charged, as decisions would hang on the clock."""
-OTHERWISE = 4.0
-"""Plain steps so much faster or slower show that the costs are those of another machine, which say
-nothing of how kinds of steps compare on this one."""
 COMPARED, PATIENCE, WINDOW = 3, 256, 64
 """Plain steps after which drafted ones can be compared with them; plain steps in which a charge
 falls by 1, so that a try costs 1 / PATIENCE of the time, however slow it is; steps over which
@@ -30,10 +27,9 @@ class Pace:
         self._charges: dict[tuple[str, str, int], float] = {}
         """By recipe, kind and sequences, in powers of two; plain steps of any number together."""
 
-    def step(self, kind: str, ratio: float, weight: float = 1.0) -> None:
-        """A step of any recipes took `ratio` times as long as its costs say, and says as much as
-        `weight` others."""
-        self.value += (1.0 - 0.9**weight) * (min(ratio, 2.0 * self.value) - self.value)
+    def step(self, kind: str, ratio: float) -> None:
+        """A step of any recipes took `ratio` times as long as its costs say."""
+        self.value += (min(ratio, 2.0 * self.value) - self.value) / LATELY
         if kind != "paid":  # the tables have no part of what a draft model takes
             known = self.drift.get(kind != "plain", self.drift[False])
             self.drift[kind != "plain"] = known + (min(ratio, 2.0 * known) - known) / WINDOW
@@ -46,10 +42,8 @@ class Pace:
         if kind == "plain":
             for other in self._charges:
                 self._charges[other] -= (other[0] == recipe) / PATIENCE
-        elif (plain := self._seen.get((recipe, "plain", 0))) and len(seen) > 1:
-            usual = median_low(plain)
-            comparable = 1 / OTHERWISE < usual < OTHERWISE
-            self._charges[bucket] = median_low(seen) / usual if comparable else 1.0
+        elif self.settled(recipe) and len(seen) > 1:
+            self._charges[bucket] = median_low(seen) / median_low(self._seen[recipe, "plain", 0])
 
     def slower(self, recipe: str, kind: str, batch: int) -> float:
         """What the cost of a drafted step is to be multiplied by."""

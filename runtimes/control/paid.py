@@ -21,8 +21,7 @@ EXPLORE = 0.01
 
 
 class Means(NamedTuple):
-    """Of drafts, or of steps with them: how many count, tokens accepted, rows behind the root,
-    milliseconds."""
+    """Of drafts: how many count, tokens accepted, rows behind the root, milliseconds."""
 
     drafts: float
     tokens: float
@@ -42,15 +41,12 @@ class Paid:
     row's chance is at least the ratio times the row's cost (Dinkelbach 1967); so a bid carries, for
     each depth, the least chance worth drafting and the least worth scoring. While nothing is
     drafted, drafts are taken for better by and by: so trying again costs a small share of the time,
-    whatever a try costs. The first steps of all are plain, to compare with, and the first draft is
-    of one token.
+    whatever a try costs. The first steps of all are plain, to compare with.
     """
 
     def __init__(self, name: str, costs: Costs) -> None:
         self._name, self._costs = name, costs
         self._classes: dict[int, Means] = {}
-        self._steps: Means | None = None
-        """Of drafted steps, all their sequences together."""
         self._open: dict[int, tuple[int, float, float]] = {}
         """By sequence: of what class this step's draft is, its rows and milliseconds."""
         self._idle = 0
@@ -58,10 +54,10 @@ class Paid:
 
     def offers(self, drafters: Sequence[tuple[int, PaidDrafter]], terms: Terms) -> list[Offer]:
         """A draft of each sequence, as such drafts have been."""
-        made: list[Offer] = []
-        if not self._costs.pace.settled(self._name) or terms.room < 2:
+        made, pace = list[Offer](), self._costs.pace
+        if not pace.settled(self._name) or terms.room < 2:
             return made
-        slower = self._costs.pace.slower(self._name, "paid", terms.batch)
+        slower = pace.slower(self._name, "paid", terms.batch)
         for sequence, drafter in drafters:
             if drafter.rows > 1:
                 _, tokens, rows, milliseconds = self._known(drafter, terms)
@@ -74,17 +70,13 @@ class Paid:
     def bid(self, drafter: PaidDrafter, terms: Terms, rate: float) -> Bid:
         """What one sequence may spend, where the step is expected to bring `rate` tokens a
         millisecond."""
-        plain = self._cost(1, terms)
-        if self._steps is None:
-            self._steps = Means(WEIGHT, rate * plain, 0.0, plain)
-            return Bid.free(2)
-        rate = max(self._steps.tokens / self._steps.milliseconds, terms.batch / plain)
-        rows = min(terms.room, drafter.rows)
-        costs = [self._cost(row, terms) for row in range(1, rows + 1)]
+        costs = [self._cost(row, terms) for row in range(1, min(terms.room, drafter.rows) + 1)]
+        slower = self._costs.pace.slower(self._name, "paid", terms.batch)
+        rate = max(rate * slower, terms.batch / costs[0])
         rises = (after - before for before, after in pairwise(costs))
         keep = [0.0, *(rate * rise / terms.batch for rise in rises)]
         call = rate * self._price(drafter, 1, terms)
-        return Bid(rows, [least + call for least in keep], keep)
+        return Bid(len(costs), [least + call for least in keep], keep)
 
     def drafted(self, sequence: int, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
         """A draft of `rows` rows behind the root was made; the milliseconds it took."""
@@ -103,11 +95,9 @@ class Paid:
             key, rows, milliseconds = self._open.pop(sequence)
             self._classes[key] = self._classes[key].after(accepted, rows, milliseconds)
 
-    def took(self, tokens: int, milliseconds: float, bought: bool) -> None:
-        """A step brought so many tokens, and was to take so many milliseconds."""
+    def took(self, bought: bool) -> None:
+        """A step has ended, with drafts or without."""
         self._idle = 0 if bought else self._idle + 1
-        if bought and self._steps is not None:
-            self._steps = self._steps.after(tokens, 0.0, milliseconds)
 
     def _known(self, drafter: PaidDrafter, terms: Terms) -> Means:
         """What drafts of the class to come have been: at first, of the best size by the drafter's

@@ -2,10 +2,13 @@
 on a clock that takes what a table of true costs says.
 
     PYTHONPATH=TREE python tests/bench/controllers.py answers.jsonl --out FILE.json
-        [--recipes a,b] [--batches 1,4,8] [--costs fp32,int8,int4]
+        [--recipes a,b] [--batches 1,4,8] [--costs fp32,int8,int4,packed] [--noise 0.05]
 
 A recipe with a draft model is `name@AGREEMENT/PRICE/BELIEF`: the share of its tokens that are
-right, what a call takes in steps of the target, and what it is believed to take over that.
+right, what a call takes in steps of the target, and what it is believed to take over that. With
+`0.33-0.31-0.43` for a share it is a head whose tokens are right so often by depth, which nobody
+knows before it is used. A batch of `8g` is of one group, others over 4 are of all of them. With noise, steps take that share
+longer on the mean, and their first of a shape FIRST more.
 `record_answers.py` makes the answers. With PYTHONPATH another tree's controller is measured;
 `--table OLD.json NEW.json` prints both beside each other. Rows off the recorded answer get the
 candidates that their token had elsewhere, for the drafters that keep candidates.
@@ -25,10 +28,12 @@ import numpy as np
 from graftline.facts import DecoderFacts
 from graftline.recipe import recipe, recipes
 from graftline.runtimes import scheduler as scheduling
+from graftline.runtimes.chances.calibration import USUAL
 from graftline.runtimes.control import measure
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
-from graftline.runtimes.draft_engine import usual_cost
+from graftline.runtimes.draft_engine import DraftEngine, usual_cost
+from graftline.runtimes.draft_seats import TargetSeats
 from graftline.runtimes.policy import make_policy
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.greedy import Greedy
@@ -51,6 +56,17 @@ TRUE = {  # FINDINGS.md: milliseconds of a single row, and rows over it; chains,
 }  # fmt: skip
 LAYERS, ATTENTION = 30, 0.016
 """FINDINGS.md: milliseconds of a layer's attention, of one row over 200 positions."""
+PACKED = {1: 14.9, 2: 15.2, 3: 16.8, 4: 18.0, 6: 19.0, 8: 21.9, 12: 26.0, 16: 32.5, 24: 42.0,
+          32: 52.0, 64: 90.0}  # fmt: skip
+"""Results of 2026-11-27 (forms, batches): milliseconds of all products of so many rows, in fp32."""
+READING = {1: (0.8, 2.3), 2: (1.4, 6.3), 4: (1.6, 7.2), 8: (2.2, 9.4), 16: (3.5, 13.0),
+           32: (6.5, 25.0)}  # fmt: skip
+"""The same: milliseconds of the attention of a sequence with so many rows, over 200 positions and
+over each thousand more."""
+
+
+FIRST = 10.0
+"""The same: what a step of a new shape takes besides, on a machine with noise."""
 
 
 class Clock:
@@ -69,9 +85,13 @@ class Replay:
     supports_trees, row_invariant, exact_rows, most_sequences, packs = True, True, 1, 32, False
     capacity = largest = 4096
 
-    def __init__(self, rows: Sequence[dict[str, Any]], clock: Clock, costs: str) -> None:
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], clock: Clock, costs: str, noise: float = 0.0
+    ) -> None:
         self.facts = DecoderFacts(VOCABULARY, 8, 1, 1, 1, 8, self.capacity)
-        self._clock, self._true = clock, TRUE[costs]
+        self._clock, self._costs = clock, costs
+        self._noise, self._random = noise, np.random.default_rng(0)
+        self._shapes: set[tuple[int, ...]] = set()
         self._elsewhere: dict[int, tuple[list[int], list[float]]] = {}
         for row in rows:
             before = [row["prompt"][-1], *row["tokens"]]
@@ -117,16 +137,22 @@ class Replay:
     def cost(self, counts: Sequence[int], branching: bool) -> float:
         """All weights once for all rows, and the attention of every sequence over its positions,
         which grows with its own rows."""
-        single, chain, tree = self._true
-        table = {1: 1.0, **(tree if branching else chain)}
-        sizes, total = sorted(table), sum(counts)
-        slope = (table[64] - table[32]) / 32
-        share = float(np.interp(total, sizes, [table[n] for n in sizes]))
-        share += max(total - 64, 0) * slope
+        pairs = list(zip(counts, self.lengths.tolist(), strict=True))
+        if self._costs == "packed":
+            products = between(PACKED, sum(counts)) * (1.05 if branching else 1.0)
+            at, more = ({n: pair[i] for n, pair in READING.items()} for i in range(2))
+            return products + sum(
+                between(at, n) + between(more, n) * max(held - 200, 0) / 1e3 for n, held in pairs
+            )
+        single, chain, tree = TRUE[self._costs]
         one = LAYERS * ATTENTION
-        pairs = zip(counts, self.lengths.tolist(), strict=True)
         reading = sum(one * (0.7 + 0.3 * n) * (0.5 + 0.5 * held / 200) for n, held in pairs)
-        return single * share + reading - one
+        table = {1: 1.0, **(tree if branching else chain)}
+        return single * between(table, sum(counts)) + reading - one
+
+    def _hitch(self) -> float:
+        """How much longer something takes than it would undisturbed."""
+        return 1.0 + self._noise * float(self._random.exponential())
 
     def score(
         self,
@@ -135,7 +161,13 @@ class Replay:
         mask: Bools | None = None,
         counts: Sequence[int] | None = None,
     ) -> Scores:
-        self._clock.now += self.cost(counts or [tokens.shape[1]] * len(tokens), mask is not None)
+        shape = tuple(counts or [tokens.shape[1]] * len(tokens))
+        self._clock.now += self.cost(shape, mask is not None) * self._hitch()
+        size = 1 << (len(shape) - 1).bit_length()  # idle places of a graph have a row each
+        rows = size, sum(shape) + size - len(shape)
+        if self._noise and rows not in self._shapes:
+            self._clock.now += FIRST
+        self._shapes.add(rows)
         answers: list[list[tuple[int, bool]]] = []
         self._sent = tokens
         for at, ids in enumerate(tokens.tolist()):
@@ -185,32 +217,53 @@ class Replay:
             del self._ids[at][length:]
 
 
-class RecordedDraft:
-    """A draft model over the caches of a replay: right with a chance that grows with the target's
-    own certainty, `agreement` on the whole, and as sure of a token as that chance, give or take.
-    A call takes `price` of the target's step of one row; `step` is what it is believed to take."""
+def between(table: dict[int, float], size: int) -> float:
+    """Linear between sizes, and beyond them as between the last two."""
+    *_, before, last = sizes = sorted(table)
+    slope = (table[last] - table[before]) / (last - before)
+    return float(np.interp(size, sizes, [table[n] for n in sizes])) + max(size - last, 0) * slope
 
-    shares = True
-    rows_cost = staticmethod(usual_cost)
+
+class RecordedDraft:
+    """A session of a draft model over the caches of a replay: right with a chance that grows with
+    the target's own certainty, `agreements` by depth on the whole, and as sure of a token as that
+    chance, give or take. A call of one row takes `taken` milliseconds."""
 
     def __init__(
-        self, target: Replay, clock: Clock, agreement: float, price: float, belief: float
+        self, target: Replay, clock: Clock, agreements: Sequence[float], taken: float
     ) -> None:
-        single = target.cost([1], False)
-        self._target, self._clock, self._taken = target, clock, price * single
-        self.step, self.agreement, self.capacity = self._taken * belief, agreement, target.capacity
-        self.facts = target.facts
+        self._target, self._clock, self._taken = target, clock, taken
+        self._agreements = agreements
+        self.facts, self.capacity = target.facts, target.capacity
 
-    def alone(self) -> RecordedDraft:
-        return self
+    @classmethod
+    def engine(cls, target: Replay, clock: Clock, shares: str, price: str, belief: str) -> Any:
+        """The engine of `SHARES/PRICE/BELIEF`."""
+        agreements = [float(share) for share in shares.split("-")]
+        taken = float(price) * target.cost([1], False)
+        session, known = cls(target, clock, agreements, taken), "-" not in shares
+        rows_cost = usual_cost if known else lambda rows: 1.0 + 0.12 * (rows - 1)
+        return DraftEngine(
+            session, TargetSeats(target), taken * float(belief),
+            agreements[0] if known else USUAL, rows_cost,
+            own=lambda: cls.engine(target, clock, shares, price, belief),
+        )  # fmt: skip
 
     def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
         self._clock.now += self._taken * usual_cost(len(tokens))
         ends = range(len(tokens) - asked + 1, len(tokens) + 1)
-        rows = [self._row(row, length, tokens[:end]) for end in ends]
-        ids = np.asarray([[ids for ids, _ in rows]])
-        logits = np.asarray([[logits for _, logits in rows]], np.float32)
-        whole = np.broadcast_to(np.float32(0), (1, asked, VOCABULARY))
+        return self._scores([[self._row(row, length, tokens[:end]) for end in ends]])
+
+    def follow_rows(self, first: int, starts: Sequence[int], tokens: Sequence[int]) -> Scores:
+        more = 0.4 if len(self._agreements) == 1 else 0.12
+        self._clock.now += self._taken * (1.0 + more * (len(tokens) - 1))
+        rows = [self._row(first + i, starts[i], [token]) for i, token in enumerate(tokens)]
+        return self._scores([[one] for one in rows])
+
+    def _scores(self, rows: Sequence[Sequence[tuple[list[int], list[float]]]]) -> Scores:
+        ids = np.asarray([[ids for ids, _ in row] for row in rows])
+        logits = np.asarray([[logits for _, logits in row] for row in rows], np.float32)
+        whole = np.broadcast_to(np.float32(0), (*ids.shape[:2], VOCABULARY))
         return Scores(ids[..., 0].copy(), whole, ids, logits)
 
     def _row(self, row: int, length: int, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
@@ -221,7 +274,9 @@ class RecordedDraft:
             random, ids = np.random.default_rng([place, *tokens]), list(truth["topk"][place])
             odds = np.exp(np.asarray(truth["logits"][place]))
             certain = float(odds[0] / odds.sum()) - 0.75
-            chance = float(np.clip(self.agreement + 0.5 * certain, 0, 1))
+            depth = place - 1 - len(self._target._ids[row]) + self._target._start[row]
+            agreement = self._agreements[min(depth, len(self._agreements) - 1)]
+            chance = float(np.clip(agreement + 0.5 * certain, 0, 1))
             right = list(tokens) == truth["tokens"][max(behind, 0) : place]
             if not right or random.random() > chance:
                 ids = ids[1:] + ids[:1]
@@ -238,9 +293,11 @@ def stop_clocks(clock: Clock) -> None:
                     setattr(module, call, clock)
 
 
-def parts(rows: Sequence[dict[str, Any]], batch: int) -> list[list[dict[str, Any]]]:
-    """Up to 4 questions of one group together, or more of all groups."""
-    if batch > 4:
+def parts(
+    rows: Sequence[dict[str, Any]], batch: int, apart: bool
+) -> list[list[dict[str, Any]]]:
+    """So many questions of one group together, or of all groups."""
+    if not apart:
         stride = max(len(rows) // batch, 1)
         return [list(rows[first::stride]) for first in range(stride)]
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -254,24 +311,25 @@ def parts(rows: Sequence[dict[str, Any]], batch: int) -> list[list[dict[str, Any
 
 
 def speed(
-    rows: Sequence[dict[str, Any]], name: str, precision: str, batch: int
+    rows: Sequence[dict[str, Any]], name: str, precision: str, batch: str, noise: float = 0.0
 ) -> dict[str, dict[str, float]]:
     """By group: milliseconds of plain decoding and of this recipe, and those that were forecast of
     it for as many tokens."""
     clock = Clock()
-    session = Replay(rows, clock, precision)
+    session = Replay(rows, clock, precision, noise)
     stop_clocks(clock)
     measure.time = type("Time", (), {"perf_counter": staticmethod(clock)})  # type: ignore[assignment]
     costs = Costs.from_json(measure.measure_costs(session))
     name, *numbers = name.split("@")
     draft = None
     if numbers:
-        draft = RecordedDraft(session, clock, *map(float, numbers[0].split("/")))
+        draft = RecordedDraft.engine(session, clock, *numbers[0].split("/"))
     resources = Resources(None if draft is None else lambda: draft, vocabulary=VOCABULARY)
     policy = make_policy(recipe(name), session, resources, costs)
     plain = make_policy(recipe("plain"), session, Resources(vocabulary=VOCABULARY), costs)
     found: dict[str, dict[str, float]] = {}
-    for part in parts(rows, batch):
+    size = int(batch.removesuffix("g"))
+    for part in parts(rows, size, size <= 4 or batch.endswith("g")):
         taken: list[float] = []
         for one in (plain, policy):
             steps = scheduling.Scheduler(session, len(part))
@@ -298,7 +356,7 @@ def speed(
         sums = found.setdefault(group, {"plain": 0.0, "recipe": 0.0, "forecast": 0.0})
         sums["plain"] += taken[0]
         sums["recipe"] += taken[1]
-        sums["forecast"] += tokens * float(told["milliseconds"] / told["tokens"])
+        sums["forecast"] += tokens * float(told["milliseconds"] / (told["tokens"] or 1))
     return found
 
 
@@ -328,6 +386,7 @@ def main() -> None:
     parser.add_argument("--recipes", default="")
     parser.add_argument("--batches", default="1,4,8")
     parser.add_argument("--costs", default="fp32,int8,int4")
+    parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--table", type=Path, nargs=2)
     given = parser.parse_args()
     if given.table:
@@ -341,8 +400,10 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in names:
         for precision in given.costs.split(","):
-            for batch in map(int, given.batches.split(",")):
-                found[f"{name}/{precision}/{batch}"] = speed(rows, name, precision, batch)
+            for batch in given.batches.split(","):
+                found[f"{name}/{precision}/{batch}"] = speed(
+                    rows, name, precision, batch, given.noise
+                )
                 given.out.write_text(json.dumps(found))
                 print(name, precision, batch, found[f"{name}/{precision}/{batch}"], flush=True)
 
