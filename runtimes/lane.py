@@ -34,7 +34,7 @@ class Lane:
     def join(self, one: Decoding) -> None:
         """One more sequence."""
         if not self.members:
-            self.control.begin()
+            self.control.stepped(drafted=True)
         self.members.append(one)
         self._tracks[one] = Track(), self.marks
 
@@ -129,7 +129,7 @@ class Lane:
                 expected = paid.expected(one.seat)
             else:
                 expected = self.control.chose(self._tracks[one][0], signal, tree, count)
-            tokens += self.control.forecast(expected)
+            tokens += expected
             trees[one.seat] = trim(tree, count)
             self.drafted |= count > 1
         self.control.stepped(self.drafted)

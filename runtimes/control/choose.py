@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import NamedTuple
 
-GAIN = 1.1
+HURDLE = 0.1
 """Least expected gain for which a sequence speculates: what looks best of many sizes looks better
 than it is."""
 BUDGET = 256
@@ -25,7 +25,7 @@ class Offer:
     sequence: int
     gains: Sequence[float]
     straight: int = 1 << 30
-    hurdle: float = GAIN - 1.0
+    hurdle: float = HURDLE
     slower: float = 1.0
     size: int = 1
     price: float = 0.0

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from graftline.tree import Tree
 
-HORIZON = 48.0
-"""Trials over which evidence forgets."""
+WEIGHT, HORIZON = 8.0, 48.0
+"""Trials that a prior is worth, and over which evidence forgets."""
 
 
 class Walk:
@@ -41,7 +41,7 @@ class Evidence:
     first, and where a rare row was accepted by luck, every row behind it would inherit the luck.
     """
 
-    def __init__(self, prior: Sequence[float], weight: float) -> None:
+    def __init__(self, prior: Sequence[float], weight: float = WEIGHT) -> None:
         self._ratio = [1.0, *(b / a if a > 0 else 0.0 for a, b in pairwise(prior))]
         """Of every row's chance to that of the row before, as first believed."""
         self._weight = weight
