@@ -12,6 +12,8 @@ HURDLE = 0.1
 than it is."""
 BUDGET = 256
 """Most rows of a step, of all sequences together."""
+SIZES = frozenset({4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256})
+"""Rows of a step of several sequences: the first of a new size takes a third of a step longer."""
 
 
 @dataclass(slots=True)
@@ -88,6 +90,6 @@ def choose(
         took = cost(total, branching) * slower + spent
         if total > BUDGET or (sure + left) / took <= best.worth:
             break
-        if sure / took > best.worth:
+        if sure / took > best.worth and (batch == 1 or total in SIZES):
             best = Choice(dict(rows), tokens, took, sure / took)
     return best

@@ -87,7 +87,7 @@ class Speculation:
 
     def chose(self, track: Track, signal: int, tree: Tree, rows: int) -> float:
         """Of a proposal `rows` are scored: follow it; the tokens expected of it."""
-        if len(tree) > 1 and track.walk is None:
+        if rows > 1 or (len(tree) > 1 and track.walk is None):
             track.walk = Walk(signal, tree, rows if self._lossy and rows > 1 else None)
         return sum(self._of(signal).reach()[1:rows])
 

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from graftline.runtimes.control.choose import BUDGET, GAIN, Offer, choose
+from graftline.runtimes.control.choose import BUDGET, HURDLE, Offer, choose
 
 Cost = Callable[[int, bool], float]
 
@@ -33,7 +33,7 @@ def test_no_other_rows_would_be_better(seed: int) -> None:
     def worth(extra: tuple[int, ...]) -> float:
         sure = float(batch)
         for offer, rows in zip(offers, extra, strict=True):
-            sure += (sum(offer.gains[:rows]) - offer.hurdle * (rows > 0)) / GAIN
+            sure += (sum(offer.gains[:rows]) - offer.hurdle * (rows > 0)) / (1.0 + HURDLE)
         return sure / cost(batch + sum(extra), False)
 
     best = max(worth(extra) for extra in product(*(range(len(o.gains) + 1) for o in offers)))
@@ -53,11 +53,11 @@ def test_sequences_score_different_numbers_of_rows() -> None:
 
 
 def test_one_that_hardly_gains_is_left_whatever_the_others_gain() -> None:
-    """Each sequence has to gain GAIN by itself: the best of many estimates looks too good."""
+    """Each sequence has to gain HURDLE by itself: the best of many estimates looks too good."""
     cost = linear(10.0, 0.01)
-    assert choose([Offer(0, [GAIN - 1.0 + 0.02])], 1, cost, 1).rows == {0: 2}
-    assert choose([Offer(0, [GAIN - 1.0 - 0.02])], 1, cost, 1).rows == {}
-    both = [Offer(0, [0.9]), Offer(1, [GAIN - 1.0 - 0.02])]
+    assert choose([Offer(0, [HURDLE + 0.02])], 1, cost, 1).rows == {0: 2}
+    assert choose([Offer(0, [HURDLE - 0.02])], 1, cost, 1).rows == {}
+    both = [Offer(0, [0.9]), Offer(1, [HURDLE - 0.02])]
     assert choose(both, 2, cost, 2).rows == {0: 2}
 
 
