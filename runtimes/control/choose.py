@@ -12,7 +12,7 @@ HURDLE = 0.1
 than it is."""
 BUDGET = 256
 """Most rows of a step, of all sequences together."""
-SIZES = frozenset({4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256})
+SIZES = frozenset({*range(9), 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256})
 """Rows of a step of several sequences: the first of a new size takes a third of a step longer."""
 
 

@@ -8,6 +8,9 @@ from statistics import median_low
 LATELY, SLIGHT = 9, 0.05
 """Steps whose median counts, as one may be a hitch; and by how much drafted steps may be slower
 without being charged, as decisions would hang on the clock."""
+OTHERWISE = 4.0
+"""Plain steps so much faster or slower show that the costs are those of another machine, which say
+nothing of how kinds of steps compare on this one."""
 COMPARED, PATIENCE, WINDOW = 3, 256, 64
 """Plain steps after which drafted ones can be compared with them; plain steps in which a charge
 falls by 1, so that a try costs 1 / PATIENCE of the time, however slow it is; steps over which
@@ -43,7 +46,9 @@ class Pace:
             for other in self._charges:
                 self._charges[other] -= (other[0] == recipe) / PATIENCE
         elif self.settled(recipe) and len(seen) > 1:
-            self._charges[bucket] = median_low(seen) / median_low(self._seen[recipe, "plain", 0])
+            usual = median_low(self._seen[recipe, "plain", 0])
+            comparable = 1 / OTHERWISE < usual < OTHERWISE
+            self._charges[bucket] = median_low(seen) / usual if comparable else 1.0
 
     def slower(self, recipe: str, kind: str, batch: int) -> float:
         """What the cost of a drafted step is to be multiplied by."""

@@ -7,8 +7,8 @@ on a clock that takes what a table of true costs says.
 A recipe with a draft model is `name@AGREEMENT/PRICE/BELIEF`: the share of its tokens that are
 right, what a call takes in steps of the target, and what it is believed to take over that. With
 `0.33-0.31-0.43` for a share it is a head whose tokens are right so often by depth, which nobody
-knows before it is used. A batch of `8g` is of one group, others over 4 are of all of them. With noise, steps take that share
-longer on the mean, and their first of a shape FIRST more.
+knows before it is used. A batch of `8g` is of one group, others over 4 are of all of them. With
+noise, steps take that share longer on the mean, and their first of a shape FIRST more.
 `record_answers.py` makes the answers. With PYTHONPATH another tree's controller is measured;
 `--table OLD.json NEW.json` prints both beside each other. Rows off the recorded answer get the
 candidates that their token had elsewhere, for the drafters that keep candidates.

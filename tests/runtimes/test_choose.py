@@ -47,9 +47,16 @@ def test_no_other_rows_would_be_better(seed: int) -> None:
 
 def test_sequences_score_different_numbers_of_rows() -> None:
     """What copies gets the rows, what does not gets none."""
-    offers = [Offer(0, [0.9] * 6), Offer(1, [0.1] * 6), Offer(2, [0.9, 0.1, 0.1])]
+    offers = [Offer(0, [0.9] * 5), Offer(1, [0.1] * 6), Offer(2, [0.9, 0.1, 0.1])]
     choice = choose(offers, 4, linear(10.0, 1.0), 4)
-    assert choice.rows == {0: 7, 2: 2}
+    assert choice.rows == {0: 6, 2: 2}
+
+
+def test_steps_of_several_sequences_have_few_sizes() -> None:
+    """The first of a size takes longer: 11 rows of four sequences are 10, of one they are 11."""
+    seven, cost = Offer(0, [0.9] * 7), linear(10.0, 1.0)
+    assert choose([seven], 4, cost, 4).rows == {0: 7}
+    assert choose([Offer(0, [0.9] * 10)], 1, cost, 1).rows == {0: 11}
 
 
 def test_one_that_hardly_gains_is_left_whatever_the_others_gain() -> None:
