@@ -100,8 +100,9 @@ class Costs:
                 name: {int(rows): float(ms) for rows, ms in table.items()}
                 for name, table in tables.items()
             }
-            one = [read.pop(name) for name in ("chain", "tree", "far")]
-            return cls(*one, {int(size): table for size, table in read.items()}, store)
+            chain, tree, far = (read.pop(name) for name in ("chain", "tree", "far"))
+            batches = {int(size): table for size, table in read.items()}
+            return cls(chain, tree, far, batches, store)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise BundleError(f"step costs cannot be read ({error}); measure again") from error
 

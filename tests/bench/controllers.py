@@ -2,7 +2,7 @@
 on a clock that takes what a table of true costs says.
 
     PYTHONPATH=TREE python tests/bench/controllers.py answers.jsonl --out FILE.json
-        [--recipes a,b] [--batches 1,4,8] [--costs fp32,int8,int4,packed] [--noise 0.05]
+        [--recipes a,b] [--batches 1,4,8] [--costs fp32,int8,int4,packed] [--noise 0.05] [--fixed 2]
 
 A recipe with a draft model is `name@AGREEMENT/PRICE/BELIEF`: the share of its tokens that are
 right, what a call takes in steps of the target, and what it is believed to take over that. With
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -284,13 +284,14 @@ class RecordedDraft:
         return ids, [float(np.log(sure)), *[float(np.log((1 - sure) / 7))] * 7]
 
 
-def stop_clocks(clock: Clock) -> None:
+def stop_clocks(clock: Clock, put: Callable[[object, str, object], None]) -> None:
     """Let all of the runtime look at this clock."""
     for name, module in list(sys.modules.items()):
         if name.startswith("graftline.runtimes"):
             for call in ("perf_counter", "working"):
                 if hasattr(module, call):
-                    setattr(module, call, clock)
+                    put(module, call, clock)
+    put(measure, "time", type("Time", (), {"perf_counter": staticmethod(clock)}))
 
 
 def parts(
@@ -311,21 +312,27 @@ def parts(
 
 
 def speed(
-    rows: Sequence[dict[str, Any]], name: str, precision: str, batch: str, noise: float = 0.0
+    rows: Sequence[dict[str, Any]],
+    name: str,
+    precision: str,
+    batch: str,
+    noise: float = 0.0,
+    fixed: int = 0,
+    put: Callable[[object, str, object], None] = setattr,
 ) -> dict[str, dict[str, float]]:
     """By group: milliseconds of plain decoding and of this recipe, and those that were forecast of
-    it for as many tokens."""
+    it for as many tokens. `fixed`: every step has drafts of so many rows, whatever they bring."""
     clock = Clock()
     session = Replay(rows, clock, precision, noise)
-    stop_clocks(clock)
-    measure.time = type("Time", (), {"perf_counter": staticmethod(clock)})  # type: ignore[assignment]
+    stop_clocks(clock, put)
     costs = Costs.from_json(measure.measure_costs(session))
     name, *numbers = name.split("@")
     draft = None
     if numbers:
         draft = RecordedDraft.engine(session, clock, *numbers[0].split("/"))
     resources = Resources(None if draft is None else lambda: draft, vocabulary=VOCABULARY)
-    policy = make_policy(recipe(name), session, resources, costs)
+    policy = make_policy(recipe(name), session, resources, None if fixed else costs)
+    policy.control.rows = fixed
     plain = make_policy(recipe("plain"), session, Resources(vocabulary=VOCABULARY), costs)
     found: dict[str, dict[str, float]] = {}
     size = int(batch.removesuffix("g"))
@@ -387,6 +394,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,4,8")
     parser.add_argument("--costs", default="fp32,int8,int4")
     parser.add_argument("--noise", type=float, default=0.0)
+    parser.add_argument("--fixed", type=int, default=0)
     parser.add_argument("--table", type=Path, nargs=2)
     given = parser.parse_args()
     if given.table:
@@ -402,7 +410,7 @@ def main() -> None:
         for precision in given.costs.split(","):
             for batch in given.batches.split(","):
                 found[f"{name}/{precision}/{batch}"] = speed(
-                    rows, name, precision, batch, given.noise
+                    rows, name, precision, batch, given.noise, given.fixed
                 )
                 given.out.write_text(json.dumps(found))
                 print(name, precision, batch, found[f"{name}/{precision}/{batch}"], flush=True)
