@@ -13,7 +13,8 @@ than it is."""
 BUDGET = 256
 """Most rows of a step, of all sequences together."""
 SIZES = frozenset({*range(9), 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256})
-"""Rows of a step of several sequences: the first of a new size takes a third of a step longer."""
+"""Rows of a step of several sequences, where they can be cut: the first step of a size takes a
+third of a step longer. What is taken whole, or still to be drafted, has the rows that it has."""
 
 
 @dataclass(slots=True)
@@ -90,6 +91,7 @@ def choose(
         took = cost(total, branching) * slower + spent
         if total > BUDGET or (sure + left) / took <= best.worth:
             break
-        if sure / took > best.worth and (batch == 1 or total in SIZES):
+        usual = batch == 1 or total in SIZES or one.size > 1 or one.price > 0
+        if usual and sure / took > best.worth:
             best = Choice(dict(rows), tokens, took, sure / took)
     return best

@@ -57,6 +57,9 @@ def test_steps_of_several_sequences_have_few_sizes() -> None:
     seven, cost = Offer(0, [0.9] * 7), linear(10.0, 1.0)
     assert choose([seven], 4, cost, 4).rows == {0: 7}
     assert choose([Offer(0, [0.9] * 10)], 1, cost, 1).rows == {0: 11}
+    assert choose([Offer(0, [6.3], size=7)], 4, cost, 4).rows == {0: 8}, "as it is or not at all"
+    paid = [Offer(one, [0.9], price=0.1) for one in range(9)]
+    assert len(choose(paid, 9, cost, 9).rows) == 9, "their rows are not known yet"
 
 
 def test_one_that_hardly_gains_is_left_whatever_the_others_gain() -> None:
