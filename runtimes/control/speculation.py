@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from graftline.runtimes.control.choose import HURDLE, Offer, Terms
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.evidence import Evidence, Walk
+from graftline.runtimes.control.evidence import WEIGHT, Evidence, Walk
 from graftline.runtimes.control.paid import Paid
 from graftline.tree import Tree
 
@@ -46,13 +46,15 @@ class Speculation:
         prior: Callable[[int], Sequence[float]],
         *,
         hurdle: float = HURDLE,
+        weight: float = WEIGHT,
         whole: bool = False,
         lossy: bool = False,
         paid: Paid | None = None,
         rows: int = 8,
     ) -> None:
         self.name, self.costs, self.paid, self.rows = name, costs, paid, rows
-        self._prior, self._hurdle, self._whole, self._lossy = prior, hurdle, whole, lossy
+        self._prior, self._hurdle, self._weight = prior, hurdle, weight
+        self._whole, self._lossy = whole, lossy
         self._evidence: dict[int, Evidence] = {}
         self._idle = 0
 
@@ -99,5 +101,5 @@ class Speculation:
 
     def _of(self, signal: int) -> Evidence:
         if signal not in self._evidence:
-            self._evidence[signal] = Evidence(self._prior(signal))
+            self._evidence[signal] = Evidence(self._prior(signal), self._weight)
         return self._evidence[signal]
