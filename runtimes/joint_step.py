@@ -13,8 +13,6 @@ from graftline.tree import Tree
 
 SPAN = 64
 """Committed positions over which a step is taken to cost the same."""
-HEAVIEST = 5.0
-"""Plain steps that one step says as much as about the machine's pace, at most."""
 PADDING = Tree.chain((0,))
 """What a sequence scores whose prompt is still being read: nothing of it is kept."""
 
@@ -75,15 +73,12 @@ class JointStep:
         assert self._costs is not None
         pace, lanes, believed = self._costs.pace, self._lanes, self._believed
         expected = pace.value, [self._slower(lane) for lane in lanes if lane.drafted]
-        weight = min(max(self._tokens / self._decoding, 1.0), HEAVIEST)
-        pace.step(self._kind, self._batch, milliseconds / believed, weight)
+        pace.step(self._kind, milliseconds / believed)
         for lane in lanes:  # a drafted step of several recipes says nothing of one
             if self._kind == "plain" or len(lanes) == 1:
                 pace.record(lane.control.name, self._kind, self._batch, milliseconds / believed)
             if lane.control.paid is not None:
-                usual = milliseconds / max(expected[0], 1.0)
-                plain = self._plain / self._decoding
-                lane.control.paid.took(emitted, believed, usual, plain, bool(lane.bought))
+                lane.control.paid.took(bool(lane.bought))
         scale = expected[0] * max(expected[1], default=1.0)
         plain = self._tokens * self._plain / self._decoding * expected[0]
         return Marks(0.0, 1, self._decoding, self._tokens, believed * scale, plain)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Container, Mapping, Sequence
 
 from graftline.runtimes.control.choose import Offer, Terms
 from graftline.runtimes.control.marks import Marks
-from graftline.runtimes.control.paid import promised
 from graftline.runtimes.control.speculation import Speculation, Track
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Bid, PaidDrafter, is_paid
 from graftline.runtimes.drafting import Draft, draft_together
 from graftline.runtimes.trees.packing import trim
 from graftline.tree import Tree
-
-working = (
-    time.thread_time if time.get_clock_info("thread_time").resolution < 1e-4 else time.perf_counter
-)
-"""Seconds that this thread has worked: others that want the processor do not make a drafter slow.
-Where the system counts in coarse ticks, the time that has passed."""
 
 
 class Lane:
@@ -33,8 +25,6 @@ class Lane:
         self.members: list[Decoding] = []
         self.proposals: list[tuple[int, Tree]] = []
         """Of the coming step, by member."""
-        self.proposing: float | None = None
-        """Milliseconds that making them took the host, if they were asked for."""
         self.bought: dict[int, int] = {}
         """By seat, the rows of this step's drafts that cost time."""
         self.drafted = False
@@ -44,9 +34,9 @@ class Lane:
     def join(self, one: Decoding) -> None:
         """One more sequence."""
         if not self.members:
-            self.control.begin()
+            self.control.stepped(drafted=True)
         self.members.append(one)
-        self._tracks[one] = self.control.track(), self.marks
+        self._tracks[one] = Track(), self.marks
 
     def leave(self, one: Decoding) -> None:
         """Forget a sequence; what steps have shown of their costs is settled after the last."""
@@ -62,11 +52,10 @@ class Lane:
 
     def propose(self, branches: bool) -> None:
         """What each member could score that costs nothing but the host's time."""
-        self.bought, asking, work = {}, self.control.asking, working()
+        self.bought, asking = {}, self.control.asking
         self.proposals = [
             one.proposal(branches) if asking else one.root() for one in self.members
         ]
-        self.proposing = 1e3 * (working() - work) if asking else None
 
     def offers(self, terms: Terms) -> list[Offer]:
         """What those are expected to bring."""
@@ -82,14 +71,11 @@ class Lane:
         return [] if paid is None or not payers else paid.offers(payers, terms)
 
     def buy(self, bought: Container[int], terms: Terms, rate: float, branches: bool) -> float:
-        """Draft for the members whose seats are among those `bought`, or for all of them where it
-        is time for a try; the milliseconds of it."""
-        paid, payers = self.control.paid, self._payers()
-        if paid is None or not payers:
+        """Draft for the members whose seats are among those `bought`; the milliseconds of it."""
+        paid = self.control.paid
+        chosen = [pair for pair in self._payers() if pair[0] in bought]
+        if paid is None or not chosen:
             return 0.0
-        chosen = [pair for pair in payers if pair[0] in bought]
-        if not chosen and paid.try_again(payers, terms):
-            chosen = payers
         debts, bids = dict[int, float](), dict[int, Bid]()
         for seat, drafter in chosen:
             bid, debts[seat] = paid.bid(drafter, terms, rate), drafter.debt()
@@ -130,21 +116,23 @@ class Lane:
         paid = self.control.paid
         assert paid is not None
         place = next(place for place, one in enumerate(self.members) if one.seat == seat)
-        tree, track = self.proposals[place][1], self._tracks[self.members[place]][0]
-        track.proposal, track.promise = None, promised(tree)
-        self.bought[seat] = len(tree)
-        return paid.drafted(seat, drafter, len(tree) - 1, terms)
+        self.bought[seat] = len(self.proposals[place][1])
+        return paid.drafted(seat, drafter, self.bought[seat] - 1, terms)
 
     def place(self, trees: list[Tree], rows: dict[int, int]) -> float:
         """Put every member's tree, of so many rows by seat, among those of the step; the tokens
         expected behind the roots."""
-        tokens, self.drafted = 0.0, False
-        for one, (_, tree) in zip(self.members, self.proposals, strict=True):
+        tokens, self.drafted, paid = 0.0, False, self.control.paid
+        for one, (signal, tree) in zip(self.members, self.proposals, strict=True):
             count = min(rows.get(one.seat, 1), len(tree))
-            tokens += self.control.chose(self._tracks[one][0], count)
+            if paid is not None and one.seat in self.bought:
+                expected = paid.expected(one.seat)
+            else:
+                expected = self.control.chose(self._tracks[one][0], signal, tree, count)
+            tokens += expected
             trees[one.seat] = trim(tree, count)
             self.drafted |= count > 1
-        self.control.stepped(self.drafted, self.proposing)
+        self.control.stepped(self.drafted)
         return tokens
 
     def learn(self, one: Decoding, fresh: Sequence[int]) -> None:
@@ -157,4 +145,4 @@ class Lane:
         """What steps were expected to bring, for the members that the last one ended."""
         for one in self.members:
             if one.done:
-                one.spent = self.marks.since(self._tracks[one][1])
+                one.spent = self.marks.plus(self._tracks[one][1], -1)

@@ -297,7 +297,7 @@ def step_costs(
     """
     key = _key(session) + (f", {stage}" if stage not in ("", bundle.manifest.target) else "")
     known = bundle.read_costs(key)
-    if known is None or "batch" not in known:  # an older table knows nothing of batches
+    if known is None or "far" not in known:  # tables of an older form
         if watch is not None:
             watch(f"measuring what {what} costs on this machine (once)")
         known = measure_costs(session, _beside(session))

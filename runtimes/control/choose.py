@@ -7,34 +7,31 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import NamedTuple
 
-GAIN = 1.15
+HURDLE = 0.1
 """Least expected gain for which a sequence speculates: what looks best of many sizes looks better
 than it is."""
 BUDGET = 256
 """Most rows of a step, of all sequences together."""
-UNLIMITED = 1 << 30
-IDLE, NAP = 12, 4
-"""Steps in a row without a draft after which what takes long to propose or to price is looked at
-only in every so many."""
+SIZES = frozenset({*range(9), 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256})
+"""Rows of a step of several sequences, where they can be cut: the first step of a size takes a
+third of a step longer. What is taken whole, or still to be drafted, has the rows that it has."""
 
 
 @dataclass(slots=True)
 class Offer:
-    """What a sequence could score behind its root, and what that is expected to bring."""
+    """What a sequence could score behind its root: the expected tokens of each further row, never
+    rising, or the sum of `size` rows that are taken together or not at all. `straight`: rows up to
+    which the tree is a chain; `hurdle`: share by which the sequence must gain at least; `slower`:
+    what the cost of a step with this draft is to be multiplied by; `price`: milliseconds of making
+    it."""
 
     sequence: int
     gains: Sequence[float]
-    """Expected tokens of each further row, never rising; of a whole, the sum."""
-    straight: int = UNLIMITED
-    """Rows up to which the tree is a chain."""
-    hurdle: float = GAIN - 1.0
-    """Share by which the sequence must gain by speculating, at least."""
+    straight: int = 1 << 30
+    hurdle: float = HURDLE
     slower: float = 1.0
-    """What the cost of a step with this draft is to be multiplied by."""
     size: int = 1
-    """Rows behind the root that are taken together or not at all."""
     price: float = 0.0
-    """Milliseconds of making the draft."""
 
 
 class Terms(NamedTuple):
@@ -80,25 +77,21 @@ def choose(
     ]
     items.sort(key=itemgetter(0), reverse=True)
     rows: dict[int, int] = {}
-    tokens, left, sure = float(batch), sum([gain for _, gain, _ in items]), float(batch)
-    best, worth, found = 0, batch / plain, (tokens, plain)
+    tokens, sure, left = float(batch), float(batch), sum([gain for _, gain, _ in items])
+    best = Choice({}, tokens, plain, batch / plain)
     slower, spent, branching = 1.0, 0.0, False
-    for count, (_, gain, one) in enumerate(items, 1):
+    for _, gain, one in items:
         known = rows.get(one.sequence, 1)
-        if known == 1:
-            slower = max(slower, one.slower)
         rows[one.sequence] = known + one.size
         total += max(known + one.size - max(known, least), 0)
+        slower, spent = max(slower, one.slower), spent + one.price
         branching |= known + one.size > one.straight
-        spent += one.price
         tokens, left = tokens + gain, left - gain
         sure += (gain - (one.hurdle if known == 1 else 0.0)) / (1.0 + one.hurdle)
         took = cost(total, branching) * slower + spent
-        if total > BUDGET or (sure + left) / took <= worth:
+        if total > BUDGET or (sure + left) / took <= best.worth:
             break
-        if sure / took > worth:
-            best, worth, found = count, sure / took, (tokens, took)
-    rows = {}
-    for _, _, one in items[:best]:
-        rows[one.sequence] = rows.get(one.sequence, 1) + one.size
-    return Choice(rows, *found, worth)
+        usual = batch == 1 or total in SIZES or one.size > 1 or one.price > 0
+        if usual and sure / took > best.worth:
+            best = Choice(dict(rows), tokens, took, sure / took)
+    return best

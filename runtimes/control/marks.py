@@ -17,13 +17,9 @@ class Marks(NamedTuple):
     milliseconds: float = 0.0
     plain: float = 0.0
 
-    def plus(self, other: Marks) -> Marks:
-        """Both together."""
-        return Marks(*(a + b for a, b in zip(self, other, strict=True)))
-
-    def since(self, before: Marks) -> Marks:
-        """What has come since."""
-        return Marks(*(now - then for now, then in zip(self, before, strict=True)))
+    def plus(self, other: Marks, sign: int = 1) -> Marks:
+        """Both together; with a `sign` of -1 what has come since the other."""
+        return Marks(*(a + sign * b for a, b in zip(self, other, strict=True)))
 
     @property
     def predicted(self) -> float | None:

@@ -5,26 +5,22 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
-from graftline.runtimes.control.costs import FAR, NEAR
-from graftline.runtimes.session import Session
+from graftline.runtimes.control.costs import FAR, NEAR, Table
+from graftline.runtimes.session import Ints, Session
 
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Numbers of rows that are measured; others are interpolated."""
-FAR_ROWS = (1, 2, 4, 8, 16, 32)
-"""Numbers of rows that are measured again after a long past."""
-FAR_SLOTS = FAR + FAR_ROWS[-1]
-"""Positions that measuring a long past takes."""
+ROWS, FAR_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64), (1, 2, 4, 8, 16, 32)
+"""Rows that are measured behind NEAR positions and again behind FAR; others are interpolated."""
 BATCHES, BATCH_ROWS = (4, 8), (1, 2, 4)
 """Numbers of sequences that are measured together, and of the rows of each."""
-ROUNDS = 5
-SMALL, TIMES = 8, 3
-"""Sizes up to which decisions are close and steps are short are measured so many times as often."""
+ROUNDS = 9
 
 
 def measure_costs(
@@ -35,107 +31,73 @@ def measure_costs(
     Rounds over all sizes in turn, each step just after one of a single row a sequence, as it is in
     use: what ran before decides what the processor's caches hold. A size costs the usual ratio to
     the single row beside it, so that a machine whose speed drifts changes nothing, times what a
-    single row takes undisturbed. No size costs less than a smaller one. Trees are measured only
-    where the session scores trees, a long past only where the capacity allows for one.
+    single row takes undisturbed. Trees are measured where the session scores trees, a long past
+    where the capacity allows for one.
 
     `beside` opens the same engine with caches of its own, of so many positions: long pasts and
     batches are then measured in turn with the short one. Without it they are after it, and batches
     only where the session has its seats' memory already.
     """
-    random = np.random.default_rng(0)
-    past = min(NEAR, session.capacity // 2)
-    sizes = [q for q in ROWS if q <= session.capacity - past]
-    most = session.most_sequences
-    together = [n for n in BATCHES if n <= (most or (n if beside else 0)) and max(sizes) >= 4]
-    plans = [(FAR, FAR_ROWS, 1)] if session.capacity >= FAR_SLOTS else []
-    plans += [(past, BATCH_ROWS, batch) for batch in together]
-    gauges = [Gauge(session, past, sizes, random)]
-    if beside is not None:
-        gauges += [Gauge(beside(p + max(q)), p, q, random, batch) for p, q, batch in plans]
-        for _ in range(ROUNDS):
-            for gauge in gauges:
-                gauge.turns(1)
-    else:
-        gauges[0].turns(ROUNDS)
-        for p, q, batch in plans:
-            gauges.append(Gauge(session, p, q, random, batch))
-            gauges[-1].turns(ROUNDS)
+    random, most = np.random.default_rng(0), session.most_sequences or (8 if beside else 0)
+    near = min(NEAR, session.capacity // 2)
+    settings = [("chain", 1, near, [rows for rows in ROWS if near + rows <= session.capacity])]
+    if session.capacity >= FAR + FAR_ROWS[-1]:
+        settings.append(("far", 1, FAR, list(FAR_ROWS)))
+    if near + BATCH_ROWS[-1] <= session.capacity:
+        settings += [(str(n), n, near, list(BATCH_ROWS)) for n in BATCHES if n <= most]
+    gauges: dict[str, Gauge] = {}
+    for part in [settings] if beside else [[setting] for setting in settings]:
+        for name, batch, past, rows in part:
+            own = session if not gauges or beside is None else beside(past + max(rows))
+            gauges[name] = Gauge(own, batch, past, rows, random)
+        for name, *_ in ROUNDS * part:
+            gauges[name].turn()
     session.reset(1)
-    tables = {gauge.batch: gauge.table() for gauge in gauges[len(gauges) - len(together) :]}
-    distant = gauges[1].table() if plans and plans[0][0] == FAR else {"chain": {}, "tree": {}}
-    return {
-        **gauges[0].table(),
-        **{f"far_{kind}": table for kind, table in distant.items()},
-        "batch": {str(batch): table["chain"] for batch, table in tables.items()},
-    }
+    tables = {name: gauge.table("chain") for name, gauge in gauges.items()}
+    return {"far": {}, "tree": gauges["chain"].table("tree")} | tables
 
 
 class Gauge:
-    """Times steps of some sizes behind `past` committed positions of each of `batch` sequences."""
+    """Times steps of some numbers of rows of each of `batch` sequences behind `past` positions."""
 
     def __init__(
-        self,
-        session: Session,
-        past: int,
-        sizes: Sequence[int],
-        random: np.random.Generator,
-        batch: int = 1,
+        self, session: Session, batch: int, past: int, sizes: Sequence[int], random: Generator
     ) -> None:
-        self._session, self._random, self.batch = session, random, batch
+        self._session, self._batch, self._random = session, batch, random
         session.reset(batch)
-        known = session.facts.vocabulary
-        session.prefill([random.integers(0, known, past, dtype=np.int64) for _ in range(batch)])
-        shapes = [("chain", q) for q in sizes if q > 1]
-        if session.supports_trees and batch == 1:
-            shapes += [("tree", q) for q in sizes if q > 1]
-        self._ratios: dict[tuple[str, int], list[float]] = {shape: [] for shape in shapes}
+        session.prefill(list(self._tokens(past)))
+        trees = session.supports_trees and batch == 1 and past <= NEAR
+        kinds = ("chain", "tree") if trees else ("chain",)
+        self._ratios = {(kind, q): list[float]() for kind in kinds for q in sizes if q > 1}
         self._single: list[float] = []
 
-    def turns(self, count: int) -> None:
-        """So many times every size, and small ones TIMES as often."""
-        shapes = list(self._ratios)
-        small = [shape for shape in shapes if shape[1] * self.batch <= SMALL]
-        for turn in range(count * TIMES):
-            for kind, rows in small if turn % TIMES else shapes:
-                self._step("chain", 1)
-                single = self._step("chain", 1)
-                self._single.append(single)
-                self._ratios[kind, rows].append(self._step(kind, rows) / single)
+    def turn(self) -> None:
+        """Once every size."""
+        for (kind, rows), ratios in self._ratios.items():
+            self._step("chain", 1)
+            self._single.append(self._step("chain", 1))
+            ratios.append(self._step(kind, rows) / self._single[-1])
 
-    def table(self) -> dict[str, dict[str, float]]:
-        """`{"chain": {"1": ms, ...}, "tree": {...}}`."""
+    def table(self, kind: str) -> Table:
+        """Milliseconds by rows; no size costs less than a smaller one."""
         row = undisturbed(self._single) * 1e3
-        costs: dict[str, dict[str, float]] = {"chain": {}, "tree": {}}
-        for kind, table in costs.items():
-            found = {rows: median(r) for (k, rows), r in self._ratios.items() if k == kind}
-            if found or kind == "chain":
-                ratios = rising([1.0, *found.values()])
-                pairs = zip((1, *found), ratios, strict=True)
-                table |= {str(rows): ratio * row for rows, ratio in pairs}
-        return costs
+        found = {rows: median(ratios) for (k, rows), ratios in self._ratios.items() if k == kind}
+        rising = accumulate(found.values(), max, initial=1.0)
+        return {rows: row * ratio for rows, ratio in zip([1, *found], rising, strict=True)}
+
+    def _tokens(self, rows: int) -> Ints:
+        vocabulary = self._session.facts.vocabulary
+        return self._random.integers(0, vocabulary, (self._batch, rows), dtype=np.int64)
 
     def _step(self, kind: str, rows: int) -> float:
-        shape, depth, mask = (self.batch, rows), None, None
-        tokens = self._random.integers(0, self._session.facts.vocabulary, shape, dtype=np.int64)
-        if kind == "tree":
+        tokens, depth, mask = self._tokens(rows), None, None
+        if kind == "tree":  # all rows behind the root
             depth = np.minimum(np.arange(rows), 1)[None]
             mask = np.eye(rows, dtype=np.bool_)[None]
             mask[0, :, 0] = True
         began = time.perf_counter()
         self._session.score(tokens, depth, mask)
         return time.perf_counter() - began
-
-
-def rising(values: Sequence[float]) -> list[float]:
-    """The nearest sequence that never falls (Barlow 1972, pool adjacent violators); the first value
-    stays the least of all: what another row costs is measured beside it."""
-    blocks = list[list[float]]()
-    for value in values[1:]:
-        blocks.append([max(value, values[0]), 1.0])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (mean, count), (last, more) = blocks[-2], blocks.pop()
-            blocks[-1] = [(mean * count + last * more) / (count + more), count + more]
-    return [values[0], *(mean for mean, count in blocks for _ in range(int(count)))]
 
 
 def undisturbed(times: Sequence[float]) -> float:
@@ -145,14 +107,10 @@ def undisturbed(times: Sequence[float]) -> float:
 
 def machine() -> str:
     """What tells one machine's speed from another's: its processor."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{platform.system()} {name}"
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text("utf-8", "replace").splitlines() if known.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{platform.system()} {next(names, platform.processor() or platform.machine())}"
 
 
 def costs_key(threads: int, version: str) -> str:

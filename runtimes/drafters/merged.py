@@ -17,7 +17,7 @@ from graftline.runtimes.trees.packing import trim
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
-_HORIZON, _WEIGHT, _OPEN_WALKS = 48.0, 5.0, 4
+_WEIGHT, _OPEN_WALKS = 5.0, 4
 _LEAST = 0.01
 """Chance of a row that is worth the time of joining it."""
 
@@ -41,7 +41,7 @@ class Record:
         """For every row of the source's last proposal the chance that it is accepted."""
         signal = source.signal
         if signal not in self.evidence:
-            self.evidence[signal] = Evidence(source.prior(signal), _HORIZON, _WEIGHT)
+            self.evidence[signal] = Evidence(source.prior(signal), _WEIGHT)
         evidence = self.evidence[signal]
         if len(tree) > 1 and len(self._walks) < _OPEN_WALKS:
             self._walks.append((evidence, Walk(signal, tree)))

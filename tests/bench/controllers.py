@@ -2,8 +2,13 @@
 on a clock that takes what a table of true costs says.
 
     PYTHONPATH=TREE python tests/bench/controllers.py answers.jsonl --out FILE.json
-        [--recipes a,b] [--batches 1,4,8] [--costs fp32,int8,int4]
+        [--recipes a,b] [--batches 1,4,8] [--costs fp32,int8,int4,packed] [--noise 0.05] [--fixed 2]
 
+A recipe with a draft model is `name@AGREEMENT/PRICE/BELIEF`: the share of its tokens that are
+right, what a call takes in steps of the target, and what it is believed to take over that. With
+`0.33-0.31-0.43` for a share it is a head whose tokens are right so often by depth, which nobody
+knows before it is used. A batch of `8g` is of one group, others over 4 are of all of them. With
+noise, steps take that share longer on the mean, and their first of a shape FIRST more.
 `record_answers.py` makes the answers. With PYTHONPATH another tree's controller is measured;
 `--table OLD.json NEW.json` prints both beside each other. Rows off the recorded answer get the
 candidates that their token had elsewhere, for the drafters that keep candidates.
@@ -14,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +28,12 @@ import numpy as np
 from graftline.facts import DecoderFacts
 from graftline.recipe import recipe, recipes
 from graftline.runtimes import scheduler as scheduling
+from graftline.runtimes.chances.calibration import USUAL
 from graftline.runtimes.control import measure
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
+from graftline.runtimes.draft_engine import DraftEngine, usual_cost
+from graftline.runtimes.draft_seats import TargetSeats
 from graftline.runtimes.policy import make_policy
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.greedy import Greedy
@@ -48,6 +56,17 @@ TRUE = {  # FINDINGS.md: milliseconds of a single row, and rows over it; chains,
 }  # fmt: skip
 LAYERS, ATTENTION = 30, 0.016
 """FINDINGS.md: milliseconds of a layer's attention, of one row over 200 positions."""
+PACKED = {1: 14.9, 2: 15.2, 3: 16.8, 4: 18.0, 6: 19.0, 8: 21.9, 12: 26.0, 16: 32.5, 24: 42.0,
+          32: 52.0, 64: 90.0}  # fmt: skip
+"""Results of 2026-11-27 (forms, batches): milliseconds of all products of so many rows, in fp32."""
+READING = {1: (0.8, 2.3), 2: (1.4, 6.3), 4: (1.6, 7.2), 8: (2.2, 9.4), 16: (3.5, 13.0),
+           32: (6.5, 25.0)}  # fmt: skip
+"""The same: milliseconds of the attention of a sequence with so many rows, over 200 positions and
+over each thousand more."""
+
+
+FIRST = 10.0
+"""The same: what a step of a new shape takes besides, on a machine with noise."""
 
 
 class Clock:
@@ -63,13 +82,17 @@ class Clock:
 class Replay:
     """A session whose sequences are recorded answers, all rows of a step in one call."""
 
-    supports_trees, row_invariant, exact_rows, most_sequences = True, True, 1, 32
+    supports_trees, row_invariant, exact_rows, most_sequences, packs = True, True, 1, 32, False
     same_rows = None
     capacity = largest = 4096
 
-    def __init__(self, rows: Sequence[dict[str, Any]], clock: Clock, costs: str) -> None:
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], clock: Clock, costs: str, noise: float = 0.0
+    ) -> None:
         self.facts = DecoderFacts(VOCABULARY, 8, 1, 1, 1, 8, self.capacity)
-        self._clock, self._true = clock, TRUE[costs]
+        self._clock, self._costs = clock, costs
+        self._noise, self._random = noise, np.random.default_rng(0)
+        self._shapes: set[tuple[int, ...]] = set()
         self._elsewhere: dict[int, tuple[list[int], list[float]]] = {}
         for row in rows:
             before = [row["prompt"][-1], *row["tokens"]]
@@ -115,16 +138,22 @@ class Replay:
     def cost(self, counts: Sequence[int], branching: bool) -> float:
         """All weights once for all rows, and the attention of every sequence over its positions,
         which grows with its own rows."""
-        single, chain, tree = self._true
-        table = {1: 1.0, **(tree if branching else chain)}
-        sizes, total = sorted(table), sum(counts)
-        slope = (table[64] - table[32]) / 32
-        share = float(np.interp(total, sizes, [table[n] for n in sizes]))
-        share += max(total - 64, 0) * slope
+        pairs = list(zip(counts, self.lengths.tolist(), strict=True))
+        if self._costs == "packed":
+            products = between(PACKED, sum(counts)) * (1.05 if branching else 1.0)
+            at, more = ({n: pair[i] for n, pair in READING.items()} for i in range(2))
+            return products + sum(
+                between(at, n) + between(more, n) * max(held - 200, 0) / 1e3 for n, held in pairs
+            )
+        single, chain, tree = TRUE[self._costs]
         one = LAYERS * ATTENTION
-        pairs = zip(counts, self.lengths.tolist(), strict=True)
         reading = sum(one * (0.7 + 0.3 * n) * (0.5 + 0.5 * held / 200) for n, held in pairs)
-        return single * share + reading - one
+        table = {1: 1.0, **(tree if branching else chain)}
+        return single * between(table, sum(counts)) + reading - one
+
+    def _hitch(self) -> float:
+        """How much longer something takes than it would undisturbed."""
+        return 1.0 + self._noise * float(self._random.exponential())
 
     def score(
         self,
@@ -133,7 +162,13 @@ class Replay:
         mask: Bools | None = None,
         counts: Sequence[int] | None = None,
     ) -> Scores:
-        self._clock.now += self.cost(counts or [tokens.shape[1]] * len(tokens), mask is not None)
+        shape = tuple(counts or [tokens.shape[1]] * len(tokens))
+        self._clock.now += self.cost(shape, mask is not None) * self._hitch()
+        size = 1 << (len(shape) - 1).bit_length()  # idle places of a graph have a row each
+        rows = size, sum(shape) + size - len(shape)
+        if self._noise and rows not in self._shapes:
+            self._clock.now += FIRST
+        self._shapes.add(rows)
         answers: list[list[tuple[int, bool]]] = []
         self._sent = tokens
         for at, ids in enumerate(tokens.tolist()):
@@ -183,18 +218,88 @@ class Replay:
             del self._ids[at][length:]
 
 
-def stop_clocks(clock: Clock) -> None:
+def between(table: dict[int, float], size: int) -> float:
+    """Linear between sizes, and beyond them as between the last two."""
+    *_, before, last = sizes = sorted(table)
+    slope = (table[last] - table[before]) / (last - before)
+    return float(np.interp(size, sizes, [table[n] for n in sizes])) + max(size - last, 0) * slope
+
+
+class RecordedDraft:
+    """A session of a draft model over the caches of a replay: right with a chance that grows with
+    the target's own certainty, `agreements` by depth on the whole, and as sure of a token as that
+    chance, give or take. A call of one row takes `taken` milliseconds."""
+
+    def __init__(
+        self, target: Replay, clock: Clock, agreements: Sequence[float], taken: float
+    ) -> None:
+        self._target, self._clock, self._taken = target, clock, taken
+        self._agreements = agreements
+        self.facts, self.capacity = target.facts, target.capacity
+
+    @classmethod
+    def engine(cls, target: Replay, clock: Clock, shares: str, price: str, belief: str) -> Any:
+        """The engine of `SHARES/PRICE/BELIEF`."""
+        agreements = [float(share) for share in shares.split("-")]
+        taken = float(price) * target.cost([1], False)
+        session, known = cls(target, clock, agreements, taken), "-" not in shares
+        rows_cost = usual_cost if known else lambda rows: 1.0 + 0.12 * (rows - 1)
+        return DraftEngine(
+            session, TargetSeats(target), taken * float(belief),
+            agreements[0] if known else USUAL, rows_cost,
+            own=lambda: cls.engine(target, clock, shares, price, belief),
+        )  # fmt: skip
+
+    def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
+        self._clock.now += self._taken * usual_cost(len(tokens))
+        ends = range(len(tokens) - asked + 1, len(tokens) + 1)
+        return self._scores([[self._row(row, length, tokens[:end]) for end in ends]])
+
+    def follow_rows(self, first: int, starts: Sequence[int], tokens: Sequence[int]) -> Scores:
+        more = 0.4 if len(self._agreements) == 1 else 0.12
+        self._clock.now += self._taken * (1.0 + more * (len(tokens) - 1))
+        rows = [self._row(first + i, starts[i], [token]) for i, token in enumerate(tokens)]
+        return self._scores([[one] for one in rows])
+
+    def _scores(self, rows: Sequence[Sequence[tuple[list[int], list[float]]]]) -> Scores:
+        ids = np.asarray([[ids for ids, _ in row] for row in rows])
+        logits = np.asarray([[logits for _, logits in row] for row in rows], np.float32)
+        whole = np.broadcast_to(np.float32(0), (*ids.shape[:2], VOCABULARY))
+        return Scores(ids[..., 0].copy(), whole, ids, logits)
+
+    def _row(self, row: int, length: int, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
+        """Eight ids and their logits behind the first `length` positions and `tokens`."""
+        truth, behind = self._target._rows[row], length - self._target._start[row]
+        place, ids, sure = behind + len(tokens), [0] * 8, 0.2
+        if truth is not None and place < len(truth["tokens"]):
+            random, ids = np.random.default_rng([place, *tokens]), list(truth["topk"][place])
+            odds = np.exp(np.asarray(truth["logits"][place]))
+            certain = float(odds[0] / odds.sum()) - 0.75
+            depth = place - 1 - len(self._target._ids[row]) + self._target._start[row]
+            agreement = self._agreements[min(depth, len(self._agreements) - 1)]
+            chance = float(np.clip(agreement + 0.5 * certain, 0, 1))
+            right = list(tokens) == truth["tokens"][max(behind, 0) : place]
+            if not right or random.random() > chance:
+                ids = ids[1:] + ids[:1]
+            sure = float(np.clip(chance + random.normal(0, 0.15), 0.15, 0.99))
+        return ids, [float(np.log(sure)), *[float(np.log((1 - sure) / 7))] * 7]
+
+
+def stop_clocks(clock: Clock, put: Callable[[object, str, object], None]) -> None:
     """Let all of the runtime look at this clock."""
     for name, module in list(sys.modules.items()):
         if name.startswith("graftline.runtimes"):
             for call in ("perf_counter", "working"):
                 if hasattr(module, call):
-                    setattr(module, call, clock)
+                    put(module, call, clock)
+    put(measure, "time", type("Time", (), {"perf_counter": staticmethod(clock)}))
 
 
-def parts(rows: Sequence[dict[str, Any]], batch: int) -> list[list[dict[str, Any]]]:
-    """Up to 4 questions of one group together, or more of all groups."""
-    if batch > 4:
+def parts(
+    rows: Sequence[dict[str, Any]], batch: int, apart: bool
+) -> list[list[dict[str, Any]]]:
+    """So many questions of one group together, or of all groups."""
+    if not apart:
         stride = max(len(rows) // batch, 1)
         return [list(rows[first::stride]) for first in range(stride)]
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -208,19 +313,31 @@ def parts(rows: Sequence[dict[str, Any]], batch: int) -> list[list[dict[str, Any
 
 
 def speed(
-    rows: Sequence[dict[str, Any]], name: str, precision: str, batch: int
+    rows: Sequence[dict[str, Any]],
+    name: str,
+    precision: str,
+    batch: str,
+    noise: float = 0.0,
+    fixed: int = 0,
+    put: Callable[[object, str, object], None] = setattr,
 ) -> dict[str, dict[str, float]]:
-    """By group: milliseconds of plain decoding over those of this recipe, and tokens a step."""
+    """By group: milliseconds of plain decoding and of this recipe, and those that were forecast of
+    it for as many tokens. `fixed`: every step has drafts of so many rows, whatever they bring."""
     clock = Clock()
-    session = Replay(rows, clock, precision)
-    stop_clocks(clock)
-    measure.time = type("Time", (), {"perf_counter": staticmethod(clock)})  # type: ignore[assignment]
+    session = Replay(rows, clock, precision, noise)
+    stop_clocks(clock, put)
     costs = Costs.from_json(measure.measure_costs(session))
-    chosen = recipe(name)
-    policy = make_policy(chosen, session, Resources(vocabulary=VOCABULARY), costs)
+    name, *numbers = name.split("@")
+    draft = None
+    if numbers:
+        draft = RecordedDraft.engine(session, clock, *numbers[0].split("/"))
+    resources = Resources(None if draft is None else lambda: draft, vocabulary=VOCABULARY)
+    policy = make_policy(recipe(name), session, resources, None if fixed else costs)
+    policy.control.rows = fixed
     plain = make_policy(recipe("plain"), session, Resources(vocabulary=VOCABULARY), costs)
     found: dict[str, dict[str, float]] = {}
-    for part in parts(rows, batch):
+    size = int(batch.removesuffix("g"))
+    for part in parts(rows, size, size <= 4 or batch.endswith("g")):
         taken: list[float] = []
         for one in (plain, policy):
             steps = scheduling.Scheduler(session, len(part))
@@ -231,7 +348,7 @@ def speed(
                 )
                 for row in part
             ]  # fmt: skip
-            began = clock.now
+            began, before = clock.now, one.lane.marks
             for decoding in ones:
                 steps.submit(decoding, one.lane)
             steps.finish(ones)
@@ -240,11 +357,14 @@ def speed(
             for decoding, row in zip(ones, part, strict=True):
                 assert decoding.tokens == row["tokens"], "the replay left its answer"
             taken.append(clock.now - began)
+            told = dict(zip(before._fields, np.subtract(one.lane.marks, before), strict=True))
+        tokens = sum(len(row["tokens"]) - 1 for row in part)
         kinds = {row["group"] for row in part}
         group = kinds.pop() if len(kinds) == 1 else "mixed"
-        sums = found.setdefault(group, {"plain": 0.0, "recipe": 0.0})
+        sums = found.setdefault(group, {"plain": 0.0, "recipe": 0.0, "forecast": 0.0})
         sums["plain"] += taken[0]
         sums["recipe"] += taken[1]
+        sums["forecast"] += tokens * float(told["milliseconds"] / (told["tokens"] or 1))
     return found
 
 
@@ -258,7 +378,7 @@ def table(old: Path, new: Path) -> str:
             a, b = (one[key][group]["plain"] / one[key][group]["recipe"] for one in both)
             ratio = both[0][key][group]["recipe"] / both[1][key][group]["recipe"]
             worst = min(worst, ratio)
-            name, precision, batch = key.split("/")
+            name, precision, batch = key.rsplit("/", 2)
             told = f"{ratio:.3f}" if ratio >= 0.97 else f"**{ratio:.3f}**"
             row = f"{name} | {precision} | {batch} | {group} | {a:.2f} | {b:.2f} | {told}"
             lines.append(f"| {row} |")
@@ -274,6 +394,8 @@ def main() -> None:
     parser.add_argument("--recipes", default="")
     parser.add_argument("--batches", default="1,4,8")
     parser.add_argument("--costs", default="fp32,int8,int4")
+    parser.add_argument("--noise", type=float, default=0.0)
+    parser.add_argument("--fixed", type=int, default=0)
     parser.add_argument("--table", type=Path, nargs=2)
     given = parser.parse_args()
     if given.table:
@@ -287,8 +409,10 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in names:
         for precision in given.costs.split(","):
-            for batch in map(int, given.batches.split(",")):
-                found[f"{name}/{precision}/{batch}"] = speed(rows, name, precision, batch)
+            for batch in given.batches.split(","):
+                found[f"{name}/{precision}/{batch}"] = speed(
+                    rows, name, precision, batch, given.noise, given.fixed
+                )
                 given.out.write_text(json.dumps(found))
                 print(name, precision, batch, found[f"{name}/{precision}/{batch}"], flush=True)
 

@@ -48,12 +48,12 @@ def give_costs(bundle: Path, per_row: float) -> None:
     (file,) = (bundle / "costs").iterdir()
     key = json.loads(file.read_text())["key"]
     table = {str(q): 10.0 + per_row * (q - 1) for q in (1, 2, 8, 64)}
-    rest: dict[str, object] = {"far_chain": {}, "far_tree": {}, "batch": {}}
+    rest: dict[str, object] = {"far": {}}
     assert opened.write_costs(key, {"chain": table, "tree": table} | rest)
 
 
-def test_a_table_without_batches_is_measured_again(bundle: Path) -> None:
-    """As graftline stored them before sequences shared a call."""
+def test_tables_of_an_older_form_are_measured_again(bundle: Path) -> None:
+    """As graftline stored them before a long past had a table."""
     from graftline.runtimes.load import open_session, step_costs
 
     give_costs(bundle, per_row=0.01)
@@ -62,11 +62,11 @@ def test_a_table_without_batches_is_measured_again(bundle: Path) -> None:
     assert opened.write_costs(key, {"chain": {"1": 1e9}, "tree": {}})
     costs = step_costs(opened, open_session(opened))
     assert costs.of(1) < 1e6
-    assert set(costs.batch) == {4, 8}
+    assert set(costs.batches) == {4, 8}
     kept = opened.read_costs(key)
     assert kept == costs.to_json()
     assert costs.store is not None
-    costs.store(costs.to_json(2.0))
+    costs.store(costs.to_json(2.0, 2.0))
     assert step_costs(opened, open_session(opened)).of(1) == 2.0 * costs.of(1)
 
 

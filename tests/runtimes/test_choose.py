@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from graftline.runtimes.control.choose import BUDGET, GAIN, Offer, choose
+from graftline.runtimes.control.choose import BUDGET, HURDLE, Offer, choose
 
 Cost = Callable[[int, bool], float]
 
@@ -33,7 +33,7 @@ def test_no_other_rows_would_be_better(seed: int) -> None:
     def worth(extra: tuple[int, ...]) -> float:
         sure = float(batch)
         for offer, rows in zip(offers, extra, strict=True):
-            sure += (sum(offer.gains[:rows]) - offer.hurdle * (rows > 0)) / GAIN
+            sure += (sum(offer.gains[:rows]) - offer.hurdle * (rows > 0)) / (1.0 + HURDLE)
         return sure / cost(batch + sum(extra), False)
 
     best = max(worth(extra) for extra in product(*(range(len(o.gains) + 1) for o in offers)))
@@ -47,17 +47,27 @@ def test_no_other_rows_would_be_better(seed: int) -> None:
 
 def test_sequences_score_different_numbers_of_rows() -> None:
     """What copies gets the rows, what does not gets none."""
-    offers = [Offer(0, [0.9] * 6), Offer(1, [0.1] * 6), Offer(2, [0.9, 0.1, 0.1])]
+    offers = [Offer(0, [0.9] * 5), Offer(1, [0.1] * 6), Offer(2, [0.9, 0.1, 0.1])]
     choice = choose(offers, 4, linear(10.0, 1.0), 4)
-    assert choice.rows == {0: 7, 2: 2}
+    assert choice.rows == {0: 6, 2: 2}
+
+
+def test_steps_of_several_sequences_have_few_sizes() -> None:
+    """The first of a size takes longer: 11 rows of four sequences are 10, of one they are 11."""
+    seven, cost = Offer(0, [0.9] * 7), linear(10.0, 1.0)
+    assert choose([seven], 4, cost, 4).rows == {0: 7}
+    assert choose([Offer(0, [0.9] * 10)], 1, cost, 1).rows == {0: 11}
+    assert choose([Offer(0, [6.3], size=7)], 4, cost, 4).rows == {0: 8}, "as it is or not at all"
+    paid = [Offer(one, [0.9], price=0.1) for one in range(9)]
+    assert len(choose(paid, 9, cost, 9).rows) == 9, "their rows are not known yet"
 
 
 def test_one_that_hardly_gains_is_left_whatever_the_others_gain() -> None:
-    """Each sequence has to gain GAIN by itself: the best of many estimates looks too good."""
+    """Each sequence has to gain HURDLE by itself: the best of many estimates looks too good."""
     cost = linear(10.0, 0.01)
-    assert choose([Offer(0, [GAIN - 1.0 + 0.02])], 1, cost, 1).rows == {0: 2}
-    assert choose([Offer(0, [GAIN - 1.0 - 0.02])], 1, cost, 1).rows == {}
-    both = [Offer(0, [0.9]), Offer(1, [GAIN - 1.0 - 0.02])]
+    assert choose([Offer(0, [HURDLE + 0.02])], 1, cost, 1).rows == {0: 2}
+    assert choose([Offer(0, [HURDLE - 0.02])], 1, cost, 1).rows == {}
+    both = [Offer(0, [0.9]), Offer(1, [HURDLE - 0.02])]
     assert choose(both, 2, cost, 2).rows == {0: 2}
 
 
@@ -104,7 +114,7 @@ def test_a_draft_that_takes_time_has_to_bring_it_in() -> None:
         return choose([Offer(0, [1.0], size=3, price=price)], 1, linear(20.0, 0.5), 1).rows
 
     assert rows(5.0) == {0: 4}
-    assert rows(15.0) == {}
+    assert rows(17.0) == {}
     free = choose([Offer(0, [0.4]), Offer(1, [1.0], size=3, price=30.0)], 2, linear(20.0, 1.0), 2)
     assert free.rows == {0: 2}, "one that costs too much keeps nobody from drafting"
 

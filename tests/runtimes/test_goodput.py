@@ -12,12 +12,12 @@ import pytest
 from simulated import Simulation, Truth
 from toy_session import FLAT, INT4, ToySession
 
-from graftline.runtimes.control import measure
+from graftline.runtimes.control import measure, speculation
 from graftline.runtimes.control.choose import Terms, choose
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.evidence import LATELY, Evidence
+from graftline.runtimes.control.evidence import Evidence
 from graftline.runtimes.control.pace import WINDOW, Pace
-from graftline.runtimes.control.speculation import Speculation, TextFit
+from graftline.runtimes.control.speculation import Speculation, Track
 from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.lane import Lane
@@ -130,7 +130,7 @@ def knee(rows: Sequence[int], branching: bool) -> float:
 
 def apart(rows: Sequence[int], branching: bool) -> float:
     """A batch is a call for each sequence: nothing is shared."""
-    return sum(10.0 + 1.5 * (count - 1) for count in rows)
+    return sum(10.0 + 4.0 * (count - 1) for count in rows)
 
 
 def shared(rows: Sequence[int], branching: bool) -> float:
@@ -200,7 +200,7 @@ def alone(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "truth", "batch"), [(thrice, "knee", 1), (thrice, "shared", 4), (alone, "apart", 6)]
+    ("wrong", "truth", "batch"), [(thrice, "knee", 1), (thrice, "knee", 4), (alone, "apart", 6)]
 )
 def test_a_wrong_cost_model_would_be_seen(
     wrong: Any, truth: str, batch: int, monkeypatch: pytest.MonkeyPatch
@@ -229,18 +229,18 @@ def test_drafts_believed_too_cheap_are_found_out(monkeypatch: pytest.MonkeyPatch
 def test_recipes_that_share_a_step_share_one_choice() -> None:
     """A text that copies gets rows, one beside it that does not gets none: in the same steps."""
     lookup, suffix = (make_drafter(name, {}) for name in ("prompt-lookup", "suffix"))
-    costs = replace(FP32)
-    lanes = [
-        (Lane(Speculation(name, costs, one.prior)), one)
-        for name, one in (("lookup", lookup), ("suffix", suffix))
-    ]
-    simulation = Simulation(told(FP32))
+    costs, pair = replace(FP32), (("lookup", lookup), ("suffix", suffix))
+    lanes = [(Lane(Speculation(name, costs, one.prior)), one) for name, one in pair]
+    alike = [(Lane(Speculation.fixed(name, 8)), one) for name, one in pair]
+    simulation, fixed = Simulation(told(FP32)), Simulation(told(FP32))
     for seed in range(4):
-        simulation.run(lanes, [texts_of(copying)[seed], texts_of(novel)[seed]])
+        texts = [texts_of(copying)[seed], texts_of(novel)[seed]]
+        simulation.run(lanes, texts)
+        fixed.run(alike, texts)
     both = np.asarray([rows for rows in simulation.rows if len(rows) == 2])
     assert both[:, 0].mean() > 2.5
-    assert both[:, 1].mean() < 1.1
-    assert simulation.spent < 4 * 127 * told(FP32)([1, 1], False), "none has to wait for it"
+    assert both[:, 1].mean() - 1 < 0.1 * (both[:, 0].mean() - 1)
+    assert simulation.spent < 0.9 * fixed.spent, "none has to wait for it"
 
 
 class Stepping:
@@ -254,16 +254,16 @@ class Stepping:
         self.begin()
 
     def begin(self) -> None:
-        self.control.begin()
-        self.track = self.control.track()
+        self.control.stepped(drafted=True)
+        self.track = Track()
 
     def choose(self, signal: int, tree: Tree, room: int = 100) -> int:
         costs, terms = self.control.costs, Terms(1, room, 256, 0.002)
         assert costs is not None
         offer = self.control.offer(self.track, 0, signal, tree, terms)
         rows = choose([offer], 1, costs.of, 1).rows.get(0, 1)
-        self.expected = 1.0 + self.control.chose(self.track, rows)
-        self.control.stepped(rows > 1, None)
+        self.expected = 1.0 + self.control.chose(self.track, signal, tree, rows)
+        self.control.stepped(rows > 1)
         return rows
 
     def learn(self, fresh: Sequence[int]) -> None:
@@ -298,7 +298,7 @@ def test_the_choice_is_near_the_best(chance: float, costs: Costs) -> None:
 
 
 def test_evidence_of_the_first_row_carries_to_the_deeper() -> None:
-    evidence = Evidence([0.9**row for row in range(8)], horizon=48, weight=5)
+    evidence = Evidence([0.9**row for row in range(8)], weight=5)
     for _ in range(40):
         evidence.record(1, 1, hit=False)
     reach = evidence.reach()
@@ -309,32 +309,17 @@ def test_evidence_of_the_first_row_carries_to_the_deeper() -> None:
 def test_a_rare_row_that_was_accepted_once_does_not_lift_the_rows_behind_it() -> None:
     """Row 3 was accepted by luck where rows 1 and 2 never were; believed, every row behind it would
     inherit a ratio over 1, text after text, up to more tokens than rows."""
-    evidence = Evidence([0.8**row for row in range(12)], horizon=48, weight=20)
+    evidence = Evidence([0.8**row for row in range(12)], weight=20)
     for _ in range(4):
         for _ in range(30):
             evidence.record(1, 2, hit=False)
             evidence.record(3, 3, hit=True)
         reach = evidence.reach()
         assert reach == sorted(reach, reverse=True)
-        evidence.rest()
     assert sum(evidence.reach()) < 3
 
 
-def test_what_one_text_taught_is_where_the_next_begins() -> None:
-    evidence = Evidence([1.0, 0.8, 0.64], horizon=48, weight=20)
-    for _ in range(400):
-        evidence.record(1, 2, hit=False)
-    known = evidence.reach()
-    assert known[1] < 0.3
-    evidence.rest()
-    believed = (known[1] + 0.8) / 2
-    assert evidence.reach()[1] == pytest.approx(20 * believed / (20 + LATELY))
-    for _ in range(20):
-        evidence.record(1, 1, hit=True)
-    assert evidence.reach()[1] > 0.5
-
-
-def test_what_was_learned_outlives_the_request_but_weighs_less() -> None:
+def test_what_was_learned_outlives_the_request_and_is_soon_put_right() -> None:
     steps, tree = Stepping(INT4, powers(0.8, 32)), Tree.chain(list(range(32)))
     assert steps.choose(1, tree) > 1
     steps.learn([99])
@@ -410,20 +395,8 @@ def test_one_text_is_told_from_the_others_before_any_belief_has_moved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert drafted_in_a_text_that_does_not_copy() <= 6
-    monkeypatch.setattr(TextFit, "factor", lambda *_: 1.0)
+    monkeypatch.setattr(speculation, "MISS", 1.0)
     assert drafted_in_a_text_that_does_not_copy() > 12
-
-
-def test_a_text_that_copies_is_forecast_better_than_it_is_trusted() -> None:
-    """A forecast picks nothing, so it need not fear that the best of many looks too good."""
-    steps, tree = Stepping(FP32, powers(0.5, 5)), Tree.chain(list(range(5)))
-    rows, before = steps.choose(1, tree), steps.expected
-    assert rows > 1
-    for _ in range(60):
-        steps.track.fit.record(4, 1.0)
-    assert (steps.track.fit.factor(), steps.track.fit.factor(2.0)) == (1.5, 2.0)
-    assert steps.choose(1, tree) >= rows
-    assert steps.expected - 1 >= 2.0 * (before - 1)
 
 
 def test_what_a_lossy_rule_was_not_shown_is_no_miss_of_it() -> None:
@@ -435,7 +408,7 @@ def test_what_a_lossy_rule_was_not_shown_is_no_miss_of_it() -> None:
         for _ in range(60):
             assert steps.choose(1, tree) == 4
             steps.learn([1, 2, 3, 77])  # all three were accepted, what came then is another word
-        return steps.control._evidence[1].at(4)
+        return steps.control._evidence[1].reach()[4]
 
     assert believed(lossy=True) > 0.8
     assert believed(lossy=False) < 0.5
@@ -455,43 +428,55 @@ def test_a_copied_stretch_counts_once_for_proposals_that_are_expensive() -> None
     assert 1 <= drafted <= 3
 
 
-def settled(plain: float, chain: float, steps: int = WINDOW) -> tuple[Costs, list[dict[str, Any]]]:
-    """A table after steps that took so many times what it says, and what was stored."""
+def settled(
+    plain: float, drafted: float, steps: int, requests: int = 1
+) -> tuple[Costs, list[dict[str, Any]]]:
+    """A table after requests whose steps took so many times what it says, and what was stored."""
     stored: list[dict[str, Any]] = []
-    costs = Costs({1: 10.0, 4: 12.0}, {4: 13.0}, batch={4: {1: 16.0}}, store=stored.append)
-    for _ in range(steps):
-        costs.pace.step("plain", 1, plain, 1.0)
-        costs.pace.step("chain", 1, chain, 1.0)
-    costs.settle()
+    costs = Costs({1: 10.0, 4: 12.0}, {4: 13.0}, batches={4: {1: 14.0}}, store=stored.append)
+    for _ in range(requests):
+        for _ in range(steps):
+            costs.pace.step("plain", plain)
+            costs.pace.step("chain", drafted)
+        costs.settle()
     return costs, stored
 
 
 def test_costs_of_a_busy_minute_are_put_right_by_steps_that_disagree() -> None:
     """Stored while something else ran: plain steps take half as long, drafted ones a quarter."""
-    costs, stored = settled(0.5, 0.25)
-    (table,) = stored
-    assert table["chain"] == {"1": 5.0, "4": 3.0}
-    assert table["tree"] == {"4": 6.5}, "of what was not seen the machine's pace is believed"
-    assert table["batch"] == {"4": {"1": 8.0}}
-    assert costs.of(4) == 6.0, "the costs of draft models are shares of a single row's: it stays"
-    assert costs.of(1) == 10.0
+    costs, stored = settled(0.5, 0.25, 2 * WINDOW, 4)
+    near = pytest.approx({"1": 5.0, "4": 3.0}, rel=0.2)
+    assert stored[-1]["chain"] == near
+    assert stored[-1]["tree"] == pytest.approx({"4": 13.0 / 4}, rel=0.2)
+    assert stored[-1]["4"] == pytest.approx({"1": 7.0}, rel=0.2)
+    assert Costs.from_json(stored[-1]).to_json() == stored[-1]
+    count = len(stored)
     for _ in range(3 * WINDOW):
-        costs.pace.step("plain", 1, 0.5, 1.0)
+        costs.pace.step("plain", 0.5)
+        costs.pace.step("chain", 0.25)
         costs.settle()
-    assert len(stored) == 1, "what was put right agrees from now on"
-    for _ in range(WINDOW):
-        costs.pace.step("plain", 1, 1.0, 1.0)
+    assert len(stored) <= count + 1, "what was put right agrees from now on"
+    for _ in range(4 * WINDOW):
+        costs.pace.step("plain", 1.0)
+        costs.settle()
+    undone = pytest.approx(10.0, rel=0.2)
+    assert stored[-1]["chain"]["1"] == undone, "if that minute was the busy one"
+
+
+def test_of_what_was_not_seen_the_machines_pace_is_believed() -> None:
+    stored: list[dict[str, Any]] = []
+    costs = Costs({1: 10.0, 4: 12.0}, {}, store=stored.append)
+    for _ in range(4 * WINDOW):
+        costs.pace.step("plain", 2.0)
     costs.settle()
-    assert stored[1]["chain"]["1"] == 10.0, "if that minute was the busy one, it is undone likewise"
+    assert stored[-1]["chain"]["4"] == pytest.approx(1.2 * stored[-1]["chain"]["1"])
 
 
-@pytest.mark.parametrize(("plain", "chain", "steps"), [(1.2, 0.85, 64), (3.0, 3.0, 63)])
+@pytest.mark.parametrize(("plain", "drafted", "steps"), [(1.2, 0.85, 400), (3.0, 3.0, 7)])
 def test_slight_or_short_disagreement_changes_nothing(
-    plain: float, chain: float, steps: int
+    plain: float, drafted: float, steps: int
 ) -> None:
-    costs, stored = settled(plain, chain, steps)
-    assert not stored
-    assert costs.chain == {1: 10.0, 4: 12.0}
+    assert not settled(plain, drafted, steps)[1]
 
 
 def test_costs_are_put_right_between_requests_and_never_within_one() -> None:
@@ -511,9 +496,9 @@ def test_costs_are_put_right_between_requests_and_never_within_one() -> None:
     simulation.run([(lane, drafter)], texts_of(novel)[:1])
     assert set(before) == {0}
     assert len(stored) == 1
-    assert stored[0]["chain"]["1"] == pytest.approx(12.5)
-    simulation.run([(lane, drafter)], texts_of(novel)[1:3])
-    assert len(stored) == 1
+    assert 12.5 < stored[0]["chain"]["1"] < 25.0 / 1.25
+    simulation.run([(lane, drafter)], texts_of(novel)[1:6])
+    assert stored[-1]["chain"]["1"] == pytest.approx(12.5, rel=0.25)
 
 
 def halved(rows: Sequence[int], branching: bool) -> float:
@@ -533,7 +518,7 @@ def test_what_is_expected_is_told_and_comes_near_what_happens() -> None:
     before, simulation = lane.marks, Simulation(doubled)
     for one in texts_of(copying)[4:]:
         simulation.run([(lane, drafter)], [one])
-    marks = lane.marks.since(before)
+    marks = lane.marks.plus(before, -1)
     assert marks.steps == len(simulation.rows) < len(warm.rows) * 8
     assert marks.milliseconds == pytest.approx(simulation.spent, rel=0.05)
     assert marks.tokens == pytest.approx(simulation.tokens, rel=0.15)

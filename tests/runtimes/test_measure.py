@@ -11,7 +11,7 @@ from toy_session import ToySession
 from graftline.errors import BundleError
 from graftline.runtimes.control import measure
 from graftline.runtimes.control.costs import FAR, NEAR, Costs
-from graftline.runtimes.control.measure import measure_costs, rising
+from graftline.runtimes.control.measure import measure_costs
 
 
 class Timed(ToySession):
@@ -53,14 +53,14 @@ def test_costs_are_what_steps_take(clock: list[float], beside: bool) -> None:
 
 def test_batches_are_not_measured_where_their_memory_is_not_there(clock: list[float]) -> None:
     found = measure_costs(Timed(clock))
-    assert found["batch"] == {}
+    assert found.keys() == {"chain", "tree", "far"}
     costs = Costs.from_json(found)
     assert costs.of(8, batch=4) == pytest.approx(22.0), "every sequence reads its own positions"
     assert costs.of(8, past=FAR, batch=4) == pytest.approx(34.0)
 
 
-def test_a_table_that_knows_nothing_of_batches_is_refused() -> None:
-    with pytest.raises(BundleError, match=r"batch.*measure again"):
+def test_tables_of_another_form_are_refused() -> None:
+    with pytest.raises(BundleError, match=r"far.*measure again"):
         Costs.from_json({"chain": {"1": 1.0}, "tree": {}, "far_chain": {}, "far_tree": {}})
 
 
@@ -76,7 +76,25 @@ def test_a_machine_that_slows_down_meanwhile_makes_no_long_past_dear(clock: list
     assert apart.of(1, past=FAR) / apart.of(1) > 1.15 * true
 
 
-def test_no_size_costs_less_than_a_smaller_one() -> None:
-    assert rising([1.0, 1.2, 1.1, 2.0]) == pytest.approx([1.0, 1.15, 1.15, 2.0])
-    assert rising([1.0, 0.8, 1.3, 1.2, 0.9]) == pytest.approx([1.0, 1.0, *[3.5 / 3] * 3])
-    assert rising([1.0]) == [1.0]
+class Falling(Timed):
+    """Eight rows are quicker than four."""
+
+    def score(self, *args: Any, **more: Any) -> Any:
+        self.clock[0] -= 6.0 * (np.asarray(args[0]).size == 8)
+        return super().score(*args, **more)
+
+
+def test_no_size_costs_less_than_a_smaller_one(clock: list[float]) -> None:
+    costs = Costs.from_json(measure_costs(Falling(clock)))
+    assert costs.of(6) == costs.of(8) == pytest.approx(17.0)
+    assert costs.of(12) == pytest.approx(23.0)
+
+
+def test_only_what_fits_is_measured(clock: list[float]) -> None:
+    session = Timed(clock)
+    session.capacity = 12
+    session.supports_trees = False
+    costs = Costs.from_json(measure_costs(session))
+    assert max(costs.chain) == 6
+    assert not costs.far
+    assert costs.of(4, branching=True) == costs.of(4), "a tree costs what a chain does"
