@@ -35,6 +35,7 @@ class Eagle:
 
     def __init__(self, host: FrozenHost, steps: int = STEPS) -> None:
         self.depths, self.vocabulary, self.source = steps, host.vocabulary, host.folder.name
+        self.drafted = torch.arange(host.vocabulary)
         self.bias, self.config = host.bias, host.config
         facts = facts_of(host.config, 0, "")
         self.shape, self.positions = _shape(host), max(facts.positions, 1)

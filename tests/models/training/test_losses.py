@@ -23,7 +23,9 @@ def wanted(theirs: torch.Tensor, best: int) -> Wanted:
 
 def whole(vocabulary: int) -> Scored:
     random = torch.Generator().manual_seed(0)
-    return Scored.choose(torch.arange(3), vocabulary, vocabulary, random)
+    return Scored.choose(
+        torch.arange(3), torch.arange(vocabulary), vocabulary, vocabulary, random
+    )
 
 
 def by_id(logits: torch.Tensor, scored: Scored) -> torch.Tensor:
@@ -73,7 +75,8 @@ def test_a_sample_of_the_vocabulary_stands_for_all_of_it() -> None:
     total = ours.exp().sum(-1)
     found: list[torch.Tensor] = []
     for seed in range(400):
-        scored = Scored.choose(spoken, VOCABULARY, 20, torch.Generator().manual_seed(seed))
+        random = torch.Generator().manual_seed(seed)
+        scored = Scored.choose(spoken, torch.arange(VOCABULARY), VOCABULARY, 20, random)
         assert len(scored.ids) == 20
         assert {4, 9, 30} <= set(scored.ids.tolist())
         assert scored.places[scored.ids].tolist() == list(range(20))

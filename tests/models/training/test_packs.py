@@ -58,7 +58,7 @@ class Says:
     """A student that drafts what the text says, but at (depth, where drafting began) `instead`."""
 
     module = torch.nn.Module()
-    depths, vocabulary = 3, VOCABULARY
+    depths, vocabulary, drafted = 3, VOCABULARY, torch.arange(VOCABULARY)
 
     def __init__(self, chained: bool, instead: dict[tuple[int, int], int]) -> None:
         self.chained, self.instead = chained, instead
@@ -111,7 +111,9 @@ def test_a_chain_ends_where_the_text_is_not_the_hosts_best(chained: bool) -> Non
 @pytest.mark.parametrize("chained", [False, True])
 def test_the_loss_asks_for_the_token_of_each_depth(chained: bool) -> None:
     text = pack([row(TEXT, 2)])
-    scored = Scored.choose(spoken(text), VOCABULARY, VOCABULARY, torch.Generator())
+    scored = Scored.choose(
+        spoken(text), torch.arange(VOCABULARY), VOCABULARY, VOCABULARY, torch.Generator()
+    )
     student = Says(chained, {})
     right = loss_of(student, text, scored, True)
     assert student.asked == [[4, 5, 6, 7, 8], [5, 6, 7, 8], [6, 7, 8]]
