@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,12 +18,14 @@ ROWS = 512
 
 @dataclass(frozen=True)
 class Published:
-    """A trained head in its family's form: config.json, and tensors in a file of this name."""
+    """A trained head in its family's form: config.json, and tensors in a file of this name; `notes`
+    are rows of its card."""
 
     family: str
     file: str
     config: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
+    notes: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Student(Protocol):

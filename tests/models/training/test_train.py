@@ -17,6 +17,7 @@ from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import open_head
 from graftline.models.training import run as module
 from graftline.models.training import trainer as steps
+from graftline.models.training.eagle3 import eagle3_layers
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.packs import pack
@@ -36,16 +37,19 @@ def weights(out: Path) -> bytes:
     return file.read_bytes()
 
 
-@pytest.mark.parametrize(("kind", "form"), [("medusa", "v2"), ("medusa", "v1"), ("eagle", "v2")])
+FORMS = [("medusa", "v2"), ("medusa", "v1"), ("hydra", "v2"), ("eagle", "v2"), ("eagle3", "v2")]
+
+
+@pytest.mark.parametrize(("kind", "form"), FORMS)
 def test_a_head_foresees_what_an_untrained_one_cannot(job: MakeJob, kind: str, form: str) -> None:
     given = job(kind, form)
     trained = train(given, silent)
     assert trained.found is not None
     assert min(trained.found.shares) > 0.9
     assert trained.found.tokens > 3.6
-    folder = next(given.folder.parent.glob("host"))
     rows = module.read_rows(sorted((module.place("training") / "states").iterdir()))
-    fresh = module._student(given, FrozenHost(folder))  # type: ignore[attr-defined]
+    host = FrozenHost(given.folder, taps=eagle3_layers if kind == "eagle3" else None)
+    fresh = module._student(given, host, rows, rows, silent)  # type: ignore[attr-defined]
     before = acceptance(fresh, pack(rows))
     assert before.shares[0] < 0.2, "the head's own start knows the next token, not the one behind"
 
@@ -106,7 +110,7 @@ def test_the_card_says_how_it_came_to_be(job: MakeJob) -> None:
         assert words in card
 
 
-@pytest.mark.parametrize("kind", ["medusa", "eagle"])
+@pytest.mark.parametrize("kind", module.KINDS)
 def test_the_same_seed_gives_the_same_bytes(job: MakeJob, kind: str) -> None:
     outs = [
         job(kind, out=name, steps=8, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
@@ -129,7 +133,7 @@ class Stops:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("kind", ["medusa", "eagle"])
+@pytest.mark.parametrize("kind", module.KINDS)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_interrupted_and_gone_on_with_is_uninterrupted(
     job: MakeJob, kind: str, optimizer: str
