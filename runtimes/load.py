@@ -62,6 +62,7 @@ def load(
     max_batch: int | None = None,
     prefix_cache: int | None = DEFAULT_BYTES,
     defaults: bool = True,
+    costs: bool = True,
 ) -> Engine:
     """Open the bundle at `path`: hashes checked, engine built, step costs measured once per
     machine.
@@ -77,13 +78,15 @@ def load(
     none.
     `defaults`: whether requests take what they do not say from the checkpoint's own
     generation_config.json (`Engine.defaults` has what that is).
+    `costs`: whether step costs are read or measured; an engine without is for recipes that draft
+    nothing.
     Raises RequestError for a number of threads or a capacity that cannot be, BundleError,
     BackendError or GraftlineError.
     """
     origin = partial(
         load, Path(path).absolute(), recipe=recipe, threads=threads, capacity=capacity, exact=exact,
         corpus=None if corpus is None else Path(corpus).absolute(), verify=verify, step=step,
-        max_batch=max_batch, prefix_cache=prefix_cache, defaults=defaults,
+        max_batch=max_batch, prefix_cache=prefix_cache, defaults=defaults, costs=costs,
     )  # fmt: skip
     _check_sizes(threads, capacity, max_batch, prefix_cache)
     if step is not None:
@@ -96,8 +99,13 @@ def load(
     chosen = (
         find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
     )
+    if not costs and chosen.drafter != "none":
+        raise RequestError(
+            f"costs=False: the recipe {chosen.name} drafts by what steps cost; leave costs out, or "
+            "use the recipe plain"
+        )
     engine = _engine(
-        bundle, session, chosen, threads, exact, corpus, step, watch, max_batch or SEATS,
+        bundle, session, chosen, threads, exact, corpus, step, watch, max_batch or SEATS, costs,
         prefixes=PrefixCache(prefix_cache) if prefix_cache else None,
         defaults=read_defaults(bundle.manifest.generation) if defaults else None,
         origin=origin,
@@ -124,6 +132,7 @@ def _engine(
     step: str | None,
     watch: Callable[[str], None] | None,
     max_batch: int,
+    measured: bool,
     **given: Any,
 ) -> Engine:
     """The engine over a bundle's session, with its draft engines and its fused step; `given` goes
@@ -131,13 +140,14 @@ def _engine(
     listed = [Path(name).name for name in bundle.manifest.tokenizer]
     place = bundle.path / "tokenizer"  # without its tokenizer.json it takes ids
     tokenizer = Tokenizer.from_folder(place) if "tokenizer.json" in listed else None
-    costs = step_costs(bundle, session, watch)
+    costs = step_costs(bundle, session, watch) if measured else None
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
     fused, step = _fused(bundle, session, chosen, step)
-    opened = None if host is None else _opener(bundle, host, costs, tokenizer, threads, watch)
+    opened, head = None, None
+    if host is not None and costs is not None:
+        opened = _opener(bundle, host, costs, tokenizer, threads, watch)
+        head = head_opener(bundle, host, _key(host), costs, watch)
     resources = _resources(bundle, session, tokenizer, corpus)
-
-    head = None if host is None else head_opener(bundle, host, _key(host), costs, watch)
 
     def drafting(target: OrtSession) -> Resources:
         found = replace(resources, head=head)
