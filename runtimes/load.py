@@ -96,14 +96,7 @@ def load(
     session = _session(bundle, threads, capacity, exact, watch)
     if isinstance(session, OrtSession):
         session.open_forms(max_batch or 1)
-    chosen = (
-        find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
-    )
-    if not costs and chosen.drafter != "none":
-        raise RequestError(
-            f"costs=False: the recipe {chosen.name} drafts by what steps cost; leave costs out, or "
-            "use the recipe plain"
-        )
+    chosen = _chosen(recipe or bundle.manifest.recipe, costs)
     engine = _engine(
         bundle, session, chosen, threads, exact, corpus, step, watch, max_batch or SEATS, costs,
         prefixes=PrefixCache(prefix_cache) if prefix_cache else None,
@@ -114,6 +107,17 @@ def load(
     gc.freeze()  # a full collection of all that is loaded takes as long as ten steps
     _unfreeze_at_exit()
     return engine
+
+
+def _chosen(given: str | Recipe, costs: bool) -> Recipe:
+    """The recipe. Raises RequestError for one that drafts, without `costs`."""
+    chosen = given if isinstance(given, Recipe) else find_recipe(given)
+    if not costs and chosen.drafter != "none":
+        raise RequestError(
+            f"costs=False: the recipe {chosen.name} drafts by what steps cost; leave costs out, or "
+            "use the recipe plain"
+        )
+    return chosen
 
 
 @cache

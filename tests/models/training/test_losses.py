@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from graftline.models.training.losses import CE, VARIATION, Scored, Wanted, draft_loss
+from graftline.models.training.losses import (
+    CE,
+    NEVER,
+    UNSCORED,
+    VARIATION,
+    Scored,
+    Wanted,
+    draft_loss,
+)
 
 VOCABULARY, ROWS = 50, 7
 
@@ -58,6 +66,60 @@ def test_what_is_beyond_the_hosts_best_tokens_is_one_more_token() -> None:
         draft_loss(by_id(ours, scored), some, scored, False),
         CE * entropy + VARIATION * 0.5 * (p - q).abs().sum(-1).mean(),
     )
+
+
+DRAFTED = torch.tensor([0, 1, 2, 5, 8, 13, 21, 34])
+
+
+def of_drafted() -> Scored:
+    random = torch.Generator().manual_seed(0)
+    return Scored.choose(torch.arange(3, 40), DRAFTED, VOCABULARY, VOCABULARY, random)
+
+
+def test_a_head_of_few_tokens_scores_only_those() -> None:
+    scored = of_drafted()
+    assert sorted(scored.ids.tolist()) == DRAFTED.tolist()
+    assert scored.weights.tolist() == [0.0] * 8
+    assert (scored.places == NEVER).sum() == VOCABULARY - 8
+    random = torch.Generator().manual_seed(0)
+    some = Scored.choose(torch.tensor([5, 6, 7]), DRAFTED, VOCABULARY, 3, random)
+    assert some.ids.tolist()[0] == 5, "6 and 7 are spoken of, and never drafted"
+    torch.testing.assert_close(some.weights.exp(), torch.tensor([1.0, 3.5, 3.5]))
+    assert (some.places == UNSCORED).sum() == 5
+
+
+def test_what_is_never_drafted_is_never_accepted() -> None:
+    """1 - acceptance of the drafted tokens alone; CE where the token that followed is one."""
+    ours, theirs = drawn()
+    theirs[0, 5] = theirs[3, 21] = 4.0 + theirs.max()
+    scored, every = of_drafted(), wanted(theirs, VOCABULARY)
+    p = theirs.softmax(-1)[:, DRAFTED]
+    q = ours[:, DRAFTED].softmax(-1)
+    places = {token: place for place, token in enumerate(DRAFTED.tolist())}
+    logs = [
+        -float(q[row, places[token]].log()) if token in places else 0.0
+        for row, token in enumerate(theirs.argmax(-1).tolist())
+    ]
+    assert 0 < sum(map(bool, logs)) < ROWS
+    accepted = torch.minimum(p, q).sum(-1).mean()
+    torch.testing.assert_close(
+        draft_loss(by_id(ours, scored), every, scored, False),
+        CE * sum(logs) / ROWS + VARIATION * (1 - accepted),
+    )
+    share = p / p.sum(-1, keepdim=True)
+    divergence = (share * (share.log() - q.log())).sum(-1).mean()
+    torch.testing.assert_close(draft_loss(by_id(ours, scored), every, scored, True), divergence)
+
+
+def test_a_host_that_says_none_of_them_teaches_nothing() -> None:
+    ours, theirs = drawn()
+    theirs[:, DRAFTED] = -40.0
+    logits = by_id(ours, of_drafted()).requires_grad_()
+    for cold in (True, False):
+        loss = draft_loss(logits, wanted(theirs, 5), of_drafted(), cold)
+        assert torch.isfinite(loss)
+        (slope,) = torch.autograd.grad(loss, logits)
+        torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-3, rtol=0)
 
 
 def test_a_draft_that_is_the_host_loses_nothing() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +149,47 @@ def test_interrupted_and_gone_on_with_is_uninterrupted(
         assert weights(parts.out), "a head that can be used"
     assert train(parts, silent).course.looks == looks
     assert weights(parts.out) == weights(whole.out)
+
+
+class Points:
+    """Counts what a run says and what it puts on disk; at its `last` such point, which is noted in
+    `seen`, comes Ctrl-C: a write is half done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, last: int, seen: set[str]) -> None:
+        self.left, self.seen = last, seen
+        real = os.fsync
+
+        def fsync(handle: int) -> None:
+            self.say(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+            real(handle)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    def say(self, line: str) -> None:
+        self.left -= 1
+        if not self.left:
+            self.seen.add(line.partition(":")[0])
+            raise KeyboardInterrupt
+
+
+def test_interrupted_at_every_point_it_goes_on_to_the_same_bytes(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is stopped at its first point, then at the second of what is left, and so on."""
+    monkeypatch.setattr(steps, "KEEP", 0.0)
+    whole = job(out="whole", steps=5)
+    train(replace(whole, data=replace(whole.data, engine="other")), silent)
+    parts, stops, done, seen = job(out="parts", steps=5), 0, False, set[str]()
+    while not done:
+        stops += 1
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            train(parts, Points(patch, stops, seen).say)
+            done = True
+    for place in ("known.jsonl", ".clock.json", ".state.safetensors", "medusa_lm_head"):
+        assert any(place in one for one in seen), (place, stops, seen)
+    for name in (p.name for p in whole.out.iterdir() if p.suffix in (".safetensors", ".json")):
+        assert (parts.out / name).read_bytes() == (whole.out / name).read_bytes()
+    assert not list(parts.out.parent.rglob(".*")), "no half-written file"
 
 
 def test_ctrl_c_within_a_step_waits_for_its_end(
