@@ -106,6 +106,17 @@ def test_what_is_never_drafted_is_never_accepted() -> None:
         draft_loss(by_id(ours, scored), every, scored, False),
         CE * sum(logs) / ROWS + VARIATION * (1 - accepted),
     )
+    few = wanted(theirs, 5)
+    best_p = few.scores.exp()
+    best_q = torch.zeros(ROWS, VOCABULARY)
+    best_q[:, DRAFTED] = q
+    best_q = best_q.gather(-1, few.best)
+    known = torch.minimum(best_p, best_q).sum(-1)
+    rest = torch.minimum(1 - best_p.sum(-1), 1 - best_q.sum(-1))
+    torch.testing.assert_close(
+        draft_loss(by_id(ours, scored), few, scored, False),
+        CE * sum(logs) / ROWS + VARIATION * (1 - known - rest).mean(),
+    )
     share = p / p.sum(-1, keepdim=True)
     divergence = (share * (share.log() - q.log())).sum(-1).mean()
     torch.testing.assert_close(draft_loss(by_id(ours, scored), every, scored, True), divergence)

@@ -77,7 +77,7 @@ class Says:
     def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
         self.asked.append(states[:, 0].tolist())
         logits = 12 * torch.nn.functional.one_hot(states[:, 0].long(), VOCABULARY).float()
-        return logits if ids is None else logits[:, ids]
+        return logits[:, self.drafted if ids is None else ids]
 
     def place(self, depth: int) -> int:
         return depth if self.chained else 0
@@ -96,6 +96,13 @@ def test_acceptance_counts_a_depth_where_all_shallower_ones_are_right(chained: b
     assert found == Acceptance((5, 3, 1), (4, 2, 1))
     assert found.shares == (4 / 5, 2 / 3, 1.0)
     assert found.tokens == pytest.approx(1 + 4 / 5 + 4 / 5 * 2 / 3 + 4 / 5 * 2 / 3)
+
+
+def test_what_a_head_cannot_draft_is_wrong() -> None:
+    """All is as the text says, but of the tokens it drafts 7 is none; places are not ids."""
+    student = Says(True, {})
+    student.drafted = torch.tensor([2, 3, 4, 5, 6, 8])
+    assert acceptance(student, pack([row(TEXT, 2)])) == Acceptance((5, 3, 2), (4, 2, 1))
 
 
 @pytest.mark.parametrize("chained", [False, True])
