@@ -39,7 +39,7 @@ class Eagle:
     """An EAGLE-1 head over a frozen host, whose embedding and lm_head it shares."""
 
     def __init__(self, host: FrozenHost, steps: int = STEPS) -> None:
-        self.depths, self.vocabulary, self.source = steps, host.vocabulary, host.folder.name
+        self.depths, self.vocabulary, self.source = steps, host.vocabulary, host.source
         self.drafted = torch.arange(host.vocabulary)
         self.bias, self.config = host.bias, host.config
         facts = facts_of(host.config, 0, "")

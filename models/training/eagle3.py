@@ -79,7 +79,7 @@ class Eagle3:
                 f"{host.folder}: its lm_head has a bias, for which EAGLE-3's files have no place; "
                 "train eagle or medusa"
             )
-        self.depths, self.vocabulary, self.source = steps, host.vocabulary, host.folder.name
+        self.depths, self.vocabulary, self.source = steps, host.vocabulary, host.source
         self.words, self.drafted, self.layers = words, words.ids, host.tapped
         self.config, self.family = host.config, type(host.model).__name__
         self.positions = max(facts_of(host.config, 0, "").positions, 1)

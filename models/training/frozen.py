@@ -76,10 +76,15 @@ def host_name(folder: Path) -> str:
 class FrozenHost:
     """The model of a folder, whose weights stay in their files. `bf16`: products in bfloat16.
     `positions`: the most that it knows, 0 where it does not say. `layers`: how many it has, and
-    `tapped` those whose outputs are its taps; without any, what lm_head reads."""
+    `tapped` those whose outputs are its taps; without any, what lm_head reads. `source`: what its
+    users call it."""
 
     def __init__(
-        self, folder: Path, bf16: bool = False, taps: Callable[[int], Sequence[int]] | None = None
+        self,
+        folder: Path,
+        bf16: bool = False,
+        taps: Callable[[int], Sequence[int]] | None = None,
+        source: str = "",
     ) -> None:
         """`taps`: the layers to read, of a host of so many. Raises CheckpointError where
         transformers cannot load the model, or its lm_head does not read a state of the model's
@@ -90,6 +95,7 @@ class FrozenHost:
         if isinstance(opened, str):
             raise CheckpointError(f"{folder}: {opened}")
         self.folder, self.bf16, self.model = folder, bf16, opened[0]
+        self.source = source or folder.name
         blocks = [block for block, _ in opened[1]]
         self.layers = len(blocks)
         self.tapped = tuple(taps(self.layers)) if taps else ()

@@ -39,7 +39,7 @@ class Hydra:
 
     def __init__(self, host: FrozenHost, heads: int) -> None:
         self.lm_head, self.bias, self.embedding = host.lm_head, host.bias, host.embedding
-        self.depths, self.vocabulary, self.source = heads, host.vocabulary, host.folder.name
+        self.depths, self.vocabulary, self.source = heads, host.vocabulary, host.source
         self.drafted = torch.arange(host.vocabulary)
         self.module = HydraModule(heads, host.hidden)
 

@@ -102,7 +102,7 @@ def train(job: Job, say: Watch) -> Trained:
     """Train a head and write its folder. Raises GraftlineError; a KeyboardInterrupt says what was
     kept and how to go on."""
     taps = eagle3_layers if job.head.kind == "eagle3" else None
-    host = FrozenHost(job.folder, job.settings.bf16, taps)
+    host = FrozenHost(job.folder, job.settings.bf16, taps, Path(job.checkpoint).name)
     run = _name(job, host)
     check_out(job.out, run)
     folder = place("training") / run

@@ -57,11 +57,12 @@ def test_a_head_foresees_what_an_untrained_one_cannot(job: MakeJob, kind: str, f
 
 
 def test_medusas_folder_is_one_that_optimize_reads(job: MakeJob) -> None:
-    given = job()
+    given = replace(job(), checkpoint="models/smol")
     train(given, silent)
     head = open_draft_head(str(given.out), silent)
     assert (head.family, head.settings.heads, head.settings.shared) == ("medusa", 3, True)
     config = json.loads((given.out / "config.json").read_text())
+    assert config["base_model_name_or_path"] == "smol", "as its users call it, wherever it lies"
     assert config["medusa_num_heads"] == 3
     assert config["medusa_num_layers"] == 1
     own = job(form="v1", out="own")
