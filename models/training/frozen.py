@@ -89,9 +89,9 @@ class FrozenHost:
         """`taps`: the layers to read, of a host of so many. Raises CheckpointError where
         transformers cannot load the model, or its lm_head does not read a state of the model's
         width."""
-        source = read_headers(weight_files(folder, lambda line: None))
-        dtypes = {s.dtype for s in source.stored.values() if s.dtype.is_floating_point()}
-        opened = own_module(folder, dtypes, source.numbers)
+        headers = read_headers(weight_files(folder, lambda line: None))
+        dtypes = {s.dtype for s in headers.stored.values() if s.dtype.is_floating_point()}
+        opened = own_module(folder, dtypes, headers.numbers)
         if isinstance(opened, str):
             raise CheckpointError(f"{folder}: {opened}")
         self.folder, self.bf16, self.model = folder, bf16, opened[0]
