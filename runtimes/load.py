@@ -63,6 +63,7 @@ def load(
     max_batch: int | None = None,
     prefix_cache: int | None = DEFAULT_BYTES,
     defaults: bool = True,
+    costs: bool = True,
 ) -> Engine:
     """Open the bundle at `path`: hashes checked, engine built, step costs measured once per
     machine.
@@ -78,13 +79,15 @@ def load(
     none.
     `defaults`: whether requests take what they do not say from the checkpoint's own
     generation_config.json (`Engine.defaults` has what that is).
+    `costs`: whether step costs are read or measured; an engine without is for recipes that draft
+    nothing.
     Raises RequestError for a number of threads or a capacity that cannot be, BundleError,
     BackendError or GraftlineError.
     """
     origin = partial(
         load, Path(path).absolute(), recipe=recipe, threads=threads, capacity=capacity, exact=exact,
         corpus=None if corpus is None else Path(corpus).absolute(), verify=verify, step=step,
-        max_batch=max_batch, prefix_cache=prefix_cache, defaults=defaults,
+        max_batch=max_batch, prefix_cache=prefix_cache, defaults=defaults, costs=costs,
     )  # fmt: skip
     _check_sizes(threads, capacity, max_batch, prefix_cache)
     if step is not None:
@@ -94,11 +97,9 @@ def load(
     session = _session(bundle, threads, capacity, exact, watch)
     if isinstance(session, OrtSession):
         session.open_forms(max_batch or 1)
-    chosen = (
-        find_recipe(recipe or bundle.manifest.recipe) if not isinstance(recipe, Recipe) else recipe
-    )
+    chosen = _chosen(recipe or bundle.manifest.recipe, costs)
     engine = _engine(
-        bundle, session, chosen, threads, exact, corpus, step, watch, max_batch or SEATS,
+        bundle, session, chosen, threads, exact, corpus, step, watch, max_batch or SEATS, costs,
         prefixes=PrefixCache(prefix_cache) if prefix_cache else None,
         defaults=read_defaults(bundle.manifest.generation) if defaults else None,
         origin=origin,
@@ -107,6 +108,17 @@ def load(
     gc.freeze()  # a full collection of all that is loaded takes as long as ten steps
     _unfreeze_at_exit()
     return engine
+
+
+def _chosen(given: str | Recipe, costs: bool) -> Recipe:
+    """The recipe. Raises RequestError for one that drafts, without `costs`."""
+    chosen = given if isinstance(given, Recipe) else find_recipe(given)
+    if not costs and chosen.drafter != "none":
+        raise RequestError(
+            f"costs=False: the recipe {chosen.name} drafts by what steps cost; leave costs out, or "
+            "use the recipe plain"
+        )
+    return chosen
 
 
 @cache
@@ -125,6 +137,7 @@ def _engine(
     step: str | None,
     watch: Callable[[str], None] | None,
     max_batch: int,
+    measured: bool,
     **given: Any,
 ) -> Engine:
     """The engine over a bundle's session, with its draft engines and its fused step; `given` goes
@@ -132,14 +145,15 @@ def _engine(
     listed = [Path(name).name for name in bundle.manifest.tokenizer]
     place = bundle.path / "tokenizer"  # without its tokenizer.json it takes ids
     tokenizer = Tokenizer.from_folder(place) if "tokenizer.json" in listed else None
-    costs = step_costs(bundle, session, watch)
+    costs = step_costs(bundle, session, watch) if measured else None
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
     fused, step = _fused(bundle, session, chosen, step)
-    opened = None if host is None else _opener(bundle, host, costs, tokenizer, threads, watch)
-    if isinstance(session, TrtSession):
+    opened, head = None, None
+    if host is not None and costs is not None:
+        opened = _opener(bundle, host, costs, tokenizer, threads, watch)
+        head = head_opener(bundle, host, _key(host), costs, watch)
+    elif isinstance(session, TrtSession):
         head = trt_heads(bundle, session)
-    else:
-        head = head_opener(bundle, session, _key(session), costs, watch)
     resources = replace(_resources(bundle, session, tokenizer, corpus), head=head)
 
     def drafting(target: OrtSession) -> Resources:

@@ -74,7 +74,7 @@ class EngineAnswerer:
         """Raises GraftlineError for a bundle without a tokenizer."""
         self.engine: Engine = open_engine(
             bundle, say, recipe="plain", threads=threads, verify=False, prefix_cache=0,
-            defaults=False, step="host", max_batch=BATCH,
+            defaults=False, step="host", max_batch=BATCH, costs=False,
         )  # fmt: skip
         if self.engine.tokenizer is None:
             raise GraftlineError(f"{bundle}: it has no tokenizer, so it cannot read prompts")

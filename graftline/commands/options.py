@@ -306,7 +306,13 @@ TuneTokens = Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.
 
 # --- what `train` makes
 
-HeadKind = Annotated[str, typer.Argument(metavar="KIND", help="medusa or eagle.")]
+HeadKind = Annotated[
+    str,
+    typer.Argument(
+        metavar="KIND",
+        help="medusa, hydra, eagle, or eagle3 (EAGLE-3.1: drafts the tokens that the model uses).",
+    ),
+]
 CheckpointOrBundle = Annotated[
     str,
     typer.Argument(
@@ -340,7 +346,8 @@ TrainSteps = Annotated[
 ]
 TrainSeed = Annotated[int, typer.Option(min=0, help="Random seed of data and training.")]
 Heads = Annotated[
-    int | None, typer.Option(min=1, max=16, help="Heads of Medusa: tokens drafted. Default: 3.")
+    int | None,
+    typer.Option(min=1, max=16, help="Heads of Medusa or Hydra: tokens drafted. Default: 3."),
 ]
 MedusaForm = Annotated[
     str | None,

@@ -48,7 +48,7 @@ def train(
 
     `graftline train medusa ./SmolLM2-135M-Instruct --prompts mine.jsonl -o smol-medusa`
 
-    `graftline train eagle model.gguf --prompts mine.jsonl -o smol-eagle --minutes 120`
+    `graftline train eagle3 model.gguf --prompts mine.jsonl -o smol-eagle3 --minutes 120`
 
     `graftline optimize ./SmolLM2-135M-Instruct -o fast.graft --head smol-medusa`
     """
@@ -75,10 +75,13 @@ def _show(trained: Trained, checkpoint: str, json: bool) -> None:
             "steps": trained.course.step, "ended": trained.course.ended,
             "minutes": trained.minutes, "acceptance": found and list(found.shares),
             "tokens_per_step": found and found.tokens, "held_out": found and asdict(found),
+            "notes": dict(trained.notes),
         })  # fmt: skip
         return
     told = f"held-out acceptance {found}" if found else "nobody looked at the held-out texts"
     print(f"{trained.out}: {trained.family}, {screen.size(trained.size)}; {told}")
+    for name, note in trained.notes.items():
+        print(f"{name}: {note}")
     use = shlex.join(["graftline", "optimize", checkpoint, "-o", "OUT.graft", "--head",
                       str(trained.out)])  # fmt: skip
     print(f"try: {use}")

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 MINUTES = 20.0
 KNOWN: dict[str, Sequence[str]] = {
-    "kind": ("medusa", "eagle"), "form": ("v1", "v2"), "dtype": ("int8", "int4", "fp32"),
-    "optimizer": ("adamw", "muon"), "precision": ("fp32", "bf16"),
+    "kind": ("medusa", "hydra", "eagle", "eagle3"), "form": ("v1", "v2"),
+    "dtype": ("int8", "int4", "fp32"), "optimizer": ("adamw", "muon"),
+    "precision": ("fp32", "bf16"),
 }  # fmt: skip
 """What may stand where one of a few words is meant."""
+TAKEN: dict[str, Sequence[str]] = {"heads": ("medusa", "hydra"), "form": ("medusa",)}
+"""Options that are for some kinds only."""
 PLACED = ("kind", "checkpoint", "prompts", "out", "text")
 """What a command line begins with; the rest are options, said where they differ."""
 
@@ -56,8 +59,11 @@ class Command:
             if (value := getattr(self, name)) is not None and value not in known:
                 said = "KIND" if name == "kind" else f"--{name}"
                 raise GraftlineError(f"{said} {value}: unknown{nearest(value, known)}")
-        if self.kind != "medusa" and (self.heads is not None or self.form is not None):
-            raise GraftlineError(f"--heads and --form are Medusa's; {self.kind} takes neither")
+        for name, kinds in TAKEN.items():
+            if getattr(self, name) is not None and self.kind not in kinds:
+                raise GraftlineError(
+                    f"--{name} is for {' and '.join(kinds)}; {self.kind} does not take it"
+                )
         for name in ("minutes", "steps", "learning_rate"):
             number = getattr(self, name)
             if number is not None and not 0 < number < float("inf"):

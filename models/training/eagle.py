@@ -28,13 +28,19 @@ DECAY = 0.9
 """How much less each further roll-out weighs."""
 THETA = 10000.0
 """The base of rotary frequencies where the host names none, transformers' default."""
+PARTS = {
+    "hidden_norm": "hidden_norm", "embedding_norm": "input_layernorm", "attention": "self_attn",
+    "mlp": "mlp", "mlp_norm": "post_attention_layernorm",
+}  # fmt: skip
+"""What the parts of a layer are called by us, and in published files."""
 
 
 class Eagle:
     """An EAGLE-1 head over a frozen host, whose embedding and lm_head it shares."""
 
     def __init__(self, host: FrozenHost, steps: int = STEPS) -> None:
-        self.depths, self.vocabulary, self.source = steps, host.vocabulary, host.folder.name
+        self.depths, self.vocabulary, self.source = steps, host.vocabulary, host.source
+        self.drafted = torch.arange(host.vocabulary)
         self.bias, self.config = host.bias, host.config
         facts = facts_of(host.config, 0, "")
         self.shape, self.positions = _shape(host), max(facts.positions, 1)
@@ -64,44 +70,58 @@ class Eagle:
 
     def published(self) -> Published:
         """model.safetensors under the names of EAGLE's own, and a Llama config of one layer."""
-        names = {"fc": "fc", "layers.0.mlp": "layers.0.mlp",
-                 "layers.0.attention": "layers.0.self_attn",
-                 "layers.0.mlp_norm": "layers.0.post_attention_layernorm"}  # fmt: skip
-        tensors: dict[str, torch.Tensor] = {}
-        for ours, theirs in names.items():
-            for key, value in self.module.get_submodule(ours).named_parameters():
-                tensors[f"{theirs}.{key}"] = value
-        return Published("EAGLE-1", "model.safetensors", self._config(), tensors)
-
-    def _config(self) -> dict[str, Any]:
-        block = self.shape.block
-        ends = {key: getattr(self.config, key, None) for key in ("bos_token_id", "eos_token_id")}
-        return {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "bias": True,
-            "hidden_size": block.hidden, "intermediate_size": block.mlp, "num_hidden_layers": 1,
-            "num_attention_heads": block.heads, "num_key_value_heads": block.kv_heads,
-            "head_dim": block.head_size, "hidden_act": "silu", "rms_norm_eps": block.epsilon,
-            "rope_theta": block.rope.theta, "max_position_embeddings": self.positions,
-            "vocab_size": self.vocabulary, "torch_dtype": "float16",
-            "base_model_name_or_path": self.source, **{k: v for k, v in ends.items() if v},
+        tensors = {f"fc.{key}": value for key, value in self.module.fc.named_parameters()}
+        config = {
+            "architectures": ["LlamaForCausalLM"], "bias": True, "vocab_size": self.vocabulary,
+            "torch_dtype": "float16", "base_model_name_or_path": self.source,
+            **llama_keys(self.shape.block, self.config, self.positions),
         }  # fmt: skip
+        tensors |= published_layer(self.module)
+        return Published("EAGLE-1", "model.safetensors", config, tensors)
 
 
 def _shape(host: FrozenHost) -> EagleShape:
     """A Llama layer of the host's sizes, whatever the host's own layers are."""
+    return EagleShape(
+        llama_block(host), 1, host.vocabulary, host.vocabulary, fused=True, fc_bias=True,
+        normed=False,
+    )  # fmt: skip
+
+
+def llama_block(host: FrozenHost) -> Block:
+    """The sizes of the host's layers, and its base of rotary frequencies."""
     facts = facts_of(host.config, 0, "")
     rope: Any = getattr(host.config, "rope_parameters", None) or {}
     theta = rope.get("rope_theta") or getattr(host.config, "rope_theta", None) or THETA
     mlp = getattr(host.config, "intermediate_size", None) or 8 * host.hidden // 3
     epsilon = getattr(host.config, "rms_norm_eps", None) or 1e-6
     size = facts.head_size - facts.head_size % 2
-    block = Block(
+    return Block(
         host.hidden, facts.heads, facts.kv_heads, size, int(mlp), float(epsilon),
         Rope(float(theta), size),
     )  # fmt: skip
-    return EagleShape(
-        block, 1, host.vocabulary, host.vocabulary, fused=True, fc_bias=True, normed=False
-    )
+
+
+def llama_keys(block: Block, config: Any, positions: int) -> dict[str, Any]:
+    """A Llama config of one such layer, with the beginning and end of a text from `config`."""
+    ends = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id")}
+    return {
+        "model_type": "llama", "hidden_size": block.hidden, "intermediate_size": block.mlp,
+        "num_hidden_layers": 1, "num_attention_heads": block.heads,
+        "num_key_value_heads": block.kv_heads, "head_dim": block.head_size, "hidden_act": "silu",
+        "rms_norm_eps": block.epsilon, "rope_theta": block.rope.theta,
+        "max_position_embeddings": positions, **{k: v for k, v in ends.items() if v},
+    }  # fmt: skip
+
+
+def published_layer(module: EagleDecoder) -> dict[str, torch.Tensor]:
+    """The tensors of a head's layer, under EAGLE's names."""
+    tensors: dict[str, torch.Tensor] = {}
+    for ours, theirs in PARTS.items():
+        for key, value in module.layers[0].named_parameters():
+            if key.startswith(f"{ours}."):
+                tensors[f"layers.0.{theirs}{key.removeprefix(ours)}"] = value
+    return tensors
 
 
 def roll_out(
@@ -111,14 +131,15 @@ def roll_out(
     host's taps [B, L, H]. Those of roll-out k stand from position k on."""
     block = module.layers[0]
     assert isinstance(block, EagleBlock)
+    assert module.shape.norm_output or not module.shape.normed, "what is scored is fed back"
     embedded = module.embedding(ids)
     rotary = module.rotary(embedded, torch.arange(ids.shape[1])[None])
     keys: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
     states, features = list[torch.Tensor](), taps
     for step in range(steps):
-        x = module.fc(torch.cat([embedded, features], dim=-1))
-        query, key, value = _projected(block.attention, x, rotary)
+        x, given = _entered(module, block, embedded, features)
+        query, key, value = _projected(block.attention, given, rotary)
         keys.append(key)
         values.append(value)
         attended = scaled_dot_product_attention(
@@ -126,9 +147,22 @@ def roll_out(
             attn_mask=_seen(ids.shape[1], step), scale=block.attention.scaling,
         )  # fmt: skip
         x = x + block.attention.o_proj(attended.transpose(1, 2).flatten(2))
-        states.append(x + block.mlp(block.mlp_norm(x)))
+        x = x + block.mlp(block.mlp_norm(x))
+        states.append(module.norm(x) if module.shape.normed else x)
         features = torch.cat([torch.zeros_like(taps[:, :1]), states[-1][:, :-1]], dim=1)
     return states
+
+
+def _entered(
+    module: EagleDecoder, block: EagleBlock, embedded: torch.Tensor, features: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What enters the layer, and what its attention reads."""
+    if not block.wide:
+        x = module.fc(torch.cat([embedded, features], dim=-1))
+        return x, x
+    normed = block.hidden_norm(features)
+    given = torch.cat([block.embedding_norm(embedded), normed], dim=-1)
+    return (normed if block.residual_normed else features), given
 
 
 def _projected(

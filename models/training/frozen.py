@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,8 +32,8 @@ Ints32 = npt.NDArray[np.int32]
 @dataclass(frozen=True)
 class States:
     """A text of N tokens as the host reads it. `taps` [N, H]: what its lm_head reads, the final
-    norm's output. `best` [N, K] ids, the likeliest first, of the token behind each position, and
-    their log-probabilities `scores` [N, K]."""
+    norm's output; or the outputs of several layers, side by side. `best` [N, K] ids, the likeliest
+    first, of the token behind each position, and their log-probabilities `scores` [N, K]."""
 
     taps: Halves
     best: Ints32
@@ -41,11 +41,12 @@ class States:
 
 
 class Teacher(Protocol):
-    """A frozen host. `name` tells its weights from all others."""
+    """A frozen host. `name` tells its weights and taps from all others; `width` is what it keeps of
+    a position."""
 
     name: str
     vocabulary: int
-    hidden: int
+    width: int
 
     def states(self, ids: Sequence[int]) -> States:
         """How it reads a text."""
@@ -74,18 +75,32 @@ def host_name(folder: Path) -> str:
 
 class FrozenHost:
     """The model of a folder, whose weights stay in their files. `bf16`: products in bfloat16.
-    `positions`: the most that it knows, 0 where it does not say."""
+    `positions`: the most that it knows, 0 where it does not say. `layers`: how many it has, and
+    `tapped` those whose outputs are its taps; without any, what lm_head reads. `source`: what its
+    users call it."""
 
-    def __init__(self, folder: Path, bf16: bool = False) -> None:
-        """Raises CheckpointError where transformers cannot load the model, or its lm_head does not
-        read a state of the model's width."""
-        source = read_headers(weight_files(folder, lambda line: None))
-        dtypes = {s.dtype for s in source.stored.values() if s.dtype.is_floating_point()}
-        opened = own_module(folder, dtypes, source.numbers)
+    def __init__(
+        self,
+        folder: Path,
+        bf16: bool = False,
+        taps: Callable[[int], Sequence[int]] | None = None,
+        source: str = "",
+    ) -> None:
+        """`taps`: the layers to read, of a host of so many. Raises CheckpointError where
+        transformers cannot load the model, or its lm_head does not read a state of the model's
+        width."""
+        headers = read_headers(weight_files(folder, lambda line: None))
+        dtypes = {s.dtype for s in headers.stored.values() if s.dtype.is_floating_point()}
+        opened = own_module(folder, dtypes, headers.numbers)
         if isinstance(opened, str):
             raise CheckpointError(f"{folder}: {opened}")
         self.folder, self.bf16, self.model = folder, bf16, opened[0]
+        self.source = source or folder.name
+        blocks = [block for block, _ in opened[1]]
+        self.layers = len(blocks)
+        self.tapped = tuple(taps(self.layers)) if taps else ()
         self.name = host_name(folder) + ("-bf16" if bf16 else "")
+        self.name += "".join(f"-{layer}" for layer in self.tapped)
         self.config: Any = self.model.config.get_text_config(decoder=True)
         self.positions = int(getattr(self.config, "max_position_embeddings", None) or 0)
         lm_head = self.model.get_output_embeddings()
@@ -100,17 +115,57 @@ class FrozenHost:
                 f"{folder}: lm_head reads {self.hidden} numbers and tokens are "
                 f"{self.embedding.shape[1]}; heads are trained where both are as wide"
             )
+        self.width = self.hidden * max(len(self.tapped), 1)
         self._read: list[torch.Tensor] = []
+        self._outputs: list[torch.Tensor] = []
         lm_head.register_forward_pre_hook(self._note)
+        for layer in self.tapped:
+            blocks[layer].register_forward_hook(self._note_output)
 
     def _note(self, module: Any, given: Any) -> None:
         """Keep what lm_head reads."""
         self._read.append(given[0])
 
+    def _note_output(self, module: Any, given: Any, out: Any) -> None:
+        """Keep what a layer gives."""
+        self._outputs.append(out[0] if isinstance(out, tuple) else out)
+
+    def read(self, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What lm_head reads over a text [N, H], and its taps [N, W], in fp32."""
+        self._run(ids)
+        return self._read[0][0].float(), self._taps()
+
+    def _taps(self) -> torch.Tensor:
+        """The taps [N, W] of what was run last."""
+        return torch.cat([out[0].float() for out in self._outputs or self._read], dim=-1)
+
     def states(self, ids: Sequence[int]) -> States:
-        """How the host reads a text. Raises CheckpointError for states that fp16 cannot hold, and
-        where the logits do not follow lm_head."""
+        """How the host reads a text. Raises CheckpointError for states that are not finite or that
+        fp16 cannot hold, and where the logits do not follow lm_head."""
+        logits = self._run(ids)
+        (read,), given = self._read, self._taps()
+        if not (torch.isfinite(logits).all() and torch.isfinite(given).all()):
+            raise CheckpointError(
+                f"{self.folder}: the model computes numbers that are not finite (NaN or infinite) "
+                f"over a text of {len(ids)} tokens; its weights are damaged, or were trained in "
+                "another precision: no head can be trained beside it"
+            )
+        self._check(read[0, -1].float(), logits[-1])
+        best = torch.topk(logits, min(BEST, self.vocabulary), dim=-1)
+        scores = best.values - torch.logsumexp(logits, dim=-1, keepdim=True)
+        taps = given.to(torch.float16)
+        if not torch.isfinite(taps).all():
+            raise CheckpointError(
+                f"{self.folder}: hidden states of up to {float(given.abs().max()):.0f} do not fit "
+                "fp16, in which they are kept; such a host is not trained beside yet"
+            )
+        kept = scores.clamp_min(-6e4).to(torch.float16)
+        return States(taps.numpy(), best.indices.to(torch.int32).numpy(), kept.numpy())
+
+    def _run(self, ids: Sequence[int]) -> torch.Tensor:
+        """The logits [N, V] of a text; what lm_head and the tapped layers say of it is noted."""
         self._read.clear()
+        self._outputs.clear()
         kind = torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
         try:
             with torch.no_grad(), kind, silenced():
@@ -119,18 +174,7 @@ class FrozenHost:
             raise CheckpointError(
                 f"{self.folder}: transformers cannot run the model ({first_line(error)})"
             ) from error
-        logits, (read,) = out.logits[0].float(), self._read
-        self._check(read[0, -1].float(), logits[-1])
-        best = torch.topk(logits, min(BEST, self.vocabulary), dim=-1)
-        scores = best.values - torch.logsumexp(logits, dim=-1, keepdim=True)
-        taps = read[0].to(torch.float16)
-        if not torch.isfinite(taps).all():
-            raise CheckpointError(
-                f"{self.folder}: hidden states of up to {float(read.abs().max()):.0f} do not fit "
-                "fp16, in which they are kept; such a host is not trained beside yet"
-            )
-        kept = scores.clamp_min(-6e4).to(torch.float16)
-        return States(taps.numpy(), best.indices.to(torch.int32).numpy(), kept.numpy())
+        return out.logits[0].float()
 
     def _check(self, state: torch.Tensor, logits: torch.Tensor) -> None:
         """lm_head alone names the same token: what follows it may scale or cap, not reorder."""

@@ -12,12 +12,13 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from graftline.errors import GraftlineError
 from graftline.files import fsync
 from graftline.interrupts import uninterrupted
 from graftline.models.training.student import Acceptance, Published
-from graftline.models.training.tensor_file import room
+from graftline.models.training.tensor_file import Array, room
 
 CARD, CONFIG = "README.md", "config.json"
 MARK = "<!-- graftline train"
@@ -59,9 +60,7 @@ def write_head(out: Path, head: Published, story: Story) -> int:
     the bytes of its weights. Raises GraftlineError on a full disk, and for weights beyond fp16."""
     from safetensors.numpy import save
 
-    arrays = {
-        name: value.detach().numpy().astype(np.float16) for name, value in head.tensors.items()
-    }
+    arrays = {name: _stored(value) for name, value in head.tensors.items()}
     bad = [name for name, value in arrays.items() if not np.isfinite(value).all()]
     if bad:
         raise GraftlineError(
@@ -77,6 +76,12 @@ def write_head(out: Path, head: Published, story: Story) -> int:
     }
     _put(out, files)
     return len(weights)
+
+
+def _stored(tensor: torch.Tensor) -> Array:
+    """Numbers in fp16, ids and marks as they are."""
+    narrow = tensor.detach().half() if tensor.is_floating_point() else tensor
+    return narrow.numpy()
 
 
 def _put(out: Path, files: Mapping[str, bytes]) -> None:
@@ -110,6 +115,7 @@ def card(head: Published, story: Story, count: int, size: int, name: str) -> str
         "| | |", "|---|---|",
         f"| host | {story.host} |",
         f"| form | {head.family}, {count:,} parameters, {size / 1e6:.1f} MB in fp16 |",
+        *(f"| {name} | {note} |" for name, note in head.notes.items()),
         f"| data | {story.data} |",
         f"| command | `{story.command}` |",
         f"| seed | {story.seed} |",

@@ -17,12 +17,16 @@ LIKELY = 8
 """Of the host's best tokens at a position, those that are scored in any case."""
 CE, VARIATION = 0.1, 0.9
 """Weights of cross-entropy and total variation once the distributions are near each other."""
+TINY = 1e-12
+"""Less than any probability that is kept."""
+UNSCORED, NEVER = -1, -2
+"""In place of a token's place: it is not scored in this step, or the head cannot draft it."""
 
 
 @dataclass(frozen=True)
 class Scored:
     """The C tokens that a step scores: their ids [C], what is added to their scores [C], and the
-    place of every id of the vocabulary among them [V], -1 for none."""
+    place of every id of the vocabulary among them [V], UNSCORED or NEVER for none."""
 
     ids: torch.Tensor
     weights: torch.Tensor
@@ -30,21 +34,30 @@ class Scored:
 
     @classmethod
     def choose(
-        cls, spoken: torch.Tensor, vocabulary: int, most: int, random: torch.Generator
+        cls,
+        spoken: torch.Tensor,
+        drafted: torch.Tensor,
+        vocabulary: int,
+        most: int,
+        random: torch.Generator,
     ) -> Scored:
-        """`spoken` ids, and others up to `most` in all."""
+        """Of the ids `drafted` [D] of a vocabulary: the `spoken` ones, and others up to `most` in
+        all."""
+        places = torch.full((vocabulary,), NEVER)
+        places[drafted] = UNSCORED
         known = torch.unique(spoken)
-        rest = torch.ones(vocabulary, dtype=torch.bool)
+        known = known[places[known] == UNSCORED]
+        rest = places == UNSCORED
         rest[known] = False
         others = rest.nonzero()[:, 0]
-        count = min(max(most - len(known), 0), len(others))
-        if count < len(others):
-            others = others[torch.randperm(len(others), generator=random)[:count]]
+        unspoken = len(others)
+        count = min(max(most - len(known), 0), unspoken)
+        if count < unspoken:
+            others = others[torch.randperm(unspoken, generator=random)[:count]]
         ids = torch.cat([known, others])
         weights = torch.zeros(len(ids))
         if count:
-            weights[len(known) :] = math.log((vocabulary - len(known)) / count)
-        places = torch.full((vocabulary,), -1)
+            weights[len(known) :] = math.log(unspoken / count)
         places[ids] = torch.arange(len(ids))
         return cls(ids, weights, places)
 
@@ -61,20 +74,27 @@ class Wanted:
 
 def draft_loss(logits: torch.Tensor, wanted: Wanted, scored: Scored, cold: bool) -> torch.Tensor:
     """The loss of drafts with logits [R, C]: `cold`, KL divergence over the host's best tokens;
-    then CE of the token that followed and total variation, which is 1 - acceptance."""
+    then CE of the token that followed and total variation, which is 1 - acceptance.
+
+    Tokens that the head cannot draft are learned by no draft: the KL divergence is to the host's
+    share among the others, CE leaves them out, and their probability is accepted in no case.
+    """
     logs = log_softmax(logits.float() + scored.weights, dim=-1)
     places = scored.places[wanted.best]
     there = places >= 0
     ours = logs.gather(-1, places.clamp_min(0))
-    theirs = torch.where(there, wanted.scores.exp(), 0.0)
+    chances = wanted.scores.exp()
+    theirs = torch.where(there, chances, 0.0)
     if cold:
-        share = theirs / theirs.sum(-1, keepdim=True)
+        share = theirs / theirs.sum(-1, keepdim=True).clamp_min(TINY)
         entropy = torch.special.entr(share).sum(-1)
         return -(share * ours).sum(-1).mean() - entropy.mean()
+    lost = torch.where(places == NEVER, chances, 0.0).sum(-1)
     shared = torch.minimum(theirs, torch.where(there, ours.exp(), 0.0)).sum(-1)
     others = torch.minimum(
-        1 - theirs.sum(-1), 1 - torch.where(there, ours.exp(), 0.0).sum(-1)
+        1 - theirs.sum(-1) - lost, 1 - torch.where(there, ours.exp(), 0.0).sum(-1)
     ).clamp_min(0)
     token = scored.places[wanted.token]
-    entropy = -logs.gather(-1, token[:, None])[:, 0]
+    entropy = -logs.gather(-1, token.clamp_min(0)[:, None])[:, 0]
+    entropy = torch.where(token >= 0, entropy, 0.0)
     return (CE * entropy + VARIATION * (1 - shared - others)).mean()

@@ -35,7 +35,8 @@ class Medusa:
 
     def __init__(self, host: FrozenHost, heads: int, form: str) -> None:
         self.lm_head, self.bias, self.form = host.lm_head, host.bias, form
-        self.depths, self.vocabulary, self.source = heads, host.vocabulary, host.folder.name
+        self.depths, self.vocabulary, self.source = heads, host.vocabulary, host.source
+        self.drafted = torch.arange(host.vocabulary)
         own = host.lm_head if form == "v1" else None
         self.module = MedusaModule(heads, host.hidden, own)
 

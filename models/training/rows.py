@@ -43,7 +43,7 @@ class Row:
 
 def position_bytes(teacher: Teacher) -> int:
     """Bytes of a position on disk: its id, its state, its best tokens and their scores."""
-    return 4 + 2 * teacher.hidden + 6 * min(BEST, teacher.vocabulary)
+    return 4 + 2 * teacher.width + 6 * min(BEST, teacher.vocabulary)
 
 
 def write_rows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,19 @@ from graftline.models.training.answers import (
     plain_texts,
 )
 from graftline.models.training.clock import Clock
-from graftline.models.training.eagle import STEPS, Eagle
+from graftline.models.training.eagle import Eagle
+from graftline.models.training.eagle3 import Eagle3, eagle3_layers
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.head_folder import Story, check_out, write_head
+from graftline.models.training.hydra import Hydra
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.rows import Row, read_rows, write_rows
 from graftline.models.training.student import Acceptance, Student
 from graftline.models.training.tensor_file import damaged, write_bytes
 from graftline.models.training.trainer import Course, Settings, Trainer
+from graftline.models.training.vocabulary import draft_vocabulary
 
-KINDS = ("medusa", "eagle")
+KINDS = ("medusa", "hydra", "eagle", "eagle3")
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
 POSITIONS = 2048
@@ -46,7 +49,8 @@ HELD_OUT, HELD_TOKENS = 0.05, 3072
 
 @dataclass(frozen=True)
 class Head:
-    """The head to train: `kind` of KINDS; Medusa's `form` and number of `heads`."""
+    """The head to train: `kind` of KINDS; Medusa's `form`, and how many `heads` Medusa and Hydra
+    have."""
 
     kind: str
     form: str = "v2"
@@ -82,7 +86,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training. `found`: held-out acceptance, None where nobody looked."""
+    """What came of a training. `found`: held-out acceptance, None where nobody looked; `notes` are
+    what else is to be known of the head."""
 
     out: Path
     family: str
@@ -90,12 +95,14 @@ class Trained:
     found: Acceptance | None
     size: int
     minutes: float
+    notes: Mapping[str, str]
 
 
 def train(job: Job, say: Watch) -> Trained:
     """Train a head and write its folder. Raises GraftlineError; a KeyboardInterrupt says what was
     kept and how to go on."""
-    host = FrozenHost(job.folder, job.settings.bf16)
+    taps = eagle3_layers if job.head.kind == "eagle3" else None
+    host = FrozenHost(job.folder, job.settings.bf16, taps, Path(job.checkpoint).name)
     run = _name(job, host)
     check_out(job.out, run)
     folder = place("training") / run
@@ -110,9 +117,9 @@ def train(job: Job, say: Watch) -> Trained:
     finally:
         clock.keep()
     learned, held_out = _parted(rows, job.settings.seed)
-    del host.model  # only its lm_head and its table of tokens are needed from here on
     say(f"training on {len(learned)} texts, {len(held_out)} held out; {words}")
-    student = _student(job, host)
+    student = _student(job, host, learned, held_out, say)
+    del host.model  # only its lm_head and its table of tokens are needed from here on
     trainer = Trainer(student, learned, held_out, job.settings, folder / "state.safetensors", clock)
     try:
         trainer.run(say)
@@ -138,7 +145,7 @@ def _written(job: Job, trainer: Trainer, student: Student, run: str, words: str)
         course.ended or "interrupted, and can be gone on with", minutes, found,
     )  # fmt: skip
     size = write_head(job.out, head, story)
-    return Trained(job.out, head.family, course, found, size, minutes)
+    return Trained(job.out, head.family, course, found, size, minutes, head.notes)
 
 
 def _name(job: Job, host: FrozenHost) -> str:
@@ -236,16 +243,30 @@ COPIES = 6
 """Of a learned weight: itself, its gradient, AdamW's two, the best so far, and what is written."""
 
 
-def _student(job: Job, host: FrozenHost) -> Student:
-    own = job.head.heads * host.lm_head.nbytes if job.head.form == "v1" else 0
-    if job.head.kind == "medusa" and COPIES * own > (free := free_memory()):
+def _student(
+    job: Job, host: FrozenHost, learned: Sequence[Row], held_out: Sequence[Row], say: Watch
+) -> Student:
+    """The head as it begins. Raises GraftlineError where it cannot be beside this host."""
+    kind, heads = job.head.kind, job.head.heads
+    if kind == "medusa" and job.head.form == "v1":
+        _check_memory(heads, host)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.settings.seed)
+        if kind == "eagle3":
+            words = draft_vocabulary(learned, held_out, host.vocabulary)
+            say(f"draft vocabulary: {words}")
+            return Eagle3(host, words, learned[0].ids.tolist())
+        if kind == "eagle":
+            return Eagle(host)
+        return Hydra(host, heads) if kind == "hydra" else Medusa(host, heads, job.head.form)
+
+
+def _check_memory(heads: int, host: FrozenHost) -> None:
+    """Raise GraftlineError where the memory does not hold a matrix of its own for each head."""
+    own = heads * host.lm_head.nbytes
+    if COPIES * own > (free := free_memory()):
         raise GraftlineError(
-            f"--form v1: {job.head.heads} matrices of {host.vocabulary} x {host.hidden} need "
+            f"--form v1: {heads} matrices of {host.vocabulary} x {host.hidden} need "
             f"{COPIES * own / 1e9:.1f} GB to be learned, and {free / 1e9:.1f} GB are free; leave "
             "--form out (v2 shares the host's lm_head), or use fewer --heads"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.settings.seed)
-        if job.head.kind == "eagle":
-            return Eagle(host, STEPS)
-        return Medusa(host, job.head.heads, job.head.form)

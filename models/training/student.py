@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,20 +18,24 @@ ROWS = 512
 
 @dataclass(frozen=True)
 class Published:
-    """A trained head in its family's form: config.json, and tensors in a file of this name."""
+    """A trained head in its family's form: config.json, and tensors in a file of this name; `notes`
+    are rows of its card."""
 
     family: str
     file: str
     config: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
+    notes: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Student(Protocol):
     """A head in training. Its draft at depth i (from 0 on), made at the position whose state it
-    reads, is of the token i + 2 places on."""
+    reads, is of the token i + 2 places on. `drafted` are the host's ids [D] that it may draft, of a
+    `vocabulary`."""
 
     depths: int
     vocabulary: int
+    drafted: torch.Tensor
 
     @property
     def module(self) -> nn.Module:
@@ -43,7 +47,7 @@ class Student(Protocol):
         ...
 
     def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
-        """Logits [R, C] of states [R, H] for the tokens `ids` [C], or for the whole vocabulary."""
+        """Logits [R, C] of states [R, H] for the tokens `ids` [C], or for all that it drafts."""
         ...
 
     def place(self, depth: int) -> int:
@@ -136,8 +140,8 @@ def acceptance(student: Student, pack: Pack) -> Acceptance:
 
 
 def _best(student: Student, states: torch.Tensor, depth: int) -> torch.Tensor:
-    """The likeliest of all tokens [R] for states [R, H]."""
+    """The likeliest of all drafted tokens [R] for states [R, H]."""
     parts = [
         student.scores(part, depth, None).argmax(-1) for part in states.split(ROWS) if len(part)
     ]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+    return student.drafted[torch.cat(parts)] if parts else torch.zeros(0, dtype=torch.long)

@@ -151,14 +151,17 @@ class Trainer:
         course, settings = self.course, self.settings
         random = torch.Generator().manual_seed(settings.seed * 1_000_003 + course.step)
         texts = pack([self.rows[i] for i in self.order.at(course.step)])
-        chosen = Scored.choose(spoken(texts), self.student.vocabulary, settings.scored, random)
+        student = self.student
+        chosen = Scored.choose(
+            spoken(texts), student.drafted, student.vocabulary, settings.scored, random
+        )
         progress = self.progress
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate * _slope(progress)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            loss = loss_of(self.student, texts, chosen, progress < COLD)
+            loss = loss_of(student, texts, chosen, progress < COLD)
         if loss.requires_grad:  # a pack of texts too short to draft in teaches nothing
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)

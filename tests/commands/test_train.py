@@ -13,6 +13,7 @@ from graftline.bundle.reader import Bundle
 from graftline.commands.conversations import read_conversations, read_texts
 from graftline.errors import RequestError
 from graftline.models.training.answers import Conversation
+from graftline.runtimes.load import load
 from tests.commands.calling import call, refused
 from tests.markov_host import MarkovCheckpoint, around
 from tests.models.training.predictable import write_host
@@ -93,6 +94,20 @@ def test_prompts_in_and_a_head_that_optimize_takes_out(
     assert len(said["acceptance"]) == 3
 
 
+def test_a_hydra_head_is_one_that_optimize_takes(
+    folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "head"
+    made = call("train", "hydra", folder, "--prompts", prompts, "--heads", "2", "-o", out, *OPTIONS)
+    assert made.exit_code == 0, made.output
+    assert f"{out}: Hydra" in made.stdout
+    built = call("optimize", folder, "-o", tmp_path / "with.graft", "--head", out, "-q")
+    assert built.exit_code == 0, built.output
+    manifest = Bundle.open(tmp_path / "with.graft").manifest
+    assert manifest.recipe == "hydra"
+    assert {"head.0", "head.1"} < set(manifest.stages)
+
+
 def test_a_bundle_answers_by_itself(folder: Path, prompts: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "host.graft"
     assert call("optimize", folder, "-o", bundle, "--recipe", "plain", "-q").exit_code == 0
@@ -101,6 +116,24 @@ def test_a_bundle_answers_by_itself(folder: Path, prompts: Path, tmp_path: Path)
     assert made.exit_code == 0, made.output
     assert "EAGLE-1" in made.stdout
     assert "base_model: host" in (tmp_path / "head" / "README.md").read_text()
+
+
+def test_answering_measures_no_step(
+    folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs are for drafts, and nothing is drafted while prompts are answered."""
+    bundle = tmp_path / "host.graft"
+    assert call("optimize", folder, "-o", bundle, "--recipe", "plain", "-q").exit_code == 0
+
+    def measured(*given: Any) -> None:
+        raise AssertionError("costs were measured")
+
+    monkeypatch.setattr("graftline.runtimes.load.measure_costs", measured)
+    command = ("train", "medusa", bundle, "--prompts", prompts, "-o", tmp_path / "head", *OPTIONS)
+    made = call(*command, "--max-new-tokens", "10")
+    assert made.exit_code == 0, made.output
+    with pytest.raises(RequestError, match="costs=False: the recipe suffix drafts by what steps"):
+        load(bundle, recipe="suffix", costs=False)
 
 
 def test_a_bundle_without_its_checkpoint(
@@ -154,14 +187,24 @@ def test_ctrl_c_says_how_to_go_on(
     assert (out / "medusa_lm_head.safetensors").is_file()
 
 
+def test_kinds_are_those_that_can_be_trained() -> None:
+    from graftline.commands.training import KNOWN
+    from graftline.models.training.run import KINDS
+
+    assert KNOWN["kind"] == KINDS
+    told = call("train", "--help").stdout
+    assert all(kind in told for kind in KINDS)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["train", "medsua", "HOST"], "KIND medsua: unknown; did you mean 'medusa'?"),
         (["train", "medusa", "nowhere"], "nowhere: no such file or folder"),
         (["train", "medusa", "HOST", "--form", "v3"], "--form v3: unknown; did you mean 'v"),
-        (["train", "eagle", "HOST", "--heads", "4"], "--heads and --form are Medusa's"),
-        (["train", "eagle", "HOST", "--form", "v1"], "--heads and --form are Medusa's"),
+        (["train", "eagle", "HOST", "--heads", "4"], "--heads is for medusa and hydra; eagle does"),
+        (["train", "hydra", "HOST", "--form", "v1"], "--form is for medusa; hydra does not take"),
+        (["train", "eagle3", "HOST"], "n-4, which are not three in a host of n = 2; train eagle"),
         (["train", "medusa", "HOST", "--dtype", "fp8"], "--dtype fp8: unknown"),
         (["train", "medusa", "HOST", "--optimizer", "sgd"], "--optimizer sgd: unknown"),
         (["train", "medusa", "HOST", "--precision", "fp16"], "--precision fp16: unknown"),

@@ -21,6 +21,13 @@ def host_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_host(tmp_path_factory.mktemp("predictable") / "host")
 
 
+@pytest.fixture(scope="session")
+def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with layers enough for EAGLE-3."""
+    folder = tmp_path_factory.mktemp("predictable") / "deep"
+    return write_host(folder, num_hidden_layers=8)
+
+
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where graftline keeps things in this test."""
@@ -32,7 +39,7 @@ MakeJob = Callable[..., Job]
 
 
 @pytest.fixture
-def job(host_folder: Path, cache: Path, tmp_path: Path) -> MakeJob:
+def job(host_folder: Path, deep_folder: Path, cache: Path, tmp_path: Path) -> MakeJob:
     """Makes a job of a few steps on answers that are known."""
 
     def make(
@@ -40,10 +47,11 @@ def job(host_folder: Path, cache: Path, tmp_path: Path) -> MakeJob:
         count: int = 24, minutes: float | None = None, **settings: Any,
     ) -> Job:  # fmt: skip
         known = answerer or Known()
+        folder = deep_folder if kind == "eagle3" else host_folder
         options: dict[str, Any] = {"steps": STEPS, "tokens": 256, "rate": 2e-2, **settings}
         data = Data(conversations(count), lambda: known, "known", Sampling())
         return Job(
-            Head(kind, form), "host", host_folder, tmp_path / out, data, Settings(**options),
+            Head(kind, form), "host", folder, tmp_path / out, data, Settings(**options),
             minutes, "graftline train",
         )  # fmt: skip
 

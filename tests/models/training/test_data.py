@@ -257,6 +257,22 @@ def test_a_host_of_bf16_reads_as_its_numbers_say(tmp_path: Path) -> None:
     assert (host.states([3, 4, 5]).best[:, 0] == logits.argmax(-1).numpy()).all()
 
 
+@pytest.mark.parametrize("name", ["lm_head", "model.norm", "model.embed_tokens"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_host_whose_numbers_are_not_finite_is_refused(
+    tmp_path: Path, name: str, bad: float
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = write_host(tmp_path / "host")
+    tensors = load_file(folder / "model.safetensors")
+    tensor = tensors[f"{name}.weight"]
+    tensor.view(-1)[4 * 32 + 1 if tensor.ndim == 2 else 1] = bad
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"not finite .* over a text of 3 tokens"):
+        FrozenHost(folder).states([3, 4, 5])
+
+
 def test_hosts_that_cannot_be_read_are_refused_in_a_line(tmp_path: Path) -> None:
     folder = write_host(tmp_path / "large")
     from transformers import AutoModelForCausalLM

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from graftline.models.training.losses import CE, VARIATION, Scored, Wanted, draft_loss
+from graftline.models.training.losses import (
+    CE,
+    NEVER,
+    UNSCORED,
+    VARIATION,
+    Scored,
+    Wanted,
+    draft_loss,
+)
 
 VOCABULARY, ROWS = 50, 7
 
@@ -23,7 +31,9 @@ def wanted(theirs: torch.Tensor, best: int) -> Wanted:
 
 def whole(vocabulary: int) -> Scored:
     random = torch.Generator().manual_seed(0)
-    return Scored.choose(torch.arange(3), vocabulary, vocabulary, random)
+    return Scored.choose(
+        torch.arange(3), torch.arange(vocabulary), vocabulary, vocabulary, random
+    )
 
 
 def by_id(logits: torch.Tensor, scored: Scored) -> torch.Tensor:
@@ -58,6 +68,71 @@ def test_what_is_beyond_the_hosts_best_tokens_is_one_more_token() -> None:
     )
 
 
+DRAFTED = torch.tensor([0, 1, 2, 5, 8, 13, 21, 34])
+
+
+def of_drafted() -> Scored:
+    random = torch.Generator().manual_seed(0)
+    return Scored.choose(torch.arange(3, 40), DRAFTED, VOCABULARY, VOCABULARY, random)
+
+
+def test_a_head_of_few_tokens_scores_only_those() -> None:
+    scored = of_drafted()
+    assert sorted(scored.ids.tolist()) == DRAFTED.tolist()
+    assert scored.weights.tolist() == [0.0] * 8
+    assert (scored.places == NEVER).sum() == VOCABULARY - 8
+    random = torch.Generator().manual_seed(0)
+    some = Scored.choose(torch.tensor([5, 6, 7]), DRAFTED, VOCABULARY, 3, random)
+    assert some.ids.tolist()[0] == 5, "6 and 7 are spoken of, and never drafted"
+    torch.testing.assert_close(some.weights.exp(), torch.tensor([1.0, 3.5, 3.5]))
+    assert (some.places == UNSCORED).sum() == 5
+
+
+def test_what_is_never_drafted_is_never_accepted() -> None:
+    """1 - acceptance of the drafted tokens alone; CE where the token that followed is one."""
+    ours, theirs = drawn()
+    theirs[0, 5] = theirs[3, 21] = 4.0 + theirs.max()
+    scored, every = of_drafted(), wanted(theirs, VOCABULARY)
+    p = theirs.softmax(-1)[:, DRAFTED]
+    q = ours[:, DRAFTED].softmax(-1)
+    places = {token: place for place, token in enumerate(DRAFTED.tolist())}
+    logs = [
+        -float(q[row, places[token]].log()) if token in places else 0.0
+        for row, token in enumerate(theirs.argmax(-1).tolist())
+    ]
+    assert 0 < sum(map(bool, logs)) < ROWS
+    accepted = torch.minimum(p, q).sum(-1).mean()
+    torch.testing.assert_close(
+        draft_loss(by_id(ours, scored), every, scored, False),
+        CE * sum(logs) / ROWS + VARIATION * (1 - accepted),
+    )
+    few = wanted(theirs, 5)
+    best_p = few.scores.exp()
+    best_q = torch.zeros(ROWS, VOCABULARY)
+    best_q[:, DRAFTED] = q
+    best_q = best_q.gather(-1, few.best)
+    known = torch.minimum(best_p, best_q).sum(-1)
+    rest = torch.minimum(1 - best_p.sum(-1), 1 - best_q.sum(-1))
+    torch.testing.assert_close(
+        draft_loss(by_id(ours, scored), few, scored, False),
+        CE * sum(logs) / ROWS + VARIATION * (1 - known - rest).mean(),
+    )
+    share = p / p.sum(-1, keepdim=True)
+    divergence = (share * (share.log() - q.log())).sum(-1).mean()
+    torch.testing.assert_close(draft_loss(by_id(ours, scored), every, scored, True), divergence)
+
+
+def test_a_host_that_says_none_of_them_teaches_nothing() -> None:
+    ours, theirs = drawn()
+    theirs[:, DRAFTED] = -40.0
+    logits = by_id(ours, of_drafted()).requires_grad_()
+    for cold in (True, False):
+        loss = draft_loss(logits, wanted(theirs, 5), of_drafted(), cold)
+        assert torch.isfinite(loss)
+        (slope,) = torch.autograd.grad(loss, logits)
+        torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-3, rtol=0)
+
+
 def test_a_draft_that_is_the_host_loses_nothing() -> None:
     _, theirs = drawn()
     scored = whole(VOCABULARY)
@@ -73,7 +148,8 @@ def test_a_sample_of_the_vocabulary_stands_for_all_of_it() -> None:
     total = ours.exp().sum(-1)
     found: list[torch.Tensor] = []
     for seed in range(400):
-        scored = Scored.choose(spoken, VOCABULARY, 20, torch.Generator().manual_seed(seed))
+        random = torch.Generator().manual_seed(seed)
+        scored = Scored.choose(spoken, torch.arange(VOCABULARY), VOCABULARY, 20, random)
         assert len(scored.ids) == 20
         assert {4, 9, 30} <= set(scored.ids.tolist())
         assert scored.places[scored.ids].tolist() == list(range(20))

@@ -58,7 +58,7 @@ class Says:
     """A student that drafts what the text says, but at (depth, where drafting began) `instead`."""
 
     module = torch.nn.Module()
-    depths, vocabulary = 3, VOCABULARY
+    depths, vocabulary, drafted = 3, VOCABULARY, torch.arange(VOCABULARY)
 
     def __init__(self, chained: bool, instead: dict[tuple[int, int], int]) -> None:
         self.chained, self.instead = chained, instead
@@ -77,7 +77,7 @@ class Says:
     def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
         self.asked.append(states[:, 0].tolist())
         logits = 12 * torch.nn.functional.one_hot(states[:, 0].long(), VOCABULARY).float()
-        return logits if ids is None else logits[:, ids]
+        return logits[:, self.drafted if ids is None else ids]
 
     def place(self, depth: int) -> int:
         return depth if self.chained else 0
@@ -98,6 +98,13 @@ def test_acceptance_counts_a_depth_where_all_shallower_ones_are_right(chained: b
     assert found.tokens == pytest.approx(1 + 4 / 5 + 4 / 5 * 2 / 3 + 4 / 5 * 2 / 3)
 
 
+def test_what_a_head_cannot_draft_is_wrong() -> None:
+    """All is as the text says, but of the tokens it drafts 7 is none; places are not ids."""
+    student = Says(True, {})
+    student.drafted = torch.tensor([2, 3, 4, 5, 6, 8])
+    assert acceptance(student, pack([row(TEXT, 2)])) == Acceptance((5, 3, 2), (4, 2, 1))
+
+
 @pytest.mark.parametrize("chained", [False, True])
 def test_a_chain_ends_where_the_text_is_not_the_hosts_best(chained: bool) -> None:
     given = row(TEXT, 2)
@@ -111,7 +118,9 @@ def test_a_chain_ends_where_the_text_is_not_the_hosts_best(chained: bool) -> Non
 @pytest.mark.parametrize("chained", [False, True])
 def test_the_loss_asks_for_the_token_of_each_depth(chained: bool) -> None:
     text = pack([row(TEXT, 2)])
-    scored = Scored.choose(spoken(text), VOCABULARY, VOCABULARY, torch.Generator())
+    scored = Scored.choose(
+        spoken(text), torch.arange(VOCABULARY), VOCABULARY, VOCABULARY, torch.Generator()
+    )
     student = Says(chained, {})
     right = loss_of(student, text, scored, True)
     assert student.asked == [[4, 5, 6, 7, 8], [5, 6, 7, 8], [6, 7, 8]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import open_head
 from graftline.models.training import run as module
 from graftline.models.training import trainer as steps
+from graftline.models.training.eagle3 import eagle3_layers
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.packs import pack
@@ -36,26 +39,30 @@ def weights(out: Path) -> bytes:
     return file.read_bytes()
 
 
-@pytest.mark.parametrize(("kind", "form"), [("medusa", "v2"), ("medusa", "v1"), ("eagle", "v2")])
+FORMS = [("medusa", "v2"), ("medusa", "v1"), ("hydra", "v2"), ("eagle", "v2"), ("eagle3", "v2")]
+
+
+@pytest.mark.parametrize(("kind", "form"), FORMS)
 def test_a_head_foresees_what_an_untrained_one_cannot(job: MakeJob, kind: str, form: str) -> None:
     given = job(kind, form)
     trained = train(given, silent)
     assert trained.found is not None
     assert min(trained.found.shares) > 0.9
     assert trained.found.tokens > 3.6
-    folder = next(given.folder.parent.glob("host"))
     rows = module.read_rows(sorted((module.place("training") / "states").iterdir()))
-    fresh = module._student(given, FrozenHost(folder))  # type: ignore[attr-defined]
+    host = FrozenHost(given.folder, taps=eagle3_layers if kind == "eagle3" else None)
+    fresh = module._student(given, host, rows, rows, silent)  # type: ignore[attr-defined]
     before = acceptance(fresh, pack(rows))
     assert before.shares[0] < 0.2, "the head's own start knows the next token, not the one behind"
 
 
 def test_medusas_folder_is_one_that_optimize_reads(job: MakeJob) -> None:
-    given = job()
+    given = replace(job(), checkpoint="models/smol")
     train(given, silent)
     head = open_draft_head(str(given.out), silent)
     assert (head.family, head.settings.heads, head.settings.shared) == ("medusa", 3, True)
     config = json.loads((given.out / "config.json").read_text())
+    assert config["base_model_name_or_path"] == "smol", "as its users call it, wherever it lies"
     assert config["medusa_num_heads"] == 3
     assert config["medusa_num_layers"] == 1
     own = job(form="v1", out="own")
@@ -106,7 +113,7 @@ def test_the_card_says_how_it_came_to_be(job: MakeJob) -> None:
         assert words in card
 
 
-@pytest.mark.parametrize("kind", ["medusa", "eagle"])
+@pytest.mark.parametrize("kind", module.KINDS)
 def test_the_same_seed_gives_the_same_bytes(job: MakeJob, kind: str) -> None:
     outs = [
         job(kind, out=name, steps=8, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
@@ -129,8 +136,11 @@ class Stops:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("kind", ["medusa", "eagle"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [("medusa", "adamw"), ("hydra", "muon"), ("eagle", "adamw"), ("eagle", "muon"),
+     ("eagle3", "adamw")],
+)  # fmt: skip
 def test_interrupted_and_gone_on_with_is_uninterrupted(
     job: MakeJob, kind: str, optimizer: str
 ) -> None:
@@ -143,6 +153,47 @@ def test_interrupted_and_gone_on_with_is_uninterrupted(
         assert weights(parts.out), "a head that can be used"
     assert train(parts, silent).course.looks == looks
     assert weights(parts.out) == weights(whole.out)
+
+
+class Points:
+    """Counts what a run says and what it puts on disk; at its `last` such point, which is noted in
+    `seen`, comes Ctrl-C: a write is half done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, last: int, seen: set[str]) -> None:
+        self.left, self.seen = last, seen
+        real = os.fsync
+
+        def fsync(handle: int) -> None:
+            self.say(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+            real(handle)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    def say(self, line: str) -> None:
+        self.left -= 1
+        if not self.left:
+            self.seen.add(line.partition(":")[0])
+            raise KeyboardInterrupt
+
+
+def test_interrupted_at_every_point_it_goes_on_to_the_same_bytes(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is stopped at its first point, then at the second of what is left, and so on."""
+    monkeypatch.setattr(steps, "KEEP", 0.0)
+    whole = job(out="whole", steps=5)
+    train(replace(whole, data=replace(whole.data, engine="other")), silent)
+    parts, stops, done, seen = job(out="parts", steps=5), 0, False, set[str]()
+    while not done:
+        stops += 1
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            train(parts, Points(patch, stops, seen).say)
+            done = True
+    for place in ("known.jsonl", ".clock.json", ".state.safetensors", "medusa_lm_head"):
+        assert any(place in one for one in seen), (place, stops, seen)
+    for name in (p.name for p in whole.out.iterdir() if p.suffix in (".safetensors", ".json")):
+        assert (parts.out / name).read_bytes() == (whole.out / name).read_bytes()
+    assert not list(parts.out.parent.rglob(".*")), "no half-written file"
 
 
 def test_ctrl_c_within_a_step_waits_for_its_end(
