@@ -13,6 +13,8 @@ ROUTE = "route"
 recipe's needs call it."""
 MIDDLE = "middle"
 """The middle third of all blocks."""
+MANY = 1 << 20
+"""More blocks than any model has."""
 PARTS = ("layers", "attention", "mlp")
 """What may be left out of a block: all of it, or one part."""
 _HELP = "as in --skip 10-20 or --skip attention=8-15+20,mlp=12"
@@ -66,9 +68,8 @@ def blocks_of(text: str, count: int) -> frozenset[int]:
         if low > high:
             raise GraftlineError(f"the range of blocks {word} is empty; write {high}-{low}")
         if high >= count:
-            raise GraftlineError(
-                f"there is no block {high} to skip; this host has blocks 0 to {count - 1}"
-            )
+            span = f"; this host has blocks 0 to {count - 1}" if count < MANY else ""
+            raise GraftlineError(f"there is no block {high} to skip{span}")
         found.update(range(low, high + 1))
     return frozenset(found)
 
@@ -102,7 +103,7 @@ def parse_skip(text: str, draft: str | None, own: bool) -> str:
             raise GraftlineError(f"{said}: {why}, {_HELP}")
     options = dict(zip(names, (word.partition("=")[2].strip() for word in words), strict=True))
     try:
-        found = [blocks_of(value, 1 << 20) for value in options.values()]
+        found = [blocks_of(value, MANY) for value in options.values()]
     except GraftlineError as error:
         raise GraftlineError(f"{said}: {error}, {_HELP}") from error
     if not all(found):

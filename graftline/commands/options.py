@@ -90,6 +90,15 @@ DraftDepths = Annotated[
         help="Add the draft's first blocks as smaller drafts over the same weights: 12,20.",
     ),
 ]
+Skip = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BLOCKS",
+        help="Add a route, the target without these blocks over the same weights and caches, which "
+        "drafts for it: 10-20, or attention=8-15+20,mlp=12 for parts of blocks; with --draft int8 "
+        "it is in that precision. Default for recipes with a route: middle, the middle third.",
+    ),
+]
 EngineOptions = Annotated[
     str,
     typer.Option(

@@ -26,7 +26,7 @@ from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.pipeline.graft import ROLE, Evaluate, Graft, Law
 from graftline.ports import Port, read_ports, slot_ports
-from graftline.route import Route, blocks_of, text_of
+from graftline.route import MANY, MIDDLE, Route, blocks_of, text_of
 
 STREAM = "stream"
 """The residual stream where the law takes a host apart."""
@@ -95,7 +95,7 @@ class Entry:
 
 
 def _answers(host: ir.Model, way: Route, behind: range, run: range) -> Iterator[Port]:
-    """The outputs of the blocks from `behind` up to `run`, and at the end those of no block; without
+    """The outputs of the blocks from `behind` up to `run`, and at the end those of no block; not
     the caches of what is skipped."""
     for port in read_ports(host):
         layer = way.count if port.layer is None else port.layer
@@ -203,21 +203,25 @@ class LayerSkip(Graft):
         return {block: way.way(block) for block in range(way.count)}
 
     def within(self, blocks: int) -> LayerSkip:
-        """Skips as much of a small host as leaves an attention and a block: of `layers` and
-        `attention` all but the first block, where that were all of them."""
-        few = [_within(text, blocks) for text in (self.layers, self.attention, self.mlp)]
-        layers, attention, mlp = few
+        """Skips of a small host what it names there, or where that is nothing the last block, the
+        last attention and the first MLP; and never all attentions."""
+        last = blocks - 1
+        layers, attention = (
+            _within(self.layers, blocks, last),
+            _within(self.attention, blocks, last),
+        )
+        mlp = _within(self.mlp, blocks, 0)
         if len(layers | attention) == blocks:
             layers, attention = layers - {0}, attention - {0}
         return LayerSkip(*(text_of(part) for part in (layers, attention, mlp)))
 
 
-def _within(text: str, blocks: int) -> frozenset[int]:
-    """The first blocks that are meant, or where none is among so many, the last one."""
-    if not text or text == "middle":
+def _within(text: str, blocks: int, other: int) -> frozenset[int]:
+    """Which of the first blocks are meant, or where none is among so many, the `other` one."""
+    if text in ("", MIDDLE):
         return blocks_of(text, blocks)
-    meant = blocks_of(text, 1 << 20)
-    return frozenset(b for b in meant if b < blocks) or frozenset({blocks - 1})
+    meant = blocks_of(text, MANY)
+    return frozenset(b for b in meant if b < blocks) or frozenset({other})
 
 
 def _check(graph: ir.Graph, span: Span, way: Route) -> None:
@@ -243,7 +247,9 @@ def _measured(model: ir.Model, gone: Collection[str]) -> list[tuple[ir.Node, ir.
     ports = slot_ports(read_ports(model), "in")
     found: list[tuple[ir.Node, ir.Value]] = []
     for port in [p for p in ports if p.name in gone]:
-        alike = [p for p in ports if p.name not in gone and (p.role, p.shape) == (port.role, port.shape)]
+        alike = [
+            p for p in ports if p.name not in gone and (p.role, p.shape) == (port.role, port.shape)
+        ]
         for node in inputs[port.name].consumers():
             if node.op_type == "Shape" and alike:
                 found.append((node, inputs[alike[0].name]))
