@@ -60,7 +60,8 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     """Laws of a sub-model of the first blocks."""
     blocks = as_decoder(parts.stages[stage].facts).layers
     say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
-    return _prove_part(parts, stage, SubModel(CutDepth(blocks), prefix, "depth", "the host cut there"))
+    what = SubModel(CutDepth(blocks), prefix, "depth", "the host cut there")
+    return _prove_part(parts, stage, what)
 
 
 def prove_route(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
@@ -68,7 +69,8 @@ def prove_route(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     grafts = Pipeline.parse(parts.stages[stage].pipeline, GRAFTS).grafts
     graft = next(g for g in grafts if isinstance(g, LayerSkip))
     say("proof: the route against the host that skips the same, with the real weights")
-    return _prove_part(parts, stage, SubModel(graft, route, "skipped", "the host that skips the same"))
+    what = SubModel(graft, route, "skipped", "the host that skips the same")
+    return _prove_part(parts, stage, what)
 
 
 @dataclass(frozen=True)
