@@ -313,8 +313,8 @@ def wrong_block(model: ir.Model, graft: LayerSkip) -> None:
 
 def scaled(model: ir.Model, graft: LayerSkip) -> None:
     """The residual of the skipped block is kept, at half its size."""
-    LayerSkip("3").apply(model)
-    stream = block_outputs(model.graph)[2]
+    graft.apply(model)
+    stream = block_outputs(model.graph)[0]
     emit = Emit(model.graph, "fault", stream.consumers()[0])
     half = emit.op("Mul", [stream, emit.const("half", 0.5, np.float32)])
     for reader in [n for n in stream.consumers() if n is not half.producer()]:
@@ -328,22 +328,30 @@ def cache_written(model: ir.Model, graft: LayerSkip) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "where"),
-    [(wrong_block, "cache.3.key"), (scaled, "logits"), (cache_written, "cache.3.key")],
+    ("fault", "layers", "skip", "where"),
+    [
+        (wrong_block, 4, "3", "cache.3.key"),
+        (scaled, 3, "1", "logits"),
+        (cache_written, 4, "3", "cache.3.key"),
+    ],
     ids=["wrong_block", "scaled", "cache_written"],
 )
-def test_the_law_catches(fault: Callable[[ir.Model, LayerSkip], None], where: str) -> None:
+def test_the_law_catches(
+    fault: Callable[[ir.Model, LayerSkip], None], layers: int, skip: str, where: str
+) -> None:
+    right = LayerSkip(skip)
+
     class Wrong(LayerSkip):
         def apply(self, model: ir.Model) -> None:
-            fault(model, self)
+            fault(model, right)
 
         def dropped(self, before: ir.Model) -> frozenset[str]:
-            return LayerSkip("2-3").dropped(before)
+            return frozenset(p.name for p in read_ports(before) if p.state)
 
-    model = cut("anchors | kv-cache", TinyDecoder(layers=4))
+    model = cut("anchors | kv-cache", TinyDecoder(layers=layers))
     feed = Pipeline.parse("kv-cache", GRAFTS).grafts[0].neutral(decoder_feed(61), model)
     with pytest.raises(LawBroken, match=f"'route' at '{where}'"):
-        Pipeline((Wrong("3"),)).run(model, feed)
+        Pipeline((Wrong(skip),)).run(model, feed)
 
 
 def test_the_law_catches_a_wrong_block_by_its_logits() -> None:
