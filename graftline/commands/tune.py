@@ -143,11 +143,15 @@ def _tune_route(
 
     bundle, session = Bundle.open(path, verify=False), engine.session
     costs = step_costs(bundle, cast("Any", session), watch)
-    texts: list[tuple[Ints, int]] = []
-    for number, prompt in enumerate(prompts):
-        watch(f"routes: the target answers prompt {number + 1} of {len(prompts)}")
-        told = engine.generate(prompt, recipe="plain", max_new_tokens=limit).tokens
-        texts.append((np.asarray([*prompt, *told], np.int64), len(prompt)))
+    watch(f"routes: the target answers {len(prompts)} prompts")
+    told: Any = engine.generate([p.tolist() for p in prompts], recipe="plain", max_new_tokens=limit)
+    texts = [
+        (np.asarray([*prompt, *answer.tokens], np.int64), len(prompt))
+        for prompt, answer in zip(prompts, told, strict=True)
+        if answer.tokens
+    ]
+    if not texts:
+        raise RequestError("the model answers none of these prompts with a token; give others")
     threads: int = cast("Any", session).threads
     return tune_route(bundle, texts, costs, threads, watch)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graftline.errors import NotApplicable
 from graftline.passes.anchors.anchors import block_of, with_role
 from graftline.passes.anchors.residual import Span, Terms, block_terms, spans
 from graftline.passes.graph.emit import Emit, new_input
@@ -36,9 +37,11 @@ def keep_parts(model: ir.Model) -> PartWork:
     found = spans(graph)
     if isinstance(found, Mismatch):
         raise refusal("no single residual stream to search routes along", [found])
+    if not found:
+        raise NotApplicable("routes are searched among stamped blocks; run anchors first")
     terms = [block_terms(span) for span in found]
-    if not terms or (odd := [t for t in terms if isinstance(t, Mismatch)]):
-        raise refusal("no parts of blocks to search routes among", odd if terms else [])
+    if odd := [one for one in terms if isinstance(one, Mismatch)]:
+        raise refusal("no parts of blocks to search routes among", odd)
     keep = new_input(graph, KEEP, ir.DataType.FLOAT, [2 * len(terms)])
     sizes: list[int] = []
     for span, own in zip(found, terms, strict=True):
