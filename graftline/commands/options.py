@@ -300,7 +300,8 @@ TuneRecipes = Annotated[
     str,
     typer.Option(
         help="Recipes to tune, separated by commas; default: token-recycling, suffix and "
-        "prompt-lookup, and draft-model if the bundle has a draft engine."
+        "prompt-lookup, and draft-model if the bundle has a draft engine. self-skip, alone, "
+        "searches the blocks that its route skips, and makes the bundle again."
     ),
 ]
 TuneTokens = Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")]

@@ -55,7 +55,6 @@ def tune_route(
     measured = Agreement(bundle, texts, Gated(model, threads), len(work.parts))
     one = costs.of(1)
     search = Search(work.parts, work.whole, lambda rows: costs.of(rows) / one, measured)
-    watch(f"routes: agreement of each of {len(work.parts)} parts of blocks, and then together")
     best = search.run(watch)
     before = search.tried(frozenset())
     if not best.skipped:
