@@ -163,8 +163,8 @@ def _show_route(bundle: Path, routed: Routed, json: bool) -> None:
         screen.write_json({"skip": routed.skip, **rows, "changed": routed.changed})
         return
     told = f"agreement {found.agreement:.2f} at {found.cost:.2f} of a step"
-    pays = f"{found.value:.2f} tokens per step's time, {before.value:.2f} with nothing skipped"
-    print(f"--skip {routed.skip}: {told}; {pays}")
+    pays = f"{found.value:.2f} tokens per step's time, {before.value:.2f} with the route it had"
+    print(f"--skip {routed.skip}: {told}; {pays}, plain 1")
     print(f"{bundle} has this route {'now' if routed.changed else 'already'}")
 
 

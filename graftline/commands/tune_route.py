@@ -26,8 +26,8 @@ Watch = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Routed:
-    """The route that is kept, as `--skip` says it, what was measured of it and of no route at all,
-    and whether the bundle is another one now."""
+    """The best route found, as `--skip` says it, what was measured of it and of the route that the
+    bundle had, and whether the bundle is another one now."""
 
     skip: str
     found: Tried
@@ -55,19 +55,27 @@ def tune_route(
     measured = Agreement(bundle, texts, Gated(model, threads), len(work.parts))
     one = costs.of(1)
     search = Search(work.parts, work.whole, lambda rows: costs.of(rows) / one, measured)
-    best = search.run(watch)
-    before = search.tried(frozenset())
-    if not best.skipped:
-        raise GraftlineError(
-            f"{bundle.path}: on these prompts no block can be skipped for less than it costs; the "
-            "bundle stays as it was"
-        )
-    skip = skip_text(best.skipped)
-    pipeline = bundle.manifest.stages[ROUTE].pipeline
-    changed = routed(pipeline, skip) != pipeline
+    current = _parts(bundle)
+    best, before = search.run(current, watch), search.tried(current)
+    skip, changed = skip_text(best.skipped), best.skipped != current
     if changed:
         _remake(bundle, skip, watch)
     return Routed(skip, best, before, changed)
+
+
+def _parts(bundle: Bundle) -> Skipped:
+    """The parts that the bundle's route skips."""
+    from graftline.facts import as_decoder
+    from graftline.passes import GRAFTS, Pipeline
+    from graftline.passes.grafts.layer_skip import LayerSkip
+    from graftline.route import Route
+
+    stages = bundle.manifest.stages
+    grafts = Pipeline.parse(stages[ROUTE].pipeline, GRAFTS).grafts
+    (skip,) = [g for g in grafts if isinstance(g, LayerSkip)]
+    count = as_decoder(bundle.manifest.facts).layers
+    way = Route.of(count, skip.layers, skip.attention, skip.mlp)
+    return frozenset({*(2 * b for b in way.attention), *(2 * b + 1 for b in way.mlp)})
 
 
 def skip_text(skipped: Skipped) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 Skipped = frozenset[int]
 """Places of parts: of block b its attention 2 b, its MLP 2 b + 1."""
+HOPELESS = 0.1
+"""Agreement below which no further part is added."""
 DEEPEST = 8
 """Most tokens of a draft that a route is judged by."""
 
@@ -50,21 +52,41 @@ class Search:
             rates.append(expected / (cost * drafted + self.rows_cost(drafted + 1)))
         return max(rates)
 
-    def run(self, watch: Callable[[str], None]) -> Tried:
-        """The best route found: parts are tried alone first, and then added in the order of what
-        they save for what they lose, each if the route is better with it."""
-        count = len(self.work)
-        alone: dict[int, float] = {}
-        for part in range(count):
-            alone[part] = self.agreement(frozenset({part}))
-            watch(f"routes: {part + 1} of {count} parts tried alone, agreement {alone[part]:.2f}")
-        order = sorted(alone, key=lambda p: (1.0 - alone[p]) / self.work[p])
-        best = self.tried(frozenset())
+    def run(self, current: Skipped, watch: Callable[[str], None]) -> Tried:
+        """The best route found, `current` among them.
+
+        1. Each part is tried alone.
+        2. Parts are added one after another, those first that save most for what they lose: a
+           single part may cost more than it saves where many together pay.
+        3. From the best of these routes each part is taken back, if that is better.
+        """
+        order = self._order(watch)
+        best, route = self.tried(current), frozenset[int]()
         for place, part in enumerate(order):
-            if all(p == part or p in best.skipped for p in range(0, count, 2)):
-                continue  # the last attention stays
-            found = self.tried(best.skipped | {part})
-            best = found if found.value > best.value else best
-            told = f"{len(best.skipped)} parts skipped, agreement {best.agreement:.2f}"
-            watch(f"routes: {place + 1} of {count} parts added or not; {told}")
+            if self._last_attention(route | {part}):
+                continue
+            route |= {part}
+            found = self.tried(route)
+            best = max(best, found, key=lambda one: one.value)
+            told = f"agreement {found.agreement:.2f} at {found.cost:.2f} of a step"
+            watch(f"routes: {place + 1} of {len(order)} parts skipped together, {told}")
+            if found.agreement < HOPELESS:
+                break
+        for part in sorted(best.skipped) if len(best.skipped) > 1 else ():
+            found = self.tried(best.skipped - {part})
+            best = max(best, found, key=lambda one: one.value)
         return best
+
+    def _order(self, watch: Callable[[str], None]) -> list[int]:
+        """All parts, those first that save most for what they lose."""
+        lost: dict[int, float] = {}
+        for part, work in enumerate(self.work):
+            share = self.agreement(frozenset({part}))
+            lost[part] = (1.0 - share) / work
+            told = f"{part + 1} of {len(self.work)} parts tried alone"
+            watch(f"routes: {told}, agreement {share:.2f}")
+        return sorted(lost, key=lost.__getitem__)
+
+    def _last_attention(self, skipped: Skipped) -> bool:
+        """Whether no attention would be left."""
+        return skipped.issuperset(range(0, len(self.work), 2))

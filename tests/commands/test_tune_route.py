@@ -80,6 +80,20 @@ def test_what_adds_nothing_is_skipped_and_the_bundle_made_again(
     assert engine.generate([5, 6], max_new_tokens=12, ignore_eos=True).tokens == plain.tokens
 
 
+def test_a_search_that_finds_nothing_better_leaves_the_bundle(
+    bundle: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block 3 alone agrees."""
+    own = frozenset({6, 7})
+    monkeypatch.setattr(Agreement, "__call__", lambda self, s: 1.0 if s == own else 0.05)
+    before = (bundle / "manifest.json").read_bytes()
+    args = ("--prompts", prompts, "--recipes", "self-skip", "--max-new-tokens", "4", "-q")
+    result = call("tune", bundle, *args)
+    assert result.exit_code == 0, result.output
+    assert "has this route already" in result.stdout
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
 def test_parts_that_add_nothing_agree_on_every_token(bundle: Path) -> None:
     """And a search that is begun again asks for nothing twice."""
     opened, asked = Bundle.open(bundle), list[Any]()
@@ -127,21 +141,21 @@ def test_a_graph_of_all_routes_is_each_of_them(skip: str) -> None:
     assert_same_sums(got, expected, decoder_terms(SPEC, seen=24))
 
 
-def test_the_search_skips_what_costs_most_for_what_it_loses() -> None:
-    """Part 1 is large and loses little, part 2 loses all; the last attention stays."""
-    loss = {0: 0.0, 1: 0.05, 2: 0.9, 3: 0.3}
+def test_the_search_skips_what_saves_most_for_what_it_loses() -> None:
+    """Part 3 loses much; each other alone costs more than it saves; part 2 is the last attention."""
+    loss = {0: 0.1, 1: 0.12, 2: 0.01, 3: 0.9}
     asked: list[frozenset[int]] = []
 
     def agreement(skipped: frozenset[int]) -> float:
         asked.append(skipped)
         return float(np.prod([1 - loss[p] for p in skipped]))
 
-    search = Search((10, 60, 10, 10), 100, lambda rows: 1 + 0.1 * (rows - 1), agreement)
-    best = search.run(lambda line: None)
+    search = Search((30, 40, 1, 29), 100, lambda rows: 1 + 0.1 * (rows - 1), agreement)
+    best = search.run(frozenset({3}), lambda line: None)
     assert best.skipped == {0, 1}
     assert best.cost == pytest.approx(0.3)
-    assert best.value > search.tried(frozenset()).value
-    assert frozenset({0, 1, 2}) not in asked
+    assert best.value > 1 > search.tried(frozenset({3})).value
+    assert frozenset({0, 2}) not in asked
 
 
 def test_skipped_parts_as_the_option_says_them() -> None:
