@@ -142,7 +142,7 @@ def test_a_graph_of_all_routes_is_each_of_them(skip: str) -> None:
 
 
 def test_the_search_skips_what_saves_most_for_what_it_loses() -> None:
-    """Part 3 loses much; each other alone costs more than it saves; part 2 is the last attention."""
+    """Part 3 loses much; 0 or 1 alone does not pay; 2 is the last attention."""
     loss = {0: 0.1, 1: 0.12, 2: 0.01, 3: 0.9}
     asked: list[frozenset[int]] = []
 
