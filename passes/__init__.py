@@ -14,6 +14,7 @@ from graftline.passes.grafts.fuse_heads import FuseHeads
 from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.head_features import HeadFeatures
 from graftline.passes.grafts.kv_cache import KvCache
+from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.reduce_logits import ReduceLogits
 from graftline.passes.grafts.select_rows import SelectRows
 from graftline.passes.grafts.tap import Tap
@@ -36,6 +37,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         SelectRows,
         Tap,
         CutDepth,
+        LayerSkip,
         DraftHeads,
         HeadFeatures,
         ReduceLogits,

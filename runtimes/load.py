@@ -40,6 +40,7 @@ from graftline.runtimes.surroundings import (
     depths_opener,
     draft_opener,
     embedding_of,
+    route_opener,
     step_ratio,
 )
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
@@ -159,8 +160,10 @@ def _engine(
     def drafting(target: OrtSession) -> Resources:
         if opened is None:
             return resources
-        draft, depths = (make(bundle, target, opened) for make in (draft_opener, depths_opener))
-        return replace(resources, draft=draft, depths=depths)
+        draft, depths, route = (
+            make(bundle, target, opened) for make in (draft_opener, depths_opener, route_opener)
+        )
+        return replace(resources, draft=draft, depths=depths, route=route)
 
     def twin(original: OrtSession) -> tuple[OrtSession, Resources]:
         session = original.sibling()
@@ -265,15 +268,17 @@ def _opener(
     threads: int | None,
     watch: Callable[[str], None] | None,
 ) -> Opened | None:
-    """Opens each stage of the draft's once, and measures it beside the target; None without a
-    draft."""
+    """Opens each stage of the draft's, and the target's route, once, and measures it beside the
+    target; None without any."""
     whole = bundle.manifest.engines().get(DRAFT)
-    if whole is None:
+    names = {route: "the route" for route in bundle.manifest.of_role("route")}
+    if whole is None and not names:
         return None
 
     @cache
     def opened(stage: str) -> tuple[OrtSession, Match]:
-        name = "the draft engine" if stage == whole else f"the draft engine's {stage}"
+        told = "the draft engine" if stage == whole else f"the draft engine's {stage}"
+        name = names.get(stage, told)
         if watch is not None:
             watch(f"opening {name}")
         engine = open_session(

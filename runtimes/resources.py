@@ -16,6 +16,7 @@ REMEDIES = {
     "draft": "build the bundle with a draft engine: graftline optimize CHECKPOINT --draft int8",
     "depths": "build the bundle with sub-models of its draft engine: graftline optimize CHECKPOINT "
     "--draft int8 --draft-depths 12,20",
+    "route": "build the bundle with a route: graftline optimize CHECKPOINT --skip 10-20",
     "head": "build the bundle with a draft head of its model: graftline optimize CHECKPOINT --head "
     "PATH",
     "mask token": "build the bundle with a draft that is trained to fill masks and names the token "
@@ -38,7 +39,8 @@ class Resources:
     """Everything around a session that drafters and rules may use. Absent values are None.
 
     `draft` opens the bundle's draft engine, for all sequences (the same one at each call); `depths`
-    its sub-models likewise, shallowest first and the whole last, over one set of caches; `head`
+    its sub-models likewise, shallowest first and the whole last, over one set of caches; `route`
+    the target without the blocks that its route skips, on the target's caches; `head`
     opens its draft heads, the same at each call; `corpus`: the user's documents as token ids;
     `embedding` [V, H]: the target's token embedding; `tuned`: what `graftline tune` stored in the
     bundle, by key; `decode` turns token ids into text; `encode` turns text into token ids, adding
@@ -47,6 +49,7 @@ class Resources:
 
     draft: Callable[[], DraftEngine] | None = None
     depths: Callable[[], Sequence[DraftEngine]] | None = None
+    route: Callable[[], DraftEngine] | None = None
     head: Callable[[], Heads | FeatureEngine] | None = None
     corpus: tuple[Ints, ...] | None = None
     embedding: Callable[[], Floats] | None = None

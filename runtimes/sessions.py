@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from graftline.bundle.manifest import Stage
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError
 from graftline.facts import as_decoder
+from graftline.owners import TARGET
 from graftline.ports import by_role
 from graftline.recipe import FUSED
 from graftline.runtimes.control.measure import machine
@@ -18,6 +20,7 @@ from graftline.runtimes.ort.forms import NO_FORMS, Form, Forms
 from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.weights import shared_graphs
+from graftline.targets import CPU
 
 DEFAULT_CAPACITY = 4096
 """Cache slots unless the host has fewer positions or the caller asks for another number."""
@@ -47,6 +50,8 @@ def open_session(
     opened, graph, forms = manifest.stages[name], bundle.graph(name), NO_FORMS
     if not stage:
         graph, forms = open_forms(bundle, threads, watch)
+    elif (opened.role, opened.owner) == ("route", TARGET):
+        graph = one_copy(bundle, watch).get(name, graph)
     session = kind(
         graph,
         as_decoder(opened.facts),
@@ -67,24 +72,11 @@ def open_forms(
     bundle: Bundle, threads: int | None, watch: Callable[[str], None] | None
 ) -> tuple[Path, Forms]:
     """The graph of a bundle's target, and the other forms of its step that were proven, over one
-    copy of the weights. Where that cannot be made, the target's own graph does every step, and
-    `watch` is told why."""
-    manifest = bundle.manifest
-    proven = {row.graft for row in manifest.laws if (row.law, row.status) == ("form", "held")}
-    target = manifest.target
-    stages = {name: s for name, s in manifest.of_role("form").items() if name in proven}
-    graph = bundle.graph(target)
-    if not stages:
-        return graph, NO_FORMS
-    # absolute: forms are opened when they are needed, wherever the process is by then
-    own = {name: bundle.graph(name).absolute() for name in (target, *stages)}
-    try:
-        identity = f"{bundle.digest}\n{machine()}"  # the manifest has the hashes of all weights
-        graphs = shared_graphs(bundle.path.absolute(), own, identity, watch)
-    except BackendError as error:
-        if watch is not None:
-            watch(f"{error}; every step uses one graph, drafts of several requests one call each")
-        return graph, NO_FORMS
+    copy of the weights. Where that cannot be made, the target's own graph does every step."""
+    manifest, stages = bundle.manifest, _proven_forms(bundle)
+    graphs = one_copy(bundle, watch)
+    if not graphs:
+        return bundle.graph(manifest.target), NO_FORMS
     packed = {
         int(counts[0].shape[0]): Form(graphs[name], stage.ports)
         for name, stage in stages.items()
@@ -92,7 +84,32 @@ def open_forms(
     }
     chains = [name for name, s in stages.items() if not by_role(s.ports, "counts", "in")]
     chain = Form(graphs[chains[0]], stages[chains[0]].ports) if chains else None
-    return graphs[target], Forms(chain, packed, threads or os.cpu_count() or 1)
+    return graphs[manifest.target], Forms(chain, packed, threads or os.cpu_count() or 1)
+
+
+def one_copy(bundle: Bundle, watch: Callable[[str], None] | None) -> dict[str, Path]:
+    """The graphs of a bundle's target, of its proven forms and of its route, by stage, over one
+    copy of the weights. None where there is only the target's, and where that cannot be made: then
+    `watch` is told why."""
+    manifest = bundle.manifest
+    beside = {**_proven_forms(bundle), **manifest.of_role("route", TARGET)}
+    if not beside or manifest.target != CPU:
+        return {}
+    # absolute: graphs are opened when they are needed, wherever the process is by then
+    own = {name: bundle.graph(name).absolute() for name in (manifest.target, *beside)}
+    try:
+        identity = f"{bundle.digest}\n{machine()}"  # the manifest has the hashes of all weights
+        return shared_graphs(bundle.path.absolute(), own, identity, watch)
+    except BackendError as error:
+        if watch is not None:
+            watch(f"{error}; every step uses one graph, drafts of several requests one call each")
+        return {}
+
+
+def _proven_forms(bundle: Bundle) -> dict[str, Stage]:
+    laws = bundle.manifest.laws
+    proven = {row.graft for row in laws if (row.law, row.status) == ("form", "held")}
+    return {name: s for name, s in bundle.manifest.of_role("form").items() if name in proven}
 
 
 def open_fused(bundle: Bundle, session: OrtSession) -> FusedStep:

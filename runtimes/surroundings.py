@@ -33,7 +33,7 @@ ROUNDS = 15
 """Calls of each engine where their steps are compared, at NEAR positions."""
 
 Opened = Callable[[str], "tuple[OrtSession, Match]"]
-"""Opens a stage of the draft's, and knows how it compares with the target."""
+"""Opens a stage that drafts, and knows how it compares with the target."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,24 @@ def depths_opener(
         return engines
 
     return depths
+
+
+def route_opener(
+    bundle: Bundle, target: OrtSession, opened: Opened
+) -> Callable[[], DraftEngine] | None:
+    """Opens the target's route for all sequences of a target, on the target's caches. None without
+    one."""
+    stages = list(bundle.manifest.of_role("route"))
+    if not stages:
+        return None
+
+    @cache
+    def route() -> DraftEngine:
+        session, match = opened(stages[0])
+        facts = match.step, match.agreement, match.rows_cost
+        return DraftEngine(session.sibling(target), TargetSeats(target), *facts)
+
+    return route
 
 
 def step_ratio(draft: OrtSession, target: OrtSession) -> float:

@@ -54,6 +54,7 @@ def optimize(
     engine: str = "",
     step: str = "host",
     head: str | None = None,
+    skip: str | None = None,
     watch: Watch | None = None,
 ) -> Bundle:
     """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
@@ -67,8 +68,10 @@ def optimize(
     options of a TensorRT target ("rows=1+64,capacity=4096"). `step` "fused" puts a second graph in,
     over the same weights, whose step drafts, verifies and commits by itself; a TensorRT engine is
     built from that one. `head` puts a published draft head in: the path of its folder or its file;
-    "PATH:int8" says in which precision. `recipe` None is then the recipe of such heads. `watch` is
-    told each step in words. Raises GraftlineError; then `out` is as it was.
+    "PATH:int8" says in which precision. `recipe` None is then the recipe of such heads. `skip`
+    ("10-20", "attention=8-15,mlp=12") puts a route in: the target without these blocks, or parts of
+    blocks, over the same weights and caches; beside a `draft` of the same weights, in its
+    precision. `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
 
@@ -80,7 +83,7 @@ def optimize(
         heads = planned(drafting, heads)
         passes = own_passes(drafting, named(chosen)) if passes is None else passes
     plan = Plan.of(
-        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads
+        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads, skip
     )
     if drafting is not None and plan.recipe is not None:
         check_recipe(drafting, plan.recipe)
@@ -88,6 +91,8 @@ def optimize(
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
     plan = plan.for_kind(kind_of(host.facts), recipe)
+    if plan.recipe is not None:
+        plan.check_route(as_decoder(host.facts))
     other, source = host, plan.source
     if source is not None and source.checkpoint is not None:
         say(f"reading the draft {source.checkpoint}")

@@ -28,9 +28,11 @@ from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_heads import FuseHeads
 from graftline.passes.grafts.fuse_verify import FuseVerify
+from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.pack_rows import PackRows
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
+from graftline.route import MIDDLE, ROUTE, Route, parse_skip
 from graftline.targets import CPU, CUDA, TARGETS, ending
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 FRONT = Decoder().front
 SEQUENCES = (2, 4, 8)
 """Sequences whose rows go into one call."""
+CANONICALIZE = r"\s*canonicalize\b"
+"""How a pipeline begins that has a front of its own."""
 CHAINS, ROWS = "chains", "rows"
 """Names of stages: a step without a mask, and (with a number) one of several sequences."""
 
@@ -81,6 +85,8 @@ class Plan:
     """What --quantizer said."""
     head: HeadPlan | None = None
     """What --head asked for."""
+    skip: str | None = None
+    """What --skip said."""
 
     @property
     def dtype(self) -> str:
@@ -105,6 +111,7 @@ class Plan:
         engine: str,
         step: str,
         head: HeadPlan | None = None,
+        skip: str | None = None,
     ) -> Plan:
         """The arguments are those of `optimize`. Raises GraftlineError for what is unknown, does
         not go together, or is missing."""
@@ -130,6 +137,9 @@ class Plan:
             raise GraftlineError(f"the recipe {chosen.name} needs depths; add --draft-depths 12,20")
         if source is not None:
             stages += _of_draft(source, target, depths)
+        if skip is not None or ROUTE in chosen.needs:
+            said = MIDDLE if skip is None else skip
+            stages.append(_of_route(said, draft, source, stages[0], passes, quantizer))
         if head is None and NEED in chosen.needs:
             raise GraftlineError(
                 f"the recipe {name} needs a draft head; add --head PATH, a published head of this "
@@ -137,7 +147,7 @@ class Plan:
             )
         if head is not None:
             stages += _of_head(chosen, head, target, request)
-        given = draft, source, tuple(depths), passes, quantizer, head
+        given = draft, source, tuple(depths), passes, quantizer, head, skip
         return cls(chosen, target, tuple(stages), request, *given)
 
     def for_kind(self, kind: Kind, recipe: str | None) -> Plan:
@@ -146,7 +156,7 @@ class Plan:
             return self
         asked = {
             "--recipe": recipe, "--draft": self.draft, "--draft-depths": self.depths,
-            "--head": self.head,
+            "--head": self.head, "--skip": self.skip,
             "--step fused": self.fused, "--target": self.target if self.target != CPU else None,
             f"--dtype {self.dtype}": self.dtype != "fp32",
         }  # fmt: skip
@@ -164,6 +174,15 @@ class Plan:
         if self.recipe is not None and MASK_TOKEN in self.recipe.needs:
             check_mask_token(facts, f"the recipe {self.recipe.name}", f"--draft {self.draft}")
 
+    def check_route(self, facts: DecoderFacts) -> None:
+        """Raise GraftlineError where a target of those facts cannot skip what --skip says."""
+        grafts = (g for s in self.stages for g in Pipeline.parse(s.text, GRAFTS).grafts)
+        for graft in [g for g in grafts if isinstance(g, LayerSkip) and facts.layers]:
+            try:
+                Route.of(facts.layers, graft.layers, graft.attention, graft.mlp)
+            except GraftlineError as error:
+                raise GraftlineError(f"--skip {self.skip or MIDDLE}: {error}") from error
+
     def command(self, checkpoint: str | Path, out: str | Path, engine: str) -> str:
         """The command that makes this bundle again."""
         said = f"graftline optimize {checkpoint} -o {out}"
@@ -176,6 +195,8 @@ class Plan:
             said += f" --draft {self.draft}"
         if self.depths:
             said += f" --draft-depths {','.join(map(str, self.depths))}"
+        if self.skip is not None:
+            said += f" --skip {shlex.quote(self.skip)}"
         if self.head is not None:
             said += f" --head {shlex.quote(self.head.said)}"
         if self.fused:
@@ -228,6 +249,30 @@ def _of_draft(source: DraftSource, target: str, depths: Sequence[int]) -> list[S
         for b in depths
     )
     return [stage(DRAFT, "engine", says), *cuts]
+
+
+def _of_route(
+    skip: str,
+    draft: str | None,
+    source: DraftSource | None,
+    engine: StagePlan,
+    passes: str | None,
+    quantizer: str | None,
+) -> StagePlan:
+    """The stage of a route: plain decoding, without what --skip names. Of the target's own weights,
+    as they are in its engine or, where there is a draft, as they are in that."""
+    if is_engine(engine.name):
+        raise GraftlineError(f"--skip needs --target {CPU}, not {engine.name}")
+    options = parse_skip(skip, draft, source is not None and source.checkpoint is not None)
+    first = (passes or "").partition("|")[0]
+    front = first if re.match(CANONICALIZE, first) else None
+    owner, dtype = TARGET, engine.dtype
+    if source is not None:
+        owner, dtype, front, quantizer = DRAFT, source.dtype, None, None
+    fusing = f"layer-skip{{{options}}}"
+    text = pipeline_of("plain", front, engine.name, dtype, quantizer, fusing=fusing)[1]
+    says = f"the route: the same weights in {dtype}, {options.replace('=', ' ')} skipped"
+    return StagePlan(ROUTE, "route", text, dtype, owner, says=says)
 
 
 def _of_head(
@@ -292,7 +337,7 @@ def _front(passes: str | None, own: str) -> tuple[str, str]:
     """The front of a pipeline and what follows it. `passes` may begin with a canonicalize of other
     options; where they are nothing else, the recipe's `own` passes follow."""
     first, _, rest = (passes or "").partition("|")
-    if not re.match(r"\s*canonicalize\b", first):
+    if not re.match(CANONICALIZE, first):
         return FRONT, own if passes is None else passes
     return f"{first} | {FRONT.partition('| ')[2]}", rest if rest.strip() else own
 

@@ -62,7 +62,7 @@ class Exactness:
     same_rows: int | None = None
 
 
-StageRole = Literal["export", "canonical", "engine", "form", "fused", "depth"]
+StageRole = Literal["export", "canonical", "engine", "form", "fused", "depth", "route"]
 EXPORT, CANONICAL = "export", "canonical"
 """Stages of the target that no runtime opens, by name."""
 
@@ -80,8 +80,9 @@ class Stage:
     The `export` is the unmodified graph; `canonical` has every graft and no lowering; the `engine`
     is what a runtime opens; a `form` is its step for chains, or for several sequences, over the
     same weights and caches; a `fused` step drafts and verifies by itself; a `depth` is a sub-model
-    of the first blocks. `owner` is whose it is: the target's, a draft head's, or a draft's, which
-    has stages of its own; it is of the target's export where it is that in another precision.
+    of the first blocks; a `route` is the target without some blocks, or parts of blocks, and works
+    on the target's caches. `owner` is whose it is: the target's, a draft head's, or a draft's,
+    which has stages of its own; it is of the target's export where it is that in another precision.
     `dtype` is the precision of its weights, "" where they are as the checkpoint has them.
     `exactness` and `quality` are what was measured on an engine. `inputs_from` names the stages
     whose outputs it takes.

@@ -9,6 +9,9 @@ from graftline.facts import as_decoder
 from graftline.law import summary
 from graftline.ports import by_role, told
 
+PARTS = ("depth", "route")
+"""Roles of stages that have some of the blocks of their owner's engine."""
+
 
 def report(manifest: Manifest) -> str:
     """How a bundle was made, what was assumed, and what every law found when it was made."""
@@ -27,7 +30,7 @@ def beside(manifest: Manifest) -> Iterator[tuple[str, str]]:
             yield name, f"the same step for {form}"
             continue
         whole = manifest.engine_of(name).facts.told()
-        size = f"{as_decoder(stage.facts).layers} of {whole}" if stage.role == "depth" else whole
+        size = f"{as_decoder(stage.facts).layers} of {whole}" if stage.role in PARTS else whole
         found = [f"{what} {value:.4g}" for what, value in stage.quality.items()]
         if stage.exactness is not None:
             found.append(f"row-invariant: {'yes' if stage.exactness.row_invariant else 'no'}")

@@ -26,6 +26,7 @@ def optimize(
     quantizer: o.Quantizer = None,
     draft: o.Draft = None,
     draft_depths: o.DraftDepths = "",
+    skip: o.Skip = None,
     head: o.DraftHead = None,
     engine: o.EngineOptions = "",
     step: o.BuildStep = "host",
@@ -46,6 +47,8 @@ def optimize(
     `graftline optimize ./SmolLM2 -o smol.graft --recipe cascade-drafting --draft int8`
 
     `graftline optimize ./SmolLM2 -o sorted.graft --recipe s2d --draft int8 --draft-depths 15,24`
+
+    `graftline optimize ./SmolLM2 -o skip.graft --recipe self-skip --skip 10-20`
 
     `graftline optimize ./TARGET -o pard.graft --recipe pard --draft ./PARD-DRAFT:int8`
 
@@ -70,7 +73,7 @@ def optimize(
             checkpoint, out, recipe=recipe, passes=passes, target=target, dtype=dtype,
             weights=mode, full_export=full_export, quantizer=quantizer, draft=draft,
             draft_depths=parse_depths(draft_depths) if draft_depths else (), engine=engine,
-            step=step, head=head, watch=watch,
+            step=step, head=head, skip=skip, watch=watch,
         )  # fmt: skip
     if json:
         screen.write_json(json_format.loads(bundle.manifest.to_json()))

@@ -90,6 +90,16 @@ DraftDepths = Annotated[
         help="Add the draft's first blocks as smaller drafts over the same weights: 12,20.",
     ),
 ]
+Skip = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BLOCKS",
+        help="Add a route, the target without these blocks over the same weights and caches, which "
+        "drafts for it: 10-20, or attention=8-15+20,mlp=12 for parts of blocks; with --draft int8 "
+        "it is in that precision. Default for recipes with a route: middle, which is every fourth "
+        "block of the middle half.",
+    ),
+]
 EngineOptions = Annotated[
     str,
     typer.Option(
@@ -299,7 +309,8 @@ TuneRecipes = Annotated[
     str,
     typer.Option(
         help="Recipes to tune, separated by commas; default: token-recycling, suffix and "
-        "prompt-lookup, and draft-model if the bundle has a draft engine."
+        "prompt-lookup, and draft-model if the bundle has a draft engine. self-skip, alone, "
+        "searches the blocks that its route skips, and makes the bundle again."
     ),
 ]
 TuneTokens = Annotated[int, typer.Option(min=2, help="Maximum tokens per answer.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from graftline.commands import libraries, screen
 from graftline.commands import options as o
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from graftline.bundle.writer import Watch
+    from graftline.commands.tune_route import Routed
     from graftline.recipe import Recipe
     from graftline.runtimes.engine import Engine
     from graftline.runtimes.request import Ints
     from graftline.runtimes.study.tuning import Tuning
 
+ROUTES = "self-skip"
+"""The drafter whose route is searched."""
 STORES = ("token-recycling", "suffix", "prompt-lookup")
 
 
@@ -57,6 +60,10 @@ def tune(
     the very end, and used whenever the bundle is opened on this machine with the same number of
     threads.
 
+    self-skip, named alone, learns its route: which attentions and MLPs of which blocks drafts do
+    without, by agreement with the answers per cost. BUNDLE is then made again with that route, and
+    is as it was until that is done; what was measured is kept, and an interrupted search goes on.
+
     With --precision no prompts are read: every precision decodes in turn and reads a held-out text,
     the frontier of speed and perplexity is printed, and BUNDLE becomes a bundle of the fastest
     precision that loses no more than --most-loss. An error or Ctrl-C leaves BUNDLE as it was.
@@ -67,6 +74,8 @@ def tune(
 
     `graftline tune smol.graft --prompts spec_bench.jsonl --per-group 5`
 
+    `graftline tune skip.graft --prompts mine.jsonl --recipes self-skip`
+
     `graftline tune smol.graft --prompts mine.jsonl --recipes token-recycling --max-new-tokens 256`
     """
     if precision:
@@ -76,6 +85,11 @@ def tune(
         raise GraftlineError("tune needs --prompts FILE, or --precision")
     recipe_names = list(dict.fromkeys(n.strip() for n in recipes.split(",") if n.strip()))
     chosen = [find_recipe(name) for name in recipe_names]
+    routes = any(one.drafter == ROUTES for one in chosen)
+    if routes and len(chosen) > 1:
+        raise GraftlineError(
+            f"{ROUTES} makes the bundle again; tune it alone, and the others after"
+        )
     questions = select(read_questions(prompts), per_group)
     with screen.steps(quiet) as watch:
         engine = open_engine(
@@ -83,6 +97,10 @@ def tune(
             verify=False, prefix_cache=0, defaults=False,
         )  # fmt: skip
         ids = [_encoded(engine, question, raw, max_new_tokens) for question in questions]
+        if routes:
+            routed = _tune_route(bundle, engine, ids, max_new_tokens, watch)
+            _show_route(bundle, routed, json)
+            return
         plain, found = _tune(bundle, engine, ids, max_new_tokens, chosen, watch)
     _show(plain, found, json)
 
@@ -111,6 +129,43 @@ def _tune(
     key = costs_key(session.threads, onnxruntime.__version__)
     bundle.write_tuned(key, _merged(bundle.read_tuned(key), found))
     return 1e3 / costs.of(1), found
+
+
+def _tune_route(
+    path: Path, engine: Engine, prompts: list[Ints], limit: int, watch: Watch
+) -> Routed:
+    """Answer the prompts, and search the route by the answers."""
+    import numpy as np
+
+    from graftline.bundle.reader import Bundle
+    from graftline.commands.tune_route import tune_route
+    from graftline.runtimes.load import step_costs
+
+    bundle, session = Bundle.open(path, verify=False), engine.session
+    costs = step_costs(bundle, cast("Any", session), watch)
+    watch(f"routes: the target answers {len(prompts)} prompts")
+    told: Any = engine.generate([p.tolist() for p in prompts], recipe="plain", max_new_tokens=limit)
+    texts = [
+        (np.asarray([*prompt, *answer.tokens], np.int64), len(prompt))
+        for prompt, answer in zip(prompts, told, strict=True)
+        if answer.tokens
+    ]
+    if not texts:
+        raise RequestError("the model answers none of these prompts with a token; give others")
+    threads: int = cast("Any", session).threads
+    return tune_route(bundle, texts, costs, threads, watch)
+
+
+def _show_route(bundle: Path, routed: Routed, json: bool) -> None:
+    found, before = routed.found, routed.before
+    if json:
+        rows = {"agreement": found.agreement, "cost": found.cost, "value": found.value}
+        screen.write_json({"skip": routed.skip, **rows, "changed": routed.changed})
+        return
+    told = f"agreement {found.agreement:.2f} at {found.cost:.2f} of a step"
+    pays = f"{found.value:.2f} tokens per step's time, {before.value:.2f} with the route it had"
+    print(f"--skip {routed.skip}: {told}; {pays}, plain 1")
+    print(f"{bundle} has this route {'now' if routed.changed else 'already'}")
 
 
 def _show(plain: float, found: list[Tuning], json: bool) -> None:

@@ -105,27 +105,29 @@ def chosen_blocks(model: ir.Model, least: int = 2) -> tuple[int, ...]:
     """The first block of each kind, and `least` blocks where there are as many."""
     first: dict[Hashable, int] = {}
     kinds = block_kinds(model.graph, apart=False)
-    for block, kind in enumerate(kinds):
+    for block, kind in kinds.items():
         first.setdefault(kind, block)
     chosen = sorted(first.values())
     return tuple(chosen) if len(chosen) >= least else tuple(range(min(least, len(kinds))))
 
 
-def block_kinds(graph: ir.Graph, apart: bool = True) -> tuple[Hashable, ...]:
-    """What each block computes, whatever its weights hold: its operators, attributes, masks, the
-    shapes of its weights, and what each operator reads. `apart`: the first block, which reads the
-    embedding and not a block, is of a kind of its own."""
-    counts: dict[int, Counter[Hashable]] = {}
+def block_kinds(graph: ir.Graph, apart: bool = True) -> dict[int, Hashable]:
+    """What each block computes, by number, whatever its weights hold: its operators, attributes,
+    masks, the shapes of its weights, and what each operator reads. `apart`: the first block, which
+    reads the embedding and not a block, is of a kind of its own."""
+    numbers = sorted({b for b in map(block_of, graph) if b is not None})
+    behind = dict(zip(numbers, [None, *numbers], strict=False))
+    counts: dict[int, Counter[Hashable]] = {block: Counter() for block in numbers}
     for node in graph:
         block = block_of(node)
         if block is not None:
-            counts.setdefault(block, Counter())[_kind(node, block, apart)] += 1
-    return tuple(frozenset(counts[block].items()) for block in sorted(counts))
+            counts[block][_kind(node, block, behind[block], apart)] += 1
+    return {block: frozenset(counts[block].items()) for block in numbers}
 
 
-def _kind(node: ir.Node, block: int, apart: bool) -> Hashable:
+def _kind(node: ir.Node, block: int, behind: int | None, apart: bool) -> Hashable:
     attributes = tuple(sorted((k, str(a.value)) for k, a in node.attributes.items()))
-    reads = tuple(_read(value, block, apart) for value in node.inputs)
+    reads = tuple(_read(value, block, behind, apart) for value in node.inputs)
     mask = node.metadata_props.get(MASK_KEY, "")
     return node.domain, node.op_type, attributes, reads, mask, apart and _normed(node, block)
 
@@ -137,8 +139,9 @@ def _normed(node: ir.Node, block: int) -> bool:
     return any(n.metadata_props.get(BLOCK) != str(block) for n in readers)
 
 
-def _read(value: ir.Value | None, block: int, apart: bool) -> str:
-    """What a block reads there, said so that equal blocks at other places say the same."""
+def _read(value: ir.Value | None, block: int, behind: int | None, apart: bool) -> str:
+    """What a block reads there, said so that equal blocks at other places say the same. `behind`:
+    the block before it."""
     if value is None:
         return ""
     maker = value.producer()
@@ -150,7 +153,7 @@ def _read(value: ir.Value | None, block: int, apart: bool) -> str:
     place, own = maker.metadata_props.get(BLOCK, ""), f"{maker.op_type}.{value.index()}"
     if place == str(block):
         return own
-    if place == str(block - 1) or (not block and place == "embedding" and not apart):
+    if place == str(behind) or (behind is None and place == "embedding" and not apart):
         return "stream"
     return f"{block - int(place)} blocks before: {own}" if place.isdigit() else f"{place}: {own}"
 

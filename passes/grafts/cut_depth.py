@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,10 +12,11 @@ from graftline.evaluate import Feed
 from graftline.facts import decoder_facts, write_facts
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_of, block_outputs
-from graftline.passes.graph.emit import drop_unused, new_input, new_output
+from graftline.passes.graph.cut import drop_ports, elements, hand_over, keep_outputs
+from graftline.passes.graph.emit import new_input, new_output
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.pipeline.graft import BLOCK, Evaluate, Graft, Law
-from graftline.ports import read_ports, write_ports
+from graftline.ports import read_ports
 
 STREAM = "stream"
 """The residual stream where a law takes a host apart."""
@@ -48,11 +47,11 @@ def prefix_outputs(host: ir.Model, blocks: int, feed: Feed, evaluate: Evaluate) 
     kept = [name for name, layer in layers.items() if layer is not None and layer < blocks]
     dtype, shape = stream.dtype or ir.DataType.FLOAT, ["B", "N", decoder_facts(host).hidden]
     new_output(lower.graph, stream, STREAM, dtype, shape)
-    _keep_outputs(lower, [*kept, STREAM])
+    keep_outputs(lower, [*kept, STREAM])
     found = evaluate(lower, feed)
     given = new_input(upper.graph, STREAM, dtype, shape)
-    _hand_over(block_outputs(upper.graph)[-1], given)
-    _keep_outputs(upper, [name for name, layer in layers.items() if layer is None])
+    hand_over(block_outputs(upper.graph)[-1], given)
+    keep_outputs(upper, [name for name, layer in layers.items() if layer is None])
     return evaluate(upper, {**feed, STREAM: found.pop(STREAM)}) | found
 
 
@@ -91,17 +90,11 @@ class CutDepth(Graft):
 
     def apply(self, model: ir.Model) -> None:
         graph, gone = model.graph, self.dropped(model)
-        facts, size = decoder_facts(model), _elements(model)
+        facts, size = decoder_facts(model), elements(model)
         stream = block_outputs(graph)
-        _keep_outputs(model, [v.name or "" for v in graph.outputs if v.name not in gone])
-        _hand_over(stream[-1], stream[self.blocks - 1])
-        drop_unused(model)
-        _drop_weights(graph)
-        for name in gone:
-            for unread in [value for value in graph.inputs if value.name == name]:
-                graph.inputs.remove(unread)
-        write_ports(model, [p for p in read_ports(model) if p.name not in gone])
-        left = max(facts.parameters - (size - _elements(model)), 0)
+        hand_over(stream[-1], stream[self.blocks - 1])
+        drop_ports(model, gone)
+        left = max(facts.parameters - (size - elements(model)), 0)
         write_facts(model, replace(facts, layers=self.blocks, parameters=left))
 
     def dropped(self, before: ir.Model) -> frozenset[str]:
@@ -125,28 +118,3 @@ def _beside(graph: ir.Graph, stream: ir.Value) -> list[ir.Node]:
 
     head = [n for n in graph if n.metadata_props.get(BLOCK) == "head"]
     return [n for n in head if any(of_a_block(v) for v in n.inputs)]
-
-
-def _hand_over(old: ir.Value, new: ir.Value) -> None:
-    """Whoever reads `old` reads `new`."""
-    for user, index in list(old.uses()):
-        user.replace_input_with(index, new)
-
-
-def _keep_outputs(model: ir.Model, names: Iterable[str]) -> None:
-    wanted, graph = set(names), model.graph
-    for value in [v for v in graph.outputs if v.name not in wanted]:
-        graph.outputs.remove(value)
-    drop_unused(model)
-
-
-def _drop_weights(graph: ir.Graph) -> None:
-    for name in [n for n, v in graph.initializers.items() if not v.uses()]:
-        del graph.initializers[name]
-
-
-def _elements(model: ir.Model) -> int:
-    """Numbers in the weights, as `Facts.parameters` counts them."""
-    tensors = [v.const_value for v in model.graph.initializers.values()]
-    sizes = [math.prod(map(int, t.shape)) for t in tensors if t is not None]  # type: ignore[arg-type]
-    return sum(size for size in sizes if size > 1)

@@ -13,7 +13,7 @@ from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts, decoder_facts, write_facts
 from graftline.law import Evidence
 from graftline.owners import TARGET
-from graftline.passes.anchors.anchors import with_role
+from graftline.passes.anchors.anchors import block_of, with_role
 from graftline.passes.canonical.facts import addressable
 from graftline.passes.grafts.masks import SlotMasks
 from graftline.passes.graph.emit import Emit, drop_unused, new_input, new_output
@@ -92,7 +92,9 @@ class KvCache(Graft):
         write_index = new_input(graph, WRITE_INDEX, ir.DataType.INT64, ["B"])
         ports.append(Port(WRITE_INDEX, "write_index", "in", "int64", ("B",)))
         slots: SlotMasks | None = None
-        for layer, node in enumerate(attention):
+        for node in attention:
+            layer = block_of(node)
+            assert layer is not None, "an attention lies in a block"
             caches = [self._scatter(graph, node, i, layer, write_index, ports) for i in (1, 2)]
             if slots is None:
                 emit = Emit(graph, self.name(), graph[0], block=SHARED)

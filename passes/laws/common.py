@@ -7,7 +7,7 @@ neutral values for what it added.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,8 +74,8 @@ class Host:
 
     inputs: frozenset[str]
     outputs: frozenset[str]
-    kinds: tuple[Hashable, ...]
-    """What each block computes."""
+    kinds: Mapping[int, Hashable]
+    """What each block computes, and how the graft treats it where it does not treat all alike."""
 
     @classmethod
     def of(cls, graft: Graft, before: ir.Model) -> Host:
@@ -83,7 +83,9 @@ class Host:
         gone, graph = graft.dropped(before), before.graph
         inputs = frozenset(v.name or "" for v in graph.inputs)
         outputs = frozenset(v.name or "" for v in graph.outputs)
-        return cls(inputs - gone, outputs - gone - graft.replaced(before), block_kinds(graph))
+        apart = graft.apart(before)
+        kinds = {block: (kind, apart.get(block)) for block, kind in block_kinds(graph).items()}
+        return cls(inputs - gone, outputs - gone - graft.replaced(before), kinds)
 
 
 def infer_shapes(model: ir.Model, who: str = "the graph") -> None:
@@ -178,15 +180,16 @@ def interface(graft: Graft, host: Host, after: ir.Model) -> Evidence:
 
 def alike(graft: Graft, host: Host, after: ir.Model) -> Evidence:
     """Blocks that computed the same before, each with its own weights, still do: what a graft does
-    to one it does to all. So a law that holds on a block of each kind holds on every block."""
+    to one it does to all, or to all that it says it treats so. So a law that holds on a block of
+    each kind holds on every block."""
     was, now = host.kinds, block_kinds(after.graph, apart=False)
     first: dict[Hashable, int] = {}
-    for block in range(min(len(was), len(now))):
+    for block in [b for b in now if b in was]:
         other = first.setdefault(was[block], block)
         if now[block] != now[other]:
             by = "; ".join(sorted(str(row) for row in _difference(now[block], now[other]))[:2])
             raise LawBroken(graft.name(), "alike", f"block {block}", f"not as block {other}: {by}")
-    return Evidence(f"{len(now)} blocks of {len(set(now))} kinds")
+    return Evidence(f"{len(now)} blocks of {len(set(now.values()))} kinds")
 
 
 def _difference(one: Hashable, other: Hashable) -> frozenset[Hashable]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
@@ -88,6 +88,10 @@ class Graft:
     def replaced(self, before: ir.Model) -> frozenset[str]:
         """Outputs of the host that `carried` makes from outputs of the graph after."""
         return frozenset()
+
+    def apart(self, before: ir.Model) -> Mapping[int, Hashable]:
+        """Blocks of the host that it rewrites otherwise than the rest, by design, and how."""
+        return {}
 
     def within(self, blocks: int) -> Graft:
         """The same rewrite for the first `blocks` blocks of its host, on which the numeric laws

@@ -26,6 +26,7 @@ from graftline.runtimes.drafters.parallel_draft import ParallelDraft
 from graftline.runtimes.drafters.pearl import Pearl
 from graftline.runtimes.drafters.prompt_lookup import PromptLookup
 from graftline.runtimes.drafters.reflective import Reflective
+from graftline.runtimes.drafters.self_skip import SelfSkip
 from graftline.runtimes.drafters.sorted_draft import SortedDraft
 from graftline.runtimes.drafters.speculative_jacobi import SpeculativeJacobi
 from graftline.runtimes.drafters.stand import Stand
@@ -54,6 +55,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "pearl": Pearl,
     "prompt-lookup": PromptLookup,
     "reflective": Reflective,
+    "self-skip": SelfSkip,
     "sorted-draft": SortedDraft,
     "speculative-jacobi": SpeculativeJacobi,
     "stand": Stand,

@@ -11,7 +11,7 @@ import numpy as np
 from graftline.errors import GraftlineError
 from graftline.runtimes.chances.calibration import USUAL, Calibration
 from graftline.runtimes.chances.certainty import certainty
-from graftline.runtimes.draft_engine import Read
+from graftline.runtimes.draft_engine import DraftEngine, Read
 from graftline.runtimes.draft_reader import Guess, Reader, drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafting import Draft
@@ -66,14 +66,18 @@ class DraftModel:
 
     def equip(self, resources: Resources) -> None:
         """Open the draft engine. Raises GraftlineError for a bundle without one."""
-        if resources.draft is None:
-            raise missing(self.name, "draft")
         self._resources = resources
-        engine = resources.draft()
+        engine = self._engine(resources)
         self._reader = Reader(engine, resources.vocabulary)
         self.calibration, self._agreement = Calibration(engine.agreement), engine.agreement
         if self.length:
             self.policy = make_length(self.length, resources.tuned)
+
+    def _engine(self, resources: Resources) -> DraftEngine:
+        """The engine that drafts."""
+        if resources.draft is None:
+            raise missing(self.name, "draft")
+        return resources.draft()
 
     def fork(self) -> Self:
         other = type(self)(**{name: getattr(self, name) for name in options_of(type(self))})

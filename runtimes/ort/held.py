@@ -33,6 +33,11 @@ class HeldSession(OrtSession):
         return open_held(self._graph_bytes, self._weights, self.threads)
 
 
+def open_model(model: ir.Model, threads: int) -> Any:
+    """Open a graph in memory that is no decoder's step, to be run as it is."""
+    return open_held(*_apart(model), threads)
+
+
 def _apart(model: ir.Model) -> tuple[bytes, dict[str, npt.NDArray[Any]]]:
     """A graph without its large weights, and these by name."""
     graph, weights = model.clone(), dict[str, npt.NDArray[Any]]()

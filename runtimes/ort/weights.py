@@ -77,9 +77,9 @@ def _make(parent: Path, folder: Path, graphs: Mapping[str, Path]) -> None:
     rough = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
     try:
         rough.chmod(0o755)
-        saved = _save(first, rough)
+        saved, weights = _save(first, rough), _weights(first)
         for name, graph in graphs.items():
-            onnx.save(_moved(graph, saved), rough / f"{name}.onnx")
+            onnx.save(_moved(graph, saved, weights), rough / f"{name}.onnx")
         sizes = {file.name: file.stat().st_size for file in rough.iterdir()}
         (rough / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
         os.rename(rough, folder)
@@ -119,11 +119,21 @@ def _save(graph: Path, folder: Path) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in saved.graph.initializer}
 
 
-def _moved(graph: Path, saved: Mapping[str, onnx.TensorProto]) -> onnx.ModelProto:
-    """A graph whose weights are those that were saved; what was not lies in the graph itself."""
+def _weights(graph: Path) -> dict[str, bytes]:
+    """Every weight of a graph, by name, as the graph says it: its numbers, or where they lie."""
+    model = onnx.load(graph, load_external_data=False)
+    return {tensor.name: tensor.SerializeToString() for tensor in model.graph.initializer}
+
+
+def _moved(
+    graph: Path, saved: Mapping[str, onnx.TensorProto], weights: Mapping[str, bytes]
+) -> onnx.ModelProto:
+    """A graph whose weights are those that were saved, where they are the very ones of that name in
+    the graph that `weights` is of; what was not saved lies in the graph itself."""
     model = onnx.load(graph, load_external_data=False)
     for tensor in model.graph.initializer:
-        if (known := saved.get(tensor.name)) is not None and _alike(tensor, known):
+        same = weights.get(tensor.name) == tensor.SerializeToString()
+        if same and (known := saved.get(tensor.name)) is not None and _alike(tensor, known):
             tensor.CopyFrom(known)
         elif uses_external_data(tensor):
             load_external_data_for_tensor(tensor, str(graph.parent))

@@ -1,23 +1,29 @@
-"""The proof of a decoder's stages beside its engine: a fused step, and sub-models."""
+"""The proof of a decoder's stages beside its engine: a fused step, sub-models, routes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from graftline.build.engines import is_engine
 from graftline.bundle.store import load_graph
-from graftline.evaluate import oracle_limit, run
+from graftline.evaluate import Feed, oracle_limit, run
 from graftline.facts import as_decoder
 from graftline.kinds.decoder.proof import facts_of, near_rows
 from graftline.kinds.kind import Parts, Watch
 from graftline.law import LawRow
 from graftline.owners import HEAD
+from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.grafts.kv_cache import empty_caches
+from graftline.passes.grafts.layer_skip import LayerSkip, route, route_outputs
+from graftline.passes.grafts.tree_mask import causal_mask
 from graftline.passes.graph.ports import roles_of
+from graftline.passes.pipeline.graft import Law
 from graftline.recipe import FUSED, Recipe
 from graftline.targets import CUDA
 
@@ -25,9 +31,11 @@ Array = npt.NDArray[Any]
 
 
 def prove_stage(parts: Parts, stage: str, chosen: Recipe, say: Watch) -> list[LawRow]:
-    """What a stage beside an engine owes: a fused step, or a sub-model."""
+    """What a stage beside an engine owes: a fused step, a sub-model, or a route."""
     if parts.stages[stage].role == "fused":
         return [prove_fused(parts, chosen, say)]
+    if parts.stages[stage].role == "route":
+        return prove_route(parts, stage, say)
     return prove_depth(parts, stage, say)
 
 
@@ -56,33 +64,72 @@ def prove_fused(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
 
 
 def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
-    """Laws of a sub-model, with the real weights: the law `prefix` of its cut, on the canonical
-    graph of the whole; and its engine against what that graph gives where it is cut."""
+    """Laws of a sub-model of the first blocks."""
+    blocks = as_decoder(parts.stages[stage].facts).layers
+    say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
+    what = SubModel(CutDepth(blocks), prefix, "depth", "the host cut there")
+    return _prove_part(parts, stage, what)
+
+
+def prove_route(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
+    """Laws of a route, whose blocks its pipeline names."""
+    grafts = Pipeline.parse(parts.stages[stage].pipeline, GRAFTS).grafts
+    graft = next(g for g in grafts if isinstance(g, LayerSkip))
+    say("proof: the route against the host that skips the same, with the real weights")
+    what = SubModel(graft, route, "skipped", "the host that skips the same")
+    return _prove_part(parts, stage, what)
+
+
+@dataclass(frozen=True)
+class SubModel:
+    """What a stage with some of a host's blocks is held to: the law of the graft that left the
+    others out, and the law `engine`, by which its engine gives what `told`, the host taken apart by
+    the first law, gives."""
+
+    graft: CutDepth | LayerSkip
+    law: Law
+    engine: str
+    told: str
+
+    def outputs(self, host: ir.Model, feed: Feed) -> Feed:
+        """What the host gives without these blocks, computed without rewiring it."""
+        if isinstance(self.graft, CutDepth):
+            return prefix_outputs(host, self.graft.blocks, feed, run)
+        return route_outputs(host, self.graft.route(host), feed, run)
+
+
+def _prove_part(parts: Parts, stage: str, part: SubModel) -> list[LawRow]:
+    """Laws of a sub-model, with the real weights: its graft's own, on the canonical graph of the
+    whole; and its engine against what that graph gives without the blocks that are left out."""
     from graftline.runtimes.ort.cuda import SESSIONS
     from graftline.runtimes.ort.provider import cuda_missing
 
-    target, facts = parts.target, facts_of(parts)
-    blocks = as_decoder(parts.stages[stage].facts).layers
-    say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
+    target, facts, law = parts.target, facts_of(parts), part.law.__name__
     canonical = load_graph(parts.graph(parts.canonical))
     size = sum(v.const_value.nbytes for v in canonical.graph.initializers.values() if v.const_value)
     if size > (most := oracle_limit()):
-        why = f"the draft weighs {size / 1e9:.1f} GB, the oracle takes {most / 1e9:.1f} GB here"
-        return [LawRow(stage, "prefix", "not_run", why)]
+        why = f"the whole weighs {size / 1e9:.1f} GB, the oracle takes {most / 1e9:.1f} GB here"
+        return [LawRow(stage, law, "not_run", why)]
     tokens = np.random.default_rng(4).integers(0, facts.vocabulary, (1, 8), dtype=np.int64)
-    roles, every = roles_of(canonical), np.arange(8)[None]
-    start = np.zeros(1, np.int64)
-    feed = roles.feed(tokens=tokens, positions=every, rows=every, write_index=start)
-    feed |= empty_caches(canonical, 1, 10)
-    cut, graft = canonical.clone(), CutDepth(blocks)
-    graft.apply(cut)
-    laws = [LawRow.of(stage, "prefix", prefix(graft, canonical, cut, feed, run))]
+    roles, feed = roles_of(canonical), _first_rows(canonical, tokens)
+    made = canonical.clone()
+    part.graft.apply(made)
+    laws = [LawRow.of(stage, law, part.law(part.graft, canonical, made, feed, run))]
     if target == CUDA and cuda_missing():
         return laws
     session = SESSIONS[target](parts.graph(stage), facts, parts.ports(stage), capacity=64)
-    expected = prefix_outputs(canonical, blocks, feed, run)[roles.outputs["logits"]][0]
+    expected = part.outputs(canonical, feed)[roles.outputs["logits"]][0]
     session.reset(1)
     first = session.prefill([tokens[0, :4]]).logits[0].copy()
     got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])
-    checked = near_rows(stage, "depth", got, expected[3:], facts, parts.dtype, "the host cut there")
-    return [*laws, LawRow.of(stage, "depth", checked)]
+    checked = near_rows(stage, part.engine, got, expected[3:], facts, parts.dtype, part.told)
+    return [*laws, LawRow.of(stage, part.engine, checked)]
+
+
+def _first_rows(canonical: ir.Model, tokens: Array) -> Feed:
+    """Tokens [1, N] as the first rows of a sequence, the logits of all of them asked for."""
+    every, start = np.arange(tokens.shape[1])[None], np.zeros(1, np.int64)
+    slots = tokens.shape[1] + 2
+    mask = causal_mask(start, tokens.shape[1], slots)
+    given = {"tokens": tokens, "positions": every, "rows": every, "write_index": start}
+    return roles_of(canonical).feed(**given, mask=mask) | empty_caches(canonical, 1, slots)

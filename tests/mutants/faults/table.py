@@ -15,13 +15,15 @@ from faults.outputs import OUTPUTS
 from faults.projections import PROJECTIONS
 from faults.quantizer import QUANTIZER
 from faults.rotary import ROTARY
+from faults.routes import ROUTES
 from faults.stamping import STAMPING
 from faults.trees import TREES
 from faults.windows import WINDOWS
 
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
-    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *FUSED, *QUANTIZER, *LOADER, *STAMPING,
+    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *ROUTES, *FUSED, *QUANTIZER, *LOADER,
+    *STAMPING,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
