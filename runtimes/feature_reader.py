@@ -65,6 +65,16 @@ class FeatureReader(Reader):
         self._states.append(scores.hidden[0, place].copy())
         return super().guess(scores, place, sampling, exact)
 
+    def fill(self, mask: int, count: int) -> Read:
+        """As `Reader.fill`; the features of masks are zeros."""
+        read, width = super().fill(mask, count), self._engine.head.width
+        known = self._features[read.start - self._first :]
+        features = np.concatenate([known, np.zeros((count - 1, width), np.float32)])
+        assert len(features) == len(read.tokens), "every token that is read has a feature"
+        return FeatureRead(
+            self.engine, self.seat, read.start, read.tokens, count, features=features
+        )
+
     def read(self, ahead: Sequence[int]) -> Read:
         read, base = super().read(ahead), len(self.tokens)
         start, count = read.start, len(read.tokens)

@@ -35,9 +35,10 @@ FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
     "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra", "medusa": "medusa",
+    "peagle": "p-eagle",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen."""
-EAGLES = ("eagle", "eagle3")
+EAGLES = ("eagle", "eagle3", "peagle")
 """Families that are decoders of their own."""
 SEQUENTIAL = ("hydra",)
 """Families whose heads read the tokens that those before them drafted."""

@@ -39,7 +39,7 @@ class DraftBlock(Decoder):
         say("proof: the draft head's engine against the head itself, with the real weights")
         ports, facts = parts.ports(parts.engine), parts.facts
         assert isinstance(facts, DraftBlockFacts)
-        feed = _feed(ports, facts.vocabulary)
+        feed = _feed(ports, facts)
         expected = own(feed, say)
         if isinstance(expected, str):
             return Proof([LawRow(parts.engine, "whole", "not_run", expected)])
@@ -57,14 +57,16 @@ class DraftBlock(Decoder):
         ])  # fmt: skip
 
 
-def _feed(ports: tuple[Port, ...], vocabulary: int) -> dict[str, Array]:
-    """Seeded tokens [1, N] and features [1, N, H]."""
+def _feed(ports: tuple[Port, ...], facts: DraftBlockFacts) -> dict[str, Array]:
+    """Seeded tokens [1, N] and features [1, N, H]; zeros at every third row of a head that has
+    masks."""
     random = np.random.default_rng(7)
     width = int(by_role(ports, FEATURES, "in")[0].shape[-1])
-    return {
-        "tokens": random.integers(0, vocabulary, (1, ROWS), dtype=np.int64),
-        FEATURES: random.standard_normal((1, ROWS, width)).astype(np.float32),
-    }
+    tokens = random.integers(0, facts.vocabulary, (1, ROWS), dtype=np.int64)
+    features = random.standard_normal((1, ROWS, width)).astype(np.float32)
+    if facts.mask_token is not None:
+        features[:, ::3] = 0.0
+    return {"tokens": tokens, FEATURES: features}
 
 
 def _answers(

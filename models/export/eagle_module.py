@@ -25,13 +25,17 @@ from graftline.models.export.host_model import ATTENTION
 from graftline.models.heads.block import Block
 from graftline.ports import FEATURES
 
+MASK_FEATURE = "mask_feature"
+"""The parameter [H] that is the feature of a mask."""
+
 
 @dataclass(frozen=True)
 class EagleShape:
     """What tells EAGLE heads apart. `fused`: the first layer's input is fc of embedding and feature
     (EAGLE-1/2); otherwise its attention reads both, each normed (EAGLE-3), and `residual_normed`
     says whether its residual is. `normed`: a norm stands before lm_head, and with `norm_output`
-    what it gives is the next feature too."""
+    what it gives is the next feature too. `masked`: a row whose feature is all zeros is a mask's,
+    and has the head's own feature for those (P-EAGLE)."""
 
     block: Block
     layers: int
@@ -42,6 +46,7 @@ class EagleShape:
     residual_normed: bool = False
     normed: bool = True
     norm_output: bool = False
+    masked: bool = False
 
 
 class EagleBlock(nn.Module):
@@ -92,6 +97,8 @@ class EagleDecoder(nn.Module):
         self.embedding = nn.Embedding(shape.vocabulary, size)
         if places:
             self.register_parameter(FEATURES, nn.Parameter(torch.zeros(places, size)))
+        if shape.masked:
+            self.register_parameter(MASK_FEATURE, nn.Parameter(torch.zeros(size)))
         if shape.fused:
             self.fc = nn.Linear(2 * size, size, bias=shape.fc_bias)
         self.layers = nn.ModuleList(
@@ -114,6 +121,9 @@ class EagleDecoder(nn.Module):
         if features is None:
             table = self.get_parameter(FEATURES)
             features = nn.functional.embedding(input_ids % len(table), table)
+        if self.shape.masked:
+            given = features.abs().amax(dim=-1, keepdim=True) > 0
+            features = torch.where(given, features, self.get_parameter(MASK_FEATURE))
         embedded = self.embedding(input_ids)
         both = torch.cat([embedded, features], dim=-1)  # all that the layers read, in one value
         embedded, x = both.split(embedded.shape[-1], dim=-1)

@@ -15,12 +15,13 @@ from graftline.errors import CheckpointError
 from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
 from graftline.head_notes import NEVER, TAPPED, TapReading, write_draft_ids
-from graftline.models.export.eagle_module import EagleDecoder, EagleShape
+from graftline.models.export.eagle_module import MASK_FEATURE, EagleDecoder, EagleShape
 from graftline.models.export.export import export
 from graftline.models.heads.block import Block
 from graftline.models.heads.eagle import EagleSettings
 from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.head import Head, Tap
+from graftline.models.heads.mask_feature import mask_feature
 from graftline.models.heads.vocabulary import DRAFT_IDS
 from graftline.models.host import Host, Watch
 from graftline.models.reference import Own, OwnModel
@@ -74,7 +75,6 @@ def _eagle3_shape(head: Head, settings: Eagle3Settings) -> EagleShape:
     _refuse(head, settings.block)
     odd = {
         "sliding windows": any(settings.windows),
-        "tokens drafted in parallel (a mask token)": settings.mask_token is not None,
         "further parallel heads": settings.parallel is not None,
         "the final norm's output among its taps": any(tap.normed for tap in head.taps),
     }
@@ -86,6 +86,7 @@ def _eagle3_shape(head: Head, settings: Eagle3Settings) -> EagleShape:
     return EagleShape(
         settings.block, settings.layers, settings.vocabulary, settings.draft_vocabulary,
         fused=False, residual_normed=settings.residual_normed, norm_output=settings.norm_output,
+        masked=settings.mask_token is not None,
     )  # fmt: skip
 
 
@@ -112,8 +113,9 @@ def eagle_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) -
     shape = eagle_shape(head)
     tensors = {EMBEDDING: shared.embedding, LM_HEAD: shared.lm_head, **head.tensors}
     graph, weights = _exported(shape, target.positions or 4096, watch)
-    table = np.random.default_rng(5).standard_normal((PLACES, shape.block.hidden))
-    tensors[FEATURES] = ir.tensor(table.astype(np.float32), name=FEATURES)
+    tensors[FEATURES] = feature_table(shape.block.hidden, shape.masked)
+    if shape.masked:
+        tensors[MASK_FEATURE] = mask_feature(head)
 
     for name in sorted(weights):
         graph.graph.initializers[name].const_value = tensors[our_name(name)]
@@ -121,7 +123,7 @@ def eagle_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) -
     facts = DraftBlockFacts(
         vocabulary=shape.drafted, hidden=block.hidden, layers=shape.layers, heads=block.heads,
         kv_heads=block.kv_heads, head_size=block.head_size, positions=target.positions,
-        normed_state=shape.norm_output,
+        normed_state=shape.norm_output, mask_token=getattr(head.settings, "mask_token", None),
         source=head.source.name,
         parameters=sum(math.prod(t.shape.numpy()) for t in head.tensors.values()),
     )  # fmt: skip
@@ -131,6 +133,15 @@ def eagle_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) -
     if isinstance(head.settings, Eagle3Settings):
         _keep_taps(graph, head, target.layers, block.epsilon)
     return Host(graph, facts, own=_own_model(shape, tensors))
+
+
+def feature_table(width: int, masked: bool) -> ir.TensorProtocol:
+    """Features that stand for the target's in the exported graph; with `masked` those of every
+    third place are zeros, so that laws look at masks too."""
+    table = np.random.default_rng(5).standard_normal((PLACES, width)).astype(np.float32)
+    if masked:
+        table[::3] = 0.0
+    return ir.tensor(table, name=FEATURES)
 
 
 def _keep_taps(graph: ir.Model, head: Head, layers: int, epsilon: float) -> None:

@@ -22,6 +22,7 @@ from graftline.runtimes.drafters.lookahead import Lookahead
 from graftline.runtimes.drafters.medusa import Medusa
 from graftline.runtimes.drafters.merged import Merged
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.drafters.p_eagle import PEagle
 from graftline.runtimes.drafters.parallel_draft import ParallelDraft
 from graftline.runtimes.drafters.pearl import Pearl
 from graftline.runtimes.drafters.prompt_lookup import PromptLookup
@@ -50,6 +51,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "lookahead": Lookahead,
     "medusa": Medusa,
     "merged": Merged,
+    "p-eagle": PEagle,
     "parallel-draft": ParallelDraft,
     "pearl": Pearl,
     "prompt-lookup": PromptLookup,

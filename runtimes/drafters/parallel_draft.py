@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from graftline.errors import GraftlineError
+from graftline.facts import DecoderFacts
 from graftline.runtimes.chances.depth_chances import DepthChances
 from graftline.runtimes.draft_reader import drawn
 from graftline.runtimes.drafter import Bid
@@ -47,21 +48,23 @@ class ParallelDraft(DraftModel):
         super().__post_init__()
         if self.length:
             raise GraftlineError(
-                "parallel-draft: the offer decides how far to draft; leave out `length`"
+                f"{self.name}: the offer decides how far to draft; leave out `length`"
             )
 
     def equip(self, resources: Resources) -> None:
         """Open the draft engine. Raises GraftlineError for a bundle without one, and where there is
         no mask token, or none that the draft knows."""
         super().equip(resources)
-        engine = self._reader.engine
-        facts = engine.facts
+        self._know(self._reader.engine.facts)
+
+    def _know(self, facts: DecoderFacts) -> None:
+        """Take the mask of an engine of these facts. Raises GraftlineError."""
         named = facts.mask_token if self.mask == -1 else self.mask
         if named is None:
-            raise missing("parallel-draft", "mask token")
+            raise missing(self.name, "mask token")
         if not 0 <= named < facts.vocabulary:
             raise GraftlineError(
-                f"parallel-draft: the mask token {named} is not among the {facts.vocabulary} ids "
+                f"{self.name}: the mask token {named} is not among the {facts.vocabulary} ids "
                 "of the draft; name another one: the recipe's option mask"
             )
         self._mask = named

@@ -64,6 +64,16 @@ def _embedding_for_features(model: ir.Model) -> int:
     return len(uses)
 
 
+def _mask_unread(model: ir.Model) -> int:
+    """The zeros of a mask are taken for its feature."""
+    node = next(
+        n for n in model.graph
+        if n.op_type == "Where" and any(v is not None and v.name == "features" for v in n.inputs)
+    )  # fmt: skip
+    node.outputs[0].replace_all_uses_with(node.inputs[1])
+    return 1
+
+
 def _step_off(real: Any, touched: Touched) -> Any:
     """What the proof sees of the engine is a row off."""
 
@@ -88,6 +98,8 @@ DRAFT_BLOCKS = [
            "plain", "neutral", after(GRAFTS["draft-vocabulary"], _places_off), EAGLE3),
     Mutant("features-unread", "features: apply", "the embedding is read in their place",
            "plain", "neutral", after(GRAFTS["features"], _embedding_for_features), EAGLE3),
+    Mutant("mask-feature-unread", "features: apply", "a mask has no feature of its own",
+           "plain", "neutral", after(GRAFTS["features"], _mask_unread), {"head": "peagle"}),
     Mutant("head-state-a-row-off", "draft_block: the engine", "the state is the row before's",
            "plain", "taps", instead(draft_block, "_answers", _step_off), EAGLE3),
 ]  # fmt: skip

@@ -143,12 +143,12 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        "hydra", or "eagle3"."""
+        "hydra", "eagle3" or "peagle"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
-        if own == "eagle3":
-            write_eagle3(place, size.hidden, size.vocabulary, (0, 1))
+        if own in ("eagle3", "peagle"):
+            write_eagle3(place, size.hidden, size.vocabulary, (0, 1), mask=own == "peagle")
         elif own == "hydra":
             write_hydra(place, seeded_sequence(size.hidden, size.vocabulary, heads=2))
         else:
