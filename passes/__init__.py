@@ -5,6 +5,7 @@ from __future__ import annotations
 from graftline.passes.anchors.anchors import Anchors
 from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.passes.canonical.one_pass import CanonicalizeOnePass
+from graftline.passes.grafts.block_mask import BlockMask
 from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
@@ -32,6 +33,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         Anchors,
         KvCache,
         TreeMask,
+        BlockMask,
         SelectRows,
         Tap,
         CutDepth,

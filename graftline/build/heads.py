@@ -20,7 +20,9 @@ from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import Head
 from graftline.models.host import Host
 from graftline.owners import HEAD, head_owner
+from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.anchors import with_role
+from graftline.passes.grafts.block_mask import BlockMask
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear
 from graftline.passes.graph.weights import lazy, tensor_of
@@ -34,11 +36,14 @@ if TYPE_CHECKING:
 FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
-    "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra", "medusa": "medusa",
-    "peagle": "p-eagle",
+    "dflash": "dflash", "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra",
+    "jetspec": "jetspec", "medusa": "medusa", "peagle": "p-eagle",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen."""
 EAGLES = ("eagle", "eagle3", "peagle")
+BLOCKS = ("dflash", "jetspec")
+"""Families that draft a block over a context of features."""
+DECODERS = (*EAGLES, *BLOCKS)
 """Families that are decoders of their own."""
 SEQUENTIAL = ("hydra",)
 """Families whose heads read the tokens that those before them drafted."""
@@ -65,10 +70,12 @@ def head_hosts(head: Head, canonical: ir.Model, say: Watch) -> dict[str, Host]:
     say("checking the draft head's sizes and numbers")
     facts = decoder_facts(canonical)
     head.check(facts)
-    if head.family in EAGLES:
+    if head.family in DECODERS:
+        from graftline.models.heads.dflash_host import dflash_host
         from graftline.models.heads.eagle_host import eagle_host
 
-        host = eagle_host(head, facts, shared_of(canonical), say)
+        make = dflash_host if head.family in BLOCKS else eagle_host
+        host = make(head, facts, shared_of(canonical), say)
         states = _host(host.model).states
         return {stage_name(HEAD, EXPORT): replace(host, states=states)}
     models = head_graphs(head, canonical)
@@ -126,12 +133,19 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
             f"the recipe {chosen.name} drafts with {chosen.drafter} heads, and {head.source} holds "
             f"{head.family} heads; use --recipe {known.name}"
         )
+    grafts = Pipeline.parse(chosen.head, GRAFTS).grafts
+    whole = head.family in BLOCKS and not all(head.settings.causal)
+    if NEED in chosen.needs and whole and not any(isinstance(g, BlockMask) for g in grafts):
+        raise GraftlineError(
+            f"{head.source} sees its block whole, and the recipe {chosen.name} lets a row see only "
+            f"those before it; use --recipe {known.name}"
+        )
 
 
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
     """The plan with the stages of that head: those that read one another's tokens are called one by
     one, and are each a stage."""
-    if head.family in EAGLES:
+    if head.family in DECODERS:
         return replace(plan, count=1)
     sequential = head.family in SEQUENTIAL
     plan = plan if sequential else plan.check_layers(head.settings.layers)

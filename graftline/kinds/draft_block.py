@@ -66,7 +66,16 @@ def _feed(ports: tuple[Port, ...], facts: DraftBlockFacts) -> dict[str, Array]:
     features = random.standard_normal((1, ROWS, width)).astype(np.float32)
     if facts.mask_token is not None:
         features[:, ::3] = 0.0
-    return {"tokens": tokens, FEATURES: features}
+    return {"tokens": tokens, FEATURES: features, "mask": _seen(facts)[None, None]}
+
+
+def _seen(facts: DraftBlockFacts) -> Array:
+    """[N, N]: rows see those before them, and where they need not be causal as many of their call
+    as a block has behind its first row."""
+    last = np.arange(ROWS)
+    if not facts.causal:
+        last = np.minimum(np.repeat(np.cumsum(CALLS) - 1, CALLS), last + facts.block - 1)
+    return np.arange(ROWS) <= last[:, None]
 
 
 def _answers(
@@ -89,7 +98,7 @@ def _answers(
             tokens=feed["tokens"][:, start:end], features=feed[FEATURES][:, start:end],
             positions=np.arange(start, end, dtype=np.int64)[None],
             rows=np.arange(end - start, dtype=np.int64)[None],
-            write_index=np.asarray([start], np.int64),
+            write_index=np.asarray([start], np.int64), mask=feed["mask"][:, :, start:end],
         )  # fmt: skip
         answer: Any = session.run(names, {**given, **caches})
         made = dict(zip(names, answer, strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -140,7 +140,18 @@ class EagleDecoder(nn.Module):
         return SimpleNamespace(logits=self.lm_head(normed), state=state)
 
 
-def llama_config(shape: EagleShape, positions: int) -> LlamaConfig:
+class Layers(Protocol):
+    """So many layers of one size, over a vocabulary."""
+
+    @property
+    def block(self) -> Block: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+
+
+def llama_config(shape: Layers, positions: int) -> LlamaConfig:
     """The sizes of a head's layers as transformers names them."""
     block = shape.block
     rope = {"rope_theta": block.rope.theta, "rope_type": block.rope.kind, **block.rope.numbers}

@@ -131,7 +131,7 @@ def eagle_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) -
     if (ids := tensors.get(DRAFT_IDS)) is not None:
         write_draft_ids(graph, ids.numpy(), shape.vocabulary)
     if isinstance(head.settings, Eagle3Settings):
-        _keep_taps(graph, head, target.layers, block.epsilon)
+        keep_taps(graph, head, target.layers, block)
     return Host(graph, facts, own=_own_model(shape, tensors))
 
 
@@ -144,11 +144,10 @@ def feature_table(width: int, masked: bool) -> ir.TensorProtocol:
     return ir.tensor(table, name=FEATURES)
 
 
-def _keep_taps(graph: ir.Model, head: Head, layers: int, epsilon: float) -> None:
+def keep_taps(graph: ir.Model, head: Head, layers: int, block: Block) -> None:
     """Put beside the head's graph what its target makes of its hidden states for it."""
-    settings = head.settings
     names = {"fc.weight": "fc", "fc.bias": "fc.bias", "fc_norm.weight": "norm"}
-    names |= {f"fc_norm.{i}.weight": f"norm.{i}" for i in range(settings.taps)}
+    names |= {f"fc_norm.{i}.weight": f"norm.{i}" for i in range(len(head.taps))}
     for there, here in names.items():
         if (tensor := head.tensors.get(there)) is not None:
             value = ir.Value(
@@ -157,7 +156,7 @@ def _keep_taps(graph: ir.Model, head: Head, layers: int, epsilon: float) -> None
             )  # fmt: skip
             graph.graph.register_initializer(value)
     read = tuple(tap.index(layers) for tap in head.taps)
-    TapReading(read, settings.block.hidden, epsilon).write(graph)
+    TapReading(read, block.hidden, block.epsilon).write(graph)
 
 
 def _exported(shape: EagleShape, positions: int, watch: Watch) -> tuple[ir.Model, frozenset[str]]:

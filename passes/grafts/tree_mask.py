@@ -20,7 +20,7 @@ from graftline.passes.graph.ports import cache_of, input_of, port_of, roles_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
-from graftline.ports import Port, read_ports, slot_ports, write_ports
+from graftline.ports import FEATURES, Port, read_ports, slot_ports, write_ports
 from graftline.roles import Roles
 from graftline.tree import Tree
 
@@ -85,13 +85,17 @@ class Grove:
 
     def past(self, feed: Feed) -> Feed:
         """The rows before the trees, as one chain from an empty cache."""
-        rows = [self.roles.inputs[role] for role in ("tokens", "positions")]
-        return {**feed, **{name: feed[name][:, : self.longest] for name in rows}}
+        return {**feed, **{n: feed[n][:, : self.longest] for n in self._by_row(feed)}}
 
     def rows(self, feed: Feed) -> Feed:
         """The rows of the trees, in sequences that have their past."""
-        tokens = feed[self.roles.inputs["tokens"]][:, self.longest :]
-        return feed | self.roles.feed(tokens=tokens, write_index=self.lengths)
+        rows = {n: feed[n][:, self.longest :] for n in self._by_row(feed)}
+        return {**feed, **rows, **self.roles.feed(write_index=self.lengths)}
+
+    def _by_row(self, feed: Feed) -> list[str]:
+        """The inputs of a feed that have something for every row."""
+        named = (self.roles.inputs.get(r) for r in ("tokens", "positions", FEATURES))
+        return [name for name in named if name in feed]
 
     def ports(self, slots: int) -> Feed:
         """positions [B, N] and mask [B, 1, N, S] of the trees."""

@@ -10,6 +10,7 @@ from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.drafters.aded import Aded
 from graftline.runtimes.drafters.cascade import Cascade
 from graftline.runtimes.drafters.datastore import Datastore
+from graftline.runtimes.drafters.dflash import DFlash
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafters.draft_paths import DraftPaths
 from graftline.runtimes.drafters.draft_steps import DraftSteps
@@ -40,6 +41,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "aded": Aded,
     "cascade": Cascade,
     "datastore": Datastore,
+    "dflash": DFlash,
     "draft-model": DraftModel,
     "draft-paths": DraftPaths,
     "draft-steps": DraftSteps,

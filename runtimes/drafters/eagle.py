@@ -27,6 +27,7 @@ class Eagle(DraftModel):
     """
 
     name: ClassVar[str] = "eagle"
+    reads_as: ClassVar[type[FeatureReader]] = FeatureReader
 
     def equip(self, resources: Resources) -> None:
         """Open the head. Raises GraftlineError for a bundle without one."""
@@ -34,7 +35,7 @@ class Eagle(DraftModel):
         if not isinstance(head, FeatureEngine):
             raise missing(self.name, "head")
         self._resources = resources
-        self._reader = self._features = FeatureReader(head, resources.vocabulary)
+        self._reader = self._features = self.reads_as(head, resources.vocabulary)
         self.calibration, self._agreement = Calibration(head.agreement), head.agreement
         if self.length:
             self.policy = make_length(self.length, resources.tuned)

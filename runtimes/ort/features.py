@@ -33,6 +33,7 @@ class FeatureSession(OrtSession):
         (port,) = by_role(ports, FEATURES, "in")
         self.width = int(port.shape[-1])
         super().__init__(graph, facts, ports, capacity=capacity, threads=threads)
+        self._whole = not facts.causal  # a block sees itself whole
         self._hidden = state_port(ports, facts.normed_state)
 
     def _step_inputs(
@@ -55,6 +56,8 @@ class FeatureSession(OrtSession):
             call.features[0] = features[start:end]
             call.rows[0] = np.arange(len(part) - wanted, len(part))
             call.set_chain(part, length + start)
+            if call.mask is not None and self._whole:
+                call.mask[0, 0, -wanted:, : length + end] = True
             scores = self._run(call)
         return scores  # pyright: ignore[reportPossiblyUnboundVariable]
 
