@@ -31,8 +31,7 @@ SIZES = Sizes(hidden=48, heads=3, kv_heads=1, head_size=16, mlp=80, vocabulary=2
 """Heads that GroupQueryAttention takes, if it is let."""
 WHOLE = Form(SIZES, taps=2, block=5)
 FORMS = {
-    "whole": WHOLE,
-    "windows": replace(WHOLE, windows=(6, 0)),
+    "whole": replace(WHOLE, windows=(6, 0)),
     "jetspec": replace(WHOLE, causal=(True, True)),
 }
 MASK, LAYERS = 259, [0, 1]

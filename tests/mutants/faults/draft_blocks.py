@@ -1,4 +1,4 @@
-"""EAGLE heads whose features, vocabulary or entry are other than they say."""
+"""EAGLE and DFlash heads whose features, vocabulary or entry are other than they say."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from faults.graphs import rewired
 from faults.mutant import Mutant, Touched, after, instead
 from graftline.kinds import draft_block
 from graftline.passes import GRAFTS
+from graftline.passes.anchors.anchors import with_role
+from graftline.passes.grafts.masks import LATER, SlotMasks
+from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.ports import cache_of, input_of
 
-EAGLE3 = {"head": "eagle3"}
+EAGLE3, DFLASH = {"head": "eagle3"}, {"head": "dflash"}
 
 
 def _turned_taps(model: ir.Model) -> int:
@@ -74,6 +78,24 @@ def _mask_unread(model: ir.Model) -> int:
     return 1
 
 
+def _block_as_chain(model: ir.Model) -> int:
+    """Rows see of their step only those before them, whatever the mask says."""
+    nodes = with_role(model.graph, "attention")
+    given = [input_of(model, role) for role in ("tokens", "positions", "write_index")]
+    slots = SlotMasks(Emit(model.graph, "fault", model.graph[0]), *given, cache_of(model))
+    for node in nodes:
+        emit = Emit(model.graph, "fault", node)
+        both = emit.op("And", [node.inputs[3], slots.of(node)])
+        node.replace_input_with(3, both)
+    return len(nodes)
+
+
+def _block_grouped(model: ir.Model) -> int:
+    """Nothing says that rows see those behind them, which a causal kernel cannot."""
+    nodes = with_role(model.graph, "attention")
+    return sum(node.metadata_props.pop(LATER, "") == "yes" for node in nodes)
+
+
 def _step_off(real: Any, touched: Touched) -> Any:
     """What the proof sees of the engine is a row off."""
 
@@ -100,6 +122,10 @@ DRAFT_BLOCKS = [
            "plain", "neutral", after(GRAFTS["features"], _embedding_for_features), EAGLE3),
     Mutant("mask-feature-unread", "features: apply", "a mask has no feature of its own",
            "plain", "neutral", after(GRAFTS["features"], _mask_unread), {"head": "peagle"}),
+    Mutant("block-as-a-chain", "block-mask: apply", "a block's rows see those before them alone",
+           "plain", "any-order", after(GRAFTS["block-mask"], _block_as_chain), DFLASH),
+    Mutant("block-in-a-causal-kernel", "block-mask: apply", "nothing says what a block sees",
+           "plain", "whole", after(GRAFTS["block-mask"], _block_grouped), DFLASH),
     Mutant("head-state-a-row-off", "draft_block: the engine", "the state is the row before's",
            "plain", "taps", instead(draft_block, "_answers", _step_off), EAGLE3),
 ]  # fmt: skip

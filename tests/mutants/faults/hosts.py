@@ -17,6 +17,7 @@ from faults.graphs import constant, op, rewired
 from graftline.models import hf
 from graftline.models.decoder import TinyDecoder
 from graftline.models.tiny import tiny
+from tests.dflash_files import write_dflash
 from tests.eagle_files import write_eagle3
 from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
@@ -143,12 +144,14 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        "hydra", "eagle3" or "peagle"."""
+        "hydra", "eagle3", "peagle" or "dflash"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
         if own in ("eagle3", "peagle"):
             write_eagle3(place, size.hidden, size.vocabulary, (0, 1), mask=own == "peagle")
+        elif own == "dflash":
+            write_dflash(place, size.hidden, size.vocabulary, (0, 1))
         elif own == "hydra":
             write_hydra(place, seeded_sequence(size.hidden, size.vocabulary, heads=2))
         else:
