@@ -14,6 +14,7 @@ from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.head_features import HeadFeatures
 from graftline.passes.grafts.kv_cache import KvCache
+from graftline.passes.grafts.markov import Markov
 from graftline.passes.grafts.reduce_logits import ReduceLogits
 from graftline.passes.grafts.select_rows import SelectRows
 from graftline.passes.grafts.tap import Tap
@@ -39,6 +40,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         CutDepth,
         DraftHeads,
         HeadFeatures,
+        Markov,
         ReduceLogits,
         DraftVocabulary,
         Features,

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
-    "dflash": "dflash", "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra",
+    "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra",
     "jetspec": "jetspec", "medusa": "medusa", "peagle": "p-eagle",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen."""
 EAGLES = ("eagle", "eagle3", "peagle")
-BLOCKS = ("dflash", "jetspec")
+BLOCKS = ("dflash", "dspark", "jetspec")
 """Families that draft a block over a context of features."""
 DECODERS = (*EAGLES, *BLOCKS)
 """Families that are decoders of their own."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graftline.errors import CheckpointError
 from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
-from graftline.head_notes import NEVER, write_draft_ids
+from graftline.head_notes import MARKOV, NEVER, MarkovNote, write_draft_ids
 from graftline.models.export.dflash_module import DFlashDecoder, DFlashShape
 from graftline.models.export.export import export
 from graftline.models.heads.dflash import DFlashSettings
@@ -22,6 +22,7 @@ from graftline.models.heads.eagle_host import (
     PLACES,
     Shared,
     feature_table,
+    keep_beside,
     keep_taps,
     our_name,
 )
@@ -41,8 +42,10 @@ def dflash_shape(head: Head) -> DFlashShape:
     odd = {
         "convolutions (DFlash2)": settings.convolution is not None,
         "a selector of candidates (DFlash2)": settings.selector is not None,
-        "a Markov head (DSpark)": settings.markov is not None,
-        "a confidence head (DSpark)": settings.confidence is not None,
+        "a confidence head, or the name DSpark, and no Markov head": settings.markov is None
+            and (settings.confidence is not None or head.family == "dspark"),
+        "a Markov head whose first row does not draft":
+            settings.markov is not None and not settings.anchor_drafts,
         "a recurrent correction (Domino)": settings.domino is not None,
         "layers of which some see a block whole and others only backwards":
             len(set(settings.causal)) > 1,
@@ -63,7 +66,7 @@ def dflash_shape(head: Head) -> DFlashShape:
     if found := [what for what, there in odd.items() if there]:
         raise CheckpointError(
             f"{head.source}: a head with {found[0]}, which this version reads and does not build "
-            "yet; give a plain DFlash head"
+            "yet; give a plain DFlash or DSpark head"
         )
     return DFlashShape(
         block, settings.layers, settings.windows, settings.vocabulary, settings.draft_vocabulary,
@@ -92,7 +95,26 @@ def dflash_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) 
     if (ids := tensors.get(DRAFT_IDS)) is not None:
         write_draft_ids(graph, ids.numpy(), shape.vocabulary)
     keep_taps(graph, head, target.layers, block)
+    _keep_markov(graph, head)
     return Host(graph, facts, own=_own_model(shape, tensors))
+
+
+def _keep_markov(graph: ir.Model, head: Head) -> None:
+    """Put a Markov head and a confidence head beside the head's graph."""
+    settings = head.settings
+    assert isinstance(settings, DFlashSettings)
+    if (markov := settings.markov) is None:
+        return
+    sure = settings.confidence
+    with_token = sure is not None and sure.with_markov
+    MarkovNote(markov.kind, markov.rank, sure is not None, with_token).write(graph)
+    names = {"markov.w1": "w1", "markov.w2": "w2"}
+    for there in ("markov.gate", "markov.joint", "confidence"):
+        for part in ("weight", "bias"):
+            names[f"{there}.{part}"] = f"{there.removeprefix('markov.')}_{part}"
+    for there, here in names.items():
+        if (tensor := head.tensors.get(there)) is not None:
+            keep_beside(graph, MARKOV + here, tensor)
 
 
 def _exported(shape: DFlashShape, positions: int, watch: Watch) -> tuple[ir.Model, frozenset[str]]:

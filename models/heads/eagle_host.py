@@ -144,17 +144,22 @@ def feature_table(width: int, masked: bool) -> ir.TensorProtocol:
     return ir.tensor(table, name=FEATURES)
 
 
+def keep_beside(graph: ir.Model, name: str, tensor: ir.TensorProtocol) -> None:
+    """Put a tensor into a head's graph that the graph itself does not read."""
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )  # fmt: skip
+    graph.graph.register_initializer(value)
+
+
 def keep_taps(graph: ir.Model, head: Head, layers: int, block: Block) -> None:
     """Put beside the head's graph what its target makes of its hidden states for it."""
     names = {"fc.weight": "fc", "fc.bias": "fc.bias", "fc_norm.weight": "norm"}
     names |= {f"fc_norm.{i}.weight": f"norm.{i}" for i in range(len(head.taps))}
     for there, here in names.items():
         if (tensor := head.tensors.get(there)) is not None:
-            value = ir.Value(
-                name=TAPPED + here, shape=ir.Shape(tensor.shape.numpy()),
-                type=ir.TensorType(tensor.dtype), const_value=tensor,
-            )  # fmt: skip
-            graph.graph.register_initializer(value)
+            keep_beside(graph, TAPPED + here, tensor)
     read = tuple(tap.index(layers) for tap in head.taps)
     TapReading(read, block.hidden, block.epsilon).write(graph)
 

@@ -14,6 +14,7 @@ from graftline.runtimes.drafters.dflash import DFlash
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafters.draft_paths import DraftPaths
 from graftline.runtimes.drafters.draft_steps import DraftSteps
+from graftline.runtimes.drafters.dspark import DSpark
 from graftline.runtimes.drafters.eagle import Eagle
 from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
 from graftline.runtimes.drafters.hydra import Hydra
@@ -45,6 +46,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "draft-model": DraftModel,
     "draft-paths": DraftPaths,
     "draft-steps": DraftSteps,
+    "dspark": DSpark,
     "eagle": Eagle,
     "hierarchical-draft": HierarchicalDraft,
     "hydra": Hydra,

@@ -41,8 +41,6 @@ class ParallelDraft(DraftModel):
     """
 
     name: ClassVar[str] = "parallel-draft"
-    _first: ClassVar[int] = 0
-    """The first row of a call that drafts."""
     mask: int = -1
     """The draft's mask token; -1: the one that its checkpoint names."""
 
@@ -69,7 +67,8 @@ class ParallelDraft(DraftModel):
                 f"{self.name}: the mask token {named} is not among the {facts.vocabulary} ids "
                 "of the draft; name another one: the recipe's option mask"
             )
-        self._mask = named
+        self._mask, self._first = named, 0
+        """The mask, and the first row of a call that drafts."""
         self.chances = DepthChances(self.rows - 1, self._agreement)
 
     def fork(self) -> Self:

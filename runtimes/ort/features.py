@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.facts import DraftBlockFacts
-from graftline.ports import FEATURES, Port, by_role, state_port
+from graftline.ports import CONFIDENCE, DRAFTS, FEATURES, Port, by_role, state_port
+from graftline.runtimes.feature_engine import WalkedScores
 from graftline.runtimes.ort.calls import CHUNK
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.session import Floats, Scores, call_starts
@@ -41,6 +43,13 @@ class FeatureSession(OrtSession):
     ) -> dict[str, npt.NDArray[Any]]:
         made = super()._step_inputs(batch, count, asked, masked)
         return {**made, FEATURES: np.zeros((batch, count, self.width), np.float32)}
+
+    def _scores(self, asked: Callable[[str], npt.NDArray[Any] | None]) -> Scores:
+        scores, drafts = super()._scores(asked), asked(DRAFTS)
+        if drafts is None:
+            return scores
+        given = {f.name: getattr(scores, f.name) for f in fields(Scores)}
+        return WalkedScores(**{**given, "argmax": drafts}, confidence=asked(CONFIDENCE))
 
     def follow_features(
         self, row: int, length: int, tokens: Sequence[int], features: Floats, asked: int = 1

@@ -16,7 +16,7 @@ from graftline.passes.grafts.masks import LATER, SlotMasks
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.ports import cache_of, input_of
 
-EAGLE3, DFLASH = {"head": "eagle3"}, {"head": "dflash"}
+EAGLE3, DFLASH, DSPARK = {"head": "eagle3"}, {"head": "dflash"}, {"head": "dspark"}
 
 
 def _turned_taps(model: ir.Model) -> int:
@@ -96,6 +96,36 @@ def _block_grouped(model: ir.Model) -> int:
     return sum(node.metadata_props.pop(LATER, "") == "yes" for node in nodes)
 
 
+def _loop_of(model: ir.Model) -> ir.Graph:
+    """The body of the walk over a block."""
+    return next(n for n in model.graph if n.op_type == "Loop").attributes["body"].as_graph()
+
+
+def _stale_token(model: ir.Model) -> int:
+    """Every row is scored by the token before the block."""
+    body = _loop_of(model)
+    before = body.inputs[2]
+    emit = Emit(body, "fault")
+    body.outputs[1] = emit.op("Identity", [before], "markov.stale")
+    return 1
+
+
+def _lost_state(model: ir.Model) -> int:
+    """The state begins anew at every row."""
+    body = _loop_of(model)
+    body.outputs[2] = Emit(body, "fault").op("Identity", [body.inputs[3]], "markov.lost")
+    return 1
+
+
+def _sure_of_the_opposite(model: ir.Model) -> int:
+    """The confidence is that of a rejection."""
+    body = _loop_of(model)
+    node = [n for n in body if n.op_type == "Sigmoid"][-1]
+    read = node.inputs[0]
+    node.replace_input_with(0, Emit(body, "fault", node).op("Neg", [read], "markov.opposite"))
+    return 1
+
+
 def _step_off(real: Any, touched: Touched) -> Any:
     """What the proof sees of the engine is a row off."""
 
@@ -126,6 +156,12 @@ DRAFT_BLOCKS = [
            "plain", "any-order", after(GRAFTS["block-mask"], _block_as_chain), DFLASH),
     Mutant("block-in-a-causal-kernel", "block-mask: apply", "nothing says what a block sees",
            "plain", "whole", after(GRAFTS["block-mask"], _block_grouped), DFLASH),
+    Mutant("walk-behind-one-token", "markov: apply", "every token is scored by the first",
+           "plain", "walk", after(GRAFTS["markov"], _stale_token), DSPARK),
+    Mutant("walk-without-its-state", "markov: apply", "the recurrent state is not carried on",
+           "plain", "walk", after(GRAFTS["markov"], _lost_state), DSPARK),
+    Mutant("walk-sure-of-the-opposite", "markov: apply", "confidences are turned around",
+           "plain", "walk", after(GRAFTS["markov"], _sure_of_the_opposite), DSPARK),
     Mutant("head-state-a-row-off", "draft_block: the engine", "the state is the row before's",
            "plain", "taps", instead(draft_block, "_answers", _step_off), EAGLE3),
 ]  # fmt: skip

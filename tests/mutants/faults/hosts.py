@@ -144,14 +144,15 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        "hydra", "eagle3", "peagle" or "dflash"."""
+        "hydra", "eagle3", "peagle", "dflash" or "dspark"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
         if own in ("eagle3", "peagle"):
             write_eagle3(place, size.hidden, size.vocabulary, (0, 1), mask=own == "peagle")
-        elif own == "dflash":
-            write_dflash(place, size.hidden, size.vocabulary, (0, 1))
+        elif own in ("dflash", "dspark"):
+            kind = "rnn" if own == "dspark" else ""
+            write_dflash(place, size.hidden, size.vocabulary, (0, 1), kind)
         elif own == "hydra":
             write_hydra(place, seeded_sequence(size.hidden, size.vocabulary, heads=2))
         else:
