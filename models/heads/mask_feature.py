@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.head import Head
-from graftline.passes.graph.weights import lazy
 from graftline.tensors import numbers
 
 Doubles = npt.NDArray[np.float64]
@@ -21,10 +20,11 @@ def mask_feature(head: Head) -> ir.TensorProtocol:
     settings = head.settings
     assert isinstance(settings, Eagle3Settings)
 
-    def make() -> npt.NDArray[np.float32]:
-        return _entry(settings, head.tensors).astype(np.float32)
+    def make() -> ir.TensorProtocol:
+        return ir.tensor(_entry(settings, head.tensors).astype(np.float32), name="mask_feature")
 
-    return lazy(make, ir.DataType.FLOAT, [settings.block.hidden], "mask_feature")
+    shape = ir.Shape([settings.block.hidden])
+    return ir.LazyTensor(make, dtype=ir.DataType.FLOAT, shape=shape, name="mask_feature")
 
 
 def _entry(settings: Eagle3Settings, tensors: Mapping[str, ir.TensorProtocol]) -> Doubles:

@@ -91,8 +91,11 @@ def test_what_sees_a_block_whole_is_not_grouped_and_a_causal_one_is(
     from graftline.bundle.store import load_graph
 
     graph = load_graph(made[0].graph("head.0")).graph
-    kinds = {n.op_type for n in graph if n.op_type.endswith("Attention")}
-    assert kinds == {"GroupQueryAttention" if made[1].causal[0] else "Attention"}
+    nodes = [n for n in graph if n.op_type.endswith("Attention")]
+    causal = made[1].causal[0]
+    assert {n.op_type for n in nodes} == {"GroupQueryAttention" if causal else "Attention"}
+    cut = [v.producer().op_type for n in nodes for v in n.inputs[1:4]] if not causal else ["Slice"]
+    assert set(cut) == {"Slice"}, "it reads the slots in use and not the whole buffer"
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
