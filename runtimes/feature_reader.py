@@ -77,7 +77,6 @@ class FeatureReader(Reader):
     def fill(self, mask: int, count: int) -> Read:
         """As `Reader.fill`; the features of what the target has not read are zeros."""
         read, width = super().fill(mask, count), self._engine.head.width
-        self._held = self._known
         features = np.zeros((len(read.tokens), width), np.float32)
         features[: self._known - read.start] = self._features[read.start - self._first :]
         return FeatureRead(

@@ -146,6 +146,9 @@ def test_drafts_are_the_references_behind_drafts_of_which_some_stood(
         assert isinstance(fewer, Tree)
         expected = reference(form).filled(host, one.tokens, one.features)
         assert fewer.token_list[1:] == expected[:2], "a part of the block is of the whole block"
+        again = draft_together([one.drafter.draft(Bid.free(9))])[0]
+        assert isinstance(again, Tree)
+        assert again.token_list[1:] == expected, "nothing of a block is held"
 
 
 def test_tokens_are_plains_alone_and_in_a_ragged_batch(made: tuple[Bundle, Form]) -> None:

@@ -4,8 +4,8 @@ Attention over a TensorScatter cache becomes GroupQueryAttention (rotary inside,
 and value where they come from one projection, past and present in one buffer); residual Add + norm
 becomes Skip(Simplified)LayerNormalization; MatMul by a transposed weight becomes FusedMatMul, which
 reads the checkpoint's own layout. Ports do not change. A host whose heads or caches do not fit
-GroupQueryAttention keeps its Attention nodes, which ONNX Runtime runs too; so do rows that see those
-behind them, over the slots in use.
+GroupQueryAttention keeps its Attention nodes, which ONNX Runtime runs too; so does one in which
+rows see those behind them, over the slots in use.
 """
 
 from __future__ import annotations
