@@ -60,6 +60,13 @@ class DraftBlockFacts(DecoderFacts):
     kind: str = field(default="draft-block", kw_only=True)
     normed_state: bool = False
     """Whether what stands for the next feature is what the head's last norm gives."""
+    block: int = 0
+    """Rows of the block that it drafts in one call, the last chosen token's included; 0: it takes
+    token after token, or as many masks as one likes behind them."""
+    causal: bool = True
+    """Whether rows of the block see only those before them."""
+    anchor_drafts: bool = True
+    """Whether the row of the last chosen token gives a token of the draft."""
 
     def told(self) -> str:
         return f"{self.layers} blocks over features of the target"

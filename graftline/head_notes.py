@@ -17,6 +17,9 @@ TAPPED = "taps."
 taps.fc.bias; the head's own graph does not read them."""
 NORM = -1
 """Among the layers that a head reads: the output of its target's final norm."""
+MARKOVS, MARKOV = "graftline.markov", "markov."
+"""Metadata: of what kind a head's Markov head is; and the prefix of its initializers, which the
+head's own graph does not read: w1 [V, r], w2 [Vd, r], {gate,joint,confidence}_{weight,bias}."""
 IDS = "graftline.draft_ids"
 """Metadata: the target's id of each token that the head scores, and how many the target has."""
 NEVER = -1e9
@@ -45,6 +48,27 @@ class TapReading:
             return None
         row = json.loads(text)
         return cls(tuple(row["layers"]), row["width"], row["epsilon"])
+
+
+@dataclass(frozen=True)
+class MarkovNote:
+    """A Markov head of a kind (vanilla, gated, rnn) and a rank; whether the head has a confidence,
+    and whether that reads the row of the token before it too."""
+
+    kind: str
+    rank: int
+    confidence: bool
+    with_token: bool
+
+    def write(self, model: ir.Model) -> None:
+        """Note it in the head's graph."""
+        model.metadata_props[MARKOVS] = json.dumps(vars(self))
+
+    @classmethod
+    def read(cls, model: ir.Model) -> MarkovNote | None:
+        """What was noted; None where nothing was."""
+        text = model.metadata_props.get(MARKOVS)
+        return None if text is None else cls(**json.loads(text))
 
 
 def write_draft_ids(model: ir.Model, ids: Ids, vocabulary: int) -> None:

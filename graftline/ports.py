@@ -24,6 +24,8 @@ ASSUMPTIONS_KEY = "graftline.assumptions"
 FEATURES = "features"
 """The initializer [places, H] that stands for the features which a head reads, until the pass
 features makes them an input: row i % places for the token i. Also the role of that input."""
+DRAFTS, CONFIDENCE = "drafts", "confidence"
+"""Outputs of a head that walks its block (`markov`): tokens [B, R], and the chance of each."""
 
 
 @dataclass(frozen=True)

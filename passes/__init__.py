@@ -5,6 +5,7 @@ from __future__ import annotations
 from graftline.passes.anchors.anchors import Anchors
 from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.passes.canonical.one_pass import CanonicalizeOnePass
+from graftline.passes.grafts.block_mask import BlockMask
 from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
@@ -15,6 +16,7 @@ from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.head_features import HeadFeatures
 from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
+from graftline.passes.grafts.markov import Markov
 from graftline.passes.grafts.reduce_logits import ReduceLogits
 from graftline.passes.grafts.select_rows import SelectRows
 from graftline.passes.grafts.tap import Tap
@@ -34,12 +36,14 @@ GRAFTS: dict[str, type[Graft]] = names(
         Anchors,
         KvCache,
         TreeMask,
+        BlockMask,
         SelectRows,
         Tap,
         CutDepth,
         LayerSkip,
         DraftHeads,
         HeadFeatures,
+        Markov,
         ReduceLogits,
         DraftVocabulary,
         Features,

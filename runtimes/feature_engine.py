@@ -14,6 +14,14 @@ from graftline.runtimes.draft_seats import SeatedSession
 from graftline.runtimes.session import Bools, Floats, Scores, Tap
 
 
+@dataclass(frozen=True)
+class WalkedScores(Scores):
+    """Of a head that walks its block: `argmax` is what it drafts, each behind the one before it."""
+
+    confidence: Floats | None = None
+    """[B, N]: the chance that each is accepted, where the head says so."""
+
+
 class HeadSession(SeatedSession, Protocol):
     """A session of a head's graph."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,9 @@ class FeatureReader(Reader):
     """As `Reader`, of a head whose slot i holds the token of position i + 1 and the feature of
     position i: the first token of a text is never read. What it drafted has its own states for
     features; what of that the target takes is read again, with the target's."""
+
+    behind: ClassVar[int] = 1
+    """How many tokens a slot's token is behind its feature."""
 
     def __init__(self, engine: FeatureEngine, vocabulary: int = 0) -> None:
         super().__init__(engine, vocabulary)
@@ -50,7 +54,7 @@ class FeatureReader(Reader):
     def start(self, context: Sequence[int], seat: Seat | None = None) -> None:
         """Begin a sequence, all of whose prompt was seen; the last token's feature comes with the
         token that is chosen behind it."""
-        super().start(context[1:], seat)
+        super().start(context[self.behind :], seat)
         seen = np.concatenate(self._prompt) if self._prompt else self._features[:0]
         assert len(seen) == len(context), "a prompt is read whole"
         self._features, self._first, self._held = seen[:-1], 0, 0
@@ -58,12 +62,17 @@ class FeatureReader(Reader):
 
     def choose(self, fresh: Sequence[int], features: Floats) -> None:
         """The target chose `fresh`; the features [N, H] are of the positions before each."""
-        self._held, self._ahead = min(self._held, len(self.tokens)), []
+        self._held, self._ahead = min(self._held, self._known), []
         self.tokens += fresh
         kept = self._features[max(self._held - self._first, 0) :]
-        self._first = len(self.tokens) - len(fresh) - len(kept)
+        self._first = self._known - len(fresh) - len(kept)
         self._features = np.concatenate([kept, features])
         self._states = []
+
+    @property
+    def _known(self) -> int:
+        """Slots whose features the target has given."""
+        return len(self.tokens) - 1 + self.behind
 
     @property
     def debt(self) -> float:
@@ -100,6 +109,14 @@ class FeatureReader(Reader):
             self.engine, self.seat, base + first - 1, nodes, count, features=features,
             base=base, depth=int(tree.depth[first]), seen=tree.mask[first:, 1:],
         )  # fmt: skip
+    def fill(self, mask: int, count: int) -> Read:
+        """As `Reader.fill`; the features of what the target has not read are zeros."""
+        read, width = super().fill(mask, count), self._engine.head.width
+        features = np.zeros((len(read.tokens), width), np.float32)
+        features[: self._known - read.start] = self._features[read.start - self._first :]
+        return FeatureRead(
+            self.engine, self.seat, read.start, read.tokens, count, features=features
+        )
 
     def read(self, ahead: Sequence[int]) -> Read:
         read, base = super().read(ahead), len(self.tokens)
@@ -144,3 +161,8 @@ class Levels:
     def note(self, scores: Scores) -> None:
         """What came of the last read; valid until the next one."""
         self._states += list(scores.tap(self._reader.state)[0].copy())
+class ContextReader(FeatureReader):
+    """Of a head whose slot i holds the feature of position i, and behind which a block lies: the
+    last token, whose feature is not known yet, and masks."""
+
+    behind = 0

@@ -21,7 +21,9 @@ from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.hydra import HydraSettings
 from graftline.models.host import Host
 from graftline.owners import HEAD, head_owner
+from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.anchors import with_role
+from graftline.passes.grafts.block_mask import BlockMask
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear
 from graftline.passes.graph.weights import lazy, tensor_of
@@ -35,11 +37,14 @@ if TYPE_CHECKING:
 FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
-    "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra", "medusa": "medusa",
-    "mtp": "mtp",
+    "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra",
+    "jetspec": "jetspec", "medusa": "medusa", "mtp": "mtp", "peagle": "p-eagle",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
-EAGLES = ("eagle", "eagle3", "mtp")
+EAGLES = ("eagle", "eagle3", "mtp", "peagle")
+BLOCKS = ("dflash", "dspark", "jetspec")
+"""Families that draft a block over a context of features."""
+DECODERS = (*EAGLES, *BLOCKS)
 """Families that are decoders of their own."""
 FINAL_TAP, OWN_TAPS = "tap{layers=norm}", "head-features"
 """The pass that brings out what most heads read, and the one for what a head itself names."""
@@ -69,9 +74,13 @@ def head_hosts(
     facts = decoder_facts(canonical)
     head.check(facts)
     if is_decoder(head):
+        from graftline.models.heads.dflash_host import dflash_host
         from graftline.models.heads.eagle_host import eagle_host
 
-        host = eagle_host(head, facts, shared_of(canonical), say, config)
+        if head.family in BLOCKS:
+            host = dflash_host(head, facts, shared_of(canonical), say)
+        else:
+            host = eagle_host(head, facts, shared_of(canonical), say, config)
         states = _host(host.model).states
         return {stage_name(HEAD, EXPORT): replace(host, states=states)}
     models = head_graphs(head, canonical)
@@ -128,10 +137,10 @@ def is_sequential(head: Head) -> bool:
 
 
 def is_decoder(head: Head) -> bool:
-    """Whether it is a decoder of its own: EAGLE's, MTP's, and Hydra's eagle-attn."""
+    """Whether it is a decoder of its own: EAGLE's, MTP's, a block's, and Hydra's eagle-attn."""
     settings = head.settings
     stepped = isinstance(settings, HydraSettings) and settings.architecture == "eagle-attn"
-    return stepped or head.family in EAGLES
+    return stepped or head.family in DECODERS
 
 
 def recipe_of(head: Head) -> str:
@@ -165,6 +174,13 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
         raise GraftlineError(
             f"the recipe {chosen.name} has no {sorted(lacks)[0]} for a head, which the "
             f"{known.name} head {head.source} needs; use --recipe {known.name}"
+        )
+    grafts = Pipeline.parse(chosen.head, GRAFTS).grafts
+    whole = head.family in BLOCKS and not all(head.settings.causal)
+    if NEED in chosen.needs and whole and not any(isinstance(g, BlockMask) for g in grafts):
+        raise GraftlineError(
+            f"{head.source} sees its block whole, and the recipe {chosen.name} lets a row see only "
+            f"those before it; use --recipe {known.name}"
         )
 
 

@@ -125,7 +125,8 @@ def _write(
     if head is not None:
         front = Pipeline.parse(plan.stages[0].text, GRAFTS)
         hosts |= head_hosts(head, compilers[EXPORT].canonical(front).model, host.config, say)
-        compilers |= {n: Compiler(h.model, say) for n, h in hosts.items() if n not in compilers}
+        own = {n: h.model for n, h in hosts.items() if n not in compilers}
+        compilers |= {name: Compiler(model, say, model) for name, model in own.items()}
         compilers[EXPORT].heads = heads_on_target(hosts)
     made, source = compile_stages(compilers, plan), plan.source
     if head is not None:

@@ -16,6 +16,7 @@ from graftline.build.ledger import Ledger
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
+from graftline.facts import DraftBlockFacts
 from graftline.law import LawRow
 from graftline.owners import HEAD
 from graftline.passes.graph.weights import tensor_of
@@ -40,7 +41,9 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
             continue
         if stage.made_of not in compilers:
             export = load_graph(bundle.graph(stage.made_of))
-            heads = _heads(bundle) if stage.made_of == manifest.main.made_of else None
+            main = stage.made_of == manifest.main.made_of
+            own = export if isinstance(stage.facts, DraftBlockFacts) else None
+            heads = _heads(bundle) if main else own
             compilers[stage.made_of] = Compiler(export, watch, heads)
         compiler = compilers[stage.made_of]
         make = compiler.form if stage.role == "form" else compiler.compile

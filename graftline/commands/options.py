@@ -79,8 +79,8 @@ DraftHead = Annotated[
     typer.Option(
         metavar="PATH",
         help="Add a draft head that was published for this very model: the folder or the file (.pt "
-        "or .safetensors) of Medusa, Hydra or EAGLE heads; in another precision: PATH:int8. The "
-        "recipe follows from it.",
+        "or .safetensors) of Medusa, Hydra, EAGLE, P-EAGLE, DFlash, JetSpec or DSpark heads; in "
+        "another precision: PATH:int8. The recipe follows from it.",
     ),
 ]
 DraftDepths = Annotated[

@@ -15,7 +15,6 @@ from graftline.kinds.decoder.proof import near_rows
 from graftline.kinds.draft_head import NO_BF16
 from graftline.kinds.kind import Parts, Proof, Watch
 from graftline.law import LawRow
-from graftline.passes.grafts.tree_mask import causal_mask
 from graftline.ports import FEATURES, Port, by_role, state_port
 from graftline.roles import Roles
 
@@ -43,7 +42,7 @@ class DraftBlock(Decoder):
         say("proof: the draft head's engine against the head itself, with the real weights")
         ports, facts = parts.ports(parts.engine), parts.facts
         assert isinstance(facts, DraftBlockFacts)
-        feed = _feed(ports, facts.vocabulary)
+        feed = _feed(ports, facts)
         expected = own(feed, say)
         if isinstance(expected, str):
             return Proof([LawRow(parts.engine, "whole", "not_run", expected)])
@@ -61,14 +60,25 @@ class DraftBlock(Decoder):
         ])  # fmt: skip
 
 
-def _feed(ports: tuple[Port, ...], vocabulary: int) -> dict[str, Array]:
-    """Seeded tokens [1, N] and features [1, N, H]."""
+def _feed(ports: tuple[Port, ...], facts: DraftBlockFacts) -> dict[str, Array]:
+    """Seeded tokens [1, N] and features [1, N, H]; zeros at every third row of a head that has
+    masks."""
     random = np.random.default_rng(7)
     width = int(by_role(ports, FEATURES, "in")[0].shape[-1])
-    return {
-        "tokens": random.integers(0, vocabulary, (1, ROWS), dtype=np.int64),
-        FEATURES: random.standard_normal((1, ROWS, width)).astype(np.float32),
-    }
+    tokens = random.integers(0, facts.vocabulary, (1, ROWS), dtype=np.int64)
+    features = random.standard_normal((1, ROWS, width)).astype(np.float32)
+    if facts.mask_token is not None:
+        features[:, ::3] = 0.0
+    return {"tokens": tokens, FEATURES: features, "mask": _seen(facts)[None, None]}
+
+
+def _seen(facts: DraftBlockFacts) -> Array:
+    """[N, N]: rows see those before them, and where they need not be causal as many of their call
+    as a block has behind its first row."""
+    last = np.arange(ROWS)
+    if not facts.causal:
+        last = np.minimum(np.repeat(np.cumsum(CALLS) - 1, CALLS), last + facts.block - 1)
+    return np.arange(ROWS) <= last[:, None]
 
 
 def _answers(
@@ -87,12 +97,11 @@ def _answers(
     mirrors = {p.name: p.mirror for p in ports if p.mirror is not None}
     found: list[dict[str, Array]] = []
     for start, end in zip(np.cumsum([0, *CALLS[:-1]]), np.cumsum(CALLS), strict=True):
-        index = np.asarray([start], np.int64)
         given = roles.feed(
             tokens=feed["tokens"][:, start:end], features=feed[FEATURES][:, start:end],
             positions=np.arange(start, end, dtype=np.int64)[None],
             rows=np.arange(end - start, dtype=np.int64)[None],
-            write_index=index, mask=causal_mask(index, end - start, ROWS),
+            write_index=np.asarray([start], np.int64), mask=feed["mask"][:, :, start:end],
         )  # fmt: skip
         answer: Any = session.run(names, {**given, **caches})
         made = dict(zip(names, answer, strict=True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from graftline.models.heads.experts import Experts
 from graftline.models.heads.latent import Latent
 from graftline.ports import FEATURES
 
+MASK_FEATURE = "mask_feature"
+"""The parameter [H] that is the feature of a mask."""
+
 
 @dataclass(frozen=True)
 class EagleShape:
@@ -35,7 +38,8 @@ class EagleShape:
     and `residual_normed` says whether its residual is. `normed`: a norm stands before lm_head, and
     with `norm_output` what it gives is the next feature too. `windows`: how many positions each
     layer attends to (0: all; none: all layers do). `latent`: attention is of that kind; `experts`:
-    so are the MLPs. `output_bias`: the projection behind attention has a bias."""
+    so are the MLPs. `output_bias`: the projection behind attention has a bias. `masked`: a row
+    whose feature is all zeros is a mask's, and has the head's own feature for those (P-EAGLE)."""
 
     block: Block
     layers: int
@@ -49,6 +53,7 @@ class EagleShape:
     entry_normed: bool = False
     first_normed: bool = False
     output_bias: bool = False
+    masked: bool = False
     windows: tuple[int, ...] = ()
     latent: Latent | None = None
     experts: Experts | None = None
@@ -119,6 +124,8 @@ class EagleDecoder(nn.Module):
         if shape.entry_normed:
             self.embedding_norm = rms_norm(size, block)
             self.hidden_norm = rms_norm(size, block)
+        if shape.masked:
+            self.register_parameter(MASK_FEATURE, nn.Parameter(torch.zeros(size)))
         if shape.fused:
             self.fc = nn.Linear(2 * size, size, bias=shape.fc_bias)
         self.layers = nn.ModuleList(
@@ -141,6 +148,9 @@ class EagleDecoder(nn.Module):
         if features is None:
             table = self.get_parameter(FEATURES)
             features = nn.functional.embedding(input_ids % len(table), table)
+        if self.shape.masked:
+            given = features.abs().amax(dim=-1, keepdim=True) > 0
+            features = torch.where(given, features, self.get_parameter(MASK_FEATURE))
         embedded = self.embedding(input_ids)
         given = (embedded, features)
         if self.shape.entry_normed:
@@ -174,7 +184,20 @@ class EagleDecoder(nn.Module):
         return masks
 
 
-def llama_config(shape: EagleShape, positions: int) -> LlamaConfig:
+class Layers(Protocol):
+    """So many layers of one size, over a vocabulary."""
+
+    @property
+    def block(self) -> Block: ...
+    @property
+    def rope(self) -> Rope: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
+
+
+def llama_config(shape: Layers, positions: int) -> LlamaConfig:
     """The sizes of a head's layers as transformers names them."""
     block, rope = shape.block, shape.rope
     parameters = {"rope_theta": rope.theta, "rope_type": rope.kind, **rope.numbers}

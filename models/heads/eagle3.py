@@ -76,6 +76,7 @@ def open_eagle3(files: HeadFiles, family: str = "eagle3", square_fc: bool = Fals
     check_switches(modelopt, WITH_TAPS)
     taken = Taken(files)
     settings = _settings(taken, config, modelopt, square_fc)
+    family = _family(config, family, settings.mask_token)
     taps = eagle3_taps(config, modelopt, files, settings.taps)
     _refuse_scales(files)
     tensors = taken.rest(HARMLESS)
@@ -84,6 +85,16 @@ def open_eagle3(files: HeadFiles, family: str = "eagle3", square_fc: bool = Fals
     return Head(
         family, files.path, settings, taps, tensors, _sizes(settings), tuple(config.decided)
     )
+
+
+def _family(config: Config, family: str, mask_token: int | None) -> str:
+    """P-EAGLE is what has a mask, whatever the file calls itself."""
+    if mask_token is not None:
+        config.decide(f"tokens of a draft not known yet are masks, of id {mask_token}: P-EAGLE")
+        return "peagle"
+    if family == "peagle":
+        config.refuse("a P-EAGLE head without the tensor 'mask_hidden', the feature of its masks")
+    return family
 
 
 def _settings(

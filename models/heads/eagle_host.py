@@ -13,12 +13,13 @@ import onnx_ir as ir
 from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
 from graftline.head_notes import NEVER, TAPPED, write_draft_ids
-from graftline.models.export.eagle_module import EagleDecoder, EagleShape
+from graftline.models.export.eagle_module import MASK_FEATURE, EagleDecoder, EagleShape
 from graftline.models.export.export import export
 from graftline.models.heads.block import Block
 from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.eagle_shapes import eagle_shape, module_tensors, our_name
 from graftline.models.heads.head import FINAL, Head
+from graftline.models.heads.mask_feature import mask_feature
 from graftline.models.heads.vocabulary import DRAFT_IDS
 from graftline.models.host import Host, Watch
 from graftline.models.reference import Own, OwnModel
@@ -52,8 +53,9 @@ def eagle_host(
     own = module_tensors(head, shape)
     tensors = {EMBEDDING: shared.embedding, LM_HEAD: shared.lm_head, **own}
     graph, weights = _exported(shape, target.positions or 4096, watch)
-    table = np.random.default_rng(5).standard_normal((PLACES, shape.block.hidden))
-    tensors[FEATURES] = ir.tensor(table.astype(np.float32), name=FEATURES)
+    tensors[FEATURES] = feature_table(shape.block.hidden, shape.masked)
+    if shape.masked:
+        tensors[MASK_FEATURE] = mask_feature(head)
 
     for name in sorted(weights):
         graph.graph.initializers[name].const_value = tensors[our_name(name)]
@@ -61,8 +63,8 @@ def eagle_host(
     facts = DraftBlockFacts(
         vocabulary=shape.drafted, hidden=shape.block.hidden, layers=shape.layers,
         heads=shape.block.heads, kv_heads=kv_heads, head_size=head_size,
-        positions=target.positions,
-        normed_state=shape.norm_output,
+        positions=target.positions, normed_state=shape.norm_output,
+        mask_token=getattr(head.settings, "mask_token", None),
         source=head.source.name,
         parameters=sum(math.prod(t.shape.numpy()) for t in head.tensors.values()),
     )  # fmt: skip
@@ -70,29 +72,41 @@ def eagle_host(
     if (ids := tensors.get(DRAFT_IDS)) is not None:
         write_draft_ids(graph, ids.numpy(), shape.vocabulary)
     if head.taps != (FINAL,) or isinstance(head.settings, Eagle3Settings):
-        _keep_taps(graph, head, target.layers, shape.block)
+        keep_taps(graph, head, target.layers, shape.block, joined=not shape.fused)
     return Host(graph, facts, own=_own_model(shape, tensors))
 
 
-def _keep_taps(graph: ir.Model, head: Head, layers: int, block: Block) -> None:
-    """Put beside the head's graph what its target makes of its hidden states for it."""
-    for there, here in _taps_parts(head).items():
+def feature_table(width: int, masked: bool) -> ir.TensorProtocol:
+    """Features that stand for the target's in the exported graph; with `masked` those of every
+    third place are zeros, so that laws look at masks too."""
+    table = np.random.default_rng(5).standard_normal((PLACES, width)).astype(np.float32)
+    if masked:
+        table[::3] = 0.0
+    return ir.tensor(table, name=FEATURES)
+
+
+def keep_beside(graph: ir.Model, name: str, tensor: ir.TensorProtocol) -> None:
+    """Put a tensor into a head's graph that the graph itself does not read."""
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )  # fmt: skip
+    graph.graph.register_initializer(value)
+
+
+def keep_taps(
+    graph: ir.Model, head: Head, layers: int, block: Block, joined: bool = True
+) -> None:
+    """Put beside the head's graph what its target makes of its hidden states for it; `joined`: of
+    several, by an fc and norms of the head's."""
+    names: dict[str, str] = {}
+    if joined:
+        names = {"fc.weight": "fc", "fc.bias": "fc.bias", "fc_norm.weight": "norm"}
+        names |= {f"fc_norm.{i}.weight": f"norm.{i}" for i in range(len(head.taps))}
+    for there, here in names.items():
         if (tensor := head.tensors.get(there)) is not None:
-            value = ir.Value(
-                name=TAPPED + here, shape=ir.Shape(tensor.shape.numpy()),
-                type=ir.TensorType(tensor.dtype), const_value=tensor,
-            )  # fmt: skip
-            graph.graph.register_initializer(value)
+            keep_beside(graph, TAPPED + here, tensor)
     head.reading(layers, block.hidden, block.epsilon).write(graph)
-
-
-def _taps_parts(head: Head) -> dict[str, str]:
-    """The tensors that work on an EAGLE-3 head's taps, and what they are there."""
-    settings = head.settings
-    if not isinstance(settings, Eagle3Settings):
-        return {}
-    names = {"fc.weight": "fc", "fc.bias": "fc.bias", "fc_norm.weight": "norm"}
-    return names | {f"fc_norm.{i}.weight": f"norm.{i}" for i in range(settings.taps)}
 
 
 def _exported(shape: EagleShape, positions: int, watch: Watch) -> tuple[ir.Model, frozenset[str]]:

@@ -78,7 +78,6 @@ def _shape(head: Head, host: Mapping[str, Any]) -> EagleShape:
 
 def _eagle3(head: Head, settings: Eagle3Settings) -> EagleShape:
     odd = {
-        "tokens drafted in parallel (a mask token)": settings.mask_token is not None,
         "further parallel heads": settings.parallel is not None,
     }
     if found := [what for what, there in odd.items() if there]:
@@ -87,6 +86,7 @@ def _eagle3(head: Head, settings: Eagle3Settings) -> EagleShape:
         settings.block, settings.layers, settings.vocabulary, settings.draft_vocabulary,
         fused=False, residual_normed=settings.residual_normed, norm_output=settings.norm_output,
         output_bias=_output_bias(head), windows=settings.windows,
+        masked=settings.mask_token is not None,
     )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from graftline.passes.graph.formula import Formula, copy_formula, formula_of
 from graftline.passes.graph.meaning import label
 
 MASK_KEY = "graftline.mask"
+LATER = "graftline.sees_later"
+"""In an attention node: rows of a step may see those behind them."""
 
 
 def meaning(node: ir.Node) -> Mapping[str, Any]:

@@ -10,9 +10,11 @@ from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.drafters.aded import Aded
 from graftline.runtimes.drafters.cascade import Cascade
 from graftline.runtimes.drafters.datastore import Datastore
+from graftline.runtimes.drafters.dflash import DFlash
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafters.draft_paths import DraftPaths
 from graftline.runtimes.drafters.draft_steps import DraftSteps
+from graftline.runtimes.drafters.dspark import DSpark
 from graftline.runtimes.drafters.eagle import Eagle
 from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
 from graftline.runtimes.drafters.hydra import Hydra
@@ -22,6 +24,7 @@ from graftline.runtimes.drafters.lookahead import Lookahead
 from graftline.runtimes.drafters.medusa import Medusa
 from graftline.runtimes.drafters.merged import Merged
 from graftline.runtimes.drafters.none import NoDrafts
+from graftline.runtimes.drafters.p_eagle import PEagle
 from graftline.runtimes.drafters.parallel_draft import ParallelDraft
 from graftline.runtimes.drafters.pearl import Pearl
 from graftline.runtimes.drafters.prompt_lookup import PromptLookup
@@ -40,9 +43,11 @@ DRAFTERS: dict[str, type[Any]] = {
     "aded": Aded,
     "cascade": Cascade,
     "datastore": Datastore,
+    "dflash": DFlash,
     "draft-model": DraftModel,
     "draft-paths": DraftPaths,
     "draft-steps": DraftSteps,
+    "dspark": DSpark,
     "eagle": Eagle,
     "hierarchical-draft": HierarchicalDraft,
     "hydra": Hydra,
@@ -51,6 +56,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "lookahead": Lookahead,
     "medusa": Medusa,
     "merged": Merged,
+    "p-eagle": PEagle,
     "parallel-draft": ParallelDraft,
     "pearl": Pearl,
     "prompt-lookup": PromptLookup,

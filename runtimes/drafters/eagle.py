@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class Eagle(DraftModel):
 
     branching: ClassVar[bool] = True
     name: ClassVar[str] = "eagle"
+    reads_as: ClassVar[type[FeatureReader]] = FeatureReader
     width: int = 1
     """Nodes of a depth that go on, and children of each; 1: a chain."""
     depth: int = 8
@@ -69,16 +70,16 @@ class Eagle(DraftModel):
         if self.width > 1:
             _check_trees(head, self.width)
         self._resources = resources
-        self._reader = self._features = FeatureReader(head, resources.vocabulary)
+        self._reader = self._features = self.reads_as(head, resources.vocabulary)
         self.calibration, self._agreement = Calibration(head.agreement), head.agreement
-        self.chances = HeadChances(self.depth, self.width)
+        self.ranks = HeadChances(self.depth, self.width)
         self._said: Said = {}
         if self.length:
             self.policy = make_length(self.length, resources.tuned)
 
-    def fork(self) -> Eagle:
+    def fork(self) -> Self:
         other = super().fork()
-        other.chances = self.chances
+        other.ranks = self.ranks
         return other
 
     def see(self, start: int, states: Mapping[Tap, Floats]) -> None:
@@ -113,9 +114,11 @@ class Eagle(DraftModel):
 
     def _judge(self, fresh: Sequence[int]) -> None:
         """Learn from what the target chose where the last draft was a tree."""
+        if not self._said:
+            return
         for _, (ids, shares), token in told(self._said, fresh):
             self.calibration.record(shares[0] / sum(shares), ids[0] == token)
-        self.chances.learn(self._said, fresh)
+        self.ranks.learn(self._said, fresh)
         self._said = {}
 
     def _tree(self, bid: Bid) -> Draft:
@@ -146,7 +149,7 @@ class Eagle(DraftModel):
         chances: list[list[float]] = []
         for path, known, given in zip(self.asked, ids.tolist(), probs.tolist(), strict=True):
             self._said[tuple(path)] = known, given
-            chances.append(self.chances.of_head(depth, given))
+            chances.append(self.ranks.of_head(depth, given))
         growth.expand(nodes, ids, np.asarray(chances))
 
     def _worth_reading(self, growth: Growth, bid: Bid, rows: int) -> list[int]:

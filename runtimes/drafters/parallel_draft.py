@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from graftline.errors import GraftlineError
+from graftline.facts import DecoderFacts
 from graftline.runtimes.chances.depth_chances import DepthChances
 from graftline.runtimes.draft_reader import drawn
 from graftline.runtimes.drafter import Bid
@@ -47,24 +48,27 @@ class ParallelDraft(DraftModel):
         super().__post_init__()
         if self.length:
             raise GraftlineError(
-                "parallel-draft: the offer decides how far to draft; leave out `length`"
+                f"{self.name}: the offer decides how far to draft; leave out `length`"
             )
 
     def equip(self, resources: Resources) -> None:
         """Open the draft engine. Raises GraftlineError for a bundle without one, and where there is
         no mask token, or none that the draft knows."""
         super().equip(resources)
-        engine = self._reader.engine
-        facts = engine.facts
+        self._know(self._reader.engine.facts)
+
+    def _know(self, facts: DecoderFacts) -> None:
+        """Take the mask of an engine of these facts. Raises GraftlineError."""
         named = facts.mask_token if self.mask == -1 else self.mask
         if named is None:
-            raise missing("parallel-draft", "mask token")
+            raise missing(self.name, "mask token")
         if not 0 <= named < facts.vocabulary:
             raise GraftlineError(
-                f"parallel-draft: the mask token {named} is not among the {facts.vocabulary} ids "
+                f"{self.name}: the mask token {named} is not among the {facts.vocabulary} ids "
                 "of the draft; name another one: the recipe's option mask"
             )
-        self._mask = named
+        self._mask, self._first = named, 0
+        """The mask, and the first row of a call that drafts."""
         self.chances = DepthChances(self.rows - 1, self._agreement)
 
     def fork(self) -> Self:
@@ -76,17 +80,26 @@ class ParallelDraft(DraftModel):
         self.signal, self.reads, self._drafted = self.foresight(), 0, []
         reader = self._reader
         reader.sit(bid.row)
-        most = min(bid.rows, self.rows, reader.room + 1) - 1
+        most = self._most(bid)
         if most < 1:
             return Tree.chain(reader.tokens[-1:])
         count = self._count(bid, most)
-        self.reads = self._carried + count
-        scores = yield reader.fill(self._mask, count)
+        rows = self._called(count)
+        self.reads = self._carried + rows
+        scores = yield reader.fill(self._mask, rows)
         tokens, draws = self._filled(scores, count)
         self._drafted = [(token, 1.0) for token in tokens]
         chain = Tree.chain([reader.tokens[-1], *tokens])
         given = [1.0, *self.chances.each()][: len(chain)]
         return Tree(chain.tokens, chain.parents, np.asarray(given, np.float32), draws or None)
+
+    def _most(self, bid: Bid) -> int:
+        """Tokens that may be drafted."""
+        return min(bid.rows, self.rows, self._reader.room + 1) - 1
+
+    def _called(self, count: int) -> int:
+        """Rows of a call that drafts so many tokens, the last token's row included."""
+        return count
 
     def hope(self, foresight: int) -> Sequence[float]:
         return tuple(self.chances.reach())
@@ -115,7 +128,7 @@ class ParallelDraft(DraftModel):
     def _count(self, bid: Bid, most: int) -> int:
         """How many tokens to draft, at least one: whether to draft at all is the bid's."""
         reach, call = self.chances.reach(), bid.call(1)
-        cost = [call * self._cost(self._carried + depth) for depth in range(most + 1)]
+        cost = [call * self._cost(self._carried + self._called(d)) for d in range(most + 1)]
         price = [0.0] + [cost[d] - cost[d - 1] + bid.keep[d] for d in range(1, most + 1)]
         count, total, best = 1, 0.0, 0.0
         for depth in range(2, most + 1):
@@ -129,16 +142,16 @@ class ParallelDraft(DraftModel):
     def _filled(self, scores: Scores, count: int) -> tuple[list[int], dict[int, Draws]]:
         """The token of every row, and the draws where they are drawn. Best tokens end where the
         target has no such id."""
-        reader, tokens = self._reader, list[int]()
+        reader, tokens, first = self._reader, list[int](), self._first
         if self._sampling.greedy:
-            for token in scores.argmax[0].tolist():
+            for token in scores.argmax[0, first : first + count].tolist():
                 if not reader.knows(token):
                     break
                 tokens.append(token)
             return tokens, {}
         draws: dict[int, Draws] = {}
         for place in range(count):
-            law = reader.distribution(scores, place, self._sampling)
+            law = reader.distribution(scores, first + place, self._sampling)
             tokens.append(drawn(law, self._generator))
             draws[place] = Draws(law, (place + 1,))
         return tokens, draws

@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.facts import DraftBlockFacts
-from graftline.ports import FEATURES, Port, by_role, state_port
+from graftline.ports import CONFIDENCE, DRAFTS, FEATURES, Port, by_role, state_port
+from graftline.runtimes.feature_engine import WalkedScores
 from graftline.runtimes.ort.cuda import CudaSession
 from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.ort.step_arrays import StepArrays
 from graftline.runtimes.session import Bools, Floats, Scores, Tap
 
 
@@ -37,6 +39,7 @@ class FeatureSession(OrtSession):
         named = by_role(ports, "topk_ids", "out")
         self.candidates = int(named[0].shape[-1]) if named else 0
         super().__init__(graph, facts, ports, capacity=capacity, threads=threads, **more)
+        self._whole = not facts.causal  # a block sees itself whole
         self.state = Tap.of(state_port(ports, facts.normed_state))
 
     def _step_inputs(
@@ -44,6 +47,13 @@ class FeatureSession(OrtSession):
     ) -> dict[str, npt.NDArray[Any]]:
         made = super()._step_inputs(batch, count, asked, masked)
         return {**made, FEATURES: np.zeros((batch, count, self.width), np.float32)}
+
+    def _scores(self, asked: Callable[[str], npt.NDArray[Any] | None]) -> Scores:
+        return _walked(super()._scores(asked), asked)
+
+    def _open_block(self, call: StepArrays, asked: int, end: int) -> None:
+        if call.mask is not None and self._whole:
+            call.mask[0, 0, -asked:, :end] = True
 
     def follow_level(
         self,
@@ -72,6 +82,19 @@ class FeatureSession(OrtSession):
 
 class CudaFeatureSession(FeatureSession, CudaSession):
     """The same, with its caches on the GPU. `device` as `CudaSession` takes it."""
+
+    def _run(self, call: StepArrays) -> Scores:
+        return _walked(super()._run(call), call.asked)
+
+
+def _walked(scores: Scores, asked: Callable[[str], npt.NDArray[Any] | None]) -> Scores:
+    """The scores of a head that walks its block, where it does."""
+    if (drafts := asked(DRAFTS)) is None:
+        return scores
+    return WalkedScores(
+        drafts, scores.logits, scores.topk_ids, scores.topk_logits, scores.top_gap, scores.taps,
+        confidence=asked(CONFIDENCE),
+    )  # fmt: skip
 
 
 def features_beside(target: OrtSession) -> Callable[..., FeatureSession]:

@@ -141,8 +141,13 @@ class OrtSession(BoundCalls):
             call.rows[0] = np.arange(len(part) - wanted, len(part))
             call.set_features(None if features is None else features[start:end])
             call.set_chain(part, length + start)
+            self._open_block(call, wanted, length + end)
             scores = self._run(call)
         return scores  # pyright: ignore[reportPossiblyUnboundVariable]
+
+    def _open_block(self, call: StepArrays, asked: int, end: int) -> None:
+        """Let the last `asked` rows see all slots before `end`, where they are a block of a draft
+        head that sees itself whole; other rows see those before them."""
 
     def follow_rows(
         self,

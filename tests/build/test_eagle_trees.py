@@ -93,7 +93,7 @@ def test_drafts_are_the_references_node_for_node(seeded: Bundle) -> None:
         for one in ones:
             one.choose(taken(one.tree))
         wanted = [
-            expanded(Reference(seeded, one, engine).probs, one.drafter.chances.of_head, **OPTIONS)
+            expanded(Reference(seeded, one, engine).probs, one.drafter.ranks.of_head, **OPTIONS)
             for one in ones
         ]
         trees = draft_together([one.drafter.draft(Bid.free(ROWS)) for one in ones])

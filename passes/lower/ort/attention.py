@@ -69,6 +69,17 @@ class Lengths:
         return self.biases[mask]
 
 
+def cut_to_length(graph: ir.Graph, node: ir.Node, lengths: Lengths, by: str) -> None:
+    """Let an Attention read of its caches, and of the mask over them, only the slots in use: it
+    pays for all that it reads."""
+    emit = Emit(graph, by, node)
+    start = emit.const("axes.0", [0], np.int64)
+    for operand, axis in ((1, 2), (2, 2), (3, 3)):
+        axes = emit.const(f"axes.{axis}", [axis], np.int64)
+        cut = emit.op("Slice", [node.inputs[operand], start, lengths.total64, axes])
+        node.replace_input_with(operand, cut)
+
+
 def query_type(node: ir.Node) -> ir.DataType:
     """The element type of an attention's queries."""
     query = node.inputs[0]

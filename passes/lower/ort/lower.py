@@ -4,7 +4,8 @@ Attention over a TensorScatter cache becomes GroupQueryAttention (rotary inside,
 and value where they come from one projection, past and present in one buffer); residual Add + norm
 becomes Skip(Simplified)LayerNormalization; MatMul by a transposed weight becomes FusedMatMul, which
 reads the checkpoint's own layout. Ports do not change. A host whose heads or caches do not fit
-GroupQueryAttention keeps its Attention nodes, which ONNX Runtime runs too.
+GroupQueryAttention keeps its Attention nodes, which ONNX Runtime runs too; so does one in which
+rows see those behind them, over the slots in use.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from graftline.contrib_ops.operands import MICROSOFT
 from graftline.errors import NotApplicable, nearest
 from graftline.evaluate import Feed
 from graftline.passes.anchors.anchors import with_role
-from graftline.passes.grafts.masks import shift_biases
+from graftline.passes.grafts.masks import LATER, shift_biases
 from graftline.passes.graph.emit import drop_unused
 from graftline.passes.graph.operators import inline
 from graftline.passes.graph.ports import lengths_of
 from graftline.passes.laws.tables import tables
 from graftline.passes.lower.ort.attention import (
     Lengths,
+    cut_to_length,
     group_query_attention,
     query_type,
     round_biases,
@@ -72,8 +74,13 @@ class LowerOrt(Graft):
         grouped = self.provider == "cpu" or self.dtype != "fp32"
         indices = lengths_of(model)
         operands = [Operands.of(node, indices) for node in attentions]
+        steps: dict[ir.Value, Lengths] = {}
+        for node in [n for n in attentions if LATER in n.metadata_props]:
+            start = indices[_cache(node)]
+            if start not in steps:
+                steps[start] = Lengths(model, start, self.name())
+            cut_to_length(graph, node, steps[start], self.name())
         if grouped and all(o is not None for o in operands):
-            steps: dict[ir.Value, Lengths] = {}
             for found in operands:
                 assert found is not None
                 if found.start not in steps:
@@ -90,3 +97,12 @@ class LowerOrt(Graft):
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         return cast_caches(feed, after)
+
+
+def _cache(node: ir.Node) -> ir.Value:
+    """The cache that an attention's keys are written to."""
+    keys = node.inputs[1]
+    maker = keys.producer() if keys is not None else None
+    cache = maker.inputs[0] if maker is not None else None
+    assert cache is not None, "a mask over slots comes with caches"
+    return cache

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graftline.passes.grafts.masks import LATER
+
 
 @dataclass
 class Operands:
@@ -25,8 +27,10 @@ class Operands:
 
     @classmethod
     def of(cls, node: ir.Node, indices: Mapping[ir.Value, ir.Value]) -> Operands | None:
-        """The operands when they fit GroupQueryAttention, else None. `indices`: of every cache the
-        input that says from which slot on it is written."""
+        """The operands when they fit GroupQueryAttention, which is causal, else None. `indices`: of
+        every cache the input that says from which slot on it is written."""
+        if LATER in node.metadata_props:
+            return None
         query, key, value = node.inputs[:3]
         scatters = [_scatter(v, indices) for v in (key, value)]
         if query is None or scatters[0] is None or scatters[1] is None:

@@ -12,9 +12,11 @@ from graftline.errors import NotApplicable
 from graftline.passes.anchors.anchors import block_of
 from graftline.passes.grafts.head_parts import DRAFT_LAYER, DRAFT_SCORES
 from graftline.passes.graph.weights import Matrix, constant, matrix, tensor_of
-from graftline.passes.pipeline.graft import ROLE
+from graftline.passes.pipeline.graft import MADE_BY, ROLE
 
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
+WALKS = "markov"
+"""The pass whose products stay as they are: a loop reads them, a row at a time."""
 Kind = tuple[int, int, int]
 Key = tuple[str, bool]
 BLOCKS = {4: (32, 16), 8: (64, 32, 16)}
@@ -66,6 +68,11 @@ class Target:
         return self.node.metadata_props.get(ROLE) == "lm_head"
 
 
+def stays(node: ir.Node) -> bool:
+    """Whether a product is not quantized, of all that are by a constant matrix."""
+    return node.metadata_props.get(MADE_BY) == WALKS
+
+
 def targets_of(model: ir.Model, block: int) -> list[Target]:
     """Every product by a constant matrix, in blocks of `block` values, or for 0 of the most that
     its bits allow and that divide it. Raises NotApplicable at one that cannot be quantized."""
@@ -73,6 +80,8 @@ def targets_of(model: ir.Model, block: int) -> list[Target]:
     places = Counter[int]()
     top = set(model.graph)
     for node in model.graph.all_nodes():
+        if stays(node):
+            continue
         if node.op_type not in PRODUCTS or not any(is_constant(v) for v in node.inputs[:2]):
             continue
         weight = _weight(node)

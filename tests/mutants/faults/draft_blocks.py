@@ -1,4 +1,4 @@
-"""EAGLE heads whose features, vocabulary or entry are other than they say."""
+"""EAGLE and DFlash heads whose features, vocabulary or entry are other than they say."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from faults.graphs import constant, rewired
 from faults.mutant import Mutant, Touched, after, instead
 from graftline.kinds import draft_block
 from graftline.passes import GRAFTS
+from graftline.passes.anchors.anchors import with_role
+from graftline.passes.grafts.masks import LATER, SlotMasks
+from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.ports import cache_of, input_of
 from graftline.ports import FEATURES
 
-EAGLE3, MTP = {"head": "eagle3"}, {"head": "mtp"}
+EAGLE3, DFLASH, DSPARK = {"head": "eagle3"}, {"head": "dflash"}, {"head": "dspark"}
+MTP = {"head": "mtp"}
 KV_CACHE = GRAFTS["kv-cache"]
 
 
@@ -64,6 +69,64 @@ def _embedding_for_features(model: ir.Model) -> int:
     for node, index in uses:
         node.replace_input_with(index, table)
     return len(uses)
+
+
+def _mask_unread(model: ir.Model) -> int:
+    """The zeros of a mask are taken for its feature."""
+    node = next(
+        n for n in model.graph
+        if n.op_type == "Where" and any(v is not None and v.name == "features" for v in n.inputs)
+    )  # fmt: skip
+    node.outputs[0].replace_all_uses_with(node.inputs[1])
+    return 1
+
+
+def _block_as_chain(model: ir.Model) -> int:
+    """Rows see of their step only those before them, whatever the mask says."""
+    nodes = with_role(model.graph, "attention")
+    given = [input_of(model, role) for role in ("tokens", "positions", "write_index")]
+    slots = SlotMasks(Emit(model.graph, "fault", model.graph[0]), *given, cache_of(model))
+    for node in nodes:
+        emit = Emit(model.graph, "fault", node)
+        both = emit.op("And", [node.inputs[3], slots.of(node)])
+        node.replace_input_with(3, both)
+    return len(nodes)
+
+
+def _block_grouped(model: ir.Model) -> int:
+    """Nothing says that rows see those behind them, which a causal kernel cannot."""
+    nodes = with_role(model.graph, "attention")
+    return sum(node.metadata_props.pop(LATER, "") == "yes" for node in nodes)
+
+
+def _loop_of(model: ir.Model) -> ir.Graph:
+    """The body of the walk over a block."""
+    return next(n for n in model.graph if n.op_type == "Loop").attributes["body"].as_graph()
+
+
+def _stale_token(model: ir.Model) -> int:
+    """Every row is scored by the token before the block."""
+    body = _loop_of(model)
+    before = body.inputs[2]
+    emit = Emit(body, "fault")
+    body.outputs[1] = emit.op("Identity", [before], "markov.stale")
+    return 1
+
+
+def _lost_state(model: ir.Model) -> int:
+    """The state begins anew at every row."""
+    body = _loop_of(model)
+    body.outputs[2] = Emit(body, "fault").op("Identity", [body.inputs[3]], "markov.lost")
+    return 1
+
+
+def _sure_of_the_opposite(model: ir.Model) -> int:
+    """The confidence is that of a rejection."""
+    body = _loop_of(model)
+    node = [n for n in body if n.op_type == "Sigmoid"][-1]
+    read = node.inputs[0]
+    node.replace_input_with(0, Emit(body, "fault", node).op("Neg", [read], "markov.opposite"))
+    return 1
 
 
 def _step_off(real: Any, touched: Touched) -> Any:
@@ -149,6 +212,18 @@ DRAFT_BLOCKS = [
            "plain", "neutral", after(GRAFTS["draft-vocabulary"], _places_off), EAGLE3),
     Mutant("features-unread", "features: apply", "the embedding is read in their place",
            "plain", "neutral", after(GRAFTS["features"], _embedding_for_features), EAGLE3),
+    Mutant("mask-feature-unread", "features: apply", "a mask has no feature of its own",
+           "plain", "neutral", after(GRAFTS["features"], _mask_unread), {"head": "peagle"}),
+    Mutant("block-as-a-chain", "block-mask: apply", "a block's rows see those before them alone",
+           "plain", "any-order", after(GRAFTS["block-mask"], _block_as_chain), DFLASH),
+    Mutant("block-in-a-causal-kernel", "block-mask: apply", "nothing says what a block sees",
+           "plain", "whole", after(GRAFTS["block-mask"], _block_grouped), DFLASH),
+    Mutant("walk-behind-one-token", "markov: apply", "every token is scored by the first",
+           "plain", "walk", after(GRAFTS["markov"], _stale_token), DSPARK),
+    Mutant("walk-without-its-state", "markov: apply", "the recurrent state is not carried on",
+           "plain", "walk", after(GRAFTS["markov"], _lost_state), DSPARK),
+    Mutant("walk-sure-of-the-opposite", "markov: apply", "confidences are turned around",
+           "plain", "walk", after(GRAFTS["markov"], _sure_of_the_opposite), DSPARK),
     Mutant("head-state-a-row-off", "draft_block: the engine", "the state is the row before's",
            "plain", "taps", instead(draft_block, "_answers", _step_off), EAGLE3),
     Mutant("mtp-state-before-the-norm", "ports: state_port", "what is fed back is not normed",

@@ -20,6 +20,7 @@ from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
 from graftline.models.tiny import tiny
 from graftline.passes import Pipeline
+from tests.dflash_files import write_dflash
 from tests.eagle_files import write_eagle3
 from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
@@ -202,14 +203,17 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        "hydra", "eagle3" or "mtp"."""
+        "hydra", "eagle3", "peagle", "dflash", "dspark" or "mtp"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
-        if own == "eagle3":
-            write_eagle3(place, size.hidden, size.vocabulary, (0, 1))
+        if own in ("eagle3", "peagle"):
+            write_eagle3(place, size.hidden, size.vocabulary, (0, 1), mask=own == "peagle")
         elif own == "mtp":
             write_mtp(place, size.hidden, size.vocabulary, size.layers)
+        elif own in ("dflash", "dspark"):
+            kind = "rnn" if own == "dspark" else ""
+            write_dflash(place, size.hidden, size.vocabulary, (0, 1), kind)
         elif own == "hydra":
             write_hydra(place, seeded_sequence(size.hidden, size.vocabulary, heads=2))
         else:

@@ -1,0 +1,155 @@
+"""A DFlash head as a host: a small decoder whose graph is exported like any other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import CheckpointError
+from graftline.evaluate import Feed
+from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
+from graftline.head_notes import MARKOV, NEVER, MarkovNote, write_draft_ids
+from graftline.models.export.dflash_module import DFlashDecoder, DFlashShape
+from graftline.models.export.export import export
+from graftline.models.heads.dflash import DFlashSettings
+from graftline.models.heads.eagle_host import (
+    EMBEDDING,
+    LM_HEAD,
+    PLACES,
+    Shared,
+    feature_table,
+    keep_beside,
+    keep_taps,
+)
+from graftline.models.heads.eagle_shapes import our_name
+from graftline.models.heads.head import Head
+from graftline.models.heads.vocabulary import DRAFT_IDS
+from graftline.models.host import Host, Watch
+from graftline.models.reference import Own, OwnModel
+from graftline.ports import FEATURES
+from graftline.tensors import numbers
+
+
+def dflash_shape(head: Head) -> DFlashShape:
+    """What the module of a head is made of. Raises CheckpointError for what it does not host."""
+    settings = head.settings
+    assert isinstance(settings, DFlashSettings)
+    block = settings.block
+    odd = {
+        "convolutions (DFlash2)": settings.convolution is not None,
+        "a selector of candidates (DFlash2)": settings.selector is not None,
+        "a confidence head, or the name DSpark, and no Markov head": settings.markov is None
+            and (settings.confidence is not None or head.family == "dspark"),
+        "a Markov head whose first row does not draft":
+            settings.markov is not None and not settings.anchor_drafts,
+        "a recurrent correction (Domino)": settings.domino is not None,
+        "layers of which some see a block whole and others only backwards":
+            len(set(settings.causal)) > 1,
+        "windows smaller than its block": any(
+            0 < window < settings.block_size and not causal
+            for window, causal in zip(settings.windows, settings.causal, strict=True)
+        ),
+        "the final norm's output among its taps": any(tap.normed for tap in head.taps),
+        "scaled or soft-capped logits or embeddings": (
+            settings.output_multiplier, settings.softcap, settings.embedding_scale
+        ) != (1.0, 0.0, 1.0),
+        "gated attention": block.gated,
+        f"norms over w + {block.norm_offset}": bool(block.norm_offset),
+        f"rotary positions on {block.rope.size} of {block.head_size} numbers":
+            block.rope.size != block.head_size,
+        "interleaved rotary pairs": block.rope.interleaved,
+    }  # fmt: skip
+    if found := [what for what, there in odd.items() if there]:
+        raise CheckpointError(
+            f"{head.source}: a head with {found[0]}, which this version reads and does not build "
+            "yet; give a plain DFlash or DSpark head"
+        )
+    return DFlashShape(
+        block, settings.layers, settings.windows, settings.vocabulary, settings.draft_vocabulary,
+        "layers.0.output.bias" in head.tensors,
+    )  # fmt: skip
+
+
+def dflash_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) -> Host:
+    """Export the head and point its weights into its own files and the target's. Raises
+    CheckpointError."""
+    shape, settings = dflash_shape(head), head.settings
+    tensors = {EMBEDDING: shared.embedding, LM_HEAD: shared.lm_head, **head.tensors}
+    tensors[FEATURES] = feature_table(shape.block.hidden, masked=True)
+    graph, weights = _exported(shape, target.positions or 4096, watch)
+    for name in sorted(weights):
+        graph.graph.initializers[name].const_value = tensors[our_name(name)]
+    block = shape.block
+    facts = DraftBlockFacts(
+        vocabulary=shape.drafted, hidden=block.hidden, layers=shape.layers, heads=block.heads,
+        kv_heads=block.kv_heads, head_size=block.head_size, positions=target.positions,
+        mask_token=settings.mask_token, normed_state=True, block=settings.block_size,
+        causal=settings.causal[0], anchor_drafts=settings.anchor_drafts, source=head.source.name,
+        parameters=sum(math.prod(t.shape.numpy()) for t in head.tensors.values()),
+    )  # fmt: skip
+    write_facts(graph, facts)
+    if (ids := tensors.get(DRAFT_IDS)) is not None:
+        write_draft_ids(graph, ids.numpy(), shape.vocabulary)
+    keep_taps(graph, head, target.layers, block)
+    _keep_markov(graph, head)
+    return Host(graph, facts, own=_own_model(shape, tensors))
+
+
+def _keep_markov(graph: ir.Model, head: Head) -> None:
+    """Put a Markov head and a confidence head beside the head's graph."""
+    settings = head.settings
+    assert isinstance(settings, DFlashSettings)
+    if (markov := settings.markov) is None:
+        return
+    sure = settings.confidence
+    with_token = sure is not None and sure.with_markov
+    MarkovNote(markov.kind, markov.rank, sure is not None, with_token).write(graph)
+    names = {"markov.w1": "w1", "markov.w2": "w2"}
+    for there in ("markov.gate", "markov.joint", "confidence"):
+        for part in ("weight", "bias"):
+            names[f"{there}.{part}"] = f"{there.removeprefix('markov.')}_{part}"
+    for there, here in names.items():
+        if (tensor := head.tensors.get(there)) is not None:
+            keep_beside(graph, MARKOV + here, tensor)
+
+
+def _exported(shape: DFlashShape, positions: int, watch: Watch) -> tuple[ir.Model, frozenset[str]]:
+    """The raw graph without weights, and what its weights are called."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        module = DFlashDecoder(shape, positions, places=PLACES)
+    exported = export(module.eval(), watch)
+    return exported.model, exported.weights
+
+
+def _own_model(shape: DFlashShape, tensors: Mapping[str, ir.TensorProtocol]) -> OwnModel:
+    """The module itself, run by torch: ids, features [B, N, H] and what rows see [B, 1, N, N] in,
+    logits of the target's ids out."""
+
+    def run(feed: Feed, say: Watch) -> Own | str:
+        import torch
+
+        module = DFlashDecoder(shape, feed["tokens"].shape[1])
+        state: dict[str, Any] = {
+            name: torch.from_numpy(np.array(numbers(tensors[our_name(name)]), np.float32))
+            for name in module.state_dict()
+        }
+        module.load_state_dict(state, assign=True)
+        given = (feed[name].copy() for name in ("tokens", "mask", FEATURES))
+        tokens, seen, features = map(torch.from_numpy, given)
+        places = torch.arange(tokens.shape[1])[None].expand_as(tokens)
+        with torch.no_grad():
+            out = module.eval()(tokens, seen, places, features)
+        logits, ids = out.logits[0].numpy(), tensors.get(DRAFT_IDS)
+        if ids is not None:
+            drafted = logits
+            logits = np.full((len(drafted), shape.vocabulary), NEVER, np.float32)
+            logits[:, ids.numpy()] = drafted
+        return Own(logits, {0: out.state[0].numpy()})
+
+    return run

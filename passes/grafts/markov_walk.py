@@ -1,0 +1,149 @@
+"""The loop of a Markov head over the rows of a block, and its formula in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.evaluate import Array
+from graftline.head_notes import MARKOV, MarkovNote
+from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.text import write
+from graftline.passes.graph.weights import tensor_of
+from graftline.tensors import numbers
+
+FLOAT, INT = ir.DataType.FLOAT, ir.DataType.INT64
+Values = Mapping[str, ir.Value]
+_BEGUN = """
+    asked = GatherND <batch_dims = 1> (tokens, Unsqueeze (rows, axis_2))
+    first = Gather <axis = 1> (asked, zero)
+    count = Squeeze (Shape <start = 1, end = 2> (rows), axis_0)
+    state = Expand (zero_f, Concat <axis = 0> (Shape (first), rank))
+"""
+_READ = """
+    known = Gather (w1, before)
+    hidden = Gather <axis = 1> (states, step)
+    row = Gather <axis = 1> (logits, step)
+    on = Identity (going)
+"""
+_MIXED = {
+    "vanilla": "mixed = Identity (known)",
+    "gated": """
+        gate = Gemm <transB = 1> (Concat <axis = -1> (hidden, known), gate_weight, gate_bias)
+        mixed = Mul (Sigmoid (gate), known)
+    """,
+    "rnn": """
+        read = Concat <axis = -1> (held, known, hidden)
+        joint = Gemm <transB = 1> (read, joint_weight, joint_bias)
+        keeping, new, out = Split <axis = -1, num_outputs = 3> (joint)
+        keep = Sigmoid (keeping)
+        moved = Add (Mul (keep, held), Mul (Sub (unit, keep), Tanh (new)))
+        mixed = Tanh (out)
+    """,
+}
+"""What the token before a row makes of its own row of w1, by the kind of head."""
+_CHOSEN = "best = ArgMax <axis = -1, keepdims = 0> (Add (row, Gemm <transB = 1> (mixed, w2)))"
+_NAMED = "token = Gather (ids, best)"
+_SAME = "token = Identity (best)"
+_SURE = """
+    sure = Sigmoid (Gemm <transB = 1> ({read}, confidence_weight, confidence_bias))
+    confidence = Squeeze (sure, last)
+"""
+
+
+def walked(emit: Emit, note: MarkovNote, given: Values) -> list[ir.Value]:
+    """drafts [B, R], and confidence [B, R] where the head has one, of logits [B, R, Vd], states
+    [B, R, H], tokens [B, N] and rows [B, R]; `given` has those and the head's weights."""
+    rank = emit.const("markov.rank", [note.rank], np.int64)
+    read = {"tokens": given["tokens"], "rows": given["rows"], "rank": rank}
+    first, count, state = write(emit, _BEGUN, read, ["first", "count", "state"])
+    consts = {
+        "unit": emit.const("one.float", 1.0, np.float32),
+        "last": emit.const("axes.-1", [-1], np.int64),
+    }  # fmt: skip
+    carried = [first, state]
+    body = _body(note, {**given, **consts}, emit.by)
+    scanned = len(body.outputs) - 1 - len(carried)
+    always = emit.const("always", True, np.bool_)
+    loop = emit.node("Loop", [count, always, *carried], [""] * (2 + scanned), body=body)
+    return [emit.op("Transpose", [value], perm=[1, 0]) for value in loop.outputs[2:]]
+
+
+def _body(note: MarkovNote, given: Values, by: str) -> ir.Graph:
+    """One row: the token before it [B] and the state [B, r] in, its own and the next state out."""
+    inputs = {
+        "step": _value("step", INT, []), "going": _value("going", ir.DataType.BOOL, []),
+        "before": _value("before", INT, ["B"]), "held": _value("held", FLOAT, ["B", note.rank]),
+    }  # fmt: skip
+    sure = _SURE.format(read="Concat <axis = -1> (hidden, known)" if note.with_token else "hidden")
+    recurrent = note.kind == "rnn"
+    text = "\n".join([
+        _READ, _MIXED[note.kind], "" if recurrent else "moved = Identity (held)", _CHOSEN,
+        _NAMED if "ids" in given else _SAME, "shown = Identity (token)",
+        sure if note.confidence else "",
+    ])  # fmt: skip
+    made = ["on", "token", "moved", "shown", *(["confidence"] if note.confidence else [])]
+    body = ir.Graph(list(inputs.values()), [], nodes=[], name="markov")
+    body.outputs.extend(write(Emit(body, by), text, {**inputs, **given}, made))
+    for place, node in enumerate(body):
+        node.name = f"markov.node.{place}"
+        for value in node.outputs:
+            value.name = f"markov.{place}.{value.index()}"
+    return body
+
+
+def _value(name: str, dtype: ir.DataType, shape: list[str | int]) -> ir.Value:
+    shaped = ir.Shape(shape)
+    return ir.Value(name=f"markov.{name}", shape=shaped, type=ir.TensorType(dtype))
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What `walked` says, in numpy; `weights` of the head, by their names without the prefix."""
+
+    note: MarkovNote
+    weights: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, head: ir.Model, note: MarkovNote) -> Formula:
+        """By the weights that lie beside a head's graph."""
+        found = {
+            name.removeprefix(MARKOV): np.asarray(numbers(tensor_of(value)), np.float64)
+            for name, value in head.graph.initializers.items() if name.startswith(MARKOV)
+        }  # fmt: skip
+        return cls(note, found)
+
+    def scores(self, logits: Array, states: Array, before: Array) -> tuple[Array, Array | None]:
+        """Logits [B, R, Vd] with what the tokens `before` each row [B, R] add to them, and the
+        confidences [B, R]; `states` [B, R, H]."""
+        w, known = self.weights, self.weights["w1"][before]
+        mixed = known
+        if self.note.kind == "gated":
+            gate = np.concatenate([states, known], -1) @ w["gate_weight"].T + w["gate_bias"]
+            mixed = _sigmoid(gate) * known
+        if self.note.kind == "rnn":
+            mixed = self._recurrent(known, states)
+        scored = logits + mixed @ w["w2"][: logits.shape[-1]].T
+        if not self.note.confidence:
+            return scored, None
+        read = np.concatenate([states, known], -1) if self.note.with_token else states
+        sure = read @ w["confidence_weight"].T + w["confidence_bias"]
+        return scored, _sigmoid(sure)[..., 0]
+
+    def _recurrent(self, known: Array, states: Array) -> Array:
+        held, found = np.zeros_like(known[:, 0]), list[Array]()
+        for row in range(known.shape[1]):
+            read = np.concatenate([held, known[:, row], states[:, row]], axis=-1)
+            joint = read @ self.weights["joint_weight"].T + self.weights["joint_bias"]
+            keeping, new, out = np.split(joint, 3, axis=-1)
+            keep = _sigmoid(keeping)
+            held = keep * held + (1 - keep) * np.tanh(new)
+            found.append(np.tanh(out))
+        return np.stack(found, axis=1)
+
+
+def _sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
