@@ -69,8 +69,7 @@ def _step(session: OrtSession, fused: OrtFusedStep, rule: Rule, host: HostDrafts
     depth, mask = np.zeros(len(nodes), np.int64), np.eye(len(nodes), dtype=np.bool_)
     depth[real], mask[np.ix_(real, real)] = tree.depth, tree.mask
     scores = session.score(nodes[None], depth[None], mask[None])
-    names = ("argmax", "logits", "topk_ids", "hidden")
-    kept = Scores(**{name: _rows(scores, name, real) for name in names})
+    kept = Scores.of({key: part[:, real] for key, part in scores.parts().items()})
     verdict = rule.judge(tree, kept, 0)
     host.observe(tree, verdict, kept)
     start = int(session.lengths[0])
@@ -100,11 +99,6 @@ def _near_tie(
     probs = dense(rule.sampling, scores.logits[0, verdict.path[place]])
     end = float(probs[: got[place] + 1].sum())
     return end - probs[got[place]] - NEAR_TIE <= drawn <= end + NEAR_TIE
-
-
-def _rows(scores: Scores, name: str, rows: Ints) -> Any:
-    values = getattr(scores, name)
-    return None if values is None else values[:, rows]
 
 
 def _committed(session: OrtSession, slots: Ints) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.heads import OrtHeads
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.resources import Resources
+from graftline.runtimes.session import FINAL
 from graftline.runtimes.trees.template import Template
 from tests.medusa_files import fitted, write_safe
 
@@ -90,7 +91,7 @@ class Opened:
             text.append(int(self.session.prefill([np.asarray(text)]).argmax[0, -1]))
         self.session.reset(1)
         states: list[Any] = []
-        self.session.read(0, np.asarray(text), lambda s: states.append(s.copy()))
+        self.session.read(0, np.asarray(text), lambda s: states.append(s[FINAL].copy()))
         return fitted(np.concatenate(states), text, self.session.facts.vocabulary)
 
     def drafts(self, **options: Any) -> HeadDrafts:
