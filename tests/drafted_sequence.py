@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from graftline.runtimes.drafters import make_drafter
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import MADE, Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
@@ -22,8 +22,8 @@ class DraftedSequence:
         self.drafter: Any = make_drafter(name, {}, engine.resources)
         self.tokens: list[int] = random.integers(0, vocabulary, length).tolist()
         states = random.standard_normal((length, width)).astype(np.float32)
-        self.drafter.see(0, states[:4])
-        self.drafter.see(4, states[4:])
+        self.drafter.see(0, {MADE: states[:4]})
+        self.drafter.see(4, {MADE: states[4:]})
         self.drafter.start(self.tokens)
         self.features = states[:-1]
         """Of every token but the last."""
@@ -38,7 +38,7 @@ class DraftedSequence:
         if len(self._last):
             states[0], self._last = self._last[0], self._last[:0]
         scores = Scores(np.zeros((1, len(tree)), np.int64), np.zeros((1, len(tree), 1)),
-                        hidden=states[None])  # fmt: skip
+                        taps={MADE: states[None]})  # fmt: skip
         self.drafter.observe(tree, Verdict(tuple(range(accepted + 1)), own), scores, 0)
         self.tokens += [*self.draft[:accepted], own]
         self.features = np.concatenate([self.features, states[: accepted + 1]])

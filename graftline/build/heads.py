@@ -21,9 +21,7 @@ from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.hydra import HydraSettings
 from graftline.models.host import Host
 from graftline.owners import HEAD, head_owner
-from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.anchors import with_role
-from graftline.passes.grafts.block_mask import BlockMask
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear
 from graftline.passes.graph.weights import lazy, tensor_of
@@ -174,13 +172,6 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
         raise GraftlineError(
             f"the recipe {chosen.name} has no {sorted(lacks)[0]} for a head, which the "
             f"{known.name} head {head.source} needs; use --recipe {known.name}"
-        )
-    grafts = Pipeline.parse(chosen.head, GRAFTS).grafts
-    whole = head.family in BLOCKS and not all(head.settings.causal)
-    if NEED in chosen.needs and whole and not any(isinstance(g, BlockMask) for g in grafts):
-        raise GraftlineError(
-            f"{head.source} sees its block whole, and the recipe {chosen.name} lets a row see only "
-            f"those before it; use --recipe {known.name}"
         )
 
 

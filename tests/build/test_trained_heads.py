@@ -97,7 +97,7 @@ def drafted(engine: Any, name: str) -> tuple[int, list[int]]:
 
     def show(states: Any) -> None:
         drafter.see(seen[0], states)
-        seen[0] += len(states)
+        seen[0] += len(next(iter(states.values())))
 
     given = (show,) if sees(drafter) else ()
     scores = engine.session.read(0, np.asarray(PROMPT, np.int64), *given)
