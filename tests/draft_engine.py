@@ -55,8 +55,9 @@ def answered(
     ports, own = read_ports(made.lowered), read_facts(made.lowered)
     assert isinstance(own, DraftBlockFacts)
     tokens, features = seeded_text(sizes)
-    feed = {"tokens": tokens, FEATURES: features}
-    state = state_port(ports, own.normed_state)
+    seen = np.tri(ROWS, dtype=np.bool_)[None, None]
+    feed = {"tokens": tokens, FEATURES: features, "mask": seen}
+    state = state_port(ports, own.normed_state).name
     logits, states = draft_block._answers(_saved(made.lowered, folder), ports, feed, state)
     return logits[0], states[0]
 

@@ -194,5 +194,5 @@ def test_a_dflash2_head_is_refused_before_its_host_is_read(tmp_path: Path) -> No
 
 def test_a_whole_block_needs_the_recipe_with_its_mask(checkpoint: Path, tmp_path: Path) -> None:
     head = str(files(WHOLE, tmp_path / "head"))
-    with pytest.raises(GraftlineError, match=r"has no block-mask for a head, which.*use --recipe dflash"):
+    with pytest.raises(GraftlineError, match=r"has no block-mask .*use --recipe dflash"):
         optimize(checkpoint, tmp_path / "out", head=head, recipe="jetspec")

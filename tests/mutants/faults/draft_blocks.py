@@ -15,7 +15,7 @@ from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.masks import LATER, SlotMasks
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.ports import cache_of, input_of
-from graftline.ports import FEATURES
+from graftline.ports import FEATURES, Port
 
 EAGLE3, DFLASH, DSPARK = {"head": "eagle3"}, {"head": "dflash"}, {"head": "dspark"}
 MTP = {"head": "mtp"}
@@ -143,7 +143,7 @@ def _step_off(real: Any, touched: Touched) -> Any:
 def _before_the_norm(real: Any, touched: Touched) -> Any:
     """What is fed back is what leaves the last block."""
 
-    def state_port(ports: Any, normed: bool) -> str:
+    def state_port(ports: Any, normed: bool) -> Port:
         touched.count += normed
         return real(ports, False)
 
