@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from graftline.runtimes.session import FINAL, Floats, Ints, Scores
+from graftline.runtimes.session import Floats, Ints, Scores, of_heads
 
 
 class Heads(Protocol):
@@ -48,7 +48,7 @@ class Reading:
     def note(self, scores: Scores, row: int, node: int) -> None:
         """The target chose a token behind that row. Raises GraftlineError where the target does not
         bring out the state that the heads read."""
-        self.hidden = scores.tap(FINAL)[row, node].copy()
+        self.hidden = scores.tap(of_heads(scores.taps))[row, node].copy()
         self.ids = self.shares = None
 
 

@@ -99,6 +99,11 @@ def tapped(taps: Mapping[Tap, Floats], which: Tap) -> Floats:
     return taps[which]
 
 
+def of_heads(taps: Mapping[Tap, Floats]) -> Tap:
+    """Which of them the bundle's draft head reads: what its target makes for it, if it does."""
+    return MADE if MADE in taps else FINAL
+
+
 def call_starts(count: int, asked: int, most: int) -> list[int]:
     """Where each call begins when `count` rows go in calls of `most` rows, and the last call must
     hold the last `asked` rows, be they more."""

@@ -175,7 +175,7 @@ def no_measuring() -> Iterator[None]:
     """`load` takes FINDINGS.md's costs of an int4 step: measuring a real model's takes a minute."""
     chain = {1: 6.9, 2: 9.6, 3: 11.8, 4: 13.9, 6: 18.5, 8: 22.9, 16: 41.1, 32: 78.0}
     tree = {1: 8.6, 2: 11.6, 4: 16.5, 8: 25.5, 16: 44.0, 32: 83.7}
-    table = {"chain": chain, "tree": tree, "far_chain": {}, "far_tree": {}, "batch": {}}
+    table = {"chain": chain, "tree": tree, "far": {}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("graftline.runtimes.load.measure_costs", lambda *session: table)
         yield

@@ -153,7 +153,7 @@ def test_trees_behind_the_targets_own_text_are_the_references(
 
     tree = draft_alone(drafter.draft(Bid.free(12)))
     assert not tree.is_chain
-    wanted = expanded(probs, drafter.chances.of_head, **options)
+    wanted = expanded(probs, drafter.ranks.of_head, **options)
     assert [path[1:] for path in spelled(tree)] == wanted
 
 

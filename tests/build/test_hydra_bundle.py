@@ -21,6 +21,7 @@ from graftline.models.heads import open_head
 from graftline.models.heads.eagle_shapes import eagle_shape
 from graftline.models.tiny import tiny
 from graftline.runtimes.load import load
+from graftline.runtimes.session import MADE
 from tests.free_engine import free
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.markov_host import HIDDEN, VOCABULARY, MarkovCheckpoint, path_of, right_sequence
@@ -160,7 +161,7 @@ def test_heads_on_the_state_before_the_last_block(tmp_path: Path) -> None:
         shown = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-2][0, -1:]
         known = model.get_input_embeddings()(torch.tensor([[7, 99]]))
         expected = module(shown[None], known[:, None])
-    got = scores.hidden[0, -1:]
+    got = scores.tap(MADE)[0, -1:]
     assert_same_sums(got, shown.numpy(), 3 * (2 * 48 + 80 + 60))
     heads = engine.resources.head()
     for number, tokens in enumerate(([[7]], [[7, 99]])):

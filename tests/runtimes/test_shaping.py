@@ -66,7 +66,7 @@ def served() -> list[Recipe]:
     drawn = ("rejection", "block", "k-sequential", "greedy-multipath-block")
     exact = [
         one for one in recipes()
-        if one.lossless and not {"tuned", "mask token", "depths", "head"} & {*one.needs}
+        if one.lossless and not {"tuned", "mask token", "depths", "head", "route"} & {*one.needs}
         and one.rule not in drawn and one.name != "parallel-within-sequence"
     ]  # fmt: skip
     drafter = {"step-score": "prompt-lookup", "reflective": "reflective", "judge": "prompt-lookup"}
