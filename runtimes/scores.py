@@ -14,6 +14,7 @@ from graftline.runtimes.session import Floats, Ints, Scores, Tap
 
 K = TypeVar("K")
 Read = Callable[[], Floats]
+STALE = "scores were read after the next call; copy them before it"
 
 
 class LazyTaps(Mapping[Tap, Floats], Generic[K]):

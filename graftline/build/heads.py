@@ -21,10 +21,14 @@ from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.hydra import HydraSettings
 from graftline.models.host import Host
 from graftline.owners import HEAD, head_owner
+from graftline.passes import GRAFTS
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear
+from graftline.passes.grafts.tap import Tap
 from graftline.passes.graph.weights import lazy, tensor_of
+from graftline.passes.pipeline.graft import Graft
+from graftline.passes.pipeline.pipeline import Pipeline
 from graftline.ports import FEATURES, by_role, read_ports
 from graftline.recipe import Recipe, recipe
 from graftline.tensors import Widened, file_of
@@ -167,16 +171,22 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
             f"the recipe {chosen.name} drafts with {chosen.drafter} heads, and {head.source} holds "
             f"{known.drafter} heads; use --recipe {known.name}"
         )
-    lacks = _passes(known.head) - _passes(chosen.head)
-    if lacks and is_decoder(head):
+    if is_decoder(head) and (lacks := _lacking(known.head, chosen.head)) is not None:
         raise GraftlineError(
-            f"the recipe {chosen.name} has no {sorted(lacks)[0]} for a head, which the "
+            f"the recipe {chosen.name} has no {lacks} for a head, which the "
             f"{known.name} head {head.source} needs; use --recipe {known.name}"
         )
 
 
-def _passes(text: str) -> set[str]:
-    return {part.strip() for part in text.split("|")}
+def _lacking(needed: str, passes: str) -> Graft | None:
+    """The first pass of `needed` that `passes` do not have. Options may differ, but for which
+    hidden states are brought out."""
+    grafts = Pipeline.parse(passes, GRAFTS).grafts
+    for graft in Pipeline.parse(needed, GRAFTS).grafts:
+        alike = [one for one in grafts if one.name() == graft.name()]
+        if not alike or (isinstance(graft, Tap) and graft not in alike):
+            return graft
+    return None
 
 
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
-import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import CheckpointError
-from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
-from graftline.head_notes import MARKOV, NEVER, MarkovNote, write_draft_ids
+from graftline.head_notes import MARKOV, MarkovNote, write_draft_ids
 from graftline.models.export.dflash_module import DFlashDecoder, DFlashShape
-from graftline.models.export.export import export
 from graftline.models.heads.dflash import DFlashSettings
 from graftline.models.heads.eagle_host import (
     EMBEDDING,
@@ -25,13 +21,12 @@ from graftline.models.heads.eagle_host import (
     keep_beside,
     keep_taps,
 )
-from graftline.models.heads.eagle_shapes import our_name
+from graftline.models.heads.eagle_shapes import DYNAMIC, our_name
 from graftline.models.heads.head import Head
+from graftline.models.heads.head_module import export_module, own_model
 from graftline.models.heads.vocabulary import DRAFT_IDS
 from graftline.models.host import Host, Watch
-from graftline.models.reference import Own, OwnModel
 from graftline.ports import FEATURES
-from graftline.tensors import numbers
 
 
 def dflash_shape(head: Head) -> DFlashShape:
@@ -62,6 +57,8 @@ def dflash_shape(head: Head) -> DFlashShape:
         f"rotary positions on {block.rope.size} of {block.head_size} numbers":
             block.rope.size != block.head_size,
         "interleaved rotary pairs": block.rope.interleaved,
+        "rotary frequencies that change with the length of a text (rope_type=dynamic)":
+            block.rope.kind == DYNAMIC,
     }  # fmt: skip
     if found := [what for what, there in odd.items() if there]:
         raise CheckpointError(
@@ -80,7 +77,8 @@ def dflash_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) 
     shape, settings = dflash_shape(head), head.settings
     tensors = {EMBEDDING: shared.embedding, LM_HEAD: shared.lm_head, **head.tensors}
     tensors[FEATURES] = feature_table(shape.block.hidden, masked=True)
-    graph, weights = _exported(shape, target.positions or 4096, watch)
+    make = partial(DFlashDecoder, shape, places=PLACES)
+    graph, weights = export_module(make, target.positions or 4096, watch)
     for name in sorted(weights):
         graph.graph.initializers[name].const_value = tensors[our_name(name)]
     block = shape.block
@@ -96,7 +94,8 @@ def dflash_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) 
         write_draft_ids(graph, ids.numpy(), shape.vocabulary)
     keep_taps(graph, head, target.layers, block)
     _keep_markov(graph, head)
-    return Host(graph, facts, own=_own_model(shape, tensors))
+    own = own_model(partial(DFlashDecoder, shape), tensors, shape.vocabulary, True)
+    return Host(graph, facts, own=own)
 
 
 def _keep_markov(graph: ir.Model, head: Head) -> None:
@@ -115,41 +114,3 @@ def _keep_markov(graph: ir.Model, head: Head) -> None:
     for there, here in names.items():
         if (tensor := head.tensors.get(there)) is not None:
             keep_beside(graph, MARKOV + here, tensor)
-
-
-def _exported(shape: DFlashShape, positions: int, watch: Watch) -> tuple[ir.Model, frozenset[str]]:
-    """The raw graph without weights, and what its weights are called."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        module = DFlashDecoder(shape, positions, places=PLACES)
-    exported = export(module.eval(), watch)
-    return exported.model, exported.weights
-
-
-def _own_model(shape: DFlashShape, tensors: Mapping[str, ir.TensorProtocol]) -> OwnModel:
-    """The module itself, run by torch: ids, features [B, N, H] and what rows see [B, 1, N, N] in,
-    logits of the target's ids out."""
-
-    def run(feed: Feed, say: Watch) -> Own | str:
-        import torch
-
-        module = DFlashDecoder(shape, feed["tokens"].shape[1])
-        state: dict[str, Any] = {
-            name: torch.from_numpy(np.array(numbers(tensors[our_name(name)]), np.float32))
-            for name in module.state_dict()
-        }
-        module.load_state_dict(state, assign=True)
-        given = (feed[name].copy() for name in ("tokens", "mask", FEATURES))
-        tokens, seen, features = map(torch.from_numpy, given)
-        places = torch.arange(tokens.shape[1])[None].expand_as(tokens)
-        with torch.no_grad():
-            out = module.eval()(tokens, seen, places, features)
-        logits, ids = out.logits[0].numpy(), tensors.get(DRAFT_IDS)
-        if ids is not None:
-            drafted = logits
-            logits = np.full((len(drafted), shape.vocabulary), NEVER, np.float32)
-            logits[:, ids.numpy()] = drafted
-        return Own(logits, {0: out.state[0].numpy()})
-
-    return run

@@ -5,26 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
-from graftline.head_notes import NEVER, TAPPED, write_draft_ids
-from graftline.models.export.eagle_module import MASK_FEATURE, EagleDecoder, EagleShape
-from graftline.models.export.export import export
+from graftline.head_notes import TAPPED, write_draft_ids
+from graftline.models.export.eagle_module import MASK_FEATURE, EagleDecoder
 from graftline.models.heads.block import Block
 from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.eagle_shapes import eagle_shape, module_tensors, our_name
 from graftline.models.heads.head import FINAL, Head
+from graftline.models.heads.head_module import export_module, own_model
 from graftline.models.heads.mask_feature import mask_feature
 from graftline.models.heads.vocabulary import DRAFT_IDS
 from graftline.models.host import Host, Watch
-from graftline.models.reference import Own, OwnModel
 from graftline.ports import FEATURES
-from graftline.tensors import numbers
 
 PLACES = 64
 """Features in the table that the exported graph has in their place."""
@@ -52,7 +50,8 @@ def eagle_host(
     shape = eagle_shape(head, config)
     own = module_tensors(head, shape)
     tensors = {EMBEDDING: shared.embedding, LM_HEAD: shared.lm_head, **own}
-    graph, weights = _exported(shape, target.positions or 4096, watch)
+    make = partial(EagleDecoder, shape, places=PLACES)
+    graph, weights = export_module(make, target.positions or 4096, watch)
     tensors[FEATURES] = feature_table(shape.block.hidden, shape.masked)
     if shape.masked:
         tensors[MASK_FEATURE] = mask_feature(head)
@@ -73,7 +72,8 @@ def eagle_host(
         write_draft_ids(graph, ids.numpy(), shape.vocabulary)
     if head.taps != (FINAL,) or isinstance(head.settings, Eagle3Settings):
         keep_taps(graph, head, target.layers, shape.block, joined=not shape.fused)
-    return Host(graph, facts, own=_own_model(shape, tensors))
+    own = own_model(partial(EagleDecoder, shape), tensors, shape.vocabulary, False)
+    return Host(graph, facts, own=own)
 
 
 def feature_table(width: int, masked: bool) -> ir.TensorProtocol:
@@ -107,40 +107,3 @@ def keep_taps(
         if (tensor := head.tensors.get(there)) is not None:
             keep_beside(graph, TAPPED + here, tensor)
     head.reading(layers, block.hidden, block.epsilon).write(graph)
-
-
-def _exported(shape: EagleShape, positions: int, watch: Watch) -> tuple[ir.Model, frozenset[str]]:
-    """The raw graph without weights, and what its weights are called."""
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        module = EagleDecoder(shape, positions, places=PLACES)
-    exported = export(module.eval(), watch)
-    return exported.model, exported.weights
-
-
-def _own_model(shape: EagleShape, tensors: Mapping[str, ir.TensorProtocol]) -> OwnModel:
-    """The module itself, run by torch: ids and features [B, N, H] in, logits of the target's ids
-    out."""
-
-    def run(feed: Feed, say: Watch) -> Own | str:
-        import torch
-
-        module = EagleDecoder(shape, feed["tokens"].shape[1])
-        state: dict[str, Any] = {
-            name: torch.from_numpy(np.array(numbers(tensors[our_name(name)]), np.float32))
-            for name in module.state_dict()
-        }
-        module.load_state_dict(state, assign=True)
-        tokens, features = (torch.from_numpy(feed[name].copy()) for name in ("tokens", FEATURES))
-        places = torch.arange(tokens.shape[1])[None].expand_as(tokens)
-        with torch.no_grad():
-            out = module.eval()(tokens, None, places, features)
-        logits, ids = out.logits[0].numpy(), tensors.get(DRAFT_IDS)
-        if ids is not None:
-            drafted = logits
-            logits = np.full((len(drafted), shape.vocabulary), NEVER, np.float32)
-            logits[:, ids.numpy()] = drafted
-        return Own(logits, {0: out.state[0].numpy()})
-
-    return run

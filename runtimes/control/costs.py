@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from graftline.errors import BundleError
@@ -37,7 +38,8 @@ class Costs:
     )
 
     def __post_init__(self) -> None:
-        if 1 not in self.chain or min([*self.chain.values(), *self.tree.values()]) <= 0:
+        times = [ms for table in self._tables().values() for ms in table.values()]
+        if 1 not in self.chain or not all(0 < ms < inf for ms in times):
             raise BundleError("step costs need a chain of 1 row and positive times; measure again")
         self.pace, self._stored = Pace(), (1.0, 1.0)
         self._lines: dict[tuple[int, bool, int], tuple[float, float]] = {}
@@ -83,12 +85,15 @@ class Costs:
     def to_json(self, plain: float = 1.0, drafted: float = 1.0) -> dict[str, Any]:
         """With string keys, as JSON has them; times of a single row and of more so many times as
         long."""
-        tables = {"chain": self.chain, "tree": self.tree, "far": self.far}
-        tables |= {str(size): table for size, table in self.batches.items()}
         return {
             name: {str(rows): ms * (plain if rows == 1 else drafted) for rows, ms in table.items()}
-            for name, table in tables.items()
+            for name, table in self._tables().items()
         }
+
+    def _tables(self) -> dict[str, Table]:
+        """All of them, by their names in JSON."""
+        sizes = {str(size): table for size, table in self.batches.items()}
+        return {"chain": self.chain, "tree": self.tree, "far": self.far, **sizes}
 
     @classmethod
     def from_json(

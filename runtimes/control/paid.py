@@ -54,6 +54,7 @@ class Paid:
 
     def offers(self, drafters: Sequence[tuple[int, PaidDrafter]], terms: Terms) -> list[Offer]:
         """A draft of each sequence, as such drafts have been."""
+        self._open.clear()
         made, pace = list[Offer](), self._costs.pace
         if not pace.settled(self._name) or terms.room < 2:
             return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy.typing as npt
 
@@ -22,8 +22,11 @@ from graftline.runtimes.ort.step_arrays import (
     bind,
     step_inputs,
 )
-from graftline.runtimes.scores import LazyTaps
+from graftline.runtimes.scores import STALE, LazyTaps
 from graftline.runtimes.session import Ints, Scores, Tap
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MOST_ROWS = 64
 """Most rows of one `score`; caches hold as many slots beyond the capacity."""
@@ -49,6 +52,8 @@ class BoundCalls:
     _packed: dict[tuple[int, int], PackedCall]
     _calls: dict[tuple[int, int, int, int, bool], StepArrays]
     _last: StepArrays | None
+    _turn: int
+    """Calls so far."""
     _tree: bool
     _taps: dict[Tap, str]
 
@@ -64,6 +69,7 @@ class BoundCalls:
 
     def _run(self, call: StepArrays) -> Scores:
         """Make a call that is filled in."""
+        self._turn += 1
         try:
             call.run(call.binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError
@@ -78,8 +84,24 @@ class BoundCalls:
         argmax = asked("argmax")
         argmax = logits.argmax(-1) if argmax is None else argmax
         top, values, gap = (asked(n) for n in ("topk_ids", "topk_logits", "top_gap"))
-        taps = LazyTaps(self._taps, partial(_asked, asked))
+        taps = self._lazy(partial(_asked, asked))
         return Scores(argmax, logits, top, values, gap, taps)
+
+    def _lazy(self, fetch: Callable[[str], npt.NDArray[Any]]) -> LazyTaps[str]:
+        """Hidden states of the call that was made last; read after the next one they raise
+        BackendError, for they lie in the same memory."""
+        return LazyTaps(self._taps, self._of_this_call(fetch))
+
+    def _of_this_call(self, fetch: Callable[P, T]) -> Callable[P, T]:
+        """`fetch`, which raises BackendError once another call was made."""
+        turn = self._turn
+
+        def read(*given: P.args, **named: P.kwargs) -> T:
+            if self._turn != turn:
+                raise BackendError(STALE)
+            return fetch(*given, **named)
+
+        return read
 
     def _call(
         self, batch: int, count: int, asked: int, row: int, chains: bool = False
@@ -121,6 +143,7 @@ class BoundCalls:
         for first in range(0, batch, most):
             rows = range(first, min(first + most, batch))
             call, self._last = self._packed_call(first, len(rows)), None
+            self._turn += 1
             parts = [tokens[row, : counts[row]] for row in rows]
             found = self._scores(call(parts, self._lengths[first : rows.stop].tolist()).get)
             if len(rows) == batch and min(counts) == max(counts):

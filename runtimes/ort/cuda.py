@@ -27,8 +27,8 @@ from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.provider import open_on
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.step_arrays import STEP_INTS, OutputMemory, StepArrays, known_by
-from graftline.runtimes.scores import DeviceScores, LazyTaps
-from graftline.runtimes.session import Floats, Ints, Scores, Snapshot
+from graftline.runtimes.scores import DeviceScores
+from graftline.runtimes.session import Ints, Scores, Snapshot
 from graftline.targets import CPU, CUDA
 
 READ_LATER = "logits"
@@ -262,6 +262,7 @@ class CudaSession(OrtSession):
 
     def _run(self, call: StepArrays) -> Scores:
         assert isinstance(call, _DeviceArrays)
+        self._turn += 1
         for array, value in call.inputs.values():
             value.update_inplace(array)
         try:
@@ -270,13 +271,12 @@ class CudaSession(OrtSession):
             raise BackendError(f"onnxruntime failed in a step: {error}") from error
         self._last = call
 
-        def read() -> Floats:
-            return call.of_rows(call.logits.numpy())
+        read = self._of_this_call(lambda: call.of_rows(call.logits.numpy()))
 
         argmax = call.asked("argmax")
         argmax = read().argmax(-1) if argmax is None else argmax
         top, values, gap = (call.asked(n) for n in ("topk_ids", "topk_logits", "top_gap"))
-        taps = LazyTaps(self._taps, lambda name: call.of_rows(call.outputs[name]))  # on the host
+        taps = self._lazy(lambda name: call.of_rows(call.outputs[name]))  # on the host
         return DeviceScores(argmax, top, values, gap, read, taps)
 
 

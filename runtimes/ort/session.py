@@ -24,7 +24,7 @@ from graftline.runtimes.ort.calls import CHUNK, MOST_ROWS, BoundCalls
 from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.packed import PackedCall
 from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays, taps_of
-from graftline.runtimes.scores import LazyTaps, copied, joined
+from graftline.runtimes.scores import copied, joined
 from graftline.runtimes.session import (
     Bools,
     Floats,
@@ -79,6 +79,7 @@ class OrtSession(BoundCalls):
         self._outputs, self._together = OutputMemory(), OutputMemory()
         self._guests: list[OrtSession] = []
         self._last: StepArrays | None = None
+        self._turn = 0
         self.reset(1)
 
     def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> OrtSession:
@@ -230,7 +231,7 @@ class OrtSession(BoundCalls):
         """The hidden states of all rows of the last call, each [N, H]."""
         assert self._last is not None, "a call was made"
         outputs = self._last.outputs
-        return LazyTaps(self._taps, lambda name: outputs[name][0])
+        return self._lazy(lambda name: outputs[name][0])
 
     def _chunk(self, row: int, part: Ints) -> Scores:
         count = len(part)

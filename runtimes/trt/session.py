@@ -17,7 +17,7 @@ from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
 from graftline.ports import FEATURES, Port, by_role
 from graftline.runtimes.fused_heads import FusedHeads
-from graftline.runtimes.scores import DeviceScores, LazyTaps, copied, joined
+from graftline.runtimes.scores import STALE, DeviceScores, LazyTaps, copied, joined
 from graftline.runtimes.session import (
     Bools,
     Floats,
@@ -264,7 +264,7 @@ class TrtSession:
 
         def read(port: Port) -> Floats:
             if step.turn != turn:
-                raise BackendError("scores were read after the next call; copy them before it")
+                raise BackendError(STALE)
             rows = wanted if "R" in port.shape else count
             return cut(step.fetch(port.name, rows), port).astype(np.float32, copy=False)
 

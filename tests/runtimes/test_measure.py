@@ -64,6 +64,16 @@ def test_tables_of_another_form_are_refused() -> None:
         Costs.from_json({"chain": {"1": 1.0}, "tree": {}, "far_chain": {}, "far_tree": {}})
 
 
+@pytest.mark.parametrize("table", ["chain", "tree", "far", "4"])
+@pytest.mark.parametrize("time", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused_in_every_table(table: str, time: float) -> None:
+    tables = {name: {"1": 1.0, "8": 2.0} for name in ("chain", "tree", "far", "4")}
+    Costs.from_json(tables)
+    tables[table]["8"] = time
+    with pytest.raises(BundleError, match="positive times; measure again"):
+        Costs.from_json(tables)
+
+
 def test_a_machine_that_slows_down_meanwhile_makes_no_long_past_dear(clock: list[float]) -> None:
     """One after the other, all that the machine lost in between looked like the price of a long
     past: 9 ms over 768 positions, where it is 2 (SmolLM2 in fp32)."""

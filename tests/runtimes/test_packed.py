@@ -241,3 +241,14 @@ def test_a_full_disk_is_told_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(BackendError, match=r"are needed, 0\.0 GB are free"):
         shared_graphs(tmp_path, own, "here")
+
+
+def test_hidden_states_are_read_before_the_next_call(both: tuple[OrtSession, OrtSession]) -> None:
+    """Behind it the same memory holds another call's."""
+    session = both[0]
+    session.reset(2)
+    session.prefill([np.arange(3), np.arange(2)])
+    scores = session.score(np.asarray([[1], [2]]))
+    session.score(np.asarray([[5], [6]]))
+    with pytest.raises(BackendError, match="read after the next call"):
+        scores.tap(FINAL)
