@@ -6,6 +6,7 @@ from graftline.passes.anchors.anchors import Anchors
 from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.passes.canonical.one_pass import CanonicalizeOnePass
 from graftline.passes.grafts.block_mask import BlockMask
+from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
@@ -49,6 +50,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         DraftVocabulary,
         Features,
         FoldTime,
+        CollapseLoop,
         FuseVerify,
         FuseDraft,
         FuseHeads,
