@@ -10,6 +10,8 @@ from typing import Any
 import onnx_ir as ir
 
 from graftline.errors import BundleError
+from graftline.sampling.spec import Sampling
+from graftline.typed_json import Misfit, read
 
 FACTS_KEY = "graftline.facts"
 
@@ -75,16 +77,23 @@ class DraftBlockFacts(DecoderFacts):
 @dataclass(frozen=True)
 class DenoiserFacts(Facts):
     """A network that says what of a noisy sample [B, C, H, W] is noise, at a time step. `height`
-    and `width` are those that the graph is made for (0: any)."""
+    and `width` are those that the graph is made for (0: any). `sampling` is how samples are drawn
+    with it, None where that is not known; `time` the time step that is fixed. A sample is decoded from latents = sample / `scale` +
+    `shift`."""
 
     kind: str = field(default="denoiser", kw_only=True)
     channels: int
     height: int = 0
     width: int = 0
+    sampling: Sampling | None = None
+    time: float | None = None
+    scale: float = 1.0
+    shift: float = 0.0
 
     def told(self) -> str:
         size = f" of {self.height} x {self.width}" if self.height and self.width else ""
-        return f"samples{size} in {self.channels} channels"
+        drawn = "" if self.sampling is None else f", {self.sampling.told()}"
+        return f"samples{size} in {self.channels} channels{drawn}"
 
 
 @dataclass(frozen=True)
@@ -151,8 +160,8 @@ def read_facts(model: ir.Model) -> Facts:
         raise BundleError("the graph carries no facts; it was not made by `graftline optimize`")
     row = json.loads(text)
     try:
-        return Facts.variant(row)(**row)
-    except (KeyError, TypeError) as error:
+        return read(Facts, row)
+    except Misfit as error:
         raise BundleError(f"the graph's facts cannot be read ({error}); rebuild it") from error
 
 

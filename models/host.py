@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graftline.facts import Facts
 from graftline.files import FileState
 from graftline.models.reference import OwnModel
+from graftline.models.spec import Spec
 from graftline.models.weights import WeightSource
 
 Watch = Callable[[str], None]
@@ -38,6 +39,8 @@ class Host:
     """The files that the graph's weights lie in, as they were when the graph was made."""
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The decoder's config by transformers' names; empty for a checkpoint without one."""
+    spec: Spec | None = None
+    """What a denoiser's checkpoint says of it besides the graph."""
 
 
 class Checkpoint(Protocol):

@@ -6,10 +6,12 @@ from graftline.passes.anchors.anchors import Anchors
 from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.passes.canonical.one_pass import CanonicalizeOnePass
 from graftline.passes.grafts.block_mask import BlockMask
+from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
 from graftline.passes.grafts.features import Features
+from graftline.passes.grafts.fold_time import FoldTime
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_heads import FuseHeads
 from graftline.passes.grafts.fuse_verify import FuseVerify
@@ -47,6 +49,8 @@ GRAFTS: dict[str, type[Graft]] = names(
         ReduceLogits,
         DraftVocabulary,
         Features,
+        FoldTime,
+        CollapseLoop,
         FuseVerify,
         FuseDraft,
         FuseHeads,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graftline.build.assemble import write_bundle
+from graftline.build.composed import composed
 from graftline.build.compiled import Compiler, Watch, compile_stages
 from graftline.build.head_plan import HeadPlan
 from graftline.build.heads import (
@@ -55,6 +56,8 @@ def optimize(
     step: str = "host",
     head: str | None = None,
     skip: str | None = None,
+    spec: str | Path | None = None,
+    steps: Sequence[int] = (),
     watch: Watch | None = None,
 ) -> Bundle:
     """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
@@ -71,9 +74,12 @@ def optimize(
     "PATH:int8" says in which precision. `recipe` None is then the recipe of such heads. `skip`
     ("10-20", "attention=8-15,mlp=12") puts a route in: the target without these blocks, or parts of
     blocks, over the same weights and caches; beside a `draft` of the same weights, in its
-    precision. `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
+    precision. `spec` is a TOML file of what the structure of a denoiser's graph cannot say, its
+    scheduler above all (models/spec.py); `steps` (1, 2, 4) are the numbers of steps of its sampling
+    loop: the first is the engine's, the others are forms of it over the same weights. `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
+    from graftline.models.spec import read_spec
 
     say = _economical(watch or _silent)
     heads = None if head is None else HeadPlan.parse(head, dtype)
@@ -83,13 +89,16 @@ def optimize(
         heads = planned(drafting, heads)
         passes = own_passes(drafting, named(chosen)) if passes is None else passes
     plan = Plan.of(
-        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads, skip
-    )
+        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads, skip,
+        None if spec is None else str(spec), tuple(steps),
+    )  # fmt: skip
     if drafting is not None and plan.recipe is not None:
         check_recipe(drafting, plan.recipe)
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
+    if (told := read_spec(spec) if spec is not None else host.spec) is not None:
+        host = composed(host, told, say)
     plan = plan.for_kind(kind_of(host.facts), recipe)
     if plan.recipe is not None:
         plan.check_route(as_decoder(host.facts))

@@ -24,6 +24,7 @@ from graftline.errors import GraftlineError, nearest
 from graftline.kinds.decoder.kind import Decoder
 from graftline.owners import DRAFT, TARGET, head_owner
 from graftline.passes import GRAFTS, Graft, Pipeline
+from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_heads import FuseHeads
@@ -44,8 +45,9 @@ SEQUENCES = (2, 4, 8)
 """Sequences whose rows go into one call."""
 CANONICALIZE = r"\s*canonicalize\b"
 """How a pipeline begins that has a front of its own."""
-CHAINS, ROWS = "chains", "rows"
-"""Names of stages: a step without a mask, and (with a number) one of several sequences."""
+CHAINS, ROWS, STEPS = "chains", "rows", "steps"
+"""Names of stages: a step without a mask, and (with a number) one of several sequences, or a
+sampling loop of so many steps."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ class Plan:
     """What --head asked for."""
     skip: str | None = None
     """What --skip said."""
+    spec: str | None = None
+    """What --spec said."""
+    steps: tuple[int, ...] = ()
+    """What --steps said."""
 
     @property
     def dtype(self) -> str:
@@ -112,6 +118,8 @@ class Plan:
         step: str,
         head: HeadPlan | None = None,
         skip: str | None = None,
+        spec: str | None = None,
+        steps: tuple[int, ...] = (),
     ) -> Plan:
         """The arguments are those of `optimize`. Raises GraftlineError for what is unknown, does
         not go together, or is missing."""
@@ -147,12 +155,15 @@ class Plan:
             )
         if head is not None:
             stages += _of_head(chosen, head, target, request)
-        given = draft, source, tuple(depths), passes, quantizer, head, skip
+        given = draft, source, tuple(depths), passes, quantizer, head, skip, spec, steps
         return cls(chosen, target, tuple(stages), request, *given)
 
     def for_kind(self, kind: Kind, recipe: str | None) -> Plan:
         """The same for a host of that kind. Raises GraftlineError for what is a decoder's alone."""
         if kind.recipe is not None:
+            if self.spec is not None or self.steps:
+                said = "--spec" if self.spec is not None else "--steps"
+                raise GraftlineError(f"{said} is for denoisers; the checkpoint is a {kind.name}")
             return self
         asked = {
             "--recipe": recipe, "--draft": self.draft, "--draft-depths": self.depths,
@@ -163,9 +174,12 @@ class Plan:
         if odd := [option for option, said in asked.items() if said]:
             raise GraftlineError(f"{odd[0]} is for decoders; the checkpoint is a {kind.name}")
         parts = [kind.front, self.passes, ending(self.target, self.dtype, None)]
-        text = " | ".join(filter(None, parts))
-        engine = replace(self.stages[0], text=str(Pipeline.parse(text, GRAFTS)))
-        return replace(self, recipe=None, stages=(engine,))
+        pipeline = Pipeline.parse(" | ".join(filter(None, parts)), GRAFTS)
+        stages = [
+            StagePlan(name, role, str(text), self.dtype, says=says)
+            for name, role, text, says in _loops(self.target, pipeline, self.steps)
+        ]
+        return replace(self, recipe=None, stages=tuple(stages))
 
     def check_draft(self, facts: DecoderFacts) -> None:
         """Raise GraftlineError where the draft's checkpoint, by its facts, cannot be cut or does
@@ -197,6 +211,10 @@ class Plan:
             said += f" --draft-depths {','.join(map(str, self.depths))}"
         if self.skip is not None:
             said += f" --skip {shlex.quote(self.skip)}"
+        if self.spec is not None:
+            said += f" --spec {shlex.quote(self.spec)}"
+        if self.steps:
+            said += f" --steps {','.join(map(str, self.steps))}"
         if self.head is not None:
             said += f" --head {shlex.quote(self.head.said)}"
         if self.fused:
@@ -204,6 +222,30 @@ class Plan:
         if self.target != CPU:
             said += f" --target {self.target}" + (f" --engine {engine}" if engine else "")
         return said
+
+
+def _loops(
+    target: str, pipeline: Pipeline, steps: Sequence[int]
+) -> list[tuple[str, StageRole, Pipeline, str]]:
+    """The engine, and forms of it with other numbers of steps in its sampling loop."""
+    if not steps:
+        return [(target, "engine", pipeline, "")]
+    if all(not isinstance(g, CollapseLoop) for g in pipeline.grafts):
+        raise GraftlineError('--steps needs a loop in the graph: add --passes "collapse-loop"')
+    if twice := [n for n in steps if steps.count(n) > 1]:
+        raise GraftlineError(f"--steps names {twice[0]} twice")
+
+    def of(count: int) -> Pipeline:
+        grafts = pipeline.grafts
+        return Pipeline(
+            tuple(replace(g, steps=count) if isinstance(g, CollapseLoop) else g for g in grafts)
+        )
+
+    first, *others = steps
+    found: list[tuple[str, StageRole, Pipeline, str]] = [(target, "engine", of(first), "")]
+    for n in others:
+        found.append((f"{STEPS}-{n}", "form", of(n), f"its loop of {n} steps"))
+    return found
 
 
 def forms_of(text: str, dtype: str) -> list[StagePlan]:

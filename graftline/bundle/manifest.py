@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any, Literal
 
-from graftline.bundle.typed_json import Misfit, parse, read
+from graftline.typed_json import Misfit, parse, read
 from graftline.errors import BundleError
 from graftline.facts import DecoderFacts, Facts, as_decoder
 from graftline.law import LawRow

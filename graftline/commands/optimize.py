@@ -27,6 +27,8 @@ def optimize(
     draft: o.Draft = None,
     draft_depths: o.DraftDepths = "",
     skip: o.Skip = None,
+    spec: o.SpecFile = None,
+    steps: o.LoopSteps = "",
     head: o.DraftHead = None,
     engine: o.EngineOptions = "",
     step: o.BuildStep = "host",
@@ -58,6 +60,8 @@ def optimize(
 
     `graftline optimize ./SmolLM2 -o fused.graft --recipe token-recycling --step fused`
 
+    `graftline optimize unet.onnx -o one.graft --spec unet.toml --passes collapse-loop --steps 1,4`
+
     `graftline optimize model.onnx -o taps.graft --passes "kv-cache | tap{layers=3}" -q --json`
     """
     mode = _mode(weights)
@@ -73,7 +77,7 @@ def optimize(
             checkpoint, out, recipe=recipe, passes=passes, target=target, dtype=dtype,
             weights=mode, full_export=full_export, quantizer=quantizer, draft=draft,
             draft_depths=parse_depths(draft_depths) if draft_depths else (), engine=engine,
-            step=step, head=head, skip=skip, watch=watch,
+            step=step, head=head, skip=skip, spec=spec, steps=_numbers(steps), watch=watch,
         )  # fmt: skip
     if json:
         screen.write_json(json_format.loads(bundle.manifest.to_json()))
@@ -93,6 +97,14 @@ def _show(out: Path, bundle: Bundle) -> None:
         print(f"its engine runs on {bundle.manifest.target}; see: graftline inspect {out}")
         return
     print(f'try: graftline run {out} "Explain speculative decoding."')
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The numbers of --steps."""
+    words = [word.strip() for word in text.split(",")] if text else []
+    if odd := [word for word in words if not word.isdigit() or not int(word)]:
+        raise GraftlineError(f"--steps {text}: '{odd[0]}' is no number of steps; write 1,2,4")
+    return tuple(map(int, words))
 
 
 def _mode(weights: str) -> Literal["link", "copy"]:

@@ -102,6 +102,24 @@ Skip = Annotated[
         "block of the middle half.",
     ),
 ]
+SpecFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--spec",
+        metavar="FILE",
+        help="TOML file that says of a denoiser what its graph cannot: its scheduler, what it "
+        "predicts, its decoder, and which input is which where types do not tell.",
+    ),
+]
+LoopSteps = Annotated[
+    str,
+    typer.Option(
+        "--steps",
+        metavar="NUMBERS",
+        help="Steps of a denoiser's sampling loop in the graph: 1,2,4 builds three over the same "
+        "weights, the first as the engine. Default: as many as the spec says.",
+    ),
+]
 EngineOptions = Annotated[
     str,
     typer.Option(

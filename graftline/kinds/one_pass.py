@@ -54,14 +54,17 @@ class OnePass(ABC):
         ports, facts = read_ports(canonical), read_facts(canonical)
         comparison = self._comparison(self.front, "neutral", ports)
         worst, theirs = 0.0, read_raw(canonical.metadata_props)
+        outputs = list(zip(self._names(theirs), self._names(ports), strict=True))
         try:
             for seed in range(FEEDS):
-                expected = run(raw, self.feed(theirs, facts, seed))[self._name(theirs)]
-                got = run(canonical, self.feed(ports, facts, seed))[self._name(ports)]
-                worst = max(worst, comparison.output(self.output, got, expected))
+                expected = run(raw, self.feed(theirs, facts, seed))
+                got = run(canonical, self.feed(ports, facts, seed))
+                gaps = [comparison.output(b, got[b], expected[a]) for a, b in outputs]
+                worst = max(worst, *gaps)
         except CannotEvaluate as error:  # an operator of the raw graph that only its runtime has
             return LawRow(self.front, "neutral", "not_run", str(error))
-        what = f"the {self.output} of {FEEDS} batches is the raw graph's"
+        names = " and ".join(name for _, name in outputs)
+        what = f"the {names} of {FEEDS} batches is the raw graph's"
         return LawRow.of(self.front, "neutral", Evidence(what, worst, comparison.limit))
 
     def small(self, canonical: ir.Model, limit: int) -> Small | str:
@@ -83,14 +86,15 @@ class OnePass(ABC):
     def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
         """Outputs for feeds of several sizes: the user's own file, the export, the engine."""
         say("proof: the engine against the unmodified export, with the real weights")
-        export = self._outputs(parts, parts.export)
-        whole = self._same(parts, "whole", parts.engine, self._outputs(parts, parts.engine), export)
+        whole = self._whole(parts, parts.engine)
         if not isinstance(own, Path):
             told = [LawRow(parts.export, "checkpoint", "not_run", gone)] if gone else []
             return Proof([*told, whole])
         say("proof: the export against the checkpoint's own file")
-        theirs = self._run(own, parts.ports(parts.export), parts.facts)
-        return Proof([self._same(parts, "checkpoint", parts.export, export, theirs), whole])
+        ports, graph = parts.ports(parts.export), parts.graph(parts.export)
+        name = [self._name(ports)]
+        both = (self._run(file, ports, parts.facts, name) for file in (graph, own))
+        return Proof([self._same(parts, "checkpoint", parts.export, *both), whole])
 
     def prove_forms(self, parts: Parts, say: Watch) -> list[LawRow]:
         """A host that runs once has one step and one form of it."""
@@ -107,9 +111,8 @@ class OnePass(ABC):
             return [Finding(self.output, what, True, "not_run")]
         manifest = bundle.manifest
         parts = Parts(bundle.path, manifest.stages, manifest.target, manifest.target)
-        outputs = (self._outputs(parts, stage) for stage in (parts.engine, parts.export))
         try:
-            row = self._same(parts, "whole", parts.engine, *outputs)
+            row = self._whole(parts, parts.engine)
         except LawBroken as error:
             return [Finding(self.output, str(error), False)]
         return [Finding(self.output, row.text, True, row.status)]
@@ -121,24 +124,43 @@ class OnePass(ABC):
     def _name(self, ports: tuple[Port, ...]) -> str:
         return by_role(ports, self.output, "out")[0].name
 
+    def _names(self, ports: tuple[Port, ...]) -> list[str]:
+        """The outputs that are compared, the one that the host is for first."""
+        return [self._name(ports)]
+
     def _comparison(self, graft: str, law: str, ports: tuple[Port, ...]) -> Comparison:
         """Within what the precision of the output rounds."""
-        return Comparison(graft, law, by_role(ports, self.output, "out")[0].dtype)
+        name = self._name(ports)
+        return Comparison(graft, law, next(p.dtype for p in ports if p.name == name))
 
     def _rounding(self, parts: Parts, graft: str, law: str) -> Comparison:
         """Between an engine and its export: within what the precision of either rounds."""
         return self._comparison(graft, law, parts.ports(parts.export))
 
-    def _outputs(self, parts: Parts, stage: str) -> list[Array]:
-        return self._run(parts.graph(stage), parts.ports(stage), parts.facts)
+    def _whole(self, parts: Parts, stage: str) -> LawRow:
+        """A stage computes what it owes to the export."""
+        got = self._outputs(parts, stage)
+        return self._same(parts, "whole", stage, got, self._owed(parts, stage))
 
-    def _run(self, graph: Path, ports: tuple[Port, ...], facts: Facts) -> list[Array]:
+    def _owed(self, parts: Parts, stage: str) -> list[Array]:
+        """What a stage owes for every feed: what the export makes of it."""
+        return self._outputs(parts, parts.export)
+
+    def _outputs(self, parts: Parts, stage: str) -> list[Array]:
+        ports = parts.ports(stage)
+        return self._run(parts.graph(stage), ports, parts.facts, self._names(ports))
+
+    def _run(
+        self, graph: Path, ports: tuple[Port, ...], facts: Facts, names: list[str]
+    ) -> list[Array]:
         """What a graph makes of every feed, in ONNX Runtime."""
         from graftline.runtimes.ort.graph import open_graph
 
         session = open_graph(graph, 0)
+        read = {one.name for one in session.get_inputs()}
         feeds = [self.feed(ports, facts, seed) for seed in range(FEEDS)]
-        found: list[Any] = [session.run([self._name(ports)], feed)[0] for feed in feeds]
+        given = [{n: array for n, array in feed.items() if n in read} for feed in feeds]
+        found: list[Any] = [array for feed in given for array in session.run(names, feed)]
         return [np.asarray(array, np.float32) for array in found]
 
     def _same(

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graftline.facts import Facts
+from graftline.owners import TARGET
 from graftline.passes.graph.mismatch import Mismatch
 
+ROLE, OWNER = "graftline.role", "graftline.owner"
+"""On an input or output of an export: what a spec has declared it to be, and which of several graphs
+in one file it is of."""
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -21,15 +25,34 @@ class Role:
     value: ir.Value
     role: str
     name: str
+    owner: str = TARGET
 
 
 @dataclass(frozen=True)
 class OnePass:
-    """What is known of a host that runs once: facts of its kind, its inputs and its one output."""
+    """What is known of a host that runs once: facts of its kind, its inputs, the output that it is
+    for, and the others."""
 
     facts: Facts
     inputs: tuple[Role, ...]
     output: Role
+    others: tuple[Role, ...] = ()
+
+
+def declare(value: ir.Value, role: str = "", owner: str = TARGET) -> None:
+    """Stamp what an input or output is; the stamp survives save and load."""
+    stamps = {ROLE: role, OWNER: owner if owner != TARGET else ""}
+    value.metadata_props.update({key: said for key, said in stamps.items() if said})
+
+
+def declared_role(value: ir.Value) -> str:
+    """The role that was declared, "" where none was."""
+    return value.metadata_props.get(ROLE, "")
+
+
+def owner_of(value: ir.Value) -> str:
+    """The graph that an input or output is of: the target's, unless another was declared."""
+    return value.metadata_props.get(OWNER, TARGET)
 
 
 def inputs_of(graph: ir.Graph) -> list[ir.Value]:

@@ -21,8 +21,8 @@ from graftline.raw_ports import read_raw, write_raw
 
 @dataclass(frozen=True)
 class CanonicalizeOnePass(Graft):
-    """Brings a host that runs once, such as a denoiser, to opset 24, and its inputs and its output
-    to ports with the names of their roles."""
+    """Brings a host that runs once, such as a denoiser, to opset 24, and its inputs and outputs to
+    ports with the names of their roles."""
 
     stage: ClassVar[Stage] = "front"
 
@@ -37,9 +37,11 @@ class CanonicalizeOnePass(Graft):
     def apply(self, model: ir.Model) -> None:
         found = ONE_PASS[read_facts(model).kind](model.graph)
         assert isinstance(found, OnePass)
-        roles = {role.value: role for role in (*found.inputs, found.output)}
-        ordered = [roles[v] for v in (*model.graph.inputs, found.output.value) if v in roles]
-        raw = [_port(role, "out" if role is found.output else "in") for role in ordered]
+        outputs = (found.output, *found.others)
+        roles = {role.value: role for role in found.inputs}
+        inputs = [roles[v] for v in model.graph.inputs if v in roles]
+        raw = [_port(role, "in") for role in inputs] + [_port(role, "out") for role in outputs]
+        ordered = [*inputs, *outputs]
         write_raw(model, raw)
         open_graph(model)
         for role in ordered:
@@ -63,4 +65,5 @@ def _port(role: Role, direction: Direction) -> Port:
     assert value.shape is not None
     assert value.dtype is not None
     dims = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    return Port(value.name or "", role.role, direction, value.dtype.numpy().name, dims)
+    dtype = value.dtype.numpy().name
+    return Port(value.name or "", role.role, direction, dtype, dims, owner=role.owner)

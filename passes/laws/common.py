@@ -201,12 +201,14 @@ def _difference(one: Hashable, other: Hashable) -> frozenset[Hashable]:
 def neutral(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
 ) -> Evidence:
-    """Under neutral inputs the grafted graph computes the host's outputs, ports it kept included.
+    """Under neutral inputs the grafted graph computes the host's outputs, ports it kept included:
+    those of one call of it, or of what the graft says it stands for.
 
     Of a cache only the written slots count: what the others hold nobody may see.
     """
     gone = graft.dropped(before)
-    was = {k: v for k, v in evaluate(before, feed).items() if k not in gone}
+    host = graft.reference(before, feed, evaluate)
+    was = {k: v for k, v in host.items() if k not in gone}
     now = graft.carried(evaluate(after, graft.neutral(feed, after)), after)
     ports = read_ports(before)
     was, now = (written_slots(side, ports, feed) for side in (was, now))

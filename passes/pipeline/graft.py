@@ -76,6 +76,10 @@ class Graft:
         """From a feed of the graph before, the feed of `after` under which nothing changed."""
         return dict(feed)
 
+    def reference(self, before: ir.Model, feed: Feed, evaluate: Evaluate) -> Feed:
+        """What the host computes for a feed of it, in as many calls as the graft puts into one."""
+        return evaluate(before, feed)
+
     def carried(self, outputs: Feed, after: ir.Model) -> Feed:
         """From outputs of the graph after, the outputs of the graph before they stand for."""
         return outputs

@@ -1,4 +1,4 @@
-"""Values read from JSON that others may have written: every one of the type that is declared.
+"""Values read from JSON or TOML that others may have written: each of the type that is declared.
 
 Knows dataclasses (of those with a `variant`, the one that it says), Mapping[str, X],
 tuple[X, ...], Literal, X | None, str, int, float, bool, and Any for JSON of whatever form.
@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+from graftline.errors import nearest
 
 DEEPEST = 16
 """Objects and lists within one another."""
@@ -60,7 +62,9 @@ def read(kind: Any, value: Any, where: str = "") -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         if not isinstance(value, str) or value not in inner:
-            raise Misfit(f"{where} is {_shown(value)}, not one of {', '.join(map(str, inner))}")
+            known = tuple(map(str, inner))
+            close = nearest(value, known) if isinstance(value, str) else ""
+            raise Misfit(f"{where} is {_shown(value)}, not one of {', '.join(known)}{close}")
         return value
     if origin is types.UnionType:
         return _one_of(inner, value, where)
@@ -82,7 +86,8 @@ def _object(kind: Any, value: Any, where: str) -> Any:
             raise Misfit(f"{_at(where, 'kind')} is {_shown(rows.get('kind'))}, unknown") from error
     hints, known = _declared(kind)
     if strange := sorted(map(str, rows.keys() - known)):
-        raise Misfit(f"unknown fields {', '.join(strange)}" + (f" in {where}" if where else ""))
+        told = f"unknown fields {', '.join(strange)}" + (f" in {where}" if where else "")
+        raise Misfit(told + nearest(strange[0], known))
     if lost := [name for name, row in known.items() if name not in rows and _needed(row)]:
         raise Misfit(f"{_at(where, lost[0])} is missing")
     return kind(**{name: read(hints[name], rows[name], _at(where, name)) for name in rows})

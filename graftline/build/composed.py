@@ -1,0 +1,85 @@
+"""A denoiser as its spec says it is: roles declared, and its decoders beside it in one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from graftline.errors import CheckpointError, nearest
+from graftline.facts import DenoiserFacts, write_facts
+from graftline.files import FileState
+from graftline.models.graph_facts import facts_of_graph
+from graftline.models.host import Host, Watch
+from graftline.models.onnx_file import OnnxCheckpoint
+from graftline.models.spec import Part, Spec
+from graftline.passes.anchors.denoiser import (
+    CONDITION,
+    DECODER,
+    LATENTS,
+    PREDICTION,
+    REPLACEMENT,
+    SAMPLE,
+    TIMESTEP,
+    find_denoiser,
+)
+from graftline.passes.anchors.roles import declare
+from graftline.passes.canonical.opset.opset import open_graph
+from graftline.passes.graph.mismatch import Mismatch, refusal
+from graftline.passes.graph.splice import splice
+
+
+def composed(host: Host, spec: Spec, say: Watch) -> Host:
+    """The host with what the spec says of it. Raises CheckpointError where that names what is not
+    there, and NotApplicable where the graph is not a denoiser all the same."""
+    model = host.model
+    said = [(SAMPLE, spec.inputs.sample), (TIMESTEP, spec.inputs.timestep)]
+    said += [(CONDITION, name) for name in spec.inputs.conditions]
+    for role, name in said:
+        _declare(model.graph.inputs, role, name, f"inputs.{role}")
+    _declare(model.graph.outputs, PREDICTION, spec.outputs.prediction, "outputs.prediction")
+    states = dict(host.states)
+    for owner, part in ((DECODER, spec.decoder), (REPLACEMENT, spec.replacement)):
+        if part is not None:
+            states |= _add(model, owner, part, say)
+    if isinstance(found := find_denoiser(model.graph), Mismatch):
+        raise refusal("not a denoiser", [found])
+    facts = facts_of_graph(model, host.facts.source)
+    assert isinstance(facts, DenoiserFacts), "it was found to be one"
+    facts = replace(facts, sampling=spec.sampling)
+    if spec.decoder is not None:
+        facts = replace(facts, scale=spec.decoder.scale, shift=spec.decoder.shift)
+    write_facts(model, facts)
+    return replace(host, facts=facts, states=states)
+
+
+def _declare(values: Sequence[ir.Value], role: str, name: str, field: str) -> None:
+    known = {v.name or "": v for v in values}
+    if name and name not in known:
+        raise CheckpointError(f"{field} of the spec is '{name}'{nearest(name, known)}")
+    if name:
+        declare(known[name], role)
+
+
+def _add(model: ir.Model, owner: str, part: Part, say: Watch) -> Mapping[Path, FileState]:
+    """Put a graph beside the model's own, its inputs and outputs under the owner's name."""
+    other = OnnxCheckpoint(Path(part.graph)).host(watch=say)
+    if other.model.opset_imports != model.opset_imports or other.model.functions or model.functions:
+        for one in (model, other.model):
+            open_graph(one)
+    given: dict[str, ir.Value] = {}
+    for value in other.model.graph.inputs:
+        name = value.name or ""
+        given[name] = ir.Value(name=f"{owner}.{name}", shape=value.shape, type=value.type)
+        declare(given[name], LATENTS if name == part.latents else "", owner)
+    if part.latents and part.latents not in given:
+        close = nearest(part.latents, given)
+        raise CheckpointError(f"{owner}.latents of the spec is '{part.latents}'{close}")
+    model.graph.inputs.extend(given.values())
+    for name, value in splice(model.graph, other.model, given, owner).items():
+        value.name = f"{owner}.{name}"
+        declare(value, owner=owner)
+        model.graph.outputs.append(value)
+    return other.states

@@ -1,0 +1,1 @@
+"""How samples are drawn with a denoiser: schedulers, their time steps, and the loop itself."""

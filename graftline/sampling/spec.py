@@ -1,0 +1,90 @@
+"""How a denoiser is sampled: what its prediction means, and the scheduler with its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from graftline.errors import GraftlineError
+
+Prediction = Literal["epsilon", "v", "x0", "flow"]
+Scheduler = Literal["ddim", "euler", "euler-ancestral", "flow-match", "lcm"]
+Betas = Literal["linear", "scaled-linear", "cosine"]
+Spacing = Literal["leading", "trailing", "linspace"]
+Final = Literal["one", "first"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A noisy sample is x = a x0 + s noise; a denoiser predicts, of x at a time step:
+
+        epsilon  the noise                  v     a noise - s x0 (Salimans and Ho, 2202.00512)
+        x0       the clean sample           flow  noise - x0 (Lipman et al., 2210.02747)
+
+    Schedulers: `ddim` (Song et al., 2010.02502; `eta` of its equation 16), `euler` over noise levels
+    and `euler-ancestral` (Karras et al., 2206.00364), `flow-match` (Esser et al., 2403.03206), and
+    `lcm`, multi-step consistency sampling (Luo et al., 2310.04378).
+    """
+
+    prediction: Prediction
+    scheduler: Scheduler
+    steps: int
+    """Of the whole loop."""
+    train_steps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    betas: Betas = "linear"
+    """How the variances of the training's time steps follow one another."""
+    spacing: Spacing = "leading"
+    """Which of the training's time steps are taken (Lin et al., 2305.08891, table 2)."""
+    offset: int = 0
+    """Added to the time steps of the spacing `leading`."""
+    final: Final = "one"
+    """What follows the last time step: no noise at all, or the noise of the training's first."""
+    eta: float = 0.0
+    """Of `ddim`: 0 is deterministic, 1 as noisy as the training's own process."""
+    clip: float = 0.0
+    """Bound of the predicted clean sample; 0: none."""
+    shift: float = 1.0
+    """Of `flow-match`: more than 1 spends more steps where there is much noise."""
+    original_steps: int = 50
+    """Of `lcm`: the steps of the solver that it was distilled from."""
+    sigma_data: float = 0.5
+    timestep_scaling: float = 10.0
+    guidance: float = 1.0
+    """Classifier-free guidance (Ho and Salimans, 2207.12598); 1: none, or distilled."""
+
+    @property
+    def noisy(self) -> bool:
+        """Whether steps add fresh noise."""
+        always = self.scheduler in ("euler-ancestral", "lcm")
+        return always or (self.scheduler == "ddim" and self.eta > 0)
+
+    def told(self) -> str:
+        """In words."""
+        count = "one step" if self.steps == 1 else f"{self.steps} steps"
+        guided = f", guidance {self.guidance:g}" if self.guidance != 1 else ""
+        return f"drawn in {count} of {self.scheduler} from {self.prediction}{guided}"
+
+    def check(self) -> None:
+        """Raise GraftlineError naming the field that cannot be, or does not fit another."""
+        flows = self.scheduler == "flow-match"
+        rules = (
+            ("steps", self.steps, 1 <= self.steps <= self.train_steps, "1 to train_steps"),
+            ("beta_start", self.beta_start, 0 < self.beta_start <= self.beta_end, "0 to beta_end"),
+            ("beta_end", self.beta_end, self.beta_end < 1, "less than 1"),
+            ("offset", self.offset, 0 <= self.offset < self.train_steps, "0 to train_steps"),
+            ("eta", self.eta, 0 <= self.eta <= 1, "0 to 1"),
+            ("eta", self.eta, not self.eta or self.scheduler == "ddim", "0 unless ddim"),
+            ("clip", self.clip, self.clip >= 0, "0 or more"),
+            ("shift", self.shift, self.shift > 0, "more than 0"),
+            ("original_steps", self.original_steps,
+             1 <= self.original_steps <= self.train_steps, "1 to train_steps"),
+            ("steps", self.steps, self.scheduler != "lcm" or self.steps <= self.original_steps,
+             "at most original_steps for lcm"),
+            ("prediction", self.prediction, (self.prediction == "flow") == flows,
+             "'flow' for the scheduler flow-match, and for no other"),
+        )  # fmt: skip
+        for field, value, holds, wanted in rules:
+            if not holds:
+                raise GraftlineError(f"sampling.{field} is {value}; it must be {wanted}")
