@@ -118,6 +118,22 @@ class LatentDecoderFacts(Facts):
 
 
 @dataclass(frozen=True)
+class RecogniserFacts(Facts):
+    """A network that writes a text in one pass: scores of `vocabulary` tokens for every position,
+    of a signal [B, T, C] or an image [B, C, H, W] of so many `channels`. `positions` are how many
+    it scores (0: as many as it counts in its input)."""
+
+    kind: str = field(default="recogniser", kw_only=True)
+    vocabulary: int
+    channels: int
+    positions: int = 0
+
+    def told(self) -> str:
+        many = f"{self.positions} positions" if self.positions else "as many positions as it counts"
+        return f"{many} of {self.vocabulary} tokens in one pass"
+
+
+@dataclass(frozen=True)
 class DraftHeadFacts(Facts):
     """Draft heads over the last hidden state of a decoder. Each of the `heads` has `layers` blocks
     of its own; `shared`: their states are scored by the decoder's lm_head, else each by one of its
@@ -143,6 +159,7 @@ class DraftHeadFacts(Facts):
 KNOWN: Mapping[str, type[Facts]] = {
     "decoder": DecoderFacts, "denoiser": DenoiserFacts, "draft-head": DraftHeadFacts,
     "draft-block": DraftBlockFacts, "latent-decoder": LatentDecoderFacts,
+    "recogniser": RecogniserFacts,
 }  # fmt: skip
 """The kinds of host."""
 

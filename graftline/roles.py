@@ -20,7 +20,10 @@ told, and what it makes."""
 SAMPLE, NOISE, SEED = "sample", "noise", "seed"
 """Other roles of hosts that run once: a noisy sample, noise of a standard normal distribution, and
 the seed [1] of noise that the graph draws."""
-MAIN = (LATENTS, SAMPLE)
+SIGNAL, SCORES, COUNTS = "signal", "scores", "counts"
+"""Roles of a recogniser: what it hears or sees, the scores of every position's tokens, and how many
+positions of each row are its text."""
+MAIN = (LATENTS, SAMPLE, SIGNAL)
 """Roles of the input that a host which runs once makes its output of."""
 
 

@@ -11,10 +11,11 @@ from graftline.kinds.draft_block import DraftBlock
 from graftline.kinds.draft_head import DraftHead
 from graftline.kinds.kind import Kind
 from graftline.kinds.latent_decoder import LatentDecoder
+from graftline.kinds.recogniser import Recogniser
 
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
-    for kind in (Decoder(), Denoiser(), LatentDecoder(), DraftHead(), DraftBlock())
+    for kind in (Decoder(), Denoiser(), LatentDecoder(), Recogniser(), DraftHead(), DraftBlock())
 }
 
 

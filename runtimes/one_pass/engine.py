@@ -11,7 +11,7 @@ import numpy as np
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
-from graftline.facts import Facts
+from graftline.facts import Facts, RecogniserFacts
 from graftline.ports import Port
 from graftline.runtimes.one_pass.feeding import Array, feed_of, main_port
 from graftline.runtimes.ort.graph import open_graph
@@ -52,13 +52,17 @@ class DecodeEngine:
         return self._run(feed_of(self.ports, self.names, latents, conditions, seed))
 
     def _run(self, feed: dict[str, Array]) -> Array:
+        return self._asked(feed, [self.output.name])[0]
+
+    def _asked(self, feed: dict[str, Array], names: Sequence[str]) -> list[Array]:
+        """These outputs. Raises RequestError with ONNX Runtime's own reason."""
         try:
-            (found,) = self._session.run([self.output.name], feed)
+            found: list[Any] = self._session.run(list(names), feed)
         except Exception as error:  # onnxruntime's exceptions share no public base class
             reason = " ".join(str(error).split())[:300]
             shapes = ", ".join(f"{name} {list(a.shape)}" for name, a in feed.items())
             raise RequestError(f"{self.path} cannot decode {shapes}: {reason}") from error
-        return np.asarray(found)
+        return [np.asarray(array) for array in found]
 
 
 def open_decode_engine(bundle: Bundle, threads: int | None = None) -> DecodeEngine:
@@ -71,4 +75,7 @@ def open_decode_engine(bundle: Bundle, threads: int | None = None) -> DecodeEngi
     session = open_graph(bundle.graph(manifest.target), threads or os.cpu_count() or 1)
     export = manifest.stages.get(manifest.main.made_of)
     own = () if export is None else export.ports
-    return DecodeEngine(bundle.path, manifest.facts, manifest.main.ports, own, session)
+    from graftline.runtimes.one_pass.recognise import RecogniseEngine
+
+    kind = RecogniseEngine if isinstance(manifest.facts, RecogniserFacts) else DecodeEngine
+    return kind(bundle.path, manifest.facts, manifest.main.ports, own, session)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from graftline.errors import RequestError, nearest
 from graftline.ports import Port
-from graftline.roles import LENGTHS, MAIN, NOISE, SEED
+from graftline.roles import LENGTHS, MAIN, NOISE, SEED, SIGNAL
 
 Array = npt.NDArray[Any]
 Sizes = dict[str, int]
@@ -49,7 +49,8 @@ def feed_of(
         if port.name in given:
             feed[port.name] = fitted(port, given[port.name], sizes)
         elif port.role == LENGTHS:
-            feed[port.name] = np.full(_dims(port, sizes), feed[first.name].shape[-1], port.dtype)
+            long = feed[first.name].shape[1 if first.role == SIGNAL else -1]
+            feed[port.name] = np.full(_dims(port, sizes), long, port.dtype)
         elif port.role == SEED:
             feed[port.name] = np.full(_dims(port, sizes), seed, port.dtype)
         elif port.role == NOISE:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -31,13 +32,18 @@ _CONTRIB = frozenset({"QuickGelu", "MatMulNBits"})
 class Measure:
     """Shapes of all values of a graph in one world, computed in graph order; None where unknown.
 
-    `operators` holds what is known of the graph's nodes from other worlds.
+    `operators` holds what is known of the graph's nodes from other worlds, `inputs` the shapes of
+    inputs whose numbers are not known.
     """
 
     def __init__(
-        self, graph: ir.Graph, world: World, operators: dict[ir.Node, Operator] | None = None
+        self,
+        graph: ir.Graph,
+        world: World,
+        operators: dict[ir.Node, Operator] | None = None,
+        inputs: Mapping[ir.Value, Shape] = MappingProxyType({}),
     ) -> None:
-        self.shapes: dict[ir.Value, Shape | None] = {}
+        self.shapes: dict[ir.Value, Shape | None] = dict(inputs)
         self.world = world
         world.shapes = self.shapes
         self._types: dict[ir.Value, int] = {}
