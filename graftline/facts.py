@@ -89,6 +89,8 @@ class DenoiserFacts(Facts):
     time: float | None = None
     scale: float = 1.0
     shift: float = 0.0
+    decoder: str = "decoder"
+    """Which of the export's graphs makes images of samples."""
 
     def told(self) -> str:
         size = f" of {self.height} x {self.width}" if self.height and self.width else ""

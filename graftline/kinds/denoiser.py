@@ -104,10 +104,11 @@ def _exported(graph: Path, ports: tuple[Port, ...], typical: Feed) -> Network:
     roles = find_denoiser(load_graph(graph).graph)
     assert isinstance(roles, Found), "the front knew it"
     names = {r.name: r.value.name or "" for r in (*roles.inputs, roles.output, *roles.others)}
-    session, outputs = open_graph(graph, 0), {p.name for p in ports if p.direction == "out"}
-    wanted = {name: own for name, own in names.items() if own in outputs}
+    session, outputs = open_graph(graph, 0), (roles.output, *roles.others)
 
     def call(feed: Feed) -> Feed:
+        owners = {r.owner for r in roles.inputs if r.name in feed}
+        wanted = {r.name: names[r.name] for r in outputs if r.owner in owners}
         given = typical | {names[name]: array for name, array in feed.items() if name in names}
         made: list[Any] = session.run(list(wanted.values()), given)
         return dict(zip(wanted, made, strict=True))

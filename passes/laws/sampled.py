@@ -91,17 +91,24 @@ def latents(sample: Array, facts: DenoiserFacts) -> Array:
 
 def owed(network: Network, ports: Iterable[Port], facts: DenoiserFacts, feed: Feed) -> Feed:
     """What a graph with these ports and facts owes for a feed of it; `network` is the unmodified
-    denoiser."""
+    export."""
     roles = {(p.role, p.direction) for p in ports}
+    decoded, call = f"{facts.decoder}.{IMAGE}", network.call
+    beside = {k: v for k, v in feed.items() if k.startswith(DECODER)}
+    given = {k.replace(DECODER, facts.decoder, 1): v for k, v in beside.items()}
+    feed = {k: v for k, v in feed.items() if k not in beside}
     if (UNCONDITIONAL, "in") in roles:
         assert facts.sampling is not None, "guidance comes with a schedule"
         network = network.guided(facts.sampling.guidance)
     if (NOISE, "in") not in roles:
-        return network.call(feed) if facts.time is None else network.at(facts.time, feed)
-    assert facts.sampling is not None, "a loop comes with a schedule"
-    found: Feed = {DENOISED: network.loop(facts.sampling, feed)}
-    if (IMAGE, "out") in roles and (LATENTS, "in") not in roles:
-        given = {DECODER_LATENTS: latents(found[DENOISED], facts)}
-        given |= {k: v for k, v in feed.items() if k.startswith(DECODER)}
-        found = {IMAGE: network.call(given)[DECODER_IMAGE]}
-    return found
+        time = facts.time
+        found = network.call(feed) if time is None else network.at(time, feed)
+    else:
+        assert facts.sampling is not None, "a loop comes with a schedule"
+        found = {DENOISED: network.loop(facts.sampling, feed)}
+    if (IMAGE, "out") not in roles:
+        return found
+    if (LATENTS, "in") in roles:
+        return found | {DECODER_IMAGE: call(given)[decoded]}
+    scaled = latents(found[DENOISED], facts)
+    return {IMAGE: call(given | {f"{facts.decoder}.{LATENTS}": scaled})[decoded]}
