@@ -99,6 +99,27 @@ class DenoiserFacts(Facts):
 
 
 @dataclass(frozen=True)
+class LatentDecoderFacts(Facts):
+    """A network that makes a waveform [B, C, T] or an image [B, C, H, W] of fewer latents along
+    its `axes` (1 or 2): a vocoder, the decoder of a codec or of a VAE, a super-resolution net.
+    `upsampling` are the elements that one latent becomes along an axis, `latents` the channels of
+    a latent (0: latents are ids, of which there are `codes`), `channels` those of the output."""
+
+    kind: str = field(default="latent-decoder", kw_only=True)
+    axes: int
+    upsampling: int
+    latents: int
+    channels: int
+    codes: int = 0
+
+    def told(self) -> str:
+        made = "a waveform" if self.axes == 1 else "an image"
+        latents = f"latents of {self.latents} channels" if self.latents else f"{self.codes} ids"
+        long = f"{self.upsampling} times as long as its {latents}"
+        return f"{made} of {self.channels} channel{'s' * (self.channels > 1)}, {long}"
+
+
+@dataclass(frozen=True)
 class DraftHeadFacts(Facts):
     """Draft heads over the last hidden state of a decoder. Each of the `heads` has `layers` blocks
     of its own; `shared`: their states are scored by the decoder's lm_head, else each by one of its
@@ -123,7 +144,7 @@ class DraftHeadFacts(Facts):
 
 KNOWN: Mapping[str, type[Facts]] = {
     "decoder": DecoderFacts, "denoiser": DenoiserFacts, "draft-head": DraftHeadFacts,
-    "draft-block": DraftBlockFacts,
+    "draft-block": DraftBlockFacts, "latent-decoder": LatentDecoderFacts,
 }  # fmt: skip
 """The kinds of host."""
 

@@ -14,6 +14,14 @@ from graftline.ports import Port
 
 HEADS_LOGITS, HEADS_IDS, HEADS_TOPK = "heads.logits", "heads.topk_ids", "heads.topk_logits"
 """Roles of what draft heads give: [B, N, heads, V], and [B, N, heads, k], best first."""
+LATENTS, LENGTHS, CONDITION, DECODED = "latents", "lengths", "condition", "decoded"
+"""Roles of a decoder of latents: what it decodes, how many of them each row has, what else it is
+told, and what it makes."""
+SAMPLE, NOISE, SEED = "sample", "noise", "seed"
+"""Other roles of hosts that run once: a noisy sample, noise of a standard normal distribution, and
+the seed [1] of noise that the graph draws."""
+MAIN = (LATENTS, SAMPLE)
+"""Roles of the input that a host which runs once makes its output of."""
 
 
 @dataclass(frozen=True)

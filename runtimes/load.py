@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
-from graftline.facts import as_decoder
+from graftline.facts import DecoderFacts
 from graftline.owners import DRAFT
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
@@ -24,6 +24,7 @@ from graftline.runtimes.defaults import read_defaults
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep, check_drafter
 from graftline.runtimes.head_opener import head_opener
+from graftline.runtimes.one_pass.engine import DecodeEngine, open_decode_engine
 from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.prefix_cache import DEFAULT_BYTES, PrefixCache
@@ -65,9 +66,10 @@ def load(
     prefix_cache: int | None = DEFAULT_BYTES,
     defaults: bool = True,
     costs: bool = True,
-) -> Engine:
+) -> Engine | DecodeEngine:
     """Open the bundle at `path`: hashes checked, engine built, step costs measured once per
-    machine.
+    machine. A bundle of a host that runs once (a decoder of latents, a denoiser) gives a
+    `DecodeEngine`; of the options it takes `threads`, `verify` and `watch`.
 
     `recipe` replaces the bundle's own runtime policy, `capacity` is the most tokens of prompt and
     output together, `exact` keeps every step to one kernel family where the precision needs it,
@@ -94,7 +96,12 @@ def load(
     if step is not None:
         check_step(step)
     bundle = Bundle.open(path, verify=verify)
-    as_decoder(bundle.manifest.facts)
+    if not isinstance(bundle.manifest.facts, DecoderFacts):
+        _check_of_text(bundle, {
+            "recipe": recipe, "capacity": capacity, "exact": exact, "corpus": corpus, "step": step,
+            "max_batch": max_batch,
+        })  # fmt: skip
+        return open_decode_engine(bundle, threads)
     session = _session(bundle, threads, capacity, exact, watch)
     if isinstance(session, OrtSession):
         session.open_forms(max_batch or 1)
@@ -109,6 +116,13 @@ def load(
     gc.freeze()  # a full collection of all that is loaded takes as long as ten steps
     _unfreeze_at_exit()
     return engine
+
+
+def _check_of_text(bundle: Bundle, options: Mapping[str, Any]) -> None:
+    """Raise RequestError where an option is given that only decoders of text have."""
+    if odd := [name for name, value in options.items() if value]:
+        kind = bundle.manifest.facts.kind
+        raise RequestError(f"{odd[0]} is for decoders of text; {bundle.path} is a {kind}")
 
 
 def _chosen(given: str | Recipe, costs: bool) -> Recipe:
@@ -281,9 +295,7 @@ def _opener(
         name = names.get(stage, told)
         if watch is not None:
             watch(f"opening {name}")
-        engine = open_session(
-            bundle, threads=threads, capacity=session.capacity, stage=stage
-        )
+        engine = open_session(bundle, threads=threads, capacity=session.capacity, stage=stage)
         key = f"{_key(session)}, {stage} beside the target"
         known = bundle.read_costs(key)
         if known is None:

@@ -23,7 +23,9 @@ BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle f
 BundleOrGraph = Annotated[
     Path, typer.Argument(metavar="BUNDLE|GRAPH", help="A bundle folder, or an .onnx file.")
 ]
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from stdin.")]
+Prompt = Annotated[
+    str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; - reads it from stdin.")
+]
 
 # --- what `optimize` builds
 
@@ -417,6 +419,35 @@ Nodes = Annotated[
 PackedOut = Annotated[
     Path,
     typer.Option("-o", "--out", metavar="DIR|FILE.tar", help="The folder or archive to write."),
+]
+
+# --- what decoders of latents take and make
+
+Latents = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.npy",
+        help="Decode these latents, with a bundle that makes waveforms or images.",
+    ),
+]
+Conditions = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=FILE.npy", help="What the decoder is conditioned on; repeatable."),
+]
+Made = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", metavar="FILE", help="The .npy, .wav or .png to write."),
+]
+SampleRate = Annotated[
+    int | None, typer.Option(min=1, help="Samples per second of a .wav; no graph says it.")
+]
+ValueRange = Annotated[
+    str,
+    typer.Option(
+        "--range",
+        metavar="LOW,HIGH",
+        help="Numbers that are black and white in a .png, and the range of a .wav.",
+    ),
 ]
 
 # --- what is printed

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from graftline.commands import options as o
 from graftline.commands import screen
+from graftline.commands.decode import check_given, decode
 from graftline.commands.opening import open_engine
 from graftline.commands.texts import (
     from_argument,
@@ -28,8 +31,14 @@ if TYPE_CHECKING:
 
 
 def run(
+    ctx: typer.Context,
     bundle: o.BundleFolder,
-    prompt: o.Prompt,
+    prompt: o.Prompt = None,
+    latents: o.Latents = None,
+    condition: o.Conditions = None,
+    out: o.Made = None,
+    sample_rate: o.SampleRate = None,
+    value_range: o.ValueRange = "-1,1",
     raw: o.Raw = False,
     recipe: o.Recipe = None,
     max_new_tokens: o.NewTokens = None,
@@ -66,7 +75,8 @@ def run(
     stats: o.Stats = False,
     json: o.JsonResult = False,
 ) -> None:
-    """Generate from a bundle; the chat template is applied where the tokenizer has one.
+    """Generate from a bundle; the chat template is applied where the tokenizer has one. A bundle
+    that makes waveforms or images decodes `--latents` into the file `-o`.
 
     Examples:
 
@@ -80,7 +90,18 @@ def run(
     `graftline run smol.graft "Name a river and its length in km." --json-schema river.json`
 
     `graftline run smol.graft "Yes or no: is 7 a prime?" --regex "Yes|No" --logprobs 2 --json`
+
+    `graftline run vae.graft --latents latents.npy -o image.png`
     """
+    check_given(ctx, latents)
+    if latents is not None:
+        decode(
+            bundle, latents, condition or (), out, seed or 0, threads, sample_rate, value_range,
+            stats,
+        )  # fmt: skip
+        return
+    if prompt is None:
+        raise RequestError("give a prompt, or --latents FILE.npy for a decoder of latents")
     prompt = from_stdin() if prompt == "-" else from_argument(prompt, "the prompt")
     if not prompt:
         raise RequestError("the prompt is empty; give some text")

@@ -10,9 +10,11 @@ from graftline.kinds.denoiser import Denoiser
 from graftline.kinds.draft_block import DraftBlock
 from graftline.kinds.draft_head import DraftHead
 from graftline.kinds.kind import Kind
+from graftline.kinds.latent_decoder import LatentDecoder
 
 KINDS: Mapping[str, Kind] = {
-    kind.name: kind for kind in (Decoder(), Denoiser(), DraftHead(), DraftBlock())
+    kind.name: kind
+    for kind in (Decoder(), Denoiser(), LatentDecoder(), DraftHead(), DraftBlock())
 }
 
 

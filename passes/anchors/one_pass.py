@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from graftline.passes.anchors.denoiser import find_denoiser
+from graftline.passes.anchors.latent_decoder import find_latent_decoder
 from graftline.passes.anchors.roles import OnePass
 from graftline.passes.graph.mismatch import Mismatch
 
-ONE_PASS: Mapping[str, Callable[[ir.Graph], OnePass | Mismatch]] = {"denoiser": find_denoiser}
+ONE_PASS: Mapping[str, Callable[[ir.Graph], OnePass | Mismatch]] = {
+    "denoiser": find_denoiser, "latent-decoder": find_latent_decoder,
+}  # fmt: skip
 """By the kind's name; the first that is not a Mismatch is the kind of a graph without a config."""

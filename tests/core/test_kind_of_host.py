@@ -124,7 +124,7 @@ def test_a_kind_of_host(tree: Path, tmp_path: Path) -> None:
     line = "from graftline.passes.anchors.denoiser import find_denoiser\n"
     added = "from graftline.passes.anchors.classifier import find_classifier\n"
     changed(table, line, added + line)
-    changed(table, '{"denoiser"', '{"classifier": find_classifier, "denoiser"')
+    changed(table, '"denoiser": ', '"classifier": find_classifier, "denoiser": ')
     (tree / "graftline/kinds/classifier.py").write_text(KIND)
     table = tree / "graftline/kinds/__init__.py"
     line = "from graftline.kinds.decoder.kind import Decoder\n"

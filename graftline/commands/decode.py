@@ -1,0 +1,105 @@
+"""`graftline run --latents`: what a decoder of latents makes, written to a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from graftline.commands import screen
+from graftline.commands.media import check_out, write_media
+from graftline.commands.opening import open_decoder
+from graftline.errors import RequestError
+
+OWN = ("bundle", "latents", "condition", "out", "seed", "threads", "stats")
+"""Parameters of `run` that a decoder of latents takes."""
+ONLY = ("condition", "out", "sample_rate", "value_range")
+"""Those that nothing else takes."""
+_SAID = {"prompt": "a prompt", "value_range": "--range"}
+
+
+def check_given(ctx: typer.Context, latents: Path | None) -> None:
+    """Raise RequestError for options that are given and mean nothing beside the others."""
+    given = [n for n in ctx.params if _is_given(ctx, n)]
+    if latents is None:
+        _refuse([n for n in given if n in ONLY], "needs --latents FILE.npy")
+    else:
+        _refuse(
+            [n for n in given if n not in (*OWN, *ONLY)],
+            "is for decoders of text, not for --latents",
+        )
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
+def _refuse(names: Collection[str], why: str) -> None:
+    for name in names:
+        said = _SAID.get(name, f"--{name.replace('_', '-')}")
+        raise RequestError(f"{said} {why}")
+
+
+def decode(
+    bundle: Path,
+    latents: Path,
+    conditions: Sequence[str],
+    out: Path | None,
+    seed: int,
+    threads: int | None,
+    rate: int | None,
+    value_range: str,
+    stats: bool,
+) -> None:
+    """Decode the latents of a file into another. Raises RequestError."""
+    if out is None:
+        raise RequestError("name a file for what is made: -o out.npy, out.wav or out.png")
+    lowest, highest = read_range(value_range)
+    array, given = read_array(latents, "--latents"), read_conditions(conditions)
+    with screen.steps(quiet=not sys.stderr.isatty()) as watch:
+        engine = open_decoder(bundle, watch, threads)
+        check_out(out, rate, len(engine.output.shape) - 2)
+        watch(f"decoding {list(array.shape)}")
+        began = time.perf_counter()
+        made = engine.decode(array, seed=seed, **given)
+        seconds = time.perf_counter() - began
+    write_media(out, made, rate, lowest, highest)
+    if stats:
+        sys.stderr.write(f"{list(array.shape)} -> {list(made.shape)} in {seconds * 1e3:.0f} ms\n")
+
+
+def read_array(file: Path, option: str) -> npt.NDArray[Any]:
+    """An array of a .npy file; nothing in it is executed. Raises RequestError."""
+    try:
+        return np.asarray(np.load(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise RequestError(f"{option} {file}: not a .npy file of numbers ({error})") from error
+
+
+def read_conditions(pairs: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """`NAME=FILE.npy` options as arrays by name. Raises RequestError."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    for pair in pairs:
+        name, equals, file = pair.partition("=")
+        if not equals or not name or name in found:
+            raise RequestError(f"--condition {pair}: use NAME=FILE.npy, once for each name")
+        found[name] = read_array(Path(file), f"--condition {name}")
+    return found
+
+
+def read_range(text: str) -> tuple[float, float]:
+    """`LOW,HIGH` as numbers. Raises RequestError."""
+    try:
+        lowest, highest = (float(part) for part in text.split(","))
+    except ValueError:
+        lowest = highest = 0.0
+    if not lowest < highest:
+        raise RequestError(f"--range {text}: use LOW,HIGH, as 0,1")
+    return lowest, highest

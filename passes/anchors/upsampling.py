@@ -1,0 +1,93 @@
+"""How many elements of its output a graph makes of one latent, found by measuring shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import CannotEvaluate, NotApplicable
+from graftline.passes.anchors.roles import dims_of, inputs_of, mismatch
+from graftline.passes.canonical.opset.opset import open_graph
+from graftline.passes.graph.meaning import World, type_of
+from graftline.passes.graph.mismatch import Mismatch
+from graftline.passes.graph.shapes.shapes import Measure
+
+BATCH, OTHER = 2, 5
+"""Rows, and what else is free and no axis of the latents."""
+LENGTHS = (24, 32, 40)
+"""Latents along an axis: multiples of what networks halve."""
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """The output has `axes` axes along which one latent becomes `ratio` elements, and
+    `channels`."""
+
+    axes: int
+    ratio: int
+    channels: int
+
+
+def opened(graph: ir.Graph) -> ir.Model:
+    """A copy of a graph at opset 24, constants lifted. Raises NotApplicable."""
+    model = ir.Model(graph.clone(), ir_version=10)
+    open_graph(model)
+    return model
+
+
+def sizes(
+    values: Iterable[ir.Value], main: ir.Value, length: int
+) -> dict[ir.Value, tuple[int, ...]]:
+    """Shapes of inputs with so many latents along each axis of `main`; what is free beside them is
+    BATCH in front and OTHER elsewhere."""
+    symbols = {str(d): length for d in dims_of(main)[1:] if not isinstance(d, int)}
+    first = dims_of(main)[0]
+    if not isinstance(first, int):
+        symbols[str(first)] = BATCH
+    free = {v: [d if isinstance(d, int) else symbols.get(str(d), OTHER) for d in dims_of(v)]
+            for v in values}  # fmt: skip
+    return {v: tuple(dims) for v, dims in free.items()}
+
+
+def measure(graph: ir.Graph, main: ir.Value, length: int) -> Measure:
+    """The shapes of all values of an opened graph. Raises NotApplicable or CannotEvaluate."""
+    shapes = sizes(inputs_of(graph), main, length)
+    return Measure(graph, World({v: np.zeros(s, type_of(v)) for v, s in shapes.items()}))
+
+
+def upsampling(graph: ir.Graph, main: ir.Value, axes: int) -> Upsampling | Mismatch:
+    """Of a graph as it was exported, whose latents are `main`."""
+    place = list(graph.inputs).index(main)
+    try:
+        model = opened(graph)
+        latents = model.graph.inputs[place]
+        found = [measure(model.graph, latents, n).of(model.graph.outputs[0]) for n in LENGTHS]
+    except (NotApplicable, CannotEvaluate) as error:
+        return mismatch(f"its shapes cannot be measured: {error}", [main])
+    shapes = [s for s in found if s is not None]
+    if len(shapes) < len(found):
+        return mismatch("the size of its output depends on more than sizes", graph.outputs)
+    return _ratio(shapes, axes, graph.outputs[0])
+
+
+def _ratio(shapes: list[tuple[int, ...]], axes: int, output: ir.Value) -> Upsampling | Mismatch:
+    """By output shapes for LENGTHS latents along every axis."""
+    step = LENGTHS[1] - LENGTHS[0]
+    grown = [b - a for a, b in zip(shapes[0], shapes[1], strict=True)]
+    again = [b - a for a, b in zip(shapes[1], shapes[2], strict=True)]
+    if again != grown or any(n % step for n in grown):
+        return mismatch("its output is not longer by a whole number for each latent", [output])
+    along = [axis for axis, n in enumerate(grown) if n]
+    rank = len(grown)
+    if along != list(range(rank - axes, rank)) or len({grown[a] for a in along}) != 1:
+        return mismatch("its output does not grow along the axes of its latents alone", [output])
+    if rank != axes + 2:
+        return mismatch(
+            "its output is not [B, C, T] for a row of latents, or [B, C, H, W]", [output]
+        )
+    if (ratio := grown[-1] // step) < 2:
+        return mismatch("its output is no longer than its latents", [output])
+    return Upsampling(axes, ratio, shapes[0][1])

@@ -1,0 +1,1 @@
+"""Hosts that run once, opened: latents in, waveforms and images out."""

@@ -1,0 +1,74 @@
+"""The engine of a host that runs once: latents in, a waveform or an image out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graftline.bundle.reader import Bundle
+from graftline.errors import BackendError, RequestError
+from graftline.facts import Facts
+from graftline.ports import Port
+from graftline.runtimes.one_pass.feeding import Array, feed_of, main_port
+from graftline.runtimes.ort.graph import open_graph
+from graftline.targets import CPU
+
+
+class DecodeEngine:
+    """Decodes latents. Threads may share it: a call keeps nothing for the next."""
+
+    def __init__(
+        self, path: Path, facts: Facts, ports: Sequence[Port], own: Sequence[Port], session: Any
+    ) -> None:
+        self.path, self.facts, self.ports = path, facts, tuple(ports)
+        self._session = session
+        inputs = [p for p in ports if p.direction == "in"]
+        theirs = [p for p in own if p.direction == "in"]
+        self.names = {p.name.replace(".", "_"): p.name for p in inputs}
+        """The names that conditions may be given by: the bundle's and those of the checkpoint."""
+        for port in inputs:
+            known = next((o for o in theirs if o.role == port.role and o.layer == port.layer), None)
+            if known is not None:
+                theirs.remove(known)
+                self.names.setdefault(known.name, port.name)
+        self.output = next(p for p in ports if p.direction == "out")
+
+    @property
+    def main(self) -> Port:
+        """The input that is decoded."""
+        return main_port(self.ports)
+
+    def decode(self, latents: Any, *, seed: int = 0, **conditions: Any) -> Array:
+        """Decode a batch of latents, as `main` describes them, into waveforms [B, C, T] or images
+        [B, C, H, W].
+
+        `conditions` go by the names of the bundle's ports ("condition_0") or by the checkpoint's
+        own; `seed` is that of noise, where there is any. Raises RequestError for what does not fit.
+        """
+        return self._run(feed_of(self.ports, self.names, latents, conditions, seed))
+
+    def _run(self, feed: dict[str, Array]) -> Array:
+        try:
+            (found,) = self._session.run([self.output.name], feed)
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            reason = " ".join(str(error).split())[:300]
+            shapes = ", ".join(f"{name} {list(a.shape)}" for name, a in feed.items())
+            raise RequestError(f"{self.path} cannot decode {shapes}: {reason}") from error
+        return np.asarray(found)
+
+
+def open_decode_engine(bundle: Bundle, threads: int | None = None) -> DecodeEngine:
+    """Open a bundle of a host that runs once. Raises BackendError."""
+    manifest = bundle.manifest
+    if manifest.target != CPU:
+        raise BackendError(
+            f"{bundle.path}: built for {manifest.target}; a {manifest.facts.kind} runs on {CPU}"
+        )
+    session = open_graph(bundle.graph(manifest.target), threads or os.cpu_count() or 1)
+    export = manifest.stages.get(manifest.main.made_of)
+    own = () if export is None else export.ports
+    return DecodeEngine(bundle.path, manifest.facts, manifest.main.ports, own, session)

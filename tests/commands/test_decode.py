@@ -1,0 +1,90 @@
+"""`graftline run --latents`: files in, files out, and what does not go together."""
+
+from __future__ import annotations
+
+import struct
+import wave
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graftline import load, optimize
+from graftline.runtimes.one_pass.engine import DecodeEngine
+from tests.commands.calling import call, refused
+from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("decode")
+    for name, text in (("voice", VOCODER), ("sharp", UPSCALER)):
+        optimize(write(text, place / f"{name}.onnx"), place / f"{name}.graft")
+    random = np.random.default_rng(0)
+    np.save(place / "mel.npy", random.standard_normal((1, 6, 30)).astype(np.float32))
+    np.save(place / "who.npy", random.standard_normal((1, 4, 1)).astype(np.float32))
+    np.save(place / "low.npy", random.random((1, 3, 12, 10)).astype(np.float32))
+    return place
+
+
+def decoded(folder: Path, name: str) -> np.ndarray:
+    engine = load(folder / f"{name}.graft")
+    assert isinstance(engine, DecodeEngine)
+    if name == "sharp":
+        return engine.decode(np.load(folder / "low.npy"))
+    return engine.decode(np.load(folder / "mel.npy"), speaker=np.load(folder / "who.npy"))
+
+
+def test_a_waveform(folder: Path, tmp_path: Path) -> None:
+    told = ("--latents", folder / "mel.npy", "--condition", f"speaker={folder / 'who.npy'}")
+    for name in ("x.npy", "x.wav"):
+        more = ("--sample-rate", "8000") if name.endswith("wav") else ()
+        result = call("run", folder / "voice.graft", *told, "-o", tmp_path / name, *more)
+        assert result.exit_code == 0, result.output
+    expected = decoded(folder, "voice")
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
+    with wave.open(str(tmp_path / "x.wav")) as file:
+        assert (file.getnchannels(), file.getframerate(), file.getnframes()) == (1, 8000, 240)
+        samples = np.frombuffer(file.readframes(240), "<i2")
+    np.testing.assert_allclose(samples / 32767, expected[0, 0], atol=2e-5)
+
+
+def test_an_image(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.png"
+    told = ("--latents", folder / "low.npy", "-o", out, "--range", "-2,2")
+    assert call("run", folder / "sharp.graft", *told).exit_code == 0
+    data = out.read_bytes()
+    assert struct.unpack(">II", data[16:24]) == (20, 24)
+    start = data.index(b"IDAT") + 4
+    (size,) = struct.unpack(">I", data[start - 8 : start - 4])
+    lines = np.frombuffer(zlib.decompress(data[start : start + size]), np.uint8).reshape(24, 61)
+    expected = np.clip(decoded(folder, "sharp")[0] / 4 + 0.5, 0, 1) * 255
+    np.testing.assert_allclose(
+        lines[:, 1:].reshape(24, 20, 3), expected.transpose(1, 2, 0), atol=0.51
+    )
+
+
+def test_what_does_not_go_together(folder: Path, tmp_path: Path) -> None:
+    voice, mel = folder / "voice.graft", folder / "mel.npy"
+    run = ("run", voice, "--latents", mel)
+    assert "--temperature is for decoders of text" in refused(*run, "--temperature", "0.5")
+    assert "a prompt is for decoders of text" in refused("run", voice, "hi", "--latents", mel)
+    assert "--out needs --latents" in refused("run", voice, "-o", "x.npy")
+    assert "--range needs --latents" in refused("run", voice, "hi", "--range", "0,1")
+    assert "latent-decoder; run it with --latents" in refused("run", voice, "hi")
+    assert "give a prompt" in refused("run", voice)
+    assert "name a file" in refused(*run)
+    wav = tmp_path / "x.wav"
+    assert "say its --sample-rate" in refused(*run, "-o", wav)
+    assert "makes waveforms" in refused(*run, "-o", tmp_path / "x.png")
+    assert "name a file of .npy, .wav, .png" in refused(*run, "-o", tmp_path / "x.flac")
+    assert "use LOW,HIGH" in refused(*run, "-o", tmp_path / "x.npy", "--range", "1,0")
+    assert "use NAME=FILE.npy" in refused(*run, "-o", tmp_path / "x.npy", "--condition", "who")
+    assert "not a .npy file" in refused(
+        "run", voice, "--latents", __file__, "-o", tmp_path / "x.npy"
+    )
+    np.save(tmp_path / "two.npy", np.zeros((2, 3, 4, 4), np.float32))
+    two = ("run", folder / "sharp.graft", "--latents", tmp_path / "two.npy")
+    assert "holds one row of 2" in refused(*two, "-o", tmp_path / "x.png")
+    assert not list(tmp_path.glob("x.*"))
