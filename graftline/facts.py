@@ -78,8 +78,8 @@ class DraftBlockFacts(DecoderFacts):
 class DenoiserFacts(Facts):
     """A network that says what of a noisy sample [B, C, H, W] is noise, at a time step. `height`
     and `width` are those that the graph is made for (0: any). `sampling` is how samples are drawn
-    with it, None where that is not known; `time` the time step that is fixed. A sample is decoded from latents = sample / `scale` +
-    `shift`."""
+    with it, None where that is not known; `time` the time step that is fixed. A sample is decoded
+    from latents = sample / `scale` + `shift`."""
 
     kind: str = field(default="denoiser", kw_only=True)
     channels: int

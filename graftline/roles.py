@@ -20,8 +20,10 @@ told, and what it makes."""
 SAMPLE, NOISE, SEED = "sample", "noise", "seed"
 """Other roles of hosts that run once: a noisy sample, noise of a standard normal distribution, and
 the seed [1] of noise that the graph draws."""
-MAIN = (LATENTS, SAMPLE)
-"""Roles of the input that a host which runs once makes its output of."""
+FRESH, DENOISED = "fresh_noise", "denoised"
+"""Roles of a sampling loop in a graph: noise that a step adds, and the sample without noise."""
+MAIN = (LATENTS, SAMPLE, NOISE)
+"""Roles of the input that a host which runs once makes its output of, the first that there is."""
 
 
 @dataclass(frozen=True)

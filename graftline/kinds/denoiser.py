@@ -14,16 +14,11 @@ from graftline.facts import DenoiserFacts, Facts
 from graftline.kinds.kind import Parts, Watch
 from graftline.kinds.one_pass import FEEDS, OnePass
 from graftline.law import LawRow
-from graftline.passes.anchors.denoiser import (
-    DENOISED,
-    IMAGE,
-    PREDICTION,
-    TIMESTEP,
-    find_denoiser,
-)
+from graftline.passes.anchors.denoiser import PREDICTION, TIMESTEP, find_denoiser
 from graftline.passes.anchors.roles import OnePass as Found
 from graftline.passes.laws.sampled import Network, owed
 from graftline.ports import Port, by_role
+from graftline.roles import DECODED, DENOISED
 
 SIZES = ({"B": 2, "H": 32, "W": 32}, {"B": 1, "H": 32, "W": 64})
 """What the free dimensions of a sample are, in each feed: multiples of what networks halve."""
@@ -76,7 +71,7 @@ class Denoiser(OnePass):
         return self._names(ports)[0]
 
     def _names(self, ports: tuple[Port, ...]) -> list[str]:
-        order = (PREDICTION, DENOISED, IMAGE)
+        order = (PREDICTION, DENOISED, DECODED)
         outputs = [p for p in ports if p.direction == "out"]
         own = [p for role in order for p in by_role(outputs, role)]
         return [p.name for p in (*own, *(p for p in outputs if p not in own))]

@@ -12,14 +12,7 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import DenoiserFacts, read_facts, write_facts
 from graftline.owners import TARGET
-from graftline.passes.anchors.denoiser import (
-    AUXILIARY,
-    CONDITION,
-    PREDICTION,
-    SAMPLE,
-    TIMESTEP,
-    UNCONDITIONAL,
-)
+from graftline.passes.anchors.denoiser import AUXILIARY, PREDICTION, TIMESTEP, UNCONDITIONAL
 from graftline.passes.graph.cut import keep_outputs
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.ports import output_of
@@ -27,6 +20,7 @@ from graftline.passes.graph.splice import splice
 from graftline.passes.laws.sampled import Network
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import Port, by_role, read_ports, write_ports
+from graftline.roles import CONDITION, SAMPLE
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,6 @@ class FoldGuidance(Graft):
                 "guidance = 7.5; weights that guidance was distilled into need no such pass"
             )
         return scale
-'''
 
     def requires(self, model: ir.Model) -> None:
         self.guidance(model)
@@ -80,7 +73,8 @@ class FoldGuidance(Graft):
         graph, facts, part = model.graph, read_facts(model), model.clone()
         ports, scale = list(read_ports(model)), self.guidance(model)
         prediction = output_of(model, PREDICTION)
-        assert prediction is not None and prediction.dtype is not None
+        assert prediction is not None
+        assert prediction.dtype is not None
         dims = [d if isinstance(d, int) else str(d) for d in prediction.shape or ()]
         keep_outputs(part, [PREDICTION])
         keep_outputs(model, [v.name or "" for v in graph.outputs if v is not prediction])
@@ -96,13 +90,15 @@ class FoldGuidance(Graft):
             if port.shape and not isinstance(port.shape[0], int):
                 given[role] = emit.op("Concat", [given[role], given[role]], axis=0)
         (both,) = splice(graph, part, given, "guided").values()
+        both.shape = None
         halves = emit.node("Split", [both], ["", ""], axis=0, num_outputs=2).outputs
         factor = emit.const("guidance", np.asarray(scale, prediction.dtype.numpy()))
         apart = emit.op("Mul", [emit.op("Sub", [halves[0], halves[1]]), factor])
         end = emit.op("Add", [halves[1], apart])
         new_output(graph, end, PREDICTION, prediction.dtype, dims)
         write_ports(model, ports)
-        assert isinstance(facts, DenoiserFacts) and facts.sampling is not None
+        assert isinstance(facts, DenoiserFacts)
+        assert facts.sampling is not None
         write_facts(model, replace(facts, sampling=replace(facts.sampling, guidance=scale)))
 
     def reference(self, before: ir.Model, feed: Feed, evaluate: Evaluate) -> Feed:

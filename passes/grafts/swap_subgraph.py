@@ -11,27 +11,28 @@ from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import DenoiserFacts, read_facts, write_facts
 from graftline.law import Evidence
-from graftline.passes.anchors.denoiser import DECODER, IMAGE, LATENTS, REPLACEMENT
+from graftline.passes.anchors.denoiser import DECODER, REPLACEMENT
 from graftline.passes.anchors.reduce import weight_bytes
 from graftline.passes.grafts.join import fit
 from graftline.passes.graph.cut import drop_ports, hand_over
 from graftline.passes.graph.emit import drop_unused
 from graftline.passes.graph.ports import input_of, output_of
-from graftline.passes.laws.sampled import DECODER_IMAGE, DECODER_LATENTS
+from graftline.passes.laws.sampled import DECODER_LATENTS, DECODER_OUTPUT
 from graftline.passes.pipeline.graft import Evaluate, Graft, WeightFreeLaw
 from graftline.ports import Port, read_ports, write_ports
+from graftline.roles import DECODED, LATENTS
 
-REPLACED = f"{REPLACEMENT}.{LATENTS}", f"{REPLACEMENT}.{IMAGE}"
+REPLACED = f"{REPLACEMENT}.{LATENTS}", f"{REPLACEMENT}.{DECODED}"
 
 
 def swapped(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
     """Nothing is left that only the decoder before was computed with."""
-    image = output_of(after, IMAGE, DECODER)
-    own = output_of(before, IMAGE, DECODER)
+    image = output_of(after, DECODED, DECODER)
+    own = output_of(before, DECODED, DECODER)
     if image is None or own is None:
         raise LawBroken(graft.name(), "swapped", "the image", "is no output any more")
     was, now = (_made_of(v) for v in (own, image))
-    if left := sorted((was - {DECODER_IMAGE}) & now):
+    if left := sorted((was - {DECODER_OUTPUT}) & now):
         raise LawBroken(graft.name(), "swapped", f"'{left[0]}'", "is of the decoder before")
     sizes = weight_bytes(before), weight_bytes(after)
     what = f"{len(was)} values of the decoder before gave way to {len(now)}"
@@ -55,22 +56,26 @@ class SwapSubgraph(Graft):
                     f"swap-subgraph needs a {owner} beside the denoiser; name its graph in the "
                     f"spec: [{owner}]; put it before join"
                 )
-        for find, role in ((input_of, LATENTS), (output_of, IMAGE)):
+        for find, role in ((input_of, LATENTS), (output_of, DECODED)):
             new, old = find(model, role, REPLACEMENT), find(model, role, DECODER)
-            assert new is not None and old is not None
+            assert new is not None
+            assert old is not None
             fit(new, old, f"swap-subgraph: the replacement's {role}", f"the decoder's {role}")
 
     def apply(self, model: ir.Model) -> None:
         graph, facts = model.graph, read_facts(model)
-        taken, old = input_of(model, LATENTS, DECODER), output_of(model, IMAGE, DECODER)
-        own, image = input_of(model, LATENTS, REPLACEMENT), output_of(model, IMAGE, REPLACEMENT)
-        assert taken is not None and old is not None and own is not None and image is not None
+        taken, old = input_of(model, LATENTS, DECODER), output_of(model, DECODED, DECODER)
+        own, image = input_of(model, LATENTS, REPLACEMENT), output_of(model, DECODED, REPLACEMENT)
+        assert taken is not None
+        assert old is not None
+        assert own is not None
+        assert image is not None
         gone = self.dropped(model)
         graph.outputs.remove(old)
-        old.name, image.name = f"{old.name}.before", DECODER_IMAGE
+        old.name, image.name = f"{old.name}.before", DECODER_OUTPUT
         drop_unused(model)
         hand_over(own, taken)
-        ports = [p for p in read_ports(model) if p.name != DECODER_IMAGE]
+        ports = [p for p in read_ports(model) if p.name != DECODER_OUTPUT]
         write_ports(model, [_renamed(p) for p in ports])
         drop_ports(model, gone)
         assert isinstance(facts, DenoiserFacts)
@@ -83,7 +88,7 @@ class SwapSubgraph(Graft):
     def reference(self, before: ir.Model, feed: Feed, evaluate: Evaluate) -> Feed:
         """The other decoder on the same latents."""
         made = evaluate(before, feed | {REPLACED[0]: feed[DECODER_LATENTS]})
-        return made | {DECODER_IMAGE: made[REPLACED[1]]}
+        return made | {DECODER_OUTPUT: made[REPLACED[1]]}
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         names = {v.name for v in after.graph.inputs}
@@ -94,7 +99,7 @@ def _renamed(port: Port) -> Port:
     """What was the replacement's is the decoder's."""
     if port.owner != REPLACEMENT:
         return port
-    return replace(port, owner=DECODER, name=DECODER_IMAGE if port.role == IMAGE else port.name)
+    return replace(port, owner=DECODER, name=DECODER_OUTPUT if port.role == DECODED else port.name)
 
 
 def _made_of(value: ir.Value) -> set[str]:

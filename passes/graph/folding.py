@@ -98,9 +98,7 @@ def _batch_symbols(graph: ir.Graph, source: ir.Value) -> set[str]:
     return {str(d) for d in first if not isinstance(d, int)}
 
 
-def _world(
-    graph: ir.Graph, source: ir.Value, number: float, sizes: Mapping[str, int]
-) -> World:
+def _world(graph: ir.Graph, source: ir.Value, number: float, sizes: Mapping[str, int]) -> World:
     shapes = {
         v: tuple(d if isinstance(d, int) else sizes[str(d)] for d in v.shape)
         for v in graph.inputs
@@ -121,7 +119,9 @@ def _row(seen: list[Array]) -> Row | None:
         return Row(one, None)
     for axis, times in enumerate(one.shape if one.ndim == two.ndim else ()):
         first = one.take([0], axis) if times else one
-        alike = (_same(np.repeat(first, n * times, axis), all_of) for n, all_of in ((1, one), (2, two)))
+        alike = (
+            _same(np.repeat(first, n * times, axis), all_of) for n, all_of in ((1, one), (2, two))
+        )
         if times and all(alike):
             return Row(first, axis, times)
     return None

@@ -13,26 +13,22 @@ import onnx_ir as ir
 
 from graftline.evaluate import Array, Feed
 from graftline.facts import DenoiserFacts
+from graftline.owners import TARGET
 from graftline.passes.anchors.denoiser import (
-    CONDITION,
     DECODER,
-    DENOISED,
-    FRESH,
-    IMAGE,
-    LATENTS,
-    NOISE,
     PREDICTION,
-    SAMPLE,
+    REPLACEMENT,
     TIMESTEP,
     UNCONDITIONAL,
 )
 from graftline.passes.pipeline.graft import Evaluate
 from graftline.ports import Port, by_role, read_ports
+from graftline.roles import CONDITION, DECODED, DENOISED, FRESH, LATENTS, NOISE, SAMPLE
 from graftline.sampling.loop import draw, fresh_steps, guided
 from graftline.sampling.spec import Sampling
 
 Call = Callable[[Feed], Feed]
-DECODER_LATENTS, DECODER_IMAGE = f"{DECODER}.{LATENTS}", f"{DECODER}.{IMAGE}"
+DECODER_LATENTS, DECODER_OUTPUT = f"{DECODER}.{LATENTS}", f"{DECODER}.{DECODED}"
 
 
 @dataclass(frozen=True)
@@ -92,23 +88,28 @@ def latents(sample: Array, facts: DenoiserFacts) -> Array:
 def owed(network: Network, ports: Iterable[Port], facts: DenoiserFacts, feed: Feed) -> Feed:
     """What a graph with these ports and facts owes for a feed of it; `network` is the unmodified
     export."""
-    roles = {(p.role, p.direction) for p in ports}
-    decoded, call = f"{facts.decoder}.{IMAGE}", network.call
-    beside = {k: v for k, v in feed.items() if k.startswith(DECODER)}
-    given = {k.replace(DECODER, facts.decoder, 1): v for k, v in beside.items()}
-    feed = {k: v for k, v in feed.items() if k not in beside}
-    if (UNCONDITIONAL, "in") in roles:
+    roles = {(p.role, p.owner) for p in ports}
+    own = {k: v for k, v in feed.items() if not k.startswith((DECODER, REPLACEMENT))}
+    call = network.call
+    if (UNCONDITIONAL, TARGET) in roles:
         assert facts.sampling is not None, "guidance comes with a schedule"
         network = network.guided(facts.sampling.guidance)
-    if (NOISE, "in") not in roles:
-        time = facts.time
-        found = network.call(feed) if time is None else network.at(time, feed)
+    if (NOISE, TARGET) not in roles:
+        found = network.call(own) if facts.time is None else network.at(facts.time, own)
     else:
         assert facts.sampling is not None, "a loop comes with a schedule"
-        found = {DENOISED: network.loop(facts.sampling, feed)}
-    if (IMAGE, "out") not in roles:
-        return found
-    if (LATENTS, "in") in roles:
-        return found | {DECODER_IMAGE: call(given)[decoded]}
-    scaled = latents(found[DENOISED], facts)
-    return {IMAGE: call(given | {f"{facts.decoder}.{LATENTS}": scaled})[decoded]}
+        found = {DENOISED: network.loop(facts.sampling, own)}
+    for owner in (DECODER, REPLACEMENT):
+        if (LATENTS, owner) in roles:
+            found[f"{owner}.{DECODED}"] = _decoded(call, owner, facts, feed)
+    if (DECODED, TARGET) in roles:
+        scaled = {DECODER_LATENTS: latents(found.pop(DENOISED), facts)}
+        found[DECODED] = _decoded(call, DECODER, facts, feed | scaled)
+    return found
+
+
+def _decoded(call: Call, owner: str, facts: DenoiserFacts, feed: Feed) -> Array:
+    """What the export's decoder that stands for `owner` in a graph makes of its inputs."""
+    theirs = facts.decoder if owner == DECODER else owner
+    given = {k.replace(owner, theirs, 1): v for k, v in feed.items() if k.startswith(owner)}
+    return call(given)[f"{theirs}.{DECODED}"]
