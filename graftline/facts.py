@@ -78,8 +78,8 @@ class DraftBlockFacts(DecoderFacts):
 class DenoiserFacts(Facts):
     """A network that says what of a noisy sample [B, C, H, W] is noise, at a time step. `height`
     and `width` are those that the graph is made for (0: any). `sampling` is how samples are drawn
-    with it, None where that is not known; `time` the time step that is fixed. A sample is decoded from latents = sample / `scale` +
-    `shift`."""
+    with it, None where that is not known; `time` the time step that is fixed. A sample is decoded
+    from latents = sample / `scale` + `shift`."""
 
     kind: str = field(default="denoiser", kw_only=True)
     channels: int
@@ -89,6 +89,8 @@ class DenoiserFacts(Facts):
     time: float | None = None
     scale: float = 1.0
     shift: float = 0.0
+    decoder: str = "decoder"
+    """Which of the export's graphs makes images of samples."""
 
     def told(self) -> str:
         size = f" of {self.height} x {self.width}" if self.height and self.width else ""

@@ -9,7 +9,10 @@ from importlib import resources
 
 from graftline.errors import GraftlineError, nearest
 
-_OPTIONAL = ("options", "rule_options", "head")
+_OPTIONAL = ("options", "rule_options", "head", "kind")
+_DECODES = ("drafter", "rule")
+"""What only recipes of decoders have."""
+DECODER = "decoder"
 FUSED = "fused"
 """The stage of a bundle whose graph is a fused step."""
 STEPS = ("host", FUSED)
@@ -25,7 +28,8 @@ class Recipe:
     `system` names the publication, `family` its kind, `needs` what must be given besides a
     checkpoint (nothing: an empty tuple). `passes` is the pipeline text, `drafter` and `rule` are
     names in the runtime's tables, `options` are the drafter's and `rule_options` the rule's. `head`
-    are the passes of a draft head's own stage, where the recipe needs one.
+    are the passes of a draft head's own stage, where the recipe needs one. `kind` is that of the
+    hosts it is for; only a decoder's has a drafter and a rule.
     """
 
     name: str
@@ -34,11 +38,12 @@ class Recipe:
     lossless: bool
     needs: tuple[str, ...]
     passes: str
-    drafter: str
-    rule: str
+    drafter: str = ""
+    rule: str = ""
     options: dict[str, object] = field(default_factory=dict[str, object])
     rule_options: dict[str, object] = field(default_factory=dict[str, object])
     head: str = ""
+    kind: str = DECODER
 
 
 def check_step(step: str) -> None:
@@ -74,8 +79,13 @@ def recipe(name: str) -> Recipe:
     return known[name]
 
 
-def recipes() -> tuple[Recipe, ...]:
-    """All recipes, by name."""
+def recipes(kind: str = DECODER) -> tuple[Recipe, ...]:
+    """The recipes for a kind of host, by name."""
+    return tuple(one for one in _all().values() if one.kind == kind)
+
+
+def all_recipes() -> tuple[Recipe, ...]:
+    """The recipes of all kinds, by name."""
     return tuple(_all().values())
 
 
@@ -89,7 +99,8 @@ def parse_recipe(text: str, source: str) -> Recipe:
     for key in table:
         if key not in known:
             raise GraftlineError(f"recipe {source}: unknown key '{key}'{nearest(key, known)}")
-    missing = [key for key in known if key not in table and key not in _OPTIONAL]
+    free = _OPTIONAL if table.get("kind", DECODER) == DECODER else (*_OPTIONAL, *_DECODES)
+    missing = [key for key in known if key not in table and key not in free]
     if missing:
         raise GraftlineError(f"recipe {source}: the key '{missing[0]}' is missing")
     kinds = {"lossless": bool, "needs": list, "options": dict, "rule_options": dict}

@@ -23,8 +23,10 @@ the seed [1] of noise that the graph draws."""
 SIGNAL, SCORES, COUNTS = "signal", "scores", "counts"
 """Roles of a recogniser: what it hears or sees, the scores of every position's tokens, and how many
 positions of each row are its text."""
-MAIN = (LATENTS, SAMPLE, SIGNAL)
-"""Roles of the input that a host which runs once makes its output of."""
+FRESH, DENOISED = "fresh_noise", "denoised"
+"""Roles of a sampling loop in a graph: noise that a step adds, and the sample without noise."""
+MAIN = (LATENTS, SIGNAL, SAMPLE, NOISE)
+"""Roles of the input that a host which runs once makes its output of, the first that there is."""
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,24 @@
 """A spec: what the structure of a denoiser's graph cannot say, in TOML beside the graph.
 
-    [inputs]                     # names in the graph, where types and shapes do not tell
-    sample = "latent"
-    timestep = "t"
-    conditions = ["label"]       # inputs that are no vectors of floats
+[inputs]                     # names in the graph, where types and shapes do not tell
+sample = "latent"
+timestep = "t"
+conditions = ["label"]       # inputs that are no vectors of floats
 
-    [outputs]
-    prediction = "noise"         # of several outputs
+[outputs]
+prediction = "noise"         # of several outputs
 
-    [sampling]                   # as graftline.sampling.spec.Sampling has it
-    prediction = "epsilon"
-    scheduler = "ddim"
-    steps = 50
+[sampling]                   # as graftline.sampling.spec.Sampling has it
+prediction = "epsilon"
+scheduler = "ddim"
+steps = 50
 
-    [decoder]                    # what makes an image of a sample
-    graph = "vae_decoder.onnx"
-    scale = 0.18215              # latents = sample / scale + shift
+[decoder]                    # what makes an image of a sample
+graph = "vae_decoder.onnx"
+scale = 0.18215              # latents = sample / scale + shift
 
-    [replacement]                # another decoder, for swap-subgraph
-    graph = "taesd.onnx"
+[replacement]                # another decoder, for swap-subgraph
+graph = "taesd.onnx"
 """
 
 from __future__ import annotations

@@ -11,17 +11,21 @@ from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
 from graftline.passes.grafts.features import Features
+from graftline.passes.grafts.fold_guidance import FoldGuidance
 from graftline.passes.grafts.fold_time import FoldTime
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_heads import FuseHeads
 from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.head_features import HeadFeatures
+from graftline.passes.grafts.join import Join
 from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.markov import Markov
 from graftline.passes.grafts.pad_positions import PadPositions
+from graftline.passes.grafts.prune_branch import PruneBranch
 from graftline.passes.grafts.reduce_logits import ReduceLogits
 from graftline.passes.grafts.select_rows import SelectRows
+from graftline.passes.grafts.swap_subgraph import SwapSubgraph
 from graftline.passes.grafts.tap import Tap
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.lower import LowerOrt
@@ -51,8 +55,12 @@ GRAFTS: dict[str, type[Graft]] = names(
         DraftVocabulary,
         Features,
         PadPositions,
+        PruneBranch,
+        SwapSubgraph,
         FoldTime,
+        FoldGuidance,
         CollapseLoop,
+        Join,
         FuseVerify,
         FuseDraft,
         FuseHeads,

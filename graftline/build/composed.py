@@ -16,24 +16,33 @@ from graftline.models.host import Host, Watch
 from graftline.models.onnx_file import OnnxCheckpoint
 from graftline.models.spec import Part, Spec
 from graftline.passes.anchors.denoiser import (
-    CONDITION,
     DECODER,
-    LATENTS,
     PREDICTION,
     REPLACEMENT,
-    SAMPLE,
     TIMESTEP,
     find_denoiser,
 )
 from graftline.passes.anchors.roles import declare
 from graftline.passes.canonical.opset.opset import open_graph
+from graftline.passes.grafts.join import Join
+from graftline.passes.grafts.swap_subgraph import SwapSubgraph
 from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.graph.splice import splice
+from graftline.passes.pipeline.graft import Graft
+from graftline.passes.pipeline.pipeline import Pipeline
+from graftline.roles import CONDITION, LATENTS, SAMPLE
 
 
-def composed(host: Host, spec: Spec, say: Watch) -> Host:
-    """The host with what the spec says of it. Raises CheckpointError where that names what is not
-    there, and NotApplicable where the graph is not a denoiser all the same."""
+_READ_BY: Mapping[str, tuple[type[Graft], ...]] = {
+    DECODER: (Join, SwapSubgraph), REPLACEMENT: (SwapSubgraph,),
+}  # fmt: skip
+"""The passes that a graph beside the denoiser is for."""
+
+
+def composed(host: Host, spec: Spec, passes: Pipeline, say: Watch) -> Host:
+    """The host with what the spec says of it, and the graphs that the passes read. Raises
+    CheckpointError where the spec names what is not there, and NotApplicable where the graph is not
+    a denoiser all the same."""
     model = host.model
     said = [(SAMPLE, spec.inputs.sample), (TIMESTEP, spec.inputs.timestep)]
     said += [(CONDITION, name) for name in spec.inputs.conditions]
@@ -42,8 +51,11 @@ def composed(host: Host, spec: Spec, say: Watch) -> Host:
     _declare(model.graph.outputs, PREDICTION, spec.outputs.prediction, "outputs.prediction")
     states = dict(host.states)
     for owner, part in ((DECODER, spec.decoder), (REPLACEMENT, spec.replacement)):
-        if part is not None:
+        readers = _READ_BY[owner]
+        if part is not None and any(isinstance(graft, readers) for graft in passes.grafts):
             states |= _add(model, owner, part, say)
+        elif part is not None:
+            say(f"the spec's {owner} is left out: no pass reads it")
     if isinstance(found := find_denoiser(model.graph), Mismatch):
         raise refusal("not a denoiser", [found])
     facts = facts_of_graph(model, host.facts.source)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graftline.build.assemble import write_bundle
-from graftline.build.composed import composed
 from graftline.build.compiled import Compiler, Watch, compile_stages
+from graftline.build.composed import composed
 from graftline.build.head_plan import HeadPlan
 from graftline.build.heads import (
     check_recipe,
@@ -76,7 +76,8 @@ def optimize(
     blocks, over the same weights and caches; beside a `draft` of the same weights, in its
     precision. `spec` is a TOML file of what the structure of a denoiser's graph cannot say, its
     scheduler above all (models/spec.py); `steps` (1, 2, 4) are the numbers of steps of its sampling
-    loop: the first is the engine's, the others are forms of it over the same weights. `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
+    loop: the first is the engine's, the others are forms of it over the same weights.
+    `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
     from graftline.models.spec import read_spec
@@ -98,9 +99,9 @@ def optimize(
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
     if (told := read_spec(spec) if spec is not None else host.spec) is not None:
-        host = composed(host, told, say)
+        host = composed(host, told, plan.one_pass(), say)
     plan = plan.for_kind(kind_of(host.facts), recipe)
-    if plan.recipe is not None:
+    if isinstance(host.facts, DecoderFacts):
         plan.check_route(as_decoder(host.facts))
     other, source = host, plan.source
     if source is not None and source.checkpoint is not None:

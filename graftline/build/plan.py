@@ -32,7 +32,7 @@ from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.pack_rows import PackRows
-from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
+from graftline.recipe import DECODER, FUSED, Recipe, check_fusable, check_step, recipe
 from graftline.route import MIDDLE, ROUTE, Route, parse_skip
 from graftline.targets import CPU, CUDA, TARGETS, ending
 
@@ -158,28 +158,41 @@ class Plan:
         given = draft, source, tuple(depths), passes, quantizer, head, skip, spec, steps
         return cls(chosen, target, tuple(stages), request, *given)
 
+    def one_pass(self) -> Pipeline:
+        """The grafts for a host that runs once: those of --passes, or of its recipe."""
+        text = self.passes
+        if text is None and self.recipe is not None and self.recipe.kind != DECODER:
+            text = self.recipe.passes
+        return Pipeline.parse(text or "", GRAFTS)
+
     def for_kind(self, kind: Kind, recipe: str | None) -> Plan:
-        """The same for a host of that kind. Raises GraftlineError for what is a decoder's alone."""
+        """The same for a host of that kind. Raises GraftlineError for what another kind's is."""
         if kind.recipe is not None:
             if self.spec is not None or self.steps:
                 said = "--spec" if self.spec is not None else "--steps"
                 raise GraftlineError(f"{said} is for denoisers; the checkpoint is a {kind.name}")
+            if self.recipe is not None and self.recipe.kind != DECODER:
+                raise _other_kind(self.recipe, kind)
             return self
+        chosen = self.recipe if recipe is not None else None
+        if chosen is not None and chosen.kind not in (kind.name, DECODER):
+            raise _other_kind(chosen, kind)
         asked = {
-            "--recipe": recipe, "--draft": self.draft, "--draft-depths": self.depths,
+            "--recipe": chosen is not None and chosen.kind == DECODER,
+            "--draft": self.draft, "--draft-depths": self.depths,
             "--head": self.head, "--skip": self.skip,
             "--step fused": self.fused, "--target": self.target if self.target != CPU else None,
             f"--dtype {self.dtype}": self.dtype != "fp32",
         }  # fmt: skip
         if odd := [option for option, said in asked.items() if said]:
             raise GraftlineError(f"{odd[0]} is for decoders; the checkpoint is a {kind.name}")
-        parts = [kind.front, self.passes, ending(self.target, self.dtype, None)]
+        parts = [kind.front, str(self.one_pass()), ending(self.target, self.dtype, None)]
         pipeline = Pipeline.parse(" | ".join(filter(None, parts)), GRAFTS)
         stages = [
             StagePlan(name, role, str(text), self.dtype, says=says)
             for name, role, text, says in _loops(self.target, pipeline, self.steps)
         ]
-        return replace(self, recipe=None, stages=tuple(stages))
+        return replace(self, recipe=chosen, stages=tuple(stages))
 
     def check_draft(self, facts: DecoderFacts) -> None:
         """Raise GraftlineError where the draft's checkpoint, by its facts, cannot be cut or does
@@ -222,6 +235,11 @@ class Plan:
         if self.target != CPU:
             said += f" --target {self.target}" + (f" --engine {engine}" if engine else "")
         return said
+
+
+def _other_kind(chosen: Recipe, kind: Kind) -> GraftlineError:
+    told = f"the recipe {chosen.name} is for a {chosen.kind}"
+    return GraftlineError(f"{told}; the checkpoint is a {kind.name}")
 
 
 def _loops(

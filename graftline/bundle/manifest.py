@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any, Literal
 
-from graftline.typed_json import Misfit, parse, read
 from graftline.errors import BundleError
 from graftline.facts import DecoderFacts, Facts, as_decoder
 from graftline.law import LawRow
 from graftline.owners import TARGET
 from graftline.ports import Assumption, Port
+from graftline.typed_json import Misfit, parse, read
 
 SCHEMA = 5
 MANIFEST = "manifest.json"

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from graftline.bundle.manifest import MANIFEST, REBUILD, SEAL, Manifest
-from graftline.typed_json import LONGEST
 from graftline.bundle.writer import BundleWriter as BundleWriter
 from graftline.errors import BundleError, nearest
 from graftline.files import digest, files_in, inside, of_source
+from graftline.typed_json import LONGEST
 
 COSTS, TUNED, MACHINE = "costs", "tuned", "machine"
 

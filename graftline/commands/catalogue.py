@@ -19,15 +19,18 @@ def recipes(json: Json = False) -> None:
 
     `graftline recipes --json`
     """
-    from graftline.recipe import recipes as all_recipes
+    from graftline.recipe import all_recipes
 
     known = all_recipes()
-    keys = ("name", "system", "family", "lossless", "needs")
+    keys = ("name", "system", "family", "lossless", "needs", "kind")
     if json:
         screen.write_json([{k: getattr(r, k) for k in keys} for r in known])
         return
     rows = [
-        (r.name, r.system, r.family, "yes" if r.lossless else "no", ", ".join(r.needs) or "-")
+        (
+            r.name, r.system, r.family, "yes" if r.lossless else "no", ", ".join(r.needs) or "-",
+            r.kind,
+        )
         for r in known
     ]
     screen.console().print(screen.table("recipes", keys, rows))

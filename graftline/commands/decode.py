@@ -19,7 +19,7 @@ from graftline.errors import RequestError
 
 OWN = ("bundle", "latents", "condition", "out", "seed", "threads", "stats")
 """Parameters of `run` that a decoder of latents takes."""
-ONLY = ("condition", "out", "sample_rate", "value_range")
+ONLY = ("condition", "out", "steps", "sample_rate", "value_range")
 """Those that nothing else takes."""
 _SAID = {"prompt": "a prompt", "value_range": "--range"}
 
@@ -53,6 +53,7 @@ def decode(
     conditions: Sequence[str],
     out: Path | None,
     seed: int,
+    steps: int | None,
     threads: int | None,
     rate: int | None,
     value_range: str,
@@ -68,7 +69,7 @@ def decode(
         check_out(out, rate, len(engine.output.shape) - 2)
         watch(f"decoding {list(array.shape)}")
         began = time.perf_counter()
-        made = engine.decode(array, seed=seed, **given)
+        made = engine.decode(array, seed=seed, steps=steps, **given)
         seconds = time.perf_counter() - began
     write_media(out, made, rate, lowest, highest)
     if stats:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from graftline.commands import libraries, screen
 from graftline.commands import options as o
 from graftline.errors import GraftlineError, nearest
+from graftline.facts import DecoderFacts
 from graftline.law import summary
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _show(out: Path, bundle: Bundle) -> None:
     laws = f"laws: {summary(bundle.manifest.laws)}"
     size = screen.sizes(*bundle.sizes())
     print(f"{out}: {bundle.manifest.facts.told()}, {size}; {laws}")
-    if not bundle.manifest.recipe:
+    if not isinstance(bundle.manifest.facts, DecoderFacts):
         print(f"see: graftline inspect {out}")
         return
     if "engine" in bundle.manifest.extra:

@@ -438,6 +438,12 @@ Made = Annotated[
     Path | None,
     typer.Option("-o", "--out", metavar="FILE", help="The .npy, .wav or .png to write."),
 ]
+RunSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", min=1, help="Steps of a sampling loop, of those that the bundle was built with."
+    ),
+]
 SampleRate = Annotated[
     int | None, typer.Option(min=1, help="Samples per second of a .wav; no graph says it.")
 ]

@@ -37,6 +37,7 @@ def run(
     latents: o.Latents = None,
     condition: o.Conditions = None,
     out: o.Made = None,
+    steps: o.RunSteps = None,
     sample_rate: o.SampleRate = None,
     value_range: o.ValueRange = "-1,1",
     raw: o.Raw = False,
@@ -92,12 +93,14 @@ def run(
     `graftline run smol.graft "Yes or no: is 7 a prime?" --regex "Yes|No" --logprobs 2 --json`
 
     `graftline run vae.graft --latents latents.npy -o image.png`
+
+    `graftline run sampler.graft --latents noise.npy --steps 4 -o image.png`
     """
     check_given(ctx, latents)
     if latents is not None:
         decode(
-            bundle, latents, condition or (), out, seed or 0, threads, sample_rate, value_range,
-            stats,
+            bundle, latents, condition or (), out, seed or 0, steps, threads, sample_rate,
+            value_range, stats,
         )  # fmt: skip
         return
     if prompt is None:

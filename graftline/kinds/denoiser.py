@@ -14,16 +14,11 @@ from graftline.facts import DenoiserFacts, Facts
 from graftline.kinds.kind import Parts, Watch
 from graftline.kinds.one_pass import FEEDS, OnePass
 from graftline.law import LawRow
-from graftline.passes.anchors.denoiser import (
-    DENOISED,
-    IMAGE,
-    PREDICTION,
-    TIMESTEP,
-    find_denoiser,
-)
+from graftline.passes.anchors.denoiser import PREDICTION, TIMESTEP, find_denoiser
 from graftline.passes.anchors.roles import OnePass as Found
 from graftline.passes.laws.sampled import Network, owed
 from graftline.ports import Port, by_role
+from graftline.roles import DECODED, DENOISED
 
 SIZES = ({"B": 2, "H": 32, "W": 32}, {"B": 1, "H": 32, "W": 64})
 """What the free dimensions of a sample are, in each feed: multiples of what networks halve."""
@@ -76,7 +71,7 @@ class Denoiser(OnePass):
         return self._names(ports)[0]
 
     def _names(self, ports: tuple[Port, ...]) -> list[str]:
-        order = (PREDICTION, DENOISED, IMAGE)
+        order = (PREDICTION, DENOISED, DECODED)
         outputs = [p for p in ports if p.direction == "out"]
         own = [p for role in order for p in by_role(outputs, role)]
         return [p.name for p in (*own, *(p for p in outputs if p not in own))]
@@ -104,10 +99,11 @@ def _exported(graph: Path, ports: tuple[Port, ...], typical: Feed) -> Network:
     roles = find_denoiser(load_graph(graph).graph)
     assert isinstance(roles, Found), "the front knew it"
     names = {r.name: r.value.name or "" for r in (*roles.inputs, roles.output, *roles.others)}
-    session, outputs = open_graph(graph, 0), {p.name for p in ports if p.direction == "out"}
-    wanted = {name: own for name, own in names.items() if own in outputs}
+    session, outputs = open_graph(graph, 0), (roles.output, *roles.others)
 
     def call(feed: Feed) -> Feed:
+        owners = {r.owner for r in roles.inputs if r.name in feed}
+        wanted = {r.name: names[r.name] for r in outputs if r.owner in owners}
         given = typical | {names[name]: array for name, array in feed.items() if name in names}
         made: list[Any] = session.run(list(wanted.values()), given)
         return dict(zip(wanted, made, strict=True))

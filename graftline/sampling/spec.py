@@ -21,9 +21,9 @@ class Sampling:
         epsilon  the noise                  v     a noise - s x0 (Salimans and Ho, 2202.00512)
         x0       the clean sample           flow  noise - x0 (Lipman et al., 2210.02747)
 
-    Schedulers: `ddim` (Song et al., 2010.02502; `eta` of its equation 16), `euler` over noise levels
-    and `euler-ancestral` (Karras et al., 2206.00364), `flow-match` (Esser et al., 2403.03206), and
-    `lcm`, multi-step consistency sampling (Luo et al., 2310.04378).
+    Schedulers: `ddim` (Song et al., 2010.02502; `eta` of its equation 16), `euler` over levels of
+    noise and `euler-ancestral` (Karras et al., 2206.00364), `flow-match` (Esser et al.,
+    2403.03206), and `lcm`, multi-step consistency sampling (Luo et al., 2310.04378).
     """
 
     prediction: Prediction

@@ -20,16 +20,13 @@ from graftline.passes.anchors.roles import (
     rank_of,
 )
 from graftline.passes.graph.mismatch import Mismatch
+from graftline.roles import CONDITION, DECODED, LATENTS, SAMPLE
 
-SAMPLE, TIMESTEP, CONDITION, PREDICTION = "sample", "timestep", "condition", "prediction"
+TIMESTEP, PREDICTION = "timestep", "prediction"
 UNCONDITIONAL = "unconditional"
 """The conditions of the other branch of a guided prediction."""
 AUXILIARY = "auxiliary"
 """Outputs beside the prediction."""
-NOISE, FRESH, DENOISED = "noise", "fresh_noise", "denoised"
-"""Of a sampling loop in a graph: unit noise that it begins with, that a step adds, and its end."""
-LATENTS, IMAGE = "latents", "image"
-"""Of a decoder of samples."""
 DECODER, REPLACEMENT = "decoder", "replacement"
 """Owners of graphs that lie beside a denoiser, in one file with it."""
 
@@ -129,4 +126,4 @@ def _decoder(graph: ir.Graph, owner: str) -> tuple[list[Role], list[Role]] | Mis
     rest = [v for v in inputs if v is not latents]
     ins = [Role(latents, LATENTS, f"{owner}.{LATENTS}", owner)]
     ins += [Role(v, CONDITION, f"{owner}.{CONDITION}.{n}", owner) for n, v in enumerate(rest)]
-    return ins, [Role(outputs[0], IMAGE, f"{owner}.{IMAGE}", owner)]
+    return ins, [Role(outputs[0], DECODED, f"{owner}.{DECODED}", owner)]

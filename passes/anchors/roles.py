@@ -13,7 +13,7 @@ from graftline.owners import TARGET
 from graftline.passes.graph.mismatch import Mismatch
 
 ROLE, OWNER = "graftline.role", "graftline.owner"
-"""On an input or output of an export: what a spec has declared it to be, and which of several graphs
+"""On an input or output of an export: what a spec has declared it to be, and which of the graphs
 in one file it is of."""
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 

@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common
 from graftline.errors import GraftlineError, NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import DenoiserFacts, read_facts, write_facts
-from graftline.passes.anchors.denoiser import DENOISED, FRESH, NOISE, PREDICTION, SAMPLE, TIMESTEP
+from graftline.passes.anchors.denoiser import PREDICTION, TIMESTEP
 from graftline.passes.grafts.fold_time import check_time
 from graftline.passes.graph.cut import drop_ports, keep_outputs
 from graftline.passes.graph.emit import Emit, drop_unused, new_input, new_output
@@ -22,6 +22,7 @@ from graftline.passes.graph.splice import splice
 from graftline.passes.laws.sampled import Network
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import Port, read_ports, write_ports
+from graftline.roles import DENOISED, FRESH, NOISE, SAMPLE
 from graftline.sampling.loop import fresh_steps
 from graftline.sampling.schedule import Moment, trajectory
 from graftline.sampling.spec import Prediction, Sampling
@@ -74,7 +75,9 @@ class CollapseLoop(Graft):
     def apply(self, model: ir.Model) -> None:
         sampling, part, graph = self.sampling(model), model.clone(), model.graph
         sample, prediction = input_of(model, SAMPLE), output_of(model, PREDICTION)
-        assert sample is not None and prediction is not None and sample.dtype is not None
+        assert sample is not None
+        assert prediction is not None
+        assert sample.dtype is not None
         shape = list(sample.shape or ())
         keep_outputs(part, [prediction.name or ""])
         beside = [v for v in graph.outputs if v is not prediction]
@@ -132,7 +135,8 @@ class CollapseLoop(Graft):
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         facts = read_facts(after)
-        assert isinstance(facts, DenoiserFacts) and facts.sampling is not None
+        assert isinstance(facts, DenoiserFacts)
+        assert facts.sampling is not None
         names = {v.name for v in after.graph.inputs}
         all_of = feed | _noises(feed, facts.sampling)
         return {name: array for name, array in all_of.items() if name in names}
@@ -192,9 +196,7 @@ class Arithmetic:
             self.emit.const(f"bound.{b!r}", np.asarray(b, self.dtype))
             for b in (-sampling.clip, sampling.clip)
         ]
-        clipped = self.emit.op(
-            "Clip", [self.sum((seen, clean[0]), (said, clean[1])), *bounds]
-        )
+        clipped = self.emit.op("Clip", [self.sum((seen, clean[0]), (said, clean[1])), *bounds])
         return self.sum(
             (clipped, ahead.signal * moment.out), (x, ahead.signal * moment.skip),
             (seen, ahead.noise * noise[0]), (said, ahead.noise * noise[1]), *more,

@@ -1,5 +1,4 @@
-"""fold-time: fix the time step, so that what depends on it alone is computed once, when compiling.
-"""
+"""fold-time: the time step and all that depends on it alone as constants."""
 
 from __future__ import annotations
 

@@ -26,11 +26,12 @@ BROADCASTS = frozenset(
 
 @dataclass(frozen=True)
 class Row:
-    """A constant; `axis` is the axis along which every member of the batch has it, None: it has no
-    such axis."""
+    """A constant; `axis` is the axis along which every member of the batch has it, `times` over;
+    None: it has no such axis."""
 
     array: Array
     axis: int | None
+    times: int = 1
 
 
 def dependents(graph: ir.Graph, source: ir.Value) -> list[ir.Node]:
@@ -97,9 +98,7 @@ def _batch_symbols(graph: ir.Graph, source: ir.Value) -> set[str]:
     return {str(d) for d in first if not isinstance(d, int)}
 
 
-def _world(
-    graph: ir.Graph, source: ir.Value, number: float, sizes: Mapping[str, int]
-) -> World:
+def _world(graph: ir.Graph, source: ir.Value, number: float, sizes: Mapping[str, int]) -> World:
     shapes = {
         v: tuple(d if isinstance(d, int) else sizes[str(d)] for d in v.shape)
         for v in graph.inputs
@@ -118,9 +117,13 @@ def _row(seen: list[Array]) -> Row | None:
         return None
     if _same(one, two):
         return Row(one, None)
-    for axis in range(one.ndim if one.ndim == two.ndim else 0):
-        if one.shape[axis] == 1 and _same(np.repeat(one, 2, axis), two):
-            return Row(one, axis)
+    for axis, times in enumerate(one.shape if one.ndim == two.ndim else ()):
+        first = one.take([0], axis) if times else one
+        alike = (
+            _same(np.repeat(first, n * times, axis), all_of) for n, all_of in ((1, one), (2, two))
+        )
+        if times and all(alike):
+            return Row(first, axis, times)
     return None
 
 
@@ -175,6 +178,8 @@ def _widened(graph: ir.Graph, source: ir.Value, held: ir.Value, row: Row, by: st
     size = emit.op("Shape", [other], start=0, end=1)
     assert row.axis is not None
     rank = row.array.ndim
+    if row.times > 1:
+        size = emit.op("Mul", [size, emit.const(f"times.{row.times}", [row.times], np.int64)])
     ones = [emit.const(f"ones.{n}", np.ones(n), np.int64) for n in (row.axis, rank - row.axis - 1)]
     parts = [v for v, n in zip((ones[0], size, ones[1]), (row.axis, 1, rank), strict=True) if n]
     shape = emit.op("Concat", parts, axis=0)

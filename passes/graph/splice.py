@@ -32,6 +32,7 @@ def splice(
         value.name = f"{prefix}.{name}" if known is not None else name
         graph.register_initializer(value)
     outputs = {value.name or "": value for value in source.outputs}
+    kept = set(source.outputs)
     source.outputs.clear()
     nodes = list(source)
     source.remove(nodes)
@@ -40,5 +41,7 @@ def splice(
         for value in node.outputs:
             if value.name:
                 value.name = f"{prefix}.{value.name}"
+            if value not in kept and value.shape is not None and not value.shape.is_static():
+                value.shape = None  # what stands for its inputs may be of other sizes
     graph.extend(nodes)
     return outputs

@@ -13,26 +13,22 @@ import onnx_ir as ir
 
 from graftline.evaluate import Array, Feed
 from graftline.facts import DenoiserFacts
+from graftline.owners import TARGET
 from graftline.passes.anchors.denoiser import (
-    CONDITION,
     DECODER,
-    DENOISED,
-    FRESH,
-    IMAGE,
-    LATENTS,
-    NOISE,
     PREDICTION,
-    SAMPLE,
+    REPLACEMENT,
     TIMESTEP,
     UNCONDITIONAL,
 )
 from graftline.passes.pipeline.graft import Evaluate
 from graftline.ports import Port, by_role, read_ports
+from graftline.roles import CONDITION, DECODED, DENOISED, FRESH, LATENTS, NOISE, SAMPLE
 from graftline.sampling.loop import draw, fresh_steps, guided
 from graftline.sampling.spec import Sampling
 
 Call = Callable[[Feed], Feed]
-DECODER_LATENTS, DECODER_IMAGE = f"{DECODER}.{LATENTS}", f"{DECODER}.{IMAGE}"
+DECODER_LATENTS, DECODER_OUTPUT = f"{DECODER}.{LATENTS}", f"{DECODER}.{DECODED}"
 
 
 @dataclass(frozen=True)
@@ -91,17 +87,29 @@ def latents(sample: Array, facts: DenoiserFacts) -> Array:
 
 def owed(network: Network, ports: Iterable[Port], facts: DenoiserFacts, feed: Feed) -> Feed:
     """What a graph with these ports and facts owes for a feed of it; `network` is the unmodified
-    denoiser."""
-    roles = {(p.role, p.direction) for p in ports}
-    if (UNCONDITIONAL, "in") in roles:
+    export."""
+    roles = {(p.role, p.owner) for p in ports}
+    own = {k: v for k, v in feed.items() if not k.startswith((DECODER, REPLACEMENT))}
+    call = network.call
+    if (UNCONDITIONAL, TARGET) in roles:
         assert facts.sampling is not None, "guidance comes with a schedule"
         network = network.guided(facts.sampling.guidance)
-    if (NOISE, "in") not in roles:
-        return network.call(feed) if facts.time is None else network.at(facts.time, feed)
-    assert facts.sampling is not None, "a loop comes with a schedule"
-    found: Feed = {DENOISED: network.loop(facts.sampling, feed)}
-    if (IMAGE, "out") in roles and (LATENTS, "in") not in roles:
-        given = {DECODER_LATENTS: latents(found[DENOISED], facts)}
-        given |= {k: v for k, v in feed.items() if k.startswith(DECODER)}
-        found = {IMAGE: network.call(given)[DECODER_IMAGE]}
+    if (NOISE, TARGET) not in roles:
+        found = network.call(own) if facts.time is None else network.at(facts.time, own)
+    else:
+        assert facts.sampling is not None, "a loop comes with a schedule"
+        found = {DENOISED: network.loop(facts.sampling, own)}
+    for owner in (DECODER, REPLACEMENT):
+        if (LATENTS, owner) in roles:
+            found[f"{owner}.{DECODED}"] = _decoded(call, owner, facts, feed)
+    if (DECODED, TARGET) in roles:
+        scaled = {DECODER_LATENTS: latents(found.pop(DENOISED), facts)}
+        found[DECODED] = _decoded(call, DECODER, facts, feed | scaled)
     return found
+
+
+def _decoded(call: Call, owner: str, facts: DenoiserFacts, feed: Feed) -> Array:
+    """What the export's decoder that stands for `owner` in a graph makes of its inputs."""
+    theirs = facts.decoder if owner == DECODER else owner
+    given = {k.replace(owner, theirs, 1): v for k, v in feed.items() if k.startswith(owner)}
+    return call(given)[f"{theirs}.{DECODED}"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
-from graftline.facts import Facts, RecogniserFacts
-from graftline.ports import Port
+from graftline.facts import DenoiserFacts, Facts, RecogniserFacts
+from graftline.ports import Port, by_role
+from graftline.roles import NOISE
 from graftline.runtimes.one_pass.feeding import Array, feed_of, main_port
 from graftline.runtimes.ort.graph import open_graph
 from graftline.targets import CPU
@@ -36,20 +38,37 @@ class DecodeEngine:
                 theirs.remove(known)
                 self.names.setdefault(known.name, port.name)
         self.output = next(p for p in ports if p.direction == "out")
+        self.loops: Mapping[int, Callable[[], DecodeEngine]] = {}
+        """By the number of steps, what opens that engine."""
+        self._opened: dict[int, DecodeEngine] = {}
 
     @property
     def main(self) -> Port:
         """The input that is decoded."""
         return main_port(self.ports)
 
-    def decode(self, latents: Any, *, seed: int = 0, **conditions: Any) -> Array:
+    def decode(
+        self, latents: Any, *, seed: int = 0, steps: int | None = None, **conditions: Any
+    ) -> Array:
         """Decode a batch of latents, as `main` describes them, into waveforms [B, C, T] or images
-        [B, C, H, W].
+        [B, C, H, W]. A sampling loop takes its first noise in their place, and `steps` is one of
+        `self.loops`, the numbers of steps that the bundle holds it in.
 
         `conditions` go by the names of the bundle's ports ("condition_0") or by the checkpoint's
         own; `seed` is that of noise, where there is any. Raises RequestError for what does not fit.
         """
+        if steps is not None:
+            return self._loop(steps).decode(latents, seed=seed, **conditions)
         return self._run(feed_of(self.ports, self.names, latents, conditions, seed))
+
+    def _loop(self, steps: int) -> DecodeEngine:
+        """The engine of so many steps, opened once."""
+        if steps not in self.loops:
+            known = ", ".join(map(str, sorted(self.loops))) or "no loop"
+            raise RequestError(f"steps={steps}: {self.path} holds {known}; build with --steps")
+        if steps not in self._opened:
+            self._opened[steps] = self.loops[steps]()
+        return self._opened[steps]
 
     def _run(self, feed: dict[str, Array]) -> Array:
         return self._asked(feed, [self.output.name])[0]
@@ -72,10 +91,25 @@ def open_decode_engine(bundle: Bundle, threads: int | None = None) -> DecodeEngi
         raise BackendError(
             f"{bundle.path}: built for {manifest.target}; a {manifest.facts.kind} runs on {CPU}"
         )
-    session = open_graph(bundle.graph(manifest.target), threads or os.cpu_count() or 1)
-    export = manifest.stages.get(manifest.main.made_of)
+    engine = _open_stage(bundle, manifest.target, threads)
+    engine.loops = {
+        stage.facts.sampling.steps: partial(_open_stage, bundle, name, threads)
+        for name, stage in manifest.stages.items()
+        if stage.role in ("engine", "form")
+        and isinstance(stage.facts, DenoiserFacts)
+        and stage.facts.sampling is not None
+        and by_role(stage.ports, NOISE, "in")
+    }
+    return engine
+
+
+def _open_stage(bundle: Bundle, name: str, threads: int | None) -> DecodeEngine:
+    manifest = bundle.manifest
+    stage = manifest.stages[name]
+    session = open_graph(bundle.graph(name), threads or os.cpu_count() or 1)
+    export = manifest.stages.get(stage.made_of)
     own = () if export is None else export.ports
     from graftline.runtimes.one_pass.recognise import RecogniseEngine
 
-    kind = RecogniseEngine if isinstance(manifest.facts, RecogniserFacts) else DecodeEngine
-    return kind(bundle.path, manifest.facts, manifest.main.ports, own, session)
+    kind = RecogniseEngine if isinstance(stage.facts, RecogniserFacts) else DecodeEngine
+    return kind(bundle.path, stage.facts, stage.ports, own, session)

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import RequestError, nearest
+from graftline.owners import TARGET
 from graftline.ports import Port
-from graftline.roles import LENGTHS, MAIN, NOISE, SEED, SIGNAL
+from graftline.roles import FRESH, LENGTHS, MAIN, NOISE, SEED, SIGNAL
 
 Array = npt.NDArray[Any]
 Sizes = dict[str, int]
@@ -19,7 +20,8 @@ Sizes = dict[str, int]
 
 def main_port(ports: Sequence[Port]) -> Port:
     """The input that the output is made of."""
-    return next(p for p in ports if p.direction == "in" and p.role in MAIN)
+    own = [p for p in ports if p.direction == "in" and p.owner == TARGET and p.role in MAIN]
+    return min(own, key=lambda port: MAIN.index(port.role))
 
 
 def feed_of(
@@ -44,6 +46,7 @@ def feed_of(
         given[names[name]] = value
     sizes: Sizes = {}
     feed: dict[str, Array] = {}
+    random = np.random.default_rng(seed)
     inputs = [p for p in ports if p.direction == "in"]
     for port in sorted(inputs, key=lambda p: p.name not in given):
         if port.name in given:
@@ -53,9 +56,8 @@ def feed_of(
             feed[port.name] = np.full(_dims(port, sizes), long, port.dtype)
         elif port.role == SEED:
             feed[port.name] = np.full(_dims(port, sizes), seed, port.dtype)
-        elif port.role == NOISE:
-            noise = np.random.default_rng(seed).standard_normal(_dims(port, sizes))
-            feed[port.name] = noise.astype(port.dtype)
+        elif port.role in (NOISE, FRESH):
+            feed[port.name] = random.standard_normal(_dims(port, sizes)).astype(port.dtype)
         else:
             called = next(n for n, of in names.items() if of == port.name)
             raise RequestError(f"the condition '{called}' {told(port)} is missing; give it by name")

@@ -56,10 +56,10 @@ def test_the_readmes_blocks_run(tmp_path: Path) -> None:
 
 def test_the_readme_lists_every_recipe_and_command() -> None:
     from graftline.commands.cli import app
-    from graftline.recipe import recipes
+    from graftline.recipe import all_recipes
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for one in recipes():
+    for one in all_recipes():
         assert f"`{one.name}`" in text
     for command in app.registered_commands:
         assert command.callback is not None

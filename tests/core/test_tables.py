@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from graftline.kinds import KINDS
 from graftline.passes import GRAFTS
-from graftline.recipe import recipes
+from graftline.recipe import all_recipes
 from graftline.runtimes.drafters import DRAFTERS
 from graftline.runtimes.rules import RULES
 
@@ -54,10 +55,11 @@ def test_every_recipe_names_things_that_exist() -> None:
     from graftline.passes import Pipeline
 
     files = {f.stem for f in (ROOT / "graftline/recipes").glob("*.toml")}
-    assert files == {r.name for r in recipes()}
-    for one in recipes():
-        assert one.drafter in DRAFTERS
-        assert one.rule in RULES
+    assert files == {r.name for r in all_recipes()}
+    for one in all_recipes():
+        assert one.kind in KINDS
+        assert (one.drafter in DRAFTERS) == (one.kind == "decoder")
+        assert (one.rule in RULES) == (one.kind == "decoder")
         Pipeline.parse(one.passes, GRAFTS)
         Pipeline.parse(one.head, GRAFTS)
         assert bool(one.head) == ("head" in one.needs)
@@ -74,4 +76,9 @@ def test_the_command_that_rebuilds_has_every_option() -> None:
     heads = HeadPlan.parse("a head", "fp32")
     plan = Plan.of("medusa", None, "ort-cpu", "fp32", None, None, (), "", "host", heads)
     said = "--recipe medusa --dtype fp32 --head 'a head'"
+    assert plan.command("in", "out", "") == f"graftline optimize in -o out {said}"
+    loops = ("a spec.toml", (1, 4))
+    plan = Plan.of("yonos-sr", None, "ort-cpu", "fp32", None, None, (), "", "host", None, None, *loops)
+    plan = plan.for_kind(KINDS["denoiser"], "yonos-sr")
+    said = "--recipe yonos-sr --dtype fp32 --spec 'a spec.toml' --steps 1,4"
     assert plan.command("in", "out", "") == f"graftline optimize in -o out {said}"
