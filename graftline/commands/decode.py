@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from graftline.commands import screen
 from graftline.commands.media import check_out, write_media
 from graftline.commands.opening import open_decoder
 from graftline.errors import RequestError
+
+if TYPE_CHECKING:
+    from graftline.runtimes.one_pass.engine import DecodeEngine
 
 OWN = ("bundle", "latents", "condition", "out", "seed", "threads", "stats")
 """Parameters of `run` that a decoder of latents takes."""
@@ -59,21 +62,36 @@ def decode(
     value_range: str,
     stats: bool,
 ) -> None:
-    """Decode the latents of a file into another. Raises RequestError."""
-    if out is None:
-        raise RequestError("name a file for what is made: -o out.npy, out.wav or out.png")
+    """Decode the latents of a file into another; what a recogniser writes is printed where no file
+    is named, the ids of a row in each line. Raises RequestError."""
     lowest, highest = read_range(value_range)
     array, given = read_array(latents, "--latents"), read_conditions(conditions)
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
         engine = open_decoder(bundle, watch, threads)
-        check_out(out, rate, len(engine.output.shape) - 2)
+        if out is not None:
+            check_out(out, rate, len(engine.output.shape) - 2)
         watch(f"decoding {list(array.shape)}")
         began = time.perf_counter()
-        made = engine.decode(array, seed=seed, steps=steps, **given)
+        if out is not None:
+            made: Any = engine.decode(array, seed=seed, steps=steps, **given)
+        else:
+            made = _texts(engine, array, given)
         seconds = time.perf_counter() - began
-    write_media(out, made, rate, lowest, highest)
+    if out is not None:
+        write_media(out, made, rate, lowest, highest)
+    else:
+        sys.stdout.write("".join(" ".join(map(str, ids)) + "\n" for ids in made))
     if stats:
-        sys.stderr.write(f"{list(array.shape)} -> {list(made.shape)} in {seconds * 1e3:.0f} ms\n")
+        sys.stderr.write(f"{list(array.shape)} in {seconds * 1e3:.0f} ms\n")
+
+
+def _texts(engine: DecodeEngine, signal: Any, given: dict[str, Any]) -> list[list[int]]:
+    """The ids that a recogniser writes. Raises RequestError for another engine."""
+    from graftline.runtimes.one_pass.recognise import RecogniseEngine
+
+    if not isinstance(engine, RecogniseEngine):
+        raise RequestError("name a file for what is made: -o out.npy, out.wav or out.png")
+    return engine.recognise(signal, **given)
 
 
 def read_array(file: Path, option: str) -> npt.NDArray[Any]:

@@ -427,7 +427,8 @@ Latents = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.npy",
-        help="Decode these latents, with a bundle that makes waveforms or images.",
+        help="Decode these latents with a bundle that makes waveforms or images, or recognise this "
+        "signal with one that writes texts.",
     ),
 ]
 Conditions = Annotated[

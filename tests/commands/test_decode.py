@@ -12,8 +12,10 @@ import pytest
 
 from graftline import load, optimize
 from graftline.runtimes.one_pass.engine import DecodeEngine
+from graftline.runtimes.one_pass.recognise import RecogniseEngine
 from tests.commands.calling import call, refused
 from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
+from tests.kinds.recognisers import CPPD
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +90,18 @@ def test_what_does_not_go_together(folder: Path, tmp_path: Path) -> None:
     two = ("run", folder / "sharp.graft", "--latents", tmp_path / "two.npy")
     assert "holds one row of 2" in refused(*two, "-o", tmp_path / "x.png")
     assert not list(tmp_path.glob("x.*"))
+
+
+def test_a_recogniser_prints_ids(tmp_path: Path) -> None:
+    optimize(write(CPPD, tmp_path / "x.onnx"), tmp_path / "x.graft", recipe="cppd")
+    image = np.random.default_rng(1).standard_normal((2, 3, 32, 40)).astype(np.float32)
+    np.save(tmp_path / "image.npy", image)
+    engine = load(tmp_path / "x.graft")
+    assert isinstance(engine, RecogniseEngine)
+    texts = engine.recognise(image)
+    result = call("run", tmp_path / "x.graft", "--latents", tmp_path / "image.npy")
+    assert result.exit_code == 0, result.output
+    assert [[int(n) for n in line.split()] for line in result.stdout.splitlines()] == texts
+    told = ("run", tmp_path / "x.graft", "--latents", tmp_path / "image.npy")
+    assert call(*told, "-o", tmp_path / "scores.npy").exit_code == 0
+    assert np.load(tmp_path / "scores.npy").shape == (2, 5, 11)
