@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,7 @@ from graftline.commands import screen
 from graftline.commands.media import check_out, write_media
 from graftline.commands.opening import open_decoder
 from graftline.errors import RequestError
-
-if TYPE_CHECKING:
-    from graftline.runtimes.one_pass.engine import DecodeEngine
+from graftline.facts import RecogniserFacts
 
 OWN = ("bundle", "latents", "condition", "out", "seed", "threads", "stats")
 """Parameters of `run` that a decoder of latents takes."""
@@ -70,12 +68,14 @@ def decode(
         engine = open_decoder(bundle, watch, threads)
         if out is not None:
             check_out(out, rate, len(engine.output.shape) - 2)
+        elif not isinstance(engine.facts, RecogniserFacts):
+            raise RequestError("name a file for what is made: -o out.npy, out.wav or out.png")
         watch(f"decoding {list(array.shape)}")
         began = time.perf_counter()
         if out is not None:
             made: Any = engine.decode(array, seed=seed, steps=steps, **given)
         else:
-            made = _texts(engine, array, given)
+            made = engine.recognise(array, **given)
         seconds = time.perf_counter() - began
     if out is not None:
         write_media(out, made, rate, lowest, highest)
@@ -83,15 +83,6 @@ def decode(
         sys.stdout.write("".join(" ".join(map(str, ids)) + "\n" for ids in made))
     if stats:
         sys.stderr.write(f"{list(array.shape)} in {seconds * 1e3:.0f} ms\n")
-
-
-def _texts(engine: DecodeEngine, signal: Any, given: dict[str, Any]) -> list[list[int]]:
-    """The ids that a recogniser writes. Raises RequestError for another engine."""
-    from graftline.runtimes.one_pass.recognise import RecogniseEngine
-
-    if not isinstance(engine, RecogniseEngine):
-        raise RequestError("name a file for what is made: -o out.npy, out.wav or out.png")
-    return engine.recognise(signal, **given)
 
 
 def read_array(file: Path, option: str) -> npt.NDArray[Any]:

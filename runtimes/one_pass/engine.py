@@ -12,10 +12,11 @@ import numpy as np
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
-from graftline.facts import DenoiserFacts, Facts, RecogniserFacts
+from graftline.facts import DenoiserFacts, Facts
 from graftline.ports import Port, by_role
 from graftline.roles import NOISE
 from graftline.runtimes.one_pass.feeding import Array, feed_of, main_port
+from graftline.runtimes.one_pass.recognise import outputs_of, texts_of
 from graftline.runtimes.ort.graph import open_graph
 from graftline.targets import CPU
 
@@ -60,6 +61,20 @@ class DecodeEngine:
         if steps is not None:
             return self._loop(steps).decode(latents, seed=seed, **conditions)
         return self._run(feed_of(self.ports, self.names, latents, conditions, seed))
+
+    def recognise(self, signal: Any, **conditions: Any) -> list[list[int]]:
+        """The ids that a recogniser writes for each row of a batch [B, T, C] or [B, C, H, W]: the
+        best token of every position, of as many as the network counts for the row, or of all where
+        it counts none.
+
+        `conditions` as of `decode`: `lengths` [B] are the places of each row that are heard. Raises
+        RequestError for what does not fit, and for a text of more positions than the engine scores.
+        """
+        if not (names := outputs_of(self.ports)):
+            raise RequestError(f"{self.path} is a {self.facts.kind}, which writes no texts")
+        feed = feed_of(self.ports, self.names, signal, conditions, 0)
+        scores, *counts = self._asked(feed, names)
+        return texts_of(self.path, scores, counts[0] if counts else None)
 
     def _loop(self, steps: int) -> DecodeEngine:
         """The engine of so many steps, opened once."""
@@ -109,7 +124,4 @@ def _open_stage(bundle: Bundle, name: str, threads: int | None) -> DecodeEngine:
     session = open_graph(bundle.graph(name), threads or os.cpu_count() or 1)
     export = manifest.stages.get(stage.made_of)
     own = () if export is None else export.ports
-    from graftline.runtimes.one_pass.recognise import RecogniseEngine
-
-    kind = RecogniseEngine if isinstance(stage.facts, RecogniserFacts) else DecodeEngine
-    return kind(bundle.path, stage.facts, stage.ports, own, session)
+    return DecodeEngine(bundle.path, stage.facts, stage.ports, own, session)

@@ -12,7 +12,6 @@ import pytest
 
 from graftline import load, optimize
 from graftline.runtimes.one_pass.engine import DecodeEngine
-from graftline.runtimes.one_pass.recognise import RecogniseEngine
 from tests.commands.calling import call, refused
 from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
 from tests.kinds.recognisers import CPPD
@@ -97,7 +96,7 @@ def test_a_recogniser_prints_ids(tmp_path: Path) -> None:
     image = np.random.default_rng(1).standard_normal((2, 3, 32, 40)).astype(np.float32)
     np.save(tmp_path / "image.npy", image)
     engine = load(tmp_path / "x.graft")
-    assert isinstance(engine, RecogniseEngine)
+    assert isinstance(engine, DecodeEngine)
     texts = engine.recognise(image)
     result = call("run", tmp_path / "x.graft", "--latents", tmp_path / "image.npy")
     assert result.exit_code == 0, result.output

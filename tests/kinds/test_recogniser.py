@@ -24,8 +24,8 @@ from graftline.passes.anchors.recogniser import find_recogniser
 from graftline.passes.anchors.roles import OnePass
 from graftline.passes.graph.mismatch import Mismatch
 from graftline.ports import read_ports
-from graftline.runtimes.one_pass.recognise import RecogniseEngine
-from tests.kinds.latent_decoders import model_of, write
+from graftline.runtimes.one_pass.engine import DecodeEngine
+from tests.kinds.latent_decoders import UPSCALER, model_of, write
 from tests.kinds.recognisers import CPPD, PARAFORMER
 
 RANDOM = np.random.default_rng(3)
@@ -39,9 +39,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return optimize(write(PARAFORMER, folder / "host.onnx"), folder / "host.graft")
 
 
-def engine_of(bundle: Bundle) -> RecogniseEngine:
+def engine_of(bundle: Bundle) -> DecodeEngine:
     engine = load(bundle.path)
-    assert isinstance(engine, RecogniseEngine)
+    assert isinstance(engine, DecodeEngine)
     return engine
 
 
@@ -111,6 +111,12 @@ def test_placeholders_are_scored_together(tmp_path: Path) -> None:
     made = optimize(write(CPPD, tmp_path / "host.onnx"), tmp_path / "host.graft")
     image = RANDOM.standard_normal((4, 3, 32, 64)).astype(np.float32)
     assert engine_of(made).recognise(image) == texts(tmp_path / "host.onnx", {"image": image})
+
+
+def test_other_hosts_write_no_texts(tmp_path: Path) -> None:
+    made = optimize(write(UPSCALER, tmp_path / "host.onnx"), tmp_path / "host.graft")
+    with pytest.raises(RequestError, match="is a latent-decoder, which writes no texts"):
+        engine_of(made).recognise(np.zeros((1, 3, 8, 8), np.float32))
 
 
 @pytest.mark.parametrize("text", [PARAFORMER, NUMBERED])
