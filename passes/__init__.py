@@ -10,6 +10,7 @@ from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
 from graftline.passes.grafts.features import Features
+from graftline.passes.grafts.fuse_block import FuseBlock
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_heads import FuseHeads
 from graftline.passes.grafts.fuse_verify import FuseVerify
@@ -50,6 +51,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         FuseVerify,
         FuseDraft,
         FuseHeads,
+        FuseBlock,
         PackProjections,
         Quantize,
         LowerOrt,

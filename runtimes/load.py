@@ -148,13 +148,13 @@ def _engine(
     tokenizer = Tokenizer.from_folder(place) if "tokenizer.json" in listed else None
     costs = step_costs(bundle, session, watch) if measured else None
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
-    fused, step = _fused(bundle, session, chosen, step)
     opened, head = None, None
     if host is not None and costs is not None:
         opened = _opener(bundle, host, costs, tokenizer, threads, watch)
         head = head_opener(bundle, host, _key(host), costs, watch)
     elif isinstance(session, TrtSession):
         head = trt_heads(bundle, session)
+    fused, step = _fused(bundle, session, chosen, step, head)
     resources = replace(_resources(bundle, session, tokenizer, corpus), head=head)
 
     def drafting(target: OrtSession) -> Resources:
@@ -221,16 +221,21 @@ def _session(
 
 
 def _fused(
-    bundle: Bundle, session: OrtSession | TrtSession, chosen: Recipe, step: str | None
+    bundle: Bundle,
+    session: OrtSession | TrtSession,
+    chosen: Recipe,
+    step: str | None,
+    head: Callable[[], object] | None,
 ) -> tuple[Callable[[], FusedStep] | None, str]:
-    """What opens the bundle's fused step, if it has one, and what calls use that do not say."""
+    """What opens the bundle's fused step, if it has one, and what calls use that do not say. `head`
+    opens its draft head."""
     fused: Callable[[], FusedStep] | None = None
     if isinstance(session, TrtSession):
         if session.steps_fused:
             step = FUSED if step is None and is_fusable(chosen) else step
             fused = cache(lambda: TrtFusedStep(session))
     elif FUSED in bundle.manifest.stages:
-        fused = cache(lambda: open_fused(bundle, session))
+        fused = cache(lambda: open_fused(bundle, session, head))
     if step == FUSED:
         if fused is None:
             again = f"{bundle.manifest.rebuild} --step fused"
