@@ -20,10 +20,6 @@ from graftline.runtimes.trees.template import Template
 class BlockSession(Protocol):
     """The session of a head's own stage, which reads what the host has read."""
 
-    def reset(self, batch: int) -> None:
-        """Forget everything and make room for `batch` sequences."""
-        ...
-
     def follow(
         self,
         row: int,
@@ -35,9 +31,23 @@ class BlockSession(Protocol):
         """Tokens and a feature [N, H] for each, behind the first `length` slots."""
         ...
 
+
+class CachedSession(BlockSession, Protocol):
+    """One whose caches can be bound by others."""
+
+    def reset(self, batch: int) -> None:
+        """Forget everything and make room for `batch` sequences."""
+        ...
+
     def caches(self, row: int) -> dict[str, npt.NDArray[Any]]:
         """The caches of sequence `row`, [1, K, S, D] each, by the name of their graph input."""
         ...
+
+
+def read_text(session: BlockSession, row: int, text: HeadText | None) -> None:
+    """Put into the head's caches of sequence `row` what the host has read."""
+    assert text is not None, "the drafter of such a head is shown the prompt"
+    session.follow(row, 0, text.tokens, 1, text.features)
 
 
 def block_depth(ports: Sequence[Port]) -> int:
@@ -52,7 +62,7 @@ class FusedBlock:
     The head's own stage reads each prompt into them; the steps go on from there.
     """
 
-    def __init__(self, session: BlockSession, ports: Sequence[Port]) -> None:
+    def __init__(self, session: CachedSession, ports: Sequence[Port]) -> None:
         self.depth, self._session = block_depth(ports), session
         self._own = frozenset(p.name for p in slot_ports(ports, "in", HEAD))
 
@@ -62,8 +72,7 @@ class FusedBlock:
 
     def read(self, row: int, text: HeadText | None) -> None:
         """Begin sequence `row` with what the host has read."""
-        assert text is not None, "a drafter of such a head is shown the prompt"
-        self._session.follow(row, 0, text.tokens, 1, text.features)
+        read_text(self._session, row, text)
 
     def caches(self, row: int) -> dict[str, npt.NDArray[Any]]:
         """Those of sequence `row`, by the names of the fused graph's inputs."""

@@ -23,6 +23,7 @@ from graftline.runtimes.control.measure import costs_key, measure_costs
 from graftline.runtimes.defaults import read_defaults
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep, check_drafter
+from graftline.runtimes.fused_heads import drafter_of
 from graftline.runtimes.head_opener import head_opener
 from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
@@ -44,9 +45,9 @@ from graftline.runtimes.surroundings import (
     step_ratio,
 )
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
-from graftline.runtimes.trt.fused import TrtFusedStep
 from graftline.runtimes.trt.load import has_engine, open_engine
 from graftline.runtimes.trt.load import head_opener as trt_heads
+from graftline.runtimes.trt.load import open_fused as open_trt_fused
 from graftline.runtimes.trt.session import TrtSession
 
 
@@ -232,8 +233,9 @@ def _fused(
     fused: Callable[[], FusedStep] | None = None
     if isinstance(session, TrtSession):
         if session.steps_fused:
-            step = FUSED if step is None and is_fusable(chosen) else step
-            fused = cache(lambda: TrtFusedStep(session))
+            drafts = drafter_of(session.ports) == chosen.drafter
+            step = FUSED if step is None and drafts and is_fusable(chosen) else step
+            fused = cache(lambda: open_trt_fused(bundle, session, head))
     elif FUSED in bundle.manifest.stages:
         fused = cache(lambda: open_fused(bundle, session, head))
     if step == FUSED:

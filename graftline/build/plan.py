@@ -33,7 +33,7 @@ from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.pack_rows import PackRows
-from graftline.recipe import FUSED, Recipe, check_fusable, check_step, recipe
+from graftline.recipe import FUSED, FUSED_DRAFTERS, Recipe, check_fusable, check_step, recipe
 from graftline.route import MIDDLE, ROUTE, Route, parse_skip
 from graftline.targets import CPU, CUDA, TARGETS, ending
 
@@ -294,10 +294,10 @@ def _of_head(
         raise GraftlineError(
             f"the recipe {chosen.name} reads no draft head; leave out --head, or --recipe"
         )
-    if request is not None and "kv-cache" in chosen.head:
+    if request is not None and has_block(chosen) and chosen.drafter not in FUSED_DRAFTERS:
         raise GraftlineError(
-            f"the recipe {chosen.name} has a draft head with keys and values of its own, which no "
-            f"engine of {request.target} keeps; use --target {CPU} or {CUDA}"
+            f"the recipe {chosen.name} has a draft head that is asked about a block of rows at "
+            f"once, which no engine of {request.target} is; use --target {CPU} or {CUDA}"
         )
     lowering = ending(target, head.dtype, None) if request is None else request.of_head(head.dtype)
     text = str(Pipeline.parse(f"{chosen.head} | {lowering}", GRAFTS))

@@ -20,7 +20,7 @@ from graftline.passes.graph.operators import calls
 from graftline.passes.graph.ports import input_of, port_of, roles_of, value_of
 from graftline.passes.graph.text import write
 from graftline.passes.laws.fused_block import drafted_by_block
-from graftline.passes.pipeline.graft import Evaluate, Graft, Law, Stage
+from graftline.passes.pipeline.graft import Graft, Law, Stage
 from graftline.plugins.tree_verify import TREE_VERIFY
 from graftline.ports import FEATURES, Port, read_ports, slot_ports, write_ports
 from graftline.roles import DRAFT_LOGITS

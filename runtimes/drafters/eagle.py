@@ -17,8 +17,8 @@ from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafting import Draft
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.feature_reader import FeatureReader, Levels
-from graftline.runtimes.head_text import HeadText
 from graftline.runtimes.head_draft import FIRST
+from graftline.runtimes.head_text import HeadText
 from graftline.runtimes.lengths import make_length
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.session import Floats, Scores, Tap, tapped

@@ -14,7 +14,7 @@ import onnxruntime
 from graftline.errors import BackendError
 from graftline.ports import Port, by_role
 from graftline.runtimes.fused import Start, check_ranks, first_tree
-from graftline.runtimes.fused_block import BlockSession, FusedBlock
+from graftline.runtimes.fused_block import CachedSession, FusedBlock
 from graftline.runtimes.fused_heads import FusedHeads, drafter_of
 from graftline.runtimes.ort.calls import MOST_ROWS
 from graftline.runtimes.ort.graph import open_graph
@@ -55,7 +55,7 @@ class OrtFusedStep:
         graph: Path,
         ports: Sequence[Port],
         host: OrtSession,
-        head: BlockSession | None = None,
+        head: CachedSession | None = None,
     ) -> None:
         self._host, self._ports = host, tuple(ports)
         self._engine = open_graph(graph, host.threads)
