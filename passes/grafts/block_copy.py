@@ -64,12 +64,15 @@ class BlockCopy:
     """Writes a block into `model`, node by node, at the graph's end.
 
     Its caches become inputs and outputs of the owner head.0, written from the target's write_index
-    on. Rows drafted behind them are in no cache: they lie in the graph, [B, K, 1, D] each.
+    on. The rows of `drafts` behind them are in no cache: they lie in the graph, [B, K, 1, D] each,
+    behind the cache. Attention of every one sees as many slots, the last of which are filled with
+    what its mask hides: TensorRT compiles one shape once.
     """
 
     model: ir.Model
     block: ir.Model
     by: str
+    drafts: int
     ports: list[Port] = field(default_factory=list[Port])
     """Of the inputs and outputs that were added."""
 
@@ -134,7 +137,9 @@ class BlockCopy:
         assert fresh is not None
         if drafting:
             self._drafted[cache].append(fresh)
-            parts = [self._written[cache], *self._drafted[cache]]
+            rows = self._drafted[cache]
+            hidden = [fresh] * (self.drafts - len(rows))
+            parts = [self._written[cache], *rows, *hidden]
             value = self._emit.op("Concat", parts, axis=2)
             value.type = cache.type
             value.shape = ir.Shape([d if n != 2 else None for n, d in enumerate(cache.shape or ())])

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
-from graftline.evaluate import Feed
+from graftline.evaluate import Array, Feed
 from graftline.facts import decoder_facts
 from graftline.owners import HEAD
 from graftline.passes.grafts.block_copy import BlockCopy, check_block, draft_block, features_of
@@ -50,10 +50,11 @@ node before it, in slot write_index + j; what lies behind the accepted ones nobo
 [B, 1]: the slot behind them; `held` [B, 1, 1, S]: the slots before it."""
 _DRAFTED = """
     positions = Min (Add (end, ahead), last_position)
-    open = GreaterOrEqual (Unsqueeze (Unsqueeze (end, axis_2), axis_1), none_hidden)
-    mask = Concat <axis = -1> (held, open)
+    every = GreaterOrEqual (Unsqueeze (Unsqueeze (end, axis_2), axis_1), zero)
+    mask = Concat <axis = -1> (held, And (every, open))
 """
-"""A drafted row: `ahead` [1] slots behind the end, it sees what is held and [1, 1, 1, d] drafts."""
+"""A drafted row: `ahead` [1] slots behind the end, it sees what is held and, of the drafts, those
+that are `open` [1, 1, 1, depth - 1]."""
 _CHAIN = """
     rows_1 = Shape (above)
     tokens = Slice (chain, zero_1, rows_1, axis_1)
@@ -109,7 +110,7 @@ class FuseBlock(Graft):
         assert block is not None
         assert read is not None
         template = new_input(graph, TEMPLATE, INT64, ("M",))
-        copy = BlockCopy(model, block, self.name())
+        copy = BlockCopy(model, block, self.name(), self.depth - 1)
         verify, emit = calls(graph, TREE_VERIFY)[0], Emit(graph, self.name())
         tokens, parents = verify.inputs[1:3]
         assert tokens is not None
@@ -135,8 +136,7 @@ class FuseBlock(Graft):
             given = {
                 "end": end, "held": held, "last_position": limit,
                 "ahead": emit.const(f"draft.ahead.{ahead - 1}", [ahead - 1], np.int64),
-                "none_hidden": emit.const(f"draft.open.{ahead}", np.zeros((1, 1, 1, ahead)),
-                                          np.int64),
+                "open": emit.const(f"draft.open.{ahead}", _first(ahead, self.depth - 1)),
             }  # fmt: skip
             positions, mask = write(emit, _DRAFTED, given, ["positions", "mask"])
             row = {"tokens": best, FEATURES: state, "positions": positions, "mask": mask}
@@ -184,6 +184,11 @@ class FuseBlock(Graft):
         }
         template = np.asarray([-1], np.int64)
         return feed | caches | roles_of(after).feed(**{TEMPLATE: template})
+
+
+def _first(count: int, of: int) -> Array:
+    """[1, 1, 1, of] bool: the first `count`."""
+    return (np.arange(of) < count)[None, None, None]
 
 
 def _largest(emit: Emit, logits: ir.Value) -> ir.Value:
