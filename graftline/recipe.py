@@ -17,8 +17,9 @@ FUSED = "fused"
 """The stage of a bundle whose graph is a fused step."""
 STEPS = ("host", FUSED)
 """Where a step drafts and verifies: between engine calls, or within one."""
-FUSED_DRAFTERS, FUSED_RULES = ("token-recycling", "medusa"), ("greedy", "point-mass")
-"""What the passes fuse-draft, fuse-heads and fuse-verify put into the graph."""
+FUSED_DRAFTERS = ("token-recycling", "medusa", "eagle")
+FUSED_RULES = ("greedy", "point-mass")
+"""What the passes fuse-draft, fuse-heads, fuse-block and fuse-verify put into the graph."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def check_fusable(chosen: Recipe) -> None:
     """Raise GraftlineError where a fused step cannot do what this recipe does on the host."""
     if chosen.drafter not in FUSED_DRAFTERS:
         raise GraftlineError(
-            f"recipe {chosen.name}: a fused step drafts by {' or '.join(FUSED_DRAFTERS)}, not by "
+            f"recipe {chosen.name}: a fused step drafts by {', '.join(FUSED_DRAFTERS[:-1])} or "
+            f"{FUSED_DRAFTERS[-1]}, not by "
             f"{chosen.drafter}; use --step host"
         )
     if chosen.rule not in FUSED_RULES:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from graftline.owners import TARGET
 from graftline.ports import Port
 
+DRAFT_LOGITS = "draft.logits"
+"""Role of what a draft block in a step gives: [B, depth], the logit of each token it drafts."""
 HEADS_LOGITS, HEADS_IDS, HEADS_TOPK = "heads.logits", "heads.topk_ids", "heads.topk_logits"
 """Roles of what draft heads give: [B, N, heads, V], and [B, N, heads, k], best first."""
 LATENTS, LENGTHS, CONDITION, DECODED = "latents", "lengths", "condition", "decoded"

@@ -13,6 +13,7 @@ from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
 from graftline.passes.grafts.features import Features
 from graftline.passes.grafts.fold_guidance import FoldGuidance
 from graftline.passes.grafts.fold_time import FoldTime
+from graftline.passes.grafts.fuse_block import FuseBlock
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_heads import FuseHeads
 from graftline.passes.grafts.fuse_verify import FuseVerify
@@ -64,6 +65,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         FuseVerify,
         FuseDraft,
         FuseHeads,
+        FuseBlock,
         PackProjections,
         Quantize,
         LowerOrt,

@@ -11,6 +11,7 @@ from graftline.runtimes.draft_engine import Read
 from graftline.runtimes.draft_reader import Guess, Reader
 from graftline.runtimes.draft_seats import Seat
 from graftline.runtimes.feature_engine import FeatureEngine, FeatureRead, LevelRead
+from graftline.runtimes.head_text import HeadText
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.session import Floats, Ints, Scores, Tap
 from graftline.runtimes.trees.dynamic import Growth
@@ -68,6 +69,12 @@ class FeatureReader(Reader):
         self._first = self._known - len(fresh) - len(kept)
         self._features = np.concatenate([kept, features])
         self._states = []
+
+    @property
+    def text(self) -> HeadText:
+        """All that the target has read and chosen; before anything was drafted behind it."""
+        assert self._first == 0, "features are kept until they are read"
+        return HeadText(self.tokens, self._features)
 
     @property
     def _known(self) -> int:

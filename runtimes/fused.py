@@ -16,6 +16,7 @@ from graftline.recipe import Recipe, check_fusable
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter
+from graftline.runtimes.head_text import HeadText, reads_text
 from graftline.runtimes.policy import Policy
 from graftline.runtimes.prompt_reader import PromptReader
 from graftline.runtimes.request import Request
@@ -36,20 +37,24 @@ HOST_ONLY: dict[str, object] = {
 @dataclass(frozen=True)
 class Start:
     """Where fused steps take a sequence over from the host: at `root`, its last chosen token, which
-    is not in the cache yet. `ordinal`: tokens chosen so far. `seed`: of its random numbers."""
+    is not in the cache yet. `ordinal`: tokens chosen so far. `seed`: of its random numbers. `text`:
+    what a draft block reads of it, where the step drafts by one."""
 
     root: int
     ordinal: int
     seed: int
     sampling: Sampling
+    text: HeadText | None = None
 
     @classmethod
     def of(cls, one: Decoding) -> Start:
         """A sequence whose first token the host has chosen."""
-        rule = one.rule
+        rule, drafter = one.rule, one.drafter
+        text = drafter.text if reads_text(drafter) else None
+        seed, sampling = 0, Sampling()
         if isinstance(rule, PointMass):
-            return cls(one.tokens[-1], len(one.tokens), rule.uniforms.seed, rule.sampling)
-        return cls(one.tokens[-1], len(one.tokens), 0, Sampling())
+            seed, sampling = rule.uniforms.seed, rule.sampling
+        return cls(one.tokens[-1], len(one.tokens), seed, sampling, text)
 
 
 class FusedStep(Protocol):

@@ -10,6 +10,7 @@ from graftline.owners import HEAD
 from graftline.ports import Port, by_role
 from graftline.roles import HEADS_IDS
 from graftline.runtimes.fused import check_ranks
+from graftline.runtimes.fused_block import block_depth
 from graftline.runtimes.session import Floats, Ints
 from graftline.runtimes.trees.template import Template
 
@@ -55,6 +56,8 @@ class FusedHeads:
         check_ranks(plan, self.width, "head")
 
 
-def drafter_of(heads: FusedHeads | None) -> str:
+def drafter_of(ports: Sequence[Port]) -> str:
     """The drafter whose place a fused graph takes: that of its heads, or of its table."""
-    return "token-recycling" if heads is None else "medusa"
+    if block_depth(ports):
+        return "eagle"
+    return "token-recycling" if FusedHeads.of(ports) is None else "medusa"

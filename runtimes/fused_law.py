@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.rules.point_mass import PointMass
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.session import Floats, Ints, Scores, Tap
 from graftline.runtimes.uniforms import Uniforms
 from graftline.runtimes.verdict import Rule, Verdict
 from graftline.tree import Tree
@@ -41,9 +42,10 @@ def fused_is_host(session: OrtSession, fused: OrtFusedStep, host: HostDrafts) ->
     for seed, sampling in enumerate(SAMPLINGS):
         rule = PointMass.of(sampling, np.random.default_rng(seed))
         session.reset(1)
-        chosen = _first(session, rule, prompt)
+        chosen, states = _first(session, rule, prompt)
         drawn = rule.uniforms.seed if isinstance(rule, PointMass) else 0
-        fused.seat(0, Start(chosen, 1, drawn, sampling))
+        text = host.text(prompt, chosen, states)
+        fused.seat(0, Start(chosen, 1, drawn, sampling, text))
         for _ in range(STEPS):
             if session.capacity - session.lengths[0] < len(host.plan):
                 break
@@ -55,9 +57,15 @@ def fused_is_host(session: OrtSession, fused: OrtFusedStep, host: HostDrafts) ->
     return f"{held} are the host's, {host.told} too{ties}"
 
 
-def _first(session: OrtSession, rule: Rule, prompt: Ints) -> int:
-    root = Tree.chain(prompt[-1:])
-    return rule.judge(root, session.prefill([prompt]), 0).next
+def _first(session: OrtSession, rule: Rule, prompt: Ints) -> tuple[int, dict[Tap, Floats]]:
+    """The first token, and the hidden states [N, H] of the prompt, which is read in one call."""
+    states: dict[Tap, Floats] = {}
+
+    def show(shown: Mapping[Tap, Floats]) -> None:
+        states.update({tap: rows.copy() for tap, rows in shown.items()})
+
+    scores = session.read(0, prompt, show)
+    return rule.judge(Tree.chain(prompt[-1:]), scores, 0).next, states
 
 
 def _step(session: OrtSession, fused: OrtFusedStep, rule: Rule, host: HostDrafts) -> int:

@@ -23,6 +23,7 @@ from graftline.runtimes.control.measure import costs_key, measure_costs
 from graftline.runtimes.defaults import read_defaults
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep, check_drafter
+from graftline.runtimes.fused_heads import drafter_of
 from graftline.runtimes.head_opener import head_opener
 from graftline.runtimes.one_pass.engine import DecodeEngine, open_decode_engine
 from graftline.runtimes.ort.provider import version
@@ -45,9 +46,9 @@ from graftline.runtimes.surroundings import (
     step_ratio,
 )
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
-from graftline.runtimes.trt.fused import TrtFusedStep
 from graftline.runtimes.trt.load import has_engine, open_engine
 from graftline.runtimes.trt.load import head_opener as trt_heads
+from graftline.runtimes.trt.load import open_fused as open_trt_fused
 from graftline.runtimes.trt.session import TrtSession
 
 
@@ -162,13 +163,13 @@ def _engine(
     tokenizer = Tokenizer.from_folder(place) if "tokenizer.json" in listed else None
     costs = step_costs(bundle, session, watch) if measured else None
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
-    fused, step = _fused(bundle, session, chosen, step)
     opened, head = None, None
     if host is not None and costs is not None:
         opened = _opener(bundle, host, costs, tokenizer, threads, watch)
         head = head_opener(bundle, host, _key(host), costs, watch)
     elif isinstance(session, TrtSession):
         head = trt_heads(bundle, session)
+    fused, step = _fused(bundle, session, chosen, step, head)
     resources = replace(_resources(bundle, session, tokenizer, corpus), head=head)
 
     def drafting(target: OrtSession) -> Resources:
@@ -235,16 +236,22 @@ def _session(
 
 
 def _fused(
-    bundle: Bundle, session: OrtSession | TrtSession, chosen: Recipe, step: str | None
+    bundle: Bundle,
+    session: OrtSession | TrtSession,
+    chosen: Recipe,
+    step: str | None,
+    head: Callable[[], object] | None,
 ) -> tuple[Callable[[], FusedStep] | None, str]:
-    """What opens the bundle's fused step, if it has one, and what calls use that do not say."""
+    """What opens the bundle's fused step, if it has one, and what calls use that do not say. `head`
+    opens its draft head."""
     fused: Callable[[], FusedStep] | None = None
     if isinstance(session, TrtSession):
         if session.steps_fused:
-            step = FUSED if step is None and is_fusable(chosen) else step
-            fused = cache(lambda: TrtFusedStep(session))
+            drafts = drafter_of(session.ports) == chosen.drafter
+            step = FUSED if step is None and drafts and is_fusable(chosen) else step
+            fused = cache(lambda: open_trt_fused(bundle, session, head))
     elif FUSED in bundle.manifest.stages:
-        fused = cache(lambda: open_fused(bundle, session))
+        fused = cache(lambda: open_fused(bundle, session, head))
     if step == FUSED:
         if fused is None:
             again = f"{bundle.manifest.rebuild} --step fused"

@@ -14,8 +14,11 @@ from graftline.owners import TARGET
 from graftline.ports import by_role
 from graftline.recipe import FUSED
 from graftline.runtimes.control.measure import machine
+from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.fused import FusedStep
+from graftline.runtimes.fused_block import block_depth
 from graftline.runtimes.ort.cuda import SESSIONS
+from graftline.runtimes.ort.features import FeatureSession
 from graftline.runtimes.ort.forms import NO_FORMS, Form, Forms
 from graftline.runtimes.ort.fused import OrtFusedStep
 from graftline.runtimes.ort.session import OrtSession
@@ -112,6 +115,15 @@ def _proven_forms(bundle: Bundle) -> dict[str, Stage]:
     return {name: s for name, s in bundle.manifest.of_role("form").items() if name in proven}
 
 
-def open_fused(bundle: Bundle, session: OrtSession) -> FusedStep:
-    """The fused step of a bundle, over the caches of its session."""
-    return OrtFusedStep(bundle.graph(FUSED), bundle.manifest.stages[FUSED].ports, session)
+def open_fused(
+    bundle: Bundle, session: OrtSession, head: Callable[[], object] | None = None
+) -> FusedStep:
+    """The fused step of a bundle, over the caches of its session. `head` opens its draft head, on
+    whose own stage a step that drafts by a block goes on, with caches apart from the host's."""
+    graph, ports, block = bundle.graph(FUSED), bundle.manifest.stages[FUSED].ports, None
+    if block_depth(ports):
+        opened = None if head is None else head()
+        if not isinstance(opened, FeatureEngine) or not isinstance(opened.head, FeatureSession):
+            raise BackendError(f"{bundle.path}: its fused step drafts by a head that it lacks")
+        block = opened.head.sibling(capacity=session.capacity)
+    return OrtFusedStep(graph, ports, session, block)

@@ -27,7 +27,7 @@ from graftline.bundle.manifest import (
 from graftline.bundle.store import save_graph, stored_bytes
 from graftline.bundle.weight_file import WeightFile
 from graftline.bundle.writer import BundleWriter
-from graftline.facts import DraftHeadFacts, read_facts
+from graftline.facts import DraftBlockFacts, DraftHeadFacts, read_facts
 from graftline.files import SOURCE
 from graftline.kinds import kind_of
 from graftline.law import LawRow
@@ -76,8 +76,9 @@ def write_bundle(
         name = FUSED if plan.fused else plan.target
         extra["engine"] = _engine(writer, plan.request, name, stages[name], say)
         if asked := [n for n, s in stages.items() if _is_asked(s, plan)]:
-            request = plan.request.asking_heads()
-            extra["heads"] = [_engine(writer, request, n, stages[n], say) for n in asked]
+            extra["heads"] = [
+                _engine(writer, _asking(plan, stages[n]), n, stages[n], say) for n in asked
+            ]
     passes, laws = _prove(writer.root, hosts, plan, made, stages, say)
     return Manifest(
         name=Path(writer.out).name,
@@ -200,8 +201,18 @@ def _linked(writer: BundleWriter, say: Watch, file: Path, rel: str) -> bool:
 
 
 def _is_asked(stage: Stage, plan: Plan) -> bool:
-    """Whether a stage is of draft heads that the host asks: a fused step has them within."""
-    return isinstance(stage.facts, DraftHeadFacts) and stage.role == "engine" and not plan.fused
+    """Whether a stage is of draft heads that the host asks: a fused step has them within, but a
+    decoder of its own reads prompts by its own engine."""
+    kinds = DraftBlockFacts if plan.fused else (DraftHeadFacts, DraftBlockFacts)
+    return isinstance(stage.facts, kinds) and stage.role == "engine"
+
+
+def _asking(plan: Plan, stage: Stage) -> EngineRequest:
+    """The engine of such a stage."""
+    assert plan.request is not None
+    if not isinstance(stage.facts, DraftBlockFacts) or plan.recipe is None:
+        return plan.request.asking_heads()
+    return plan.request.asking_block(int(str(plan.recipe.options.get("width", 1))))
 
 
 def _engine(

@@ -16,6 +16,7 @@ from graftline.kinds import kind_of
 from graftline.kinds.kind import Kind
 from graftline.law import LawRow, summary
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.grafts.block_copy import BLOCK_GRAPH
 from graftline.passes.grafts.head_parts import HEADS
 from graftline.passes.laws.common import STRUCTURAL
 from graftline.passes.lower.ort.pack_rows import PackRows, unpackable
@@ -60,6 +61,8 @@ def compile_stages(compilers: Mapping[str, Compiler], plan: Plan) -> dict[str, C
     made: dict[str, Compiled] = {}
     for stage in plan.stages:
         compiler = compilers[stage.made_of]
+        if stage.role == "fused" and (block := plan.block) is not None:
+            compiler.block = compilers[block.made_of].block_of(block.text)
         if stage.says:
             compiler.say(stage.says)
         if stage.role != "form":
@@ -90,6 +93,15 @@ class Canonical:
         return [row for report in self.reports for row in report.laws] + [self.law]
 
 
+@dataclass(frozen=True)
+class Block:
+    """The graph of a draft block that a pass puts into a target's, and a small one that goes with
+    a small target; None where there is none that the oracle takes."""
+
+    whole: ir.Model
+    small: ir.Model | None
+
+
 @dataclass
 class Compiler:
     """Runs pipelines on one exported graph. What they have in common is made once: the canonical
@@ -99,6 +111,8 @@ class Compiler:
     say: Watch
     heads: ir.Model | None = None
     """The draft heads that a pass may put on it."""
+    block: Block | None = None
+    """The draft block that a pass may put into it."""
     _fronts: dict[str, Canonical] = field(default_factory=dict[str, Canonical])
     _made: dict[str, Compiled] = field(default_factory=dict[str, Compiled])
     """What may be the base of a form, by its pipeline."""
@@ -114,7 +128,8 @@ class Compiler:
         pipeline = Pipeline.parse(text, GRAFTS)
         start, rest = self.canonical(pipeline), pipeline.of("graft", "fuse", "lower")
         model = start.model.clone()
-        notes = numeric_laws(self.kind, model, rest, self.say, self.heads)
+        carried = self._carried(small=True)
+        notes = numeric_laws(self.kind, model, rest, self.say, carried)
         self._equip(model, start, rest)
         reports = rest.of("graft", "fuse").run(model)
         canonical = model.clone()
@@ -158,8 +173,26 @@ class Compiler:
         """Hand over what passes need besides the graph."""
         if any(graft.calibrates for graft in passes.grafts):
             model.meta[SAMPLE] = self.sample(start)
-        if self.heads is not None:
-            model.meta[HEADS] = self.heads
+        model.meta.update(self._carried(small=False))
+
+    def _carried(self, small: bool) -> dict[str, ir.Model]:
+        """The graphs of heads that passes read, by their keys in `meta`; for a `small` host."""
+        block = None
+        if self.block is not None:
+            block = self.block.small if small else self.block.whole
+        found = {HEADS: self.heads, BLOCK_GRAPH: block}
+        return {key: graph for key, graph in found.items() if graph is not None}
+
+    def block_of(self, text: str) -> Block:
+        """The graph of this head behind the grafts of its own pipeline, not lowered."""
+        pipeline = Pipeline.parse(text, GRAFTS)
+        start, grafts = self.canonical(pipeline), pipeline.of("graft")
+        whole, small = start.model.clone(), self.kind.small(start.model, oracle_limit())
+        grafts.run(whole)
+        if isinstance(small, str):
+            return Block(whole, None)
+        grafts.within(small.blocks).run(small.model)
+        return Block(whole, small.model)
 
     def canonical(self, pipeline: Pipeline) -> Canonical:
         """The host after the front of a pipeline."""
@@ -181,21 +214,21 @@ class Compiler:
 
 def _strip(model: ir.Model) -> None:
     """Take back what only passes needed."""
-    for key in (SAMPLE, HEADS):
+    for key in (SAMPLE, HEADS, BLOCK_GRAPH):
         model.meta.pop(key, None)
 
 
 def numeric_laws(
-    kind: Kind, canonical: ir.Model, rest: Pipeline, say: Watch, heads: ir.Model | None = None
+    kind: Kind, canonical: ir.Model, rest: Pipeline, say: Watch, carried: Mapping[str, ir.Model]
 ) -> list[LawRow]:
-    """The laws of every graft behind the front, on a small host, which any machine holds."""
+    """The laws of every graft behind the front, on a small host, which any machine holds; `carried`
+    are the graphs of heads that passes read, by their keys in `meta`."""
     small = kind.small(canonical, oracle_limit())
     if isinstance(small, str):
         say(f"laws: the numeric laws do not run: {small}")
         return [LawRow("pipeline", "neutral", "not_run", small)]
     say(f"laws: the oracle runs every graft on {small.told}")
-    if heads is not None:
-        small.model.meta[HEADS] = heads
+    small.model.meta.update(carried)
     reports = rest.within(small.blocks).run(small.model, small.feed, watch=_told(say))
     rows = [row for report in reports for row in report.laws if row.law not in STRUCTURAL]
     told, size = small.told, small.size

@@ -91,6 +91,12 @@ class EngineRequest:
         """The engine of a draft head, which is asked about one row of each sequence."""
         return replace(self, options=replace(self.options, rows=(1,), chunk=1), rows=True)
 
+    def asking_block(self, width: int) -> EngineRequest:
+        """The engine of a draft head that is a decoder of its own: it reads prompts in chunks as
+        the target does, then a row of each sequence, or a level of `width` nodes of a tree."""
+        rows = (1,) if width == 1 else (1, width)
+        return replace(self, options=replace(self.options, rows=rows), rows=True)
+
     def stepping(self, rows: int) -> EngineRequest:
         """This engine with decode steps of that many rows, unless the user chose others."""
         if self.rows:

@@ -22,17 +22,27 @@ from graftline.draft import (
 )
 from graftline.errors import GraftlineError, nearest
 from graftline.kinds.decoder.kind import Decoder
-from graftline.owners import DRAFT, TARGET, head_owner
+from graftline.owners import DRAFT, HEAD, TARGET, head_owner
 from graftline.passes import GRAFTS, Graft, Pipeline
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.draft_heads import DraftHeads
+from graftline.passes.grafts.fuse_block import FuseBlock
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_heads import FuseHeads
 from graftline.passes.grafts.fuse_verify import FuseVerify
+from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.pack_rows import PackRows
-from graftline.recipe import DECODER, FUSED, Recipe, check_fusable, check_step, recipe
+from graftline.recipe import (
+    DECODER,
+    FUSED,
+    FUSED_DRAFTERS,
+    Recipe,
+    check_fusable,
+    check_step,
+    recipe,
+)
 from graftline.route import MIDDLE, ROUTE, Route, parse_skip
 from graftline.targets import CPU, CUDA, TARGETS, ending
 
@@ -104,6 +114,13 @@ class Plan:
         """Whether there is a fused step."""
         return any(stage.role == "fused" for stage in self.stages)
 
+    @property
+    def block(self) -> StagePlan | None:
+        """The stage of a draft head that keeps keys and values of its own; None without one."""
+        if self.recipe is None or self.head is None or not has_block(self.recipe):
+            return None
+        return next(s for s in self.stages if (s.owner, s.role) == (HEAD, "engine"))
+
     @classmethod
     def of(
         cls,
@@ -128,6 +145,7 @@ class Plan:
         if engine and request is None:
             raise GraftlineError(f"--engine needs a TensorRT target, not {target}")
         chosen, text = pipeline_of(name, passes, target, dtype, quantizer, request)
+        text = masked(text) if step == FUSED else text
         stages = [StagePlan(target, "engine", text, dtype)]
         if target == CPU:
             stages += forms_of(text, dtype)
@@ -344,10 +362,10 @@ def _of_head(
         raise GraftlineError(
             f"the recipe {chosen.name} reads no draft head; leave out --head, or --recipe"
         )
-    if request is not None and "kv-cache" in chosen.head:
+    if request is not None and has_block(chosen) and chosen.drafter not in FUSED_DRAFTERS:
         raise GraftlineError(
-            f"the recipe {chosen.name} has a draft head with keys and values of its own, which no "
-            f"engine of {request.target} keeps; use --target {CPU} or {CUDA}"
+            f"the recipe {chosen.name} has a draft head that is asked about a block of rows at "
+            f"once, which no engine of {request.target} is; use --target {CPU} or {CUDA}"
         )
     lowering = ending(target, head.dtype, None) if request is None else request.of_head(head.dtype)
     text = str(Pipeline.parse(f"{chosen.head} | {lowering}", GRAFTS))
@@ -367,7 +385,14 @@ def _drafting(chosen: Recipe, drafter: Any) -> Graft:
     if NEED not in chosen.needs:
         return FuseDraft(width=drafter.width)
     heads = Pipeline.parse(chosen.head, GRAFTS).grafts
+    if has_block(chosen):
+        return FuseBlock(depth=len(drafter.plan.levels))
     return FuseHeads(next(g.topk for g in heads if isinstance(g, DraftHeads)))
+
+
+def has_block(chosen: Recipe) -> bool:
+    """Whether its draft head keeps keys and values of its own."""
+    return any(isinstance(g, KvCache) for g in Pipeline.parse(chosen.head, GRAFTS).grafts)
 
 
 def pipeline_of(
@@ -421,7 +446,17 @@ def fused_pipeline(
 
     drafter = configured(chosen.drafter, chosen.options)
     if request is not None:
-        request = request.stepping(drafter.rows)
+        request = request.stepping(len(drafter.plan) if has_block(chosen) else drafter.rows)
     fusing = f"{FuseVerify(sample=True)} | {_drafting(chosen, drafter)}"
     text = pipeline_of(chosen.name, passes, target, dtype, quantizer, request, fusing)[1]
-    return request, text
+    return request, masked(text)
+
+
+def masked(text: str) -> str:
+    """A pipeline with a tree mask behind its cache, which a step that verifies makes itself, and by
+    which the host scores the same rows: also where the recipe's steps are chains."""
+    pipeline = Pipeline.parse(text, GRAFTS)
+    if any(isinstance(graft, TreeMask) for graft in pipeline.grafts):
+        return text
+    pairs = ([g, TreeMask()] if isinstance(g, KvCache) else [g] for g in pipeline.grafts)
+    return str(Pipeline(tuple(graft for pair in pairs for graft in pair)))

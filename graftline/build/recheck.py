@@ -13,6 +13,7 @@ import onnx_ir as ir
 from graftline.build.compiled import Compiled, Compiler
 from graftline.build.heads import is_read
 from graftline.build.ledger import Ledger
+from graftline.bundle.manifest import Stage
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
@@ -39,13 +40,10 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
     for name, stage in manifest.stages.items():
         if not stage.made_of:
             continue
-        if stage.made_of not in compilers:
-            export = load_graph(bundle.graph(stage.made_of))
-            main = stage.made_of == manifest.main.made_of
-            own = export if isinstance(stage.facts, DraftBlockFacts) else None
-            heads = _heads(bundle) if main else own
-            compilers[stage.made_of] = Compiler(export, watch, heads)
-        compiler = compilers[stage.made_of]
+        compiler = _compiler(bundle, stage, compilers, watch)
+        if stage.role == "fused" and (head := _block(bundle)) is not None:
+            block = _compiler(bundle, head, compilers, watch)
+            compiler.block = block.block_of(head.pipeline)
         make = compiler.form if stage.role == "form" else compiler.compile
         if (again := make(stage.pipeline)) is None:
             by = "its passes do not fit the engine any more"
@@ -55,6 +53,25 @@ def recheck(bundle: Bundle, watch: Callable[[str], None]) -> list[LawRow]:
         rows.append(replace(same, owner=stage.owner))
         rows += ledger.prove(name, None, "the checkpoint is no part of a bundle").laws
     return rows
+
+
+def _compiler(
+    bundle: Bundle, stage: Stage, known: dict[str, Compiler], watch: Callable[[str], None]
+) -> Compiler:
+    """The compiler of the export that a stage is made of, made when it is first needed."""
+    if stage.made_of not in known:
+        export = load_graph(bundle.graph(stage.made_of))
+        main = stage.made_of == bundle.manifest.main.made_of
+        own = export if isinstance(stage.facts, DraftBlockFacts) else None
+        known[stage.made_of] = Compiler(export, watch, _heads(bundle) if main else own)
+    return known[stage.made_of]
+
+
+def _block(bundle: Bundle) -> Stage | None:
+    """The engine's stage of a draft head that is a decoder of its own."""
+    engine = bundle.manifest.engines().get(HEAD)
+    stage = None if engine is None else bundle.manifest.stages[engine]
+    return stage if stage is not None and isinstance(stage.facts, DraftBlockFacts) else None
 
 
 def _heads(bundle: Bundle) -> ir.Model | None:

@@ -15,7 +15,7 @@ from graftline.kinds.decoder.proof import near_rows
 from graftline.kinds.draft_head import NO_BF16
 from graftline.kinds.kind import Parts, Proof, Watch
 from graftline.law import LawRow
-from graftline.ports import FEATURES, Port, by_role, state_port
+from graftline.ports import FEATURES, Port, by_role, slot_ports, state_port
 from graftline.roles import Roles
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ class DraftBlock(Decoder):
             return Proof([LawRow(parts.engine, "whole", "not_run", gone)] if gone else [])
         if parts.dtype == "bf16":
             return Proof([LawRow(parts.engine, "whole", "not_run", NO_BF16)])
+        if (slots := _slots(parts.ports(parts.engine))) < ROWS:
+            why = f"the proof reads {ROWS} rows, and the cache has {slots} slots"
+            return Proof([LawRow(parts.engine, "whole", "not_run", why)])
         say("proof: the draft head's engine against the head itself, with the real weights")
         ports, facts = parts.ports(parts.engine), parts.facts
         assert isinstance(facts, DraftBlockFacts)
@@ -81,15 +84,23 @@ def _seen(facts: DraftBlockFacts) -> Array:
     return np.arange(ROWS) <= last[:, None]
 
 
+def _slots(ports: tuple[Port, ...]) -> int:
+    """Of the head's caches: as many as its engine has, or as the proof needs."""
+    fixed = (p.shape[2] for p in slot_ports(ports))
+    return min((size for size in fixed if isinstance(size, int)), default=ROWS)
+
+
 def _answers(
     graph: Path, ports: tuple[Port, ...], feed: dict[str, Array], state: str
 ) -> tuple[Array, Array]:
     """Logits [1, N, V] and states [1, N, H] of an engine that is called several times."""
     from graftline.runtimes.ort.graph import open_graph
 
-    session, roles = open_graph(graph, 0), Roles.of(ports)
+    session, roles, slots = open_graph(graph, 0), Roles.of(ports), _slots(ports)
+    unseen = np.zeros((1, 1, ROWS, slots - ROWS), np.bool_)
+    mask = np.concatenate([feed["mask"], unseen], axis=-1)
     caches = {
-        p.name: np.zeros([1 if d == "B" else ROWS if d == "S" else int(d) for d in p.shape],
+        p.name: np.zeros([1 if d == "B" else slots if d == "S" else int(d) for d in p.shape],
                          np.dtype(p.dtype))
         for p in ports if p.state == "slots" and p.direction == "in"
     }  # fmt: skip
@@ -101,7 +112,7 @@ def _answers(
             tokens=feed["tokens"][:, start:end], features=feed[FEATURES][:, start:end],
             positions=np.arange(start, end, dtype=np.int64)[None],
             rows=np.arange(end - start, dtype=np.int64)[None],
-            write_index=np.asarray([start], np.int64), mask=feed["mask"][:, :, start:end],
+            write_index=np.asarray([start], np.int64), mask=mask[:, :, start:end],
         )  # fmt: skip
         answer: Any = session.run(names, {**given, **caches})
         made = dict(zip(names, answer, strict=True))

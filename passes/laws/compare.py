@@ -114,10 +114,10 @@ def activation_dtype(model: ir.Model) -> str:
 def written_slots(outputs: Feed, ports: Sequence[Port], feed: Feed) -> Feed:
     """`outputs` with those slots of their caches [B, K, S, D] that hold something after a step on
     `feed`: nobody sees the others."""
-    cut = dict(outputs)
+    cut, owners = dict(outputs), {port.name: port.owner for port in ports}
     for port in ports:
         if port.compare == "written" and port.direction == "out" and port.name in outputs:
-            step = step_port(ports, port.owner)
+            step = step_port(ports, owners[port.valid_by or ""])
             rows = 0 if step is None else feed[step.name].shape[1]
             slots = int(np.min(feed[port.valid_by or ""])) + rows
             cut[port.name] = outputs[port.name][:, :, :slots]

@@ -156,10 +156,7 @@ def drafted(
     vocabulary, width = map(int, table_port.shape)
     levels = calls(after.graph, DRAFT_TREE)[0].attributes["levels"].as_int()
     for lengths in LENGTHS:
-        step = TreeStep.of(before, feed, lengths)
-        settings = settings_of(before, step)
-        for _ in range(ROUNDS):
-            step.draft(evaluate(before, step.fused() | settings)[roles.outputs["argmax"]])
+        step, settings = drafted_step(before, feed, lengths, evaluate)
         answer = evaluate(before, step.fused() | settings)
         host = {role: answer[name] for role, name in roles.outputs.items()}
         random = np.random.default_rng(0)
@@ -177,6 +174,18 @@ def drafted(
         expected = {made.outputs[role]: array for role, array in said.items()}
         _compare(graft, "drafted", expected, got)
     return Evidence(f"table and next tree are the host's after {len(LENGTHS)} steps")
+
+
+def drafted_step(
+    model: ir.Model, feed: Feed, lengths: tuple[int, ...], evaluate: Evaluate
+) -> tuple[TreeStep, Feed]:
+    """A step of a graph that verifies, some of whose drafts stand; and what one that samples is
+    fed besides."""
+    step = TreeStep.of(model, feed, lengths)
+    settings, argmax = settings_of(model, step), step.names.outputs["argmax"]
+    for _ in range(ROUNDS):
+        step.draft(evaluate(model, step.fused() | settings)[argmax])
+    return step, settings
 
 
 def settings_of(model: ir.Model, step: TreeStep) -> Feed:

@@ -13,7 +13,7 @@ from graftline.owners import HEAD
 from graftline.passes.grafts.head_parts import HeadParts, head_parts
 from graftline.passes.graph.ports import roles_of
 from graftline.passes.laws.compare import Comparison
-from graftline.passes.laws.fused import LENGTHS, ROUNDS, TreeStep, settings_of
+from graftline.passes.laws.fused import LENGTHS, drafted_step
 from graftline.passes.laws.heads import best_of, read_by_heads
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.roles import HEADS_IDS
@@ -60,7 +60,7 @@ def drafted_by_heads(
     made, theirs = roles_of(after), roles_of(after, HEAD)
     worst, ends = 0.0, set[int]()
     for lengths in LENGTHS:
-        step, settings = _step(before, feed, lengths, evaluate)
+        step, settings = drafted_step(before, feed, lengths, evaluate)
         host, states = _answer(before, step.fused() | settings, evaluate)
         last = host["path"].max(axis=1)
         ends |= set(last.tolist())
@@ -87,17 +87,6 @@ def _width(after: ir.Model) -> int:
     width = shape[-1]
     assert isinstance(width, int)
     return width
-
-
-def _step(
-    before: ir.Model, feed: Feed, lengths: tuple[int, ...], evaluate: Evaluate
-) -> tuple[TreeStep, Feed]:
-    """A step some of whose drafts stand."""
-    step = TreeStep.of(before, feed, lengths)
-    settings, argmax = settings_of(before, step), step.names.outputs["argmax"]
-    for _ in range(ROUNDS):
-        step.draft(evaluate(before, step.fused() | settings)[argmax])
-    return step, settings
 
 
 def _answer(before: ir.Model, given: Feed, evaluate: Evaluate) -> tuple[Feed, Array]:

@@ -18,11 +18,13 @@ from graftline.runtimes.drafting import Draft
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.feature_reader import FeatureReader, Levels
 from graftline.runtimes.head_draft import FIRST
+from graftline.runtimes.head_text import HeadText
 from graftline.runtimes.lengths import make_length
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.session import Floats, Scores, Tap, tapped
 from graftline.runtimes.trees.dynamic import Growth
 from graftline.runtimes.trees.learned import by_rank
+from graftline.runtimes.trees.template import Template
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
@@ -81,6 +83,17 @@ class Eagle(DraftModel):
         other = super().fork()
         other.ranks = self.ranks
         return other
+
+    @property
+    def text(self) -> HeadText:
+        """What its head reads of a text of which one token was chosen: for a fused step."""
+        return self._features.text
+
+    @property
+    def plan(self) -> Template:
+        """What a fused step drafts: a chain of at most `depth` tokens, whatever the `width`."""
+        drafts = range(1, min(self.rows, self.depth + 1))
+        return Template.of({(0,) * depth: self._agreement**depth for depth in drafts})
 
     def see(self, start: int, states: Mapping[Tap, Floats]) -> None:
         """The target has read prompt tokens from `start` on: their hidden states, each [N, H]."""

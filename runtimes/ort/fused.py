@@ -14,6 +14,7 @@ import onnxruntime
 from graftline.errors import BackendError
 from graftline.ports import Port, by_role
 from graftline.runtimes.fused import Start, check_ranks, first_tree
+from graftline.runtimes.fused_block import CachedSession, FusedBlock
 from graftline.runtimes.fused_heads import FusedHeads, drafter_of
 from graftline.runtimes.ort.calls import MOST_ROWS
 from graftline.runtimes.ort.graph import open_graph
@@ -40,7 +41,8 @@ class _Seat:
 class OrtFusedStep:
     """A fused graph and its state. See `runtimes.fused.FusedStep`.
 
-    The next tree comes from a table of candidates, or from draft heads in the graph. Caches and
+    The next tree comes from a table of candidates, or from draft heads in the graph: parallel ones,
+    or a block with caches of its own, which `head`, the session of its own stage, holds. Caches and
     table are written in place: their inputs and outputs are bound to one buffer, which
     ONNX Runtime's scattering ops then do not copy. A batch is one call per sequence, because
     GroupQueryAttention takes several new rows for one sequence only.
@@ -48,7 +50,13 @@ class OrtFusedStep:
 
     sizes: Sequence[int] | None = None
 
-    def __init__(self, graph: Path, ports: Sequence[Port], host: OrtSession) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        ports: Sequence[Port],
+        host: OrtSession,
+        head: CachedSession | None = None,
+    ) -> None:
         self._host, self._ports = host, tuple(ports)
         self._engine = open_graph(graph, host.threads)
         self._run_bound = self._engine.run_with_iobinding
@@ -57,7 +65,8 @@ class OrtFusedStep:
         self.heads = FusedHeads.of(ports)
         self.table = _empty_table(ports)
         """[V, W]: every token's latest candidates, best first, -1 for none; None with heads."""
-        self.drafter = drafter_of(self.heads)
+        self.block = None if head is None else FusedBlock(head, ports)
+        self.drafter = drafter_of(ports)
         self._seats: dict[int, _Seat] = {}
 
     def reset(self, plan: Template) -> None:
@@ -70,11 +79,16 @@ class OrtFusedStep:
             self.heads.check(plan)
         elif self.table is not None:
             check_ranks(plan, self.table.shape[1], "token")
+        if self.block is not None:
+            self.block.check(plan)
+            self.block.reset(len(self._host.lengths))
         self._plan = plan
         self._seats.clear()
 
     def seat(self, row: int, start: Start) -> None:
         """Begin sequence `row` behind what the host has committed; a table drafts its tree."""
+        if self.block is not None:
+            self.block.read(row, start.text)
         self._seats[row] = seat = self._bind(row, self._plan)
         drafted = first_tree(self.table, start.root, self._plan)
         how, length = start.sampling, self._host.lengths[row]
@@ -118,6 +132,8 @@ class OrtFusedStep:
         extents: dict[str | int, int] = {"B": 1, "N": len(plan), "M": len(plan)}
         names = self._names
         in_place: dict[str, Array] = {**self._host.caches(row)}
+        if self.block is not None:
+            in_place |= self.block.caches(row)
         if self.table is not None:
             in_place[names["table"]] = self.table
         given = {names[part]: v for part, v in plan.columns.items() if part in names}

@@ -10,6 +10,7 @@ import numpy as np
 from graftline.errors import BackendError
 from graftline.ports import Port
 from graftline.runtimes.fused import Start, check_ranks, first_tree
+from graftline.runtimes.fused_block import BlockSession, check_chain, read_text
 from graftline.runtimes.fused_heads import drafter_of
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.trees.template import Template
@@ -52,10 +53,13 @@ class TrtFusedStep:
     along at the front of its own caches and adds nothing.
     """
 
-    def __init__(self, session: TrtSession) -> None:
+    def __init__(self, session: TrtSession, head: BlockSession | None = None) -> None:
+        """`head`: over the engine's caches of a draft block, the session of its own stage, which
+        reads prompts into them."""
         if not session.steps_fused:
             raise BackendError("this engine has no fused step; rebuild with --step fused")
-        self._session, self.drafter = session, drafter_of(session.heads)
+        assert head is not None or not session.depth, "a draft block reads prompts by its own stage"
+        self._session, self._head, self.drafter = session, head, drafter_of(session.ports)
         self.sizes: Sequence[int] | None = tuple(session.plan.decoding)
         self._answers: dict[int, list[int]] = {}
 
@@ -71,6 +75,8 @@ class TrtFusedStep:
             session.heads.check(plan)
         elif session.table is not None:
             check_ranks(plan, session.table.width, "token")
+        elif session.depth:
+            check_chain(plan, session.depth)
         self._plan = plan
         self._step: ProfileStep = session.fused_step(rows)
         for role, column in plan.columns.items():
@@ -84,6 +90,8 @@ class TrtFusedStep:
         table = self._session.table
         known = None if table is None else table.read()
         tokens, parents = first_tree(known, start.root, self._plan)
+        if self._head is not None:
+            read_text(self._head, row, start.text)
         self._put(row, start, tokens, parents, int(self._session.lengths[row]))
         self._seated.add(row)
 

@@ -7,14 +7,19 @@ from collections.abc import Callable
 from functools import cache
 
 from graftline.bundle.reader import Bundle
-from graftline.facts import as_decoder
+from graftline.errors import BackendError
+from graftline.facts import DraftBlockFacts, as_decoder
 from graftline.plugins import PLUGINS
 from graftline.plugins.fingerprint import fingerprint
+from graftline.ports import FEATURES, by_role
 from graftline.runtimes.control.measure import machine
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.head_reader import Heads
+from graftline.runtimes.session import FINAL, MADE
 from graftline.runtimes.trt.cuda import CudaDevice, look
 from graftline.runtimes.trt.engine import TrtEngine
+from graftline.runtimes.trt.features import TrtFeatureSession, feature_engine
+from graftline.runtimes.trt.fused import TrtFusedStep
 from graftline.runtimes.trt.heads import TrtHead, TrtHeads
 from graftline.runtimes.trt.plan import EnginePlan
 from graftline.runtimes.trt.session import TrtSession
@@ -47,13 +52,34 @@ def head_opener(bundle: Bundle, session: TrtSession) -> Callable[[], Heads | Fea
         return None
 
     @cache
-    def opened() -> TrtHeads:
+    def opened() -> TrtHeads | FeatureEngine:
         plans = [_checked(EnginePlan.read(bundle.manifest, row)) for row in rows]
+        first = bundle.manifest.stages[plans[0].graph]
+        if isinstance(first.facts, DraftBlockFacts):
+            (plan,) = plans
+            graph = bundle.graph(plan.graph)
+            given = _opened(bundle, plan), plan, first.facts, first.ports, graph
+            block = TrtFeatureSession(*given, capacity=session.capacity)
+            made = by_role(session.ports, FEATURES, "out")
+            return feature_engine(block, MADE if made else FINAL)
         ports = (bundle.manifest.stages[plan.graph].ports for plan in plans)
         pairs = zip(plans, ports, strict=True)
         return TrtHeads([TrtHead(_opened(bundle, plan), plan, given) for plan, given in pairs])
 
     return opened
+
+
+def open_fused(
+    bundle: Bundle, session: TrtSession, head: Callable[[], object] | None
+) -> TrtFusedStep:
+    """The fused step of a bundle's engine. `head` opens its draft head, by whose own engine a step
+    that drafts by a block reads prompts."""
+    if not session.depth:
+        return TrtFusedStep(session)
+    opened = None if head is None else head()
+    if not isinstance(opened, FeatureEngine) or not isinstance(opened.head, TrtFeatureSession):
+        raise BackendError(f"{bundle.path}: its fused step drafts by a head that it lacks")
+    return TrtFusedStep(session, opened.head.on_caches_of(session))
 
 
 def _checked(plan: EnginePlan) -> EnginePlan:

@@ -15,7 +15,9 @@ import numpy as np
 
 from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
+from graftline.owners import HEAD
 from graftline.ports import FEATURES, Port, by_role
+from graftline.runtimes.fused_block import block_depth
 from graftline.runtimes.fused_heads import FusedHeads
 from graftline.runtimes.scores import STALE, DeviceScores, LazyTaps, copied, joined
 from graftline.runtimes.session import (
@@ -87,7 +89,9 @@ class TrtSession:
         """Of a fused engine: what its steps have learned, whoever runs them."""
         self.heads = FusedHeads.of(self.ports)
         """Of a fused engine that drafts by them instead."""
-        self.steps_fused = self.table is not None or self.heads is not None
+        self.depth = block_depth(self.ports)
+        """Of a fused engine that drafts by a block: how many tokens."""
+        self.steps_fused = bool(self.table or self.heads or self.depth)
         """Whether the engine verifies and drafts by itself."""
         self._elsewhere = {tables[0].name: self.table.address} if self.table else {}
         self._lengths = np.zeros(0, np.int64)
@@ -196,6 +200,13 @@ class TrtSession:
     def advance(self, row: int, count: int) -> None:
         """Count positions that a fused step has committed."""
         self._lengths[row] += count
+
+    def head_addresses(self, row: int) -> dict[str, int]:
+        """Where the caches of a fused engine's head lie from sequence `row` on, by the names that
+        the inputs have in the head's own graph."""
+        found = self._caches.addresses(row).items()
+        prefix = f"{HEAD}."
+        return {n.removeprefix(prefix): at for n, at in found if n.startswith(prefix)}
 
     def fused_step(self, rows: int) -> ProfileStep:
         """A step of `rows` rows for the whole batch that carries its state on the device."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graftline.build.engines import is_engine
 from graftline.bundle.store import load_graph
 from graftline.evaluate import Feed, oracle_limit, run
-from graftline.facts import as_decoder
+from graftline.facts import DraftBlockFacts, as_decoder
 from graftline.kinds.decoder.proof import facts_of, near_rows
 from graftline.kinds.kind import Parts, Watch
 from graftline.law import LawRow
@@ -41,8 +41,10 @@ def prove_stage(parts: Parts, stage: str, chosen: Recipe, say: Watch) -> list[La
 
 def prove_fused(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
     """Law of the fused step, with the real weights: step by step it is the host's."""
-    from graftline.runtimes.fused_drafts import HeadDrafts, TableDrafts
+    from graftline.runtimes.fused_block import block_depth
+    from graftline.runtimes.fused_drafts import BlockDrafts, HeadDrafts, TableDrafts
     from graftline.runtimes.fused_law import fused_is_host
+    from graftline.runtimes.ort.features import FeatureSession
     from graftline.runtimes.ort.fused import OrtFusedStep
     from graftline.runtimes.ort.session import OrtSession
 
@@ -54,7 +56,15 @@ def prove_fused(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
     capacity = min(facts.positions or 512, 512)
     graph, ports = parts.graph(parts.engine), parts.ports(parts.engine)
     session = OrtSession(graph, facts, ports, capacity=capacity)
-    fused = OrtFusedStep(parts.graph(FUSED), parts.ports(FUSED), session)
+    given = parts.graph(FUSED), parts.ports(FUSED), session
+    if block_depth(parts.ports(FUSED)):
+        head = parts.stages[HEAD].facts
+        assert isinstance(head, DraftBlockFacts)
+        opened = FeatureSession(parts.graph(HEAD), head, parts.ports(HEAD), capacity=capacity)
+        drafts = BlockDrafts(opened.sibling(), chosen.options, parts.dtype)
+        fused = OrtFusedStep(*given, opened)
+        return LawRow(FUSED, "fused", "held", fused_is_host(session, fused, drafts))
+    fused = OrtFusedStep(*given)
     if fused.heads is None:
         drafts = TableDrafts(chosen.options)
     else:

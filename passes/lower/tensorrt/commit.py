@@ -194,6 +194,8 @@ def deferred(
     step.caches = {k: _grown(v, slots) for k, v in step.caches.items()}
     batch, whole = len(step.tokens), len(feed[roles.inputs["tokens"]])
     given = {k: v[:batch] if len(v) == whole else v for k, v in feed.items()}
+    heads = [p.name for p in slot_ports(read_ports(before), "in") if p.owner != TARGET]
+    given |= {name: _grown(given[name], slots) for name in heads}
     for _ in range(ROUNDS):
         step.draft(evaluate(before, given | step.fused())[roles.outputs["argmax"]])
     one = evaluate(before, given | step.fused())
