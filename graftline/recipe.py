@@ -9,7 +9,7 @@ from importlib import resources
 
 from graftline.errors import GraftlineError, nearest
 
-_OPTIONAL = ("options", "rule_options", "head")
+_OPTIONAL = ("options", "rule_options", "head", "schedule", "schedule_options")
 FUSED = "fused"
 """The stage of a bundle whose graph is a fused step."""
 STEPS = ("host", FUSED)
@@ -25,7 +25,9 @@ class Recipe:
     `system` names the publication, `family` its kind, `needs` what must be given besides a
     checkpoint (nothing: an empty tuple). `passes` is the pipeline text, `drafter` and `rule` are
     names in the runtime's tables, `options` are the drafter's and `rule_options` the rule's. `head`
-    are the passes of a draft head's own stage, where the recipe needs one.
+    are the passes of a draft head's own stage, where the recipe needs one. `schedule` names what
+    chooses the graph of each step, where not all of the model computes every token;
+    `schedule_options` are its.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Recipe:
     options: dict[str, object] = field(default_factory=dict[str, object])
     rule_options: dict[str, object] = field(default_factory=dict[str, object])
     head: str = ""
+    schedule: str = ""
+    schedule_options: dict[str, object] = field(default_factory=dict[str, object])
 
 
 def check_step(step: str) -> None:
@@ -92,11 +96,16 @@ def parse_recipe(text: str, source: str) -> Recipe:
     missing = [key for key in known if key not in table and key not in _OPTIONAL]
     if missing:
         raise GraftlineError(f"recipe {source}: the key '{missing[0]}' is missing")
-    kinds = {"lossless": bool, "needs": list, "options": dict, "rule_options": dict}
+    kinds = {"lossless": bool, "needs": list} | {key: dict for key in table if "options" in key}
     for key, value in table.items():
         kind = kinds.get(key, str)
         if not isinstance(value, kind):
             raise GraftlineError(f"recipe {source}: '{key}' must be a {kind.__name__}")
+    if table.get("schedule") and (table["lossless"] or table["drafter"] != "none"):
+        raise GraftlineError(
+            f"recipe {source}: a schedule leaves blocks out; set lossless to false and drafter to "
+            "none"
+        )
     table["needs"] = tuple(table["needs"])
     return Recipe(**table)
 

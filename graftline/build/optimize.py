@@ -55,6 +55,7 @@ def optimize(
     step: str = "host",
     head: str | None = None,
     skip: str | None = None,
+    speedup: float | None = None,
     watch: Watch | None = None,
 ) -> Bundle:
     """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
@@ -71,7 +72,9 @@ def optimize(
     "PATH:int8" says in which precision. `recipe` None is then the recipe of such heads. `skip`
     ("10-20", "attention=8-15,mlp=12") puts a route in: the target without these blocks, or parts of
     blocks, over the same weights and caches; beside a `draft` of the same weights, in its
-    precision. `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
+    precision. `speedup` 1.5 is how many times as fast a recipe is to decode that skips blocks by
+    it, in place of what the recipe says. `watch` is told each step in words. Raises GraftlineError;
+    then `out` is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
 
@@ -83,8 +86,9 @@ def optimize(
         heads = planned(drafting, heads)
         passes = own_passes(drafting, named(chosen)) if passes is None else passes
     plan = Plan.of(
-        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads, skip
-    )
+        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads, skip,
+        speedup,
+    )  # fmt: skip
     if drafting is not None and plan.recipe is not None:
         check_recipe(drafting, plan.recipe)
     check_target(Path(out))

@@ -27,6 +27,7 @@ def optimize(
     draft: o.Draft = None,
     draft_depths: o.DraftDepths = "",
     skip: o.Skip = None,
+    speedup: o.Speedup = None,
     head: o.DraftHead = None,
     engine: o.EngineOptions = "",
     step: o.BuildStep = "host",
@@ -49,6 +50,8 @@ def optimize(
     `graftline optimize ./SmolLM2 -o sorted.graft --recipe s2d --draft int8 --draft-depths 15,24`
 
     `graftline optimize ./SmolLM2 -o skip.graft --recipe self-skip --skip 10-20`
+
+    `graftline optimize ./SmolLM2 -o fast.graft --recipe unified-layer-skip --speedup 1.5`
 
     `graftline optimize ./TARGET -o pard.graft --recipe pard --draft ./PARD-DRAFT:int8`
 
@@ -73,7 +76,7 @@ def optimize(
             checkpoint, out, recipe=recipe, passes=passes, target=target, dtype=dtype,
             weights=mode, full_export=full_export, quantizer=quantizer, draft=draft,
             draft_depths=parse_depths(draft_depths) if draft_depths else (), engine=engine,
-            step=step, head=head, skip=skip, watch=watch,
+            step=step, head=head, skip=skip, speedup=speedup, watch=watch,
         )  # fmt: skip
     if json:
         screen.write_json(json_format.loads(bundle.manifest.to_json()))

@@ -100,6 +100,14 @@ Skip = Annotated[
         "block of the middle half.",
     ),
 ]
+Speedup = Annotated[
+    float | None,
+    typer.Option(
+        metavar="TIMES",
+        help="How many times as fast unified-layer-skip or skipdecode decodes, by skipping blocks: "
+        "lossy. Default: what the recipe says.",
+    ),
+]
 EngineOptions = Annotated[
     str,
     typer.Option(

@@ -20,13 +20,14 @@ from graftline.passes.anchors.residual import (
     read_elsewhere,
     spans,
 )
+from graftline.passes.anchors.work import block_work
 from graftline.passes.graph.cut import drop_ports, elements, hand_over, keep_outputs
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.pipeline.graft import ROLE, Evaluate, Graft, Law
 from graftline.ports import Port, read_ports, slot_ports
-from graftline.route import MANY, MIDDLE, Route, blocks_of, text_of
+from graftline.route import MANY, MIDDLE, SPREAD, Route, blocks_for, blocks_of, text_of
 
 STREAM = "stream"
 """The residual stream where the law takes a host apart."""
@@ -133,10 +134,14 @@ def _silence(model: ir.Model, way: Route) -> None:
 class LayerSkip(Graft):
     """Leaves out the blocks `layers`, the attention of the blocks `attention`, and the MLP of the
     blocks `mlp`: a skipped block or part is the identity on the residual stream (self-speculation
-    by layer skipping, arXiv 2309.08168).
+    by layer skipping, arXiv 2309.08168); or as many blocks as `speedup` needs.
 
     Blocks are 0-based numbers and ranges joined by `+`, as `3+10-20`; `middle` is every fourth of
-    the middle half; without any the graph stays as it is. What is skipped is not computed, its
+    the middle half; without any the graph stays as it is. With `speedup` 1.5 the blocks follow from
+    what a step reads: so many that it reads two thirds, numbers of the lm_head counted `head` times
+    (its bytes over those of a block's numbers); `order` spread: evenly between the first and the
+    last, as Unified Layer Skipping (arXiv 2404.06954) has it; lower: from the second upwards, as
+    SkipDecode (arXiv 2307.02628). What is skipped is not computed, its
     weights leave the graph, and a skipped attention has no cache. The others keep the ports and the
     numbers that they have in the host, so that the graph works on the host's own caches. It is a
     graph for each route, and not an `If` around each block: a route is chosen for many steps, all
@@ -152,10 +157,19 @@ class LayerSkip(Graft):
     layers: str = ""
     attention: str = ""
     mlp: str = ""
+    speedup: float = 0.0
+    order: str = SPREAD
+    head: float = 1.0
 
     def route(self, model: ir.Model) -> Route:
         """Which parts of that host it leaves out. Raises GraftlineError for what it lacks."""
         count = len(block_outputs(model.graph))
+        if self.speedup:
+            if self.layers or self.attention or self.mlp:
+                raise GraftlineError("speedup chooses the blocks; name none beside it")
+            blocks, lm_head = block_work(model.graph)
+            chosen = blocks_for(self.speedup, self.order, blocks, self.head * lm_head)
+            return Route(count, chosen, chosen)
         return Route.of(count, self.layers, self.attention, self.mlp)
 
     def requires(self, model: ir.Model) -> None:
@@ -205,7 +219,10 @@ class LayerSkip(Graft):
 
     def within(self, blocks: int) -> LayerSkip:
         """Skips of a small host what it names there, or where that is nothing the last block, the
-        last attention and the first MLP; and never all attentions."""
+        last attention and the first MLP; and never all attentions. For a speed-up the last block,
+        too."""
+        if self.speedup:
+            return LayerSkip(text_of({blocks - 1} - {0}))
         last = blocks - 1
         layers, attention = (
             _within(self.layers, blocks, last),
