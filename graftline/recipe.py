@@ -12,6 +12,8 @@ from graftline.errors import GraftlineError, nearest
 _OPTIONAL = ("options", "rule_options", "head", "schedule", "schedule_options")
 FUSED = "fused"
 """The stage of a bundle whose graph is a fused step."""
+LOSSY = "not lossless: its tokens may differ from plain decoding's"
+"""What is said of a recipe that does not claim to be."""
 STEPS = ("host", FUSED)
 """Where a step drafts and verifies: between engine calls, or within one."""
 FUSED_DRAFTERS, FUSED_RULES = ("token-recycling", "medusa"), ("greedy", "point-mass")
@@ -76,6 +78,12 @@ def recipe(name: str) -> Recipe:
     if name not in known:
         raise GraftlineError(f"unknown recipe '{name}'{nearest(name, known)}")
     return known[name]
+
+
+def claimed(name: str) -> str:
+    """A recipe's name, and for people what it does not claim."""
+    known = _all().get(name)
+    return name if known is None or known.lossless else f"{name}, {LOSSY}"
 
 
 def recipes() -> tuple[Recipe, ...]:

@@ -10,6 +10,7 @@ from graftline.commands import libraries, screen
 from graftline.commands import options as o
 from graftline.errors import GraftlineError, nearest
 from graftline.law import summary
+from graftline.recipe import claimed
 
 if TYPE_CHECKING:
     from graftline.bundle.reader import Bundle
@@ -89,6 +90,8 @@ def _show(out: Path, bundle: Bundle) -> None:
     laws = f"laws: {summary(bundle.manifest.laws)}"
     size = screen.sizes(*bundle.sizes())
     print(f"{out}: {bundle.manifest.facts.told()}, {size}; {laws}")
+    if (said := claimed(bundle.manifest.recipe)) != bundle.manifest.recipe:
+        print(f"recipe {said}")
     if not bundle.manifest.recipe:
         print(f"see: graftline inspect {out}")
         return

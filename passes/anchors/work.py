@@ -6,17 +6,19 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graftline.passes.anchors.anchors import block_of, block_outputs, with_role
+from graftline.passes.anchors.anchors import block_of, block_outputs
 from graftline.passes.anchors.residual import Span, Terms
+from graftline.passes.pipeline.graft import BLOCK
 
 
 def block_work(graph: ir.Graph) -> tuple[list[int], int]:
-    """Of each block of a stamped graph the numbers in its matrices, and those of the lm_head."""
+    """Of each block of a stamped graph the numbers in its matrices, and those of the rest."""
     own: dict[int, list[ir.Node]] = {b: [] for b in range(len(block_outputs(graph)))}
     for node in graph:
         if (block := block_of(node)) is not None:
             own[block].append(node)
-    return [numbers(nodes) for nodes in own.values()], numbers(with_role(graph, "lm_head"))
+    rest = [n for n in graph if n.metadata_props.get(BLOCK) and block_of(n) is None]
+    return [numbers(nodes) for nodes in own.values()], numbers(rest)
 
 
 def part_work(span: Span, terms: Terms, part: tuple[ir.Value, ...]) -> int:
