@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from graftline.evaluate import run
 from graftline.route import LOWER, SPREAD, ordered
 from graftline.runtimes.load import load
 from graftline.runtimes.schedules.budgets import Budgets
+from graftline.runtimes.study.perplexity import HELD_OUT
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
 SPEC = replace(WIDE, layers=8)
@@ -47,22 +49,22 @@ def bundle(
     return optimize(checkpoint, out, recipe=request.param)
 
 
-def skipped_at(recipe: str, position: int) -> frozenset[int]:
+def skipped_at(recipe: str, position: int, prompt: int) -> frozenset[int]:
     """The definition: 3 of 8 blocks everywhere; or behind the prompt a quarter of 128 steps each
     with all, without 1, 2 and 3 blocks from the second on."""
     if recipe == UNIFIED:
         return ordered(8, 3, SPREAD)
-    step = position - len(PROMPT)
-    return frozenset() if step < 0 else ordered(8, min(step // 32, 3), LOWER)
+    step = position - prompt
+    return frozenset() if step < 0 or recipe == "plain" else ordered(8, min(step // 32, 3), LOWER)
 
 
-def reference(recipe: str, tokens: Sequence[int]) -> np.ndarray:
+def reference(recipe: str, tokens: Sequence[int], prompt: int = len(PROMPT)) -> np.ndarray:
     """Logits [N, V] of a whole text, nothing cached: what a block adds to the stream of a position
     that skips it is multiplied by zero."""
     model = SPEC.build()
     keep = np.ones((8, 1, len(tokens), 1), np.float32)
     for position in range(len(tokens)):
-        keep[sorted(skipped_at(recipe, position)), :, position] = 0
+        keep[sorted(skipped_at(recipe, position, prompt)), :, position] = 0
     sums = [node for node in model.graph if node.op_type == "Add"]
     assert len(sums) == 16
     for place, node in enumerate(sums):  # of each block, attention's and the MLP's
@@ -170,6 +172,26 @@ def test_check_holds_and_measures_the_tokens(bundle: Bundle) -> None:
     report = check(bundle.path)
     assert report.holds, [f for f in report.findings if not f.holds]
     assert any(f.what == "law schedule" for f in report.findings)
+
+
+def test_bench_prints_quality_beside_speed(bundle: Bundle, tmp_path: Path) -> None:
+    """Perplexity is that of the definition, on the very text."""
+    prompts, figures, name = tmp_path / "p.jsonl", tmp_path / "f.json", bundle.manifest.recipe
+    prompts.write_text('{"prompt": "hello"}\n')
+    asked = ["bench", str(bundle.path), "--prompts", str(prompts), "--recipes", name]
+    result = CliRunner().invoke(app, [*asked, "--max-new-tokens", "6", "--json", str(figures)])
+    assert result.exit_code == 0, result.output
+    assert f"{name}, not lossless: perplexity" in result.output
+    found = json.loads(figures.read_text())["recipes"]
+    assert "quality" not in found["plain"]
+    tokenizer = load(bundle.path).tokenizer
+    assert tokenizer is not None
+    ids = tokenizer.encode_part(HELD_OUT.read_text(encoding="utf-8"))[:256]
+    for recipe, key in ((name, "perplexity"), ("plain", "plain")):
+        logits = reference(recipe, ids, 64)[63:-1].astype(np.float64)
+        chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected = np.exp(-chances[np.arange(192), ids[64:]].mean())
+        assert found[name]["quality"][key] == pytest.approx(expected, rel=1e-3)
 
 
 REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
