@@ -9,12 +9,14 @@ from importlib import resources
 
 from graftline.errors import GraftlineError, nearest
 
-_OPTIONAL = ("options", "rule_options", "head", "kind")
+_OPTIONAL = ("options", "rule_options", "head", "schedule", "schedule_options", "kind")
 _DECODES = ("drafter", "rule")
 """What only recipes of decoders have."""
 DECODER = "decoder"
 FUSED = "fused"
 """The stage of a bundle whose graph is a fused step."""
+LOSSY = "not lossless: its tokens may differ from plain decoding's"
+"""What is said of a recipe that does not claim to be."""
 STEPS = ("host", FUSED)
 """Where a step drafts and verifies: between engine calls, or within one."""
 FUSED_DRAFTERS = ("token-recycling", "medusa", "eagle")
@@ -29,8 +31,10 @@ class Recipe:
     `system` names the publication, `family` its kind, `needs` what must be given besides a
     checkpoint (nothing: an empty tuple). `passes` is the pipeline text, `drafter` and `rule` are
     names in the runtime's tables, `options` are the drafter's and `rule_options` the rule's. `head`
-    are the passes of a draft head's own stage, where the recipe needs one. `kind` is that of the
-    hosts it is for; only a decoder's has a drafter and a rule.
+    are the passes of a draft head's own stage, where the recipe needs one. `schedule` names what
+    chooses the graph of each step, where not all of the model computes every token;
+    `schedule_options` are its. `kind` is that of the hosts it is for; only a decoder's has a
+    drafter and a rule.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Recipe:
     options: dict[str, object] = field(default_factory=dict[str, object])
     rule_options: dict[str, object] = field(default_factory=dict[str, object])
     head: str = ""
+    schedule: str = ""
+    schedule_options: dict[str, object] = field(default_factory=dict[str, object])
     kind: str = DECODER
 
 
@@ -81,6 +87,12 @@ def recipe(name: str) -> Recipe:
     return known[name]
 
 
+def claimed(name: str) -> str:
+    """A recipe's name, and for people what it does not claim."""
+    known = _all().get(name)
+    return name if known is None or known.lossless else f"{name}, {LOSSY}"
+
+
 def recipes(kind: str = DECODER) -> tuple[Recipe, ...]:
     """The recipes for a kind of host, by name."""
     return tuple(one for one in _all().values() if one.kind == kind)
@@ -105,11 +117,16 @@ def parse_recipe(text: str, source: str) -> Recipe:
     missing = [key for key in known if key not in table and key not in free]
     if missing:
         raise GraftlineError(f"recipe {source}: the key '{missing[0]}' is missing")
-    kinds = {"lossless": bool, "needs": list, "options": dict, "rule_options": dict}
+    kinds = {"lossless": bool, "needs": list} | {key: dict for key in table if "options" in key}
     for key, value in table.items():
         kind = kinds.get(key, str)
         if not isinstance(value, kind):
             raise GraftlineError(f"recipe {source}: '{key}' must be a {kind.__name__}")
+    if table.get("schedule") and (table["lossless"] or table["drafter"] != "none"):
+        raise GraftlineError(
+            f"recipe {source}: a schedule leaves blocks out; set lossless to false and drafter to "
+            "none"
+        )
     table["needs"] = tuple(table["needs"])
     return Recipe(**table)
 

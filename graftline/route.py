@@ -3,7 +3,8 @@ out."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from graftline.errors import GraftlineError, nearest
@@ -16,9 +17,18 @@ MIDDLE = "middle"
 in a row (0.41 of 1 for five apart, 0.26 for five in a row)."""
 MANY = 1 << 20
 """More blocks than any model has."""
+SPREAD, LOWER = "spread", "lower"
+ORDERS = (SPREAD, LOWER)
+"""In which order a speed-up takes blocks: evenly spread, or from the second upwards; the first and
+the last block are always kept."""
 PARTS = ("layers", "attention", "mlp")
 """What may be left out of a block: all of it, or one part."""
 _HELP = "as in --skip 10-20 or --skip attention=8-15+20,mlp=12"
+
+
+def route_stage(schedule: str, number: int) -> str:
+    """The stage of a schedule's route 1, 2, ..."""
+    return f"{schedule}-{number}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,34 @@ def blocks_of(text: str, count: int) -> frozenset[int]:
             raise GraftlineError(f"there is no block {high} to skip{span}")
         found.update(range(low, high + 1))
     return frozenset(found)
+
+
+def ordered(count: int, skipped: int, order: str) -> frozenset[int]:
+    """So many of `count` blocks, the first and the last not among them, in one of ORDERS."""
+    between = count - 2
+    if order == LOWER:
+        return frozenset(range(1, skipped + 1))
+    return frozenset(1 + (2 * i + 1) * between // (2 * skipped) for i in range(skipped))
+
+
+def blocks_for(speedup: float, order: str, work: Sequence[float], rest: float) -> frozenset[int]:
+    """The blocks to skip for a step that is `speedup` times as fast: of all numbers of blocks in
+    that order, the one that comes nearest to it. A step reads `work` in each block and `rest`
+    elsewhere. Raises GraftlineError where it cannot be had."""
+    if order not in ORDERS:
+        raise GraftlineError(f"order '{order}'{nearest(order, ORDERS)}; use {' or '.join(ORDERS)}")
+    if not math.isfinite(speedup) or speedup <= 1:
+        raise GraftlineError(f"a speed-up of {speedup:g} skips nothing; use one above 1")
+    count, whole = len(work), sum(work) + rest
+    ways = [ordered(count, n, order) for n in range(max(count - 1, 1))]
+    gains = [whole / (whole - sum(work[b] for b in way)) for way in ways]
+    if gains[-1] < speedup:
+        most = f"at most {math.floor(100 * gains[-1]) / 100:g}"
+        raise GraftlineError(
+            f"a speed-up of {speedup:g} is more than skipping blocks of {count} gives; use {most}"
+        )
+    best = min(range(len(ways)), key=lambda n: abs(1 / gains[n] - 1 / speedup))
+    return ways[max(best, 1)]
 
 
 def text_of(blocks: Collection[int]) -> str:

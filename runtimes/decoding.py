@@ -15,6 +15,7 @@ from graftline.runtimes.grammar import FORCED, Grammar
 from graftline.runtimes.logprobs import Logprobs, read_scored
 from graftline.runtimes.prefix_cache import PromptEnd
 from graftline.runtimes.rules.greedy import Greedy
+from graftline.runtimes.schedules.course import Course
 from graftline.runtimes.scores import check_numbers
 from graftline.runtimes.session import Floats, Ints, Scores, Session, Tap
 from graftline.runtimes.shaping import ShapedScores, Shaper
@@ -63,6 +64,8 @@ class Decoding:
     """Whether it has."""
     digest_with: Callable[[], None] | None = None
     """Is called when tokens were added, within the step."""
+    course: Course | None = None
+    """What computes its tokens, where that is not always the whole model."""
     vocabulary: int = 0
     """Ids the target knows, as its first scores show."""
     seat: int = 0
@@ -112,6 +115,14 @@ class Decoding:
     def done(self) -> bool:
         """True when it has ended in one way or another; within a step, perhaps not yet in full."""
         return self.finish is not None or self.error is not None
+
+    @property
+    def shared(self) -> int:
+        """Positions from the first on whose keys and values are those of the whole model, so that
+        they may be kept for other requests."""
+        if self.course is None:
+            return len(self.prompt) + len(self.tokens)
+        return len(self.prompt) if self.course.reads_whole else 0
 
     def check(self) -> bool:
         """Whether it has ended; one that is no longer wanted, or is out of time, ends here."""
@@ -176,6 +187,8 @@ class Decoding:
             scores = read_scored(
                 session, self.seat, self.prompt, span, self.least, self.logprobs, show
             )
+        elif self.course is not None and not self.course.reads_whole:
+            scores = self.course.read(self.seat, self.prompt[span.start : span.stop])
         else:
             scores = session.read(self.seat, self.prompt[span.start : span.stop], show)
         self.read = span.stop

@@ -44,6 +44,8 @@ from graftline.runtimes.scheduler import SEATS, Scheduler
 from graftline.runtimes.session import Session, check_fits
 from graftline.runtimes.streams import Events, Passes, Stream, Submitted
 from graftline.runtimes.study.forced import ForcedDrafter, Forcing, forced_resources
+from graftline.runtimes.study.perplexity import HELD_OUT
+from graftline.runtimes.study.quality import Quality, quality
 from graftline.runtimes.study.records import Records
 from graftline.runtimes.task import Task
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
@@ -226,6 +228,15 @@ class Engine:
             one.together = len(ones) > 1
         self._run_alone(ones, lambda: decode_branches(self.session, shared, ones, ones[0].least))
         return [one.result() for one in begun]
+
+    def quality(self, wanted: str | Recipe) -> Quality | None:
+        """How near a recipe that leaves blocks of the model out is to plain decoding, on held-out
+        text; None for one that does not, and for a bundle without a tokenizer."""
+        course, tokenizer = self._policy(wanted).course, self.tokenizer
+        if course is None or tokenizer is None:
+            return None
+        text = tokenizer.encode_part(HELD_OUT.read_text(encoding="utf-8"))
+        return self._scheduler.idle(lambda: quality(course, text))
 
     def record(self, wanted: str | Recipe, sampling: Sampling, most: int = 64) -> Records:
         """From now on keep the acceptance at drafted nodes of this recipe, sampled like that.

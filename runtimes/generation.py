@@ -124,6 +124,7 @@ class Generation:
             deadline=None if request.timeout is None else started + request.timeout,
             outfit=self._outfit,
             digest_with=self._digest if eager or texts else None,
+            course=policy.course,
             started=started,
         )
 
@@ -144,6 +145,12 @@ class Generation:
 
     def _logprobs(self) -> Logprobs | None:
         """Where log-probabilities are noted; None where the request asks for none."""
+        course, recipe = self._policy.course, self._policy.recipe.name
+        if self._request.prompt_logprobs is not None and not (course is None or course.reads_whole):
+            raise RequestError(
+                f"prompt_logprobs: the recipe {recipe} reads prompts without some blocks of the "
+                "model; leave prompt_logprobs out, or use the recipe plain"
+            )
         request, vocabulary = self._request, self._around.session.facts.vocabulary
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(request, name) or 0) > vocabulary:
@@ -237,7 +244,9 @@ class Generation:
 
     def _told(self, one: Decoding) -> str:
         """What chose the drafts, and what came of it."""
-        name = self._policy.recipe.drafter
+        name, course = self._policy.recipe.drafter, self._policy.course
+        if course is not None:
+            return course.schedule.told()
         if not one.drafts:
             return "plain: this recipe drafts nothing"
         fixed = self._policy.control.costs is None

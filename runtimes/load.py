@@ -17,6 +17,7 @@ from graftline.facts import DecoderFacts
 from graftline.owners import DRAFT
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
+from graftline.route import ROUTE
 from graftline.runtimes.chances.calibration import USUAL
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.measure import costs_key, measure_costs
@@ -43,6 +44,7 @@ from graftline.runtimes.surroundings import (
     draft_opener,
     embedding_of,
     route_opener,
+    routes_opener,
     step_ratio,
 )
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
@@ -172,13 +174,18 @@ def _engine(
     fused, step = _fused(bundle, session, chosen, step, head)
     resources = replace(_resources(bundle, session, tokenizer, corpus), head=head)
 
+    @cache
+    def scheduled(stage: str) -> OrtSession:
+        return open_session(bundle, threads=threads, capacity=session.capacity, stage=stage)
+
     def drafting(target: OrtSession) -> Resources:
+        around = replace(resources, routes=routes_opener(bundle, target, scheduled))
         if opened is None:
-            return resources
+            return around
         draft, depths, route = (
             make(bundle, target, opened) for make in (draft_opener, depths_opener, route_opener)
         )
-        return replace(resources, draft=draft, depths=depths, route=route)
+        return replace(around, draft=draft, depths=depths, route=route)
 
     def twin(original: OrtSession) -> tuple[OrtSession, Resources]:
         session = original.sibling()
@@ -292,8 +299,8 @@ def _opener(
     """Opens each stage of the draft's, and the target's route, once, and measures it beside the
     target; None without any."""
     whole = bundle.manifest.engines().get(DRAFT)
-    names = {route: "the route" for route in bundle.manifest.of_role("route")}
-    if whole is None and not names:
+    names = {ROUTE: "the route"}
+    if whole is None and ROUTE not in bundle.manifest.stages:
         return None
 
     @cache

@@ -18,6 +18,8 @@ from graftline.runtimes.lane import Lane
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.schedules import make_course
+from graftline.runtimes.schedules.course import Course
 from graftline.runtimes.session import Session
 from graftline.runtimes.study.records import Records
 from graftline.runtimes.study.tuned import tuned_prior
@@ -32,6 +34,9 @@ class Policy:
     control: Speculation
     records: Records | None = None
     """Where acceptance is recorded."""
+
+    course: Course | None = None
+    """What computes its tokens, where that is not always the whole model."""
 
     lane: Lane = field(init=False)
     """The sequences that this recipe decodes now, of all requests."""
@@ -59,4 +64,4 @@ def make_policy(
     control = Speculation(
         chosen.name, costs, prior, whole=whole, lossy=not chosen.lossless, paid=paid
     )
-    return Policy(chosen, drafter, control)
+    return Policy(chosen, drafter, control, course=make_course(chosen, resources))

@@ -24,7 +24,7 @@ class PromptReader:
     def recall(self, one: Decoding) -> Scores | None:
         """Copy as much of its prompt as is known into an empty seat; the scores of the prompt's
         last row where that is all of it."""
-        if self.prefixes is None or one.explains_prompt or sees(one.drafter):
+        if self.prefixes is None or one.explains_prompt or sees(one.drafter) or not one.shared:
             return None
         known = self.prefixes.find(one.prompt, one.any_prefix, self._session.same_rows)
         for kept, count in known.parts:
@@ -66,7 +66,8 @@ class PromptReader:
     def _keep(self, one: Decoding, length: int) -> None:
         """Keep its first `length` tokens, as far as they are committed: the last one chosen is not,
         and what is committed behind a stop text is no part of it."""
-        if self.prefixes is None or one.prompt_end is None:
+        length = min(length, one.shared)
+        if self.prefixes is None or one.prompt_end is None or not length:
             return
         ids = np.concatenate([one.prompt, np.asarray(one.tokens, np.int64)])
         length = min(length, int(self._session.lengths[one.seat]))

@@ -18,6 +18,7 @@ from graftline.runtimes.joint_step import JointStep
 from graftline.runtimes.lane import Lane
 from graftline.runtimes.prefix_cache import CHUNK, PrefixCache
 from graftline.runtimes.prompt_reader import PromptReader
+from graftline.runtimes.schedules.step import follow_courses
 from graftline.runtimes.session import Scores, Session
 from graftline.runtimes.task import Task, raise_first
 from graftline.runtimes.trees.packing import pack
@@ -264,6 +265,9 @@ class Scheduler:
     def _decode(self) -> None:
         """Propose, score, judge, commit: one engine call for all that are seated."""
         session, seated, lanes = self.session, self._seated, self._lanes
+        if any([one.course is not None for one in seated]):
+            self._follow()
+            return
         began = perf_counter()
         room = session.capacity - max([one.length for one in seated])
         together, least = len(seated) > 1, max([one.least for one in seated])
@@ -286,6 +290,21 @@ class Scheduler:
         for one in seated:
             one.digest()
         for lane in lanes:
+            lane.settle()
+
+    def _follow(self) -> None:
+        """A step in which some sequences are computed without all of the model: a row of each, and
+        nobody drafts. What it takes says nothing of what other steps do."""
+        members = [one for lane in self._lanes for one in lane.members]
+        scores = follow_courses(self.session, members)
+        paths: list[tuple[int, ...]] = [()] * len(self._seated)
+        for one in members:
+            one.together = one.together or len(members) > 1
+            paths[one.seat], _ = one.judged(one.root()[1], scores, one.seat)
+        self.session.commit(paths)
+        for one in members:
+            one.digest()
+        for lane in self._lanes:
             lane.settle()
 
     def _fail(self, error: Exception) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import count, takewhile
 from pathlib import Path
 from time import perf_counter
 from weakref import finalize
@@ -15,6 +16,7 @@ from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import RequestError
 from graftline.owners import DRAFT
+from graftline.route import ROUTE, route_stage
 from graftline.runtimes.control.costs import NEAR
 from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.draft_engine import DraftEngine, OwnCaches, RowsCost
@@ -115,17 +117,32 @@ def route_opener(
 ) -> Callable[[], DraftEngine] | None:
     """Opens the target's route for all sequences of a target, on the target's caches. None without
     one."""
-    stages = list(bundle.manifest.of_role("route"))
-    if not stages:
+    if ROUTE not in bundle.manifest.stages:
         return None
 
     @cache
     def route() -> DraftEngine:
-        session, match = opened(stages[0])
+        session, match = opened(ROUTE)
         facts = match.step, match.agreement, match.rows_cost
         return DraftEngine(session.sibling(target), TargetSeats(target), *facts)
 
     return route
+
+
+def routes_opener(
+    bundle: Bundle, target: OrtSession, opened: Callable[[str], OrtSession]
+) -> Callable[[str], Sequence[OrtSession] | None]:
+    """Opens the routes of a schedule for all sequences of a target, on the target's caches and
+    behind it; None for a schedule of which the bundle has none."""
+
+    @cache
+    def routes(schedule: str) -> Sequence[OrtSession] | None:
+        stages = bundle.manifest.stages
+        numbers = takewhile(lambda n: route_stage(schedule, n) in stages, count(1))
+        found = [opened(route_stage(schedule, number)).sibling(target) for number in numbers]
+        return [target, *found] if found else None
+
+    return routes
 
 
 def step_ratio(draft: OrtSession, target: OrtSession) -> float:

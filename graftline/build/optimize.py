@@ -58,6 +58,7 @@ def optimize(
     skip: str | None = None,
     spec: str | Path | None = None,
     steps: Sequence[int] = (),
+    speedup: float | None = None,
     watch: Watch | None = None,
 ) -> Bundle:
     """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
@@ -74,10 +75,12 @@ def optimize(
     "PATH:int8" says in which precision. `recipe` None is then the recipe of such heads. `skip`
     ("10-20", "attention=8-15,mlp=12") puts a route in: the target without these blocks, or parts of
     blocks, over the same weights and caches; beside a `draft` of the same weights, in its
-    precision. `spec` is a TOML file of what the structure of a denoiser's graph cannot say, its
-    scheduler above all (models/spec.py); `steps` (1, 2, 4) are the numbers of steps of its sampling
-    loop: the first is the engine's, the others are forms of it over the same weights.
-    `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
+    precision. `speedup` 1.5 is how many times as fast a recipe is to decode that skips blocks by
+    it, in place of what the recipe says. `spec` is a TOML file of what the structure of a
+    denoiser's graph cannot say, its scheduler above all (models/spec.py); `steps` (1, 2, 4) are the
+    numbers of steps of its sampling loop: the first is the engine's, the others are forms of it
+    over the same weights. `watch` is told each step in words. Raises GraftlineError; then `out` is
+    as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
     from graftline.models.spec import read_spec
@@ -90,8 +93,8 @@ def optimize(
         heads = planned(drafting, heads)
         passes = own_passes(drafting, named(chosen)) if passes is None else passes
     plan = Plan.of(
-        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads, skip,
-        None if spec is None else str(spec), tuple(steps),
+        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads,
+        skip=skip, speedup=speedup, spec=None if spec is None else str(spec), steps=tuple(steps),
     )  # fmt: skip
     if drafting is not None and plan.recipe is not None:
         check_recipe(drafting, plan.recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ from graftline.recipe import (
     check_step,
     recipe,
 )
-from graftline.route import MIDDLE, ROUTE, Route, parse_skip
+from graftline.route import MIDDLE, ROUTE, Route, parse_skip, route_stage
 from graftline.targets import CPU, CUDA, TARGETS, ending
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ class Plan:
     """What --head asked for."""
     skip: str | None = None
     """What --skip said."""
+    speedup: float | None = None
+    """What --speedup said."""
     spec: str | None = None
     """What --spec said."""
     steps: tuple[int, ...] = ()
@@ -134,7 +136,9 @@ class Plan:
         engine: str,
         step: str,
         head: HeadPlan | None = None,
+        *,
         skip: str | None = None,
+        speedup: float | None = None,
         spec: str | None = None,
         steps: tuple[int, ...] = (),
     ) -> Plan:
@@ -166,6 +170,8 @@ class Plan:
         if skip is not None or ROUTE in chosen.needs:
             said = MIDDLE if skip is None else skip
             stages.append(_of_route(said, draft, source, stages[0], passes, quantizer))
+        if chosen.schedule or speedup is not None:
+            stages += _of_schedule(chosen, speedup, stages[0], passes, quantizer)
         if head is None and NEED in chosen.needs:
             raise GraftlineError(
                 f"the recipe {name} needs a draft head; add --head PATH, a published head of this "
@@ -173,8 +179,10 @@ class Plan:
             )
         if head is not None:
             stages += _of_head(chosen, head, target, request)
-        given = draft, source, tuple(depths), passes, quantizer, head, skip, spec, steps
-        return cls(chosen, target, tuple(stages), request, *given)
+        return cls(
+            chosen, target, tuple(stages), request, draft, source, tuple(depths), passes, quantizer,
+            head, skip=skip, speedup=speedup, spec=spec, steps=steps,
+        )  # fmt: skip
 
     def one_pass(self) -> Pipeline:
         """The grafts for a host that runs once: those of --passes, or of its recipe."""
@@ -198,7 +206,7 @@ class Plan:
         asked = {
             "--recipe": chosen is not None and chosen.kind == DECODER,
             "--draft": self.draft, "--draft-depths": self.depths,
-            "--head": self.head, "--skip": self.skip,
+            "--head": self.head, "--skip": self.skip, "--speedup": self.speedup,
             "--step fused": self.fused, "--target": self.target if self.target != CPU else None,
             f"--dtype {self.dtype}": self.dtype != "fp32",
         }  # fmt: skip
@@ -222,7 +230,8 @@ class Plan:
     def check_route(self, facts: DecoderFacts) -> None:
         """Raise GraftlineError where a target of those facts cannot skip what --skip says."""
         grafts = (g for s in self.stages for g in Pipeline.parse(s.text, GRAFTS).grafts)
-        for graft in [g for g in grafts if isinstance(g, LayerSkip) and facts.layers]:
+        skips = [g for g in grafts if isinstance(g, LayerSkip) and not g.speedup]
+        for graft in skips if facts.layers else ():
             try:
                 Route.of(facts.layers, graft.layers, graft.attention, graft.mlp)
             except GraftlineError as error:
@@ -242,6 +251,8 @@ class Plan:
             said += f" --draft-depths {','.join(map(str, self.depths))}"
         if self.skip is not None:
             said += f" --skip {shlex.quote(self.skip)}"
+        if self.speedup is not None:
+            said += f" --speedup {self.speedup:g}"
         if self.spec is not None:
             said += f" --spec {shlex.quote(self.spec)}"
         if self.steps:
@@ -342,15 +353,49 @@ def _of_route(
     if is_engine(engine.name):
         raise GraftlineError(f"--skip needs --target {CPU}, not {engine.name}")
     options = parse_skip(skip, draft, source is not None and source.checkpoint is not None)
-    first = (passes or "").partition("|")[0]
-    front = first if re.match(CANONICALIZE, first) else None
-    owner, dtype = TARGET, engine.dtype
+    front, owner, dtype = _own_front(passes), TARGET, engine.dtype
     if source is not None:
         owner, dtype, front, quantizer = DRAFT, source.dtype, None, None
     fusing = f"layer-skip{{{options}}}"
     text = pipeline_of("plain", front, engine.name, dtype, quantizer, fusing=fusing)[1]
     says = f"the route: the same weights in {dtype}, {options.replace('=', ' ')} skipped"
     return StagePlan(ROUTE, "route", text, dtype, owner, says=says)
+
+
+def _of_schedule(
+    chosen: Recipe,
+    speedup: float | None,
+    engine: StagePlan,
+    passes: str | None,
+    quantizer: str | None,
+) -> Iterator[StagePlan]:
+    """The stages of a schedule's routes: plain decoding without some blocks, over the target's own
+    weights and caches."""
+    from graftline.runtimes.schedules import schedule_of
+
+    if not chosen.schedule:
+        raise GraftlineError(
+            f"--speedup is for recipes that skip blocks by it, as unified-layer-skip; "
+            f"{chosen.name} does not: leave it out"
+        )
+    if is_engine(engine.name):
+        raise GraftlineError(f"recipe {chosen.name} needs --target {CPU}, not {engine.name}")
+    try:
+        schedule = schedule_of(chosen, None if speedup is None else {"speedup": float(speedup)})
+    except GraftlineError as error:
+        raise GraftlineError(f"recipe {chosen.name}: {error}") from error
+    for number, skipping in enumerate(schedule.passes(), 1):
+        text = pipeline_of(
+            "plain", _own_front(passes), engine.name, engine.dtype, quantizer, fusing=skipping
+        )[1]
+        says = f"route {number} of the schedule {schedule.name}: {skipping}"
+        yield StagePlan(route_stage(schedule.name, number), "route", text, engine.dtype, says=says)
+
+
+def _own_front(passes: str | None) -> str | None:
+    """The canonicalize of other options that --passes begins with, if it does."""
+    first = (passes or "").partition("|")[0]
+    return first if re.match(CANONICALIZE, first) else None
 
 
 def _of_head(

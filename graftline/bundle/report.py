@@ -8,6 +8,7 @@ from graftline.bundle.manifest import Manifest
 from graftline.facts import as_decoder
 from graftline.law import summary
 from graftline.ports import by_role, told
+from graftline.recipe import claimed
 
 PARTS = ("depth", "route")
 """Roles of stages that have some of the blocks of their owner's engine."""
@@ -44,7 +45,7 @@ def _lines(manifest: Manifest) -> Iterator[str]:
     yield f"{manifest.name}: {facts.source or facts.kind}, {facts.told()}"
     yield ""
     yield f"target      {manifest.target}, {manifest.dtype}"
-    yield f"recipe      {manifest.recipe}"
+    yield f"recipe      {claimed(manifest.recipe)}"
     yield f"pipeline    {manifest.main.pipeline}"
     for name, text in beside(manifest):
         yield f"stage {name}: {text}"

@@ -55,7 +55,8 @@ def bench(
 
     In one process, all recipes answer a prompt before the next prompt is read. MAT is the mean
     number of accepted tokens per target pass. Tokens per second count the time after the first
-    token; `with prompt` includes the prompt's own pass. `predicted` is the speed that the
+    token; a recipe that leaves blocks of the model out shows its perplexity on held-out text beside
+    plain's. `with prompt` includes the prompt's own pass. `predicted` is the speed that the
     controller expected of its choices, `controller` its share of the time.
 
     On a busy machine, `--interleaved` resolves differences of about 1 %: all recipes decode a
@@ -89,8 +90,12 @@ def bench(
         found = compare(
             engine, questions, names, options, turns, repeat, watch, step, interleaved, forced
         )
+        nears = {name: engine.quality(name) for name in found.recipes}
+        qualities = {name: near for name, near in nears.items() if near is not None}
         records = acceptance.record(engine, questions, names, options, watch) if oracle else None
     _show(found, questions, records)
+    for name, near in qualities.items():
+        print(f"{name}, not lossless: {near.words}")
     if forced:
         screen.console().print(acceptance.by_depth(forced))
     if temperature == 0:
@@ -100,7 +105,10 @@ def bench(
         how |= {"step": step} if step != "host" else {}
         how |= {"interleaved": True} if interleaved else {}
         how |= {"force_acceptance": list(rates)} if rates else {}
-        _write(json, bundle, threads, how, _reports(found, questions, records))
+        reports = _reports(found, questions, records)
+        for name, near in qualities.items():
+            reports["recipes"][name]["quality"] = vars(near)
+        _write(json, bundle, threads, how, reports)
 
 
 def _check(

@@ -195,6 +195,7 @@ def _owned(owner: str, text: str) -> str:
 
 def _bundle_table(bundle: Bundle) -> Any:
     from graftline.bundle.report import beside
+    from graftline.recipe import claimed
     from graftline.runtimes.defaults import read_defaults
 
     manifest = bundle.manifest
@@ -203,7 +204,7 @@ def _bundle_table(bundle: Bundle) -> Any:
         invariant = "yes" if manifest.exactness.row_invariant else "no"
         exactness = f"row-invariant: {invariant} (worst {manifest.exactness.worst:.2g})"
     rows = [
-        ("recipe", manifest.recipe),
+        ("recipe", claimed(manifest.recipe)),
         ("target", f"{manifest.target}, {manifest.dtype}"),
         ("pipeline", manifest.main.pipeline),
         *((f"stage {name}", f"{told}; see --stage {name}") for name, told in beside(manifest)),

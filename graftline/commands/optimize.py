@@ -11,6 +11,7 @@ from graftline.commands import options as o
 from graftline.errors import GraftlineError, nearest
 from graftline.facts import DecoderFacts
 from graftline.law import summary
+from graftline.recipe import claimed
 
 if TYPE_CHECKING:
     from graftline.bundle.reader import Bundle
@@ -28,6 +29,7 @@ def optimize(
     draft: o.Draft = None,
     draft_depths: o.DraftDepths = "",
     skip: o.Skip = None,
+    speedup: o.Speedup = None,
     spec: o.SpecFile = None,
     steps: o.LoopSteps = "",
     head: o.DraftHead = None,
@@ -52,6 +54,8 @@ def optimize(
     `graftline optimize ./SmolLM2 -o sorted.graft --recipe s2d --draft int8 --draft-depths 15,24`
 
     `graftline optimize ./SmolLM2 -o skip.graft --recipe self-skip --skip 10-20`
+
+    `graftline optimize ./SmolLM2 -o fast.graft --recipe unified-layer-skip --speedup 1.5`
 
     `graftline optimize ./TARGET -o pard.graft --recipe pard --draft ./PARD-DRAFT:int8`
 
@@ -78,7 +82,8 @@ def optimize(
             checkpoint, out, recipe=recipe, passes=passes, target=target, dtype=dtype,
             weights=mode, full_export=full_export, quantizer=quantizer, draft=draft,
             draft_depths=parse_depths(draft_depths) if draft_depths else (), engine=engine,
-            step=step, head=head, skip=skip, spec=spec, steps=_numbers(steps), watch=watch,
+            step=step, head=head, skip=skip, speedup=speedup, spec=spec, steps=_numbers(steps),
+            watch=watch,
         )  # fmt: skip
     if json:
         screen.write_json(json_format.loads(bundle.manifest.to_json()))
@@ -91,6 +96,8 @@ def _show(out: Path, bundle: Bundle) -> None:
     laws = f"laws: {summary(bundle.manifest.laws)}"
     size = screen.sizes(*bundle.sizes())
     print(f"{out}: {bundle.manifest.facts.told()}, {size}; {laws}")
+    if (said := claimed(bundle.manifest.recipe)) != bundle.manifest.recipe:
+        print(f"recipe {said}")
     if not isinstance(bundle.manifest.facts, DecoderFacts):
         print(f"see: graftline inspect {out}")
         return

@@ -102,6 +102,14 @@ Skip = Annotated[
         "block of the middle half.",
     ),
 ]
+Speedup = Annotated[
+    float | None,
+    typer.Option(
+        metavar="TIMES",
+        help="How many times as fast unified-layer-skip or skipdecode decodes, by skipping blocks: "
+        "lossy. Default: what the recipe says.",
+    ),
+]
 SpecFile = Annotated[
     Path | None,
     typer.Option(

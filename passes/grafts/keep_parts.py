@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
-from graftline.passes.anchors.anchors import block_of, with_role
-from graftline.passes.anchors.residual import Span, Terms, block_terms, spans
+from graftline.passes.anchors.anchors import with_role
+from graftline.passes.anchors.residual import Terms, block_terms, spans
+from graftline.passes.anchors.work import numbers, part_work
 from graftline.passes.graph.emit import Emit, new_input
 from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.ports import Port, read_ports, write_ports
@@ -47,12 +47,11 @@ def keep_parts(model: ir.Model) -> PartWork:
     for span, own in zip(found, terms, strict=True):
         assert isinstance(own, Terms), "others were refused"
         for offset, part in enumerate((own.attention, own.mlp)):
-            sizes.append(_work(span, own, part))
+            sizes.append(part_work(span, own, part))
             for term in part:
                 _gate(graph, own, term, keep, 2 * span.block + offset)
     write_ports(model, [*read_ports(model), Port(KEEP, KEEP, "in", "float32", (2 * len(terms),))])
-    head = _numbers(with_role(graph, "lm_head"))
-    return PartWork(tuple(sizes), sum(sizes) + head)
+    return PartWork(tuple(sizes), sum(sizes) + numbers(with_role(graph, "lm_head")))
 
 
 def _gate(graph: ir.Graph, terms: Terms, term: ir.Value, keep: ir.Value, place: int) -> None:
@@ -62,25 +61,3 @@ def _gate(graph: ir.Graph, terms: Terms, term: ir.Value, keep: ir.Value, place: 
         if term.dtype not in (None, ir.DataType.FLOAT):
             gate = emit.op("Cast", [gate], to=term.dtype)
         node.replace_input_with(list(node.inputs).index(term), emit.op("Mul", [term, gate]))
-
-
-def _work(span: Span, terms: Terms, part: tuple[ir.Value, ...]) -> int:
-    """Numbers in the matrices that the terms of a part are computed with, within their block."""
-    stops = {span.start, *(n.outputs[0] for n in terms.sums)}
-    nodes, todo = set[ir.Node](), list(part)
-    while todo:
-        one = todo.pop()
-        node = one.producer()
-        if one in stops or node is None or node in nodes or block_of(node) != span.block:
-            continue
-        nodes.add(node)
-        todo.extend(v for v in node.inputs if v is not None)
-    return _numbers(nodes)
-
-
-def _numbers(nodes: Iterable[ir.Node]) -> int:
-    """Numbers in the matrices that products among the nodes multiply by, turned or not."""
-    read = {v for n in nodes if n.op_type in ("MatMul", "Gemm") for v in n.inputs if v is not None}
-    makers = {n for v in read if (n := v.producer()) is not None and n.op_type == "Transpose"}
-    read |= {v for n in makers for v in n.inputs if v is not None}
-    return sum(int(v.const_value.size) for v in read if v.const_value is not None)

@@ -20,13 +20,14 @@ from graftline.passes.anchors.residual import (
     read_elsewhere,
     spans,
 )
+from graftline.passes.anchors.work import block_work, numbers
 from graftline.passes.graph.cut import drop_ports, elements, hand_over, keep_outputs
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
-from graftline.passes.pipeline.graft import ROLE, Evaluate, Graft, Law
+from graftline.passes.pipeline.graft import BLOCK, ROLE, Evaluate, Graft, Law, WeightFreeLaw
 from graftline.ports import Port, read_ports, slot_ports
-from graftline.route import MANY, MIDDLE, Route, blocks_of, text_of
+from graftline.route import MANY, MIDDLE, SPREAD, Route, blocks_for, blocks_of, text_of
 
 STREAM = "stream"
 """The residual stream where the law takes a host apart."""
@@ -50,6 +51,22 @@ def route(
     parts = f"{len(way.attention)} attentions and {len(way.mlp)} MLPs of {way.count} blocks"
     what = f"{len(expected)} outputs equal the host's without {parts}"
     return Evidence(what, worst, comparison.limit)
+
+
+def work(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
+    """A step reads no more numbers of matrices than before; for a speed-up as few as that asks for,
+    but for half a block."""
+    assert isinstance(graft, LayerSkip)
+    blocks, head = block_work(before.graph)
+    left = numbers(n for n in after.graph if n.metadata_props.get(BLOCK)) / (sum(blocks) + head)
+    due, most = 1.0, 0.0
+    if graft.speedup:
+        due, most = 1 / graft.speedup, 0.501 * max(blocks) / (sum(blocks) + head)
+    if left > due + most or (graft.speedup and left < due - most):
+        by = f"read {left:.3f} of what the host's do, for {due:.3f}"
+        raise LawBroken(graft.name(), "work", "the matrices of a step", by)
+    what = f"a step reads {left:.3f} of the host's matrices, for {due:.3f}"
+    return Evidence(what, abs(left - due), most) if graft.speedup else Evidence(what)
 
 
 def route_outputs(host: ir.Model, way: Route, feed: Feed, evaluate: Evaluate) -> Feed:
@@ -133,29 +150,41 @@ def _silence(model: ir.Model, way: Route) -> None:
 class LayerSkip(Graft):
     """Leaves out the blocks `layers`, the attention of the blocks `attention`, and the MLP of the
     blocks `mlp`: a skipped block or part is the identity on the residual stream (self-speculation
-    by layer skipping, arXiv 2309.08168).
+    by layer skipping, arXiv 2309.08168); or as many blocks as `speedup` needs.
 
     Blocks are 0-based numbers and ranges joined by `+`, as `3+10-20`; `middle` is every fourth of
-    the middle half; without any the graph stays as it is. What is skipped is not computed, its
-    weights leave the graph, and a skipped attention has no cache. The others keep the ports and the
-    numbers that they have in the host, so that the graph works on the host's own caches. It is a
-    graph for each route, and not an `If` around each block: a route is chosen for many steps, all
-    graphs map one copy of the weights, and an `If` that skips a block has to copy its stream and
-    its caches to its outputs.
+    the middle half; without any the graph stays as it is. With `speedup` 1.5 the blocks follow from
+    the numbers in the matrices that a step reads: so many that it reads two thirds of them. `order`
+    spread: evenly between the first and the last, as Unified Layer Skipping (arXiv 2404.06954) has
+    it; lower: from the second upwards, as SkipDecode (arXiv 2307.02628).
+
+    What is skipped is not computed, its weights leave the graph, and a skipped attention has no
+    cache. The others keep the ports and the numbers that they have in the host, so that the graph
+    works on the host's own caches. It is a graph for each route, and not an `If` around each block:
+    a route is chosen for many steps, all graphs map one copy of the weights, and an `If` that skips
+    a block has to copy its stream and its caches to its outputs.
 
     Answers other logits than the host by design; its own law says which.
     """
 
     laws: ClassVar[tuple[Law, ...]] = (route,)
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (work,)
     numeric: ClassVar[bool] = False
 
     layers: str = ""
     attention: str = ""
     mlp: str = ""
+    speedup: float = 0.0
+    order: str = SPREAD
 
     def route(self, model: ir.Model) -> Route:
         """Which parts of that host it leaves out. Raises GraftlineError for what it lacks."""
         count = len(block_outputs(model.graph))
+        if self.speedup:
+            if self.layers or self.attention or self.mlp:
+                raise GraftlineError("speedup chooses the blocks; name none beside it")
+            chosen = blocks_for(self.speedup, self.order, *block_work(model.graph))
+            return Route(count, chosen, chosen)
         return Route.of(count, self.layers, self.attention, self.mlp)
 
     def requires(self, model: ir.Model) -> None:
@@ -205,7 +234,10 @@ class LayerSkip(Graft):
 
     def within(self, blocks: int) -> LayerSkip:
         """Skips of a small host what it names there, or where that is nothing the last block, the
-        last attention and the first MLP; and never all attentions."""
+        last attention and the first MLP; and never all attentions. For a speed-up the last block,
+        too."""
+        if self.speedup:
+            return LayerSkip(text_of({blocks - 1} - {0}))
         last = blocks - 1
         layers, attention = (
             _within(self.layers, blocks, last),

@@ -33,7 +33,7 @@ def perplexity(session: Session, texts: Sequence[Ints], chunk: int = 32) -> floa
         for start in range(0, len(text) - 1, chunk):
             rows = text[start : min(start + chunk, len(text) - 1)]
             scores = session.score(rows[None])
-            total -= _likelihood(scores.logits[0], text[start + 1 : start + 1 + len(rows)])
+            total -= likelihood(scores.logits[0], text[start + 1 : start + 1 + len(rows)])
             session.commit([range(len(rows))])
             count += len(rows)
     if count == 0:
@@ -41,7 +41,7 @@ def perplexity(session: Session, texts: Sequence[Ints], chunk: int = 32) -> floa
     return float(np.exp(total / count))
 
 
-def _likelihood(logits: Floats, wanted: Ints) -> float:
+def likelihood(logits: Floats, wanted: Ints) -> float:
     """Sum over rows of log softmax(logits)[wanted]."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)

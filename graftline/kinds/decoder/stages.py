@@ -14,6 +14,7 @@ from graftline.bundle.store import load_graph
 from graftline.evaluate import Feed, oracle_limit, run
 from graftline.facts import DraftBlockFacts, as_decoder
 from graftline.kinds.decoder.proof import facts_of, near_rows
+from graftline.kinds.decoder.schedules import prove_schedule, routes_of
 from graftline.kinds.kind import Parts, Watch
 from graftline.law import LawRow
 from graftline.owners import HEAD
@@ -35,7 +36,10 @@ def prove_stage(parts: Parts, stage: str, chosen: Recipe, say: Watch) -> list[La
     if parts.stages[stage].role == "fused":
         return [prove_fused(parts, chosen, say)]
     if parts.stages[stage].role == "route":
-        return prove_route(parts, stage, say)
+        laws = prove_route(parts, stage, say)
+        if chosen.schedule and stage == routes_of(parts, chosen)[-1]:
+            laws.append(prove_schedule(parts, chosen, say))
+        return laws
     return prove_depth(parts, stage, say)
 
 

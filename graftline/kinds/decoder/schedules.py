@@ -1,0 +1,117 @@
+"""What a schedule owes: caches that hold what the method says, and holes that nobody reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graftline.bundle.store import load_graph
+from graftline.errors import LawBroken
+from graftline.kinds.decoder.proof import facts_of
+from graftline.kinds.kind import Parts, Watch
+from graftline.law import Evidence, LawRow
+from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.anchors.anchors import block_outputs
+from graftline.passes.grafts.layer_skip import LayerSkip
+from graftline.recipe import Recipe
+from graftline.route import route_stage
+from graftline.targets import CPU
+
+if TYPE_CHECKING:
+    from graftline.runtimes.schedules.course import Course
+
+LAW = "schedule"
+PROMPT, TURNS, STEPS = 5, 32, 8192
+"""Tokens of the prompt; most changes of route that are run; steps among which they are looked for.
+"""
+
+
+def routes_of(parts: Parts, chosen: Recipe) -> list[str]:
+    """The stages of a recipe's schedule, in order."""
+    from graftline.runtimes.schedules import schedule_of
+
+    name = schedule_of(chosen).name
+    names = (route_stage(name, number) for number in range(1, len(parts.stages) + 1))
+    return [stage for stage in names if stage in parts.stages]
+
+
+def prove_schedule(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
+    """Law `schedule`, on the engine and its routes: the prompt and the steps around every change of
+    route leave in each block's cache the positions that its route computes there, and nothing at
+    any other; and no step reads a slot that holds nothing. Raises LawBroken."""
+    from graftline.runtimes.ort.session import OrtSession
+    from graftline.runtimes.schedules import schedule_of
+    from graftline.runtimes.schedules.course import Course
+
+    schedule, names, facts = schedule_of(chosen), routes_of(parts, chosen), facts_of(parts)
+    if parts.target != CPU:
+        return LawRow(names[-1], LAW, "not_run", f"caches are looked into on {CPU} only")
+    say(f"proof: what the schedule {schedule.name} leaves in the caches, with the real weights")
+    whole, *routes = (
+        OrtSession(parts.graph(n), facts, parts.ports(n), capacity=PROMPT + 2 * TURNS + 2)
+        for n in (parts.engine, *names)
+    )
+    course = Course(schedule, [whole, *(route.sibling(whole) for route in routes)])
+    steps = list(islice(_around_changes(course), 2 * TURNS))
+    for cache in whole.caches(0).values():
+        cache[...] = np.nan
+    _run(course, steps, facts.vocabulary, names[-1])
+    taken = [schedule.prompt] * PROMPT + [schedule.route(n, len(names)) for n in steps]
+    _compare(course, taken, _kept(parts, names), names[-1])
+    what = f"{PROMPT} positions of a prompt and {len(steps)} steps on {len(names) + 1} graphs leave"
+    what += " what the schedule declares in every cache, and none reads an empty slot"
+    return LawRow.of(names[-1], LAW, Evidence(what))
+
+
+def _around_changes(course: Course) -> Iterator[int]:
+    """The first steps of all, and the last before and the first two behind each change of route."""
+    graphs = [course.graph(step) for step in range(STEPS)]
+    changes = [n for n in range(1, STEPS) if graphs[n] is not graphs[n - 1]]
+    near = {0, 1} | {step for n in changes for step in (n - 1, n, n + 1)}
+    yield from sorted(step for step in near if step < STEPS)
+
+
+def _run(course: Course, steps: Sequence[int], vocabulary: int, stage: str) -> None:
+    """Read a prompt and make these steps; every one must answer with numbers."""
+    whole = course.graphs[0]
+    random = np.random.default_rng(11)
+    prompt, *tokens = np.split(random.integers(0, vocabulary, PROMPT + len(steps)),
+                               range(PROMPT, PROMPT + len(steps)))  # fmt: skip
+    course.read(0, prompt)
+    for step, token in zip(steps, tokens, strict=True):
+        logits = course.graph(step).follow(0, int(whole.lengths[0]), token.tolist()).logits
+        if not np.isfinite(logits).all():
+            by = "reads a slot that its block has not computed: its logits are not numbers"
+            raise LawBroken(stage, LAW, f"step {step}", by)
+        whole.advance(0, 1)
+
+
+def _kept(parts: Parts, names: Sequence[str]) -> list[frozenset[int]]:
+    """The blocks whose attention each graph computes, of the whole model first."""
+    canonical = load_graph(parts.graph(parts.canonical))
+    every = frozenset(range(len(block_outputs(canonical.graph))))
+    found = [every]
+    for name in names:
+        grafts = Pipeline.parse(parts.stages[name].pipeline, GRAFTS).grafts
+        skips = next(graft for graft in grafts if isinstance(graft, LayerSkip))
+        found.append(every - skips.route(canonical).attention)
+    return found
+
+
+def _compare(
+    course: Course, taken: Sequence[int], kept: Sequence[frozenset[int]], stage: str
+) -> None:
+    """Every cache holds the positions whose graph computes its block."""
+    whole = course.graphs[0]
+    caches = whole.caches(0)
+    for port in (p for p in whole.ports if p.mirror in caches and p.direction == "out"):
+        held = ~np.isnan(caches[port.mirror or ""][0]).any(axis=(0, 2))
+        due = np.zeros(len(held), np.bool_)
+        due[: len(taken)] = [port.layer in kept[graph] for graph in taken]
+        if (wrong := np.flatnonzero(held != due)).size:
+            slot = int(wrong[0])
+            by = f"{'holds' if held[slot] else 'lacks'} position {slot}"
+            raise LawBroken(stage, LAW, f"'{port.mirror}'", by)

@@ -1,0 +1,32 @@
+"""What a schedule says: the routes that a bundle needs, and which of them a step takes."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+
+class Schedule(Protocol):
+    """Which graph computes which token of a sequence: 0 is the whole model, 1, 2, ... are routes
+    without some of its blocks, over the same caches. Its fields are its options."""
+
+    name: ClassVar[str]
+    prompt: ClassVar[int]
+    """The graph that reads prompts."""
+
+    def check(self) -> None:
+        """Raise GraftlineError for options that cannot be."""
+        ...
+
+    def passes(self) -> tuple[str, ...]:
+        """The passes by which routes 1, 2, ... leave blocks out."""
+        ...
+
+    def route(self, step: int, routes: int) -> int:
+        """The graph of step 0, 1, ... behind the prompt, of a bundle with so many routes. A block
+        that it computes was computed in all steps before, so that attention never sees a slot that
+        holds nothing."""
+        ...
+
+    def told(self) -> str:
+        """What it does, in words."""
+        ...

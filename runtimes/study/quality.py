@@ -1,0 +1,69 @@
+"""How near a model without some of its blocks is to the whole one, on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from graftline.runtimes.schedules.course import Course
+from graftline.runtimes.session import Floats, Ints
+from graftline.runtimes.study.perplexity import likelihood
+
+PROMPT, TOKENS, ROWS = 64, 192, 32
+"""Tokens of the text that are read as a prompt, those that are predicted, and most rows of a call.
+"""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """On `tokens` of held-out text: perplexity of the schedule and of plain decoding, and the share
+    of positions at which both have the same best token."""
+
+    tokens: int
+    perplexity: float
+    plain: float
+    agreement: float
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        told = f"perplexity {self.perplexity:.2f} (plain {self.plain:.2f})"
+        return f"{told}, plain's best token in {self.agreement:.0%} of {self.tokens} places"
+
+
+def quality(course: Course, text: Sequence[int]) -> Quality:
+    """Compare on a text, whose tokens are given at every step. It uses the session's only seat and
+    leaves it empty."""
+    whole = course.graphs[0]
+    ids = np.asarray(text[: min(PROMPT + TOKENS, whole.capacity)], np.int64)
+    prompt, wanted = ids[:PROMPT], ids[PROMPT:]
+    whole.reset(1)
+    by_course = np.concatenate(list(_followed(course, prompt, wanted)))
+    whole.reset(1)
+    scores = [whole.read(0, prompt).logits[0]]
+    for start in range(0, len(wanted) - 1, ROWS):
+        part = wanted[start : min(start + ROWS, len(wanted) - 1)]
+        scores.append(whole.follow(0, PROMPT + start, part.tolist(), len(part)).logits[0].copy())
+    by_plain = np.concatenate(scores)
+    whole.reset(0)
+    losses = [-likelihood(logits, wanted) / len(wanted) for logits in (by_course, by_plain)]
+    same = by_course.argmax(-1) == by_plain.argmax(-1)
+    return Quality(len(wanted), *np.exp(losses).tolist(), float(same.mean()))
+
+
+def _followed(course: Course, prompt: Ints, wanted: Ints) -> Iterator[Floats]:
+    """Logits before each wanted token; steps of the same graph go into one call, which is causal.
+    """
+    whole = course.graphs[0]
+    read = whole.read if course.reads_whole else course.read
+    yield read(0, prompt).logits[0]
+    steps = range(len(wanted) - 1)
+    for _, same in groupby(steps, key=lambda step: (id(course.graph(step)), step // ROWS)):
+        run = list(same)
+        part = wanted[run[0] : run[-1] + 1]
+        graph, start = course.graph(run[0]), int(whole.lengths[0])
+        yield graph.follow(0, start, part.tolist(), len(part)).logits[0].copy()
+        whole.advance(0, len(part))
