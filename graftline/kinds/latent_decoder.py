@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftline.errors import LawBroken
-from graftline.evaluate import Feed
+from graftline.errors import GraftlineError, LawBroken
+from graftline.evaluate import Array, Feed
 from graftline.facts import Facts, LatentDecoderFacts
 from graftline.kinds.kind import Parts, Proof, Watch
 from graftline.kinds.one_pass import OnePass
@@ -20,10 +20,13 @@ from graftline.roles import DECODED, LATENTS, LENGTHS
 
 if TYPE_CHECKING:
     from graftline.models.reference import OwnModel
+    from graftline.runtimes.one_pass.engine import DecodeEngine
 
 WINDOWED = 1e-5
 """Most that windows may differ from the whole, relative to its largest number: sums of the same
 numbers in another order."""
+CHUNKS = 5
+"""Chunks of the stream that is compared."""
 ROWS = (2, 1)
 """Rows of each feed."""
 SIZES = {1: ((24,), (40,)), 2: ((16, 24), (24, 16))}
@@ -70,13 +73,11 @@ def windowed(parts: Parts, fields: tuple[ReceptiveField, ...]) -> LawRow:
     given: dict[str, Any] = _feed(ports, facts, 1, 1, along)
     feed = {name.replace(".", "_"): value for name, value in given.items()}
     latents = feed.pop(main)
+    try:
+        ways = _ways(engine, latents, feed)
+    except GraftlineError as error:
+        raise LawBroken(parts.engine, "windowed", "'decoded'", str(error)) from error
     whole = engine.decode(latents, window=0, **feed)
-    ways = {f"windows of {size}": engine.decode(latents, window=size, **feed)
-            for size in {max(f.least for f in fields), max(f.size for f in fields)}}  # fmt: skip
-    if len(fields) == 1 and len(engine.along) == 1:
-        chunks = np.array_split(latents, 5, axis=fields[0].axis)
-        pieces = list(engine.stream_decode(iter(chunks), **feed))
-        ways["a stream of 5 chunks"] = np.concatenate(pieces, axis=fields[0].out_axis)
     scale = max(float(np.max(np.abs(whole))), 1e-30)
     worst = 0.0
     for way, made in ways.items():
@@ -90,6 +91,18 @@ def windowed(parts: Parts, fields: tuple[ReceptiveField, ...]) -> LawRow:
     return LawRow(parts.engine, "windowed", "held", what, worst, WINDOWED)
 
 
+def _ways(engine: DecodeEngine, latents: Array, given: dict[str, Any]) -> dict[str, Array]:
+    """What every way to decode in windows makes, by what it is."""
+    fields = engine.fields
+    sizes = {max(f.least for f in fields), max(f.size for f in fields)}
+    ways = {f"windows of {n}": engine.decode(latents, window=n, **given) for n in sorted(sizes)}
+    if len(fields) == 1 and len(engine.along) == 1:
+        chunks = np.array_split(latents, CHUNKS, axis=fields[0].axis)
+        pieces = list(engine.stream_decode(iter(chunks), **given))
+        ways[f"a stream of {CHUNKS} chunks"] = np.concatenate(pieces, axis=fields[0].out_axis)
+    return ways
+
+
 def _feed(
     ports: tuple[Port, ...], facts: LatentDecoderFacts, seed: int, rows: int, along: tuple[int, ...]
 ) -> Feed:
@@ -98,12 +111,13 @@ def _feed(
     latents = by_role(ports, LATENTS, "in")[0]
     free = {str(latents.shape[0]): rows}
     free |= dict(zip(map(str, latents.shape[-len(along) :]), along, strict=True))
+    length = latents.shape[-1]
     feed: Feed = {}
     for port in (p for p in ports if p.direction == "in"):
         dims = [d if isinstance(d, int) else free.get(d, OTHER) for d in port.shape]
         dtype = np.dtype(port.dtype)
         if port.role == LENGTHS:
-            values = np.full(dims, along[-1])
+            values = np.full(dims, along[-1] if isinstance(length, str) else length)
         elif port.role == LATENTS and facts.codes:
             values = random.integers(0, facts.codes, dims)
         elif dtype.kind in "iu":

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from graftline.errors import RequestError
+from graftline.errors import BackendError, RequestError
 from graftline.ports import Port
 from graftline.receptive_field import ReceptiveField, Window
 from graftline.runtimes.one_pass.feeding import Array
@@ -33,7 +33,7 @@ class Windowed:
         each = [(f, feed[self.main.name].shape[f.axis], size or f.size) for f in self.fields]
         totals = [f.ratio * count + f.extra for f, count, _ in each]
         for windows in product(*(list(f.windows(count, long)) for f, count, long in each)):
-            tile = self.run(self.cut(feed, windows))
+            tile = self.tile(feed, windows)
             if made is None:
                 shape = list(tile.shape)
                 for f, total in zip(self.fields, totals, strict=True):
@@ -51,7 +51,20 @@ class Windowed:
         """The whole's output along its one axis, one window's after another."""
         one = self._one()
         for window in one.windows(feed[self.main.name].shape[one.axis], size or one.size):
-            yield kept(self.run(self.cut(feed, [window])), one, window)
+            yield kept(self.tile(feed, [window]), one, window)
+
+    def tile(self, feed: Feed, windows: Sequence[Window]) -> Array:
+        """What a window makes. Raises BackendError where it is not as long as the fields say."""
+        made = self.run(self.cut(feed, windows))
+        for f, window in zip(self.fields, windows, strict=True):
+            count = window.stop - window.begin
+            have, told = made.shape[f.out_axis], f.ratio * count + f.extra
+            if have != told:
+                raise BackendError(
+                    f"a window of {count} latents makes {have} elements, where its receptive field "
+                    f"says {told}; rebuild the bundle"
+                )
+        return made
 
     def cut(self, feed: Feed, windows: Sequence[Window]) -> Feed:
         """A feed of a window: of the latents and of what goes along them, the stretch that it is
@@ -83,7 +96,9 @@ class Windowed:
             yield self._piece(held, window, feed_of)
 
     def _piece(self, held: Held, window: Window, feed_of: Callable[[Array], Feed]) -> Array:
-        made = kept(self.run(feed_of(held.latents(window))), held.along, window)
+        feed = feed_of(held.latents(window))
+        here = Window(0, window.stop - window.begin, window.first, window.end)
+        made = kept(self.tile(feed, [here]), held.along, window)
         held.forget(window)
         return made
 

@@ -191,8 +191,10 @@ _COORDINATES = ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "asy
 def _read(x: Fraction, mode: str, node: ir.Node) -> tuple[int, int]:
     """First and end of the elements that are read for the coordinate x."""
     low = floor(x)
+    if mode in ("linear", "cubic") and x == low:
+        return low, low + 1
     if mode == "linear":
-        return low, low + (1 if x == low else 2)
+        return low, low + 2
     if mode == "cubic":
         return low - 1, low + 3
     half = Fraction(1, 2)
