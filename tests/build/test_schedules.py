@@ -228,8 +228,8 @@ def test_a_bundle_without_routes_and_prompt_scores_are_refused(
 
 def test_the_command_that_makes_it_again_has_the_speed_up() -> None:
     none: Any = None
-    asked = "ort-cpu", "fp32", none, none, (), "", "host", none, none, 2.0
-    plan = Plan.of(UNIFIED, none, *asked)
+    asked = "ort-cpu", "fp32", none, none, (), "", "host"
+    plan = Plan.of(UNIFIED, none, *asked, speedup=2.0)
     assert plan.command("A", "B", "").endswith(f"--recipe {UNIFIED} --dtype fp32 --speedup 2")
     assert "layer-skip{speedup=2}" not in plan.stages[0].text
     assert "layer-skip{speedup=2.0}" in plan.stages[-1].text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -38,7 +38,7 @@ class Measure:
 
     def __init__(
         self,
-        graph: ir.Graph,
+        graph: Iterable[ir.Node],
         world: World,
         operators: dict[ir.Node, Operator] | None = None,
         inputs: Mapping[ir.Value, Shape] = MappingProxyType({}),

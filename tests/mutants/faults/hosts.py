@@ -24,6 +24,7 @@ from tests.dflash_files import write_dflash
 from tests.eagle_files import write_eagle3
 from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
+from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
 from tests.medusa_files import seeded, write_safe
 from tests.mtp_files import write_mtp
 
@@ -56,6 +57,7 @@ GRAPHS: Mapping[str, TinyDecoder] = {
     "sinks": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
     "clip": TinyDecoder(layers=5, mlp=64, alibi=True, positions=8192),
 }
+DECODERS: Mapping[str, str] = {"vocoder": VOCODER, "upscaler": UPSCALER}
 STEEP = {"gemma2": ("gate_proj", 4.0)}
 """Weights of that name are so much larger: activations reach where approximations differ."""
 HALVES = {"half": "float16", "brain": "bfloat16"}
@@ -190,6 +192,12 @@ class Hosts:
     def path(self, name: str) -> Path:
         """Where the checkpoint of that name lies."""
         place = self.folder / name
+        if name in DECODERS:
+            file = place / "model.onnx"
+            if not file.is_file():
+                place.mkdir(parents=True)
+                write(DECODERS[name], file)
+            return file
         if name in GRAPHS:
             file = place / "model.onnx"
             if not file.is_file():
