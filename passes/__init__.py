@@ -17,6 +17,7 @@ from graftline.passes.grafts.head_features import HeadFeatures
 from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.markov import Markov
+from graftline.passes.grafts.placeholders import Placeholders
 from graftline.passes.grafts.reduce_logits import ReduceLogits
 from graftline.passes.grafts.select_rows import SelectRows
 from graftline.passes.grafts.tap import Tap
@@ -39,6 +40,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         BlockMask,
         SelectRows,
         Tap,
+        Placeholders,
         CutDepth,
         LayerSkip,
         DraftHeads,
