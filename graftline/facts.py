@@ -39,7 +39,9 @@ class Facts:
 @dataclass(frozen=True)
 class DecoderFacts(Facts):
     """A causal decoder. `positions` is the number of positions it can address (0: no bound),
-    `mask_token` the id that stands where a token is to be predicted; None: it has none."""
+    `mask_token` the id that stands where a token is to be predicted; None: it has none.
+    `placeholders`: ids from `vocabulary` on that are read and never scored: at one of them the
+    graph foretells a token further ahead (pass placeholders)."""
 
     kind: str = field(default="decoder", kw_only=True)
     vocabulary: int
@@ -50,9 +52,11 @@ class DecoderFacts(Facts):
     head_size: int
     positions: int
     mask_token: int | None = None
+    placeholders: int = 0
 
     def told(self) -> str:
-        return f"{self.layers} blocks"
+        more = f", {self.placeholders} placeholders" if self.placeholders else ""
+        return f"{self.layers} blocks{more}"
 
 
 @dataclass(frozen=True)

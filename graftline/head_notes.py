@@ -22,6 +22,9 @@ MARKOVS, MARKOV = "graftline.markov", "markov."
 head's own graph does not read: w1 [V, r], w2 [Vd, r], {gate,joint,confidence}_{weight,bias}."""
 IDS = "graftline.draft_ids"
 """Metadata: the target's id of each token that the head scores, and how many the target has."""
+PLACEHOLDERS = "placeholders"
+"""The initializer [K, H] of a head that is embeddings and no more: row i, in the place of a token's
+behind a text, foretells the token i + 2 places behind it."""
 NEVER = -1e9
 """The logit of a token that a head does not score."""
 Ids = npt.NDArray[np.int64]

@@ -39,7 +39,8 @@ class Tree:
 
     `tokens` [n] int64, `parents` [n] int64 with parents[0] == -1: node 0 is the last committed
     token, whose successor the target has yet to choose. `probs` [n] float32 or None: the drafter's
-    probability of each node given its parent (None: unknown). `draws`: for every node whose
+    probability of each node given its parent (None: unknown); of a placeholder, which is never
+    accepted, the tokens that it is expected to bring the next step. `draws`: for every node whose
     children were drawn at random, how; the children of a node not in it are point masses, chosen
     without chance. A sampled draft without its `draws` makes every lossless rule wrong.
     """
@@ -96,6 +97,15 @@ class Tree:
         for node in range(1, len(self)):
             kids[int(self.parents[node])].append(node)
         return tuple(tuple(k) for k in kids)
+
+    @cached_property
+    def reach(self) -> list[float]:
+        """What each row is expected to bring, by `probs`: the product along its path."""
+        assert self.probs is not None, "a drafter that knows says so"
+        reach: list[float] = self.probs.tolist()
+        for node, parent in enumerate(self.parent_list[1:], 1):
+            reach[node] *= reach[parent]
+        return reach
 
     @cached_property
     def is_chain(self) -> bool:

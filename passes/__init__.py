@@ -23,6 +23,7 @@ from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.markov import Markov
 from graftline.passes.grafts.pad_positions import PadPositions
+from graftline.passes.grafts.placeholders import Placeholders
 from graftline.passes.grafts.prune_branch import PruneBranch
 from graftline.passes.grafts.reduce_logits import ReduceLogits
 from graftline.passes.grafts.select_rows import SelectRows
@@ -48,6 +49,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         BlockMask,
         SelectRows,
         Tap,
+        Placeholders,
         CutDepth,
         LayerSkip,
         DraftHeads,

@@ -19,7 +19,7 @@ from graftline.runtimes.schedules.course import Course
 from graftline.runtimes.scores import check_numbers
 from graftline.runtimes.session import Floats, Ints, Scores, Session, Tap
 from graftline.runtimes.shaping import ShapedScores, Shaper
-from graftline.runtimes.trees.packing import first_path, trim
+from graftline.runtimes.trees.packing import first_path, text_first, text_of, trim
 from graftline.runtimes.trees.soundness import sound
 from graftline.runtimes.verdict import Rule, Verdict
 from graftline.tree import Tree
@@ -68,6 +68,8 @@ class Decoding:
     """What computes its tokens, where that is not always the whole model."""
     vocabulary: int = 0
     """Ids the target knows, as its first scores show."""
+    placeholders: int = 0
+    """Ids behind those that it reads and never scores."""
     seat: int = 0
     """Its row in the session's batch."""
     read: int = 0
@@ -84,7 +86,7 @@ class Decoding:
     prompt_end: PromptEnd | None = None
     """The scores of the prompt's last row, where they are kept for others."""
     together: bool = False
-    """True once a step has scored others with it."""
+    """True once a step has scored other sequences with it, or rows that are no text."""
     spent: Marks | None = None
     """What its steps were expected to bring and to take, once it has ended."""
     drafts: bool = True
@@ -264,7 +266,7 @@ class Decoding:
     ) -> tuple[int, Tree]:
         """The signal and the tree of what a drafter proposed for that budget."""
         drafter, remaining = self.drafter, self.limit - len(self.tokens)
-        tree = sound(proposed, self.tokens[-1], self.vocabulary, budget, whole=paid)
+        tree = sound(proposed, self.tokens[-1], self.vocabulary, budget, paid, self.placeholders)
         signal = drafter.signal
         if self.grammar is not None:
             # a drafter with a model has no class for what is not its own
@@ -277,17 +279,25 @@ class Decoding:
             tree = trim(tree, remaining)  # what lies behind the limit is never read
         return signal, tree
 
+    def cut(self, tree: Tree, rows: int) -> Tree:
+        """The first rows of a proposal, as they are scored."""
+        cut = trim(tree, rows)
+        return text_first(cut, self.vocabulary) if self.placeholders else cut
+
     def judge(self, tree: Tree, scores: Scores, row: int) -> tuple[tuple[int, ...], list[int]]:
-        """The path to commit and the tokens chosen; nothing for a finished sequence."""
+        """The path to commit and the tokens chosen; nothing for a finished sequence. The rule sees
+        the text of a tree alone."""
         if self.done:
             return (), []
         check_numbers(scores, row)
-        asked = self._asked(tree, scores)
-        verdict = self.rule.judge(tree, asked, row)
+        text = text_of(tree, self.vocabulary) if self.placeholders else tree
+        self.together = self.together or len(text) < len(tree)
+        asked = self._asked(text, scores)
+        verdict = self.rule.judge(text, asked, row)
         self.drafter.observe(tree, verdict, scores, row)
         if self.watch is not None:
-            self.watch(tree, verdict, asked, row)
-        fresh = self.take(verdict.tokens(tree), tree)
+            self.watch(text, verdict, asked, row)
+        fresh = self.take(verdict.tokens(text), text)
         self._note(scores, row, verdict, fresh)
         return verdict.path[: len(fresh)], fresh
 

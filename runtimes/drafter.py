@@ -123,6 +123,21 @@ def is_paid(drafter: Drafter | None) -> TypeGuard[PaidDrafter]:
     return hasattr(drafter, "draft")
 
 
+class WeighingDrafter(Drafter, Protocol):
+    """A drafter that knows itself what each row of a proposal is worth, rows among them that are
+    never accepted and bring something later: the `probs` of its trees say so, learned by it, and
+    rows come by what they are worth."""
+
+    row: float
+    """What one more row of a step costs, in tokens, as the last step had it; told before each
+    proposal. Whoever counts on rows of later steps has to take their cost off."""
+
+
+def weighs(drafter: Drafter | None) -> TypeGuard[WeighingDrafter]:
+    """True for a drafter that says what its rows are worth."""
+    return hasattr(drafter, "row")
+
+
 class Seeing(Protocol):
     """A drafter that reads the target's hidden states, those of a prompt too."""
 

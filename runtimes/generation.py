@@ -116,6 +116,7 @@ class Generation:
             shaper=self._shaper(prompt, ends, [grammar] if grammar else []),
             grammar=grammar and grammar[1],
             logprobs=self._logprobs(),
+            placeholders=session.facts.placeholders,
             least=(session.exact_rows or 1) if exact else 1,
             exact=exact,
             # a branch adds up over other slots than a chain: 3e-8, which int8 activations amplify

@@ -129,7 +129,8 @@ class Grammar:
         self._walk(tree, 0, kept, drawn)
         guided = only(tree, sorted(kept)) if len(kept) < len(tree) else tree
         forced = self._forced(rows - 1)
-        if forced and not tree.draws and len(forced) > int(guided.depth.max()):
+        deepest = int(guided.depth[guided.tokens < self._vocabulary].max())
+        if forced and not tree.draws and len(forced) > deepest:
             return Tree.chain([int(tree.tokens[0]), *forced]), True
         return guided, False
 
@@ -138,7 +139,9 @@ class Grammar:
         matcher, random = self._matcher, node in (tree.draws or ())
         for child in tree.children[node]:
             token = tree.token_list[child]
-            if token in self._ends:
+            if token >= self._vocabulary:
+                kept += _below(tree, child)  # a placeholder is no text
+            elif token in self._ends:
                 if matcher.is_accepting():
                     kept.append(child)  # nothing follows an end
                 elif random:

@@ -8,9 +8,8 @@ from graftline.runtimes.control.choose import Offer, Terms
 from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.control.speculation import Speculation, Track
 from graftline.runtimes.decoding import Decoding
-from graftline.runtimes.drafter import Bid, PaidDrafter, is_paid
+from graftline.runtimes.drafter import Bid, PaidDrafter, is_paid, weighs
 from graftline.runtimes.drafting import Draft, draft_together
-from graftline.runtimes.trees.packing import trim
 from graftline.tree import Tree
 
 
@@ -53,12 +52,16 @@ class Lane:
     def propose(self, branches: bool) -> None:
         """What each member could score that costs nothing but the host's time."""
         self.bought, asking = {}, self.control.asking
+        for one in self.members:
+            if weighs(one.drafter):
+                one.drafter.row = self.control.row
         self.proposals = [
             one.proposal(branches) if asking else one.root() for one in self.members
         ]
 
     def offers(self, terms: Terms) -> list[Offer]:
         """What those are expected to bring."""
+        self.control.row = terms.cut
         return [
             self.control.offer(self._tracks[one][0], one.seat, signal, tree, terms)
             for one, (signal, tree) in zip(self.members, self.proposals, strict=True)
@@ -130,7 +133,7 @@ class Lane:
             else:
                 expected = self.control.chose(self._tracks[one][0], signal, tree, count)
             tokens += expected
-            trees[one.seat] = trim(tree, count)
+            trees[one.seat] = one.cut(tree, count)
             self.drafted |= count > 1
         self.control.stepped(self.drafted)
         return tokens

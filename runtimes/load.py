@@ -212,6 +212,7 @@ def _resources(
         decode=None if tokenizer is None else tokenizer.decode,
         encode=None if tokenizer is None else tokenizer.encode_part,
         vocabulary=bundle.manifest.decoder.vocabulary,
+        placeholders=bundle.manifest.decoder.placeholders,
         ends=end_tokens(bundle.manifest.generation, tokenizer),
     )
 

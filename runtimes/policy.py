@@ -11,7 +11,7 @@ from graftline.recipe import Recipe
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.paid import Paid
 from graftline.runtimes.control.speculation import Speculation
-from graftline.runtimes.drafter import Drafter, is_paid
+from graftline.runtimes.drafter import Drafter, is_paid, weighs
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.grammar import FORCED, forced_prior
 from graftline.runtimes.lane import Lane
@@ -61,7 +61,8 @@ def make_policy(
 
     paid = Paid(chosen.name, costs) if costs is not None and is_paid(drafter) else None
     whole = getattr(drafter, "whole", False)
+    text = session.facts.vocabulary if weighs(drafter) else None
     control = Speculation(
-        chosen.name, costs, prior, whole=whole, lossy=not chosen.lossless, paid=paid
+        chosen.name, costs, prior, whole=whole, lossy=not chosen.lossless, paid=paid, text=text
     )
     return Policy(chosen, drafter, control, course=make_course(chosen, resources))

@@ -22,6 +22,8 @@ REMEDIES = {
     "--speedup 1.5",
     "head": "build the bundle with a draft head of its model: graftline optimize CHECKPOINT --head "
     "PATH",
+    "placeholder": "build the bundle with a head of its model that is embeddings, as PPD's: "
+    "graftline optimize CHECKPOINT --head PATH",
     "mask token": "build the bundle with a draft that is trained to fill masks and names the token "
     "in its config or tokenizer: graftline optimize CHECKPOINT --draft PATH; or name its id: the "
     "recipe's option mask",
@@ -47,7 +49,8 @@ class Resources:
     of a schedule likewise, the whole target first (None: the bundle has none of it); `head`
     opens its draft heads, the same at each call; `corpus`: the user's documents as token ids;
     `embedding` [V, H]: the target's token embedding; `tuned`: what `graftline tune` stored in the
-    bundle, by key; `decode` turns token ids into text; `encode` turns text into token ids, adding
+    bundle, by key; `placeholders`: ids behind the `vocabulary` of the target that its graph reads
+    and never scores; `decode` turns token ids into text; `encode` turns text into token ids, adding
     none.
     """
 
@@ -62,6 +65,7 @@ class Resources:
     decode: Callable[[Sequence[int]], str] | None = None
     encode: Callable[[str], list[int]] | None = None
     vocabulary: int = 0
+    placeholders: int = 0
     ends: frozenset[int] = field(default_factory=frozenset[int])
 
 

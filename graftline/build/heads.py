@@ -15,7 +15,7 @@ from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.facts import DraftHeadFacts, decoder_facts, read_facts
 from graftline.files import file_state
-from graftline.head_notes import TapReading
+from graftline.head_notes import PLACEHOLDERS, TapReading
 from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.hydra import HydraSettings
@@ -25,13 +25,14 @@ from graftline.passes import GRAFTS
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear
+from graftline.passes.grafts.placeholders import embeddings_graph
 from graftline.passes.grafts.tap import Tap
 from graftline.passes.graph.weights import lazy, tensor_of
 from graftline.passes.pipeline.graft import Graft
 from graftline.passes.pipeline.pipeline import Pipeline
 from graftline.ports import FEATURES, by_role, read_ports
 from graftline.recipe import Recipe, recipe
-from graftline.tensors import Widened, file_of
+from graftline.tensors import Widened, file_of, numbers
 
 if TYPE_CHECKING:
     from graftline.models.heads.eagle_host import Shared
@@ -40,7 +41,7 @@ FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
     "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra",
-    "jetspec": "jetspec", "medusa": "medusa", "mtp": "mtp", "peagle": "p-eagle",
+    "jetspec": "jetspec", "medusa": "medusa", "mtp": "mtp", "peagle": "p-eagle", "ppd": "ppd",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
 EAGLES = ("eagle", "eagle3", "mtp", "peagle")
@@ -48,6 +49,8 @@ BLOCKS = ("dflash", "dspark", "jetspec")
 """Families that draft a block over a context of features."""
 DECODERS = (*EAGLES, *BLOCKS)
 """Families that are decoders of their own."""
+EMBEDDED = "ppd"
+"""The family that is embeddings for the target's own pass, and no graph."""
 FINAL_TAP, OWN_TAPS = "tap{layers=norm}", "head-features"
 """The pass that brings out what most heads read, and the one for what a head itself names."""
 
@@ -70,11 +73,14 @@ def open_draft_head(path: str, say: Watch) -> Head:
 def head_hosts(
     head: Head, canonical: ir.Model, config: Mapping[str, Any], say: Watch
 ) -> dict[str, Host]:
-    """The head as hosts of their own, by the names of their stages; `config` is the target's.
-    Raises CheckpointError where its sizes are not the target's, or its numbers not finite."""
+    """The head as hosts of their own, by the names of their stages, none where it is embeddings;
+    `config` is the target's. Raises CheckpointError where its sizes are not the target's, or its
+    numbers not finite."""
     say("checking the draft head's sizes and numbers")
     facts = decoder_facts(canonical)
     head.check(facts)
+    if head.family == EMBEDDED:
+        return {}
     if is_decoder(head):
         from graftline.models.heads.dflash_host import dflash_host
         from graftline.models.heads.eagle_host import eagle_host
@@ -118,9 +124,11 @@ def shared_of(canonical: ir.Model) -> Shared:
     )
 
 
-def heads_on_target(hosts: Mapping[str, Host]) -> ir.Model | None:
+def heads_on_target(head: Head, hosts: Mapping[str, Host]) -> ir.Model | None:
     """The graph of a head that passes on the target read: of heads that read nothing but a state,
-    or of one whose features the target makes."""
+    of one whose features the target makes, or of embeddings that it reads."""
+    if head.family == EMBEDDED:
+        return embeddings_graph(numbers(head.tensors[PLACEHOLDERS]))
     host = hosts.get(stage_name(HEAD, EXPORT))
     return host.model if host is not None and is_read(host.model) else None
 
@@ -190,8 +198,16 @@ def _lacking(needed: str, passes: str) -> Graft | None:
 
 
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
-    """The plan with the stages of that head, of which heads that read one another's tokens are one
-    each, called one by one."""
+    """The plan with the stages of that head: none of embeddings, and of heads that read one
+    another's tokens one each, called one by one. Raises GraftlineError for embeddings of which a
+    precision was asked for."""
+    if head.family == EMBEDDED:
+        if plan.said != plan.path:
+            raise GraftlineError(
+                f"--head {plan.said}: its rows are embeddings for the target's own pass, in the "
+                f"target's precision; give {plan.path}"
+            )
+        return replace(plan, count=0)
     if is_decoder(head):
         return replace(plan, count=1)
     sequential = is_sequential(head)
@@ -200,7 +216,14 @@ def planned(head: Head, plan: HeadPlan) -> HeadPlan:
 
 
 def check_tap(head: Head, target: ir.Model) -> None:
-    """Raise GraftlineError unless the target brings out what the head reads."""
+    """Raise GraftlineError unless the target brings out what the head reads, or reads it."""
+    if head.family == EMBEDDED:
+        if not decoder_facts(target).placeholders:
+            raise GraftlineError(
+                "--head: these passes give the head's embeddings no ids; put placeholders into "
+                "--passes"
+            )
+        return
     ports = read_ports(target)
     features = bool(by_role(ports, FEATURES, "out"))
     final = any(port.tap == POSTNORM for port in by_role(ports, "hidden", "out"))

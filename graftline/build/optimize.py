@@ -140,7 +140,7 @@ def _write(
         hosts |= head_hosts(head, compilers[EXPORT].canonical(front).model, host.config, say)
         own = {n: h.model for n, h in hosts.items() if n not in compilers}
         compilers |= {name: Compiler(model, say, model) for name, model in own.items()}
-        compilers[EXPORT].heads = heads_on_target(hosts)
+        compilers[EXPORT].heads = heads_on_target(head, hosts)
     made, source = compile_stages(compilers, plan), plan.source
     if head is not None:
         check_tap(head, made[plan.target].lowered)

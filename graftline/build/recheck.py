@@ -13,13 +13,14 @@ import onnx_ir as ir
 from graftline.build.compiled import Compiled, Compiler
 from graftline.build.heads import is_read
 from graftline.build.ledger import Ledger
-from graftline.bundle.manifest import Stage
+from graftline.bundle.manifest import CANONICAL, Stage, stage_name
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
 from graftline.facts import DraftBlockFacts
 from graftline.law import LawRow
-from graftline.owners import HEAD
+from graftline.owners import HEAD, TARGET
+from graftline.passes.grafts.placeholders import carried
 from graftline.passes.graph.weights import tensor_of
 from graftline.passes.lower.quantize.calibration import GPTQ
 from graftline.passes.lower.quantize.laws import ROUNDING, Made
@@ -78,7 +79,7 @@ def _heads(bundle: Bundle) -> ir.Model | None:
     """The draft heads that the target may have been given."""
     engine = bundle.manifest.engines().get(HEAD)
     if engine is None:
-        return None
+        return carried(load_graph(bundle.graph(stage_name(TARGET, CANONICAL))))
     head = load_graph(bundle.graph(bundle.manifest.stages[engine].made_of))
     return head if is_read(head) else None
 

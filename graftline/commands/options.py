@@ -349,7 +349,8 @@ HeadKind = Annotated[
     str,
     typer.Argument(
         metavar="KIND",
-        help="medusa, hydra, eagle, or eagle3 (EAGLE-3.1: drafts the tokens that the model uses).",
+        help="medusa, hydra, eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), or "
+        "ppd (prompt tokens, a few embeddings).",
     ),
 ]
 CheckpointOrBundle = Annotated[
@@ -386,7 +387,11 @@ TrainSteps = Annotated[
 TrainSeed = Annotated[int, typer.Option(min=0, help="Random seed of data and training.")]
 Heads = Annotated[
     int | None,
-    typer.Option(min=1, max=16, help="Heads of Medusa or Hydra: tokens drafted. Default: 3."),
+    typer.Option(
+        min=1,
+        max=16,
+        help="Heads of Medusa or Hydra, or prompt tokens of PPD: tokens drafted. Default: 3.",
+    ),
 ]
 MedusaForm = Annotated[
     str | None,

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 MINUTES = 20.0
 KNOWN: dict[str, Sequence[str]] = {
-    "kind": ("medusa", "hydra", "eagle", "eagle3"), "form": ("v1", "v2"),
+    "kind": ("medusa", "hydra", "eagle", "eagle3", "ppd"), "form": ("v1", "v2"),
     "dtype": ("int8", "int4", "fp32"), "optimizer": ("adamw", "muon"),
     "precision": ("fp32", "bf16"),
 }  # fmt: skip
 """What may stand where one of a few words is meant."""
-TAKEN: dict[str, Sequence[str]] = {"heads": ("medusa", "hydra"), "form": ("medusa",)}
+TAKEN: dict[str, Sequence[str]] = {"heads": ("medusa", "hydra", "ppd"), "form": ("medusa",)}
 """Options that are for some kinds only."""
+STEP_TOKENS = {"ppd": 512}
+"""Positions that a step reads, where these are fewer than usual: each is the whole host's work."""
 PLACED = ("kind", "checkpoint", "prompts", "out", "text")
 """What a command line begins with; the rest are options, said where they differ."""
 
@@ -104,7 +106,10 @@ class Command:
         return Job(
             Head(self.kind, self.form or "v2", self.heads or 3), source.checkpoint, folder,
             self.out, data,
-            Settings(self.steps, self.seed, self.learning_rate, self.optimizer, bf16),
+            Settings(
+                self.steps, self.seed, self.learning_rate, self.optimizer, bf16,
+                STEP_TOKENS.get(self.kind, Settings.tokens),
+            ),
             self.minutes if self.minutes or self.steps else MINUTES, str(self),
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from graftline.models.heads.hydra import open_hydra
 from graftline.models.heads.medusa import LINEAR, open_medusa
 from graftline.models.heads.mtp import open_mtp
 from graftline.models.heads.names import canonical
+from graftline.models.heads.ppd import EMBEDDINGS, open_ppd
 from graftline.models.heads.speculators import KIND, open_speculators
 
 
@@ -123,6 +124,7 @@ FORMS = (
     Form("an EAGLE-1/2 head", _eagle, open_eagle),
     Form("an MTP head", _mtp, open_mtp),
     Form("Medusa heads", _tensor(LINEAR), open_medusa),
+    Form("PPD's prompt tokens", _tensor(EMBEDDINGS), open_ppd),
 )
 """In the order in which they are asked: keys of a config before names of tensors."""
 

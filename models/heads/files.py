@@ -22,8 +22,8 @@ from graftline.models.weights import Stored, WeightSource, read_headers
 
 QUANTIZED = "hf_quant_config.json"
 """Where ModelOpt says how it quantized a head."""
-NAMED = ("medusa_lm_head", "hydra_lm_head")
-"""Heads whose weights have a file name of their own: X.safetensors or X.pt."""
+NAMED = ("medusa_lm_head", "hydra_lm_head", "adapter_model")
+"""Heads whose weights have a file name of their own: X.safetensors, X.pt or X.bin."""
 PICKLED = (".pt", ".bin", ".pth")
 
 
@@ -135,7 +135,7 @@ def _weights(path: Path) -> list[Path]:
     named = [
         path / f"{stem}{end}"
         for stem in NAMED
-        for end in (".safetensors", ".pt")
+        for end in (".safetensors", ".pt", ".bin")
         if (path / f"{stem}{end}").is_file()
     ]
     whole = (path / SINGLE).is_file() or (path / INDEX).is_file()

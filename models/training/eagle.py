@@ -38,6 +38,8 @@ PARTS = {
 class Eagle:
     """An EAGLE-1 head over a frozen host, whose embedding and lm_head it shares."""
 
+    places = None
+
     def __init__(self, host: FrozenHost, steps: int = STEPS) -> None:
         self.depths, self.vocabulary, self.source = steps, host.vocabulary, host.source
         self.drafted = torch.arange(host.vocabulary)

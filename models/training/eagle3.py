@@ -70,6 +70,8 @@ class Eagle3Module(nn.Module):
 class Eagle3:
     """An EAGLE-3.1 head over a frozen host, whose embedding it shares."""
 
+    places = None
+
     def __init__(
         self, host: FrozenHost, words: DraftVocabulary, text: Sequence[int], steps: int = STEPS
     ) -> None:

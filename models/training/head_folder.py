@@ -20,7 +20,7 @@ from graftline.interrupts import uninterrupted
 from graftline.models.training.student import Acceptance, Published
 from graftline.models.training.tensor_file import Array, room
 
-CARD, CONFIG = "README.md", "config.json"
+CARD = "README.md"
 MARK = "<!-- graftline train"
 """What the card of a head that we trained ends with, and the run it came of."""
 
@@ -71,7 +71,7 @@ def write_head(out: Path, head: Published, story: Story) -> int:
     count = sum(value.size for value in arrays.values())
     files = {
         head.file: weights,
-        CONFIG: (json.dumps(dict(head.config), indent=2) + "\n").encode(),
+        head.config_file: (json.dumps(dict(head.config), indent=2) + "\n").encode(),
         CARD: card(head, story, count, len(weights), out.name).encode(),
     }
     _put(out, files)

@@ -37,6 +37,8 @@ class HydraModule(nn.Module):
 class Hydra:
     """Grounded Hydra heads over a frozen host, whose embedding they read."""
 
+    places = None
+
     def __init__(self, host: FrozenHost, heads: int) -> None:
         self.lm_head, self.bias, self.embedding = host.lm_head, host.bias, host.embedding
         self.depths, self.vocabulary, self.source = heads, host.vocabulary, host.source

@@ -33,6 +33,8 @@ class MedusaModule(nn.Module):
 class Medusa:
     """Medusa heads over a frozen host."""
 
+    places = None
+
     def __init__(self, host: FrozenHost, heads: int, form: str) -> None:
         self.lm_head, self.bias, self.form = host.lm_head, host.bias, form
         self.depths, self.vocabulary, self.source = heads, host.vocabulary, host.source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ MIXED = 64
 @dataclass(frozen=True)
 class Pack:
     """B texts padded to L: ids [B, L], taps [B, L, H], the host's best tokens and log-probabilities
-    behind each position [B, L, K], each text's length and its first id to be foreseen [B]."""
+    behind each position [B, L, K], each text's length and its first id to be foreseen [B]. `asked`
+    [B, L]: the positions at which drafts are made, where these are not all."""
 
     ids: torch.Tensor
     taps: torch.Tensor
@@ -25,6 +26,7 @@ class Pack:
     scores: torch.Tensor
     lengths: torch.Tensor
     starts: torch.Tensor
+    asked: torch.Tensor | None = None
 
     def counted(self, ahead: int, behind: int = 0) -> torch.Tensor:
         """[B, L]: at which positions a draft of the token `ahead` places on is learned: it is part
@@ -32,7 +34,16 @@ class Pack:
         gave the first token to be foreseen."""
         places = torch.arange(self.ids.shape[1])[None]
         inside = places + ahead < self.lengths[:, None]
+        inside = inside if self.asked is None else inside & self.asked
         return inside & (places >= self.starts[:, None] - 1 + behind)
+
+    def asking(self, most: int, random: torch.Generator) -> Pack:
+        """The same, drafting at `most` positions of each text, drawn from those that count."""
+        able = self.counted(2)
+        order = torch.rand(able.shape, generator=random).masked_fill(~able, 2.0).argsort(dim=1)
+        asked = torch.zeros_like(able)
+        asked.scatter_(1, order[:, :most], True)
+        return replace(self, asked=asked & able)
 
     def shifted(self, values: torch.Tensor, by: int) -> torch.Tensor:
         """[B, L, ...]: at each position the value `by` places on; the last is repeated."""

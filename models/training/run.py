@@ -32,13 +32,14 @@ from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.head_folder import Story, check_out, write_head
 from graftline.models.training.hydra import Hydra
 from graftline.models.training.medusa import Medusa
+from graftline.models.training.ppd import Ppd
 from graftline.models.training.rows import Row, read_rows, write_rows
 from graftline.models.training.student import Acceptance, Student
 from graftline.models.training.tensor_file import damaged, write_bytes
 from graftline.models.training.trainer import Course, Settings, Trainer
 from graftline.models.training.vocabulary import draft_vocabulary
 
-KINDS = ("medusa", "hydra", "eagle", "eagle3")
+KINDS = ("medusa", "hydra", "eagle", "eagle3", "ppd")
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
 POSITIONS = 2048
@@ -50,7 +51,7 @@ HELD_OUT, HELD_TOKENS = 0.05, 3072
 @dataclass(frozen=True)
 class Head:
     """The head to train: `kind` of KINDS; Medusa's `form`, and how many `heads` Medusa and Hydra
-    have."""
+    have, or prompt tokens PPD."""
 
     kind: str
     form: str = "v2"
@@ -119,7 +120,7 @@ def train(job: Job, say: Watch) -> Trained:
     learned, held_out = _parted(rows, job.settings.seed)
     say(f"training on {len(learned)} texts, {len(held_out)} held out; {words}")
     student = _student(job, host, learned, held_out, say)
-    del host.model  # only its lm_head and its table of tokens are needed from here on
+    del host.model  # what the student needs of it from here on, it has
     trainer = Trainer(student, learned, held_out, job.settings, folder / "state.safetensors", clock)
     try:
         trainer.run(say)
@@ -258,6 +259,8 @@ def _student(
             return Eagle3(host, words, learned[0].ids.tolist())
         if kind == "eagle":
             return Eagle(host)
+        if kind == "ppd":
+            return Ppd(host, heads)
         return Hydra(host, heads) if kind == "hydra" else Medusa(host, heads, job.head.form)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from graftline.models.config_file import CONFIG
 from graftline.models.training.losses import LIKELY, Scored, Wanted, draft_loss
 from graftline.models.training.packs import Pack
 
@@ -18,7 +19,7 @@ ROWS = 512
 
 @dataclass(frozen=True)
 class Published:
-    """A trained head in its family's form: config.json, and tensors in a file of this name; `notes`
+    """A trained head in its family's form: its config, and tensors in a file of this name; `notes`
     are rows of its card."""
 
     family: str
@@ -26,6 +27,7 @@ class Published:
     config: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
     notes: Mapping[str, str] = field(default_factory=dict[str, str])
+    config_file: str = CONFIG
 
 
 class Student(Protocol):
@@ -36,6 +38,8 @@ class Student(Protocol):
     depths: int
     vocabulary: int
     drafted: torch.Tensor
+    places: int | None
+    """Positions of a text at which a step of training drafts; None: all."""
 
     @property
     def module(self) -> nn.Module:

@@ -152,6 +152,8 @@ class Trainer:
         random = torch.Generator().manual_seed(settings.seed * 1_000_003 + course.step)
         texts = pack([self.rows[i] for i in self.order.at(course.step)])
         student = self.student
+        if student.places is not None:
+            texts = texts.asking(student.places, random)
         chosen = Scored.choose(
             spoken(texts), student.drafted, student.vocabulary, settings.scored, random
         )

@@ -36,7 +36,9 @@ class Speculation:
     (`Drafter.signal`). So a drafter that loses is left at once, and taken up again when its
     unscored proposals come true. `whole`: a proposal is scored as it is or not at all. `lossy`: the
     rule accepts more than would have come anyway, so that of a scored proposal the rows behind the
-    scored ones say nothing. `paid`: drafts that cost time.
+    scored ones say nothing. `paid`: drafts that cost time. `text`: of a drafter that says itself
+    what its rows are worth (`WeighingDrafter`), the number of ids that are text; nothing is counted
+    for it, and it tries again by itself.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Speculation:
         lossy: bool = False,
         paid: Paid | None = None,
         rows: int = 8,
+        text: int | None = None,
     ) -> None:
         self.name, self.costs, self.paid, self.rows = name, costs, paid, rows
+        self.row, self._text = 0.0, text
         self._prior, self._hurdle, self._weight = prior, hurdle, weight
         self._whole, self._lossy = whole, lossy
         self._evidence: dict[int, Evidence] = {}
@@ -79,7 +83,10 @@ class Speculation:
         """What a proposal of more than one row is expected to bring."""
         assert self.costs is not None, "without costs nothing is chosen"
         kind, discount, size = "chain" if tree.is_chain else "tree", MISS**track.misses, 1
-        gains = [discount * chance for chance in self._of(signal).reach()[1 : len(tree)]]
+        if self._weighs(tree):
+            gains = tree.reach[1:]
+        else:
+            gains = [discount * chance for chance in self._of(signal).reach()[1 : len(tree)]]
         if self._whole:
             gains, size = [sum(gains)] if len(tree) <= terms.room else [], len(tree) - 1
         gains = list(takewhile(lambda gain: gain >= terms.cut, gains[: terms.room - 1]))
@@ -88,7 +95,10 @@ class Speculation:
         return Offer(sequence, gains, next(bends, len(tree)), self._hurdle, slower, size)
 
     def chose(self, track: Track, signal: int, tree: Tree, rows: int) -> float:
-        """Of a proposal `rows` are scored: follow it; the tokens expected of it."""
+        """Of a proposal `rows` are scored: follow it; the tokens expected of it in this step."""
+        if self._weighs(tree):
+            pairs = zip(tree.reach[1:rows], tree.token_list[1:rows], strict=True)
+            return sum(gain for gain, token in pairs if token < (self._text or 0))
         if rows > 1 or (len(tree) > 1 and track.walk is None):
             track.walk = Walk(signal, tree, rows if self._lossy and rows > 1 else None)
         return sum(self._of(signal).reach()[1:rows])
@@ -98,6 +108,9 @@ class Speculation:
         walk = track.walk
         if walk is not None and not self._of(walk.signal).follow(walk, fresh):
             track.walk, track.misses = None, 0 if walk.node else track.misses + 1
+
+    def _weighs(self, tree: Tree) -> bool:
+        return self._text is not None and tree.probs is not None
 
     def _of(self, signal: int) -> Evidence:
         if signal not in self._evidence:

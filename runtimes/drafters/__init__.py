@@ -27,6 +27,7 @@ from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.drafters.p_eagle import PEagle
 from graftline.runtimes.drafters.parallel_draft import ParallelDraft
 from graftline.runtimes.drafters.pearl import Pearl
+from graftline.runtimes.drafters.ppd import Ppd
 from graftline.runtimes.drafters.prompt_lookup import PromptLookup
 from graftline.runtimes.drafters.reflective import Reflective
 from graftline.runtimes.drafters.self_skip import SelfSkip
@@ -59,6 +60,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "p-eagle": PEagle,
     "parallel-draft": ParallelDraft,
     "pearl": Pearl,
+    "ppd": Ppd,
     "prompt-lookup": PromptLookup,
     "reflective": Reflective,
     "self-skip": SelfSkip,

@@ -60,14 +60,29 @@ def first_path(tree: Tree) -> Tree:
         if parents[node] == path[-1]:
             path.append(node)
     chain = Tree.chain(tree.tokens[path])
+    probs = None if tree.probs is None else tree.probs[path]
     if not tree.draws:
-        return chain
+        return chain if probs is None else Tree(chain.tokens, chain.parents, probs)
     first = {
         place: Draws(tree.draws[node].probs, (place + 1,), tree.draws[node].replacement)
         for place, node in enumerate(path[:-1])
         if node in tree.draws
     }
-    return Tree(chain.tokens, chain.parents, draws=first)
+    return Tree(chain.tokens, chain.parents, probs, first)
+
+
+def text_first(tree: Tree, vocabulary: int) -> Tree:
+    """The same tree with its placeholders, the ids from `vocabulary` on, behind all other rows: so
+    that its text is its first rows. A placeholder has placeholders alone below it."""
+    text = [row for row, token in enumerate(tree.token_list) if token < vocabulary]
+    if text == list(range(len(text))):
+        return tree
+    return only(tree, [*text, *(row for row in range(len(tree)) if row not in set(text))])
+
+
+def text_of(tree: Tree, vocabulary: int) -> Tree:
+    """What a rule may judge of a tree whose text is its first rows."""
+    return trim(tree, sum(token < vocabulary for token in tree.token_list))
 
 
 def pack(trees: Sequence[Tree], least: int = 1) -> tuple[Ints, Ints | None, Bools | None]:

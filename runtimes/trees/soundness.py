@@ -10,10 +10,13 @@ from graftline.runtimes.trees.packing import trim
 from graftline.tree import Draws, Tree
 
 
-def sound(tree: Tree, root: int, vocabulary: int, rows: int, whole: bool = False) -> Tree:
+def sound(
+    tree: Tree, root: int, vocabulary: int, rows: int, whole: bool = False, placeholders: int = 0
+) -> Tree:
     """`tree` with what no rule could judge left out; `tree` itself when there is nothing wrong.
 
-    Cut to `rows`; dropped, with all below them: ids outside [0, vocabulary), later siblings of the
+    Cut to `rows`; dropped, with all below them: ids outside [0, vocabulary) but for so many
+    `placeholders` from there on, text below one of these, later siblings of the
     same token (draws of it are counted to the first), and all children of a node whose draws are
     no draws: `probs` not a distribution over the vocabulary (within 1e-6), `order` not naming
     exactly the children, a child of probability zero, one drawn twice without replacement. A
@@ -32,26 +35,31 @@ def sound(tree: Tree, root: int, vocabulary: int, rows: int, whole: bool = False
     if count == 1 and not tree.draws:
         return tree
     parents = tree.parent_list
-    if count <= rows and not tree.draws and _plain(tokens, parents, vocabulary):
+    ids = vocabulary, placeholders
+    if count <= rows and not tree.draws and _plain(tokens, parents, *ids):
         return tree
-    return _mended(tree, vocabulary, rows, whole)
+    return _mended(tree, *ids, rows, whole)
 
 
-def _mended(proposed: Tree, vocabulary: int, rows: int, whole: bool) -> Tree:
+def _mended(
+    proposed: Tree, vocabulary: int, placeholders: int, rows: int, whole: bool
+) -> Tree:
     tree = trim(_settled(proposed, rows, whole), rows)
     tokens = tree.token_list
     parents = tree.parent_list
     drawn = {node for node in proposed.draws or () if 0 <= node < len(tokens)}
     draws = tree.draws or {}
     barren = {n for n in drawn if n not in draws or not _drawn(tree, n, draws[n], vocabulary)}
-    if not barren and set(draws) == drawn and _plain(tokens, parents, vocabulary):
+    if not barren and set(draws) == drawn and _plain(tokens, parents, vocabulary, placeholders):
         return tree
     first: dict[tuple[int, int], int] = {}
     place = {0: 0}
     """Where a node of `tree` is in the result; siblings of one token share a place."""
     for node in range(1, len(tokens)):
         above, token = parents[node], tokens[node]
-        if above not in place or above in barren or not 0 <= token < vocabulary:
+        if above not in place or above in barren or not 0 <= token < vocabulary + placeholders:
+            continue
+        if token < vocabulary <= tokens[above]:
             continue
         twin = first.setdefault((above, token), node)
         if twin == node:
@@ -78,16 +86,22 @@ def _settled(tree: Tree, rows: int, whole: bool) -> Tree:
     return replace(tree, draws={n: d for n, d in known.items() if n not in several})
 
 
-def _plain(tokens: list[int], parents: list[int], vocabulary: int) -> bool:
-    """Whether every id is known and no two siblings carry one token."""
-    known = min(tokens) >= 0 and max(tokens) < vocabulary
-    return known and len(set(zip(parents, tokens, strict=True))) == len(tokens)
+def _plain(tokens: list[int], parents: list[int], vocabulary: int, placeholders: int) -> bool:
+    """Whether every id is known, no two siblings carry one token and no text follows a placeholder.
+    """
+    largest = max(tokens)
+    known = min(tokens) >= 0 and largest < vocabulary + placeholders
+    if not known or len(set(zip(parents, tokens, strict=True))) < len(tokens):
+        return False
+    pairs = zip(tokens[1:], parents[1:], strict=True)
+    return largest < vocabulary or not any(t < vocabulary <= tokens[above] for t, above in pairs)
 
 
 def _drawn(tree: Tree, node: int, draws: Draws, vocabulary: int) -> bool:
     """Whether the children of `node` can have been drawn as `draws` say: two passes over V."""
     probs, order = draws.probs, draws.order
-    if probs.shape != (vocabulary,) or set(order) != set(tree.children[node]):
+    children = {child for child in tree.children[node] if tree.token_list[child] < vocabulary}
+    if probs.shape != (vocabulary,) or set(order) != children:
         return False
     if not (probs.min() >= 0.0 and abs(float(probs.sum()) - 1.0) <= 1e-6):  # NaN fails both
         return False

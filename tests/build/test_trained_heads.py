@@ -18,6 +18,7 @@ from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.head_folder import Story, write_head
 from graftline.models.training.hydra import Hydra
 from graftline.models.training.packs import pack
+from graftline.models.training.ppd import Ppd
 from graftline.models.training.rows import Row
 from graftline.models.training.student import Student
 from graftline.models.training.vocabulary import DraftVocabulary
@@ -123,3 +124,33 @@ def test_an_engine_drafts_what_training_foresees(
     wanted = foreseen(host, student, chosen)
     assert tokens == wanted
     assert len(set(wanted)) > 1, "drafts that tell places apart"
+
+
+def test_an_engine_foretells_at_its_placeholders_what_training_does(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    host = FrozenHost(checkpoint)
+    student = Ppd(host, DRAFTS)
+    unsettled(student)
+    story = Story("run", "host", "graftline train", "data", 0, 1, "test", 0.0, None)
+    write_head(tmp_path / "head", student.published(), story)
+    bundle = optimize(checkpoint, tmp_path / "out.graft", head=str(tmp_path / "head"))
+    assert bundle.manifest.recipe == "ppd"
+    session: Any = load(bundle.path).session
+    first = session.facts.vocabulary
+    session.reset(1)
+    chosen = int(session.read(0, np.asarray(PROMPT, np.int64)).argmax[0, 0])
+    rows = [chosen, *range(first, first + DRAFTS)]
+    chain = session.score(np.asarray([rows], np.int64)).logits[0, 1:].copy()
+    mask = np.eye(5, dtype=np.bool_) | np.tri(5, 5, -1, dtype=np.bool_)
+    mask[2:, 1] = False  # a token of text beside the chain
+    rows.insert(1, 7)
+    tree = session.score(np.asarray([rows], np.int64), np.asarray([[0, 1, 1, 2, 3]]), mask[None])
+    ids = torch.tensor([*PROMPT, chosen])
+    with torch.no_grad():
+        states = student.read(ids, torch.tensor([len(PROMPT)]))[1][0]
+        wanted = student.scores(states, 0, None).numpy()
+    # fp32 sums over eight layers, in another order
+    np.testing.assert_allclose(chain, wanted, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(tree.logits[0, 2:], wanted, rtol=1e-3, atol=1e-3)
+    assert len(set(wanted.argmax(-1).tolist())) > 1, "drafts that tell places apart"

@@ -27,6 +27,8 @@ from tests.hydra_files import seeded_sequence, write_hydra
 from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
 from tests.medusa_files import seeded, write_safe
 from tests.mtp_files import write_mtp
+from tests.ppd_files import seeded as prompt_tokens
+from tests.ppd_files import write_ppd
 
 WIDE: Mapping[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "vocab_size": 700,
@@ -211,12 +213,14 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        "hydra", "eagle3", "peagle", "dflash", "dspark" or "mtp"."""
+        "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp" or "ppd"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
         if own in ("eagle3", "peagle"):
             write_eagle3(place, size.hidden, size.vocabulary, (0, 1), mask=own == "peagle")
+        elif own == "ppd":
+            write_ppd(place, prompt_tokens(size.hidden))
         elif own == "mtp":
             write_mtp(place, size.hidden, size.vocabulary, size.layers)
         elif own in ("dflash", "dspark"):

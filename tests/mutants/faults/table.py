@@ -13,6 +13,7 @@ from faults.heads import HEADS
 from faults.loader import LOADER
 from faults.norms import NORMS
 from faults.outputs import OUTPUTS
+from faults.placeholders import PLACEHOLDERS
 from faults.projections import PROJECTIONS
 from faults.quantizer import QUANTIZER
 from faults.rotary import ROTARY
@@ -23,8 +24,8 @@ from faults.windows import WINDOWS
 
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
-    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *ROUTES, *FUSED, *QUANTIZER, *LOADER,
-    *STAMPING, *FIELDS,
+    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *FUSED,
+    *QUANTIZER, *LOADER, *STAMPING, *FIELDS,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {

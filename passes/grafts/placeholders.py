@@ -1,0 +1,174 @@
+"""placeholders: ids behind the vocabulary that stand for tokens to come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.errors import LawBroken, NotApplicable
+from graftline.evaluate import Array, Feed
+from graftline.facts import decoder_facts, write_facts
+from graftline.head_notes import PLACEHOLDERS
+from graftline.law import Evidence
+from graftline.passes.anchors.anchors import with_role
+from graftline.passes.grafts.head_parts import HEADS
+from graftline.passes.graph.emit import Emit, new_input
+from graftline.passes.graph.ports import input_of, roles_of
+from graftline.passes.graph.text import write
+from graftline.passes.graph.weights import constant, tensor_of
+from graftline.passes.pipeline.graft import Evaluate, Graft, Law
+
+ROWS = "placeholders.rows"
+"""The initializer of a graph that has placeholders."""
+EVERY = 3
+"""One in so many rows of the law's feed is a placeholder."""
+_IDS = """
+    stands = GreaterOrEqual (tokens, vocabulary)
+    known = Where (stands, zero, tokens)
+"""
+"""[B, N]: which ids are placeholders, and the others, for the host's own table."""
+_EMBEDDED = """
+    place = Where (stands, Sub (tokens, vocabulary), zero)
+    embedded = Where (Unsqueeze (stands, axis_2), Gather (rows, place), looked_up)
+"""
+
+
+def placeholder_rows(
+    graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
+) -> Evidence:
+    """Under ids of the vocabulary, its last among them, every output is the host's to the bit; and
+    with placeholders in between, what the host gives with the head's rows as their embeddings."""
+    roles, vocabulary = roles_of(after), decoder_facts(before).vocabulary
+    name, rows = roles.inputs["tokens"], _rows(after)
+    tokens = feed[name].copy()
+    tokens[:, -1] = vocabulary - 1
+    fed = {**feed, name: tokens}
+    _same(graft, evaluate(after, fed), evaluate(before, fed), "under ids of the vocabulary")
+    places = np.arange(tokens.size).reshape(tokens.shape)
+    stands = places % EVERY == EVERY - 1
+    mixed = np.where(stands, vocabulary + places // EVERY % len(rows), tokens)
+    host = before.clone()
+    embedding = with_role(host.graph, "embedding")[0].outputs[0]
+    table, dtype = _table(before), embedding.dtype or ir.DataType.FLOAT
+    given = new_input(host.graph, "graftline.given", dtype, ["B", "N", table.shape[1]])
+    embedding.replace_all_uses_with(given)
+    numbers = table[np.where(stands, 0, tokens)]
+    numbers[stands] = rows[mixed[stands] - vocabulary].astype(table.dtype)
+    expected = evaluate(host, {**fed, "graftline.given": numbers})
+    _same(graft, evaluate(after, {**feed, name: mixed}), expected, "with placeholders")
+    return Evidence(
+        f"{len(rows)} ids from {vocabulary} on are read as the head's rows, the others as before, "
+        f"to the bit: {int(stands.sum())} of {stands.size} rows"
+    )
+
+
+@dataclass(frozen=True)
+class Placeholders(Graft):
+    """Gives the token embedding K more rows, those of a head that is made of them: the ids from V
+    on of a vocabulary of V. Parallel Prompt Decoding (arXiv 2405.18628): behind a text, or a node
+    of a drafted tree, a chain of them foretells the tokens further ahead, in the same pass.
+
+    Logits keep V entries, so that no rule can choose one. The host's table stays as it is stored.
+    Adds no input.
+    """
+
+    laws: ClassVar[tuple[Law, ...]] = (placeholder_rows,)
+
+    def requires(self, model: ir.Model) -> None:
+        head, facts = model.meta.get(HEADS), decoder_facts(model)
+        if head is None or PLACEHOLDERS not in head.graph.initializers:
+            raise NotApplicable(
+                "placeholders needs a head of embeddings that foretell tokens, as PPD's; give it: "
+                "--head PATH"
+            )
+        if facts.placeholders:
+            raise NotApplicable(f"the graph has {facts.placeholders} placeholders already")
+        found = with_role(model.graph, "embedding")
+        if len(found) != 1:
+            raise NotApplicable("placeholders needs the stamped embedding; run anchors first")
+        held, axis = constant(found[0].inputs[0]), found[0].attributes.get("axis")
+        if held is None or len(tensor_of(held).shape) != 2 or (axis and axis.as_int()):
+            raise NotApplicable(
+                "placeholders adds rows to a table of tokens, and this host computes its embedding",
+                [found[0].name or "embedding"],
+            )
+        hidden, rows = int(tensor_of(held).shape[1]), _rows(model)  # pyright: ignore[reportArgumentType]
+        if rows.shape[1] != hidden:
+            raise NotApplicable(
+                f"the head's rows are of {rows.shape[1]} numbers, and the host's of {hidden}: they "
+                "are another model's"
+            )
+        tokens = input_of(model, "tokens")
+        readers = [] if tokens is None else tokens.consumers()
+        others = [n for n in readers if n not in found and n.op_type not in ("Shape", "Size")]
+        if others or found[0].inputs[1] is not tokens:
+            raise NotApplicable(
+                "placeholders needs a host that reads ids in its table of tokens alone, and this "
+                "one computes with them elsewhere too",
+                [f"{node.op_type} {node.name or ''}".strip() for node in others or found],
+            )
+
+    def apply(self, model: ir.Model) -> None:
+        graph, facts = model.graph, decoder_facts(model)
+        (node,), tokens = with_role(graph, "embedding"), input_of(model, "tokens")
+        looked_up = node.outputs[0]
+        dtype = looked_up.dtype or ir.DataType.FLOAT
+        emit = Emit(graph, self.name(), at=node)
+        assert tokens is not None
+        given = {
+            "tokens": tokens, "zero": emit.const("placeholders.none", 0, np.int64),
+            "vocabulary": emit.const("placeholders.first", facts.vocabulary, np.int64),
+        }  # fmt: skip
+        stands, known = write(emit, _IDS, given, ["stands", "known"])
+        node.replace_input_with(1, known)
+        rows = _rows(model).astype(dtype.numpy())
+        held = emit.initializer(ROWS, ir.tensor(rows, name=ROWS))
+        users = list(looked_up.uses())
+        given |= {"stands": stands, "rows": held, "looked_up": looked_up}
+        behind = Emit(graph, self.name(), at=_next(graph, node), block=emit.block)
+        (embedded,) = write(behind, _EMBEDDED, given, ["embedded"])
+        embedded.shape, embedded.type = looked_up.shape, looked_up.type
+        for user, index in users:
+            user.replace_input_with(index, embedded)
+        write_facts(model, replace(facts, placeholders=len(rows)))
+
+
+def embeddings_graph(rows: Array) -> ir.Model:
+    """A graph that holds the embeddings of a head and computes nothing."""
+    model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 24}), ir_version=11)
+    held = ir.tensor(rows.astype(np.float32), name=PLACEHOLDERS)
+    Emit(model.graph, PLACEHOLDERS).initializer(PLACEHOLDERS, held)
+    return model
+
+
+def carried(model: ir.Model) -> ir.Model | None:
+    """The head whose embeddings a graph has as its placeholders; None where it has none."""
+    held = model.graph.initializers.get(ROWS)
+    return None if held is None else embeddings_graph(tensor_of(held).numpy())
+
+
+def _next(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    nodes = list(graph)
+    return nodes[nodes.index(node) + 1]
+
+
+def _rows(model: ir.Model) -> Array:
+    """[K, H] in fp32, of the head that a model carries."""
+    head: ir.Model = model.meta[HEADS]
+    return tensor_of(head.graph.initializers[PLACEHOLDERS]).numpy()
+
+
+def _table(model: ir.Model) -> Array:
+    """[V, H]: the host's own."""
+    held = with_role(model.graph, "embedding")[0].inputs[0]
+    assert held is not None
+    return tensor_of(held).numpy()
+
+
+def _same(graft: Graft, got: Feed, expected: Feed, where: str) -> None:
+    for name, array in expected.items():
+        if got[name].tobytes() != array.tobytes():
+            raise LawBroken(graft.name(), "placeholder-rows", f"'{name}'", f"differs {where}")
