@@ -40,6 +40,7 @@ from graftline.runtimes.surroundings import (
     depths_opener,
     draft_opener,
     embedding_of,
+    exits_opener,
     route_opener,
     step_ratio,
 )
@@ -163,7 +164,8 @@ def _engine(
         draft, depths, route = (
             make(bundle, target, opened) for make in (draft_opener, depths_opener, route_opener)
         )
-        return replace(resources, draft=draft, depths=depths, route=route)
+        exits = exits_opener(bundle, target, opened)
+        return replace(resources, draft=draft, depths=depths, route=route, exits=exits)
 
     def twin(original: OrtSession) -> tuple[OrtSession, Resources]:
         session = original.sibling()
@@ -268,10 +270,13 @@ def _opener(
     threads: int | None,
     watch: Callable[[str], None] | None,
 ) -> Opened | None:
-    """Opens each stage of the draft's, and the target's route, once, and measures it beside the
-    target; None without any."""
-    whole = bundle.manifest.engines().get(DRAFT)
-    names = {route: "the route" for route in bundle.manifest.of_role("route")}
+    """Opens each stage of the draft's, the target's route, and its exits, once, and measures it
+    beside the target; None without any."""
+    manifest = bundle.manifest
+    whole = manifest.engines().get(DRAFT)
+    names = {route: "the route" for route in manifest.of_role("route")}
+    rests = manifest.of_role("rest")
+    names |= {name: name.replace("-", " ") for name in (*manifest.of_role("exit"), *rests)}
     if whole is None and not names:
         return None
 
@@ -288,17 +293,13 @@ def _opener(
         known = bundle.read_costs(key)
         if known is None:
             known = {"ratio": step_ratio(engine, session), "agreement": USUAL}
-            if tokenizer is not None:
+            if tokenizer is not None and stage not in rests:
                 text = tokenizer.encode_part(HELD_OUT.read_text(encoding="utf-8"))
                 known["agreement"] = agreement(engine, session, text)
             bundle.write_costs(key, known)
         step = float(known["ratio"]) * costs.of(1)
         table = cache(lambda: step_costs(bundle, engine.sibling(), watch, name, stage))
-
-        def rows_cost(rows: int) -> float:
-            return table().of(rows) / table().of(1)
-
-        return engine, Match(step, float(known.get("agreement", USUAL)), rows_cost)
+        return engine, Match(step, float(known.get("agreement", USUAL)), table)
 
     return opened
 

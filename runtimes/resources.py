@@ -8,6 +8,7 @@ from typing import Any
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.draft_engine import DraftEngine
+from graftline.runtimes.exits import Exit
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.head_reader import Heads
 from graftline.runtimes.session import Floats, Ints
@@ -17,6 +18,8 @@ REMEDIES = {
     "depths": "build the bundle with sub-models of its draft engine: graftline optimize CHECKPOINT "
     "--draft int8 --draft-depths 12,20",
     "route": "build the bundle with a route: graftline optimize CHECKPOINT --skip 10-20",
+    "exit": "build the bundle with it: graftline optimize CHECKPOINT --exit 8",
+    "exits": "build the bundle with several: graftline optimize CHECKPOINT --exit 6,12,18",
     "head": "build the bundle with a draft head of its model: graftline optimize CHECKPOINT --head "
     "PATH",
     "mask token": "build the bundle with a draft that is trained to fill masks and names the token "
@@ -40,7 +43,8 @@ class Resources:
 
     `draft` opens the bundle's draft engine, for all sequences (the same one at each call); `depths`
     its sub-models likewise, shallowest first and the whole last, over one set of caches; `route`
-    the target without the blocks that its route skips, on the target's caches; `head`
+    the target without the blocks that its route skips, on the target's caches; `exits` its
+    exits, the first one first; `head`
     opens its draft heads, the same at each call; `corpus`: the user's documents as token ids;
     `embedding` [V, H]: the target's token embedding; `tuned`: what `graftline tune` stored in the
     bundle, by key; `decode` turns token ids into text; `encode` turns text into token ids, adding
@@ -50,6 +54,7 @@ class Resources:
     draft: Callable[[], DraftEngine] | None = None
     depths: Callable[[], Sequence[DraftEngine]] | None = None
     route: Callable[[], DraftEngine] | None = None
+    exits: Callable[[], Sequence[Exit]] | None = None
     head: Callable[[], Heads | FeatureEngine] | None = None
     corpus: tuple[Ints, ...] | None = None
     embedding: Callable[[], Floats] | None = None

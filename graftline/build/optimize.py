@@ -55,6 +55,7 @@ def optimize(
     step: str = "host",
     head: str | None = None,
     skip: str | None = None,
+    exits: Sequence[int] = (),
     watch: Watch | None = None,
 ) -> Bundle:
     """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
@@ -71,7 +72,9 @@ def optimize(
     "PATH:int8" says in which precision. `recipe` None is then the recipe of such heads. `skip`
     ("10-20", "attention=8-15,mlp=12") puts a route in: the target without these blocks, or parts of
     blocks, over the same weights and caches; beside a `draft` of the same weights, in its
-    precision. `watch` is told each step in words. Raises GraftlineError; then `out` is as it was.
+    precision. `exits` (6, 12) let the target draft after its first 6 or 12 blocks, and verify with
+    the others alone, over the same weights and caches. `watch` is told each step in words. Raises
+    GraftlineError; then `out` is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
 
@@ -83,7 +86,8 @@ def optimize(
         heads = planned(drafting, heads)
         passes = own_passes(drafting, named(chosen)) if passes is None else passes
     plan = Plan.of(
-        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads, skip
+        chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads, skip,
+        exits,
     )
     if drafting is not None and plan.recipe is not None:
         check_recipe(drafting, plan.recipe)
@@ -93,6 +97,7 @@ def optimize(
     plan = plan.for_kind(kind_of(host.facts), recipe)
     if plan.recipe is not None:
         plan.check_route(as_decoder(host.facts))
+        plan.check_exits(as_decoder(host.facts))
     other, source = host, plan.source
     if source is not None and source.checkpoint is not None:
         say(f"reading the draft {source.checkpoint}")

@@ -9,7 +9,7 @@ from graftline.facts import as_decoder
 from graftline.law import summary
 from graftline.ports import by_role, told
 
-PARTS = ("depth", "route")
+PARTS = ("depth", "route", "exit", "rest")
 """Roles of stages that have some of the blocks of their owner's engine."""
 
 
