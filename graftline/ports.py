@@ -24,6 +24,9 @@ ASSUMPTIONS_KEY = "graftline.assumptions"
 FEATURES = "features"
 """The initializer [places, H] that stands for the features which a head reads, until the pass
 features makes them an input: row i % places for the token i. Also the role of that input."""
+STREAM = "stream"
+"""Role of an input [B, N, H]: the hidden states that leave block `layer`, from which a graph of the
+blocks behind it starts in place of tokens."""
 DRAFTS, CONFIDENCE = "drafts", "confidence"
 """Outputs of a head that walks its block (`markov`): tokens [B, R], and the chance of each."""
 
@@ -33,7 +36,8 @@ class Port:
     """One graph input or output. `role` is what it means, `shape` mixes symbols and sizes.
 
     Roles: tokens, positions, mask, write_index, cache.key, cache.value (with `layer`), logits,
-    argmax, topk_ids, topk_logits, top_gap, entropy, hidden (with `layer` and `tap`), keep, rows.
+    argmax, topk_ids, topk_logits, top_gap, entropy, hidden and stream (both with
+    `layer` and `tap`), keep, rows.
     Of draft heads: heads.logits, heads.topk_ids, heads.topk_logits.
     Of a fused step: parents, accepted, count, path, temperature, min_p, seed, ordinal, table,
     template.parents, template.ranks, and next.X or X.out, what the next step takes as X.

@@ -8,6 +8,7 @@ from graftline.passes.canonical.one_pass import CanonicalizeOnePass
 from graftline.passes.grafts.block_mask import BlockMask
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.cut_depth import CutDepth
+from graftline.passes.grafts.depth_rest import DepthRest
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
 from graftline.passes.grafts.features import Features
@@ -51,6 +52,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         Tap,
         Placeholders,
         CutDepth,
+        DepthRest,
         LayerSkip,
         DraftHeads,
         HeadFeatures,

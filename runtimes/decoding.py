@@ -252,7 +252,10 @@ class Decoding:
         budget, branches = self._budget(bid.rows), branches and self.branches
         if not branches:
             budget = min(budget, self.limit - len(self.tokens))
-        return replace(bid, rows=budget, row=self.seat, branches=branches) if budget else None
+        if not budget:
+            return None
+        whole = self.least > 1
+        return replace(bid, rows=budget, row=self.seat, branches=branches, whole=whole)
 
     def _budget(self, rows: int) -> int:
         """Rows that are of use, of so many; 0 where no draft could help."""

@@ -55,7 +55,8 @@ class Bid:
     of a row the least chance of acceptance at which it is worth drafting, and worth scoring once it
     is drafted. Index 0 is the root's. `row` is the sequence's place in the target's batch; `share`
     is what a call of one row costs it, over one that is made for it alone. `branches`: whether the
-    target scores more than one path; without, of a tree its first path is scored."""
+    target scores more than one path; without, of a tree its first path is scored. `whole`: whether
+    all blocks of a row are to be computed in one call, with others."""
 
     rows: int
     draft: Sequence[float]
@@ -63,6 +64,7 @@ class Bid:
     row: int = 0
     share: float = 1.0
     branches: bool = True
+    whole: bool = False
 
     def call(self, depth: int) -> float:
         """Tokens that one call of the model has to bring in, made for a row of that depth."""
@@ -116,6 +118,25 @@ class PaidDrafter(Drafter, Protocol):
     def foresight(self) -> int:
         """The class of the draft to come, by what is known before it."""
         ...
+
+
+class Resumed(PaidDrafter, Protocol):
+    """A drafter whose drafts are a part of the target's own step: the target computes what is left.
+    """
+
+    def reads_for(self, rows: int) -> float:
+        """Calls of a draft of so many rows behind the root."""
+        ...
+
+    def rest_cost(self, rows: int, past: float, batch: int) -> float:
+        """Milliseconds of what is left of a step of so many rows in all, of `batch` sequences
+        behind `past` positions each."""
+        ...
+
+
+def is_resumed(drafter: PaidDrafter) -> TypeGuard[Resumed]:
+    """True where the target's step goes on from the draft's."""
+    return hasattr(drafter, "rest_cost")
 
 
 def is_paid(drafter: Drafter | None) -> TypeGuard[PaidDrafter]:

@@ -43,6 +43,7 @@ from graftline.runtimes.surroundings import (
     depths_opener,
     draft_opener,
     embedding_of,
+    exits_opener,
     route_opener,
     routes_opener,
     step_ratio,
@@ -185,7 +186,8 @@ def _engine(
         draft, depths, route = (
             make(bundle, target, opened) for make in (draft_opener, depths_opener, route_opener)
         )
-        return replace(around, draft=draft, depths=depths, route=route)
+        exits = exits_opener(bundle, target, opened)
+        return replace(around, draft=draft, depths=depths, route=route, exits=exits)
 
     def twin(original: OrtSession) -> tuple[OrtSession, Resources]:
         session = original.sibling()
@@ -297,11 +299,14 @@ def _opener(
     threads: int | None,
     watch: Callable[[str], None] | None,
 ) -> Opened | None:
-    """Opens each stage of the draft's, and the target's route, once, and measures it beside the
-    target; None without any."""
-    whole = bundle.manifest.engines().get(DRAFT)
-    names = {ROUTE: "the route"}
-    if whole is None and ROUTE not in bundle.manifest.stages:
+    """Opens each stage of the draft's, the target's route, and its exits, once, and measures it
+    beside the target; None without any."""
+    manifest = bundle.manifest
+    whole = manifest.engines().get(DRAFT)
+    names = {ROUTE: "the route"} if ROUTE in manifest.stages else {}
+    rests = manifest.of_role("rest")
+    names |= {name: name.replace("-", " ") for name in (*manifest.of_role("exit"), *rests)}
+    if whole is None and not names:
         return None
 
     @cache
@@ -315,17 +320,13 @@ def _opener(
         known = bundle.read_costs(key)
         if known is None:
             known = {"ratio": step_ratio(engine, session), "agreement": USUAL}
-            if tokenizer is not None:
+            if tokenizer is not None and stage not in rests:
                 text = tokenizer.encode_part(HELD_OUT.read_text(encoding="utf-8"))
                 known["agreement"] = agreement(engine, session, text)
             bundle.write_costs(key, known)
         step = float(known["ratio"]) * costs.of(1)
         table = cache(lambda: step_costs(bundle, engine.sibling(), watch, name, stage))
-
-        def rows_cost(rows: int) -> float:
-            return table().of(rows) / table().of(1)
-
-        return engine, Match(step, float(known.get("agreement", USUAL)), rows_cost)
+        return engine, Match(step, float(known.get("agreement", USUAL)), table)
 
     return opened
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.draft_engine import DraftEngine
+from graftline.runtimes.exits import Exit
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.head_reader import Heads
 from graftline.runtimes.ort.session import OrtSession
@@ -20,6 +21,8 @@ REMEDIES = {
     "route": "build the bundle with a route: graftline optimize CHECKPOINT --skip 10-20",
     "routes": "build the bundle for it: graftline optimize CHECKPOINT --recipe unified-layer-skip "
     "--speedup 1.5",
+    "exit": "build the bundle with it: graftline optimize CHECKPOINT --exit 8",
+    "exits": "build the bundle with several: graftline optimize CHECKPOINT --exit 6,12,18",
     "head": "build the bundle with a draft head of its model: graftline optimize CHECKPOINT --head "
     "PATH",
     "placeholder": "build the bundle with a head of its model that is embeddings, as PPD's: "
@@ -46,7 +49,8 @@ class Resources:
     `draft` opens the bundle's draft engine, for all sequences (the same one at each call); `depths`
     its sub-models likewise, shallowest first and the whole last, over one set of caches; `route`
     the target without the blocks that its route skips, on the target's caches; `routes` opens those
-    of a schedule likewise, the whole target first (None: the bundle has none of it); `head`
+    of a schedule likewise, the whole target first (None: the bundle has none of it); `exits` its
+    exits, the first one first; `head`
     opens its draft heads, the same at each call; `corpus`: the user's documents as token ids;
     `embedding` [V, H]: the target's token embedding; `tuned`: what `graftline tune` stored in the
     bundle, by key; `placeholders`: ids behind the `vocabulary` of the target that its graph reads
@@ -58,6 +62,7 @@ class Resources:
     depths: Callable[[], Sequence[DraftEngine]] | None = None
     route: Callable[[], DraftEngine] | None = None
     routes: Callable[[str], Sequence[OrtSession] | None] | None = None
+    exits: Callable[[], Sequence[Exit]] | None = None
     head: Callable[[], Heads | FeatureEngine] | None = None
     corpus: tuple[Ints, ...] | None = None
     embedding: Callable[[], Floats] | None = None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from graftline.bundle.manifest import Stage
+from graftline.bundle.manifest import Stage, StageRole
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError
 from graftline.facts import as_decoder
 from graftline.owners import TARGET
-from graftline.ports import by_role
+from graftline.ports import STREAM, by_role
 from graftline.recipe import FUSED
 from graftline.runtimes.control.measure import machine
 from graftline.runtimes.feature_engine import FeatureEngine
@@ -21,10 +21,13 @@ from graftline.runtimes.ort.cuda import SESSIONS
 from graftline.runtimes.ort.features import FeatureSession
 from graftline.runtimes.ort.forms import NO_FORMS, Form, Forms
 from graftline.runtimes.ort.fused import OrtFusedStep
+from graftline.runtimes.ort.rest import RestSession
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.weights import shared_graphs
 from graftline.targets import CPU
 
+ON_CACHES: tuple[StageRole, ...] = ("route", "exit", "rest")
+"""Roles of stages that work on the target's caches, and of the target's share its weights."""
 DEFAULT_CAPACITY = 4096
 """Cache slots unless the host has fewer positions or the caller asks for another number."""
 
@@ -53,8 +56,12 @@ def open_session(
     opened, graph, forms = manifest.stages[name], bundle.graph(name), NO_FORMS
     if not stage:
         graph, forms = open_forms(bundle, threads, watch)
-    elif (opened.role, opened.owner) == ("route", TARGET):
-        graph = one_copy(bundle, watch).get(name, graph)
+    elif opened.role in ON_CACHES and opened.owner == TARGET:
+        graphs = one_copy(bundle, watch)
+        graph = graphs.get(name, graph)
+        if opened.role == "rest":
+            packed = _packed(bundle, graphs, name)
+            kind, forms = RestSession, Forms(None, packed, threads or os.cpu_count() or 1)
     session = kind(
         graph,
         as_decoder(opened.facts),
@@ -80,22 +87,39 @@ def open_forms(
     graphs = one_copy(bundle, watch)
     if not graphs:
         return bundle.graph(manifest.target), NO_FORMS
-    packed = {
-        int(counts[0].shape[0]): Form(graphs[name], stage.ports)
-        for name, stage in stages.items()
-        if (counts := by_role(stage.ports, "counts", "in"))
-    }
+    packed = _packed(bundle, graphs, manifest.target)
     chains = [name for name, s in stages.items() if not by_role(s.ports, "counts", "in")]
     chain = Form(graphs[chains[0]], stages[chains[0]].ports) if chains else None
     return graphs[manifest.target], Forms(chain, packed, threads or os.cpu_count() or 1)
 
 
+def _packed(bundle: Bundle, graphs: Mapping[str, Path], stage: str) -> dict[int, Form]:
+    """The proven forms of a stage for several sequences, by their number: those that read what it
+    reads."""
+    stages, forms = bundle.manifest.stages, _proven_forms(bundle)
+    read = _begins(stages[stage])
+    return {
+        int(counts[0].shape[0]): Form(graphs[name], form.ports)
+        for name, form in forms.items()
+        if name in graphs and (counts := by_role(form.ports, "counts", "in"))
+        and _begins(form) == read
+    }  # fmt: skip
+
+
+def _begins(stage: Stage) -> int | None:
+    """Behind which block a graph begins; None: at the tokens."""
+    ports = by_role(stage.ports, STREAM, "in")
+    return ports[0].layer if ports else None
+
+
 def one_copy(bundle: Bundle, watch: Callable[[str], None] | None) -> dict[str, Path]:
-    """The graphs of a bundle's target, of its proven forms and of its route, by stage, over one
-    copy of the weights. None where there is only the target's, and where that cannot be made: then
-    `watch` is told why."""
+    """The graphs of a bundle's target, of its proven forms, its route and its exits, by stage, over
+    one copy of the weights. None where there is only the target's, and where that cannot be made:
+    then `watch` is told why."""
     manifest = bundle.manifest
-    beside = {**_proven_forms(bundle), **manifest.of_role("route", TARGET)}
+    beside = _proven_forms(bundle)
+    for role in ON_CACHES:
+        beside |= manifest.of_role(role, TARGET)
     if not beside or manifest.target != CPU:
         return {}
     # absolute: graphs are opened when they are needed, wherever the process is by then

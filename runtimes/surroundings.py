@@ -8,6 +8,7 @@ from functools import cache
 from itertools import count, takewhile
 from pathlib import Path
 from time import perf_counter
+from typing import cast
 from weakref import finalize
 
 import numpy as np
@@ -15,12 +16,17 @@ import numpy as np
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import RequestError
-from graftline.owners import DRAFT
+from graftline.exits import rest_stage
+from graftline.facts import as_decoder
+from graftline.owners import DRAFT, TARGET
 from graftline.route import ROUTE, route_stage
-from graftline.runtimes.control.costs import NEAR
+from graftline.runtimes.control.costs import NEAR, Costs
 from graftline.runtimes.control.measure import undisturbed
-from graftline.runtimes.draft_engine import DraftEngine, OwnCaches, RowsCost
+from graftline.runtimes.draft_engine import DraftEngine, OwnCaches
 from graftline.runtimes.draft_seats import OwnSeats, TargetSeats
+from graftline.runtimes.exits import Exit
+from graftline.runtimes.ort.rest import RestSession
+from graftline.runtimes.ort.resumes import Resumes
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.resources import missing
 from graftline.runtimes.session import Floats, Ints
@@ -45,8 +51,17 @@ class Match:
 
     step: float
     agreement: float
-    rows_cost: RowsCost
-    """What one call of so many rows costs, in calls of one row; measured when it is first asked."""
+    table: Callable[[], Costs]
+    """What its steps cost, by a table of its own; measured when it is first asked."""
+
+    def rows_cost(self, rows: int) -> float:
+        """What one call of so many rows costs, in calls of one row."""
+        return self.table().of(rows) / self.table().of(1)
+
+    def cost(self, rows: int, past: float, batch: int) -> float:
+        """Milliseconds of so many rows in all, on the scale of the target's costs, of `batch`
+        sequences behind `past` positions each."""
+        return self.step * self.table().of(rows, False, past, batch) / self.table().of(1)
 
 
 def draft_opener(
@@ -143,6 +158,32 @@ def routes_opener(
         return [target, *found] if found else None
 
     return routes
+
+
+def exits_opener(
+    bundle: Bundle, target: OrtSession, opened: Opened
+) -> Callable[[], Sequence[Exit]] | None:
+    """Opens the exits of a target for all its sequences, the first one first. None without any."""
+    stages = bundle.manifest.of_role("exit", TARGET)
+    if not stages:
+        return None
+
+    @cache
+    def exits() -> Sequence[Exit]:
+        seats, resumes = TargetSeats(target), Resumes(target)
+        found: list[Exit] = []
+        for name, stage in stages.items():
+            blocks = as_decoder(stage.facts).layers
+            first, match = opened(name)
+            whole, left = opened(rest_stage(blocks))
+            facts = match.step, match.agreement, match.rows_cost
+            engine = DraftEngine(first.sibling(target), seats, *facts)
+            rest = cast("RestSession", whole).sibling(target)
+            found.append(Exit(blocks, engine, rest, left.cost, resumes))
+        target.resumes = resumes
+        return found
+
+    return exits
 
 
 def step_ratio(draft: OrtSession, target: OrtSession) -> float:

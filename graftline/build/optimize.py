@@ -56,9 +56,10 @@ def optimize(
     step: str = "host",
     head: str | None = None,
     skip: str | None = None,
+    speedup: float | None = None,
+    exits: Sequence[int] = (),
     spec: str | Path | None = None,
     steps: Sequence[int] = (),
-    speedup: float | None = None,
     watch: Watch | None = None,
 ) -> Bundle:
     """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
@@ -76,11 +77,12 @@ def optimize(
     ("10-20", "attention=8-15,mlp=12") puts a route in: the target without these blocks, or parts of
     blocks, over the same weights and caches; beside a `draft` of the same weights, in its
     precision. `speedup` 1.5 is how many times as fast a recipe is to decode that skips blocks by
-    it, in place of what the recipe says. `spec` is a TOML file of what the structure of a
-    denoiser's graph cannot say, its scheduler above all (models/spec.py); `steps` (1, 2, 4) are the
-    numbers of steps of its sampling loop: the first is the engine's, the others are forms of it
-    over the same weights. `watch` is told each step in words. Raises GraftlineError; then `out` is
-    as it was.
+    it, in place of what the recipe says. `exits` (6, 12) let the target draft after its first 6 or
+    12 blocks, and verify with the others alone, over the same weights and caches. `spec` is a TOML
+    file of what the structure of a denoiser's graph cannot say, its scheduler above all
+    (models/spec.py); `steps` (1, 2, 4) are the numbers of steps of its sampling loop: the first is
+    the engine's, the others are forms of it over the same weights. `watch` is told each step in
+    words. Raises GraftlineError; then `out` is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
     from graftline.models.spec import read_spec
@@ -94,7 +96,8 @@ def optimize(
         passes = own_passes(drafting, named(chosen)) if passes is None else passes
     plan = Plan.of(
         chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads,
-        skip=skip, speedup=speedup, spec=None if spec is None else str(spec), steps=tuple(steps),
+        skip=skip, speedup=speedup, exits=exits, spec=None if spec is None else str(spec),
+        steps=tuple(steps),
     )  # fmt: skip
     if drafting is not None and plan.recipe is not None:
         check_recipe(drafting, plan.recipe)
@@ -106,6 +109,7 @@ def optimize(
     plan = plan.for_kind(kind_of(host.facts), recipe)
     if isinstance(host.facts, DecoderFacts):
         plan.check_route(as_decoder(host.facts))
+        plan.check_exits(as_decoder(host.facts))
     other, source = host, plan.source
     if source is not None and source.checkpoint is not None:
         say(f"reading the draft {source.checkpoint}")

@@ -21,6 +21,7 @@ from graftline.draft import (
     depth_stage,
 )
 from graftline.errors import GraftlineError, nearest
+from graftline.exits import ALL, EXITS, check_exits, check_needs, exit_stage, rest_stage, told
 from graftline.kinds.decoder.kind import Decoder
 from graftline.owners import DRAFT, HEAD, TARGET, head_owner
 from graftline.passes import GRAFTS, Graft, Pipeline
@@ -99,6 +100,8 @@ class Plan:
     """What --head asked for."""
     skip: str | None = None
     """What --skip said."""
+    exits: tuple[int, ...] = ()
+    """What --exit said."""
     speedup: float | None = None
     """What --speedup said."""
     spec: str | None = None
@@ -138,6 +141,7 @@ class Plan:
         head: HeadPlan | None = None,
         *,
         skip: str | None = None,
+        exits: Sequence[int] = (),
         speedup: float | None = None,
         spec: str | None = None,
         steps: tuple[int, ...] = (),
@@ -148,7 +152,9 @@ class Plan:
         request = EngineRequest.parse(target, dtype, engine) if is_engine(target) else None
         if engine and request is None:
             raise GraftlineError(f"--engine needs a TensorRT target, not {target}")
-        chosen, text = pipeline_of(name, passes, target, dtype, quantizer, request)
+        check_needs(name, recipe(name).needs, exits)
+        taps = _taps(exits) if len(exits) > 1 else ""
+        chosen, text = pipeline_of(name, passes, target, dtype, quantizer, request, fusing=taps)
         text = masked(text) if step == FUSED else text
         stages = [StagePlan(target, "engine", text, dtype)]
         if target == CPU:
@@ -170,6 +176,8 @@ class Plan:
         if skip is not None or ROUTE in chosen.needs:
             said = MIDDLE if skip is None else skip
             stages.append(_of_route(said, draft, source, stages[0], passes, quantizer))
+        if exits:
+            stages += _of_exits(exits, stages[0], passes, quantizer, EXITS in chosen.needs)
         if chosen.schedule or speedup is not None:
             stages += _of_schedule(chosen, speedup, stages[0], passes, quantizer)
         if head is None and NEED in chosen.needs:
@@ -181,7 +189,7 @@ class Plan:
             stages += _of_head(chosen, head, target, request)
         return cls(
             chosen, target, tuple(stages), request, draft, source, tuple(depths), passes, quantizer,
-            head, skip=skip, speedup=speedup, spec=spec, steps=steps,
+            head, skip=skip, exits=tuple(exits), speedup=speedup, spec=spec, steps=steps,
         )  # fmt: skip
 
     def one_pass(self) -> Pipeline:
@@ -205,8 +213,8 @@ class Plan:
             raise _other_kind(chosen, kind)
         asked = {
             "--recipe": chosen is not None and chosen.kind == DECODER,
-            "--draft": self.draft, "--draft-depths": self.depths,
-            "--head": self.head, "--skip": self.skip, "--speedup": self.speedup,
+            "--draft": self.draft, "--draft-depths": self.depths, "--head": self.head,
+            "--skip": self.skip, "--speedup": self.speedup, "--exit": self.exits,
             "--step fused": self.fused, "--target": self.target if self.target != CPU else None,
             f"--dtype {self.dtype}": self.dtype != "fp32",
         }  # fmt: skip
@@ -237,6 +245,11 @@ class Plan:
             except GraftlineError as error:
                 raise GraftlineError(f"--skip {self.skip or MIDDLE}: {error}") from error
 
+    def check_exits(self, facts: DecoderFacts) -> None:
+        """Raise GraftlineError where a target of those facts has no such exits."""
+        if facts.layers:
+            check_exits(self.exits, facts.layers)
+
     def command(self, checkpoint: str | Path, out: str | Path, engine: str) -> str:
         """The command that makes this bundle again."""
         said = f"graftline optimize {checkpoint} -o {out}"
@@ -251,6 +264,8 @@ class Plan:
             said += f" --draft-depths {','.join(map(str, self.depths))}"
         if self.skip is not None:
             said += f" --skip {shlex.quote(self.skip)}"
+        if self.exits:
+            said += f" --exit {told(self.exits)}"
         if self.speedup is not None:
             said += f" --speedup {self.speedup:g}"
         if self.spec is not None:
@@ -295,9 +310,9 @@ def _loops(
     return found
 
 
-def forms_of(text: str, dtype: str) -> list[StagePlan]:
+def forms_of(text: str, dtype: str, of: str = "") -> list[StagePlan]:
     """The other forms of a step on ONNX Runtime's CPU provider: of chains, without the mask, where
-    the engine takes one; and of the chains of several sequences."""
+    the engine takes one; and of the chains of several sequences. Their names begin with `of`."""
     grafts = Pipeline.parse(text, GRAFTS).grafts
     chains = str(Pipeline(tuple(g for g in grafts if not isinstance(g, TreeMask))))
     says = "its step for chains, without the mask"
@@ -305,7 +320,7 @@ def forms_of(text: str, dtype: str) -> list[StagePlan]:
     for count in SEQUENCES:
         says = f"its step for the rows of {count} sequences"
         packed = f"{chains} | {PackRows(sequences=count)}"
-        found.append(StagePlan(f"{ROWS}-{count}", "form", packed, dtype, says=says))
+        found.append(StagePlan(f"{of}{ROWS}-{count}", "form", packed, dtype, says=says))
     return found
 
 
@@ -396,6 +411,46 @@ def _own_front(passes: str | None) -> str | None:
     """The canonicalize of other options that --passes begins with, if it does."""
     first = (passes or "").partition("|")[0]
     return first if re.match(CANONICALIZE, first) else None
+
+
+def _taps(exits: Sequence[int]) -> str:
+    """The pass that brings out what leaves the blocks in front of exits."""
+    return f"tap{{layers={'+'.join(str(blocks - 1) for blocks in exits)}}}"
+
+
+def _of_exits(
+    exits: Sequence[int],
+    engine: StagePlan,
+    passes: str | None,
+    quantizer: str | None,
+    chosen_among: bool,
+) -> list[StagePlan]:
+    """The stages of exits, over the target's own weights and caches: for each its first blocks,
+    and all others, for one sequence and for several. Where a recipe chooses among them, whatever
+    computes a later exit's hidden states brings them out, for the head that reads them."""
+    if engine.name != CPU:
+        raise GraftlineError(f"--exit needs --target {CPU}, not {engine.name}")
+    front, dtype, made = _own_front(passes), engine.dtype, list[StagePlan]()
+
+    def stage(name: str, role: StageRole, says: str, *fusing: str) -> StagePlan:
+        fused = " | ".join(fusing)
+        text = pipeline_of("plain", front, CPU, dtype, quantizer, fusing=fused)[1]
+        return StagePlan(name, role, text, dtype, says=says)
+
+    for place, blocks in enumerate(exits):
+        says = f"the exit behind block {blocks - 1}: the first {blocks} blocks and the head"
+        cut = f"cut-depth{{blocks={blocks}}}"
+        made.append(stage(exit_stage(blocks), "exit", says, _taps([blocks]), cut))
+        later = [_taps(exits[place + 1 :])] if chosen_among and exits[place + 1 :] else []
+        says = f"the blocks behind block {blocks - 1}, which verify what those have drafted"
+        rest = stage(
+            rest_stage(blocks), "rest", says, *later, f"depth-rest{{blocks={blocks}}}"
+        )
+        made += [rest, *forms_of(rest.text, dtype, f"{rest.name}-")]
+    if chosen_among:
+        says = "the final norm and the head, for hidden states of any block"
+        made.append(stage(ALL, "rest", says, "depth-rest"))
+    return made
 
 
 def _of_head(

@@ -63,7 +63,9 @@ class Exactness:
     same_rows: int | None = None
 
 
-StageRole = Literal["export", "canonical", "engine", "form", "fused", "depth", "route"]
+StageRole = Literal[
+    "export", "canonical", "engine", "form", "fused", "depth", "route", "exit", "rest"
+]
 EXPORT, CANONICAL = "export", "canonical"
 """Stages of the target that no runtime opens, by name."""
 
@@ -82,8 +84,10 @@ class Stage:
     is what a runtime opens; a `form` is its step for chains, or for several sequences, over the
     same weights and caches; a `fused` step drafts and verifies by itself; a `depth` is a sub-model
     of the first blocks; a `route` is the target without some blocks, or parts of blocks, and works
-    on the target's caches. `owner` is whose it is: the target's, a draft head's, or a draft's,
-    which has stages of its own; it is of the target's export where it is that in another precision.
+    on the target's caches; an `exit` is its first blocks and its head, and a `rest` all blocks
+    behind those, from the hidden states that leave them, on its caches too. `owner` is whose it is:
+    the target's, a draft head's, or a draft's, which has stages of its own; it is of the target's
+    export where it is that in another precision.
     `dtype` is the precision of its weights, "" where they are as the checkpoint has them.
     `exactness` and `quality` are what was measured on an engine. `inputs_from` names the stages
     whose outputs it takes. `fields` are the receptive fields of a decoder that runs in windows.

@@ -10,7 +10,7 @@ from graftline.law import summary
 from graftline.ports import by_role, told
 from graftline.recipe import claimed
 
-PARTS = ("depth", "route")
+PARTS = ("depth", "route", "exit", "rest")
 """Roles of stages that have some of the blocks of their owner's engine."""
 
 

@@ -29,6 +29,7 @@ def optimize(
     draft: o.Draft = None,
     draft_depths: o.DraftDepths = "",
     skip: o.Skip = None,
+    exit: o.Exit = None,
     speedup: o.Speedup = None,
     spec: o.SpecFile = None,
     steps: o.LoopSteps = "",
@@ -57,6 +58,8 @@ def optimize(
 
     `graftline optimize ./SmolLM2 -o fast.graft --recipe unified-layer-skip --speedup 1.5`
 
+    `graftline optimize ./SmolLM2 -o exit.graft --recipe layer-skip --exit 8`
+
     `graftline optimize ./TARGET -o pard.graft --recipe pard --draft ./PARD-DRAFT:int8`
 
     `graftline optimize ./vicuna-7b-v1.3 -o medusa.graft --head ./medusa-vicuna-7b-v1.3`
@@ -77,13 +80,14 @@ def optimize(
     with screen.steps(quiet) as watch:
         from graftline.build import optimize as compile
         from graftline.draft import parse_depths
+        from graftline.exits import parse_exits
 
         bundle = compile.optimize(
             checkpoint, out, recipe=recipe, passes=passes, target=target, dtype=dtype,
             weights=mode, full_export=full_export, quantizer=quantizer, draft=draft,
             draft_depths=parse_depths(draft_depths) if draft_depths else (), engine=engine,
             step=step, head=head, skip=skip, speedup=speedup, spec=spec, steps=_numbers(steps),
-            watch=watch,
+            exits=() if exit is None else parse_exits(exit), watch=watch,
         )  # fmt: skip
     if json:
         screen.write_json(json_format.loads(bundle.manifest.to_json()))

@@ -102,6 +102,14 @@ Skip = Annotated[
         "block of the middle half.",
     ),
 ]
+Exit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BLOCKS",
+        help="Let the target draft after its first blocks, so many of them, and verify with the "
+        "others alone, over the same weights and caches: 8, or 6,12,18 for recipes that choose.",
+    ),
+]
 Speedup = Annotated[
     float | None,
     typer.Option(

@@ -81,6 +81,13 @@ class CutDepth(Graft):
                 "can be kept",
                 ends,
             )
+        at, last = (stream[i].shape for i in (self.blocks - 1, -1))
+        if at is not None and last is not None and at[-1] != last[-1]:
+            raise NotApplicable(
+                f"cut-depth{{blocks={self.blocks}}}: the stream leaves block {self.blocks - 1} "
+                f"{at[-1]} wide and the head reads {last[-1]}; cut behind a block of that width",
+                ends,
+            )
         beside = _beside(model.graph, stream[-1])
         if beside:
             raise NotApplicable(

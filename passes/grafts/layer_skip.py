@@ -21,12 +21,18 @@ from graftline.passes.anchors.residual import (
     spans,
 )
 from graftline.passes.anchors.work import block_work, numbers
-from graftline.passes.graph.cut import drop_ports, elements, hand_over, keep_outputs
+from graftline.passes.graph.cut import (
+    drop_ports,
+    elements,
+    hand_over,
+    keep_outputs,
+    sizes_of_caches,
+)
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.pipeline.graft import BLOCK, ROLE, Evaluate, Graft, Law, WeightFreeLaw
-from graftline.ports import Port, read_ports, slot_ports
+from graftline.ports import Port, read_ports
 from graftline.route import MANY, MIDDLE, SPREAD, Route, blocks_for, blocks_of, text_of
 
 STREAM = "stream"
@@ -202,7 +208,7 @@ class LayerSkip(Graft):
         for span in found:
             if any(way.way(span.block)):
                 _check(model.graph, span, way)
-        _measured(model, self.dropped(model))
+        sizes_of_caches(model, self.dropped(model), self.name())
 
     def apply(self, model: ir.Model) -> None:
         way, gone = self.route(model), self.dropped(model)
@@ -213,7 +219,7 @@ class LayerSkip(Graft):
             elif any(way.way(span.block)):
                 terms = _terms(span)
                 _leave_out(span, terms, frozenset(_skipped(terms, span, way)))
-        for node, cache in _measured(model, gone):
+        for node, cache in sizes_of_caches(model, gone, self.name()):
             node.replace_input_with(0, cache)
         drop_ports(model, gone)
         left = max(facts.parameters - (size - elements(model)), 0)
@@ -271,25 +277,6 @@ def _check(graph: ir.Graph, span: Span, way: Route) -> None:
         part = "attention" if span.block in way.attention else "MLP"
         what = f"layer-skip cannot skip the {part} of block {span.block} alone"
         raise refusal(f"{what}; name the block in layers", [terms])
-
-
-def _measured(model: ir.Model, gone: Collection[str]) -> list[tuple[ir.Node, ir.Value]]:
-    """Nodes that ask a cache that goes for its shape, its slots say, and one like it that stays.
-    Raises NotApplicable where there is none."""
-    inputs = {v.name: v for v in model.graph.inputs}
-    ports = slot_ports(read_ports(model), "in")
-    found: list[tuple[ir.Node, ir.Value]] = []
-    for port in [p for p in ports if p.name in gone]:
-        alike = [
-            p for p in ports if p.name not in gone and (p.role, p.shape) == (port.role, port.shape)
-        ]
-        for node in inputs[port.name].consumers():
-            if node.op_type == "Shape" and alike:
-                found.append((node, inputs[alike[0].name]))
-            elif node.op_type == "Shape":
-                why = f"the graph counts slots by {port.name}, and no cache of its shape is left"
-                raise NotApplicable(f"layer-skip: {why}; keep the attention of block {port.layer}")
-    return found
 
 
 def _width(value: ir.Value) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable
 
 import onnx_ir as ir
 
+from graftline.errors import NotApplicable
 from graftline.passes.graph.emit import drop_unused
-from graftline.ports import read_ports, write_ports
+from graftline.ports import read_ports, slot_ports, write_ports
 
 
 def hand_over(old: ir.Value, new: ir.Value) -> None:
@@ -41,3 +42,24 @@ def elements(model: ir.Model) -> int:
     tensors = [v.const_value for v in model.graph.initializers.values()]
     sizes = [math.prod(map(int, t.shape)) for t in tensors if t is not None]  # type: ignore[arg-type]
     return sum(size for size in sizes if size > 1)
+
+
+def sizes_of_caches(
+    model: ir.Model, gone: Collection[str], who: str
+) -> list[tuple[ir.Node, ir.Value]]:
+    """Nodes that ask a cache that goes for its shape, its slots say, and one like it that stays.
+    Raises NotApplicable where there is none."""
+    inputs = {v.name: v for v in model.graph.inputs}
+    ports = slot_ports(read_ports(model), "in")
+    found: list[tuple[ir.Node, ir.Value]] = []
+    for port in [p for p in ports if p.name in gone]:
+        alike = [
+            p for p in ports if p.name not in gone and (p.role, p.shape) == (port.role, port.shape)
+        ]
+        for node in inputs[port.name].consumers():
+            if node.op_type == "Shape" and alike:
+                found.append((node, inputs[alike[0].name]))
+            elif node.op_type == "Shape":
+                why = f"the graph counts slots by {port.name}, and no cache of its shape is left"
+                raise NotApplicable(f"{who}: {why}; keep the attention of block {port.layer}")
+    return found

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from graftline.runtimes.control.choose import Offer, Terms
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.drafter import Bid, PaidDrafter
+from graftline.runtimes.drafter import Bid, PaidDrafter, is_resumed
 
 HURDLE = 0.03
 """Share by which a sequence must gain by drafting."""
@@ -71,9 +71,10 @@ class Paid:
     def bid(self, drafter: PaidDrafter, terms: Terms, rate: float) -> Bid:
         """What one sequence may spend, where the step is expected to bring `rate` tokens a
         millisecond."""
-        costs = [self._cost(row, terms) for row in range(1, min(terms.room, drafter.rows) + 1)]
+        sizes = range(1, min(terms.room, drafter.rows) + 1)
+        costs = [self._cost(row, terms) - self._saved(drafter, row, terms) for row in sizes]
         slower = self._costs.pace.slower(self._name, "paid", terms.batch)
-        rate = max(rate * slower, terms.batch / costs[0])
+        rate = max(rate * slower, terms.batch / self._cost(1, terms))
         rises = (after - before for before, after in pairwise(costs))
         keep = [0.0, *(rate * rise / terms.batch for rise in rises)]
         call = rate * self._price(drafter, 1, terms)
@@ -82,6 +83,7 @@ class Paid:
     def drafted(self, sequence: int, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
         """A draft of `rows` rows behind the root was made; the milliseconds it took."""
         price, key = self._price(drafter, drafter.reads, terms), drafter.foresight()
+        price = max(price - self._saved(drafter, rows + 1, terms) / terms.batch, 0.0)
         self._known(drafter, terms)
         self._open[sequence] = key, rows, price
         return price
@@ -106,7 +108,7 @@ class Paid:
         key = drafter.foresight()
         if key not in self._classes:
             sums = enumerate(accumulate(drafter.hope(key)[1:]), 1)
-            drafts = [Means(WEIGHT, n, q, self._price(drafter, q, terms)) for q, n in sums]
+            drafts = [Means(WEIGHT, n, q, self._made(drafter, q, terms)) for q, n in sums]
 
             def rate(draft: Means) -> float:
                 step = self._cost(int(draft.rows) + 1, terms) / terms.batch
@@ -114,6 +116,20 @@ class Paid:
 
             self._classes[key] = max(drafts, key=rate)
         return self._classes[key]
+
+    def _made(self, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
+        """What drafts of so many rows are believed to take, over what they save their step."""
+        reads = drafter.reads_for(rows) if is_resumed(drafter) else rows
+        saved = self._saved(drafter, rows + 1, terms) / terms.batch
+        return max(self._price(drafter, reads, terms) - saved, 0.0)
+
+    def _saved(self, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
+        """Milliseconds that a step of so many rows of every sequence takes less, because drafts
+        have computed a part of it."""
+        if not is_resumed(drafter):
+            return 0.0
+        left = drafter.rest_cost(terms.batch * rows, terms.past, terms.batch)
+        return self._cost(rows, terms) - left
 
     def _price(self, drafter: PaidDrafter, reads: float, terms: Terms) -> float:
         """Attention over what is committed costs a draft at most what it costs the target."""

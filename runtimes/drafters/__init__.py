@@ -16,6 +16,7 @@ from graftline.runtimes.drafters.draft_paths import DraftPaths
 from graftline.runtimes.drafters.draft_steps import DraftSteps
 from graftline.runtimes.drafters.dspark import DSpark
 from graftline.runtimes.drafters.eagle import Eagle
+from graftline.runtimes.drafters.early_exit import EarlyExit
 from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
 from graftline.runtimes.drafters.hydra import Hydra
 from graftline.runtimes.drafters.input_copy import InputCopy
@@ -64,6 +65,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "prompt-lookup": PromptLookup,
     "reflective": Reflective,
     "self-skip": SelfSkip,
+    "early-exit": EarlyExit,
     "sorted-draft": SortedDraft,
     "speculative-jacobi": SpeculativeJacobi,
     "stand": Stand,

@@ -136,16 +136,17 @@ class BoundCalls:
         """Whether chains of several sequences are scored in one engine call."""
         return self._forms.most > 1
 
-    def _packed_rows(self, tokens: Ints, counts: Sequence[int]) -> Scores:
-        """Chains of several sequences, in as few calls as there are graphs for."""
+    def _packed_rows(self, tokens: Ints, counts: Sequence[int], base: int = 0) -> Scores:
+        """Chains of several sequences, from `base` on, in as few calls as there are graphs for."""
         batch, most = len(tokens), self._forms.most
         whole = Assembly(self._together, *tokens.shape)
         for first in range(0, batch, most):
             rows = range(first, min(first + most, batch))
-            call, self._last = self._packed_call(first, len(rows)), None
+            call, self._last = self._packed_call(base + first, len(rows)), None
             self._turn += 1
             parts = [tokens[row, : counts[row]] for row in rows]
-            found = self._scores(call(parts, self._lengths[first : rows.stop].tolist()).get)
+            starts = self._lengths[base + first : base + rows.stop].tolist()
+            found = self._scores(call(parts, starts).get)
             if len(rows) == batch and min(counts) == max(counts):
                 return regrouped(of_rows(found, slice(0, batch * counts[0])), batch)
             start = 0

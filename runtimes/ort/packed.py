@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnxruntime
 
 from graftline.errors import BackendError
-from graftline.ports import Port, by_role, slot_ports
+from graftline.ports import STREAM, Port, by_role, slot_ports
 from graftline.runtimes.ort.step_arrays import OutputMemory, known_by
-from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.session import Floats, Ints, Scores
 
 Array = npt.NDArray[Any]
 IDLE_SLOTS = 1
@@ -73,6 +73,7 @@ class PackedCall:
         self._bound: _Rows | None = None
         ins = [p for p in graph.ports if p.direction == "in" and p.state == ""]
         self._roles = {p.role: p.name for p in ins}
+        self._reads = STREAM if STREAM in self._roles else "tokens"
         sizes = {p.name: np.zeros(graph.sequences, np.int64) for p in ins if len(p.shape) == 1}
         self._index = sizes[self._roles["write_index"]]
         self._counts = sizes[self._roles["counts"]]
@@ -91,24 +92,27 @@ class PackedCall:
                 self._binding.bind_ortvalue_input(port.mirror, value)
                 self._binding.bind_ortvalue_output(port.name, value)
 
-    def __call__(self, tokens: Sequence[Ints], starts: Sequence[int]) -> dict[str, Array]:
-        """Score chains: of each sequence its new tokens [N] and the slot that the first is written
-        to. Outputs as `known_by` says, [1, all rows, ...], one sequence behind the other.
+    def __call__(
+        self, given: Sequence[Ints] | Sequence[Floats], starts: Sequence[int]
+    ) -> dict[str, Array]:
+        """Score chains: of each sequence its new tokens [N], or the hidden states [N, H] where the
+        graph reads those in their place, and the slot that the first is written to. Outputs as
+        `known_by` says, [1, all rows, ...], one sequence behind the other.
 
         Raises BackendError with ONNX Runtime's own reason.
         """
         idle = len(self._counts) - self._taken
-        total = sum(map(len, tokens)) + idle
+        total = sum(map(len, given)) + idle
         rows = self._rows(total)
-        ids, positions = (rows.arrays[self._roles[role]][0] for role in ("tokens", "positions"))
-        at = 0
-        for place, (part, start) in enumerate(zip(tokens, starts, strict=True)):
+        positions = rows.arrays[self._roles["positions"]][0]
+        read, at = rows.arrays[self._roles[self._reads]][0], 0
+        for place, (part, start) in enumerate(zip(given, starts, strict=True)):
             count = len(part)
-            ids[at : at + count] = part
+            read[at : at + count] = part
             positions[at : at + count] = np.arange(start, start + count)
             self._index[place], self._counts[place] = start, count
             at += count
-        ids[at:] = positions[at:] = 0
+        read[at:] = positions[at:] = 0
         try:
             self._run(self._binding)
         except Exception as error:  # onnxruntime raises its own types, and plain RuntimeError

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from graftline.runtimes.ort.caches import HostCaches, HostSlots
 from graftline.runtimes.ort.calls import CHUNK, MOST_ROWS, BoundCalls
 from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.packed import PackedCall
+from graftline.runtimes.ort.resumes import Resumes
 from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays, taps_of
 from graftline.runtimes.scores import copied, joined
 from graftline.runtimes.session import (
@@ -80,9 +81,11 @@ class OrtSession(BoundCalls):
         self._guests: list[OrtSession] = []
         self._last: StepArrays | None = None
         self._turn = 0
+        self.resumes: Resumes | None = None
+        """Rows that exits of this target have begun, where it has exits."""
         self.reset(1)
 
-    def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> OrtSession:
+    def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> Self:
         """The same engine with caches of its own, of `capacity` positions where fewer will do, or
         with those of `host`, a session of the same architecture with at least its blocks: then only
         `follow` may be called.
@@ -93,7 +96,7 @@ class OrtSession(BoundCalls):
         other._calls, other._packed, other._guests = {}, {}, []
         other._memory = HostCaches(self._caches)
         other._outputs, other._together = OutputMemory(), OutputMemory()
-        other._lengths = np.zeros(0, np.int64)
+        other._lengths, other.resumes = np.zeros(0, np.int64), None
         if host is None:
             other.capacity = min(capacity or self.capacity, self.capacity)
             other.reset(1)
@@ -260,12 +263,30 @@ class OrtSession(BoundCalls):
             raise BackendError("this bundle scores chains only; rebuild it with the pass tree-mask")
         if mask is not None and not self._lengths.all():
             raise BackendError("a tree needs a committed prompt before it; prefill first")
+        each = [count] * batch if counts is None else counts
+        if self.resumes is not None and mask is None:
+            found = self.resumes.score(tokens, each)
+            if found is not None:
+                return found
         if batch > 1 and count > 1:
-            each = [count] * batch if counts is None else counts
             if self.packs and mask is None:
                 return self._packed_rows(tokens, each)
             return self._ragged(tokens, depth, mask, each)
         return self._rows(0, batch, tokens, depth, mask)
+
+    def chains(self, first: int, tokens: Ints, counts: Sequence[int]) -> Scores:
+        """The scores of chains, of so many rows, of the sequences from `first` on."""
+        tokens = tokens[:, : max(counts)]
+        batch, count = tokens.shape
+        if batch == 1 or count == 1:
+            return self._rows(first, batch, tokens, None, None)
+        if self.packs:
+            return self._packed_rows(tokens, counts, first)
+        whole = Assembly(self._together, batch, count)
+        for row in range(batch):
+            part = tokens[row : row + 1, : counts[row]]
+            whole.put(row, self._rows(first + row, 1, part, None, None), 0)
+        return whole.scores()
 
     def _ragged(
         self, tokens: Ints, depth: Ints | None, mask: Bools | None, counts: Sequence[int]

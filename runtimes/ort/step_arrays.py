@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from graftline.ports import FEATURES, Port, by_role
+from graftline.ports import FEATURES, STREAM, Port, by_role
 from graftline.runtimes.session import Bools, Floats, Ints, Scores, Tap
 
 STEP_INTS = ("tokens", "positions", "write_index", "rows")
@@ -35,6 +35,8 @@ class StepArrays:
     """Slots before this one are visible in the last chain of one row; -1: unknown."""
     features: Floats | None = None
     """[B, N, H]: what a draft head's step reads besides tokens."""
+    states: Floats | None = None
+    """[B, N, H]: what a step of the blocks behind an exit reads in place of tokens."""
 
     def asked(self, name: str) -> npt.NDArray[Any] | None:
         """An output [B, R, ...] of the rows that were asked for, where the graph gives all N of
@@ -180,8 +182,8 @@ def bind(
     tokens, positions, write_index, rows = (inputs[n] for n in STEP_INTS)
     ints = tokens, positions, write_index, rows
     run = session.run_with_iobinding
-    more = inputs.get(FEATURES)
-    return StepArrays(run, binding, *ints, inputs.get("mask"), outputs, features=more)
+    more = {"features": inputs.get(FEATURES), "states": inputs.get(STREAM)}
+    return StepArrays(run, binding, *ints, inputs.get("mask"), outputs, **more)
 
 
 def _value(array: npt.NDArray[Any]) -> Any:

@@ -9,14 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import LawBroken
+from graftline.exits import rest_stage
 from graftline.kinds.decoder.proof import equal_rows, facts_of, rounding, too_large
 from graftline.kinds.kind import Parts, Watch
 from graftline.law import Evidence, LawRow
 from graftline.nearness import NEARBY, limit, spread_gaps
-from graftline.ports import by_role
+from graftline.ports import STREAM, by_role
 from graftline.runtimes.ort.caches import HostCaches
 from graftline.runtimes.ort.graph import open_graph, open_reference
 from graftline.runtimes.ort.packed import PackedCall, PackedGraph
+from graftline.runtimes.ort.rest import RestSession
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.step_arrays import OutputMemory
 
@@ -38,26 +40,47 @@ class ProofSession(OrtSession):
         return _opened(self._parts, self._graph)
 
 
+class ProofRest(ProofSession, RestSession):
+    """The same of the blocks behind an exit."""
+
+
 def _opened(parts: Parts, graph: Path) -> Any:
     return open_graph(graph, THREADS) if parts.dtype in NEARBY else open_reference(graph)
 
 
 def prove_forms(parts: Parts, say: Watch) -> list[LawRow]:
     """Law `form` of every form: steps of several rows, two one behind the other, of one sequence or
-    of as many as it takes, are what the target's own graph makes of each sequence alone."""
+    of as many as it takes, are what the graph that it is a form of, the target's own or that of the
+    blocks behind an exit, makes of each sequence alone."""
     forms = [name for name, stage in parts.stages.items() if stage.role == "form"]
     if not forms:
         return []
     if short := too_large(parts):
         return [LawRow(name, "form", "not_run", short) for name in forms]
     say("proof: the other forms of a step against the target's own")
+    sources: dict[str, list[str]] = {}
+    for name in forms:
+        sources.setdefault(_source(parts, name), []).append(name)
+    return [row for source, some in sources.items() for row in _prove(parts, source, some)]
+
+
+def _source(parts: Parts, form: str) -> str:
+    """The stage that a form is one of."""
+    begins = by_role(parts.ports(form), STREAM, "in")
+    return rest_stage(1 + (begins[0].layer or 0)) if begins else parts.engine
+
+
+def _prove(parts: Parts, source: str, forms: list[str]) -> list[LawRow]:
+    """Law `form` of the forms of one stage."""
     counts = {name: _sequences(parts, name) for name in forms}
     texts = _texts(max(counts.values()), facts_of(parts).vocabulary)
-    expected = _answers(parts, parts.engine, texts)
+    if begins := by_role(parts.ports(source), STREAM, "in"):
+        texts = _states(texts, facts_of(parts).vocabulary, int(begins[0].shape[-1]))
+    expected = _answers(parts, source, texts)
     rows: list[LawRow] = []
     for name, many in counts.items():  # one is open at a time
         some = texts if many == 1 else texts[:many]
-        got = _answers(parts, name, some) if many == 1 else _together(parts, name, some)
+        got = _answers(parts, name, some) if many == 1 else _together(parts, source, name, some)
         pairs = list(zip(got, expected[: len(got)], strict=True))
         rows.append(LawRow.of(name, "form", _equal(parts, name, pairs)))
     return rows
@@ -65,6 +88,9 @@ def prove_forms(parts: Parts, say: Watch) -> list[LawRow]:
 
 def _answers(parts: Parts, stage: str, texts: list[list[Array]]) -> list[Array]:
     """Logits [rows, V] of each sequence, alone."""
+    if by_role(parts.ports(stage), STREAM, "in"):
+        rest = ProofRest(parts, stage)
+        return [_resumed(rest, text) for text in texts]
     session = ProofSession(parts, stage)
     return [_alone(session, text) for text in texts]
 
@@ -84,6 +110,23 @@ def _texts(count: int, vocabulary: int) -> list[list[Array]]:
     return made
 
 
+def _states(texts: list[list[Array]], vocabulary: int, width: int) -> list[list[Array]]:
+    """The same texts as hidden states [N, H], of random numbers."""
+    table = np.random.default_rng(12).standard_normal((vocabulary, width)).astype(np.float32)
+    return [[table[tokens] for tokens in text] for text in texts]
+
+
+def _resumed(session: RestSession, text: list[Array]) -> Array:
+    """Logits [rows, V] of one sequence's steps, from hidden states."""
+    session.reset(1)
+    found: list[Array] = []
+    for step, states in enumerate(text):
+        logits = session.resume(0, session.lengths.tolist(), [states]).logits[0]
+        found.append(logits[-1:].copy() if step == 0 else logits.copy())
+        session.advance(0, len(states))
+    return np.concatenate(found)
+
+
 def _alone(session: OrtSession, text: list[Array]) -> Array:
     """Logits [rows, V] of one sequence's steps."""
     prompt, *steps = text
@@ -95,9 +138,9 @@ def _alone(session: OrtSession, text: list[Array]) -> Array:
     return np.concatenate(found)
 
 
-def _together(parts: Parts, form: str, texts: list[list[Array]]) -> list[Array]:
+def _together(parts: Parts, source: str, form: str, texts: list[list[Array]]) -> list[Array]:
     """The same of several sequences: their prompts in one call, then each of their steps."""
-    own = parts.ports(parts.engine)
+    own = parts.ports(source)
     memory = HostCaches([p for p in own if p.mirror is not None])
     memory.make_room(len(texts), SLOTS, [])
     graph = PackedGraph(_opened(parts, parts.graph(form)), parts.ports(form))

@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from graftline.errors import LawBroken
+from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts
 from graftline.kinds.decoder.stored_rows import StoredRows
 from graftline.nearness import few_rows
+from graftline.passes.grafts.kv_cache import empty_caches
+from graftline.passes.grafts.tree_mask import causal_mask
 from graftline.passes.graph.constants import Constants
+from graftline.passes.graph.ports import roles_of
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[Any]
@@ -151,3 +156,12 @@ def _check(sample: Sample, vocabulary: int) -> None:
         raise LawBroken(
             "export", "whole", "logits", "the export's own are all the same: nothing to compare"
         )
+
+
+def first_rows(canonical: ir.Model, tokens: Ints) -> Feed:
+    """Tokens [1, N] as the first rows of a sequence, the logits of all of them asked for."""
+    every, start = np.arange(tokens.shape[1])[None], np.zeros(1, np.int64)
+    slots = tokens.shape[1] + 2
+    mask = causal_mask(start, tokens.shape[1], slots)
+    given = {"tokens": tokens, "positions": every, "rows": every, "write_index": start}
+    return roles_of(canonical).feed(**given, mask=mask) | empty_caches(canonical, 1, slots)

@@ -13,6 +13,8 @@ from graftline.build.engines import is_engine
 from graftline.bundle.store import load_graph
 from graftline.evaluate import Feed, oracle_limit, run
 from graftline.facts import DraftBlockFacts, as_decoder
+from graftline.kinds.decoder.exits import prove_rest
+from graftline.kinds.decoder.probe import first_rows
 from graftline.kinds.decoder.proof import facts_of, near_rows
 from graftline.kinds.decoder.schedules import prove_schedule, routes_of
 from graftline.kinds.kind import Parts, Watch
@@ -20,9 +22,7 @@ from graftline.law import LawRow
 from graftline.owners import HEAD
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
-from graftline.passes.grafts.kv_cache import empty_caches
 from graftline.passes.grafts.layer_skip import LayerSkip, route, route_outputs
-from graftline.passes.grafts.tree_mask import causal_mask
 from graftline.passes.graph.ports import roles_of
 from graftline.passes.pipeline.graft import Law
 from graftline.recipe import FUSED, Recipe
@@ -40,6 +40,8 @@ def prove_stage(parts: Parts, stage: str, chosen: Recipe, say: Watch) -> list[La
         if chosen.schedule and stage == routes_of(parts, chosen)[-1]:
             laws.append(prove_schedule(parts, chosen, say))
         return laws
+    if parts.stages[stage].role == "rest":
+        return prove_rest(parts, stage, say)
     return prove_depth(parts, stage, say)
 
 
@@ -80,7 +82,7 @@ def prove_fused(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
 def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     """Laws of a sub-model of the first blocks."""
     blocks = as_decoder(parts.stages[stage].facts).layers
-    say(f"proof: the first {blocks} blocks against the whole draft, with the real weights")
+    say(f"proof: the first {blocks} blocks against the whole, with the real weights")
     what = SubModel(CutDepth(blocks), prefix, "depth", "the host cut there")
     return _prove_part(parts, stage, what)
 
@@ -125,7 +127,7 @@ def _prove_part(parts: Parts, stage: str, part: SubModel) -> list[LawRow]:
         why = f"the whole weighs {size / 1e9:.1f} GB, the oracle takes {most / 1e9:.1f} GB here"
         return [LawRow(stage, law, "not_run", why)]
     tokens = np.random.default_rng(4).integers(0, facts.vocabulary, (1, 8), dtype=np.int64)
-    roles, feed = roles_of(canonical), _first_rows(canonical, tokens)
+    roles, feed = roles_of(canonical), first_rows(canonical, tokens)
     made = canonical.clone()
     part.graft.apply(made)
     laws = [LawRow.of(stage, law, part.law(part.graft, canonical, made, feed, run))]
@@ -138,12 +140,3 @@ def _prove_part(parts: Parts, stage: str, part: SubModel) -> list[LawRow]:
     got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])
     checked = near_rows(stage, part.engine, got, expected[3:], facts, parts.dtype, part.told)
     return [*laws, LawRow.of(stage, part.engine, checked)]
-
-
-def _first_rows(canonical: ir.Model, tokens: Array) -> Feed:
-    """Tokens [1, N] as the first rows of a sequence, the logits of all of them asked for."""
-    every, start = np.arange(tokens.shape[1])[None], np.zeros(1, np.int64)
-    slots = tokens.shape[1] + 2
-    mask = causal_mask(start, tokens.shape[1], slots)
-    given = {"tokens": tokens, "positions": every, "rows": every, "write_index": start}
-    return roles_of(canonical).feed(**given, mask=mask) | empty_caches(canonical, 1, slots)

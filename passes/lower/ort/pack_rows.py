@@ -23,7 +23,7 @@ from graftline.passes.graph.emit import Emit, drop_unused, new_input, new_output
 from graftline.passes.graph.ports import input_of, value_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.pipeline.graft import ROLE, SHARED, Evaluate, Graft, Law, Stage
-from graftline.ports import TARGET, Port, by_role, read_ports, slot_ports, write_ports
+from graftline.ports import STREAM, TARGET, Port, by_role, read_ports, slot_ports, write_ports
 
 BATCH = "graftline.batch"
 """Where a model that a law runs notes how many of its sequences the law's feed has."""
@@ -42,11 +42,11 @@ def together(
     """Sequences with different pasts and numbers of rows give, in one call, what each gives alone:
     their logits, and the slots of their caches."""
     assert isinstance(graft, PackRows)
-    rows = feed["tokens"].shape[1]
+    sequences, rows = feed[next(_row_ports(read_ports(before))).name].shape[:2]
     counts = [1 + (2 * s) % max(1, min(5, rows // 2)) for s in range(graft.sequences)]
     alone: list[Feed] = []
     for s, count in enumerate(counts):
-        row = s % len(feed["tokens"])
+        row = s % sequences
         past = rows - count - s % 2
         one = {k: v[row : row + 1] for k, v in feed.items()}
         head = evaluate(before, _cut(before, one, slice(0, past)))
@@ -82,8 +82,9 @@ def _cut(model: ir.Model, feed: Feed, rows: slice) -> Feed:
 
 
 def _row_ports(ports: Iterable[Port]) -> Iterator[Port]:
-    """Inputs [B, N]: one entry for each new row."""
-    return (p for p in ports if p.direction == "in" and p.role in ("tokens", "positions"))
+    """Inputs [B, N, ...]: one entry for each new row."""
+    roles = "tokens", "positions", STREAM
+    return (p for p in ports if p.direction == "in" and p.role in roles)
 
 
 def _index(model: ir.Model) -> str:
@@ -217,7 +218,7 @@ class PackRows(Graft):
         return feed
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
-        batch = len(feed["tokens"])
+        batch = len(feed[next(_row_ports(read_ports(after))).name])
         if batch > self.sequences:
             raise NotApplicable(f"pack-rows: a feed of {batch} sequences for {self.sequences}")
         after.meta[BATCH] = batch

@@ -1,0 +1,105 @@
+"""A model that drafts for itself with its first blocks, and verifies with the others alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from graftline.exits import EXIT
+from graftline.runtimes.chances.calibration import Calibration
+from graftline.runtimes.draft_reader import Guess, Reader, drawn
+from graftline.runtimes.drafter import Bid
+from graftline.runtimes.drafters.draft_model import DraftModel
+from graftline.runtimes.drafting import Draft
+from graftline.runtimes.exits import Exit
+from graftline.runtimes.lengths import make_length
+from graftline.runtimes.resources import Resources, missing
+from graftline.runtimes.sampling import Sampling
+from graftline.runtimes.session import Floats, Scores
+from graftline.tree import Draws, Tree
+
+
+class ExitReader(Reader):
+    """As `Reader`, and it keeps the hidden states of what it reads for the blocks behind."""
+
+    def __init__(self, way: Exit, vocabulary: int = 0) -> None:
+        super().__init__(way.engine, vocabulary)
+        self.way = way
+        self.states: list[Floats] = []
+        """[H] of each row of the draft under way."""
+
+    def guess(
+        self, scores: Scores, place: int, sampling: Sampling, exact: bool = False
+    ) -> Guess:
+        self.states.append(scores.tap(self.way.tap)[0, place].copy())
+        return super().guess(scores, place, sampling, exact)
+
+
+@dataclass
+class EarlyExit(DraftModel):
+    """Self-speculative decoding by early exit (LayerSkip, arXiv 2404.16710): the target's first
+    blocks, its final norm and its head write ahead on the target's own caches, and only the blocks
+    behind those verify, from the hidden states that the draft has left of every row, the root's
+    included.
+
+    Every row of a draft has thus been read, and what is decided at each is whether another token
+    is worth reading and verifying: by the bid, which knows what the blocks left cost, or by a
+    `length` policy (`confidence{...}`: a fixed threshold).
+    """
+
+    name: ClassVar[str] = "early-exit"
+    exit: int = 0
+    """After how many blocks, of a bundle with several exits; 0: the first of them."""
+    ways: Sequence[Exit] = field(default=(), init=False, repr=False)
+
+    def equip(self, resources: Resources) -> None:
+        """Open the exit. Raises GraftlineError for a bundle without it."""
+        if resources.exits is None:
+            raise missing(self.name, EXIT)
+        self._resources, self.ways = resources, resources.exits()
+        way = next((w for w in self.ways if self.exit in (0, w.blocks)), None)
+        if way is None:
+            raise missing(f"{self.name}: exit={self.exit}", EXIT)
+        self._reader = self._exit = ExitReader(way, resources.vocabulary)
+        engine = way.engine
+        self.calibration, self._agreement = Calibration(engine.agreement), engine.agreement
+        if self.length:
+            self.policy = make_length(self.length, resources.tuned)
+
+    def draft(self, bid: Bid) -> Draft:
+        self.signal, self.reads = self.foresight(), 0
+        reader, chance, start = self._exit, 1.0, len(self._exit.tokens) - 1
+        reader.sit(bid.row)
+        reader.states, self._drafted = [], []
+        ahead, promised = list[int](), [1.0]
+        draws: dict[int, Draws] = {}
+        most = min(bid.rows, self.rows, reader.room + 1)
+        while True:
+            guess, odds = yield from self._answer(ahead, chance, bid)
+            chance, depth = chance * odds, len(ahead) + 1
+            paying = depth < most and chance >= bid.draft[depth]
+            if depth >= most or not self._worth(guess, len(ahead), paying):
+                break
+            token = guess.best
+            if guess.probs is not None:
+                token = drawn(guess.probs, self._generator)
+                draws[depth - 1] = Draws(guess.probs, (depth,))
+            ahead.append(token)
+            promised.append(odds)
+            self._drafted.append((token, guess.confidence))
+        tokens = [reader.tokens[-1], *ahead]
+        if not bid.whole:
+            reader.way.begun(bid.row, start, tokens, np.stack(reader.states))
+        chain = Tree.chain(tokens)
+        return Tree(chain.tokens, chain.parents, np.asarray(promised, np.float32), draws or None)
+
+    def reads_for(self, rows: int) -> float:
+        """Calls of a draft of so many rows behind the root."""
+        return rows + 1.0
+
+    def rest_cost(self, rows: int, past: float, batch: int) -> float:
+        """Milliseconds of verifying so many rows in all, of `batch` sequences."""
+        return self._exit.way.rest_cost(rows, past, batch)

@@ -1,0 +1,37 @@
+"""A target's exit, opened: its first blocks draft, and what they have computed is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from graftline.runtimes.draft_engine import DraftEngine
+from graftline.runtimes.ort.rest import RestSession
+from graftline.runtimes.ort.resumes import Begun, Resumes
+from graftline.runtimes.session import Floats, Tap
+
+RestCost = Callable[[int, float, int], float]
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The first `blocks` blocks as a draft, on the target's caches, and the `rest` behind them."""
+
+    blocks: int
+    engine: DraftEngine
+    rest: RestSession
+    rest_cost: RestCost
+    """Milliseconds of the rest, on the scale of the target's costs, by rows in all, committed
+    positions of each sequence, and sequences."""
+    resumes: Resumes
+
+    @property
+    def tap(self) -> Tap:
+        """Its hidden states, from which the rest goes on."""
+        return self.rest.reads
+
+    def begun(self, row: int, start: int, tokens: Sequence[int], states: Floats) -> None:
+        """These rows behind the first `start` slots of a sequence have gone through its blocks,
+        which hidden states [N, H] left: the target's next step, if it is of them, need not compute
+        that again."""
+        self.resumes.begin(row, Begun(self.rest, start, tokens, states))

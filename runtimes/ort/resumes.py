@@ -1,0 +1,81 @@
+"""Which rows of the coming step exits have begun, so that only the blocks behind those score them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory
+from graftline.runtimes.session import Floats, Ints, Scores
+
+if TYPE_CHECKING:
+    from graftline.runtimes.ort.rest import RestSession
+    from graftline.runtimes.ort.session import OrtSession
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Rows of one sequence that an exit's blocks have computed: their `tokens` behind the first
+    `start` slots, and the hidden states [N, H] that left those blocks. `rest` has the others."""
+
+    rest: RestSession
+    start: int
+    tokens: Sequence[int]
+    states: Floats
+
+    def of(self, start: int, tokens: Sequence[int]) -> bool:
+        """Whether chains of these tokens behind so many slots are begun, with all their rows."""
+        return self.start == start and list(self.tokens[: len(tokens)]) == tokens
+
+
+class Resumes:
+    """A target's chains, of which some were begun. What was begun is of use to the next step alone,
+    and to none that scores other tokens."""
+
+    def __init__(self, target: OrtSession) -> None:
+        self._target = target
+        self._begun: dict[int, Begun] = {}
+        self._memory = OutputMemory()
+
+    def begin(self, row: int, begun: Begun) -> None:
+        """The next step may go on from there, in sequence `row`."""
+        self._begun[row] = begun
+
+    def score(self, tokens: Ints, counts: Sequence[int]) -> Scores | None:
+        """The scores [B, N] of chains of which some were begun, in as few calls as neighbours have
+        the same blocks left; None where none was."""
+        rests = [self._rest(row, part[:n].tolist()) for row, (part, n) in enumerate(
+            zip(tokens, counts, strict=True))]  # fmt: skip
+        if all(rest is None for rest in rests):
+            self._begun.clear()
+            return None
+        runs = [[*run] for _, run in groupby(range(len(rests)), key=lambda row: id(rests[row]))]
+        if len(runs) == 1:
+            scores = self._run(rests[0], runs[0], tokens, counts)
+        else:
+            whole = Assembly(self._memory, *tokens.shape)
+            for run in runs:
+                found = self._run(rests[run[0]], run, tokens, counts)
+                for place, row in enumerate(run):
+                    whole.put(row, found, place)
+            scores = whole.scores()
+        self._begun.clear()
+        return scores
+
+    def _rest(self, row: int, tokens: list[int]) -> RestSession | None:
+        """What ends the rows of a sequence; None where all blocks have to."""
+        begun, start = self._begun.get(row), int(self._target.lengths[row])
+        return begun.rest if begun is not None and begun.of(start, tokens) else None
+
+    def _run(
+        self, rest: RestSession | None, run: Sequence[int], tokens: Ints, counts: Sequence[int]
+    ) -> Scores:
+        """The scores of neighbouring sequences with the same blocks left."""
+        rows = slice(run[0], run[-1] + 1)
+        if rest is None:
+            return self._target.chains(run[0], tokens[rows], counts[rows])
+        states = [self._begun[row].states[: counts[row]] for row in run]
+        return rest.resume(run[0], [self._begun[row].start for row in run], states)
