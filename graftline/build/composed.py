@@ -32,7 +32,6 @@ from graftline.passes.pipeline.graft import Graft
 from graftline.passes.pipeline.pipeline import Pipeline
 from graftline.roles import CONDITION, LATENTS, SAMPLE
 
-
 _READ_BY: Mapping[str, tuple[type[Graft], ...]] = {
     DECODER: (Join, SwapSubgraph), REPLACEMENT: (SwapSubgraph,),
 }  # fmt: skip

@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common
 from graftline.errors import GraftlineError, NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import DenoiserFacts, read_facts, write_facts
-from graftline.passes.anchors.denoiser import PREDICTION, TIMESTEP
+from graftline.passes.anchors.denoiser import AUXILIARY, PREDICTION, TIMESTEP
 from graftline.passes.grafts.fold_time import check_time
 from graftline.passes.graph.cut import drop_ports, keep_outputs
 from graftline.passes.graph.emit import Emit, drop_unused, new_input, new_output
@@ -21,7 +21,7 @@ from graftline.passes.graph.ports import input_of, output_of, port_of
 from graftline.passes.graph.splice import splice
 from graftline.passes.laws.sampled import Network
 from graftline.passes.pipeline.graft import Evaluate, Graft
-from graftline.ports import Port, read_ports, write_ports
+from graftline.ports import Port, by_role, read_ports, write_ports
 from graftline.roles import DENOISED, FRESH, NOISE, SAMPLE
 from graftline.sampling.loop import fresh_steps
 from graftline.sampling.schedule import Moment, trajectory
@@ -55,6 +55,11 @@ class CollapseLoop(Graft):
     def requires(self, model: ir.Model) -> None:
         if input_of(model, TIMESTEP) is None or output_of(model, PREDICTION) is None:
             raise NotApplicable(f"{self.name()} needs a denoiser that takes a time step")
+        if extra := by_role(read_ports(model), AUXILIARY, "out"):
+            raise NotApplicable(
+                f"{self.name()}: '{extra[0].name}' would be of every step; put prune-branch before "
+                "it"
+            )
         sampling = self.sampling(model)
         try:
             moments = trajectory(sampling).moments

@@ -78,7 +78,8 @@ def test_the_command_that_rebuilds_has_every_option() -> None:
     said = "--recipe medusa --dtype fp32 --head 'a head'"
     assert plan.command("in", "out", "") == f"graftline optimize in -o out {said}"
     loops = ("a spec.toml", (1, 4))
-    plan = Plan.of("yonos-sr", None, "ort-cpu", "fp32", None, None, (), "", "host", None, None, *loops)
+    none = None, None, (), "", "host", None, None
+    plan = Plan.of("yonos-sr", None, "ort-cpu", "fp32", *none, *loops)
     plan = plan.for_kind(KINDS["denoiser"], "yonos-sr")
     said = "--recipe yonos-sr --dtype fp32 --spec 'a spec.toml' --steps 1,4"
     assert plan.command("in", "out", "") == f"graftline optimize in -o out {said}"

@@ -16,6 +16,7 @@ from faults.projections import PROJECTIONS
 from faults.quantizer import QUANTIZER
 from faults.rotary import ROTARY
 from faults.routes import ROUTES
+from faults.samplers import SAMPLERS
 from faults.stamping import STAMPING
 from faults.trees import TREES
 from faults.windows import WINDOWS
@@ -23,7 +24,7 @@ from faults.windows import WINDOWS
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *ROUTES, *FUSED, *QUANTIZER, *LOADER,
-    *STAMPING,
+    *STAMPING, *SAMPLERS,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
