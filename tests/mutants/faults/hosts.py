@@ -238,7 +238,8 @@ class Hosts:
 SAMPLERS: Mapping[str, str] = {"sampler": DENOISER, "two-heads": TWO_HEADS}
 SPECS: Mapping[str, tuple[str, str]] = {
     "ddim": ("ddim", "ddim"),
-    "euler": ("ddim", "euler"), "euler-ancestral": ("ddim", "euler-ancestral"),
+    "euler": ('"epsilon"\nscheduler = "ddim"', '"v"\nscheduler = "euler"'),
+    "euler-ancestral": ("ddim", "euler-ancestral"),
     "clipped": ("steps = 4", "steps = 4\nclip = 0.8"),
 }  # fmt: skip
 """What is otherwise in a spec of that name."""

@@ -76,7 +76,7 @@ def _other_order(model: ir.Model) -> int:
     """Pixels of a block in another order."""
     found = nodes(model, "DepthToSpace")
     for node in found:
-        node.attributes["mode"] = ir.AttrString("mode", "CRD")
+        node.attributes["mode"] = ir.AttrString("mode", "DCR")
     return len(found)
 
 
