@@ -27,6 +27,7 @@ from graftline.passes.grafts.select_rows import SelectRows
 from graftline.passes.grafts.swap_subgraph import SwapSubgraph
 from graftline.passes.grafts.tap import Tap
 from graftline.passes.grafts.tree_mask import TreeMask
+from graftline.passes.grafts.window import Window
 from graftline.passes.lower.ort.lower import LowerOrt
 from graftline.passes.lower.ort.pack_rows import PackRows
 from graftline.passes.lower.pack_projections import PackProjections
@@ -62,6 +63,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         FuseVerify,
         FuseDraft,
         FuseHeads,
+        Window,
         PackProjections,
         Quantize,
         LowerOrt,

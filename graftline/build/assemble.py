@@ -35,6 +35,7 @@ from graftline.owners import TARGET
 from graftline.passes.pipeline.pipeline import PassReport
 from graftline.ports import Assumption, read_assumptions, read_ports, told, write_ports
 from graftline.raw_ports import read_raw
+from graftline.receptive_field import read_fields
 from graftline.recipe import FUSED
 
 if TYPE_CHECKING:
@@ -173,7 +174,8 @@ def _write_graphs(
 
 
 def _stage(role: StageRole, name: str, model: ir.Model, owner: str) -> Stage:
-    return Stage(role, _file(name), read_ports(model), read_facts(model), owner=owner)
+    ports, facts, fields = read_ports(model), read_facts(model), read_fields(model)
+    return Stage(role, _file(name), ports, facts, owner=owner, fields=fields)
 
 
 def link_files(

@@ -15,6 +15,7 @@ from graftline.facts import DecoderFacts, Facts, as_decoder
 from graftline.law import LawRow
 from graftline.owners import TARGET
 from graftline.ports import Assumption, Port
+from graftline.receptive_field import ReceptiveField
 from graftline.typed_json import Misfit, parse, read
 
 SCHEMA = 5
@@ -85,7 +86,7 @@ class Stage:
     which has stages of its own; it is of the target's export where it is that in another precision.
     `dtype` is the precision of its weights, "" where they are as the checkpoint has them.
     `exactness` and `quality` are what was measured on an engine. `inputs_from` names the stages
-    whose outputs it takes.
+    whose outputs it takes. `fields` are the receptive fields of a decoder that runs in windows.
     """
 
     role: StageRole
@@ -99,6 +100,7 @@ class Stage:
     exactness: Exactness | None = None
     quality: Mapping[str, float] = field(default_factory=dict[str, float])
     inputs_from: tuple[str, ...] = ()
+    fields: tuple[ReceptiveField, ...] = ()
 
 
 @dataclass(frozen=True)

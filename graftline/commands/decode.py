@@ -84,9 +84,9 @@ def read_array(file: Path, option: str) -> npt.NDArray[Any]:
         raise RequestError(f"{option} {file}: not a .npy file of numbers ({error})") from error
 
 
-def read_conditions(pairs: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+def read_conditions(pairs: Sequence[str]) -> dict[str, Any]:
     """`NAME=FILE.npy` options as arrays by name. Raises RequestError."""
-    found: dict[str, npt.NDArray[Any]] = {}
+    found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, file = pair.partition("=")
         if not equals or not name or name in found:

@@ -70,7 +70,24 @@ def upsampling(graph: ir.Graph, main: ir.Value, axes: int) -> Upsampling | Misma
     shapes = [s for s in found if s is not None]
     if len(shapes) < len(found):
         return mismatch("the size of its output depends on more than sizes", graph.outputs)
+    lengths = [d for d in dims_of(main)[-axes:] if isinstance(d, int)]
+    if lengths:
+        return _of_fixed(shapes[0], lengths, axes, graph.outputs[0])
     return _ratio(shapes, axes, graph.outputs[0])
+
+
+def _of_fixed(
+    shape: tuple[int, ...], lengths: list[int], axes: int, output: ir.Value
+) -> Upsampling | Mismatch:
+    """By the one output shape of a graph whose latents are `lengths` long along their axes."""
+    made = shape[-axes:]
+    ratios = {have // want for have, want in zip(made, lengths, strict=False)}
+    if len(lengths) < axes or len(shape) != axes + 2 or len(ratios) != 1:
+        return mismatch("its output is not as many times as long along every axis", [output])
+    ratio = ratios.pop()
+    if ratio < 2 or any(have != ratio * want for have, want in zip(made, lengths, strict=True)):
+        return mismatch("its output is not several times as long as its latents", [output])
+    return Upsampling(axes, ratio, shape[1])
 
 
 def _ratio(shapes: list[tuple[int, ...]], axes: int, output: ir.Value) -> Upsampling | Mismatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
 from graftline.facts import DenoiserFacts, Facts
 from graftline.ports import Port, by_role
+from graftline.receptive_field import ReceptiveField
 from graftline.roles import NOISE
 from graftline.runtimes.one_pass.feeding import Array, feed_of, main_port
+from graftline.runtimes.one_pass.windows import Windowed
 from graftline.runtimes.ort.graph import open_graph
 from graftline.targets import CPU
 
@@ -24,9 +26,15 @@ class DecodeEngine:
     """Decodes latents. Threads may share it: a call keeps nothing for the next."""
 
     def __init__(
-        self, path: Path, facts: Facts, ports: Sequence[Port], own: Sequence[Port], session: Any
+        self,
+        path: Path,
+        facts: Facts,
+        ports: Sequence[Port],
+        own: Sequence[Port],
+        session: Any,
+        fields: Sequence[ReceptiveField] = (),
     ) -> None:
-        self.path, self.facts, self.ports = path, facts, tuple(ports)
+        self.path, self.facts, self.ports, self.fields = path, facts, tuple(ports), tuple(fields)
         self._session = session
         inputs = [p for p in ports if p.direction == "in"]
         theirs = [p for p in own if p.direction == "in"]
@@ -48,18 +56,72 @@ class DecodeEngine:
         return main_port(self.ports)
 
     def decode(
-        self, latents: Any, *, seed: int = 0, steps: int | None = None, **conditions: Any
+        self,
+        latents: Any,
+        *,
+        seed: int = 0,
+        window: int | None = None,
+        steps: int | None = None,
+        **conditions: Any,
     ) -> Array:
         """Decode a batch of latents, as `main` describes them, into waveforms [B, C, T] or images
         [B, C, H, W]. A sampling loop takes its first noise in their place, and `steps` is one of
         `self.loops`, the numbers of steps that the bundle holds it in.
 
         `conditions` go by the names of the bundle's ports ("condition_0") or by the checkpoint's
-        own; `seed` is that of noise, where there is any. Raises RequestError for what does not fit.
+        own; `seed` is that of noise, where there is any. A bundle made with the pass `window`
+        decodes in windows of its own size or of `window` latents along each axis; 0: at once.
+        Raises RequestError for what does not fit.
         """
         if steps is not None:
-            return self._loop(steps).decode(latents, seed=seed, **conditions)
-        return self._run(feed_of(self.ports, self.names, latents, conditions, seed))
+            return self._loop(steps).decode(latents, seed=seed, window=window, **conditions)
+        feed = self._feed(latents, conditions, seed)
+        if window == 0 or (window is None and not self.fields):
+            return self._run(feed)
+        return self._windowed().decode(feed, window)
+
+    def stream_decode(
+        self,
+        latents: Any,
+        *,
+        seed: int = 0,
+        window: int | None = None,
+        **conditions: Any,
+    ) -> Iterator[Array]:
+        """Decode latents piece by piece along their one axis: the pieces joined are what `decode`
+        gives. `latents` are an array, of which each piece is a window's, or an iterable of chunks,
+        each of which gives what it makes certain. Needs a bundle made with the pass `window`.
+        Raises RequestError.
+        """
+        windowed = self._windowed()
+        if isinstance(latents, np.ndarray):
+            return windowed.pieces(self._feed(latents, conditions, seed), window)
+        if window is not None:
+            raise RequestError("window= is for an array; chunks are as long as they are given")
+        if odd := [p.name for p in self.along if p is not self.main]:
+            raise RequestError(f"'{odd[0]}' goes along the latents; give all of it as arrays")
+        return windowed.stream(
+            map(np.asarray, self._chunks(latents)), lambda some: self._feed(some, conditions, seed)
+        )
+
+    def _chunks(self, latents: Any) -> Iterable[Any]:
+        if not isinstance(latents, Iterable):
+            raise RequestError(f"stream_decode takes an array or chunks, not {latents!r:.40}")
+        return latents
+
+    def _feed(self, latents: Any, conditions: dict[str, Any], seed: int) -> dict[str, Array]:
+        return feed_of(self.ports, self.names, latents, conditions, seed)
+
+    @property
+    def along(self) -> tuple[Port, ...]:
+        """The latents, and the inputs that are as long."""
+        free = {self.main.shape[f.axis] for f in self.fields}
+        return tuple(p for p in self.ports if p.direction == "in" and free & set(p.shape))
+
+    def _windowed(self) -> Windowed:
+        if not self.fields:
+            raise RequestError(f"{self.path} has no windows; rebuild it with --passes window")
+        return Windowed(self._run, self.main, self.along, self.fields)
 
     def _loop(self, steps: int) -> DecodeEngine:
         """The engine of so many steps, opened once."""
@@ -105,4 +167,4 @@ def _open_stage(bundle: Bundle, name: str, threads: int | None) -> DecodeEngine:
     session = open_graph(bundle.graph(name), threads or os.cpu_count() or 1)
     export = manifest.stages.get(stage.made_of)
     own = () if export is None else export.ports
-    return DecodeEngine(bundle.path, stage.facts, stage.ports, own, session)
+    return DecodeEngine(bundle.path, stage.facts, stage.ports, own, session, stage.fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -35,7 +35,10 @@ class Measure:
     """
 
     def __init__(
-        self, graph: ir.Graph, world: World, operators: dict[ir.Node, Operator] | None = None
+        self,
+        graph: Iterable[ir.Node],
+        world: World,
+        operators: dict[ir.Node, Operator] | None = None,
     ) -> None:
         self.shapes: dict[ir.Value, Shape | None] = {}
         self.world = world

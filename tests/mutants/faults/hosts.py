@@ -25,6 +25,7 @@ from tests.dflash_files import write_dflash
 from tests.eagle_files import write_eagle3
 from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
+from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
 from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
 from tests.medusa_files import seeded, write_safe
 from tests.mtp_files import write_mtp
@@ -58,6 +59,7 @@ GRAPHS: Mapping[str, TinyDecoder] = {
     "sinks": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
     "clip": TinyDecoder(layers=5, mlp=64, alibi=True, positions=8192),
 }
+DECODERS: Mapping[str, str] = {"vocoder": VOCODER, "upscaler": UPSCALER}
 STEEP = {"gemma2": ("gate_proj", 4.0)}
 """Weights of that name are so much larger: activations reach where approximations differ."""
 HALVES = {"half": "float16", "brain": "bfloat16"}
@@ -196,6 +198,12 @@ class Hosts:
         if name in SAMPLERS:
             file = place / "denoiser.onnx"
             return file if file.is_file() else write_sampler(place, SAMPLERS[name])[0]
+        if name in DECODERS:
+            file = place / "model.onnx"
+            if not file.is_file():
+                place.mkdir(parents=True)
+                write(DECODERS[name], file)
+            return file
         if name in GRAPHS:
             file = place / "model.onnx"
             if not file.is_file():

@@ -7,6 +7,7 @@ from faults.caches import CACHES
 from faults.draft_blocks import DRAFT_BLOCKS
 from faults.draft_heads import DRAFT_HEADS
 from faults.ends import ENDS
+from faults.fields import FIELDS
 from faults.fused import FUSED
 from faults.heads import HEADS
 from faults.loader import LOADER
@@ -24,7 +25,7 @@ from faults.windows import WINDOWS
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *ROUTES, *FUSED, *QUANTIZER, *LOADER,
-    *STAMPING, *SAMPLERS,
+    *STAMPING, *SAMPLERS, *FIELDS,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
