@@ -55,7 +55,8 @@ class Denoiser(OnePass):
             values = random.standard_normal(dims)
             if np.dtype(port.dtype).kind in "iub":
                 values = random.integers(0, CLASSES, dims)
-            if port.role == TIMESTEP:
+            if port.role == TIMESTEP:  # one for each sample, whatever its dimension is called
+                dims = [d if isinstance(d, int) else sizes["B"] for d in port.shape]
                 values = np.resize(STEPS[seed % len(STEPS)], dims)
             feed[port.name] = np.asarray(values).astype(np.dtype(port.dtype))
         return feed
