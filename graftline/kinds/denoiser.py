@@ -106,7 +106,7 @@ def _exported(graph: Path, ports: tuple[Port, ...], typical: Feed) -> Network:
         owners = {r.owner for r in roles.inputs if r.name in feed}
         wanted = {r.name: names[r.name] for r in outputs if r.owner in owners}
         given = typical | {names[name]: array for name, array in feed.items() if name in names}
-        made: list[Any] = session.run(list(wanted.values()), given)
+        made: Any = session.run(list(wanted.values()), given)
         return dict(zip(wanted, made, strict=True))
 
     (step,) = by_role(ports, TIMESTEP, "in")

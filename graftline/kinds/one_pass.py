@@ -169,9 +169,11 @@ class OnePass(ABC):
         """Outputs equal a reference's."""
         comparison = self._rounding(parts, stage, law)
         pairs = zip(got, expected, strict=True)
-        worst = max(comparison.output(self.output, a, b) for a, b in pairs)
+        ports = parts.ports(stage)
+        what = next(p.role for p in ports if p.name == self._name(ports))
+        worst = max(comparison.output(what, a, b) for a, b in pairs)
         sizes = " and ".join(f"{list(a.shape)}" for a in got)
-        return LawRow(stage, law, "held", f"{self.output} {sizes}", worst, comparison.limit)
+        return LawRow(stage, law, "held", f"{what} {sizes}", worst, comparison.limit)
 
 
 def _too_large(model: ir.Model, limit: int) -> str:

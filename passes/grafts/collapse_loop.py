@@ -21,7 +21,7 @@ from graftline.passes.graph.ports import input_of, output_of, port_of
 from graftline.passes.graph.splice import splice
 from graftline.passes.laws.sampled import Network
 from graftline.passes.pipeline.graft import Evaluate, Graft
-from graftline.ports import Port, by_role, read_ports, write_ports
+from graftline.ports import Direction, Port, by_role, read_ports, write_ports
 from graftline.roles import DENOISED, FRESH, NOISE, SAMPLE
 from graftline.sampling.loop import fresh_steps
 from graftline.sampling.schedule import Moment, trajectory
@@ -147,7 +147,7 @@ class CollapseLoop(Graft):
         return {name: array for name, array in all_of.items() if name in names}
 
 
-_GONE = ((SAMPLE, "in"), (TIMESTEP, "in"), (PREDICTION, "out"))
+_GONE: tuple[tuple[str, Direction], ...] = ((SAMPLE, "in"), (TIMESTEP, "in"), (PREDICTION, "out"))
 
 
 def _noises(feed: Feed, sampling: Sampling) -> Feed:

@@ -93,7 +93,9 @@ def test_the_command_line_draws(bundle: Bundle, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert np.load(tmp_path / "made.npy").shape == (1, 3, 16, 16)
     shown = CliRunner().invoke(app, ["inspect", str(bundle.path)])
-    assert "drawn in one step of ddim" in " ".join(shown.output.split())
+    said = " ".join(shown.output.split())
+    assert "drawn in one step of ddim from epsilon" in said
+    assert "stage steps-4 the same weights: samples in 4 channels, drawn in 4 steps" in said
 
 
 def test_check_holds(bundle: Bundle) -> None:
