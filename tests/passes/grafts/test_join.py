@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graftline.build.optimize import optimize
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import run
 from graftline.passes import Pipeline
@@ -16,7 +17,7 @@ from graftline.passes.grafts.join import Join
 from graftline.passes.grafts.swap_subgraph import SwapSubgraph, swapped
 from graftline.ports import read_ports
 from tests.kinds import samplers
-from tests.kinds.samplers import SAMPLING, WHOLE, canonical, grafted, lines
+from tests.kinds.samplers import SAMPLING, WHOLE, canonical, grafted, lines, write_sampler
 
 NO_DECODER = WHOLE.partition("[decoder]")[0]
 
@@ -69,6 +70,23 @@ def test_the_swapped_decoder_is_what_is_joined(tmp_path: Path) -> None:
     model, reports = grafted(tmp_path, "swap-subgraph | collapse-loop{steps=2} | join")
     assert all(row.status == "held" for report in reports for row in report.laws)
     assert lines(model)[-1].startswith("decoded = DepthToSpace(replacement.a)")
+
+
+def test_what_else_the_other_decoder_takes_stays_an_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hinted = samplers.SMALLER.replace("w] z,", "w] z, float[N,12] hint,").replace(
+        "  pixels = DepthToSpace <blocksize = 2, mode = \"CRD\"> (a)",
+        "  two = Constant <value_ints = [2, 3]> ()\n  told = Unsqueeze (hint, two)\n"
+        "  b = Add (a, told)\n  pixels = DepthToSpace <blocksize = 2, mode = \"CRD\"> (b)",
+    )
+    monkeypatch.setattr(samplers, "SMALLER", hinted)
+    graph, spec = write_sampler(tmp_path, spec=WHOLE)
+    passes = "swap-subgraph | collapse-loop{steps=1} | join"
+    made = optimize(graph, tmp_path / "out.graft", passes=passes, spec=spec)
+    assert {w.law: w.status for w in made.manifest.laws}["whole"] == "held"
+    names = [p.name for p in made.manifest.main.ports if p.direction == "in"]
+    assert names == ["condition.0", "decoder.condition.0", "noise"]
 
 
 def test_a_scale_the_wrong_way_round_breaks_the_neutral_law(tmp_path: Path) -> None:
