@@ -37,6 +37,7 @@ class Denoiser(OnePass):
 
     name: str = "denoiser"
     output: str = PREDICTION
+    most: int = 32 << 20  # numpy takes minutes for more; ONNX Runtime holds it to the export
 
     def feed(self, ports: tuple[Port, ...], facts: Facts, seed: int) -> Feed:
         """Seeded samples, time steps and conditions."""

@@ -41,6 +41,8 @@ class OnePass(ABC):
     output: str
     front: str = "canonicalize-one-pass"
     recipe: str | None = None
+    most: int = 1 << 62
+    """Bytes of weights that the oracle takes at most, beside what the machine's memory allows."""
 
     @abstractmethod
     def feed(self, ports: tuple[Port, ...], facts: Facts, seed: int) -> Feed:
@@ -49,7 +51,7 @@ class OnePass(ABC):
 
     def front_law(self, raw: ir.Model, canonical: ir.Model) -> LawRow:
         """Outputs of both for the same feeds."""
-        if large := _too_large(canonical, oracle_limit()):
+        if large := _too_large(canonical, min(oracle_limit(), self.most)):
             return LawRow(self.front, "neutral", "not_run", large)
         ports, facts = read_ports(canonical), read_facts(canonical)
         comparison = self._comparison(self.front, "neutral", ports)
@@ -69,7 +71,7 @@ class OnePass(ABC):
 
     def small(self, canonical: ir.Model, limit: int) -> Small | str:
         """The whole network: whether it is made of blocks that repeat is not known."""
-        if large := _too_large(canonical, limit):
+        if large := _too_large(canonical, min(limit, self.most)):
             return large
         model = canonical.clone()
         hold_weights(model)
