@@ -44,6 +44,13 @@ def test_the_loop_is_the_published_one(tmp_path: Path, spec: str, steps: int) ->
     assert [p.name for p in read_ports(model)][:2] == ["condition.0", "noise"]
 
 
+def test_fifty_steps_are_the_published_fifty(tmp_path: Path) -> None:
+    spec = SAMPLING.replace("steps = 4", "steps = 50")
+    model, (report,) = grafted(tmp_path, "collapse-loop", spec=spec)
+    assert {row.law: row.status for row in report.laws}["neutral"] == "held"
+    assert sum(node.op_type == "Conv" for node in model.graph) == 100
+
+
 def test_ddim_by_hand_over_the_raw_graph(tmp_path: Path) -> None:
     """The whole loop in numpy, from the papers' formulas alone."""
     model, feed = canonical(tmp_path, "collapse-loop", spec=SAMPLING)
