@@ -69,7 +69,7 @@ def signal_shares(sampling: Sampling) -> Doubles:
         betas = np.linspace(*ends, count, dtype=np.float64) ** 2
     else:
         betas = np.linspace(sampling.beta_start, sampling.beta_end, count, dtype=np.float64)
-    return np.cumprod(1 - betas)
+    return np.cumprod(1 - betas).astype(np.float64)
 
 
 def time_steps(sampling: Sampling) -> Doubles:
