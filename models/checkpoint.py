@@ -1,4 +1,5 @@
-"""Open whatever the user points at: a Hugging Face folder, GGUF, ONNX or a saved program."""
+"""Open whatever the user points at: a folder of Hugging Face or diffusers, GGUF, ONNX or a saved
+program."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from graftline.errors import CheckpointError
 from graftline.models.config_file import CONFIG
+from graftline.models.diffusers_folder import INDEX, DiffusersFolder
 from graftline.models.gguf.file import GgufCheckpoint
 from graftline.models.hf import HfCheckpoint
 from graftline.models.host import Checkpoint, Host, Watch, silent
@@ -59,6 +61,8 @@ class Chosen:
 
 
 def _folder(place: Path) -> Checkpoint:
+    if (place / INDEX).is_file():
+        return DiffusersFolder(place)
     if (place / ADAPTER).is_file():
         return HfCheckpoint(place)
     graphs = sorted(place.glob("*.onnx")) or sorted((place / "onnx").glob("*.onnx"))

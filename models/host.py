@@ -39,8 +39,8 @@ class Host:
     """The files that the graph's weights lie in, as they were when the graph was made."""
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The decoder's config by transformers' names; empty for a checkpoint without one."""
-    spec: Spec | None = None
-    """What a denoiser's checkpoint says of it besides the graph."""
+    spec: Callable[[], Spec] | None = None
+    """Reads what a denoiser's checkpoint says of it besides the graph."""
 
 
 class Checkpoint(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -104,8 +105,9 @@ def optimize(
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)
-    if (told := read_spec(spec) if spec is not None else host.spec) is not None:
-        host = composed(host, told, plan.one_pass(), say)
+    said = host.spec if spec is None else partial(read_spec, spec)
+    if said is not None:
+        host = composed(host, said(), plan.one_pass(), say)
     plan = plan.for_kind(kind_of(host.facts), recipe)
     if isinstance(host.facts, DecoderFacts):
         plan.check_route(as_decoder(host.facts))

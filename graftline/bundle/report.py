@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from graftline.bundle.manifest import Manifest
-from graftline.facts import as_decoder
+from graftline.facts import DecoderFacts, as_decoder
 from graftline.law import summary
 from graftline.ports import by_role, told
 from graftline.recipe import claimed
@@ -24,6 +24,9 @@ def beside(manifest: Manifest) -> Iterator[tuple[str, str]]:
     that made it, and what was measured on it."""
     for name, stage in manifest.stages.items():
         if not stage.made_of or name == manifest.target:
+            continue
+        if stage.role == "form" and not isinstance(stage.facts, DecoderFacts):
+            yield name, f"the same weights: {stage.facts.told()}"
             continue
         if stage.role == "form":
             packed = by_role(stage.ports, "counts", "in")

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from graftline.bundle.weight_file import Place, WeightFile
 from graftline.errors import BundleError
 from graftline.files import inside
-from graftline.tensors import Widened, file_of, origin, static_shape
+from graftline.tensors import Widened, file_of, numbers, origin, static_shape
 
 INLINE = 1024
 """Tensors of fewer bytes stay inside the graph file."""
@@ -131,7 +131,7 @@ def _placed(
     tensor: ir.TensorProtocol, name: str, weights: WeightFile, linked: dict[Path, str]
 ) -> ir.TensorProtocol:
     if not _large(tensor):
-        return tensor if not isinstance(tensor, ir.ExternalTensor) else ir.tensor(tensor.numpy())
+        return tensor if not isinstance(tensor, ir.ExternalTensor) else ir.tensor(numbers(tensor))
     if isinstance(tensor, ir.ExternalTensor) and (rel := linked.get(file_of(tensor))) is not None:
         return _external(tensor, rel, tensor.offset or 0, name)
     return _pointer(tensor, weights.add(tensor), weights, name)

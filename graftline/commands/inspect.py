@@ -121,8 +121,9 @@ def _show_summary(bundle: Bundle | None, model: ir.Model, origin: str, file: Pat
     if bundle is not None:
         shown.print(_bundle_table(bundle))
     if FACTS_KEY in model.metadata_props:
-        facts = asdict(read_facts(model))
-        shown.print(screen.table("facts", ("", " "), list(facts.items())))
+        facts = read_facts(model)
+        rows = {"of": facts.told(), **asdict(facts)}
+        shown.print(screen.table("facts", ("", " "), list(rows.items())))
     shown.print(_ports_table(read_ports(model), model))
     if assumptions := read_assumptions(model):
         shown.print(_assumptions_table(assumptions))

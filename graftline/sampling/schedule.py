@@ -69,16 +69,17 @@ def signal_shares(sampling: Sampling) -> Doubles:
         betas = np.linspace(*ends, count, dtype=np.float64) ** 2
     else:
         betas = np.linspace(sampling.beta_start, sampling.beta_end, count, dtype=np.float64)
-    return np.cumprod(1 - betas)
+    return np.cumprod(1 - betas).astype(np.float64)
 
 
 def time_steps(sampling: Sampling) -> Doubles:
     """[steps]: the training's time steps that are taken, falling."""
     count, steps = sampling.train_steps, sampling.steps
     if sampling.spacing == "linspace":
-        return np.linspace(0, count - 1, steps)[::-1]
+        return np.linspace(0, count - 1, steps, dtype=np.float64)[::-1]
     if sampling.spacing == "trailing":
-        return np.round(np.arange(count, 0, -count / steps)) - 1
+        times = np.arange(count, 0, -count / steps, dtype=np.float64)
+        return np.round(times[:steps]) - 1
     times = (np.arange(steps) * (count // steps))[::-1] + sampling.offset
     if times[0] >= count:
         raise GraftlineError(

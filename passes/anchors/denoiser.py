@@ -58,7 +58,7 @@ def find_denoiser(graph: ir.Graph) -> OnePass | Mismatch:
     beside = [_decoder(graph, owner) for owner in (DECODER, REPLACEMENT)]
     if wrong := [found for found in beside if isinstance(found, Mismatch)]:
         return wrong[0]
-    size = (d if isinstance(d, int) else 0 for d in (height, width))
+    height, width = (d if isinstance(d, int) else 0 for d in (height, width))
     roles = [Role(sample, SAMPLE, SAMPLE), Role(step, TIMESTEP, TIMESTEP)]
     roles += [Role(v, CONDITION, f"{CONDITION}.{place}") for place, v in enumerate(rest)]
     more = [v for v in outputs if v is not prediction]
@@ -66,7 +66,7 @@ def find_denoiser(graph: ir.Graph) -> OnePass | Mismatch:
     for ins, outs in (found for found in beside if not isinstance(found, Mismatch)):
         roles, others = [*roles, *ins], [*others, *outs]
     output = Role(prediction, PREDICTION, PREDICTION)
-    return OnePass(DenoiserFacts(channels, *size), tuple(roles), output, tuple(others))
+    return OnePass(DenoiserFacts(channels, height, width), tuple(roles), output, tuple(others))
 
 
 def _declared(values: Sequence[ir.Value], role: str) -> ir.Value | None:

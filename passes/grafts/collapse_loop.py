@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common
 from graftline.errors import GraftlineError, NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import DenoiserFacts, read_facts, write_facts
-from graftline.passes.anchors.denoiser import PREDICTION, TIMESTEP
+from graftline.passes.anchors.denoiser import AUXILIARY, PREDICTION, TIMESTEP
 from graftline.passes.grafts.fold_time import check_time
 from graftline.passes.graph.cut import drop_ports, keep_outputs
 from graftline.passes.graph.emit import Emit, drop_unused, new_input, new_output
@@ -21,7 +21,7 @@ from graftline.passes.graph.ports import input_of, output_of, port_of
 from graftline.passes.graph.splice import splice
 from graftline.passes.laws.sampled import Network
 from graftline.passes.pipeline.graft import Evaluate, Graft
-from graftline.ports import Port, read_ports, write_ports
+from graftline.ports import Direction, Port, by_role, read_ports, write_ports
 from graftline.roles import DENOISED, FRESH, NOISE, SAMPLE
 from graftline.sampling.loop import fresh_steps
 from graftline.sampling.schedule import Moment, trajectory
@@ -55,6 +55,11 @@ class CollapseLoop(Graft):
     def requires(self, model: ir.Model) -> None:
         if input_of(model, TIMESTEP) is None or output_of(model, PREDICTION) is None:
             raise NotApplicable(f"{self.name()} needs a denoiser that takes a time step")
+        if extra := by_role(read_ports(model), AUXILIARY, "out"):
+            raise NotApplicable(
+                f"{self.name()}: '{extra[0].name}' would be of every step; put prune-branch before "
+                "it"
+            )
         sampling = self.sampling(model)
         try:
             moments = trajectory(sampling).moments
@@ -74,38 +79,32 @@ class CollapseLoop(Graft):
 
     def apply(self, model: ir.Model) -> None:
         sampling, part, graph = self.sampling(model), model.clone(), model.graph
-        sample, prediction = input_of(model, SAMPLE), output_of(model, PREDICTION)
+        sample, facts = input_of(model, SAMPLE), read_facts(model)
         assert sample is not None
-        assert prediction is not None
         assert sample.dtype is not None
-        shape = list(sample.shape or ())
-        keep_outputs(part, [prediction.name or ""])
-        beside = [v for v in graph.outputs if v is not prediction]
-        keep_outputs(model, [v.name or "" for v in beside])
-        dims = [d if isinstance(d, int) else str(d) for d in shape]
+        assert isinstance(facts, DenoiserFacts)
+        keep_outputs(part, [PREDICTION])
+        keep_outputs(model, [v.name or "" for v in graph.outputs if v.name != PREDICTION])
+        dims = tuple(d if isinstance(d, int) else str(d) for d in sample.shape or ())
+        dtype, ports = sample.dtype, list(read_ports(model))
         given = {v.name or "": v for v in graph.inputs}
-        noise = new_input(graph, NOISE, sample.dtype, dims)
-        ports, dtype = list(read_ports(model)), sample.dtype.numpy().name
-        ports.append(Port(NOISE, NOISE, "in", dtype, tuple(dims)))
-        kind, path = sample.dtype.numpy(), trajectory(sampling)
-        emit = Arithmetic(Emit(graph, self.name()), np.dtype(kind))
-        x = emit.scaled(noise, path.start)
-        for place, moment in enumerate(path.moments):
-            fresh: ir.Value | None = None
-            if moment.fresh:
-                name = f"{FRESH}.{place}"
-                fresh = new_input(graph, name, sample.dtype, dims)
-                ports.append(Port(name, FRESH, "in", dtype, tuple(dims)))
+
+        def unit_noise(name: str, role: str) -> ir.Value:
+            ports.append(Port(name, role, "in", dtype.numpy().name, dims))
+            return new_input(graph, name, dtype, dims)
+
+        path = trajectory(sampling)
+        emit = Arithmetic(Emit(graph, self.name()), np.dtype(dtype.numpy()))
+        x = emit.scaled(unit_noise(NOISE, NOISE), path.start)
+        for step, moment in enumerate(path.moments):
+            fresh = unit_noise(f"{FRESH}.{step}", FRESH) if moment.fresh else None
             seen = emit.scaled(x, moment.scale)
-            said = self._called(graph, part, given | {SAMPLE: seen}, moment.time, place)
+            said = self._called(graph, part, given | {SAMPLE: seen}, moment.time, step)
             x = emit.step(sampling, moment, (x, seen, said), fresh)
         end = Emit(graph, self.name()).op("Identity", [x])
-        new_output(graph, end, DENOISED, sample.dtype, dims)
-        ports.append(Port(DENOISED, DENOISED, "out", dtype, tuple(dims)))
-        write_ports(model, ports)
+        new_output(graph, end, DENOISED, dtype, dims)
+        write_ports(model, [*ports, Port(DENOISED, DENOISED, "out", dtype.numpy().name, dims)])
         drop_ports(model, [SAMPLE, TIMESTEP, PREDICTION])
-        facts = read_facts(model)
-        assert isinstance(facts, DenoiserFacts)
         write_facts(model, replace(facts, sampling=sampling))
         common.CommonSubexpressionEliminationPass()(model)  # what depends on no step: once
 
@@ -142,7 +141,7 @@ class CollapseLoop(Graft):
         return {name: array for name, array in all_of.items() if name in names}
 
 
-_GONE = ((SAMPLE, "in"), (TIMESTEP, "in"), (PREDICTION, "out"))
+_GONE: tuple[tuple[str, Direction], ...] = ((SAMPLE, "in"), (TIMESTEP, "in"), (PREDICTION, "out"))
 
 
 def _noises(feed: Feed, sampling: Sampling) -> Feed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,13 +11,14 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import DenoiserFacts, read_facts
+from graftline.owners import TARGET
 from graftline.passes.anchors.denoiser import DECODER
 from graftline.passes.graph.cut import drop_ports, hand_over
 from graftline.passes.graph.emit import Emit
-from graftline.passes.graph.ports import input_of, output_of
+from graftline.passes.graph.ports import input_of, output_of, value_of
 from graftline.passes.laws.sampled import DECODER_LATENTS, DECODER_OUTPUT, latents
 from graftline.passes.pipeline.graft import Evaluate, Graft
-from graftline.ports import read_ports, write_ports
+from graftline.ports import Port, read_ports, write_ports
 from graftline.roles import DECODED, DENOISED, LATENTS
 
 
@@ -39,29 +41,29 @@ class Join(Graft):
         fit(sample, taken, "join: the sample", "the decoder's latents")
 
     def apply(self, model: ir.Model) -> None:
-        graph, facts = model.graph, read_facts(model)
+        facts = read_facts(model)
         assert isinstance(facts, DenoiserFacts)
         sample, taken = output_of(model, DENOISED), input_of(model, LATENTS, DECODER)
-        image = output_of(model, DECODED, DECODER)
         assert sample is not None
         assert taken is not None
-        assert image is not None
+        pairs = zip(taken.shape or (), sample.shape or (), strict=True)
+        same = {str(d): s if isinstance(s, int) else str(s) for d, s in pairs}
+        hand_over(taken, self._scaled(model.graph, sample, facts))
+        _own_ports(model, same)
+        drop_ports(model, [DENOISED, DECODER_LATENTS])
+        model.graph.sort()
+
+    def _scaled(self, graph: ir.Graph, sample: ir.Value, facts: DenoiserFacts) -> ir.Value:
+        """The latents of a sample."""
         assert sample.dtype is not None
-        emit, kind = Emit(graph, self.name()), sample.dtype.numpy()
-        scaled = sample
+        emit, kind, scaled = Emit(graph, self.name()), sample.dtype.numpy(), sample
         if facts.scale != 1:
             by = emit.const("latents.scale", np.asarray(facts.scale, kind))
             scaled = emit.op("Div", [scaled, by])
         if facts.shift:
             by = emit.const("latents.shift", np.asarray(facts.shift, kind))
             scaled = emit.op("Add", [scaled, by])
-        hand_over(taken, scaled)
-        image.name = DECODED
-        ports = [replace(p, name=DECODED, owner="target") if p.name == DECODER_OUTPUT else p
-                 for p in read_ports(model)]  # fmt: skip
-        write_ports(model, ports)
-        drop_ports(model, [DENOISED, DECODER_LATENTS])
-        graph.sort()
+        return scaled
 
     def dropped(self, before: ir.Model) -> frozenset[str]:
         return frozenset({DENOISED, DECODER_LATENTS, DECODER_OUTPUT})
@@ -76,6 +78,19 @@ class Join(Graft):
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         return {name: array for name, array in feed.items() if name != DECODER_LATENTS}
+
+
+def _own_ports(model: ir.Model, same: Mapping[str, str | int]) -> None:
+    """The decoder's image becomes the target's, and its symbols those of the sample."""
+    made: dict[Port, Port] = {}
+    for port in [p for p in read_ports(model) if p.owner == DECODER]:
+        value = value_of(model, port)
+        shape = tuple(d if isinstance(d, int) else same.get(d, d) for d in port.shape)
+        value.shape = ir.Shape(list(shape))
+        made[port] = replace(port, shape=shape)
+        if port.role == DECODED:
+            value.name, made[port] = DECODED, replace(made[port], name=DECODED, owner=TARGET)
+    write_ports(model, [made.get(p, p) for p in read_ports(model)])
 
 
 def fit(one: ir.Value, other: ir.Value, what: str, where: str) -> None:

@@ -16,7 +16,7 @@ from graftline.passes.anchors.reduce import weight_bytes
 from graftline.passes.grafts.join import fit
 from graftline.passes.graph.cut import drop_ports, hand_over
 from graftline.passes.graph.emit import drop_unused
-from graftline.passes.graph.ports import input_of, output_of
+from graftline.passes.graph.ports import input_of, output_of, value_of
 from graftline.passes.laws.sampled import DECODER_LATENTS, DECODER_OUTPUT
 from graftline.passes.pipeline.graft import Evaluate, Graft, WeightFreeLaw
 from graftline.ports import Port, read_ports, write_ports
@@ -70,20 +70,22 @@ class SwapSubgraph(Graft):
         assert old is not None
         assert own is not None
         assert image is not None
-        gone = self.dropped(model)
+        own_inputs = [p for p in _inputs(model, DECODER) if p.role != LATENTS]
         graph.outputs.remove(old)
-        old.name, image.name = f"{old.name}.before", DECODER_OUTPUT
+        old.name = f"{old.name}.before"
         drop_unused(model)
         hand_over(own, taken)
-        ports = [p for p in read_ports(model) if p.name != DECODER_OUTPUT]
-        write_ports(model, [_renamed(p) for p in ports])
-        drop_ports(model, gone)
+        write_ports(model, [p for p in read_ports(model) if p.name != DECODER_OUTPUT])
+        drop_ports(model, [REPLACED[0], *(p.name for p in own_inputs)])
+        for port in [p for p in read_ports(model) if p.owner == REPLACEMENT]:
+            value_of(model, port).name = _renamed(port).name
+        write_ports(model, map(_renamed, read_ports(model)))
         assert isinstance(facts, DenoiserFacts)
         write_facts(model, replace(facts, decoder=REPLACEMENT))
 
     def dropped(self, before: ir.Model) -> frozenset[str]:
-        own = (p for p in read_ports(before) if p.owner == DECODER and p.direction == "in")
-        return frozenset({*REPLACED, *(p.name for p in own if p.role != LATENTS)})
+        own = [p.name for p in _inputs(before, DECODER) if p.role != LATENTS]
+        return frozenset([*own, *REPLACED, *(p.name for p in _inputs(before, REPLACEMENT))])
 
     def reference(self, before: ir.Model, feed: Feed, evaluate: Evaluate) -> Feed:
         """The other decoder on the same latents."""
@@ -91,15 +93,20 @@ class SwapSubgraph(Graft):
         return made | {DECODER_OUTPUT: made[REPLACED[1]]}
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
-        names = {v.name for v in after.graph.inputs}
-        return {name: array for name, array in feed.items() if name in names}
+        names = {v.name: f"{v.name}".replace(DECODER, REPLACEMENT, 1) for v in after.graph.inputs}
+        names[DECODER_LATENTS] = DECODER_LATENTS
+        return {f"{n}": feed[other if other in feed else f"{n}"] for n, other in names.items()}
+
+
+def _inputs(model: ir.Model, owner: str) -> list[Port]:
+    return [p for p in read_ports(model) if p.owner == owner and p.direction == "in"]
 
 
 def _renamed(port: Port) -> Port:
     """What was the replacement's is the decoder's."""
     if port.owner != REPLACEMENT:
         return port
-    return replace(port, owner=DECODER, name=DECODER_OUTPUT if port.role == DECODED else port.name)
+    return replace(port, owner=DECODER, name=port.name.replace(REPLACEMENT, DECODER, 1))
 
 
 def _made_of(value: ir.Value) -> set[str]:

@@ -19,10 +19,11 @@ def splice(
     """
     source = part.graph
     for value in list(source.inputs):
-        if value.uses() and value.name not in given:
-            raise NotApplicable(f"the graph has an input '{value.name}' that nothing is put in for")
-        if value.name in given:
-            value.replace_all_uses_with(given[value.name], replace_graph_outputs=True)
+        name = value.name or ""
+        if value.uses() and name not in given:
+            raise NotApplicable(f"the graph has an input '{name}' that nothing is put in for")
+        if name in given:
+            value.replace_all_uses_with(given[name], replace_graph_outputs=True)
     for name, value in list(source.initializers.items()):
         known = graph.initializers.get(name)
         if known is not None and same_tensor(known, value):

@@ -187,3 +187,18 @@ def test_a_disk_that_fills_while_a_graph_is_written_leaves_nothing(tmp_path: Pat
     with pytest.raises(BundleError, match=r"cannot write .*big: the disk is full"):
         fill()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_small_weight_of_a_linked_file_is_read_into_the_graph(tmp_path: Path) -> None:
+    """Nobody has read it before the link: what is left in its file is too small to point at."""
+    file = tmp_path / "weights.data"
+    file.write_bytes(np.ones((2, COLUMNS), np.float32).tobytes())
+    small = ir.ExternalTensor(
+        file.name, 0, 8 * COLUMNS, ir.DataType.FLOAT, shape=ir.Shape([2, COLUMNS]), name="small",
+        base_dir=tmp_path,
+    )  # fmt: skip
+    (tmp_path / "source").mkdir()
+    os.link(file, tmp_path / "source/0.data")
+    linked = {file: "source/0.data"}
+    save_graph(model_of(small), tmp_path / "export.onnx", engine_file(tmp_path), linked)
+    assert run(tmp_path / "export.onnx") == 2 * COLUMNS

@@ -21,7 +21,7 @@ def test_recipes_and_passes_list_every_one() -> None:
 
     listed = json.loads(call("recipes", "--json").stdout)
     assert [r["name"] for r in listed] == [r.name for r in all_recipes()]
-    assert listed[0].keys() == {"name", "system", "family", "lossless", "needs"}
+    assert listed[0].keys() == {"name", "system", "family", "lossless", "needs", "kind"}
     listed = json.loads(call("passes", "--json").stdout)
     assert {p["name"] for p in listed} == GRAFTS.keys()
     assert all(p["meaning"] for p in listed)

@@ -8,6 +8,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from graftline.build.composed import composed
+from graftline.evaluate import Feed
+from graftline.facts import read_facts
+from graftline.kinds.denoiser import Denoiser
+from graftline.models.checkpoint import open_checkpoint
+from graftline.models.spec import read_spec
+from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.pipeline.pipeline import PassReport
+from graftline.ports import read_ports
 from tests.passes.tiny_hosts import filled
 
 DENOISER = """
@@ -39,7 +48,7 @@ denoiser (float[B,4,H,W] x, float[B] t, float[B,3,6] text, float[8] rates, float
 }
 """
 """A time embedding that scales channels, and a text whose mean shifts them."""
-TIMED = 9
+TIMED = 10
 """Its nodes that depend on the time step alone."""
 TWO_HEADS = DENOISER.replace(
     "=> (float[B,4,H,W] noise)", "=> (float[B,4,H,W] noise, float[B,2] depth)"
@@ -73,6 +82,7 @@ SAMPLING = """
 prediction = "epsilon"
 scheduler = "ddim"
 steps = 4
+spacing = "trailing"
 """
 WHOLE = f"""{SAMPLING}guidance = 3.0
 
@@ -85,14 +95,16 @@ shift = 0.1
 graph = "smaller.onnx"
 """
 
+FED = ("x", "t", "when", "text", "label", "hint", "z")
+
 
 def built(text: str, seed: int = 0) -> ir.Model:
-    """The graph with seeded weights: every input whose sizes are all numbers is one."""
+    """The graph with seeded weights: every input is one but those that are FED."""
     random = np.random.default_rng(seed)
     weights: dict[str, np.ndarray] = {}
     for value in ir.from_onnx_text(text).graph.inputs:
-        sizes = [d for d in value.shape or () if isinstance(d, int)]
-        if len(sizes) == len(value.shape or ()):
+        if value.name not in FED:
+            sizes = [d for d in value.shape or () if isinstance(d, int)]
             fan = max(int(np.prod(sizes[1:])), 1)
             weights[value.name or ""] = random.normal(0, fan**-0.5, sizes).astype(np.float32)
     return filled(text, weights)
@@ -106,3 +118,32 @@ def write_sampler(folder: Path, text: str = DENOISER, spec: str = WHOLE) -> tupl
         ir.save(built(graph, seed), folder / f"{name}.onnx")
     (folder / "spec.toml").write_text(spec, encoding="utf-8")
     return folder / "denoiser.onnx", folder / "spec.toml"
+
+
+def canonical(
+    folder: Path, passes: str, text: str = DENOISER, spec: str = WHOLE
+) -> tuple[ir.Model, Feed]:
+    """The denoiser as the front leaves it, with what the passes read beside it, and a feed."""
+    graph, told = write_sampler(folder, text, spec)
+    host = open_checkpoint(graph).host()
+    wanted = Pipeline.parse(passes, GRAFTS)
+    model = composed(host, read_spec(told), wanted, lambda line: None).model
+    Pipeline.parse("canonicalize-one-pass", GRAFTS).run(model)
+    return model, Denoiser().feed(read_ports(model), read_facts(model), 0)
+
+
+def grafted(
+    folder: Path, passes: str, text: str = DENOISER, spec: str = WHOLE
+) -> tuple[ir.Model, list[PassReport]]:
+    """The denoiser after passes, each held to its laws."""
+    model, feed = canonical(folder, passes, text, spec)
+    return model, Pipeline.parse(passes, GRAFTS).run(model, feed)
+
+
+def lines(model: ir.Model) -> list[str]:
+    """The graph, one node a line."""
+    return [
+        f"{', '.join(v.name or '' for v in n.outputs)} = {n.op_type}"
+        f"({', '.join('' if v is None else v.name or '' for v in n.inputs)})"
+        for n in model.graph
+    ]

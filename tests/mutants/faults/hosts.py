@@ -15,6 +15,7 @@ import pytest
 
 from faults.graphs import constant, op, rewired
 from graftline.build.compiled import Canonical, Compiler
+from graftline.facts import FACTS_KEY
 from graftline.models import checkpoint, hf
 from graftline.models.decoder import TinyDecoder
 from graftline.models.host import Host
@@ -25,6 +26,7 @@ from tests.eagle_files import write_eagle3
 from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
+from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
 from tests.medusa_files import seeded, write_safe
 from tests.mtp_files import write_mtp
 from tests.ppd_files import seeded as prompt_tokens
@@ -140,9 +142,8 @@ class Hosts:
     exports: Exports = field(default_factory=Exports)
     own: dict[Any, Any] = field(default_factory=dict[Any, Any])
     read: dict[Path, Host] = field(default_factory=dict[Path, Host])
-    fronts: dict[tuple[Path, str], Canonical] = field(
-        default_factory=dict[tuple[Path, str], Canonical]
-    )
+    fronts: dict[Any, Canonical] = field(default_factory=dict[Any, Canonical])
+    """By the checkpoint, the passes, and what a spec says of the graph and puts beside it."""
 
     def keep(self, patch: pytest.MonkeyPatch) -> None:
         """While `patch` holds, a model is exported once, and runs once on the same tokens."""
@@ -181,11 +182,13 @@ class Hosts:
             path, front = compiler.raw.meta.get(KEPT), str(pipeline.of("front"))
             if path is None:
                 return real(compiler, pipeline)
-            if (path, front) not in self.fronts:
+            said = compiler.raw.metadata_props[FACTS_KEY]
+            key = path, front, said, tuple(v.name for v in compiler.raw.graph.inputs)
+            if key not in self.fronts:
                 made = real(compiler, pipeline)
-                self.fronts[path, front] = replace(made, model=made.model.clone(), sample=None)
+                self.fronts[key] = replace(made, model=made.model.clone(), sample=None)
             if front not in compiler._fronts:
-                made = self.fronts[path, front]
+                made = self.fronts[key]
                 compiler._fronts[front] = replace(made, model=made.model.clone())
             return compiler._fronts[front]
 
@@ -194,6 +197,9 @@ class Hosts:
     def path(self, name: str) -> Path:
         """Where the checkpoint of that name lies."""
         place = self.folder / name
+        if name in SAMPLERS:
+            file = place / "denoiser.onnx"
+            return file if file.is_file() else write_sampler(place, SAMPLERS[name])[0]
         if name in DECODERS:
             file = place / "model.onnx"
             if not file.is_file():
@@ -231,6 +237,24 @@ class Hosts:
         else:
             write_safe(place, seeded(size.hidden, size.vocabulary, own=own == "v1"))
         return str(place)
+
+
+    def spec(self, own: str) -> str:
+        """Where a spec of a denoiser lies."""
+        file = self.path("sampler").parent / f"{own}.toml"
+        told = WHOLE.replace(*SPECS[own])
+        file.write_text(f'{told}\n[outputs]\nprediction = "noise"\n', encoding="utf-8")
+        return str(file)
+
+
+SAMPLERS: Mapping[str, str] = {"sampler": DENOISER, "two-heads": TWO_HEADS}
+SPECS: Mapping[str, tuple[str, str]] = {
+    "ddim": ("ddim", "ddim"),
+    "euler": ('"epsilon"\nscheduler = "ddim"', '"v"\nscheduler = "euler"'),
+    "euler-ancestral": ("ddim", "euler-ancestral"),
+    "clipped": ("steps = 4", "steps = 4\nclip = 0.8"),
+}  # fmt: skip
+"""What is otherwise in a spec of that name."""
 
 
 def _write(name: str, place: Path) -> None:

@@ -18,6 +18,7 @@ from faults.projections import PROJECTIONS
 from faults.quantizer import QUANTIZER
 from faults.rotary import ROTARY
 from faults.routes import ROUTES
+from faults.samplers import SAMPLERS
 from faults.stamping import STAMPING
 from faults.trees import TREES
 from faults.windows import WINDOWS
@@ -25,7 +26,7 @@ from faults.windows import WINDOWS
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *FUSED,
-    *QUANTIZER, *LOADER, *STAMPING, *FIELDS,
+    *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {

@@ -53,6 +53,8 @@ def optimized(host: str, options: Mapping[str, Any], hosts: Hosts) -> tuple[str,
     no_bars()
     if "head" in options:
         options = {**options, "head": hosts.head(options["head"])}
+    if "spec" in options:
+        options = {**options, "spec": hosts.spec(options["spec"])}
     with tempfile.TemporaryDirectory(dir=hosts.folder) as out:
         try:
             optimize(hosts.path(host), Path(out) / "made.graft", **options)
