@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from graftline.bundle.reader import Bundle
-    from graftline.commands.blocks import Block
+    from graftline.inspection.blocks import Block
     from graftline.law import LawRow
     from graftline.ports import Assumption, Port
 
@@ -54,7 +54,7 @@ def inspect(
         bundle = Bundle.open(path, verify=False)
         file = bundle.graph(stage or bundle.manifest.target)
     libraries.silence_onnxruntime()
-    from graftline.commands.blocks import block, stamped
+    from graftline.inspection.blocks import block, stamped
 
     model, origin = stamped(file)
     if nodes is not None:
@@ -68,7 +68,7 @@ def inspect(
 
 
 def _show_nodes(found: Block, json: bool) -> None:
-    from graftline.commands.blocks import node_rows
+    from graftline.inspection.blocks import node_rows
 
     columns = ("operator", "name", "makes", "role", "made by")
     rows = node_rows(found)
@@ -80,7 +80,7 @@ def _show_nodes(found: Block, json: bool) -> None:
 
 
 def _show_picture(model: ir.Model, json: bool) -> None:
-    from graftline.commands.blocks import blocks
+    from graftline.inspection.blocks import blocks
 
     found = blocks(model)
     if json:
@@ -96,7 +96,7 @@ def _show_picture(model: ir.Model, json: bool) -> None:
 
 
 def _summary(bundle: Bundle | None, model: ir.Model, origin: str) -> dict[str, Any]:
-    from graftline.commands.blocks import anchors, blocks
+    from graftline.inspection.blocks import anchors, blocks
     from graftline.ports import read_ports
 
     manifest = asdict(bundle.manifest) if bundle is not None else {}
@@ -244,7 +244,7 @@ def _assumptions_table(assumptions: tuple[Assumption, ...]) -> Any:
 
 
 def _anchors_table(model: ir.Model, origin: str, name: str) -> Any:
-    from graftline.commands.blocks import anchors, blocks, same
+    from graftline.inspection.blocks import anchors, blocks, same
 
     rows = [(role, str(len(names)), _few(names)) for role, names in anchors(model).items()]
     numbered = [b for b in blocks(model) if b.name.isdigit()]

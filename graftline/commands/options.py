@@ -396,6 +396,18 @@ Nodes = Annotated[
     str | None,
     typer.Option(metavar="LAYER", help="Show the nodes of a block: 0, 1, …, embedding, head."),
 ]
+Before = Annotated[
+    Path, typer.Argument(metavar="BEFORE", help="A bundle folder, or an .onnx file.")
+]
+After = Annotated[Path, typer.Argument(metavar="AFTER", help="Another of the same kind.")]
+ComparedStage = Annotated[
+    str | None, typer.Option(help="Graph of the bundles to compare; default: every one.")
+]
+DiffPage = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Also write a page that draws the difference: one file."),
+]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull request.")]
 PackedOut = Annotated[
     Path,
     typer.Option("-o", "--out", metavar="DIR|FILE.tar", help="The folder or archive to write."),

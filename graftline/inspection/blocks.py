@@ -10,8 +10,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graftline.errors import CheckpointError, GraftlineError, nearest
+from graftline.errors import GraftlineError, nearest
 from graftline.facts import FACTS_KEY
+from graftline.inspection.opening import read_graph
 from graftline.kinds import kind_of
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.masks import MASK_KEY
@@ -52,11 +53,7 @@ def stamped(path: Path) -> tuple[ir.Model, str]:
     Raises CheckpointError for a file that is no ONNX graph, NotApplicable for one that is no
     decoder graftline knows.
     """
-    try:
-        model = ir.load(path)
-    except Exception as error:  # onnx_ir hands on protobuf's and the reader's own errors
-        reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path}: not an ONNX graph that can be read ({reason})") from error
+    model = read_graph(path)
     if FACTS_KEY in model.metadata_props and read_ports(model):
         return model, "read from the graph"
     from graftline.models.checkpoint import open_checkpoint
