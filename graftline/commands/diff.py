@@ -21,6 +21,7 @@ def diff(
     before: o.Before,
     after: o.After,
     stage: o.ComparedStage = None,
+    html: o.DiffPage = None,
     markdown: o.Markdown = False,
     json: o.Json = False,
 ) -> None:
@@ -35,7 +36,7 @@ def diff(
 
     `graftline diff before.onnx after.onnx --markdown >> comment.md`
 
-    `graftline diff smol.graft/canonical.onnx smol.graft/ort-cpu.onnx`
+    `graftline diff smol.graft/canonical.onnx smol.graft/ort-cpu.onnx --html lowering.html`
     """
     from graftline.inspection.opening import graph_pairs
 
@@ -44,6 +45,11 @@ def diff(
     libraries.silence_onnxruntime()
     pairs = graph_pairs(before, after, stage)
     diffs = {name: pair.diff() for name, pair in pairs.shared.items()}
+    if html is not None:
+        from graftline.inspection.graph_page import diff_page
+        from graftline.inspection.page import write_page
+
+        write_page(diff_page(before, after, diffs, pairs.alone), html)
     if json:
         screen.write_json(_rows(diffs, pairs.alone))
     elif markdown:

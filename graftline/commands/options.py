@@ -396,6 +396,24 @@ Nodes = Annotated[
     str | None,
     typer.Option(metavar="LAYER", help="Show the nodes of a block: 0, 1, …, embedding, head."),
 ]
+ShownPass = Annotated[
+    str | None,
+    typer.Option("--pass", metavar="PASS", help="Show what a pass made, where, and its laws."),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write a page that draws the graphs, pass by pass, with laws, costs and weights: one "
+        "file, without network. With --stage: the way to that stage alone.",
+    ),
+]
+ModelExplorer = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Write graphs, passes and costs for Google's Model Explorer."
+    ),
+]
 Before = Annotated[
     Path, typer.Argument(metavar="BEFORE", help="A bundle folder, or an .onnx file.")
 ]

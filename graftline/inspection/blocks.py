@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +55,11 @@ def stamped(path: Path) -> tuple[ir.Model, str]:
     model = read_graph(path)
     if FACTS_KEY in model.metadata_props and read_ports(model):
         return model, "read from the graph"
+    return recognised(path)
+
+
+def recognised(path: Path) -> tuple[ir.Model, str]:
+    """The graph in a file brought to canonical form, with anchors stamped; raises as `stamped`."""
     from graftline.models.checkpoint import open_checkpoint
 
     host = open_checkpoint(path).host()
@@ -112,15 +116,13 @@ def node_rows(found: Block) -> list[tuple[str, str, str, str, str]]:
     ]
 
 
-def same(pictures: Iterable[str]) -> list[tuple[int, int, str]]:
-    """Runs of equal pictures: first, last, picture."""
-    runs: list[tuple[int, int, str]] = []
-    for at, picture in enumerate(pictures):
-        if runs and runs[-1][2] == picture:
-            runs[-1] = (runs[-1][0], at, picture)
-        else:
-            runs.append((at, at, picture))
-    return runs
+def alike(model: ir.Model) -> list[list[Block]]:
+    """The blocks of a stamped graph, those of one picture together."""
+    found: dict[tuple[str, bool], list[Block]] = {}
+    for one in blocks(model):
+        numbered = one.name.isdecimal()
+        found.setdefault((one.picture if numbered else one.name, numbered), []).append(one)
+    return list(found.values())
 
 
 def _label(node: ir.Node) -> str:

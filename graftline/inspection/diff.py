@@ -36,7 +36,8 @@ class Change:
 @dataclass(frozen=True)
 class Diff:
     """What makes the graph `after` of `before`. `pairs` are the nodes in both, those of `changed`
-    among them; `graph` are differences of the graphs as a whole, a line each."""
+    among them; `graph` are differences of the graphs as a whole, a line each. `order` are all nodes
+    of `after`, each behind what it reads, in an order that does not hang on the file's."""
 
     before: ir.Model
     after: ir.Model
@@ -45,6 +46,7 @@ class Diff:
     removed: tuple[ir.Node, ...]
     changed: tuple[Change, ...]
     graph: tuple[str, ...]
+    order: tuple[ir.Node, ...]
 
     @property
     def equal(self) -> bool:
@@ -78,10 +80,18 @@ def compare(before: ir.Model, after: ir.Model) -> Diff:
         after,
         tuple((nets[0].nodes[a], nets[1].nodes[b]) for a, b in match.pairs.items()),
         tuple(n for i, n in enumerate(nets[1].nodes) if i not in match.back),
-        tuple(n for i, n in enumerate(nets[0].nodes) if i not in match.pairs),
+        tuple(nets[0].nodes[i] for i in nets[0].order() if i not in match.pairs),
         tuple(changed),
         tuple(_of_graphs(match)),
+        tuple(nets[1].nodes[i] for i in nets[1].order()),
     )
+
+
+def alone(model: ir.Model) -> Diff:
+    """A graph beside itself: nothing differs."""
+    net = Net(model, roles=False)
+    order = tuple(net.nodes[i] for i in net.order())
+    return Diff(model, model, tuple((n, n) for n in order), (), (), (), (), order)
 
 
 def _changes(match: Matching, one: int, other: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from graftline.inspection.net import Net, place_of
 
-RADII = (16, 8, 4, 2, 1, 0)
+RADII = (8, 4, 2, 1, 0)
 """Hops of surroundings that must agree, round after round, the widest first; in the last one only
 neighbours that are pairs too make a pair of likeness."""
 
@@ -36,10 +36,11 @@ class Matching:
         self._labels = labels
         for chosen in (exact, labels):
             self._round(self._whole(before, chosen[0], 0), self._whole(after, chosen[1], 1))
-        for radius in RADII:
-            for chosen in (exact, labels):
-                if len(self.pairs) < min(len(before.nodes), len(after.nodes)):
-                    self._round(*(self._around(i, chosen[i], radius) for i in (0, 1)))
+        if len(self.pairs) < min(len(before.nodes), len(after.nodes)):
+            colours = [[self._around(i, chosen[i]) for i in (0, 1)] for chosen in (exact, labels)]
+            for radius in RADII:
+                for one, other in colours:
+                    self._round(one[radius], other[radius])
         self._drop_lonely()
         self._spread(dict(self.pairs), lambda a, b: labels[0][a] == labels[1][b])
         self._spread(dict(self.pairs), self._same_operator)
@@ -64,22 +65,27 @@ class Matching:
             down[node] = ids.setdefault(form, len(ids))
         return list(zip(up, down, strict=True))
 
-    def _around(self, side: int, labels: Sequence[int], radius: int) -> list[Hashable]:
-        """Of each node a number for what is within `radius` hops."""
-        net, ids, now = (self.before, self.after)[side], self._ids, list(labels)
-        for _ in range(radius):
-            now = [
-                ids.setdefault(
-                    (
-                        now[node],
-                        tuple(now[s.node] if s.kind == "node" else -1 for s in net.sources[node]),
-                        tuple(sorted((out, now[by], slot) for out, by, slot in net.readers[node])),
-                    ),
-                    len(ids),
-                )
-                for node in range(len(now))
-            ]
-        return list(now)
+    def _around(self, side: int, labels: Sequence[int]) -> list[list[int]]:
+        """By hops, of each node a number for what lies within so many."""
+        net, ids = (self.before, self.after)[side], self._ids
+        reads = [tuple(s.node for s in sources) for sources in net.sources]  # -1: not a node
+        rings = [list(labels)]
+        for _ in range(max(RADII)):
+            now = [*rings[-1], -1]
+            rings.append(
+                [
+                    ids.setdefault(
+                        (
+                            now[node],
+                            tuple([now[by] for by in reads[node]]),
+                            tuple(sorted([(out, now[by], slot) for out, by, slot in readers])),
+                        ),
+                        len(ids),
+                    )
+                    for node, readers in enumerate(net.readers)
+                ]
+            )
+        return rings
 
     def _round(self, one: Sequence[Hashable], other: Sequence[Hashable]) -> None:
         """Pair nodes whose colour is as frequent among those left of both graphs."""

@@ -129,16 +129,22 @@ def place_of(source: Source) -> Hashable:
 def place(tensor: ir.TensorProtocol) -> Hashable:
     """Where the bytes of a tensor lie: links to one file are one place."""
     if isinstance(tensor, ir.ExternalTensor):
-        try:
-            state = os.stat(tensor.path)
-        except OSError:
-            return origin(tensor)
-        return state.st_dev, state.st_ino, tensor.offset, tensor.nbytes
+        file = _file(str(tensor.path))
+        return origin(tensor) if file is None else (*file, tensor.offset, tensor.nbytes)
     if isinstance(tensor, Widened):
         return tensor.dtype, place(tensor.narrow)
     if isinstance(tensor, Stacked):
         return tuple(place(part) for part in tensor.parts)
     return id(tensor)
+
+
+def _file(path: str) -> tuple[int, int] | None:
+    """The disk and the number of a file; None where there is none."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
 
 
 def node_form(node: ir.Node, outer: list[ir.Value]) -> Hashable:

@@ -51,6 +51,7 @@ def rank(place: str) -> tuple[int, int]:
 
 def span(places: Iterable[str]) -> str:
     """Places in words: "blocks 0–27, 29", "embedding"."""
+    places = list(places)
     numbers = sorted(int(p) for p in places if p.isdecimal())
     runs: list[list[int]] = []
     for number in numbers:
