@@ -245,6 +245,18 @@ PromptLogprobs = Annotated[
 ]
 PastEnd = Annotated[bool, typer.Option("--ignore-eos", help="Continue past the end-of-text token.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Print statistics to stderr.")]
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        help="Tell of every step, on stderr: the tree that was scored, what was accepted, what was "
+        "expected and what it took, and why it had that size.",
+    ),
+]
+Timeline = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the same as a page: one file, without network."),
+]
 
 # --- how a benchmark is run
 

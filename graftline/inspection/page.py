@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -26,9 +27,13 @@ SCRIPTS = (
 """The page's own scripts, in order; the first is dagre (MIT, its licence lies beside it)."""
 
 
-def render(data: Json) -> str:
+TIMELINE = ("dagre.min.js", "dom.js", "layout.js", "charts.js", "timeline.js")
+"""Those of the page that explains an answer, step by step."""
+
+
+def render(data: Json, names: Sequence[str] = SCRIPTS) -> str:
     """The page as HTML."""
-    scripts = [_part(name) for name in SCRIPTS]
+    scripts = [_part(name) for name in names]
     digests = " ".join(f"'sha256-{_digest(text)}'" for text in scripts)
     policy = f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data:"
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -42,11 +47,11 @@ def render(data: Json) -> str:
     )
 
 
-def write_page(data: Json, path: Path) -> None:
+def write_page(data: Json, path: Path, names: Sequence[str] = SCRIPTS) -> None:
     """Write the page to `path`, whole or not at all. Raises GraftlineError where that fails."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.write_text(render(data), encoding="utf-8", newline="\n")
+        temporary.write_text(render(data, names), encoding="utf-8", newline="\n")
         os.replace(temporary, path)
     except OSError as error:
         raise GraftlineError(f"{path} cannot be written ({error.strerror})") from error

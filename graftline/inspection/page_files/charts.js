@@ -4,8 +4,10 @@ function treeFigure(tree) {
   const graph = new dagre.graphlib.Graph();
   graph.setGraph({ rankdir: "LR", nodesep: 6, ranksep: 26, marginx: 4, marginy: 4 });
   graph.setDefaultEdgeLabel(() => ({}));
+  const label = (i) => (tree.labels ? tree.labels[i] : i ? `${Math.round(100 * tree.chances[i])} %` : "root");
+  const wide = tree.labels ? Math.max(...tree.labels.map((l) => textWidth(l, 10.5))) + 14 : 46;
   tree.parents.forEach((parent, i) => {
-    graph.setNode(String(i), { width: 46, height: 18 });
+    graph.setNode(String(i), { width: wide, height: 18 });
     if (parent >= 0) graph.setEdge(String(parent), String(i));
   });
   dagre.layout(graph);
@@ -13,14 +15,15 @@ function treeFigure(tree) {
   const edges = graph.edges().map((e) => svg("path", { d: `M${graph.edge(e).points.map((p) => `${p.x} ${p.y}`).join("L")}` }));
   const boxes = tree.parents.map((_, i) => {
     const at = graph.node(String(i));
-    return svg("g", { transform: `translate(${at.x} ${at.y})` },
-      svg("title", {}, `row ${i}, accepted with a chance of ${tree.chances[i]}`),
-      svg("rect", { x: -23, y: -9, width: 46, height: 18, rx: 5 }),
-      svg("text", { "text-anchor": "middle", y: 4, style: { "font-size": "10.5px" } }, i ? `${Math.round(100 * tree.chances[i])} %` : "root"));
+    const told = tree.chances ? `row ${i}, accepted with a chance of ${tree.chances[i]}` : `row ${i}`;
+    return svg("g", { class: tree.accepted?.includes(i) ? "accepted" : null, transform: `translate(${at.x} ${at.y})` },
+      svg("title", {}, told),
+      svg("rect", { x: -wide / 2, y: -9, width: wide, height: 18, rx: 5 }),
+      svg("text", { "text-anchor": "middle", y: 4, style: { "font-size": "10.5px" } }, label(i)));
   });
-  const label = `Tree of ${tree.parents.length} rows`;
-  return el("figure", {}, el("div", { class: "scroll" }, svg("svg", { class: "tree", width, height, role: "img", "aria-label": label }, ...edges, ...boxes)),
-    el("figcaption", {}, `${tree.told}: ${tree.parents.length} rows with the root, each with the chance, as first believed, that it is accepted.`));
+  const named = `Tree of ${tree.parents.length} rows`;
+  return el("figure", {}, el("div", { class: "scroll" }, svg("svg", { class: "tree", width, height, role: "img", "aria-label": named }, ...edges, ...boxes)),
+    el("figcaption", {}, tree.labels ? tree.told : `${tree.told}: ${tree.parents.length} rows with the root, each with the chance, as first believed, that it is accepted.`));
 }
 
 function maskFigure(parents) {
