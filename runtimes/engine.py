@@ -10,11 +10,12 @@ from typing import Any, Unpack
 import numpy as np
 
 from graftline.errors import RequestError
-from graftline.recipe import Recipe, recipe
+from graftline.recipe import FUSED, Recipe, recipe
 from graftline.runtimes.branches import check_branches, decode_branches
 from graftline.runtimes.chat import Chat
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.speculation import Speculation
+from graftline.runtimes.control.story import StepStory
 from graftline.runtimes.counters import EngineStats
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.defaults import Defaults
@@ -237,6 +238,18 @@ class Engine:
             return None
         text = tokenizer.encode_part(HELD_OUT.read_text(encoding="utf-8"))
         return self._scheduler.idle(lambda: quality(course, text))
+
+    def explain(self) -> list[StepStory]:
+        """From now on, why each step scored what it scored, and what came of it; the list grows
+        with the steps of all sequences. Raises RequestError where steps are chosen in the graph."""
+        if self.step == FUSED:
+            raise RequestError(
+                "a fused step chooses within its graph, so there is nothing to tell of it; use "
+                "--step host"
+            )
+        stories: list[StepStory] = []
+        self._scheduler.explain = lambda one, story: stories.append(story)
+        return stories
 
     def record(self, wanted: str | Recipe, sampling: Sampling, most: int = 64) -> Records:
         """From now on keep the acceptance at drafted nodes of this recipe, sampled like that.

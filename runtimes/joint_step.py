@@ -7,6 +7,7 @@ from time import perf_counter
 
 from graftline.runtimes.control.choose import Choice, Offer, Terms, choose
 from graftline.runtimes.control.marks import Marks
+from graftline.runtimes.control.story import StepStory, considered
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.lane import Lane
 from graftline.tree import Tree
@@ -35,6 +36,9 @@ class JointStep:
         and what kind of step it is to the costs."""
         self._seconds = 0.0
         """What choosing took."""
+        self._offers: list[Offer] = []
+        self._total, self._expected = 0, 0.0
+        """What was chosen from, the rows without any of it, and the milliseconds expected."""
 
     def plan(self, branches: bool) -> None:
         """Choose the tree that each sequence scores."""
@@ -68,6 +72,25 @@ class JointStep:
         for lane in self._lanes:
             lane.marks = lane.marks.plus(told._replace(seconds=seconds))
 
+    def story(
+        self,
+        milliseconds: float,
+        lane: Lane,
+        one: Decoding,
+        path: Sequence[int],
+        fresh: Sequence[int],
+    ) -> StepStory:
+        """What was chosen for a sequence, why, and what came of it, once the step has ended."""
+        tree, known = self.trees[one.seat], self._costs is not None
+        signal, proposed = lane.proposals[lane.members.index(one)]
+        offers = [offer for offer in self._offers if offer.sequence == one.seat]
+        return StepStory(
+            one.length - len(fresh), self._kind, tuple(tree.token_list), tuple(tree.parent_list),
+            tuple(path), tuple(fresh), len(proposed), signal, milliseconds,
+            self._tokens if known else None, self._expected if known else None,
+            considered(offers[-1], self._total, self._cost) if offers else (),
+        )  # fmt: skip
+
     def _compared(self, milliseconds: float, emitted: int) -> Marks:
         """Compare with what was believed; what had been expected."""
         assert self._costs is not None
@@ -80,6 +103,7 @@ class JointStep:
             if lane.control.paid is not None:
                 lane.control.paid.took(bool(lane.bought))
         scale = expected[0] * max(expected[1], default=1.0)
+        self._expected = believed * scale
         plain = self._tokens * self._plain / self._decoding * expected[0]
         return Marks(0.0, 1, self._decoding, self._tokens, believed * scale, plain)
 
@@ -110,6 +134,7 @@ class JointStep:
         terms = Terms(self._batch, self._room, self._past, cut)
         free = [offer for lane in lanes for offer in lane.offers(terms)]
         promises = [offer for lane in lanes for offer in lane.promises(terms)]
+        self._offers, self._total = free + promises, total
         choice, bought = self._best(free, total), set[int]()
         if promises:
             seats = {offer.sequence for offer in promises}

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from graftline.errors import BackendError, RequestError
+from graftline.runtimes.control.story import StepStory
 from graftline.runtimes.counters import EngineStats, Totals
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.joint_step import JointStep
@@ -49,6 +50,8 @@ class Scheduler:
         self._reading: tuple[Decoding, Lane] | None = None
         self._task: Task | None = None
         self._fresh = False
+        self.explain: Callable[[Decoding, StepStory], None] | None = None
+        """Is told of every step of every sequence, within the step."""
         self._totals = Totals()
         self._process = os.getpid()
         self._thread = ThreadPoolExecutor(1, "graftline-steps")  # started by the first coroutine
@@ -286,7 +289,11 @@ class Scheduler:
                 paths[seat], fresh = one.judged(trees[seat], scores, seat)
                 emitted.append((lane, one, fresh))
         session.commit(paths)
-        step.took(1e3 * (perf_counter() - began), emitted)
+        milliseconds = 1e3 * (perf_counter() - began)
+        step.took(milliseconds, emitted)
+        if self.explain is not None:
+            for lane, one, fresh in emitted:
+                self.explain(one, step.story(milliseconds, lane, one, paths[one.seat], fresh))
         for one in seated:
             one.digest()
         for lane in lanes:

@@ -24,7 +24,11 @@ from graftline.errors import RequestError
 from graftline.recipe import recipe as find_recipe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from graftline.runtimes.control.story import StepStory
     from graftline.runtimes.counters import SpecDecode
+    from graftline.runtimes.engine import Engine
     from graftline.runtimes.request import Options
     from graftline.runtimes.result import Result, Stats
     from graftline.runtimes.streams import Stream
@@ -74,6 +78,8 @@ def run(
     corpus: o.Corpus = None,
     step: o.RunStep = None,
     stats: o.Stats = False,
+    explain: o.Explain = False,
+    timeline: o.Timeline = None,
     json: o.JsonResult = False,
 ) -> None:
     """Generate from a bundle; the chat template is applied where the tokenizer has one. A bundle
@@ -86,6 +92,8 @@ def run(
     `graftline run smol.graft - --max-new-tokens 400 < report.txt`
 
     `graftline run smol.graft "Once upon" --raw --temperature 0.7 --top-p 0.9 --seed 1 --json`
+
+    `graftline run smol.graft "Repeat: to be or not to be" --explain --timeline answer.html`
 
     `graftline run qwen.graft "How warm is it in Oslo?" --tools tools.json --no-thinking`
     `graftline run smol.graft "Name a river and its length in km." --json-schema river.json`
@@ -112,6 +120,9 @@ def run(
         find_recipe(recipe)
     if not json and (logprobs is not None or prompt_logprobs is not None):
         raise RequestError("log-probabilities are shown in JSON alone; add --json")
+    told_of = explain or timeline is not None
+    if told_of and n > 1:
+        raise RequestError("--explain and --timeline tell of one answer; leave out --n")
     asked: Options = {
         "raw": raw, "presence_penalty": presence_penalty, "frequency_penalty": frequency_penalty,
         "no_repeat_ngram_size": no_repeat_ngram_size, "logit_bias": _biases(logit_bias or ()),
@@ -132,6 +143,7 @@ def run(
             bundle, watch, recipe=recipe, threads=threads, capacity=capacity, exact=exact,
             corpus=corpus, step=step, prefix_cache=0, defaults=not no_defaults,
         )  # fmt: skip
+    stories = engine.explain() if told_of else []
     if n == 1:
         with engine.stream(prompt, **said) as stream:
             results = [_print_pieces(stream, quiet=json)]
@@ -142,9 +154,29 @@ def run(
         screen.write_json(told[0] if n == 1 else told)
     else:
         sys.stdout.write("\n")
+    if told_of:
+        sys.stdout.flush()
+        _explain(stories, engine, results[0], explain, timeline)
     if stats:
         sys.stdout.flush()
         sys.stderr.write("".join(_told(result) for result in results))
+
+
+def _explain(
+    stories: Sequence[StepStory], engine: Engine, result: Result, text: bool, page: Path | None
+) -> None:
+    """Tell of the steps of an answer, on stderr and as a page."""
+    from graftline.inspection.timeline import story_lines, write_timeline
+
+    assert engine.tokenizer is not None, "a stream of text needs one"
+    decode = engine.tokenizer.decode
+    if text:
+        sys.stderr.write("".join(f"{line}\n" for line in story_lines(stories, decode)))
+    if page is not None:
+        told = f"{engine.recipe.name}: {result.stats.controller}"
+        title = f"{len(result.tokens)} tokens in {result.stats.steps} steps"
+        write_timeline(stories, decode, title, told, page)
+        sys.stderr.write(f"wrote {page}; open it in a browser\n")
 
 
 def _biases(pairs: Sequence[str]) -> dict[int, float] | None:

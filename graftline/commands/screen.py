@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DETAIL = 2.0
 """Seconds from which a step's time is worth showing."""
-PLAIN = {"→": "->", "…": "...", "·": "*", "–": "-", "’": "'"}
+PLAIN = {"→": "->", "…": "...", "·": "*", "–": "-", "×": "x", "’": "'"}
 """What is written where the terminal's encoding lacks a character; "?" for any other."""
 
 

@@ -14,7 +14,8 @@ from graftline.errors import GraftlineError
 from tests.commands.calling import call, refused
 
 COMMANDS = (
-    "optimize", "pack", "run", "bench", "tune", "inspect", "check", "recipes", "passes", "doctor",
+    "optimize", "pack", "run", "bench", "tune", "inspect", "diff", "check", "recipes", "passes",
+    "doctor",
 )  # fmt: skip
 
 

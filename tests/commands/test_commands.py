@@ -180,7 +180,9 @@ def test_inspect_shows_the_bundle_its_blocks_and_their_nodes(tiny_bundle: Path) 
     assert len(found["graph"]["anchors"]["attention"]) == 2
     assert {"0", "1", "embedding", "head"} <= found["graph"]["blocks"].keys()
     picture = call("inspect", tiny_bundle, "--graph", "--stage", "canonical").stdout
-    assert sum("Attention(causal)" in line for line in picture.splitlines()) == 2
+    assert [line[:17] for line in picture.splitlines() if "Attention(causal)" in line] == [
+        "blocks 0–1 × 2   "
+    ]
     nodes = json.loads(call("inspect", tiny_bundle, "--nodes", "1", "--json").stdout)
     assert len(nodes) == found["graph"]["blocks"]["1"]
     assert {"host", "lower-ort"} <= {n["made by"] for n in nodes}
@@ -191,7 +193,7 @@ def test_inspect_shows_the_bundle_its_blocks_and_their_nodes(tiny_bundle: Path) 
 def test_inspect_takes_a_bare_graph(tiny_bundle: Path, tmp_path: Path) -> None:
     shown = call("inspect", tiny_bundle / "canonical.onnx")
     assert shown.exit_code == 0, shown.stderr
-    assert "blocks 0-1" in shown.stdout
+    assert "blocks 0–1" in shown.stdout
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
     assert "not an ONNX graph" in refused("inspect", tmp_path / "broken.onnx")
 

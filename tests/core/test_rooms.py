@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TOP = ("passes", "plugins", "models", "runtimes")
-INNER = ("bundle", "build", "kinds", "commands")
+INNER = ("bundle", "build", "kinds", "inspection", "commands")
 MAY: dict[str, set[str]] = {
     "core": set(),
     "bundle": {"core"},

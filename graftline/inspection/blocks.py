@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from graftline.errors import CheckpointError, GraftlineError, nearest
+from graftline.errors import GraftlineError, nearest
 from graftline.facts import FACTS_KEY
+from graftline.inspection.opening import read_graph
 from graftline.kinds import kind_of
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.masks import MASK_KEY
@@ -52,13 +52,14 @@ def stamped(path: Path) -> tuple[ir.Model, str]:
     Raises CheckpointError for a file that is no ONNX graph, NotApplicable for one that is no
     decoder graftline knows.
     """
-    try:
-        model = ir.load(path)
-    except Exception as error:  # onnx_ir hands on protobuf's and the reader's own errors
-        reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path}: not an ONNX graph that can be read ({reason})") from error
+    model = read_graph(path)
     if FACTS_KEY in model.metadata_props and read_ports(model):
         return model, "read from the graph"
+    return recognised(path)
+
+
+def recognised(path: Path) -> tuple[ir.Model, str]:
+    """The graph in a file brought to canonical form, with anchors stamped; raises as `stamped`."""
     from graftline.models.checkpoint import open_checkpoint
 
     host = open_checkpoint(path).host()
@@ -115,15 +116,13 @@ def node_rows(found: Block) -> list[tuple[str, str, str, str, str]]:
     ]
 
 
-def same(pictures: Iterable[str]) -> list[tuple[int, int, str]]:
-    """Runs of equal pictures: first, last, picture."""
-    runs: list[tuple[int, int, str]] = []
-    for at, picture in enumerate(pictures):
-        if runs and runs[-1][2] == picture:
-            runs[-1] = (runs[-1][0], at, picture)
-        else:
-            runs.append((at, at, picture))
-    return runs
+def alike(model: ir.Model) -> list[list[Block]]:
+    """The blocks of a stamped graph, those of one picture together."""
+    found: dict[tuple[str, bool], list[Block]] = {}
+    for one in blocks(model):
+        numbered = one.name.isdecimal()
+        found.setdefault((one.picture if numbered else one.name, numbered), []).append(one)
+    return list(found.values())
 
 
 def _label(node: ir.Node) -> str:

@@ -1,0 +1,1 @@
+"""Reading graphs for people: what differs between two, blocks folded, pages and texts."""

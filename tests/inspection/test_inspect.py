@@ -1,0 +1,79 @@
+"""`graftline inspect` in a terminal: the first screen, one pass, and widths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from graftline.commands import screen
+from tests.commands.calling import call, refused
+
+
+def test_the_first_screen_answers_what_it_is(tiny_bundle: Path) -> None:
+    first = call("inspect", tiny_bundle).stdout.split("how it was made")[0]
+    for part in (
+        "decoder of", "2 blocks", "ort-cpu, fp32", "kv-cache", "prompt-lookup", "row-invariant",
+        "held", "not measured; `graftline run`", "KiB",
+    ):  # fmt: skip
+        assert part in first, part
+    assert "canonicalize" not in first, "the front grafts nothing"
+
+
+def test_speed_is_told_once_it_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from graftline.bundle.reader import Bundle
+    from graftline.runtimes.control.measure import machine
+
+    copy = tmp_path / "copy.graft"
+    shutil.copytree(tiny_bundle, copy)
+    table = {"1": 10.0, "8": 12.0, "32": 20.0}
+    costs = {"chain": table, "tree": table, "far": {}}
+    bundle = Bundle.open(copy, verify=False)
+    for key in (f"{machine()} threads=2 onnxruntime=1", "Another machine threads=2 onnxruntime=1"):
+        assert bundle.write_costs(key, costs)
+    told = call("inspect", copy).stdout
+    assert "100.0 tokens/s without drafts, 10.0 ms a step; up to" in told
+    assert call("inspect", copy, "--html", tmp_path / "p.html").exit_code == 0
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert "Another machine" in page
+    assert '"here":true' in page
+
+
+def test_one_pass_is_told_where_and_by_which_laws(tiny_bundle: Path) -> None:
+    shown = call("inspect", tiny_bundle, "--pass", "kv-cache", "--stage", "canonical").stdout
+    assert "blocks 0–1" in shown
+    assert "TensorScatter" in shown
+    assert "neutral" in shown
+    found = json.loads(call("inspect", tiny_bundle, "--pass", "kv-cache", "--json").stdout)
+    assert found["rows"][0]["nodes_after"] > found["rows"][0]["nodes_before"]
+    assert {law["graft"] for law in found["laws"]} == {"kv-cache"}
+    told = refused("inspect", tiny_bundle, "--pass", "kv-cash")
+    assert "did you mean 'kv-cache'" in told
+    graph = tiny_bundle / "canonical.onnx"
+    assert "TensorScatter" in call("inspect", graph, "--pass", "kv-cache").stdout
+
+
+def test_everything_fits_a_hundred_columns(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen, "console", lambda: Console(width=100, highlight=False))
+    for option in ((), ("--pass", "lower-ort"), ("--nodes", "0")):
+        lines = call("inspect", tiny_bundle, *option).stdout.splitlines()
+        assert len(lines) > 5
+        assert max(len(line) for line in lines) <= 100
+
+
+def test_bad_input_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert "no such bundle" in refused("inspect", tmp_path / "none", "--html", page)
+    (tmp_path / "empty").mkdir()
+    assert "not a bundle" in refused("inspect", tmp_path / "empty", "--html", page)
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    assert "not an ONNX graph" in refused("inspect", tmp_path / "broken.onnx", "--html", page)
+    assert not page.exists()
+    nowhere = tmp_path / "none" / "page.html"
+    assert "cannot be written" in refused("inspect", tiny_bundle, "--html", nowhere)
