@@ -35,6 +35,7 @@ class Port:
     Roles: tokens, positions, mask, write_index, cache.key, cache.value (with `layer`), logits,
     argmax, topk_ids, topk_logits, top_gap, entropy, hidden (with `layer` and `tap`), keep, rows.
     Of draft heads: heads.logits, heads.topk_ids, heads.topk_logits.
+    Of a draft block in a fused step, which owns caches: draft.logits.
     Of a fused step: parents, accepted, count, path, temperature, min_p, seed, ordinal, table,
     template.parents, template.ranks, and next.X or X.out, what the next step takes as X.
     """

@@ -134,7 +134,7 @@ class Plan:
         if target == CPU:
             stages += forms_of(text, dtype)
         if step == FUSED:
-            if head is not None and request is None:
+            if head is not None:
                 head.check_fused(dtype)
             request, text = fused_pipeline(chosen, passes, target, dtype, quantizer, request)
             says = "the fused step: the same passes, then drafting and verification in the graph"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +81,7 @@ class OrtSession(BoundCalls):
         self._last: StepArrays | None = None
         self.reset(1)
 
-    def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> OrtSession:
+    def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> Self:
         """The same engine with caches of its own, of `capacity` positions where fewer will do, or
         with those of `host`, a session of the same architecture with at least its blocks: then only
         `follow` may be called.
