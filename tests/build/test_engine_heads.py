@@ -148,7 +148,7 @@ def test_what_no_engine_does_is_refused_in_a_line(
 ) -> None:
     masked = str(write_eagle3(tmp_path / "peagle", HIDDEN, VOCABULARY, (0, 1), mask=True))
     for options, message in (
-        ({"head": masked}, "a draft head that is asked about a block of rows at once, which"),
+        ({"head": masked}, "values of its own that is not EAGLE's, which no engine of"),
         ({"head": f"{medusa}:int8"}, "takes heads of fp32, fp16, bf16, not int8"),
         ({"head": masked, "step": "fused"}, "medusa or eagle, not by p-eagle; use --step host"),
         ({"head": f"{medusa}:fp32", "step": "fused"}, "in fp16 where the target is fp16, not in"),
