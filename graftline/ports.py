@@ -39,6 +39,7 @@ class Port:
     argmax, topk_ids, topk_logits, top_gap, entropy, hidden and stream (both with
     `layer` and `tap`), keep, rows.
     Of draft heads: heads.logits, heads.topk_ids, heads.topk_logits.
+    Of a draft block in a fused step, which owns caches: draft.logits.
     Of a fused step: parents, accepted, count, path, temperature, min_p, seed, ordinal, table,
     template.parents, template.ranks, and next.X or X.out, what the next step takes as X.
     """

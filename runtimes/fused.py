@@ -16,6 +16,7 @@ from graftline.recipe import Recipe, check_fusable
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Drafter
+from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.head_text import HeadText, reads_text
 from graftline.runtimes.policy import Policy
 from graftline.runtimes.prompt_reader import PromptReader
@@ -121,6 +122,7 @@ def _begin(prompts: PromptReader, fused: FusedStep, one: Decoding, row: int) -> 
     one.seated(row)
     one.begin(prompts.read_all(one), 0)
     fused.seat(row, Start.of(one))
+    one.drafter = NoDrafts()  # the step drafts from here on, and a head's place is another's
 
 
 def check_fused(chosen: Recipe, request: Request) -> None:

@@ -32,11 +32,11 @@ class HeadPlan:
 
     def check_fused(self, target: str) -> None:
         """Raise GraftlineError where heads within the step of such a `target` cannot have their
-        precision: its quantization is of one graph."""
+        precision: a step is one graph, of one."""
         if self.dtype != (same := _beside(target)):
             raise GraftlineError(
-                f"--step fused quantizes heads with their target, to {same} in {target}, and those "
-                f"of --head {self.said} are {self.dtype}; use --step host"
+                f"--head {self.said}: a fused step has its heads in {same} where the target is "
+                f"{target}, not in {self.dtype}; use --step host"
             )
 
     def check_layers(self, layers: int) -> HeadPlan:

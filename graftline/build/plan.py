@@ -160,7 +160,7 @@ class Plan:
         if target == CPU:
             stages += forms_of(text, dtype)
         if step == FUSED:
-            if head is not None and request is None:
+            if head is not None:
                 head.check_fused(dtype)
             request, text = fused_pipeline(chosen, passes, target, dtype, quantizer, request)
             says = "the fused step: the same passes, then drafting and verification in the graph"
@@ -462,10 +462,10 @@ def _of_head(
         raise GraftlineError(
             f"the recipe {chosen.name} reads no draft head; leave out --head, or --recipe"
         )
-    if request is not None and has_block(chosen) and chosen.drafter not in FUSED_DRAFTERS:
+    if request is not None and has_block(chosen) and not _asked_by_rows(chosen):
         raise GraftlineError(
-            f"the recipe {chosen.name} has a draft head that is asked about a block of rows at "
-            f"once, which no engine of {request.target} is; use --target {CPU} or {CUDA}"
+            f"the recipe {chosen.name} has a draft head with keys and values of its own that is "
+            f"not EAGLE's, which no engine of {request.target} keeps; use --target {CPU} or {CUDA}"
         )
     lowering = ending(target, head.dtype, None) if request is None else request.of_head(head.dtype)
     text = str(Pipeline.parse(f"{chosen.head} | {lowering}", GRAFTS))
@@ -493,6 +493,12 @@ def _drafting(chosen: Recipe, drafter: Any) -> Graft:
 def has_block(chosen: Recipe) -> bool:
     """Whether its draft head keeps keys and values of its own."""
     return any(isinstance(g, KvCache) for g in Pipeline.parse(chosen.head, GRAFTS).grafts)
+
+
+def _asked_by_rows(chosen: Recipe) -> bool:
+    """Whether its head drafts row by row behind any of its slots, as EAGLE's do."""
+    grafts = Pipeline.parse(chosen.head, GRAFTS).grafts
+    return chosen.drafter in FUSED_DRAFTERS and any(isinstance(g, TreeMask) for g in grafts)
 
 
 def pipeline_of(
@@ -542,6 +548,11 @@ def fused_pipeline(
             f"--step fused needs --target {CPU} or a TensorRT target, not {target}"
         )
     check_fusable(chosen)
+    if has_block(chosen) and not _asked_by_rows(chosen):
+        raise GraftlineError(
+            f"recipe {chosen.name}: a fused step drafts by heads whose graph has a tree mask, as "
+            "EAGLE's; use --step host"
+        )
     from graftline.runtimes.drafters import configured
 
     drafter = configured(chosen.drafter, chosen.options)

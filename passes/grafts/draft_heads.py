@@ -79,20 +79,7 @@ class DraftHeads(Graft):
             raise NotApplicable(
                 "draft-heads needs heads that read nothing but a state; give them: --head PATH"
             )
-        if _reads_elsewhere(model):
-            raise NotApplicable(
-                "draft-heads reads what the final norm gives, and these heads read another hidden "
-                "state; leave it out, they are a stage of their own"
-            )
-        if (tap := heads_tap(model)) is None:
-            raise NotApplicable(
-                "draft-heads reads what the final norm gives; put tap{layers=norm} before it"
-            )
-        if tap.shape[-1] != parts.hidden:
-            raise NotApplicable(
-                f"the draft heads read a state of {parts.hidden}, and the host's has "
-                f"{tap.shape[-1]}: they are another model's", [tap.name],
-            )  # fmt: skip
+        check_state(self.name(), model, parts.hidden)
         if self.topk > parts.vocabulary:
             raise NotApplicable(
                 f"draft-heads{{topk={self.topk}}}: the heads score {parts.vocabulary} tokens"
@@ -142,10 +129,25 @@ def bring_out(
     return ports
 
 
-def _reads_elsewhere(model: ir.Model) -> bool:
-    """Whether a host carries heads of another hidden state than the final norm's."""
+def check_state(name: str, model: ir.Model, hidden: int) -> None:
+    """Raise NotApplicable unless heads that read a state of `hidden` numbers may read what the
+    final norm of a host gives, or what their own graph is fed."""
     carried = None if isinstance(read_facts(model), DraftHeadFacts) else model.meta.get(HEADS)
-    return carried is not None and TapReading.read(carried) is not None
+    if carried is not None and TapReading.read(carried) is not None:
+        raise NotApplicable(
+            f"{name} reads what the final norm gives, and these heads read another hidden state; "
+            "leave it out, they are a stage of their own"
+        )
+    if (tap := heads_tap(model)) is None:
+        raise NotApplicable(
+            f"{name} reads what the final norm gives; put tap{{layers=norm}} before it"
+        )
+    if tap.shape[-1] != hidden:
+        raise NotApplicable(
+            f"the draft heads read a state of {hidden}, and the host's has {tap.shape[-1]}: they "
+            "are another model's", [tap.name],
+        )  # fmt: skip
+
 
 
 def heads_tap(model: ir.Model) -> Port | None:

@@ -56,10 +56,11 @@ _DRAFTED = """
 """A drafted row: `ahead` [1] slots behind the end, it sees what is held and, of the drafts, those
 that are `open` [1, 1, 1, depth - 1]."""
 _CHAIN = """
-    rows_1 = Shape (above)
-    tokens = Slice (chain, zero_1, rows_1, axis_1)
+    node = Range (zero, Squeeze (Shape (above), axis_0), one)
+    tokens = Gather <axis = 1> (chain, Min (node, deepest))
     parents = Expand (Unsqueeze (above, axis_0), Shape (tokens))
 """
+"""[B, M] both; a host that scores wider steps on this graph reads neither."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class FuseBlock(Graft):
         top = emit.op("Unsqueeze", [root, emit.const("axes.1", [1], np.int64)])
         given = {
             "chain": emit.op("Concat", [top, *drafts], axis=1), "above": template,
-            "zero_1": emit.const("draft.zero", [0], np.int64),
+            "deepest": emit.const("draft.deepest", self.depth, np.int64),
         }  # fmt: skip
         chain = write(emit, _CHAIN, given, ["tokens", "parents"])
         ports = [typed_port(template, "in"), *copy.ports]

@@ -12,7 +12,13 @@ from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import DraftHeadFacts, read_facts
 from graftline.owners import HEAD
-from graftline.passes.grafts.draft_heads import bring_out, candidates, heads_tap, logits_of
+from graftline.passes.grafts.draft_heads import (
+    bring_out,
+    candidates,
+    check_state,
+    heads_tap,
+    logits_of,
+)
 from graftline.passes.grafts.fuse_draft import typed_port
 from graftline.passes.grafts.head_parts import HEADS, HeadParts, head_parts
 from graftline.passes.graph.emit import Emit, new_input, new_output
@@ -71,15 +77,7 @@ class FuseHeads(Graft):
                 f"{name} needs heads that read nothing but a state (Medusa's); give them: --head "
                 "PATH"
             )
-        if (tap := heads_tap(model)) is None:
-            raise NotApplicable(
-                f"{name} reads what the final norm gives; put tap{{layers=norm}} before it"
-            )
-        if tap.shape[-1] != facts.hidden:
-            raise NotApplicable(
-                f"the draft heads read a state of {facts.hidden}, and the host's has "
-                f"{tap.shape[-1]}: they are another model's", [tap.name],
-            )  # fmt: skip
+        check_state(name, model, facts.hidden)
         if not 1 <= self.topk <= facts.vocabulary:
             raise NotApplicable(
                 f"{name}{{topk={self.topk}}}: the heads score {facts.vocabulary} tokens"

@@ -32,6 +32,9 @@ LENGTHS = ((2, 0), (1,))
 """Committed positions of the sequences of each step that is tried; N + 2 slots hold them."""
 NODES = 24
 """Most nodes of a tree that is tried."""
+LEAST_ENDS = 2
+"""Rows at which paths must end, where a step drafts behind them: one row for all would not tell
+which is read."""
 ROUNDS = 3
 """Depth to which drafts are made right, so that paths have up to one node more."""
 TIE = 2e-6

@@ -16,14 +16,12 @@ from graftline.passes.grafts.kv_cache import POISON, carried_caches, empty_cache
 from graftline.passes.grafts.tree_mask import causal_mask
 from graftline.passes.graph.ports import roles_of
 from graftline.passes.laws.compare import Comparison
-from graftline.passes.laws.fused import LENGTHS, TreeStep, drafted_step
+from graftline.passes.laws.fused import LEAST_ENDS, LENGTHS, TreeStep, drafted_step
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import FEATURES, by_role, read_ports, state_port
 from graftline.roles import DRAFT_LOGITS
 
 LAW = "drafted-by-block"
-LEAST_ENDS = 2
-"""Rows at which paths end, without which a step that reads one row for all would pass."""
 
 
 def drafted_by_block(

@@ -13,7 +13,7 @@ from graftline.owners import HEAD
 from graftline.passes.grafts.head_parts import HeadParts, head_parts
 from graftline.passes.graph.ports import roles_of
 from graftline.passes.laws.compare import Comparison
-from graftline.passes.laws.fused import LENGTHS, drafted_step
+from graftline.passes.laws.fused import LEAST_ENDS, LENGTHS, drafted_step
 from graftline.passes.laws.heads import best_of, read_by_heads
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.roles import HEADS_IDS
@@ -74,6 +74,8 @@ def drafted_by_heads(
         for role, array in tree.items():
             if not np.array_equal(got[made.outputs[role]], array):
                 raise comparison.broken(role, "is not the template's, of these candidates")
+    if len(ends) < LEAST_ENDS:
+        raise comparison.broken("next.tokens", f"cannot be judged: every path ends at row {ends}")
     rows = ", ".join(map(str, sorted(ends)))
     what = f"heads read the rows {rows}, where paths end, and draft the template's tree"
     return Evidence(what, worst, comparison.limit)

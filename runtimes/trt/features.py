@@ -44,22 +44,7 @@ class TrtFeatureSession(TrtSession):
         named = by_role(ports, "topk_ids", "out")
         self.candidates = int(named[0].shape[-1]) if named else 0
         self.state = Tap.of(state_port(ports, facts.normed_state))
-        self._lent: Callable[[int], Mapping[str, int]] | None = None
-        self._given = device, plan, facts, ports, graph
         super().__init__(device, plan, facts, ports, graph, capacity)
-
-    def on_caches_of(self, session: TrtSession) -> TrtFeatureSession:
-        """The same engine over the caches that a fused engine has for its head: only `follow` may
-        be called. Raises BackendError where they are of other sizes."""
-        other = TrtFeatureSession(*self._given)
-        lent = {p.name: p.shape for p in slot_ports(session.ports, "in", HEAD)}
-        own = {f"{HEAD}.{p.name}": p.shape for p in slot_ports(self.ports, "in")}
-        if own != lent:
-            raise self.plan.refusal(
-                "the head's engine and the fused step have caches of other sizes", rebuild=True
-            )
-        other._lent = session.head_addresses
-        return other
 
     def follow(
         self,
@@ -74,13 +59,19 @@ class TrtFeatureSession(TrtSession):
         assert features is not None, "a head reads features"
         if asked != 1:
             raise BackendError("this head's engine scores one row of a call, or a level of a tree")
+        return self.follow_at(self._caches.addresses(row), length, tokens, features)
+
+    def follow_at(
+        self, caches: Mapping[str, int], length: int, tokens: Sequence[int], features: Floats
+    ) -> Scores:
+        """The same for a sequence whose caches lie elsewhere: addresses by the names of inputs."""
         if len(tokens) == 1:
-            return self.follow_rows(row, [length], tokens, features)
+            return self._rows_at(caches, [length], tokens, features)
         step, chunk = self._step("prefill"), self.plan.rows("prefill")
         for first in range(0, len(tokens), chunk):
             part = np.asarray(tokens[first : first + chunk], np.int64)
             count, past = len(part), length + first
-            step.shape(extents_of(1, count, 1, 1), self._places(row))
+            step.shape(extents_of(1, count, 1, 1), caches)
             chain = np.tri(count, dtype=np.bool_)
             rows = NewRows(part, past + np.arange(count), past, past, chain)
             rows.write(step, 0, 0, count, self._caches.slots)
@@ -99,8 +90,17 @@ class TrtFeatureSession(TrtSession):
         """Scores [B, 1] of one token, with features [B, H], for each of the sequences from `first`
         on, each in the slot that `starts` says."""
         assert features is not None, "a head reads features"
+        return self._rows_at(self._caches.addresses(first), starts, tokens, features)
+
+    def _rows_at(
+        self,
+        caches: Mapping[str, int],
+        starts: Sequence[int],
+        tokens: Sequence[int],
+        features: Floats,
+    ) -> Scores:
         step = self._step("decode.1")
-        step.shape(extents_of(len(tokens), 1, 1, 1), self._places(first))
+        step.shape(extents_of(len(tokens), 1, 1, 1), caches)
         for place, (start, token) in enumerate(zip(starts, tokens, strict=True)):
             one, at = np.asarray([token], np.int64), np.asarray([start], np.int64)
             NewRows(one, at, start, start, CHAIN).write(step, place, 0, 1, self._caches.slots)
@@ -125,7 +125,7 @@ class TrtFeatureSession(TrtSession):
         if wide is None:
             raise self.plan.refusal(f"a level of {count} nodes is wider than any step", True)
         step = self._step(f"decode.{wide}")
-        step.shape(extents_of(1, wide, wide, wide), self._places(row))
+        step.shape(extents_of(1, wide, wide, wide), self._caches.addresses(row))
         positions = np.full(count, base - 1 + depth, np.int64)
         rows = NewRows(np.asarray(tokens, np.int64), positions, start, base, seen)
         rows.write(step, 0, 0, count, self._caches.slots)
@@ -135,8 +135,32 @@ class TrtFeatureSession(TrtSession):
         step.run()
         return self._scores(step, count, wanted=count)
 
-    def _places(self, row: int) -> Mapping[str, int]:
-        return self._caches.addresses(row) if self._lent is None else self._lent(row)
+
+class LentCaches:
+    """A head's engine over the caches that a fused engine has for its head, which it fills with
+    prompts. Raises BackendError where they are of other sizes."""
+
+    def __init__(self, head: TrtFeatureSession, session: TrtSession) -> None:
+        lent = {p.name: (p.shape, p.dtype) for p in slot_ports(session.ports, "in", HEAD)}
+        own = slot_ports(head.ports, "in")
+        if {f"{HEAD}.{p.name}": (p.shape, p.dtype) for p in own} != lent:
+            raise head.plan.refusal(
+                "the head's engine and the fused step have caches of other sizes", rebuild=True
+            )
+        self._head, self._session = head, session
+
+    def follow(
+        self,
+        row: int,
+        length: int,
+        tokens: Sequence[int],
+        asked: int = 1,
+        features: Floats | None = None,
+    ) -> Scores:
+        """See `HeadSession.follow`."""
+        assert features is not None, "a head reads features"
+        at = self._session.head_addresses(row)
+        return self._head.follow_at(at, length, tokens, features)
 
 
 def feature_engine(session: TrtFeatureSession, reads: Tap) -> FeatureEngine:

@@ -18,7 +18,7 @@ from graftline.runtimes.head_reader import Heads
 from graftline.runtimes.session import FINAL, MADE
 from graftline.runtimes.trt.cuda import CudaDevice, look
 from graftline.runtimes.trt.engine import TrtEngine
-from graftline.runtimes.trt.features import TrtFeatureSession, feature_engine
+from graftline.runtimes.trt.features import LentCaches, TrtFeatureSession, feature_engine
 from graftline.runtimes.trt.fused import TrtFusedStep
 from graftline.runtimes.trt.heads import TrtHead, TrtHeads
 from graftline.runtimes.trt.plan import EnginePlan
@@ -79,7 +79,7 @@ def open_fused(
     opened = None if head is None else head()
     if not isinstance(opened, FeatureEngine) or not isinstance(opened.head, TrtFeatureSession):
         raise BackendError(f"{bundle.path}: its fused step drafts by a head that it lacks")
-    return TrtFusedStep(session, opened.head.on_caches_of(session))
+    return TrtFusedStep(session, LentCaches(opened.head, session))
 
 
 def _checked(plan: EnginePlan) -> EnginePlan:

@@ -21,7 +21,7 @@ from graftline.commands.cli import app
 from graftline.errors import BackendError, GraftlineError
 from graftline.runtimes.trt import load as trt_load
 from graftline.runtimes.trt.plan import EnginePlan, Here
-from tests.build.test_eagle_bundle import head_files
+from tests.eagle_files import write_eagle3
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.markov_host import HIDDEN, VOCABULARY
 from tests.medusa_files import seeded, write_safe
@@ -146,11 +146,12 @@ def test_sequential_heads_have_an_engine_each(wide_checkpoint: Path, folder: Pat
 def test_what_no_engine_does_is_refused_in_a_line(
     wide_checkpoint: Path, medusa: str, tmp_path: Path
 ) -> None:
-    eagle = str(head_files(tmp_path / "eagle"))
+    masked = str(write_eagle3(tmp_path / "peagle", HIDDEN, VOCABULARY, (0, 1), mask=True))
     for options, message in (
-        ({"head": eagle}, "has a draft head with keys and values of its own, which no engine of"),
+        ({"head": masked}, "values of its own that is not EAGLE's, which no engine of"),
         ({"head": f"{medusa}:int8"}, "takes heads of fp32, fp16, bf16, not int8"),
-        ({"head": eagle, "step": "fused"}, "drafts by token-recycling or medusa, not by eagle"),
+        ({"head": masked, "step": "fused"}, "medusa or eagle, not by p-eagle; use --step host"),
+        ({"head": f"{medusa}:fp32", "step": "fused"}, "in fp16 where the target is fp16, not in"),
     ):
         with pytest.raises((GraftlineError, BackendError), match=message) as caught:
             graftline.optimize(

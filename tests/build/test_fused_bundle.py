@@ -127,7 +127,7 @@ def test_bench_compares_the_fused_step_with_plain(bundle: Bundle, tmp_path: Path
 def test_refusals(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "no.graft"
     for options, told in (
-        ({"recipe": "prompt-lookup"}, "drafts by token-recycling or medusa, not by prompt-lookup"),
+        ({"recipe": "prompt-lookup"}, "medusa or eagle, not by prompt-lookup"),
         ({"recipe": "token-recycling", "step": "fusd"}, "unknown step 'fusd'; did you mean"),
         ({"recipe": "token-recycling", "target": "ort-cuda"}, "--step fused needs --target"),
         ({"recipe": "token-recycling", "passes": "kv-cache"}, "needs a tree mask"),

@@ -103,14 +103,18 @@ def test_heads_are_measured_each_way_they_can_be_asked(
     from tests.bench.gpu_heads import heads, ways
     from tests.bench.gpu_sessions import DRY_SCALE
     from tests.bench.gpu_timing import Budget
+    from tests.eagle_drafts import head_files
     from tests.markov_host import HIDDEN, VOCABULARY
     from tests.medusa_files import seeded, write_safe
 
-    head = write_safe(tmp_path / "medusa", seeded(HIDDEN, VOCABULARY))
+    medusa = write_safe(tmp_path / "medusa", seeded(HIDDEN, VOCABULARY))
+    eagle = head_files(tmp_path / "eagle")
     over = [("ort-cpu", "fp32", "fused"), ("ort-cuda", "fp16", "fused")]
-    table = heads(wide_checkpoint, [head], DRY_SCALE, Budget(60), over, [3, 4], real=False)
+    files = [medusa, eagle]
+    table = heads(wide_checkpoint, files, DRY_SCALE, Budget(60), over, [3, 4], real=False)
     lines = table.text.splitlines()
-    row = next(line for line in lines if line.startswith("| medusa | ort-cpu | fused |"))
-    assert row.endswith("| yes |"), row
+    for name in ("medusa", "eagle"):
+        row = next(line for line in lines if line.startswith(f"| {name} | ort-cpu | fused |"))
+        assert row.endswith("| yes |"), row
     assert any("ort-cuda | fused | not measured: GraftlineError" in line for line in lines), lines
     assert [way[2] for way in ways()] == ["host", "host", "fused"]

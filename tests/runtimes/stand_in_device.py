@@ -48,11 +48,18 @@ class StandInDevice:
     recordable = True
 
     def __init__(
-        self, graph: Path, ports: Sequence[Port], profiles: Mapping[str, Any], size: int = 1 << 23
+        self,
+        graph: Path,
+        ports: Sequence[Port],
+        profiles: Mapping[str, Any],
+        size: int = 1 << 23,
+        beside: StandInDevice | None = None,
     ) -> None:
+        """`beside`: another engine on the same GPU, whose memory this one may be bound to."""
         self.ports, self.profiles = ports, list(profiles.values())
-        self.memory = np.full(size, NAN, np.uint8)
-        self.live: dict[int, int] = {}
+        self.gpu = self if beside is None else beside.gpu
+        self.memory = np.full(size, NAN, np.uint8) if beside is None else beside.memory
+        self.live: dict[int, int] = {} if beside is None else beside.live
         self.end = 0
         self.host: list[Array] = []
         self.contexts: dict[int, StandInContext] = {}
@@ -63,10 +70,10 @@ class StandInDevice:
         self._engine: Any = open_graph(graph, threads=1)
 
     def allocate(self, size: int) -> int:
-        start = -(-self.end // ALIGNMENT) * ALIGNMENT
-        self.end = start + size
-        assert self.end <= len(self.memory), "the stand-in's memory is full"
-        self.memory[start : self.end] = 0
+        start = -(-self.gpu.end // ALIGNMENT) * ALIGNMENT
+        self.gpu.end = start + size
+        assert self.gpu.end <= len(self.memory), "the stand-in's memory is full"
+        self.memory[start : self.gpu.end] = 0
         self.live[start + BASE] = size
         return start + BASE
 

@@ -306,7 +306,7 @@ def test_several_answers_are_fused_together_under_one_id(grouped: Opened) -> Non
         ({"top_k": 5}, "top_k=5: a fused step takes temperature and min_p, and no other"),
         ({"top_p": 0.5}, r"top_p=0\.5"),
         ({"repetition_penalty": 1.2}, r"repetition_penalty=1\.2"),
-        ({"recipe": "suffix"}, r"recipe suffix: .* by token-recycling or medusa, not by suf"),
+        ({"recipe": "suffix"}, r"recipe suffix: .* medusa or eagle, not by suf"),
         ({"recipe": "typical"}, "recipe typical: a fused step"),
         ({"step": "fussed"}, "step is 'fussed'; use host or fused"),
     ],

@@ -13,10 +13,17 @@ from faults.graphs import (
 )
 from faults.mutant import Apply, Mutant, Touched, instead
 from faults.passes import STEP
-from graftline.passes.grafts import draws, fuse_draft, fuse_heads, fuse_verify
+from graftline.passes.grafts import draws, fuse_block, fuse_draft, fuse_heads, fuse_verify
+from graftline.passes.graph.emit import Emit
+from graftline.passes.graph.operators import calls
+from graftline.passes.graph.ports import input_of
+from graftline.plugins.tree_verify import TREE_VERIFY
+from graftline.runtimes import fused_block as runtime_block
+from graftline.runtimes.head_text import HeadText
 from graftline.runtimes.trees.template import Template
 
 HEADS = {"head": "v1", "step": "fused"}
+BLOCK = {"head": "eagle3", "step": "fused"}
 
 
 def _called(module: Any, plugin: str, change: Callable[[ir.Model, Any, list[ir.Value]], Any],
@@ -68,14 +75,57 @@ def _table_rolled(model: ir.Model, emit: Any, values: list[ir.Value]) -> list[ir
     return [new, *values[1:]]
 
 
-def _text(name: str, old: str, new: str) -> Apply:
-    """A formula of fuse-heads, written otherwise."""
+def _text(name: str, old: str, new: str, module: Any = fuse_heads) -> Apply:
+    """A formula of fuse-heads, or of fuse-block, written otherwise."""
 
     def make(real: str, touched: Touched) -> str:
         touched.count += old in real
         return real.replace(old, new)
 
-    return instead(fuse_heads, name, make)
+    return instead(module, name, make)
+
+
+def _block(name: str, old: str, new: str) -> Apply:
+    return _text(name, old, new, fuse_block)
+
+
+def _drafts_survive(real: Any, touched: Touched) -> Any:
+    """A drafted row is written into the head's caches, at the slot behind what is accepted."""
+
+    def bring_out(self: Any, model: ir.Model, copy: Any, *given: Any) -> None:
+        emit = Emit(model.graph, self.name())
+        for cache, written in copy._written.items():
+            row, index = copy._drafted[cache][0], input_of(model, "write_index")
+            late = emit.op("Add", [index, calls(model.graph, TREE_VERIFY)[0].outputs[2]])
+            kept = emit.op("TensorScatter", [written, row, late], axis=2, mode="linear")
+            kept.type, kept.shape, name = written.type, written.shape, written.name
+            outputs = model.graph.outputs
+            outputs[list(outputs).index(written)] = kept
+            written.name, kept.name = f"{name}.read", name
+            touched.count += 1
+        real(self, model, copy, *given)
+
+    return bring_out
+
+
+def _last_alone(real: Any, touched: Touched) -> Any:
+    """A drafted row sees itself, and none of the drafts before it."""
+
+    def first(count: int, of: int) -> Any:
+        touched.count += count > 1
+        return real(count, of) & ~real(count - 1, of)
+
+    return first
+
+
+def _prompt_late(real: Any, touched: Touched) -> Any:
+    """The head reads every token of a prompt with the feature of the one before."""
+
+    def read(session: Any, row: int, text: Any) -> None:
+        touched.count += 1
+        real(session, row, HeadText(text.tokens, np.roll(text.features, 1, axis=0)))
+
+    return read
 
 
 def _template_off(column: str, change: Callable[[Any], Any]) -> Apply:
@@ -128,4 +178,25 @@ FUSED = [
            HEADS),
     Mutant("fused-heads-commit-one-row-early", "fuse-verify: _commit", "a path's rows are one off",
            "plain", "fused", _called(fuse_verify, "KVCommit", _path_early), HEADS),
+    Mutant("fused-block-features-of-the-rows", "fuse-block: _ACCEPTED", "features in row order",
+           "plain", "drafted-by-block",
+           _block("_ACCEPTED", "Max (path, zero)", "Add (Mul (path, zero), index)"), BLOCK),
+    Mutant("fused-block-reads-the-row-before", "fuse-block: _ACCEPTED", "drafts behind a row less",
+           "plain", "drafted-by-block",
+           _block("_ACCEPTED", "rows = Sub (counted, one)",
+                  "rows = Max (Sub (counted, two), zero)"), BLOCK),
+    Mutant("fused-block-positions-off", "fuse-block: _DRAFTED", "a draft stands a position early",
+           "plain", "drafted-by-block",
+           _block("_DRAFTED", "Add (end, ahead)", "Sub (Add (end, ahead), one)"), BLOCK),
+    Mutant("fused-block-sees-dead-rows", "fuse-block: _ACCEPTED", "a draft sees a row not accepted",
+           "plain", "drafted-by-block",
+           _block("_ACCEPTED", "Less (slot, Unsqueeze (end, axis_2))",
+                  "LessOrEqual (slot, Unsqueeze (end, axis_2))"), BLOCK),
+    Mutant("fused-block-blind-to-its-drafts", "fuse-block: _DRAFTED", "drafts do not see drafts",
+           "plain", "drafted-by-block", instead(fuse_block, "_first", _last_alone), BLOCK),
+    Mutant("fused-block-drafts-survive", "fuse-block: its caches", "a drafted row is committed",
+           "plain", "drafted-by-block",
+           instead(fuse_block.FuseBlock, "_bring_out", _drafts_survive), BLOCK),
+    Mutant("fused-block-prompt-a-row-late", "runtimes: read_text", "features are a row late",
+           "plain", "fused", instead(runtime_block, "read_text", _prompt_late), BLOCK),
 ]  # fmt: skip
