@@ -272,7 +272,9 @@ def _of_route(
     if is_engine(engine.name):
         raise GraftlineError(f"--skip needs --target {CPU}, not {engine.name}")
     options = parse_skip(skip, draft, source is not None and source.checkpoint is not None)
-    front, owner, dtype = _own_front(passes), TARGET, engine.dtype
+    first = (passes or "").partition("|")[0]
+    front = first if re.match(CANONICALIZE, first) else None
+    owner, dtype = TARGET, engine.dtype
     if source is not None:
         owner, dtype, front, quantizer = DRAFT, source.dtype, None, None
     fusing = f"layer-skip{{{options}}}"
@@ -288,8 +290,8 @@ def _of_schedule(
     passes: str | None,
     quantizer: str | None,
 ) -> Iterator[StagePlan]:
-    """The stages of a schedule's routes: plain decoding without some blocks, over the target's own
-    weights and caches."""
+    """The stages of a schedule's routes: the engine's passes without some blocks, over its own
+    weights and caches, so that all of them answer alike."""
     from graftline.runtimes.schedules import schedule_of
 
     if not chosen.schedule:
@@ -304,17 +306,10 @@ def _of_schedule(
     except GraftlineError as error:
         raise GraftlineError(f"recipe {chosen.name}: {error}") from error
     for number, skipping in enumerate(schedule.passes(), 1):
-        text = pipeline_of(
-            "plain", _own_front(passes), engine.name, engine.dtype, quantizer, fusing=skipping
-        )[1]
+        given = chosen.name, passes, engine.name, engine.dtype, quantizer
+        text = pipeline_of(*given, fusing=skipping)[1]
         says = f"route {number} of the schedule {schedule.name}: {skipping}"
         yield StagePlan(route_stage(schedule.name, number), "route", text, engine.dtype, says=says)
-
-
-def _own_front(passes: str | None) -> str | None:
-    """The canonicalize of other options that --passes begins with, if it does."""
-    first = (passes or "").partition("|")[0]
-    return first if re.match(CANONICALIZE, first) else None
 
 
 def _of_head(
