@@ -384,8 +384,8 @@ def _of_schedule(
     passes: str | None,
     quantizer: str | None,
 ) -> Iterator[StagePlan]:
-    """The stages of a schedule's routes: plain decoding without some blocks, over the target's own
-    weights and caches."""
+    """The stages of a schedule's routes: the engine's passes without some blocks, over its own
+    weights and caches, so that all of them answer alike."""
     from graftline.runtimes.schedules import schedule_of
 
     if not chosen.schedule:
@@ -400,9 +400,8 @@ def _of_schedule(
     except GraftlineError as error:
         raise GraftlineError(f"recipe {chosen.name}: {error}") from error
     for number, skipping in enumerate(schedule.passes(), 1):
-        text = pipeline_of(
-            "plain", _own_front(passes), engine.name, engine.dtype, quantizer, fusing=skipping
-        )[1]
+        given = chosen.name, passes, engine.name, engine.dtype, quantizer
+        text = pipeline_of(*given, fusing=skipping)[1]
         says = f"route {number} of the schedule {schedule.name}: {skipping}"
         yield StagePlan(route_stage(schedule.name, number), "route", text, engine.dtype, says=says)
 

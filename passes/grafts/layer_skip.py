@@ -252,7 +252,7 @@ class LayerSkip(Graft):
         mlp = _within(self.mlp, blocks, 0)
         if len(layers | attention) == blocks:
             layers, attention = layers - {0}, attention - {0}
-        return LayerSkip(*(text_of(part) for part in (layers, attention, mlp)))
+        return LayerSkip(text_of(layers), text_of(attention), text_of(mlp))
 
 
 def _within(text: str, blocks: int, other: int) -> frozenset[int]:

@@ -49,9 +49,11 @@ def quality(course: Course, text: Sequence[int]) -> Quality:
         scores.append(whole.follow(0, PROMPT + start, part.tolist(), len(part)).logits[0].copy())
     by_plain = np.concatenate(scores)
     whole.reset(0)
-    losses = [-likelihood(logits, wanted) / len(wanted) for logits in (by_course, by_plain)]
+    mine, plain = (
+        float(np.exp(-likelihood(logits, wanted) / len(wanted))) for logits in (by_course, by_plain)
+    )
     same = by_course.argmax(-1) == by_plain.argmax(-1)
-    return Quality(len(wanted), *np.exp(losses).tolist(), float(same.mean()))
+    return Quality(len(wanted), mine, plain, float(same.mean()))
 
 
 def _followed(course: Course, prompt: Ints, wanted: Ints) -> Iterator[Floats]:

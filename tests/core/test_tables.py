@@ -12,6 +12,7 @@ from graftline.passes import GRAFTS
 from graftline.recipe import all_recipes
 from graftline.runtimes.drafters import DRAFTERS
 from graftline.runtimes.rules import RULES
+from graftline.runtimes.schedules import SCHEDULES, schedule_of
 
 ROOT = Path(__file__).parents[2]
 BASES = {"Graft"}
@@ -46,6 +47,12 @@ def test_every_drafter_and_rule_file_is_in_its_table(folder: str, table: dict[st
         assert names & listed, f"{folder}/{stem}.py defines nothing that is in its table"
 
 
+def test_every_schedule_is_in_its_table_under_its_name() -> None:
+    assert {name: kind.name for name, kind in SCHEDULES.items()} == {n: n for n in SCHEDULES}
+    files = {f.stem for f in (ROOT / "runtimes/schedules").glob("*.py")}
+    assert files - {"__init__", "schedule", "course", "step"} == set(SCHEDULES)
+
+
 def test_names_are_the_class_names_in_kebab_case() -> None:
     for name, graft in GRAFTS.items():
         assert name == graft.name()
@@ -64,6 +71,10 @@ def test_every_recipe_names_things_that_exist() -> None:
         Pipeline.parse(one.head, GRAFTS)
         beside = "head" in one.needs and "placeholders" not in one.passes
         assert bool(one.head) == beside, "passes of a head that is a graph of its own"
+        assert bool(one.schedule) == ("routes" in one.needs)
+        if one.schedule:
+            for text in schedule_of(one).passes():
+                Pipeline.parse(text, GRAFTS)
 
 
 def test_the_command_that_rebuilds_has_every_option() -> None:
