@@ -7,6 +7,7 @@ from faults.caches import CACHES
 from faults.draft_blocks import DRAFT_BLOCKS
 from faults.draft_heads import DRAFT_HEADS
 from faults.ends import ENDS
+from faults.exits import EXITS
 from faults.fused import FUSED
 from faults.heads import HEADS
 from faults.loader import LOADER
@@ -22,8 +23,8 @@ from faults.windows import WINDOWS
 
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
-    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *ROUTES, *FUSED, *QUANTIZER, *LOADER,
-    *STAMPING,
+    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *ROUTES, *EXITS, *FUSED, *QUANTIZER,
+    *LOADER, *STAMPING,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
