@@ -24,6 +24,9 @@ class Exit:
     """Milliseconds of the rest, on the scale of the target's costs, by rows in all, committed
     positions of each sequence, and sequences."""
     resumes: Resumes
+    head: RestSession | None = None
+    """The target's norm and head alone, for hidden states of any exit, in bundles whose recipe
+    chooses among exits."""
 
     @property
     def tap(self) -> Tap:

@@ -16,7 +16,7 @@ import numpy as np
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import RequestError
-from graftline.exits import rest_stage
+from graftline.exits import ALL, rest_stage
 from graftline.facts import as_decoder
 from graftline.owners import DRAFT, TARGET
 from graftline.route import ROUTE, route_stage
@@ -171,6 +171,8 @@ def exits_opener(
     @cache
     def exits() -> Sequence[Exit]:
         seats, resumes = TargetSeats(target), Resumes(target)
+        chooses = ALL in bundle.manifest.stages
+        head = cast("RestSession", opened(ALL)[0]).sibling(target) if chooses else None
         found: list[Exit] = []
         for name, stage in stages.items():
             blocks = as_decoder(stage.facts).layers
@@ -179,7 +181,7 @@ def exits_opener(
             facts = match.step, match.agreement, match.rows_cost
             engine = DraftEngine(first.sibling(target), seats, *facts)
             rest = cast("RestSession", whole).sibling(target)
-            found.append(Exit(blocks, engine, rest, left.cost, resumes))
+            found.append(Exit(blocks, engine, rest, left.cost, resumes, head))
         target.resumes = resumes
         return found
 

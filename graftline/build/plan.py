@@ -35,6 +35,7 @@ from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.lower.ort.pack_rows import PackRows
+from graftline.passes.lower.pack_projections import PackProjections
 from graftline.recipe import (
     DECODER,
     FUSED,
@@ -153,7 +154,7 @@ class Plan:
         if engine and request is None:
             raise GraftlineError(f"--engine needs a TensorRT target, not {target}")
         check_needs(name, recipe(name).needs, exits)
-        taps = _taps(exits) if len(exits) > 1 else ""
+        taps = _taps(exits) if EXITS in recipe(name).needs else ""
         chosen, text = pipeline_of(name, passes, target, dtype, quantizer, request, fusing=taps)
         text = masked(text) if step == FUSED else text
         stages = [StagePlan(target, "engine", text, dtype)]
@@ -426,7 +427,7 @@ def _of_exits(
 ) -> list[StagePlan]:
     """The stages of exits, over the target's own weights and caches: for each its first blocks,
     and all others, for one sequence and for several. Where a recipe chooses among them, whatever
-    computes a later exit's hidden states brings them out, for the head that reads them."""
+    computes an exit's hidden states brings them out, for the head that reads them."""
     if engine.name != CPU:
         raise GraftlineError(f"--exit needs --target {CPU}, not {engine.name}")
     front, dtype, made = _own_front(passes), engine.dtype, list[StagePlan]()
@@ -439,7 +440,8 @@ def _of_exits(
     for place, blocks in enumerate(exits):
         says = f"the exit behind block {blocks - 1}: the first {blocks} blocks and the head"
         cut = f"cut-depth{{blocks={blocks}}}"
-        made.append(stage(exit_stage(blocks), "exit", says, _taps([blocks]), cut))
+        passed = exits[: place + 1] if chosen_among else [blocks]
+        made.append(stage(exit_stage(blocks), "exit", says, _taps(passed), cut))
         later = [_taps(exits[place + 1 :])] if chosen_among and exits[place + 1 :] else []
         says = f"the blocks behind block {blocks - 1}, which verify what those have drafted"
         rest = stage(
@@ -448,7 +450,10 @@ def _of_exits(
         made += [rest, *forms_of(rest.text, dtype, f"{rest.name}-")]
     if chosen_among:
         says = "the final norm and the head, for hidden states of any block"
-        made.append(stage(ALL, "rest", says, "depth-rest"))
+        head = stage(ALL, "rest", says, "depth-rest")
+        grafts = Pipeline.parse(head.text, GRAFTS).grafts
+        left = Pipeline(tuple(g for g in grafts if not isinstance(g, PackProjections)))
+        made.append(replace(head, text=str(left)))
     return made
 
 

@@ -10,6 +10,7 @@ from graftline.runtimes.drafter import Drafter
 from graftline.runtimes.drafters.aded import Aded
 from graftline.runtimes.drafters.cascade import Cascade
 from graftline.runtimes.drafters.datastore import Datastore
+from graftline.runtimes.drafters.del_exits import Del
 from graftline.runtimes.drafters.dflash import DFlash
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafters.draft_paths import DraftPaths
@@ -66,6 +67,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "reflective": Reflective,
     "self-skip": SelfSkip,
     "early-exit": EarlyExit,
+    "del": Del,
     "sorted-draft": SortedDraft,
     "speculative-jacobi": SpeculativeJacobi,
     "stand": Stand,

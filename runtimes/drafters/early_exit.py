@@ -10,6 +10,7 @@ import numpy as np
 
 from graftline.exits import EXIT
 from graftline.runtimes.chances.calibration import Calibration
+from graftline.runtimes.control.costs import NEAR
 from graftline.runtimes.draft_reader import Guess, Reader, drawn
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
@@ -18,7 +19,7 @@ from graftline.runtimes.exits import Exit
 from graftline.runtimes.lengths import make_length
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Floats, Scores
+from graftline.runtimes.session import Floats, Scores, Tap
 from graftline.tree import Draws, Tree
 
 
@@ -27,14 +28,20 @@ class ExitReader(Reader):
 
     def __init__(self, way: Exit, vocabulary: int = 0) -> None:
         super().__init__(way.engine, vocabulary)
+        way.rest_cost(1, NEAR, 1)  # what is measured once is measured now, not within a text
         self.way = way
-        self.states: list[Floats] = []
-        """[H] of each row of the draft under way."""
+        self.states: dict[Tap, list[Floats]] = {}
+        """[H] of each row of the draft under way, behind each exit that its blocks pass."""
+
+    def turn_to(self, way: Exit) -> None:
+        """Read with another exit of the same target, on the same caches."""
+        self.way, self.engine, self.milliseconds = way, way.engine, way.engine.step
 
     def guess(
         self, scores: Scores, place: int, sampling: Sampling, exact: bool = False
     ) -> Guess:
-        self.states.append(scores.tap(self.way.tap)[0, place].copy())
+        for tap, states in scores.taps.items():
+            self.states.setdefault(tap, []).append(states[0, place].copy())
         return super().guess(scores, place, sampling, exact)
 
 
@@ -73,10 +80,10 @@ class EarlyExit(DraftModel):
         self.signal, self.reads = self.foresight(), 0
         reader, chance, start = self._exit, 1.0, len(self._exit.tokens) - 1
         reader.sit(bid.row)
-        reader.states, self._drafted = [], []
+        reader.states, self._drafted = {}, []
         ahead, promised = list[int](), [1.0]
         draws: dict[int, Draws] = {}
-        most = min(bid.rows, self.rows, reader.room + 1)
+        most = self._most(bid)
         while True:
             guess, odds = yield from self._answer(ahead, chance, bid)
             chance, depth = chance * odds, len(ahead) + 1
@@ -92,9 +99,13 @@ class EarlyExit(DraftModel):
             self._drafted.append((token, guess.confidence))
         tokens = [reader.tokens[-1], *ahead]
         if not bid.whole:
-            reader.way.begun(bid.row, start, tokens, np.stack(reader.states))
+            reader.way.begun(bid.row, start, tokens, np.stack(reader.states[reader.way.tap]))
         chain = Tree.chain(tokens)
         return Tree(chain.tokens, chain.parents, np.asarray(promised, np.float32), draws or None)
+
+    def _most(self, bid: Bid) -> int:
+        """Most rows of a draft for that bid, the root included."""
+        return min(bid.rows, self.rows, self._exit.room + 1)
 
     def reads_for(self, rows: int) -> float:
         """Calls of a draft of so many rows behind the root."""

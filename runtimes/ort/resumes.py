@@ -33,7 +33,7 @@ class Begun:
 
 class Resumes:
     """A target's chains, of which some were begun. What was begun is of use to the next step alone,
-    and to none that scores other tokens."""
+    whatever that scores, and only where it is of the very tokens."""
 
     def __init__(self, target: OrtSession) -> None:
         self._target = target
@@ -44,13 +44,16 @@ class Resumes:
         """The next step may go on from there, in sequence `row`."""
         self._begun[row] = begun
 
+    def forget(self) -> None:
+        """The next step goes on from nowhere."""
+        self._begun.clear()
+
     def score(self, tokens: Ints, counts: Sequence[int]) -> Scores | None:
         """The scores [B, N] of chains of which some were begun, in as few calls as neighbours have
         the same blocks left; None where none was."""
-        rests = [self._rest(row, part[:n].tolist()) for row, (part, n) in enumerate(
-            zip(tokens, counts, strict=True))]  # fmt: skip
+        each = enumerate(zip(tokens, counts, strict=True))
+        rests = [self._rest(row, part[:count].tolist()) for row, (part, count) in each]
         if all(rest is None for rest in rests):
-            self._begun.clear()
             return None
         runs = [[*run] for _, run in groupby(range(len(rests)), key=lambda row: id(rests[row]))]
         if len(runs) == 1:
@@ -62,7 +65,6 @@ class Resumes:
                 for place, row in enumerate(run):
                     whole.put(row, found, place)
             scores = whole.scores()
-        self._begun.clear()
         return scores
 
     def _rest(self, row: int, tokens: list[int]) -> RestSession | None:

@@ -186,6 +186,8 @@ class OrtSession(BoundCalls):
 
     def reset(self, batch: int) -> None:
         """Forget everything and make room for `batch` sequences; memory is kept."""
+        if self.resumes is not None:
+            self.resumes.forget()
         self._make_room(batch, self._lengths[:0])
         self._lengths = np.zeros(batch, np.int64)
 
@@ -264,8 +266,9 @@ class OrtSession(BoundCalls):
         if mask is not None and not self._lengths.all():
             raise BackendError("a tree needs a committed prompt before it; prefill first")
         each = [count] * batch if counts is None else counts
-        if self.resumes is not None and mask is None:
-            found = self.resumes.score(tokens, each)
+        if self.resumes is not None:
+            found = None if mask is not None else self.resumes.score(tokens, each)
+            self.resumes.forget()
             if found is not None:
                 return found
         if batch > 1 and count > 1:

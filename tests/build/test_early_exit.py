@@ -168,6 +168,11 @@ def test_states_of_other_tokens_are_not_used(bundle: Bundle) -> None:
     for start, tokens in ((6, [7, 9]), (5, [7, 8]), (6, [7])):
         way.begun(0, start, tokens, wrong[: len(tokens)])
         assert np.array_equal(session.score(np.asarray([[7, 8]])).logits, expected)
+    for forgetting in (lambda: session.score(np.asarray([[1]])), lambda: session.reset(1)):
+        way.begun(0, 6, [7, 8], wrong)
+        forgetting()
+    session.prefill([np.arange(6)])
+    assert np.array_equal(session.score(np.asarray([[7, 8]])).logits, expected)
     way.begun(0, 6, [7, 8], wrong)
     assert not np.allclose(session.score(np.asarray([[7, 8]])).logits, expected)
     assert np.array_equal(session.score(np.asarray([[7, 8]])).logits, expected)
@@ -221,8 +226,8 @@ def test_the_controller_prices_a_verification_by_the_rest(bundle: Bundle) -> Non
     own = engine.generate([5, 6, 7], max_new_tokens=40, ignore_eos=True)
     assert own.tokens == plain.tokens
     (way,) = engine.resources.exits()
+    object.__setattr__(way, "rest_cost", lambda rows, past, batch: 0.5 + 0.1 * rows * rows)
     whole = engine._costs.of(4)
-    assert 0 < way.rest_cost(4, 256, 1) < whole
     policy = engine._policy(engine.recipe)
     paid, costs = policy.control.paid, engine._costs
     bid = paid.bid(policy.drafter, Terms(1, 64, 256, 0.0), 1 / whole)

@@ -35,6 +35,8 @@ GRAFTED = {
     "select-rows": "kv-cache | select-rows",
     "tap": "kv-cache | tap{layers=0+norm}",
     "reduce-logits": "kv-cache | reduce-logits{topk=4,entropy=true}",
+    "exit": "kv-cache | select-rows | tap{layers=0} | cut-depth{blocks=1} | pack-projections",
+    "rest": "kv-cache | select-rows | depth-rest{blocks=1} | pack-projections",
     "pack-projections": "kv-cache | pack-projections{mlp=true}",
 }
 VERIFY = "kv-cache | tree-mask | select-rows | reduce-logits{topk=8} | fuse-verify"

@@ -7,6 +7,7 @@ from faults.caches import CACHES
 from faults.draft_blocks import DRAFT_BLOCKS
 from faults.draft_heads import DRAFT_HEADS
 from faults.ends import ENDS
+from faults.exits import EXITS
 from faults.fields import FIELDS
 from faults.fused import FUSED
 from faults.heads import HEADS
@@ -25,7 +26,7 @@ from faults.windows import WINDOWS
 
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
-    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *FUSED,
+    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *EXITS, *FUSED,
     *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS,
 ]  # fmt: skip
 

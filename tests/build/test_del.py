@@ -1,0 +1,172 @@
+"""DEL: the exit that drafts best for its price is found, from rows that another exit drafted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graftline.build.optimize import optimize
+from graftline.bundle.reader import Bundle
+from graftline.errors import GraftlineError, LawBroken
+from graftline.kinds.decoder.exits import prove_rest
+from graftline.kinds.kind import Parts
+from graftline.models.host import Host
+from graftline.ports import by_role
+from graftline.runtimes.load import load
+from tests.free_engine import free
+from tests.tiny_checkpoints import WIDE, TinyCheckpoint
+
+SPEC = replace(WIDE, layers=4)
+EXITS = 1, 2, 3
+
+
+@dataclass
+class SilentBehind(TinyCheckpoint):
+    """Blocks from the third on add nothing, so that an exit behind the second drafts the truth."""
+
+    def host(self, full_export: bool = False, watch: Any = None) -> Host:
+        made = super().host(full_export, watch)
+        for block in range(2, self.decoder.layers):
+            for part in ("attention.o", "mlp.down"):
+                held = made.model.graph.initializers[f"layers.{block}.{part}.weight"]
+                assert held.const_value is not None
+                zeros = np.zeros(held.const_value.shape, np.float32)  # type: ignore[arg-type]
+                held.const_value = ir.tensor(zeros, name=held.name)
+        return made
+
+
+@pytest.fixture(scope="module")
+def bundle(known_checkpoints: dict[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("checkpoint")
+    known_checkpoints[path] = SilentBehind(path, SPEC)
+    out = tmp_path_factory.mktemp("exits") / "del.graft"
+    return optimize(path, out, recipe="del", exits=EXITS)
+
+
+def opened(bundle: Bundle, agreement: float = 0.5) -> Any:
+    """An engine that drafts at every step, whose exits cost as deep as they are and are believed to
+    be alike."""
+    engine = free(bundle.path)
+    for way in engine.resources.exits():
+        way.engine.step, way.engine.agreement = way.blocks / SPEC.layers, agreement
+        object.__setattr__(way, "rest_cost", partial(rest_cost, 1.0 - way.engine.step))
+    return engine
+
+
+def rest_cost(share: float, rows: int, past: float, batch: int) -> float:
+    """Of that share of the target's blocks."""
+    return share * (0.9 + 0.1 * rows)
+
+
+def drafter(engine: Any) -> Any:
+    return engine._policy(engine.recipe).drafter
+
+
+def test_every_part_brings_out_what_exits_need(bundle: Bundle) -> None:
+    stages = bundle.manifest.stages
+    layers = {
+        name: [p.layer for p in by_role(stages[name].ports, "hidden", "out")]
+        for name in ("ort-cpu", "exit-1", "exit-3", "rest-1", "rest-2", "rest-3", "exit-head")
+    }
+    assert layers == {
+        "ort-cpu": [0, 1, 2], "exit-1": [0], "exit-3": [0, 1, 2], "rest-1": [1, 2], "rest-2": [2],
+        "rest-3": [], "exit-head": [],
+    }  # fmt: skip
+    assert not [p for p in stages["exit-head"].ports if p.state]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_tokens_are_those_of_plain_decoding(bundle: Bundle, temperature: float) -> None:
+    engine = opened(bundle)
+    random = np.random.default_rng(5)
+    prompts = [random.integers(0, 256, n).tolist() for n in (5, 17, 40)]
+    options: dict[str, Any] = {"max_new_tokens": 30, "ignore_eos": True}
+    options |= {"temperature": temperature, "seed": 3}
+    plain = engine.generate(prompts, recipe="plain", **options)
+    batch = engine.generate(prompts, **options)
+    assert [r.tokens for r in batch] == [r.tokens for r in plain]
+    assert sum(r.stats.drafted for r in batch) > 30
+
+
+def test_the_exit_that_is_always_right_is_found(bundle: Bundle) -> None:
+    engine = opened(bundle)
+    shared = drafter(engine).acceptance
+    engine.generate([1, 2, 3], max_new_tokens=60, ignore_eos=True)
+    assert shared.of(2) == shared.of(3) > 0.9 > 0.8 > shared.of(1)
+    result = engine.generate([7, 8, 9], max_new_tokens=40, ignore_eos=True)
+    assert drafter(engine).fork()._exit.way.blocks == 2
+    assert result.stats.acceptance_rate == 1.0
+    assert result.stats.mat > 3
+
+
+def test_what_exits_would_have_drafted_is_what_they_draft(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every row that is looked at, each exit's own engine names the token that the shadow did,
+    whichever exit had drafted."""
+    engine = opened(bundle)
+    ways, seen = engine.resources.exits(), list[Any]()
+    head = ways[0].head
+    real = head.shadow
+
+    def shadow(states: Any) -> Any:
+        seen.append((states.copy(), real(states)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(head, "shadow", shadow)
+    prompt = [5, 6, 7, 8]
+    result = engine.generate(prompt, max_new_tokens=12, ignore_eos=True)
+    text = prompt + result.tokens
+    own = [way.engine.session.sibling() for way in ways]
+    expected = []
+    for session in own:
+        session.reset(1)
+        session.prefill([np.asarray(text[:3])])
+        expected.append(session.score(np.asarray([text[3:]])).argmax[0].tolist())
+    at = 0
+    for states, scores in seen:
+        best = scores.argmax[0].reshape(len(ways), -1)
+        rows = len(states) // len(ways)
+        for number in range(len(ways)):
+            assert best[number].tolist() == expected[number][at : at + rows]
+        at += rows
+    assert at > 8
+
+
+def test_looking_becomes_seldom(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = opened(bundle)
+    head = engine.resources.exits()[0].head
+    calls: list[int] = []
+    real = head.shadow
+    monkeypatch.setattr(head, "shadow", lambda states: calls.append(1) or real(states))
+    engine._policies.clear()
+    results = [engine.generate([n, 2, 3], max_new_tokens=60, ignore_eos=True) for n in range(6)]
+    steps = sum(r.stats.steps for r in results)
+    assert 8 <= len(calls) <= 8 + steps / 16 + 1
+
+
+def test_the_proof_sees_a_rest_that_begins_elsewhere(bundle: Bundle) -> None:
+    stages, silent = dict(bundle.manifest.stages), lambda line: None
+    parts = Parts(bundle.path, stages, bundle.manifest.target, bundle.manifest.target)
+    assert [row.law for row in prove_rest(parts, "rest-1", silent)] == ["joined", "resumed"]
+    stages["exit-1"] = replace(stages["exit-1"], file=stages["exit-2"].file)
+    with pytest.raises((LawBroken, GraftlineError)):
+        prove_rest(parts, "rest-1", silent)
+
+
+def test_one_exit_is_no_choice(
+    bundle: Bundle, tmp_path: Path, known_checkpoints: dict[Path, Any]
+) -> None:
+    path = tmp_path / "checkpoint"
+    known_checkpoints[path] = TinyCheckpoint(path, SPEC)
+    with pytest.raises(GraftlineError, match="recipe del chooses among exits; add --exit 6,12,18"):
+        optimize(path, tmp_path / "a", recipe="del", exits=(2,))
+    single = optimize(path, tmp_path / "b", recipe="layer-skip", exits=(2,))
+    with pytest.raises(GraftlineError, match=r"del needs a exits here; .*--exit 6,12,18"):
+        load(single.path, recipe="del")
