@@ -126,7 +126,7 @@ def open_decode_engine(bundle: Bundle, threads: int | None = None) -> DecodeEngi
         raise BackendError(
             f"{bundle.path}: built for {manifest.target}; a {manifest.facts.kind} runs on {CPU}"
         )
-    session = open_graph(bundle.graph(manifest.target), threads or os.cpu_count() or 1)
+    session = open_graph(bundle.graph(manifest.target), threads or os.cpu_count() or 1, plans=False)
     export = manifest.stages.get(manifest.main.made_of)
     own = () if export is None else export.ports
     return DecodeEngine(
