@@ -6,16 +6,16 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import typer
 
 from graftline.commands import screen
-from graftline.commands.media import check_out, write_media
 from graftline.commands.opening import open_decoder
 from graftline.errors import RequestError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 OWN = ("bundle", "latents", "condition", "out", "seed", "threads", "stats")
 """Parameters of `run` that a decoder of latents takes."""
@@ -59,6 +59,8 @@ def decode(
     stats: bool,
 ) -> None:
     """Decode the latents of a file into another. Raises RequestError."""
+    from graftline.commands.media import check_out, write_media
+
     if out is None:
         raise RequestError("name a file for what is made: -o out.npy, out.wav or out.png")
     lowest, highest = read_range(value_range)
@@ -77,6 +79,8 @@ def decode(
 
 def read_array(file: Path, option: str) -> npt.NDArray[Any]:
     """An array of a .npy file; nothing in it is executed. Raises RequestError."""
+    import numpy as np
+
     try:
         return np.asarray(np.load(file, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
