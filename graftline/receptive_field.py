@@ -65,8 +65,8 @@ class ReceptiveField:
         return whole if stop >= latents else min(whole, self.ratio * stop + self.right)
 
     def windows(self, latents: int, size: int) -> Iterator[Window]:
-        """Windows of `size` latents, or fewer at the end. Raises RequestError for one that is too
-        small."""
+        """Windows of `size` latents; the last begins so early that it is as long as the others,
+        whose memory it finds. Raises RequestError for a size that is too small."""
         size = size // self.step * self.step
         if size < self.least:
             raise RequestError(
@@ -75,7 +75,7 @@ class ReceptiveField:
             )
         done = 0
         while done < self.ratio * latents + self.extra:
-            begin = min(self.start(done), max(0, latents - self.least) // self.step * self.step)
+            begin = min(self.start(done), max(0, latents - size) // self.step * self.step)
             stop = min(latents, begin + size)
             upto = self.end(stop, latents)
             yield Window(begin, stop, done - self.ratio * begin, upto - self.ratio * begin)

@@ -26,6 +26,7 @@ from graftline.commands import (
     pack,
     run,
     screen,
+    split,
     train,
     tune,
 )
@@ -34,7 +35,7 @@ from graftline.errors import GraftlineError
 DEFECT = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
-WRITING = frozenset(("optimize", "pack", "tune", "bench"))
+WRITING = frozenset(("optimize", "pack", "split", "tune", "bench"))
 """Commands that write files, and only when all is done."""
 
 
@@ -178,6 +179,7 @@ for command in (
     diff.diff,
     check.check,
     pack.pack,
+    split.split,
     catalogue.recipes,
     catalogue.passes,
     doctor.doctor,

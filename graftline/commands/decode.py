@@ -6,17 +6,16 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import typer
 
 from graftline.commands import screen
-from graftline.commands.media import check_out, write_media
 from graftline.commands.opening import open_decoder
 from graftline.errors import RequestError
-from graftline.facts import RecogniserFacts
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 OWN = ("bundle", "latents", "condition", "out", "seed", "threads", "stats")
 """Parameters of `run` that a decoder of latents takes."""
@@ -62,6 +61,9 @@ def decode(
 ) -> None:
     """Decode the latents of a file into another; what a recogniser writes is printed where no file
     is named, the ids of a row in each line. Raises RequestError."""
+    from graftline.commands.media import check_out, write_media
+    from graftline.facts import RecogniserFacts
+
     lowest, highest = read_range(value_range)
     array, given = read_array(latents, "--latents"), read_conditions(conditions)
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
@@ -87,6 +89,8 @@ def decode(
 
 def read_array(file: Path, option: str) -> npt.NDArray[Any]:
     """An array of a .npy file; nothing in it is executed. Raises RequestError."""
+    import numpy as np
+
     try:
         return np.asarray(np.load(file, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:

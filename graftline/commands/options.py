@@ -486,6 +486,11 @@ PackedOut = Annotated[
 
 # --- what decoders of latents take and make
 
+Graph = Annotated[Path, typer.Argument(metavar="GRAPH", help="An .onnx file.")]
+SplitFolder = Annotated[
+    Path, typer.Option("-o", "--out", metavar="DIR", help="The folder of both files.")
+]
+
 Latents = Annotated[
     Path | None,
     typer.Option(

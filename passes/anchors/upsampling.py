@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -82,12 +83,12 @@ def _of_fixed(
     """By the one output shape of a graph whose latents are `lengths` long along their axes."""
     made = shape[-axes:]
     ratios = {have // want for have, want in zip(made, lengths, strict=False)}
-    if len(lengths) < axes or len(shape) != axes + 2 or len(ratios) != 1:
+    if len(lengths) < axes or len(shape) < axes + 2 or len(ratios) != 1:
         return mismatch("its output is not as many times as long along every axis", [output])
     ratio = ratios.pop()
     if ratio < 2 or any(have != ratio * want for have, want in zip(made, lengths, strict=True)):
         return mismatch("its output is not several times as long as its latents", [output])
-    return Upsampling(axes, ratio, shape[1])
+    return Upsampling(axes, ratio, prod(shape[1:-axes]))
 
 
 def _ratio(shapes: list[tuple[int, ...]], axes: int, output: ir.Value) -> Upsampling | Mismatch:
@@ -101,10 +102,6 @@ def _ratio(shapes: list[tuple[int, ...]], axes: int, output: ir.Value) -> Upsamp
     rank = len(grown)
     if along != list(range(rank - axes, rank)) or len({grown[a] for a in along}) != 1:
         return mismatch("its output does not grow along the axes of its latents alone", [output])
-    if rank != axes + 2:
-        return mismatch(
-            "its output is not [B, C, T] for a row of latents, or [B, C, H, W]", [output]
-        )
     if (ratio := grown[-1] // step) < 2:
         return mismatch("its output is no longer than its latents", [output])
-    return Upsampling(axes, ratio, shapes[0][1])
+    return Upsampling(axes, ratio, prod(shapes[0][1:-axes]))

@@ -183,7 +183,7 @@ def open_decode_engine(bundle: Bundle, threads: int | None = None) -> DecodeEngi
 def _open_stage(bundle: Bundle, name: str, threads: int | None) -> DecodeEngine:
     manifest = bundle.manifest
     stage = manifest.stages[name]
-    session = open_graph(bundle.graph(name), threads or os.cpu_count() or 1)
+    session = open_graph(bundle.graph(name), threads or os.cpu_count() or 1, plans=False)
     export = manifest.stages.get(stage.made_of)
     own = () if export is None else export.ports
     return DecodeEngine(bundle.path, stage.facts, stage.ports, own, session, stage.fields)

@@ -25,12 +25,16 @@ FOLDED = 1 << 20
 was made of."""
 
 
-def open_graph(graph: Path, threads: int) -> onnxruntime.InferenceSession:
-    """Open a graph on the CPU provider.
+def open_graph(
+    graph: Path, threads: int, plans: bool = True
+) -> onnxruntime.InferenceSession:
+    """Open a graph on the CPU provider. `plans`: whether it plans the memory of a run by the first
+    one of its shape, which is faster and takes the first run's memory besides.
 
     Raises BackendError with ONNX Runtime's own reason.
     """
     options = _options(threads)
+    options.enable_mem_pattern = plans
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)
     return _open(graph, options)
 

@@ -80,7 +80,7 @@ def receptive_fields(
 def _along(
     part: Part, output: ir.Value, axis: int, channels: Mapping[int, int]
 ) -> ReceptiveField | Blocked:
-    sizes = {n: _sizes(part, axis, n, channels) for n in LENGTHS}
+    sizes = {n: sizes_of(part, axis, n, channels) for n in LENGTHS}
     sources = {v: len(sizes[LENGTHS[0]][v]) - len(sizes[LENGTHS[0]][part.source]) + axis
                for v in (part.source, *part.along)}  # fmt: skip
     try:
@@ -113,10 +113,7 @@ def walk(
     the shapes of everything the nodes read that they do not make, by number of latents, of two."""
     order = list(nodes)
     first, second = sizes
-    measures = [
-        Measure(order, World({v: _blank(v, shape) for v, shape in of.items()}))
-        for of in sizes.values()
-    ]
+    measures = [_measure(order, of) for of in sizes.values()]
     states: dict[ir.Value, State] = {v: Span(axis) for v, axis in sources.items()}
     found = Walk(states, (measures[0], measures[1]), (first, second))
     for node in order:
@@ -128,12 +125,21 @@ def walk(
     return found
 
 
+def measured(part: Part, axis: int, length: int, channels: Mapping[int, int]) -> Measure:
+    """The shapes of a part's values with so many latents along the axis."""
+    return _measure(part.nodes, sizes_of(part, axis, length, channels))
+
+
+def _measure(nodes: Iterable[ir.Node], sizes: Mapping[ir.Value, Shape]) -> Measure:
+    return Measure(nodes, World({v: _blank(v, shape) for v, shape in sizes.items()}))
+
+
 def _blank(value: ir.Value, shape: Shape) -> Array:
     """A stand-in of that shape, which takes no memory."""
     return np.broadcast_to(np.zeros((), type_of(value)), shape)
 
 
-def _sizes(
+def sizes_of(
     part: Part, axis: int, length: int, channels: Mapping[int, int]
 ) -> dict[ir.Value, Shape]:
     """Shapes of what the part reads with so many latents along the axis."""
