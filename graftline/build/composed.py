@@ -83,14 +83,22 @@ def _add(model: ir.Model, owner: str, part: Part, say: Watch) -> Mapping[Path, F
     given: dict[str, ir.Value] = {}
     for value in other.model.graph.inputs:
         name = value.name or ""
-        given[name] = ir.Value(name=f"{owner}.{name}", shape=value.shape, type=value.type)
+        shape = _own_symbols(value, owner)
+        given[name] = ir.Value(name=f"{owner}.{name}", shape=shape, type=value.type)
         declare(given[name], LATENTS if name == part.latents else "", owner)
     if part.latents and part.latents not in given:
         close = nearest(part.latents, given)
         raise CheckpointError(f"{owner}.latents of the spec is '{part.latents}'{close}")
     model.graph.inputs.extend(given.values())
     for name, value in splice(model.graph, other.model, given, owner).items():
-        value.name = f"{owner}.{name}"
+        value.name, value.shape = f"{owner}.{name}", _own_symbols(value, owner)
         declare(value, owner=owner)
         model.graph.outputs.append(value)
     return other.states
+
+
+def _own_symbols(value: ir.Value, owner: str) -> ir.Shape | None:
+    """A shape whose symbols are the owner's: graphs in one file may run at different sizes."""
+    if value.shape is None:
+        return None
+    return ir.Shape([d if isinstance(d, int) else f"{owner}_{d.value}" for d in value.shape])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -70,6 +71,8 @@ class SwapSubgraph(Graft):
         assert old is not None
         assert own is not None
         assert image is not None
+        pairs = zip(own.shape or (), taken.shape or (), strict=True)
+        same = {str(d): t if isinstance(t, int) else str(t) for d, t in pairs}
         own_inputs = [p for p in _inputs(model, DECODER) if p.role != LATENTS]
         graph.outputs.remove(old)
         old.name = f"{old.name}.before"
@@ -78,8 +81,9 @@ class SwapSubgraph(Graft):
         write_ports(model, [p for p in read_ports(model) if p.name != DECODER_OUTPUT])
         drop_ports(model, [REPLACED[0], *(p.name for p in own_inputs)])
         for port in [p for p in read_ports(model) if p.owner == REPLACEMENT]:
-            value_of(model, port).name = _renamed(port).name
-        write_ports(model, map(_renamed, read_ports(model)))
+            value, named = value_of(model, port), _renamed(port, same)
+            value.name, value.shape = named.name, ir.Shape(list(named.shape))
+        write_ports(model, [_renamed(port, same) for port in read_ports(model)])
         assert isinstance(facts, DenoiserFacts)
         write_facts(model, replace(facts, decoder=REPLACEMENT))
 
@@ -102,11 +106,13 @@ def _inputs(model: ir.Model, owner: str) -> list[Port]:
     return [p for p in read_ports(model) if p.owner == owner and p.direction == "in"]
 
 
-def _renamed(port: Port) -> Port:
-    """What was the replacement's is the decoder's."""
+def _renamed(port: Port, same: Mapping[str, str | int]) -> Port:
+    """What was the replacement's is the decoder's, by the symbols of the decoder's latents."""
     if port.owner != REPLACEMENT:
         return port
-    return replace(port, owner=DECODER, name=port.name.replace(REPLACEMENT, DECODER, 1))
+    shape = tuple(d if isinstance(d, int) else same.get(d, d) for d in port.shape)
+    name = port.name.replace(REPLACEMENT, DECODER, 1)
+    return replace(port, owner=DECODER, name=name, shape=shape)
 
 
 def _made_of(value: ir.Value) -> set[str]:
