@@ -132,8 +132,8 @@ def test_our_own_drafters_need_no_mending(
 ) -> None:
     proposals: list[tuple[Tree, Tree]] = []
 
-    def watched(tree: Tree, root: int, vocabulary: int, rows: int, whole: bool) -> Tree:
-        proposals.append((tree, sound(tree, root, vocabulary, rows, whole)))
+    def watched(tree: Tree, root: int, *bounds: int) -> Tree:
+        proposals.append((tree, sound(tree, root, *bounds)))
         return proposals[-1][1]
 
     monkeypatch.setattr(decoding, "sound", watched)
