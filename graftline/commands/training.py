@@ -63,9 +63,9 @@ class Command:
                 raise GraftlineError(f"{said} {value}: unknown{nearest(value, known)}")
         for name, kinds in TAKEN.items():
             if getattr(self, name) is not None and self.kind not in kinds:
-                raise GraftlineError(
-                    f"--{name} is for {' and '.join(kinds)}; {self.kind} does not take it"
-                )
+                *rest, last = kinds
+                named = f"{', '.join(rest)} and {last}" if rest else last
+                raise GraftlineError(f"--{name} is for {named}; {self.kind} does not take it")
         for name in ("minutes", "steps", "learning_rate"):
             number = getattr(self, name)
             if number is not None and not 0 < number < float("inf"):

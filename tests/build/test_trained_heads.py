@@ -153,4 +153,4 @@ def test_an_engine_foretells_at_its_placeholders_what_training_does(
     # fp32 sums over eight layers, in another order
     np.testing.assert_allclose(chain, wanted, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(tree.logits[0, 2:], wanted, rtol=1e-3, atol=1e-3)
-    assert len(set(wanted.argmax(-1).tolist())) > 1, "drafts that tell places apart"
+    assert np.abs(np.diff(wanted, axis=0)).max(-1).min() > 0.01, "rows that tell places apart"

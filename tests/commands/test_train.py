@@ -202,7 +202,7 @@ def test_kinds_are_those_that_can_be_trained() -> None:
         (["train", "medsua", "HOST"], "KIND medsua: unknown; did you mean 'medusa'?"),
         (["train", "medusa", "nowhere"], "nowhere: no such file or folder"),
         (["train", "medusa", "HOST", "--form", "v3"], "--form v3: unknown; did you mean 'v"),
-        (["train", "eagle", "HOST", "--heads", "4"], "--heads is for medusa and hydra; eagle does"),
+        (["train", "eagle", "HOST", "--heads", "4"], "--heads is for medusa, hydra and ppd; eagle"),
         (["train", "hydra", "HOST", "--form", "v1"], "--form is for medusa; hydra does not take"),
         (["train", "eagle3", "HOST"], "n-4, which are not three in a host of n = 2; train eagle"),
         (["train", "medusa", "HOST", "--dtype", "fp8"], "--dtype fp8: unknown"),

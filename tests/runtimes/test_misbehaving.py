@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,8 +133,8 @@ def test_our_own_drafters_need_no_mending(
 ) -> None:
     proposals: list[tuple[Tree, Tree]] = []
 
-    def watched(tree: Tree, root: int, vocabulary: int, rows: int, whole: bool) -> Tree:
-        proposals.append((tree, sound(tree, root, vocabulary, rows, whole)))
+    def watched(tree: Tree, root: int, *bounds: Any) -> Tree:
+        proposals.append((tree, sound(tree, root, *bounds)))
         return proposals[-1][1]
 
     monkeypatch.setattr(decoding, "sound", watched)
