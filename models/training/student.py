@@ -38,8 +38,11 @@ class Student(Protocol):
     depths: int
     vocabulary: int
     drafted: torch.Tensor
-    places: int | None
-    """Positions of a text at which a step of training drafts; None: all."""
+
+    @property
+    def places(self) -> int | None:
+        """Positions of a text at which a step of training drafts; None: all."""
+        ...
 
     @property
     def module(self) -> nn.Module:

@@ -179,10 +179,9 @@ class FuseBlock(Graft):
         ports = read_ports(after)
         own = slot_ports(ports, "in")[0]
         batch, slots = feed[own.name].shape[0], feed[own.name].shape[2]
-        caches = {
-            p.name: np.full((batch, p.shape[1], slots, p.shape[3]), POISON, np.dtype(p.dtype))
-            for p in slot_ports(ports, "in", HEAD)
-        }
+        heads = slot_ports(ports, "in", HEAD)
+        shapes = {p.name: (batch, int(p.shape[1]), slots, int(p.shape[3])) for p in heads}
+        caches = {p.name: np.full(shapes[p.name], POISON, np.dtype(p.dtype)) for p in heads}
         template = np.asarray([-1], np.int64)
         return feed | caches | roles_of(after).feed(**{TEMPLATE: template})
 

@@ -182,8 +182,10 @@ def bind(
     tokens, positions, write_index, rows = (inputs[n] for n in STEP_INTS)
     ints = tokens, positions, write_index, rows
     run = session.run_with_iobinding
-    more = {"features": inputs.get(FEATURES), "states": inputs.get(STREAM)}
-    return StepArrays(run, binding, *ints, inputs.get("mask"), outputs, **more)
+    return StepArrays(
+        run, binding, *ints, inputs.get("mask"), outputs, features=inputs.get(FEATURES),
+        states=inputs.get(STREAM),
+    )  # fmt: skip
 
 
 def _value(array: npt.NDArray[Any]) -> Any:
