@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graftline.build.optimize import optimize as optimize
     from graftline.runtimes.load import load as load
+    from graftline.runtimes.one_pass.engine import load_decoder as load_decoder
 
-__all__ = ["__version__", "load", "optimize"]
+__all__ = ["__version__", "load", "load_decoder", "optimize"]
 
 try:
     __version__ = metadata.version("graftline")
@@ -23,8 +24,7 @@ except metadata.PackageNotFoundError:  # run from a source tree that was never i
 
 
 def __getattr__(name: str) -> Any:
-    """`optimize` and `load` import their rooms only when used, so that `import graftline` is quick.
-    """
+    """What is named here imports its room only when used, so that `import graftline` is quick."""
     if name == "optimize":
         from graftline.build.optimize import optimize
 
@@ -33,4 +33,8 @@ def __getattr__(name: str) -> Any:
         from graftline.runtimes.load import load
 
         return load
+    if name == "load_decoder":
+        from graftline.runtimes.one_pass.engine import load_decoder
+
+        return load_decoder
     raise AttributeError(f"module 'graftline' has no attribute '{name}'")

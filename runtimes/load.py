@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep, check_drafter
 from graftline.runtimes.fused_heads import drafter_of
 from graftline.runtimes.head_opener import head_opener
-from graftline.runtimes.one_pass.engine import DecodeEngine, open_decode_engine
 from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.prefix_cache import DEFAULT_BYTES, PrefixCache
@@ -70,10 +69,9 @@ def load(
     prefix_cache: int | None = DEFAULT_BYTES,
     defaults: bool = True,
     costs: bool = True,
-) -> Engine | DecodeEngine:
+) -> Engine:
     """Open the bundle at `path`: hashes checked, engine built, step costs measured once per
-    machine. A bundle of a host that runs once (a decoder of latents, a denoiser) gives a
-    `DecodeEngine`; of the options it takes `threads`, `verify` and `watch`.
+    machine. Hosts that run once (a decoder of latents, a denoiser) are for `load_decoder`.
 
     `recipe` replaces the bundle's own runtime policy, `capacity` is the most tokens of prompt and
     output together, `exact` keeps every step to one kernel family where the precision needs it,
@@ -100,12 +98,12 @@ def load(
     if step is not None:
         check_step(step)
     bundle = Bundle.open(path, verify=verify)
-    if not isinstance(bundle.manifest.facts, DecoderFacts):
-        _check_of_text(bundle, {
-            "recipe": recipe, "capacity": capacity, "exact": exact, "corpus": corpus, "step": step,
-            "max_batch": max_batch,
-        })  # fmt: skip
-        return open_decode_engine(bundle, threads)
+    facts = bundle.manifest.facts
+    if not isinstance(facts, DecoderFacts):
+        raise RequestError(
+            f"{path} is a {facts.kind}, which takes no prompt; use graftline.load_decoder, or "
+            "graftline run --latents FILE.npy"
+        )
     session = _session(bundle, threads, capacity, exact, watch)
     if isinstance(session, OrtSession):
         session.open_forms(max_batch or 1)
@@ -120,13 +118,6 @@ def load(
     gc.freeze()  # a full collection of all that is loaded takes as long as ten steps
     _unfreeze_at_exit()
     return engine
-
-
-def _check_of_text(bundle: Bundle, options: Mapping[str, Any]) -> None:
-    """Raise RequestError where an option is given that only decoders of text have."""
-    if odd := [name for name, value in options.items() if value]:
-        kind = bundle.manifest.facts.kind
-        raise RequestError(f"{odd[0]} is for decoders of text; {bundle.path} is a {kind}")
 
 
 def _chosen(given: str | Recipe, costs: bool) -> Recipe:

@@ -6,39 +6,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftline.commands import libraries
-from graftline.errors import RequestError
 
 if TYPE_CHECKING:
     from graftline.bundle.writer import Watch
     from graftline.runtimes.engine import Engine
     from graftline.runtimes.one_pass.engine import DecodeEngine
 
-LATENTS = "run it with --latents FILE.npy"
-"""What to do with a bundle that takes no prompt."""
-
 
 def open_engine(bundle: Path, watch: Watch, **options: Any) -> Engine:
     """The engine of a bundle; `options` are those of `runtimes.load.load`, which says what it
     raises. ONNX Runtime stays silent from here on."""
     libraries.silence_onnxruntime()
-    from graftline.runtimes.engine import Engine
     from graftline.runtimes.load import load
 
     watch(f"opening {bundle}")
-    engine = load(bundle, watch=watch, **options)
-    if not isinstance(engine, Engine):
-        raise RequestError(f"{bundle} is a {engine.facts.kind}; {LATENTS}")
-    return engine
+    return load(bundle, watch=watch, **options)
 
 
 def open_decoder(bundle: Path, watch: Watch, threads: int | None) -> DecodeEngine:
     """The engine of a bundle whose host runs once. Raises RequestError for a decoder of text."""
     libraries.silence_onnxruntime()
-    from graftline.runtimes.load import load
-    from graftline.runtimes.one_pass.engine import DecodeEngine
+    from graftline.runtimes.one_pass.engine import load_decoder
 
     watch(f"opening {bundle}")
-    engine = load(bundle, watch=watch, threads=threads)
-    if not isinstance(engine, DecodeEngine):
-        raise RequestError(f"{bundle} is a decoder of text; give a prompt in place of --latents")
-    return engine
+    return load_decoder(bundle, threads=threads)

@@ -66,7 +66,7 @@ class BlockCopy:
     Its caches become inputs and outputs of the owner head.0, written from the target's write_index
     on. The rows of `drafts` behind them are in no cache: they lie in the graph, [B, K, 1, D] each,
     behind the cache. Attention of every one sees as many slots, the last of which are filled with
-    what its mask hides: TensorRT compiles one shape once.
+    what its mask hides, so that it has one shape.
     """
 
     model: ir.Model

@@ -12,7 +12,7 @@ import numpy as np
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
-from graftline.facts import DenoiserFacts, Facts
+from graftline.facts import DecoderFacts, DenoiserFacts, Facts
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
 from graftline.roles import NOISE
@@ -161,9 +161,21 @@ class DecodeEngine:
         return [np.asarray(array) for array in found]
 
 
-def open_decode_engine(bundle: Bundle, threads: int | None = None) -> DecodeEngine:
-    """Open a bundle of a host that runs once. Raises BackendError."""
+def load_decoder(
+    path: str | Path, *, threads: int | None = None, verify: bool = True
+) -> DecodeEngine:
+    """Open the bundle at `path` of a host that runs once: a decoder of latents, a denoiser or its
+    sampling loop, a recogniser. `verify`: check the hashes of its files. Raises RequestError for a
+    decoder of text, BundleError, or BackendError."""
+    bundle = Bundle.open(path, verify=verify)
     manifest = bundle.manifest
+    if isinstance(manifest.facts, DecoderFacts):
+        raise RequestError(
+            f"{path} is a decoder of text; use graftline.load, or graftline run with a prompt in "
+            "place of --latents"
+        )
+    if threads is not None and threads < 1:
+        raise RequestError(f"threads={threads} is not valid; use at least 1")
     if manifest.target != CPU:
         raise BackendError(
             f"{bundle.path}: built for {manifest.target}; a {manifest.facts.kind} runs on {CPU}"

@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from graftline import load
+from graftline import load_decoder
 from graftline.commands.media import write_wave
-from graftline.runtimes.one_pass.engine import DecodeEngine
 
 TEXT = (
     "ðə kwɪk bɹaʊn fɑks dʒʌmps oʊvɚ ðə leɪzi dɔɡ, wˈaɪl ðə sˈʌn ɪz ʃˈaɪnɪŋ ɑn ðə hˈɪlz. "
@@ -61,8 +60,7 @@ def main(voice: Path, folder: Path, bundle: Path) -> None:
     options.intra_op_num_threads = 1
     whole = onnxruntime.InferenceSession(str(voice), options)
     before = onnxruntime.InferenceSession(str(folder / "before.onnx"), options)
-    engine = load(bundle, threads=1)
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(bundle, threads=1)
     expected: Any = whole.run(None, feed)[0]
     latents: Any = before.run(None, feed)[0]
     np.save(folder / "latents.npy", latents)
@@ -97,8 +95,7 @@ def peak_of(bundle: Path, folder: Path, size: int) -> str:
 
 def peak(bundle: Path, folder: Path, size: int, count: int) -> None:
     """Print the MB above what the opened engine takes."""
-    engine = load(bundle, verify=False, threads=1)
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(bundle, verify=False, threads=1)
     latents = np.load(folder / "latents.npy")[:, :, : count or None]
     began = most()
     if size:

@@ -10,10 +10,9 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graftline import load, optimize
+from graftline import load_decoder, optimize
 from graftline.build.split import split
 from graftline.errors import CheckpointError, NotApplicable
-from graftline.runtimes.one_pass.engine import DecodeEngine
 from tests.commands.calling import call, refused
 from tests.kinds.latent_decoders import VOCODER, write
 
@@ -58,8 +57,7 @@ def test_both_files_are_the_graph(tmp_path: Path) -> None:
     run = [onnxruntime.InferenceSession(str(f)) for f in (file, made.before)]
     whole: Any = run[0].run(None, {"ids": ids})[0]
     latents: Any = run[1].run(["latents"], {"ids": ids})[0]
-    engine = load(optimize(made.decoder, tmp_path / "x.graft", passes="window").path)
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(optimize(made.decoder, tmp_path / "x.graft", passes="window").path)
     told = "a waveform of 1 channel, 4 times as long as its latents of 6 channels"
     assert engine.facts.told() == told
     np.testing.assert_allclose(engine.decode(latents), whole, atol=1e-5)

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graftline import load, optimize
-from graftline.runtimes.one_pass.engine import DecodeEngine
+from graftline import load_decoder, optimize
 from tests.commands.calling import call, refused
 from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
 from tests.kinds.recognisers import CPPD
@@ -30,8 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def decoded(folder: Path, name: str) -> np.ndarray:
-    engine = load(folder / f"{name}.graft")
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(folder / f"{name}.graft")
     if name == "sharp":
         return engine.decode(np.load(folder / "low.npy"))
     return engine.decode(np.load(folder / "mel.npy"), speaker=np.load(folder / "who.npy"))
@@ -73,7 +71,7 @@ def test_what_does_not_go_together(folder: Path, tmp_path: Path) -> None:
     assert "a prompt is for decoders of text" in refused("run", voice, "hi", "--latents", mel)
     assert "--out needs --latents" in refused("run", voice, "-o", "x.npy")
     assert "--range needs --latents" in refused("run", voice, "hi", "--range", "0,1")
-    assert "latent-decoder; run it with --latents" in refused("run", voice, "hi")
+    assert "is a latent-decoder, which takes no prompt" in refused("run", voice, "hi")
     assert "give a prompt" in refused("run", voice)
     assert "name a file" in refused(*run)
     wav = tmp_path / "x.wav"
@@ -95,8 +93,7 @@ def test_a_recogniser_prints_ids(tmp_path: Path) -> None:
     optimize(write(CPPD, tmp_path / "x.onnx"), tmp_path / "x.graft", recipe="cppd")
     image = np.random.default_rng(1).standard_normal((2, 3, 32, 40)).astype(np.float32)
     np.save(tmp_path / "image.npy", image)
-    engine = load(tmp_path / "x.graft")
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(tmp_path / "x.graft")
     texts = engine.recognise(image)
     result = call("run", tmp_path / "x.graft", "--latents", tmp_path / "image.npy")
     assert result.exit_code == 0, result.output

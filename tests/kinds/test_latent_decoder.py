@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graftline import load, optimize
+from graftline import load, load_decoder, optimize
 from graftline.build.check import check
 from graftline.bundle.reader import Bundle
 from graftline.errors import GraftlineError, LawBroken, RequestError
@@ -36,8 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def engine_of(text: str, folder: Path) -> DecodeEngine:
     made = optimize(write(text, folder / "host.onnx"), folder / "host.graft")
-    engine = load(made.path)
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(made.path)
     return engine
 
 
@@ -92,8 +91,7 @@ def test_it_decodes_what_the_file_does(bundle: Bundle) -> None:
     who = RANDOM.standard_normal((3, 4, 1)).astype(np.float32)
     file = bundle.path.parent / "vocoder.onnx"
     theirs: Any = onnxruntime.InferenceSession(str(file)).run(None, {"mel": mel, "speaker": who})
-    engine = load(bundle.path)
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(bundle.path)
     for named in ({"speaker": who}, {"condition_0": who}):
         np.testing.assert_allclose(engine.decode(mel, **named), theirs[0], atol=1e-6)
     assert check(bundle.path).holds
@@ -120,15 +118,14 @@ def test_ids_are_latents_too(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(
     bundle: Bundle, mel: tuple[int, ...], given: dict[str, tuple[int, ...]], message: str
 ) -> None:
-    engine = load(bundle.path)
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(bundle.path)
     with pytest.raises(RequestError, match=message):
         engine.decode(np.zeros(mel), **{n: np.zeros(shape) for n, shape in given.items()})
 
 
 def test_options_of_text_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"capacity is for decoders of text; .* latent-decoder"):
-        load(bundle.path, capacity=100)
+    with pytest.raises(RequestError, match=r"latent-decoder, .* use graftline\.load_decoder"):
+        load(bundle.path)
     with pytest.raises(GraftlineError, match="--recipe is for decoders"):
         optimize(bundle.path.parent / "vocoder.onnx", tmp_path / "x.graft", recipe="suffix")
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from graftline import load, optimize
+from graftline import load_decoder, optimize
 from graftline.build.check import check
 from graftline.bundle.reader import Bundle
 from graftline.errors import LawBroken, NotApplicable, RequestError
@@ -40,8 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def engine_of(bundle: Bundle) -> DecodeEngine:
-    engine = load(bundle.path)
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(bundle.path)
     return engine
 
 

@@ -20,8 +20,7 @@ from graftline.kinds.denoiser import Denoiser
 from graftline.kinds.kind import Parts
 from graftline.models.spec import read_spec
 from graftline.recipe import recipes
-from graftline.runtimes.load import load
-from graftline.runtimes.one_pass.engine import DecodeEngine
+from graftline.runtimes.one_pass.engine import load_decoder
 from graftline.tensors import origin
 from tests.kinds.samplers import DENOISER, SAMPLING, TWO_HEADS, WHOLE, write_sampler
 
@@ -41,8 +40,7 @@ def bundle(files: tuple[Path, Path]) -> Bundle:
 
 
 def drawn(steps: int | None, bundle: Bundle) -> np.ndarray:
-    engine = load(bundle.path)
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(bundle.path)
     random = np.random.default_rng(0)
     noise, text, none = (
         random.standard_normal(s).astype(np.float32) for s in ((2, 4, 8, 8), (2, 3, 6), (2, 3, 6))
@@ -129,8 +127,7 @@ def test_recipes_run_on_a_host_of_their_shape(name: str, tmp_path: Path) -> None
     made = optimize(graph, tmp_path / "out.graft", recipe=name, spec=told)
     assert made.manifest.recipe == name
     assert {w.status for w in made.manifest.laws if w.law in ("whole", "neutral")} == {"held"}
-    engine = load(made.path)
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(made.path)
     shape = [d if isinstance(d, int) else 8 for d in engine.main.shape]
     given = {"text": np.ones((8, 3, 6), np.float32)}
     if text is PIXELS:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graftline import load, optimize
+from graftline import load_decoder, optimize
 from graftline.errors import GraftlineError, NotApplicable, RequestError
 from graftline.models.checkpoint import open_checkpoint
 from graftline.passes import GRAFTS, Pipeline
@@ -23,8 +23,7 @@ RANDOM = np.random.default_rng(2)
 def engine_of(text: str, folder: Path, passes: str = "window") -> DecodeEngine:
     made = optimize(write(text, folder / "host.onnx"), folder / "host.graft", passes=passes)
     assert "windowed" in {law.law for law in made.manifest.laws if law.status == "held"}
-    engine = load(made.path)
-    assert isinstance(engine, DecodeEngine)
+    engine = load_decoder(made.path)
     return engine
 
 
@@ -141,7 +140,7 @@ def test_what_a_stream_does_not_take(vocoder: DecodeEngine, tmp_path: Path) -> N
         vocoder.stream_decode(5, speaker=who)
     plain = optimize(write(CODEC, tmp_path / "c.onnx"), tmp_path / "c.graft")
     with pytest.raises(GraftlineError, match="no windows; rebuild it with --passes window"):
-        load(plain.path).stream_decode(np.zeros((1, 9), np.int64))  # type: ignore[union-attr]
+        load_decoder(plain.path).stream_decode(np.zeros((1, 9), np.int64))
 
 
 def test_conditions_go_along_their_latents(tmp_path: Path) -> None:
