@@ -60,7 +60,8 @@ class Acceptance:
 @dataclass
 class Del(EarlyExit):
     """DEL (arXiv 2504.05598): as early exit, with the exit and the length that expect most tokens
-    per millisecond, chosen anew when a round has ended.
+    per millisecond, chosen anew after every round that was looked at: each of the first ones, then
+    one in SELDOM, because both the look and the choice cost time.
 
     1. Every exit has an acceptance: how often its best token was the target's choice. Of a verified
        row all exits' hidden states are known, drafted with or not: those behind the block it was
@@ -94,12 +95,12 @@ class Del(EarlyExit):
         return other
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
-        fresh = verdict.tokens(tree)
-        if self.acceptance.due():
-            self._look(list(verdict.path), fresh, scores, row)
+        if due := self.acceptance.due():
+            self._look(list(verdict.path), verdict.tokens(tree), scores, row)
         super().observe(tree, verdict, scores, row)
         self._exit.states.clear()
-        self._choose()
+        if due:
+            self._choose()
 
     def _most(self, bid: Bid) -> int:
         return min(super()._most(bid), self._length + 1)
