@@ -192,7 +192,8 @@ def _remake(
     """Compile, prove and write the bundle in another precision, in its own place."""
     from graftline.build.assemble import write_bundle
     from graftline.build.compiled import compile_stages
-    from graftline.build.plan import Plan, StagePlan, forms_of
+    from graftline.build.pipelines import StagePlan, forms_of
+    from graftline.build.plan import Plan
     from graftline.bundle.manifest import EXPORT
     from graftline.bundle.writer import BundleWriter
     from graftline.models.host import Host

@@ -178,7 +178,8 @@ def _remake(bundle: Bundle, skip: str, watch: Watch) -> None:
     """Compile, prove and write the bundle with another route, in its own place."""
     from graftline.build.assemble import write_bundle
     from graftline.build.compiled import Compiler, compile_stages
-    from graftline.build.plan import Plan, StagePlan
+    from graftline.build.pipelines import StagePlan
+    from graftline.build.plan import Plan
     from graftline.bundle.manifest import EXPORT
     from graftline.bundle.store import load_graph
     from graftline.bundle.writer import BundleWriter

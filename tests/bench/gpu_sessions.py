@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.build.optimize import optimize
-from graftline.build.plan import pipeline_of
+from graftline.build.pipelines import pipeline_of
 from graftline.bundle.store import save_graph
 from graftline.bundle.weight_file import WeightFile
 from graftline.facts import decoder_facts

@@ -30,7 +30,7 @@ def one(layers: int) -> None:
 
     from graftline import evaluate
     from graftline.build.compiled import compile_graph
-    from graftline.build.plan import pipeline_of
+    from graftline.build.pipelines import pipeline_of
     from graftline.models import fake_host
 
     evaluate.ORACLE_SHARE = 0.0  # the numeric laws would read the weights
@@ -55,7 +55,7 @@ def with_laws() -> None:
     from transformers import LlamaConfig
 
     from graftline.build.compiled import compile_graph
-    from graftline.build.plan import pipeline_of
+    from graftline.build.pipelines import pipeline_of
     from graftline.law import summary
     from graftline.models import fake_host
 

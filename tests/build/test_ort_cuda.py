@@ -11,7 +11,7 @@ import pytest
 import graftline.build.doctor as doctor
 from graftline.build.check import check
 from graftline.build.optimize import optimize
-from graftline.build.plan import pipeline_of
+from graftline.build.pipelines import pipeline_of
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, GraftlineError
 from graftline.runtimes.load import load

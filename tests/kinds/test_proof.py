@@ -242,7 +242,7 @@ def test_a_saved_program_is_run_by_torch() -> None:
 
 def test_another_attribute_or_weight_is_not_reproduced(llama: Host) -> None:
     from graftline.build.compiled import compile_graph
-    from graftline.build.plan import pipeline_of
+    from graftline.build.pipelines import pipeline_of
     from graftline.build.recheck import _made_again
 
     _, text = pipeline_of("plain", None, "ort-cpu", "fp32", None)

@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 
 from graftline.build.compiled import Compiler, compile_graph, compile_stages
-from graftline.build.plan import FRONT, Plan
+from graftline.build.pipelines import FRONT
+from graftline.build.plan import Plan
 from graftline.contrib_ops.quantized import dequantize
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import run
