@@ -109,8 +109,8 @@ def _engine_off(factor: float) -> Apply:
     """What the proof sees of the lowered heads is off."""
 
     def make(real: Any, touched: Touched) -> Any:
-        def run(self: Any, graph: Any, ports: Any, facts: Any) -> Any:
-            found = real(self, graph, ports, facts)
+        def run(self: Any, graph: Any, ports: Any, facts: Any, names: Any) -> Any:
+            found = real(self, graph, ports, facts, names)
             if graph.name == "head.0.onnx":
                 touched.count += 1
                 found = [array * np.float32(factor) for array in found]
