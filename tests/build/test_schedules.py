@@ -219,7 +219,7 @@ def test_a_bundle_without_routes_and_prompt_scores_are_refused(
     checkpoint: Path, tmp_path: Path, bundle: Bundle
 ) -> None:
     other = {UNIFIED: SKIPDECODE, SKIPDECODE: UNIFIED}[bundle.manifest.recipe]
-    with pytest.raises(GraftlineError, match=f"recipe {other} needs a routes here; build"):
+    with pytest.raises(GraftlineError, match=f"recipe {other} needs routes here; build"):
         load(bundle.path, recipe=other)
     if bundle.manifest.recipe == UNIFIED:
         with pytest.raises(GraftlineError, match="reads prompts without some blocks"):

@@ -35,7 +35,7 @@ def main(words: list[str]) -> int:
                 verdict = f"beyond: {BEYOND[mutant.name]}" if mutant.name in BEYOND else "SURVIVED"
                 bad = mutant.name not in BEYOND
             wrong += bad
-            expected = "" if got.law in ("", mutant.law) else f" (listed: {mutant.law})"
+            expected = "" if got.law in ("", *mutant.laws) else f" (listed: {mutant.law})"
             print(f"{mutant.name:42} {mutant.host:9} {verdict}{expected}", flush=True)
             if loud or not got.touched:
                 print(f"    {mutant.where}: {mutant.wrong}\n    {got.said}")

@@ -64,9 +64,10 @@ def served() -> list[Recipe]:
     """Every exact recipe that draws nothing of its own, so that one seed gives one text, and
     every lossy rule at its strict end."""
     drawn = ("rejection", "block", "k-sequential", "greedy-multipath-block")
+    unmet = {"tuned", "mask token", "depths", "head", "route", "exit"}
     exact = [
         one for one in recipes()
-        if one.lossless and not {"tuned", "mask token", "depths", "head", "route"} & {*one.needs}
+        if one.lossless and not unmet & {*one.needs}
         and one.rule not in drawn and one.name != "parallel-within-sequence"
     ]  # fmt: skip
     drafter = {"step-score": "prompt-lookup", "reflective": "reflective", "judge": "prompt-lookup"}

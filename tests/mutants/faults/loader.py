@@ -86,7 +86,7 @@ LOADER = [
     Mutant("half-read-as-brain", "models.weights.DTYPES", "fp16 bytes are taken for bf16",
            "half", "checkpoint", _types("F16", ir.DataType.BFLOAT16)),
     Mutant("brain-read-as-half", "models.weights.DTYPES", "bf16 bytes are taken for fp16",
-           "brain", "chunked", _types("BF16", ir.DataType.FLOAT16)),
+           "brain", "chunked or checkpoint", _types("BF16", ir.DataType.FLOAT16)),
     Mutant("floats-cut-to-16-bits", "models.weights: WeightSource.tensor",
            "the lower half of every fp32 is lost",
            "llama", "checkpoint", _numbers(_short_floats)),

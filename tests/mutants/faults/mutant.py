@@ -26,8 +26,9 @@ Edit = Callable[[ir.Model], int]
 
 @dataclass(frozen=True)
 class Mutant:
-    """`law` is the law that catches it at `optimize`, or the name of the error that does;
-    `options` are those of `optimize`."""
+    """`law` is the law that catches it at `optimize`, or the name of the error that does; where
+    how a processor rounds decides which is first, all of them, joined by "or". `options` are those
+    of `optimize`."""
 
     name: str
     where: str
@@ -36,6 +37,11 @@ class Mutant:
     law: str
     apply: Apply
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def laws(self) -> tuple[str, ...]:
+        """The laws, one of which catches it."""
+        return tuple(self.law.split(" or "))
 
     @property
     def reading_is_sound(self) -> bool:
