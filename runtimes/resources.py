@@ -76,5 +76,5 @@ class Resources:
 
 def missing(who: str, need: str) -> GraftlineError:
     """The error for a recipe, drafter or rule whose need is not met."""
-    article = {"routes": "", "exits": "", "exit": "an "}.get(need, "a ")
+    article = {"depths": "", "routes": "", "exits": "", "exit": "an "}.get(need, "a ")
     return GraftlineError(f"{who} needs {article}{need} here; {REMEDIES[need]}")

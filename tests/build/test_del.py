@@ -168,5 +168,5 @@ def test_one_exit_is_no_choice(
     with pytest.raises(GraftlineError, match="recipe del chooses among exits; add --exit 6,12,18"):
         optimize(path, tmp_path / "a", recipe="del", exits=(2,))
     single = optimize(path, tmp_path / "b", recipe="layer-skip", exits=(2,))
-    with pytest.raises(GraftlineError, match=r"del needs a exits here; .*--exit 6,12,18"):
+    with pytest.raises(GraftlineError, match=r"del needs exits here; .*--exit 6,12,18"):
         load(single.path, recipe="del")

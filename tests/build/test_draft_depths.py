@@ -212,5 +212,5 @@ def test_a_bundle_without_depths_says_how_to_get_them(
 ) -> None:
     made = optimize(checkpoints[0], tmp_path / "a", recipe="draft-model", draft="int8")
     assert load(made.path).resources.depths is None
-    with pytest.raises(GraftlineError, match=r"needs a depths here; .*--draft-depths 12,20"):
+    with pytest.raises(GraftlineError, match=r"needs depths here; .*--draft-depths 12,20"):
         load(made.path, recipe="s2d")

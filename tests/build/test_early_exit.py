@@ -215,7 +215,7 @@ def test_bad_exits_are_refused_before_anything_is_written(
 
 def test_a_bundle_without_an_exit_says_how_to_get_one(checkpoint: Path, tmp_path: Path) -> None:
     made = optimize(checkpoint, tmp_path / "a", recipe="plain")
-    with pytest.raises(GraftlineError, match=r"needs a exit here; .*CHECKPOINT --exit 8"):
+    with pytest.raises(GraftlineError, match=r"needs an exit here; .*CHECKPOINT --exit 8"):
         load(made.path, recipe="layer-skip")
 
 

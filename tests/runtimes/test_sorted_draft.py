@@ -208,5 +208,5 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
 def test_without_sub_models_it_says_how_to_get_them() -> None:
     with pytest.raises(GraftlineError, match="--draft int8"):
         make_drafter("sorted-draft", {})
-    with pytest.raises(GraftlineError, match=r"needs a depths here; .*--draft-depths 12,20"):
+    with pytest.raises(GraftlineError, match=r"needs depths here; .*--draft-depths 12,20"):
         make_drafter("sorted-draft", {}, Resources(draft=lambda: nest(None)[-1]))
