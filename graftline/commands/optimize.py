@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 from graftline.commands import libraries, screen
 from graftline.commands import options as o
 from graftline.errors import GraftlineError, nearest
-from graftline.facts import DecoderFacts
 from graftline.law import summary
 from graftline.recipe import claimed
 
@@ -97,6 +96,8 @@ def optimize(
 
 def _show(out: Path, bundle: Bundle) -> None:
     """What was built, and what to do with it."""
+    from graftline.facts import DecoderFacts
+
     laws = f"laws: {summary(bundle.manifest.laws)}"
     size = screen.sizes(*bundle.sizes())
     print(f"{out}: {bundle.manifest.facts.told()}, {size}; {laws}")
