@@ -27,6 +27,7 @@ def first_screen(bundle: Bundle) -> Any:
 
 
 def _answers(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    from graftline.facts import DecoderFacts
     from graftline.inspection.speed import Speed
     from graftline.passes import GRAFTS
 
@@ -40,9 +41,11 @@ def _answers(bundle: Bundle) -> Iterator[tuple[str, str]]:
     grafted = [text for text, graft in names.items() if graft and graft.stage in ("graft", "fuse")]
     by = f", for the recipe {claimed(manifest.recipe)}" if manifest.recipe else ""
     yield "grafted", (", ".join(grafted) or "nothing") + by
-    yield "exact", _exact(manifest)
+    if isinstance(facts, DecoderFacts):
+        yield "exact", _exact(manifest)
     yield "laws", summary(manifest.laws)
-    yield "fast here", speed.told
+    if isinstance(facts, DecoderFacts):
+        yield "fast here", speed.told
     yield "large", screen.sizes(*bundle.sizes())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from graftline.bundle.manifest import Manifest
 from graftline.bundle.reader import Bundle
 from graftline.bundle.report import beside
+from graftline.facts import DecoderFacts
 from graftline.inspection.scene import Json
 from graftline.inspection.speed import Expected, Measured, Speed
 from graftline.inspection.tracks import BundleTracks, shown_stages
@@ -52,10 +53,10 @@ def _chips(bundle: Bundle, speed: Speed) -> Iterator[Json]:
     """What the first line answers: exact, proven, fast, large."""
     manifest = bundle.manifest
     yield {"what": "runs on", "told": f"{manifest.target}, {manifest.dtype}", "good": None}
-    exact = manifest.exactness
-    if exact is None:
+    of_text, exact = isinstance(manifest.facts, DecoderFacts), manifest.exactness
+    if of_text and exact is None:
         yield {"what": "exact", "told": "not measured", "good": None}
-    else:
+    elif exact is not None:
         rows = "every row by itself" if exact.row_invariant else "rows depend on one another"
         yield {
             "what": "exact", "told": f"{rows} (worst {exact.worst:.2g})",
@@ -67,7 +68,8 @@ def _chips(bundle: Bundle, speed: Speed) -> Iterator[Json]:
     yield {"what": "laws", "told": f"{held} held{more}", "good": not missing}
     here = speed.here
     fast = "not measured; graftline run measures" if here is None else f"{here.plain:.1f} tokens/s"
-    yield {"what": "plain, here", "told": fast, "good": None}
+    if of_text:
+        yield {"what": "plain, here", "told": fast, "good": None}
     own, shared = bundle.sizes()
     size = f"{(own + shared) / KIB**2:,.0f} MiB"
     more = f", {shared / KIB**2:,.0f} of them shared with other files" if shared else ""

@@ -101,11 +101,13 @@ class Speed:
 
     @cached_property
     def recipe(self) -> Recipe | None:
-        """The bundle's own recipe; None where it has none that is known."""
+        """The bundle's own recipe; None where it has none that is known, or one that drafts
+        nothing, of a host that runs once."""
         try:
-            return recipe(self.bundle.manifest.recipe)
+            found = recipe(self.bundle.manifest.recipe)
         except GraftlineError:
             return None
+        return found if found.drafter else None
 
     @cached_property
     def drafter(self) -> Drafter | None:

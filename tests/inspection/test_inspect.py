@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from graftline import optimize
 from graftline.commands import screen
 from tests.commands.calling import call, refused
+from tests.kinds.latent_decoders import write
+from tests.kinds.recognisers import PARAFORMER
 
 
 def test_the_first_screen_answers_what_it_is(tiny_bundle: Path) -> None:
@@ -77,3 +80,17 @@ def test_bad_input_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     assert not page.exists()
     nowhere = tmp_path / "none" / "page.html"
     assert "cannot be written" in refused("inspect", tiny_bundle, "--html", nowhere)
+
+
+def test_a_host_that_runs_once_has_no_rows_and_no_speed(tmp_path: Path) -> None:
+    host = write(PARAFORMER, tmp_path / "x.onnx")
+    made = optimize(host, tmp_path / "x.graft", recipe="paraformer")
+    shown = call("inspect", made.path).output
+    assert "recogniser of x.onnx" in shown
+    assert "for the recipe paraformer" in shown
+    assert "fast here" not in shown
+    assert "row-invariant" not in shown
+    done = call("inspect", made.path, "--html", tmp_path / "page.html")
+    assert done.exit_code == 0, done.output
+    data = (tmp_path / "page.html").read_text(encoding="utf-8").partition("<script>")[0]
+    assert "plain, here" not in data
