@@ -278,7 +278,7 @@ def _spoiled() -> dict[str, Any]:
         ({"recipe": "suffix", "head": "HEAD"}, "the recipe suffix reads no draft head"),
         ({"head": "HEAD", "target": "ort-cuda", "step": "fused"}, "--step fused needs --target"),
         ({"head": "HEAD", "step": "fused", "recipe": "medusa-typical"}, "not by typical"),
-        ({"head": "HEAD:int8", "step": "fused"}, "heads with their target, to fp32 in fp32"),
+        ({"head": "HEAD:int8", "step": "fused"}, "in fp32 where the target is fp32, not in int8"),
         ({"head": "nowhere"}, "nowhere: no such file or folder"),
         ({"head": "HEAD", "passes": "kv-cache"}, r"put tap\{layers=norm\} into --passes"),
     ],
