@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+PATIENCE = 120_000
+"""Milliseconds that a browser may take beside whatever else a machine does."""
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
@@ -43,8 +45,9 @@ def opened(chromium: Any, path: Path, **options: Any) -> Opened:
     one.page.on("console", lambda m: one.told.append(m.text) if m.type == "error" else None)
     one.page.on("pageerror", lambda error: one.told.append(str(error)))
     one.page.on("request", lambda r: None if r.url == path.as_uri() else one.told.append(r.url))
+    one.page.set_default_timeout(PATIENCE)
     one.page.goto(path.as_uri())
-    one.page.wait_for_selector("html[data-ready=yes]", timeout=20_000)
+    one.page.wait_for_selector("html[data-ready=yes]")
     return one
 
 
