@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 import onnx_ir as ir
 
 from graftline.errors import BundleError, RequestError
+from graftline.typed_json import Misfit, read
 
 FIELDS_KEY = "graftline.receptive_fields"
 
@@ -105,6 +106,7 @@ def read_fields(model: ir.Model) -> tuple[ReceptiveField, ...]:
     """The receptive fields stamped in the model; of most there are none. Raises BundleError."""
     try:
         rows = json.loads(model.metadata_props.get(FIELDS_KEY, "[]"))
-        return tuple(ReceptiveField(**row) for row in rows)
-    except TypeError as error:
+        fields: tuple[ReceptiveField, ...] = read(tuple[ReceptiveField, ...], rows)
+        return fields
+    except Misfit as error:
         raise BundleError(f"receptive fields cannot be read ({error}); rebuild it") from error

@@ -17,7 +17,7 @@ from graftline.typed_json import Misfit, read
 
 INDEX = "model_index.json"
 GRAPH = "model.onnx"
-DENOISERS, DECODERS = ("unet", "transformer"), ("vae_decoder",)
+DENOISERS, DECODER = ("unet", "transformer"), "vae_decoder"
 SCHEDULER = Path("scheduler") / "scheduler_config.json"
 STEPS = 50
 """Of the whole loop, which no config says; `--steps` chooses others."""
@@ -89,8 +89,8 @@ class DiffusersFolder:
         return Spec(sampling=sampling_of(self.path / SCHEDULER), decoder=self._decoder())
 
     def _decoder(self) -> Part | None:
-        graphs = [self.path / name / GRAPH for name in DECODERS]
-        if not (graph := graphs[0]).is_file():
+        graph = self.path / DECODER / GRAPH
+        if not graph.is_file():
             return None
         places = [graph.with_name("config.json"), self.path / "vae" / "config.json"]
         config = next((read_json(file) for file in places if file.is_file()), {})

@@ -51,7 +51,7 @@ class Start:
     def of(cls, one: Decoding) -> Start:
         """A sequence whose first token the host has chosen."""
         rule, drafter = one.rule, one.drafter
-        text = drafter.text if reads_text(drafter) else None
+        text = drafter.head_text if reads_text(drafter) else None
         seed, sampling = 0, Sampling()
         if isinstance(rule, PointMass):
             seed, sampling = rule.uniforms.seed, rule.sampling

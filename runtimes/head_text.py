@@ -22,11 +22,11 @@ class TextReader(Protocol):
     """A drafter whose head reads what the target has read."""
 
     @property
-    def text(self) -> HeadText:
+    def head_text(self) -> HeadText:
         """That, behind the first chosen token."""
         ...
 
 
 def reads_text(drafter: object) -> TypeGuard[TextReader]:
     """True for a drafter whose head reads what the target has read."""
-    return hasattr(drafter, "text")
+    return hasattr(drafter, "head_text")

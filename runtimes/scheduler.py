@@ -19,7 +19,7 @@ from graftline.runtimes.joint_step import JointStep
 from graftline.runtimes.lane import Lane
 from graftline.runtimes.prefix_cache import CHUNK, PrefixCache
 from graftline.runtimes.prompt_reader import PromptReader
-from graftline.runtimes.schedules.step import follow_courses
+from graftline.runtimes.schedules.step import follow_courses, story_of
 from graftline.runtimes.session import Scores, Session
 from graftline.runtimes.task import Task, raise_first
 from graftline.runtimes.trees.packing import pack
@@ -302,13 +302,20 @@ class Scheduler:
     def _follow(self) -> None:
         """A step in which some sequences are computed without all of the model: a row of each, and
         nobody drafts. What it takes says nothing of what other steps do."""
+        began = perf_counter()
         members = [one for lane in self._lanes for one in lane.members]
         scores = follow_courses(self.session, members)
         paths: list[tuple[int, ...]] = [()] * len(self._seated)
+        emitted: list[list[int]] = []
         for one in members:
             one.together = one.together or len(members) > 1
-            paths[one.seat], _ = one.judged(one.root()[1], scores, one.seat)
+            paths[one.seat], fresh = one.judged(one.root()[1], scores, one.seat)
+            emitted.append(fresh)
         self.session.commit(paths)
+        milliseconds = 1e3 * (perf_counter() - began)
+        if self.explain is not None:
+            for one, fresh in zip(members, emitted, strict=True):
+                self.explain(one, story_of(one, paths[one.seat], fresh, milliseconds))
         for one in members:
             one.digest()
         for lane in self._lanes:

@@ -214,7 +214,10 @@ def _asking(plan: Plan, stage: Stage) -> EngineRequest:
     assert plan.request is not None
     if not isinstance(stage.facts, DraftBlockFacts) or plan.recipe is None:
         return plan.request.asking_heads()
-    return plan.request.asking_block(int(str(plan.recipe.options.get("width", 1))))
+    from graftline.runtimes.drafters import configured
+
+    drafter = configured(plan.recipe.drafter, plan.recipe.options)
+    return plan.request.asking_block(drafter.width)
 
 
 def _engine(

@@ -16,18 +16,13 @@ from graftline.build.pipelines import (
     pipeline_of,
 )
 from graftline.bundle.manifest import EXPORT, StageRole, stage_name
-from graftline.draft import (
-    DraftSource,
-    depth_stage,
-)
+from graftline.draft import DraftSource, depth_stage
 from graftline.errors import GraftlineError, nearest
 from graftline.exits import ALL, exit_stage, rest_stage
 from graftline.owners import DRAFT, TARGET, head_owner
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.lower.pack_projections import PackProjections
-from graftline.recipe import (
-    Recipe,
-)
+from graftline.recipe import Recipe
 from graftline.route import ROUTE, parse_skip, route_stage
 from graftline.targets import CPU, CUDA, TARGETS, ending
 

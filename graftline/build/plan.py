@@ -41,13 +41,7 @@ from graftline.owners import HEAD
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.layer_skip import LayerSkip
-from graftline.recipe import (
-    DECODER,
-    FUSED,
-    Recipe,
-    check_step,
-    recipe,
-)
+from graftline.recipe import DECODER, FUSED, Recipe, check_step, recipe
 from graftline.route import MIDDLE, ROUTE, Route
 from graftline.targets import CPU, ending
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import struct
 import wave
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ Array = npt.NDArray[Any]
 KINDS = (".npy", ".wav", ".png")
 FULL = 32767
 """The sample of a wave file that 1.0 becomes."""
-_COLORS = {1: 0, 2: 4, 3: 2, 4: 6}
-"""PNG's color type by channels: grey, grey and alpha, RGB, RGB and alpha."""
+_CHANNELS = range(1, 5)
+"""Of a .png: grey, grey and alpha, RGB, RGB and alpha."""
 
 
 def check_out(out: Path, rate: int | None, axes: int) -> None:
@@ -47,7 +45,7 @@ def write_media(out: Path, made: Array, rate: int | None, lowest: float, highest
         raise RequestError(f"--out {out} holds one row of {len(made)}; name a .npy file")
     unit = np.clip((made[0].astype(np.float64) - lowest) / (highest - lowest), 0, 1)
     if out.suffix == ".png":
-        out.write_bytes(png(np.round(unit * 255).astype(np.uint8)))
+        write_png(out, np.round(unit * 255).astype(np.uint8))
     else:
         assert rate is not None
         write_wave(out, [unit * 2 - 1], rate)
@@ -65,20 +63,11 @@ def write_wave(out: Path, chunks: Iterable[Array], rate: int) -> None:
             file.writeframes(np.ascontiguousarray(samples.T).tobytes())
 
 
-def png(image: npt.NDArray[np.uint8]) -> bytes:
-    """An image [C, H, W] as a PNG file (W3C, third edition). Raises RequestError for channels that
-    PNG has no colors of."""
-    channels, height, width = image.shape
-    if channels not in _COLORS:
-        raise RequestError(f"an image of {channels} channels is no PNG; name a .npy file")
-    rows = image.transpose(1, 2, 0).reshape(height, width * channels)
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)  # filter 0: as it is
-    head = struct.pack(">IIBBBBB", width, height, 8, _COLORS[channels], 0, 0, 0)
-    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(b"".join(_chunk(*part)) for part in parts)
+def write_png(out: Path, image: npt.NDArray[np.uint8]) -> None:
+    """Write an image [C, H, W]. Raises RequestError for channels that PNG has no colors of."""
+    from PIL import Image
 
-
-def _chunk(kind: bytes, data: bytes) -> Iterator[bytes]:
-    yield struct.pack(">I", len(data))
-    yield kind + data
-    yield struct.pack(">I", zlib.crc32(kind + data))
+    if len(image) not in _CHANNELS:
+        raise RequestError(f"an image of {len(image)} channels is no PNG; name a .npy file")
+    pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+    Image.fromarray(pixels).save(out)

@@ -18,6 +18,7 @@ from graftline.ports import told
 from graftline.recipe import claimed
 
 KIB = 1024.0
+FEW = 10 << 20
 
 
 def bundle_page(bundle: Bundle, stage: str | None = None) -> Json:
@@ -43,10 +44,14 @@ def bundle_page(bundle: Bundle, stage: str | None = None) -> Json:
         "assumptions": told(manifest.assumptions),
         "ports": [*_ports(manifest)],
         "exactness": [*_exactness(manifest)],
-        "tree": _tree(speed),
-        "costs": [_costs(speed, one) for one in speed.measured],
         "files": [[rel, f.size, f.sha256] for rel, f in manifest.files.items()],
+        **(_steps(speed) if isinstance(manifest.facts, DecoderFacts) else {}),
     }
+
+
+def _steps(speed: Speed) -> Json:
+    """What only a host that decodes step by step has."""
+    return {"tree": _tree(speed), "costs": [_costs(speed, one) for one in speed.measured]}
 
 
 def _chips(bundle: Bundle, speed: Speed) -> Iterator[Json]:
@@ -71,9 +76,13 @@ def _chips(bundle: Bundle, speed: Speed) -> Iterator[Json]:
     if of_text:
         yield {"what": "plain, here", "told": fast, "good": None}
     own, shared = bundle.sizes()
-    size = f"{(own + shared) / KIB**2:,.0f} MiB"
-    more = f", {shared / KIB**2:,.0f} of them shared with other files" if shared else ""
-    yield {"what": "size", "told": size + more, "good": None}
+    more = f", {_mib(shared)} of them shared with other files" if shared else ""
+    yield {"what": "size", "told": f"{_mib(own + shared)} MiB{more}", "good": None}
+
+
+def _mib(size: int) -> str:
+    """Bytes in MiB, with a decimal where they are few."""
+    return f"{size / KIB**2:,.{0 if size >= FEW else 1}f}"
 
 
 def _overview(bundle: Bundle) -> Iterator[tuple[str, str]]:

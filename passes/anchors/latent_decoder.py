@@ -13,6 +13,7 @@ import onnx_ir as ir
 from graftline.facts import LatentDecoderFacts
 from graftline.passes.anchors.roles import (
     FLOATS,
+    INDICES,
     OnePass,
     Role,
     dims_of,
@@ -26,7 +27,6 @@ from graftline.roles import CONDITION, DECODED, LATENTS, LENGTHS
 
 UPSAMPLES = frozenset({"ConvTranspose", "Resize", "Upsample", "DepthToSpace"})
 """Operators that make more elements along an axis of fewer; no decoder of text has one."""
-INDICES = (ir.DataType.INT64, ir.DataType.INT32)
 _SAME_NUMBERS = frozenset(
     {"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Gather"}
 )

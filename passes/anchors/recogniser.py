@@ -14,6 +14,7 @@ from graftline.facts import RecogniserFacts
 from graftline.passes.anchors.denoiser import AUXILIARY
 from graftline.passes.anchors.roles import (
     FLOATS,
+    INDICES,
     OnePass,
     Role,
     dims_of,
@@ -22,13 +23,9 @@ from graftline.passes.anchors.roles import (
     rank_of,
 )
 from graftline.passes.anchors.upsampling import LENGTHS as SIZES
-from graftline.passes.anchors.upsampling import opened, sizes
-from graftline.passes.graph.meaning import World
+from graftline.passes.anchors.upsampling import measure, opened
 from graftline.passes.graph.mismatch import Mismatch
-from graftline.passes.graph.shapes.shapes import Measure
 from graftline.roles import COUNTS, LENGTHS, SCORES, SIGNAL
-
-INDICES = (ir.DataType.INT64, ir.DataType.INT32)
 
 
 def find_recogniser(graph: ir.Graph) -> OnePass | Mismatch:
@@ -63,19 +60,13 @@ def find_recogniser(graph: ir.Graph) -> OnePass | Mismatch:
     return OnePass(facts, tuple(inputs), Role(scores[0], SCORES, SCORES), tuple(others))
 
 
-def measured(graph: ir.Graph, signal: ir.Value, length: int) -> Measure:
-    """The shapes of an opened graph's values for a signal of so many places, None where they depend
-    on numbers. Raises NotApplicable or CannotEvaluate."""
-    return Measure(graph, World({}), inputs=sizes(inputs_of(graph), signal, length))
-
-
 def _positions(graph: ir.Graph, signal: ir.Value, scores: ir.Value) -> int | Mismatch:
     """How many positions are scored whatever the size of the signal; 0: that depends on numbers."""
     places = list(graph.inputs).index(signal), list(graph.outputs).index(scores)
     try:
         model = opened(graph)
         ends = model.graph.inputs[places[0]], model.graph.outputs[places[1]]
-        shapes = [measured(model.graph, ends[0], size).of(ends[1]) for size in SIZES]
+        shapes = [measure(model.graph, ends[0], size).of(ends[1]) for size in SIZES]
     except (NotApplicable, CannotEvaluate) as error:
         return mismatch(f"its shapes cannot be measured: {error}", [signal])
     known = {shape[1] for shape in shapes if shape is not None}

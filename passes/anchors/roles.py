@@ -16,6 +16,7 @@ ROLE, OWNER = "graftline.role", "graftline.owner"
 """On an input or output of an export: what a spec has declared it to be, and which of the graphs
 in one file it is of."""
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+INDICES = (ir.DataType.INT64, ir.DataType.INT32)
 
 
 @dataclass(frozen=True)

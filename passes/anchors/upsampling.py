@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import CannotEvaluate, NotApplicable
 from graftline.passes.anchors.roles import dims_of, inputs_of, mismatch
 from graftline.passes.canonical.opset.opset import open_graph
-from graftline.passes.graph.meaning import World, type_of
+from graftline.passes.graph.meaning import World
 from graftline.passes.graph.mismatch import Mismatch
 from graftline.passes.graph.shapes.shapes import Measure
 
@@ -54,9 +53,9 @@ def sizes(
 
 
 def measure(graph: ir.Graph, main: ir.Value, length: int) -> Measure:
-    """The shapes of all values of an opened graph. Raises NotApplicable or CannotEvaluate."""
-    shapes = sizes(inputs_of(graph), main, length)
-    return Measure(graph, World({v: np.zeros(s, type_of(v)) for v, s in shapes.items()}))
+    """The shapes of an opened graph's values with so many places along each axis of `main`, None
+    where they depend on numbers. Raises NotApplicable or CannotEvaluate."""
+    return Measure(graph, World({}), inputs=sizes(inputs_of(graph), main, length))
 
 
 def upsampling(graph: ir.Graph, main: ir.Value, axes: int) -> Upsampling | Mismatch:

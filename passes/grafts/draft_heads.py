@@ -149,7 +149,6 @@ def check_state(name: str, model: ir.Model, hidden: int) -> None:
         )  # fmt: skip
 
 
-
 def heads_tap(model: ir.Model) -> Port | None:
     """The port of the hidden state behind the final norm, an output of a host; or the input of a
     head's own graph, whatever state that is."""

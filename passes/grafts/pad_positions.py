@@ -13,7 +13,7 @@ from graftline.errors import CannotEvaluate, LawBroken, NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import RecogniserFacts, read_facts, write_facts
 from graftline.law import Evidence
-from graftline.passes.anchors.recogniser import measured
+from graftline.passes.anchors.upsampling import measure
 from graftline.passes.graph.emit import Emit, drop_unused, new_output
 from graftline.passes.graph.meaning import label
 from graftline.passes.graph.ports import input_of, output_of
@@ -138,7 +138,7 @@ def _open_shapes(model: ir.Model) -> list[ir.Node]:
     signal = input_of(model, SIGNAL)
     assert signal is not None
     try:
-        found = measured(model.graph, signal, SIZE)
+        found = measure(model.graph, signal, SIZE)
     except CannotEvaluate as error:
         raise NotApplicable(f"its shapes cannot be measured: {error}") from error
     return [n for n in model.graph if any(v.name and found.of(v) is None for v in n.outputs)]

@@ -79,7 +79,7 @@ class ReduceLogits(Graft):
         assert logits is not None
         rows = next(p for p in read_ports(model) if p.role == "logits").shape[1]
         ports = list(read_ports(model))
-        emit = Emit(graph, self.name())
+        emit = Emit(graph, self.name(), block="head")
         if logits.dtype != ir.DataType.FLOAT:
             logits = emit.op("Cast", [logits], to=ir.DataType.FLOAT)
 

@@ -77,7 +77,7 @@ def fold(model: ir.Model, source: ir.Value, number: float, by: str) -> int:
 def _rows(graph: ir.Graph, source: ir.Value, number: float) -> dict[ir.Value, Row]:
     """What is constant once `source` is fixed, the source included."""
     nodes = dependents(graph, source)
-    worlds = [_world(graph, source, number, sizes) for sizes in _sizes(graph, source)]
+    worlds = [_world(graph, source, number, sizes) for sizes in _sizes(graph)]
     found: dict[ir.Value, Row] = {}
     for value in [source, *(v for n in nodes for v in n.outputs if v.name)]:
         try:
@@ -89,15 +89,15 @@ def _rows(graph: ir.Graph, source: ir.Value, number: float) -> dict[ir.Value, Ro
     return found
 
 
-def _sizes(graph: ir.Graph, source: ir.Value) -> list[dict[str, int]]:
+def _sizes(graph: ir.Graph) -> list[dict[str, int]]:
     """Sizes of free dimensions: one member, two, and two with everything else larger."""
-    batch = _batch_symbols(graph, source)
+    batch = _batch_symbols(graph)
     free = {str(d) for v in graph.inputs for d in (v.shape or ()) if not isinstance(d, int)}
     plans = ((1, 32), (2, 32), (2, 64))
     return [{s: b if s in batch else rest for s in free} for b, rest in plans]
 
 
-def _batch_symbols(graph: ir.Graph, source: ir.Value) -> set[str]:
+def _batch_symbols(graph: ir.Graph) -> set[str]:
     """The symbols of the first dimension of the inputs."""
     first = [v.shape[0] for v in graph.inputs if v.shape is not None and len(v.shape)]
     return {str(d) for d in first if not isinstance(d, int)}
@@ -177,7 +177,9 @@ def _broadcasts(node: ir.Node, value: ir.Value, behind: int) -> bool:
 
 def _widened(graph: ir.Graph, source: ir.Value, held: ir.Value, row: Row, by: str) -> ir.Value:
     """The row for every member of the batch, whose size another input tells."""
-    leading = [v for v in graph.inputs if v is not source and _leads(v, source, graph)]
+    symbols = _batch_symbols(graph)
+    others = [v for v in graph.inputs if v is not source and v.shape]
+    leading = [v for v in others if v.shape and str(v.shape[0]) in symbols]
     if not leading:
         raise NotApplicable("no input besides the time step says how many samples there are")
     other = max(leading, key=lambda v: len(v.shape or ()))  # the sample, of most dimensions
@@ -192,11 +194,6 @@ def _widened(graph: ir.Graph, source: ir.Value, held: ir.Value, row: Row, by: st
     parts = [v for v, n in zip((ones[0], size, ones[1]), (row.axis, 1, rank), strict=True) if n]
     shape = emit.op("Concat", parts, axis=0)
     return emit.op("Expand", [held, shape])
-
-
-def _leads(value: ir.Value, source: ir.Value, graph: ir.Graph) -> bool:
-    symbols = _batch_symbols(graph, source)
-    return value.shape is not None and len(value.shape) > 0 and str(value.shape[0]) in symbols
 
 
 def _has_body(node: ir.Node) -> bool:

@@ -27,7 +27,8 @@ class StepStory:
     or paid (drafted by a model). `expected` tokens of all sequences together, and
     `expected_milliseconds`, are what the controller believed, None where it knows no costs;
     `milliseconds` is what the step took, drafting and choosing included. `considered` are the
-    sizes that it chose from, the root alone first.
+    sizes that it chose from, the root alone first. `computed_by` is the graph of a step that not
+    all of the model may compute, in words; "" for any other.
     """
 
     past: int
@@ -42,10 +43,13 @@ class StepStory:
     expected: float | None
     expected_milliseconds: float | None
     considered: tuple[Considered, ...]
+    computed_by: str = ""
 
     @property
     def why(self) -> str:
         """The choice in words."""
+        if self.computed_by:
+            return f"computed by {self.computed_by}; nobody drafts beside a schedule"
         if self.expected is None:
             return "step costs are not known: as many rows as are proposed, up to a fixed number"
         if not self.considered:

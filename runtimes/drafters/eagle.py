@@ -85,7 +85,7 @@ class Eagle(DraftModel):
         return other
 
     @property
-    def text(self) -> HeadText:
+    def head_text(self) -> HeadText:
         """What its head reads of a text of which one token was chosen: for a fused step."""
         return self._features.text
 

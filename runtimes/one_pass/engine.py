@@ -1,4 +1,4 @@
-"""The engine of a host that runs once: latents in, a waveform or an image out."""
+"""The engine of a host that runs once: it makes a waveform, an image or a text of its input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from graftline.targets import CPU
 
 
 class DecodeEngine:
-    """Decodes latents. Threads may share it: a call keeps nothing for the next."""
+    """Runs a graph that decodes latents, draws samples or writes a text. Threads may share it: a
+    call keeps nothing for the next."""
 
     def __init__(
         self,
@@ -101,14 +102,12 @@ class DecodeEngine:
             raise RequestError("window= is for an array; chunks are as long as they are given")
         if odd := [p.name for p in self.along if p is not self.main]:
             raise RequestError(f"'{odd[0]}' goes along the latents; give all of it as arrays")
-        return windowed.stream(
-            map(np.asarray, self._chunks(latents)), lambda some: self._feed(some, conditions, seed)
-        )
-
-    def _chunks(self, latents: Any) -> Iterable[Any]:
         if not isinstance(latents, Iterable):
             raise RequestError(f"stream_decode takes an array or chunks, not {latents!r:.40}")
-        return latents
+        chunks: Iterable[Any] = latents
+        return windowed.stream(
+            map(np.asarray, chunks), lambda some: self._feed(some, conditions, seed)
+        )
 
     def _feed(self, latents: Any, conditions: dict[str, Any], seed: int) -> dict[str, Array]:
         return feed_of(self.ports, self.names, latents, conditions, seed)

@@ -142,11 +142,9 @@ class BoundCalls:
         whole = Assembly(self._together, *tokens.shape)
         for first in range(0, batch, most):
             rows = range(first, min(first + most, batch))
-            call, self._last = self._packed_call(base + first, len(rows)), None
-            self._turn += 1
             parts = [tokens[row, : counts[row]] for row in rows]
             starts = self._lengths[base + first : base + rows.stop].tolist()
-            found = self._scores(call(parts, starts).get)
+            found = self._run_packed(base + first, parts, starts)
             if len(rows) == batch and min(counts) == max(counts):
                 return regrouped(of_rows(found, slice(0, batch * counts[0])), batch)
             start = 0
@@ -154,6 +152,15 @@ class BoundCalls:
                 whole.put(row, of_rows(found, slice(start, start + counts[row])), 0)
                 start += counts[row]
         return whole.scores()
+
+    def _run_packed(
+        self, first: int, parts: Sequence[npt.NDArray[Any]], starts: Sequence[int]
+    ) -> Scores:
+        """The scores [1, all rows] of chains of the sequences from `first` on, in one call: of each
+        its tokens [rows], or what stands for them [rows, H], behind the first `starts` slots."""
+        call, self._last = self._packed_call(first, len(parts)), None
+        self._turn += 1
+        return self._scores(call(parts, starts).get)
 
     def _packed_call(self, first: int, sequences: int) -> PackedCall:
         """The call for sequences from `first` on, bound to their caches."""

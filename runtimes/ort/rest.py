@@ -77,8 +77,7 @@ class RestSession(OrtSession):
             if len(parts) == 1:
                 whole.put(begin, self.resume(first + begin, starts[some], parts), 0)
                 continue
-            call, self._last = self._packed_call(first + begin, len(parts)), None
-            found, at = self._scores(call(parts, starts[some]).get), 0
+            found, at = self._run_packed(first + begin, parts, starts[some]), 0
             for row, part in enumerate(parts, begin):
                 whole.put(row, of_rows(found, slice(at, at + len(part))), 0)
                 at += len(part)

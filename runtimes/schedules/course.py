@@ -21,7 +21,15 @@ class Course:
 
     def graph(self, step: int) -> OrtSession:
         """The graph of step 0, 1, ... behind the prompt."""
-        return self.graphs[self.schedule.route(step, len(self.graphs) - 1)]
+        return self.graphs[self._route(step)]
+
+    def told(self, step: int) -> str:
+        """That graph in words."""
+        route = self._route(step)
+        return f"route {route} of {self.schedule.name}" if route else "all of the model"
+
+    def _route(self, step: int) -> int:
+        return self.schedule.route(step, len(self.graphs) - 1)
 
     @property
     def reads_whole(self) -> bool:

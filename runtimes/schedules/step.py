@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from graftline.runtimes.control.story import StepStory
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory
@@ -15,19 +16,26 @@ def follow_courses(session: Session, ones: Sequence[Decoding]) -> Scores:
     """The scores of the last token of each sequence, by seat, each by the graph that its course
     takes now: one call for those in a row that take the same. Nothing is committed."""
     assert isinstance(session, OrtSession), "routes are opened on sessions of ONNX Runtime"
-    ordered = sorted(ones, key=lambda one: one.seat)
-    found = Assembly(OutputMemory(), len(session.lengths), max(one.least for one in ones))
-    for graph, run in _runs(session, ordered):
-        tokens, first = [one.tokens[-1] for one in run], run[0].seat
-        if run[0].least > 1:
-            scores = graph.follow(first, run[0].length, tokens * run[0].least, run[0].least)
-        elif len(run) == 1:
-            scores = graph.follow(first, run[0].length, tokens)
-        else:
-            scores = graph.follow_rows(first, [one.length for one in run], tokens)
+    runs = list(_runs(session, sorted(ones, key=lambda one: one.seat)))
+    batch = len(session.lengths)
+    if len(runs[0][1]) == batch:
+        return _scored(*runs[0])
+    found = Assembly(OutputMemory(), batch, max(one.least for one in ones))
+    for graph, run in runs:
+        scores = _scored(graph, run)
         for place, one in enumerate(run):
             found.put(one.seat, scores, place)
     return found.scores()
+
+
+def _scored(graph: OrtSession, run: Sequence[Decoding]) -> Scores:
+    """The scores of sequences in neighbouring seats by one graph."""
+    tokens, first = [one.tokens[-1] for one in run], run[0].seat
+    if run[0].least > 1:
+        return graph.follow(first, run[0].length, tokens * run[0].least, run[0].least)
+    if len(run) == 1:
+        return graph.follow(first, run[0].length, tokens)
+    return graph.follow_rows(first, [one.length for one in run], tokens)
 
 
 def _runs(
@@ -45,6 +53,18 @@ def _runs(
     ]
     for start, end in pairwise([0, *ends, len(ordered)]):
         yield graphs[start], ordered[start:end]
+
+
+def story_of(
+    one: Decoding, path: Sequence[int], fresh: Sequence[int], milliseconds: float
+) -> StepStory:
+    """What such a step was for a sequence, once it has ended and its `fresh` tokens are chosen."""
+    step = len(one.tokens) - 1 - len(fresh)
+    by = "all of the model" if one.course is None else one.course.told(step)
+    return StepStory(
+        one.length - len(fresh), "plain", (one.tokens[step],), (-1,), tuple(path), tuple(fresh),
+        1, 0, milliseconds, None, None, (), by,
+    )  # fmt: skip
 
 
 def _graph(session: OrtSession, one: Decoding) -> OrtSession:

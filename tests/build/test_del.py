@@ -13,7 +13,7 @@ import pytest
 
 from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
-from graftline.errors import GraftlineError, LawBroken
+from graftline.errors import BackendError, GraftlineError, LawBroken
 from graftline.kinds.decoder.exits import prove_rest
 from graftline.kinds.kind import Parts
 from graftline.models.host import Host
@@ -66,6 +66,19 @@ def rest_cost(share: float, rows: int, past: float, batch: int) -> float:
 
 def drafter(engine: Any) -> Any:
     return engine._policy(engine.recipe).drafter
+
+
+def test_states_of_a_rest_are_read_before_its_next_call(bundle: Bundle) -> None:
+    """Also where that one has the rows of several sequences."""
+    engine = free(bundle.path)
+    first, second, _ = engine.resources.exits()
+    engine.session.reset(2)
+    engine.session.prefill([np.arange(4), np.arange(4)])
+    states = np.random.default_rng(2).standard_normal((2, SPEC.hidden)).astype(np.float32)
+    scores = first.rest.resume(0, [4], [states])
+    first.rest.resume(0, [4, 4], [states, states])
+    with pytest.raises(BackendError, match="read after the next call"):
+        scores.tap(second.tap)
 
 
 def test_every_part_brings_out_what_exits_need(bundle: Bundle) -> None:

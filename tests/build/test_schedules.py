@@ -142,6 +142,28 @@ def test_a_batch_and_neighbours_of_other_recipes_change_nothing(bundle: Bundle) 
     assert exact[0].tokens == alone[0]
 
 
+def test_explain_tells_which_graph_computed_each_token(bundle: Bundle) -> None:
+    recipe, engine = bundle.manifest.recipe, load(bundle.path)
+    stories = engine.explain()
+    answer = generate(engine)
+    assert [token for one in stories for token in one.fresh] == answer.tokens[1:]
+    told = [one.why.partition(";")[0].removeprefix("computed by ") for one in stories]
+    if recipe == UNIFIED:
+        assert told == ["route 1 of unified"] * (NEW - 1)
+    else:
+        parts = ["all of the model", *(f"route {n} of budgets" for n in (1, 2, 3))]
+        assert told == [parts[min(step // 32, 3)] for step in range(NEW - 1)]
+    shown = CliRunner().invoke(
+        app, ["run", str(bundle.path), "hello", "--explain", "--max-new-tokens", "4"]
+    )
+    assert "computed by" in shown.output
+    del stories[:]
+    generate(engine, [PROMPT, PROMPT[:3]], options=[{"recipe": recipe}, {"recipe": "plain"}])
+    assert {one.why.startswith("computed by all of the model") for one in stories} == (
+        {True, False}
+    )
+
+
 def test_nobody_gets_keys_and_values_that_a_route_has_written(bundle: Bundle) -> None:
     engine = load(bundle.path)
     plain = generate(load(bundle.path, recipe="plain")).tokens

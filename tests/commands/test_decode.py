@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 import wave
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from graftline import load_decoder, optimize
+from graftline.commands.media import write_png
+from graftline.errors import RequestError
 from tests.commands.calling import call, refused
 from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
 from tests.kinds.recognisers import CPPD
@@ -53,15 +54,23 @@ def test_an_image(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.png"
     told = ("--latents", folder / "low.npy", "-o", out, "--range", "-2,2")
     assert call("run", folder / "sharp.graft", *told).exit_code == 0
-    data = out.read_bytes()
-    assert struct.unpack(">II", data[16:24]) == (20, 24)
-    start = data.index(b"IDAT") + 4
-    (size,) = struct.unpack(">I", data[start - 8 : start - 4])
-    lines = np.frombuffer(zlib.decompress(data[start : start + size]), np.uint8).reshape(24, 61)
+    with Image.open(out) as image:
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (20, 24))
+        pixels = np.asarray(image)
     expected = np.clip(decoded(folder, "sharp")[0] / 4 + 0.5, 0, 1) * 255
-    np.testing.assert_allclose(
-        lines[:, 1:].reshape(24, 20, 3), expected.transpose(1, 2, 0), atol=0.51
-    )
+    np.testing.assert_allclose(pixels, expected.transpose(1, 2, 0), atol=0.51)
+
+
+def test_images_of_one_to_four_channels(tmp_path: Path) -> None:
+    image = np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6)
+    for count, mode in enumerate(("L", "LA", "RGB", "RGBA"), 1):
+        write_png(tmp_path / "x.png", image[:count])
+        with Image.open(tmp_path / "x.png") as read:
+            assert read.mode == mode
+            pixels = np.asarray(read).reshape(4, 6, count)
+        np.testing.assert_array_equal(pixels, image[:count].transpose(1, 2, 0))
+    with pytest.raises(RequestError, match="5 channels"):
+        write_png(tmp_path / "five.png", image)
 
 
 def test_what_does_not_go_together(folder: Path, tmp_path: Path) -> None:

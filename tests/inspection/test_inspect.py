@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from rich.console import Console
 
 from graftline import optimize
 from graftline.commands import screen
+from graftline.inspection.opening import read_graph
+from graftline.passes.pipeline.graft import BLOCK, ROLE
 from tests.commands.calling import call, refused
 from tests.kinds.latent_decoders import write
 from tests.kinds.recognisers import PARAFORMER
@@ -26,8 +29,6 @@ def test_the_first_screen_answers_what_it_is(tiny_bundle: Path) -> None:
 
 
 def test_speed_is_told_once_it_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
     from graftline.bundle.reader import Bundle
     from graftline.runtimes.control.measure import machine
 
@@ -60,6 +61,14 @@ def test_one_pass_is_told_where_and_by_which_laws(tiny_bundle: Path) -> None:
     assert "TensorScatter" in call("inspect", graph, "--pass", "kv-cache").stdout
 
 
+def test_netron_shows_the_block_of_every_node(tiny_bundle: Path) -> None:
+    """By the metadata in the files themselves."""
+    for name in ("canonical", "ort-cpu", "chains", "rows-2"):
+        graph = read_graph(tiny_bundle / f"{name}.onnx").graph
+        assert not [n.name for n in graph if BLOCK not in n.metadata_props], name
+        assert {n.metadata_props[ROLE] for n in graph if ROLE in n.metadata_props}
+
+
 def test_everything_fits_a_hundred_columns(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +86,12 @@ def test_bad_input_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     assert "not a bundle" in refused("inspect", tmp_path / "empty", "--html", page)
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     assert "not an ONNX graph" in refused("inspect", tmp_path / "broken.onnx", "--html", page)
+    copy = tmp_path / "copy.graft"
+    shutil.copytree(tiny_bundle, copy)
+    (copy / "canonical.onnx").write_bytes(b"no graph")
+    assert "canonical.onnx has 8 bytes" in refused("inspect", copy, "--html", page)
+    (copy / "manifest.json").write_text("{", encoding="utf-8")
+    assert "manifest.json" in refused("inspect", copy, "--html", page)
     assert not page.exists()
     nowhere = tmp_path / "none" / "page.html"
     assert "cannot be written" in refused("inspect", tiny_bundle, "--html", nowhere)
@@ -94,3 +109,6 @@ def test_a_host_that_runs_once_has_no_rows_and_no_speed(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     data = (tmp_path / "page.html").read_text(encoding="utf-8").partition("<script>")[0]
     assert "plain, here" not in data
+    assert '"tree":' not in data
+    assert '"costs":' not in data
+    assert '"told":"0 MiB' not in data

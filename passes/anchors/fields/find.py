@@ -51,8 +51,8 @@ def part_from(source: ir.Value, output: ir.Value) -> Part | Blocked:
             inputs.append(value)
     if not any(v is source for node in nodes for v in node.inputs):
         return Blocked(label_value(output), f"it is not made of {source.name}")
-    graph = output.producer().graph if output.producer() is not None else None  # type: ignore[union-attr]
-    order = [n for n in graph or () if n in nodes]
+    maker = output.producer()
+    order = [n for n in (maker.graph if maker is not None else None) or () if n in nodes]
     shape = [] if source.shape is None else list(source.shape)[1:]
     open_dims = {str(d) for d in shape if not isinstance(d, int)}
     along = [
