@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -44,7 +45,11 @@ def diff(
         raise GraftlineError("--markdown and --json are both for stdout; give one of them")
     libraries.silence_onnxruntime()
     pairs = graph_pairs(before, after, stage)
-    diffs = {name: pair.diff() for name, pair in pairs.shared.items()}
+    diffs: dict[str, Diff] = {}
+    with screen.steps(quiet=not sys.stderr.isatty()) as watch:
+        for name, pair in pairs.shared.items():
+            watch(f"comparing {name}")
+            diffs[name] = pair.diff()
     if html is not None:
         from graftline.inspection.graph_page import diff_page
         from graftline.inspection.page import write_page

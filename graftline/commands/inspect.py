@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,13 @@ def _write_page(bundle: Bundle | None, path: Path, stage: str | None, html: Path
     from graftline.inspection.graph_page import graph_page
     from graftline.inspection.page import write_page
 
-    write_page(graph_page(path) if bundle is None else bundle_page(bundle, stage), html)
+    with screen.steps(quiet=not sys.stderr.isatty()) as watch:
+        if bundle is None:
+            watch(f"drawing {path}")
+            page = graph_page(path)
+        else:
+            page = bundle_page(bundle, stage, watch)
+        write_page(page, html)
     print(f"wrote {html}; open it in a browser")
 
 
@@ -89,7 +96,9 @@ def _write_model_explorer(
 ) -> None:
     from graftline.inspection.model_explorer import write_collections
 
-    written = write_collections(bundle, path, stage, folder)
+    with screen.steps(quiet=not sys.stderr.isatty()) as watch:
+        watch(f"writing the graphs of {path}")
+        written = write_collections(bundle, path, stage, folder)
     print(f"wrote {', '.join(written)} to {folder}; open them in Model Explorer")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from graftline.bundle.manifest import Manifest
 from graftline.bundle.reader import Bundle
 from graftline.bundle.report import beside
+from graftline.bundle.writer import Watch
 from graftline.facts import DecoderFacts
 from graftline.inspection.scene import Json
 from graftline.inspection.speed import Expected, Measured, Speed
@@ -18,13 +19,13 @@ from graftline.ports import told
 from graftline.recipe import claimed
 
 KIB = 1024.0
-FEW = 10 << 20
 
 
-def bundle_page(bundle: Bundle, stage: str | None = None) -> Json:
-    """All of the page, as JSON; of the graphs the way to `stage`, or to every stage."""
+def bundle_page(bundle: Bundle, stage: str | None, watch: Watch) -> Json:
+    """All of the page, as JSON; of the graphs the way to `stage`, or to every stage. `watch` is
+    told each step in words."""
     manifest, speed = bundle.manifest, Speed(bundle)
-    tracks = BundleTracks(bundle).all([stage] if stage else shown_stages(manifest))
+    tracks = BundleTracks(bundle).all([stage] if stage else shown_stages(manifest), watch)
     return {
         "title": manifest.name,
         "subtitle": f"{manifest.facts.source or manifest.facts.kind}, {manifest.facts.told()}",
@@ -76,13 +77,13 @@ def _chips(bundle: Bundle, speed: Speed) -> Iterator[Json]:
     if of_text:
         yield {"what": "plain, here", "told": fast, "good": None}
     own, shared = bundle.sizes()
-    more = f", {_mib(shared)} of them shared with other files" if shared else ""
-    yield {"what": "size", "told": f"{_mib(own + shared)} MiB{more}", "good": None}
+    more = f", {_size(shared)} of it shared with other files" if shared else ""
+    yield {"what": "size", "told": _size(own + shared) + more, "good": None}
 
 
-def _mib(size: int) -> str:
-    """Bytes in MiB, with a decimal where they are few."""
-    return f"{size / KIB**2:,.{0 if size >= FEW else 1}f}"
+def _size(size: int) -> str:
+    """Bytes in MiB, in KiB where they are fewer than one."""
+    return f"{size / KIB**2:,.0f} MiB" if size >= KIB**2 else f"{size / KIB:.0f} KiB"
 
 
 def _overview(bundle: Bundle) -> Iterator[tuple[str, str]]:

@@ -210,7 +210,8 @@ def _of_graphs(match: Matching) -> Iterator[str]:
     for domain in sorted({*versions[0], *versions[1]}):
         found = [v.get(domain) for v in versions]
         if found[0] != found[1]:
-            yield f"operator set {domain or 'ai.onnx'}: {found[0]} → {found[1]}"
+            told = " → ".join("absent" if version is None else str(version) for version in found)
+            yield f"operator set {domain or 'ai.onnx'}: {told}"
     functions = before.model.functions, after.model.functions
     for name in sorted({*functions[0], *functions[1]}):
         forms = [None if name not in f else body_form(f[name], []) for f in functions]

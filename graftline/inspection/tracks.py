@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from graftline.bundle.manifest import CANONICAL, Manifest, PassRow, Stage, stage_name
 from graftline.bundle.reader import Bundle
+from graftline.bundle.writer import Watch
 from graftline.inspection.diff import Diff, alone, compare
 from graftline.inspection.opening import read_graph
 from graftline.inspection.scene import Json, Scene
@@ -50,9 +51,10 @@ class BundleTracks:
         self._diffs: dict[tuple[str, str], Diff] = {}
         self.found = Tracks(WeightTable(bundle.path.absolute()))
 
-    def all(self, stages: list[str]) -> Tracks:
-        """The tracks of these stages."""
+    def all(self, stages: list[str], watch: Watch) -> Tracks:
+        """The tracks of these stages; `watch` is told of each."""
         for name in stages:
+            watch(f"drawing the way to {name}")
             frames = list(self._frames(name, self._manifest.stages[name]))
             self.found.tracks.append({"name": name, "frames": frames})
         return self.found

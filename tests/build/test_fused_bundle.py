@@ -130,7 +130,7 @@ def test_refusals(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> N
         ({"recipe": "prompt-lookup"}, "medusa or eagle, not by prompt-lookup"),
         ({"recipe": "token-recycling", "step": "fusd"}, "unknown step 'fusd'; did you mean"),
         ({"recipe": "token-recycling", "target": "ort-cuda"}, "--step fused needs --target"),
-        ({"recipe": "token-recycling", "passes": "kv-cache"}, "needs a tree mask"),
+        ({"recipe": "token-recycling", "passes": "kv-cache"}, "needs the target.s argmax"),
     ):
         with pytest.raises(GraftlineError, match=told):
             optimize(tiny_checkpoint, out, **{"step": "fused", **options})  # type: ignore[arg-type]

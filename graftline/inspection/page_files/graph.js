@@ -36,7 +36,8 @@ class GraphView {
   }
   part(section, open) {
     const count = section.places.length;
-    const told = el("span", { class: "soft" }, `${section.nodes.filter((n) => n.status !== "removed").length} nodes`);
+    const nodes = section.nodes.filter((n) => n.status !== "removed").length;
+    const told = el("span", { class: "soft" }, nodes === 1 ? "1 node" : `${nodes} nodes`);
     const summary = el("summary", {}, el("strong", {}, section.title), count > 1 ? el("span", { class: "times" }, `× ${count}`) : null, told, ...this.signs(section));
     const canvas = el("div", { class: "canvas" });
     const part = { section, canvas, drawn: null };
