@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+import typing
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -26,12 +27,9 @@ EXPORTING = {
     "models/test_gguf_files.py", "models/test_mask_token.py", "models/test_onnx_files.py",
     "models/test_stamp.py", "passes/canonical/test_canonicalize_exports.py",
 }  # fmt: skip
-"""Files whose tests export the same tiny models: of a family, each is exported once."""
-ALSO_EXPORTING = {
-    "build/test_eagle3_bundle.py", "bundle/test_bundle_of_ids.py", "kinds/test_by_block.py",
-    "kinds/test_proof.py",
-}
-"""Files that export models of their own, some more than once: each stays in one process."""
+"""Files whose tests export the same tiny models: those of a family run in one process."""
+WITHOUT_TORCH = {"core", "generated", "mutants", "passes", "plugins", "runtimes"}
+"""Folders whose tests export little; torch is not loaded for them."""
 LONGEST = (
     "exports of smollm2", "mutants/test_mutants.py", "build/tensorrt/test_build_tensorrt.py",
     "generated/test_generated.py", "core/test_readme.py", "exports of llama",
@@ -59,6 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     gc.set_threshold(50_000, 20, 20)
     gc.freeze = _as_before
+    if sys.version_info < (3, 12):  # which keeps it; it was a tenth of a compilation
+        typing._get_protocol_attrs = cache(typing._get_protocol_attrs)  # type: ignore[attr-defined]
 
 
 def _together(test: str) -> str:
@@ -145,7 +145,8 @@ def load_freezes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _exported_once(request: pytest.FixtureRequest) -> Iterator[None]:
-    if _name(request.path) not in EXPORTING | ALSO_EXPORTING:
+    name = _name(request.path)
+    if name.partition("/")[0] in WITHOUT_TORCH and name not in EXPORTING:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
