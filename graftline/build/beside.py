@@ -154,8 +154,8 @@ def of_exits(
         return StagePlan(name, role, text, dtype, says=says)
 
     for place, blocks in enumerate(exits):
-        through = ", the adapter" if adapter else ""
-        says = f"the exit behind block {blocks - 1}: the first {blocks} blocks{through} and the head"
+        head = "an adapter and the head" if adapter else "the head"
+        says = f"the exit behind block {blocks - 1}: the first {blocks} blocks and {head}"
         cut = f"cut-depth{{blocks={blocks}}}"
         passed = exits[: place + 1] if chosen_among else [blocks]
         made.append(stage(exit_stage(blocks), "exit", says, taps_of(passed), cut, *adapter))

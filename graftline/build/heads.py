@@ -44,7 +44,8 @@ FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
     "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra",
-    "jetspec": "jetspec", "kangaroo": "kangaroo", "medusa": "medusa", "mtp": "mtp", "peagle": "p-eagle", "ppd": "ppd",
+    "jetspec": "jetspec", "kangaroo": "kangaroo", "medusa": "medusa", "mtp": "mtp",
+    "peagle": "p-eagle", "ppd": "ppd",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
 EAGLES = ("eagle", "eagle3", "mtp", "peagle")

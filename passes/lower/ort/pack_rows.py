@@ -98,7 +98,8 @@ class PackRows(Graft):
     [sequences]; and caches [1, K, S, D] for each sequence.
 
     For hosts whose attentions are all GroupQueryAttention without a bias: rows of a sequence are a
-    chain. Caches that nothing attends to, as an adapter's in its target, are written likewise. Neutral: every sequence has as many rows.
+    chain. Caches that nothing attends to, as an adapter's in its target, are written likewise.
+    Neutral: every sequence has as many rows.
     """
 
     stage: ClassVar[Stage] = "lower"
