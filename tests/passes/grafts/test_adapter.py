@@ -86,8 +86,8 @@ def test_an_exit_before_and_after(adapter: ir.Model) -> None:
     assert report.added["RMSNormalization"] == 2
     assert not with_role(model.graph, "final_norm"), "the adapter's is in its place"
     caches = {p.name for p in read_ports(model) if p.mirror}
-    assert caches == {"adapter.key.out", "adapter.value.out",
-                      *(f"cache.{i}.{k}.out" for i in (0, 1) for k in ("key", "value"))}  # fmt: skip
+    owners = ("adapter", "cache.0", "cache.1")
+    assert caches == {f"{owner}.{kind}.out" for owner in owners for kind in ("key", "value")}
     stream = block_outputs(plain.graph)[1]
     new_output(plain.graph, stream, "stream", ir.DataType.FLOAT, ["B", "N", HIDDEN])
     x = run(plain, feed)["stream"]
@@ -155,7 +155,7 @@ def test_an_adapter_that_reads_another_block_is_caught(
 
 
 REFUSED = [
-    ("kv-cache | adapter-cache{blocks=2}", None, "needs an adapter that was trained behind an exit"),
+    ("kv-cache | adapter-cache{blocks=2}", None, "needs an adapter that was trained behind"),
     ("adapter-cache{blocks=2}", "adapter", "writes a cache beside the host's; put kv-cache before"),
     ("kv-cache | adapter-cache{blocks=5}", "adapter", "this host has blocks 1 to 4"),
     ("kv-cache | adapter-cache", "adapter", "this host has blocks 1 to 4"),
