@@ -111,7 +111,7 @@ class Kangaroo:
         self.lm_head, self.bias, self.config = host.lm_head, host.bias, host.config
         self.vocabulary, self.source = host.vocabulary, host.source
         self.drafted, self.positions = torch.arange(host.vocabulary), max(host.positions, 1)
-        (self.layer,) = host.tapped
+        self.layer = max(host.tapped)  # it is tapped at the exit alone
         self.block = adapter_block(host)
         self.module = AdapterModule(self.block)
         self._begin(host, text)

@@ -110,9 +110,8 @@ class Adapter:
         }  # fmt: skip
         (query,) = write(emit, _QUERY, given, ["rotated"])
         *both, mask = seen
-        causal = {"is_causal": 1} if mask is None else {}
         attended = [query, *both, *([] if mask is None else [mask])]
-        node = emit.node("Attention", attended, [""], **causal)
+        node = emit.node("Attention", attended, [""], is_causal=1 if mask is None else None)
         given["mixed"] = node.outputs[0]
         (state,) = write(emit, _STATE.format(epsilon=note.epsilon), given, ["state"])
         return state, node

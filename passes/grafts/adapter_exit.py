@@ -44,9 +44,9 @@ def adapted(
     alone = Adapter.of(after, graft.name()).model
     expected = adapted_outputs(before, count, alone, feed, evaluate)
     got, ports = evaluate(after, graft.neutral(feed, after)), read_ports(before)
-    both = (written_slots(side, ports, feed) for side in (got, expected))
+    got, expected = (written_slots(side, ports, feed) for side in (got, expected))
     comparison = Comparison(graft.name(), "adapted", activation_dtype(after))
-    worst = comparison.outputs(*both, ports)
+    worst = comparison.outputs(got, expected, ports)
     logits = made.outputs["logits"]
     rows = feed[made.inputs["tokens"]].shape[1]
     cut = max(1, rows // 2)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 
 from graftline.build.check import check
 from graftline.build.optimize import optimize
+from graftline.bundle.pack import pack
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import GraftlineError
+from graftline.inspection.bundle_page import bundle_page
 from graftline.recipe import recipe
 from graftline.runtimes.drafters.kangaroo import Kangaroo
 from graftline.runtimes.load import load
@@ -199,6 +202,20 @@ def test_what_does_not_go_together_is_refused(
         optimize(checkpoint, folder / "out", **given)
     assert "\n" not in str(caught.value)
     assert not (folder / "out").exists()
+
+
+def test_it_is_packed_and_shown_like_any_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    """The adapter alone is for `check`, and no part of what an app ships."""
+    small = pack(bundle.path, tmp_path / "small")
+    stages = Bundle.open(small.path).manifest.stages
+    assert "adapter" in bundle.manifest.stages.keys() - stages.keys()
+    prompt: dict[str, Any] = {"max_new_tokens": 12, "ignore_eos": True}
+    got = free(small.path).generate(prompts()[0], **prompt)
+    assert got.tokens == free(bundle.path).generate(prompts()[0], **prompt).tokens
+    assert got.stats.drafted > 0
+    page = json.dumps(bundle_page(bundle, "exit-2", print))
+    assert "adapter-exit" in page
+    assert "adapter.key" in page
 
 
 def test_a_recipe_needs_the_exit_that_it_names(bundle: Bundle) -> None:

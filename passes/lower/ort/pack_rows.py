@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -193,7 +193,7 @@ class PackRows(Graft):
         cache, fresh = node.inputs[:2]
         assert cache is not None
         assert fresh is not None
-        attributes = {a.name: a for a in node.attributes.values()}
+        attributes: dict[str, Any] = {a.name: a.value for a in node.attributes.values()}
         rows = _split(emit, fresh, counts, self.sequences, 2)
         for s, (part, start) in enumerate(zip(rows, starts, strict=True)):
             given = [_cache(graph, cache, s), part, start]
