@@ -79,7 +79,8 @@ class AdapterCache(Graft):
         stream = block_outputs(model.graph)
         if not 1 <= self.blocks <= len(stream):
             raise NotApplicable(
-                f"adapter-cache{{blocks={self.blocks}}}: this host has blocks 1 to {len(stream)}"
+                f"adapter-cache{{blocks={self.blocks}}}: this host has {len(stream)} blocks; use 1 "
+                f"to {len(stream)}"
             )
 
     def apply(self, model: ir.Model) -> None:

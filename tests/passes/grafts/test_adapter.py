@@ -157,8 +157,8 @@ def test_an_adapter_that_reads_another_block_is_caught(
 REFUSED = [
     ("kv-cache | adapter-cache{blocks=2}", None, "needs an adapter that was trained behind"),
     ("adapter-cache{blocks=2}", "adapter", "writes a cache beside the host's; put kv-cache before"),
-    ("kv-cache | adapter-cache{blocks=5}", "adapter", "this host has blocks 1 to 4"),
-    ("kv-cache | adapter-cache", "adapter", "this host has blocks 1 to 4"),
+    ("kv-cache | adapter-cache{blocks=5}", "adapter", "this host has 4 blocks; use 1 to 4"),
+    ("kv-cache | adapter-cache", "adapter", "this host has 4 blocks; use 1 to 4"),
     (f"{TARGET} | adapter-exit", "adapter", "has the cache of an adapter already"),
     ("kv-cache | tree-mask | adapter-exit", "adapter", "drafts chains; leave tree-mask out"),
     ("kv-cache | adapter-exit", "narrow", "reads 16 numbers, and the host's hidden states have 32"),
