@@ -20,6 +20,8 @@ NORM = -1
 MARKOVS, MARKOV = "graftline.markov", "markov."
 """Metadata: of what kind a head's Markov head is; and the prefix of its initializers, which the
 head's own graph does not read: w1 [V, r], w2 [Vd, r], {gate,joint,confidence}_{weight,bias}."""
+ADAPTERS = "graftline.adapter"
+"""Metadata: the sizes of an exit's adapter."""
 IDS = "graftline.draft_ids"
 """Metadata: the target's id of each token that the head scores, and how many the target has."""
 PLACEHOLDERS = "placeholders"
@@ -71,6 +73,27 @@ class MarkovNote:
     def read(cls, model: ir.Model) -> MarkovNote | None:
         """What was noted; None where nothing was."""
         text = model.metadata_props.get(MARKOVS)
+        return None if text is None else cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class AdapterNote:
+    """The sizes of an exit's adapter: query heads, KV heads, numbers of a head, and the epsilon of
+    its norms."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    epsilon: float
+
+    def write(self, model: ir.Model) -> None:
+        """Note it in the adapter's graph."""
+        model.metadata_props[ADAPTERS] = json.dumps(vars(self))
+
+    @classmethod
+    def read(cls, model: ir.Model) -> AdapterNote | None:
+        """What was noted; None where nothing was."""
+        text = model.metadata_props.get(ADAPTERS)
         return None if text is None else cls(**json.loads(text))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from graftline.passes.anchors.anchors import Anchors
 from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.passes.canonical.one_pass import CanonicalizeOnePass
+from graftline.passes.grafts.adapter_cache import AdapterCache
+from graftline.passes.grafts.adapter_exit import AdapterExit
 from graftline.passes.grafts.block_mask import BlockMask
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.cut_depth import CutDepth
@@ -53,6 +55,8 @@ GRAFTS: dict[str, type[Graft]] = names(
         Placeholders,
         CutDepth,
         DepthRest,
+        AdapterCache,
+        AdapterExit,
         LayerSkip,
         DraftHeads,
         HeadFeatures,

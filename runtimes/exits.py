@@ -28,6 +28,9 @@ class Exit:
     """The target's norm and head alone, for hidden states of any exit, in bundles whose recipe
     chooses among exits."""
 
+    adapted: bool = False
+    """Whether an adapter with a cache of its own stands between its blocks and the head."""
+
     @property
     def tap(self) -> Tap:
         """Its hidden states, from which the rest goes on."""

@@ -23,6 +23,8 @@ REMEDIES = {
     "--speedup 1.5",
     "exit": "build the bundle with it: graftline optimize CHECKPOINT --exit 8",
     "exits": "build the bundle with several: graftline optimize CHECKPOINT --exit 6,12,18",
+    "adapter": "build the bundle with one that was trained behind an exit, as Kangaroo's: "
+    "graftline optimize CHECKPOINT --head PATH --exit 2",
     "head": "build the bundle with a draft head of its model: graftline optimize CHECKPOINT --head "
     "PATH",
     "placeholder": "build the bundle with a head of its model that is embeddings, as PPD's: "
@@ -76,5 +78,5 @@ class Resources:
 
 def missing(who: str, need: str) -> GraftlineError:
     """The error for a recipe, drafter or rule whose need is not met."""
-    article = {"depths": "", "routes": "", "exits": "", "exit": "an "}.get(need, "a ")
-    return GraftlineError(f"{who} needs {article}{need} here; {REMEDIES[need]}")
+    article = {"depths": "", "routes": "", "exits": "", "exit": "an ", "adapter": "an "}
+    return GraftlineError(f"{who} needs {article.get(need, 'a ')}{need} here; {REMEDIES[need]}")

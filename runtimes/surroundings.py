@@ -19,6 +19,7 @@ from graftline.errors import RequestError
 from graftline.exits import ALL, rest_stage
 from graftline.facts import as_decoder
 from graftline.owners import DRAFT, TARGET
+from graftline.ports import by_role
 from graftline.route import ROUTE, route_stage
 from graftline.runtimes.control.costs import NEAR, Costs
 from graftline.runtimes.control.measure import undisturbed
@@ -181,7 +182,8 @@ def exits_opener(
             facts = match.step, match.agreement, match.rows_cost
             engine = DraftEngine(first.sibling(target), seats, *facts)
             rest = cast("RestSession", whole).sibling(target)
-            found.append(Exit(blocks, engine, rest, left.cost, resumes, head))
+            adapted = bool(by_role(stage.ports, "adapter.key"))
+            found.append(Exit(blocks, engine, rest, left.cost, resumes, head, adapted))
         target.resumes = resumes
         return found
 

@@ -102,7 +102,9 @@ def _assumptions(
     whoever runs it without the compiler."""
     found: list[Assumption] = []
     for name, host in hosts.items():
-        stage = next(s for s in plan.stages if s.made_of == name)
+        stage = next((s for s in plan.stages if s.made_of == name), None)
+        if stage is None:  # an adapter's graph, which passes on the target read
+            continue
         canonical = made[stage.name].canonical
         write_ports(host.model, read_raw(canonical.metadata_props))
         found += [replace(a, owner=stage.owner) for a in read_assumptions(canonical)]
@@ -164,6 +166,8 @@ def _write_graphs(
         if one.made_of not in found:
             found[one.made_of] = _stage("export", one.made_of, exports[one.made_of], one.owner)
         found[name] = _stage("canonical", name, model, one.owner)
+    for name in [name for name in exports if name not in found]:
+        found[name] = _stage("export", name, exports[name], TARGET)
     for one in plan.stages:
         lowered = _stage(one.role, one.name, made[one.name].lowered, one.owner)
         pipeline = made[one.name].pipeline

@@ -18,7 +18,7 @@ from graftline.build.pipelines import (
 from graftline.bundle.manifest import EXPORT, StageRole, stage_name
 from graftline.draft import DraftSource, depth_stage
 from graftline.errors import GraftlineError, nearest
-from graftline.exits import ALL, exit_stage, rest_stage
+from graftline.exits import ALL, EXIT, EXITS, exit_stage, rest_stage, told
 from graftline.owners import DRAFT, TARGET, head_owner
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.lower.pack_projections import PackProjections
@@ -114,18 +114,38 @@ def taps_of(exits: Sequence[int]) -> str:
     return f"tap{{layers={'+'.join(str(blocks - 1) for blocks in exits)}}}"
 
 
+def beside_exits(needs: Sequence[str], exits: Sequence[int]) -> str:
+    """The pass by which the target's own step serves the exits of a recipe: it brings out what
+    leaves the blocks in front of them, or fills the cache of the adapter behind one."""
+    if EXITS in needs:
+        return taps_of(exits)
+    return f"adapter-cache{{blocks={exits[0]}}}" if has_adapter(needs) else ""
+
+
+def has_adapter(needs: Sequence[str]) -> bool:
+    """Whether the draft head that a recipe needs stands behind its exit."""
+    return NEED in needs and EXIT in needs
+
+
 def of_exits(
     exits: Sequence[int],
     engine: StagePlan,
     passes: str | None,
     quantizer: str | None,
-    chosen_among: bool,
+    needs: Sequence[str],
 ) -> list[StagePlan]:
     """The stages of exits, over the target's own weights and caches: for each its first blocks,
     and all others, for one sequence and for several. Where a recipe chooses among them, whatever
-    computes an exit's hidden states brings them out, for the head that reads them."""
+    computes an exit's hidden states brings them out, for the head that reads them; where it needs
+    an adapter, that stands between the blocks and the head."""
+    chosen_among, adapter = EXITS in needs, ["adapter-exit"] if has_adapter(needs) else []
     if engine.name != CPU:
         raise GraftlineError(f"--exit needs --target {CPU}, not {engine.name}")
+    if adapter and len(exits) > 1:
+        raise GraftlineError(
+            f"--exit {told(exits)}: an adapter drafts behind the one exit that it was trained for; "
+            "give one"
+        )
     front, dtype, made = own_front(passes), engine.dtype, list[StagePlan]()
 
     def stage(name: str, role: StageRole, says: str, *fusing: str) -> StagePlan:
@@ -134,10 +154,11 @@ def of_exits(
         return StagePlan(name, role, text, dtype, says=says)
 
     for place, blocks in enumerate(exits):
-        says = f"the exit behind block {blocks - 1}: the first {blocks} blocks and the head"
+        head = "an adapter and the head" if adapter else "the head"
+        says = f"the exit behind block {blocks - 1}: the first {blocks} blocks and {head}"
         cut = f"cut-depth{{blocks={blocks}}}"
         passed = exits[: place + 1] if chosen_among else [blocks]
-        made.append(stage(exit_stage(blocks), "exit", says, taps_of(passed), cut))
+        made.append(stage(exit_stage(blocks), "exit", says, taps_of(passed), cut, *adapter))
         later = [taps_of(exits[place + 1 :])] if chosen_among and exits[place + 1 :] else []
         says = f"the blocks behind block {blocks - 1}, which verify what those have drafted"
         rest = stage(rest_stage(blocks), "rest", says, *later, f"depth-rest{{blocks={blocks}}}")

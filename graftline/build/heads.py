@@ -13,16 +13,19 @@ from graftline.build.head_graph import head_graphs, widened
 from graftline.build.head_plan import NEED, HeadPlan
 from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.errors import CheckpointError, GraftlineError
-from graftline.facts import DraftHeadFacts, decoder_facts, read_facts
+from graftline.exits import ADAPTER
+from graftline.facts import DecoderFacts, DraftHeadFacts, decoder_facts, read_facts, write_facts
 from graftline.files import file_state
-from graftline.head_notes import PLACEHOLDERS, TapReading
+from graftline.head_notes import PLACEHOLDERS, AdapterNote, TapReading
 from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.hydra import HydraSettings
+from graftline.models.heads.kangaroo import FAMILY, THETA, KangarooSettings
 from graftline.models.host import Host
 from graftline.owners import HEAD, head_owner
 from graftline.passes import GRAFTS
 from graftline.passes.anchors.anchors import with_role
+from graftline.passes.grafts.adapter import adapter_graph
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear
 from graftline.passes.grafts.placeholders import embeddings_graph
@@ -41,7 +44,8 @@ FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
     "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra",
-    "jetspec": "jetspec", "medusa": "medusa", "mtp": "mtp", "peagle": "p-eagle", "ppd": "ppd",
+    "jetspec": "jetspec", "kangaroo": "kangaroo", "medusa": "medusa", "mtp": "mtp",
+    "peagle": "p-eagle", "ppd": "ppd",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
 EAGLES = ("eagle", "eagle3", "mtp", "peagle")
@@ -51,6 +55,10 @@ DECODERS = (*EAGLES, *BLOCKS)
 """Families that are decoders of their own."""
 EMBEDDED = "ppd"
 """The family that is embeddings for the target's own pass, and no graph."""
+ADAPTED = FAMILY
+"""The family that drafts behind an exit of the target."""
+ON_TARGET = (EMBEDDED, ADAPTED)
+"""Families that passes on the target put into its own graphs: no stage of theirs is opened."""
 FINAL_TAP, OWN_TAPS = "tap{layers=norm}", "head-features"
 """The pass that brings out what most heads read, and the one for what a head itself names."""
 
@@ -81,6 +89,8 @@ def head_hosts(
     head.check(facts)
     if head.family == EMBEDDED:
         return {}
+    if isinstance(head.settings, KangarooSettings):
+        return {ADAPTER: _host(_adapter(head, head.settings, facts))}
     if is_decoder(head):
         from graftline.models.heads.dflash_host import dflash_host
         from graftline.models.heads.eagle_host import eagle_host
@@ -93,6 +103,28 @@ def head_hosts(
         return {stage_name(HEAD, EXPORT): replace(host, states=states)}
     models = head_graphs(head, canonical)
     return {stage_name(head_owner(n), EXPORT): _host(model) for n, model in enumerate(models)}
+
+
+def _adapter(head: Head, settings: KangarooSettings, host: DecoderFacts) -> ir.Model:
+    """The graph of an adapter alone, for as many positions as its host knows."""
+    if not host.positions:
+        raise CheckpointError(
+            f"{head.source}: the host does not say how many positions it knows, of which the "
+            "adapter's rotary tables need one row each; give a checkpoint that does"
+        )
+    block = settings.block
+    note = AdapterNote(block.heads, block.kv_heads, block.head_size, block.epsilon)
+    model = adapter_graph(head.tensors, note, THETA, host.positions)
+    write_facts(model, DraftHeadFacts(block.hidden, settings.vocabulary, 1, 1, True,
+                                      source=head.source.name))  # fmt: skip
+    return model
+
+
+def exit_of(head: Head | None) -> int | None:
+    """After how many blocks of its target a head was trained to stand; None where it stands behind
+    no exit, or its files do not say."""
+    settings = None if head is None else head.settings
+    return settings.exit if isinstance(settings, KangarooSettings) else None
 
 
 def _host(model: ir.Model) -> Host:
@@ -129,6 +161,8 @@ def heads_on_target(head: Head, hosts: Mapping[str, Host]) -> ir.Model | None:
     of one whose features the target makes, or of embeddings that it reads."""
     if head.family == EMBEDDED:
         return embeddings_graph(numbers(head.tensors[PLACEHOLDERS]))
+    if head.family == ADAPTED:
+        return hosts[ADAPTER].model
     host = hosts.get(stage_name(HEAD, EXPORT))
     return host.model if host is not None and is_read(host.model) else None
 
@@ -198,14 +232,15 @@ def _lacking(needed: str, passes: str) -> Graft | None:
 
 
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
-    """The plan with the stages of that head: none of embeddings, and of heads that read one
-    another's tokens one each, called one by one. Raises GraftlineError for embeddings of which a
-    precision was asked for."""
-    if head.family == EMBEDDED:
+    """The plan with the stages of that head: none of what is put into the target's own graphs, and
+    of heads that read one another's tokens one each, called one by one. Raises GraftlineError for
+    embeddings or an adapter of which a precision was asked for."""
+    if head.family in ON_TARGET:
         if plan.said != plan.path:
+            what = "its rows are embeddings for the target's own pass"
+            what = what if head.family == EMBEDDED else "an adapter is part of the target's exit"
             raise GraftlineError(
-                f"--head {plan.said}: its rows are embeddings for the target's own pass, in the "
-                f"target's precision; give {plan.path}"
+                f"--head {plan.said}: {what}, in the target's precision; give {plan.path}"
             )
         return replace(plan, count=0)
     if is_decoder(head):
@@ -217,6 +252,8 @@ def planned(head: Head, plan: HeadPlan) -> HeadPlan:
 
 def check_tap(head: Head, target: ir.Model) -> None:
     """Raise GraftlineError unless the target brings out what the head reads, or reads it."""
+    if head.family == ADAPTED:  # the target's pass is in the plan, whatever --passes says
+        return
     if head.family == EMBEDDED:
         if not decoder_facts(target).placeholders:
             raise GraftlineError(

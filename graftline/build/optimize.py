@@ -15,6 +15,7 @@ from graftline.build.head_plan import HeadPlan
 from graftline.build.heads import (
     check_recipe,
     check_tap,
+    exit_of,
     head_hosts,
     heads_on_target,
     open_draft_head,
@@ -27,6 +28,7 @@ from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.bundle.reader import Bundle
 from graftline.bundle.writer import BundleWriter, check_target
 from graftline.draft import check_vocabulary
+from graftline.exits import exits_of
 from graftline.facts import DecoderFacts, as_decoder, decoder_facts
 from graftline.files import reading
 from graftline.kinds import kind_of
@@ -95,6 +97,7 @@ def optimize(
     if heads is not None and drafting is not None:
         heads = planned(drafting, heads)
         passes = own_passes(drafting, named(chosen)) if passes is None else passes
+        exits = exits_of(exits, exit_of(drafting), heads.path)
     plan = Plan.of(
         chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads,
         skip=skip, speedup=speedup, exits=exits, spec=None if spec is None else str(spec),

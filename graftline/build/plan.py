@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftline.build.beside import (
+    beside_exits,
     of_draft,
     of_exits,
     of_head,
     of_route,
     of_schedule,
     source_of,
-    taps_of,
 )
 from graftline.build.engines import EngineRequest, is_engine
 from graftline.build.head_plan import NEED, HeadPlan
@@ -36,7 +36,7 @@ from graftline.draft import (
     check_mask_token,
 )
 from graftline.errors import GraftlineError
-from graftline.exits import EXITS, check_exits, check_needs, told
+from graftline.exits import check_exits, check_needs, told
 from graftline.owners import HEAD
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.collapse_loop import CollapseLoop
@@ -129,8 +129,8 @@ class Plan:
         if engine and request is None:
             raise GraftlineError(f"--engine needs a TensorRT target, not {target}")
         check_needs(name, recipe(name).needs, exits)
-        taps = taps_of(exits) if EXITS in recipe(name).needs else ""
-        chosen, text = pipeline_of(name, passes, target, dtype, quantizer, request, fusing=taps)
+        fusing = beside_exits(recipe(name).needs, exits)
+        chosen, text = pipeline_of(name, passes, target, dtype, quantizer, request, fusing=fusing)
         text = masked(text) if step == FUSED else text
         stages = [StagePlan(target, "engine", text, dtype)]
         if target == CPU:
@@ -153,7 +153,7 @@ class Plan:
             said = MIDDLE if skip is None else skip
             stages.append(of_route(said, draft, source, stages[0], passes, quantizer))
         if exits:
-            stages += of_exits(exits, stages[0], passes, quantizer, EXITS in chosen.needs)
+            stages += of_exits(exits, stages[0], passes, quantizer, chosen.needs)
         if chosen.schedule or speedup is not None:
             stages += of_schedule(chosen, speedup, stages[0], passes, quantizer)
         if head is None and NEED in chosen.needs:

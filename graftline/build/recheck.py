@@ -17,6 +17,7 @@ from graftline.bundle.manifest import CANONICAL, Stage, stage_name
 from graftline.bundle.reader import Bundle
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
+from graftline.exits import ADAPTER
 from graftline.facts import DraftBlockFacts
 from graftline.law import LawRow
 from graftline.owners import HEAD, TARGET
@@ -77,6 +78,8 @@ def _block(bundle: Bundle) -> Stage | None:
 
 def _heads(bundle: Bundle) -> ir.Model | None:
     """The draft heads that the target may have been given."""
+    if ADAPTER in bundle.manifest.stages:
+        return load_graph(bundle.graph(ADAPTER))
     engine = bundle.manifest.engines().get(HEAD)
     if engine is None:
         return carried(load_graph(bundle.graph(stage_name(TARGET, CANONICAL))))

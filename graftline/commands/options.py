@@ -369,8 +369,8 @@ HeadKind = Annotated[
     str,
     typer.Argument(
         metavar="KIND",
-        help="medusa, hydra, eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), or "
-        "ppd (prompt tokens, a few embeddings).",
+        help="medusa, hydra, eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), ppd "
+        "(prompt tokens, a few embeddings), or exit-adapter (Kangaroo's, behind --exit blocks).",
     ),
 ]
 CheckpointOrBundle = Annotated[
@@ -418,6 +418,14 @@ MedusaForm = Annotated[
     typer.Option(
         metavar="v1|v2",
         help="Medusa: v2 shares the host's lm_head (small, the default); v1 has one for each head.",
+    ),
+]
+TrainExit = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="BLOCKS",
+        help="An exit's adapter: after how many of the model's blocks it stands. Default: 2.",
     ),
 ]
 AnswerDtype = Annotated[

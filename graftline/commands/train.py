@@ -26,6 +26,7 @@ def train(
     seed: o.TrainSeed = 0,
     heads: o.Heads = None,
     form: o.MedusaForm = None,
+    exit: o.TrainExit = None,
     dtype: o.AnswerDtype = "int8",
     max_new_tokens: o.TrainTokens = 256,
     answers: o.TrainAnswers = 1,
@@ -50,10 +51,12 @@ def train(
 
     `graftline train eagle3 model.gguf --prompts mine.jsonl -o smol-eagle3 --minutes 120`
 
+    `graftline train exit-adapter model.gguf --exit 4 --prompts mine.jsonl -o smol-kangaroo`
+
     `graftline optimize ./SmolLM2-135M-Instruct -o fast.graft --head smol-medusa`
     """
     command = Command(
-        kind, checkpoint, prompts, out, text, minutes, steps, seed, heads, form, dtype,
+        kind, checkpoint, prompts, out, text, minutes, steps, seed, heads, form, exit, dtype,
         max_new_tokens, answers, learning_rate, optimizer, precision, threads,
     )  # fmt: skip
     command.check()

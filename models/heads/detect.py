@@ -14,6 +14,7 @@ from graftline.models.heads.eagle3 import open_eagle3
 from graftline.models.heads.files import HeadFiles, read_files
 from graftline.models.heads.head import Head, Tap
 from graftline.models.heads.hydra import open_hydra
+from graftline.models.heads.kangaroo import is_kangaroo, open_kangaroo
 from graftline.models.heads.medusa import LINEAR, open_medusa
 from graftline.models.heads.mtp import open_mtp
 from graftline.models.heads.names import canonical
@@ -124,6 +125,7 @@ FORMS = (
     Form("an EAGLE-1/2 head", _eagle, open_eagle),
     Form("an MTP head", _mtp, open_mtp),
     Form("Medusa heads", _tensor(LINEAR), open_medusa),
+    Form("Kangaroo's adapter", is_kangaroo, open_kangaroo),
     Form("PPD's prompt tokens", _tensor(EMBEDDINGS), open_ppd),
 )
 """In the order in which they are asked: keys of a config before names of tensors."""

@@ -31,6 +31,7 @@ from graftline.models.training.eagle3 import Eagle3, eagle3_layers
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.head_folder import Story, check_out, write_head
 from graftline.models.training.hydra import Hydra
+from graftline.models.training.kangaroo import EXIT, Kangaroo, exit_layers
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.ppd import Ppd
 from graftline.models.training.rows import Row, read_rows, write_rows
@@ -39,7 +40,7 @@ from graftline.models.training.tensor_file import damaged, write_bytes
 from graftline.models.training.trainer import Course, Settings, Trainer
 from graftline.models.training.vocabulary import draft_vocabulary
 
-KINDS = ("medusa", "hydra", "eagle", "eagle3", "ppd")
+KINDS = ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter")
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
 POSITIONS = 2048
@@ -50,12 +51,20 @@ HELD_OUT, HELD_TOKENS = 0.05, 3072
 
 @dataclass(frozen=True)
 class Head:
-    """The head to train: `kind` of KINDS; Medusa's `form`, and how many `heads` Medusa and Hydra
-    have, or prompt tokens PPD."""
+    """The head to train: `kind` of KINDS; Medusa's `form`, how many `heads` Medusa and Hydra have,
+    or prompt tokens PPD, and after how many blocks the `exit` of an adapter is."""
 
     kind: str
     form: str = "v2"
     heads: int = 3
+    exit: int = EXIT
+
+    @property
+    def taps(self) -> Callable[[int], Sequence[int]] | None:
+        """The layers that it reads, of a host of so many; None: what lm_head reads."""
+        if self.kind == "exit-adapter":
+            return exit_layers(self.exit)
+        return eagle3_layers if self.kind == "eagle3" else None
 
 
 @dataclass(frozen=True)
@@ -102,8 +111,7 @@ class Trained:
 def train(job: Job, say: Watch) -> Trained:
     """Train a head and write its folder. Raises GraftlineError; a KeyboardInterrupt says what was
     kept and how to go on."""
-    taps = eagle3_layers if job.head.kind == "eagle3" else None
-    host = FrozenHost(job.folder, job.settings.bf16, taps, Path(job.checkpoint).name)
+    host = FrozenHost(job.folder, job.settings.bf16, job.head.taps, Path(job.checkpoint).name)
     run = _name(job, host)
     check_out(job.out, run)
     folder = place("training") / run
@@ -261,6 +269,8 @@ def _student(
             return Eagle(host)
         if kind == "ppd":
             return Ppd(host, heads)
+        if kind == "exit-adapter":
+            return Kangaroo(host, learned[0].ids.tolist())
         return Hydra(host, heads) if kind == "hydra" else Medusa(host, heads, job.head.form)
 
 

@@ -62,7 +62,7 @@ class Student(Protocol):
         ...
 
     def weight(self, depth: int) -> float:
-        """How much of the loss a depth is."""
+        """How much of the loss a depth is; 0: it is only looked at."""
         ...
 
     def published(self) -> Published:
@@ -76,7 +76,7 @@ def loss_of(student: Student, pack: Pack, scored: Scored, cold: bool) -> torch.T
     for depth, states in enumerate(student.drafts(pack)):
         ahead = depth + 2 - student.place(depth)  # from where the state stands
         rows = pack.counted(ahead, student.place(depth))
-        if not rows.any():
+        if not student.weight(depth) or not rows.any():
             continue
         wanted = Wanted(
             pack.shifted(pack.best, ahead - 1)[rows],

@@ -119,20 +119,10 @@ class KvCache(Graft):
         fresh = node.inputs[operand]
         assert fresh is not None
         heads, size = _heads_and_size(node, fresh)
-        shape: tuple[str | int, ...] = ("B", heads, "S", size)
-        dtype = fresh.dtype or ir.DataType.FLOAT
-        name = f"cache.{layer}.{kind}"
-        cache = new_input(graph, name, dtype, shape)
-        emit = Emit(graph, self.name(), node)
-        written = emit.op("TensorScatter", [cache, fresh, write_index], axis=2, mode="linear")
+        port = cache_port(f"cache.{layer}.{kind}", f"cache.{kind}", heads, size, layer, fresh)
+        cache, written = scattered(graph, Emit(graph, self.name(), node), fresh, port, write_index)
         node.replace_input_with(operand, written)
-        new_output(graph, written, f"{name}.out", dtype, shape)
-        port = Port(
-            name, f"cache.{kind}", "in", dtype.numpy().name, shape, layer, state="slots",
-            valid_by=WRITE_INDEX, compare="written",
-        )  # fmt: skip
-        ports.append(port)
-        ports.append(replace(port, name=f"{name}.out", direction="out", mirror=name))
+        ports += both_ways(port)
         return cache
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
@@ -140,6 +130,32 @@ class KvCache(Graft):
         batch, rows = feed[roles.inputs["tokens"]].shape
         added = roles.feed(write_index=np.zeros(batch, np.int64))
         return {**feed, **added, **empty_caches(after, batch, rows + 2)}
+
+
+def cache_port(
+    name: str, role: str, heads: int, size: int, layer: int, fresh: ir.Value
+) -> Port:
+    """The input of a cache of new rows `fresh` [B, heads, N, size]."""
+    dtype = (fresh.dtype or ir.DataType.FLOAT).numpy().name
+    shape = ("B", heads, "S", size)
+    return Port(name, role, "in", dtype, shape, layer, state="slots", valid_by=WRITE_INDEX,
+                compare="written")  # fmt: skip
+
+
+def both_ways(port: Port) -> tuple[Port, Port]:
+    """A cache's input, and the output that is the next step's value of it."""
+    return port, replace(port, name=f"{port.name}.out", direction="out", mirror=port.name)
+
+
+def scattered(
+    graph: ir.Graph, emit: Emit, fresh: ir.Value, port: Port, write_index: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Make a cache's input and output: the input, and that with the new rows written."""
+    dtype = fresh.dtype or ir.DataType.FLOAT
+    cache = new_input(graph, port.name, dtype, port.shape)
+    written = emit.op("TensorScatter", [cache, fresh, write_index], axis=2, mode="linear")
+    new_output(graph, written, f"{port.name}.out", dtype, port.shape)
+    return cache, written
 
 
 def empty_caches(model: ir.Model, batch: int, slots: int) -> Feed:

@@ -94,21 +94,21 @@ class SlotMasks:
 
     def _build(self, says: Mapping[str, Any], node: ir.Node) -> ir.Value:
         if says["kind"] == "causal":
-            return self._visible()
+            return self.visible()
         if says["kind"] == "window":
             return self._window(int(says["size"]))
         if says["kind"] == "alibi":
             return self._alibi([float(s) for s in says["slopes"]])
         rows = self._row_positions()
         formula = _formula_in(node)
-        return combined(self.emit, self._visible(), formula, rows, self._key_positions())
+        return combined(self.emit, self.visible(), formula, rows, self._key_positions())
 
     def _once(self, key: str, build: Any) -> ir.Value:
         if key not in self.made:
             self.made[key] = build()
         return self.made[key]
 
-    def _visible(self) -> ir.Value:
+    def visible(self) -> ir.Value:
         """[B, 1, N, S] bool."""
         return self.tree if self.tree is not None else self._once("visible", self._causal)
 
@@ -167,7 +167,7 @@ class SlotMasks:
         rows = self._row_positions()
         ago = e.op("Sub", [rows, self._key_positions()])
         near = e.op("Less", [ago, e.const(f"window.{size}", size, np.int64)])
-        return e.op("And", [near, self._visible()], f"mask.window.{size}")
+        return e.op("And", [near, self.visible()], f"mask.window.{size}")
 
     def _alibi(self, slopes: list[float]) -> ir.Value:
         e = self.emit
@@ -175,4 +175,4 @@ class SlotMasks:
         steep = e.const("alibi.slopes", np.asarray(slopes, np.float32).reshape(1, -1, 1, 1))
         bias = e.op("Mul", [steep, distance])
         hidden = e.const("minus_infinity", -np.inf, np.float32)
-        return e.op("Where", [self._visible(), bias, hidden], "mask.alibi")
+        return e.op("Where", [self.visible(), bias, hidden], "mask.alibi")

@@ -22,6 +22,7 @@ from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
 from graftline.runtimes.drafters.hydra import Hydra
 from graftline.runtimes.drafters.input_copy import InputCopy
 from graftline.runtimes.drafters.jacobi import Jacobi
+from graftline.runtimes.drafters.kangaroo import Kangaroo
 from graftline.runtimes.drafters.lookahead import Lookahead
 from graftline.runtimes.drafters.medusa import Medusa
 from graftline.runtimes.drafters.merged import Merged
@@ -58,6 +59,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "hydra": Hydra,
     "input-copy": InputCopy,
     "jacobi": Jacobi,
+    "kangaroo": Kangaroo,
     "lookahead": Lookahead,
     "medusa": Medusa,
     "merged": Merged,

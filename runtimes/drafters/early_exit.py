@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from graftline.exits import EXIT
+from graftline.exits import ADAPTER, EXIT
 from graftline.runtimes.chances.calibration import Calibration
 from graftline.runtimes.control.costs import NEAR
 from graftline.runtimes.draft_reader import Guess, Reader, drawn
@@ -58,6 +58,8 @@ class EarlyExit(DraftModel):
     """
 
     name: ClassVar[str] = "early-exit"
+    need: ClassVar[str] = EXIT
+    """What it drafts with: an exit, or an exit's adapter."""
     exit: int = 0
     """After how many blocks, of a bundle with several exits; 0: the first of them."""
     ways: Sequence[Exit] = field(default=(), init=False, repr=False)
@@ -65,11 +67,14 @@ class EarlyExit(DraftModel):
     def equip(self, resources: Resources) -> None:
         """Open the exit. Raises GraftlineError for a bundle without it."""
         if resources.exits is None:
-            raise missing(self.name, EXIT)
-        self._resources, self.ways = resources, resources.exits()
+            raise missing(self.name, self.need)
+        adapted = self.need == ADAPTER
+        self._resources = resources
+        self.ways = [way for way in resources.exits() if way.adapted == adapted]
         way = next((w for w in self.ways if self.exit in (0, w.blocks)), None)
         if way is None:
-            raise missing(f"{self.name}: exit={self.exit}", EXIT)
+            who = f"{self.name}: exit={self.exit}" if self.exit else self.name
+            raise missing(who, self.need)
         self._reader = self._exit = ExitReader(way, resources.vocabulary)
         engine = way.engine
         self.calibration, self._agreement = Calibration(engine.agreement), engine.agreement

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from graftline.bundle.reader import MACHINE
 from graftline.errors import BackendError
+from graftline.files import inside
 from graftline.runtimes.ort.provider import version
 
 WEIGHTS, SAVED, SIZES = "weights.bin", "saved.onnx", "sizes.json"
@@ -136,10 +137,19 @@ def _moved(
         if same and (known := saved.get(tensor.name)) is not None and _alike(tensor, known):
             tensor.CopyFrom(known)
         elif uses_external_data(tensor):
-            load_external_data_for_tensor(tensor, str(graph.parent))
+            tensor.raw_data = _bytes(tensor, graph.parent)
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
     return model
+
+
+def _bytes(tensor: onnx.TensorProto, folder: Path) -> bytes:
+    """What a tensor holds that lies in a file of a bundle. onnx's own reader refuses files with a
+    second hard link, as one of a checkpoint has here."""
+    says = {entry.key: entry.value for entry in tensor.external_data}
+    with inside(folder, says["location"]).open("rb") as file:
+        file.seek(int(says.get("offset", "0")))
+        return file.read(int(says["length"]))
 
 
 def _alike(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:

@@ -204,6 +204,8 @@ def test_kinds_are_those_that_can_be_trained() -> None:
         (["train", "medusa", "HOST", "--form", "v3"], "--form v3: unknown; did you mean 'v"),
         (["train", "eagle", "HOST", "--heads", "4"], "--heads is for medusa, hydra and ppd; eagle"),
         (["train", "hydra", "HOST", "--form", "v1"], "--form is for medusa; hydra does not take"),
+        (["train", "eagle", "HOST", "--exit", "1"], "--exit is for exit-adapter; eagle does not"),
+        (["train", "exit-adapter", "HOST"], "--exit 2: the target has 2 blocks, and an exit is in"),
         (["train", "eagle3", "HOST"], "n-4, which are not three in a host of n = 2; train eagle"),
         (["train", "medusa", "HOST", "--dtype", "fp8"], "--dtype fp8: unknown"),
         (["train", "medusa", "HOST", "--optimizer", "sgd"], "--optimizer sgd: unknown"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from graftline.kinds.decoder.proof import equal_rows, facts_of, rounding, too_la
 from graftline.kinds.kind import Parts, Watch
 from graftline.law import Evidence, LawRow
 from graftline.nearness import NEARBY, limit, spread_gaps
-from graftline.ports import STREAM, by_role
+from graftline.ports import STREAM, Port, by_role, slot_ports
 from graftline.runtimes.ort.caches import HostCaches
 from graftline.runtimes.ort.graph import open_graph, open_reference
 from graftline.runtimes.ort.packed import PackedCall, PackedGraph
@@ -82,12 +84,34 @@ def _prove(parts: Parts, source: str, forms: list[str]) -> list[LawRow]:
         some = texts if many == 1 else texts[:many]
         got = _answers(parts, name, some) if many == 1 else _together(parts, source, name, some)
         pairs = list(zip(got, expected[: len(got)], strict=True))
-        rows.append(LawRow.of(name, "form", _equal(parts, name, pairs)))
+        for cache in expected[0].unread:
+            both = [(one.unread[cache], other.unread[cache]) for one, other in pairs]
+            _equal(parts, name, both, f"the target's own {cache}")
+        logits = [(one.logits, other.logits) for one, other in pairs]
+        rows.append(LawRow.of(name, "form", _equal(parts, name, logits, "the target's own step")))
     return rows
 
 
-def _answers(parts: Parts, stage: str, texts: list[list[Array]]) -> list[Array]:
-    """Logits [rows, V] of each sequence, alone."""
+@dataclass(frozen=True)
+class Answer:
+    """The logits [rows, V] of one sequence's steps; and the slots that they wrote in caches which
+    nothing attends to, so that no logits show them, [rows, numbers] each."""
+
+    logits: Array
+    unread: dict[str, Array]
+
+    @classmethod
+    def of(
+        cls, logits: list[Array], caches: Mapping[str, Array], length: int, ports: Sequence[Port]
+    ) -> Answer:
+        """`caches` [1, K, S, D] by the names of their inputs, `length` slots of them written."""
+        own = [p.name for p in slot_ports(ports, "in") if p.role.startswith("adapter.")]
+        rows = {n: caches[n][0, :, :length].swapaxes(0, 1).reshape(length, -1) for n in own}
+        return cls(np.concatenate(logits), {n: values.copy() for n, values in rows.items()})
+
+
+def _answers(parts: Parts, stage: str, texts: list[list[Array]]) -> list[Answer]:
+    """What is answered to each sequence, alone."""
     if by_role(parts.ports(stage), STREAM, "in"):
         rest = ProofRest(parts, stage)
         return [_resumed(rest, text) for text in texts]
@@ -116,29 +140,33 @@ def _states(texts: list[list[Array]], vocabulary: int, width: int) -> list[list[
     return [[table[tokens] for tokens in text] for text in texts]
 
 
-def _resumed(session: RestSession, text: list[Array]) -> Array:
-    """Logits [rows, V] of one sequence's steps, from hidden states."""
+def _resumed(session: RestSession, text: list[Array]) -> Answer:
+    """One sequence's steps, from hidden states."""
     session.reset(1)
     found: list[Array] = []
     for step, states in enumerate(text):
         logits = session.resume(0, session.lengths.tolist(), [states]).logits[0]
         found.append(logits[-1:].copy() if step == 0 else logits.copy())
         session.advance(0, len(states))
-    return np.concatenate(found)
+    return _answer(session, found)
 
 
-def _alone(session: OrtSession, text: list[Array]) -> Array:
-    """Logits [rows, V] of one sequence's steps."""
+def _alone(session: OrtSession, text: list[Array]) -> Answer:
+    """One sequence's steps."""
     prompt, *steps = text
     session.reset(1)
     found = [session.prefill([prompt]).logits[0].copy()]
     for tokens in steps:
         found.append(session.score(tokens[None]).logits[0].copy())
         session.commit([range(len(tokens))])
-    return np.concatenate(found)
+    return _answer(session, found)
 
 
-def _together(parts: Parts, source: str, form: str, texts: list[list[Array]]) -> list[Array]:
+def _answer(session: OrtSession, logits: list[Array]) -> Answer:
+    return Answer.of(logits, session.caches(0), int(session.lengths[0]), session.ports)
+
+
+def _together(parts: Parts, source: str, form: str, texts: list[list[Array]]) -> list[Answer]:
     """The same of several sequences: their prompts in one call, then each of their steps."""
     own = parts.ports(source)
     memory = HostCaches([p for p in own if p.mirror is not None])
@@ -156,12 +184,17 @@ def _together(parts: Parts, source: str, form: str, texts: list[list[Array]]) ->
             found[row].append(rows[-1:].copy() if step == 0 else rows.copy())
             start += len(part)
             lengths[row] += len(part)
-    return [np.concatenate(rows) for rows in found]
+    written = {p.name: p.mirror or "" for p in own if p.mirror is not None}
+    held = [{written[name]: view for name, view in views.items()} for views in caches]
+    each = zip(found, held, lengths, strict=True)
+    return [Answer.of(rows, views, length, own) for rows, views, length in each]
 
 
-def _equal(parts: Parts, form: str, pairs: list[tuple[Array, Array]]) -> Evidence:
+def _equal(
+    parts: Parts, form: str, pairs: list[tuple[Array, Array]], reference: str
+) -> Evidence:
     """Within rounding; where activations are quantized, a row's scale may be that of all rows."""
-    reference, count = "the target's own step", len(pairs)
+    count = len(pairs)
     if parts.dtype not in NEARBY:
         most = limit(rounding(parts), facts_of(parts))
         found = equal_rows(form, "form", pairs, most, reference)

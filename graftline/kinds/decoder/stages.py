@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graftline.build.engines import is_engine
 from graftline.bundle.store import load_graph
 from graftline.evaluate import Feed, oracle_limit, run
+from graftline.exits import ADAPTER
 from graftline.facts import DraftBlockFacts, as_decoder
 from graftline.kinds.decoder.exits import prove_rest
 from graftline.kinds.decoder.probe import first_rows
@@ -21,6 +22,7 @@ from graftline.kinds.kind import Parts, Watch
 from graftline.law import LawRow
 from graftline.owners import HEAD
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.grafts.adapter_exit import AdapterExit, adapted_outputs
 from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.grafts.layer_skip import LayerSkip, route, route_outputs
 from graftline.passes.graph.ports import roles_of
@@ -84,6 +86,10 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     blocks = as_decoder(parts.stages[stage].facts).layers
     say(f"proof: the first {blocks} blocks against the whole, with the real weights")
     what = SubModel(CutDepth(blocks), prefix, "depth", "the host cut there")
+    grafts = Pipeline.parse(parts.stages[stage].pipeline, GRAFTS).grafts
+    if any(isinstance(graft, AdapterExit) for graft in grafts):
+        told = "the host's lm_head on the adapter alone"
+        what = replace(what, told=told, adapter=load_graph(parts.graph(ADAPTER)))
     return _prove_part(parts, stage, what)
 
 
@@ -106,9 +112,14 @@ class SubModel:
     law: Law
     engine: str
     told: str
+    adapter: ir.Model | None = None
+    """The graph of the adapter that stands between the blocks and the head, where one does."""
 
     def outputs(self, host: ir.Model, feed: Feed) -> Feed:
         """What the host gives without these blocks, computed without rewiring it."""
+        if self.adapter is not None:
+            assert isinstance(self.graft, CutDepth)
+            return adapted_outputs(host, self.graft.blocks, self.adapter, feed, run)
         if isinstance(self.graft, CutDepth):
             return prefix_outputs(host, self.graft.blocks, feed, run)
         return route_outputs(host, self.graft.route(host), feed, run)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -98,7 +98,8 @@ class PackRows(Graft):
     [sequences]; and caches [1, K, S, D] for each sequence.
 
     For hosts whose attentions are all GroupQueryAttention without a bias: rows of a sequence are a
-    chain. Neutral: every sequence has as many rows.
+    chain. Caches that nothing attends to, as an adapter's in its target, are written likewise.
+    Neutral: every sequence has as many rows.
     """
 
     stage: ClassVar[Stage] = "lower"
@@ -119,10 +120,15 @@ class PackRows(Graft):
         index = input_of(model, "write_index")
         assert index is not None
         index.shape = ir.Shape([self.sequences])
-        totals, lasts = self._lengths(emit, index, counts)
+        ones = emit.const(f"ones.{self.sequences}", [1] * self.sequences, np.int64)
+        totals, lasts = self._lengths(emit, index, counts, ones)
         parts: dict[ir.Value, list[ir.Value]] = {}
         for node in _grouped(model):
             self._unroll(model, node, counts, parts, totals, lasts)
+        if alone := _written_alone(model):
+            starts = _split(emit, index, ones, self.sequences, 0)
+            for node in alone:
+                self._unroll_write(model, node, counts, starts)
         kept = [_packed(p, self.sequences) for p in ports if p.state != "slots"]
         for port in kept:
             value_of(model, port).shape = ir.Shape(list(port.shape))
@@ -131,12 +137,11 @@ class PackRows(Graft):
         drop_unused(model)
 
     def _lengths(
-        self, emit: Emit, index: ir.Value, counts: ir.Value
+        self, emit: Emit, index: ir.Value, counts: ir.Value, ones: ir.Value
     ) -> tuple[list[ir.Value], list[ir.Value]]:
         """Of each sequence: its length with its new rows [] and its last slot [1], int32."""
         total = emit.op("Cast", [emit.op("Add", [index, counts])], to=ir.DataType.INT32)
         last = emit.op("Sub", [total, emit.const("one.int32", [1], np.int32)])
-        ones = emit.const(f"ones.{self.sequences}", [1] * self.sequences, np.int64)
         totals, lasts = (_split(emit, v, ones, self.sequences, 0) for v in (total, last))
         return [emit.op("Squeeze", [v]) for v in totals], lasts
 
@@ -175,19 +180,26 @@ class PackRows(Graft):
             made = emit.node(node.op_type, inputs, ["", "", ""], MICROSOFT, **attributes)
             made.metadata_props[ROLE] = node.metadata_props.get(ROLE, "")
             for present, old in zip(made.outputs[1:], node.outputs[1:], strict=True):
-                assert old.name is not None
-                assert old.dtype is not None
-                assert old.shape is not None
-                shape = [1, *list(old.shape)[1:]]
-                new_output(graph, present, of_sequence(old.name, s), old.dtype, shape)  # type: ignore[arg-type]
+                _present(graph, present, old, s)
             outputs.append(made.outputs[0])
         node.outputs[0].replace_all_uses_with(emit.op("Concat", outputs, axis=1))
-        gone = {*node.inputs[3:5], *node.outputs[1:]}
-        for values in (graph.inputs, graph.outputs):
-            kept = [v for v in values if v not in gone]
-            values.clear()
-            values.extend(kept)
-        graph.remove(node, safe=True)
+        _take_away(graph, node, {*node.inputs[3:5], *node.outputs[1:]})
+
+    def _unroll_write(
+        self, model: ir.Model, node: ir.Node, counts: ir.Value, starts: list[ir.Value]
+    ) -> None:
+        """Rows of a cache that nothing attends to are written for each sequence."""
+        graph, emit = model.graph, Emit(model.graph, self.name(), node)
+        cache, fresh = node.inputs[:2]
+        assert cache is not None
+        assert fresh is not None
+        attributes: dict[str, Any] = {a.name: a.value for a in node.attributes.values()}
+        rows = _split(emit, fresh, counts, self.sequences, 2)
+        for s, (part, start) in enumerate(zip(rows, starts, strict=True)):
+            given = [_cache(graph, cache, s), part, start]
+            written = emit.op(node.op_type, given, **attributes)
+            _present(graph, written, node.outputs[0], s)
+        _take_away(graph, node, {cache, node.outputs[0]})
 
     def _caches(self, ports: Iterable[Port]) -> Iterator[Port]:
         for port in slot_ports(ports):
@@ -252,9 +264,10 @@ def unpackable(model: ir.Model) -> str:
         if port.role in ("mask", "parents"):
             return f"rows are chains, and the graph takes trees ('{port.name}')"
     grouped = {id(n) for n in _grouped(model)}
+    known = grouped | {id(n) for n in _written_alone(model)}
     for port in slot_ports(ports, "in"):
         users = value_of(model, port).consumers()
-        if len(users) != 1 or id(users[0]) not in grouped:
+        if len(users) != 1 or id(users[0]) not in known:
             return f"'{port.name}' has no GroupQueryAttention of its own"
     for node in _grouped(model):
         if len(node.inputs) > BIAS and node.inputs[BIAS] is not None:
@@ -264,6 +277,30 @@ def unpackable(model: ir.Model) -> str:
 
 def _grouped(model: ir.Model) -> list[ir.Node]:
     return [n for n in model.graph if n.op_type == "GroupQueryAttention"]
+
+
+def _written_alone(model: ir.Model) -> list[ir.Node]:
+    """What writes rows of caches that nothing in the graph attends to."""
+    found = (n for n in model.graph if n.op_type == "TensorScatter")
+    return [n for n in found if n.outputs[0].is_graph_output() and not n.outputs[0].uses()]
+
+
+def _present(graph: ir.Graph, made: ir.Value, old: ir.Value, sequence: int) -> None:
+    """Make a written cache the output of one sequence, as `old` is that of all."""
+    assert old.name is not None
+    assert old.dtype is not None
+    assert old.shape is not None
+    shape = [1, *list(old.shape)[1:]]
+    new_output(graph, made, of_sequence(old.name, sequence), old.dtype, shape)  # type: ignore[arg-type]
+
+
+def _take_away(graph: ir.Graph, node: ir.Node, ends: set[ir.Value | None]) -> None:
+    """Remove a node with the inputs and outputs of the graph that were its own."""
+    for values in (graph.inputs, graph.outputs):
+        kept = [v for v in values if v not in ends]
+        values.clear()
+        values.extend(kept)
+    graph.remove(node, safe=True)
 
 
 def _packed(port: Port, sequences: int) -> Port:

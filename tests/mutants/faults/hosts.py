@@ -25,6 +25,8 @@ from tests.dflash_files import write_dflash
 from tests.eagle_files import write_eagle3
 from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
+from tests.kangaroo_files import seeded as adapter
+from tests.kangaroo_files import write_kangaroo
 from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
 from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
 from tests.medusa_files import seeded, write_safe
@@ -219,7 +221,7 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp" or "ppd"."""
+        "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp", "ppd" or "kangaroo"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
@@ -227,6 +229,8 @@ class Hosts:
             write_eagle3(place, size.hidden, size.vocabulary, (0, 1), mask=own == "peagle")
         elif own == "ppd":
             write_ppd(place, prompt_tokens(size.hidden))
+        elif own == "kangaroo":
+            write_kangaroo(place, adapter(size.hidden, 2, 1), 2, 1, size.vocabulary)
         elif own == "mtp":
             write_mtp(place, size.hidden, size.vocabulary, size.layers)
         elif own in ("dflash", "dspark"):

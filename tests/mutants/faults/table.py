@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from faults.adapters import ADAPTERS
 from faults.biases import BIASES
 from faults.caches import CACHES
 from faults.draft_blocks import DRAFT_BLOCKS
@@ -26,8 +27,8 @@ from faults.windows import WINDOWS
 
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
-    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *EXITS, *FUSED,
-    *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS,
+    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *EXITS,
+    *ADAPTERS, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
