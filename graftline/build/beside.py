@@ -89,9 +89,9 @@ def of_schedule(
 ) -> Iterator[StagePlan]:
     """The stages of a schedule's routes: the engine's passes without some blocks or parts of them,
     over its own weights and caches, so that all of them answer alike."""
-    from graftline.runtimes.schedules import schedule_of, takes_speedup
+    from graftline.runtimes.schedules import schedule_of
 
-    if speedup is not None and not takes_speedup(chosen):
+    if not chosen.schedule:
         raise GraftlineError(
             f"--speedup is for recipes that skip blocks by it, as unified-layer-skip; "
             f"{chosen.name} does not: leave it out"

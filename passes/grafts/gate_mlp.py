@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.passes.anchors.anchors import block_outputs
 from graftline.passes.anchors.residual import Span, block_terms, spans, without_mlp
+from graftline.passes.anchors.work import block_work, part_work
+from graftline.passes.grafts.gate_similarity import chosen, reach_of, saves
 from graftline.passes.graph.emit import Emit, new_output
 from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.graph.text import write
 from graftline.passes.laws.gated import gated
-from graftline.passes.pipeline.graft import BLOCK, ROLE, Graft, Law
+from graftline.passes.pipeline.graft import BLOCK, ROLE, Graft, Law, WeightFreeLaw
 from graftline.ports import GATE, SIMILARITY, SKIPPED, Port, read_ports, write_ports
 
 SATURATED = """
@@ -49,6 +53,9 @@ class GateMlp(Graft):
     3. Attention is computed in every block and every row: caches have no holes.
     4. A row is judged by itself, whatever rows share its step.
 
+    With `speedup` 1.15 the similarity follows from a text that the host writes itself: the largest
+    at which a row passes by so many MLPs, on average, that a step reads 1 / 1.15 of its numbers.
+
     Adds the output skipped [B, N] int64: how many MLPs each row passed by. Every MLP is still
     computed, and not used by the rows that pass by; `branch-mlp`, behind a backend's lowering,
     computes only those that a row needs.
@@ -57,11 +64,17 @@ class GateMlp(Graft):
     """
 
     laws: ClassVar[tuple[Law, ...]] = (gated,)
+    weight_free: ClassVar[tuple[WeightFreeLaw, ...]] = (saves,)
     numeric: ClassVar[bool] = False
 
     similarity: float = 0.99
     first: int = 2
     last: int = 2
+    speedup: float = 0.0
+
+    @property
+    def calibrates(self) -> bool:
+        return self.speedup > 0
 
     def region(self, model: ir.Model) -> range:
         """The blocks whose similarity counts; the MLPs of all but the first of them are gated."""
@@ -73,6 +86,8 @@ class GateMlp(Graft):
             raise NotApplicable("gate-mlp needs stamped blocks; run anchors first")
         if not -1 < self.similarity < 1:
             raise NotApplicable(f"{self}: a similarity is a cosine; use one between -1 and 1")
+        if self.speedup and self.similarity != GateMlp.similarity:
+            raise NotApplicable(f"{self}: speedup chooses the similarity; give one of them")
         if min(self.first, self.last) < 0 or len(self.region(model)) < 2:
             raise NotApplicable(
                 f"{self}: of {count} blocks, without the first {self.first} and the last "
@@ -95,8 +110,9 @@ class GateMlp(Graft):
         region = self.region(model)
         # all of them before the first gate comes between two blocks
         mids = [(span, self._mid(graph, span)) for span in found[region.start : region.stop]]
+        similarity = self._similarity(model, mids)
         for span, mid in mids:
-            self._gate(graph, span.end, mid, states, span.block == region[-1])
+            self._gate(graph, span.end, mid, states, None if span is mids[-1][0] else similarity)
         emit = Emit(graph, self.name(), None, block=SKIPPED)
         joined = emit.op("Concat", states, axis=-1)
         (skipped,) = write(emit, COUNT, {"states": joined}, ["skipped"], [SKIPPED])
@@ -110,23 +126,40 @@ class GateMlp(Graft):
         assert not isinstance(terms, Mismatch), "was found when the graph was looked at"
         return without_mlp(span, terms, Emit(graph, self.name(), span.end.producer()))
 
+    def _similarity(self, model: ir.Model, mids: Sequence[tuple[Span, ir.Value]]) -> float:
+        """Its own, or the one that the speed-up needs."""
+        if not self.speedup:
+            return self.similarity
+        each, head = block_work(model.graph)
+        works = [self._work(span) for span, _ in mids[1:]]
+        return chosen(
+            self, reach_of(self, model, mids, np.asarray(works) / (sum(each) + head)), self.speedup
+        )
+
+    def _work(self, span: Span) -> int:
+        """Numbers in the matrices of a block's MLP."""
+        terms = block_terms(span)
+        assert not isinstance(terms, Mismatch), "was found when the graph was looked at"
+        return part_work(span, terms, terms.mlp)
+
     def _gate(
         self,
         graph: ir.Graph,
         full: ir.Value,
         mid: ir.Value,
         states: list[ir.Value],
-        is_last: bool,
+        similarity: float | None,
     ) -> None:
-        """Judge the MLP of a block, and let the rows of the last of `states` pass it by."""
+        """Judge the MLP of a block, but for the last, which has no `similarity`; and let the rows
+        of the last of `states` pass it by."""
         maker, readers = full.producer(), list(full.uses())
         assert maker is not None, "a block ends in a sum"
         emit = Emit(graph, self.name(), _behind(graph, maker), block=maker.metadata_props[BLOCK])
         before = states[-1] if states else None
-        if not is_last:
+        if similarity is not None:
             dtype = (full.dtype or ir.DataType.FLOAT).numpy()
-            similarity = emit.const(SIMILARITY, self.similarity, dtype)
-            given = {"mid": mid, "full": full, "similarity": similarity}
+            least = emit.const(SIMILARITY, similarity, dtype)
+            given = {"mid": mid, "full": full, "similarity": least}
             (state,) = write(emit, SATURATED, given, ["saturated"])
             states.append(state if before is None else emit.op("Or", [before, state]))
         if before is None:
@@ -146,7 +179,7 @@ class GateMlp(Graft):
 
     def within(self, blocks: int) -> GateMlp:
         """Gates of a small host every MLP but the first."""
-        return replace(self, first=0, last=0)
+        return GateMlp(self.similarity, first=0, last=0)
 
 
 def _behind(graph: ir.Graph, node: ir.Node) -> ir.Node | None:

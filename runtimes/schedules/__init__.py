@@ -7,7 +7,7 @@ from typing import Any
 
 from graftline.errors import GraftlineError, nearest
 from graftline.recipe import Recipe
-from graftline.runtimes.options import check_options, options_of
+from graftline.runtimes.options import check_options
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.schedules.budgets import Budgets
 from graftline.runtimes.schedules.course import Course
@@ -17,12 +17,6 @@ from graftline.runtimes.schedules.unified import Unified
 
 SCHEDULES: dict[str, type[Any]] = {"budgets": Budgets, "gated": Gated, "unified": Unified}
 """Dataclasses that are `Schedule`s."""
-
-
-def takes_speedup(chosen: Recipe) -> bool:
-    """Whether a recipe has a schedule whose routes follow from a speed-up."""
-    kind = SCHEDULES.get(chosen.schedule)
-    return kind is not None and "speedup" in options_of(kind)
 
 
 def schedule_of(chosen: Recipe, options: Mapping[str, object] | None = None) -> Schedule:

@@ -18,7 +18,7 @@ from graftline.law import Evidence, LawRow
 from graftline.passes.anchors.reduce import weight_bytes
 from graftline.passes.grafts.gate_mlp import GateMlp
 from graftline.passes.graph.ports import roles_of
-from graftline.passes.laws.gated import passed_by
+from graftline.passes.laws.gated import passed_by, similarity_of
 from graftline.targets import CPU
 
 if TYPE_CHECKING:
@@ -55,12 +55,13 @@ def prove_gates(parts: Parts, stage: str, graft: GateMlp, say: Watch) -> LawRow:
         counts.append(_counts(session))
         session.advance(0, 1)
     skipped, region = np.concatenate(counts), graft.region(canonical)
+    similarity = similarity_of(load_graph(parts.graph(stage)))
     saturates = len(region) - 1 - skipped  # the place of the first MLP behind which rows pass by
     found = passed_by(
         canonical, region, lambda place, _: place >= saturates[None], first_rows(canonical, tokens),
         run,
     )  # fmt: skip
-    _check(stage, graft.similarity, saturates, found.cosines[:, 0], TIE[parts.dtype])
+    _check(stage, similarity, saturates, found.cosines[:, 0], TIE[parts.dtype])
     expected = found.outputs[roles_of(canonical).outputs["logits"]][0]
     reference = "the host without the MLPs that it passes by"
     near = near_rows(stage, LAW, np.concatenate(parted), expected, facts, parts.dtype, reference)

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -124,6 +123,5 @@ def test_the_law_sees_branches_that_are_changed_over(monkeypatch: pytest.MonkeyP
     model = small(blocks=3)
     Pipeline.parse(GATED, GRAFTS).run(model)
     monkeypatch.setattr(Gate, "of", wrong)
-    with pytest.raises(LawBroken, match="branch-mlp breaks the law '(neutral|branches)'"):
+    with pytest.raises(LawBroken, match=r"branch-mlp breaks the law '(neutral|branches)'"):
         Pipeline((BranchMlp(),)).run(model, FEED)
-    assert np.isfinite(NEVER)
