@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
+from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Feed
 from graftline.law import Evidence
 from graftline.passes.graph.emit import Emit
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
-from graftline.passes.laws.gated import ALWAYS, NEVER, with_similarity
+from graftline.passes.laws.gated import ALWAYS, NEVER, similarity_of, with_similarity
 from graftline.passes.pipeline.graft import BLOCK, MADE_BY, ROLE, Evaluate, Graft, Law, Stage
 from graftline.ports import GATE, read_ports
 
@@ -24,7 +24,10 @@ def branches(
     graft: Graft, before: ir.Model, after: ir.Model, feed: Feed, evaluate: Evaluate
 ) -> Evidence:
     """Where every row passes by all MLPs that it can, and where none does, the branches give what
-    the graph without them gives."""
+    the graph without them gives; and the similarity is what it was."""
+    if (was := similarity_of(before)) != (own := similarity_of(after)):
+        by = f"is {own:g}, and was {was:g}"
+        raise LawBroken(graft.name(), "branches", "the similarity", by)
     comparison, worst = Comparison(graft.name(), "branches", activation_dtype(after)), 0.0
     ports = read_ports(after)
     for similarity in (NEVER, ALWAYS):

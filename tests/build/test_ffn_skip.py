@@ -133,7 +133,8 @@ def test_the_similarity_is_the_one_that_saves_what_was_asked_for(bundle: Bundle)
 def test_a_batch_and_neighbours_of_other_recipes_change_nothing(bundle: Bundle) -> None:
     """Ragged prompts of several recipes in the same steps; rows that share a branch do not share
     what they pass by."""
-    prompts, names = [PROMPT, PROMPT[:3], [*PROMPT, 9], PROMPT * 3], [RECIPE, "plain", RECIPE, RECIPE]
+    prompts = [PROMPT, PROMPT[:3], [*PROMPT, 9], PROMPT * 3]
+    names = [RECIPE, "plain", RECIPE, RECIPE]
     pairs = zip(prompts, names, strict=True)
     alone = [generate(load(bundle.path), p, recipe=n).tokens for p, n in pairs]
     each: list[Any] = [{"recipe": name} for name in names]
@@ -186,7 +187,7 @@ def test_a_model_of_few_blocks_is_refused(
     known_checkpoints: dict[Path, Any], tmp_path: Path
 ) -> None:
     known_checkpoints[tmp_path / "c"] = TinyCheckpoint(tmp_path / "c", replace(WIDE, layers=5))
-    with pytest.raises(GraftlineError, match="of 5 blocks, .* fewer than two are left to gate"):
+    with pytest.raises(GraftlineError, match=r"of 5 blocks, .* fewer than two are left to gate"):
         optimize(tmp_path / "c", tmp_path / "out", recipe=RECIPE)
 
 

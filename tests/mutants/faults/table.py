@@ -10,6 +10,7 @@ from faults.ends import ENDS
 from faults.exits import EXITS
 from faults.fields import FIELDS
 from faults.fused import FUSED
+from faults.gates import GATES
 from faults.heads import HEADS
 from faults.loader import LOADER
 from faults.norms import NORMS
@@ -26,8 +27,8 @@ from faults.windows import WINDOWS
 
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
-    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *EXITS, *FUSED,
-    *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS,
+    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *GATES, *EXITS,
+    *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
