@@ -172,6 +172,8 @@ REFUSED: Mapping[str, str] = {
     "similarity=1": "a similarity is a cosine; use one between -1 and 1",
     "first=2,last=1": "of 4 blocks, without the first 2 and the last 1, fewer than two are left",
     "first=-1": "use a smaller first or last",
+    "speedup=1.1,first=0,last=0": "has no text of the host; give a similarity in place",
+    "speedup=1.1,similarity=0.9": "speedup chooses the similarity; give one of them",
 }
 
 
