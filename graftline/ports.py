@@ -27,6 +27,13 @@ features makes them an input: row i % places for the token i. Also the role of t
 STREAM = "stream"
 """Role of an input [B, N, H]: the hidden states that leave block `layer`, from which a graph of the
 blocks behind it starts in place of tokens."""
+SKIPPED = "skipped"
+"""Role and name of an output [B, N]: how many MLPs each row passed by, where they are gated."""
+SIMILARITY = "gate.similarity"
+"""The initializer of gated MLPs: the cosine from which on a row passes by those that follow."""
+GATE = "graftline.gate"
+"""The stamp of the node that ends a gated block: its inputs are which rows pass by its MLP, the
+stream without it and the stream with it."""
 DRAFTS, CONFIDENCE = "drafts", "confidence"
 """Outputs of a head that walks its block (`markov`): tokens [B, R], and the chance of each."""
 
@@ -37,7 +44,7 @@ class Port:
 
     Roles: tokens, positions, mask, write_index, cache.key, cache.value (with `layer`), logits,
     argmax, topk_ids, topk_logits, top_gap, entropy, hidden and stream (both with
-    `layer` and `tap`), keep, rows.
+    `layer` and `tap`), keep, rows, skipped.
     Of draft heads: heads.logits, heads.topk_ids, heads.topk_logits.
     Of a draft block in a fused step, which owns caches: draft.logits.
     Of an exit's adapter: adapter.key and adapter.value, its cache, with the `layer` that it is

@@ -20,6 +20,7 @@ from graftline.passes.grafts.fuse_block import FuseBlock
 from graftline.passes.grafts.fuse_draft import FuseDraft
 from graftline.passes.grafts.fuse_heads import FuseHeads
 from graftline.passes.grafts.fuse_verify import FuseVerify
+from graftline.passes.grafts.gate_mlp import GateMlp
 from graftline.passes.grafts.head_features import HeadFeatures
 from graftline.passes.grafts.join import Join
 from graftline.passes.grafts.kv_cache import KvCache
@@ -34,6 +35,7 @@ from graftline.passes.grafts.swap_subgraph import SwapSubgraph
 from graftline.passes.grafts.tap import Tap
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.grafts.window import Window
+from graftline.passes.lower.branch_mlp import BranchMlp
 from graftline.passes.lower.ort.lower import LowerOrt
 from graftline.passes.lower.ort.pack_rows import PackRows
 from graftline.passes.lower.pack_projections import PackProjections
@@ -58,6 +60,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         AdapterCache,
         AdapterExit,
         LayerSkip,
+        GateMlp,
         DraftHeads,
         HeadFeatures,
         Markov,
@@ -81,6 +84,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         LowerOrt,
         LowerTensorrt,
         PackRows,
+        BranchMlp,
     ]
 )
 

@@ -87,8 +87,8 @@ def of_schedule(
     passes: str | None,
     quantizer: str | None,
 ) -> Iterator[StagePlan]:
-    """The stages of a schedule's routes: the engine's passes without some blocks, over its own
-    weights and caches, so that all of them answer alike."""
+    """The stages of a schedule's routes: the engine's passes without some blocks or parts of them,
+    over its own weights and caches, so that all of them answer alike."""
     from graftline.runtimes.schedules import schedule_of
 
     if not chosen.schedule:
@@ -104,7 +104,8 @@ def of_schedule(
         raise GraftlineError(f"recipe {chosen.name}: {error}") from error
     for number, skipping in enumerate(schedule.passes(), 1):
         given = chosen.name, passes, engine.name, engine.dtype, quantizer
-        text = pipeline_of(*given, fusing=skipping)[1]
+        lowered = pipeline_of(*given, fusing=skipping)[1]
+        text = " | ".join(filter(None, [lowered, schedule.lowering]))
         says = f"route {number} of the schedule {schedule.name}: {skipping}"
         yield StagePlan(route_stage(schedule.name, number), "route", text, engine.dtype, says=says)
 

@@ -114,8 +114,8 @@ Speedup = Annotated[
     float | None,
     typer.Option(
         metavar="TIMES",
-        help="How many times as fast unified-layer-skip or skipdecode decodes, by skipping blocks: "
-        "lossy. Default: what the recipe says.",
+        help="How many times as fast unified-layer-skip or skipdecode decodes, by skipping blocks, "
+        "or ffn-skip, by skipping MLPs: lossy. Default: what the recipe says.",
     ),
 ]
 SpecFile = Annotated[

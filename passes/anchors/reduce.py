@@ -126,10 +126,21 @@ def block_kinds(graph: ir.Graph, apart: bool = True) -> dict[int, Hashable]:
 
 
 def _kind(node: ir.Node, block: int, behind: int | None, apart: bool) -> Hashable:
-    attributes = tuple(sorted((k, str(a.value)) for k, a in node.attributes.items()))
+    attributes = frozenset(
+        (name, _attribute(attribute, block, behind, apart))
+        for name, attribute in node.attributes.items()
+    )
     reads = tuple(_read(value, block, behind, apart) for value in node.inputs)
     mask = node.metadata_props.get(MASK_KEY, "")
     return node.domain, node.op_type, attributes, reads, mask, apart and _normed(node, block)
+
+
+def _attribute(attribute: ir.Attr, block: int, behind: int | None, apart: bool) -> Hashable:
+    """A number or a text as it is; a branch as the kinds of its nodes."""
+    if attribute.type != ir.AttributeType.GRAPH:
+        return str(attribute.value)
+    kinds = Counter(_kind(node, block, behind, apart) for node in attribute.as_graph())
+    return frozenset(kinds.items())
 
 
 def _normed(node: ir.Node, block: int) -> bool:

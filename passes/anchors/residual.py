@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graftline.passes.anchors.anchors import block_of, block_outputs, with_role
+from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.mismatch import Mismatch
 from graftline.passes.graph.weights import constant
 from graftline.passes.pipeline.graft import BLOCK, ROLE
@@ -90,6 +91,27 @@ def block_terms(span: Span) -> Terms | Mismatch:
         why = f"block {span.block} does not add attention and MLP apart"
         return Mismatch.over(terms, why)
     return Terms(tuple(sums), tuple(attending), tuple(others))
+
+
+def without_mlp(span: Span, terms: Terms, emit: Emit) -> ir.Value:
+    """The stream of a block without what its MLP adds: a value of the host where it has one, as
+    where attention comes first, else made."""
+    kept = {span.start, *terms.attention}
+    for node in terms.sums:
+        if _leaves(node.outputs[0], terms) == kept:
+            return node.outputs[0]
+    total = span.start
+    for term in terms.attention:
+        total = emit.op("Add", [total, term])
+    total.shape, total.type = span.end.shape, span.end.type
+    return total
+
+
+def _leaves(value: ir.Value, terms: Terms) -> set[ir.Value]:
+    node = value.producer()
+    if node not in terms.sums:
+        return {value}
+    return {leaf for part in node.inputs if part is not None for leaf in _leaves(part, terms)}
 
 
 def _gather(value: ir.Value, span: Span, sums: list[ir.Node], leaves: list[ir.Value]) -> None:

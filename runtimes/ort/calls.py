@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy.typing as npt
 
 from graftline.errors import BackendError
-from graftline.ports import Port, by_role
+from graftline.ports import SKIPPED, Port, by_role
 from graftline.runtimes.ort.caches import HostCaches
 from graftline.runtimes.ort.forms import Forms
 from graftline.runtimes.ort.graph import open_graph
@@ -66,6 +66,11 @@ class BoundCalls:
         """
         names = (p.name for p in by_role(self.ports, "hidden", "out"))
         return {} if self._last is None else {name: self._last.outputs[name] for name in names}
+
+    @property
+    def skipped(self) -> Ints | None:
+        """How many MLPs each row [B, N] of the last call passed by; None where none is gated."""
+        return None if self._last is None else self._last.outputs.get(SKIPPED)
 
     def _run(self, call: StepArrays) -> Scores:
         """Make a call that is filled in."""

@@ -11,10 +11,11 @@ from graftline.runtimes.options import check_options
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.schedules.budgets import Budgets
 from graftline.runtimes.schedules.course import Course
+from graftline.runtimes.schedules.gated import Gated
 from graftline.runtimes.schedules.schedule import Schedule
 from graftline.runtimes.schedules.unified import Unified
 
-SCHEDULES: dict[str, type[Any]] = {"budgets": Budgets, "unified": Unified}
+SCHEDULES: dict[str, type[Any]] = {"budgets": Budgets, "gated": Gated, "unified": Unified}
 """Dataclasses that are `Schedule`s."""
 
 

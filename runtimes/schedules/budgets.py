@@ -27,6 +27,7 @@ class Budgets:
 
     name: ClassVar[str] = "budgets"
     prompt: ClassVar[int] = 0
+    lowering: ClassVar[str] = ""
 
     speedup: float = 1.25
     levels: int = 3

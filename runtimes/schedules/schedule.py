@@ -12,13 +12,15 @@ class Schedule(Protocol):
     name: ClassVar[str]
     prompt: ClassVar[int]
     """The graph that reads prompts."""
+    lowering: ClassVar[str]
+    """The passes of routes behind the backend's lowering; "": none."""
 
     def check(self) -> None:
         """Raise GraftlineError for options that cannot be."""
         ...
 
     def passes(self) -> tuple[str, ...]:
-        """The passes by which routes 1, 2, ... leave blocks out."""
+        """The passes by which routes 1, 2, ... leave blocks, or parts of them, out."""
         ...
 
     def route(self, step: int, routes: int) -> int:

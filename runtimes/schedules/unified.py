@@ -20,6 +20,7 @@ class Unified:
 
     name: ClassVar[str] = "unified"
     prompt: ClassVar[int] = 1
+    lowering: ClassVar[str] = ""
 
     speedup: float = 1.5
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -20,18 +20,24 @@ PROMPT, TOKENS, ROWS = 64, 192, 32
 @dataclass(frozen=True)
 class Quality:
     """On `tokens` of held-out text: perplexity of the schedule and of plain decoding, and the share
-    of positions at which both have the same best token."""
+    of positions at which both have the same best token; where MLPs are gated, how many of the
+    model's `mlps` a position passed by on average."""
 
     tokens: int
     perplexity: float
     plain: float
     agreement: float
+    skipped_mlps: float | None = None
+    mlps: int = 0
 
     @property
     def words(self) -> str:
         """For people."""
         told = f"perplexity {self.perplexity:.2f} (plain {self.plain:.2f})"
-        return f"{told}, plain's best token in {self.agreement:.0%} of {self.tokens} places"
+        told += f", plain's best token in {self.agreement:.0%} of {self.tokens} places"
+        if self.skipped_mlps is None:
+            return told
+        return f"{told}, {self.skipped_mlps:.1f} of {self.mlps} MLPs skipped at each"
 
 
 def quality(course: Course, text: Sequence[int]) -> Quality:
@@ -41,7 +47,8 @@ def quality(course: Course, text: Sequence[int]) -> Quality:
     ids = np.asarray(text[: min(PROMPT + TOKENS, whole.capacity)], np.int64)
     prompt, wanted = ids[:PROMPT], ids[PROMPT:]
     whole.reset(1)
-    by_course = np.concatenate(list(_followed(course, prompt, wanted)))
+    counts: list[Ints] = []
+    by_course = np.concatenate(list(_followed(course, prompt, wanted, counts)))
     whole.reset(1)
     scores = [whole.read(0, prompt).logits[0]]
     for start in range(0, len(wanted) - 1, ROWS):
@@ -53,12 +60,18 @@ def quality(course: Course, text: Sequence[int]) -> Quality:
         float(np.exp(-likelihood(logits, wanted) / len(wanted))) for logits in (by_course, by_plain)
     )
     same = by_course.argmax(-1) == by_plain.argmax(-1)
-    return Quality(len(wanted), mine, plain, float(same.mean()))
+    found = Quality(len(wanted), mine, plain, float(same.mean()))
+    if not counts:
+        return found
+    skipped = float(np.concatenate(counts).sum() / len(wanted))
+    return replace(found, skipped_mlps=skipped, mlps=whole.facts.layers)
 
 
-def _followed(course: Course, prompt: Ints, wanted: Ints) -> Iterator[Floats]:
+def _followed(
+    course: Course, prompt: Ints, wanted: Ints, counts: list[Ints]
+) -> Iterator[Floats]:
     """Logits before each wanted token; steps of the same graph go into one call, which is causal.
-    """
+    `counts` gets how many MLPs the rows of each call passed by, where they are gated."""
     whole = course.graphs[0]
     read = whole.read if course.reads_whole else course.read
     yield read(0, prompt).logits[0]
@@ -68,4 +81,6 @@ def _followed(course: Course, prompt: Ints, wanted: Ints) -> Iterator[Floats]:
         part = wanted[run[0] : run[-1] + 1]
         graph, start = course.graph(run[0]), int(whole.lengths[0])
         yield graph.follow(0, start, part.tolist(), len(part)).logits[0].copy()
+        if (skipped := graph.skipped) is not None:
+            counts.append(skipped[0].copy())
         whole.advance(0, len(part))

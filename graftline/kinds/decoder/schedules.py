@@ -96,8 +96,8 @@ def _kept(parts: Parts, names: Sequence[str]) -> list[frozenset[int]]:
     found = [every]
     for name in names:
         grafts = Pipeline.parse(parts.stages[name].pipeline, GRAFTS).grafts
-        skips = next(graft for graft in grafts if isinstance(graft, LayerSkip))
-        found.append(every - skips.route(canonical).attention)
+        skips = [g.route(canonical).attention for g in grafts if isinstance(g, LayerSkip)]
+        found.append(every.difference(*skips))
     return found
 
 

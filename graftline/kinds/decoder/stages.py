@@ -15,6 +15,7 @@ from graftline.evaluate import Feed, oracle_limit, run
 from graftline.exits import ADAPTER
 from graftline.facts import DraftBlockFacts, as_decoder
 from graftline.kinds.decoder.exits import prove_rest
+from graftline.kinds.decoder.gates import prove_gates
 from graftline.kinds.decoder.probe import first_rows
 from graftline.kinds.decoder.proof import facts_of, near_rows
 from graftline.kinds.decoder.schedules import prove_schedule, routes_of
@@ -24,6 +25,7 @@ from graftline.owners import HEAD
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.adapter_exit import AdapterExit, adapted_outputs
 from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
+from graftline.passes.grafts.gate_mlp import GateMlp
 from graftline.passes.grafts.layer_skip import LayerSkip, route, route_outputs
 from graftline.passes.graph.ports import roles_of
 from graftline.passes.pipeline.graft import Law
@@ -94,9 +96,11 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
 
 
 def prove_route(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
-    """Laws of a route, whose blocks its pipeline names."""
+    """Laws of a route, whose pipeline names the blocks that it skips, or gates MLPs."""
     grafts = Pipeline.parse(parts.stages[stage].pipeline, GRAFTS).grafts
-    graft = next(g for g in grafts if isinstance(g, LayerSkip))
+    graft = next(g for g in grafts if isinstance(g, LayerSkip | GateMlp))
+    if isinstance(graft, GateMlp):
+        return [prove_gates(parts, stage, graft, say)]
     say("proof: the route against the host that skips the same, with the real weights")
     what = SubModel(graft, route, "skipped", "the host that skips the same")
     return _prove_part(parts, stage, what)

@@ -10,6 +10,7 @@ rows see those behind them, over the slots in use.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,6 +36,7 @@ from graftline.passes.lower.ort.fusions import fused_matmul, skip_norm
 from graftline.passes.lower.ort.operands import Operands
 from graftline.passes.lower.precision import PRECISIONS, cast_caches, narrow
 from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
+from graftline.ports import GATE
 
 PROVIDERS = ("cpu", "cuda")
 
@@ -97,6 +99,11 @@ class LowerOrt(Graft):
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         return cast_caches(feed, after)
+
+    def apart(self, before: ir.Model) -> Mapping[int, Hashable]:
+        """A block behind a gated MLP reads no sum, which its first norm could be fused with."""
+        gated = (n.metadata_props.get(GATE) for n in before.graph)
+        return {int(block) + 1: "behind a gate" for block in gated if block is not None}
 
 
 def _cache(node: ir.Node) -> ir.Value:

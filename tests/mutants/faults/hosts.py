@@ -56,6 +56,7 @@ FOLDERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }  # fmt: skip
 GRAPHS: Mapping[str, TinyDecoder] = {
     "plain": TinyDecoder(layers=5, mlp=64, vocabulary=700, positions=8192),
+    "deep": TinyDecoder(layers=7, mlp=64, vocabulary=700, positions=8192),
     "window": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
     "narrow": TinyDecoder(layers=5, mlp=64, head_size=4, positions=8192),
     "alibi": TinyDecoder(layers=5, mlp=64, alibi=True, positions=8192),

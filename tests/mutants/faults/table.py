@@ -11,6 +11,7 @@ from faults.ends import ENDS
 from faults.exits import EXITS
 from faults.fields import FIELDS
 from faults.fused import FUSED
+from faults.gates import GATES
 from faults.heads import HEADS
 from faults.loader import LOADER
 from faults.norms import NORMS
@@ -27,7 +28,7 @@ from faults.windows import WINDOWS
 
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
-    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *EXITS,
+    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *GATES, *EXITS,
     *ADAPTERS, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS,
 ]  # fmt: skip
 

@@ -1,0 +1,79 @@
+"""Small hosts as text, whose blocks add attention and an MLP to the stream in several ways."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from graftline.facts import DecoderFacts, write_facts
+from graftline.passes.laws.common import infer_shapes
+from graftline.ports import Port, write_ports
+from tests.passes.tiny_hosts import filled
+
+HEAD = """
+<ir_version: 11, opset_import: ["" : 24]>
+small (int64[B,N] tokens, float[9,16] table, float[16] scale, int64[1] one, float[16,16] up,
+       float[16] bias, float[16,9] head)
+  => (float[B,N,9] logits)
+{
+  x0 = Gather (table, tokens)
+"""
+ONE_BY_ONE = """
+  normed{i} = RMSNormalization <axis = -1> (x{i}, scale)
+  heads{i} = Unsqueeze (normed{i}, one)
+  mixed{i} = Attention <is_causal = 1> (heads{i}, heads{i}, heads{i})
+  added{i} = Squeeze (mixed{i}, one)
+  m{i} = Add (x{i}, added{i})
+  again{i} = RMSNormalization <axis = -1> (m{i}, scale)
+  wide{i} = MatMul (again{i}, up)
+  mlp{i} = Add (wide{i}, bias)
+  x{j} = Add (m{i}, mlp{i})
+"""
+SIDE_BY_SIDE = """
+  normed{i} = RMSNormalization <axis = -1> (x{i}, scale)
+  heads{i} = Unsqueeze (normed{i}, one)
+  mixed{i} = Attention <is_causal = 1> (heads{i}, heads{i}, heads{i})
+  added{i} = Squeeze (mixed{i}, one)
+  wide{i} = MatMul (normed{i}, up)
+  mlp{i} = Add (wide{i}, bias)
+  both{i} = Add (added{i}, mlp{i})
+  x{j} = Add (both{i}, x{i})
+"""
+BEHIND_A_NORM = """
+  heads{i} = Unsqueeze (x{i}, one)
+  mixed{i} = Attention <is_causal = 1> (heads{i}, heads{i}, heads{i})
+  added{i} = Squeeze (mixed{i}, one)
+  m{i} = Add (x{i}, added{i})
+  normed{i} = RMSNormalization <axis = -1> (m{i}, scale)
+  wide{i} = MatMul (normed{i}, up)
+  sum{i} = Add (normed{i}, wide{i})
+  x{j} = RMSNormalization <axis = -1> (sum{i}, scale)
+"""
+TAIL = """
+  last = RMSNormalization <axis = -1> (x{j}, scale)
+  logits = MatMul (last, head)
+}
+"""
+FEED = {"tokens": np.asarray([[3, 1, 4, 1]])}
+
+
+def small(block: str = ONE_BY_ONE, blocks: int = 2) -> ir.Model:
+    rng = np.random.default_rng(0)
+    numbers: dict[str, np.ndarray] = {
+        "table": rng.normal(size=(9, 16)).astype(np.float32),
+        "scale": rng.normal(size=16).astype(np.float32),
+        "one": np.ones(1, np.int64),
+        "up": rng.normal(size=(16, 16)).astype(np.float32),
+        "bias": rng.normal(size=16).astype(np.float32),
+        "head": rng.normal(size=(16, 9)).astype(np.float32),
+    }
+    parts = [block.replace("{i}", str(i)).replace("{j}", str(i + 1)) for i in range(blocks)]
+    model = filled(HEAD + "".join(parts) + TAIL.replace("{j}", str(blocks)), numbers)
+    ports = [
+        Port("tokens", "tokens", "in", "int64", ("B", "N")),
+        Port("logits", "logits", "out", "float32", ("B", "N", 9)),
+    ]
+    write_ports(model, ports)
+    write_facts(model, DecoderFacts(9, 16, blocks, 1, 1, 16, 64))
+    infer_shapes(model)
+    return model
