@@ -139,11 +139,8 @@ class DecodeEngine:
 
     def _loop(self, steps: int) -> DecodeEngine:
         """The engine of so many steps, opened once."""
-        if steps not in self.loops:
-            known = ", ".join(map(str, sorted(self.loops))) or "no loop"
-            raise RequestError(f"steps={steps}: {self.path} holds {known}; build with --steps")
         if steps not in self._opened:
-            self._opened[steps] = self.loops[steps]()
+            self._opened[steps] = _loop_of(self.path, self.loops, steps)()
         return self._opened[steps]
 
     def _run(self, feed: dict[str, Array]) -> Array:
@@ -161,11 +158,12 @@ class DecodeEngine:
 
 
 def load_decoder(
-    path: str | Path, *, threads: int | None = None, verify: bool = True
+    path: str | Path, *, threads: int | None = None, verify: bool = True, steps: int | None = None
 ) -> DecodeEngine:
     """Open the bundle at `path` of a host that runs once: a decoder of latents, a denoiser or its
-    sampling loop, a recogniser. `verify`: check the hashes of its files. Raises RequestError for a
-    decoder of text, BundleError, or BackendError."""
+    sampling loop, a recogniser. `verify`: check the hashes of its files; `steps`: open the loop of
+    so many in place of the bundle's own. Raises RequestError for a decoder of text and for a number
+    of steps that the bundle does not hold, BundleError, or BackendError."""
     bundle = Bundle.open(path, verify=verify)
     manifest = bundle.manifest
     if isinstance(manifest.facts, DecoderFacts):
@@ -179,8 +177,7 @@ def load_decoder(
         raise BackendError(
             f"{bundle.path}: built for {manifest.target}; a {manifest.facts.kind} runs on {CPU}"
         )
-    engine = _open_stage(bundle, manifest.target, threads)
-    engine.loops = {
+    loops = {
         stage.facts.sampling.steps: partial(_open_stage, bundle, name, threads)
         for name, stage in manifest.stages.items()
         if stage.role in ("engine", "form")
@@ -188,7 +185,20 @@ def load_decoder(
         and stage.facts.sampling is not None
         and by_role(stage.ports, NOISE, "in")
     }
+    own = partial(_open_stage, bundle, manifest.target, threads)
+    engine = (own if steps is None else _loop_of(bundle.path, loops, steps))()
+    engine.loops = loops
     return engine
+
+
+def _loop_of(
+    path: Path, loops: Mapping[int, Callable[[], DecodeEngine]], steps: int
+) -> Callable[[], DecodeEngine]:
+    """What opens the loop of so many steps. Raises RequestError where there is none."""
+    if steps not in loops:
+        known = ", ".join(map(str, sorted(loops))) or "no loop"
+        raise RequestError(f"steps={steps}: {path} holds {known}; build with --steps")
+    return loops[steps]
 
 
 def _open_stage(bundle: Bundle, name: str, threads: int | None) -> DecodeEngine:
