@@ -11,6 +11,7 @@ from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.grafts.depth_rest import DepthRest
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
+from graftline.passes.grafts.encoder_reuse import EncoderReuse
 from graftline.passes.grafts.features import Features
 from graftline.passes.grafts.fold_guidance import FoldGuidance
 from graftline.passes.grafts.fold_time import FoldTime
@@ -66,6 +67,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         FoldTime,
         FoldGuidance,
         CollapseLoop,
+        EncoderReuse,
         Join,
         FuseVerify,
         FuseDraft,

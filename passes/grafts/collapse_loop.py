@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +29,8 @@ from graftline.sampling.spec import Prediction, Sampling
 
 Pair = tuple[float, float]
 """What a value is in the sample and the prediction: x * first + prediction * second."""
+Caller = Callable[[Mapping[str, ir.Value], float, int], ir.Value]
+"""caller(inputs by name, time step, number of the step) -> the network's prediction."""
 
 
 @dataclass(frozen=True)
@@ -93,32 +95,30 @@ class CollapseLoop(Graft):
             ports.append(Port(name, role, "in", dtype.numpy().name, dims))
             return new_input(graph, name, dtype, dims)
 
-        path = trajectory(sampling)
+        path, call = trajectory(sampling), self.caller(graph, part)
         emit = Arithmetic(Emit(graph, self.name()), np.dtype(dtype.numpy()))
         x = emit.scaled(unit_noise(NOISE, NOISE), path.start)
         for step, moment in enumerate(path.moments):
             fresh = unit_noise(f"{FRESH}.{step}", FRESH) if moment.fresh else None
             seen = emit.scaled(x, moment.scale)
-            said = self._called(graph, part, given | {SAMPLE: seen}, moment.time, step)
+            said = call(given | {SAMPLE: seen}, moment.time, step)
             x = emit.step(sampling, moment, (x, seen, said), fresh)
         end = Emit(graph, self.name()).op("Identity", [x])
         new_output(graph, end, DENOISED, dtype, dims)
         write_ports(model, [*ports, Port(DENOISED, DENOISED, "out", dtype.numpy().name, dims)])
         drop_ports(model, [SAMPLE, TIMESTEP, PREDICTION])
-        write_facts(model, replace(facts, sampling=sampling))
+        write_facts(model, replace(facts, sampling=sampling, keys=self.key_steps(sampling)))
         common.CommonSubexpressionEliminationPass()(model)  # what depends on no step: once
 
-    def _called(
-        self, graph: ir.Graph, part: ir.Model, given: Mapping[str, ir.Value], time: float, step: int
-    ) -> ir.Value:
-        """One more call of the network, at a time step."""
-        copy = part.clone()
-        source = input_of(copy, TIMESTEP)
-        assert source is not None
-        fold(copy, source, time, self.name())
-        drop_unused(copy)
-        (said,) = splice(graph, copy, given, f"step.{step}").values()
-        return said
+    def caller(self, graph: ir.Graph, part: ir.Model) -> Caller:
+        """What writes one more call of the network `part` at the end of the graph."""
+        return lambda given, time, step: called(graph, part, given, time, step, self.name())[
+            PREDICTION
+        ]
+
+    def key_steps(self, sampling: Sampling) -> tuple[int, ...]:
+        """The steps at which all of the network is called; (): at all of them."""
+        return ()
 
     def dropped(self, before: ir.Model) -> frozenset[str]:
         ports = (port_of(before, r, d) for r, d in _GONE)
@@ -130,7 +130,8 @@ class CollapseLoop(Graft):
         sampling = self.sampling(before)
         names = {SAMPLE, TIMESTEP}
         rest = {k: v for k, v in feed.items() if k not in names} | _noises(feed, sampling)
-        return evaluate(before, feed) | {DENOISED: network.loop(sampling, rest)}
+        drawn = network.loop(sampling, rest, self.key_steps(sampling))
+        return evaluate(before, feed) | {DENOISED: drawn}
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         facts = read_facts(after)
@@ -151,6 +152,18 @@ def _noises(feed: Feed, sampling: Sampling) -> Feed:
         values = np.random.default_rng(step).standard_normal(feed[SAMPLE].shape)
         found[f"{FRESH}.{step}"] = values.astype(feed[SAMPLE].dtype)
     return found
+
+
+def called(
+    graph: ir.Graph, part: ir.Model, given: Mapping[str, ir.Value], time: float, step: int, by: str
+) -> dict[str, ir.Value]:
+    """The outputs by name of one more call of a network, at a time step, at the end of a graph."""
+    copy = part.clone()
+    source = input_of(copy, TIMESTEP)
+    assert source is not None
+    fold(copy, source, time, by)
+    drop_unused(copy)
+    return splice(graph, copy, given, f"step.{step}")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
 from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
+from tests.kinds.unet import UNET
 from tests.medusa_files import seeded, write_safe
 from tests.mtp_files import write_mtp
 from tests.ppd_files import seeded as prompt_tokens
@@ -247,7 +248,9 @@ class Hosts:
         return str(file)
 
 
-SAMPLERS: Mapping[str, str] = {"sampler": DENOISER, "two-heads": TWO_HEADS}
+SAMPLERS: Mapping[str, str] = {
+    "sampler": DENOISER, "two-heads": TWO_HEADS, "unet": UNET,
+}  # fmt: skip
 SPECS: Mapping[str, tuple[str, str]] = {
     "ddim": ("ddim", "ddim"),
     "euler": ('"epsilon"\nscheduler = "ddim"', '"v"\nscheduler = "euler"'),

@@ -15,7 +15,7 @@ from graftline.facts import DenoiserFacts, read_facts
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.reduce import weight_bytes
 from graftline.passes.grafts import collapse_loop
-from graftline.passes.grafts.collapse_loop import CollapseLoop
+from graftline.passes.grafts.collapse_loop import Caller, CollapseLoop
 from graftline.ports import read_ports
 from tests.kinds.samplers import DENOISER, SAMPLING, TWO_HEADS, canonical, grafted
 
@@ -105,10 +105,9 @@ SPLIT = collapse_loop.split
 
 def test_steps_at_one_time_break_the_neutral_law(tmp_path: Path) -> None:
     class Wrong(CollapseLoop):
-        def _called(
-            self, graph: ir.Graph, part: ir.Model, given: Any, time: float, step: int
-        ) -> ir.Value:
-            return super()._called(graph, part, given, 999, step)
+        def caller(self, graph: ir.Graph, part: ir.Model) -> Caller:
+            call = super().caller(graph, part)
+            return lambda given, time, step: call(given, 999, step)
 
     model, feed = canonical(tmp_path, "collapse-loop")
     with pytest.raises(LawBroken, match="neutral"):
