@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +24,7 @@ from graftline.passes.laws.sampled import Network
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import Direction, Port, by_role, read_ports, write_ports
 from graftline.roles import DENOISED, FRESH, NOISE, SAMPLE
-from graftline.sampling.loop import fresh_steps
+from graftline.sampling.loop import first_places, fresh_steps
 from graftline.sampling.schedule import Moment, trajectory
 from graftline.sampling.spec import Prediction, Sampling
 
@@ -78,6 +79,13 @@ class CollapseLoop(Graft):
                 f"{self.name()}: the sample {shapes[0]} and the prediction {shapes[1]} differ in "
                 "shape; a prediction with its variance must be cut to the mean"
             )
+        sizes = list(shapes[0] or ())[2:]
+        if sampling.scheduler == "prefix" and _places(sizes) != sampling.train_steps:
+            told = " x ".join(map(str, sizes))
+            raise NotApplicable(
+                f"{self.name()}: sampling.train_steps is {sampling.train_steps}, the tokens of a "
+                f"sample for the scheduler prefix, and the sample is {told}; export it at one size"
+            )
 
     def apply(self, model: ir.Model) -> None:
         sampling, part, graph = self.sampling(model), model.clone(), model.graph
@@ -97,12 +105,16 @@ class CollapseLoop(Graft):
 
         path, call = trajectory(sampling), self.caller(graph, part)
         emit = Arithmetic(Emit(graph, self.name()), np.dtype(dtype.numpy()))
-        x = emit.scaled(unit_noise(NOISE, NOISE), path.start)
+        noise = unit_noise(NOISE, NOISE)
+        x = emit.scaled(noise, path.start)
         for step, moment in enumerate(path.moments):
             fresh = unit_noise(f"{FRESH}.{step}", FRESH) if moment.fresh else None
             seen = emit.scaled(x, moment.scale)
             said = call(given | {SAMPLE: seen}, moment.time, step)
-            x = emit.step(sampling, moment, (x, seen, said), fresh)
+            if moment.prefix is None:
+                x = emit.step(sampling, moment, (x, seen, said), fresh)
+            else:
+                x = emit.prefix(moment.prefix, said, noise)
         end = Emit(graph, self.name()).op("Identity", [x])
         new_output(graph, end, DENOISED, dtype, dims)
         write_ports(model, [*ports, Port(DENOISED, DENOISED, "out", dtype.numpy().name, dims)])
@@ -143,6 +155,11 @@ class CollapseLoop(Graft):
 
 
 _GONE: tuple[tuple[str, Direction], ...] = ((SAMPLE, "in"), (TIMESTEP, "in"), (PREDICTION, "out"))
+
+
+def _places(sizes: Sequence[int | ir.SymbolicDim]) -> int:
+    """Of a sample of that height and width; 0 where one is free."""
+    return prod(d if isinstance(d, int) else 0 for d in sizes)
 
 
 def _noises(feed: Feed, sampling: Sampling) -> Feed:
@@ -187,6 +204,14 @@ class Arithmetic:
         for term in found[1:]:
             total = self.emit.op("Add", [total, term])
         return total
+
+    def prefix(self, count: int, said: ir.Value, noise: ir.Value) -> ir.Value:
+        """What was said at the first places, row after row, and the noise at the others."""
+        sizes = [d for d in noise.shape or () if isinstance(d, int)][-2:]
+        if count == prod(sizes):
+            return said
+        places = self.emit.const(f"places.{count}", first_places(sizes, count))
+        return self.emit.op("Where", [places, said, noise])
 
     def step(
         self,

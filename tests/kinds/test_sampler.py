@@ -124,6 +124,8 @@ def test_recipes_run_on_a_host_of_their_shape(name: str, tmp_path: Path) -> None
         text, spec = TWO_HEADS, f'{WHOLE}\n[outputs]\nprediction = "noise"\n'
     if name == "faster-diffusion":
         text = UNET
+    if name == "dd1":
+        text, spec = DENOISER.replace("H,W", "8,8"), WHOLE.replace(SAMPLING, TOKENS)
     if name in ("ssdd", "epsilon-vae"):
         text, spec = PIXELS, f'{SAMPLING}\n[inputs]\nsample = "x"\nconditions = ["z"]\n'
     graph, told = write_sampler(tmp_path, text, spec)
@@ -139,6 +141,14 @@ def test_recipes_run_on_a_host_of_their_shape(name: str, tmp_path: Path) -> None
     assert made_of.shape[:2] == (8, 4 if text is UNET else 3)
 
 
+TOKENS = """
+[sampling]
+prediction = "x0"
+scheduler = "prefix"
+steps = 2
+train_steps = 64
+"""
+"""Of a generator of 64 tokens."""
 PIXELS = """
 <ir_version: 10, opset_import: ["" : 20]>
 pixels (float[B,3,8,8] x, float[B] t, float[B,4,4,4] z, float[8,3,3,3] enter, float[8,4,1,1] told,
@@ -218,6 +228,7 @@ def test_a_decoder_of_text_takes_no_spec(
          'sampling.scheduler is "dpm-solver", not one of ddim, euler'),
         (SAMPLING + "etta = 0.5", "unknown fields etta in sampling; did you mean 'eta'"),
         (SAMPLING.replace("steps = 4", 'steps = "4"'), 'sampling.steps is "4", not a whole number'),
+        (SAMPLING.replace("ddim", "prefix"), "sampling.prediction is epsilon; it must be 'x0'"),
         (SAMPLING.replace("steps = 4", "steps = 0"), "sampling.steps is 0; it must be"),
         ("[decoder]\ngraph = 'x.onnx'", "decoder.graph: no such file"),
         ("[decoder]\ngraph = 'decoder.onnx'\nscale = 0.0", "decoder.scale is 0"),

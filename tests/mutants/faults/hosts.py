@@ -250,12 +250,14 @@ class Hosts:
 
 SAMPLERS: Mapping[str, str] = {
     "sampler": DENOISER, "two-heads": TWO_HEADS, "unet": UNET,
+    "tokens": DENOISER.replace("H,W", "8,8"),
 }  # fmt: skip
 SPECS: Mapping[str, tuple[str, str]] = {
     "ddim": ("ddim", "ddim"),
     "euler": ('"epsilon"\nscheduler = "ddim"', '"v"\nscheduler = "euler"'),
     "euler-ancestral": ("ddim", "euler-ancestral"),
     "clipped": ("steps = 4", "steps = 4\nclip = 0.8"),
+    "prefix": ('"epsilon"\nscheduler = "ddim"', '"x0"\nscheduler = "prefix"\ntrain_steps = 64'),
 }  # fmt: skip
 """What is otherwise in a spec of that name."""
 

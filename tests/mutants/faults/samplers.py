@@ -54,6 +54,14 @@ def _unscaled(real: Any, touched: Touched) -> Any:
     return step
 
 
+def _one_token_more(real: Any, touched: Touched) -> Any:
+    def prefix(self: Arithmetic, count: int, said: ir.Value, noise: ir.Value) -> ir.Value:
+        touched.count += 1
+        return real(self, count + (count < 64), said, noise)
+
+    return prefix
+
+
 def _as(op_type: str, other: str) -> Any:
     def edit(model: ir.Model) -> int:
         found = nodes(model, op_type)[-1:]
@@ -170,6 +178,8 @@ SAMPLERS = [
             instead(Arithmetic, "step", _unbounded), "collapse-loop", "clipped"),
     _mutant("euler-unscaled", "the arithmetic forgets that the network saw a scaled sample",
             "neutral", instead(Arithmetic, "step", _unscaled), "collapse-loop", "euler"),
+    _mutant("prefix-of-a-token-more", "a step keeps one predicted token too many", "neutral",
+            instead(Arithmetic, "prefix", _one_token_more), "collapse-loop", "prefix", "tokens"),
     _mutant("branches-swapped", "conditional and unconditional change places", "neutral",
             after(FoldGuidance, _branches), "fold-guidance"),
     _mutant("guidance-off", "guidance is off by a hundredth", "neutral",
