@@ -24,6 +24,7 @@ from graftline.passes.grafts.join import Join
 from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.markov import Markov
+from graftline.passes.grafts.overlap_smoothing import OverlapSmoothing
 from graftline.passes.grafts.pad_positions import PadPositions
 from graftline.passes.grafts.placeholders import Placeholders
 from graftline.passes.grafts.prune_branch import PruneBranch
@@ -74,6 +75,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         FuseHeads,
         FuseBlock,
         Window,
+        OverlapSmoothing,
         PackProjections,
         Quantize,
         LowerOrt,

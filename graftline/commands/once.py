@@ -87,7 +87,8 @@ def feed_for(
         values[engine.names[name]] = value
     sizes: dict[str, int] = {}
     held = {p.name: fitted(p, values[p.name], sizes) for p in inputs if p.name in values}
-    along = {f.axis: WINDOWS * f.size for f in engine.fields}
+    shared = () if engine.smoothing is None else (engine.smoothing,)
+    along = {one.axis: WINDOWS * one.size for one in (*engine.fields, *shared)}
     for axis, dim in enumerate(first.shape):
         if isinstance(dim, str):
             sizes.setdefault(dim, 1 if axis == 0 else length or along.get(axis, LENGTH))
@@ -159,11 +160,14 @@ def _ways(engine: DecodeEngine) -> Iterator[tuple[str, Options]]:
     if engine.fields:
         size = max(f.size for f in engine.fields)
         yield f"windows of {size}", {"window": size}
+    if engine.smoothing is not None:
+        size = engine.smoothing.size
+        yield f"smoothed windows of {size}", {"window": size}
 
 
 def _streams(engine: DecodeEngine, options: Options) -> bool:
     """Whether a way gives its output piece by piece."""
-    return bool(options.get("window")) and len(engine.fields) == 1
+    return bool(options.get("window")) and len(engine.fields) < 2
 
 
 def _begun(engine: DecodeEngine, feed: Feed, seed: int, options: Options) -> Array:

@@ -25,7 +25,7 @@ from tests.dflash_files import write_dflash
 from tests.eagle_files import write_eagle3
 from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
-from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
+from tests.kinds.latent_decoders import CONVERTER, UPSCALER, VOCODER, write
 from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
 from tests.kinds.unet import UNET
 from tests.medusa_files import seeded, write_safe
@@ -62,7 +62,9 @@ GRAPHS: Mapping[str, TinyDecoder] = {
     "sinks": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
     "clip": TinyDecoder(layers=5, mlp=64, alibi=True, positions=8192),
 }
-DECODERS: Mapping[str, str] = {"vocoder": VOCODER, "upscaler": UPSCALER}
+DECODERS: Mapping[str, str] = {
+    "vocoder": VOCODER, "upscaler": UPSCALER, "converter": CONVERTER,
+}  # fmt: skip
 STEEP = {"gemma2": ("gate_proj", 4.0)}
 """Weights of that name are so much larger: activations reach where approximations differ."""
 HALVES = {"half": "float16", "brain": "bfloat16"}
