@@ -194,6 +194,15 @@ def test_reused_features_are_measured_and_recorded(tmp_path: Path) -> None:
     assert rows["ort-cpu"].value == pytest.approx(0, abs=1e-6)  # its one step is a key step
 
 
+def test_weights_that_a_bundle_has_linked_are_read_again(tmp_path: Path) -> None:
+    graph, _ = write_sampler(tmp_path)
+    data = {"external_data": "denoiser.data", "size_threshold_bytes": 64}
+    ir.save(ir.load(graph), graph, **data)  # type: ignore[arg-type]
+    for name in ("one", "two"):
+        optimize(graph, tmp_path / f"{name}.graft", passes="fold-time{t=5}")
+    assert (tmp_path / "denoiser.data").stat().st_nlink > 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
