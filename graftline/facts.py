@@ -82,8 +82,9 @@ class DraftBlockFacts(DecoderFacts):
 class DenoiserFacts(Facts):
     """A network that says what of a noisy sample [B, C, H, W] is noise, at a time step. `height`
     and `width` are those that the graph is made for (0: any). `sampling` is how samples are drawn
-    with it, None where that is not known; `time` the time step that is fixed. A sample is decoded
-    from latents = sample / `scale` + `shift`."""
+    with it, None where that is not known; `time` the time step that is fixed. `keys` are the steps
+    of a loop at which its encoder runs, () for all. A sample is decoded from latents = sample /
+    `scale` + `shift`."""
 
     kind: str = field(default="denoiser", kw_only=True)
     channels: int
@@ -91,6 +92,7 @@ class DenoiserFacts(Facts):
     width: int = 0
     sampling: Sampling | None = None
     time: float | None = None
+    keys: tuple[int, ...] = ()
     scale: float = 1.0
     shift: float = 0.0
     decoder: str = "decoder"
@@ -99,6 +101,7 @@ class DenoiserFacts(Facts):
     def told(self) -> str:
         size = f" of {self.height} x {self.width}" if self.height and self.width else ""
         drawn = "" if self.sampling is None else f", {self.sampling.told()}"
+        drawn += f", its encoder run in {len(self.keys)} of them" if self.keys else ""
         return f"samples{size} in {self.channels} channels{drawn}"
 
 

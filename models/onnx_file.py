@@ -40,9 +40,11 @@ class OnnxCheckpoint:
         for tensor in _external(proto):
             file = self._check_external(tensor)
             states.setdefault(file, file_state(file))
+            # onnx_ir refuses relative data with several hard links, which a bundle of it makes
+            for row in (row for row in tensor.external_data if row.key == "location"):
+                row.value = str(file.absolute())
         self._check_graph(proto)
         model = ir.from_proto(proto)
-        ir.external_data.set_base_dir(model.graph, self.path.parent)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
         folder = companion(self.path)
         facts = facts_of_graph(model, self.path.name)

@@ -13,6 +13,7 @@ from graftline.passes.grafts.cut_depth import CutDepth
 from graftline.passes.grafts.depth_rest import DepthRest
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
+from graftline.passes.grafts.encoder_reuse import EncoderReuse
 from graftline.passes.grafts.features import Features
 from graftline.passes.grafts.fold_guidance import FoldGuidance
 from graftline.passes.grafts.fold_time import FoldTime
@@ -26,6 +27,7 @@ from graftline.passes.grafts.join import Join
 from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.markov import Markov
+from graftline.passes.grafts.overlap_smoothing import OverlapSmoothing
 from graftline.passes.grafts.pad_positions import PadPositions
 from graftline.passes.grafts.placeholders import Placeholders
 from graftline.passes.grafts.prune_branch import PruneBranch
@@ -73,12 +75,14 @@ GRAFTS: dict[str, type[Graft]] = names(
         FoldTime,
         FoldGuidance,
         CollapseLoop,
+        EncoderReuse,
         Join,
         FuseVerify,
         FuseDraft,
         FuseHeads,
         FuseBlock,
         Window,
+        OverlapSmoothing,
         PackProjections,
         Quantize,
         LowerOrt,

@@ -37,6 +37,7 @@ from graftline.ports import Assumption, read_assumptions, read_ports, told, writ
 from graftline.raw_ports import read_raw
 from graftline.receptive_field import read_fields
 from graftline.recipe import FUSED
+from graftline.smoothing import read_smoothing
 
 if TYPE_CHECKING:
     from graftline.models.host import Host
@@ -179,8 +180,10 @@ def _write_graphs(
 
 
 def _stage(role: StageRole, name: str, model: ir.Model, owner: str) -> Stage:
-    ports, facts, fields = read_ports(model), read_facts(model), read_fields(model)
-    return Stage(role, _file(name), ports, facts, owner=owner, fields=fields)
+    return Stage(
+        role, _file(name), read_ports(model), read_facts(model), owner=owner,
+        fields=read_fields(model), smoothing=read_smoothing(model),
+    )  # fmt: skip
 
 
 def link_files(

@@ -16,6 +16,7 @@ from graftline.law import LawRow
 from graftline.owners import TARGET
 from graftline.ports import Assumption, Port
 from graftline.receptive_field import ReceptiveField
+from graftline.smoothing import Smoothing
 from graftline.typed_json import Misfit, parse, read
 
 SCHEMA = 5
@@ -90,7 +91,8 @@ class Stage:
     export where it is that in another precision.
     `dtype` is the precision of its weights, "" where they are as the checkpoint has them.
     `exactness` and `quality` are what was measured on an engine. `inputs_from` names the stages
-    whose outputs it takes. `fields` are the receptive fields of a decoder that runs in windows.
+    whose outputs it takes. `fields` are the receptive fields of a decoder that runs in windows,
+    and `smoothing` how those of one without are cross-faded.
     """
 
     role: StageRole
@@ -105,6 +107,7 @@ class Stage:
     quality: Mapping[str, float] = field(default_factory=dict[str, float])
     inputs_from: tuple[str, ...] = ()
     fields: tuple[ReceptiveField, ...] = ()
+    smoothing: Smoothing | None = None
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json as json_format
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from graftline.commands import acceptance, screen
 from graftline.commands import options as o
 from graftline.commands.comparison import compare
+from graftline.commands.decode import given, read_array, read_conditions, read_range, refuse
 from graftline.commands.figures import PLAIN, report
-from graftline.commands.opening import open_engine
+from graftline.commands.opening import open_decoder, open_engine
 from graftline.commands.questions import Question, groups, read_questions, select
 from graftline.errors import GraftlineError, RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from graftline.bundle.reader import Bundle
     from graftline.commands.figures import Comparison, Difference
     from graftline.runtimes.engine import Engine
@@ -29,14 +35,26 @@ SHOWN = 12
 """At most so many differing answers are explained."""
 
 
+ONCE = ("bundle", "latents", "condition", "length", "value_range", "repeat", "threads", "seed",
+        "json")  # fmt: skip
+"""Parameters for bundles that run once."""
+ONLY_ONCE = ("latents", "condition", "length", "value_range")
+"""Those for no other."""
+
+
 def bench(
+    ctx: typer.Context,
     bundle: o.BundleFolder,
-    prompts: o.Prompts,
+    prompts: o.Prompts = None,
+    latents: o.BenchLatents = None,
+    condition: o.Conditions = None,
+    length: o.BenchLength = None,
+    value_range: o.BenchRange = None,
     recipes: o.BenchRecipes = "plain,prompt-lookup,token-recycling",
     max_new_tokens: o.AnswerTokens = 128,
     per_group: o.PerGroup = None,
     turns: o.Turns = 1,
-    repeat: o.Repeat = 1,
+    repeat: o.Repeat = None,
     threads: o.Threads = None,
     capacity: o.Capacity = None,
     corpus: o.Corpus = None,
@@ -63,6 +81,9 @@ def bench(
     prompt at once, each with its own caches, and the one with the fewest tokens makes the next
     pass.
 
+    A bundle that runs once takes no prompts: latency by number of steps or in windows, peak memory
+    of a process of its own, and, beside the most steps, the PSNR of fewer.
+
     Examples:
 
     `graftline bench smol.graft --prompts spec_bench.jsonl --per-group 10`
@@ -72,7 +93,16 @@ def bench(
     `graftline bench smol.graft --prompts mine.jsonl --temperature 0.7 --oracle`
 
     `graftline bench smol.graft --prompts mine.jsonl --recipes eagle --force-acceptance 0.8,0.7`
+
+    `graftline bench sampler.graft --latents noise.npy --condition text=text.npy --range -1,1`
     """
+    told = given(ctx)
+    if prompts is None:
+        refuse([n for n in told if n not in ONCE], "is for decoders of text; it needs --prompts")
+        _once(bundle, latents, condition or (), length, value_range, repeat, threads, seed, json)
+        return
+    refuse([n for n in told if n in ONLY_ONCE], "is for bundles that run once, not for --prompts")
+    repeat = repeat or 1
     names = [name.strip() for name in recipes.split(",") if name.strip()]
     _check(names, step, interleaved, oracle, temperature, json)
     rates = _rates(force_acceptance, names, temperature, step, oracle)
@@ -133,10 +163,47 @@ def _check(
         found = recipe(name)
         if step == "fused" and name != "plain":
             check_fusable(found)
+    _check_file(json)
+
+
+def _check_file(json: Path | None) -> None:
+    """Raise GraftlineError where --json names no file that can be written."""
     if json is not None and not json.absolute().parent.is_dir():
         raise GraftlineError(f"--json {json}: its folder does not exist")
     if json is not None and json.is_dir():
         raise GraftlineError(f"--json {json} is a folder; name a file in it")
+
+
+def _once(
+    path: Path,
+    latents: Path | None,
+    conditions: Sequence[str],
+    length: int | None,
+    value_range: str | None,
+    repeat: int | None,
+    threads: int | None,
+    seed: int,
+    json: Path | None,
+) -> None:
+    """Benchmark a bundle that runs once. Raises GraftlineError."""
+    from graftline.bundle.reader import Bundle
+    from graftline.commands import once
+    from graftline.facts import DecoderFacts
+
+    _check_file(json)
+    if isinstance(Bundle.open(path, verify=False).manifest.facts, DecoderFacts):
+        raise RequestError(f"{path} is a decoder of text; give --prompts FILE.jsonl")
+    if latents is not None and length is not None:
+        raise RequestError("--length is of inputs that are drawn; leave it out, or --latents")
+    between = None if value_range is None else read_range(value_range)
+    array = None if latents is None else read_array(latents, "--latents")
+    with screen.steps(quiet=not sys.stderr.isatty()) as watch:
+        engine = open_decoder(path, watch, threads)
+        feed = once.feed_for(engine, array, read_conditions(conditions), length, seed)
+        found = once.measured(engine, feed, repeat, seed, threads, between, watch)
+    screen.console().print(once.table(found))
+    if json is not None:
+        _write(json, path, threads, {"seed": seed}, once.report(found))
 
 
 def _rates(

@@ -26,22 +26,24 @@ _SAID = {"prompt": "a prompt", "value_range": "--range"}
 
 def check_given(ctx: typer.Context, latents: Path | None) -> None:
     """Raise RequestError for options that are given and mean nothing beside the others."""
-    given = [n for n in ctx.params if _is_given(ctx, n)]
+    names = given(ctx)
     if latents is None:
-        _refuse([n for n in given if n in ONLY], "needs --latents FILE.npy")
+        refuse([n for n in names if n in ONLY], "needs --latents FILE.npy")
     else:
-        _refuse(
-            [n for n in given if n not in (*OWN, *ONLY)],
+        refuse(
+            [n for n in names if n not in (*OWN, *ONLY)],
             "is for decoders of text, not for --latents",
         )
 
 
-def _is_given(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+def given(ctx: typer.Context) -> list[str]:
+    """The parameters of a command that were given."""
+    sources = {n: ctx.get_parameter_source(n) for n in ctx.params}
+    return [n for n, s in sources.items() if s and s.name not in ("DEFAULT", "DEFAULT_MAP")]
 
 
-def _refuse(names: Collection[str], why: str) -> None:
+def refuse(names: Collection[str], why: str) -> None:
+    """Raise RequestError for the first of these parameters."""
     for name in names:
         said = _SAID.get(name, f"--{name.replace('_', '-')}")
         raise RequestError(f"{said} {why}")
@@ -65,7 +67,7 @@ def decode(
     from graftline.facts import RecogniserFacts
 
     lowest, highest = read_range(value_range)
-    array, given = read_array(latents, "--latents"), read_conditions(conditions)
+    array, told = read_array(latents, "--latents"), read_conditions(conditions)
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
         engine = open_decoder(bundle, watch, threads)
         if out is not None:
@@ -75,9 +77,9 @@ def decode(
         watch(f"decoding {list(array.shape)}")
         began = time.perf_counter()
         if out is not None:
-            made: Any = engine.decode(array, seed=seed, steps=steps, **given)
+            made: Any = engine.decode(array, seed=seed, steps=steps, **told)
         else:
-            made = engine.recognise(array, **given)
+            made = engine.recognise(array, **told)
         seconds = time.perf_counter() - began
     if out is not None:
         write_media(out, made, rate, lowest, highest)

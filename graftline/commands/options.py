@@ -297,7 +297,9 @@ Timeline = Annotated[
 # --- how a benchmark is run
 
 QUESTIONS = 'JSON Lines file of questions: Spec-Bench fields, or {"prompt": …}.'
-Prompts = Annotated[Path, typer.Option(help=QUESTIONS)]
+Prompts = Annotated[
+    Path | None, typer.Option(help=f"{QUESTIONS} Decoders of text need one.")
+]
 PerGroup = Annotated[
     int | None, typer.Option(min=1, help="Questions per group, spread evenly; default: all.")
 ]
@@ -306,11 +308,44 @@ BenchRecipes = Annotated[
 ]
 AnswerTokens = Annotated[int, typer.Option(help="Maximum tokens per answer.")]
 Turns = Annotated[int, typer.Option(min=1, help="Maximum turns per conversation.")]
-Repeat = Annotated[int, typer.Option(min=1, help="Runs per prompt; times are medians.")]
+Repeat = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Runs per prompt, or of a bundle that runs once; times are medians. Default: 1 per "
+        "prompt, else 5.",
+    ),
+]
 FullLength = Annotated[
     bool, typer.Option("--ignore-eos", help="Always generate --max-new-tokens tokens.")
 ]
-BenchSeed = Annotated[int, typer.Option(help="Random seed, for --temperature above 0.")]
+BenchSeed = Annotated[
+    int,
+    typer.Option(help="Random seed, for --temperature above 0 and for inputs that are drawn."),
+]
+BenchLatents = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.npy",
+        help="Input of a bundle that runs once: latents, noise or a signal. Default: drawn.",
+    ),
+]
+BenchLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Places along each free axis of an input that is drawn. Default: 64, or 4 windows.",
+    ),
+]
+BenchRange = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="LOW,HIGH",
+        help="Numbers that PSNR is taken between, others clipped, as -1,1 for images. Default: the "
+        "lowest and the highest of the most steps' output.",
+    ),
+]
 BenchStep = Annotated[
     str, typer.Option(help="Step of all recipes but plain: host, or fused where all support it.")
 ]

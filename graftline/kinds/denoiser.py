@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 from graftline.bundle.store import load_graph
 from graftline.evaluate import Array, Feed
 from graftline.facts import DenoiserFacts, Facts
-from graftline.kinds.kind import Parts, Watch
+from graftline.kinds.kind import Parts, Proof, Watch
 from graftline.kinds.one_pass import FEEDS, OnePass
 from graftline.law import LawRow
 from graftline.passes.anchors.denoiser import PREDICTION, TIMESTEP, find_denoiser
 from graftline.passes.anchors.roles import OnePass as Found
-from graftline.passes.laws.sampled import Network, owed
+from graftline.passes.anchors.skips import SkipCut, halves, skip_cut
+from graftline.passes.laws.common import infer_shapes
+from graftline.passes.laws.sampled import Call, Network, owed
 from graftline.ports import Port, by_role
-from graftline.roles import DECODED, DENOISED
+from graftline.roles import DECODED, DENOISED, SAMPLE
+
+if TYPE_CHECKING:
+    from graftline.models.reference import OwnModel
 
 SIZES = ({"B": 2, "H": 32, "W": 32}, {"B": 1, "H": 32, "W": 64})
 """What the free dimensions of a sample are, in each feed: multiples of what networks halve."""
@@ -78,11 +85,37 @@ class Denoiser(OnePass):
         own = [p for role in order for p in by_role(outputs, role)]
         return [p.name for p in (*own, *(p for p in outputs if p not in own))]
 
+    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+        """Outputs; and of a loop that reuses its encoder's features, how much that changes them."""
+        proof = super().prove(parts, own, gone, say)
+        if _facts(parts, parts.engine).keys:
+            say("proof: how far reused features change the samples")
+            proof.laws.append(self._reused(parts))
+        return proof
+
+    def _reused(self, parts: Parts) -> LawRow:
+        """How far an engine's output is from that of the loop that calls all of the network at
+        every step: the root mean square of the difference over that of the output."""
+        facts = replace(_facts(parts, parts.engine), keys=())
+        name = next(p.role for p in parts.ports(parts.engine) if p.direction == "out")
+        got, expected = (
+            np.concatenate([array.ravel() for array in arrays]).astype(np.float64)
+            for arrays in (
+                self._outputs(parts, parts.engine), self._by_loop(parts, parts.engine, facts),
+            )
+        )  # fmt: skip
+        apart = float(np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)))
+        what = f"{name} beside the loop whose encoder runs at every step, root mean squares"
+        return LawRow(parts.engine, "reuse", "measured", what, apart)
+
     def _owed(self, parts: Parts, stage: str) -> list[Array]:
         """The export, by the published loop: called at a fixed time, with guidance, step by step,
         decoded, as the ports and facts of the stage say."""
-        ports, facts = parts.ports(stage), parts.stages[stage].facts
-        assert isinstance(facts, DenoiserFacts)
+        return self._by_loop(parts, stage, _facts(parts, stage))
+
+    def _by_loop(self, parts: Parts, stage: str, facts: DenoiserFacts) -> list[Array]:
+        """The same for a stage of those facts."""
+        ports = parts.ports(stage)
         export = parts.ports(parts.export)
         typical = self.feed(export, facts, 0)
         network = _exported(parts.graph(parts.export), export, typical)
@@ -93,13 +126,19 @@ class Denoiser(OnePass):
         return found
 
 
+def _facts(parts: Parts, stage: str) -> DenoiserFacts:
+    facts = parts.stages[stage].facts
+    assert isinstance(facts, DenoiserFacts)
+    return facts
+
+
 def _exported(graph: Path, ports: tuple[Port, ...], typical: Feed) -> Network:
     """An export in ONNX Runtime, fed and read by the names that the front gives. What a call leaves
     out is `typical`, by the export's own names."""
     from graftline.runtimes.ort.graph import open_graph
+    from graftline.runtimes.ort.held import open_model
 
-    roles = find_denoiser(load_graph(graph).graph)
-    assert isinstance(roles, Found), "the front knew it"
+    roles = _roles(load_graph(graph))
     names = {r.name: r.value.name or "" for r in (*roles.inputs, roles.output, *roles.others)}
     session, outputs = open_graph(graph, 0), (roles.output, *roles.others)
 
@@ -110,5 +149,35 @@ def _exported(graph: Path, ports: tuple[Port, ...], typical: Feed) -> Network:
         made: Any = session.run(list(wanted.values()), given)
         return dict(zip(wanted, made, strict=True))
 
+    def of_part(part: ir.Model) -> Call:
+        opened = open_model(part, 0)
+        inputs = {one.name for one in opened.get_inputs()}
+        made = [str(one.name) for one in opened.get_outputs()]
+        theirs = {names[PREDICTION]: PREDICTION}
+
+        def part_of(feed: Feed) -> Feed:
+            given = typical | {names.get(name, name): array for name, array in feed.items()}
+            found: Any = opened.run(made, {n: v for n, v in given.items() if n in inputs})
+            return {theirs.get(n, n): v for n, v in zip(made, found, strict=True)}
+
+        return part_of
+
+    @cache
+    def both() -> tuple[Call, Call]:
+        model = load_graph(graph)
+        infer_shapes(model)
+        found = _roles(model)
+        (sample,) = (r.value for r in found.inputs if r.name == SAMPLE)
+        cut = skip_cut(model.graph, sample, found.output.value)
+        assert isinstance(cut, SkipCut), "the graph with reused features was made of it"
+        whole, decoder = halves(model, cut, names[PREDICTION])
+        return of_part(whole), of_part(decoder)
+
     (step,) = by_role(ports, TIMESTEP, "in")
-    return Network(call, step)
+    return Network(call, step, both)
+
+
+def _roles(model: ir.Model) -> Found:
+    roles = find_denoiser(model.graph)
+    assert isinstance(roles, Found), "the front knew it"
+    return roles

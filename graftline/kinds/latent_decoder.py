@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from graftline.law import LawRow
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
 from graftline.roles import DECODED, LATENTS, LENGTHS
+from graftline.runtimes.one_pass.windows import cut_along
+from graftline.smoothing import Smoothing
 
 if TYPE_CHECKING:
     from graftline.models.reference import OwnModel
@@ -55,6 +58,9 @@ class LatentDecoder(OnePass):
         if fields := parts.stages[parts.engine].fields:
             say("proof: windows against the whole, with the real weights")
             proof.laws.append(windowed(parts, fields))
+        if (how := parts.stages[parts.engine].smoothing) is not None:
+            say("proof: smoothed windows against windows joined by hand, and the whole")
+            proof.laws += smoothed(parts, how)
         return proof
 
 
@@ -89,6 +95,70 @@ def windowed(parts: Parts, fields: tuple[ReceptiveField, ...]) -> LawRow:
         worst = max(worst, gap)
     what = f"{' and '.join(ways)} of {' x '.join(map(str, along))} latents are the whole"
     return LawRow(parts.engine, "windowed", "held", what, worst, WINDOWED)
+
+
+def smoothed(parts: Parts, how: Smoothing) -> list[LawRow]:
+    """Law smoothed: a stream, of an array and of chunks, is the sum of windows that are decoded one
+    by one, each weighted by how near its elements are to ends that it shares. And how far that is
+    from the whole, which nothing bounds. Raises LawBroken."""
+    from graftline.runtimes.one_pass.engine import DecodeEngine
+    from graftline.runtimes.ort.graph import open_graph
+
+    facts, ports = parts.facts, parts.ports(parts.engine)
+    assert isinstance(facts, LatentDecoderFacts)
+    session = open_graph(parts.graph(parts.engine), 0)
+    engine = DecodeEngine(parts.folder, facts, ports, (), session, smoothing=how)
+    count, main = 2 * how.size + how.stride // 2, engine.main.name
+    given: dict[str, Any] = _feed(ports, facts, 1, 1, (count,))
+    whole, expected = (of(engine, given) for of in (_at_once, partial(_summed, how=how)))
+    feed = {name.replace(".", "_"): v for name, v in given.items() if name != main}
+    made = {f"windows of {how.size}": list(engine.stream_decode(given[main], **feed))}
+    if len(engine.along) == 1:
+        chunks = np.array_split(given[main], CHUNKS, axis=how.axis)
+        made[f"a stream of {CHUNKS} chunks"] = list(engine.stream_decode(iter(chunks), **feed))
+    scale, worst = max(float(np.max(np.abs(expected))), 1e-30), 0.0
+    for way, pieces in made.items():
+        joined = np.concatenate(pieces, axis=how.out_axis).astype(np.float64)
+        if joined.shape != expected.shape:
+            raise LawBroken(parts.engine, "smoothed", way, f"{joined.shape} != {expected.shape}")
+        gap = float(np.max(np.abs(joined - expected))) / scale
+        if not gap <= WINDOWED:
+            raise LawBroken(parts.engine, "smoothed", way, f"{gap:.3g} > {WINDOWED:g}")
+        worst = max(worst, gap)
+    what = f"{' and '.join(made)} of {count} latents are windows decoded one by one"
+    apart = float(np.sqrt(np.mean((expected - whole) ** 2) / max(np.mean(whole**2), 1e-30)))
+    far = f"{DECODED} in smoothed windows beside the whole, root mean squares"
+    return [
+        LawRow(parts.engine, "smoothed", "held", what, worst, WINDOWED),
+        LawRow(parts.engine, "smoothed-whole", "measured", far, apart),
+    ]
+
+
+def _at_once(engine: DecodeEngine, given: Feed) -> Array:
+    feed: dict[str, Any] = {
+        n.replace(".", "_"): v for n, v in given.items() if n != engine.main.name
+    }
+    return engine.decode(given[engine.main.name], window=0, **feed).astype(np.float64)
+
+
+def _summed(engine: DecodeEngine, given: Feed, how: Smoothing) -> Array:
+    """Windows decoded one by one, and their weighted sum."""
+    main, count = engine.main, given[engine.main.name].shape[how.axis]
+    begins = range(0, max(count - how.overlap, 1), how.stride)
+    fade, total = how.ratio * how.overlap, 0.0
+    for begin in begins:
+        stretch = slice(begin, min(begin + how.size, count))
+        part = given | cut_along(given, engine.along, main.shape[how.axis], stretch)
+        made = _at_once(engine, part)
+        long = np.arange(made.shape[how.out_axis]) + 0.5
+        front = np.minimum(long / fade, 1) if begin else np.ones(len(long))
+        behind = np.minimum(long[::-1] / fade, 1) if begin != begins[-1] else np.ones(len(long))
+        sides = [(0, 0)] * made.ndim
+        sides[how.out_axis] = (how.ratio * begin, how.ratio * count - how.ratio * stretch.stop)
+        shape = [1] * made.ndim
+        shape[how.out_axis] = len(long)
+        total = total + np.pad((front * behind).reshape(shape) * made, sides)
+    return np.asarray(total)
 
 
 def _ways(engine: DecodeEngine, latents: Array, given: dict[str, Any]) -> dict[str, Array]:

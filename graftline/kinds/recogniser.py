@@ -36,8 +36,9 @@ class Recogniser(OnePass):
         dims = [d if isinstance(d, int) else free[n] for n, d in enumerate(signal.shape)]
         feed = {signal.name: random.standard_normal(dims).astype(np.dtype(signal.dtype))}
         for port in by_role(ports, LENGTHS, "in"):
-            shorter = np.arange(dims[0]) * (sizes[1] // 4)
-            feed[port.name] = (sizes[1] - shorter).astype(np.dtype(port.dtype))
+            long = dims[1 if rank == 3 else 3]
+            shorter = np.arange(dims[0]) * (long // 4)
+            feed[port.name] = (long - shorter).astype(np.dtype(port.dtype))
         return feed
 
     def _names(self, ports: tuple[Port, ...]) -> list[str]:

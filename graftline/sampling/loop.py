@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from graftline.evaluate import Array
 from graftline.sampling.schedule import Moment, trajectory
@@ -23,6 +24,9 @@ def draw(sampling: Sampling, noise: Array, fresh: Sequence[Array], predict: Pred
     for moment in path.moments:
         seen = x * moment.scale
         said = predict(seen.astype(noise.dtype), moment.time).astype(np.float64)
+        if moment.prefix is not None:
+            x = np.where(first_places(noise.shape, moment.prefix), said, noise)
+            continue
         clean, epsilon = _split(sampling.prediction, moment, seen, said)
         if sampling.clip:
             clean = np.clip(clean, -sampling.clip, sampling.clip)
@@ -31,6 +35,12 @@ def draw(sampling: Sampling, noise: Array, fresh: Sequence[Array], predict: Pred
         if moment.fresh:
             x = x + moment.fresh * left.pop(0)
     return x.astype(noise.dtype)
+
+
+def first_places(shape: Sequence[int], count: int) -> npt.NDArray[np.bool_]:
+    """[1, 1, H, W]: whether a place of a sample [B, C, H, W] is among the first, row after row."""
+    height, width = shape[-2:]
+    return (np.arange(height * width) < count).reshape(1, 1, height, width)
 
 
 def fresh_steps(sampling: Sampling) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import cos, pi, sqrt
 
 import numpy as np
@@ -27,7 +28,8 @@ class Moment:
     """One step, from the level `here` at time step `time` to the level `there`, to which `fresh`
     times new noise is added. The network is given `scale` times the sample. What is carried on is
     `skip` times the sample and `out` times the predicted clean sample (0 and 1 but for consistency
-    models)."""
+    models). `prefix`: levels do not count, and the next sample is the prediction at so many places,
+    row after row, and the first noise at the others."""
 
     time: float
     here: Level
@@ -36,6 +38,7 @@ class Moment:
     scale: float = 1.0
     skip: float = 0.0
     out: float = 1.0
+    prefix: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ def trajectory(sampling: Sampling) -> Trajectory:
     sampling.check()
     if sampling.scheduler == "flow-match":
         return Trajectory(1.0, _flow(sampling))
+    if sampling.scheduler == "prefix":
+        return Trajectory(1.0, _prefix(sampling))
     if sampling.scheduler in ("euler", "euler-ancestral"):
         return _euler(sampling)
     return Trajectory(1.0, (_lcm if sampling.scheduler == "lcm" else _ddim)(sampling))
@@ -140,6 +145,16 @@ def _euler(sampling: Sampling) -> Trajectory:
         found.append(Moment(float(time), Level(1.0, here), kept, fresh, scale))
     start = sigmas[0] if sampling.spacing != "leading" else sqrt(sigmas[0] ** 2 + 1)
     return Trajectory(start, tuple(found))
+
+
+def _prefix(sampling: Sampling) -> tuple[Moment, ...]:
+    """Tokens known at each step, and behind the last all of them."""
+    tokens, steps, level = sampling.train_steps, sampling.steps, Level(0.0, 1.0)
+    known = [step * tokens // steps for step in range(steps + 1)]
+    return tuple(
+        Moment(float(here + sampling.offset), level, level, prefix=there)
+        for here, there in pairwise(known)
+    )
 
 
 def _flow(sampling: Sampling) -> tuple[Moment, ...]:

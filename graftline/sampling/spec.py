@@ -8,7 +8,7 @@ from typing import Literal
 from graftline.errors import GraftlineError
 
 Prediction = Literal["epsilon", "v", "x0", "flow"]
-Scheduler = Literal["ddim", "euler", "euler-ancestral", "flow-match", "lcm"]
+Scheduler = Literal["ddim", "euler", "euler-ancestral", "flow-match", "lcm", "prefix"]
 Betas = Literal["linear", "scaled-linear", "cosine"]
 Spacing = Literal["leading", "trailing", "linspace"]
 Final = Literal["one", "first"]
@@ -23,7 +23,11 @@ class Sampling:
 
     Schedulers: `ddim` (Song et al., 2010.02502; `eta` of its equation 16), `euler` over levels of
     noise and `euler-ancestral` (Karras et al., 2206.00364), `flow-match` (Esser et al.,
-    2403.03206), and `lcm`, multi-step consistency sampling (Luo et al., 2310.04378).
+    2403.03206), and `lcm`, multi-step consistency sampling (Luo et al., 2310.04378). `prefix` is
+    that of generators distilled from autoregressive ones (Liu et al., 2412.17153): the places of a
+    sample, row after row, are its `train_steps` tokens; step i of n is given the first i / n of
+    them as they were predicted and the first noise for the others, and its time step is how many it
+    is given.
     """
 
     prediction: Prediction
@@ -38,7 +42,7 @@ class Sampling:
     spacing: Spacing = "leading"
     """Which of the training's time steps are taken (Lin et al., 2305.08891, table 2)."""
     offset: int = 0
-    """Added to the time steps of the spacing `leading`."""
+    """Added to the time steps of the spacing `leading`, and of `prefix`."""
     final: Final = "one"
     """What follows the last time step: no noise at all, or the noise of the training's first."""
     eta: float = 0.0
@@ -84,6 +88,9 @@ class Sampling:
              "at most original_steps for lcm"),
             ("prediction", self.prediction, (self.prediction == "flow") == flows,
              "'flow' for the scheduler flow-match, and for no other"),
+            ("prediction", self.prediction, self.prediction == "x0" or self.scheduler != "prefix",
+             "'x0' for the scheduler prefix"),
+            ("clip", self.clip, not self.clip or self.scheduler != "prefix", "0 for prefix"),
         )  # fmt: skip
         for field, value, holds, wanted in rules:
             if not holds:

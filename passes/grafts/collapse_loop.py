@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -23,12 +24,14 @@ from graftline.passes.laws.sampled import Network
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import Direction, Port, by_role, read_ports, write_ports
 from graftline.roles import DENOISED, FRESH, NOISE, SAMPLE
-from graftline.sampling.loop import fresh_steps
+from graftline.sampling.loop import first_places, fresh_steps
 from graftline.sampling.schedule import Moment, trajectory
 from graftline.sampling.spec import Prediction, Sampling
 
 Pair = tuple[float, float]
 """What a value is in the sample and the prediction: x * first + prediction * second."""
+Caller = Callable[[Mapping[str, ir.Value], float, int], ir.Value]
+"""caller(inputs by name, time step, number of the step) -> the network's prediction."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,13 @@ class CollapseLoop(Graft):
                 f"{self.name()}: the sample {shapes[0]} and the prediction {shapes[1]} differ in "
                 "shape; a prediction with its variance must be cut to the mean"
             )
+        sizes = list(shapes[0] or ())[2:]
+        if sampling.scheduler == "prefix" and _places(sizes) != sampling.train_steps:
+            told = " x ".join(map(str, sizes))
+            raise NotApplicable(
+                f"{self.name()}: sampling.train_steps is {sampling.train_steps}, the tokens of a "
+                f"sample for the scheduler prefix, and the sample is {told}; export it at one size"
+            )
 
     def apply(self, model: ir.Model) -> None:
         sampling, part, graph = self.sampling(model), model.clone(), model.graph
@@ -93,32 +103,34 @@ class CollapseLoop(Graft):
             ports.append(Port(name, role, "in", dtype.numpy().name, dims))
             return new_input(graph, name, dtype, dims)
 
-        path = trajectory(sampling)
+        path, call = trajectory(sampling), self.caller(graph, part)
         emit = Arithmetic(Emit(graph, self.name()), np.dtype(dtype.numpy()))
-        x = emit.scaled(unit_noise(NOISE, NOISE), path.start)
+        noise = unit_noise(NOISE, NOISE)
+        x = emit.scaled(noise, path.start)
         for step, moment in enumerate(path.moments):
             fresh = unit_noise(f"{FRESH}.{step}", FRESH) if moment.fresh else None
             seen = emit.scaled(x, moment.scale)
-            said = self._called(graph, part, given | {SAMPLE: seen}, moment.time, step)
-            x = emit.step(sampling, moment, (x, seen, said), fresh)
+            said = call(given | {SAMPLE: seen}, moment.time, step)
+            if moment.prefix is None:
+                x = emit.step(sampling, moment, (x, seen, said), fresh)
+            else:
+                x = emit.prefix(moment.prefix, said, noise)
         end = Emit(graph, self.name()).op("Identity", [x])
         new_output(graph, end, DENOISED, dtype, dims)
         write_ports(model, [*ports, Port(DENOISED, DENOISED, "out", dtype.numpy().name, dims)])
         drop_ports(model, [SAMPLE, TIMESTEP, PREDICTION])
-        write_facts(model, replace(facts, sampling=sampling))
+        write_facts(model, replace(facts, sampling=sampling, keys=self.key_steps(sampling)))
         common.CommonSubexpressionEliminationPass()(model)  # what depends on no step: once
 
-    def _called(
-        self, graph: ir.Graph, part: ir.Model, given: Mapping[str, ir.Value], time: float, step: int
-    ) -> ir.Value:
-        """One more call of the network, at a time step."""
-        copy = part.clone()
-        source = input_of(copy, TIMESTEP)
-        assert source is not None
-        fold(copy, source, time, self.name())
-        drop_unused(copy)
-        (said,) = splice(graph, copy, given, f"step.{step}").values()
-        return said
+    def caller(self, graph: ir.Graph, part: ir.Model) -> Caller:
+        """What writes one more call of the network `part` at the end of the graph."""
+        return lambda given, time, step: called(graph, part, given, time, step, self.name())[
+            PREDICTION
+        ]
+
+    def key_steps(self, sampling: Sampling) -> tuple[int, ...]:
+        """The steps at which all of the network is called; (): at all of them."""
+        return ()
 
     def dropped(self, before: ir.Model) -> frozenset[str]:
         ports = (port_of(before, r, d) for r, d in _GONE)
@@ -130,7 +142,8 @@ class CollapseLoop(Graft):
         sampling = self.sampling(before)
         names = {SAMPLE, TIMESTEP}
         rest = {k: v for k, v in feed.items() if k not in names} | _noises(feed, sampling)
-        return evaluate(before, feed) | {DENOISED: network.loop(sampling, rest)}
+        drawn = network.loop(sampling, rest, self.key_steps(sampling))
+        return evaluate(before, feed) | {DENOISED: drawn}
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         facts = read_facts(after)
@@ -144,6 +157,11 @@ class CollapseLoop(Graft):
 _GONE: tuple[tuple[str, Direction], ...] = ((SAMPLE, "in"), (TIMESTEP, "in"), (PREDICTION, "out"))
 
 
+def _places(sizes: Sequence[int | ir.SymbolicDim]) -> int:
+    """Of a sample of that height and width; 0 where one is free."""
+    return prod(d if isinstance(d, int) else 0 for d in sizes)
+
+
 def _noises(feed: Feed, sampling: Sampling) -> Feed:
     """Unit noise for a loop: the feed's sample, and seeded noise for the steps that add some."""
     found: Feed = {NOISE: feed[SAMPLE]}
@@ -151,6 +169,18 @@ def _noises(feed: Feed, sampling: Sampling) -> Feed:
         values = np.random.default_rng(step).standard_normal(feed[SAMPLE].shape)
         found[f"{FRESH}.{step}"] = values.astype(feed[SAMPLE].dtype)
     return found
+
+
+def called(
+    graph: ir.Graph, part: ir.Model, given: Mapping[str, ir.Value], time: float, step: int, by: str
+) -> dict[str, ir.Value]:
+    """The outputs by name of one more call of a network, at a time step, at the end of a graph."""
+    copy = part.clone()
+    source = input_of(copy, TIMESTEP)
+    assert source is not None
+    fold(copy, source, time, by)
+    drop_unused(copy)
+    return splice(graph, copy, given, f"step.{step}")
 
 
 @dataclass(frozen=True)
@@ -174,6 +204,14 @@ class Arithmetic:
         for term in found[1:]:
             total = self.emit.op("Add", [total, term])
         return total
+
+    def prefix(self, count: int, said: ir.Value, noise: ir.Value) -> ir.Value:
+        """What was said at the first places, row after row, and the noise at the others."""
+        sizes = [d for d in noise.shape or () if isinstance(d, int)][-2:]
+        if count == prod(sizes):
+            return said
+        places = self.emit.const(f"places.{count}", first_places(sizes, count))
+        return self.emit.op("Where", [places, said, noise])
 
     def step(
         self,

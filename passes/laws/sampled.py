@@ -6,7 +6,9 @@ Values are by the names that the front gives ports, which are their roles.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import count
 
 import numpy as np
 import onnx_ir as ir
@@ -21,10 +23,13 @@ from graftline.passes.anchors.denoiser import (
     TIMESTEP,
     UNCONDITIONAL,
 )
+from graftline.passes.anchors.skips import halves, skip_cut
+from graftline.passes.graph.mismatch import Mismatch, refusal
+from graftline.passes.graph.ports import input_of, output_of
 from graftline.passes.pipeline.graft import Evaluate
 from graftline.ports import Port, by_role, read_ports
 from graftline.roles import CONDITION, DECODED, DENOISED, FRESH, LATENTS, NOISE, SAMPLE
-from graftline.sampling.loop import draw, fresh_steps, guided
+from graftline.sampling.loop import Predict, draw, fresh_steps, guided
 from graftline.sampling.spec import Sampling
 
 Call = Callable[[Feed], Feed]
@@ -33,16 +38,29 @@ DECODER_LATENTS, DECODER_OUTPUT = f"{DECODER}.{LATENTS}", f"{DECODER}.{DECODED}"
 
 @dataclass(frozen=True)
 class Network:
-    """A denoiser to be called; `step` is its time step's port."""
+    """A denoiser to be called; `step` is its time step's port. `halves` gives two calls: of all of
+    it, which also gives its encoder's features, and of its decoder, which takes them. `branches`
+    is the network that a guided one calls twice, and the guidance."""
 
     call: Call
     step: Port
+    halves: Callable[[], tuple[Call, Call]]
+    branches: tuple[Network, float] | None = None
 
     @classmethod
     def of(cls, model: ir.Model, feed: Feed, evaluate: Evaluate) -> Network:
         """A graph in the oracle; inputs that a call leaves out are as in `feed`."""
         (step,) = by_role(read_ports(model), TIMESTEP, "in")
-        return cls(lambda given: evaluate(model, feed | given), step)
+
+        def of(part: ir.Model) -> Call:
+            return lambda given: evaluate(part, feed | given)
+
+        @cache
+        def both() -> tuple[Call, Call]:
+            whole, decoder = halves_of(model)
+            return of(whole), of(decoder)
+
+        return cls(of(model), step, both)
 
     def at(self, time: float, feed: Feed) -> Feed:
         """Its outputs at a time step, for feeds of its other inputs."""
@@ -54,24 +72,61 @@ class Network:
         """The same, each call two: with the conditions, and with the unconditional ones."""
 
         def call(feed: Feed) -> Feed:
-            with_names = unconditional(feed)
-            rest = {k: v for k, v in feed.items() if k not in with_names}
-            other = {with_names[k]: v for k, v in feed.items() if k in with_names}
-            both = (self.call(one)[PREDICTION] for one in (rest, rest | other))
+            both = (self.call(one)[PREDICTION] for one in _branches(feed))
             return {PREDICTION: guided(scale, *both)}
 
-        return Network(call, self.step)
+        return replace(self, call=call, branches=(self, scale))
 
-    def loop(self, sampling: Sampling, feed: Feed) -> Array:
-        """The sample that the published loop makes of unit noise."""
+    def loop(self, sampling: Sampling, feed: Feed, keys: tuple[int, ...] = ()) -> Array:
+        """The sample that the published loop makes of unit noise. With `keys` the network's encoder
+        runs at these steps alone, and its decoder at all, on the features of the last of them (Li
+        et al., arXiv 2312.09608)."""
         own = {NOISE, *(k for k in feed if k.startswith(FRESH))}
         rest = {k: v for k, v in feed.items() if k not in own}
+        fresh = [feed[f"{FRESH}.{step}"] for step in fresh_steps(sampling)]
+        if self.branches is None:
+            return draw(sampling, feed[NOISE], fresh, self._predict(rest, keys))
+        host, scale = self.branches
+        with_, without = (host._predict(one, keys) for one in _branches(rest))
+
+        def both(x: Array, time: float) -> Array:
+            return guided(scale, with_(x, time), without(x, time))
+
+        return draw(sampling, feed[NOISE], fresh, both)
+
+    def _predict(self, rest: Feed, keys: tuple[int, ...]) -> Predict:
+        """What a loop asks at each of its steps, in their order."""
+        steps, features = count(), Feed()
 
         def predict(x: Array, time: float) -> Array:
-            return self.at(time, rest | {SAMPLE: x})[PREDICTION]
+            given = rest | {SAMPLE: x}
+            if not keys:
+                return self.at(time, given)[PREDICTION]
+            key = next(steps) in keys
+            call = self.halves()[0 if key else 1]
+            made = replace(self, call=call).at(time, given | features)
+            features.update({n: v for n, v in made.items() if n != PREDICTION and key})
+            return made[PREDICTION]
 
-        fresh = [feed[f"{FRESH}.{step}"] for step in fresh_steps(sampling)]
-        return draw(sampling, feed[NOISE], fresh, predict)
+        return predict
+
+
+def halves_of(model: ir.Model) -> tuple[ir.Model, ir.Model]:
+    """A canonical denoiser with its encoder's features as outputs, and its decoder, with them as
+    inputs. Raises NotApplicable where it is not a UNet."""
+    sample, prediction = input_of(model, SAMPLE), output_of(model, PREDICTION)
+    assert sample is not None
+    assert prediction is not None
+    if isinstance(cut := skip_cut(model.graph, sample, prediction), Mismatch):
+        raise refusal("the denoiser is not a UNet", [cut])
+    return halves(model, cut, PREDICTION)
+
+
+def _branches(feed: Feed) -> tuple[Feed, Feed]:
+    """What the two calls of a guided network are fed: with the conditions, and without."""
+    names = unconditional(feed)
+    rest = {k: v for k, v in feed.items() if k not in names}
+    return rest, rest | {names[k]: v for k, v in feed.items() if k in names}
 
 
 def unconditional(names: Iterable[str]) -> dict[str, str]:
@@ -98,7 +153,7 @@ def owed(network: Network, ports: Iterable[Port], facts: DenoiserFacts, feed: Fe
         found = network.call(own) if facts.time is None else network.at(facts.time, own)
     else:
         assert facts.sampling is not None, "a loop comes with a schedule"
-        found = {DENOISED: network.loop(facts.sampling, own)}
+        found = {DENOISED: network.loop(facts.sampling, own, facts.keys)}
     for owner in (DECODER, REPLACEMENT):
         if (LATENTS, owner) in roles:
             found[f"{owner}.{DECODED}"] = _decoded(call, owner, facts, feed)

@@ -18,8 +18,10 @@ from graftline.receptive_field import ReceptiveField
 from graftline.roles import NOISE
 from graftline.runtimes.one_pass.feeding import Array, feed_of, main_port
 from graftline.runtimes.one_pass.recognise import outputs_of, texts_of
+from graftline.runtimes.one_pass.smoothing import Smoothed
 from graftline.runtimes.one_pass.windows import Windowed
 from graftline.runtimes.ort.graph import open_graph
+from graftline.smoothing import Smoothing
 from graftline.targets import CPU
 
 
@@ -35,9 +37,10 @@ class DecodeEngine:
         own: Sequence[Port],
         session: Any,
         fields: Sequence[ReceptiveField] = (),
+        smoothing: Smoothing | None = None,
     ) -> None:
         self.path, self.facts, self.ports, self.fields = path, facts, tuple(ports), tuple(fields)
-        self._session = session
+        self._session, self.smoothing = session, smoothing
         inputs = [p for p in ports if p.direction == "in"]
         theirs = [p for p in own if p.direction == "in"]
         self.names = {p.name.replace(".", "_"): p.name for p in inputs}
@@ -72,15 +75,16 @@ class DecodeEngine:
 
         `conditions` go by the names of the bundle's ports ("condition_0") or by the checkpoint's
         own; `seed` is that of noise, where there is any. A bundle made with the pass `window`
-        decodes in windows of its own size or of `window` latents along each axis; 0: at once.
-        Raises RequestError for what does not fit.
+        decodes in windows of its own size or of `window` latents along each axis; 0: at once. One
+        made with `overlap-smoothing` decodes at once, or by a `window` what it streams. Raises
+        RequestError for what does not fit.
         """
         if steps is not None:
             return self._loop(steps).decode(latents, seed=seed, window=window, **conditions)
         feed = self._feed(latents, conditions, seed)
         if window == 0 or (window is None and not self.fields):
             return self._run(feed)
-        return self._windowed().decode(feed, window)
+        return self._windows().decode(feed, window)
 
     def stream_decode(
         self,
@@ -92,12 +96,12 @@ class DecodeEngine:
     ) -> Iterator[Array]:
         """Decode latents piece by piece along their one axis: the pieces joined are what `decode`
         gives. `latents` are an array, of which each piece is a window's, or an iterable of chunks,
-        each of which gives what it makes certain. Needs a bundle made with the pass `window`.
-        Raises RequestError.
+        each of which gives what it makes certain. Needs a bundle made with the pass `window`, or
+        with `overlap-smoothing`, whose pieces come near what `decode` gives. Raises RequestError.
         """
-        windowed = self._windowed()
+        windows = self._windows()
         if isinstance(latents, np.ndarray):
-            return windowed.pieces(self._feed(latents, conditions, seed), window)
+            return windows.pieces(self._feed(latents, conditions, seed), window)
         if window is not None:
             raise RequestError("window= is for an array; chunks are as long as they are given")
         if odd := [p.name for p in self.along if p is not self.main]:
@@ -105,7 +109,7 @@ class DecodeEngine:
         if not isinstance(latents, Iterable):
             raise RequestError(f"stream_decode takes an array or chunks, not {latents!r:.40}")
         chunks: Iterable[Any] = latents
-        return windowed.stream(
+        return windows.stream(
             map(np.asarray, chunks), lambda some: self._feed(some, conditions, seed)
         )
 
@@ -115,10 +119,13 @@ class DecodeEngine:
     @property
     def along(self) -> tuple[Port, ...]:
         """The latents, and the inputs that are as long."""
-        free = {self.main.shape[f.axis] for f in self.fields}
+        along = [*self.fields, *([self.smoothing] if self.smoothing else ())]
+        free = {self.main.shape[f.axis] for f in along}
         return tuple(p for p in self.ports if p.direction == "in" and free & set(p.shape))
 
-    def _windowed(self) -> Windowed:
+    def _windows(self) -> Windowed | Smoothed:
+        if self.smoothing is not None:
+            return Smoothed(self._run, self.main, self.along, self.smoothing)
         if not self.fields:
             raise RequestError(f"{self.path} has no windows; rebuild it with --passes window")
         return Windowed(self._run, self.main, self.along, self.fields)
@@ -139,11 +146,8 @@ class DecodeEngine:
 
     def _loop(self, steps: int) -> DecodeEngine:
         """The engine of so many steps, opened once."""
-        if steps not in self.loops:
-            known = ", ".join(map(str, sorted(self.loops))) or "no loop"
-            raise RequestError(f"steps={steps}: {self.path} holds {known}; build with --steps")
         if steps not in self._opened:
-            self._opened[steps] = self.loops[steps]()
+            self._opened[steps] = _loop_of(self.path, self.loops, steps)()
         return self._opened[steps]
 
     def _run(self, feed: dict[str, Array]) -> Array:
@@ -161,11 +165,12 @@ class DecodeEngine:
 
 
 def load_decoder(
-    path: str | Path, *, threads: int | None = None, verify: bool = True
+    path: str | Path, *, threads: int | None = None, verify: bool = True, steps: int | None = None
 ) -> DecodeEngine:
     """Open the bundle at `path` of a host that runs once: a decoder of latents, a denoiser or its
-    sampling loop, a recogniser. `verify`: check the hashes of its files. Raises RequestError for a
-    decoder of text, BundleError, or BackendError."""
+    sampling loop, a recogniser. `verify`: check the hashes of its files; `steps`: open the loop of
+    so many in place of the bundle's own. Raises RequestError for a decoder of text and for a number
+    of steps that the bundle does not hold, BundleError, or BackendError."""
     bundle = Bundle.open(path, verify=verify)
     manifest = bundle.manifest
     if isinstance(manifest.facts, DecoderFacts):
@@ -179,8 +184,7 @@ def load_decoder(
         raise BackendError(
             f"{bundle.path}: built for {manifest.target}; a {manifest.facts.kind} runs on {CPU}"
         )
-    engine = _open_stage(bundle, manifest.target, threads)
-    engine.loops = {
+    loops = {
         stage.facts.sampling.steps: partial(_open_stage, bundle, name, threads)
         for name, stage in manifest.stages.items()
         if stage.role in ("engine", "form")
@@ -188,7 +192,20 @@ def load_decoder(
         and stage.facts.sampling is not None
         and by_role(stage.ports, NOISE, "in")
     }
+    own = partial(_open_stage, bundle, manifest.target, threads)
+    engine = (own if steps is None else _loop_of(bundle.path, loops, steps))()
+    engine.loops = loops
     return engine
+
+
+def _loop_of(
+    path: Path, loops: Mapping[int, Callable[[], DecodeEngine]], steps: int
+) -> Callable[[], DecodeEngine]:
+    """What opens the loop of so many steps. Raises RequestError where there is none."""
+    if steps not in loops:
+        known = ", ".join(map(str, sorted(loops))) or "no loop"
+        raise RequestError(f"steps={steps}: {path} holds {known}; build with --steps")
+    return loops[steps]
 
 
 def _open_stage(bundle: Bundle, name: str, threads: int | None) -> DecodeEngine:
@@ -197,4 +214,6 @@ def _open_stage(bundle: Bundle, name: str, threads: int | None) -> DecodeEngine:
     session = open_graph(bundle.graph(name), threads or os.cpu_count() or 1, plans=False)
     export = manifest.stages.get(stage.made_of)
     own = () if export is None else export.ports
-    return DecodeEngine(bundle.path, stage.facts, stage.ports, own, session, stage.fields)
+    return DecodeEngine(
+        bundle.path, stage.facts, stage.ports, own, session, stage.fields, stage.smoothing
+    )

@@ -72,10 +72,7 @@ class Windowed:
         found = dict(feed)
         for f, window in zip(self.fields, windows, strict=True):
             symbol = self.main.shape[f.axis]
-            for port in self.ports:
-                for axis in (a for a, d in enumerate(port.shape) if d == symbol):
-                    index = [slice(None)] * axis + [slice(window.begin, window.stop)]
-                    found[port.name] = found[port.name][tuple(index)]
+            found |= cut_along(found, self.ports, symbol, slice(window.begin, window.stop))
         return found
 
     def _one(self) -> ReceptiveField:
@@ -101,6 +98,16 @@ class Windowed:
         made = kept(self.tile(feed, [here]), held.along, window)
         held.forget(window)
         return made
+
+
+def cut_along(feed: Feed, ports: Sequence[Port], symbol: int | str, stretch: slice) -> Feed:
+    """Of the inputs that are as long as `symbol` says, a stretch."""
+    found: Feed = {}
+    for port in ports:
+        for axis in (a for a, d in enumerate(port.shape) if d == symbol):
+            array = found.get(port.name, feed[port.name])
+            found[port.name] = array[(slice(None),) * axis + (stretch,)]
+    return found
 
 
 def kept(made: Array, one: ReceptiveField, window: Window) -> Array:

@@ -61,7 +61,7 @@ def test_help_imports_nothing_heavy() -> None:
             ("run", "absent", "hello", "--max-new-tokens", "many"),
             "Invalid value for '--max-new-tokens'",
         ),
-        (("bench", "absent"), "Missing option '--prompts'"),
+        (("bench", "absent"), "absent: no such bundle"),
         (("bench", "absent", "--prompts", "x", "--recipes", "plian"), "did you mean 'plain'?"),
         (("bench", "absent", "--prompts", "absent.jsonl"), "absent.jsonl cannot be read"),
         (("inspect", "absent.onnx"), "absent.onnx: no such file"),

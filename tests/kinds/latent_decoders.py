@@ -63,6 +63,35 @@ codec (int64[B,N] codes, float[11,8] table, float[8,8,8] up, float[1,8,3] leave)
 """4 samples of each id of a codebook."""
 
 
+CONVERTER = """
+<ir_version: 10, opset_import: ["" : 20]>
+converter (float[B,6,N] codes, float[B,2,N] frames, float[B,4,1] speaker, float[8,6,5] enter,
+           float[8,2,1] told, float[8,4,1] scale, float[8,8,8] up, float[1,8,3] leave)
+  => (float[B,1,T] wave)
+{
+  axis = Constant <value_ints = [2]> ()
+  small = Constant <value_float = 1e-5> ()
+  entered = Conv <pads = [2, 2]> (codes, enter)
+  frame = Conv (frames, told)
+  h0 = Add (entered, frame)
+  mean = ReduceMean (h0, axis)
+  apart = Sub (h0, mean)
+  square = Mul (apart, apart)
+  variance = ReduceMean (square, axis)
+  more = Add (variance, small)
+  spread = Sqrt (more)
+  even = Div (apart, spread)
+  who = Conv (speaker, scale)
+  h1 = Mul (even, who)
+  a1 = Tanh (h1)
+  h2 = ConvTranspose <strides = [4], pads = [2, 2]> (a1, up)
+  wave = Conv <pads = [1, 1]> (h2, leave)
+}
+"""
+"""In the manner of X-VC: latents and a condition for each frame, a speaker who scales channels that
+were made even over the whole, and a codec's decoder: 4 samples of each latent."""
+
+
 def model_of(text: str, fixed: Mapping[str, np.ndarray] | None = None, seed: int = 0) -> ir.Model:
     """A model of ONNX text, whose inputs of fixed sizes are seeded weights."""
     random = np.random.default_rng(seed)

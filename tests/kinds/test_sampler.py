@@ -23,6 +23,7 @@ from graftline.recipe import recipes
 from graftline.runtimes.one_pass.engine import load_decoder
 from graftline.tensors import origin
 from tests.kinds.samplers import DENOISER, SAMPLING, TWO_HEADS, WHOLE, write_sampler
+from tests.kinds.unet import UNET
 
 PASSES = "fold-guidance | collapse-loop | join"
 
@@ -121,6 +122,10 @@ def test_recipes_run_on_a_host_of_their_shape(name: str, tmp_path: Path) -> None
     text, spec = DENOISER, WHOLE
     if name == "adcsr":
         text, spec = TWO_HEADS, f'{WHOLE}\n[outputs]\nprediction = "noise"\n'
+    if name == "faster-diffusion":
+        text = UNET
+    if name == "dd1":
+        text, spec = DENOISER.replace("H,W", "8,8"), WHOLE.replace(SAMPLING, TOKENS)
     if name in ("ssdd", "epsilon-vae"):
         text, spec = PIXELS, f'{SAMPLING}\n[inputs]\nsample = "x"\nconditions = ["z"]\n'
     graph, told = write_sampler(tmp_path, text, spec)
@@ -133,9 +138,17 @@ def test_recipes_run_on_a_host_of_their_shape(name: str, tmp_path: Path) -> None
     if text is PIXELS:
         given = {"z": np.ones((8, 4, 4, 4), np.float32)}
     made_of = engine.decode(np.ones(shape, np.float32), **given)
-    assert made_of.shape[:2] == (8, 3)
+    assert made_of.shape[:2] == (8, 4 if text is UNET else 3)
 
 
+TOKENS = """
+[sampling]
+prediction = "x0"
+scheduler = "prefix"
+steps = 2
+train_steps = 64
+"""
+"""Of a generator of 64 tokens."""
 PIXELS = """
 <ir_version: 10, opset_import: ["" : 20]>
 pixels (float[B,3,8,8] x, float[B] t, float[B,4,4,4] z, float[8,3,3,3] enter, float[8,4,1,1] told,
@@ -158,6 +171,36 @@ pixels (float[B,3,8,8] x, float[B] t, float[B,4,4,4] z, float[8,3,3,3] enter, fl
 }
 """
 """A decoder of latents that denoises pixels."""
+
+
+def test_reused_features_are_measured_and_recorded(tmp_path: Path) -> None:
+    graph, told = write_sampler(tmp_path, UNET, WHOLE)
+    passes = "fold-guidance | encoder-reuse{keys=0+2} | join"
+    made = optimize(graph, tmp_path / "out.graft", passes=passes, spec=told)
+    rows = {w.law: w for w in made.manifest.laws}
+    assert rows["whole"].status == "held"
+    assert rows["reuse"].status == "measured"
+    assert rows["reuse"].value is not None
+    assert 1e-4 < rows["reuse"].value < 1
+    assert "4 steps of ddim from epsilon, guidance 3, its encoder run in 2 of" in (
+        made.manifest.facts.told()
+    )
+    assert check(made.path).holds
+    steps = optimize(
+        graph, tmp_path / "all.graft", passes="encoder-reuse{keys=0}", spec=told, steps=(1, 4)
+    )
+    rows = {w.graft: w for w in steps.manifest.laws if w.law in ("form", "reuse")}
+    assert rows["steps-4"].status == "held"
+    assert rows["ort-cpu"].value == pytest.approx(0, abs=1e-6)  # its one step is a key step
+
+
+def test_weights_that_a_bundle_has_linked_are_read_again(tmp_path: Path) -> None:
+    graph, _ = write_sampler(tmp_path)
+    data = {"external_data": "denoiser.data", "size_threshold_bytes": 64}
+    ir.save(ir.load(graph), graph, **data)  # type: ignore[arg-type]
+    for name in ("one", "two"):
+        optimize(graph, tmp_path / f"{name}.graft", passes="fold-time{t=5}")
+    assert (tmp_path / "denoiser.data").stat().st_nlink > 1
 
 
 @pytest.mark.parametrize(
@@ -194,6 +237,7 @@ def test_a_decoder_of_text_takes_no_spec(
          'sampling.scheduler is "dpm-solver", not one of ddim, euler'),
         (SAMPLING + "etta = 0.5", "unknown fields etta in sampling; did you mean 'eta'"),
         (SAMPLING.replace("steps = 4", 'steps = "4"'), 'sampling.steps is "4", not a whole number'),
+        (SAMPLING.replace("ddim", "prefix"), "sampling.prediction is epsilon; it must be 'x0'"),
         (SAMPLING.replace("steps = 4", "steps = 0"), "sampling.steps is 0; it must be"),
         ("[decoder]\ngraph = 'x.onnx'", "decoder.graph: no such file"),
         ("[decoder]\ngraph = 'decoder.onnx'\nscale = 0.0", "decoder.scale is 0"),

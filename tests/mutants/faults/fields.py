@@ -13,6 +13,7 @@ from graftline.passes import GRAFTS
 from graftline.passes.anchors.fields import slides
 from graftline.passes.anchors.fields.span import Reach, Span
 from graftline.receptive_field import ReceptiveField, read_fields, write_fields
+from graftline.runtimes.one_pass.smoothing import Smoothed
 
 ON = {"passes": "window"}
 
@@ -80,7 +81,28 @@ def _early(real: Any, touched: Touched) -> Any:
     return start
 
 
-WINDOW = GRAFTS["window"]
+def _abrupt(real: Any, touched: Touched) -> Any:
+    """A window takes over from the one before without a fade."""
+
+    def joined(self: Smoothed, tail: Any, made: Any) -> Any:
+        touched.count += tail is not None
+        return real(self, None, made)
+
+    return joined
+
+
+def _late(real: Any, touched: Touched) -> Any:
+    """A shorter part of a window is held back for the next to fade in over."""
+
+    def split(self: Smoothed, made: Any, latents: int) -> Any:
+        touched.count += 1
+        how = replace(self.how, overlap=self.how.overlap - 1)
+        return real(replace(self, how=how), made, latents)
+
+    return split
+
+
+WINDOW, SMOOTHED = GRAFTS["window"], {"recipe": "x-vc"}
 FIELDS = [
     Mutant("field-one-too-small-in-front", "fields: Reach", "a latent less in front", "upscaler",
            "windowed", instead(Reach, "of", _nearer(2, 0)), ON),
@@ -98,4 +120,8 @@ FIELDS = [
            "windowed", after(WINDOW, _written(right=lambda f: 0)), ON),
     Mutant("windows-without-overlap", "receptive_field: start", "windows do not overlap",
            "upscaler", "windowed", instead(ReceptiveField, "start", _early), ON),
+    Mutant("windows-without-a-fade", "smoothing: joined", "windows are not cross-faded",
+           "converter", "smoothed", instead(Smoothed, "_joined", _abrupt), SMOOTHED),
+    Mutant("windows-that-shift", "smoothing: split", "elements move where windows meet",
+           "converter", "smoothed", instead(Smoothed, "_split", _late), SMOOTHED),
 ]  # fmt: skip

@@ -27,8 +27,9 @@ from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.kangaroo_files import seeded as adapter
 from tests.kangaroo_files import write_kangaroo
-from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
+from tests.kinds.latent_decoders import CONVERTER, UPSCALER, VOCODER, write
 from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
+from tests.kinds.unet import UNET
 from tests.medusa_files import seeded, write_safe
 from tests.mtp_files import write_mtp
 from tests.ppd_files import seeded as prompt_tokens
@@ -64,7 +65,9 @@ GRAPHS: Mapping[str, TinyDecoder] = {
     "sinks": TinyDecoder(layers=5, mlp=64, window=40, positions=8192),
     "clip": TinyDecoder(layers=5, mlp=64, alibi=True, positions=8192),
 }
-DECODERS: Mapping[str, str] = {"vocoder": VOCODER, "upscaler": UPSCALER}
+DECODERS: Mapping[str, str] = {
+    "vocoder": VOCODER, "upscaler": UPSCALER, "converter": CONVERTER,
+}  # fmt: skip
 STEEP = {"gemma2": ("gate_proj", 4.0)}
 """Weights of that name are so much larger: activations reach where approximations differ."""
 HALVES = {"half": "float16", "brain": "bfloat16"}
@@ -252,12 +255,16 @@ class Hosts:
         return str(file)
 
 
-SAMPLERS: Mapping[str, str] = {"sampler": DENOISER, "two-heads": TWO_HEADS}
+SAMPLERS: Mapping[str, str] = {
+    "sampler": DENOISER, "two-heads": TWO_HEADS, "unet": UNET,
+    "tokens": DENOISER.replace("H,W", "8,8"),
+}  # fmt: skip
 SPECS: Mapping[str, tuple[str, str]] = {
     "ddim": ("ddim", "ddim"),
     "euler": ('"epsilon"\nscheduler = "ddim"', '"v"\nscheduler = "euler"'),
     "euler-ancestral": ("ddim", "euler-ancestral"),
     "clipped": ("steps = 4", "steps = 4\nclip = 0.8"),
+    "prefix": ('"epsilon"\nscheduler = "ddim"', '"x0"\nscheduler = "prefix"\ntrain_steps = 64'),
 }  # fmt: skip
 """What is otherwise in a spec of that name."""
 

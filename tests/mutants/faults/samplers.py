@@ -10,14 +10,16 @@ import onnx_ir as ir
 
 from faults.graphs import nodes
 from faults.mutant import Mutant, Touched, after, instead
-from graftline.passes.grafts import collapse_loop, fold_time
+from graftline.facts import DenoiserFacts, read_facts, write_facts
+from graftline.passes.grafts import collapse_loop, encoder_reuse, fold_time
 from graftline.passes.grafts.collapse_loop import Arithmetic, CollapseLoop
+from graftline.passes.grafts.encoder_reuse import EncoderReuse, Reusing
 from graftline.passes.grafts.fold_guidance import FoldGuidance
 from graftline.passes.grafts.join import Join
 from graftline.passes.grafts.prune_branch import PruneBranch
 from graftline.passes.grafts.swap_subgraph import SwapSubgraph
 
-WHERE = "passes/grafts/"
+WHERE, KEYS = "passes/grafts/", "encoder-reuse{keys=0+2}"
 
 
 def _later(real: Any, touched: Touched) -> Any:
@@ -50,6 +52,14 @@ def _unscaled(real: Any, touched: Touched) -> Any:
         return real(self, sampling, replace(moment, scale=1.0), values, fresh)
 
     return step
+
+
+def _one_token_more(real: Any, touched: Touched) -> Any:
+    def prefix(self: Arithmetic, count: int, said: ir.Value, noise: ir.Value) -> ir.Value:
+        touched.count += 1
+        return real(self, count + (count < 64), said, noise)
+
+    return prefix
 
 
 def _as(op_type: str, other: str) -> Any:
@@ -98,6 +108,53 @@ def _one_row(model: ir.Model) -> int:
     return len(found)
 
 
+def _oldest(real: Any, touched: Touched) -> Any:
+    """Steps read the features of the first key step for ever."""
+
+    def call(self: Reusing, given: Any, time: float, step: int) -> ir.Value:
+        kept = dict(self.features)
+        made = real(self, given, time, step)
+        touched.count += bool(kept)
+        self.features = kept or self.features
+        return made
+
+    return call
+
+
+def _at_the_keys_time(real: Any, touched: Touched) -> Any:
+    """Decoders between run at the time of a step before."""
+    times: list[float] = []
+
+    def called(graph: Any, part: Any, given: Any, time: float, step: int, by: str) -> Any:
+        times.append(time)
+        late = len(times) > 1 and "feature.0" in given
+        touched.count += late
+        return real(graph, part, given, times[-2] if late else time, step, by)
+
+    return called
+
+
+def _other_skips(real: Any, touched: Touched) -> Any:
+    """Skip connections of one size change places where the decoder takes them."""
+
+    def call(self: Reusing, given: Any, time: float, step: int) -> ir.Value:
+        made = real(self, given, time, step)
+        held = self.features
+        touched.count += 1
+        self.features = held | {"feature.0": held["feature.1"], "feature.1": held["feature.0"]}
+        return made
+
+    return call
+
+
+def _one_key_fewer(model: ir.Model) -> int:
+    """The last key step is not noted."""
+    facts = read_facts(model)
+    assert isinstance(facts, DenoiserFacts)
+    write_facts(model, replace(facts, keys=facts.keys[:-1]))
+    return 1
+
+
 def _mutant(
     name: str, wrong: str, law: str, apply: Any, passes: str, spec: str = "ddim",
     host: str = "sampler",
@@ -121,6 +178,8 @@ SAMPLERS = [
             instead(Arithmetic, "step", _unbounded), "collapse-loop", "clipped"),
     _mutant("euler-unscaled", "the arithmetic forgets that the network saw a scaled sample",
             "neutral", instead(Arithmetic, "step", _unscaled), "collapse-loop", "euler"),
+    _mutant("prefix-of-a-token-more", "a step keeps one predicted token too many", "neutral",
+            instead(Arithmetic, "prefix", _one_token_more), "collapse-loop", "prefix", "tokens"),
     _mutant("branches-swapped", "conditional and unconditional change places", "neutral",
             after(FoldGuidance, _branches), "fold-guidance"),
     _mutant("guidance-off", "guidance is off by a hundredth", "neutral",
@@ -131,6 +190,14 @@ SAMPLERS = [
             after(Join, _as("Add", "Sub")), "collapse-loop{steps=1} | join"),
     _mutant("another-decoder", "the decoder that is put in computes something else", "neutral",
             after(SwapSubgraph, _other_order), "swap-subgraph"),
+    _mutant("features-of-the-first-key", "features are never those of a later key step", "neutral",
+            instead(Reusing, "__call__", _oldest), KEYS, host="unet"),
+    _mutant("decoder-at-the-keys-time", "a decoder runs at another step's time", "neutral",
+            instead(encoder_reuse, "called", _at_the_keys_time), KEYS, host="unet"),
+    _mutant("skips-swapped", "the middle and a skip connection change places", "neutral",
+            instead(Reusing, "__call__", _other_skips), KEYS, host="unet"),
+    _mutant("key-not-noted", "facts lack a key step", "whole",
+            after(EncoderReuse, _one_key_fewer), KEYS, host="unet"),
     _mutant("pruned-too-much", "a kept output loses its activation", "neutral",
             after(PruneBranch, _as("Tanh", "Identity")), "prune-branch", host="two-heads"),
 ]  # fmt: skip

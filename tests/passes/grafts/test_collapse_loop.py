@@ -15,7 +15,7 @@ from graftline.facts import DenoiserFacts, read_facts
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.reduce import weight_bytes
 from graftline.passes.grafts import collapse_loop
-from graftline.passes.grafts.collapse_loop import CollapseLoop
+from graftline.passes.grafts.collapse_loop import Caller, CollapseLoop
 from graftline.ports import read_ports
 from tests.kinds.samplers import DENOISER, SAMPLING, TWO_HEADS, canonical, grafted
 
@@ -68,6 +68,35 @@ def test_ddim_by_hand_over_the_raw_graph(tmp_path: Path) -> None:
     assert np.max(np.abs(got - x)) < 1e-5 * np.max(np.abs(x))
 
 
+TOKENS = DENOISER.replace("H,W", "8,8")
+PREFIX = """
+[sampling]
+prediction = "x0"
+scheduler = "prefix"
+steps = 2
+train_steps = 64
+"""
+
+
+def test_a_prefix_is_kept_and_the_first_noise_behind_it(tmp_path: Path) -> None:
+    model, (report,) = grafted(tmp_path, "collapse-loop", TOKENS, PREFIX)
+    assert {row.law: row.status for row in report.laws}["neutral"] == "held"
+    host, feed = canonical(tmp_path, "collapse-loop", TOKENS, PREFIX)
+    noise, text = feed["sample"], feed["condition.0"]
+
+    def tokens(x: np.ndarray, known: int) -> np.ndarray:
+        step = np.full(len(x), known, np.float32)
+        said = run(host, {"sample": x, "timestep": step, "condition.0": text})["prediction"]
+        return said.reshape(len(x), 4, 64)
+
+    half = noise.reshape(len(noise), 4, 64).copy()
+    half[:, :, :32] = tokens(noise, 0)[:, :, :32]
+    expected = tokens(half.reshape(noise.shape), 32).reshape(noise.shape)
+    got = run(model, {"noise": noise, "condition.0": text})["denoised"]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+    assert np.abs(got - tokens(noise, 0).reshape(noise.shape)).max() > 1e-3
+
+
 def test_steps_share_weights_and_what_no_step_changes(tmp_path: Path) -> None:
     one, _ = grafted(tmp_path, "collapse-loop{steps=1}")
     four, _ = grafted(tmp_path, "collapse-loop{steps=4}")
@@ -105,10 +134,9 @@ SPLIT = collapse_loop.split
 
 def test_steps_at_one_time_break_the_neutral_law(tmp_path: Path) -> None:
     class Wrong(CollapseLoop):
-        def _called(
-            self, graph: ir.Graph, part: ir.Model, given: Any, time: float, step: int
-        ) -> ir.Value:
-            return super()._called(graph, part, given, 999, step)
+        def caller(self, graph: ir.Graph, part: ir.Model) -> Caller:
+            call = super().caller(graph, part)
+            return lambda given, time, step: call(given, 999, step)
 
     model, feed = canonical(tmp_path, "collapse-loop")
     with pytest.raises(LawBroken, match="neutral"):
@@ -131,6 +159,8 @@ SIGMA = DENOISER.replace("float[4,8,3,3] leave", "float[8,8,3,3] leave").replace
          "ddim is not deterministic: sampling.eta is 0.6"),
         ("collapse-loop{deterministic=true}", DENOISER, SPECS["ancestral"],
          "euler-ancestral is not deterministic: its steps add new noise"),
+        ("collapse-loop", DENOISER, PREFIX, "is 64, the tokens of .* and the sample is H x W"),
+        ("collapse-loop", DENOISER.replace("H,W", "8,6"), PREFIX, "and the sample is 8 x 6"),
         ("collapse-loop{steps=2000}", DENOISER, SAMPLING, "sampling.steps is 2000; it must be"),
         ("fold-time | collapse-loop", DENOISER, SAMPLING, "needs a denoiser that takes a time"),
         ("collapse-loop", WHOLE_TIMES, SPECS["flow"], "is no whole number, and .timestep. is"),
