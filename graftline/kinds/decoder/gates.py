@@ -12,7 +12,7 @@ from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
 from graftline.evaluate import Array, oracle_limit, run
 from graftline.kinds.decoder.probe import first_rows
-from graftline.kinds.decoder.proof import facts_of, host_rounding, near_rows
+from graftline.kinds.decoder.proof import facts_of, near_rows, rounding
 from graftline.kinds.kind import Parts, Watch
 from graftline.law import Evidence, LawRow
 from graftline.passes.anchors.reduce import weight_bytes
@@ -61,7 +61,7 @@ def prove_gates(parts: Parts, stage: str, graft: GateMlp, say: Watch) -> LawRow:
         canonical, region, lambda place, _: place >= saturates[None], first_rows(canonical, tokens),
         run,
     )  # fmt: skip
-    if judged := {parts.dtype, host_rounding(parts)} == {"fp32"}:
+    if judged := rounding(parts) == "fp32":
         _check(stage, similarity, saturates, found.cosines[:, 0])
     expected = found.outputs[roles_of(canonical).outputs["logits"]][0]
     reference = "the host without the MLPs that it passes by"
