@@ -51,7 +51,7 @@ def job(host_folder: Path, deep_folder: Path, cache: Path, tmp_path: Path) -> Ma
         options: dict[str, Any] = {"steps": STEPS, "tokens": 256, "rate": 2e-2, **settings}
         data = Data(conversations(count), lambda: known, "known", Sampling())
         return Job(
-            Head(kind, form), "host", folder, tmp_path / out, data, Settings(**options),
+            Head(kind, form, exit=1), "host", folder, tmp_path / out, data, Settings(**options),
             minutes, "graftline train",
         )  # fmt: skip
 
