@@ -16,6 +16,15 @@ SOURCE = "source"
 """The folder of what `check` compares a bundle with, and no runtime reads."""
 
 
+def told_size(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
 @dataclass(frozen=True)
 class FileState:
     """What tells that a file was replaced or written to: which file of which disk, its size in

@@ -120,11 +120,10 @@ def _adapter(head: Head, settings: KangarooSettings, host: DecoderFacts) -> ir.M
     return model
 
 
-def exit_of(head: Head | None) -> int | None:
+def exit_of(head: Head) -> int | None:
     """After how many blocks of its target a head was trained to stand; None where it stands behind
     no exit, or its files do not say."""
-    settings = None if head is None else head.settings
-    return settings.exit if isinstance(settings, KangarooSettings) else None
+    return head.settings.exit if isinstance(head.settings, KangarooSettings) else None
 
 
 def _host(model: ir.Model) -> Host:

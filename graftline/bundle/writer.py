@@ -27,6 +27,7 @@ from graftline.files import (
     files_in,
     fsync,
     inside,
+    told_size,
 )
 from graftline.interrupts import uninterrupted
 
@@ -238,14 +239,10 @@ def need_space(root: Path, out: Path, size: int) -> None:
     free = shutil.disk_usage(root).free
     if free < size + SPARE:
         raise BundleError(
-            f"cannot write {out}: {_mib(size)} needed, {_mib(free)} free on its disk; "
+            f"cannot write {out}: {told_size(size)} needed, {told_size(free)} free on its disk; "
             "free some space or choose another -o"
         )
 
 
 def _silent(line: str) -> None:
     """Watch nothing."""
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftline.commands import screen
+from graftline.files import told_size
 from graftline.law import summary
 from graftline.owners import TARGET
 from graftline.recipe import claimed
@@ -98,7 +99,7 @@ def print_tables(
     laws = _law_rows(bundle.manifest.laws)
     columns, title = ("after", "law", "what was compared"), summary(bundle.manifest.laws)
     shown.print(screen.table(f"laws: {title}", columns, laws))
-    files = [(rel, screen.size(f.size), f.sha256[:12]) for rel, f in bundle.manifest.files.items()]
+    files = [(rel, told_size(f.size), f.sha256[:12]) for rel, f in bundle.manifest.files.items()]
     shown.print(screen.table("files", ("file", "size#", "sha256"), files))
 
 
@@ -106,7 +107,7 @@ def _engine_table(engine: Mapping[str, Any], ports: tuple[Port, ...]) -> Any:
     """What the manifest says of the engine: nothing is opened, so no GPU is needed."""
     from graftline.ports import slot_ports
 
-    memory = f"{screen.size(engine['peak_memory'])} of memory"
+    memory = f"{told_size(engine['peak_memory'])} of memory"
     options = engine["options"]
     flags = [name.replace("_", "-") for name, value in options.items() if value is True]
     slots = {p.shape[2] for p in slot_ports(ports)}
@@ -116,7 +117,7 @@ def _engine_table(engine: Mapping[str, Any], ports: tuple[Port, ...]) -> Any:
     plugins = [f"{name} {digest[:12]}" for name, digest in engine.get("plugins", {}).items()]
     rows = [
         ("built from", f"the graph {engine['graph']}"),
-        ("file", f"{engine['file']}, {screen.size(engine['size'])}"),
+        ("file", f"{engine['file']}, {told_size(engine['size'])}"),
         ("runs on", f"{engine['target']}, with {engine['library']}"),
         ("built in", f"{engine['seconds']:.0f} s, {memory}"),
         ("takes", f"{options['batch']} sequences{of_slots}"),

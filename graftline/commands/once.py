@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from graftline.commands import screen
 from graftline.commands.peak import Peak, peak_of
-from graftline.errors import RequestError, nearest
+from graftline.errors import RequestError
 from graftline.facts import RecogniserFacts
+from graftline.files import told_size
 from graftline.kinds import kind_of
 from graftline.kinds.one_pass import OnePass
 from graftline.roles import FRESH, NOISE, SEED
-from graftline.runtimes.one_pass.feeding import fitted
+from graftline.runtimes.one_pass.feeding import by_port, fitted, keyword
 
 if TYPE_CHECKING:
     from graftline.bundle.writer import Watch
@@ -79,12 +80,7 @@ def feed_for(
     batch is one row, and other free axes of the main input are `length` long. Raises RequestError
     for what does not fit."""
     inputs, first = [p for p in engine.ports if p.direction == "in"], engine.main
-    values: dict[str, Any] = {} if main is None else {first.name: main}
-    for name, value in conditions.items():
-        if engine.names.get(name) in (None, first.name):
-            known = [n for n, of in engine.names.items() if of != first.name]
-            raise RequestError(f"no condition '{name}'{nearest(name, known)}")
-        values[engine.names[name]] = value
+    values = by_port(first.name, engine.names, main, conditions)
     sizes: dict[str, int] = {}
     held = {p.name: fitted(p, values[p.name], sizes) for p in inputs if p.name in values}
     shared = () if engine.smoothing is None else (engine.smoothing,)
@@ -101,7 +97,7 @@ def feed_for(
     held = kind.feed(tuple(sized), engine.facts, seed) | held
     drawn = {p.name for p in inputs if p.role in (FRESH, NOISE, SEED)} - set(values)
     rest = {n: v for n, v in held.items() if n != first.name and n not in drawn}
-    return Feed(held[first.name], {n.replace(".", "_"): v for n, v in rest.items()})
+    return Feed(held[first.name], {keyword(n): v for n, v in rest.items()})
 
 
 def measured(
@@ -215,8 +211,8 @@ def table(found: Found) -> Any:
             way.name,
             f"{way.whole * 1e3:.2f} ms",
             "-" if way.first is None else f"{way.first * 1e3:.2f} ms",
-            "-" if way.peak is None else screen.size(way.peak.opened),
-            "-" if way.peak is None else screen.size(way.peak.run),
+            "-" if way.peak is None else told_size(way.peak.opened),
+            "-" if way.peak is None else told_size(way.peak.run),
             "-" if way.psnr is None else f"{way.psnr:.2f} dB",
         )
         for way in found.ways

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from graftline.commands import libraries, screen
 from graftline.commands import options as o
+from graftline.files import told_size
 
 
 def pack(
@@ -33,6 +34,6 @@ def pack(
     if json:
         screen.write_json({**asdict(made), "path": str(out)})
         return
-    print(f"{out}: {screen.size(made.size)} of {screen.size(made.before)}")
+    print(f"{out}: {told_size(made.size)} of {told_size(made.before)}")
     if out.suffix == ".tar":
         print(f"unpack it with: tar -xf {out}")

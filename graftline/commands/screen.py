@@ -11,6 +11,8 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from graftline.files import told_size
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -108,15 +110,7 @@ def _line(began: float, line: str) -> None:
     sys.stderr.flush()
 
 
-def size(count: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
-
-
 def sizes(own: int, shared: int) -> str:
     """What a bundle adds to a disk, and what it shares with the checkpoint there."""
-    return size(own) + (f", and {size(shared)} that are the checkpoint's own" if shared else "")
+    more = f", and {told_size(shared)} that are the checkpoint's own" if shared else ""
+    return told_size(own) + more

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from graftline.commands import libraries, screen
 from graftline.commands import options as o
 from graftline.commands.training import Command
+from graftline.files import told_size
 from graftline.optional import require_export
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _show(trained: Trained, checkpoint: str, json: bool) -> None:
         })  # fmt: skip
         return
     told = f"held-out acceptance {found}" if found else "nobody looked at the held-out texts"
-    print(f"{trained.out}: {trained.family}, {screen.size(trained.size)}; {told}")
+    print(f"{trained.out}: {trained.family}, {told_size(trained.size)}; {told}")
     for name, note in trained.notes.items():
         print(f"{name}: {note}")
     use = shlex.join(["graftline", "optimize", checkpoint, "-o", "OUT.graft", "--head",

@@ -12,6 +12,7 @@ from graftline.commands import options as o
 from graftline.commands.opening import open_engine
 from graftline.commands.questions import Question, read_questions, select
 from graftline.errors import GraftlineError, RequestError
+from graftline.files import told_size
 from graftline.recipe import recipe as find_recipe
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _tune_precision(
     for p in found.points:
         more = f"{100 * (p.perplexity / full - 1):+.1f}"
         place = "kept" if p is found.kept else "yes" if p.best else "-"
-        cells = f"{p.rate:.1f}", f"{p.perplexity:.2f}", more, screen.size(p.size), place
+        cells = f"{p.rate:.1f}", f"{p.perplexity:.2f}", more, told_size(p.size), place
         rows.append((p.name, *cells))
     columns = ("precision", "tokens/s#", "perplexity#", "% of fp32#", "weights#", "frontier")
     screen.console().print(screen.table("plain decoding on this machine", columns, rows))

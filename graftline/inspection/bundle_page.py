@@ -10,6 +10,7 @@ from graftline.bundle.reader import Bundle
 from graftline.bundle.report import beside
 from graftline.bundle.writer import Watch
 from graftline.facts import DecoderFacts
+from graftline.files import told_size
 from graftline.inspection.scene import Json
 from graftline.inspection.speed import Expected, Measured, Speed
 from graftline.inspection.tracks import BundleTracks, shown_stages
@@ -17,8 +18,6 @@ from graftline.law import summary
 from graftline.owners import TARGET
 from graftline.ports import told
 from graftline.recipe import claimed
-
-KIB = 1024.0
 
 
 def bundle_page(bundle: Bundle, stage: str | None, watch: Watch) -> Json:
@@ -77,13 +76,8 @@ def _chips(bundle: Bundle, speed: Speed) -> Iterator[Json]:
     if of_text:
         yield {"what": "plain, here", "told": fast, "good": None}
     own, shared = bundle.sizes()
-    more = f", {_size(shared)} of it shared with other files" if shared else ""
-    yield {"what": "size", "told": _size(own + shared) + more, "good": None}
-
-
-def _size(size: int) -> str:
-    """Bytes in MiB, in KiB where they are fewer than one."""
-    return f"{size / KIB**2:,.0f} MiB" if size >= KIB**2 else f"{size / KIB:.0f} KiB"
+    more = f", {told_size(shared)} of it shared with other files" if shared else ""
+    yield {"what": "size", "told": told_size(own + shared) + more, "good": None}
 
 
 def _overview(bundle: Bundle) -> Iterator[tuple[str, str]]:

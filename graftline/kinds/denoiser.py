@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,9 +116,10 @@ class Denoiser(OnePass):
     def _by_loop(self, parts: Parts, stage: str, facts: DenoiserFacts) -> list[Array]:
         """The same for a stage of those facts."""
         ports = parts.ports(stage)
-        export = parts.ports(parts.export)
-        typical = self.feed(export, facts, 0)
-        network = _exported(parts.graph(parts.export), export, typical)
+        theirs = parts.ports(parts.export)
+        export = Exported.of(parts.graph(parts.export), self.feed(theirs, facts, 0))
+        (step,) = by_role(theirs, TIMESTEP, "in")
+        network = Network(export, step, lambda: export.halves)
         found: list[Array] = []
         for seed in range(FEEDS):
             made = owed(network, ports, facts, self.feed(ports, facts, seed))
@@ -132,49 +133,66 @@ def _facts(parts: Parts, stage: str) -> DenoiserFacts:
     return facts
 
 
-def _exported(graph: Path, ports: tuple[Port, ...], typical: Feed) -> Network:
+@dataclass(frozen=True)
+class Exported:
     """An export in ONNX Runtime, fed and read by the names that the front gives. What a call leaves
     out is `typical`, by the export's own names."""
-    from graftline.runtimes.ort.graph import open_graph
-    from graftline.runtimes.ort.held import open_model
 
-    roles = _roles(load_graph(graph))
-    names = {r.name: r.value.name or "" for r in (*roles.inputs, roles.output, *roles.others)}
-    session, outputs = open_graph(graph, 0), (roles.output, *roles.others)
+    path: Path
+    typical: Feed
+    roles: Found
 
-    def call(feed: Feed) -> Feed:
-        owners = {r.owner for r in roles.inputs if r.name in feed}
-        wanted = {r.name: names[r.name] for r in outputs if r.owner in owners}
-        given = typical | {names[name]: array for name, array in feed.items() if name in names}
-        made: Any = session.run(list(wanted.values()), given)
+    @classmethod
+    def of(cls, path: Path, typical: Feed) -> Exported:
+        return cls(path, typical, _roles(load_graph(path)))
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The export's own, by the front's."""
+        roles = (*self.roles.inputs, self.roles.output, *self.roles.others)
+        return {role.name: role.value.name or "" for role in roles}
+
+    @cached_property
+    def session(self) -> Any:
+        from graftline.runtimes.ort.graph import open_graph
+
+        return open_graph(self.path, 0)
+
+    def __call__(self, feed: Feed) -> Feed:
+        """The outputs of those parts whose inputs are fed."""
+        outputs = (self.roles.output, *self.roles.others)
+        owners = {r.owner for r in self.roles.inputs if r.name in feed}
+        wanted = {r.name: self.names[r.name] for r in outputs if r.owner in owners}
+        given = self.typical | {self.names[n]: v for n, v in feed.items() if n in self.names}
+        made: Any = self.session.run(list(wanted.values()), given)
         return dict(zip(wanted, made, strict=True))
 
-    def of_part(part: ir.Model) -> Call:
-        opened = open_model(part, 0)
-        inputs = {one.name for one in opened.get_inputs()}
-        made = [str(one.name) for one in opened.get_outputs()]
-        theirs = {names[PREDICTION]: PREDICTION}
-
-        def part_of(feed: Feed) -> Feed:
-            given = typical | {names.get(name, name): array for name, array in feed.items()}
-            found: Any = opened.run(made, {n: v for n, v in given.items() if n in inputs})
-            return {theirs.get(n, n): v for n, v in zip(made, found, strict=True)}
-
-        return part_of
-
-    @cache
-    def both() -> tuple[Call, Call]:
-        model = load_graph(graph)
+    @cached_property
+    def halves(self) -> tuple[Call, Call]:
+        """All of a UNet, which also gives its encoder's features, and its decoder."""
+        model = load_graph(self.path)
         infer_shapes(model)
         found = _roles(model)
         (sample,) = (r.value for r in found.inputs if r.name == SAMPLE)
         cut = skip_cut(model.graph, sample, found.output.value)
         assert isinstance(cut, SkipCut), "the graph with reused features was made of it"
-        whole, decoder = halves(model, cut, names[PREDICTION])
-        return of_part(whole), of_part(decoder)
+        whole, decoder = halves(model, cut, self.names[PREDICTION])
+        return self._part(whole), self._part(decoder)
 
-    (step,) = by_role(ports, TIMESTEP, "in")
-    return Network(call, step, both)
+    def _part(self, part: ir.Model) -> Call:
+        from graftline.runtimes.ort.held import open_model
+
+        session = open_model(part, 0)
+        inputs = {one.name for one in session.get_inputs()}
+        outputs = [str(one.name) for one in session.get_outputs()]
+        ours = {self.names[PREDICTION]: PREDICTION}
+
+        def call(feed: Feed) -> Feed:
+            given = self.typical | {self.names.get(n, n): v for n, v in feed.items()}
+            made: Any = session.run(outputs, {n: v for n, v in given.items() if n in inputs})
+            return {ours.get(n, n): v for n, v in zip(outputs, made, strict=True)}
+
+        return call
 
 
 def _roles(model: ir.Model) -> Found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from graftline.law import LawRow
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
 from graftline.roles import DECODED, LATENTS, LENGTHS
+from graftline.runtimes.one_pass.feeding import keyword
 from graftline.runtimes.one_pass.windows import cut_along
 from graftline.smoothing import Smoothing
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 WINDOWED = 1e-5
 """Most that windows may differ from the whole, relative to its largest number: sums of the same
 numbers in another order."""
+LEAST = 1e-30
+"""In place of a largest number that is zero."""
 CHUNKS = 5
 """Chunks of the stream that is compared."""
 ROWS = (2, 1)
@@ -67,32 +69,13 @@ class LatentDecoder(OnePass):
 def windowed(parts: Parts, fields: tuple[ReceptiveField, ...]) -> LawRow:
     """Law windowed: what windows make, the smallest and usual ones, and a stream of chunks, is what
     the whole makes at once. The whole is longer than two of the smallest. Raises LawBroken."""
-    from graftline.runtimes.one_pass.engine import DecodeEngine
-    from graftline.runtimes.ort.graph import open_graph
-
-    facts, ports = parts.facts, parts.ports(parts.engine)
-    assert isinstance(facts, LatentDecoderFacts)
-    session = open_graph(parts.graph(parts.engine), 0)
-    engine = DecodeEngine(parts.folder, facts, ports, (), session, fields)
-    along = tuple(2 * f.least + 3 * f.step for f in fields)
-    main = engine.main.name
-    given: dict[str, Any] = _feed(ports, facts, 1, 1, along)
-    feed = {name.replace(".", "_"): value for name, value in given.items()}
-    latents = feed.pop(main)
+    engine, along = _opened(parts, fields), tuple(2 * f.least + 3 * f.step for f in fields)
+    latents, feed = _given(engine, along)
     try:
         ways = _ways(engine, latents, feed)
     except GraftlineError as error:
         raise LawBroken(parts.engine, "windowed", "'decoded'", str(error)) from error
-    whole = engine.decode(latents, window=0, **feed)
-    scale = max(float(np.max(np.abs(whole))), 1e-30)
-    worst = 0.0
-    for way, made in ways.items():
-        if made.shape != whole.shape:
-            raise LawBroken(parts.engine, "windowed", way, f"{made.shape} != {whole.shape}")
-        gap = float(np.max(np.abs(made.astype(np.float64) - whole))) / scale
-        if not gap <= WINDOWED:
-            raise LawBroken(parts.engine, "windowed", way, f"{gap:.3g} > {WINDOWED:g}")
-        worst = max(worst, gap)
+    worst = _furthest(parts, "windowed", ways, engine.decode(latents, window=0, **feed))
     what = f"{' and '.join(ways)} of {' x '.join(map(str, along))} latents are the whole"
     return LawRow(parts.engine, "windowed", "held", what, worst, WINDOWED)
 
@@ -101,32 +84,17 @@ def smoothed(parts: Parts, how: Smoothing) -> list[LawRow]:
     """Law smoothed: a stream, of an array and of chunks, is the sum of windows that are decoded one
     by one, each weighted by how near its elements are to ends that it shares. And how far that is
     from the whole, which nothing bounds. Raises LawBroken."""
-    from graftline.runtimes.one_pass.engine import DecodeEngine
-    from graftline.runtimes.ort.graph import open_graph
-
-    facts, ports = parts.facts, parts.ports(parts.engine)
-    assert isinstance(facts, LatentDecoderFacts)
-    session = open_graph(parts.graph(parts.engine), 0)
-    engine = DecodeEngine(parts.folder, facts, ports, (), session, smoothing=how)
-    count, main = 2 * how.size + how.stride // 2, engine.main.name
-    given: dict[str, Any] = _feed(ports, facts, 1, 1, (count,))
-    whole, expected = (of(engine, given) for of in (_at_once, partial(_summed, how=how)))
-    feed = {name.replace(".", "_"): v for name, v in given.items() if name != main}
-    made = {f"windows of {how.size}": list(engine.stream_decode(given[main], **feed))}
+    engine, count = _opened(parts, smoothing=how), 2 * how.size + how.stride // 2
+    latents, feed = _given(engine, (count,))
+    whole = engine.decode(latents, window=0, **feed).astype(np.float64)
+    pieces = list(engine.stream_decode(latents, **feed))
+    ways = {f"windows of {how.size}": np.concatenate(pieces, axis=how.out_axis)}
     if len(engine.along) == 1:
-        chunks = np.array_split(given[main], CHUNKS, axis=how.axis)
-        made[f"a stream of {CHUNKS} chunks"] = list(engine.stream_decode(iter(chunks), **feed))
-    scale, worst = max(float(np.max(np.abs(expected))), 1e-30), 0.0
-    for way, pieces in made.items():
-        joined = np.concatenate(pieces, axis=how.out_axis).astype(np.float64)
-        if joined.shape != expected.shape:
-            raise LawBroken(parts.engine, "smoothed", way, f"{joined.shape} != {expected.shape}")
-        gap = float(np.max(np.abs(joined - expected))) / scale
-        if not gap <= WINDOWED:
-            raise LawBroken(parts.engine, "smoothed", way, f"{gap:.3g} > {WINDOWED:g}")
-        worst = max(worst, gap)
-    what = f"{' and '.join(made)} of {count} latents are windows decoded one by one"
-    apart = float(np.sqrt(np.mean((expected - whole) ** 2) / max(np.mean(whole**2), 1e-30)))
+        ways |= _streamed(engine, latents, feed, how)
+    expected = _summed(engine, latents, feed, how)
+    worst = _furthest(parts, "smoothed", ways, expected)
+    what = f"{' and '.join(ways)} of {count} latents are windows decoded one by one"
+    apart = float(np.sqrt(np.mean((expected - whole) ** 2) / max(np.mean(whole**2), LEAST)))
     far = f"{DECODED} in smoothed windows beside the whole, root mean squares"
     return [
         LawRow(parts.engine, "smoothed", "held", what, worst, WINDOWED),
@@ -134,22 +102,52 @@ def smoothed(parts: Parts, how: Smoothing) -> list[LawRow]:
     ]
 
 
-def _at_once(engine: DecodeEngine, given: Feed) -> Array:
-    feed: dict[str, Any] = {
-        n.replace(".", "_"): v for n, v in given.items() if n != engine.main.name
-    }
-    return engine.decode(given[engine.main.name], window=0, **feed).astype(np.float64)
+def _opened(
+    parts: Parts, fields: tuple[ReceptiveField, ...] = (), smoothing: Smoothing | None = None
+) -> DecodeEngine:
+    from graftline.runtimes.one_pass.engine import DecodeEngine
+    from graftline.runtimes.ort.graph import open_graph
+
+    session = open_graph(parts.graph(parts.engine), 0)
+    ports = parts.ports(parts.engine)
+    return DecodeEngine(parts.folder, parts.facts, ports, (), session, fields, smoothing)
 
 
-def _summed(engine: DecodeEngine, given: Feed, how: Smoothing) -> Array:
+def _given(engine: DecodeEngine, along: tuple[int, ...]) -> tuple[Array, dict[str, Any]]:
+    """A row of latents, so long along each axis, and conditions by what callers call them."""
+    assert isinstance(engine.facts, LatentDecoderFacts)
+    feed = _feed(engine.ports, engine.facts, 1, 1, along)
+    latents = feed.pop(engine.main.name)
+    return latents, {keyword(name): value for name, value in feed.items()}
+
+
+def _furthest(parts: Parts, law: str, ways: dict[str, Array], expected: Array) -> float:
+    """How far any of the ways is from what is expected, relative to its largest number. Raises
+    LawBroken above WINDOWED."""
+    scale, worst = max(float(np.max(np.abs(expected))), LEAST), 0.0
+    for way, made in ways.items():
+        if made.shape != expected.shape:
+            raise LawBroken(parts.engine, law, way, f"{made.shape} != {expected.shape}")
+        gap = float(np.max(np.abs(made.astype(np.float64) - expected))) / scale
+        if not gap <= WINDOWED:
+            raise LawBroken(parts.engine, law, way, f"{gap:.3g} > {WINDOWED:g}")
+        worst = max(worst, gap)
+    return worst
+
+
+def _summed(
+    engine: DecodeEngine, latents: Array, given: dict[str, Any], how: Smoothing
+) -> Array:
     """Windows decoded one by one, and their weighted sum."""
-    main, count = engine.main, given[engine.main.name].shape[how.axis]
+    main, count = engine.main, latents.shape[how.axis]
+    feed = {main.name: latents} | {engine.names[name]: value for name, value in given.items()}
     begins = range(0, max(count - how.overlap, 1), how.stride)
     fade, total = how.ratio * how.overlap, 0.0
     for begin in begins:
         stretch = slice(begin, min(begin + how.size, count))
-        part = given | cut_along(given, engine.along, main.shape[how.axis], stretch)
-        made = _at_once(engine, part)
+        part = feed | cut_along(feed, engine.along, main.shape[how.axis], stretch)
+        held: dict[str, Any] = {keyword(n): v for n, v in part.items() if n != main.name}
+        made = engine.decode(part[main.name], window=0, **held).astype(np.float64)
         long = np.arange(made.shape[how.out_axis]) + 0.5
         front = np.minimum(long / fade, 1) if begin else np.ones(len(long))
         behind = np.minimum(long[::-1] / fade, 1) if begin != begins[-1] else np.ones(len(long))
@@ -167,10 +165,17 @@ def _ways(engine: DecodeEngine, latents: Array, given: dict[str, Any]) -> dict[s
     sizes = {max(f.least for f in fields), max(f.size for f in fields)}
     ways = {f"windows of {n}": engine.decode(latents, window=n, **given) for n in sorted(sizes)}
     if len(fields) == 1 and len(engine.along) == 1:
-        chunks = np.array_split(latents, CHUNKS, axis=fields[0].axis)
-        pieces = list(engine.stream_decode(iter(chunks), **given))
-        ways[f"a stream of {CHUNKS} chunks"] = np.concatenate(pieces, axis=fields[0].out_axis)
+        ways |= _streamed(engine, latents, given, fields[0])
     return ways
+
+
+def _streamed(
+    engine: DecodeEngine, latents: Array, given: dict[str, Any], along: ReceptiveField | Smoothing
+) -> dict[str, Array]:
+    """What chunks of latents make, by what they are."""
+    chunks = np.array_split(latents, CHUNKS, axis=along.axis)
+    pieces = list(engine.stream_decode(iter(chunks), **given))
+    return {f"a stream of {CHUNKS} chunks": np.concatenate(pieces, axis=along.out_axis)}
 
 
 def _feed(

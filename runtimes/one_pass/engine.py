@@ -16,7 +16,7 @@ from graftline.facts import DecoderFacts, DenoiserFacts, Facts
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
 from graftline.roles import NOISE
-from graftline.runtimes.one_pass.feeding import Array, feed_of, main_port
+from graftline.runtimes.one_pass.feeding import Array, feed_of, keyword, main_port
 from graftline.runtimes.one_pass.recognise import outputs_of, texts_of
 from graftline.runtimes.one_pass.smoothing import Smoothed
 from graftline.runtimes.one_pass.windows import Windowed
@@ -43,7 +43,7 @@ class DecodeEngine:
         self._session, self.smoothing = session, smoothing
         inputs = [p for p in ports if p.direction == "in"]
         theirs = [p for p in own if p.direction == "in"]
-        self.names = {p.name.replace(".", "_"): p.name for p in inputs}
+        self.names = {keyword(p.name): p.name for p in inputs}
         """The names that conditions may be given by: the bundle's and those of the checkpoint."""
         for port in inputs:
             known = next((o for o in theirs if o.role == port.role and o.layer == port.layer), None)

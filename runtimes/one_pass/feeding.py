@@ -24,6 +24,25 @@ def main_port(ports: Sequence[Port]) -> Port:
     return min(own, key=lambda port: MAIN.index(port.role))
 
 
+def keyword(port: str) -> str:
+    """What a caller calls a port by: its name, as an argument of a Python function may be."""
+    return port.replace(".", "_")
+
+
+def by_port(
+    first: str, names: Mapping[str, str], main: Array | None, conditions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is given, by the names of ports: the input `first`, and conditions. `names` are the
+    ports' names by what callers call them. Raises RequestError for a condition of no such name."""
+    given: dict[str, Any] = {} if main is None else {first: main}
+    for name, value in conditions.items():
+        if names.get(name) in (None, first):
+            known = [n for n, port in names.items() if port != first]
+            raise RequestError(f"no condition '{name}'{nearest(name, known)}")
+        given[names[name]] = value
+    return given
+
+
 def feed_of(
     ports: Sequence[Port],
     names: Mapping[str, str],
@@ -31,19 +50,14 @@ def feed_of(
     conditions: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Array]:
-    """Values for every input, by name. `names` are the ports' names by what callers call them.
+    """Values for every input, by name (see `by_port`).
 
     Lengths that are not given are the whole rows; noise that is not given is drawn from a standard
     normal distribution with `seed`, which also is that of the noise that the graph itself draws.
     Raises RequestError for an unknown name, and for a value whose shape or type does not fit.
     """
     first = main_port(ports)
-    given: dict[str, Any] = {first.name: main}
-    for name, value in conditions.items():
-        if names.get(name) in (None, first.name):
-            known = [n for n, port in names.items() if port != first.name]
-            raise RequestError(f"no condition '{name}'{nearest(name, known)}")
-        given[names[name]] = value
+    given = by_port(first.name, names, main, conditions)
     sizes: Sizes = {}
     feed: dict[str, Array] = {}
     random = np.random.default_rng(seed)

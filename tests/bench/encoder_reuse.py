@@ -1,57 +1,90 @@
-"""A UNet's loop with its encoder at every step, at the published key steps, and at every second.
+"""The loop of a UNet of SD's shape with random weights: its encoder at every step, at the published
+key steps, and at every second. The three in turn, medians.
 
-    python tests/bench/encoder_reuse.py [CHANNELS] [STEPS]
+    python tests/bench/encoder_reuse.py --width 64 --size 32 --steps 10
 """
 
 from __future__ import annotations
 
-import re
+import argparse
+import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
 
 from graftline import load_decoder, optimize
 from graftline.bundle.store import load_graph
-from graftline.commands import once
-from tests.kinds.samplers import write_sampler
-from tests.kinds.unet import UNET
+from graftline.runtimes.control.measure import machine
+
+sys.path.insert(0, str(Path(__file__).parent))
+from samplers import export
 
 SPEC = """
 [sampling]
 prediction = "epsilon"
 scheduler = "ddim"
 spacing = "trailing"
+betas = "scaled-linear"
+beta_start = 0.00085
+beta_end = 0.012
 """
 
 
-def main(channels: int, steps: int) -> None:
-    text = re.sub(r"float\[8,8,3,3\]", f"float[{channels},{channels},3,3]", UNET)
-    text = text.replace("float[8,4,3,3]", f"float[{channels},4,3,3]")
-    text = text.replace("float[8,16,3,3]", f"float[{channels},{2 * channels},3,3]")
-    text = text.replace("float[4,8,3,3]", f"float[4,{channels},3,3]")
-    text = text.replace("float[8,8] time2", f"float[8,{channels}] time2")
-    text = text.replace("float[6,8] told", f"float[6,{channels}] told")
-    half = "+".join(str(step) for step in range(0, steps, 2))
+def main() -> None:
+    """Print a row for each."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--text", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    print(f"{machine()}, {given.threads} threads, onnxruntime {onnxruntime.__version__}, {given}")
+    half = "+".join(str(step) for step in range(0, given.steps, 2))
     ways = {
         "every step": "collapse-loop",
-        "published keys": "encoder-reuse",
-        "every second": f"encoder-reuse{{keys={half}}}",
+        "published key steps": "encoder-reuse",
+        "every second step": f"encoder-reuse{{keys={half}}}",
     }
-    with tempfile.TemporaryDirectory() as folder:
-        graph, spec = write_sampler(Path(folder), text, f"{SPEC}steps = {steps}\n")
-        for name, passes in ways.items():
-            place = Path(folder) / f"{name}.graft"
-            bundle = optimize(graph, place, passes=passes, spec=spec)
-            kinds = [n.op_type for n in load_graph(bundle.graph("ort-cpu")).graph]
-            engine = load_decoder(place, threads=1)
-            feed = once.feed_for(engine, None, {}, 64, 0)
-            (way,) = once.measured(engine, feed, 5, 0, 1, None, lambda line: None).ways
-            apart = [f"{r.value:.3f}" for r in bundle.manifest.laws if r.law == "reuse"]
-            print(
-                f"{name}: {kinds.count('Conv')} convolutions of {len(kinds)} nodes, "
-                f"{way.whole * 1e3:.0f} ms, samples apart {apart or 0}"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        count = export(folder, given.width, given.size, given.text)
+        print(f"{count / 1e6:.1f}M parameters")
+        (folder / "spec.toml").write_text(f"{SPEC}steps = {given.steps}\n", encoding="utf-8")
+        engines: dict[str, Any] = {}
+        told: dict[str, str] = {}
+        for way, passes in ways.items():
+            began, out = time.perf_counter(), folder / f"{passes.partition('{')[0]}.{len(told)}"
+            made = optimize(folder / "unet.onnx", out, passes=passes, spec=folder / "spec.toml")
+            kinds = [node.op_type for node in load_graph(made.graph("ort-cpu")).graph]
+            apart = [f"{row.value:.4f}" for row in made.manifest.laws if row.law == "reuse"]
+            told[way] = (
+                f"{kinds.count('Conv')} convolutions of {len(kinds)} nodes, samples apart "
+                f"{''.join(apart) or 0}, built in {time.perf_counter() - began:.0f} s"
             )
+            engines[way] = load_decoder(out, threads=given.threads)
+            print(f"{way}: {told[way]}", flush=True)
+        random = np.random.default_rng(0)
+        noise = random.standard_normal((1, 4, given.size, given.size)).astype(np.float32)
+        text = random.standard_normal((1, 77, given.text)).astype(np.float32)
+        times: dict[str, list[float]] = {way: [] for way in engines}
+        for turn in range(given.runs + 1):
+            for way, engine in engines.items():
+                began = time.perf_counter()
+                engine.decode(noise, text=text)
+                if turn:  # the first warms up
+                    times[way].append(time.perf_counter() - began)
+        plain = statistics.median(times["every step"])
+        for way, seconds in times.items():
+            median = statistics.median(seconds)
+            print(f"{way}: {median * 1e3:.0f} ms, {plain / median:.2f}x")
 
 
 if __name__ == "__main__":
-    main(*(int(word) for word in sys.argv[1:3] or (48, 20)))
+    main()

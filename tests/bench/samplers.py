@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from graftline import load_decoder
 from graftline.build.optimize import optimize
-from graftline.runtimes.load import load
 
 SPEC = """
 [sampling]
@@ -169,7 +169,7 @@ def main() -> None:
         for row in bundle.manifest.laws:
             if row.law in ("whole", "form", "folded"):
                 print(f"{row.graft}: {row.law}: {row.text}")
-        engine: Any = load(bundle.path)
+        engine: Any = load_decoder(bundle.path)
         noise = torch.randn(1, 4, given.size, given.size).numpy()
         text = torch.randn(1, 77, given.text).numpy()
         for n in steps:

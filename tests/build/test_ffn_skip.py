@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from typer.testing import CliRunner
 
@@ -22,6 +21,7 @@ from graftline.evaluate import run
 from graftline.passes.laws.gated import similarity_of
 from graftline.runtimes.load import load
 from graftline.runtimes.schedules.gated import Gated
+from tests.silenced_mlps import silenced
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
 SPEC = replace(WIDE, layers=8)
@@ -57,31 +57,12 @@ def definition(tokens: list[int], first: int, similarity: float) -> tuple[np.nda
     passes = np.zeros(len(tokens), np.bool_)
     for block in REGION:
         keep[block, 0, passes, 0] = 0
-        found = run(silenced(keep), feed)
+        found = run(silenced(SPEC, keep), feed)
         mid, full = (found[f"{name}.{block}"][0].astype(np.float64) for name in ("mid", "full"))
         lengths = np.linalg.norm(mid, axis=-1) * np.linalg.norm(full, axis=-1)
         passes |= (mid * full).sum(-1) >= similarity * lengths
         passes[:first] = False
-    return run(silenced(keep), feed)["logits"][0], (keep == 0).sum(0)[0, :, 0]
-
-
-def silenced(keep: np.ndarray) -> ir.Model:
-    """The host whose MLPs add `keep` times what they add, and its streams around each of them."""
-    model = SPEC.build()
-    sums = [node for node in model.graph if node.op_type == "Add"][1::2]
-    assert len(sums) == SPEC.layers
-    for block, node in enumerate(sums):
-        value = ir.AttrTensor("value", ir.tensor(keep[block]))
-        gate = ir.Node("", "Constant", [], {"value": value})
-        part = ir.Node("", "Mul", [node.inputs[1], gate.outputs[0]])
-        model.graph.insert_before(node, [gate, part])
-        node.replace_input_with(1, part.outputs[0])
-        for name, of in (("mid", node.inputs[0]), ("full", node.outputs[0])):
-            copy = ir.Node("", "Identity", [of])
-            copy.outputs[0].name = f"{name}.{block}"
-            model.graph.append(copy)
-            model.graph.outputs.append(copy.outputs[0])
-    return model
+    return run(silenced(SPEC, keep), feed)["logits"][0], (keep == 0).sum(0)[0, :, 0]
 
 
 def test_tokens_are_those_of_the_definition(bundle: Bundle) -> None:

@@ -21,7 +21,7 @@ from graftline.inspection.bundle_page import bundle_page
 from graftline.recipe import recipe
 from graftline.runtimes.drafters.kangaroo import Kangaroo
 from graftline.runtimes.load import load
-from tests.free_engine import free
+from tests.free_engine import answers_are_plains, free
 from tests.kangaroo_files import seeded, write_kangaroo
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
@@ -89,17 +89,7 @@ def test_check_makes_it_again_and_compares_answers(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_tokens_are_those_of_plain_decoding(bundle: Bundle, temperature: float) -> None:
-    engine = free(bundle.path)
-    options: dict[str, Any] = {"max_new_tokens": 30, "ignore_eos": True}
-    options |= {"temperature": temperature, "seed": 3}
-    plain = [engine.generate(p, recipe="plain", **options).tokens for p in prompts()]
-    alone = [engine.generate(p, **options) for p in prompts()]
-    assert [r.tokens for r in alone] == plain
-    assert sum(r.stats.drafted for r in alone) > 30
-    together = engine.generate(prompts(), recipe="plain", **options)
-    batch = engine.generate(prompts(), **options)
-    assert [r.tokens for r in batch] == [r.tokens for r in together]
-    assert sum(r.stats.drafted for r in batch) > 30
+    answers_are_plains(bundle.path, prompts(), temperature)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

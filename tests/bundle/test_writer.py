@@ -149,7 +149,7 @@ def test_no_space_is_told_before_the_write(tmp_path: Path, monkeypatch: pytest.M
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 100 << 20))
     with (
-        pytest.raises(BundleError, match=r"2,048 MiB needed, 100 MiB free"),
+        pytest.raises(BundleError, match=r"2.00 GiB needed, 100.0 MiB free"),
         BundleWriter(tmp_path / "big") as writer,
     ):
         writer.need(2 << 30)

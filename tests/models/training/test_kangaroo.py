@@ -15,6 +15,7 @@ from graftline.models.heads import open_head
 from graftline.models.tiny import tiny
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.kangaroo import Kangaroo, exit_layers
+from graftline.models.training.losses import Scored
 from graftline.models.training.packs import pack
 from graftline.models.training.rows import Row
 from graftline.models.training.run import Head, train
@@ -66,8 +67,6 @@ def test_one_depth_is_learned_for_all(folder: Path) -> None:
     first, *others = student.drafts(one)
     assert all(states is first for states in others)
     assert [student.weight(depth) for depth in range(student.depths)] == [1.0, 0.0, 0.0]
-    from graftline.models.training.losses import Scored
-
     chosen = Scored.choose(one.ids.reshape(-1), student.drafted, 260, 260, torch.Generator())
     loss_of(student, one, chosen, cold=False).backward()
     assert all(p.grad is not None for p in student.module.parameters())

@@ -18,6 +18,7 @@ from graftline.passes.laws.gated import with_similarity
 from graftline.ports import read_ports
 from tests.passes.grafts.small_blocks import BEHIND_A_NORM, FEED, SIDE_BY_SIDE, small
 from tests.passes.tiny_hosts import decoder_feed
+from tests.silenced_mlps import silenced
 
 GRAFTED = (
     "anchors | kv-cache | tree-mask | select-rows | tap{layers=0+3+norm} | reduce-logits{topk=4}"
@@ -98,25 +99,6 @@ def definition(spec: TinyDecoder, tokens: np.ndarray, similarity: float, region:
     counts = (keep == 0).sum(0)[0, :, 0]
     feed = {"tokens": tokens, "positions": np.arange(rows)[None]}
     return {"logits": run(silenced(spec, keep), feed)["logits"], "skipped": counts[None]}
-
-
-def silenced(spec: TinyDecoder, keep: np.ndarray) -> ir.Model:
-    """The host whose MLPs add `keep` times what they add, and its streams around each of them."""
-    model = spec.build()
-    sums = [node for node in model.graph if node.op_type == "Add"][1::2]
-    assert len(sums) == spec.layers
-    for block, node in enumerate(sums):
-        value = ir.AttrTensor("value", ir.tensor(keep[block]))
-        gate = ir.Node("", "Constant", [], {"value": value})
-        part = ir.Node("", "Mul", [node.inputs[1], gate.outputs[0]])
-        model.graph.insert_before(node, [gate, part])
-        node.replace_input_with(1, part.outputs[0])
-        for name, of in (("mid", node.inputs[0]), ("full", node.outputs[0])):
-            copy = ir.Node("", "Identity", [of])
-            copy.outputs[0].name = f"{name}.{block}"
-            model.graph.append(copy)
-            model.graph.outputs.append(copy.outputs[0])
-    return model
 
 
 @pytest.mark.parametrize(
