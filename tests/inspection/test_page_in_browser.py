@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from graftline.bundle.reader import Bundle
+from graftline.bundle.reader import COSTS, Bundle
 from graftline.inspection.bundle_page import bundle_page
 from graftline.inspection.page import render, write_page
 from graftline.models.decoder import TinyDecoder
+from graftline.runtimes.control.measure import machine
 from tests.commands.calling import call
 from tests.inspection.browser import OVERLAPS, SPILLS, browser, opened
 from tests.inspection.graphs import hostile, many
@@ -28,9 +30,16 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def report(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(bundle_page(Bundle.open(tiny_bundle, verify=False), None, print), out)
-    return out
+    """The page of the bundle with every part a page has: its step costs, too, whatever other tests
+    of this process measured."""
+    folder = tmp_path_factory.mktemp("page")
+    copy = shutil.copytree(tiny_bundle, folder / "x.graft", ignore=lambda *_: {COSTS})
+    bundle = Bundle.open(copy, verify=False)
+    chain = {"1": 10.0, "8": 12.0, "32": 20.0}
+    costs = {"chain": chain, "tree": {"1": 10.0, "32": 30.0}, "far": {}}
+    assert bundle.write_costs(f"{machine()} threads=2 onnxruntime=1", costs)
+    write_page(bundle_page(bundle, None, print), folder / "report.html")
+    return folder / "report.html"
 
 
 def test_it_opens_without_network_and_nothing_overlaps(chromium: Any, report: Path) -> None:
@@ -120,6 +129,7 @@ def test_search_and_keyboard(chromium: Any, report: Path) -> None:
 @pytest.mark.parametrize("options", [
     {"color_scheme": "dark"},
     {"viewport": {"width": 420, "height": 800}},
+    {"viewport": {"width": 320, "height": 800}},
 ])  # fmt: skip
 def test_dark_and_narrow_windows(chromium: Any, report: Path, options: dict[str, Any]) -> None:
     one = opened(chromium, report, **options)
@@ -130,6 +140,7 @@ def test_dark_and_narrow_windows(chromium: Any, report: Path, options: dict[str,
             break
         one.page.wait_for_timeout(100)
     assert fits
+    assert one.page.locator("svg.chart").count() == 2, "costs, and what is expected of them"
     colours = one.page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
     )

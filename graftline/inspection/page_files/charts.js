@@ -64,7 +64,7 @@ function lineChart(series, unit, label) {
       svg("text", { x: x(last[0]) + 8, y: names.get(i) + 4 }, s.name)];
   });
   const axis = svg("text", { x: left, y: height - 2 }, "rows of a step");
-  return svg("svg", { class: "chart", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...grid, ...marks, axis, ...lines.filter(Boolean));
+  return el("div", { class: "scroll" }, svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...grid, ...marks, axis, ...lines.filter(Boolean)));
 }
 
 // Rectangles of areas as given, as square as can be (Bruls, Huizing and van Wijk 2000).
