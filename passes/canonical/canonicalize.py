@@ -39,6 +39,7 @@ from graftline.passes.canonical.shapes import Measures, dedupe, fold, settle_sha
 from graftline.passes.graph.meaning import hidden_values, label, label_value
 from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.graph.names import separate_names
+from graftline.passes.graph.shapes.whole import infer
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
 from graftline.ports import Port, by_role, read_assumptions, write_assumptions, write_ports
@@ -175,7 +176,8 @@ def infer_types(model: ir.Model) -> None:
     if all(v.dtype is not None for n in model.graph for v in n.outputs):
         return
     separate_names(model.graph)
-    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+    if reason := infer(model, strict=False):
+        raise NotApplicable(f"ONNX cannot infer the graph's types: {reason}")
 
 
 def check(

@@ -6,13 +6,11 @@ neutral values for what it added.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from graftline.errors import LawBroken
 from graftline.evaluate import Feed, Prepared, prepare
@@ -21,6 +19,7 @@ from graftline.passes.anchors.reduce import block_kinds
 from graftline.passes.grafts.kv_cache import carried_caches
 from graftline.passes.grafts.tree_mask import Grove, causal_mask
 from graftline.passes.graph.ports import roles_of
+from graftline.passes.graph.shapes.whole import infer
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import read_ports
@@ -93,33 +92,8 @@ def infer_shapes(model: ir.Model, who: str = "the graph") -> None:
 
     Raises LawBroken where ONNX finds types or shapes that contradict each other.
     """
-    failures = _Failures()
-    logger = logging.getLogger(common.ShapeInferencePass.__module__)
-    propagated, disabled = logger.propagate, logging.root.manager.disable
-    logger.addHandler(failures)
-    logger.propagate = False
-    logging.disable(logging.NOTSET)  # a program may have turned all logging off
-    try:
-        common.ShapeInferencePass()(model)
-    finally:
-        logging.disable(disabled)
-        logger.removeHandler(failures)
-        logger.propagate = propagated
-    if failures.reasons:
-        raise LawBroken(who, "typed", "shape inference", failures.reasons[0])
-
-
-class _Failures(logging.Handler):
-    """onnx_ir logs a failed inference and goes on; this keeps what it logged."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.reasons: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        if error is not None:
-            self.reasons.append(" ".join(str(error).split())[:400])
+    if reason := infer(model, strict=True):
+        raise LawBroken(who, "typed", "shape inference", reason)
 
 
 def typed(graft: Graft, after: ir.Model) -> Evidence:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 
 import numpy as np
 import onnx_ir as ir
@@ -18,18 +17,12 @@ from graftline.passes.laws.common import Memo, infer_shapes
 from tests.passes.tiny_hosts import ALL, decoder_feed, grafted, host
 
 
-@pytest.mark.parametrize("disabled", [logging.NOTSET, logging.CRITICAL])
-def test_contradicting_shapes_break_a_law_whatever_is_logged(disabled: int) -> None:
+def test_contradicting_shapes_break_a_law() -> None:
     model = host()
     value = next(n for n in model.graph if n.op_type == "MatMul").outputs[0]
     value.shape = ir.Shape(["B", "N", 7])
-    logging.disable(disabled)
-    try:
-        with pytest.raises(LawBroken, match="'typed' at shape inference"):
-            infer_shapes(model)
-        assert logging.root.manager.disable == disabled
-    finally:
-        logging.disable(logging.NOTSET)
+    with pytest.raises(LawBroken, match=r"'typed' at shape inference: .*MatMul"):
+        infer_shapes(model)
 
 
 def test_pipeline_text_and_parse_are_inverses() -> None:
