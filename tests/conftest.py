@@ -122,7 +122,9 @@ def kept_exports() -> Exports:
     registry.from_torchlib = staticmethod(cache(registry.from_torchlib))
     gc.collect()
     FREEZE()
-    return Exports()
+    exports = Exports()
+    exports.forget()
+    return exports
 
 
 @pytest.fixture(scope="module", autouse=True)
