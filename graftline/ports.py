@@ -6,6 +6,7 @@ H hidden, V vocabulary, D head size, K KV heads, M nodes of the next step's tree
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -112,7 +113,11 @@ def write_ports(model: ir.Model, ports: Iterable[Port]) -> None:
 
 def read_ports(model: ir.Model) -> tuple[Port, ...]:
     """Return the ports stamped in the model, in order; an unstamped model has none."""
-    text = model.metadata_props.get(PORTS_KEY, "[]")
+    return _read(model.metadata_props.get(PORTS_KEY, "[]"))
+
+
+@functools.lru_cache(maxsize=64)
+def _read(text: str) -> tuple[Port, ...]:
     return ports_from_json(json.loads(text))
 
 

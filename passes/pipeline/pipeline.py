@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import time
 import types
@@ -130,8 +131,7 @@ def _graft(text: str, known: Mapping[str, type[Graft]]) -> Graft:
     if name not in known:
         raise PipelineSyntax(f"unknown pass '{name}'{nearest(name, known)}")
     cls = known[name]
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    fields = _options(cls)
     values: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in options.split(","))):
         key, equals, value = item.partition("=")
@@ -140,6 +140,13 @@ def _graft(text: str, known: Mapping[str, type[Graft]]) -> Graft:
             raise PipelineSyntax(f"{name} has no option '{key}'{nearest(key, fields)}")
         values[key] = _value(name, key, value.strip(), fields[key])
     return cls(**values)
+
+
+@functools.cache
+def _options(cls: type[Graft]) -> dict[str, Any]:
+    """The types of a pass's options."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def _value(name: str, key: str, text: str, kind: Any) -> Any:
