@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from graftline.bundle.reader import Bundle
-from graftline.errors import BackendError, RequestError
+from graftline.errors import GraftlineError, RequestError
 from graftline.facts import DecoderFacts, DenoiserFacts, Facts
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
@@ -154,9 +154,12 @@ class DecodeEngine:
         return self._asked(feed, [self.output.name])[0]
 
     def _asked(self, feed: dict[str, Array], names: Sequence[str]) -> list[Array]:
-        """These outputs. Raises RequestError with ONNX Runtime's own reason."""
+        """These outputs. Raises RequestError with ONNX Runtime's own reason, and what a session on
+        a GPU raises."""
         try:
             found: list[Any] = self._session.run(list(names), feed)
+        except GraftlineError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no public base class
             reason = " ".join(str(error).split())[:300]
             shapes = ", ".join(f"{name} {list(a.shape)}" for name, a in feed.items())
@@ -180,10 +183,6 @@ def load_decoder(
         )
     if threads is not None and threads < 1:
         raise RequestError(f"threads={threads} is not valid; use at least 1")
-    if manifest.target != CPU:
-        raise BackendError(
-            f"{bundle.path}: built for {manifest.target}; a {manifest.facts.kind} runs on {CPU}"
-        )
     loops = {
         stage.facts.sampling.steps: partial(_open_stage, bundle, name, threads)
         for name, stage in manifest.stages.items()
@@ -211,7 +210,12 @@ def _loop_of(
 def _open_stage(bundle: Bundle, name: str, threads: int | None) -> DecodeEngine:
     manifest = bundle.manifest
     stage = manifest.stages[name]
-    session = open_graph(bundle.graph(name), threads or os.cpu_count() or 1, plans=False)
+    if manifest.target == CPU:
+        session = open_graph(bundle.graph(name), threads or os.cpu_count() or 1, plans=False)
+    else:
+        from graftline.runtimes.trt.load import open_once
+
+        session = open_once(bundle, name)
     export = manifest.stages.get(stage.made_of)
     own = () if export is None else export.ports
     return DecodeEngine(

@@ -92,7 +92,12 @@ converter (float[B,6,N] codes, float[B,2,N] frames, float[B,4,1] speaker, float[
 were made even over the whole, and a codec's decoder: 4 samples of each latent."""
 
 
-def model_of(text: str, fixed: Mapping[str, np.ndarray] | None = None, seed: int = 0) -> ir.Model:
+def model_of(
+    text: str,
+    fixed: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> ir.Model:
     """A model of ONNX text, whose inputs of fixed sizes are seeded weights."""
     random = np.random.default_rng(seed)
     model = ir.from_onnx_text(text)
@@ -101,7 +106,7 @@ def model_of(text: str, fixed: Mapping[str, np.ndarray] | None = None, seed: int
         dims = [d for d in value.shape or () if isinstance(d, int)]
         if value.shape is not None and len(dims) == len(value.shape) and value.name not in values:
             spread = np.sqrt(np.prod(dims[1:]))
-            values[value.name or ""] = (random.standard_normal(dims) / spread).astype(np.float32)
+            values[value.name or ""] = (random.standard_normal(dims) / spread).astype(dtype)
     return filled(text, values)
 
 

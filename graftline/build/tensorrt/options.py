@@ -10,6 +10,7 @@ from graftline.errors import BackendError, nearest
 from graftline.plugins.spec import TREE_LIMIT
 from graftline.ports import Port, by_role, slot_ports
 from graftline.roles import MAIN
+from graftline.runtimes.one_pass.feeding import main_port
 
 Shapes = Mapping[str, Sequence[Sequence[int]]]
 """Input name -> its smallest, usual and largest shape."""
@@ -77,8 +78,8 @@ class BuildOptions:
         caches have slots; one that commits the last step's path writes that as well.
         """
         inputs = [p for p in ports if p.direction == "in"]
-        if main := [p for p in inputs if p.role in MAIN]:
-            return {WHOLE: self._whole(inputs, main[0])}
+        if any(p.role in MAIN for p in inputs):
+            return {WHOLE: self._whole(inputs, main_port(ports))}
         caches = [p.shape[2] for p in slot_ports(ports)]
         slots = min((n for n in caches if isinstance(n, int)), default=None)
         widest = max(self.rows)
@@ -109,15 +110,17 @@ class BuildOptions:
         ranges = dict(self.sizes)
         if isinstance(rows := main.shape[0], str):
             ranges.setdefault(rows, (1, self.batch, self.batch))
-        named = {d: p for p in reversed(inputs) for d in p.shape if isinstance(d, str)}
+        named: dict[str, Port] = {}
+        for port in inputs:
+            named |= {d: port for d in port.shape if isinstance(d, str) and d not in named}
         if odd := [name for name in self.sizes if name not in named]:
             raise BackendError(f"--engine size.{odd[0]}: no input has it{nearest(odd[0], named)}")
         if left := [name for name in named if name not in ranges]:
-            port = named[left[-1]]
+            name, port = left[0], named[left[0]]
             shape = ", ".join(map(str, port.shape))
             raise BackendError(
-                f"{port.role} '{port.name}' [{shape}]: say how large {left[-1]} is with --engine "
-                f"size.{left[-1]}=64, or of all sizes between two size.{left[-1]}=32..64"
+                f"{port.role} '{port.name}' [{shape}]: say how large {name} is with --engine "
+                f"size.{name}=64, or size.{name}=32..64 for all sizes between"
             )
         return {p.name: _shapes(p, ranges) for p in inputs}
 
