@@ -220,7 +220,7 @@ def test_options_are_read() -> None:
     sizes = EngineRequest.parse(TARGET, "fp32", "size.H=64,size.W=8..16,size.T=8..9..32").options
     assert sizes.sizes == {"H": (64, 64, 64), "W": (8, 16, 16), "T": (8, 9, 32)}
     for text in ("size.H=x", "size.H=1..2..3..4", "size.H="):
-        with pytest.raises(BackendError, match="takes a size or a range as 32..64"):
+        with pytest.raises(BackendError, match="takes a size or a range as 32"):
             EngineRequest.parse(TARGET, "fp32", text)
     with pytest.raises(BackendError, match=r"size\.H is 9\.\.8\.\.8; sizes rise from 1 on"):
         EngineRequest.parse(TARGET, "fp32", "size.H=9..8")
