@@ -171,9 +171,10 @@ def load_decoder(
     path: str | Path, *, threads: int | None = None, verify: bool = True, steps: int | None = None
 ) -> DecodeEngine:
     """Open the bundle at `path` of a host that runs once: a decoder of latents, a denoiser or its
-    sampling loop, a recogniser; on the GPU where it holds TensorRT engines. `verify`: check the hashes of its files; `steps`: open the loop of
-    so many in place of the bundle's own. Raises RequestError for a decoder of text and for a number
-    of steps that the bundle does not hold, BundleError, or BackendError."""
+    sampling loop, a recogniser; on the GPU where it holds TensorRT engines. `verify`: check the
+    hashes of its files; `steps`: open the loop of so many in place of the bundle's own. Raises
+    RequestError for a decoder of text and for a number of steps that the bundle does not hold,
+    BundleError, or BackendError."""
     bundle = Bundle.open(path, verify=verify)
     manifest = bundle.manifest
     if isinstance(manifest.facts, DecoderFacts):
