@@ -17,7 +17,7 @@ from graftline.law import LawRow
 from graftline.passes.laws.compare import TOLERANCE
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
-from graftline.roles import DECODED, LATENTS, LENGTHS
+from graftline.roles import CONTEXT, DECODED, LATENTS, LENGTHS
 from graftline.runtimes.one_pass.feeding import keyword
 from graftline.runtimes.one_pass.windows import cut_along
 from graftline.smoothing import Smoothing
@@ -33,6 +33,8 @@ LEAST = 1e-30
 """In place of a largest number that is zero."""
 CHUNKS = 5
 """Chunks of the stream that is compared."""
+PIECE = 3
+"""Latents of a piece: fewer than most contexts have."""
 ROWS = (2, 1)
 """Rows of each feed."""
 SIZES = {1: ((24,), (40,)), 2: ((16, 24), (24, 16))}
@@ -66,7 +68,24 @@ class LatentDecoder(OnePass):
         if (how := parts.stages[parts.engine].smoothing) is not None:
             say("proof: smoothed windows against windows joined by hand, and the whole")
             proof.laws += smoothed(parts, how)
+        if by_role(parts.ports(parts.engine), CONTEXT):
+            say("proof: chunks with carried contexts against the whole, with the real weights")
+            proof.laws.append(carried(parts))
         return proof
+
+
+def carried(parts: Parts) -> LawRow:
+    """Law carried: chunks one after another, each with the contexts that the last has left, and
+    pieces of an array, are what the whole makes at once. Raises LawBroken."""
+    engine, count = _opened(parts), SIZES[1][1][0]
+    latents, feed = _given(engine, (count,))
+    ways = {f"pieces of {PIECE}": engine.decode(latents, window=PIECE, **feed)}
+    if len(engine.along) == 1:
+        pieces = engine.stream_decode(iter(np.array_split(latents, CHUNKS, axis=-1)), **feed)
+        ways[f"a stream of {CHUNKS} chunks"] = np.concatenate(list(pieces), axis=-1)
+    worst = _furthest(parts, "carried", ways, engine.decode(latents, **feed))
+    what = f"{' and '.join(ways)} of {count} latents are the whole"
+    return LawRow(parts.engine, "carried", "held", what, worst, allowed(parts))
 
 
 def windowed(parts: Parts, fields: tuple[ReceptiveField, ...]) -> LawRow:
@@ -127,7 +146,8 @@ def _given(engine: DecodeEngine, along: tuple[int, ...]) -> tuple[Array, dict[st
     assert isinstance(engine.facts, LatentDecoderFacts)
     feed = _feed(engine.ports, engine.facts, 1, 1, along)
     latents = feed.pop(engine.main.name)
-    return latents, {keyword(name): value for name, value in feed.items()}
+    held = set(engine.contexts.values())
+    return latents, {keyword(name): v for name, v in feed.items() if name not in held}
 
 
 def _furthest(parts: Parts, law: str, ways: dict[str, Array], expected: Array) -> float:
@@ -203,6 +223,8 @@ def _feed(
         dtype = np.dtype(port.dtype)
         if port.role == LENGTHS:
             values = np.full(dims, along[-1] if isinstance(length, str) else length)
+        elif port.state == "running":
+            values = np.zeros(dims)
         elif port.role == LATENTS and facts.codes:
             values = random.integers(0, facts.codes, dims)
         elif dtype.kind in "iu":

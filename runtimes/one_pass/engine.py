@@ -15,7 +15,8 @@ from graftline.errors import GraftlineError, RequestError
 from graftline.facts import DecoderFacts, DenoiserFacts, Facts
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
-from graftline.roles import NOISE
+from graftline.roles import CONTEXT, NOISE
+from graftline.runtimes.one_pass.carried import Carried
 from graftline.runtimes.one_pass.feeding import Array, feed_of, keyword, main_port
 from graftline.runtimes.one_pass.recognise import outputs_of, texts_of
 from graftline.runtimes.one_pass.smoothing import Smoothed
@@ -41,7 +42,7 @@ class DecodeEngine:
     ) -> None:
         self.path, self.facts, self.ports, self.fields = path, facts, tuple(ports), tuple(fields)
         self._session, self.smoothing = session, smoothing
-        inputs = [p for p in ports if p.direction == "in"]
+        inputs = [p for p in ports if p.direction == "in" and not p.state]
         theirs = [p for p in own if p.direction == "in"]
         self.names = {keyword(p.name): p.name for p in inputs}
         """The names that conditions may be given by: the bundle's and those of the checkpoint."""
@@ -51,6 +52,8 @@ class DecodeEngine:
                 theirs.remove(known)
                 self.names.setdefault(known.name, port.name)
         self.output = next(p for p in ports if p.direction == "out")
+        self.contexts = {p.name: p.mirror for p in ports if p.role == CONTEXT and p.mirror}
+        """Outputs that the next chunk of a stream is given, and as which inputs."""
         self.loops: Mapping[int, Callable[[], DecodeEngine]] = {}
         """By the number of steps, what opens that engine."""
         self._opened: dict[int, DecodeEngine] = {}
@@ -76,8 +79,9 @@ class DecodeEngine:
         `conditions` go by the names of the bundle's ports ("condition_0") or by the checkpoint's
         own; `seed` is that of noise, where there is any. A bundle made with the pass `window`
         decodes in windows of its own size or of `window` latents along each axis; 0: at once. One
-        made with `overlap-smoothing` decodes at once, or by a `window` what it streams. Raises
-        RequestError for what does not fit.
+        made with `overlap-smoothing` decodes at once, or by a `window` what it streams; one made
+        with `carry-context` at once, or `window` latents after another. Raises RequestError for
+        what does not fit.
         """
         if steps is not None:
             return self._loop(steps).decode(latents, seed=seed, window=window, **conditions)
@@ -96,8 +100,9 @@ class DecodeEngine:
     ) -> Iterator[Array]:
         """Decode latents piece by piece along their one axis: the pieces joined are what `decode`
         gives. `latents` are an array, of which each piece is a window's, or an iterable of chunks,
-        each of which gives what it makes certain. Needs a bundle made with the pass `window`, or
-        with `overlap-smoothing`, whose pieces come near what `decode` gives. Raises RequestError.
+        each of which gives what it makes certain. Needs a bundle made with the pass `window`, with
+        `carry-context`, which computes nothing twice, or with `overlap-smoothing`, whose pieces
+        come near what `decode` gives. Raises RequestError.
         """
         windows = self._windows()
         if isinstance(latents, np.ndarray):
@@ -121,9 +126,12 @@ class DecodeEngine:
         """The latents, and the inputs that are as long."""
         along = [*self.fields, *([self.smoothing] if self.smoothing else ())]
         free = {self.main.shape[f.axis] for f in along}
+        free |= {self.main.shape[-1]} if self.contexts else set()
         return tuple(p for p in self.ports if p.direction == "in" and free & set(p.shape))
 
-    def _windows(self) -> Windowed | Smoothed:
+    def _windows(self) -> Windowed | Smoothed | Carried:
+        if self.contexts:
+            return Carried(self._run_on, self.main, self.along)
         if self.smoothing is not None:
             return Smoothed(self._run, self.main, self.along, self.smoothing)
         if not self.fields:
@@ -152,6 +160,11 @@ class DecodeEngine:
 
     def _run(self, feed: dict[str, Array]) -> Array:
         return self._asked(feed, [self.output.name])[0]
+
+    def _run_on(self, feed: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        """The output of a chunk, and the contexts for the next."""
+        made, *held = self._asked(feed, [self.output.name, *self.contexts])
+        return made, dict(zip(self.contexts.values(), held, strict=True))
 
     def _asked(self, feed: dict[str, Array], names: Sequence[str]) -> list[Array]:
         """These outputs. Raises RequestError with ONNX Runtime's own reason, and what a session on
