@@ -22,6 +22,9 @@ told, and what it makes."""
 SAMPLE, NOISE, SEED = "sample", "noise", "seed"
 """Other roles of hosts that run once: a noisy sample, noise of a standard normal distribution, and
 the seed [1] of noise that the graph draws."""
+CONTEXT = "context"
+"""Role of what a decoder of latents still reads of those before: an input, of zeros at the
+beginning, and as an output what the next chunk is given."""
 SIGNAL, SCORES, COUNTS = "signal", "scores", "counts"
 """Roles of a recogniser: what it hears or sees, the scores of every position's tokens, and how many
 positions of each row are its text."""

@@ -81,6 +81,8 @@ def write_bundle(
             extra["heads"] = [
                 _engine(writer, _asking(plan, stages[n]), n, stages[n], say) for n in asked
             ]
+        if forms := [n for n, s in stages.items() if s.role == "form"]:
+            extra["forms"] = [_engine(writer, plan.request, n, stages[n], say) for n in forms]
     passes, laws = _prove(writer.root, hosts, plan, made, stages, say)
     return Manifest(
         name=Path(writer.out).name,
@@ -231,7 +233,8 @@ def _engine(
     writer: BundleWriter, request: EngineRequest, name: str, stage: Stage, say: Watch
 ) -> dict[str, Any]:
     """Build the engine of a stage into the bundle; what the manifest says of it."""
-    part = "" if stage.owner == TARGET else f"{stage.owner}-"
+    own = stage.owner if stage.role != "form" else name
+    part = "" if own == TARGET else f"{own}-"
     rel = f"engines/{part}{_slug(str(request.target))}.engine"
     timings = Path(f"{writer.out}.timings")
     made = request.build(writer.path(stage.file), stage.ports, writer.path(rel), timings, say)

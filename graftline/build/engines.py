@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from graftline.build.tensorrt.builder import EngineFile, build, library
-from graftline.build.tensorrt.options import BuildOptions
+from graftline.build.tensorrt.options import BuildOptions, Range
 from graftline.build.tensorrt.plugins import plugin_names
 from graftline.build.tensorrt.target import FLAVOURS, Target
 from graftline.errors import BackendError, GraftlineError, nearest
@@ -24,6 +25,8 @@ from graftline.ports import Port, by_role
 
 Watch = Callable[[str], None]
 CAPACITY = 2048
+SIZE = "size."
+"""How an option begins that says how large a dimension is."""
 CHAIN_ROWS = (1,)
 """Rows of a decode step where the graph has no tree mask."""
 
@@ -49,6 +52,7 @@ class EngineRequest:
     @classmethod
     def parse(cls, target: str, dtype: str, text: str = "") -> EngineRequest:
         """Read `--target`, `--dtype` and `--engine "rows=1+64,capacity=4096,version-compatible"`.
+        A host that runs once has "batch=4,size.H=64,size.W=32..128".
 
         Everything that can be refused before a checkpoint is read is refused here: an unknown GPU,
         a missing library, a precision the GPU lacks.
@@ -63,11 +67,30 @@ class EngineRequest:
         library(aim)
         aim.check_machine()
         given = _given(text)
-        capacity = given.pop("capacity", CAPACITY)
-        assert isinstance(capacity, int)
+        capacity: int = given.pop("capacity", CAPACITY)
         options = replace(BuildOptions(), **given)
         options.check_machine()
         return cls(aim, dtype, capacity, options, rows="rows" in given)
+
+    def check_steps(self) -> None:
+        """Raise BackendError for options of hosts that run once, where the host runs in steps."""
+        for name in self.options.sizes:
+            raise BackendError(f"--engine {SIZE}{name} is for hosts that run once; leave it out")
+
+    def once(self) -> EngineRequest:
+        """The engine of a host that runs once. Raises BackendError for options of steps."""
+        steps = {"rows": self.rows, "chunk": self.options.chunk != BuildOptions.chunk,
+                 "capacity": self.capacity != CAPACITY}  # fmt: skip
+        if odd := [name for name, said in steps.items() if said]:
+            raise BackendError(
+                f"--engine {odd[0]} is for decoders of text, which run in steps; leave it out"
+            )
+        return self
+
+    @property
+    def lowering_once(self) -> str:
+        """The last pass of the pipeline of a host that runs once."""
+        return f"lower-tensorrt{{dtype={self.dtype}}}"
 
     @property
     def lowering(self) -> str:
@@ -130,15 +153,19 @@ class EngineRequest:
         return made
 
 
-def _given(text: str) -> dict[str, int | bool | tuple[int, ...]]:
-    """`batch=4,rows=1+64,version-compatible` as options of BuildOptions, and capacity."""
+def _given(text: str) -> dict[str, Any]:
+    """`batch=4,rows=1+64,version-compatible` as options of BuildOptions, and capacity; the sizes of
+    `size.H=64,size.W=32..128` together."""
     flags = [f.name for f in fields(BuildOptions) if isinstance(f.default, bool)]
     numbers = ["batch", "chunk", "capacity"]
     known = [n.replace("_", "-") for n in (*flags, *numbers, "rows")]
-    found: dict[str, int | bool | tuple[int, ...]] = {}
+    found: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = item.partition("=")
         key = name.replace("-", "_")
+        if name.startswith(SIZE):
+            found.setdefault("sizes", {})[name.removeprefix(SIZE)] = _range(name, value)
+            continue
         if name not in known:
             raise BackendError(f"--engine has no option '{name}'{nearest(name, known)}")
         if key in flags:
@@ -151,3 +178,13 @@ def _given(text: str) -> dict[str, int | bool | tuple[int, ...]]:
             raise BackendError(f"--engine {name} takes a whole number, not '{value}'")
         found[key] = tuple(map(int, parts)) if key == "rows" else int(value)
     return found
+
+
+def _range(name: str, value: str) -> Range:
+    """`64`, `32..64` or `32..48..64`: the smallest, usual and largest size; the usual one is the
+    largest where it is not said."""
+    parts = value.split("..")
+    if not 1 <= len(parts) <= 3 or not all(p.isdigit() for p in parts):
+        raise BackendError(f"--engine {name} takes a size or a range as 32..64, not '{value}'")
+    sizes = [int(p) for p in parts]
+    return sizes[0], sizes[len(sizes) // 2], sizes[-1]

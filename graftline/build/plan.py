@@ -43,7 +43,7 @@ from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.recipe import DECODER, FUSED, Recipe, check_step, recipe
 from graftline.route import MIDDLE, ROUTE, Route
-from graftline.targets import CPU, ending
+from graftline.targets import CPU, CUDA, ending
 
 if TYPE_CHECKING:
     from graftline.facts import DecoderFacts
@@ -183,6 +183,8 @@ class Plan:
                 raise GraftlineError(f"{said} is for denoisers; the checkpoint is a {kind.name}")
             if self.recipe is not None and self.recipe.kind != DECODER:
                 raise _other_kind(self.recipe, kind)
+            if self.request is not None:
+                self.request.check_steps()
             return self
         chosen = self.recipe if recipe is not None else None
         if chosen is not None and chosen.kind not in (kind.name, DECODER):
@@ -191,12 +193,16 @@ class Plan:
             "--recipe": chosen is not None and chosen.kind == DECODER,
             "--draft": self.draft, "--draft-depths": self.depths, "--head": self.head,
             "--skip": self.skip, "--speedup": self.speedup, "--exit": self.exits,
-            "--step fused": self.fused, "--target": self.target if self.target != CPU else None,
-            f"--dtype {self.dtype}": self.dtype != "fp32",
+            "--step fused": self.fused, "--target": self.target == CUDA,
+            f"--dtype {self.dtype}": self.request is None and self.dtype != "fp32",
         }  # fmt: skip
         if odd := [option for option, said in asked.items() if said]:
             raise GraftlineError(f"{odd[0]} is for decoders; the checkpoint is a {kind.name}")
-        parts = [kind.front, str(self.one_pass()), ending(self.target, self.dtype, None)]
+        if self.request is None:
+            lowering = ending(self.target, self.dtype, None)
+        else:
+            lowering = self.request.once().lowering_once
+        parts = [kind.front, str(self.one_pass()), lowering]
         pipeline = Pipeline.parse(" | ".join(filter(None, parts)), GRAFTS)
         stages = [
             StagePlan(name, role, str(text), self.dtype, says=says)

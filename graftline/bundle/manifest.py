@@ -126,8 +126,11 @@ class EngineRow:
     plugins: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-EXTRA: Mapping[str, Any] = {"engine": EngineRow, "heads": tuple[EngineRow, ...]}
-"""What `extra` may hold, and of which type."""
+EXTRA: Mapping[str, Any] = {
+    "engine": EngineRow, "heads": tuple[EngineRow, ...], "forms": tuple[EngineRow, ...],
+}  # fmt: skip
+"""What `extra` may hold, and of which type: TensorRT engines of the target, of draft heads, and of
+other forms of the target's run."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,8 @@ class Manifest:
     def built(self) -> list[tuple[str, Mapping[str, Any]]]:
         """The TensorRT engines, the target's first, each with the key of `extra` it is under."""
         engine = self.extra.get("engine")
-        heads = [("heads", row) for row in self.extra.get("heads", ())]
-        return [*([("engine", engine)] if engine else []), *heads]
+        more = [(key, row) for key in ("heads", "forms") for row in self.extra.get(key, ())]
+        return [*([("engine", engine)] if engine else []), *more]
 
     def engine_of(self, stage: str) -> Stage:
         """The engine of a stage's owner."""

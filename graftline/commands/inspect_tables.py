@@ -106,12 +106,15 @@ def print_tables(
 def _engine_table(engine: Mapping[str, Any], ports: tuple[Port, ...]) -> Any:
     """What the manifest says of the engine: nothing is opened, so no GPU is needed."""
     from graftline.ports import slot_ports
+    from graftline.roles import MAIN
+    from graftline.runtimes.one_pass.feeding import main_port
 
     memory = f"{told_size(engine['peak_memory'])} of memory"
     options = engine["options"]
     flags = [name.replace("_", "-") for name, value in options.items() if value is True]
     slots = {p.shape[2] for p in slot_ports(ports)}
     of_slots = f" of {', '.join(map(str, slots))} slots" if slots else ""
+    once = any(p.role in MAIN for p in ports)
     sides = [sum(p.direction == side for p in ports) for side in ("in", "out")]
     aliased = sum(p.mirror is not None for p in ports)
     plugins = [f"{name} {digest[:12]}" for name, digest in engine.get("plugins", {}).items()]
@@ -120,13 +123,14 @@ def _engine_table(engine: Mapping[str, Any], ports: tuple[Port, ...]) -> Any:
         ("file", f"{engine['file']}, {told_size(engine['size'])}"),
         ("runs on", f"{engine['target']}, with {engine['library']}"),
         ("built in", f"{engine['seconds']:.0f} s, {memory}"),
-        ("takes", f"{options['batch']} sequences{of_slots}"),
+        ("takes", f"{options['batch']} {'rows' if once else 'sequences'}{of_slots}"),
         *([("options", ", ".join(flags))] if flags else []),
         ("tensors", f"{sides[0]} inputs, {sides[1]} outputs, {aliased} of them written in place"),
         ("plugins", ", ".join(plugins) or "none"),
     ]
     for name, shapes in engine["profiles"].items():
-        port = next(p for p in ports if p.direction == "in" and not p.state)
+        first = next(p for p in ports if p.direction == "in" and not p.state)
+        port = main_port(ports) if once else first
         least, _, most = shapes[port.name]
         rows.append((f"profile {name}", f"{port.role} {least} to {most}"))
     return screen.table("engine", ("", " "), rows)

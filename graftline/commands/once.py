@@ -95,7 +95,8 @@ def feed_for(
     kind = kind_of(engine.facts)
     assert isinstance(kind, OnePass), "a bundle that runs once was opened"
     held = kind.feed(tuple(sized), engine.facts, seed) | held
-    drawn = {p.name for p in inputs if p.role in (FRESH, NOISE, SEED)} - set(values)
+    own = {p.name for p in inputs if p.role in (FRESH, NOISE, SEED) or p.state}
+    drawn = own - set(values)
     rest = {n: v for n, v in held.items() if n != first.name and n not in drawn}
     return Feed(held[first.name], {keyword(n): v for n, v in rest.items()})
 

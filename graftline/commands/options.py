@@ -141,7 +141,8 @@ EngineOptions = Annotated[
     typer.Option(
         metavar="OPTIONS",
         help="TensorRT options: rows=1+64 (tree nodes of the decode profiles), chunk=512, "
-        "batch=1, capacity=2048, version-compatible, refittable, strip-weights.",
+        "batch=1, capacity=2048, version-compatible, refittable, strip-weights. Of hosts that run "
+        "once: batch=1, and size.H=64 or size.H=32..128 for dimensions that inputs leave open.",
     ),
 ]
 BuildStep = Annotated[

@@ -12,8 +12,7 @@ import numpy.typing as npt
 from graftline.facts import DraftBlockFacts
 from graftline.kinds.decoder.kind import Decoder
 from graftline.kinds.decoder.proof import near_rows
-from graftline.kinds.draft_head import NO_BF16
-from graftline.kinds.kind import Parts, Proof, Watch
+from graftline.kinds.kind import NO_BF16, Parts, Proof, Watch
 from graftline.law import LawRow
 from graftline.ports import FEATURES, Port, by_role, slot_ports, state_port
 from graftline.roles import Roles

@@ -12,21 +12,17 @@ import onnx_ir as ir
 from graftline.errors import LawBroken
 from graftline.evaluate import Feed, run
 from graftline.facts import DraftHeadFacts, Facts, read_facts
-from graftline.kinds.kind import Parts, Proof, Watch
+from graftline.kinds.kind import NO_BF16, Parts, Proof, Watch
 from graftline.kinds.one_pass import Array, OnePass
 from graftline.law import Evidence, LawRow
-from graftline.nearness import NEARBY, OF_FACTS, spread_gaps
+from graftline.nearness import NEARBY, spread_gaps
 from graftline.passes.grafts.head_parts import head_parts
-from graftline.passes.laws.compare import Comparison
 from graftline.ports import Port, by_role, read_ports
 from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
 
 if TYPE_CHECKING:
     from graftline.models.reference import OwnModel
 
-HALVES = {precision: dtype for dtype, precision in OF_FACTS.items()}
-"""The dtype of a precision that rounds more than float32."""
-NO_BF16 = "ONNX Runtime's CPU has no bf16"
 SIZES = ((2, 5), (3, 1))
 """Sequences and rows of each feed; a step asks for one row of each."""
 
@@ -86,12 +82,6 @@ class DraftHead(OnePass):
             raise LawBroken(stage, law, f"{parts.dtype} logits", by)
         what = f"{self.output} near the published heads', as {parts.dtype} weights are"
         return LawRow(stage, law, "held", what, off, most)
-
-    def _rounding(self, parts: Parts, graft: str, law: str) -> Comparison:
-        """Logits leave their product as float32, whatever it was computed in."""
-        if parts.dtype not in HALVES:
-            return super()._rounding(parts, graft, law)
-        return Comparison(graft, law, HALVES[parts.dtype])
 
     def _best(self, parts: Parts) -> LawRow:
         """Law `best`: the candidates of every head are its largest logits, and in their order."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from graftline.recipe import Recipe
 
 Watch = Callable[[str], None]
+NO_BF16 = "ONNX Runtime's CPU has no bf16"
+"""Why what an engine computes is not compared here."""
 
 
 @dataclass(frozen=True)

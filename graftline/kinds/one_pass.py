@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from graftline.build.engines import is_engine
 from graftline.bundle.reader import Bundle
-from graftline.errors import CannotEvaluate, LawBroken
+from graftline.errors import CannotEvaluate, LawBroken, NotApplicable
 from graftline.evaluate import Feed, oracle_limit, run
 from graftline.facts import Facts, read_facts
-from graftline.kinds.kind import Finding, Parts, Proof, Small, Watch
+from graftline.kinds.kind import NO_BF16, Finding, Parts, Proof, Small, Watch
 from graftline.law import Evidence, LawRow
 from graftline.passes.anchors.reduce import hold_weights, weight_bytes
-from graftline.passes.laws.compare import Comparison
+from graftline.passes.graph.meaning import World
+from graftline.passes.graph.shapes.shapes import Measure
+from graftline.passes.laws.compare import TOLERANCE, Comparison
 from graftline.passes.pipeline.sample import Sample
 from graftline.ports import Port, by_role, read_ports
 from graftline.raw_ports import read_raw
@@ -82,8 +85,20 @@ class OnePass(ABC):
         """None: what it is fed in use is not known."""
         return Sample({}, {}, say, f"a {self.name} writes none by itself")
 
-    def engine_of(self, lowered: ir.Model, target: str) -> None:  # noqa: B027
-        """One run over whole inputs: nothing is needed besides the graph."""
+    def engine_of(self, lowered: ir.Model, target: str) -> None:
+        """One run over whole inputs: nothing is needed besides the graph. On a GPU there is room
+        for outputs before the run, so that their sizes must follow from those of the inputs."""
+        if not is_engine(target):
+            return
+        ports, values = read_ports(lowered), {v.name: v for v in lowered.graph.inputs}
+        feed = self.feed(ports, read_facts(lowered), 0)
+        sizes = {values[name]: array.shape for name, array in feed.items()}
+        measured = Measure(lowered.graph, World({}), inputs=sizes)
+        if odd := [v.name or "" for v in lowered.graph.outputs if measured.of(v) is None]:
+            raise NotApplicable(
+                f"{target} needs outputs whose sizes follow from those of the inputs; a recogniser "
+                "that counts its positions has them with --passes pad-positions", odd,
+            )  # fmt: skip
 
     def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
         """Outputs for feeds of several sizes: the user's own file, the export, the engine."""
@@ -135,12 +150,16 @@ class OnePass(ABC):
         name = self._name(ports)
         return Comparison(graft, law, next(p.dtype for p in ports if p.name == name))
 
-    def _rounding(self, parts: Parts, graft: str, law: str) -> Comparison:
-        """Between an engine and its export: within what the precision of either rounds."""
-        return self._comparison(graft, law, parts.ports(parts.export))
+    def _rounding(self, parts: Parts, stage: str, law: str) -> Comparison:
+        """Between a stage and its export: within what the precision of either rounds."""
+        found = self._comparison(stage, law, parts.ports(parts.export))
+        own = parts.stages[stage].facts.dtype
+        return replace(found, dtype=max(found.dtype, own, key=TOLERANCE.__getitem__))
 
     def _whole(self, parts: Parts, stage: str) -> LawRow:
         """A stage computes what it owes to the export."""
+        if parts.dtype == "bf16":
+            return LawRow(stage, "whole", "not_run", NO_BF16)
         got = self._outputs(parts, stage)
         return self._same(parts, "whole", stage, got, self._owed(parts, stage))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,16 +25,21 @@ PRECISIONS = {
     "fp16": ir.DataType.FLOAT16,
     "bf16": ir.DataType.BFLOAT16,
 }
-NARROW = frozenset(
-    {"MatMul", "Gemm", "Attention", "TreeAttention", "TensorScatter", "RotaryEmbedding"}
-)
+NARROW = frozenset({
+    "MatMul", "Gemm", "Conv", "ConvTranspose", "Attention", "TreeAttention", "TensorScatter",
+    "RotaryEmbedding",
+})  # fmt: skip
 """Always in the low precision: they move the bytes, and accumulate in fp32 by themselves."""
 WIDE = frozenset(
     {"LayerNormalization", "Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Softplus",
-     "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "CumSum"}
+     "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "CumSum", "ReduceL1",
+     "ReduceLogSum", "ReduceLogSumExp", "InstanceNormalization", "GroupNormalization",
+     "MeanVarianceNormalization", "LpNormalization", "GlobalAveragePool"}
 )  # fmt: skip
 """Always in fp32: sums and powers that leave fp16's range or lose bf16's digits.
 RMSNormalization is not among them: it squares and sums in fp32 by itself (stash_type)."""
+FP32: Mapping[str, tuple[int, ...]] = {"Resize": (1, 2)}
+"""Operands, by place, that an operator takes in fp32 alone: regions and scales."""
 SMALL = 1 << 16
 """Bytes of a weight below which it is rounded at once."""
 LAYOUT = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Identity", "Concat"})
@@ -83,10 +89,11 @@ class Precision:
         for place, value in enumerate(node.inputs):
             if value is None or value.dtype not in (ir.DataType.FLOAT, self.low):
                 continue
+            taken = ir.DataType.FLOAT if place in FP32.get(node.op_type, ()) else dtype
             if constant(value) is not None:
-                self.wanted.setdefault(value, {}).setdefault(dtype, []).append((node, place))
-            elif value.dtype != dtype:
-                node.replace_input_with(place, self._cast(value, dtype, node))
+                self.wanted.setdefault(value, {}).setdefault(taken, []).append((node, place))
+            elif value.dtype != taken:
+                node.replace_input_with(place, self._cast(value, taken, node))
         for value in node.outputs:
             if value.dtype in (ir.DataType.FLOAT, self.low):
                 value.type = ir.TensorType(dtype)

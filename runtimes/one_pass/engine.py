@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from graftline.bundle.reader import Bundle
-from graftline.errors import BackendError, RequestError
+from graftline.errors import GraftlineError, RequestError
 from graftline.facts import DecoderFacts, DenoiserFacts, Facts
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
-from graftline.roles import NOISE
+from graftline.roles import CONTEXT, NOISE
+from graftline.runtimes.one_pass.carried import Carried
 from graftline.runtimes.one_pass.feeding import Array, feed_of, keyword, main_port
 from graftline.runtimes.one_pass.recognise import outputs_of, texts_of
 from graftline.runtimes.one_pass.smoothing import Smoothed
@@ -41,7 +42,7 @@ class DecodeEngine:
     ) -> None:
         self.path, self.facts, self.ports, self.fields = path, facts, tuple(ports), tuple(fields)
         self._session, self.smoothing = session, smoothing
-        inputs = [p for p in ports if p.direction == "in"]
+        inputs = [p for p in ports if p.direction == "in" and not p.state]
         theirs = [p for p in own if p.direction == "in"]
         self.names = {keyword(p.name): p.name for p in inputs}
         """The names that conditions may be given by: the bundle's and those of the checkpoint."""
@@ -51,6 +52,8 @@ class DecodeEngine:
                 theirs.remove(known)
                 self.names.setdefault(known.name, port.name)
         self.output = next(p for p in ports if p.direction == "out")
+        self.contexts = {p.name: p.mirror for p in ports if p.role == CONTEXT and p.mirror}
+        """Outputs that the next chunk of a stream is given, and as which inputs."""
         self.loops: Mapping[int, Callable[[], DecodeEngine]] = {}
         """By the number of steps, what opens that engine."""
         self._opened: dict[int, DecodeEngine] = {}
@@ -76,8 +79,9 @@ class DecodeEngine:
         `conditions` go by the names of the bundle's ports ("condition_0") or by the checkpoint's
         own; `seed` is that of noise, where there is any. A bundle made with the pass `window`
         decodes in windows of its own size or of `window` latents along each axis; 0: at once. One
-        made with `overlap-smoothing` decodes at once, or by a `window` what it streams. Raises
-        RequestError for what does not fit.
+        made with `overlap-smoothing` decodes at once, or by a `window` what it streams; one made
+        with `carry-context` at once, or `window` latents after another. Raises RequestError for
+        what does not fit.
         """
         if steps is not None:
             return self._loop(steps).decode(latents, seed=seed, window=window, **conditions)
@@ -96,8 +100,9 @@ class DecodeEngine:
     ) -> Iterator[Array]:
         """Decode latents piece by piece along their one axis: the pieces joined are what `decode`
         gives. `latents` are an array, of which each piece is a window's, or an iterable of chunks,
-        each of which gives what it makes certain. Needs a bundle made with the pass `window`, or
-        with `overlap-smoothing`, whose pieces come near what `decode` gives. Raises RequestError.
+        each of which gives what it makes certain. Needs a bundle made with the pass `window`, with
+        `carry-context`, which computes nothing twice, or with `overlap-smoothing`, whose pieces
+        come near what `decode` gives. Raises RequestError.
         """
         windows = self._windows()
         if isinstance(latents, np.ndarray):
@@ -121,9 +126,12 @@ class DecodeEngine:
         """The latents, and the inputs that are as long."""
         along = [*self.fields, *([self.smoothing] if self.smoothing else ())]
         free = {self.main.shape[f.axis] for f in along}
+        free |= {self.main.shape[-1]} if self.contexts else set()
         return tuple(p for p in self.ports if p.direction == "in" and free & set(p.shape))
 
-    def _windows(self) -> Windowed | Smoothed:
+    def _windows(self) -> Windowed | Smoothed | Carried:
+        if self.contexts:
+            return Carried(self._run_on, self.main, self.along)
         if self.smoothing is not None:
             return Smoothed(self._run, self.main, self.along, self.smoothing)
         if not self.fields:
@@ -153,10 +161,18 @@ class DecodeEngine:
     def _run(self, feed: dict[str, Array]) -> Array:
         return self._asked(feed, [self.output.name])[0]
 
+    def _run_on(self, feed: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        """The output of a chunk, and the contexts for the next."""
+        made, *held = self._asked(feed, [self.output.name, *self.contexts])
+        return made, dict(zip(self.contexts.values(), held, strict=True))
+
     def _asked(self, feed: dict[str, Array], names: Sequence[str]) -> list[Array]:
-        """These outputs. Raises RequestError with ONNX Runtime's own reason."""
+        """These outputs. Raises RequestError with ONNX Runtime's own reason, and what a session on
+        a GPU raises."""
         try:
             found: list[Any] = self._session.run(list(names), feed)
+        except GraftlineError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no public base class
             reason = " ".join(str(error).split())[:300]
             shapes = ", ".join(f"{name} {list(a.shape)}" for name, a in feed.items())
@@ -168,9 +184,10 @@ def load_decoder(
     path: str | Path, *, threads: int | None = None, verify: bool = True, steps: int | None = None
 ) -> DecodeEngine:
     """Open the bundle at `path` of a host that runs once: a decoder of latents, a denoiser or its
-    sampling loop, a recogniser. `verify`: check the hashes of its files; `steps`: open the loop of
-    so many in place of the bundle's own. Raises RequestError for a decoder of text and for a number
-    of steps that the bundle does not hold, BundleError, or BackendError."""
+    sampling loop, a recogniser; on the GPU where it holds TensorRT engines. `verify`: check the
+    hashes of its files; `steps`: open the loop of so many in place of the bundle's own. Raises
+    RequestError for a decoder of text and for a number of steps that the bundle does not hold,
+    BundleError, or BackendError."""
     bundle = Bundle.open(path, verify=verify)
     manifest = bundle.manifest
     if isinstance(manifest.facts, DecoderFacts):
@@ -180,10 +197,6 @@ def load_decoder(
         )
     if threads is not None and threads < 1:
         raise RequestError(f"threads={threads} is not valid; use at least 1")
-    if manifest.target != CPU:
-        raise BackendError(
-            f"{bundle.path}: built for {manifest.target}; a {manifest.facts.kind} runs on {CPU}"
-        )
     loops = {
         stage.facts.sampling.steps: partial(_open_stage, bundle, name, threads)
         for name, stage in manifest.stages.items()
@@ -211,7 +224,12 @@ def _loop_of(
 def _open_stage(bundle: Bundle, name: str, threads: int | None) -> DecodeEngine:
     manifest = bundle.manifest
     stage = manifest.stages[name]
-    session = open_graph(bundle.graph(name), threads or os.cpu_count() or 1, plans=False)
+    if manifest.target == CPU:
+        session = open_graph(bundle.graph(name), threads or os.cpu_count() or 1, plans=False)
+    else:
+        from graftline.runtimes.trt.load import open_once
+
+        session = open_once(bundle, name)
     export = manifest.stages.get(stage.made_of)
     own = () if export is None else export.ports
     return DecodeEngine(

@@ -68,6 +68,8 @@ def feed_of(
         elif port.role == LENGTHS:
             long = feed[first.name].shape[1 if first.role == SIGNAL else -1]
             feed[port.name] = np.full(_dims(port, sizes), long, port.dtype)
+        elif port.state == "running":  # nothing before: zeros, as the whole is padded with
+            feed[port.name] = np.zeros(_dims(port, sizes), port.dtype)
         elif port.role == SEED:
             feed[port.name] = np.full(_dims(port, sizes), seed, port.dtype)
         elif port.role in (NOISE, FRESH):

@@ -38,6 +38,11 @@ class Context(Protocol):
         """Say where a tensor lies and, of an input, its shape. Raises BackendError."""
         ...
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an output, once all inputs are bound. Raises BackendError where it depends
+        on more than their shapes."""
+        ...
+
     def enqueue(self) -> None:
         """Run once. Raises BackendError."""
         ...

@@ -113,6 +113,13 @@ class TrtContext:
         if not self._context.set_tensor_address(name, address):
             raise self._engine.refusal(f"tensor {name} cannot lie at {address:#x}")
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an output for the inputs as they are bound."""
+        found = tuple(self._context.get_tensor_shape(name))
+        if any(size < 0 for size in found):
+            raise self._engine.refusal(f"the shape of {name} is known only after a run: {found}")
+        return found
+
     def enqueue(self) -> None:
         """One run of the engine on the device's stream."""
         if not self._context.execute_async_v3(self._stream):

@@ -21,6 +21,7 @@ from graftline.runtimes.trt.engine import TrtEngine
 from graftline.runtimes.trt.features import LentCaches, TrtFeatureSession, feature_engine
 from graftline.runtimes.trt.fused import TrtFusedStep
 from graftline.runtimes.trt.heads import TrtHead, TrtHeads
+from graftline.runtimes.trt.once import TrtOnce
 from graftline.runtimes.trt.plan import EnginePlan
 from graftline.runtimes.trt.session import TrtSession
 
@@ -80,6 +81,13 @@ def open_fused(
     if not isinstance(opened, FeatureEngine) or not isinstance(opened.head, TrtFeatureSession):
         raise BackendError(f"{bundle.path}: its fused step drafts by a head that it lacks")
     return TrtFusedStep(session, LentCaches(opened.head, session))
+
+
+def open_once(bundle: Bundle, stage: str) -> TrtOnce:
+    """The engine of a stage of a host that runs once. Raises BackendError as `open_engine` does."""
+    row = next(row for _, row in bundle.manifest.built() if row["graph"] == stage)
+    plan = _checked(EnginePlan.read(bundle.manifest, row))
+    return TrtOnce(_opened(bundle, plan), plan, bundle.manifest.stages[stage].ports)
 
 
 def _checked(plan: EnginePlan) -> EnginePlan:

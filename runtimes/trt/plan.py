@@ -10,7 +10,8 @@ from typing import Any, cast
 from graftline.bundle.manifest import Manifest, Stage
 from graftline.errors import BackendError, BundleError
 from graftline.ports import Port, slot_ports, step_port
-from graftline.roles import Roles
+from graftline.roles import MAIN, Roles
+from graftline.runtimes.one_pass.feeding import main_port
 
 LIBRARIES = {"trt-rtx": "tensorrt-rtx-cu13", "trt": "tensorrt-cu13"}
 """Flavour -> the package that runs its engines."""
@@ -48,7 +49,8 @@ class EnginePlan:
     plugins: Mapping[str, str]
     rebuild: str
     tokens: str
-    """The input whose shape is sequences and rows: the tokens, where it takes any."""
+    """The input whose shape is sequences and rows: the tokens, where it takes any; of a host that
+    runs once, the input that its output is made of."""
 
     @classmethod
     def read(cls, manifest: Manifest, row: Mapping[str, Any] | None = None) -> EnginePlan:
@@ -148,6 +150,8 @@ class EnginePlan:
 
 
 def _rows_of(stage: Stage) -> str:
+    if any(p.role in MAIN for p in stage.ports):
+        return main_port(stage.ports).name
     port = step_port(stage.ports, stage.owner)
     assert port is not None, "an engine has a row for each position"
     return Roles.of(stage.ports, stage.owner).inputs.get("tokens", port.name)

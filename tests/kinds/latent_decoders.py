@@ -92,7 +92,41 @@ converter (float[B,6,N] codes, float[B,2,N] frames, float[B,4,1] speaker, float[
 were made even over the whole, and a codec's decoder: 4 samples of each latent."""
 
 
-def model_of(text: str, fixed: Mapping[str, np.ndarray] | None = None, seed: int = 0) -> ir.Model:
+CAUSAL = """
+<ir_version: 10, opset_import: ["" : 20]>
+causal (float[B,6,N] codes, float[8,6,7] enter, float[8,8,4] up1, float[8,8,3] res1,
+        float[8,8,1] res2, float[8,4,8] up2, float[1,4,5] leave) => (float[B,1,T] wave)
+{
+  front = Constant <value_ints = [0, 0, 6, 0, 0, 0]> ()
+  first = Constant <value_ints = [0]> ()
+  end = Constant <value_ints = [-4]> ()
+  axis = Constant <value_ints = [2]> ()
+  padded = Pad (codes, front)
+  h0 = Conv (padded, enter)
+  a0 = Elu (h0)
+  h1 = ConvTranspose <strides = [2], pads = [0, 2]> (a0, up1)
+  r1 = Elu (h1)
+  r2 = Conv <pads = [6, 0], dilations = [3]> (r1, res1)
+  r3 = Elu (r2)
+  r4 = Conv (r3, res2)
+  h2 = Add (h1, r4)
+  a2 = Elu (h2)
+  long = ConvTranspose <strides = [4]> (a2, up2)
+  h3 = Slice (long, first, end, axis)
+  said = Conv <pads = [4, 0]> (h3, leave)
+  wave = Tanh (said)
+}
+"""
+"""In the manner of EnCodec's streamable decoder (arXiv 2210.13438): 8 samples of each latent, none
+of which depends on latents to come."""
+
+
+def model_of(
+    text: str,
+    fixed: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+) -> ir.Model:
     """A model of ONNX text, whose inputs of fixed sizes are seeded weights."""
     random = np.random.default_rng(seed)
     model = ir.from_onnx_text(text)
@@ -101,7 +135,7 @@ def model_of(text: str, fixed: Mapping[str, np.ndarray] | None = None, seed: int
         dims = [d for d in value.shape or () if isinstance(d, int)]
         if value.shape is not None and len(dims) == len(value.shape) and value.name not in values:
             spread = np.sqrt(np.prod(dims[1:]))
-            values[value.name or ""] = (random.standard_normal(dims) / spread).astype(np.float32)
+            values[value.name or ""] = (random.standard_normal(dims) / spread).astype(dtype)
     return filled(text, values)
 
 

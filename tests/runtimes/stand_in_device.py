@@ -35,6 +35,9 @@ class StandInContext:
             assert inside, f"{name}: {list(shape)} is not in {least} .. {most}"
         self.bound[name] = address, tuple(shape)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.device.shape(name, self.bound)
+
     def enqueue(self) -> None:
         bound = dict(self.bound)
         self.device.push(lambda: self.device.execute(bound))
@@ -132,9 +135,10 @@ class StandInDevice:
     def context(self, profile: int, fixed: bool) -> StandInContext:
         shapes = self.profiles[profile]
         port = step_port(self.ports, self.ports[0].owner)
-        assert port is not None
-        tokens = shapes[port.name]
-        assert fixed == (tokens[0][1] == tokens[2][1])
+        rows = [(s[0][1], s[2][1]) for s in (shapes[port.name],)] if port is not None else [
+            (s[0], s[2]) for s in shapes.values()
+        ]  # fmt: skip
+        assert fixed == all(least == most for least, most in rows)
         return self.contexts.setdefault(profile, StandInContext(self, shapes))
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
@@ -181,6 +185,11 @@ class StandInDevice:
             assert cache or bound[name][0] not in [a for a, _ in places], "one address, two tensors"
             assert value.shape == bound[name][1], f"{name}: {value.shape}, not {bound[name][1]}"
             self._write(bound[name][0], np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+
+    def shape(self, name: str, bound: Mapping[str, tuple[int, tuple[int, ...]]]) -> tuple[int, ...]:
+        inputs = [p for p in self.ports if p.direction == "in"]
+        feed = {p.name: np.zeros(bound[p.name][1], np.dtype(p.dtype)) for p in inputs}
+        return tuple(self._engine.run([name], feed)[0].shape)
 
     def _tensor(self, port: Port, address: int, shape: tuple[int, ...]) -> Array:
         dtype = np.dtype(port.dtype)

@@ -19,7 +19,7 @@ from graftline.errors import LawBroken
 from graftline.facts import DecoderFacts, as_decoder
 from graftline.kinds.decoder.probe import MOST_ROWS, Probe, make_probe, make_tokens
 from graftline.kinds.decoder.whole import Taps, taps_law, whole
-from graftline.kinds.kind import Parts, Proof
+from graftline.kinds.kind import NO_BF16, Parts, Proof
 from graftline.law import Evidence, LawRow
 from graftline.memory import free_memory
 from graftline.nearness import NEARBY, OF_FACTS, coarser, few_rows, gaps, limit, spread_gaps
@@ -290,7 +290,7 @@ def _unlike_cpu(parts: Parts) -> str:
     sizes = [p.shape[2] for p in parts.ports(parts.engine) if p.mirror is not None]
     few = any(isinstance(size, int) and size <= STEP for size in sizes)
     why = "too few slots for a step" if few else ""
-    why = "ONNX Runtime's CPU has no bf16" if parts.dtype == "bf16" else why
+    why = NO_BF16 if parts.dtype == "bf16" else why
     return f"{why}; the oracle ran the reduced host" if why else ""
 
 

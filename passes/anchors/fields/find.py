@@ -80,13 +80,9 @@ def receptive_fields(
 def _along(
     part: Part, output: ir.Value, axis: int, channels: Mapping[int, int]
 ) -> ReceptiveField | Blocked:
-    sizes = {n: sizes_of(part, axis, n, channels) for n in LENGTHS}
-    sources = {v: len(sizes[LENGTHS[0]][v]) - len(sizes[LENGTHS[0]][part.source]) + axis
-               for v in (part.source, *part.along)}  # fmt: skip
-    try:
-        found = walk(part.nodes, sources, sizes)
-    except (CannotEvaluate, NotApplicable) as error:
-        return Blocked(label_value(part.source), str(error))
+    found = walked(part, axis, channels)
+    if isinstance(found, Blocked):
+        return found
     state = found.state(output)
     if isinstance(state, Blocked):
         return state
@@ -102,6 +98,17 @@ def _along(
     return ReceptiveField(
         axis, state.axis, int(state.ratio), state.extra, state.left, state.right, step
     )
+
+
+def walked(part: Part, axis: int, channels: Mapping[int, int]) -> Walk | Blocked:
+    """A part walked along one axis of the source, or why its shapes are not known."""
+    sizes = {n: sizes_of(part, axis, n, channels) for n in LENGTHS}
+    sources = {v: len(sizes[LENGTHS[0]][v]) - len(sizes[LENGTHS[0]][part.source]) + axis
+               for v in (part.source, *part.along)}  # fmt: skip
+    try:
+        return walk(part.nodes, sources, sizes)
+    except (CannotEvaluate, NotApplicable) as error:
+        return Blocked(label_value(part.source), str(error))
 
 
 def walk(

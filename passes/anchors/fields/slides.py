@@ -24,7 +24,7 @@ def _first(walk: Walk, node: ir.Node) -> Span | Blocked:
     return state
 
 
-def _window(walk: Walk, node: ir.Node, place: int) -> tuple[int, int, int, int, int]:
+def sliding(walk: Walk, node: ir.Node, place: int) -> tuple[int, int, int, int, int]:
     """(kernel with its gaps, stride, pads in front and behind, whether pads are counted up) along
     one spatial dimension."""
     kernel = node.attributes.get_ints("kernel_shape") or walk.shape(node.inputs[1])[2:]
@@ -52,7 +52,7 @@ def convolve(walk: Walk, node: ir.Node) -> State:
         return span
     if span.axis < 2:
         return span.stopped(Blocked(label(node), "it sums over the axis"))
-    wide, stride, front, behind, up = _window(walk, node, span.axis - 2)
+    wide, stride, front, behind, up = sliding(walk, node, span.axis - 2)
     if _is_same(node) and span.extra % stride:
         return span.stopped(Blocked(label(node), "its padding follows from the size"))
     room = span.extra + front + behind - wide
@@ -70,7 +70,7 @@ def transpose_convolve(walk: Walk, node: ir.Node) -> State:
     if _is_same(node) or node.attributes.get_ints("output_shape"):
         return span.stopped(Blocked(label(node), "its padding follows from the size"))
     place = span.axis - 2
-    wide, stride, front, behind, _ = _window(walk, node, place)
+    wide, stride, front, behind, _ = sliding(walk, node, place)
     more = node.attributes.get_ints("output_padding") or [0] * (place + 1)
     extra = (span.extra - 1) * stride + wide + more[place] - front - behind
     phases = tuple(

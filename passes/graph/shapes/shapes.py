@@ -25,7 +25,8 @@ from graftline.passes.graph.shapes.inference import (
 
 _LONGEST = 64
 """Elements of the longest operand that says a shape, axes or sizes."""
-_INTEGERS = (ir.DataType.INT64.value, ir.DataType.INT32.value)
+_SAYING = (ir.DataType.INT64.value, ir.DataType.INT32.value, ir.DataType.FLOAT.value)
+"""Types of operands that say shapes, axes or sizes; or, in fp32, the scales of a Resize."""
 _CONTRIB = frozenset({"QuickGelu", "MatMulNBits"})
 
 
@@ -125,8 +126,9 @@ class Measure:
         return Typed(dtype, self.of(value))
 
     def _with_values(self, typed: Typed | None, value: ir.Value | None) -> Typed | None:
-        """An operand that may say a shape, axes or sizes, with its values where they are known."""
-        if typed is None or value is None or typed.dtype not in _INTEGERS:
+        """An operand that may say a shape, axes, sizes or scales, with its values where they are
+        known."""
+        if typed is None or value is None or typed.dtype not in _SAYING:
             return typed
         if typed.shape is None or len(typed.shape) > 1 or sum(typed.shape) > _LONGEST:
             return typed

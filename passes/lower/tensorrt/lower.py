@@ -17,6 +17,8 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable, nearest
 from graftline.evaluate import Feed
 from graftline.facts import DecoderFacts, Facts, read_facts, write_facts
+from graftline.nearness import OF_FACTS
+from graftline.passes.anchors.one_pass import ONE_PASS
 from graftline.passes.grafts.kv_cache import POISON
 from graftline.passes.graph.emit import drop_unused
 from graftline.passes.graph.ports import roles_of
@@ -48,12 +50,13 @@ SMALLEST = 16
 class LowerTensorrt(Graft):
     """What TensorRT imports: a cache of fixed capacity, plain Attention, one strict precision.
 
-    `dtype` is fp32, fp16 or bf16 (weights, activations and caches; norms accumulate, and logits and
-    masks stay, in fp32). `capacity` is the number of cache slots S, less where the host addresses
-    fewer positions. A step that commits its caches commits them with the next step's write (see
-    NextStepCommits). `plugins` keeps graftline's operators for a library that takes plugins, whose
-    kernels are compiled for trees of `rows` nodes: N, P and M are then numbers; else they become
-    standard operators. Neutral: the caches and the mask, padded to S; nothing left to commit.
+    `dtype` is fp32, fp16 or bf16 (weights, activations and caches; norms accumulate, and logits,
+    masks and what goes in and out of a host that runs once stay, in fp32). `capacity` is the number
+    of cache slots S, less where the host addresses fewer positions. A step that commits its caches
+    commits them with the next step's write (see NextStepCommits). `plugins` keeps graftline's
+    operators for a library that takes plugins, whose kernels are compiled for trees of `rows`
+    nodes: N, P and M are then numbers; else they become standard operators. Neutral: the caches and
+    the mask, padded to S; nothing left to commit.
     """
 
     stage: ClassVar[Stage] = "lower"
@@ -77,6 +80,12 @@ class LowerTensorrt(Graft):
             raise NotApplicable(
                 f"lower-tensorrt: plugins take trees of 1 to {TREE_LIMIT} rows, not {self.rows}"
             )
+        facts, low = read_facts(model), PRECISIONS[self.dtype].numpy().name
+        if facts.kind in ONE_PASS and facts.dtype not in ("float32", low):
+            raise NotApplicable(
+                f"lower-tensorrt: the {facts.kind} computes in {facts.dtype}, not in {low}; use "
+                f"--dtype {OF_FACTS[facts.dtype]}"
+            )
         if found := refusals(model.graph):
             reason, nodes = next(iter(found.items()))
             more = f" (and {len(found) - 1} more reasons)" if len(found) > 1 else ""
@@ -91,11 +100,12 @@ class LowerTensorrt(Graft):
         if not kept:
             inline_operators(model, self.name())
         infer_shapes(model)
-        sizes = {"S": self._slots(facts)} | (dict.fromkeys(TREE, self.rows) if kept else {})
+        sizes = {"S": self._slots(facts)} if slot_ports(read_ports(model)) else {}
+        sizes |= dict.fromkeys(TREE, self.rows) if kept else {}
         _fix(model, sizes)
         AttentionLowering(graph, self.name(), rounded=low != ir.DataType.FLOAT).apply()
-        ports = read_ports(model)
-        if low != ir.DataType.FLOAT:
+        ports, own = read_ports(model), facts.kind in ONE_PASS and facts.dtype == low.numpy().name
+        if low != ir.DataType.FLOAT and not own:
             caches = frozenset(p.name for p in slot_ports(ports))
             Precision(graph, low, caches, self.name()).apply()
         write_ports(model, [_lowered(p, sizes, low.numpy().name) for p in ports])

@@ -59,7 +59,7 @@ def _padded_twice(real: Any, touched: Touched) -> Any:
     return window
 
 
-def _written(**wrong: Callable[[ReceptiveField], int]) -> Callable[[ir.Model], int]:
+def written(**wrong: Callable[[ReceptiveField], int]) -> Callable[[ir.Model], int]:
     """The graph says another field than was found."""
 
     def edit(model: ir.Model) -> int:
@@ -109,15 +109,15 @@ FIELDS = [
     Mutant("field-one-too-small-behind", "fields: Reach", "an element less behind", "upscaler",
            "windowed", instead(Reach, "of", _nearer(0, 1)), ON),
     Mutant("field-without-dilation", "fields: convolve", "a dilated kernel is as wide as another",
-           "vocoder", "windowed", instead(slides, "_window", _without_gaps), ON),
+           "vocoder", "windowed", instead(slides, "sliding", _without_gaps), ON),
     Mutant("field-with-pads-twice", "fields: convolve", "pads are counted twice", "vocoder",
-           "NotApplicable", instead(slides, "_window", _padded_twice), ON),
+           "NotApplicable", instead(slides, "sliding", _padded_twice), ON),
     Mutant("field-of-another-ratio", "window", "half as many elements for a latent", "upscaler",
-           "windowed", after(WINDOW, _written(ratio=lambda f: f.ratio // 2)), ON),
+           "windowed", after(WINDOW, written(ratio=lambda f: f.ratio // 2)), ON),
     Mutant("field-of-another-length", "window", "the whole is one element longer", "vocoder",
-           "windowed", after(WINDOW, _written(extra=lambda f: f.extra + 1)), ON),
+           "windowed", after(WINDOW, written(extra=lambda f: f.extra + 1)), ON),
     Mutant("field-without-an-end", "window", "a window is right up to its end", "vocoder",
-           "windowed", after(WINDOW, _written(right=lambda f: 0)), ON),
+           "windowed", after(WINDOW, written(right=lambda f: 0)), ON),
     Mutant("windows-without-overlap", "receptive_field: start", "windows do not overlap",
            "upscaler", "windowed", instead(ReceptiveField, "start", _early), ON),
     Mutant("windows-without-a-fade", "smoothing: joined", "windows are not cross-faded",

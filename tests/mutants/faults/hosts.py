@@ -27,7 +27,7 @@ from tests.exports import Exports
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.kangaroo_files import seeded as adapter
 from tests.kangaroo_files import write_kangaroo
-from tests.kinds.latent_decoders import CONVERTER, UPSCALER, VOCODER, write
+from tests.kinds.latent_decoders import CAUSAL, CONVERTER, UPSCALER, VOCODER, write
 from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
 from tests.kinds.unet import UNET
 from tests.medusa_files import seeded, write_safe
@@ -66,7 +66,7 @@ GRAPHS: Mapping[str, TinyDecoder] = {
     "clip": TinyDecoder(layers=5, mlp=64, alibi=True, positions=8192),
 }
 DECODERS: Mapping[str, str] = {
-    "vocoder": VOCODER, "upscaler": UPSCALER, "converter": CONVERTER,
+    "vocoder": VOCODER, "upscaler": UPSCALER, "converter": CONVERTER, "causal": CAUSAL,
 }  # fmt: skip
 STEEP = {"gemma2": ("gate_proj", 4.0)}
 """Weights of that name are so much larger: activations reach where approximations differ."""

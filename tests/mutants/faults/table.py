@@ -5,9 +5,11 @@ from __future__ import annotations
 from faults.adapters import ADAPTERS
 from faults.biases import BIASES
 from faults.caches import CACHES
+from faults.contexts import CONTEXTS
 from faults.draft_blocks import DRAFT_BLOCKS
 from faults.draft_heads import DRAFT_HEADS
 from faults.ends import ENDS
+from faults.engines import ENGINES
 from faults.exits import EXITS
 from faults.fields import FIELDS
 from faults.fused import FUSED
@@ -29,7 +31,7 @@ from faults.windows import WINDOWS
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *GATES, *EXITS,
-    *ADAPTERS, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS,
+    *ADAPTERS, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS, *CONTEXTS, *ENGINES,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
