@@ -5,6 +5,7 @@ from __future__ import annotations
 from faults.adapters import ADAPTERS
 from faults.biases import BIASES
 from faults.caches import CACHES
+from faults.corrections import CORRECTIONS
 from faults.draft_blocks import DRAFT_BLOCKS
 from faults.draft_heads import DRAFT_HEADS
 from faults.ends import ENDS
@@ -29,7 +30,7 @@ from faults.windows import WINDOWS
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *GATES, *EXITS,
-    *ADAPTERS, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS,
+    *ADAPTERS, *CORRECTIONS, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
