@@ -157,6 +157,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         (one, "kv-cache | tree-mask | select-rows | refresh-state", "leave tree-mask out"),
         (one, f"{WHOLE} | refresh-state", "keeps such states already"),
         (one, f"{CACHED} | skip-substitute", "put refresh-state before it"),
+        (one, f"{WHOLE} | lower-ort{{provider=cuda}}", "'refreshed' is a running state"),
     )  # fmt: skip
     for corrections, text, message in cases:
         with pytest.raises(NotApplicable, match=message):
