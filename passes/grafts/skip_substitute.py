@@ -185,8 +185,11 @@ class SkipSubstitute(Graft):
         added = corrections.add(emit, own, x)
         added = added if dtype == FLOAT else emit.op("Cast", [added], to=dtype)
         axis = emit.const("axes.1", [1], np.int64)
-        end = emit.op("Add", [emit.op("Squeeze", [state, axis]), added])
-        end.shape, end.type = span.end.shape, span.end.type
+        rows = emit.op("Shape", [added])  # as many as a sum of two streams has, for its norm's sake
+        state = emit.op("Expand", [emit.op("Squeeze", [state, axis]), rows])
+        end = emit.op("Add", [state, added])
+        for value in (state, added, end):
+            value.shape, value.type = span.end.shape, span.end.type
         hand_over(span.end, end)
         return end
 

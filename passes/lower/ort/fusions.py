@@ -44,8 +44,6 @@ def _same_rows(left: ir.Value, right: ir.Value) -> bool:
     shapes = [v.shape for v in (left, right)]
     if any(s is None or len(s) != 3 or not isinstance(s[2], int) for s in shapes):
         return False
-    if (shapes[0][1] == 1) != (shapes[1][1] == 1):  # type: ignore[index]
-        return False  # one row is added to all: the fused operator wants as many
     constants = [v.producer() is None and not v.is_graph_input() for v in (left, right)]
     return shapes[0][2] == shapes[1][2] and not any(constants)  # type: ignore[index]
 

@@ -104,11 +104,15 @@ def test_a_light_step_before_and_after(corrections: ir.Model) -> None:
     assert decoder_facts(model).layers == 2
 
 
-def test_a_lowered_step_runs_where_states_are_added_to_several_rows(corrections: ir.Model) -> None:
-    model = carrying(corrections)
+def test_blocks_behind_corrections_are_lowered_as_all_others(tmp_path: Path) -> None:
+    """The norm behind a sum with a state is fused as that behind any other."""
+    model = carrying(opened(tmp_path, (1,)), TinyDecoder(layers=5))
     text = f"{LIGHT} | pack-projections | lower-ort"
     reports = Pipeline.parse(text, GRAFTS).run(model, decoder_feed(VOCABULARY))
-    assert {row.law: row.status for row in reports[-1].laws}["neutral"] == "held"
+    laws = {row.law: row.status for row in reports[-1].laws}
+    assert (laws["neutral"], laws["alike"]) == ("held", "held")
+    plain = [node for node in model.graph if node.op_type == "RMSNormalization"]
+    assert len(plain) == 1, "the first, which follows the embedding"
 
 
 def test_windows_and_biases_hide_holes_too(tmp_path: Path) -> None:
