@@ -22,6 +22,8 @@ MARKOVS, MARKOV = "graftline.markov", "markov."
 head's own graph does not read: w1 [V, r], w2 [Vd, r], {gate,joint,confidence}_{weight,bias}."""
 ADAPTERS = "graftline.adapter"
 """Metadata: the sizes of an exit's adapter."""
+LOW_RANK = "graftline.low_rank"
+"""Metadata: the blocks that low-rank corrections stand in for."""
 IDS = "graftline.draft_ids"
 """Metadata: the target's id of each token that the head scores, and how many the target has."""
 PLACEHOLDERS = "placeholders"
@@ -95,6 +97,23 @@ class AdapterNote:
         """What was noted; None where nothing was."""
         text = model.metadata_props.get(ADAPTERS)
         return None if text is None else cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class LowRankNote:
+    """The 0-based blocks, in order, that are passed by with a low-rank correction."""
+
+    layers: tuple[int, ...]
+
+    def write(self, model: ir.Model) -> None:
+        """Note it in the corrections' graph."""
+        model.metadata_props[LOW_RANK] = json.dumps(vars(self))
+
+    @classmethod
+    def read(cls, model: ir.Model) -> LowRankNote | None:
+        """What was noted; None where nothing was."""
+        text = model.metadata_props.get(LOW_RANK)
+        return None if text is None else cls(tuple(json.loads(text)["layers"]))
 
 
 def write_draft_ids(model: ir.Model, ids: Ids, vocabulary: int) -> None:

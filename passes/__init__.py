@@ -33,7 +33,9 @@ from graftline.passes.grafts.pad_positions import PadPositions
 from graftline.passes.grafts.placeholders import Placeholders
 from graftline.passes.grafts.prune_branch import PruneBranch
 from graftline.passes.grafts.reduce_logits import ReduceLogits
+from graftline.passes.grafts.refresh_state import RefreshState
 from graftline.passes.grafts.select_rows import SelectRows
+from graftline.passes.grafts.skip_substitute import SkipSubstitute
 from graftline.passes.grafts.swap_subgraph import SwapSubgraph
 from graftline.passes.grafts.tap import Tap
 from graftline.passes.grafts.tree_mask import TreeMask
@@ -63,6 +65,8 @@ GRAFTS: dict[str, type[Graft]] = names(
         AdapterCache,
         AdapterExit,
         LayerSkip,
+        RefreshState,
+        SkipSubstitute,
         GateMlp,
         DraftHeads,
         HeadFeatures,

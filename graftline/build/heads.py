@@ -16,11 +16,12 @@ from graftline.errors import CheckpointError, GraftlineError
 from graftline.exits import ADAPTER
 from graftline.facts import DecoderFacts, DraftHeadFacts, decoder_facts, read_facts, write_facts
 from graftline.files import file_state
-from graftline.head_notes import PLACEHOLDERS, AdapterNote, TapReading
+from graftline.head_notes import PLACEHOLDERS, AdapterNote, LowRankNote, TapReading
 from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.hydra import HydraSettings
 from graftline.models.heads.kangaroo import FAMILY, THETA, KangarooSettings
+from graftline.models.heads.lora_drop import LoraDropSettings
 from graftline.models.host import Host
 from graftline.owners import HEAD, head_owner
 from graftline.passes import GRAFTS
@@ -28,12 +29,13 @@ from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.adapter import adapter_graph
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear
+from graftline.passes.grafts.low_rank import corrections_graph
 from graftline.passes.grafts.placeholders import embeddings_graph
 from graftline.passes.grafts.tap import Tap
 from graftline.passes.graph.weights import lazy, tensor_of
 from graftline.passes.pipeline.graft import Graft
 from graftline.passes.pipeline.pipeline import Pipeline
-from graftline.ports import FEATURES, by_role, read_ports
+from graftline.ports import FEATURES, HELD, by_role, read_ports
 from graftline.recipe import Recipe, recipe
 from graftline.tensors import Widened, file_of, numbers
 
@@ -44,8 +46,8 @@ FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
     "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra",
-    "jetspec": "jetspec", "kangaroo": "kangaroo", "medusa": "medusa", "mtp": "mtp",
-    "peagle": "p-eagle", "ppd": "ppd",
+    "jetspec": "jetspec", "kangaroo": "kangaroo", "lora-drop": "lora-drop", "medusa": "medusa",
+    "mtp": "mtp", "peagle": "p-eagle", "ppd": "ppd",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
 EAGLES = ("eagle", "eagle3", "mtp", "peagle")
@@ -57,7 +59,9 @@ EMBEDDED = "ppd"
 """The family that is embeddings for the target's own pass, and no graph."""
 ADAPTED = FAMILY
 """The family that drafts behind an exit of the target."""
-ON_TARGET = (EMBEDDED, ADAPTED)
+CORRECTING = "lora-drop"
+"""The family that stands in for blocks of the target."""
+ON_TARGET = (EMBEDDED, ADAPTED, CORRECTING)
 """Families that passes on the target put into its own graphs: no stage of theirs is opened."""
 FINAL_TAP, OWN_TAPS = "tap{layers=norm}", "head-features"
 """The pass that brings out what most heads read, and the one for what a head itself names."""
@@ -91,6 +95,8 @@ def head_hosts(
         return {}
     if isinstance(head.settings, KangarooSettings):
         return {ADAPTER: _host(_adapter(head, head.settings, facts))}
+    if isinstance(head.settings, LoraDropSettings):
+        return {ADAPTER: _host(_corrections(head, head.settings, facts))}
     if is_decoder(head):
         from graftline.models.heads.dflash_host import dflash_host
         from graftline.models.heads.eagle_host import eagle_host
@@ -116,6 +122,15 @@ def _adapter(head: Head, settings: KangarooSettings, host: DecoderFacts) -> ir.M
     note = AdapterNote(block.heads, block.kv_heads, block.head_size, block.epsilon)
     model = adapter_graph(head.tensors, note, THETA, host.positions)
     write_facts(model, DraftHeadFacts(block.hidden, settings.vocabulary, 1, 1, True,
+                                      source=head.source.name))  # fmt: skip
+    return model
+
+
+def _corrections(head: Head, settings: LoraDropSettings, host: DecoderFacts) -> ir.Model:
+    """The graph of corrections alone."""
+    model = corrections_graph(head.tensors, LowRankNote(settings.layers))
+    layers = len(settings.layers)
+    write_facts(model, DraftHeadFacts(settings.hidden, host.vocabulary, 1, layers, True,
                                       source=head.source.name))  # fmt: skip
     return model
 
@@ -160,7 +175,7 @@ def heads_on_target(head: Head, hosts: Mapping[str, Host]) -> ir.Model | None:
     of one whose features the target makes, or of embeddings that it reads."""
     if head.family == EMBEDDED:
         return embeddings_graph(numbers(head.tensors[PLACEHOLDERS]))
-    if head.family == ADAPTED:
+    if head.family in (ADAPTED, CORRECTING):
         return hosts[ADAPTER].model
     host = hosts.get(stage_name(HEAD, EXPORT))
     return host.model if host is not None and is_read(host.model) else None
@@ -207,6 +222,11 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
     known = recipe(recipe_of(head))
     if NEED not in chosen.needs:
         return
+    if CORRECTING in (known.name, chosen.name) and chosen.name != known.name:
+        raise GraftlineError(
+            f"the recipe {chosen.name} takes no {head.family} head, which {head.source} holds; use "
+            f"--recipe {known.name}"
+        )
     if chosen.drafter != known.drafter:
         raise GraftlineError(
             f"the recipe {chosen.name} drafts with {chosen.drafter} heads, and {head.source} holds "
@@ -233,11 +253,12 @@ def _lacking(needed: str, passes: str) -> Graft | None:
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
     """The plan with the stages of that head: none of what is put into the target's own graphs, and
     of heads that read one another's tokens one each, called one by one. Raises GraftlineError for
-    embeddings or an adapter of which a precision was asked for."""
+    embeddings, an adapter or corrections of which a precision was asked for."""
     if head.family in ON_TARGET:
         if plan.said != plan.path:
             what = "its rows are embeddings for the target's own pass"
-            what = what if head.family == EMBEDDED else "an adapter is part of the target's exit"
+            what = "an adapter is part of the target's exit" if head.family == ADAPTED else what
+            what = "corrections are part of a route" if head.family == CORRECTING else what
             raise GraftlineError(
                 f"--head {plan.said}: {what}, in the target's precision; give {plan.path}"
             )
@@ -258,6 +279,13 @@ def check_tap(head: Head, target: ir.Model) -> None:
             raise GraftlineError(
                 "--head: these passes give the head's embeddings no ids; put placeholders into "
                 "--passes"
+            )
+        return
+    if head.family == CORRECTING:
+        if not by_role(read_ports(target), HELD, "in"):
+            raise GraftlineError(
+                "--head: these passes keep nothing for steps that pass blocks by; put "
+                "refresh-state into --passes"
             )
         return
     ports = read_ports(target)

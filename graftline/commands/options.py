@@ -406,7 +406,8 @@ HeadKind = Annotated[
     typer.Argument(
         metavar="KIND",
         help="medusa, hydra, eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), ppd "
-        "(prompt tokens, a few embeddings), or exit-adapter (Kangaroo's, behind --exit blocks).",
+        "(prompt tokens, a few embeddings), exit-adapter (Kangaroo's, behind --exit blocks), or "
+        "lora-drop (low-rank corrections for blocks that most tokens pass by; lossy).",
     ),
 ]
 CheckpointOrBundle = Annotated[
@@ -463,6 +464,17 @@ TrainExit = Annotated[
         metavar="BLOCKS",
         help="An exit's adapter: after how many of the model's blocks it stands. Default: 2.",
     ),
+]
+TrainLayers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BLOCKS",
+        help="LoRA-Drop: the blocks that corrections stand in for, as --skip takes them. Default: "
+        "every other one from the third on.",
+    ),
+]
+TrainRank = Annotated[
+    int | None, typer.Option(min=1, help="LoRA-Drop: the rank of each correction. Default: 8.")
 ]
 AnswerDtype = Annotated[
     str,

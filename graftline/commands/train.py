@@ -28,6 +28,8 @@ def train(
     heads: o.Heads = None,
     form: o.MedusaForm = None,
     exit: o.TrainExit = None,
+    layers: o.TrainLayers = None,
+    rank: o.TrainRank = None,
     dtype: o.AnswerDtype = "int8",
     max_new_tokens: o.TrainTokens = 256,
     answers: o.TrainAnswers = 1,
@@ -54,10 +56,13 @@ def train(
 
     `graftline train exit-adapter model.gguf --exit 4 --prompts mine.jsonl -o smol-kangaroo`
 
+    `graftline train lora-drop model.gguf --layers 9+13+17 --prompts mine.jsonl -o smol-lora-drop`
+
     `graftline optimize ./SmolLM2-135M-Instruct -o fast.graft --head smol-medusa`
     """
     command = Command(
-        kind, checkpoint, prompts, out, text, minutes, steps, seed, heads, form, exit, dtype,
+        kind, checkpoint, prompts, out, text, minutes, steps, seed, heads, form, exit, layers,
+        rank, dtype,
         max_new_tokens, answers, learning_rate, optimizer, precision, threads,
     )  # fmt: skip
     command.check()

@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 
 MINUTES = 20.0
 KNOWN: dict[str, Sequence[str]] = {
-    "kind": ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter"), "form": ("v1", "v2"),
+    "kind": ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter", "lora-drop"),
+    "form": ("v1", "v2"),
     "dtype": ("int8", "int4", "fp32"), "optimizer": ("adamw", "muon"),
     "precision": ("fp32", "bf16"),
 }  # fmt: skip
 """What may stand where one of a few words is meant."""
 TAKEN: dict[str, Sequence[str]] = {
     "heads": ("medusa", "hydra", "ppd"), "form": ("medusa",), "exit": ("exit-adapter",),
+    "layers": ("lora-drop",), "rank": ("lora-drop",),
 }  # fmt: skip
 """Options that are for some kinds only."""
-STEP_TOKENS = {"ppd": 512}
+STEP_TOKENS = {"ppd": 512, "lora-drop": 512}
 """Positions that a step reads, where these are fewer than usual: each is the whole host's work."""
 PLACED = ("kind", "checkpoint", "prompts", "out", "text")
 """What a command line begins with; the rest are options, said where they differ."""
@@ -50,6 +52,8 @@ class Command:
     heads: int | None = None
     form: str | None = None
     exit: int | None = None
+    layers: str | None = None
+    rank: int | None = None
     dtype: str = "int8"
     max_new_tokens: int = 256
     answers: int = 1
@@ -94,6 +98,7 @@ class Command:
         from graftline.commands.answering import source_of
         from graftline.models.training.frozen import checkpoint_folder
         from graftline.models.training.kangaroo import EXIT
+        from graftline.models.training.lora_drop import RANK
         from graftline.models.training.run import Head, Job
         from graftline.models.training.trainer import Settings
 
@@ -108,7 +113,8 @@ class Command:
         )  # fmt: skip
         bf16 = self.precision == "bf16"
         return Job(
-            Head(self.kind, self.form or "v2", self.heads or 3, self.exit or EXIT),
+            Head(self.kind, self.form or "v2", self.heads or 3, self.exit or EXIT,
+                 self.layers or "", self.rank or RANK),
             source.checkpoint, folder, self.out, data,
             Settings(
                 self.steps, self.seed, self.learning_rate, self.optimizer, bf16,

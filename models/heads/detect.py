@@ -15,6 +15,7 @@ from graftline.models.heads.files import HeadFiles, read_files
 from graftline.models.heads.head import Head, Tap
 from graftline.models.heads.hydra import open_hydra
 from graftline.models.heads.kangaroo import is_kangaroo, open_kangaroo
+from graftline.models.heads.lora_drop import ADAPTED, open_lora_drop
 from graftline.models.heads.medusa import LINEAR, open_medusa
 from graftline.models.heads.mtp import open_mtp
 from graftline.models.heads.names import canonical
@@ -126,6 +127,7 @@ FORMS = (
     Form("an MTP head", _mtp, open_mtp),
     Form("Medusa heads", _tensor(LINEAR), open_medusa),
     Form("Kangaroo's adapter", is_kangaroo, open_kangaroo),
+    Form("LoRA-Drop's corrections", _tensor(ADAPTED), open_lora_drop),
     Form("PPD's prompt tokens", _tensor(EMBEDDINGS), open_ppd),
 )
 """In the order in which they are asked: keys of a config before names of tensors."""

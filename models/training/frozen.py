@@ -96,8 +96,8 @@ class FrozenHost:
             raise CheckpointError(f"{folder}: {opened}")
         self.folder, self.bf16, self.model = folder, bf16, opened[0]
         self.source = source or folder.name
-        blocks = [block for block, _ in opened[1]]
-        self.layers = len(blocks)
+        self.blocks: list[Any] = [block for block, _ in opened[1]]
+        self.layers = len(self.blocks)
         self.tapped = tuple(taps(self.layers)) if taps else ()
         self.name = host_name(folder) + ("-bf16" if bf16 else "")
         self.name += "".join(f"-{layer}" for layer in self.tapped)
@@ -120,7 +120,7 @@ class FrozenHost:
         self._outputs: list[torch.Tensor] = []
         lm_head.register_forward_pre_hook(self._note)
         for layer in self.tapped:
-            blocks[layer].register_forward_hook(self._note_output)
+            self.blocks[layer].register_forward_hook(self._note_output)
 
     def _note(self, module: Any, given: Any) -> None:
         """Keep what lm_head reads."""

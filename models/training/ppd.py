@@ -53,7 +53,7 @@ class Ppd:
         self.depths, self.vocabulary = count, host.vocabulary
         self.drafted = torch.arange(host.vocabulary)
         self.embedding = host.embedding
-        self.decoder = _decoder(host)
+        self.decoder = plain_decoder(host, "prompt tokens")
         self.module = PromptTokens(host.embedding[torch.randperm(host.vocabulary)[:count]])
         _check(host, self)
 
@@ -116,21 +116,22 @@ class Ppd:
         )
 
 
-def _decoder(host: FrozenHost) -> Any:
-    """The host without its lm_head. Raises CheckpointError where tokens are more than rows of a
-    table, or where layers see a window, whose mask would have to be another."""
+def plain_decoder(host: FrozenHost, what: str) -> Any:
+    """The host without its lm_head, for a training of `what`. Raises CheckpointError where tokens
+    are more than rows of a table, or where layers see a window, whose mask would have to be
+    another."""
     embed = host.model.get_input_embeddings()
     if type(embed) is not nn.Embedding:
         raise CheckpointError(
             f"{host.folder}: the model computes the embeddings of its tokens "
-            f"({type(embed).__name__}); prompt tokens are trained beside plain tables"
+            f"({type(embed).__name__}); {what} are trained beside plain tables"
         )
     kinds = set(getattr(host.config, "layer_types", None) or ())
     windowed = not kinds and getattr(host.config, "sliding_window", None)
     if windowed or kinds - {"full_attention"}:
         raise CheckpointError(
-            f"{host.folder}: layers of this model see a window of the text; prompt tokens are not "
-            "trained beside such a model yet; train medusa or eagle"
+            f"{host.folder}: layers of this model see a window of the text; {what} are not trained "
+            "beside such a model yet; train medusa or eagle"
         )
     decoder = host.model.get_decoder()
     decoder.requires_grad_(False)

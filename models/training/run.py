@@ -32,6 +32,7 @@ from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.head_folder import Story, check_out, write_head
 from graftline.models.training.hydra import Hydra
 from graftline.models.training.kangaroo import EXIT, Kangaroo, exit_layers
+from graftline.models.training.lora_drop import RANK, LoraDrop
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.ppd import Ppd
 from graftline.models.training.rows import Row, read_rows, write_rows
@@ -40,7 +41,7 @@ from graftline.models.training.tensor_file import damaged, write_bytes
 from graftline.models.training.trainer import Course, Settings, Trainer
 from graftline.models.training.vocabulary import draft_vocabulary
 
-KINDS = ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter")
+KINDS = ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter", "lora-drop")
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
 POSITIONS = 2048
@@ -52,12 +53,15 @@ HELD_OUT, HELD_TOKENS = 0.05, 3072
 @dataclass(frozen=True)
 class Head:
     """The head to train: `kind` of KINDS; Medusa's `form`, how many `heads` Medusa and Hydra have,
-    or prompt tokens PPD, and after how many blocks the `exit` of an adapter is."""
+    or prompt tokens PPD, after how many blocks the `exit` of an adapter is, and for which `layers`
+    corrections of which `rank` stand in."""
 
     kind: str
     form: str = "v2"
     heads: int = 3
     exit: int = EXIT
+    layers: str = ""
+    rank: int = RANK
 
     @property
     def taps(self) -> Callable[[int], Sequence[int]] | None:
@@ -271,6 +275,8 @@ def _student(
             return Ppd(host, heads)
         if kind == "exit-adapter":
             return Kangaroo(host, learned[0].ids.tolist())
+        if kind == "lora-drop":
+            return LoraDrop(host, job.head.layers, job.head.rank)
         return Hydra(host, heads) if kind == "hydra" else Medusa(host, heads, job.head.form)
 
 

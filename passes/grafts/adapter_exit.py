@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import NotApplicable
-from graftline.evaluate import Array, Feed
+from graftline.evaluate import Feed
 from graftline.facts import decoder_facts
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_outputs, with_role
@@ -22,7 +21,7 @@ from graftline.passes.grafts.adapter_cache import (
     stream_of,
     write_rows,
 )
-from graftline.passes.grafts.kv_cache import carried_caches
+from graftline.passes.grafts.kv_cache import carried_caches, some_rows
 from graftline.passes.grafts.masks import SlotMasks
 from graftline.passes.graph.cut import elements
 from graftline.passes.graph.emit import Emit, drop_unused, new_input
@@ -30,7 +29,6 @@ from graftline.passes.graph.ports import input_of, port_of, roles_of
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.pipeline.graft import ROLE, Evaluate, Graft, Law
 from graftline.ports import read_ports
-from graftline.roles import Roles
 
 _GIVEN = "adapter.given"
 
@@ -50,8 +48,8 @@ def adapted(
     logits = made.outputs["logits"]
     rows = feed[made.inputs["tokens"]].shape[1]
     cut = max(1, rows // 2)
-    half = evaluate(after, graft.neutral(_part(made, feed, slice(0, cut)), after))
-    second = _part(made, feed, slice(cut, rows)) | carried_caches(after, half)
+    half = evaluate(after, graft.neutral(some_rows(made, feed, slice(0, cut)), after))
+    second = some_rows(made, feed, slice(cut, rows)) | carried_caches(after, half)
     rest = evaluate(after, second)[logits]
     worst = max(worst, comparison.output(logits, rest, expected[logits][:, cut:]))
     what = f"{rows} rows, and {cut} before {rows - cut}, are the host's lm_head on the adapter's"
@@ -72,16 +70,6 @@ def adapted_outputs(
     given = new_input(upper.graph, _GIVEN, dtype, ["B", "N", decoder_facts(host).hidden])
     node.replace_input_with(place, given)
     return evaluate(upper, {**feed, _GIVEN: state.astype(dtype.numpy())})
-
-
-def _part(roles: Roles, feed: Feed, at: slice) -> Feed:
-    """A feed of some of its rows, all of them asked for."""
-    cut = dict(feed)
-    for name in (roles.inputs["tokens"], roles.inputs["positions"]):
-        cut[name] = feed[name][:, at]
-    batch, count = cut[name].shape  # pyright: ignore[reportPossiblyUnboundVariable]
-    rows: Array = np.tile(np.arange(count, dtype=np.int64), (batch, 1))
-    return cut | roles.feed(rows=rows, write_index=np.full(batch, at.start))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
 from graftline.ports import Port, read_ports, slot_ports, write_ports
+from graftline.roles import Roles
 
 WRITE_INDEX = "write_index"
 """The name it gives the port that says from which slot on a step writes the host's caches."""
@@ -60,6 +61,16 @@ def chunked(
 def carried_caches(model: ir.Model, outputs: Feed) -> Feed:
     """The caches a step gave, as inputs of the next."""
     return {p.mirror: outputs[p.name] for p in read_ports(model) if p.mirror is not None}
+
+
+def some_rows(roles: Roles, feed: Feed, at: slice) -> Feed:
+    """A feed of some of its rows, all of them asked for."""
+    cut = dict(feed)
+    for name in (roles.inputs["tokens"], roles.inputs["positions"]):
+        cut[name] = feed[name][:, at]
+    batch, count = cut[name].shape  # pyright: ignore[reportPossiblyUnboundVariable]
+    rows: np.ndarray = np.tile(np.arange(count, dtype=np.int64), (batch, 1))
+    return cut | roles.feed(rows=rows, write_index=np.full(batch, at.start))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -75,10 +75,16 @@ def work(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
     return Evidence(what, abs(left - due), most) if graft.speedup else Evidence(what)
 
 
-def route_outputs(host: ir.Model, way: Route, feed: Feed, evaluate: Evaluate) -> Feed:
+def route_outputs(
+    host: ir.Model,
+    way: Route,
+    feed: Feed,
+    evaluate: Evaluate,
+    leaves: Callable[[range, Array], Array] = lambda run, stream: stream,
+) -> Feed:
     """What a host would answer on a route, computed without rewiring it: the stream is read before
-    each run of skipped blocks and fed in behind it; what the skipped part of another block adds is
-    multiplied by zero."""
+    each run of skipped blocks, and what `leaves` says of it is fed in behind it: as it is, unless
+    another is given. What the skipped part of another block adds is multiplied by zero."""
     found, behind = Feed(), Entry(range(0), None)
     for run in [*_runs(way.whole), range(way.count, way.count)]:
         part = host.clone()
@@ -86,13 +92,14 @@ def route_outputs(host: ir.Model, way: Route, feed: Feed, evaluate: Evaluate) ->
         fed = behind.feed(part, feed)
         names = [p.name for p in _answers(host, way, behind.blocks, run)]
         if run:
-            stream = _spans(part.graph)[run.start].start
+            entered = _spans(part.graph)[run.start].start
             shape = ["B", "N", decoder_facts(host).hidden]
-            new_output(part.graph, stream, STREAM, stream.dtype or ir.DataType.FLOAT, shape)
+            new_output(part.graph, entered, STREAM, entered.dtype or ir.DataType.FLOAT, shape)
             names.append(STREAM)
         keep_outputs(part, names)
         found |= evaluate(part, fed)
-        behind = Entry(run, found.pop(STREAM, None))
+        stream = found.pop(STREAM, None)
+        behind = Entry(run, None if stream is None else leaves(run, stream))
     return found
 
 
@@ -207,7 +214,7 @@ class LayerSkip(Graft):
             raise NotApplicable(f"{self}: this graph skips blocks already; name all in one pass")
         for span in found:
             if any(way.way(span.block)):
-                _check(model.graph, span, way)
+                check_bypass(model.graph, span, way)
         sizes_of_caches(model, self.dropped(model), self.name())
 
     def apply(self, model: ir.Model) -> None:
@@ -263,9 +270,9 @@ def _within(text: str, blocks: int, other: int) -> frozenset[int]:
     return frozenset(b for b in meant if b < blocks) or frozenset({other})
 
 
-def _check(graph: ir.Graph, span: Span, way: Route) -> None:
+def check_bypass(graph: ir.Graph, span: Span, way: Route, who: str = "layer-skip") -> None:
     """Raise NotApplicable unless the stream can pass by what is skipped of a block."""
-    what = f"layer-skip cannot skip block {span.block}"
+    what = f"{who} cannot skip block {span.block}"
     widths = [_width(value) for value in (span.start, span.end)]
     if widths[0] != widths[1]:
         told = [f"{v.name} of {w}" for v, w in zip((span.start, span.end), widths, strict=True)]

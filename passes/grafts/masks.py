@@ -16,12 +16,15 @@ from graftline.passes.graph.formula import Formula, copy_formula, formula_of
 from graftline.passes.graph.meaning import label
 
 MASK_KEY = "graftline.mask"
+HELD_MASK = "held"
+"""The kind of a mask, whatever it was, that also hides slots which hold nothing."""
 LATER = "graftline.sees_later"
 """In an attention node: rows of a step may see those behind them."""
 
 
 def meaning(node: ir.Node) -> Mapping[str, Any]:
-    """What the mask of an Attention node means: causal, window (size) or alibi (slopes)."""
+    """What the mask of an Attention node means: causal, window (size), alibi (slopes) or
+    held."""
     return json.loads(node.metadata_props.get(MASK_KEY, '{"kind": "causal"}'))
 
 

@@ -86,6 +86,7 @@ class Pipeline:
             host, count = Host.of(graft, model), len(model.graph)
             before = model.clone() if feed is not None or graft.weight_free else None
             if before is not None:
+                before.meta.update(model.meta)  # laws ask a pass for what it reads there
                 memo.renamed(model, before)
             graft.apply(model)
             separate_names(model.graph, graft.name())

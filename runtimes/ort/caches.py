@@ -1,5 +1,5 @@
 """The caches of a session in the host's memory. Those of one shape lie in one block, so keeping a
-path of a tree is one move for all layers."""
+path of a tree is one move for all layers. Running states, which have no slots, lie beside them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ class HostSlots:
 
 
 class HostCaches:
-    """Keys and values of every layer for a batch of sequences.
+    """Keys and values of every layer for a batch of sequences, and their running states.
 
-    `blocks` are [caches, room, heads, slots, size], `views` [room, heads, slots, size] by the name
-    of the graph's output that is written in place.
+    `blocks` are [caches, room, heads, slots, size], `states` [room, ...]; `views` [room, heads,
+    slots, size] and states by the name of the graph's output that is written in place. A state is
+    that of the last step: no copy of slots holds any.
     """
 
     def __init__(self, ports: Sequence[Port]) -> None:
         self._ports = ports
         self.blocks: list[npt.NDArray[Any]] = []
+        self.states: list[npt.NDArray[Any]] = []
         self.views: dict[str, npt.NDArray[Any]] = {}
         self._room = 0
 
@@ -51,11 +53,17 @@ class HostCaches:
         if batch <= self._room:
             return False
         self._room = max(batch, SEVERAL, 2 * self._room) if self._room else batch
-        held = list(self.blocks)
+        held, states = list(self.blocks), list(self.states)
         self.blocks.clear()
+        self.states.clear()
         self.views.clear()
         shapes: dict[tuple[int, int, str], list[Port]] = {}
         for port in self._ports:
+            if port.state == "running":
+                array = np.zeros((self._room, *map(int, port.shape[1:])), np.dtype(port.dtype))
+                self.states.append(array)
+                self.views[port.name] = array
+                continue
             shapes.setdefault((int(port.shape[1]), int(port.shape[3]), port.dtype), []).append(port)
         for (heads, size, dtype), ports in shapes.items():
             block = np.zeros((len(ports), self._room, heads, slots, size), np.dtype(dtype))
@@ -64,6 +72,8 @@ class HostCaches:
         for old, new in zip(held, self.blocks, strict=False):
             for row, length in enumerate(lengths):
                 new[:, row, :, :length] = old[:, row, :, :length]
+        for old, new in zip(states, self.states, strict=False):
+            new[: len(old)] = old
         return True
 
     def of(self, row: int, count: int) -> dict[str, npt.NDArray[Any]]:
@@ -71,9 +81,12 @@ class HostCaches:
         return {name: view[row : row + count] for name, view in self.views.items()}
 
     def move(self, row: int, to: int, length: int) -> None:
-        """Copy what sequence `row` has in its first `length` slots to sequence `to`."""
+        """Copy what sequence `row` has in its first `length` slots, and its states, to sequence
+        `to`."""
         for block in self.blocks:
             block[:, to, :, :length] = block[:, row, :, :length]
+        for state in self.states:
+            state[to] = state[row]
 
     def cut(self, row: int, start: int, stop: int) -> HostSlots:
         """A copy of slots [start, stop) of sequence `row`."""

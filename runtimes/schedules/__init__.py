@@ -12,10 +12,13 @@ from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.schedules.budgets import Budgets
 from graftline.runtimes.schedules.course import Course
 from graftline.runtimes.schedules.gated import Gated
+from graftline.runtimes.schedules.refresh import Refresh
 from graftline.runtimes.schedules.schedule import Schedule
 from graftline.runtimes.schedules.unified import Unified
 
-SCHEDULES: dict[str, type[Any]] = {"budgets": Budgets, "gated": Gated, "unified": Unified}
+SCHEDULES: dict[str, type[Any]] = {
+    "budgets": Budgets, "gated": Gated, "refresh": Refresh, "unified": Unified,
+}  # fmt: skip
 """Dataclasses that are `Schedule`s."""
 
 

@@ -25,8 +25,8 @@ class Schedule(Protocol):
 
     def route(self, step: int, routes: int) -> int:
         """The graph of step 0, 1, ... behind the prompt, of a bundle with so many routes. A block
-        that it computes was computed in all steps before, so that attention never sees a slot that
-        holds nothing."""
+        that it computes was computed in all steps before, or hides the slots of those in which it
+        was not, so that attention never sees a slot that holds nothing."""
         ...
 
     def told(self) -> str:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from graftline.build.engines import is_engine
 from graftline.bundle.manifest import Exactness
 from graftline.bundle.store import load_graph
 from graftline.errors import LawBroken
+from graftline.exits import ADAPTER
 from graftline.facts import DecoderFacts, as_decoder
 from graftline.kinds.decoder.probe import MOST_ROWS, Probe, make_probe, make_tokens
 from graftline.kinds.decoder.whole import Taps, taps_law, whole
@@ -23,6 +25,7 @@ from graftline.kinds.kind import NO_BF16, Parts, Proof
 from graftline.law import Evidence, LawRow
 from graftline.memory import free_memory
 from graftline.nearness import NEARBY, OF_FACTS, coarser, few_rows, gaps, limit, spread_gaps
+from graftline.passes.grafts.head_parts import HEADS
 from graftline.passes.graph.constants import constants
 from graftline.ports import Port
 from graftline.raw_ports import raw_feed
@@ -57,6 +60,15 @@ def rounding(parts: Parts) -> str:
 def facts_of(parts: Parts) -> DecoderFacts:
     """What is known of the engine."""
     return as_decoder(parts.facts)
+
+
+def canonical_of(parts: Parts) -> ir.Model:
+    """The canonical graph, which carries the small graph of a head that its passes read, where
+    there is one."""
+    model = load_graph(parts.graph(parts.canonical))
+    if ADAPTER in parts.stages:
+        model.meta[HEADS] = load_graph(parts.graph(ADAPTER))
+    return model
 
 
 def canonical_session(parts: Parts, rows: int) -> OrtSession:

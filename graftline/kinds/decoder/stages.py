@@ -17,7 +17,7 @@ from graftline.facts import DraftBlockFacts, as_decoder
 from graftline.kinds.decoder.exits import prove_rest
 from graftline.kinds.decoder.gates import prove_gates
 from graftline.kinds.decoder.probe import first_rows
-from graftline.kinds.decoder.proof import facts_of, near_rows
+from graftline.kinds.decoder.proof import canonical_of, facts_of, near_rows
 from graftline.kinds.decoder.schedules import prove_schedule, routes_of
 from graftline.kinds.kind import Parts, Watch
 from graftline.law import LawRow
@@ -27,8 +27,14 @@ from graftline.passes.grafts.adapter_exit import AdapterExit, adapted_outputs
 from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.grafts.gate_mlp import GateMlp
 from graftline.passes.grafts.layer_skip import LayerSkip, route, route_outputs
-from graftline.passes.graph.ports import roles_of
+from graftline.passes.grafts.skip_substitute import (
+    SkipSubstitute,
+    substituted,
+    substituted_outputs,
+)
+from graftline.passes.graph.ports import port_of, roles_of
 from graftline.passes.pipeline.graft import Law
+from graftline.ports import REFRESHED
 from graftline.recipe import FUSED, Recipe
 from graftline.targets import CUDA
 
@@ -96,11 +102,16 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
 
 
 def prove_route(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
-    """Laws of a route, whose pipeline names the blocks that it skips, or gates MLPs."""
+    """Laws of a route, whose pipeline names the blocks that it skips, gates MLPs, or passes by what
+    has corrections."""
     grafts = Pipeline.parse(parts.stages[stage].pipeline, GRAFTS).grafts
-    graft = next(g for g in grafts if isinstance(g, LayerSkip | GateMlp))
+    graft = next(g for g in grafts if isinstance(g, LayerSkip | GateMlp | SkipSubstitute))
     if isinstance(graft, GateMlp):
         return [prove_gates(parts, stage, graft, say)]
+    if isinstance(graft, SkipSubstitute):
+        say("proof: the route against the host with its corrections, with the real weights")
+        told = "the host with states and corrections in its blocks' places"
+        return _prove_part(parts, stage, SubModel(graft, substituted, "corrected", told))
     say("proof: the route against the host that skips the same, with the real weights")
     what = SubModel(graft, route, "skipped", "the host that skips the same")
     return _prove_part(parts, stage, what)
@@ -112,7 +123,7 @@ class SubModel:
     others out, and the law `engine`, by which its engine gives what `told`, the host taken apart by
     the first law, gives."""
 
-    graft: CutDepth | LayerSkip
+    graft: CutDepth | LayerSkip | SkipSubstitute
     law: Law
     engine: str
     told: str
@@ -126,6 +137,10 @@ class SubModel:
             return adapted_outputs(host, self.graft.blocks, self.adapter, feed, run)
         if isinstance(self.graft, CutDepth):
             return prefix_outputs(host, self.graft.blocks, feed, run)
+        if isinstance(self.graft, SkipSubstitute):
+            states = port_of(host, REFRESHED)
+            assert states is not None
+            return substituted_outputs(host, self.graft, feed, feed[states.name], run)
         return route_outputs(host, self.graft.route(host), feed, run)
 
 
@@ -136,14 +151,21 @@ def _prove_part(parts: Parts, stage: str, part: SubModel) -> list[LawRow]:
     from graftline.runtimes.ort.provider import cuda_missing
 
     target, facts, law = parts.target, facts_of(parts), part.law.__name__
-    canonical = load_graph(parts.graph(parts.canonical))
+    canonical = canonical_of(parts)
     size = sum(v.const_value.nbytes for v in canonical.graph.initializers.values() if v.const_value)
     if size > (most := oracle_limit()):
         why = f"the whole weighs {size / 1e9:.1f} GB, the oracle takes {most / 1e9:.1f} GB here"
         return [LawRow(stage, law, "not_run", why)]
-    tokens = np.random.default_rng(4).integers(0, facts.vocabulary, (1, 8), dtype=np.int64)
+    random = np.random.default_rng(4)
+    tokens = random.integers(0, facts.vocabulary, (1, 8), dtype=np.int64)
     roles, feed = roles_of(canonical), first_rows(canonical, tokens)
+    states = {
+        p.name: random.normal(size=(1, *map(int, p.shape[1:]))).astype(p.dtype)
+        for p in parts.ports(stage) if p.state == "running" and p.direction == "in"
+    }  # fmt: skip
+    feed |= states
     made = canonical.clone()
+    made.meta.update(canonical.meta)
     part.graft.apply(made)
     laws = [LawRow.of(stage, law, part.law(part.graft, canonical, made, feed, run))]
     if target == CUDA and cuda_missing():
@@ -151,6 +173,8 @@ def _prove_part(parts: Parts, stage: str, part: SubModel) -> list[LawRow]:
     session = SESSIONS[target](parts.graph(stage), facts, parts.ports(stage), capacity=64)
     expected = part.outputs(canonical, feed)[roles.outputs["logits"]][0]
     session.reset(1)
+    for name, state in states.items():
+        session.caches(0)[name][...] = state
     first = session.prefill([tokens[0, :4]]).logits[0].copy()
     got = np.concatenate([first, session.score(tokens[:, 4:]).logits[0]])
     checked = near_rows(stage, part.engine, got, expected[3:], facts, parts.dtype, part.told)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graftline.contrib_ops.operands import MICROSOFT
 from graftline.errors import NotApplicable
 from graftline.owners import TARGET
-from graftline.passes.grafts.masks import MASK_KEY, meaning
+from graftline.passes.grafts.masks import HELD_MASK, MASK_KEY, meaning
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.ports import port_of, value_of
 from graftline.passes.lower.ort.operands import Operands, permutation, rows_of
@@ -123,7 +123,7 @@ def group_query_attention(graph: ir.Graph, found: Operands, lengths: Lengths, by
     tree = any(port_of(lengths.model, role, owner=lengths.owner) is not None for role in roles)
     mask = node.inputs[3]
     assert mask is not None
-    if tree or says["kind"] in ("alibi", "formula"):
+    if tree or says["kind"] in ("alibi", "formula", HELD_MASK):
         inputs.append(lengths.bias(mask, node))
     while inputs[-1] is None:
         inputs.pop()

@@ -36,7 +36,7 @@ from graftline.passes.lower.ort.fusions import fused_matmul, skip_norm
 from graftline.passes.lower.ort.operands import Operands
 from graftline.passes.lower.precision import PRECISIONS, cast_caches, narrow
 from graftline.passes.pipeline.graft import Graft, Stage, WeightFreeLaw
-from graftline.ports import GATE
+from graftline.ports import GATE, read_ports
 
 PROVIDERS = ("cpu", "cuda")
 
@@ -62,6 +62,12 @@ class LowerOrt(Graft):
         ):  # fmt: skip
             if value not in known:
                 raise NotApplicable(f"lower-ort has no {name} '{value}'{nearest(value, known)}")
+        states = [p.name for p in read_ports(model) if p.state == "running"]
+        if states and self.provider != "cpu":
+            raise NotApplicable(
+                f"{self}: '{states[0]}' is a running state, which sessions on {self.provider} do "
+                "not keep; use --target ort-cpu"
+            )
 
     def apply(self, model: ir.Model) -> None:
         graph = model.graph

@@ -30,6 +30,8 @@ from tests.kangaroo_files import write_kangaroo
 from tests.kinds.latent_decoders import CAUSAL, CONVERTER, UPSCALER, VOCODER, write
 from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
 from tests.kinds.unet import UNET
+from tests.lora_drop_files import seeded as corrections
+from tests.lora_drop_files import write_lora_drop
 from tests.medusa_files import seeded, write_safe
 from tests.mtp_files import write_mtp
 from tests.ppd_files import seeded as prompt_tokens
@@ -225,7 +227,8 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp", "ppd" or "kangaroo"."""
+        "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp", "ppd", "kangaroo" or
+        "lora-drop"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
@@ -235,6 +238,8 @@ class Hosts:
             write_ppd(place, prompt_tokens(size.hidden))
         elif own == "kangaroo":
             write_kangaroo(place, adapter(size.hidden, 2, 1), 2, 1, size.vocabulary)
+        elif own == "lora-drop":
+            write_lora_drop(place, corrections((0, 2, 3), size.hidden), size.layers, 8.0)
         elif own == "mtp":
             write_mtp(place, size.hidden, size.vocabulary, size.layers)
         elif own in ("dflash", "dspark"):

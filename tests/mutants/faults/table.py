@@ -6,6 +6,7 @@ from faults.adapters import ADAPTERS
 from faults.biases import BIASES
 from faults.caches import CACHES
 from faults.contexts import CONTEXTS
+from faults.corrections import CORRECTIONS
 from faults.draft_blocks import DRAFT_BLOCKS
 from faults.draft_heads import DRAFT_HEADS
 from faults.ends import ENDS
@@ -31,7 +32,8 @@ from faults.windows import WINDOWS
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *GATES, *EXITS,
-    *ADAPTERS, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS, *CONTEXTS, *ENGINES,
+    *ADAPTERS, *CORRECTIONS, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS, *CONTEXTS,
+    *ENGINES,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
