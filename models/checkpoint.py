@@ -8,7 +8,8 @@ from pathlib import Path
 
 from graftline.errors import CheckpointError
 from graftline.models.config_file import CONFIG
-from graftline.models.diffusers_folder import INDEX, DiffusersFolder
+from graftline.models.diffusers.component import DiffusersComponent, is_component
+from graftline.models.diffusers.folder import INDEX, DiffusersFolder
 from graftline.models.gguf.file import GgufCheckpoint
 from graftline.models.hf import HfCheckpoint
 from graftline.models.host import Checkpoint, Host, Watch, silent
@@ -63,6 +64,8 @@ class Chosen:
 def _folder(place: Path) -> Checkpoint:
     if (place / INDEX).is_file():
         return DiffusersFolder(place)
+    if is_component(place):
+        return DiffusersComponent(place)
     if (place / ADAPTER).is_file():
         return HfCheckpoint(place)
     graphs = sorted(place.glob("*.onnx")) or sorted((place / "onnx").glob("*.onnx"))
