@@ -64,14 +64,12 @@ class Chosen:
 def _folder(place: Path) -> Checkpoint:
     if (place / INDEX).is_file():
         return DiffusersFolder(place)
-    if is_component(place):
-        return DiffusersComponent(place)
     if (place / ADAPTER).is_file():
         return HfCheckpoint(place)
     graphs = sorted(place.glob("*.onnx")) or sorted((place / "onnx").glob("*.onnx"))
     weights = [f for kind in WEIGHTS for f in place.glob(kind)]
     if (place / CONFIG).is_file() and (weights or not graphs):
-        host = HfCheckpoint(place)
+        host = DiffusersComponent(place) if is_component(place) else HfCheckpoint(place)
         if not graphs:
             return host
         names = " or ".join(str(graph) for graph in graphs[:3])

@@ -34,9 +34,8 @@ EARLIER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_at
 
 
 def is_component(folder: Path) -> bool:
-    """Whether a folder's config.json is of a component of diffusers."""
-    file = folder / CONFIG
-    return file.is_file() and CLASS in read_json(file)
+    """Whether a folder's config.json is of a component of diffusers. Raises CheckpointError."""
+    return CLASS in read_json(folder / CONFIG)
 
 
 @dataclass(frozen=True)

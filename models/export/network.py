@@ -74,10 +74,9 @@ def export_network(module: torch.nn.Module, network: Network) -> Exported:
     exported = translate(program, module.state_dict())
     graph = exported.model.graph
     if len(graph.inputs) != len(network.inputs):
-        read = {v.name for v in graph.inputs}
         raise NotApplicable(
-            f"{type(module).__name__}: the graph has inputs {', '.join(map(str, sorted(read)))}, "
-            f"not the {len(network.inputs)} that the model is called with"
+            f"{type(module).__name__}: its graph has {len(graph.inputs)} inputs, not the "
+            f"{len(network.inputs)} that it is called with; export it to ONNX yourself"
         )
     _name_symbols(graph, network)
     for value, one in zip(graph.inputs, network.inputs, strict=True):

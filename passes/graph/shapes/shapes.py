@@ -26,6 +26,8 @@ from graftline.passes.graph.shapes.inference import (
 _LONGEST = 64
 """Elements of the longest operand that says a shape, axes or sizes."""
 _INTEGERS = (ir.DataType.INT64.value, ir.DataType.INT32.value)
+_SCALES = {"Resize": (ir.DataType.FLOAT.value,)}
+"""Operators whose sizes floats say."""
 _CONTRIB = frozenset({"QuickGelu", "MatMulNBits"})
 
 
@@ -90,7 +92,8 @@ class Measure:
         if not _is_open(node, found):
             return found
         pairs = zip(operands, node.inputs, strict=True)
-        found = self._inferred(node, [self._with_values(t, v) for t, v in pairs])
+        kinds = (*_INTEGERS, *_SCALES.get(node.op_type, ()))
+        found = self._inferred(node, [self._with_values(t, v, kinds) for t, v in pairs])
         return self._evaluated(node, found) if _is_open(node, found) else found
 
     def _evaluated(self, node: ir.Node, found: Sequence[Typed | None]) -> Sequence[Typed | None]:
@@ -124,9 +127,12 @@ class Measure:
             dtype = element_type(value).value
         return Typed(dtype, self.of(value))
 
-    def _with_values(self, typed: Typed | None, value: ir.Value | None) -> Typed | None:
-        """An operand that may say a shape, axes or sizes, with its values where they are known."""
-        if typed is None or value is None or typed.dtype not in _INTEGERS:
+    def _with_values(
+        self, typed: Typed | None, value: ir.Value | None, kinds: tuple[int, ...]
+    ) -> Typed | None:
+        """An operand that may say a shape, axes, sizes or scales, by its type, with its values
+        where they are known."""
+        if typed is None or value is None or typed.dtype not in kinds:
             return typed
         if typed.shape is None or len(typed.shape) > 1 or sum(typed.shape) > _LONGEST:
             return typed

@@ -19,18 +19,18 @@ UNET: dict[str, Any] = {
     "up_block_types": ["UpBlock2D"], "add_attention": False, **BLOCK,
 }  # fmt: skip
 CONDITIONED: dict[str, Any] = {
-    "_class_name": "UNet2DConditionModel", "down_block_types": ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"], "cross_attention_dim": 6, "attention_head_dim": 4, **BLOCK,
+    "_class_name": "UNet2DConditionModel", "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["UpBlock2D"], "cross_attention_dim": 6, "attention_head_dim": 4,
+    "mid_block_type": None, **BLOCK,
 }  # fmt: skip
 XL: dict[str, Any] = {
     **CONDITIONED, "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
-    "projection_class_embeddings_input_dim": 34, "time_cond_proj_dim": 5,
-    "mid_block_type": None, "out_channels": 8,
+    "projection_class_embeddings_input_dim": 34, "time_cond_proj_dim": 5, "out_channels": 8,
 }  # fmt: skip
 """With SDXL's conditions, an embedded guidance scale, and a learned variance."""
 HALVING: dict[str, Any] = {
-    **UNET, "block_out_channels": [4, 8], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"], "attention_head_dim": 4, "num_class_embeds": 3,
+    **UNET, "block_out_channels": [4, 8], "down_block_types": ["DownBlock2D"] * 2,
+    "up_block_types": ["UpBlock2D"] * 2, "num_class_embeds": 3,
 }  # fmt: skip
 DIT: dict[str, Any] = {
     "_class_name": "DiTTransformer2DModel", "num_attention_heads": 1, "attention_head_dim": 8,
