@@ -13,11 +13,10 @@ from graftline.roles import CONDITION, DECODED, LATENTS, SAMPLE
 if TYPE_CHECKING:
     from graftline.models.export.network import Input, Network
 
+
 Build = Callable[[Any], "Network"]
 """build(config of the module, by attribute) -> its network. Raises CheckpointError naming the
 field that asks for what is not hosted."""
-TRAINING_STEPS = 1000
-"""Time steps of a flow's training, which Flux takes as a share of them."""
 
 
 def _unet(config: Any) -> Network:
@@ -89,36 +88,6 @@ def _sd3(config: Any) -> Network:
     return _network(inputs, PREDICTION, call, config.patch_size, config.pos_embed_max_size)
 
 
-def _flux(config: Any) -> Network:
-    """FluxTransformer2DModel: its sample in patches of two by two, as its pipeline packs it."""
-    channels = config.in_channels // 4
-    inputs = [
-        _sample(channels), _timestep(),
-        _condition("encoder_hidden_states", "B", "L", config.joint_attention_dim),
-        _condition("pooled_projections", "B", config.pooled_projection_dim),
-    ]  # fmt: skip
-    if config.guidance_embeds:
-        inputs.append(_condition("guidance", "B"))
-
-    def call(module: Any, x: Any, t: Any, states: Any, pooled: Any, *guidance: Any) -> Any:
-        import torch
-
-        batch, _, height, width = x.shape
-        rows, columns = height // 2, width // 2
-        tall, wide = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
-        places = torch.stack([0 * (tall + wide), tall + 0 * wide, 0 * tall + wide], dim=-1)
-        patches = x.view(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
-        out = module(
-            patches.reshape(batch, rows * columns, 4 * channels), states, pooled,
-            t / TRAINING_STEPS, places.reshape(rows * columns, 3).to(x.dtype),
-            torch.zeros(states.shape[1], 3), *guidance, return_dict=False,
-        )[0]  # fmt: skip
-        parts = out.view(batch, rows, columns, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        return parts.reshape(batch, channels, height, width)
-
-    return _network(inputs, PREDICTION, call, 2)
-
-
 def _decoder(config: Any) -> Network:
     """The decoder of AutoencoderKL or AutoencoderTiny."""
 
@@ -131,7 +100,7 @@ def _decoder(config: Any) -> Network:
 
 NETWORKS: Mapping[str, Build] = {
     "UNet2DModel": _unet, "UNet2DConditionModel": _unet_condition,
-    "DiTTransformer2DModel": _dit, "SD3Transformer2DModel": _sd3, "FluxTransformer2DModel": _flux,
+    "DiTTransformer2DModel": _dit, "SD3Transformer2DModel": _sd3,
     "AutoencoderKL": _decoder, "AutoencoderTiny": _decoder,
 }  # fmt: skip
 """By class name, as config.json has it."""

@@ -10,8 +10,6 @@ import onnxscript.rewriter as rewriter
 from onnx_ir.passes import common
 from onnxscript.rewriter import onnx_fusions
 
-from graftline.models.export.sequences import without_sequences
-
 FOLD_LIMIT = 65_536
 """Most elements of a constant that folding may read or make (masks and tables stay computed)."""
 
@@ -34,7 +32,6 @@ def simplify(model: ir.Model, weights: Collection[str]) -> ir.Model:
             model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT
         )
         model = rewriter.rewrite(model)
-    without_sequences(model)
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

@@ -28,6 +28,8 @@ _LONGEST = 64
 _INTEGERS = (ir.DataType.INT64.value, ir.DataType.INT32.value)
 _SCALES = {"Resize": (ir.DataType.FLOAT.value,)}
 """Operators whose sizes floats say."""
+_LIKE_THE_FIRST = frozenset({"GroupNormalization"})
+"""Operators that onnx infers by a function's body alone, whose output is as their first operand."""
 _CONTRIB = frozenset({"QuickGelu", "MatMulNBits"})
 
 
@@ -88,6 +90,8 @@ class Measure:
         if node.domain == MICROSOFT:
             return [self._contrib(node)]
         operands = [None if v is None else self._typed(v) for v in node.inputs]
+        if node.op_type in _LIKE_THE_FIRST:
+            return operands[:1]
         found = self._inferred(node, operands)
         if not _is_open(node, found):
             return found

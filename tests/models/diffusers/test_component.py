@@ -34,7 +34,6 @@ CLASSES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "sdxl": (folders.XL, ["[B,4,H,W]", "[B]", "[B,L,6]", "[B,5]", "[B,10]", "[B,6]"]),
     "dit": (folders.DIT, ["[B,4,8,8]", "[B]", "[B]"]),
     "sd3": (folders.SD3, ["[B,4,2*H,2*W]", "[B]", "[B,L,6]", "[B,5]"]),
-    "flux": (folders.FLUX, ["[B,4,2*H,2*W]", "[B]", "[B,L,6]", "[B,5]", "[B]"]),
     "vae": (VAE, ["[B,4,H,W]"]),
     "tiny vae": (folders.TINY_VAE, ["[B,4,H,W]"]),
 }
@@ -88,6 +87,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("change", "message"),
     [
         ({"_class_name": "AutoencoderKLWan"}, "_class_name is AutoencoderKLWan; did you mean"),
+        ({"_class_name": "FluxTransformer2DModel"}, "_class_name is FluxTransformer2DModel"),
         ({"decoder_block_out_channels": [4, 8]}, "'decoder.*' would be .* it is"),
         ({"num_decoder_blocks": [2, 1]}, "tensor 'decoder.*' is missing in its safetensors"),
         ({"act_fn": "relux"}, "config.json: AutoencoderTiny cannot be made of it"),
