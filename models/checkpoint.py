@@ -8,7 +8,8 @@ from pathlib import Path
 
 from graftline.errors import CheckpointError
 from graftline.models.config_file import CONFIG
-from graftline.models.diffusers_folder import INDEX, DiffusersFolder
+from graftline.models.diffusers.component import DiffusersComponent, is_component
+from graftline.models.diffusers.folder import INDEX, DiffusersFolder
 from graftline.models.gguf.file import GgufCheckpoint
 from graftline.models.hf import HfCheckpoint
 from graftline.models.host import Checkpoint, Host, Watch, silent
@@ -68,7 +69,7 @@ def _folder(place: Path) -> Checkpoint:
     graphs = sorted(place.glob("*.onnx")) or sorted((place / "onnx").glob("*.onnx"))
     weights = [f for kind in WEIGHTS for f in place.glob(kind)]
     if (place / CONFIG).is_file() and (weights or not graphs):
-        host = HfCheckpoint(place)
+        host = DiffusersComponent(place) if is_component(place) else HfCheckpoint(place)
         if not graphs:
             return host
         names = " or ".join(str(graph) for graph in graphs[:3])

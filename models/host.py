@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graftline.facts import Facts
 from graftline.files import FileState
-from graftline.models.reference import OwnModel
+from graftline.models.reference import Original
 from graftline.models.spec import Spec
 from graftline.models.weights import WeightSource
 
@@ -34,7 +34,7 @@ class Host:
     tokenizer_files: list[Path] = field(default_factory=list[Path])
     generation: dict[str, Any] = field(default_factory=dict[str, Any])
     weights: WeightSource = field(default_factory=lambda: WeightSource({}))
-    own: OwnModel | Path | None = None
+    own: Original | None = None
     states: Mapping[Path, FileState] = field(default_factory=dict[Path, FileState])
     """The files that the graph's weights lie in, as they were when the graph was made."""
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])

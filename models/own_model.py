@@ -51,7 +51,7 @@ def own_module(
     kinds = {dtype.name.lower() for dtype in dtypes}
     floats = {"float": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     mapped = floats.get(next(iter(kinds))) if len(kinds) == 1 else None
-    if mapped is None and (short := _short(4 * parameters)):
+    if mapped is None and (short := too_large(4 * parameters)):
         return f"the checkpoint's own model, whose files hold {'+'.join(sorted(kinds))}, {short}"
     with silenced():
         return _open(folder, mapped or torch.float32)
@@ -61,7 +61,7 @@ Unit = tuple[Any, bool]
 """A module whose parameters are widened together, and whether those below it are too."""
 
 
-def _short(need: float) -> str:
+def too_large(need: float) -> str:
     """Why so many bytes are too many here, "" when they are not."""
     free = free_memory() / 2
     if 1.1 * need <= free:
@@ -85,7 +85,7 @@ def _open(folder: Path, dtype: Any) -> tuple[Any, list[Unit]] | str:
     _take_weights(model, stored)
     layers, others = _units(model)
     most = max((_bytes(unit, deep) for unit, deep in [*layers, *others]), default=0)
-    if short := _short(most):
+    if short := too_large(most):
         return f"the largest block of the checkpoint's own model {short}"
     for unit, deep in [*layers, *others]:
         _widen(unit, deep)

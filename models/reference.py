@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,18 @@ QUIET = 2.0
 OwnModel = Callable[[Feed, Watch], Own | str]
 """own(feed of one sequence, by the names of the raw graph's inputs; what is told of its progress):
 what the checkpoint's own model answers, or why it cannot be asked here."""
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """A network that runs once, by the library that it was written for. `run(feeds)`: its outputs
+    for each, all by the names of the raw graph; or why it cannot be asked here."""
+
+    run: Callable[[Sequence[Feed]], list[Feed] | str]
+
+
+Original = OwnModel | OwnNetwork | Path
+"""What the export of a checkpoint is held to; a path is that of the user's own graph."""
 
 
 def program_model(load: Callable[[], Any]) -> OwnModel:

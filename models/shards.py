@@ -11,16 +11,16 @@ from graftline.models.host import Watch
 from graftline.models.weights import WeightSource
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+INDEX = f"{SINGLE}.index.json"
 
 
-def weight_files(folder: Path, tell: Watch) -> list[Path]:
-    """A folder's safetensors files: model.safetensors where there is one, as transformers takes
-    it, or else the shards its index names. Raises CheckpointError."""
-    single, index = folder / SINGLE, folder / INDEX
+def weight_files(folder: Path, tell: Watch, name: str = SINGLE) -> list[Path]:
+    """A folder's safetensors files: that of the `name` where there is one, as the library that
+    wrote them takes it, or else the shards its index names. Raises CheckpointError."""
+    single, index = folder / name, folder / f"{name}.index.json"
     shards = sorted(set(weight_map(index).values())) if index.is_file() else []
     if single.is_file():
-        _tell_others(folder, [SINGLE], tell)
+        _tell_others(folder, [name], tell)
         return [single]
     if shards:
         missing = [n for n in shards if not (folder / n).is_file()]
@@ -35,7 +35,7 @@ def weight_files(folder: Path, tell: Watch) -> list[Path]:
         from graftline.models.converted import unpickled
 
         return [unpickled(folder)]
-    raise CheckpointError(f"{folder}: no {SINGLE} and no {INDEX}; download the weights")
+    raise CheckpointError(f"{folder}: no {name} and no {name}.index.json; download the weights")
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -50,16 +50,17 @@ def weight_map(index: Path) -> dict[str, str]:
     return names
 
 
-def check_index(folder: Path, source: WeightSource) -> None:
+def check_index(folder: Path, source: WeightSource, name: str = SINGLE) -> None:
     """Raise CheckpointError where the index names a tensor that its shard does not hold."""
-    index = folder / INDEX
-    if (folder / SINGLE).is_file() or not index.is_file():
+    index = folder / f"{name}.index.json"
+    if (folder / name).is_file() or not index.is_file():
         return
-    for name, shard in weight_map(index).items():
-        held = source.stored.get(name)
+    for tensor, shard in weight_map(index).items():
+        held = source.stored.get(tensor)
         if held is None or held.file.name != (folder / shard).resolve().name:
             raise CheckpointError(
-                f"{index}: stale, tensor '{name}' is not in {shard}; download the checkpoint again"
+                f"{index}: stale, tensor '{tensor}' is not in {shard}; download the checkpoint "
+                "again"
             )
 
 
@@ -68,5 +69,5 @@ def _tell_others(folder: Path, read: list[str], tell: Watch) -> None:
     others = sorted(p.name for p in folder.glob("*.safetensors") if p.name not in read)
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        what = read[0] if len(read) == 1 else f"the {len(read)} shards of {INDEX}"
+        what = read[0] if len(read) == 1 else f"the {len(read)} shards of the index"
         tell(f"not read: {others[0]}{more}; the weights are those of {what}, as in transformers")

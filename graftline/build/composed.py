@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import onnx_ir as ir
 
 from graftline.errors import CheckpointError, nearest
 from graftline.facts import DenoiserFacts, write_facts
-from graftline.files import FileState
+from graftline.kinds.own_network import beside
+from graftline.models.checkpoint import open_checkpoint
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.host import Host, Watch
-from graftline.models.onnx_file import OnnxCheckpoint
 from graftline.models.spec import Part, Spec
+from graftline.owners import TARGET
 from graftline.passes.anchors.denoiser import (
     DECODER,
     PREDICTION,
@@ -48,11 +48,13 @@ def composed(host: Host, spec: Spec, passes: Pipeline, say: Watch) -> Host:
     for role, name in said:
         _declare(model.graph.inputs, role, name, f"inputs.{role}")
     _declare(model.graph.outputs, PREDICTION, spec.outputs.prediction, "outputs.prediction")
-    states = dict(host.states)
+    states, owns = dict(host.states), {TARGET: host.own}
     for owner, part in ((DECODER, spec.decoder), (REPLACEMENT, spec.replacement)):
         readers = _READ_BY[owner]
         if part is not None and any(isinstance(graft, readers) for graft in passes.grafts):
-            states |= _add(model, owner, part, say)
+            other = _add(model, owner, part, say)
+            states |= other.states
+            owns[owner] = other.own
         elif part is not None:
             say(f"the spec's {owner} is left out: no pass reads it")
     if isinstance(found := find_denoiser(model.graph), Mismatch):
@@ -63,7 +65,7 @@ def composed(host: Host, spec: Spec, passes: Pipeline, say: Watch) -> Host:
     if spec.decoder is not None:
         facts = replace(facts, scale=spec.decoder.scale, shift=spec.decoder.shift)
     write_facts(model, facts)
-    return replace(host, facts=facts, states=states)
+    return replace(host, facts=facts, states=states, own=beside(owns))
 
 
 def _declare(values: Sequence[ir.Value], role: str, name: str, field: str) -> None:
@@ -74,9 +76,10 @@ def _declare(values: Sequence[ir.Value], role: str, name: str, field: str) -> No
         declare(known[name], role)
 
 
-def _add(model: ir.Model, owner: str, part: Part, say: Watch) -> Mapping[Path, FileState]:
-    """Put a graph beside the model's own, its inputs and outputs under the owner's name."""
-    other = OnnxCheckpoint(Path(part.graph)).host(watch=say)
+def _add(model: ir.Model, owner: str, part: Part, say: Watch) -> Host:
+    """Put a graph beside the model's own, its inputs and outputs under the owner's name; the host
+    that it was."""
+    other = open_checkpoint(part.graph).host(watch=say)
     if other.model.opset_imports != model.opset_imports or other.model.functions or model.functions:
         for one in (model, other.model):
             open_graph(one)
@@ -94,7 +97,7 @@ def _add(model: ir.Model, owner: str, part: Part, say: Watch) -> Mapping[Path, F
         value.name, value.shape = f"{owner}.{name}", _own_symbols(value, owner)
         declare(value, owner=owner)
         model.graph.outputs.append(value)
-    return other.states
+    return other
 
 
 def _own_symbols(value: ir.Value, owner: str) -> ir.Shape | None:

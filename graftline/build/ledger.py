@@ -11,7 +11,7 @@ from graftline.bundle.manifest import Stage
 from graftline.kinds import kind_of
 from graftline.kinds.kind import Parts, Proof
 from graftline.law import LawRow
-from graftline.models.reference import OwnModel
+from graftline.models.reference import Original
 from graftline.passes.pipeline.pipeline import PassReport
 from graftline.recipe import Recipe
 
@@ -44,7 +44,7 @@ class Ledger:
             reports, laws = made.start.reports + reports, made.start.laws + laws
         return reports, [replace(row, owner=owner) for row in laws]
 
-    def prove(self, name: str, own: OwnModel | Path | None, gone: str) -> Proof:
+    def prove(self, name: str, own: Original | None, gone: str) -> Proof:
         """Prove a stage with the real weights: an engine against its export, and that against the
         checkpoint's own model (`gone` says why there is none); another stage against its engine."""
         stage = self.stages[name]

@@ -90,7 +90,7 @@ def save_graph(model: ir.Model, path: Path, weights: WeightFile, linked: dict[Pa
     for value in list(copy.graph.initializers.values()):
         tensor, name = value.const_value, value.name or ""
         assert tensor is not None
-        if not (weights.widens and isinstance(tensor, Widened) and _large(tensor)):
+        if not (weights.widens and isinstance(tensor, Widened) and _large(tensor.narrow)):
             value.const_value = _placed(tensor, name, weights, linked)
         elif (place := weights.find(tensor)) is not None:
             value.const_value = _pointer(tensor, place, weights, name)
@@ -161,7 +161,7 @@ def stored_bytes(models: Sequence[ir.Model], weights: WeightFile) -> dict[Path, 
         if not _large(tensor) or weights.find(tensor) is not None:
             continue
         source = tensor.narrow if weights.widens and isinstance(tensor, Widened) else tensor
-        if isinstance(source, ir.ExternalTensor):
+        if isinstance(source, ir.ExternalTensor) and _large(source):
             seen[origin(source)] = file_of(source), source.nbytes
     found: dict[Path, int] = {}
     for file, size in seen.values():

@@ -25,7 +25,7 @@ from graftline.ports import Port, by_role
 from graftline.roles import DECODED, DENOISED, SAMPLE
 
 if TYPE_CHECKING:
-    from graftline.models.reference import OwnModel
+    from graftline.models.reference import Original
 
 SIZES = ({"B": 2, "H": 32, "W": 32}, {"B": 1, "H": 32, "W": 64})
 """What the free dimensions of a sample are, in each feed: multiples of what networks halve."""
@@ -85,7 +85,7 @@ class Denoiser(OnePass):
         own = [p for role in order for p in by_role(outputs, role)]
         return [p.name for p in (*own, *(p for p in outputs if p not in own))]
 
-    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+    def prove(self, parts: Parts, own: Original | None, gone: str, say: Watch) -> Proof:
         """Outputs; and of a loop that reuses its encoder's features, how much that changes them."""
         proof = super().prove(parts, own, gone, say)
         if _facts(parts, parts.engine).keys:

@@ -18,7 +18,7 @@ from graftline.ports import FEATURES, Port, by_role, slot_ports, state_port
 from graftline.roles import Roles
 
 if TYPE_CHECKING:
-    from graftline.models.reference import OwnModel
+    from graftline.models.reference import Original
 
 Array = npt.NDArray[Any]
 ROWS, CALLS = 40, (23, 1, 9, 7)
@@ -31,10 +31,12 @@ class DraftBlock(Decoder):
 
     name: str = "draft-block"
 
-    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+    def prove(self, parts: Parts, own: Original | None, gone: str, say: Watch) -> Proof:
         """The engine, call by call over its cache, against the published head run by torch on the
         same tokens and features: logits, and the state that stands for the next feature."""
-        if own is None or isinstance(own, Path):
+        from graftline.models.reference import OwnNetwork
+
+        if own is None or isinstance(own, Path | OwnNetwork):
             return Proof([LawRow(parts.engine, "whole", "not_run", gone)] if gone else [])
         if parts.dtype == "bf16":
             return Proof([LawRow(parts.engine, "whole", "not_run", NO_BF16)])

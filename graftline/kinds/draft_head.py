@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from graftline.ports import Port, by_role, read_ports
 from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
 
 if TYPE_CHECKING:
-    from graftline.models.reference import OwnModel
+    from graftline.models.reference import Original
 
 SIZES = ((2, 5), (3, 1))
 """Sequences and rows of each feed; a step asks for one row of each."""
@@ -59,7 +58,7 @@ class DraftHead(OnePass):
         what = f"{facts.told()}: its formula, head by head"
         return LawRow.of("export", "formula", Evidence(what, gap, comparison.limit))
 
-    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+    def prove(self, parts: Parts, own: Original | None, gone: str, say: Watch) -> Proof:
         """Logits against the published heads', and candidates against the engine's own logits."""
         if parts.dtype == "bf16":
             return Proof([LawRow(parts.engine, "whole", "not_run", NO_BF16)])

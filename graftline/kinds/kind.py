@@ -17,7 +17,7 @@ from graftline.ports import Port
 
 if TYPE_CHECKING:
     from graftline.bundle.reader import Bundle
-    from graftline.models.reference import OwnModel
+    from graftline.models.reference import Original
     from graftline.passes.pipeline.sample import Sample
     from graftline.recipe import Recipe
 
@@ -134,7 +134,7 @@ class Kind(Protocol):
         """Raise GraftlineError where a lowered graph lacks what its runtime needs."""
         ...
 
-    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+    def prove(self, parts: Parts, own: Original | None, gone: str, say: Watch) -> Proof:
         """Compare the checkpoint's own model with the export, and the export with the engine, with
         the real weights. `gone` says why there is no checkpoint to compare with; "" where that was
         compared already, for another engine of the same export."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from graftline.runtimes.one_pass.windows import cut_along
 from graftline.smoothing import Smoothing
 
 if TYPE_CHECKING:
-    from graftline.models.reference import OwnModel
+    from graftline.models.reference import Original
     from graftline.runtimes.one_pass.engine import DecodeEngine
 
 WINDOWED = 1e-5
@@ -57,7 +56,7 @@ class LatentDecoder(OnePass):
         turn = seed % len(ROWS)
         return _feed(ports, facts, seed, ROWS[turn], SIZES[facts.axes][turn])
 
-    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+    def prove(self, parts: Parts, own: Original | None, gone: str, say: Watch) -> Proof:
         """Outputs, and those of windows beside the whole's."""
         proof = super().prove(parts, own, gone, say)
         if parts.dtype == "bf16":

@@ -17,6 +17,7 @@ from graftline.errors import CannotEvaluate, LawBroken, NotApplicable
 from graftline.evaluate import Feed, oracle_limit, run
 from graftline.facts import Facts, read_facts
 from graftline.kinds.kind import NO_BF16, Finding, Parts, Proof, Small, Watch
+from graftline.kinds.own_network import run_of
 from graftline.law import Evidence, LawRow
 from graftline.passes.anchors.reduce import hold_weights, weight_bytes
 from graftline.passes.graph.meaning import World
@@ -27,7 +28,7 @@ from graftline.ports import Port, by_role, read_ports
 from graftline.raw_ports import read_raw
 
 if TYPE_CHECKING:
-    from graftline.models.reference import OwnModel
+    from graftline.models.reference import Original
     from graftline.recipe import Recipe
 
 Array = npt.NDArray[Any]
@@ -100,18 +101,28 @@ class OnePass(ABC):
                 "that counts its positions has them with --passes pad-positions", odd,
             )  # fmt: skip
 
-    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
-        """Outputs for feeds of several sizes: the user's own file, the export, the engine."""
+    def prove(self, parts: Parts, own: Original | None, gone: str, say: Watch) -> Proof:
+        """Outputs for feeds of several sizes: the checkpoint's own network's, the export's, and the
+        engine's."""
         say("proof: the engine against the unmodified export, with the real weights")
         whole = self._whole(parts, parts.engine)
-        if not isinstance(own, Path):
+        if own is None:
             told = [LawRow(parts.export, "checkpoint", "not_run", gone)] if gone else []
             return Proof([*told, whole])
-        say("proof: the export against the checkpoint's own file")
-        ports, graph = parts.ports(parts.export), parts.graph(parts.export)
-        name = [self._name(ports)]
-        both = (self._run(file, ports, parts.facts, name) for file in (graph, own))
-        return Proof([self._same(parts, "checkpoint", parts.export, *both), whole])
+        say("proof: the export against the checkpoint's own network")
+        return Proof([self._checkpoint(parts, own), whole])
+
+    def _checkpoint(self, parts: Parts, own: Original) -> LawRow:
+        """The export computes what the checkpoint's own network does, or its file."""
+        ports, asked = parts.ports(parts.export), run_of(own)
+        feeds = [self.feed(ports, parts.facts, seed) for seed in range(FEEDS)]
+        made = asked if isinstance(asked, str) else asked(feeds)
+        if isinstance(made, str):
+            return LawRow(parts.export, "checkpoint", "not_run", made)
+        names = self._names(ports)
+        expected = [np.asarray(one[name], np.float32) for one in made for name in names]
+        got = self._run(parts.graph(parts.export), ports, parts.facts, names)
+        return self._same(parts, "checkpoint", parts.export, got, expected)
 
     def prove_forms(self, parts: Parts, say: Watch) -> list[LawRow]:
         """A host that runs once has one step and one form of it."""

@@ -30,6 +30,8 @@ def draw(sampling: Sampling, noise: Array, fresh: Sequence[Array], predict: Pred
         clean, epsilon = _split(sampling.prediction, moment, seen, said)
         if sampling.clip:
             clean = np.clip(clean, -sampling.clip, sampling.clip)
+            if sampling.scheduler == "ddpm":
+                epsilon = _split("x0", moment, seen, clean)[1]
         clean = moment.skip * x + moment.out * clean
         x = moment.there.signal * clean + moment.there.noise * epsilon
         if moment.fresh:

@@ -103,11 +103,13 @@ def _levels(sampling: Sampling, times: Doubles) -> list[Level]:
 
 
 def _ddim(sampling: Sampling) -> tuple[Moment, ...]:
-    times = np.round(time_steps(sampling))
+    times, eta = np.round(time_steps(sampling)), sampling.eta
+    if sampling.scheduler == "ddpm":
+        eta = 1.0
     levels, found = _levels(sampling, times), list[Moment]()
     for time, here, there in zip(times, levels, levels[1:], strict=False):
         lost = max(1 - (here.signal / there.signal) ** 2, 0.0)
-        fresh = sampling.eta * there.noise / here.noise * sqrt(lost)
+        fresh = eta * there.noise / here.noise * sqrt(lost)
         kept = sqrt(max(there.noise**2 - fresh**2, 0.0))
         found.append(Moment(float(time), here, Level(there.signal, kept), fresh))
     return tuple(found)

@@ -8,7 +8,7 @@ from typing import Literal
 from graftline.errors import GraftlineError
 
 Prediction = Literal["epsilon", "v", "x0", "flow"]
-Scheduler = Literal["ddim", "euler", "euler-ancestral", "flow-match", "lcm", "prefix"]
+Scheduler = Literal["ddim", "ddpm", "euler", "euler-ancestral", "flow-match", "lcm", "prefix"]
 Betas = Literal["linear", "scaled-linear", "cosine"]
 Spacing = Literal["leading", "trailing", "linspace"]
 Final = Literal["one", "first"]
@@ -21,13 +21,14 @@ class Sampling:
         epsilon  the noise                  v     a noise - s x0 (Salimans and Ho, 2202.00512)
         x0       the clean sample           flow  noise - x0 (Lipman et al., 2210.02747)
 
-    Schedulers: `ddim` (Song et al., 2010.02502; `eta` of its equation 16), `euler` over levels of
-    noise and `euler-ancestral` (Karras et al., 2206.00364), `flow-match` (Esser et al.,
-    2403.03206), and `lcm`, multi-step consistency sampling (Luo et al., 2310.04378). `prefix` is
-    that of generators distilled from autoregressive ones (Liu et al., 2412.17153): the places of a
-    sample, row after row, are its `train_steps` tokens; step i of n is given the first i / n of
-    them as they were predicted and the first noise for the others, and its time step is how many it
-    is given.
+    Schedulers: `ddim` (Song et al., 2010.02502; `eta` of its equation 16), `ddpm`, the posterior
+    of the training's own process (Ho et al., 2006.11239, equation 7: `ddim` of `eta` 1, but that a
+    clipped clean sample says what noise is left), `euler` over levels of noise and
+    `euler-ancestral` (Karras et al., 2206.00364), `flow-match` (Esser et al., 2403.03206), and
+    `lcm`, multi-step consistency sampling (Luo et al., 2310.04378). `prefix` is that of generators
+    distilled from autoregressive ones (Liu et al., 2412.17153): the places of a sample, row after
+    row, are its `train_steps` tokens; step i of n is given the first i / n of them as they were
+    predicted and the first noise for the others, and its time step is how many it is given.
     """
 
     prediction: Prediction
@@ -61,7 +62,7 @@ class Sampling:
     @property
     def noisy(self) -> bool:
         """Whether steps add fresh noise."""
-        always = self.scheduler in ("euler-ancestral", "lcm")
+        always = self.scheduler in ("ddpm", "euler-ancestral", "lcm")
         return always or (self.scheduler == "ddim" and self.eta > 0)
 
     def told(self) -> str:

@@ -44,7 +44,7 @@ class _Decoder(torch.nn.Module):
         return out.logits
 
 
-def _untouched(model: Any) -> None:
+def untouched(model: Any) -> None:
     """Replace meta parameters by CPU memory that no one touches: no pages, no resident memory."""
     fresh: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
@@ -71,7 +71,7 @@ def export(model: Any, watch: Callable[[str], None]) -> Exported:
     Inputs tokens, positions and attention_mask [B, N] int64, those the graph does not read left
     out; output logits [B, N, V]. Raises NotApplicable when torch cannot export the model.
     """
-    _untouched(model)
+    untouched(model)
     rows = {0: "B", 1: "N"}
     example = (
         torch.zeros(2, 6, dtype=torch.int64),
@@ -135,7 +135,7 @@ def _export(
     """torch.onnx.export, unoptimised. Raises NotApplicable with torch's first line."""
     name = type(getattr(what, "host", what)).__name__
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 what,
                 example,
@@ -146,7 +146,7 @@ def _export(
                 **options,
             )
     except Exception as error:
-        raise NotApplicable(f"{name}: {_reason(error)}") from error
+        raise failed(name, error) from error
     assert program is not None
     return program
 
@@ -204,6 +204,11 @@ def _forget_notes(model: ir.Model) -> None:
             out.metadata_props.clear()
 
 
+def failed(name: str, error: BaseException) -> NotApplicable:
+    """Why torch cannot export a module of that name, in its own first line."""
+    return NotApplicable(f"{name}: {_reason(error)}")
+
+
 def _reason(error: BaseException) -> str:
     """The most telling line: a NotApplicable torch wrapped, else the innermost cause."""
     cause: BaseException = error
@@ -217,7 +222,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """Silence the exporter's own chatter; errors still raise."""
     names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
     loggers = [logging.getLogger(name) for name in names]

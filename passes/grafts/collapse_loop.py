@@ -234,6 +234,8 @@ class Arithmetic:
             for b in (-sampling.clip, sampling.clip)
         ]
         clipped = self.emit.op("Clip", [self.sum((seen, clean[0]), (said, clean[1])), *bounds])
+        if sampling.scheduler == "ddpm":
+            said, noise = clipped, split("x0", moment)[1]
         return self.sum(
             (clipped, ahead.signal * moment.out), (x, ahead.signal * moment.skip),
             (seen, ahead.noise * noise[0]), (said, ahead.noise * noise[1]), *more,

@@ -110,6 +110,20 @@ def test_what_no_engine_reads_stays_as_the_checkpoint_has_it(tmp_path: Path, dty
         assert np.array_equal(tensor.numpy(), before.graph.initializers[name].const_value.numpy())
 
 
+def test_a_narrow_weight_that_is_small_alone_is_stored_wide(tmp_path: Path) -> None:
+    """As 512 to 1,023 bytes of fp16 are: small as they lie, and not as fp32."""
+    file, values = tmp_path / "few.safetensors", numbers(0, 12)
+    write_safetensors(file, {"a": values}, "F16")
+    source, weights = read_headers([file]), source_file(tmp_path)
+    few = source.tensor("a", "a", values.shape, ir.DataType.FLOAT)
+    assert stored_bytes([model_of(few)], weights) == {}
+    save_graph(model_of(few), tmp_path / "g.onnx", weights, {})
+    assert run(tmp_path / "g.onnx") == values.sum()
+    held = load_graph(tmp_path / "g.onnx").graph.initializers["a"].const_value
+    assert held is not None
+    assert np.array_equal(held.numpy(), values)
+
+
 def test_a_graph_that_is_saved_twice_is_the_same_text(tmp_path: Path) -> None:
     source = checkpoint(tmp_path)
     save_graph(model_of(wide(source, "a")), tmp_path / "g.onnx", source_file(tmp_path), {})

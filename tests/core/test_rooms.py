@@ -22,6 +22,7 @@ MAY: dict[str, set[str]] = {
 """What a room imports besides itself. Those that are not named here bring the others together."""
 HEAVY: dict[str, tuple[str, ...]] = {
     "torch": ("models",),
+    "diffusers": ("models",),
     "transformers": ("models",),
     "onnxruntime": ("runtimes/ort", "passes/lower/quantize"),
     "tensorrt": ("runtimes/trt", "plugins"),
@@ -30,7 +31,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "triton": ("plugins",),
 }
 """Where a room imports a heavy library: ONNX Runtime's quantizers are no session."""
-LATE = ("torch", "transformers", "tensorrt", "tensorrt_rtx", "cuda")
+LATE = ("torch", "transformers", "diffusers", "tensorrt", "tensorrt_rtx", "cuda")
 """Libraries that the base install lacks: imported inside functions only, but for the export and the
 training, which nobody opens without torch, and kernels."""
 WITH_THEM = ("models/export", "models/training", "plugins/kernels")

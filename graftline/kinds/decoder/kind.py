@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +24,7 @@ from graftline.ports import read_ports
 from graftline.roles import chain_feed
 
 if TYPE_CHECKING:
-    from graftline.models.reference import OwnModel
+    from graftline.models.reference import Original
     from graftline.recipe import Recipe
 
 PAIR_BYTES = 2 << 30
@@ -68,8 +67,11 @@ class Decoder:
         if cache_of(lowered) is None:
             raise NotApplicable(f"{target} decodes over a cache; put kv-cache into --passes")
 
-    def prove(self, parts: Parts, own: OwnModel | Path | None, gone: str, say: Watch) -> Proof:
+    def prove(self, parts: Parts, own: Original | None, gone: str, say: Watch) -> Proof:
         """Logits of sequences longer than every constant, in every way a session reads them."""
+        from graftline.models.reference import OwnNetwork
+
+        assert not isinstance(own, OwnNetwork), "it is of hosts that run once"
         return proof.prove(parts, own, gone, say)
 
     def prove_forms(self, parts: Parts, say: Watch) -> list[LawRow]:

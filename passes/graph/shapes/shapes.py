@@ -25,8 +25,11 @@ from graftline.passes.graph.shapes.inference import (
 
 _LONGEST = 64
 """Elements of the longest operand that says a shape, axes or sizes."""
-_SAYING = (ir.DataType.INT64.value, ir.DataType.INT32.value, ir.DataType.FLOAT.value)
-"""Types of operands that say shapes, axes or sizes; or, in fp32, the scales of a Resize."""
+_INTEGERS = (ir.DataType.INT64.value, ir.DataType.INT32.value)
+_SCALES = {"Resize": (ir.DataType.FLOAT.value,)}
+"""Operators whose sizes floats say."""
+_LIKE_THE_FIRST = frozenset({"GroupNormalization"})
+"""Operators that onnx infers by a function's body alone, whose output is as their first operand."""
 _CONTRIB = frozenset({"QuickGelu", "MatMulNBits"})
 
 
@@ -87,11 +90,14 @@ class Measure:
         if node.domain == MICROSOFT:
             return [self._contrib(node)]
         operands = [None if v is None else self._typed(v) for v in node.inputs]
+        if node.op_type in _LIKE_THE_FIRST:
+            return operands[:1]
         found = self._inferred(node, operands)
         if not _is_open(node, found):
             return found
         pairs = zip(operands, node.inputs, strict=True)
-        found = self._inferred(node, [self._with_values(t, v) for t, v in pairs])
+        kinds = (*_INTEGERS, *_SCALES.get(node.op_type, ()))
+        found = self._inferred(node, [self._with_values(t, v, kinds) for t, v in pairs])
         return self._evaluated(node, found) if _is_open(node, found) else found
 
     def _evaluated(self, node: ir.Node, found: Sequence[Typed | None]) -> Sequence[Typed | None]:
@@ -125,10 +131,12 @@ class Measure:
             dtype = element_type(value).value
         return Typed(dtype, self.of(value))
 
-    def _with_values(self, typed: Typed | None, value: ir.Value | None) -> Typed | None:
-        """An operand that may say a shape, axes, sizes or scales, with its values where they are
-        known."""
-        if typed is None or value is None or typed.dtype not in _SAYING:
+    def _with_values(
+        self, typed: Typed | None, value: ir.Value | None, kinds: tuple[int, ...]
+    ) -> Typed | None:
+        """An operand that may say a shape, axes, sizes or scales, by its type, with its values
+        where they are known."""
+        if typed is None or value is None or typed.dtype not in kinds:
             return typed
         if typed.shape is None or len(typed.shape) > 1 or sum(typed.shape) > _LONGEST:
             return typed

@@ -46,6 +46,14 @@ def _unbounded(real: Any, touched: Touched) -> Any:
     return step
 
 
+def _noise_as_said(real: Any, touched: Touched) -> Any:
+    def step(self: Arithmetic, sampling: Any, moment: Any, values: Any, fresh: Any) -> ir.Value:
+        touched.count += sampling.clip > 0 and sampling.scheduler == "ddpm"
+        return real(self, replace(sampling, scheduler="ddim"), moment, values, fresh)
+
+    return step
+
+
 def _unscaled(real: Any, touched: Touched) -> Any:
     def step(self: Arithmetic, sampling: Any, moment: Any, values: Any, fresh: Any) -> ir.Value:
         touched.count += moment.scale != 1
@@ -176,6 +184,8 @@ SAMPLERS = [
             instead(Arithmetic, "step", _no_noise), "collapse-loop", "euler-ancestral"),
     _mutant("clip-forgotten", "the clean sample is not clipped", "neutral",
             instead(Arithmetic, "step", _unbounded), "collapse-loop", "clipped"),
+    _mutant("clip-without-its-noise", "the noise left is not that of the clipped sample", "neutral",
+            instead(Arithmetic, "step", _noise_as_said), "collapse-loop", "ddpm, clipped"),
     _mutant("euler-unscaled", "the arithmetic forgets that the network saw a scaled sample",
             "neutral", instead(Arithmetic, "step", _unscaled), "collapse-loop", "euler"),
     _mutant("prefix-of-a-token-more", "a step keeps one predicted token too many", "neutral",

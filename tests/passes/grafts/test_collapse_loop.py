@@ -24,6 +24,8 @@ SPECS = {
     "v": SAMPLING.replace("epsilon", "v"),
     "x0, clipped": SAMPLING.replace("epsilon", "x0") + "clip = 0.8\n",
     "eta": SAMPLING + "eta = 0.6\n",
+    "ddpm": SAMPLING.replace("ddim", "ddpm"),
+    "ddpm, clipped": SAMPLING.replace("ddim", "ddpm") + "clip = 0.8\n",
     "euler": SAMPLING.replace("ddim", "euler"),
     "euler, leading": SAMPLING.replace("ddim", "euler").replace("trailing", "leading"),
     "ancestral": SAMPLING.replace("ddim", "euler-ancestral"),

@@ -1,28 +1,24 @@
-"""A folder in the layout of diffusers, its components exported to ONNX: the spec is read off it."""
+"""A scheduler's config of diffusers as a sampling of ours, or refused by its field."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from graftline.errors import CheckpointError, GraftlineError, nearest
 from graftline.models.config_file import read_json
-from graftline.models.host import Host, Watch
-from graftline.models.onnx_file import OnnxCheckpoint
-from graftline.models.spec import Part, Spec
 from graftline.sampling.spec import Sampling
 from graftline.typed_json import Misfit, read
 
-INDEX = "model_index.json"
-GRAPH = "model.onnx"
-DENOISERS, DECODER = ("unet", "transformer"), "vae_decoder"
-SCHEDULER = Path("scheduler") / "scheduler_config.json"
 STEPS = 50
 """Of the whole loop, which no config says; `--steps` chooses others."""
 SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
     "DDIMScheduler": {"scheduler": "ddim", "clip_sample": True},
+    "DDPMScheduler": {
+        "scheduler": "ddpm", "clip_sample": True, "variance_type": "fixed_small",
+    },
     "EulerDiscreteScheduler": {"scheduler": "euler", "timestep_spacing": "linspace"},
     "EulerAncestralDiscreteScheduler": {
         "scheduler": "euler-ancestral", "timestep_spacing": "linspace",
@@ -53,53 +49,20 @@ NEUTRAL: Mapping[str, Any] = {
     "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
     "interpolation_type": "linear", "final_sigmas_type": "zero", "timestep_type": "discrete",
     "sigma_min": None, "sigma_max": None, "use_dynamic_shifting": False, "invert_sigmas": False,
-    "stochastic_sampling": False, "shift_terminal": None,
+    "stochastic_sampling": False, "shift_terminal": None, "variance_type": "fixed_small",
 }  # fmt: skip
 """Fields that change the formulas unless they have this value."""
 IDLE = frozenset({
     "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value",
     "skip_prk_steps", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
-    "time_shift_type", "variance_type",
+    "time_shift_type",
 })  # fmt: skip
 """Fields that say nothing more, or are read with another."""
 
-
-@dataclass(frozen=True)
-class DiffusersFolder:
-    """`unet` or `transformer`, `vae_decoder` where there is one, and `scheduler`."""
-
-    path: Path
-
-    def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
-        """The denoiser, and the spec that the configs are, read where none is given. Raises
-        CheckpointError."""
-        found = [self.path / name / GRAPH for name in DENOISERS]
-        graphs = [file for file in found if file.is_file()]
-        if len(graphs) != 1:
-            names = " or ".join(f"{name}/{GRAPH}" for name in DENOISERS)
-            raise CheckpointError(
-                f"{self.path}: no {names}; export the components to ONNX first (optimum-cli export "
-                "onnx)"
-            )
-        host = OnnxCheckpoint(graphs[0]).host(full_export, watch)
-        return replace(host, spec=self.spec)
-
-    def spec(self) -> Spec:
-        """What the configs say. Raises CheckpointError naming the file and the field."""
-        return Spec(sampling=sampling_of(self.path / SCHEDULER), decoder=self._decoder())
-
-    def _decoder(self) -> Part | None:
-        graph = self.path / DECODER / GRAPH
-        if not graph.is_file():
-            return None
-        places = [graph.with_name("config.json"), self.path / "vae" / "config.json"]
-        config = next((read_json(file) for file in places if file.is_file()), {})
-        scale, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
-        if not isinstance(scale, int | float) or not scale:
-            raise CheckpointError(
-                f"{self.path}: no config.json of the VAE says scaling_factor; add vae/config.json"
-            )
-        return Part(str(graph), scale=float(scale), shift=float(shift))
+UNEVEN = "DDIMScheduler", "timestep_spacing", "linspace"
+"""A class, a field and its value: there every step goes `num_train_timesteps // steps` down,
+whatever lies between two of its time steps. Elsewhere that is the next one, but for rounding where
+the steps do not divide the training's."""
 
 
 def sampling_of(file: Path) -> Sampling:
@@ -113,6 +76,11 @@ def sampling_of(file: Path) -> Sampling:
         raise CheckpointError(
             f"{file}: _class_name is {name}{nearest(name, SCHEDULERS)}; or say another scheduler "
             "with --spec FILE"
+        )
+    if name == UNEVEN[0] and config.get(UNEVEN[1]) == UNEVEN[2]:
+        raise CheckpointError(
+            f"{file}: {UNEVEN[1]} is 'linspace'; diffusers' DDIM then ends a step elsewhere than "
+            "it begins the next, as no formula has it; set 'trailing', or use --spec FILE"
         )
     said = {**SCHEDULERS[name], **{k: v for k, v in config.items() if not k.startswith("_")}}
     rows: dict[str, Any] = {"steps": STEPS, "prediction": "epsilon"}
