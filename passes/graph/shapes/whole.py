@@ -37,7 +37,7 @@ def infer(model: ir.Model, *, strict: bool) -> str:
 def _as_its_tensor(value: ir.Value) -> None:
     if (tensor := value.const_value) is not None:
         if value.shape is None:
-            value.shape = ir.Shape(tensor.shape)
+            value.shape = ir.Shape(tensor.shape.numpy())
         if value.dtype is None:
             value.dtype = tensor.dtype
 
