@@ -93,9 +93,9 @@ class Command:
 
         from graftline.commands.answering import source_of
         from graftline.models.training.frozen import checkpoint_folder
+        from graftline.models.training.head_lesson import HeadSettings
         from graftline.models.training.kangaroo import EXIT
         from graftline.models.training.run import Head, Job
-        from graftline.models.training.trainer import Settings
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -110,9 +110,9 @@ class Command:
         return Job(
             Head(self.kind, self.form or "v2", self.heads or 3, self.exit or EXIT),
             source.checkpoint, folder, self.out, data,
-            Settings(
+            HeadSettings(
                 self.steps, self.seed, self.learning_rate, self.optimizer, bf16,
-                STEP_TOKENS.get(self.kind, Settings.tokens),
+                STEP_TOKENS.get(self.kind, HeadSettings.tokens),
             ),
             self.minutes if self.minutes or self.steps else MINUTES, str(self),
         )  # fmt: skip
