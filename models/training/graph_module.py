@@ -46,7 +46,7 @@ class GraphModule:
         graph = self.model.graph
         values: dict[ir.Value, torch.Tensor] = dict(self._constants)
         values |= {graph.initializers[name]: weight for name, weight in self.weights.items()}
-        values |= {v: feed[v.name] for v in graph.inputs if v.name in feed}
+        values |= {v: feed[v.name] for v in graph.inputs if v.name is not None and v.name in feed}
         for node, run, gone in self._nodes:
             made = run(node, [None if v is None else values[v] for v in node.inputs])
             outputs = [made] if isinstance(made, torch.Tensor) else made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,15 +48,18 @@ class Look:
     `told` is both in words. `learned`: whether anything is right yet."""
 
     score: float
-    numbers: list[list[float]]
+    numbers: Sequence[Sequence[float]]
     told: str
     learned: bool = True
 
 
 class Lesson(Protocol):
-    """What is learned: `parameters`, by a loss of examples, judged by others that are held out."""
+    """What is learned of examples, and judged by others that are held out."""
 
-    parameters: Mapping[str, torch.nn.Parameter]
+    @property
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        """What is learned, by name."""
+        ...
 
     def loss(self, step: int, progress: float, random: torch.Generator) -> torch.Tensor:
         """The loss of the examples of a step; `progress` is the share of the training before it."""
@@ -67,23 +70,25 @@ class Lesson(Protocol):
         ...
 
 
+Noted = tuple[int, float, float, Sequence[Sequence[float]]]
+"""Of a look: the step, the loss, the score and the numbers."""
+
+
 @dataclass
 class Course:
-    """How far a training is. `looks`: (step, loss, score, numbers) each time the held-out examples
-    were looked at; `best` is the place among them of the weights that are kept."""
+    """How far a training is. `looks`: each time the held-out examples were looked at; `best` is the
+    place among them of the weights that are kept."""
 
     step: int = 0
     began: float = 0.0
     marks: int = 0
     loss: float = 0.0
-    looks: list[tuple[int, float, float, list[list[float]]]] = field(
-        default_factory=list[tuple[int, float, float, list[list[float]]]]
-    )
+    looks: list[Noted] = field(default_factory=list["Noted"])
     best: int = -1
     ended: str = ""
 
     @property
-    def found(self) -> list[list[float]] | None:
+    def found(self) -> Sequence[Sequence[float]] | None:
         """The numbers of the best look; None where nobody has looked."""
         return self.looks[self.best][3] if self.best >= 0 else None
 

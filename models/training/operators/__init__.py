@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from graftline.models.training.operators.arithmetic import ARITHMETIC
 from graftline.models.training.operators.moves import MOVES
 from graftline.models.training.operators.norms import NORMS
@@ -11,7 +9,7 @@ from graftline.models.training.operators.operator import Operator
 from graftline.models.training.operators.products import PRODUCTS
 from graftline.models.training.operators.resize import resize
 
-OPERATORS: Mapping[str, Operator] = {
+OPERATORS: dict[str, Operator] = {
     **ARITHMETIC, **MOVES, **NORMS, **PRODUCTS, "Resize": resize,
 }  # fmt: skip
 """By ONNX's name."""

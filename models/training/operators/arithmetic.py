@@ -9,7 +9,14 @@ import onnx_ir as ir
 import torch
 from torch.nn import functional
 
-from graftline.models.training.operators.operator import Operator, Values, given, needed, simple
+from graftline.models.training.operators.operator import (
+    Operator,
+    Values,
+    given,
+    needed,
+    refused,
+    simple,
+)
 
 _DTYPES: Mapping[ir.DataType, torch.dtype] = {
     ir.DataType.FLOAT: torch.float32, ir.DataType.DOUBLE: torch.float64,
@@ -18,9 +25,9 @@ _DTYPES: Mapping[ir.DataType, torch.dtype] = {
 }  # fmt: skip
 
 
-def torch_dtype(number: int) -> torch.dtype | None:
+def torch_dtype(kind: ir.DataType) -> torch.dtype | None:
     """The torch type of an ONNX one; None for one that nothing is trained in."""
-    return _DTYPES.get(ir.DataType(number))
+    return _DTYPES.get(kind)
 
 
 def _divide(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -61,8 +68,7 @@ def _swish(node: ir.Node, values: Values) -> torch.Tensor:
 
 
 def _alpha(node: ir.Node, usual: float) -> float:
-    found = node.attributes.get_float("alpha", usual)
-    return usual if found is None else found
+    return node.attributes.get_float("alpha", usual)
 
 
 def _prelu(node: ir.Node, values: Values) -> torch.Tensor:
@@ -85,9 +91,9 @@ def _of_many(function: Operator) -> Operator:
 
 
 def _cast(node: ir.Node, values: Values) -> torch.Tensor:
-    """Its type is one of `_DTYPES`: the graph's other types are refused before."""
-    kind = torch_dtype(node.attributes["to"].as_int())
-    assert kind is not None
+    wanted = ir.DataType(node.attributes["to"].as_int())
+    if (kind := torch_dtype(wanted)) is None:
+        raise refused(node, f"casts to {wanted.name}")
     return needed(values).to(kind)
 
 

@@ -20,8 +20,7 @@ from graftline.models.training.operators.operator import (
 
 
 def _axis(node: ir.Node, usual: int) -> int:
-    found = node.attributes.get_int("axis", usual)
-    return usual if found is None else found
+    return node.attributes.get_int("axis", usual)
 
 
 def _shape(node: ir.Node, values: Values) -> torch.Tensor:

@@ -19,13 +19,11 @@ from graftline.models.training.operators.operator import (
 
 
 def _epsilon(node: ir.Node) -> float:
-    found = node.attributes.get_float("epsilon", 1e-5)
-    return 1e-5 if found is None else found
+    return node.attributes.get_float("epsilon", 1e-5)
 
 
 def _axis(node: ir.Node) -> int:
-    found = node.attributes.get_int("axis", -1)
-    return -1 if found is None else found
+    return node.attributes.get_int("axis", -1)
 
 
 def _layer_norm(node: ir.Node, values: Values) -> torch.Tensor:
@@ -55,7 +53,9 @@ def _instance_norm(node: ir.Node, values: Values) -> torch.Tensor:
 def _batch_norm(node: ir.Node, values: Values) -> torch.Tensor:
     """With the means and variances of the file, as it is run."""
     x, scale, bias, mean, variance = (needed(values, place) for place in range(5))
-    return functional.batch_norm(x, mean, variance, scale, bias, eps=_epsilon(node))
+    factor = scale * (variance + _epsilon(node)).rsqrt()
+    places = [1, -1, *[1] * (x.ndim - 2)]
+    return x * factor.reshape(places) + (bias - mean * factor).reshape(places)
 
 
 def _softmax(node: ir.Node, values: Values) -> torch.Tensor:

@@ -23,13 +23,8 @@ def _gemm(node: ir.Node, values: Values) -> torch.Tensor:
     a, b, c = needed(values), needed(values, 1), given(values, 2)
     a = a.T if node.attributes.get_int("transA", 0) else a
     b = b.T if node.attributes.get_int("transB", 0) else b
-    made = a @ b * _number(node, "alpha", 1.0)
-    return made if c is None else made + c * _number(node, "beta", 1.0)
-
-
-def _number(node: ir.Node, name: str, usual: float) -> float:
-    found = node.attributes.get_float(name, usual)
-    return usual if found is None else found
+    made = a @ b * node.attributes.get_float("alpha", 1.0)
+    return made if c is None else made + c * node.attributes.get_float("beta", 1.0)
 
 
 def _einsum(node: ir.Node, values: Values) -> torch.Tensor:
@@ -68,7 +63,7 @@ def _conv(node: ir.Node, values: Values) -> torch.Tensor:
     run = (functional.conv1d, functional.conv2d, functional.conv3d)[axes - 1]
     return run(
         x, weight, given(values, 2), stride=_axes_of(node, "strides", axes), padding=pads,
-        dilation=_axes_of(node, "dilations", axes), groups=node.attributes.get_int("group", 1) or 1,
+        dilation=_axes_of(node, "dilations", axes), groups=node.attributes.get_int("group", 1),
     )  # fmt: skip
 
 
@@ -86,7 +81,7 @@ def _conv_transpose(node: ir.Node, values: Values) -> torch.Tensor:
     return run(
         x, weight, given(values, 2), stride=_axes_of(node, "strides", axes), padding=front,
         output_padding=_axes_of(node, "output_padding", axes, 0),
-        groups=node.attributes.get_int("group", 1) or 1,
+        groups=node.attributes.get_int("group", 1),
         dilation=_axes_of(node, "dilations", axes),
     )  # fmt: skip
 
@@ -124,7 +119,12 @@ def _attention(node: ir.Node, values: Values) -> torch.Tensor:
         pairs = zip((q, k, v), heads, strict=True)
         q, k, v = (x.unflatten(2, (count, -1)).transpose(1, 2) for x, count in pairs)
     made = functional.scaled_dot_product_attention(
-        q, k, v, mask, is_causal=causal, scale=node.attributes.get_float("scale", None),
+        q,
+        k,
+        v,
+        mask,
+        is_causal=causal,
+        scale=node.attributes.get_float("scale", None),
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return made.transpose(1, 2).flatten(2) if flat else made
