@@ -23,9 +23,11 @@ graph = "taesd.onnx"
 
 from __future__ import annotations
 
+import json
 import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.sampling.spec import Sampling
@@ -91,3 +93,25 @@ def read_spec(path: str | Path) -> Spec:
             raise CheckpointError(f"{file}: {name}.graph: no such file {place}")
         spec = replace(spec, **{name: replace(part, graph=str(place))})
     return spec
+
+
+def spec_text(spec: Spec) -> str:
+    """The TOML of a spec, which `read_spec` reads: what differs from what is usual."""
+    parts = {one.name: getattr(spec, one.name) for one in fields(spec)}
+    tables = {name: _rows(part) for name, part in parts.items() if part is not None}
+    return "\n".join(
+        "".join([f"[{name}]\n", *(f"{key} = {_toml(value)}\n" for key, value in rows.items())])
+        for name, rows in tables.items()
+        if rows
+    )
+
+
+def _toml(value: Any) -> str:
+    """JSON's texts, numbers and lists are TOML's."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _rows(part: Any) -> dict[str, Any]:
+    """Fields that have no usual value, or another one."""
+    usual = {one.name: one.default for one in fields(part)}
+    return {name: value for name, value in asdict(part).items() if value != usual[name]}

@@ -13,6 +13,7 @@ EXTRAS = {
     "accelerate": "export",
     "gguf": "export",
     "sentencepiece": "export",
+    "torchmetrics": "export",
     "cuda": "trt",
     "tensorrt_rtx": "tensorrt",
     "triton": "kernels",

@@ -495,6 +495,33 @@ TrainPrecision = Annotated[
     ),
 ]
 
+# --- what `distill` is given
+
+StudentKind = Annotated[str, typer.Argument(metavar="one-step", help="What the student becomes.")]
+TeacherOrBundle = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT|BUNDLE",
+        help="The teacher: a denoiser's .onnx file with --spec, a folder of diffusers, or a bundle "
+        "made with collapse-loop.",
+    ),
+]
+StudentFolder = Annotated[
+    Path, typer.Option("-o", "--out", help="The folder of the student to write.")
+]
+SampleSize = Annotated[
+    str | None,
+    typer.Option(metavar="HxW", help="Height and width of a sample, where the graph takes any."),
+]
+Pairs = Annotated[
+    int, typer.Option(min=2, help="Samples that the teacher draws, for the conditions in turn.")
+]
+StudentBatch = Annotated[int, typer.Option(min=1, help="Samples that a step of training learns.")]
+Perceptual = Annotated[
+    float,
+    typer.Option(help="Weight of 1 - SSIM beside the squared error over the samples' variance."),
+]
+
 # --- what `inspect` shows and `pack` writes
 
 ShownStage = Annotated[

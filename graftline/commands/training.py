@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftline.commands.conversations import read_conversations, read_texts
 from graftline.errors import GraftlineError, nearest
@@ -35,6 +35,34 @@ STEP_TOKENS = {"ppd": 512, "lora-drop": 512}
 """Positions that a step reads, where these are fewer than usual: each is the whole host's work."""
 PLACED = ("kind", "checkpoint", "prompts", "out", "text")
 """What a command line begins with; the rest are options, said where they differ."""
+
+
+def check_numbers(command: Any, names: Sequence[str]) -> None:
+    """Raise GraftlineError for an option that is not a number above 0."""
+    for name in names:
+        number = getattr(command, name)
+        if number is not None and not 0 < number < float("inf"):
+            raise GraftlineError(f"{_option(name)} {number}: use a number above 0")
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise GraftlineError for more than the machine has."""
+    most = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= most:
+        raise GraftlineError(f"--threads {threads}: this machine has {most} processors")
+
+
+def spelled(command: Any, placed: Sequence[str]) -> list[str]:
+    """The options of a command that differ from what is usual, but for those `placed` before."""
+    differ = [
+        (one.name, getattr(command, one.name)) for one in fields(command)
+        if one.name not in placed and getattr(command, one.name) != one.default
+    ]  # fmt: skip
+    return [word for name, value in differ for word in (_option(name), str(value))]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -73,23 +101,13 @@ class Command:
                 *rest, last = kinds
                 named = f"{', '.join(rest)} and {last}" if rest else last
                 raise GraftlineError(f"--{name} is for {named}; {self.kind} does not take it")
-        for name in ("minutes", "steps", "learning_rate"):
-            number = getattr(self, name)
-            if number is not None and not 0 < number < float("inf"):
-                option = f"--{name.replace('_', '-')}"
-                raise GraftlineError(f"{option} {number}: use a number above 0")
-        most = os.cpu_count() or 1
-        if self.threads is not None and not 1 <= self.threads <= most:
-            raise GraftlineError(f"--threads {self.threads}: this machine has {most} processors")
+        check_numbers(self, ("minutes", "steps", "learning_rate"))
+        check_threads(self.threads)
 
     def __str__(self) -> str:
         said = ["graftline", "train", self.kind, self.checkpoint, "--prompts", str(self.prompts)]
         said += ["-o", str(self.out), *(["--text"] if self.text else [])]
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name not in PLACED and value != one.default:
-                said += [f"--{one.name.replace('_', '-')}", str(value)]
-        return shlex.join(said)
+        return shlex.join([*said, *spelled(self, PLACED)])
 
     def job(self, watch: Watch) -> Job:
         """The job, with its prompts read and its checkpoint found. Raises GraftlineError."""
@@ -97,10 +115,10 @@ class Command:
 
         from graftline.commands.answering import source_of
         from graftline.models.training.frozen import checkpoint_folder
+        from graftline.models.training.head_lesson import HeadSettings
         from graftline.models.training.kangaroo import EXIT
         from graftline.models.training.lora_drop import RANK
         from graftline.models.training.run import Head, Job
-        from graftline.models.training.trainer import Settings
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -116,9 +134,9 @@ class Command:
             Head(self.kind, self.form or "v2", self.heads or 3, self.exit or EXIT,
                  self.layers or "", self.rank or RANK),
             source.checkpoint, folder, self.out, data,
-            Settings(
+            HeadSettings(
                 self.steps, self.seed, self.learning_rate, self.optimizer, bf16,
-                STEP_TOKENS.get(self.kind, Settings.tokens),
+                STEP_TOKENS.get(self.kind, HeadSettings.tokens),
             ),
             self.minutes if self.minutes or self.steps else MINUTES, str(self),
         )  # fmt: skip

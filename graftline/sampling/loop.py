@@ -4,6 +4,7 @@ the loop inside is compared with."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ def draw(sampling: Sampling, noise: Array, fresh: Sequence[Array], predict: Pred
         if moment.prefix is not None:
             x = np.where(first_places(noise.shape, moment.prefix), said, noise)
             continue
-        clean, epsilon = _split(sampling.prediction, moment, seen, said)
+        clean, epsilon = clean_and_noise(sampling.prediction, moment, seen, said)
         if sampling.clip:
             clean = np.clip(clean, -sampling.clip, sampling.clip)
             if sampling.scheduler == "ddpm":
@@ -57,9 +58,9 @@ def guided(scale: float, conditional: Array, unconditional: Array) -> Array:
     return (both[1] + scale * (both[0] - both[1])).astype(conditional.dtype)
 
 
-def _split(kind: Prediction, moment: Moment, x: Array, said: Array) -> tuple[Array, Array]:
+def clean_and_noise(kind: Prediction, moment: Moment, x: Any, said: Any) -> tuple[Any, Any]:
     """The clean sample and the noise that a prediction says `x` is made of; `x` as the network saw
-    it."""
+    it. Arrays of numpy, or torch's tensors."""
     signal, noise = moment.here.signal * moment.scale, moment.here.noise * moment.scale
     if kind == "epsilon":
         return (x - noise * said) / signal, said

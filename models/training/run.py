@@ -28,8 +28,10 @@ from graftline.models.training.answers import (
 from graftline.models.training.clock import Clock
 from graftline.models.training.eagle import Eagle
 from graftline.models.training.eagle3 import Eagle3, eagle3_layers
+from graftline.models.training.folder import check_out
 from graftline.models.training.frozen import FrozenHost
-from graftline.models.training.head_folder import Story, check_out, write_head
+from graftline.models.training.head_folder import Story, write_head
+from graftline.models.training.head_lesson import HeadLesson, HeadSettings, acceptance_of
 from graftline.models.training.hydra import Hydra
 from graftline.models.training.kangaroo import EXIT, Kangaroo, exit_layers
 from graftline.models.training.lora_drop import RANK, LoraDrop
@@ -38,7 +40,7 @@ from graftline.models.training.ppd import Ppd
 from graftline.models.training.rows import Row, read_rows, write_rows
 from graftline.models.training.student import Acceptance, Student
 from graftline.models.training.tensor_file import damaged, write_bytes
-from graftline.models.training.trainer import Course, Settings, Trainer
+from graftline.models.training.trainer import Course, Trainer
 from graftline.models.training.vocabulary import draft_vocabulary
 
 KINDS = ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter", "lora-drop")
@@ -93,7 +95,7 @@ class Job:
     folder: Path
     out: Path
     data: Data
-    settings: Settings
+    settings: HeadSettings
     minutes: float | None
     command: str
 
@@ -117,7 +119,7 @@ def train(job: Job, say: Watch) -> Trained:
     kept and how to go on."""
     host = FrozenHost(job.folder, job.settings.bf16, job.head.taps, Path(job.checkpoint).name)
     run = _name(job, host)
-    check_out(job.out, run)
+    check_out(job.out, run, "a head")
     folder = place("training") / run
     limit = None if job.minutes is None else 60.0 * job.minutes
     clock = Clock.open(folder / "clock.json", limit)
@@ -133,7 +135,8 @@ def train(job: Job, say: Watch) -> Trained:
     say(f"training on {len(learned)} texts, {len(held_out)} held out; {words}")
     student = _student(job, host, learned, held_out, say)
     del host.model  # what the student needs of it from here on, it has
-    trainer = Trainer(student, learned, held_out, job.settings, folder / "state.safetensors", clock)
+    lesson = HeadLesson(student, learned, held_out, job.settings)
+    trainer = Trainer(lesson, job.settings, folder / "state.safetensors", clock)
     try:
         trainer.run(say)
     except KeyboardInterrupt as stop:
@@ -151,7 +154,7 @@ def _interrupted(job: Job, trainer: Trainer, student: Student, run: str, words: 
 
 def _written(job: Job, trainer: Trainer, student: Student, run: str, words: str) -> Trained:
     course, minutes = trainer.course, trainer.clock.spent / 60
-    found = course.acceptance(course.best) if course.best >= 0 else None
+    found = acceptance_of(course)
     head = student.published()
     story = Story(
         run, Path(job.checkpoint).name, job.command, words, job.settings.seed, course.step,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,26 +16,14 @@ from graftline.errors import GraftlineError
 from graftline.interrupts import uninterrupted
 from graftline.models.host import Watch
 from graftline.models.training.clock import Clock, left
-from graftline.models.training.losses import Scored
-from graftline.models.training.packs import Order, pack
-from graftline.models.training.rows import Row
-from graftline.models.training.student import (
-    Acceptance,
-    Student,
-    acceptance,
-    loss_of,
-    spoken,
-)
 from graftline.models.training.tensor_file import damaged, read_tensors, write_tensors
 
-COLD = 0.2
-"""The share of a training that learns by KL divergence: total variation says nothing from cold."""
 WARMUP, FLOOR = 0.05, 0.02
 """The learning rate rises over this share of the training, and falls to this share of itself."""
 CLIP = 1.0
 """The largest norm of a step's gradient."""
 LOOKS, PATIENCE, HALF = 10, 4, 0.5
-"""How often the held-out texts are looked at; how often without a gain before it ends, once half of
+"""How often what is held out is looked at; how often without a gain before it ends, once half of
 it is over: the first looks may all find nothing."""
 KEEP = 60.0
 """Seconds between two checkpoints."""
@@ -45,60 +33,74 @@ END = 0.97
 
 @dataclass(frozen=True)
 class Settings:
-    """How a head is trained. `steps` None: as many as the time allows. A step reads up to `tokens`
-    positions, and scores up to `scored` tokens of the vocabulary."""
+    """How something is trained. `steps` None: as many as the time allows."""
 
     steps: int | None = None
     seed: int = 0
     rate: float = 1e-3
     optimizer: str = "adamw"
     bf16: bool = False
-    tokens: int = 2048
-    scored: int = 8192
+
+
+@dataclass(frozen=True)
+class Look:
+    """What held-out examples show. The more `score`, the better; `numbers` are what it was made of,
+    `told` is both in words. `learned`: whether anything is right yet."""
+
+    score: float
+    numbers: Sequence[Sequence[float]]
+    told: str
+    learned: bool = True
+
+
+class Lesson(Protocol):
+    """What is learned of examples, and judged by others that are held out."""
+
+    @property
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        """What is learned, by name."""
+        ...
+
+    def loss(self, step: int, progress: float, random: torch.Generator) -> torch.Tensor:
+        """The loss of the examples of a step; `progress` is the share of the training before it."""
+        ...
+
+    def look(self) -> Look:
+        """How the held-out examples go with the weights as they are."""
+        ...
+
+
+Noted = tuple[int, float, float, Sequence[Sequence[float]]]
+"""Of a look: the step, the loss, the score and the numbers."""
 
 
 @dataclass
 class Course:
-    """How far a training is. `looks`: (step, loss, reached, right) each time the held-out texts
-    were looked at; `best` is the place among them of the weights that are kept."""
+    """How far a training is. `looks`: each time the held-out examples were looked at; `best` is the
+    place among them of the weights that are kept."""
 
     step: int = 0
     began: float = 0.0
     marks: int = 0
     loss: float = 0.0
-    looks: list[tuple[int, float, list[int], list[int]]] = field(
-        default_factory=list[tuple[int, float, list[int], list[int]]]
-    )
+    looks: list[Noted] = field(default_factory=list["Noted"])
     best: int = -1
     ended: str = ""
 
-    def acceptance(self, look: int) -> Acceptance:
-        """What was found at a look."""
-        _, _, reached, right = self.looks[look]
-        return Acceptance(tuple(reached), tuple(right))
+    @property
+    def found(self) -> Sequence[Sequence[float]] | None:
+        """The numbers of the best look; None where nobody has looked."""
+        return self.looks[self.best][3] if self.best >= 0 else None
 
 
 class Trainer:
-    """One head's training on rows of texts, with others held out; its state lies at `path`."""
+    """One training of a lesson; its state lies at `path`."""
 
-    def __init__(
-        self,
-        student: Student,
-        rows: Sequence[Row],
-        held_out: Sequence[Row],
-        settings: Settings,
-        path: Path,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, lesson: Lesson, settings: Settings, path: Path, clock: Clock) -> None:
         """Goes on where a state at `path` stopped. Raises CheckpointError where it is damaged."""
-        self.student, self.rows, self.settings = student, rows, settings
+        self.lesson, self.settings = lesson, settings
         self.path, self.clock = path, clock
-        self.order = Order([len(row) for row in rows], settings.tokens, settings.seed)
-        sorted_out = sorted(held_out, key=len)
-        self.held_out = [pack([row]) for row in sorted_out]
-        self.parameters = {
-            name: p for name, p in student.module.named_parameters() if p.requires_grad
-        }
+        self.parameters = lesson.parameters
         self.optimizers = _optimizers(self.parameters, settings)
         self.course = Course(began=clock.spent)
         self.best: dict[str, torch.Tensor] = {}
@@ -107,7 +109,7 @@ class Trainer:
             self._resume()
 
     def run(self, say: Watch) -> Course:
-        """Train to the end, and leave the best weights in the student. Raises KeyboardInterrupt at
+        """Train to the end, and leave the best weights in the lesson. Raises KeyboardInterrupt at
         the end of the step in which it came, when the state has been kept."""
         course = self.course
         try:
@@ -150,21 +152,14 @@ class Trainer:
     def _step(self) -> None:
         course, settings = self.course, self.settings
         random = torch.Generator().manual_seed(settings.seed * 1_000_003 + course.step)
-        texts = pack([self.rows[i] for i in self.order.at(course.step)])
-        student = self.student
-        if student.places is not None:
-            texts = texts.asking(student.places, random)
-        chosen = Scored.choose(
-            spoken(texts), student.drafted, student.vocabulary, settings.scored, random
-        )
         progress = self.progress
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate * _slope(progress)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            loss = loss_of(student, texts, chosen, progress < COLD)
-        if loss.requires_grad:  # a pack of texts too short to draft in teaches nothing
+            loss = self.lesson.loss(course.step, progress, random)
+        if loss.requires_grad:  # texts that are too short to draft in teach nothing
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
             for optimizer in self.optimizers:
@@ -177,30 +172,29 @@ class Trainer:
             )
 
     def _look(self, say: Watch) -> None:
-        """Look at the held-out texts; keep the weights where they are the best so far."""
+        """Look at what is held out; keep the weights where they are the best so far."""
         course, progress = self.course, self.progress
-        found = [acceptance(self.student, one) for one in self.held_out]
-        total = sum(found[1:], found[0])
+        found = self.lesson.look()
         with uninterrupted():
-            self._note(total, progress)
+            self._note(found, progress)
         spent = self.clock.spent - course.began
         todo = spent / progress * (1 - progress) if progress else 0.0
         of = f" of {self.settings.steps}" if self._counts else ""
         say(
-            f"training: step {course.step}{of}, loss {course.loss:.3f}, held-out acceptance "
-            f"{total}, {left(todo)} left"
+            f"training: step {course.step}{of}, loss {course.loss:.3f}, {found.told}, "
+            f"{left(todo)} left"
         )
 
-    def _note(self, total: Acceptance, progress: float) -> None:
+    def _note(self, found: Look, progress: float) -> None:
         course = self.course
-        course.looks.append((course.step, course.loss, list(total.reached), list(total.right)))
+        course.looks.append((course.step, course.loss, found.score, found.numbers))
         course.marks = int(progress * LOOKS)
         last = len(course.looks) - 1
-        if course.best < 0 or total.tokens > course.acceptance(course.best).tokens:
+        if course.best < 0 or found.score > course.looks[course.best][2]:
             course.best = last
             self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
-        elif progress > HALF and total.right[0] and last - course.best >= PATIENCE:
-            course.ended = f"no better in {PATIENCE} looks at the held-out texts"
+        elif progress > HALF and found.learned and last - course.best >= PATIENCE:
+            course.ended = f"no better in {PATIENCE} looks at what is held out"
 
     def _leave_best(self) -> None:
         with torch.no_grad():

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from graftline.models.training.answers import Sampling
+from graftline.models.training.head_lesson import HeadSettings
 from graftline.models.training.run import Data, Head, Job
-from graftline.models.training.trainer import Settings
 from tests.models.training.predictable import Known, conversations, write_host
 
 STEPS = 60
@@ -51,7 +51,7 @@ def job(host_folder: Path, deep_folder: Path, cache: Path, tmp_path: Path) -> Ma
         options: dict[str, Any] = {"steps": STEPS, "tokens": 256, "rate": 2e-2, **settings}
         data = Data(conversations(count), lambda: known, "known", Sampling())
         return Job(
-            Head(kind, form, exit=1), "host", folder, tmp_path / out, data, Settings(**options),
+            Head(kind, form, exit=1), "host", folder, tmp_path / out, data, HeadSettings(**options),
             minutes, "graftline train",
         )  # fmt: skip
 

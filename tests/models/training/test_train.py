@@ -17,6 +17,7 @@ import torch
 from graftline.build.heads import open_draft_head
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import open_head
+from graftline.models.training import head_lesson as lesson
 from graftline.models.training import run as module
 from graftline.models.training import trainer as steps
 from graftline.models.training.eagle3 import eagle3_layers
@@ -201,7 +202,7 @@ def test_ctrl_c_within_a_step_waits_for_its_end(
 ) -> None:
     whole = job(out="whole", steps=10)
     train(whole, silent)
-    real, seen = steps.loss_of, list[int]()
+    real, seen = lesson.loss_of, list[int]()
 
     def stopped(*given: Any) -> Any:
         seen.append(1)
@@ -209,7 +210,7 @@ def test_ctrl_c_within_a_step_waits_for_its_end(
             signal.raise_signal(signal.SIGINT)
         return real(*given)
 
-    monkeypatch.setattr(steps, "loss_of", stopped)
+    monkeypatch.setattr(lesson, "loss_of", stopped)
     parts = job(out="parts", steps=10)
     with pytest.raises(KeyboardInterrupt, match="as of step 4; run the same command to go on"):
         train(parts, silent)
@@ -224,7 +225,7 @@ def test_a_run_that_has_ended_is_not_run_again(
     given = job(steps=4)
     train(given, silent)
     before = weights(given.out)
-    monkeypatch.setattr(steps, "loss_of", None)
+    monkeypatch.setattr(lesson, "loss_of", None)
     assert train(given, silent).course.step == 4
     assert weights(given.out) == before
 
