@@ -32,7 +32,7 @@ def draw(sampling: Sampling, noise: Array, fresh: Sequence[Array], predict: Pred
         if sampling.clip:
             clean = np.clip(clean, -sampling.clip, sampling.clip)
             if sampling.scheduler == "ddpm":
-                epsilon = _split("x0", moment, seen, clean)[1]
+                epsilon = clean_and_noise("x0", moment, seen, clean)[1]
         clean = moment.skip * x + moment.out * clean
         x = moment.there.signal * clean + moment.there.noise * epsilon
         if moment.fresh:
