@@ -25,9 +25,9 @@ from graftline.ports import Port, read_ports
 from graftline.recipe import recipes
 from tests.build.tensorrt.rtx_engines import FULL, TWO, engine, graph, trt
 
-READ_A_HEAD = ("head-features", "placeholders")
+READ_A_HEAD = ("head-features", "placeholders", "refresh-state")
 WITHOUT_HEADS = {r.passes for r in recipes() if not any(p in r.passes for p in READ_A_HEAD)}
-"""Features are made for a head, which such a target does not take yet."""
+"""What is made for a head, or for corrections, such a target does not take yet."""
 
 GRAFTED = {
     "host": "",

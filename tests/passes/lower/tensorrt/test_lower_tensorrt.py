@@ -19,9 +19,9 @@ from graftline.recipe import recipes
 from tests.passes.lower.tensorrt.tensorrt_hosts import ALL, DTYPES, HOSTS, host, listing, lowered
 from tests.passes.tiny_hosts import decoder_feed, filled
 
-READ_A_HEAD = ("head-features", "placeholders")
+READ_A_HEAD = ("head-features", "placeholders", "refresh-state")
 WITHOUT_HEADS = {r.passes for r in recipes() if not any(p in r.passes for p in READ_A_HEAD)}
-"""Features are made for a head, which such a target does not take yet."""
+"""What is made for a head, or for corrections, such a target does not take yet."""
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
