@@ -138,6 +138,29 @@ def test_what_it_looked_at_is_what_its_law_compares() -> None:
         closeness(graft, before, after)
 
 
+def test_products_are_compared_for_the_inputs_that_their_integers_were_chosen_for() -> None:
+    """Another graph of the host, a route: the same integers, and inputs that are another text's."""
+    model, graft = looked_at(host()), Quantize(bits=4, block=0, algorithm="gptq")
+    whole = model.clone()
+    whole.meta[SAMPLE] = sample = model.meta[SAMPLE]
+    graft.apply(whole)
+    closeness(graft, model, whole)
+    feed = {name: np.full_like(value, 38) for name, value in TOKENS.items()}
+    whole.meta[SAMPLE] = replace(sample, feed=feed, probe=feed, kept={})
+    with pytest.raises(LawBroken, match="rounding's bound"):
+        closeness(graft, model, whole)
+    whole.meta[SAMPLE] = replace(sample, feed=feed, probe=feed)
+    assert "of them in an earlier graph" in closeness(graft, model, whole).what
+    codes = made(whole)[0].inputs[1]
+    assert codes is not None
+    assert codes.const_value is not None
+    wrong = codes.const_value.numpy().copy()
+    wrong.reshape(-1)[::2] ^= 0x77
+    codes.const_value = ir.tensor(wrong, name=codes.name)
+    with pytest.raises(LawBroken, match="rounding's bound"):
+        closeness(graft, model, whole)
+
+
 def test_a_law_without_the_activations_that_were_used_does_not_hold() -> None:
     graft, before, after = Quantize(algorithm="gptq"), looked_at(host()), looked_at(host())
     graft.apply(after)
