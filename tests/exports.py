@@ -105,6 +105,8 @@ def _stored(model: ir.Model, weights: frozenset[str]) -> bytes:
 
 
 def _read(stored: bytes) -> tuple[ir.Model, frozenset[str]]:
+    from graftline.models.export.simplify import named
+
     proto = onnx.ModelProto.FromString(stored)
     count = int(proto.metadata_props.pop().value)
     model = ir.serde.deserialize_model(proto)
@@ -112,7 +114,7 @@ def _read(stored: bytes) -> tuple[ir.Model, frozenset[str]]:
     held = list(graph.inputs[len(graph.inputs) - count :])
     del graph.inputs[len(graph.inputs) - count :]
     for value in held:
-        graph.initializers.add(value)
+        graph.register_initializer(named(value))
     return model, frozenset(value.name or "" for value in held)
 
 

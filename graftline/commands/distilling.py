@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from graftline.commands.training import MINUTES, check_numbers, check_threads, spelled
 from graftline.errors import GraftlineError, nearest
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from graftline.bundle.writer import Watch
     from graftline.models.training.distil import Job
 
-Array = npt.NDArray[Any]
 KINDS = ("one-step",)
 """What can be distilled."""
 PLACED = ("kind", "checkpoint", "out", "condition")
@@ -64,6 +62,7 @@ class Command:
 
     def job(self, watch: Watch) -> Job:
         """The job, with its teacher built and opened. Raises GraftlineError."""
+        import numpy as np
         import torch
 
         from graftline.commands.decode import read_conditions
@@ -90,7 +89,9 @@ class Command:
         denoiser = student_denoiser(bundle, engine, given)
         own = student_spec(denoiser, facts, spec)
 
-        def draw(noise: Array, conditions: Mapping[str, Any]) -> Array:
+        def draw(
+            noise: npt.NDArray[Any], conditions: Mapping[str, Any]
+        ) -> npt.NDArray[Any]:
             return engine.decode(noise, **conditions)
 
         random = np.random.default_rng(self.seed)

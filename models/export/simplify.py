@@ -55,11 +55,11 @@ def _restore(model: ir.Model, held: set[str]) -> None:
     for value in [v for v in model.graph.inputs if v.name in held]:
         model.graph.inputs.remove(value)
         if value.uses():
-            model.graph.register_initializer(_named(value))
+            model.graph.register_initializer(named(value))
 
 
-def _named(value: ir.Value) -> ir.Value:
-    """`register_initializer` wants a tensor: hold the place until the weights are filled in."""
+def named(value: ir.Value) -> ir.Value:
+    """A weight under its name, to be registered: what holds its place raises until it is filled in."""
     assert value.dtype is not None
     assert value.shape is not None
     value.const_value = ir.LazyTensor(
