@@ -59,7 +59,7 @@ def _restore(model: ir.Model, held: set[str]) -> None:
 
 
 def named(value: ir.Value) -> ir.Value:
-    """A weight under its name, to be registered: what holds its place raises until it is filled in."""
+    """A weight to be registered, whose place is held: reading it raises until it is filled in."""
     assert value.dtype is not None
     assert value.shape is not None
     value.const_value = ir.LazyTensor(
