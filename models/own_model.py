@@ -25,6 +25,7 @@ from graftline.models.reference import (
     Watch,
     first_line,
 )  # fmt: skip
+from graftline.optional import require
 
 
 def transformers_model(folder: Path, dtypes: Iterable[ir.DataType], parameters: int) -> OwnModel:
@@ -192,10 +193,10 @@ def _run(model: Any, layers: list[Unit], ids: Any, say: Watch) -> Own:
 
 
 @contextmanager
-def silenced() -> Generator[None]:
-    """transformers without its warnings and progress bars, as it was before afterwards."""
-    from transformers.utils import logging
-
+def silenced(library: str = "transformers", extra: str = "export") -> Generator[None]:
+    """transformers or diffusers without its warnings and progress bars, as it was before
+    afterwards."""
+    logging = require(f"{library}.utils.logging", extra)
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -70,4 +70,4 @@ def _tell_others(folder: Path, read: list[str], tell: Watch) -> None:
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         what = read[0] if len(read) == 1 else f"the {len(read)} shards of the index"
-        tell(f"not read: {others[0]}{more}; the weights are those of {what}, as in transformers")
+        tell(f"not read: {others[0]}{more}; the weights are those of {what}")

@@ -25,6 +25,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from graftline.models.cache import place
 from graftline.models.tiny import FAMILIES, FURTHER
 
 UNREAD = ("dtype", "_name_or_path", "name_or_path", "transformers_version", "generation_config")
@@ -35,7 +36,6 @@ ADDRESS, ONCE = " at 0x", count()
 """What is known by its address alone is never the same twice."""
 PACKAGES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 EXPORTER = ("graftline.models.export.export", "graftline.models.export.simplify")
-FOLDER = Path.home() / ".cache" / "graftline" / "exports-of-tests"
 DAYS = 30
 """How long a file stays that no test reads."""
 
@@ -54,13 +54,14 @@ def wide(family: str) -> dict[str, int]:
 class Exports:
     """Exports by all that a model's graph depends on; a graph holds no weights."""
 
-    folder: Path = FOLDER
+    folder: Path = field(default_factory=lambda: place("exports-of-tests"))
     kept: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def keep(self, patch: pytest.MonkeyPatch) -> None:
         """While `patch` holds, graftline exports a model once and copies it from then on."""
         from graftline.models.export import export
         from graftline.models.heads import head_module
+        from graftline.models.training.tensor_file import write_bytes
 
         real: Callable[..., Any] = export.export
 
@@ -72,7 +73,7 @@ class Exports:
                     made = real(model, watch)
                     stored = _stored(made.model, made.weights)
                     if lasts:
-                        _write(file, stored)
+                        write_bytes(file, stored)
                 else:
                     os.utime(file)
                     stored = file.read_bytes()
@@ -116,14 +117,6 @@ def _read(stored: bytes) -> tuple[ir.Model, frozenset[str]]:
     for value in held:
         graph.register_initializer(named(value))
     return model, frozenset(value.name or "" for value in held)
-
-
-def _write(file: Path, stored: bytes) -> None:
-    """Whole or not at all: other processes read the same folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_bytes(stored)
-    part.replace(file)
 
 
 def _key(model: Any) -> tuple[str, bool]:

@@ -61,8 +61,13 @@ ADAPTED = FAMILY
 """The family that drafts behind an exit of the target."""
 CORRECTING = "lora-drop"
 """The family that stands in for blocks of the target."""
-ON_TARGET = (EMBEDDED, ADAPTED, CORRECTING)
-"""Families that passes on the target put into its own graphs: no stage of theirs is opened."""
+ON_TARGET: Mapping[str, str] = {
+    EMBEDDED: "its rows are embeddings for the target's own pass",
+    ADAPTED: "an adapter is part of the target's exit",
+    CORRECTING: "corrections are part of a route",
+}
+"""Families that passes on the target put into its own graphs: no stage of theirs is opened. Why
+they have the target's precision."""
 FINAL_TAP, OWN_TAPS = "tap{layers=norm}", "head-features"
 """The pass that brings out what most heads read, and the one for what a head itself names."""
 
@@ -256,11 +261,9 @@ def planned(head: Head, plan: HeadPlan) -> HeadPlan:
     embeddings, an adapter or corrections of which a precision was asked for."""
     if head.family in ON_TARGET:
         if plan.said != plan.path:
-            what = "its rows are embeddings for the target's own pass"
-            what = "an adapter is part of the target's exit" if head.family == ADAPTED else what
-            what = "corrections are part of a route" if head.family == CORRECTING else what
             raise GraftlineError(
-                f"--head {plan.said}: {what}, in the target's precision; give {plan.path}"
+                f"--head {plan.said}: {ON_TARGET[head.family]}, in the target's precision; give "
+                f"{plan.path}"
             )
         return replace(plan, count=0)
     if is_decoder(head):

@@ -66,6 +66,8 @@ def distill(
 
 
 def _show(made: Distilled, json: bool) -> None:
+    from graftline.models.training.student_folder import GRAPH, SPEC
+
     found = made.found
     if json:
         screen.write_json({
@@ -79,7 +81,7 @@ def _show(made: Distilled, json: bool) -> None:
         f"{made.out}: {told_size(made.size)}; beside the teacher: {told} (its own weights in one "
         f"step: {made.naive})"
     )
-    graph, spec = made.out / "student.onnx", made.out / "spec.toml"
+    graph, spec = made.out / GRAPH, made.out / SPEC
     use = shlex.join(["graftline", "optimize", str(graph), "--spec", str(spec), "-o", "OUT.graft",
                       "--passes", "collapse-loop"])  # fmt: skip
     print(f"try: {use}")

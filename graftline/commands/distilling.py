@@ -96,7 +96,7 @@ class Command:
 
         random = np.random.default_rng(self.seed)
         first = {name: value[:2] for name, value in given.items()}
-        noise = random.standard_normal((min(2, *map(len, first.values()), 2), *shape))
+        noise = random.standard_normal((min([2, *map(len, first.values())]), *shape))
         noise = noise.astype(np.float32)
         draw(noise, first)  # refuses conditions that do not fit
         check_same(denoiser, facts.sampling.train_steps / 2, noise, first)

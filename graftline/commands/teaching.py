@@ -3,7 +3,7 @@ that learns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ def teacher_bundle(checkpoint: str, spec: Path | None, say: Watch) -> tuple[Bund
             f"{checkpoint}: how it is sampled is not known; say it with --spec FILE that has "
             "[sampling]"
         )
-    key = fingerprint([*host.states, *([spec] if spec is not None else [])])
+    key = fingerprint(parts_of(checkpoint, host.states, spec))
     out = place("training") / "teachers" / f"{key}.graft"
     try:
         return Bundle.open(out), said
@@ -60,6 +60,12 @@ def teacher_bundle(checkpoint: str, spec: Path | None, say: Watch) -> tuple[Bund
         guided = "fold-guidance | " if said.sampling.guidance != 1 else ""
         passes = f"{guided}collapse-loop"
         return optimize(checkpoint, out, passes=passes, spec=spec, watch=say), said
+
+
+def parts_of(checkpoint: str, weights: Iterable[Path], spec: Path | None) -> list[Path]:
+    """The files that a teacher is made of: its weights, a folder's configs, and the spec."""
+    configs = sorted(Path(checkpoint).expanduser().rglob("*.json"))
+    return [*weights, *configs, *([spec] if spec is not None else [])]
 
 
 def loop_facts(bundle: Bundle) -> DenoiserFacts:

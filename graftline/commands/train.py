@@ -62,8 +62,7 @@ def train(
     """
     command = Command(
         kind, checkpoint, prompts, out, text, minutes, steps, seed, heads, form, exit, layers,
-        rank, dtype,
-        max_new_tokens, answers, learning_rate, optimizer, precision, threads,
+        rank, dtype, max_new_tokens, answers, learning_rate, optimizer, precision, threads,
     )  # fmt: skip
     command.check()
     libraries.silence_onnxruntime()

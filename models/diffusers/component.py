@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from graftline.models.config_file import CONFIG, read_json
 from graftline.models.diffusers.networks import NETWORKS
 from graftline.models.graph_facts import facts_of_graph
 from graftline.models.host import Host, Watch, silent
-from graftline.models.own_model import too_large
+from graftline.models.own_model import silenced, too_large
 from graftline.models.reference import OwnNetwork, first_line
 from graftline.models.shards import check_index, weight_files
 from graftline.models.weights import WeightSource, fill, read_headers
@@ -106,7 +105,7 @@ class DiffusersComponent:
             version = require("diffusers").__version__
             tell(f"{file}: not read, diffusers {version} has no such fields: {', '.join(others)}")
         try:
-            with silenced(), init_empty_weights(include_buffers=False):
+            with silenced("diffusers", "diffusers"), init_empty_weights(include_buffers=False):
                 module = found.from_config(config)
         except Exception as error:  # diffusers raises whatever its modules do
             raise CheckpointError(
@@ -167,7 +166,7 @@ class DiffusersComponent:
             if short := too_large(4 * parameters):
                 return f"{found.__name__} {short}"
             try:
-                with silenced(), torch.no_grad():
+                with silenced("diffusers", "diffusers"), torch.no_grad():
                     module = found.from_pretrained(
                         self.path, torch_dtype=torch.float32, variant=variant,
                         use_safetensors=True, local_files_only=True,
@@ -190,18 +189,3 @@ def _names(name: str) -> list[str]:
     """What a file may call a tensor."""
     pairs = [(new, old) for new, old in EARLIER.items() if f".{new}." in name]
     return [name, *(name.replace(f".{new}.", f".{old}.") for new, old in pairs)]
-
-
-@contextmanager
-def silenced() -> Generator[None]:
-    """diffusers without its warnings and progress bars, as it was before afterwards."""
-    logging = require("diffusers.utils.logging", "diffusers")
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from graftline.models.export.eagle_module import EagleBlock, EagleDecoder, EagleShape
@@ -20,7 +20,7 @@ from graftline.models.heads.block import Block, Rope
 from graftline.models.hf import facts_of
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.packs import Pack
-from graftline.models.training.student import Published
+from graftline.models.training.student import Published, scored
 
 STEPS = 3
 """Roll-outs: drafts of a chain that are learned."""
@@ -57,10 +57,7 @@ class Eagle:
 
     def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
         """By the host's lm_head and its bias."""
-        matrix, bias = self.module.lm_head.weight, self.bias
-        if ids is not None:
-            matrix, bias = matrix[ids], None if bias is None else bias[ids]
-        return linear(states, matrix, bias)
+        return scored(states, self.module.lm_head.weight, self.bias, ids)
 
     def place(self, depth: int) -> int:
         """A roll-out stands one place further."""

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding, linear, silu
+from torch.nn.functional import embedding, silu
 
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.packs import Pack
-from graftline.models.training.student import Published
+from graftline.models.training.student import Published, scored
 
 
 class HydraModule(nn.Module):
@@ -58,10 +58,7 @@ class Hydra:
 
     def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
         """By the host's lm_head and its bias."""
-        matrix, bias = self.lm_head, self.bias
-        if ids is not None:
-            matrix, bias = matrix[ids], None if bias is None else bias[ids]
-        return linear(states, matrix, bias)
+        return scored(states, self.lm_head, self.bias, ids)
 
     def place(self, depth: int) -> int:
         """Every head stands where drafting begins."""

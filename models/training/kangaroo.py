@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from graftline.errors import CheckpointError
@@ -22,7 +22,7 @@ from graftline.models.heads.kangaroo import EXIT_LAYER, THETA
 from graftline.models.training.eagle import llama_block, llama_keys
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.packs import Pack
-from graftline.models.training.student import Published
+from graftline.models.training.student import Published, scored
 
 EXIT = 2
 """After how many blocks, unless it is said: as published for hosts of 32."""
@@ -131,10 +131,7 @@ class Kangaroo:
 
     def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
         """By the host's lm_head and its bias."""
-        matrix, bias = self.lm_head, self.bias
-        if ids is not None:
-            matrix, bias = matrix[ids], None if bias is None else bias[ids]
-        return linear(states, matrix, bias)
+        return scored(states, self.lm_head, self.bias, ids)
 
     def place(self, depth: int) -> int:
         """An exit's states stand at the token before the one that they foretell."""

@@ -21,7 +21,7 @@ from graftline.models.heads.lora_drop import CYCLE, DOWN, UP
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.packs import Pack
 from graftline.models.training.ppd import NEAR, NEAR_BF16, plain_decoder
-from graftline.models.training.student import Published
+from graftline.models.training.student import Published, scored
 from graftline.route import blocks_of
 
 RANK, SCALE = 8, 2.0
@@ -145,10 +145,7 @@ class LoraDrop:
 
     def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
         """By the host's lm_head and its bias."""
-        matrix, bias = self.lm_head, self.bias
-        if ids is not None:
-            matrix, bias = matrix[ids], None if bias is None else bias[ids]
-        return linear(states, matrix, bias)
+        return scored(states, self.lm_head, self.bias, ids)
 
     def place(self, depth: int) -> int:
         """A step's states stand at the token before the one that they foretell."""

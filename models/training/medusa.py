@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.packs import Pack
-from graftline.models.training.student import Published
+from graftline.models.training.student import Published, scored
 
 FORMS = ("v2", "v1")
 """Whose matrix scores: the host's lm_head, or each head's own."""
@@ -48,12 +48,9 @@ class Medusa:
 
     def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
         """By the host's lm_head and its bias, or by the head's own matrix."""
-        matrix, bias = self.lm_head, self.bias
         if self.form == "v1":
-            matrix, bias = self.module.own[depth], None
-        if ids is not None:
-            matrix, bias = matrix[ids], None if bias is None else bias[ids]
-        return linear(states, matrix, bias)
+            return scored(states, self.module.own[depth], None, ids)
+        return scored(states, self.lm_head, self.bias, ids)
 
     def place(self, depth: int) -> int:
         """Every head stands where drafting begins."""

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from graftline.errors import CheckpointError
 from graftline.models.heads.ppd import ADAPTER, EMBEDDINGS
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.packs import Pack
-from graftline.models.training.student import Published
+from graftline.models.training.student import Published, scored
 
 PLACES = 64
 """Chains of a text that one pass reads, and at which a step of training drafts."""
@@ -86,10 +85,7 @@ class Ppd:
 
     def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
         """By the host's lm_head and its bias."""
-        matrix, bias = self.lm_head, self.bias
-        if ids is not None:
-            matrix, bias = matrix[ids], None if bias is None else bias[ids]
-        return linear(states, matrix, bias)
+        return scored(states, self.lm_head, self.bias, ids)
 
     def place(self, depth: int) -> int:
         """What a prompt token says is noted where its chain stands."""

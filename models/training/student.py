@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 from graftline.models.config_file import CONFIG
 from graftline.models.training.losses import LIKELY, Scored, Wanted, draft_loss
@@ -28,6 +29,15 @@ class Published:
     tensors: Mapping[str, torch.Tensor]
     notes: Mapping[str, str] = field(default_factory=dict[str, str])
     config_file: str = CONFIG
+
+
+def scored(
+    states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, ids: torch.Tensor | None
+) -> torch.Tensor:
+    """Scores of states [..., H] by a matrix [V, H] and its bias: of the vocabulary, or of `ids`."""
+    if ids is None:
+        return linear(states, matrix, bias)
+    return linear(states, matrix[ids], None if bias is None else bias[ids])
 
 
 class Student(Protocol):

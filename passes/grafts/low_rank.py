@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.head_notes import LowRankNote
+from graftline.passes.anchors.anchors import block_outputs
 from graftline.passes.grafts.head_parts import HEADS
 from graftline.passes.graph.emit import Emit, free_name, new_input, new_output
 from graftline.passes.graph.text import write
@@ -56,11 +57,12 @@ class Corrections:
         """Numbers of the stream that they read and write."""
         return int(tensor_of(self._weight(DOWN, self.layers[0])).shape.numpy()[1])
 
-    def of_blocks(self, count: int, small: bool) -> dict[int, int]:
-        """Of a host of `count` blocks those that are passed by, each with the block whose
-        correction it has: its own. A `small` host, which stands for another, may lack some, but has
+    def of_blocks(self, host: ir.Model, small: bool) -> dict[int, int]:
+        """Of a host's blocks those that are passed by, each with the block whose correction it
+        has: its own. A `small` host, which stands for another, may lack some, but has
         one at least. Raises NotApplicable for a block that is not there, and where none would be
         left."""
+        count = len(block_outputs(host.graph))
         found = {layer: layer for layer in self.layers if layer < count}
         if not small and (missing := [layer for layer in self.layers if layer >= count]):
             raise NotApplicable(

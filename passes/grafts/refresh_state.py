@@ -138,9 +138,7 @@ class RefreshState(Graft):
     def layers(self, model: ir.Model) -> Mapping[int, int]:
         """The blocks of that host that later steps pass by, and whose correction each has. Raises
         NotApplicable."""
-        corrections = Corrections.of(model, self.name())
-        count = len(block_outputs(model.graph))
-        return corrections.of_blocks(count, small=self.blocks > 0)
+        return Corrections.of(model, self.name()).of_blocks(model, small=self.blocks > 0)
 
     def requires(self, model: ir.Model) -> None:
         if not block_outputs(model.graph):

@@ -18,7 +18,7 @@ from graftline.passes.anchors.anchors import block_outputs
 from graftline.passes.anchors.residual import Span, spans
 from graftline.passes.grafts.layer_skip import check_bypass, route_outputs
 from graftline.passes.grafts.low_rank import CORRECTION, FLOAT, STREAM, Corrections
-from graftline.passes.grafts.refresh_state import step_flags
+from graftline.passes.grafts.refresh_state import BLOCK_NAME, step_flags
 from graftline.passes.graph.cut import drop_ports, elements, hand_over, sizes_of_caches
 from graftline.passes.graph.emit import Emit, drop_unused
 from graftline.passes.graph.ports import input_of, output_of, port_of, roles_of
@@ -82,10 +82,9 @@ def substituted_outputs(
     def leaves(run: range, stream: Array) -> Array:
         for block in run:
             own = layers[block]
-            alone = corrections.model.clone()
             kept = {STREAM.format(own): stream.astype(np.float32)}
             blank = {STREAM.format(n): np.zeros_like(stream) for n in corrections.layers}
-            added = evaluate(alone, {**blank, **kept})[CORRECTION.format(own)]
+            added = evaluate(corrections.model, {**blank, **kept})[CORRECTION.format(own)]
             stream = states[:, place[block]] + added.astype(stream.dtype)
         return stream
 
@@ -122,9 +121,7 @@ class SkipSubstitute(Graft):
     def layers(self, model: ir.Model) -> Mapping[int, int]:
         """The blocks of that host that it passes by, and whose correction each has. Raises
         NotApplicable."""
-        corrections = Corrections.of(model, self.name())
-        count = len(block_outputs(model.graph))
-        return corrections.of_blocks(count, small=self.blocks > 0)
+        return Corrections.of(model, self.name()).of_blocks(model, small=self.blocks > 0)
 
     def route(self, model: ir.Model) -> Route:
         """The same as a way through that host."""
@@ -154,7 +151,7 @@ class SkipSubstitute(Graft):
         found = spans(graph)
         assert isinstance(found, list), "was found when the graph was looked at"
         passed = [span for span in found if span.block in layers]
-        splits = Emit(graph, self.name(), graph[0], "refresh")
+        splits = Emit(graph, self.name(), graph[0], BLOCK_NAME)
         sizes = splits.const(f"ones.{len(layers)}", [1] * len(layers), np.int64)
         states = splits.node("Split", [given, sizes], [""] * len(layers), axis=1).outputs
         entered: dict[ir.Value, ir.Value] = {}
@@ -199,7 +196,7 @@ class SkipSubstitute(Graft):
         states, flags = (output_of(model, role) for role in (REFRESHED, HELD))
         assert states is not None
         assert flags is not None
-        emit = Emit(graph, self.name(), block="refresh")
+        emit = Emit(graph, self.name(), block=BLOCK_NAME)
         same = emit.op("Identity", [given])
         same.shape, same.type = states.shape, states.type
         place, name = graph.outputs.index(states), states.name
@@ -207,7 +204,7 @@ class SkipSubstitute(Graft):
         states.name, same.name = None, name
         scatter = flags.producer()
         assert scatter is not None, "refresh-state writes the flags"
-        zeros = step_flags(model, Emit(graph, self.name(), scatter, "refresh"), 0.0)
+        zeros = step_flags(model, Emit(graph, self.name(), scatter, BLOCK_NAME), 0.0)
         scatter.replace_input_with(1, zeros)
         drop_unused(model)
 

@@ -13,7 +13,9 @@ import pytest
 
 from graftline.bundle.reader import Bundle
 from graftline.commands.distilling import Command
+from graftline.commands.teaching import parts_of
 from graftline.errors import GraftlineError
+from graftline.models.cache import fingerprint
 from graftline.models.spec import read_spec
 from graftline.models.training import distil, one_step, pairs
 from graftline.models.training.distil import Distilled, distill
@@ -337,6 +339,18 @@ def test_a_bundle_that_is_no_loop_is_refused(files: Path, tmp_path: Path) -> Non
         assert done.exit_code == 0, done.output
         line = refused("distill", "one-step", bundle, "-o", tmp_path / "out", "-q")
         assert message in line
+
+
+def test_a_teacher_is_another_where_its_scheduler_is(tmp_path: Path) -> None:
+    folder, weights = tmp_path / "pipeline", tmp_path / "weights"
+    (folder / "scheduler").mkdir(parents=True)
+    weights.write_bytes(b"numbers")
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text('{"timestep_spacing": "leading"}')
+    before = fingerprint(parts_of(str(folder), [weights], None))
+    assert fingerprint(parts_of(str(folder), [weights], None)) == before
+    config.write_text('{"timestep_spacing": "trailing"}')
+    assert fingerprint(parts_of(str(folder), [weights], None)) != before
 
 
 def test_a_teacher_of_two_branches_is_taught_with_its_guidance(files: Path, tmp_path: Path) -> None:

@@ -41,8 +41,11 @@ def _last_axis(node: ir.Node) -> bool:
 
 
 def _same_rows(left: ir.Value, right: ir.Value) -> bool:
+    """Whether both are streams [B, N, H]: the operator repeats no row, as Add does."""
     shapes = [v.shape for v in (left, right)]
     if any(s is None or len(s) != 3 or not isinstance(s[2], int) for s in shapes):
+        return False
+    if any((one == 1) != (other == 1) for one, other in zip(*shapes, strict=True)):  # type: ignore[arg-type]
         return False
     constants = [v.producer() is None and not v.is_graph_input() for v in (left, right)]
     return shapes[0][2] == shapes[1][2] and not any(constants)  # type: ignore[index]

@@ -170,7 +170,7 @@ class _Products:
     def __init__(self, graft: Graft, before: ir.Model, sample: Sample | None) -> None:
         self.graft, self.before, self.sample = graft, before, sample
         self.made: dict[str, Made] = {}
-        self.worst, self.before_it = 0.0, 0
+        self.worst, self.earlier = 0.0, 0
 
     def add(self, made: Made) -> None:
         """Keep a matrix to be compared, if its rounding looked at activations."""
@@ -199,7 +199,7 @@ class _Products:
             known = sample.kept.get((COMPARED, label, made.bits, made.block))
             if known is not None and all(map(np.array_equal, known[0], made.arrays)):
                 self.worst = max(self.worst, known[1])
-                self.before_it += 1
+                self.earlier += 1
                 del self.made[label]
 
     def _product(self, inputs: Array, made: Made) -> None:
@@ -225,8 +225,10 @@ class _Products:
 
     @property
     def text(self) -> str:
-        earlier = f" ({self.before_it} of them in an earlier graph)" if self.before_it else ""
-        return f"; products off by {self.worst:.2g} of rounding's bound{earlier}" * bool(self.worst)
+        if not self.worst:
+            return ""
+        earlier = f" ({self.earlier} of them in an earlier graph)" if self.earlier else ""
+        return f"; products off by {self.worst:.2g} of rounding's bound{earlier}"
 
 
 def _block_errors(source: Array, near: Array, block: int) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from graftline.passes import GRAFTS
+from graftline.passes.lower.ort.fusions import skip_norm
 from graftline.passes.pipeline.graft import MADE_BY
 from tests.passes.tiny_hosts import ALL, HOSTS, grafted
 
@@ -23,6 +24,18 @@ def test_lowering_saves_the_work_it_is_for() -> None:
     for gone in ("Attention", "TensorScatter", "RotaryEmbedding", "Transpose", "Reshape"):
         assert now[gone] == 0, gone
     assert len(lowered.graph) < len(canonical.graph)
+
+
+@pytest.mark.parametrize(("rows", "fused"), [("N", True), ("1", False)])
+def test_a_norm_is_fused_with_a_sum_of_as_many_rows_alone(rows: str, fused: bool) -> None:
+    """ONNX Runtime's operator adds no row to all, as Add does."""
+    model = ir.from_onnx_text(f"""<ir_version: 10, opset_import: ["" : 24]>
+        g (float[B, N, 8] x, float[B, {rows}, 8] y) => (float[B, N, 8] z)
+        <float[8] w = {{1, 1, 1, 1, 1, 1, 1, 1}}>
+        {{ s = Add(x, y) z = RMSNormalization(s, w) }}""")
+    skip_norm(model.graph, list(model.graph)[1], "lower-ort")
+    found = {node.op_type for node in model.graph}
+    assert ("SkipSimplifiedLayerNormalization" in found) == fused
 
 
 def test_heads_that_do_not_fit_keep_their_attention() -> None:
