@@ -46,12 +46,20 @@ def _as_before() -> None:
     """In place of `gc.freeze`: `load` freezes what is alive, and tests would keep it all."""
 
 
+def _unwaited(handle: int) -> None:
+    """In place of `os.fsync`, of which every bundle calls a dozen."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Processes that tests start read our modules compiled, as a user's do; and what is collected
     when is a matter of this file: it took a sixth of all time. Of several processes each computes
     in one thread outside of ONNX Runtime: those of a matrix library spin while they wait, which
-    made half of the time of a calibration."""
+    made half of the time of a calibration. Nothing waits for a disk: a bundle of a test need not
+    outlive a power cut. And torch looks up no fake tensor among those it has seen: with sizes that
+    are symbols that takes longer than making it, a seventh of an export."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
+    os.fsync = _unwaited
     if config.getoption("numprocesses", default=None):
         for library in ("OMP", "OPENBLAS", "MKL"):
             os.environ.setdefault(f"{library}_NUM_THREADS", "1")

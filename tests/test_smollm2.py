@@ -41,7 +41,7 @@ def bundle(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def engine(bundle: Path) -> Engine:
+def engine(bundle: Path, no_measuring: None) -> Engine:
     return graftline.load(bundle, capacity=512)
 
 
