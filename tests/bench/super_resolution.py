@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from layers_model import converted
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -40,9 +41,6 @@ from graftline.errors import CheckpointError
 from graftline.models.cache import cached
 from graftline.receptive_field import ReceptiveField
 from graftline.runtimes.control.measure import machine
-
-sys.path.insert(0, str(Path(__file__).parent))
-from layers_model import converted
 
 Array = npt.NDArray[Any]
 VERSION = "1.0.0"
