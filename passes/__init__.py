@@ -28,6 +28,7 @@ from graftline.passes.grafts.join import Join
 from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.markov import Markov
+from graftline.passes.grafts.multi_scale import MultiScale
 from graftline.passes.grafts.overlap_smoothing import OverlapSmoothing
 from graftline.passes.grafts.pad_positions import PadPositions
 from graftline.passes.grafts.placeholders import Placeholders
@@ -81,6 +82,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         FoldGuidance,
         CollapseLoop,
         EncoderReuse,
+        MultiScale,
         Join,
         FuseVerify,
         FuseDraft,

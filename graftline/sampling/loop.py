@@ -18,11 +18,15 @@ Predict = Callable[[Array, float], Array]
 
 
 def draw(sampling: Sampling, noise: Array, fresh: Sequence[Array], predict: Predict) -> Array:
-    """The sample [B, C, H, W] that the loop makes of unit noise; `fresh` is the unit noise that
-    each step adds, as `fresh_steps` counts it. In fp64 but for the network."""
+    """The sample [B, C, H, W] that the loop makes of unit noise of its size; `fresh` is the unit
+    noise that each step adds, as `fresh_steps` counts it. In fp64 but for the network."""
     path = trajectory(sampling)
-    x, left = noise.astype(np.float64) * path.start, list(fresh)
+    first, *finer = by_scale(noise.astype(np.float64), sampling.scales)
+    x, left = first * path.start, list(fresh)
     for moment in path.moments:
+        if moment.doubled is not None:
+            kept, added = moment.doubled
+            x = kept * _doubled(x) + added * finer.pop(0)
         seen = x * moment.scale
         said = predict(seen.astype(noise.dtype), moment.time).astype(np.float64)
         if moment.prefix is not None:
@@ -38,6 +42,24 @@ def draw(sampling: Sampling, noise: Array, fresh: Sequence[Array], predict: Pred
         if moment.fresh:
             x = x + moment.fresh * left.pop(0)
     return x.astype(noise.dtype)
+
+
+def by_scale(noise: Array, scales: int) -> list[Array]:
+    """Unit noise [B, C, H, W] as each scale's own, the coarsest first: unit noise, and behind it
+    noise that is 0 on average in every block of 2 x 2, with a covariance of 1 and -1/3 (Jin et al.,
+    2410.05954, equation 15). All are independent, as white noise and its blocks' averages are."""
+    finer: list[Array] = []
+    for _ in range(scales - 1):
+        *sizes, height, width = noise.shape
+        blocks = noise.reshape(*sizes, height // 2, 2, width // 2, 2).mean((-3, -1))
+        finer.append((noise - _doubled(blocks)) * (2 / np.sqrt(3)))
+        noise = blocks * 2
+    return [noise, *reversed(finer)]
+
+
+def _doubled(x: Array) -> Array:
+    """Every place of [B, C, H, W] as a block of 2 x 2."""
+    return x.repeat(2, -2).repeat(2, -1)
 
 
 def first_places(shape: Sequence[int], count: int) -> npt.NDArray[np.bool_]:

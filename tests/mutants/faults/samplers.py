@@ -70,6 +70,24 @@ def _one_token_more(real: Any, touched: Touched) -> Any:
     return prefix
 
 
+def _coarse_first(real: Any, touched: Touched) -> Any:
+    def by_scale(emit: Any, noise: ir.Value, scales: int) -> list[ir.Value]:
+        touched.count += 1
+        first, *finer = real(emit, noise, scales)
+        half = emit.const("half", np.asarray(0.5, np.float32))
+        return [emit.op("Mul", [first, half]), *finer]
+
+    return by_scale
+
+
+def _white(real: Any, touched: Touched) -> Any:
+    def by_scale(emit: Any, noise: ir.Value, scales: int) -> list[ir.Value]:
+        touched.count += 1
+        return [*real(emit, noise, scales)[:-1], noise]
+
+    return by_scale
+
+
 def _as(op_type: str, other: str) -> Any:
     def edit(model: ir.Model) -> int:
         found = nodes(model, op_type)[-1:]
@@ -190,6 +208,10 @@ SAMPLERS = [
             "neutral", instead(Arithmetic, "step", _unscaled), "collapse-loop", "euler"),
     _mutant("prefix-of-a-token-more", "a step keeps one predicted token too many", "neutral",
             instead(Arithmetic, "prefix", _one_token_more), "collapse-loop", "prefix", "tokens"),
+    _mutant("noise-of-averages", "the first size's noise is as weak as averages of it are",
+            "neutral", instead(collapse_loop, "by_scale", _coarse_first), "multi-scale", "pyramid"),
+    _mutant("noise-beyond-blocks", "new noise is not taken within blocks alone", "neutral",
+            instead(collapse_loop, "by_scale", _white), "multi-scale", "pyramid"),
     _mutant("branches-swapped", "conditional and unconditional change places", "neutral",
             after(FoldGuidance, _branches), "fold-guidance"),
     _mutant("guidance-off", "guidance is off by a hundredth", "neutral",
