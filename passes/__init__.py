@@ -11,6 +11,7 @@ from graftline.passes.grafts.block_mask import BlockMask
 from graftline.passes.grafts.carry_context import CarryContext
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.cut_depth import CutDepth
+from graftline.passes.grafts.denoise_latents import DenoiseLatents
 from graftline.passes.grafts.depth_rest import DepthRest
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
@@ -83,6 +84,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         CollapseLoop,
         EncoderReuse,
         MultiScale,
+        DenoiseLatents,
         Join,
         FuseVerify,
         FuseDraft,

@@ -15,6 +15,7 @@ from graftline.sampling.spec import Prediction, Sampling
 
 Predict = Callable[[Array, float], Array]
 """predict(sample as the network takes it, time step) -> the network's prediction."""
+Call = Callable[[Array], Array]
 
 
 def draw(sampling: Sampling, noise: Array, fresh: Sequence[Array], predict: Predict) -> Array:
@@ -42,6 +43,23 @@ def draw(sampling: Sampling, noise: Array, fresh: Sequence[Array], predict: Pred
         if moment.fresh:
             x = x + moment.fresh * left.pop(0)
     return x.astype(noise.dtype)
+
+
+def clean_latents(sampling: Sampling, x: Array, strength: Array, predict: Call) -> Array:
+    """The clean sample [B, C, H, W] that one call says `x` is made of, latents with `strength` [B]
+    times unit noise; predict(what the network sees of x) -> its prediction. In fp64 but for the
+    network."""
+    noise = strength.astype(np.float64).reshape(-1, 1, 1, 1)
+    scale = 1 / np.sqrt(1 + noise**2)
+    seen = x.astype(np.float64) * scale
+    said = predict(seen.astype(x.dtype)).astype(np.float64)
+    clean = {
+        "x0": said, "epsilon": (seen - scale * noise * said) / scale,
+        "v": scale * seen - scale * noise * said,
+    }[sampling.prediction]  # fmt: skip
+    if sampling.clip:
+        clean = np.clip(clean, -sampling.clip, sampling.clip)
+    return clean.astype(x.dtype)
 
 
 def by_scale(noise: Array, scales: int) -> list[Array]:

@@ -146,6 +146,8 @@ def test_recipes_run_on_a_host_of_their_shape(name: str, tmp_path: Path) -> None
     given = {"text": np.ones((8, 3, 6), np.float32)}
     if text is PIXELS:
         given = {"z": np.ones((8, 4, 4, 4), np.float32)}
+    if name == "vq-residual":
+        given |= {"residual": np.ones(shape, np.float32), "strength": np.ones(8, np.float32)}
     made_of = engine.decode(np.ones(shape, np.float32), **given)
     undecoded = text is UNET or name == "multi-scale"
     assert made_of.shape[:2] == (8, 4 if undecoded else 3)

@@ -13,6 +13,7 @@ from faults.mutant import Mutant, Touched, after, instead
 from graftline.facts import DenoiserFacts, read_facts, write_facts
 from graftline.passes.grafts import collapse_loop, encoder_reuse, fold_time
 from graftline.passes.grafts.collapse_loop import Arithmetic, CollapseLoop
+from graftline.passes.grafts.denoise_latents import DenoiseLatents
 from graftline.passes.grafts.encoder_reuse import EncoderReuse, Reusing
 from graftline.passes.grafts.fold_guidance import FoldGuidance
 from graftline.passes.grafts.join import Join
@@ -116,6 +117,13 @@ def _other_order(model: ir.Model) -> int:
     return len(found)
 
 
+def _residual_off(model: ir.Model) -> int:
+    (residual,) = (v for v in model.graph.inputs if v.name == "residual")
+    for node in residual.consumers():
+        node.op_type = "Sub"
+    return len(residual.consumers())
+
+
 def _branches(model: ir.Model) -> int:
     (split,) = nodes(model, "Split")
     for node in nodes(model, "Sub"):
@@ -212,6 +220,10 @@ SAMPLERS = [
             "neutral", instead(collapse_loop, "by_scale", _coarse_first), "multi-scale", "pyramid"),
     _mutant("noise-beyond-blocks", "new noise is not taken within blocks alone", "neutral",
             instead(collapse_loop, "by_scale", _white), "multi-scale", "pyramid"),
+    _mutant("latents-unscaled", "the network sees latents that are too large for their noise",
+            "neutral", after(DenoiseLatents, _as("Div", "Mul")), "denoise-latents"),
+    _mutant("residual-taken-away", "the residual is taken away from the latents", "neutral",
+            after(DenoiseLatents, _residual_off), "denoise-latents"),
     _mutant("branches-swapped", "conditional and unconditional change places", "neutral",
             after(FoldGuidance, _branches), "fold-guidance"),
     _mutant("guidance-off", "guidance is off by a hundredth", "neutral",
