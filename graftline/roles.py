@@ -22,6 +22,9 @@ told, and what it makes."""
 SAMPLE, NOISE, SEED = "sample", "noise", "seed"
 """Other roles of hosts that run once: a noisy sample, noise of a standard normal distribution, and
 the seed [1] of noise that the graph draws."""
+RESIDUAL, STRENGTH = "residual", "strength"
+"""Roles beside latents that a denoiser is called on: what was learned to be added to them, and the
+standard deviation [B] of the noise that they get."""
 CONTEXT = "context"
 """Role of what a decoder of latents still reads of those before: an input, of zeros at the
 beginning, and as an output what the next chunk is given."""

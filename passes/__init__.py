@@ -11,6 +11,7 @@ from graftline.passes.grafts.block_mask import BlockMask
 from graftline.passes.grafts.carry_context import CarryContext
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.cut_depth import CutDepth
+from graftline.passes.grafts.denoise_latents import DenoiseLatents
 from graftline.passes.grafts.depth_rest import DepthRest
 from graftline.passes.grafts.draft_heads import DraftHeads
 from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
@@ -28,6 +29,7 @@ from graftline.passes.grafts.join import Join
 from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.markov import Markov
+from graftline.passes.grafts.multi_scale import MultiScale
 from graftline.passes.grafts.overlap_smoothing import OverlapSmoothing
 from graftline.passes.grafts.pad_positions import PadPositions
 from graftline.passes.grafts.placeholders import Placeholders
@@ -81,6 +83,8 @@ GRAFTS: dict[str, type[Graft]] = names(
         FoldGuidance,
         CollapseLoop,
         EncoderReuse,
+        MultiScale,
+        DenoiseLatents,
         Join,
         FuseVerify,
         FuseDraft,

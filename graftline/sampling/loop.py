@@ -15,14 +15,19 @@ from graftline.sampling.spec import Prediction, Sampling
 
 Predict = Callable[[Array, float], Array]
 """predict(sample as the network takes it, time step) -> the network's prediction."""
+Call = Callable[[Array], Array]
 
 
 def draw(sampling: Sampling, noise: Array, fresh: Sequence[Array], predict: Predict) -> Array:
-    """The sample [B, C, H, W] that the loop makes of unit noise; `fresh` is the unit noise that
-    each step adds, as `fresh_steps` counts it. In fp64 but for the network."""
+    """The sample [B, C, H, W] that the loop makes of unit noise of its size; `fresh` is the unit
+    noise that each step adds, as `fresh_steps` counts it. In fp64 but for the network."""
     path = trajectory(sampling)
-    x, left = noise.astype(np.float64) * path.start, list(fresh)
+    first, *finer = by_scale(noise.astype(np.float64), sampling.scales)
+    x, left = first * path.start, list(fresh)
     for moment in path.moments:
+        if moment.doubled is not None:
+            kept, added = moment.doubled
+            x = kept * _doubled(x) + added * finer.pop(0)
         seen = x * moment.scale
         said = predict(seen.astype(noise.dtype), moment.time).astype(np.float64)
         if moment.prefix is not None:
@@ -38,6 +43,41 @@ def draw(sampling: Sampling, noise: Array, fresh: Sequence[Array], predict: Pred
         if moment.fresh:
             x = x + moment.fresh * left.pop(0)
     return x.astype(noise.dtype)
+
+
+def clean_latents(sampling: Sampling, x: Array, strength: Array, predict: Call) -> Array:
+    """The clean sample [B, C, H, W] that one call says `x` is made of, latents with `strength` [B]
+    times unit noise; predict(what the network sees of x) -> its prediction. In fp64 but for the
+    network."""
+    noise = strength.astype(np.float64).reshape(-1, 1, 1, 1)
+    scale = 1 / np.sqrt(1 + noise**2)
+    seen = x.astype(np.float64) * scale
+    said = predict(seen.astype(x.dtype)).astype(np.float64)
+    clean = {
+        "x0": said, "epsilon": (seen - scale * noise * said) / scale,
+        "v": scale * seen - scale * noise * said,
+    }[sampling.prediction]  # fmt: skip
+    if sampling.clip:
+        clean = np.clip(clean, -sampling.clip, sampling.clip)
+    return clean.astype(x.dtype)
+
+
+def by_scale(noise: Array, scales: int) -> list[Array]:
+    """Unit noise [B, C, H, W] as each scale's own, the coarsest first: unit noise, and behind it
+    noise that is 0 on average in every block of 2 x 2, with a covariance of 1 and -1/3 (Jin et al.,
+    2410.05954, equation 15). All are independent, as white noise and its blocks' averages are."""
+    finer: list[Array] = []
+    for _ in range(scales - 1):
+        *sizes, height, width = noise.shape
+        blocks = noise.reshape(*sizes, height // 2, 2, width // 2, 2).mean((-3, -1))
+        finer.append((noise - _doubled(blocks)) * (2 / np.sqrt(3)))
+        noise = blocks * 2
+    return [noise, *reversed(finer)]
+
+
+def _doubled(x: Array) -> Array:
+    """Every place of [B, C, H, W] as a block of 2 x 2."""
+    return x.repeat(2, -2).repeat(2, -1)
 
 
 def first_places(shape: Sequence[int], count: int) -> npt.NDArray[np.bool_]:

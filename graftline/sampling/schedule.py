@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import cos, pi, sqrt
 
@@ -29,7 +29,9 @@ class Moment:
     times new noise is added. The network is given `scale` times the sample. What is carried on is
     `skip` times the sample and `out` times the predicted clean sample (0 and 1 but for consistency
     models). `prefix`: levels do not count, and the next sample is the prediction at so many places,
-    row after row, and the first noise at the others."""
+    row after row, and the first noise at the others. `doubled`: before the step the sample becomes
+    twice as large, by the first number times it and the second times noise within blocks of 2 x 2.
+    """
 
     time: float
     here: Level
@@ -39,6 +41,7 @@ class Moment:
     skip: float = 0.0
     out: float = 1.0
     prefix: int | None = None
+    doubled: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ def trajectory(sampling: Sampling) -> Trajectory:
         return Trajectory(1.0, _flow(sampling))
     if sampling.scheduler == "prefix":
         return Trajectory(1.0, _prefix(sampling))
+    if sampling.scheduler == "pyramid":
+        return Trajectory(1.0, _pyramid(sampling))
     if sampling.scheduler in ("euler", "euler-ancestral"):
         return _euler(sampling)
     return Trajectory(1.0, (_lcm if sampling.scheduler == "lcm" else _ddim)(sampling))
@@ -171,3 +176,26 @@ def _flow(sampling: Sampling) -> tuple[Moment, ...]:
     levels = [Level(1 - s, s) for s in sigmas]
     times = [s * sampling.train_steps for s in sigmas]
     return tuple(Moment(*row) for row in zip(times, levels, levels[1:], strict=False))
+
+
+def _pyramid(sampling: Sampling) -> tuple[Moment, ...]:
+    """Scale after scale, coarse to fine. A scale begins and ends at shares of noise that divide
+    those of the whole path evenly, begins noisier by what doubling a sample has made alike within
+    blocks (equation 15), and takes time steps in proportion to how far it goes."""
+    count, scales, each = sampling.train_steps, sampling.scales, sampling.steps // sampling.scales
+    ends = [1 - (scale * count // scales) / count for scale in range(scales + 1)]
+    kept = [1.0, *(1 / (1 + share) for share in ends[1:-1])]
+    starts = [1 - keep * (1 - share) for keep, share in zip(kept, ends, strict=False)]
+    far = np.cumsum([0.0, *(a - b for a, b in zip(starts, ends[1:], strict=True))])
+    times = [count - min(int(way / far[-1] * count), count - 1) for way in far.tolist()]
+    found: list[Moment] = []
+    for scale, keep in enumerate(kept):
+        last = times[scale + 1] + (times[scale] - times[scale + 1]) / count
+        line = [*np.linspace(1, 1 / count, each, dtype=np.float64).tolist(), 0.0]
+        levels = [Level(1 - share, share) for share in line]
+        rows = np.linspace(times[scale], last, each, dtype=np.float64).tolist()
+        moments = [Moment(*row) for row in zip(rows, levels, levels[1:], strict=False)]
+        if scale:
+            moments[0] = replace(moments[0], doubled=(keep, keep * ends[scale] * sqrt(3)))
+        found += moments
+    return tuple(found)

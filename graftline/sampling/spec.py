@@ -8,10 +8,15 @@ from typing import Literal
 from graftline.errors import GraftlineError
 
 Prediction = Literal["epsilon", "v", "x0", "flow"]
-Scheduler = Literal["ddim", "ddpm", "euler", "euler-ancestral", "flow-match", "lcm", "prefix"]
+Scheduler = Literal[
+    "ddim", "ddpm", "euler", "euler-ancestral", "flow-match", "lcm", "prefix", "pyramid"
+]  # fmt: skip
 Betas = Literal["linear", "scaled-linear", "cosine"]
 Spacing = Literal["leading", "trailing", "linspace"]
 Final = Literal["one", "first"]
+FLOWS: tuple[Scheduler, ...] = ("flow-match", "pyramid")
+"""Schedulers of networks that say which way the sample goes."""
+MOST_SCALES = 6
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class Sampling:
     distilled from autoregressive ones (Liu et al., 2412.17153): the places of a sample, row after
     row, are its `train_steps` tokens; step i of n is given the first i / n of them as they were
     predicted and the first noise for the others, and its time step is how many it is given.
+    `pyramid` is pyramidal flow matching (Jin et al., 2410.05954) over `scales`: each scale has a
+    straight line of its own, along which `flow` says how to go, from the sample of the scale
+    before, doubled and with new noise within its blocks of 2 x 2.
     """
 
     prediction: Prediction
@@ -56,6 +64,8 @@ class Sampling:
     """Of `lcm`: the steps of the solver that it was distilled from."""
     sigma_data: float = 0.5
     timestep_scaling: float = 10.0
+    scales: int = 1
+    """Of `pyramid`: sizes that are sampled in turn, each twice the one before."""
     guidance: float = 1.0
     """Classifier-free guidance (Ho and Salimans, 2207.12598); 1: none, or distilled."""
 
@@ -69,11 +79,12 @@ class Sampling:
         """In words."""
         count = "one step" if self.steps == 1 else f"{self.steps} steps"
         guided = f", guidance {self.guidance:g}" if self.guidance != 1 else ""
-        return f"drawn in {count} of {self.scheduler} from {self.prediction}{guided}"
+        over = f" over {self.scales} scales" if self.scales > 1 else ""
+        return f"drawn in {count} of {self.scheduler} from {self.prediction}{over}{guided}"
 
     def check(self) -> None:
         """Raise GraftlineError naming the field that cannot be, or does not fit another."""
-        flows = self.scheduler == "flow-match"
+        flows, pyramid = self.scheduler in FLOWS, self.scheduler == "pyramid"
         rules = (
             ("steps", self.steps, 1 <= self.steps <= self.train_steps, "1 to train_steps"),
             ("beta_start", self.beta_start, 0 < self.beta_start <= self.beta_end, "0 to beta_end"),
@@ -88,10 +99,17 @@ class Sampling:
             ("steps", self.steps, self.scheduler != "lcm" or self.steps <= self.original_steps,
              "at most original_steps for lcm"),
             ("prediction", self.prediction, (self.prediction == "flow") == flows,
-             "'flow' for the scheduler flow-match, and for no other"),
+             "'flow' for the schedulers flow-match and pyramid, and for no other"),
             ("prediction", self.prediction, self.prediction == "x0" or self.scheduler != "prefix",
              "'x0' for the scheduler prefix"),
-            ("clip", self.clip, not self.clip or self.scheduler != "prefix", "0 for prefix"),
+            ("clip", self.clip, not self.clip or self.scheduler not in ("prefix", "pyramid"),
+             f"0 for {self.scheduler}"),
+            ("shift", self.shift, self.shift == 1 or not pyramid, "1 for pyramid"),
+            ("scales", self.scales, self.scales == 1 or pyramid, "1 unless pyramid"),
+            ("scales", self.scales, 2 <= self.scales <= MOST_SCALES or not pyramid,
+             f"2 to {MOST_SCALES} for pyramid"),
+            ("steps", self.steps, not pyramid or self.steps % self.scales == 0,
+             "a multiple of scales for pyramid"),
         )  # fmt: skip
         for field, value, holds, wanted in rules:
             if not holds:

@@ -65,13 +65,19 @@ def student_sampling(teacher: Sampling) -> Sampling:
     """How a student of a loop is sampled: in one step from the last time step, where the sample is
     all noise, with the guidance inside. One of a teacher that predicts noise predicts v: in one
     step the noise is what is given (Salimans and Ho, 2202.00512, section 4). Raises NotApplicable
-    where the loop adds new noise, so that no sample belongs to a noise, or has one step."""
+    where the loop adds new noise, so that no sample belongs to a noise, goes over scales, or has
+    one step."""
     if fresh_steps(teacher):
         why = f"sampling.eta is {teacher.eta}" if teacher.scheduler == "ddim" else "adds new noise"
         raise NotApplicable(
             f"distill one-step: sampling.scheduler {teacher.scheduler} is stochastic ({why}), so "
             "that no sample belongs to a noise; sample the teacher with ddim (eta 0), euler or "
             "flow-match"
+        )
+    if teacher.scales > 1:
+        raise NotApplicable(
+            f"distill one-step: the teacher is sampled over {teacher.scales} scales, and a student "
+            "in one step has one; sample the teacher with ddim (eta 0), euler or flow-match"
         )
     if teacher.steps < 2:
         raise NotApplicable(

@@ -15,6 +15,7 @@ from graftline.evaluate import Feed
 from graftline.facts import DenoiserFacts, read_facts, write_facts
 from graftline.passes.anchors.denoiser import AUXILIARY, PREDICTION, TIMESTEP
 from graftline.passes.grafts.fold_time import check_time
+from graftline.passes.grafts.scales import by_scale, check_sizes, doubled
 from graftline.passes.graph.cut import drop_ports, keep_outputs
 from graftline.passes.graph.emit import Emit, drop_unused, new_input, new_output
 from graftline.passes.graph.folding import fold
@@ -80,6 +81,8 @@ class CollapseLoop(Graft):
                 "shape; a prediction with its variance must be cut to the mean"
             )
         sizes = list(shapes[0] or ())[2:]
+        if sampling.scales > 1:
+            check_sizes(sizes, str(self))
         if sampling.scheduler == "prefix" and _places(sizes) != sampling.train_steps:
             told = " x ".join(map(str, sizes))
             raise NotApplicable(
@@ -106,11 +109,17 @@ class CollapseLoop(Graft):
         path, call = trajectory(sampling), self.caller(graph, part)
         emit = Arithmetic(Emit(graph, self.name()), np.dtype(dtype.numpy()))
         noise = unit_noise(NOISE, NOISE)
-        x = emit.scaled(noise, path.start)
+        first, *finer = by_scale(emit.emit, noise, sampling.scales)
+        x = emit.scaled(first, path.start)
         for step, moment in enumerate(path.moments):
+            if moment.doubled is not None:
+                kept, added = moment.doubled
+                x = emit.sum((doubled(emit.emit, x), kept), (finer.pop(0), added))
             fresh = unit_noise(f"{FRESH}.{step}", FRESH) if moment.fresh else None
             seen = emit.scaled(x, moment.scale)
             said = call(given | {SAMPLE: seen}, moment.time, step)
+            if sampling.scales > 1:
+                said.shape = None  # the host says that of a sample of the last size
             if moment.prefix is None:
                 x = emit.step(sampling, moment, (x, seen, said), fresh)
             else:

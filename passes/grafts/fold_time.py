@@ -67,7 +67,8 @@ class FoldTime(Graft):
                 "fold-time does not know which time step: write fold-time{t=999}, or say how it is "
                 "sampled with --spec FILE"
             )
-        return trajectory(replace(facts.sampling, steps=1)).moments[0].time
+        fewest = facts.sampling.scales  # one step, or one for each scale
+        return trajectory(replace(facts.sampling, steps=fewest)).moments[0].time
 
     def apply(self, model: ir.Model) -> None:
         source = input_of(model, TIMESTEP)

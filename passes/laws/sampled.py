@@ -28,8 +28,18 @@ from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.graph.ports import input_of, output_of
 from graftline.passes.pipeline.graft import Evaluate
 from graftline.ports import Port, by_role, read_ports
-from graftline.roles import CONDITION, DECODED, DENOISED, FRESH, LATENTS, NOISE, SAMPLE
-from graftline.sampling.loop import Predict, draw, fresh_steps, guided
+from graftline.roles import (
+    CONDITION,
+    DECODED,
+    DENOISED,
+    FRESH,
+    LATENTS,
+    NOISE,
+    RESIDUAL,
+    SAMPLE,
+    STRENGTH,
+)
+from graftline.sampling.loop import Predict, clean_latents, draw, fresh_steps, guided
 from graftline.sampling.spec import Sampling
 
 Call = Callable[[Feed], Feed]
@@ -111,6 +121,19 @@ class Network:
         return predict
 
 
+def denoised(call: Call, sampling: Sampling, feed: Feed) -> Array:
+    """The clean sample of one call on latents, their residual and as much noise as is asked for."""
+    own = (LATENTS, RESIDUAL, NOISE, STRENGTH)
+    rest = {name: value for name, value in feed.items() if name not in own}
+    latents, residual, noise, strength = (feed[role].astype(np.float64) for role in own)
+    x = latents + residual + strength.reshape(-1, 1, 1, 1) * noise
+
+    def predict(seen: Array) -> Array:
+        return call(rest | {SAMPLE: seen})[PREDICTION]
+
+    return clean_latents(sampling, x.astype(feed[LATENTS].dtype), strength, predict)
+
+
 def halves_of(model: ir.Model) -> tuple[ir.Model, ir.Model]:
     """A canonical denoiser with its encoder's features as outputs, and its decoder, with them as
     inputs. Raises NotApplicable where it is not a UNet."""
@@ -149,7 +172,12 @@ def owed(network: Network, ports: Iterable[Port], facts: DenoiserFacts, feed: Fe
     if (UNCONDITIONAL, TARGET) in roles:
         assert facts.sampling is not None, "guidance comes with a schedule"
         network = network.guided(facts.sampling.guidance)
-    if (NOISE, TARGET) not in roles:
+    if (STRENGTH, TARGET) in roles:
+        assert facts.sampling is not None, "what is predicted comes with a schedule"
+        at = facts.time
+        once = network.call if at is None else lambda given: network.at(at, given)
+        found = {DENOISED: denoised(once, facts.sampling, own)}
+    elif (NOISE, TARGET) not in roles:
         found = network.call(own) if facts.time is None else network.at(facts.time, own)
     else:
         assert facts.sampling is not None, "a loop comes with a schedule"

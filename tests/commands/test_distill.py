@@ -263,6 +263,8 @@ def test_another_thing_at_out_is_left_alone(files: Path, tmp_path: Path) -> None
          "sampling.scheduler ddim is stochastic (sampling.eta is 0.5)"),
         ('prediction = "v"\nscheduler = "ddim"\nspacing = "trailing"\nsteps = 1',
          "sampling.steps is 1; give the teacher's own number"),
+        ('prediction = "flow"\nscheduler = "pyramid"\nscales = 2\nsteps = 4',
+         "the teacher is sampled over 2 scales, and a student in one step has one"),
     ],
 )  # fmt: skip
 def test_loops_without_a_sample_of_a_noise_are_refused(

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from graftline.errors import GraftlineError
-from graftline.sampling.loop import draw, fresh_steps, guided
+from graftline.sampling.loop import by_scale, draw, fresh_steps, guided
 from graftline.sampling.schedule import signal_shares, time_steps, trajectory
 from graftline.sampling.spec import Sampling
 
 DDIM = Sampling("epsilon", "ddim", 4)
 SD: dict[str, Any] = {"betas": "scaled-linear", "beta_start": 0.00085, "beta_end": 0.012}
 """Stable Diffusion's training."""
+PYRAMID: dict[str, Any] = {
+    "scheduler": "pyramid", "prediction": "flow", "scales": 3, "steps": 6,
+}  # fmt: skip
 
 
 def said(x: np.ndarray, time: float) -> np.ndarray:
@@ -26,6 +29,11 @@ def said(x: np.ndarray, time: float) -> np.ndarray:
 
 def noise(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((2, 4, 3, 3))
+
+
+def noise_of(seed: int) -> np.ndarray:
+    """Of a size that can be halved twice."""
+    return np.random.default_rng(seed).standard_normal((2, 4, 8, 8))
 
 
 def shares(train: int, first: float, last: float) -> np.ndarray:
@@ -120,6 +128,43 @@ def test_consistency_sampling_noises_the_clean_sample_again() -> None:
     np.testing.assert_allclose(got, x, rtol=1e-9)
 
 
+def test_a_pyramid_begins_at_averages_and_adds_what_varies_within_blocks() -> None:
+    """Two scales in one step each, by Jin et al., section 3.2, with gamma 1/3."""
+    told, white = Sampling("flow", "pyramid", 2, scales=2), noise_of(4)
+    blocks = white.reshape(2, 4, 4, 2, 4, 2).mean((3, 5))
+    x = 2 * blocks - said(2 * blocks, 1000)
+    half, gamma = 0.5, 1 / 3
+    kept = 1 / (np.sqrt(1 + 1 / gamma) * half + half)
+    starts = 1 - kept * half
+    time = 1000 - int(half / (half + starts) * 1000)
+    within = (white - np.kron(blocks, np.ones((2, 2)))) * np.sqrt(1 + gamma)
+    x = kept * np.kron(x, np.ones((2, 2))) + kept * half / np.sqrt(gamma) * within
+    x = x - said(x, time)
+    np.testing.assert_allclose(draw(told, white, [], said), x, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scales", [2, 3])
+def test_doubled_noise_is_white(scales: int) -> None:
+    """All that is left of noise after a scale, doubled and with its share of new noise, is the
+    noise of the next size times its share, whatever lies between."""
+    told = Sampling("flow", "pyramid", scales, scales=scales)
+    moments, white = trajectory(told).moments, noise_of(scales)
+    first, *finer = by_scale(white, scales)
+    coarse = [first]
+    while len(coarse) < scales:
+        within = finer[len(coarse) - 1] * np.sqrt(3)
+        coarse.append((np.kron(coarse[-1], np.ones((2, 2))) + within) / 2)
+    np.testing.assert_allclose(coarse[-1], white, atol=1e-9)
+    for scale in range(1, scales):
+        assert moments[scale].doubled is not None
+        kept, added = moments[scale].doubled
+        share = 1 - scale * 1000 // scales / 1000
+        got = kept * share * np.kron(coarse[scale - 1], np.ones((2, 2)))
+        np.testing.assert_allclose(
+            got + added * finer[scale - 1], (1 - kept * (1 - share)) * coarse[scale], atol=1e-9
+        )
+
+
 def test_all_predictions_say_the_same_of_one_sample() -> None:
     """A network that knows the clean sample gives it in any of the four, by one step."""
     clean, first = noise(3), noise()
@@ -155,6 +200,11 @@ def test_guidance_goes_beyond_the_unconditional_prediction() -> None:
         ({"prediction": "flow"}, "sampling.prediction is flow; it must be 'flow' for the sched"),
         ({"beta_start": 0.5}, "sampling.beta_start is 0.5; it must be 0 to beta_end"),
         ({"steps": 60, "scheduler": "lcm"}, "at most original_steps for lcm"),
+        ({"scales": 2}, "sampling.scales is 2; it must be 1 unless pyramid"),
+        ({**PYRAMID, "steps": 7}, "sampling.steps is 7; it must be a multiple of scales for pyr"),
+        ({**PYRAMID, "scales": 7}, "sampling.scales is 7; it must be 2 to 6 for pyramid"),
+        ({**PYRAMID, "clip": 1.0}, "sampling.clip is 1.0; it must be 0 for pyramid"),
+        ({**PYRAMID, "shift": 3.0}, "sampling.shift is 3.0; it must be 1 for pyramid"),
         ({"steps": 1000, "offset": 5}, "sampling.offset is 5: the first of 1000 time steps is"),
     ],
 )  # fmt: skip

@@ -84,6 +84,13 @@ scheduler = "ddim"
 steps = 4
 spacing = "trailing"
 """
+PYRAMID = """
+[sampling]
+prediction = "flow"
+scheduler = "pyramid"
+steps = 6
+scales = 3
+"""
 WHOLE = f"""{SAMPLING}guidance = 3.0
 
 [decoder]

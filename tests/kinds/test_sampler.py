@@ -22,7 +22,14 @@ from graftline.models.spec import read_spec
 from graftline.recipe import recipes
 from graftline.runtimes.one_pass.engine import load_decoder
 from graftline.tensors import origin
-from tests.kinds.samplers import DENOISER, SAMPLING, TWO_HEADS, WHOLE, write_sampler
+from tests.kinds.samplers import (
+    DENOISER,
+    PYRAMID,
+    SAMPLING,
+    TWO_HEADS,
+    WHOLE,
+    write_sampler,
+)
 from tests.kinds.unet import UNET
 
 PASSES = "fold-guidance | collapse-loop | join"
@@ -126,6 +133,8 @@ def test_recipes_run_on_a_host_of_their_shape(name: str, tmp_path: Path) -> None
         text = UNET
     if name == "dd1":
         text, spec = DENOISER.replace("H,W", "8,8"), WHOLE.replace(SAMPLING, TOKENS)
+    if name == "multi-scale":
+        spec = PYRAMID
     if name in ("ssdd", "epsilon-vae"):
         text, spec = PIXELS, f'{SAMPLING}\n[inputs]\nsample = "x"\nconditions = ["z"]\n'
     graph, told = write_sampler(tmp_path, text, spec)
@@ -137,8 +146,11 @@ def test_recipes_run_on_a_host_of_their_shape(name: str, tmp_path: Path) -> None
     given = {"text": np.ones((8, 3, 6), np.float32)}
     if text is PIXELS:
         given = {"z": np.ones((8, 4, 4, 4), np.float32)}
+    if name == "vq-residual":
+        given |= {"residual": np.ones(shape, np.float32), "strength": np.ones(8, np.float32)}
     made_of = engine.decode(np.ones(shape, np.float32), **given)
-    assert made_of.shape[:2] == (8, 4 if text is UNET else 3)
+    undecoded = text is UNET or name == "multi-scale"
+    assert made_of.shape[:2] == (8, 4 if undecoded else 3)
 
 
 TOKENS = """

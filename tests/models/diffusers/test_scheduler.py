@@ -15,6 +15,7 @@ from graftline.errors import CheckpointError
 from graftline.evaluate import Array
 from graftline.models.diffusers.scheduler import SCHEDULERS, sampling_of
 from graftline.sampling.loop import draw
+from graftline.sampling.schedule import trajectory
 from graftline.sampling.spec import Sampling
 from tests.models.diffusers.folders import STABLE
 
@@ -88,6 +89,26 @@ def test_what_is_read_draws_what_diffusers_draws(
 
 def test_every_scheduler_is_compared() -> None:
     assert {config["_class_name"] for config in CONFIGS} == set(SCHEDULERS)
+
+
+@pytest.mark.parametrize("scales", [2, 3, 4])
+def test_a_pyramid_goes_as_that_of_diffusers(scales: int) -> None:
+    """Helios has one of its own, which ends a thousandth short of noise and of no noise."""
+    import diffusers
+
+    cuts = [scale / scales for scale in range(scales + 1)]
+    theirs: Any = diffusers.HeliosScheduler(stages=scales, stage_range=cuts, gamma=1 / 3)  # type: ignore[attr-defined]
+    moments = trajectory(Sampling("flow", "pyramid", 4 * scales, scales=scales)).moments
+    for scale in range(scales):
+        theirs.set_timesteps(4, scale)
+        own = moments[4 * scale : 4 * scale + 4]
+        np.testing.assert_allclose([m.time for m in own], theirs.timesteps, atol=2.5)
+        np.testing.assert_allclose([m.here.noise for m in own], theirs.sigmas[:4], atol=2e-3)
+        clean = 1 - theirs.ori_start_sigmas[scale]
+        if scale:
+            kept = 1 / (np.sqrt(1 + 3) * (1 - clean) + clean)
+            expected = kept, kept * (1 - clean) / np.sqrt(1 / 3)
+            assert own[0].doubled == pytest.approx(expected, abs=2e-3)
 
 
 def test_configs_become_samplings(tmp_path: Path) -> None:

@@ -270,6 +270,7 @@ SPECS: Mapping[str, tuple[str, str]] = {
     "euler-ancestral": ("ddim", "euler-ancestral"),
     "clipped": ("steps = 4", "steps = 4\nclip = 0.8"),
     "ddpm, clipped": ('"ddim"\nsteps = 4', '"ddpm"\nsteps = 4\nclip = 0.8'),
+    "pyramid": ('"epsilon"\nscheduler = "ddim"', '"flow"\nscheduler = "pyramid"\nscales = 2'),
     "prefix": ('"epsilon"\nscheduler = "ddim"', '"x0"\nscheduler = "prefix"\ntrain_steps = 64'),
 }  # fmt: skip
 """What is otherwise in a spec of that name."""

@@ -13,6 +13,7 @@ from faults.mutant import Mutant, Touched, after, instead
 from graftline.facts import DenoiserFacts, read_facts, write_facts
 from graftline.passes.grafts import collapse_loop, encoder_reuse, fold_time
 from graftline.passes.grafts.collapse_loop import Arithmetic, CollapseLoop
+from graftline.passes.grafts.denoise_latents import DenoiseLatents
 from graftline.passes.grafts.encoder_reuse import EncoderReuse, Reusing
 from graftline.passes.grafts.fold_guidance import FoldGuidance
 from graftline.passes.grafts.join import Join
@@ -70,6 +71,24 @@ def _one_token_more(real: Any, touched: Touched) -> Any:
     return prefix
 
 
+def _coarse_first(real: Any, touched: Touched) -> Any:
+    def by_scale(emit: Any, noise: ir.Value, scales: int) -> list[ir.Value]:
+        touched.count += 1
+        first, *finer = real(emit, noise, scales)
+        half = emit.const("half", np.asarray(0.5, np.float32))
+        return [emit.op("Mul", [first, half]), *finer]
+
+    return by_scale
+
+
+def _white(real: Any, touched: Touched) -> Any:
+    def by_scale(emit: Any, noise: ir.Value, scales: int) -> list[ir.Value]:
+        touched.count += 1
+        return [*real(emit, noise, scales)[:-1], noise]
+
+    return by_scale
+
+
 def _as(op_type: str, other: str) -> Any:
     def edit(model: ir.Model) -> int:
         found = nodes(model, op_type)[-1:]
@@ -96,6 +115,13 @@ def _other_order(model: ir.Model) -> int:
     for node in found:
         node.attributes["mode"] = ir.AttrString("mode", "DCR")
     return len(found)
+
+
+def _residual_off(model: ir.Model) -> int:
+    (residual,) = (v for v in model.graph.inputs if v.name == "residual")
+    for node in residual.consumers():
+        node.op_type = "Sub"
+    return len(residual.consumers())
 
 
 def _branches(model: ir.Model) -> int:
@@ -190,6 +216,14 @@ SAMPLERS = [
             "neutral", instead(Arithmetic, "step", _unscaled), "collapse-loop", "euler"),
     _mutant("prefix-of-a-token-more", "a step keeps one predicted token too many", "neutral",
             instead(Arithmetic, "prefix", _one_token_more), "collapse-loop", "prefix", "tokens"),
+    _mutant("noise-of-averages", "the first size's noise is as weak as averages of it are",
+            "neutral", instead(collapse_loop, "by_scale", _coarse_first), "multi-scale", "pyramid"),
+    _mutant("noise-beyond-blocks", "new noise is not taken within blocks alone", "neutral",
+            instead(collapse_loop, "by_scale", _white), "multi-scale", "pyramid"),
+    _mutant("latents-unscaled", "the network sees latents that are too large for their noise",
+            "neutral", after(DenoiseLatents, _as("Div", "Mul")), "denoise-latents"),
+    _mutant("residual-taken-away", "the residual is taken away from the latents", "neutral",
+            after(DenoiseLatents, _residual_off), "denoise-latents"),
     _mutant("branches-swapped", "conditional and unconditional change places", "neutral",
             after(FoldGuidance, _branches), "fold-guidance"),
     _mutant("guidance-off", "guidance is off by a hundredth", "neutral",
