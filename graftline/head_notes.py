@@ -24,6 +24,8 @@ ADAPTERS = "graftline.adapter"
 """Metadata: the sizes of an exit's adapter."""
 LOW_RANK = "graftline.low_rank"
 """Metadata: the blocks that low-rank corrections stand in for."""
+TRANSFERS = "graftline.transfers"
+"""Metadata: where states of the tokens to come enter a host."""
 IDS = "graftline.draft_ids"
 """Metadata: the target's id of each token that the head scores, and how many the target has."""
 PLACEHOLDERS = "placeholders"
@@ -114,6 +116,25 @@ class LowRankNote:
         """What was noted; None where nothing was."""
         text = model.metadata_props.get(LOW_RANK)
         return None if text is None else cls(tuple(json.loads(text)["layers"]))
+
+
+@dataclass(frozen=True)
+class TransferNote:
+    """`count` matrices that make states of the tokens to come, which enter behind the host's first
+    `blocks` blocks."""
+
+    blocks: int
+    count: int
+
+    def write(self, model: ir.Model) -> None:
+        """Note it in the matrices' graph."""
+        model.metadata_props[TRANSFERS] = json.dumps(vars(self))
+
+    @classmethod
+    def read(cls, model: ir.Model) -> TransferNote | None:
+        """What was noted; None where nothing was."""
+        text = model.metadata_props.get(TRANSFERS)
+        return None if text is None else cls(**json.loads(text))
 
 
 def write_draft_ids(model: ir.Model, ids: Ids, vocabulary: int) -> None:

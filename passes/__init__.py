@@ -25,6 +25,7 @@ from graftline.passes.grafts.fuse_heads import FuseHeads
 from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.gate_mlp import GateMlp
 from graftline.passes.grafts.head_features import HeadFeatures
+from graftline.passes.grafts.hidden_transfer import HiddenTransfer
 from graftline.passes.grafts.join import Join
 from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
@@ -62,6 +63,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         SelectRows,
         Tap,
         Placeholders,
+        HiddenTransfer,
         CutDepth,
         DepthRest,
         AdapterCache,

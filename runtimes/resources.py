@@ -27,8 +27,8 @@ REMEDIES = {
     "graftline optimize CHECKPOINT --head PATH --exit 2",
     "head": "build the bundle with a draft head of its model: graftline optimize CHECKPOINT --head "
     "PATH",
-    "placeholder": "build the bundle with a head of its model that is embeddings, as PPD's: "
-    "graftline optimize CHECKPOINT --head PATH",
+    "placeholder": "build the bundle with a head that its model reads in its own pass, as PPD's or "
+    "Hidden Transfer's: graftline optimize CHECKPOINT --head PATH",
     "mask token": "build the bundle with a draft that is trained to fill masks and names the token "
     "in its config or tokenizer: graftline optimize CHECKPOINT --draft PATH; or name its id: the "
     "recipe's option mask",

@@ -16,9 +16,16 @@ from graftline.errors import CheckpointError, GraftlineError
 from graftline.exits import ADAPTER
 from graftline.facts import DecoderFacts, DraftHeadFacts, decoder_facts, read_facts, write_facts
 from graftline.files import file_state
-from graftline.head_notes import PLACEHOLDERS, AdapterNote, LowRankNote, TapReading
+from graftline.head_notes import (
+    PLACEHOLDERS,
+    AdapterNote,
+    LowRankNote,
+    TapReading,
+    TransferNote,
+)
 from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import FINAL, Head
+from graftline.models.heads.hidden_transfer import TransferSettings
 from graftline.models.heads.hydra import HydraSettings
 from graftline.models.heads.kangaroo import FAMILY, THETA, KangarooSettings
 from graftline.models.heads.lora_drop import LoraDropSettings
@@ -32,6 +39,7 @@ from graftline.passes.grafts.head_parts import Linear
 from graftline.passes.grafts.low_rank import corrections_graph
 from graftline.passes.grafts.placeholders import embeddings_graph
 from graftline.passes.grafts.tap import Tap
+from graftline.passes.grafts.transfers import transfers_graph
 from graftline.passes.graph.weights import lazy, tensor_of
 from graftline.passes.pipeline.graft import Graft
 from graftline.passes.pipeline.pipeline import Pipeline
@@ -45,9 +53,10 @@ if TYPE_CHECKING:
 FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
-    "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra",
-    "jetspec": "jetspec", "kangaroo": "kangaroo", "lora-drop": "lora-drop", "medusa": "medusa",
-    "mtp": "mtp", "peagle": "p-eagle", "ppd": "ppd",
+    "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3",
+    "hidden-transfer": "hidden-transfer", "hydra": "hydra", "jetspec": "jetspec",
+    "kangaroo": "kangaroo", "lora-drop": "lora-drop", "medusa": "medusa", "mtp": "mtp",
+    "peagle": "p-eagle", "ppd": "ppd",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
 EAGLES = ("eagle", "eagle3", "mtp", "peagle")
@@ -61,10 +70,15 @@ ADAPTED = FAMILY
 """The family that drafts behind an exit of the target."""
 CORRECTING = "lora-drop"
 """The family that stands in for blocks of the target."""
+ENTERING = "hidden-transfer"
+"""The family whose states enter the target's own pass at a middle block."""
+FORETELLING: Mapping[str, str] = {EMBEDDED: "placeholders", ENTERING: "hidden-transfer"}
+"""Families that give the target ids which foretell tokens, and the pass by which."""
 ON_TARGET: Mapping[str, str] = {
     EMBEDDED: "its rows are embeddings for the target's own pass",
     ADAPTED: "an adapter is part of the target's exit",
     CORRECTING: "corrections are part of a route",
+    ENTERING: "its matrices are part of the target's own pass",
 }
 """Families that passes on the target put into its own graphs: no stage of theirs is opened. Why
 they have the target's precision."""
@@ -102,6 +116,8 @@ def head_hosts(
         return {ADAPTER: _host(_adapter(head, head.settings, facts))}
     if isinstance(head.settings, LoraDropSettings):
         return {ADAPTER: _host(_corrections(head, head.settings, facts))}
+    if isinstance(head.settings, TransferSettings):
+        return {ADAPTER: _host(_transfers(head, head.settings, facts))}
     if is_decoder(head):
         from graftline.models.heads.dflash_host import dflash_host
         from graftline.models.heads.eagle_host import eagle_host
@@ -136,6 +152,14 @@ def _corrections(head: Head, settings: LoraDropSettings, host: DecoderFacts) -> 
     model = corrections_graph(head.tensors, LowRankNote(settings.layers))
     layers = len(settings.layers)
     write_facts(model, DraftHeadFacts(settings.hidden, host.vocabulary, 1, layers, True,
+                                      source=head.source.name))  # fmt: skip
+    return model
+
+
+def _transfers(head: Head, settings: TransferSettings, host: DecoderFacts) -> ir.Model:
+    """The graph of matrices alone."""
+    model = transfers_graph(head.tensors, TransferNote(settings.blocks, settings.count))
+    write_facts(model, DraftHeadFacts(settings.hidden, host.vocabulary, settings.count, 1, True,
                                       source=head.source.name))  # fmt: skip
     return model
 
@@ -180,7 +204,7 @@ def heads_on_target(head: Head, hosts: Mapping[str, Host]) -> ir.Model | None:
     of one whose features the target makes, or of embeddings that it reads."""
     if head.family == EMBEDDED:
         return embeddings_graph(numbers(head.tensors[PLACEHOLDERS]))
-    if head.family in (ADAPTED, CORRECTING):
+    if head.family in (ADAPTED, CORRECTING, ENTERING):
         return hosts[ADAPTER].model
     host = hosts.get(stage_name(HEAD, EXPORT))
     return host.model if host is not None and is_read(host.model) else None
@@ -277,11 +301,11 @@ def check_tap(head: Head, target: ir.Model) -> None:
     """Raise GraftlineError unless the target brings out what the head reads, or reads it."""
     if head.family == ADAPTED:  # the target's pass is in the plan, whatever --passes says
         return
-    if head.family == EMBEDDED:
+    if (graft := FORETELLING.get(head.family)) is not None:
         if not decoder_facts(target).placeholders:
             raise GraftlineError(
-                "--head: these passes give the head's embeddings no ids; put placeholders into "
-                "--passes"
+                "--head: these passes give the tokens to come no ids, which the head foretells; "
+                f"put {graft} into --passes"
             )
         return
     if head.family == CORRECTING:

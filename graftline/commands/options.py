@@ -406,7 +406,8 @@ HeadKind = Annotated[
     typer.Argument(
         metavar="KIND",
         help="medusa, hydra, eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), ppd "
-        "(prompt tokens, a few embeddings), exit-adapter (Kangaroo's, behind --exit blocks), or "
+        "(prompt tokens, a few embeddings), hidden-transfer (maps of a middle state to those of "
+        "tokens to come), exit-adapter (Kangaroo's, behind --exit blocks), or "
         "lora-drop (low-rank corrections for blocks that most tokens pass by; lossy).",
     ),
 ]
@@ -447,7 +448,8 @@ Heads = Annotated[
     typer.Option(
         min=1,
         max=16,
-        help="Heads of Medusa or Hydra, or prompt tokens of PPD: tokens drafted. Default: 3.",
+        help="Heads of Medusa or Hydra, prompt tokens of PPD, or states of Hidden Transfer: tokens "
+        "drafted. Default: 3.",
     ),
 ]
 MedusaForm = Annotated[
@@ -455,6 +457,15 @@ MedusaForm = Annotated[
     typer.Option(
         metavar="v1|v2",
         help="Medusa: v2 shares the host's lm_head (small, the default); v1 has one for each head.",
+    ),
+]
+TrainEnter = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="BLOCKS",
+        help="Hidden Transfer: behind how many of the model's blocks the states of tokens to come "
+        "enter. Default: half of them.",
     ),
 ]
 TrainExit = Annotated[

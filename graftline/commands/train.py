@@ -27,6 +27,7 @@ def train(
     seed: o.TrainSeed = 0,
     heads: o.Heads = None,
     form: o.MedusaForm = None,
+    enter: o.TrainEnter = None,
     exit: o.TrainExit = None,
     layers: o.TrainLayers = None,
     rank: o.TrainRank = None,
@@ -54,6 +55,8 @@ def train(
 
     `graftline train eagle3 model.gguf --prompts mine.jsonl -o smol-eagle3 --minutes 120`
 
+    `graftline train hidden-transfer model.gguf --enter 20 --prompts mine.jsonl -o smol-transfer`
+
     `graftline train exit-adapter model.gguf --exit 4 --prompts mine.jsonl -o smol-kangaroo`
 
     `graftline train lora-drop model.gguf --layers 9+13+17 --prompts mine.jsonl -o smol-lora-drop`
@@ -61,8 +64,8 @@ def train(
     `graftline optimize ./SmolLM2-135M-Instruct -o fast.graft --head smol-medusa`
     """
     command = Command(
-        kind, checkpoint, prompts, out, text, minutes, steps, seed, heads, form, exit, layers,
-        rank, dtype, max_new_tokens, answers, learning_rate, optimizer, precision, threads,
+        kind, checkpoint, prompts, out, text, minutes, steps, seed, heads, form, enter, exit,
+        layers, rank, dtype, max_new_tokens, answers, learning_rate, optimizer, precision, threads,
     )  # fmt: skip
     command.check()
     libraries.silence_onnxruntime()

@@ -20,18 +20,21 @@ if TYPE_CHECKING:
 
 MINUTES = 20.0
 KNOWN: dict[str, Sequence[str]] = {
-    "kind": ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter", "lora-drop"),
+    "kind": (
+        "medusa", "hydra", "eagle", "eagle3", "ppd", "hidden-transfer", "exit-adapter", "lora-drop",
+    ),
     "form": ("v1", "v2"),
     "dtype": ("int8", "int4", "fp32"), "optimizer": ("adamw", "muon"),
     "precision": ("fp32", "bf16"),
 }  # fmt: skip
 """What may stand where one of a few words is meant."""
 TAKEN: dict[str, Sequence[str]] = {
-    "heads": ("medusa", "hydra", "ppd"), "form": ("medusa",), "exit": ("exit-adapter",),
-    "layers": ("lora-drop",), "rank": ("lora-drop",),
+    "heads": ("medusa", "hydra", "ppd", "hidden-transfer"), "form": ("medusa",),
+    "enter": ("hidden-transfer",), "exit": ("exit-adapter",), "layers": ("lora-drop",),
+    "rank": ("lora-drop",),
 }  # fmt: skip
 """Options that are for some kinds only."""
-STEP_TOKENS = {"ppd": 512, "lora-drop": 512}
+STEP_TOKENS = {"ppd": 512, "hidden-transfer": 512, "lora-drop": 512}
 """Positions that a step reads, where these are fewer than usual: each is the whole host's work."""
 PLACED = ("kind", "checkpoint", "prompts", "out", "text")
 """What a command line begins with; the rest are options, said where they differ."""
@@ -79,6 +82,7 @@ class Command:
     seed: int = 0
     heads: int | None = None
     form: str | None = None
+    enter: int | None = None
     exit: int | None = None
     layers: str | None = None
     rank: int | None = None
@@ -132,7 +136,7 @@ class Command:
         bf16 = self.precision == "bf16"
         return Job(
             Head(self.kind, self.form or "v2", self.heads or 3, self.exit or EXIT,
-                 self.layers or "", self.rank or RANK),
+                 self.layers or "", self.rank or RANK, self.enter),
             source.checkpoint, folder, self.out, data,
             HeadSettings(
                 self.steps, self.seed, self.learning_rate, self.optimizer, bf16,

@@ -13,6 +13,7 @@ from graftline.models.heads.eagle import open_eagle
 from graftline.models.heads.eagle3 import open_eagle3
 from graftline.models.heads.files import HeadFiles, read_files
 from graftline.models.heads.head import Head, Tap
+from graftline.models.heads.hidden_transfer import SIGN, open_hidden_transfer
 from graftline.models.heads.hydra import open_hydra
 from graftline.models.heads.kangaroo import is_kangaroo, open_kangaroo
 from graftline.models.heads.lora_drop import ADAPTED, open_lora_drop
@@ -128,6 +129,7 @@ FORMS = (
     Form("Medusa heads", _tensor(LINEAR), open_medusa),
     Form("Kangaroo's adapter", is_kangaroo, open_kangaroo),
     Form("LoRA-Drop's corrections", _tensor(ADAPTED), open_lora_drop),
+    Form("Hidden Transfer's matrices", _tensor(SIGN), open_hidden_transfer),
     Form("PPD's prompt tokens", _tensor(EMBEDDINGS), open_ppd),
 )
 """In the order in which they are asked: keys of a config before names of tensors."""

@@ -18,9 +18,9 @@ from torch.nn.functional import linear
 
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads.lora_drop import CYCLE, DOWN, UP
+from graftline.models.training.chains import NEAR, NEAR_BF16, plain_decoder
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.packs import Pack
-from graftline.models.training.ppd import NEAR, NEAR_BF16, plain_decoder
 from graftline.models.training.student import Published, scored
 from graftline.route import blocks_of
 

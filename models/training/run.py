@@ -32,6 +32,7 @@ from graftline.models.training.folder import check_out
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.head_folder import Story, write_head
 from graftline.models.training.head_lesson import HeadLesson, HeadSettings, acceptance_of
+from graftline.models.training.hidden_transfer import HiddenTransfer
 from graftline.models.training.hydra import Hydra
 from graftline.models.training.kangaroo import EXIT, Kangaroo, exit_layers
 from graftline.models.training.lora_drop import RANK, LoraDrop
@@ -43,7 +44,9 @@ from graftline.models.training.tensor_file import damaged, write_bytes
 from graftline.models.training.trainer import Course, Trainer
 from graftline.models.training.vocabulary import draft_vocabulary
 
-KINDS = ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter", "lora-drop")
+KINDS = (
+    "medusa", "hydra", "eagle", "eagle3", "ppd", "hidden-transfer", "exit-adapter", "lora-drop",
+)  # fmt: skip
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
 POSITIONS = 2048
@@ -55,8 +58,9 @@ HELD_OUT, HELD_TOKENS = 0.05, 3072
 @dataclass(frozen=True)
 class Head:
     """The head to train: `kind` of KINDS; Medusa's `form`, how many `heads` Medusa and Hydra have,
-    or prompt tokens PPD, after how many blocks the `exit` of an adapter is, and for which `layers`
-    corrections of which `rank` stand in."""
+    or prompt tokens PPD, or states to come Hidden Transfer and behind how many blocks they `enter`
+    (None: half), after how many the `exit` of an adapter is, and for which `layers` corrections of
+    which `rank` stand in."""
 
     kind: str
     form: str = "v2"
@@ -64,6 +68,7 @@ class Head:
     exit: int = EXIT
     layers: str = ""
     rank: int = RANK
+    enter: int | None = None
 
     @property
     def taps(self) -> Callable[[int], Sequence[int]] | None:
@@ -276,6 +281,8 @@ def _student(
             return Eagle(host)
         if kind == "ppd":
             return Ppd(host, heads)
+        if kind == "hidden-transfer":
+            return HiddenTransfer(host, heads, job.head.enter)
         if kind == "exit-adapter":
             return Kangaroo(host, learned[0].ids.tolist())
         if kind == "lora-drop":

@@ -23,6 +23,7 @@ from graftline.passes.pipeline.graft import Evaluate, Graft, Law
 
 ROWS = "placeholders.rows"
 """The initializer of a graph that has placeholders."""
+LAW = "placeholder-rows"
 EVERY = 3
 """One in so many rows of the law's feed is a placeholder."""
 _IDS = """
@@ -46,7 +47,8 @@ def placeholder_rows(
     tokens = feed[name].copy()
     tokens[:, -1] = vocabulary - 1
     fed = {**feed, name: tokens}
-    _same(graft, evaluate(after, fed), evaluate(before, fed), "under ids of the vocabulary")
+    now, was = evaluate(after, fed), evaluate(before, fed)
+    same_bits(graft, LAW, now, was, "under ids of the vocabulary")
     places = np.arange(tokens.size).reshape(tokens.shape)
     stands = places % EVERY == EVERY - 1
     mixed = np.where(stands, vocabulary + places // EVERY % len(rows), tokens)
@@ -58,7 +60,7 @@ def placeholder_rows(
     numbers = table[np.where(stands, 0, tokens)]
     numbers[stands] = rows[mixed[stands] - vocabulary].astype(table.dtype)
     expected = evaluate(host, {**fed, "graftline.given": numbers})
-    _same(graft, evaluate(after, {**feed, name: mixed}), expected, "with placeholders")
+    same_bits(graft, LAW, evaluate(after, {**feed, name: mixed}), expected, "with placeholders")
     return Evidence(
         f"{len(rows)} ids from {vocabulary} on are read as the head's rows, the others as before, "
         f"to the bit: {int(stands.sum())} of {stands.size} rows"
@@ -78,22 +80,18 @@ class Placeholders(Graft):
     laws: ClassVar[tuple[Law, ...]] = (placeholder_rows,)
 
     def requires(self, model: ir.Model) -> None:
-        head, facts = model.meta.get(HEADS), decoder_facts(model)
+        head = model.meta.get(HEADS)
         if head is None or PLACEHOLDERS not in head.graph.initializers:
             raise NotApplicable(
                 "placeholders needs a head of embeddings that foretell tokens, as PPD's; give it: "
                 "--head PATH"
             )
-        if facts.placeholders:
-            raise NotApplicable(f"the graph has {facts.placeholders} placeholders already")
-        found = with_role(model.graph, "embedding")
-        if len(found) != 1:
-            raise NotApplicable("placeholders needs the stamped embedding; run anchors first")
-        held, axis = constant(found[0].inputs[0]), found[0].attributes.get("axis")
+        node = check_ids(self.name(), model)
+        held, axis = constant(node.inputs[0]), node.attributes.get("axis")
         if held is None or len(tensor_of(held).shape) != 2 or (axis and axis.as_int()):
             raise NotApplicable(
                 "placeholders adds rows to a table of tokens, and this host computes its embedding",
-                [found[0].name or "embedding"],
+                [node.name or "embedding"],
             )
         hidden, rows = int(tensor_of(held).shape[1]), _rows(model)  # pyright: ignore[reportArgumentType]
         if rows.shape[1] != hidden:
@@ -101,34 +99,19 @@ class Placeholders(Graft):
                 f"the head's rows are of {rows.shape[1]} numbers, and the host's of {hidden}: they "
                 "are another model's"
             )
-        tokens = input_of(model, "tokens")
-        readers = [] if tokens is None else tokens.consumers()
-        others = [n for n in readers if n not in found and n.op_type not in ("Shape", "Size")]
-        if others or found[0].inputs[1] is not tokens:
-            raise NotApplicable(
-                "placeholders needs a host that reads ids in its table of tokens alone, and this "
-                "one computes with them elsewhere too",
-                [f"{node.op_type} {node.name or ''}".strip() for node in others or found],
-            )
 
     def apply(self, model: ir.Model) -> None:
         graph, facts = model.graph, decoder_facts(model)
-        (node,), tokens = with_role(graph, "embedding"), input_of(model, "tokens")
+        (node,) = with_role(graph, "embedding")
         looked_up = node.outputs[0]
         dtype = looked_up.dtype or ir.DataType.FLOAT
         emit = Emit(graph, self.name(), at=node)
-        assert tokens is not None
-        given = {
-            "tokens": tokens, "zero": emit.const("placeholders.none", 0, np.int64),
-            "vocabulary": emit.const("placeholders.first", facts.vocabulary, np.int64),
-        }  # fmt: skip
-        stands, known = write(emit, _IDS, given, ["stands", "known"])
-        node.replace_input_with(1, known)
+        given = stand_ins(emit, model)
         rows = _rows(model).astype(dtype.numpy())
         held = emit.initializer(ROWS, ir.tensor(rows, name=ROWS))
         users = list(looked_up.uses())
-        given |= {"stands": stands, "rows": held, "looked_up": looked_up}
-        behind = Emit(graph, self.name(), at=_next(graph, node), block=emit.block)
+        given |= {"rows": held, "looked_up": looked_up}
+        behind = Emit(graph, self.name(), at=following(graph, node), block=emit.block)
         (embedded,) = write(behind, _EMBEDDED, given, ["embedded"])
         embedded.shape, embedded.type = looked_up.shape, looked_up.type
         for user, index in users:
@@ -150,7 +133,43 @@ def carried(model: ir.Model) -> ir.Model | None:
     return None if held is None else embeddings_graph(tensor_of(held).numpy())
 
 
-def _next(graph: ir.Graph, node: ir.Node) -> ir.Node:
+def check_ids(who: str, model: ir.Model) -> ir.Node:
+    """The look-up of a host that may read ids behind its vocabulary. Raises NotApplicable where it
+    reads some already, or ids elsewhere than in its table of tokens."""
+    if count := decoder_facts(model).placeholders:
+        raise NotApplicable(f"the graph has {count} placeholders already")
+    found = with_role(model.graph, "embedding")
+    if len(found) != 1:
+        raise NotApplicable(f"{who} needs the stamped embedding; run anchors first")
+    tokens = input_of(model, "tokens")
+    readers = [] if tokens is None else tokens.consumers()
+    others = [n for n in readers if n not in found and n.op_type not in ("Shape", "Size")]
+    if others or found[0].inputs[1] is not tokens:
+        raise NotApplicable(
+            f"{who} needs a host that reads ids in its table of tokens alone, and this one "
+            "computes with them elsewhere too",
+            [f"{node.op_type} {node.name or ''}".strip() for node in others or found],
+        )
+    return found[0]
+
+
+def stand_ins(emit: Emit, model: ir.Model) -> dict[str, ir.Value]:
+    """Let the host look up its first token where an id stands for a token to come: `tokens`,
+    `vocabulary`, `zero`, and `stands` [B, N], where that is."""
+    (node,), tokens = with_role(model.graph, "embedding"), input_of(model, "tokens")
+    assert tokens is not None
+    first = emit.const("placeholders.first", decoder_facts(model).vocabulary, np.int64)
+    given = {
+        "tokens": tokens, "zero": emit.const("placeholders.none", 0, np.int64),
+        "vocabulary": first,
+    }  # fmt: skip
+    stands, known = write(emit, _IDS, given, ["stands", "known"])
+    node.replace_input_with(1, known)
+    return {**given, "stands": stands}
+
+
+def following(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    """The node behind that one."""
     nodes = list(graph)
     return nodes[nodes.index(node) + 1]
 
@@ -168,7 +187,8 @@ def _table(model: ir.Model) -> Array:
     return tensor_of(held).numpy()
 
 
-def _same(graft: Graft, got: Feed, expected: Feed, where: str) -> None:
+def same_bits(graft: Graft, law: str, got: Feed, expected: Feed, where: str) -> None:
+    """Raise LawBroken unless all `expected` outputs are there, to the bit."""
     for name, array in expected.items():
         if got[name].tobytes() != array.tobytes():
-            raise LawBroken(graft.name(), "placeholder-rows", f"'{name}'", f"differs {where}")
+            raise LawBroken(graft.name(), law, f"'{name}'", f"differs {where}")

@@ -12,10 +12,12 @@ import torch
 
 from graftline.build.optimize import optimize
 from graftline.models.tiny import tiny
+from graftline.models.training.chains import ChainStudent
 from graftline.models.training.eagle import Eagle
 from graftline.models.training.eagle3 import Eagle3, eagle3_layers
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.head_folder import Story, write_head
+from graftline.models.training.hidden_transfer import HiddenTransfer
 from graftline.models.training.hydra import Hydra
 from graftline.models.training.packs import pack
 from graftline.models.training.ppd import Ppd
@@ -53,6 +55,11 @@ KINDS: dict[str, Callable[[Path], tuple[FrozenHost, Student]]] = {
     "eagle-3": eagle3, "eagle": over_last(Eagle),
     "hydra": over_last(lambda host: Hydra(host, DRAFTS)),
 }  # fmt: skip
+
+CHAINS: dict[str, Callable[[FrozenHost], ChainStudent]] = {
+    "ppd": lambda host: Ppd(host, DRAFTS),
+    "hidden-transfer": lambda host: HiddenTransfer(host, DRAFTS, 3),
+}
 
 
 @pytest.fixture(scope="module")
@@ -126,16 +133,17 @@ def test_an_engine_drafts_what_training_foresees(
     assert len(set(wanted)) > 1, "drafts that tell places apart"
 
 
+@pytest.mark.parametrize("name", CHAINS)
 def test_an_engine_foretells_at_its_placeholders_what_training_does(
-    checkpoint: Path, tmp_path: Path
+    checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
     host = FrozenHost(checkpoint)
-    student = Ppd(host, DRAFTS)
+    student = CHAINS[name](host)
     unsettled(student)
     story = Story("run", "host", "graftline train", "data", 0, 1, "test", 0.0, None)
     write_head(tmp_path / "head", student.published(), story)
     bundle = optimize(checkpoint, tmp_path / "out.graft", head=str(tmp_path / "head"))
-    assert bundle.manifest.recipe == "ppd"
+    assert bundle.manifest.recipe == name
     session: Any = load(bundle.path).session
     first = session.facts.vocabulary
     session.reset(1)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from graftline.errors import LawBroken
 from graftline.exits import rest_stage
+from graftline.facts import DecoderFacts
 from graftline.kinds.decoder.proof import equal_rows, facts_of, rounding, too_large
 from graftline.kinds.kind import Parts, Watch
 from graftline.law import Evidence, LawRow
@@ -75,7 +76,7 @@ def _source(parts: Parts, form: str) -> str:
 def _prove(parts: Parts, source: str, forms: list[str]) -> list[LawRow]:
     """Law `form` of the forms of one stage."""
     counts = {name: _sequences(parts, name) for name in forms}
-    texts = _texts(max(counts.values()), facts_of(parts).vocabulary)
+    texts = _texts(max(counts.values()), facts_of(parts))
     if begins := by_role(parts.ports(source), STREAM, "in"):
         texts = _states(texts, facts_of(parts).vocabulary, int(begins[0].shape[-1]))
     expected = _answers(parts, source, texts)
@@ -124,18 +125,23 @@ def _sequences(parts: Parts, form: str) -> int:
     return int(ports[0].shape[0]) if ports else 1
 
 
-def _texts(count: int, vocabulary: int) -> list[list[Array]]:
-    """Of each sequence a prompt, and the rows of each step."""
+def _texts(count: int, facts: DecoderFacts) -> list[list[Array]]:
+    """Of each sequence a prompt, and the rows of each step, which end with placeholders where the
+    graph has some."""
     random = np.random.default_rng(11)
     made: list[list[Array]] = []
     for place in range(count):
         sizes = [3 + 2 * place, *[1 + place % LONGEST] * STEPS]
-        made.append([random.integers(0, vocabulary, size, dtype=np.int64) for size in sizes])
+        text = [random.integers(0, facts.vocabulary, size, dtype=np.int64) for size in sizes]
+        for step in text[1:]:
+            ends = step[1:][: facts.placeholders]
+            step[len(step) - len(ends) :] = facts.vocabulary + np.arange(len(ends))
+        made.append(text)
     return made
 
 
 def _states(texts: list[list[Array]], vocabulary: int, width: int) -> list[list[Array]]:
-    """The same texts as hidden states [N, H], of random numbers."""
+    """The same texts, without placeholders, as hidden states [N, H] of random numbers."""
     table = np.random.default_rng(12).standard_normal((vocabulary, width)).astype(np.float32)
     return [[table[tokens] for tokens in text] for text in texts]
 

@@ -101,10 +101,10 @@ def test_windows_are_refused(tmp_path: Path, name: str, value: object) -> None:
 def test_a_host_that_sees_what_it_should_not_is_found(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graftline.models.training import ppd
+    from graftline.models.training import chains
 
-    real = ppd._mask
-    monkeypatch.setattr(ppd, "_mask", lambda *given: torch.zeros_like(real(*given)))
+    real = chains._mask
+    monkeypatch.setattr(chains, "_mask", lambda *given: torch.zeros_like(real(*given)))
     with pytest.raises(CheckpointError, match="reads a text otherwise beside rows"):
         Ppd(FrozenHost(folder), COUNT)
 

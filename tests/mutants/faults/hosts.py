@@ -36,6 +36,8 @@ from tests.medusa_files import seeded, write_safe
 from tests.mtp_files import write_mtp
 from tests.ppd_files import seeded as prompt_tokens
 from tests.ppd_files import write_ppd
+from tests.transfer_files import seeded as transfers
+from tests.transfer_files import write_transfers
 
 WIDE: Mapping[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "vocab_size": 700,
@@ -227,8 +229,8 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp", "ppd", "kangaroo" or
-        "lora-drop"."""
+        "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp", "ppd", "hidden-transfer", "kangaroo"
+        or "lora-drop"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
@@ -236,6 +238,8 @@ class Hosts:
             write_eagle3(place, size.hidden, size.vocabulary, (0, 1), mask=own == "peagle")
         elif own == "ppd":
             write_ppd(place, prompt_tokens(size.hidden))
+        elif own == "hidden-transfer":
+            write_transfers(place, transfers(size.hidden), 2, size.layers)
         elif own == "kangaroo":
             write_kangaroo(place, adapter(size.hidden, 2, 1), 2, 1, size.vocabulary)
         elif own == "lora-drop":

@@ -26,14 +26,15 @@ from faults.rotary import ROTARY
 from faults.routes import ROUTES
 from faults.samplers import SAMPLERS
 from faults.stamping import STAMPING
+from faults.transfers import TRANSFERS
 from faults.trees import TREES
 from faults.windows import WINDOWS
 
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
-    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *GATES, *EXITS,
-    *ADAPTERS, *CORRECTIONS, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS, *CONTEXTS,
-    *ENGINES,
+    *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *TRANSFERS, *ROUTES,
+    *GATES, *EXITS, *ADAPTERS, *CORRECTIONS, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS,
+    *FIELDS, *CONTEXTS, *ENGINES,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
