@@ -26,6 +26,8 @@ LOW_RANK = "graftline.low_rank"
 """Metadata: the blocks that low-rank corrections stand in for."""
 TRANSFERS = "graftline.transfers"
 """Metadata: where states of the tokens to come enter a host."""
+ROUTED = "graftline.routers"
+"""Metadata: the blocks that have a router."""
 IDS = "graftline.draft_ids"
 """Metadata: the target's id of each token that the head scores, and how many the target has."""
 PLACEHOLDERS = "placeholders"
@@ -135,6 +137,23 @@ class TransferNote:
         """What was noted; None where nothing was."""
         text = model.metadata_props.get(TRANSFERS)
         return None if text is None else cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class RouterNote:
+    """The 0-based blocks, in order, that have a router."""
+
+    layers: tuple[int, ...]
+
+    def write(self, model: ir.Model) -> None:
+        """Note it in the routers' graph."""
+        model.metadata_props[ROUTED] = json.dumps(vars(self))
+
+    @classmethod
+    def read(cls, model: ir.Model) -> RouterNote | None:
+        """What was noted; None where nothing was."""
+        text = model.metadata_props.get(ROUTED)
+        return None if text is None else cls(tuple(json.loads(text)["layers"]))
 
 
 def write_draft_ids(model: ir.Model, ids: Ids, vocabulary: int) -> None:

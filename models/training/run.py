@@ -38,6 +38,7 @@ from graftline.models.training.kangaroo import EXIT, Kangaroo, exit_layers
 from graftline.models.training.lora_drop import RANK, LoraDrop
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.ppd import Ppd
+from graftline.models.training.router import SHARE, Routing
 from graftline.models.training.rows import Row, read_rows, write_rows
 from graftline.models.training.student import Acceptance, Student
 from graftline.models.training.tensor_file import damaged, write_bytes
@@ -46,6 +47,7 @@ from graftline.models.training.vocabulary import draft_vocabulary
 
 KINDS = (
     "medusa", "hydra", "eagle", "eagle3", "ppd", "hidden-transfer", "exit-adapter", "lora-drop",
+    "router",
 )  # fmt: skip
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
@@ -59,8 +61,8 @@ HELD_OUT, HELD_TOKENS = 0.05, 3072
 class Head:
     """The head to train: `kind` of KINDS; Medusa's `form`, how many `heads` Medusa and Hydra have,
     or prompt tokens PPD, or states to come Hidden Transfer and behind how many blocks they `enter`
-    (None: half), after how many the `exit` of an adapter is, and for which `layers` corrections of
-    which `rank` stand in."""
+    (None: half), after how many the `exit` of an adapter is, for which `layers` corrections of
+    which `rank` stand in, and which `share` of its blocks routers are to skip, of `layers`."""
 
     kind: str
     form: str = "v2"
@@ -69,6 +71,7 @@ class Head:
     layers: str = ""
     rank: int = RANK
     enter: int | None = None
+    share: float = SHARE
 
     @property
     def taps(self) -> Callable[[int], Sequence[int]] | None:
@@ -287,6 +290,8 @@ def _student(
             return Kangaroo(host, learned[0].ids.tolist())
         if kind == "lora-drop":
             return LoraDrop(host, job.head.layers, job.head.rank)
+        if kind == "router":
+            return Routing(host, job.head.layers, job.head.share, learned)
         return Hydra(host, heads) if kind == "hydra" else Medusa(host, heads, job.head.form)
 
 
