@@ -16,8 +16,8 @@ COMPARED, WINDOW = 3, 64
 """Plain steps after which drafted ones can be compared with them; steps over which `drift` forgets.
 """
 HASTE, PATIENCE = 16, 256
-"""Plain steps in which a charge falls by 1: at first, and after many failed tries. A hitch is soon
-forgotten, and in the long run a try costs 1 / PATIENCE of the time, however slow it is."""
+"""Plain steps in which a charge falls by 1: at first, as it may be a hitch, and after a try that
+failed, so that in the long run a try costs 1 / PATIENCE of the time, however slow it is."""
 
 
 def _lately() -> deque[float]:
@@ -43,12 +43,12 @@ class Bucket:
         return over if over > 1.0 + SLIGHT else 1.0
 
     def drafted(self, ratio: float, usual: float) -> None:
-        """One more. A try after a charge counts as much as all that was before it, and makes the
-        next one wait longer, until drafted steps are again as fast as plain ones for as long."""
+        """One more. A try after a charge counts as much as all that was before it; that it was
+        needed makes the next one wait longer, until as many drafted steps were not charged."""
         if self.over(usual) == 1.0:
             self.patience = max(self.patience - 1, HASTE)
         elif self.waited:
-            self.patience = min(2 * self.patience, PATIENCE)
+            self.patience = PATIENCE
             self.ratios = deque([median_low(self.ratios)], LATELY)
         self.ratios.append(ratio)
         self.waited = 0

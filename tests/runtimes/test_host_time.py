@@ -15,7 +15,7 @@ from graftline.recipe import recipe, recipes
 from graftline.runtimes import joint_step, lane, scheduler
 from graftline.runtimes.control.choose import Terms, choose
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.pace import PATIENCE, Pace
+from graftline.runtimes.control.pace import HASTE, PATIENCE, Pace
 from graftline.runtimes.control.paid import Paid
 from graftline.runtimes.control.speculation import BACKOFF, IDLE, Speculation, Track
 from graftline.runtimes.decoding import Decoding
@@ -183,7 +183,7 @@ def test_one_recipe_says_nothing_of_another_nor_one_sequence_of_eight() -> None:
     assert pace.slower("toy", "chain", 8) == 1.0
 
 
-def test_drafts_are_tried_again_the_later_the_slower_they_were_and_the_more_often() -> None:
+def test_drafts_are_tried_again_the_later_the_slower_they_were() -> None:
     def waits(ratio: float, tries: int) -> list[int]:
         pace, found = paced(1.0, [ratio] * 2), list[int]()
         for _ in range(tries):
@@ -194,9 +194,8 @@ def test_drafts_are_tried_again_the_later_the_slower_they_were_and_the_more_ofte
             pace.record("toy", "chain", 1, ratio)
         return found
 
-    assert waits(2.0, 7) == pytest.approx([16, 32, 64, 128, 256, 256, 256], rel=0.06)
-    assert waits(8.0, 2) == pytest.approx([7 * 16, 7 * 32], rel=0.06)
-    assert waits(2.0, 7)[-1] == pytest.approx(PATIENCE, rel=0.06)
+    assert waits(2.0, 3) == pytest.approx([HASTE, PATIENCE, PATIENCE], rel=0.06)
+    assert waits(8.0, 2) == pytest.approx([7 * HASTE, 7 * PATIENCE], rel=0.06)
 
 
 def test_one_quick_try_ends_a_charge_and_one_slow_plain_step_does_not() -> None:
@@ -220,8 +219,8 @@ def test_drafts_that_take_longer_than_measured_are_given_up_and_tried_again() ->
     chosen = decided(lambda rows: {1: 10.0, 2: 20.0}[rows], 1500)
     assert chosen[0] == 2
     tries = [step for step, rows in enumerate(chosen) if rows == 2 and step > 10]
-    gaps = [after - before for before, after in pairwise(tries)]
-    assert all(b >= 1.8 * a for a, b in pairwise(gaps[:4])), "ever more seldom"
+    assert tries[0] < 20, "it may have been a hitch"
+    assert all(after - before > 100 for before, after in pairwise(tries))
     assert 4 < len(tries) < 16
 
 
