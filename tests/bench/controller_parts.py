@@ -1,6 +1,6 @@
 """What each part of the controller buys, in simulation: speed without it over speed with it.
 
-    PYTHONPATH=. python tests/bench/controller_parts.py [--batches 1,4,8]
+    PYTHONPATH=. python tests/bench/controller_parts.py [--batches 1,4,8] [--parts NAME,NAME]
 
 Store drafts: prompt-lookup on texts that copy, deceive, change or are new, on tables of int4
 and fp32. Drafts that cost time: an early exit that is right in 0.8, 0.5, 0.3 or 0.05 of its tokens,
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import exp, log
 from pathlib import Path
@@ -25,7 +25,7 @@ from simulated_exit import SimulatedExit
 from toy_session import INT4
 
 from graftline.runtimes.control import choose, evidence, pace, paid, speculation
-from graftline.runtimes.control.costs import Costs
+from graftline.runtimes.control.costs import Costs, interpolated
 from graftline.runtimes.control.pace import Pace
 from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.drafters.draft_model import DraftModel
@@ -53,9 +53,15 @@ DISTURBED: dict[str, Callable[[], Callable[[str], float]]] = {
 }
 
 
-def thrice(rows: Any, branching: bool) -> float:
-    """Drafted rows take three times what int4's table says."""
-    return INT4.of(sum(rows), branching, batch=len(rows)) * (3.0 if sum(rows) > len(rows) else 1.0)
+def true(costs: Costs, times: float = 1.0) -> stores.Truth:
+    """What a table says of all rows together, drafted steps so many times as much; not by the
+    model that is believed, of which parts are switched off."""
+
+    def taken(rows: Sequence[int], branching: bool) -> float:
+        table = {**costs.tree, 1: costs.chain[1]} if branching else costs.chain
+        return interpolated(table, sum(rows)) * (times if sum(rows) > len(rows) else 1.0)
+
+    return taken
 
 
 def stored(batch: int) -> dict[str, float]:
@@ -64,10 +70,11 @@ def stored(batch: int) -> dict[str, float]:
     for name in TEXTS:
         text = getattr(stores, name)
         for precision, costs in (("int4", INT4), ("fp32", stores.FP32)):
-            told = stores.told(costs)
-            found[f"{name} {precision}"] = stores.speed(text, "prompt-lookup", costs, told, batch)
+            found[f"{name} {precision}"] = stores.speed(
+                text, "prompt-lookup", costs, true(costs), batch
+            )
     found["copying int4 thrice"] = stores.speed(
-        stores.copying, "prompt-lookup", INT4, thrice, batch
+        stores.copying, "prompt-lookup", INT4, true(INT4, 3.0), batch
     )
     return found
 
@@ -126,8 +133,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--batches", default="1,4,8")
-    batches = [int(size) for size in parser.parse_args().batches.split(",")]
-    for title, cases, parts in (("Store", stored, STORE), ("Paid", paid_for, PAID)):
+    parser.add_argument("--parts", default="", help="some of them; all where none is named")
+    given = parser.parse_args()
+    batches = [int(size) for size in given.batches.split(",")]
+    for title, cases, every in (("Paid", paid_for, PAID), ("Store", stored, STORE)):
+        named = given.parts.split(",") if given.parts else every
+        parts = {part: every[part] for part in named if part in every}
         whole = {batch: cases(batch) for batch in batches}
         print(f"\n{title} drafts, speed over plain:\n")
         print(

@@ -10,7 +10,7 @@ import numpy as np
 from simulated import answers, scores_of
 
 from graftline.facts import DecoderFacts
-from graftline.runtimes.control.costs import Costs
+from graftline.runtimes.control.costs import Costs, interpolated
 from graftline.runtimes.control.paid import Paid
 from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.decoding import Decoding
@@ -25,8 +25,8 @@ from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.session import Scores, Tap
 
 VOCABULARY, TAP = 40_000, Tap("hidden", "prenorm", 0)
-TARGET = Costs({1: 2.7, 2: 2.97, 4: 3.2, 8: 3.9, 16: 5.2, 32: 8.0}, {})
-"""Milliseconds of the small model of tests/bench/results/2026-11-28-early-exit.md."""
+TARGET = {1: 2.7, 2: 2.97, 4: 3.2, 8: 3.9, 16: 5.2, 32: 8.0}
+"""Milliseconds by rows of the small model of tests/bench/results/2026-11-28-early-exit.md."""
 EXIT, REST, SHARED = 0.16 * 2.7, 0.93, 0.12
 """Milliseconds of a call of its exit; the share of a step that is left behind it; and what every
 further sequence of a call takes over the first."""
@@ -56,7 +56,7 @@ class SimulatedExit:
         self.drafter: Any = make_drafter(
             "early-exit", {}, Resources(exits=lambda: [way], vocabulary=VOCABULARY)
         )
-        costs = Costs(TARGET.chain, {})
+        costs = Costs(dict(TARGET), {})
         control = Speculation("toy", costs, self.drafter.prior, paid=Paid("toy", costs))
         self.lane = Lane(control)
 
@@ -72,7 +72,7 @@ class SimulatedExit:
             self._texts.append([*prompt.tolist(), *answer])
             one.begin(scores_of(answer[:1]), 0)
             ones.append((one, answer))
-        self.plain += (tokens - 1) * TARGET.of(batch)
+        self.plain += (tokens - 1) * interpolated(TARGET, batch)
         self.tokens += (tokens - 1) * batch
         while ones:
             self._step(ones)
@@ -108,7 +108,7 @@ class SimulatedExit:
             fresh = one.judge(tree, scores_of(answers(tree, ahead)), 0)[1]
             emitted.append((self.lane, one, fresh))
         resumed = self._begun == len(ones)
-        taken = self._rest(rows, 0, 1) if resumed else TARGET.of(rows)
+        taken = self._rest(rows, 0, 1) if resumed else interpolated(TARGET, rows)
         self.now += taken * self._disturbed("drafted" if rows > len(ones) else "plain")
         self.steps += 1
         step.took(self.now - began, emitted)
@@ -117,7 +117,7 @@ class SimulatedExit:
         self._begun += 1
 
     def _rest(self, rows: int, past: float, batch: int) -> float:
-        return REST * TARGET.of(rows)
+        return REST * interpolated(TARGET, rows)
 
     def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
         """The exit's guess of what comes behind these rows."""
