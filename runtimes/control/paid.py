@@ -10,8 +10,6 @@ from graftline.runtimes.control.choose import Offer, Terms
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.drafter import Bid, PaidDrafter, is_resumed
 
-HURDLE = 0.03
-"""Share by which a sequence must gain by drafting."""
 WEIGHT, HORIZON = 4.0, 32.0
 """Drafts that the first belief is worth, and over which means forget."""
 DEBT_STEPS = 32
@@ -67,7 +65,7 @@ class Paid:
                 price = milliseconds + drafter.debt() / DEBT_STEPS
                 size = max(1, min(round(rows), terms.room - 1))
                 gains = [tokens + EXPLORE * self._idle]
-                made.append(Offer(sequence, gains, 1 << 30, HURDLE, slower, size, price))
+                made.append(Offer(sequence, gains, 1 << 30, 0.0, slower, size, price))
         return made
 
     def bid(self, drafter: PaidDrafter, terms: Terms, rate: float) -> Bid:

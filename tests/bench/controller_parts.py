@@ -105,7 +105,6 @@ STORE: dict[str, Patch] = {
 PAID: dict[str, Patch] = {
     "charges of slow drafts": (Pace, "slower", lambda *_: 1.0),
     "tries that begin soon": (pace, "HASTE", pace.PATIENCE),
-    "hurdle": (paid, "HURDLE", 0.0),
     "forgetting": (paid, "HORIZON", 1e9),
     "exploring": (paid, "EXPLORE", 0.0),
     "what a resumed step saves": (paid.Paid, "_saved", lambda *_: 0.0),
