@@ -63,6 +63,15 @@ def test_drafts_that_really_are_slow_are_left(monkeypatch: pytest.MonkeyPatch) -
     assert unseen.run(512).speed < 0.6
 
 
+def test_what_is_charged_is_expected_once() -> None:
+    """Drafted steps that are slow and still pay: how slow steps are lately holds that already."""
+    text = SimulatedExit(0.8, disturbed=lambda kind: 1.3 if kind == "drafted" else 1.0).run(128)
+    before, began = text.lane.marks, text.now
+    text.run(512)
+    expected = text.lane.marks.plus(before, -1).milliseconds
+    assert expected == pytest.approx(text.now - began, rel=0.1)
+
+
 @pytest.mark.parametrize("believed", [0.8, 0.05])
 def test_an_exit_that_becomes_right_is_found(believed: float) -> None:
     """Tokens that were not worth a row are judged too; by those alone that were, nothing of the
