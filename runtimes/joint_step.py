@@ -95,17 +95,17 @@ class JointStep:
         """Compare with what was believed; what had been expected."""
         assert self._costs is not None
         pace, lanes, believed = self._costs.pace, self._lanes, self._believed
-        expected = pace.value, [self._slower(lane) for lane in lanes if lane.drafted]
-        pace.step(self._kind, milliseconds / believed)
+        slower = max([self._slower(lane) for lane in lanes if lane.drafted], default=1.0)
+        value = pace.value
+        pace.step(self._kind, milliseconds / believed, slower)
         for lane in lanes:  # a drafted step of several recipes says nothing of one
             if self._kind == "plain" or len(lanes) == 1:
                 pace.record(lane.control.name, self._kind, self._batch, milliseconds / believed)
             if lane.control.paid is not None:
                 lane.control.paid.took(bool(lane.bought))
-        scale = expected[0] * max(expected[1], default=1.0)
-        self._expected = believed * scale
-        plain = self._tokens * self._plain / self._decoding * expected[0]
-        return Marks(0.0, 1, self._decoding, self._tokens, believed * scale, plain)
+        self._expected = believed * value * slower
+        plain = self._tokens * self._plain / self._decoding * value
+        return Marks(0.0, 1, self._decoding, self._tokens, self._expected, plain)
 
     def _slower(self, lane: Lane) -> float:
         assert self._costs is not None

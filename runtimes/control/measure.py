@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,10 +28,10 @@ def measure_costs(
     """Milliseconds of a step by number of rows and sequences, as `Costs.from_json` reads them.
 
     Rounds over all sizes in turn, each step just after one of a single row a sequence, as it is in
-    use: what ran before decides what the processor's caches hold. A size costs the usual ratio to
-    the single row beside it, so that a machine whose speed drifts changes nothing, times what a
-    single row takes undisturbed. Trees are measured where the session scores trees, a long past
-    where the capacity allows for one.
+    use: what ran before decides what the processor's caches hold. A size costs what it takes
+    undisturbed, single rows in the same rounds likewise: a machine that is busy hits long steps
+    more often than short ones, so that their usual ratio would be too large. Trees are measured
+    where the session scores trees, a long past where the capacity allows for one.
 
     `beside` opens the same engine with caches of its own, of so many positions: long pasts and
     batches are then measured in turn with the short one. Without it they are after it, and batches
@@ -68,22 +67,24 @@ class Gauge:
         session.prefill(list(self._tokens(past)))
         trees = session.supports_trees and batch == 1 and past <= NEAR
         kinds = ("chain", "tree") if trees else ("chain",)
-        self._ratios = {(kind, q): list[float]() for kind in kinds for q in sizes if q > 1}
+        self._times = {(kind, q): list[float]() for kind in kinds for q in sizes if q > 1}
         self._single: list[float] = []
 
     def turn(self) -> None:
         """Once every size."""
-        for (kind, rows), ratios in self._ratios.items():
+        for (kind, rows), times in self._times.items():
             self._step("chain", 1)
             self._single.append(self._step("chain", 1))
-            ratios.append(self._step(kind, rows) / self._single[-1])
+            times.append(self._step(kind, rows))
 
     def table(self, kind: str) -> Table:
-        """Milliseconds by rows; no size costs less than a smaller one."""
-        row = undisturbed(self._single) * 1e3
-        found = {rows: median(ratios) for (k, rows), ratios in self._ratios.items() if k == kind}
-        rising = accumulate(found.values(), max, initial=1.0)
-        return {rows: row * ratio for rows, ratio in zip([1, *found], rising, strict=True)}
+        """Milliseconds by rows; no size costs more than a larger one. Where two contradict, the
+        smaller time is taken: disturbances only add, and what is believed too cheap is drafted and
+        then charged (`Pace`), while what is believed too expensive would never be tried."""
+        several = {rows: times for (k, rows), times in self._times.items() if k == kind}
+        found = {rows: 1e3 * undisturbed(t) for rows, t in {1: self._single, **several}.items()}
+        falling = list(accumulate(reversed(found.values()), min))
+        return dict(zip(found, reversed(falling), strict=True))
 
     def _tokens(self, rows: int) -> Ints:
         vocabulary = self._session.facts.vocabulary

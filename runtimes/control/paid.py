@@ -10,8 +10,6 @@ from graftline.runtimes.control.choose import Offer, Terms
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.drafter import Bid, PaidDrafter, is_resumed
 
-HURDLE = 0.03
-"""Share by which a sequence must gain by drafting."""
 WEIGHT, HORIZON = 4.0, 32.0
 """Drafts that the first belief is worth, and over which means forget."""
 DEBT_STEPS = 32
@@ -46,8 +44,10 @@ class Paid:
 
     def __init__(self, name: str, costs: Costs) -> None:
         self._name, self._costs = name, costs
-        self._classes: dict[int, Means] = {}
-        self._open: dict[int, tuple[int, float, float]] = {}
+        self._classes: dict[tuple[int, int], Means] = {}
+        """By the drafter's class and the sequences of a step, in powers of two: calls that several
+        sequences share cost each of them less."""
+        self._open: dict[int, tuple[tuple[int, int], float, float]] = {}
         """By sequence: of what class this step's draft is, its rows and milliseconds."""
         self._idle = 0
         """Steps since the last draft."""
@@ -65,7 +65,7 @@ class Paid:
                 price = milliseconds + drafter.debt() / DEBT_STEPS
                 size = max(1, min(round(rows), terms.room - 1))
                 gains = [tokens + EXPLORE * self._idle]
-                made.append(Offer(sequence, gains, 1 << 30, HURDLE, slower, size, price))
+                made.append(Offer(sequence, gains, 1 << 30, 0.0, slower, size, price))
         return made
 
     def bid(self, drafter: PaidDrafter, terms: Terms, rate: float) -> Bid:
@@ -82,10 +82,10 @@ class Paid:
 
     def drafted(self, sequence: int, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
         """A draft of `rows` rows behind the root was made; the milliseconds it took."""
-        price, key = self._price(drafter, drafter.reads, terms), drafter.foresight()
+        price = self._price(drafter, drafter.reads, terms)
         price = max(price - self._saved(drafter, rows + 1, terms) / terms.batch, 0.0)
         self._known(drafter, terms)
-        self._open[sequence] = key, rows, price
+        self._open[sequence] = self._class(drafter, terms), rows, price
         return price
 
     def expected(self, sequence: int) -> float:
@@ -105,9 +105,9 @@ class Paid:
     def _known(self, drafter: PaidDrafter, terms: Terms) -> Means:
         """What drafts of the class to come have been: at first, of the best size by the drafter's
         own prior."""
-        key = drafter.foresight()
+        key = self._class(drafter, terms)
         if key not in self._classes:
-            sums = enumerate(accumulate(drafter.hope(key)[1:]), 1)
+            sums = enumerate(accumulate(drafter.hope(key[0])[1:]), 1)
             drafts = [Means(WEIGHT, n, q, self._made(drafter, q, terms)) for q, n in sums]
 
             def rate(draft: Means) -> float:
@@ -117,9 +117,15 @@ class Paid:
             self._classes[key] = max(drafts, key=rate)
         return self._classes[key]
 
+    @staticmethod
+    def _class(drafter: PaidDrafter, terms: Terms) -> tuple[int, int]:
+        return drafter.foresight(), terms.batch.bit_length()
+
     def _made(self, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
-        """What drafts of so many rows are believed to take, over what they save their step."""
+        """What drafts of so many rows are believed to take where all sequences draft, over what
+        they save their step."""
         reads = drafter.reads_for(rows) if is_resumed(drafter) else rows
+        reads *= drafter.share(terms.batch) if terms.batch > 1 else 1.0
         saved = self._saved(drafter, rows + 1, terms) / terms.batch
         return max(self._price(drafter, reads, terms) - saved, 0.0)
 

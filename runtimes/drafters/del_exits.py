@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
+from time import perf_counter
 from typing import ClassVar, Self
 
 import numpy as np
 
 from graftline.exits import EXITS
+from graftline.runtimes.chances.budget import Budget
 from graftline.runtimes.chances.calibration import Calibration
 from graftline.runtimes.control.costs import NEAR
 from graftline.runtimes.drafter import Bid
@@ -21,9 +24,9 @@ from graftline.tree import Tree
 
 WEIGHT, HORIZON = 4.0, 64.0
 """Rows that what was measured on other text is worth, and over which what was seen is forgotten."""
-EAGER, SELDOM = 8, 16
-"""Rounds, the first of all, that are each looked at; then one in so many: the head that looks costs
-a fifth of a row's step on a small model."""
+EAGER, LOOKS = 8, 0.01
+"""Rounds, the first of all, that are each looked at; and the share of the time that looks may take
+from then on: the head that looks costs a quarter of a row's step on a small model."""
 
 
 @dataclass
@@ -34,6 +37,9 @@ class Acceptance:
     shares: dict[int, tuple[float, float]]
     """By blocks: the share, and the rows that it is worth."""
     rounds: int = 0
+    price: float = inf
+    """Milliseconds of a look, the quickest there was."""
+    budget: Budget = field(default_factory=Budget)
 
     @classmethod
     def believed(cls, ways: Sequence[Exit]) -> Acceptance:
@@ -51,17 +57,23 @@ class Acceptance:
             rows = min(rows + 1.0, HORIZON)
             self.shares[blocks] = share + (one - share) / rows, rows
 
-    def due(self) -> bool:
-        """Whether this round is one to look at; counts it."""
+    def due(self, row: float) -> bool:
+        """Whether this round is one to look at; counts it. `row`: milliseconds of a row's step, of
+        which a share is saved for looks."""
         self.rounds += 1
-        return self.rounds <= EAGER or self.rounds % SELDOM == 0
+        self.budget.save(LOOKS * row, most=self.price)
+        return self.rounds <= EAGER or self.budget.pays(self.price)
+
+    def looked(self, milliseconds: float) -> None:
+        """What a look took."""
+        self.price = min(self.price, milliseconds)
 
 
 @dataclass
 class Del(EarlyExit):
     """DEL (arXiv 2504.05598): as early exit, with the exit and the length that expect most tokens
     per millisecond, chosen anew after every round that was looked at: each of the first ones, then
-    one in SELDOM, because both the look and the choice cost time.
+    as often as looking takes a share LOOKS of the time.
 
     1. Every exit has an acceptance: how often its best token was the target's choice. Of a verified
        row all exits' hidden states are known, drafted with or not: those behind the block it was
@@ -95,8 +107,10 @@ class Del(EarlyExit):
         return other
 
     def observe(self, tree: Tree, verdict: Verdict, scores: Scores, row: int) -> None:
-        if due := self.acceptance.due():
+        way, began = self._exit.way, perf_counter()
+        if due := self.acceptance.due(way.engine.step + way.rest_cost(1, NEAR, 1)):
             self._look(list(verdict.path), verdict.tokens(tree), scores, row)
+            self.acceptance.looked(1e3 * (perf_counter() - began))
         super().observe(tree, verdict, scores, row)
         self._exit.states.clear()
         if due:

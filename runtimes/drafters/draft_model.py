@@ -60,6 +60,9 @@ class DraftModel:
         self._generator = np.random.default_rng(self.seed)
         self._drafted: list[tuple[int, float]] = []
         """Token and confidence of every row of the last draft."""
+        self._declined: list[tuple[int, float]] = []
+        """The same of the token that came next and was not worth its row, where there is one: what
+        the target chooses there tells as much of it."""
         self.asked: Sequence[Sequence[int]] = ()
         """The drafted tokens before each row of the last read."""
         self._class = 0
@@ -95,7 +98,7 @@ class DraftModel:
 
     def start(self, context: Sequence[int]) -> None:
         self._reader.start(context)
-        self._drafted, self.reads, self._class = [], 0, 0
+        self._drafted, self._declined, self.reads, self._class = [], [], 0, 0
 
     def propose(self, budget: int) -> Tree:
         """The root: a draft is made only when it is paid for."""
@@ -109,13 +112,14 @@ class DraftModel:
         ahead: list[int] = []
         promised = [1.0]
         draws: dict[int, Draws] = {}
-        self._drafted = []
+        self._drafted, self._declined = [], []
         for depth in range(1, min(bid.rows, self.rows, reader.room + 1)):
             if depth > 1 and not self._promises(chance, bid, depth):
                 break
             guess, odds = yield from self._answer(ahead, chance, bid)
             chance *= odds
             if not self._worth(guess, len(ahead), chance >= bid.keep[depth]):
+                self._decline(guess)
                 break
             token = guess.best
             if guess.probs is not None:
@@ -134,7 +138,7 @@ class DraftModel:
         accepted = self._learn(fresh)
         if self.policy is not None and self._drafted:
             self.policy.observe(accepted, len(self._drafted))
-        self._drafted = []
+        self._drafted, self._declined = [], []
         self._reader.append(fresh)
         self._class = certainty(scores, row, verdict.path[-1])
 
@@ -177,15 +181,21 @@ class DraftModel:
             return guess.known and self.policy.go_on(drafted, guess.confidence, guess.entropy)
         return guess.known and paying
 
+    def _decline(self, guess: Guess) -> None:
+        """A token is not taken. Of one that would have been drawn, what the target chooses instead
+        does not say whether it would have been accepted."""
+        if guess.probs is None:
+            self._declined = [(guess.best, guess.confidence)]
+
     def _learn(self, fresh: Sequence[int]) -> int:
         """Judge the last draft by what the target chose: how many of its tokens were accepted."""
-        accepted = 0
-        for (token, confidence), chosen in zip(self._drafted, fresh, strict=False):
+        accepted, guesses = 0, [*self._drafted, *self._declined]
+        for (token, confidence), chosen in zip(guesses, fresh, strict=False):
             self.calibration.record(confidence, token == chosen)
             if token != chosen:
                 break
             accepted += 1
-        return accepted
+        return min(accepted, len(self._drafted))
 
     def _complete(self, ahead: Sequence[int]) -> bool:
         """True when nothing is to be drafted after `ahead`."""

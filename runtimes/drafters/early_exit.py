@@ -85,7 +85,7 @@ class EarlyExit(DraftModel):
         self.signal, self.reads = self.foresight(), 0
         reader, chance, start = self._exit, 1.0, len(self._exit.tokens) - 1
         reader.sit(bid.row)
-        reader.states, self._drafted = {}, []
+        reader.states, self._drafted, self._declined = {}, [], []
         ahead, promised = list[int](), [1.0]
         draws: dict[int, Draws] = {}
         most = self._most(bid)
@@ -94,6 +94,7 @@ class EarlyExit(DraftModel):
             chance, depth = chance * odds, len(ahead) + 1
             paying = depth < most and chance >= bid.draft[depth]
             if depth >= most or not self._worth(guess, len(ahead), paying):
+                self._decline(guess)
                 break
             token = guess.best
             if guess.probs is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from graftline.recipe import recipe, recipes
 from graftline.runtimes import joint_step, lane, scheduler
 from graftline.runtimes.control.choose import Terms, choose
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.pace import PATIENCE, Pace
+from graftline.runtimes.control.pace import HASTE, PATIENCE, Pace
 from graftline.runtimes.control.paid import Paid
 from graftline.runtimes.control.speculation import BACKOFF, IDLE, Speculation, Track
 from graftline.runtimes.decoding import Decoding
@@ -183,23 +184,44 @@ def test_one_recipe_says_nothing_of_another_nor_one_sequence_of_eight() -> None:
 
 
 def test_drafts_are_tried_again_the_later_the_slower_they_were() -> None:
-    def steps_until_tried(ratio: float) -> int:
-        pace, steps = paced(1.0, [ratio] * 2), 0
-        while pace.slower("toy", "chain", 1) > 1.0:
-            pace.record("toy", "plain", 1, 1.0)
-            steps += 1
-        return steps
+    def waits(ratio: float, tries: int) -> list[int]:
+        pace, found = paced(1.0, [ratio] * 2), list[int]()
+        for _ in range(tries):
+            found.append(0)
+            while pace.slower("toy", "chain", 1) > 1.0:
+                pace.record("toy", "plain", 1, 1.0)
+                found[-1] += 1
+            pace.record("toy", "chain", 1, ratio)
+        return found
 
-    assert steps_until_tried(2.0) == pytest.approx(PATIENCE, rel=0.06)
-    assert steps_until_tried(8.0) == pytest.approx(7 * PATIENCE, rel=0.06)
+    assert waits(2.0, 3) == pytest.approx([HASTE, PATIENCE, PATIENCE], rel=0.06)
+    assert waits(8.0, 2) == pytest.approx([7 * HASTE, 7 * PATIENCE], rel=0.06)
+
+
+def test_one_quick_try_ends_a_charge_and_one_slow_plain_step_does_not() -> None:
+    pace = paced(1.0, [8.0] * 9)
+    pace.record("toy", "plain", 1, 8.0)
+    assert pace.slower("toy", "chain", 1) > 7.0
+    pace.record("toy", "chain", 1, 1.0)
+    assert pace.slower("toy", "chain", 1) == 1.0
+
+
+def test_a_charge_ends_when_plain_steps_have_become_as_slow() -> None:
+    pace = paced(1.0, [2.0] * 5)
+    assert pace.slower("toy", "chain", 1) == 2.0
+    for _ in range(5):
+        pace.record("toy", "plain", 1, 2.0)
+    assert pace.slower("toy", "chain", 1) == 1.0
 
 
 def test_drafts_that_take_longer_than_measured_are_given_up_and_tried_again() -> None:
     """Measured: 2 rows for 11 ms, 1 for 10. In use 2 take 20, which 1.5 tokens do not pay for."""
     chosen = decided(lambda rows: {1: 10.0, 2: 20.0}[rows], 1500)
     assert chosen[0] == 2
-    assert chosen[20:60] == [1] * 40
-    assert 1 < chosen[60:].count(2) < 60
+    tries = [step for step, rows in enumerate(chosen) if rows == 2 and step > 10]
+    assert tries[0] < 20, "it may have been a hitch"
+    assert all(after - before > 100 for before, after in pairwise(tries))
+    assert 4 < len(tries) < 16
 
 
 @pytest.mark.parametrize("pace", [0.01, 0.5, 1.5, 100.0])

@@ -86,18 +86,26 @@ def test_a_machine_that_slows_down_meanwhile_makes_no_long_past_dear(clock: list
     assert apart.of(1, past=FAR) / apart.of(1) > 1.15 * true
 
 
-class Falling(Timed):
-    """Eight rows are quicker than four."""
+class Disturbed(Timed):
+    """Something else takes 40 ms of the processor now and then: of a call as often as it is long,
+    and of all calls of three rows."""
 
     def score(self, *args: Any, **more: Any) -> Any:
-        self.clock[0] -= 6.0 * (np.asarray(args[0]).size == 8)
-        return super().score(*args, **more)
+        began = self.clock[0]
+        scores = super().score(*args, **more)
+        hit = int(self.clock[0] / 100.0) > int(began / 100.0)
+        self.clock[0] += 40.0 * (hit or np.asarray(args[0]).size == 3)
+        return scores
 
 
-def test_no_size_costs_less_than_a_smaller_one(clock: list[float]) -> None:
-    costs = Costs.from_json(measure_costs(Falling(clock)))
-    assert costs.of(6) == costs.of(8) == pytest.approx(17.0)
-    assert costs.of(12) == pytest.approx(23.0)
+def test_a_busy_machine_makes_no_size_expensive(clock: list[float]) -> None:
+    """A step of 64 rows is nearly always hit, and what is hit more often than not by chance, as
+    three rows here, costs no more than what is larger."""
+    costs = Costs.from_json(measure_costs(Disturbed(clock)))
+    assert costs.of(1) == pytest.approx(12.0)
+    assert costs.of(8) == pytest.approx(19.0)
+    assert costs.of(32) == pytest.approx(43.0)
+    assert costs.of(3) == costs.of(4) == pytest.approx(15.0)
 
 
 def test_only_what_fits_is_measured(clock: list[float]) -> None:
