@@ -59,6 +59,13 @@ def test_scales_may_have_several_steps(tmp_path: Path, passes: str) -> None:
     assert sum(n.op_type == "AveragePool" for n in model.graph) == 2
 
 
+def test_the_time_of_the_first_size_is_folded(tmp_path: Path) -> None:
+    model, _ = grafted(tmp_path, "fold-time", spec=PYRAMID)
+    facts = read_facts(model)
+    assert isinstance(facts, DenoiserFacts)
+    assert facts.time == 1000
+
+
 def test_sizes_in_front_cost_a_quarter_each(tmp_path: Path) -> None:
     """Numbers that the network's convolutions give, for one call at each of three sizes."""
     model, _ = grafted(tmp_path, "multi-scale", spec=PYRAMID)
