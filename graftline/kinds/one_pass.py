@@ -16,6 +16,7 @@ from graftline.bundle.reader import Bundle
 from graftline.errors import CannotEvaluate, LawBroken, NotApplicable
 from graftline.evaluate import Feed, oracle_limit, run
 from graftline.facts import Facts, read_facts
+from graftline.files import told_size
 from graftline.kinds.kind import NO_BF16, Finding, Parts, Proof, Small, Watch
 from graftline.kinds.own_network import run_of
 from graftline.law import Evidence, LawRow
@@ -212,5 +213,5 @@ def _too_large(model: ir.Model, limit: int) -> str:
     """Why the oracle cannot run the network here, "" when it can."""
     if (size := weight_bytes(model)) <= limit:
         return ""
-    room = f"of which the oracle takes {limit / 1e9:.1f} GB here"
-    return f"the network weighs {size / 1e9:.1f} GB, {room}"
+    room = f"of which the oracle takes {told_size(limit)} here"
+    return f"the network weighs {told_size(size)}, {room}"

@@ -95,8 +95,9 @@ def quality(
 
 
 def grid(rows: list[torch.Tensor], out: Path) -> None:
-    """A row of images for each way."""
-    framed = [functional.pad(row[:SHOWN], (1, 1, 1, 1), value=0.4) for row in rows]
+    """A row of images for each way, of the most varied among the first row's."""
+    shown = rows[0].flatten(1).var(1).argsort(descending=True)[:SHOWN]
+    framed = [functional.pad(row[shown], (1, 1, 1, 1), value=0.4) for row in rows]
     joined = torch.cat([torch.cat(list(row), 2) for row in framed], 1)
     zoom = -(-WIDE // joined.shape[2])
     pixels = (joined * 255).round().byte().permute(1, 2, 0).numpy().repeat(zoom, 0).repeat(zoom, 1)

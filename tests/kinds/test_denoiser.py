@@ -45,6 +45,11 @@ def test_it_is_known_by_its_shapes(graph: Path) -> None:
     host = open_checkpoint(graph).host()
     assert isinstance(host.facts, DenoiserFacts)
     assert (host.facts.channels, host.facts.height, host.facts.width) == (4, 0, 0)
+    large = Denoiser(most=2048).small(host.model, 1 << 30)
+    assert isinstance(large, str)
+    assert re.fullmatch(
+        r"the network weighs \S+ [KM]iB, of which the oracle takes 2\.0 KiB here", large
+    )
     found = find_denoiser(host.model.graph)
     assert isinstance(found, OnePass)
     assert {role.name: role.value.name for role in (*found.inputs, found.output)} == {
