@@ -15,6 +15,7 @@ import torch
 from graftline.errors import GraftlineError
 from graftline.memory import free_memory, give_back_memory
 from graftline.models.cache import place
+from graftline.models.heads import open_head
 from graftline.models.host import Watch
 from graftline.models.training.answers import (
     Answerer,
@@ -36,6 +37,7 @@ from graftline.models.training.hidden_transfer import HiddenTransfer
 from graftline.models.training.hydra import Hydra
 from graftline.models.training.kangaroo import EXIT, Kangaroo, exit_layers
 from graftline.models.training.lora_drop import RANK, LoraDrop
+from graftline.models.training.markov import Markov
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.ppd import Ppd
 from graftline.models.training.rows import Row, read_rows, write_rows
@@ -45,7 +47,8 @@ from graftline.models.training.trainer import Course, Trainer
 from graftline.models.training.vocabulary import draft_vocabulary
 
 KINDS = (
-    "medusa", "hydra", "eagle", "eagle3", "ppd", "hidden-transfer", "exit-adapter", "lora-drop",
+    "medusa", "hydra", "markov", "eagle", "eagle3", "ppd", "hidden-transfer", "exit-adapter",
+    "lora-drop",
 )  # fmt: skip
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
@@ -59,8 +62,9 @@ HELD_OUT, HELD_TOKENS = 0.05, 3072
 class Head:
     """The head to train: `kind` of KINDS; Medusa's `form`, how many `heads` Medusa and Hydra have,
     or prompt tokens PPD, or states to come Hidden Transfer and behind how many blocks they `enter`
-    (None: half), after how many the `exit` of an adapter is, and for which `layers` corrections of
-    which `rank` stand in."""
+    (None: half), after how many the `exit` of an adapter is, for which `layers` corrections of
+    which `rank` stand in, and for the heads in which folder (`of`) bigrams of which rank are made.
+    """
 
     kind: str
     form: str = "v2"
@@ -69,6 +73,7 @@ class Head:
     layers: str = ""
     rank: int = RANK
     enter: int | None = None
+    of: str = ""
 
     @property
     def taps(self) -> Callable[[int], Sequence[int]] | None:
@@ -287,6 +292,8 @@ def _student(
             return Kangaroo(host, learned[0].ids.tolist())
         if kind == "lora-drop":
             return LoraDrop(host, job.head.layers, job.head.rank)
+        if kind == "markov":
+            return Markov(host, open_head(job.head.of), learned, job.head.rank, say)
         return Hydra(host, heads) if kind == "hydra" else Medusa(host, heads, job.head.form)
 
 

@@ -26,7 +26,7 @@ HIDDEN, VOCABULARY = 4, 50
 class Known:
     """Heads that say what the state holds: state [t, ...] gives t + 1 + i by head i, first."""
 
-    sequential = False
+    sequential = reads_last = False
 
     def __init__(self, heads: int = 3, width: int = 4) -> None:
         self.heads, self.width, self.hidden, self.milliseconds = heads, width, HIDDEN, 1.5
