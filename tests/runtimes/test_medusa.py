@@ -198,4 +198,4 @@ def test_what_is_missing_is_said() -> None:
     with pytest.raises(GraftlineError, match="rows=1 is not valid"):
         Medusa(rows=1)
     with pytest.raises(GraftlineError, match=r"with the pass tap\{layers=norm\}"):
-        Reading().note(scores_of([3], hidden=False), 0, 0)
+        Reading().note(scores_of([3], hidden=False), 0, 0, 3)
