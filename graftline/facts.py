@@ -148,7 +148,9 @@ class DraftHeadFacts(Facts):
     """Draft heads over the last hidden state of a decoder. Each of the `heads` has `layers` blocks
     of its own; `shared`: their states are scored by the decoder's lm_head, else each by one of its
     own. Without `tokens` head i scores the token i + 2 places behind a row; one that also reads the
-    `tokens` next ones scores what follows them."""
+    `tokens` next ones scores what follows them. `markov`: the rank of a bigram matrix by which each
+    head is scored by the best token of the head before it too, and the first by the token behind
+    the row; 0: none."""
 
     kind: str = field(default="draft-head", kw_only=True)
     hidden: int
@@ -157,13 +159,15 @@ class DraftHeadFacts(Facts):
     layers: int
     shared: bool
     tokens: int = 0
+    markov: int = 0
 
     def told(self) -> str:
         scored = "the target's lm_head" if self.shared else "an lm_head each"
         if self.tokens:
             return f"a head that also reads {self.tokens} tokens, of {self.layers} layers"
         layers = "one layer" if self.layers == 1 else f"{self.layers} layers"
-        return f"{self.heads} heads of {layers}, scored by {scored}"
+        bigrams = f" and bigrams of rank {self.markov}" if self.markov else ""
+        return f"{self.heads} heads of {layers}, scored by {scored}{bigrams}"
 
 
 KNOWN: Mapping[str, type[Facts]] = {

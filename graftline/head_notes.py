@@ -129,7 +129,7 @@ class TransferNote:
     count: int
 
     def write(self, model: ir.Model) -> None:
-        """Note it in the matrices' graph."""
+        """Note it in the matrices' graph, or in that of a host that has them."""
         model.metadata_props[TRANSFERS] = json.dumps(vars(self))
 
     @classmethod

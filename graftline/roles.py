@@ -16,6 +16,8 @@ DRAFT_LOGITS = "draft.logits"
 """Role of what a draft block in a step gives: [B, depth], the logit of each token it drafts."""
 HEADS_LOGITS, HEADS_IDS, HEADS_TOPK = "heads.logits", "heads.topk_ids", "heads.topk_logits"
 """Roles of what draft heads give: [B, N, heads, V], and [B, N, heads, k], best first."""
+LAST = "last"
+"""Role of the token behind a row [B, N], which heads with bigrams read beside its state."""
 LATENTS, LENGTHS, CONDITION, DECODED = "latents", "lengths", "condition", "decoded"
 """Roles of a decoder of latents: what it decodes, how many of them each row has, what else it is
 told, and what it makes."""

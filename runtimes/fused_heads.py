@@ -24,6 +24,7 @@ class FusedHeads:
     width: int
     hidden: int
     sequential: bool = False
+    reads_last: bool = False
     milliseconds: float = 0.0
     """Nothing beside the step."""
 

@@ -108,7 +108,7 @@ class HeadDraft:
         fresh, last = verdict.tokens(tree), verdict.path[-1]
         self.learn(fresh)
         self.last, self._class = fresh[-1], certainty(scores, row, last)
-        self.reading.note(scores, row, last)
+        self.reading.note(scores, row, last, self.last)
 
     def learn(self, fresh: Sequence[int]) -> None:
         """The target chose `fresh` where the last draft began."""

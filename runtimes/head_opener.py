@@ -73,7 +73,8 @@ def head_opener(
 def heads_cost(heads: OrtHeads, target: OrtSession) -> dict[str, float]:
     """`ratio`: what a call of the heads costs, over a step of the target, measured in turn."""
     state = np.random.default_rng(0).standard_normal((1, heads.hidden)).astype(np.float32)
-    first = np.zeros((1, 1), np.int64) if heads.sequential else None
+    told = heads.sequential or heads.reads_last
+    first = np.zeros((1, 1), np.int64) if told else None
     return {"ratio": _beside(target, [lambda: heads.answer(state, 0, first)])[0]}
 
 

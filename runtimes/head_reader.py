@@ -20,6 +20,8 @@ class Heads(Protocol):
     """Candidates of each."""
     hidden: int
     sequential: bool
+    reads_last: bool
+    """Whether all heads are told the token behind the state too (bigrams)."""
     milliseconds: float
     """Of a call for one row, on the scale of the target's costs."""
 
@@ -27,7 +29,8 @@ class Heads(Protocol):
         self, hidden: Floats, head: int = 0, tokens: Ints | None = None
     ) -> tuple[Ints, Floats]:
         """Ids and logits, best first, for states [N, H]: of all heads [N, heads, width]; or of one
-        `head` that reads `tokens` [N, head + 1] too, [N, 1, width]."""
+        `head` that reads `tokens` [N, head + 1] too, [N, 1, width]. With bigrams all heads are told
+        the tokens [N, 1] behind the states."""
         ...
 
 
@@ -36,6 +39,8 @@ class Reading:
     """One sequence's side: the state behind which it drafts next, and what the heads say of it."""
 
     hidden: Floats | None = None
+    last: int = 0
+    """The token that the target chose behind it."""
     ids: list[list[int]] | None = None
     """Of each head its candidates, best first; None until the heads were asked."""
     shares: list[list[float]] | None = None
@@ -45,11 +50,11 @@ class Reading:
         """Another sequence begins."""
         self.hidden = self.ids = self.shares = None
 
-    def note(self, scores: Scores, row: int, node: int) -> None:
-        """The target chose a token behind that row. Raises GraftlineError where the target does not
-        bring out the state that the heads read."""
+    def note(self, scores: Scores, row: int, node: int, last: int) -> None:
+        """The target chose the token `last` behind that row. Raises GraftlineError where the target
+        does not bring out the state that the heads read."""
         self.hidden = scores.tap(of_heads(scores.taps))[row, node].copy()
-        self.ids = self.shares = None
+        self.ids, self.shares, self.last = None, None, last
 
 
 class HeadReader:
@@ -72,7 +77,8 @@ class HeadReader:
             return False
         waiting = [one for one in self._readings if one.ids is None and one.hidden is not None]
         states = [one.hidden for one in waiting if one.hidden is not None]
-        ids, logits = self.heads.answer(np.stack(states))
+        tokens = np.asarray([[one.last] for one in waiting]) if self.heads.reads_last else None
+        ids, logits = self.heads.answer(np.stack(states), 0, tokens)
         rows = zip(waiting, ids.tolist(), shares_of(logits).tolist(), strict=True)
         for one, known, given in rows:
             one.ids, one.shares = known, given

@@ -32,6 +32,14 @@ def seeded(
     return found
 
 
+def bigrams(vocabulary: int, rank: int = 4, size: float = 1.0, seed: int = 1) -> Tensors:
+    """A random bigram matrix of that rank, whose numbers have that size."""
+    random = np.random.default_rng(seed)
+    pair = size * random.normal(size=(2, vocabulary, rank)) / np.sqrt(rank)
+    names = (f"markov_head.markov_w{n}.weight" for n in (1, 2))
+    return dict(zip(names, pair.astype(np.float32), strict=True))
+
+
 def fitted(states: Array, tokens: Sequence[int], vocabulary: int, heads: int = 3) -> Tensors:
     """V1 heads whose matrix is the least-squares fit of what comes i + 2 places behind each row of
     a text: `states` [N, H] and `tokens` [N]. Their layer leaves the state as it is."""

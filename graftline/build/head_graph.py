@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graftline.errors import CheckpointError
 from graftline.facts import DraftHeadFacts, decoder_facts, write_facts
+from graftline.head_notes import MARKOV
 from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.hydra import HydraSettings
 from graftline.models.heads.medusa import MedusaSettings
@@ -17,13 +18,14 @@ from graftline.owners import HEAD, head_owner
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import RESIDUAL, TABLE, Linear, layer_role, score_role
+from graftline.passes.grafts.markov_walk import chained
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import constant, lazy, matrix, tensor_of
 from graftline.passes.pipeline.graft import ROLE
 from graftline.ports import Port, write_ports
 from graftline.raw_ports import write_raw
-from graftline.roles import HEADS_LOGITS
+from graftline.roles import HEADS_LOGITS, LAST
 from graftline.tensors import Widened
 
 FLOAT = ir.DataType.FLOAT
@@ -73,7 +75,7 @@ def _parallel(
     head: Head, sizes: MedusaSettings | HydraSettings, canonical: ir.Model
 ) -> ir.Model:
     """hidden [B, N, H] -> heads.logits [B, N, heads, V]: h + SiLU(linear(h)) in every layer, then a
-    head's own matrix, or the host's lm_head."""
+    head's own matrix, or the host's lm_head; with bigrams also last [B, N]."""
     emit, hidden = _begun(sizes.hidden)
     shares = isinstance(sizes, MedusaSettings) and sizes.shared
     shared = _shared(emit, head, canonical) if shares else None
@@ -83,11 +85,19 @@ def _parallel(
         for layer in range(sizes.layers):
             state = _layer(emit, head, f"head.{number}.layer.{layer}", (number, layer), state)
         scores.append(_scored(emit, head, number, number, state, shared))
+    ports, rank = _state_port(head, sizes.hidden, HEAD), 0
+    if isinstance(sizes, MedusaSettings) and sizes.markov:
+        rank = sizes.markov
+        last = new_input(emit.graph, LAST, ir.DataType.INT64, ["B", "N"])
+        ports = [*ports, Port(LAST, LAST, "in", "int64", ("B", "N"), owner=HEAD)]
+        w1, w2 = (_tensor(emit, head, f"{MARKOV}{own}") for own in ("w1", "w2"))
+        scores = chained(emit, scores, last, w1, w2)
     logits = emit.op("Concat", [_apart(emit, value) for value in scores], axis=2)
     facts = DraftHeadFacts(
-        sizes.hidden, vocabulary, sizes.heads, sizes.layers, shares, source=head.source.name
-    )
-    return _model(emit, facts, HEAD, logits, _state_port(head, sizes.hidden, HEAD))
+        sizes.hidden, vocabulary, sizes.heads, sizes.layers, shares, markov=rank,
+        source=head.source.name,
+    )  # fmt: skip
+    return _model(emit, facts, HEAD, logits, ports)
 
 
 def _sequential(head: Head, sizes: HydraSettings, number: int, canonical: ir.Model) -> ir.Model:
@@ -145,7 +155,8 @@ def _model(
     model = ir.Model(emit.graph, ir_version=11)
     write_ports(model, ports)
     write_raw(model, ports)
-    own = (v.const_value for n, v in emit.graph.initializers.items() if n.startswith("head."))
+    named = ("head.", MARKOV)
+    own = (v.const_value for n, v in emit.graph.initializers.items() if n.startswith(named))
     count = sum(math.prod(tensor.shape.numpy()) for tensor in own if tensor is not None)
     write_facts(model, replace(facts, parameters=count))
     return model

@@ -54,6 +54,20 @@ class HeadPlan:
         return HeadPlan(self.said, self.path, FULL, self.count)
 
 
+    def check_bigrams(self, rank: int) -> HeadPlan:
+        """The same, in fp32 where heads have bigrams, unless another precision was asked for: the
+        best token of a head decides what the next one says, and rounding would change it. Raises
+        GraftlineError where it was."""
+        if not rank or self.dtype == FULL:
+            return self
+        if self.said != self.path:
+            raise GraftlineError(
+                f"--head {self.said}: heads with bigrams are scored by one another's best tokens, "
+                f"which rounding changes, and stay {FULL}; give {self.path}:{FULL}"
+            )
+        return HeadPlan(self.said, self.path, FULL, self.count)
+
+
 def _beside(target: str) -> str:
     """The precision of heads beside a target of that one: few bits are 8, half is half."""
     return {"int8": QUANTIZED, "int4": QUANTIZED, "fp16": "fp16", "bf16": "bf16"}.get(target, FULL)

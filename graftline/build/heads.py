@@ -30,6 +30,7 @@ from graftline.models.heads.hidden_transfer import TransferSettings
 from graftline.models.heads.hydra import HydraSettings
 from graftline.models.heads.kangaroo import FAMILY, THETA, KangarooSettings
 from graftline.models.heads.lora_drop import LoraDropSettings
+from graftline.models.heads.medusa import MedusaSettings
 from graftline.models.heads.router import FAMILY as ROUTER
 from graftline.models.heads.router import RouterSettings
 from graftline.models.host import Host
@@ -235,7 +236,7 @@ def heads_on_target(head: Head, hosts: Mapping[str, Host]) -> ir.Model | None:
 def is_read(head: ir.Model) -> bool:
     """Whether passes on the target read this graph of a head."""
     facts = read_facts(head)
-    sole = isinstance(facts, DraftHeadFacts) and not facts.tokens
+    sole = isinstance(facts, DraftHeadFacts) and not facts.tokens and not facts.markov
     return sole or TapReading.read(head) is not None
 
 
@@ -315,8 +316,14 @@ def planned(head: Head, plan: HeadPlan) -> HeadPlan:
     if is_decoder(head):
         return replace(plan, count=1)
     sequential = is_sequential(head)
-    plan = plan if sequential else plan.check_layers(head.settings.layers)
+    if not sequential:
+        plan = plan.check_layers(head.settings.layers).check_bigrams(_bigrams(head))
     return replace(plan, count=head.settings.heads if sequential else 1)
+
+
+def _bigrams(head: Head) -> int:
+    """The rank of its bigram matrix, 0 without one."""
+    return head.settings.markov if isinstance(head.settings, MedusaSettings) else 0
 
 
 def check_tap(head: Head, target: ir.Model) -> None:

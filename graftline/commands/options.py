@@ -405,11 +405,12 @@ HeadKind = Annotated[
     str,
     typer.Argument(
         metavar="KIND",
-        help="medusa, hydra, eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), ppd "
-        "(prompt tokens, a few embeddings), hidden-transfer (maps of a middle state to those of "
-        "tokens to come), exit-adapter (Kangaroo's, behind --exit blocks), lora-drop (low-rank "
-        "corrections for blocks that most tokens pass by; lossy), or router (FiRST's, which say by "
-        "the prompt what blocks its text skips; lossy).",
+        help="medusa, hydra, markov (bigrams for the Medusa heads --head, from counts alone), "
+        "eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), ppd (prompt tokens, a "
+        "few embeddings), hidden-transfer (maps of a middle state to those of tokens to come), "
+        "exit-adapter (Kangaroo's, behind --exit blocks), lora-drop (low-rank corrections for "
+        "blocks that most tokens pass by; lossy), or router (FiRST's, which say by the prompt what "
+        "blocks its text skips; lossy).",
     ),
 ]
 CheckpointOrBundle = Annotated[
@@ -487,7 +488,16 @@ TrainLayers = Annotated[
     ),
 ]
 TrainRank = Annotated[
-    int | None, typer.Option(min=1, help="LoRA-Drop: the rank of each correction. Default: 8.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="LoRA-Drop: the rank of each correction, by default 8. Bigrams: that of their matrix, "
+        "by default 32.",
+    ),
+]
+TrainHead = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="Bigrams: the Medusa heads that they are added to."),
 ]
 TrainShare = Annotated[
     float | None,

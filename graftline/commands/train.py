@@ -32,6 +32,7 @@ def train(
     layers: o.TrainLayers = None,
     rank: o.TrainRank = None,
     share: o.TrainShare = None,
+    head: o.TrainHead = None,
     dtype: o.AnswerDtype = "int8",
     max_new_tokens: o.TrainTokens = 256,
     answers: o.TrainAnswers = 1,
@@ -54,6 +55,8 @@ def train(
 
     `graftline train medusa ./SmolLM2-135M-Instruct --prompts mine.jsonl -o smol-medusa`
 
+    `graftline train markov ./SmolLM2-135M-Instruct --head smol-medusa --prompts mine.jsonl -o both`
+
     `graftline train eagle3 model.gguf --prompts mine.jsonl -o smol-eagle3 --minutes 120`
 
     `graftline train hidden-transfer model.gguf --enter 20 --prompts mine.jsonl -o smol-transfer`
@@ -68,8 +71,8 @@ def train(
     """
     command = Command(
         kind, checkpoint, prompts, out, text, minutes, steps, seed, heads, form, enter, exit,
-        layers, rank, share, dtype, max_new_tokens, answers, learning_rate, optimizer, precision,
-        threads,
+        layers, rank, share, head, dtype, max_new_tokens, answers, learning_rate, optimizer,
+        precision, threads,
     )  # fmt: skip
     command.check()
     libraries.silence_onnxruntime()

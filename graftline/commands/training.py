@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 MINUTES = 20.0
 KNOWN: dict[str, Sequence[str]] = {
     "kind": (
-        "medusa", "hydra", "eagle", "eagle3", "ppd", "hidden-transfer", "exit-adapter", "lora-drop",
-        "router",
+        "medusa", "hydra", "markov", "eagle", "eagle3", "ppd", "hidden-transfer", "exit-adapter",
+        "lora-drop", "router",
     ),
     "form": ("v1", "v2"),
     "dtype": ("int8", "int4", "fp32"), "optimizer": ("adamw", "muon"),
@@ -32,9 +32,11 @@ KNOWN: dict[str, Sequence[str]] = {
 TAKEN: dict[str, Sequence[str]] = {
     "heads": ("medusa", "hydra", "ppd", "hidden-transfer"), "form": ("medusa",),
     "enter": ("hidden-transfer",), "exit": ("exit-adapter",), "layers": ("lora-drop", "router"),
-    "rank": ("lora-drop",), "share": ("router",),
+    "rank": ("lora-drop", "markov"), "share": ("router",), "head": ("markov",),
 }  # fmt: skip
 """Options that are for some kinds only."""
+COUNTED = {"markov": ("steps", "learning_rate", "optimizer", "precision")}
+"""Options of a training by steps, which kinds that count do not take."""
 STEP_TOKENS = {"ppd": 512, "hidden-transfer": 512, "lora-drop": 512, "router": 512}
 """Positions that a step reads, where these are fewer than usual: each is the whole host's work."""
 PLACED = ("kind", "checkpoint", "prompts", "out", "text")
@@ -88,6 +90,7 @@ class Command:
     layers: str | None = None
     rank: int | None = None
     share: float | None = None
+    head: Path | None = None
     dtype: str = "int8"
     max_new_tokens: int = 256
     answers: int = 1
@@ -107,6 +110,16 @@ class Command:
                 *rest, last = kinds
                 named = f"{', '.join(rest)} and {last}" if rest else last
                 raise GraftlineError(f"--{name} is for {named}; {self.kind} does not take it")
+        usual = {one.name: one.default for one in fields(self)}
+        for name in COUNTED.get(self.kind, ()):
+            if getattr(self, name) != usual[name]:
+                raise GraftlineError(
+                    f"{_option(name)} is for a training by steps; {self.kind} counts and takes none"
+                )
+        if self.kind == "markov" and self.head is None:
+            raise GraftlineError(
+                "train markov adds bigrams to heads that are there; give Medusa's: --head PATH"
+            )
         check_numbers(self, ("minutes", "steps", "learning_rate"))
         if self.share is not None and not 0 < self.share < 1:
             raise GraftlineError(f"--share {self.share:g}: use a share between 0 and 1")
@@ -126,6 +139,7 @@ class Command:
         from graftline.models.training.head_lesson import HeadSettings
         from graftline.models.training.kangaroo import EXIT
         from graftline.models.training.lora_drop import RANK
+        from graftline.models.training.markov import RANK as BIGRAM_RANK
         from graftline.models.training.router import SHARE
         from graftline.models.training.run import Head, Job
 
@@ -138,13 +152,15 @@ class Command:
         data = self._plain(folder, texts) if self.text else self._asked(
             source, folder, conversations, watch
         )  # fmt: skip
-        bf16 = self.precision == "bf16"
+        bf16, counted = self.precision == "bf16", self.kind == "markov"
+        rank = BIGRAM_RANK if counted else RANK
         return Job(
             Head(self.kind, self.form or "v2", self.heads or 3, self.exit or EXIT,
-                 self.layers or "", self.rank or RANK, self.enter, self.share or SHARE),
+                 self.layers or "", self.rank or rank, self.enter, self.share or SHARE,
+                 "" if self.head is None else str(self.head.absolute())),
             source.checkpoint, folder, self.out, data,
             HeadSettings(
-                self.steps, self.seed, self.learning_rate, self.optimizer, bf16,
+                1 if counted else self.steps, self.seed, self.learning_rate, self.optimizer, bf16,
                 STEP_TOKENS.get(self.kind, HeadSettings.tokens),
             ),
             self.minutes if self.minutes or self.steps else MINUTES, str(self),

@@ -17,7 +17,7 @@ from graftline.law import Evidence, LawRow
 from graftline.nearness import NEARBY, spread_gaps
 from graftline.passes.grafts.head_parts import head_parts
 from graftline.ports import Port, by_role, read_ports
-from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
+from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK, LAST
 
 if TYPE_CHECKING:
     from graftline.models.reference import Original
@@ -40,8 +40,8 @@ class DraftHead(OnePass):
         assert isinstance(facts, DraftHeadFacts)
         random, feed = np.random.default_rng(seed), Feed()
         for port in sorted((p for p in ports if p.direction == "in"), key=lambda p: p.role):
-            shape = (*SIZES[seed % len(SIZES)], int(port.shape[-1]))
-            if port.role == "tokens":
+            shape = (*SIZES[seed % len(SIZES)], *map(int, port.shape[2:]))
+            if port.role in ("tokens", LAST):
                 feed[port.name] = random.integers(0, facts.vocabulary, shape, dtype=np.int64)
             else:
                 feed[port.name] = random.standard_normal(shape).astype(np.dtype(port.dtype))

@@ -3,6 +3,9 @@
 V1, L layers a head: `{i}.{j}.linear.weight` [H, H] and `.bias` for j < L, and the head's own matrix
 `{i}.{L}.weight` [V, H]. V2, one layer: no `{i}.1.weight`, the host's lm_head scores its state. Both
 may stand behind `medusa_head.`, where the fine-tuned host lies in the same files (Medusa-2).
+
+Beside them may lie a bigram matrix of DSpark's form: `markov_head.markov_w1.weight` [V, r] and
+`markov_head.markov_w2.weight` [V, r], with `markov_rank` in config.json.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from graftline.errors import CheckpointError
+from graftline.head_notes import MARKOV
 from graftline.models.heads.files import HeadFiles, Taken
 from graftline.models.heads.head import Head, HostSize, Tap
 
+BIGRAMS = ("markov_head.markov_w1.weight", "markov_head.markov_w2.weight")
 LINEAR = r"(medusa_head\.|)(\d+)\.(\d+)\.linear\.weight"
 HOST = {
     r"(model|transformer|lm_head)\..*": "the fine-tuned host's, which is opened as the checkpoint"
@@ -25,20 +30,22 @@ HOST = {
 @dataclass(frozen=True)
 class MedusaSettings:
     """`heads` heads of `layers` layers over a state of `hidden`. `vocabulary` is what each scores
-    by a matrix of its own; `shared`: by the host's lm_head, of the host's vocabulary, here 0."""
+    by a matrix of its own; `shared`: by the host's lm_head, of the host's vocabulary, here 0.
+    `markov`: the rank of a bigram matrix, 0 without one."""
 
     heads: int
     layers: int
     hidden: int
     vocabulary: int
     shared: bool
+    markov: int = 0
 
 
 def open_medusa(files: HeadFiles) -> Head:
     """The heads in `files`: how many, and of how many layers, the tensors say. Raises
     CheckpointError for a tensor that is missing, misshapen or has no place.
 
-    Tensors: head.{i}.layer.{j}.weight and .bias, and head.{i}.lm_head.weight.
+    Tensors: head.{i}.layer.{j}.weight and .bias, head.{i}.lm_head.weight, markov.w1 and markov.w2.
     """
     prefix, heads, found = _counted(files)
     own = files.matching(re.escape(prefix) + r"0\.(\d+)\.weight")
@@ -69,10 +76,36 @@ def open_medusa(files: HeadFiles) -> Head:
     sizes = [HostSize(f"tensor '{prefix}0.0.linear.weight'", hidden, "hidden")]
     if not shared:
         sizes.append(HostSize(f"tensor '{prefix}0.{layers}.weight'", vocabulary, "vocabulary"))
-    settings = MedusaSettings(heads, layers, hidden, vocabulary, shared)
+    rank = _bigrams(files, taken, sizes, decided)
+    settings = MedusaSettings(heads, layers, hidden, vocabulary, shared, rank)
     tensors = taken.rest(HOST if prefix else {})
     taps = (Tap(-1, normed=True),)
     return Head("medusa", files.path, settings, taps, tensors, tuple(sizes), tuple(decided))
+
+
+def _bigrams(
+    files: HeadFiles, taken: Taken, sizes: list[HostSize], decided: list[str]
+) -> int:
+    """Take the bigram matrix, where there is one: its rank. Raises CheckpointError."""
+    said = files.config.get("markov_rank")
+    if not any(map(files.has, BIGRAMS)) and said is None:
+        return 0
+    kind = files.config.get("markov_head_type", "vanilla")
+    if kind != "vanilla":
+        raise CheckpointError(
+            f"{files.path}: config.json: markov_head_type={kind!r} reads states of a block, which "
+            "parallel heads have none of; vanilla is hosted"
+        )
+    vocabulary, rank = files.matrix(BIGRAMS[0])
+    if said is not None and said != rank:
+        raise CheckpointError(
+            f"{files.path}: config.json: markov_rank={said!r}, and '{BIGRAMS[0]}' is of rank {rank}"
+        )
+    for name, own in zip(BIGRAMS, ("w1", "w2"), strict=True):
+        taken.take(name, f"{MARKOV}{own}", (vocabulary, rank))
+    sizes.append(HostSize(f"tensor '{BIGRAMS[0]}'", vocabulary, "vocabulary"))
+    decided.append(f"bigrams of rank {rank}: a head is scored by the best token before it too")
+    return rank
 
 
 def _counted(files: HeadFiles) -> tuple[str, int, int]:

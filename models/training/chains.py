@@ -33,7 +33,6 @@ class ChainStudent(ABC):
 
     places = PLACES
     what: ClassVar[str]
-    module: nn.Module
 
     def __init__(self, host: FrozenHost, count: int) -> None:
         """For chains of `count` rows."""

@@ -3,7 +3,7 @@ one for each token to come, learn to make it foretell them in its remaining bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,6 @@ class HiddenTransfer(ChainStudent):
     """Maps of the state behind the first `behind` blocks of a frozen host."""
 
     what = "transfers"
-    module: TransferModule
 
     def __init__(self, host: FrozenHost, count: int, behind: int | None) -> None:
         """Raises GraftlineError for blocks that the host has not, and CheckpointError for one that
@@ -92,7 +91,7 @@ class HiddenTransfer(ChainStudent):
         return given, {**named, "hidden_states": entered}
 
     @contextmanager
-    def as_text(self, ids: torch.Tensor, place: int) -> Iterator[None]:
+    def as_text(self, ids: torch.Tensor, place: int) -> Generator[None]:
         """States that enter are those that the text has there."""
         count = torch.arange(1, self.depths + 1)
         last = len(ids) - 1

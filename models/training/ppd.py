@@ -3,7 +3,7 @@ in a chain behind a text, learn to make it foretell what comes further on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -32,7 +32,6 @@ class Ppd(ChainStudent):
     """Prompt tokens for a frozen host. They begin as embeddings of tokens drawn at random."""
 
     what = "prompt tokens"
-    module: PromptTokens
 
     def __init__(self, host: FrozenHost, count: int) -> None:
         """Raises CheckpointError for a host that does not read chains beside a text."""
@@ -45,7 +44,7 @@ class Ppd(ChainStudent):
         return self.module.rows
 
     @contextmanager
-    def as_text(self, ids: torch.Tensor, place: int) -> Iterator[None]:
+    def as_text(self, ids: torch.Tensor, place: int) -> Generator[None]:
         """Prompt tokens are those of the text."""
         rows = self.module.own[0]
         kept = rows.detach().clone()

@@ -15,6 +15,7 @@ import torch
 from graftline.errors import GraftlineError
 from graftline.memory import free_memory, give_back_memory
 from graftline.models.cache import place
+from graftline.models.heads import open_head
 from graftline.models.host import Watch
 from graftline.models.training.answers import (
     Answerer,
@@ -36,6 +37,7 @@ from graftline.models.training.hidden_transfer import HiddenTransfer
 from graftline.models.training.hydra import Hydra
 from graftline.models.training.kangaroo import EXIT, Kangaroo, exit_layers
 from graftline.models.training.lora_drop import RANK, LoraDrop
+from graftline.models.training.markov import Markov
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.ppd import Ppd
 from graftline.models.training.router import SHARE, Routing
@@ -46,8 +48,8 @@ from graftline.models.training.trainer import Course, Trainer
 from graftline.models.training.vocabulary import draft_vocabulary
 
 KINDS = (
-    "medusa", "hydra", "eagle", "eagle3", "ppd", "hidden-transfer", "exit-adapter", "lora-drop",
-    "router",
+    "medusa", "hydra", "markov", "eagle", "eagle3", "ppd", "hidden-transfer", "exit-adapter",
+    "lora-drop", "router",
 )  # fmt: skip
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
@@ -62,7 +64,8 @@ class Head:
     """The head to train: `kind` of KINDS; Medusa's `form`, how many `heads` Medusa and Hydra have,
     or prompt tokens PPD, or states to come Hidden Transfer and behind how many blocks they `enter`
     (None: half), after how many the `exit` of an adapter is, for which `layers` corrections of
-    which `rank` stand in, and which `share` of its blocks routers are to skip, of `layers`."""
+    which `rank` stand in, which `share` of its blocks routers are to skip, of `layers`, and for the
+    heads in which folder (`of`) bigrams of which rank are made."""
 
     kind: str
     form: str = "v2"
@@ -72,6 +75,7 @@ class Head:
     rank: int = RANK
     enter: int | None = None
     share: float = SHARE
+    of: str = ""
 
     @property
     def taps(self) -> Callable[[int], Sequence[int]] | None:
@@ -292,6 +296,8 @@ def _student(
             return LoraDrop(host, job.head.layers, job.head.rank)
         if kind == "router":
             return Routing(host, job.head.layers, job.head.share, learned)
+        if kind == "markov":
+            return Markov(host, open_head(job.head.of), learned, job.head.rank, say)
         return Hydra(host, heads) if kind == "hydra" else Medusa(host, heads, job.head.form)
 
 

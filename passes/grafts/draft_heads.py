@@ -22,15 +22,16 @@ from graftline.passes.grafts.head_parts import (
     head_parts,
     stacked_bias,
 )
+from graftline.passes.grafts.markov_walk import chained
 from graftline.passes.grafts.reduce_logits import Groups
 from graftline.passes.graph.emit import Emit, drop_unused, free_name, new_output
-from graftline.passes.graph.ports import output_of, value_of
+from graftline.passes.graph.ports import input_of, output_of, value_of
 from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import lazy
 from graftline.passes.laws.heads import head_formula
 from graftline.passes.pipeline.graft import ROLE, Graft, Law
 from graftline.ports import Port, by_role, read_ports, write_ports
-from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
+from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK, LAST
 from graftline.tensors import Stacked
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
@@ -63,7 +64,9 @@ class DraftHeads(Graft):
 
     The first layer of all heads is one product, every further one a batched one, and so is a shared
     lm_head's. On the graph of heads as they were published these take the place of their own
-    products, head by head, and their logits [B, N, heads, V] stay. A head that reads tokens too
+    products, head by head, and their logits [B, N, heads, V] stay. With bigrams (of DSpark's form)
+    each is scored by the best token of the head before it too, and the first by the token behind
+    the row, `last` [B, N]. A head that reads tokens too
     (Hydra, arXiv 2402.05109) is a graph of its own, which gets the outputs alone.
     """
 
@@ -93,6 +96,8 @@ class DraftHeads(Graft):
         emit, old = Emit(model.graph, self.name()), output_of(model, HEADS_LOGITS, owner)
         if isinstance(parts, HeadParts):
             logits = logits_of(emit, value_of(model, tap), parts)
+            if parts.bigrams is not None:
+                logits = _with_bigrams(emit, logits, model, parts)
         else:
             assert old is not None, "a head that reads tokens is a graph of its own"
             logits = old
@@ -181,6 +186,20 @@ def logits_of(emit: Emit, hidden: ir.Value, parts: HeadParts) -> ir.Value:
         given = {"product": product, "bias": bias, "before": state}
         (state,) = write(emit, _ACTED, given, ["state"])
     return _scored(emit, state, parts)
+
+
+def _with_bigrams(emit: Emit, logits: ir.Value, model: ir.Model, parts: HeadParts) -> ir.Value:
+    """Logits [B, N, heads, V] with what the token before each says."""
+    last = input_of(model, LAST, HEAD)
+    assert last is not None, "heads with bigrams are a graph of their own"
+    assert parts.bigrams is not None
+    w1, w2 = (_known(emit, value) for value in parts.bigrams)
+    axis = emit.const("axes.2", [2], np.int64)
+    sizes = emit.const(f"heads.one.{parts.heads}", [1] * parts.heads, np.int64)
+    split = emit.node("Split", [logits, sizes], [""] * parts.heads, axis=2)
+    each = [emit.op("Squeeze", [value, axis]) for value in split.outputs]
+    made = chained(emit, each, last, w1, w2)
+    return emit.op("Concat", [emit.op("Unsqueeze", [value, axis]) for value in made], axis=2)
 
 
 def _scored(emit: Emit, state: ir.Value, parts: HeadParts) -> ir.Value:

@@ -72,7 +72,7 @@ class FuseHeads(Graft):
             raise NotApplicable("the graph already drafts its next tree", [port.name])
         carried = model.meta.get(HEADS)
         facts = None if carried is None else read_facts(carried)
-        if not isinstance(facts, DraftHeadFacts) or facts.tokens:
+        if not isinstance(facts, DraftHeadFacts) or facts.tokens or facts.markov:
             raise NotApplicable(
                 f"{name} needs heads that read nothing but a state (Medusa's); give them: --head "
                 "PATH"

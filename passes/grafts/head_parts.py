@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.facts import DraftHeadFacts, read_facts
+from graftline.head_notes import MARKOV
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.graph.weights import Matrix, constant, matrix, tensor_of
 
@@ -75,11 +76,13 @@ class Linear:
 @dataclass(frozen=True)
 class HeadParts:
     """`layers[j][i]`: layer j of head i; `scores[i]` scores its last state, one and the same for
-    all heads where they share it."""
+    all heads where they share it. `bigrams`: w1 and w2 [V, r] of a low-rank matrix that adds to
+    each head's logits what the token before says."""
 
     layers: tuple[tuple[Linear, ...], ...]
     scores: tuple[Linear, ...]
     shared: bool
+    bigrams: tuple[ir.Value, ir.Value] | None = None
 
     @classmethod
     def of(cls, model: ir.Model) -> HeadParts:
@@ -91,7 +94,9 @@ class HeadParts:
             tuple(_stamped(graph, layer_role(i, j)) for i in every) for j in range(facts.layers)
         )
         scores = (_stamped(graph, score_role(0 if facts.shared else i)) for i in every)
-        return cls(tuple(layers), tuple(scores), facts.shared)
+        held = graph.initializers
+        pair = (held[f"{MARKOV}w1"], held[f"{MARKOV}w2"]) if facts.markov else None
+        return cls(tuple(layers), tuple(scores), facts.shared, pair)
 
     @property
     def heads(self) -> int:
@@ -108,10 +113,17 @@ class HeadParts:
         """Tokens that they score."""
         return self.scores[0].weight.shape[1]
 
-    def formula(self, hidden: Array) -> Array:
+    def formula(self, hidden: Array, last: Array | None = None) -> Array:
         """Logits [B, N, heads, V] of hidden states [B, N, H]: h + SiLU(linear(h)) in each layer, by
-        numpy, head after head."""
-        return np.stack([self._head(i, hidden.astype(np.float64)) for i in range(self.heads)], 2)
+        numpy, head after head; with bigrams of the token `last` [B, N] behind each row."""
+        found = [self._head(i, hidden.astype(np.float64)) for i in range(self.heads)]
+        if self.bigrams is not None:
+            assert last is not None, "heads with bigrams read the token behind a row"
+            w1, w2 = (tensor_of(value).numpy().astype(np.float64) for value in self.bigrams)
+            for logits in found:
+                logits += w1[last] @ w2.T
+                last = logits.argmax(-1)
+        return np.stack(found, 2)
 
     def _head(self, head: int, state: Array) -> Array:
         for layer in self.layers:
@@ -178,7 +190,7 @@ def head_parts(model: ir.Model) -> HeadParts | SequentialHead | None:
     if carried is None:
         return None
     facts = read_facts(carried)
-    if not isinstance(facts, DraftHeadFacts) or facts.tokens:
+    if not isinstance(facts, DraftHeadFacts) or facts.tokens or facts.markov:
         return None
     parts, head = HeadParts.of(carried), with_role(model.graph, "lm_head")
     if parts.shared and head:

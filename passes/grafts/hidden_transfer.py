@@ -164,6 +164,7 @@ class HiddenTransfer(Graft):
         for user, index in users:
             user.replace_input_with(index, entered)
         write_facts(model, replace(facts, placeholders=transfers.note.count))
+        transfers.note.write(model)
         count_weights(model, size)
 
     def _states(self, emit: Emit, given: dict[str, ir.Value]) -> tuple[ir.Value, ir.Value]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +98,27 @@ def _body(note: MarkovNote, given: Values, by: str) -> ir.Graph:
 def _value(name: str, dtype: ir.DataType, shape: list[str | int]) -> ir.Value:
     shaped = ir.Shape(shape)
     return ir.Value(name=f"markov.{name}", shape=shaped, type=ir.TensorType(dtype))
+
+
+_HEAD = """
+    known = Gather (w1, before)
+    scored = Add (logits, MatMul (known, Transpose <perm = [1, 0]> (w2)))
+"""
+"""[B, N, V]: of one head, with what the token before adds."""
+
+
+def chained(
+    emit: Emit, logits: Sequence[ir.Value], last: ir.Value, w1: ir.Value, w2: ir.Value
+) -> list[ir.Value]:
+    """Logits [B, N, V] of parallel heads with what a low-rank matrix adds to each for the best
+    token of the head before it; to the first for the token `last` [B, N] behind the row."""
+    before, made = last, list[ir.Value]()
+    for place, own in enumerate(logits):
+        if place:
+            before = emit.op("ArgMax", [made[-1]], axis=-1, keepdims=0)
+        given = {"before": before, "logits": own, "w1": w1, "w2": w2}
+        made += write(emit, _HEAD, given, ["scored"])
+    return made
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array, Feed
+from graftline.head_notes import TransferNote
 from graftline.law import Evidence
 from graftline.owners import TARGET
 from graftline.passes.anchors.anchors import with_role
@@ -129,6 +130,10 @@ class TreeMask(Graft):
             raise NotApplicable("tree-mask needs a cache; put kv-cache before it")
         if (port := port_of(model, "mask")) is not None:
             raise NotApplicable("the graph already has a tree mask", [port.name])
+        if TransferNote.read(model) is not None:
+            raise NotApplicable(
+                "hidden-transfer finds the rows of a tree by its mask; put tree-mask before it"
+            )
 
     def apply(self, model: ir.Model) -> None:
         graph = model.graph

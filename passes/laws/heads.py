@@ -15,7 +15,7 @@ from graftline.passes.graph.ports import roles_of
 from graftline.passes.laws.compare import Comparison
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import Port, by_role, read_ports
-from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK
+from graftline.roles import HEADS_IDS, HEADS_LOGITS, HEADS_TOPK, LAST
 
 
 def head_formula(
@@ -60,7 +60,7 @@ def read_by_heads(model: ir.Model, feed: Feed, evaluate: Evaluate) -> tuple[Arra
     lm_head of a host."""
     if isinstance(read_facts(model), DraftHeadFacts):
         ports = read_ports(model)
-        found = (by_role(ports, role, "in") for role in ("hidden", "tokens"))
+        found = (by_role(ports, role, "in") for role in ("hidden", "tokens", LAST))
         return tuple(feed[port[0].name] for port in found if port)
     host = model.clone()
     source = tapped_value(host.graph, Port("", "hidden", "out", "float32", ()))

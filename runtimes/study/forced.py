@@ -119,6 +119,7 @@ class ForcedHeads:
         self._inner, self._forcing = heads, forcing
         self.heads, self.width, self.hidden = heads.heads, heads.width, heads.hidden
         self.sequential, self.milliseconds = heads.sequential, heads.milliseconds
+        self.reads_last = heads.reads_last
 
     def answer(
         self, hidden: Floats, head: int = 0, tokens: Ints | None = None
@@ -128,7 +129,7 @@ class ForcedHeads:
         ids, written = found.copy(), self._forcing.written
         for row, each in enumerate(ids):
             for place, known in enumerate(each):
-                if tokens is None:
+                if tokens is None or not self.sequential:
                     path = self._forcing.answer[written : written + head + place]
                 else:
                     path = tokens[row, 1:].tolist()

@@ -9,7 +9,7 @@ import numpy as np
 
 from graftline.errors import BackendError
 from graftline.ports import Port, by_role
-from graftline.roles import HEADS_IDS, HEADS_TOPK
+from graftline.roles import HEADS_IDS, HEADS_TOPK, LAST
 from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.session import Floats, Ints
 from graftline.runtimes.trt.device import Device
@@ -30,6 +30,7 @@ class TrtHead:
         (state,) = by_role(ports, "hidden", "in")
         self.heads, self.width = (int(size) for size in best.shape[2:])
         self.hidden, self.reads_tokens = int(state.shape[-1]), bool(by_role(ports, "tokens", "in"))
+        self.reads_last = bool(by_role(ports, LAST, "in"))
         self._batch = plan.batch
         context = device.context(plan.decoding[1], True)
         most = extents_of(self._batch, 1, 1, 1)
@@ -47,7 +48,10 @@ class TrtHead:
         step = self._step
         step.shape(extents_of(len(hidden), 1, 1, 1), {})
         step.arrays["hidden"][:, 0] = hidden
-        if tokens is not None:
+        if self.reads_last:
+            assert tokens is not None, "heads with bigrams are told the token behind a state"
+            step.arrays[LAST][:] = tokens
+        elif tokens is not None:
             step.arrays["tokens"][:, 0] = tokens
         step.run()
         return step.arrays[HEADS_IDS][:, 0].copy(), step.arrays[HEADS_TOPK][:, 0].copy()
@@ -61,6 +65,7 @@ class TrtHeads:
             raise BackendError("a bundle without engines of draft heads; rebuild it with --head")
         self._engines, first = list(engines), engines[0]
         self.sequential, self.hidden, self.width = first.reads_tokens, first.hidden, first.width
+        self.reads_last = first.reads_last
         self.heads = len(engines) if self.sequential else first.heads
         self.milliseconds = self._measured()
 
@@ -73,7 +78,7 @@ class TrtHeads:
     def _measured(self) -> float:
         """Milliseconds of a call for one row: the target's costs are measured on this GPU too."""
         state = np.zeros((1, self.hidden), np.float32)
-        tokens = np.zeros((1, 1), np.int64) if self.sequential else None
+        tokens = np.zeros((1, 1), np.int64) if self.sequential or self.reads_last else None
         times: list[float] = []
         for _ in range(ROUNDS):
             began = perf_counter()

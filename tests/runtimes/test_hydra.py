@@ -21,7 +21,7 @@ HIDDEN, VOCABULARY = 4, 97
 class Adding:
     """Heads that say the sum of the tokens they read and of the state, and numbers behind it."""
 
-    sequential = True
+    sequential, reads_last = True, False
 
     def __init__(self, heads: int = 3, width: int = 3) -> None:
         self.heads, self.width, self.hidden, self.milliseconds = heads, width, HIDDEN, 0.5

@@ -26,7 +26,7 @@ HIDDEN, VOCABULARY = 4, 50
 class Known:
     """Heads that say what the state holds: state [t, ...] gives t + 1 + i by head i, first."""
 
-    sequential = False
+    sequential = reads_last = False
 
     def __init__(self, heads: int = 3, width: int = 4) -> None:
         self.heads, self.width, self.hidden, self.milliseconds = heads, width, HIDDEN, 1.5
@@ -198,4 +198,4 @@ def test_what_is_missing_is_said() -> None:
     with pytest.raises(GraftlineError, match="rows=1 is not valid"):
         Medusa(rows=1)
     with pytest.raises(GraftlineError, match=r"with the pass tap\{layers=norm\}"):
-        Reading().note(scores_of([3], hidden=False), 0, 0)
+        Reading().note(scores_of([3], hidden=False), 0, 0, 3)

@@ -16,10 +16,12 @@ from graftline.kinds import draft_head
 from graftline.passes import GRAFTS
 from graftline.passes.anchors.anchors import block_outputs, with_role
 from graftline.passes.grafts import draft_heads as made
+from graftline.passes.grafts import markov_walk
 from graftline.passes.pipeline.graft import MADE_BY
 
 DRAFT = GRAFTS["draft-heads"]
 V1, V2, HYDRA = {"head": "v1"}, {"head": "v2"}, {"head": "hydra"}
+BIGRAMS = {"head": "bigrams"}
 ON_TARGET = {"head": "v1", "passes": "kv-cache | tap{layers=norm} | draft-heads | reduce-logits"}
 IDS, LOGITS = "heads.topk_ids", "heads.topk_logits"
 
@@ -105,6 +107,36 @@ def _text(name: str, old: str, new: str) -> Apply:
     return instead(head_graph, name, make)
 
 
+def _bigrams_of_the_last(model: ir.Model) -> int:
+    """Every head is scored by the token behind the row."""
+    looks = [n for n in _ours(model, "Gather") if "markov" in (n.inputs[0].name or "")]  # type: ignore[union-attr]
+    for look in looks[1:]:
+        look.replace_input_with(1, looks[0].inputs[1])
+    return len(looks[1:])
+
+
+def _bigrams_turned(model: ir.Model) -> int:
+    """What follows a token is taken for what stands before it."""
+    one, two = (
+        next((v for n, v in model.graph.initializers.items() if n.endswith(f"markov.w{k}")), None)
+        for k in (1, 2)
+    )
+    if one is None or two is None:
+        return 0
+    one.const_value, two.const_value = two.const_value, one.const_value
+    return 1
+
+
+def _bigrams_written(old: str, new: str) -> Apply:
+    """The formula of bigrams, in the published graph and the pass alike, written otherwise."""
+
+    def make(real: str, touched: Touched) -> str:
+        touched.count += old in real
+        return real.replace(old, new)
+
+    return instead(markov_walk, "_HEAD", make)
+
+
 def _engine_off(factor: float) -> Apply:
     """What the proof sees of the lowered heads is off."""
 
@@ -159,6 +191,12 @@ DRAFT_HEADS = [
            "plain", "formula", _text("_ACTED", "Mul (linear, ", "Identity ("), HYDRA),
     Mutant("sequence-candidates-of-another-group", "reduce-logits: Groups.topk", "256 too few",
            "plain", "head-formula", after(DRAFT, _published(IDS, "Mod", (256, np.int64))), HYDRA),
+    Mutant("bigrams-of-the-last", "draft-heads: _with_bigrams", "all follow the row's own token",
+           "plain", "neutral", after(DRAFT, _bigrams_of_the_last), BIGRAMS),
+    Mutant("bigrams-turned", "draft-heads: _with_bigrams", "w1 and w2 change places",
+           "plain", "neutral", after(DRAFT, _bigrams_turned), BIGRAMS),
+    Mutant("bigrams-taken-off", "markov_walk: _HEAD", "what the token before says is taken off",
+           "plain", "formula", _bigrams_written("Add (logits,", "Sub (logits,"), BIGRAMS),
     Mutant("heads-engine-off", "lower-ort", "the lowered heads' logits are 0.1 % too large",
            "plain", "whole", _engine_off(1.001), V2),
     Mutant("heads-int8-engine-off", "quantize", "the int8 heads' logits are a quarter too large",

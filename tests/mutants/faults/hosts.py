@@ -32,7 +32,7 @@ from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
 from tests.kinds.unet import UNET
 from tests.lora_drop_files import seeded as corrections
 from tests.lora_drop_files import write_lora_drop
-from tests.medusa_files import seeded, write_safe
+from tests.medusa_files import bigrams, seeded, write_safe
 from tests.mtp_files import write_mtp
 from tests.ppd_files import seeded as prompt_tokens
 from tests.ppd_files import write_ppd
@@ -231,8 +231,8 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp", "ppd", "hidden-transfer",
-        "kangaroo", "lora-drop" or "router"."""
+        and "bigrams" beside, "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp", "ppd",
+        "hidden-transfer", "kangaroo", "lora-drop" or "router"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
@@ -240,6 +240,9 @@ class Hosts:
             write_eagle3(place, size.hidden, size.vocabulary, (0, 1), mask=own == "peagle")
         elif own == "ppd":
             write_ppd(place, prompt_tokens(size.hidden))
+        elif own == "bigrams":
+            own_matrices = seeded(size.hidden, size.vocabulary)
+            write_safe(place, {**own_matrices, **bigrams(size.vocabulary)}, markov_rank=4)
         elif own == "hidden-transfer":
             write_transfers(place, transfers(size.hidden), 2, size.layers)
         elif own == "kangaroo":

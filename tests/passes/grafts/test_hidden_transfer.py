@@ -128,6 +128,12 @@ def test_refusals(model: object, message: str) -> None:
         Pipeline.parse("hidden-transfer", GRAFTS).run(model())
 
 
+def test_a_mask_that_comes_too_late_is_refused() -> None:
+    """Else the rows of a tree would be looked for as those of a chain."""
+    with pytest.raises(NotApplicable, match="by its mask; put tree-mask before it"):
+        Pipeline.parse("hidden-transfer | tree-mask", GRAFTS).run(carrying("kv-cache"))
+
+
 def grafted() -> ir.Model:
     model = carrying()
     Pipeline.parse("hidden-transfer", GRAFTS).run(model)
