@@ -24,6 +24,8 @@ ADAPTERS = "graftline.adapter"
 """Metadata: the sizes of an exit's adapter."""
 LOW_RANK = "graftline.low_rank"
 """Metadata: the blocks that low-rank corrections stand in for."""
+ROUTED = "graftline.routers"
+"""Metadata: the blocks that have a router."""
 IDS = "graftline.draft_ids"
 """Metadata: the target's id of each token that the head scores, and how many the target has."""
 PLACEHOLDERS = "placeholders"
@@ -113,6 +115,23 @@ class LowRankNote:
     def read(cls, model: ir.Model) -> LowRankNote | None:
         """What was noted; None where nothing was."""
         text = model.metadata_props.get(LOW_RANK)
+        return None if text is None else cls(tuple(json.loads(text)["layers"]))
+
+
+@dataclass(frozen=True)
+class RouterNote:
+    """The 0-based blocks, in order, that have a router."""
+
+    layers: tuple[int, ...]
+
+    def write(self, model: ir.Model) -> None:
+        """Note it in the routers' graph."""
+        model.metadata_props[ROUTED] = json.dumps(vars(self))
+
+    @classmethod
+    def read(cls, model: ir.Model) -> RouterNote | None:
+        """What was noted; None where nothing was."""
+        text = model.metadata_props.get(ROUTED)
         return None if text is None else cls(tuple(json.loads(text)["layers"]))
 
 

@@ -39,6 +39,9 @@ REFRESHED, HELD = "refreshed", "held"
 """Roles and names of what blocks that a route passes by leave to it: what each gave at the last
 token that all blocks computed, [B, L, 1, H], a running state; and of every slot [B, 1, S, 1]
 whether they have keys and values there (1) or not (0)."""
+ROUTERS = "routers"
+"""Role and name of an output [B, R, L]: for the rows that are asked for, the chance that each block
+is needed; `layer` is the last block whose stream it reads."""
 DRAFTS, CONFIDENCE = "drafts", "confidence"
 """Outputs of a head that walks its block (`markov`): tokens [B, R], and the chance of each."""
 
@@ -49,7 +52,7 @@ class Port:
 
     Roles: tokens, positions, mask, write_index, cache.key, cache.value (with `layer`), logits,
     argmax, topk_ids, topk_logits, top_gap, entropy, hidden and stream (both with
-    `layer` and `tap`), keep, rows, skipped, refreshed, held.
+    `layer` and `tap`), keep, rows, skipped, refreshed, held, routers.
     Of draft heads: heads.logits, heads.topk_ids, heads.topk_logits.
     Of a draft block in a fused step, which owns caches: draft.logits.
     Of an exit's adapter: adapter.key and adapter.value, its cache, with the `layer` that it is

@@ -34,6 +34,7 @@ from graftline.passes.grafts.placeholders import Placeholders
 from graftline.passes.grafts.prune_branch import PruneBranch
 from graftline.passes.grafts.reduce_logits import ReduceLogits
 from graftline.passes.grafts.refresh_state import RefreshState
+from graftline.passes.grafts.routers import Routers
 from graftline.passes.grafts.select_rows import SelectRows
 from graftline.passes.grafts.skip_substitute import SkipSubstitute
 from graftline.passes.grafts.swap_subgraph import SwapSubgraph
@@ -65,6 +66,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         AdapterCache,
         AdapterExit,
         LayerSkip,
+        Routers,
         RefreshState,
         SkipSubstitute,
         GateMlp,

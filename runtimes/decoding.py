@@ -206,6 +206,7 @@ class Decoding:
         self.read = len(self.prompt)
         self.drafts = self.drafter.rows > 1
         self.vocabulary = scores.logits.shape[-1]
+        self.course = None if self.course is None else self.course.begun(scores, row)
         context: list[int] = self.prompt.tolist()
         self.drafter.start(context)
         root = Tree.chain((context[-1],))

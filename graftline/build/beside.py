@@ -86,9 +86,11 @@ def of_schedule(
     engine: StagePlan,
     passes: str | None,
     quantizer: str | None,
+    head: HeadPlan | None,
 ) -> Iterator[StagePlan]:
     """The stages of a schedule's routes: the engine's passes without some blocks or parts of them,
-    over its own weights and caches, so that all of them answer alike."""
+    over its own weights and caches, so that all of them answer alike. Which they are a `head` of
+    routers says."""
     from graftline.runtimes.schedules import schedule_of
 
     if not chosen.schedule:
@@ -98,13 +100,16 @@ def of_schedule(
         )
     if is_engine(engine.name):
         raise GraftlineError(f"recipe {chosen.name} needs --target {CPU}, not {engine.name}")
+    given: dict[str, object] = {} if speedup is None else {"speedup": float(speedup)}
+    if head is not None and head.routes:
+        given["routes"] = head.routes
     try:
-        schedule = schedule_of(chosen, None if speedup is None else {"speedup": float(speedup)})
+        schedule = schedule_of(chosen, given)
     except GraftlineError as error:
         raise GraftlineError(f"recipe {chosen.name}: {error}") from error
     for number, skipping in enumerate(schedule.passes(), 1):
-        given = chosen.name, passes, engine.name, engine.dtype, quantizer
-        lowered = pipeline_of(*given, fusing=skipping)[1]
+        parts = chosen.name, passes, engine.name, engine.dtype, quantizer
+        lowered = pipeline_of(*parts, fusing=skipping)[1]
         text = " | ".join(filter(None, [lowered, schedule.lowering]))
         says = f"route {number} of the schedule {schedule.name}: {skipping}"
         yield StagePlan(route_stage(schedule.name, number), "route", text, engine.dtype, says=says)

@@ -14,12 +14,14 @@ FULL, QUANTIZED = "fp32", "int8"
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """`said` is what --head said; of the head at `path` are `count` stages made, in `dtype`."""
+    """`said` is what --head said; of the head at `path` are `count` stages made, in `dtype`.
+    `routes`: those that its files name, of which a schedule chooses."""
 
     said: str
     path: str
     dtype: str
     count: int = 1
+    routes: str = ""
 
     @classmethod
     def parse(cls, said: str, target: str, count: int = 1) -> HeadPlan:

@@ -16,12 +16,14 @@ from graftline.errors import CheckpointError, GraftlineError
 from graftline.exits import ADAPTER
 from graftline.facts import DecoderFacts, DraftHeadFacts, decoder_facts, read_facts, write_facts
 from graftline.files import file_state
-from graftline.head_notes import PLACEHOLDERS, AdapterNote, LowRankNote, TapReading
+from graftline.head_notes import PLACEHOLDERS, AdapterNote, LowRankNote, RouterNote, TapReading
 from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.hydra import HydraSettings
 from graftline.models.heads.kangaroo import FAMILY, THETA, KangarooSettings
 from graftline.models.heads.lora_drop import LoraDropSettings
+from graftline.models.heads.router import FAMILY as ROUTER
+from graftline.models.heads.router import RouterSettings
 from graftline.models.host import Host
 from graftline.owners import HEAD, head_owner
 from graftline.passes import GRAFTS
@@ -31,11 +33,12 @@ from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear
 from graftline.passes.grafts.low_rank import corrections_graph
 from graftline.passes.grafts.placeholders import embeddings_graph
+from graftline.passes.grafts.routers import routers_graph
 from graftline.passes.grafts.tap import Tap
 from graftline.passes.graph.weights import lazy, tensor_of
 from graftline.passes.pipeline.graft import Graft
 from graftline.passes.pipeline.pipeline import Pipeline
-from graftline.ports import FEATURES, HELD, by_role, read_ports
+from graftline.ports import FEATURES, HELD, ROUTERS, by_role, read_ports
 from graftline.recipe import Recipe, recipe
 from graftline.tensors import Widened, file_of, numbers
 
@@ -47,7 +50,7 @@ Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
     "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3", "hydra": "hydra",
     "jetspec": "jetspec", "kangaroo": "kangaroo", "lora-drop": "lora-drop", "medusa": "medusa",
-    "mtp": "mtp", "peagle": "p-eagle", "ppd": "ppd",
+    "mtp": "mtp", "peagle": "p-eagle", "ppd": "ppd", "router": "first",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
 EAGLES = ("eagle", "eagle3", "mtp", "peagle")
@@ -65,6 +68,7 @@ ON_TARGET: Mapping[str, str] = {
     EMBEDDED: "its rows are embeddings for the target's own pass",
     ADAPTED: "an adapter is part of the target's exit",
     CORRECTING: "corrections are part of a route",
+    ROUTER: "routers read the target's own step",
 }
 """Families that passes on the target put into its own graphs: no stage of theirs is opened. Why
 they have the target's precision."""
@@ -102,6 +106,8 @@ def head_hosts(
         return {ADAPTER: _host(_adapter(head, head.settings, facts))}
     if isinstance(head.settings, LoraDropSettings):
         return {ADAPTER: _host(_corrections(head, head.settings, facts))}
+    if isinstance(head.settings, RouterSettings):
+        return {ADAPTER: _host(_routers(head, head.settings, facts))}
     if is_decoder(head):
         from graftline.models.heads.dflash_host import dflash_host
         from graftline.models.heads.eagle_host import eagle_host
@@ -140,10 +146,25 @@ def _corrections(head: Head, settings: LoraDropSettings, host: DecoderFacts) -> 
     return model
 
 
+def _routers(head: Head, settings: RouterSettings, host: DecoderFacts) -> ir.Model:
+    """The graph of routers alone."""
+    model = routers_graph(head.tensors, RouterNote(settings.layers))
+    layers = len(settings.layers)
+    write_facts(model, DraftHeadFacts(settings.hidden, host.vocabulary, 1, layers, True,
+                                      source=head.source.name))  # fmt: skip
+    return model
+
+
 def exit_of(head: Head) -> int | None:
     """After how many blocks of its target a head was trained to stand; None where it stands behind
     no exit, or its files do not say."""
     return head.settings.exit if isinstance(head.settings, KangarooSettings) else None
+
+
+def routes_of(head: Head) -> str:
+    """The routes that routers choose among, as the schedule takes them; "" of any other head."""
+    routes = head.settings.routes if isinstance(head.settings, RouterSettings) else ()
+    return ",".join("+".join(map(str, route)) for route in routes)
 
 
 def _host(model: ir.Model) -> Host:
@@ -180,7 +201,7 @@ def heads_on_target(head: Head, hosts: Mapping[str, Host]) -> ir.Model | None:
     of one whose features the target makes, or of embeddings that it reads."""
     if head.family == EMBEDDED:
         return embeddings_graph(numbers(head.tensors[PLACEHOLDERS]))
-    if head.family in (ADAPTED, CORRECTING):
+    if head.family in (ADAPTED, CORRECTING, ROUTER):
         return hosts[ADAPTER].model
     host = hosts.get(stage_name(HEAD, EXPORT))
     return host.model if host is not None and is_read(host.model) else None
@@ -227,7 +248,7 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
     known = recipe(recipe_of(head))
     if NEED not in chosen.needs:
         return
-    if CORRECTING in (known.name, chosen.name) and chosen.name != known.name:
+    if (known.schedule or chosen.schedule) and chosen.name != known.name:
         raise GraftlineError(
             f"the recipe {chosen.name} takes no {head.family} head, which {head.source} holds; use "
             f"--recipe {known.name}"
@@ -258,14 +279,14 @@ def _lacking(needed: str, passes: str) -> Graft | None:
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
     """The plan with the stages of that head: none of what is put into the target's own graphs, and
     of heads that read one another's tokens one each, called one by one. Raises GraftlineError for
-    embeddings, an adapter or corrections of which a precision was asked for."""
+    embeddings, an adapter, corrections or routers of which a precision was asked for."""
     if head.family in ON_TARGET:
         if plan.said != plan.path:
             raise GraftlineError(
                 f"--head {plan.said}: {ON_TARGET[head.family]}, in the target's precision; give "
                 f"{plan.path}"
             )
-        return replace(plan, count=0)
+        return replace(plan, count=0, routes=routes_of(head))
     if is_decoder(head):
         return replace(plan, count=1)
     sequential = is_sequential(head)
@@ -289,6 +310,13 @@ def check_tap(head: Head, target: ir.Model) -> None:
             raise GraftlineError(
                 "--head: these passes keep nothing for steps that pass blocks by; put "
                 "refresh-state into --passes"
+            )
+        return
+    if head.family == ROUTER:
+        if not by_role(read_ports(target), ROUTERS, "out"):
+            raise GraftlineError(
+                "--head: these passes say of no block whether it is needed; put routers into "
+                "--passes"
             )
         return
     ports = read_ports(target)

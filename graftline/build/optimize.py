@@ -95,6 +95,7 @@ def optimize(
     drafting = None if heads is None else open_draft_head(heads.path, say)
     chosen = recipe or (Decoder().recipe if drafting is None else recipe_of(drafting))
     if heads is not None and drafting is not None:
+        check_recipe(drafting, named(chosen))
         heads = planned(drafting, heads)
         passes = own_passes(drafting, named(chosen)) if passes is None else passes
         exits = exits_of(exits, exit_of(drafting), heads.path)
@@ -103,8 +104,6 @@ def optimize(
         skip=skip, speedup=speedup, exits=exits, spec=None if spec is None else str(spec),
         steps=tuple(steps),
     )  # fmt: skip
-    if drafting is not None and plan.recipe is not None:
-        check_recipe(drafting, plan.recipe)
     check_target(Path(out))
     say(f"reading {checkpoint}")
     host = open_checkpoint(checkpoint).host(full_export=full_export, watch=say)

@@ -155,7 +155,7 @@ class Plan:
         if exits:
             stages += of_exits(exits, stages[0], passes, quantizer, chosen.needs)
         if chosen.schedule or speedup is not None:
-            stages += of_schedule(chosen, speedup, stages[0], passes, quantizer)
+            stages += of_schedule(chosen, speedup, stages[0], passes, quantizer, head)
         if head is None and NEED in chosen.needs:
             raise GraftlineError(
                 f"the recipe {name} needs a draft head; add --head PATH, a published head of this "

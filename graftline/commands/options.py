@@ -406,8 +406,9 @@ HeadKind = Annotated[
     typer.Argument(
         metavar="KIND",
         help="medusa, hydra, eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), ppd "
-        "(prompt tokens, a few embeddings), exit-adapter (Kangaroo's, behind --exit blocks), or "
-        "lora-drop (low-rank corrections for blocks that most tokens pass by; lossy).",
+        "(prompt tokens, a few embeddings), exit-adapter (Kangaroo's, behind --exit blocks), "
+        "lora-drop (low-rank corrections for blocks that most tokens pass by; lossy), or router "
+        "(FiRST's, which say by the prompt what blocks its text skips; lossy).",
     ),
 ]
 CheckpointOrBundle = Annotated[
@@ -470,11 +471,16 @@ TrainLayers = Annotated[
     typer.Option(
         metavar="BLOCKS",
         help="LoRA-Drop: the blocks that corrections stand in for, as --skip takes them. Default: "
-        "every other one from the third on.",
+        "every other one from the third on. FiRST: those that may be skipped; default: all but the "
+        "first and the last.",
     ),
 ]
 TrainRank = Annotated[
     int | None, typer.Option(min=1, help="LoRA-Drop: the rank of each correction. Default: 8.")
+]
+TrainShare = Annotated[
+    float | None,
+    typer.Option(help="FiRST: the share of all blocks that texts are to skip. Default: 0.25."),
 ]
 AnswerDtype = Annotated[
     str,

@@ -30,6 +30,7 @@ def train(
     exit: o.TrainExit = None,
     layers: o.TrainLayers = None,
     rank: o.TrainRank = None,
+    share: o.TrainShare = None,
     dtype: o.AnswerDtype = "int8",
     max_new_tokens: o.TrainTokens = 256,
     answers: o.TrainAnswers = 1,
@@ -58,11 +59,13 @@ def train(
 
     `graftline train lora-drop model.gguf --layers 9+13+17 --prompts mine.jsonl -o smol-lora-drop`
 
+    `graftline train router model.gguf --share 0.2 --prompts mine.jsonl -o smol-routers`
+
     `graftline optimize ./SmolLM2-135M-Instruct -o fast.graft --head smol-medusa`
     """
     command = Command(
         kind, checkpoint, prompts, out, text, minutes, steps, seed, heads, form, exit, layers,
-        rank, dtype, max_new_tokens, answers, learning_rate, optimizer, precision, threads,
+        rank, share, dtype, max_new_tokens, answers, learning_rate, optimizer, precision, threads,
     )  # fmt: skip
     command.check()
     libraries.silence_onnxruntime()

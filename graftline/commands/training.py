@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MINUTES = 20.0
 KNOWN: dict[str, Sequence[str]] = {
-    "kind": ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter", "lora-drop"),
+    "kind": ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter", "lora-drop", "router"),
     "form": ("v1", "v2"),
     "dtype": ("int8", "int4", "fp32"), "optimizer": ("adamw", "muon"),
     "precision": ("fp32", "bf16"),
@@ -28,10 +28,10 @@ KNOWN: dict[str, Sequence[str]] = {
 """What may stand where one of a few words is meant."""
 TAKEN: dict[str, Sequence[str]] = {
     "heads": ("medusa", "hydra", "ppd"), "form": ("medusa",), "exit": ("exit-adapter",),
-    "layers": ("lora-drop",), "rank": ("lora-drop",),
+    "layers": ("lora-drop", "router"), "rank": ("lora-drop",), "share": ("router",),
 }  # fmt: skip
 """Options that are for some kinds only."""
-STEP_TOKENS = {"ppd": 512, "lora-drop": 512}
+STEP_TOKENS = {"ppd": 512, "lora-drop": 512, "router": 512}
 """Positions that a step reads, where these are fewer than usual: each is the whole host's work."""
 PLACED = ("kind", "checkpoint", "prompts", "out", "text")
 """What a command line begins with; the rest are options, said where they differ."""
@@ -82,6 +82,7 @@ class Command:
     exit: int | None = None
     layers: str | None = None
     rank: int | None = None
+    share: float | None = None
     dtype: str = "int8"
     max_new_tokens: int = 256
     answers: int = 1
@@ -102,6 +103,8 @@ class Command:
                 named = f"{', '.join(rest)} and {last}" if rest else last
                 raise GraftlineError(f"--{name} is for {named}; {self.kind} does not take it")
         check_numbers(self, ("minutes", "steps", "learning_rate"))
+        if self.share is not None and not 0 < self.share < 1:
+            raise GraftlineError(f"--share {self.share:g}: use a share between 0 and 1")
         check_threads(self.threads)
 
     def __str__(self) -> str:
@@ -118,6 +121,7 @@ class Command:
         from graftline.models.training.head_lesson import HeadSettings
         from graftline.models.training.kangaroo import EXIT
         from graftline.models.training.lora_drop import RANK
+        from graftline.models.training.router import SHARE
         from graftline.models.training.run import Head, Job
 
         if self.threads is not None:
@@ -132,7 +136,7 @@ class Command:
         bf16 = self.precision == "bf16"
         return Job(
             Head(self.kind, self.form or "v2", self.heads or 3, self.exit or EXIT,
-                 self.layers or "", self.rank or RANK),
+                 self.layers or "", self.rank or RANK, self.share or SHARE),
             source.checkpoint, folder, self.out, data,
             HeadSettings(
                 self.steps, self.seed, self.learning_rate, self.optimizer, bf16,

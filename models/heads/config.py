@@ -96,6 +96,15 @@ class Config:
             self.refuse(f"{key}={value!r} is not a list of numbers of layers")
         return tuple(cast("list[int]", value)) or None
 
+    def lists(self, key: str) -> tuple[tuple[int, ...], ...]:
+        """Lists of numbers of layers, in order each. Raises CheckpointError for anything else."""
+        value = self._get(key, None)
+        if not isinstance(value, list) or not value:
+            self.refuse(f"{key}={value!r} is not a list of lists of layers")
+        rows = cast("list[Any]", value)
+        found = (Config(self.place, {key: row}, self.where).ids(key) for row in rows)
+        return tuple(tuple(sorted(row or ())) for row in found)
+
     def inner(self, key: str) -> Config:
         """The object under `key`, empty where there is none."""
         value = self._get(key, {})

@@ -20,6 +20,7 @@ from graftline.models.heads.medusa import LINEAR, open_medusa
 from graftline.models.heads.mtp import open_mtp
 from graftline.models.heads.names import canonical
 from graftline.models.heads.ppd import EMBEDDINGS, open_ppd
+from graftline.models.heads.router import ROUTER, open_router
 from graftline.models.heads.speculators import KIND, open_speculators
 
 
@@ -128,6 +129,7 @@ FORMS = (
     Form("Medusa heads", _tensor(LINEAR), open_medusa),
     Form("Kangaroo's adapter", is_kangaroo, open_kangaroo),
     Form("LoRA-Drop's corrections", _tensor(ADAPTED), open_lora_drop),
+    Form("routers of blocks", _tensor(ROUTER), open_router),
     Form("PPD's prompt tokens", _tensor(EMBEDDINGS), open_ppd),
 )
 """In the order in which they are asked: keys of a config before names of tensors."""

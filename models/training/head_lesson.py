@@ -15,6 +15,7 @@ from graftline.models.training.student import (
     Student,
     acceptance,
     loss_of,
+    price_of,
     spoken,
 )
 from graftline.models.training.trainer import Course, Look, Settings
@@ -60,11 +61,16 @@ class HeadLesson:
         return loss_of(student, texts, chosen, progress < COLD)
 
     def look(self) -> Look:
-        """The acceptance of drafts; its score is the expected tokens of a step."""
-        found = [acceptance(self.student, one) for one in self.held_out]
+        """The acceptance of drafts; its score is the expected tokens of a step, less the price of
+        what is saved too little."""
+        found, price = list[Acceptance](), 0.0
+        for one in self.held_out:
+            found.append(acceptance(self.student, one))
+            price += float(price_of(self.student)) / len(self.held_out)
         total = sum(found[1:], found[0])
         numbers = [list(total.reached), list(total.right)]
-        return Look(total.tokens, numbers, f"held-out acceptance {total}", bool(total.right[0]))
+        told = f"held-out acceptance {total}" + (f", at a price of {price:.2f}" if price else "")
+        return Look(total.tokens - price, numbers, told, bool(total.right[0]))
 
 
 def acceptance_of(course: Course) -> Acceptance | None:

@@ -37,13 +37,14 @@ from graftline.models.training.kangaroo import EXIT, Kangaroo, exit_layers
 from graftline.models.training.lora_drop import RANK, LoraDrop
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.ppd import Ppd
+from graftline.models.training.router import SHARE, Routing
 from graftline.models.training.rows import Row, read_rows, write_rows
 from graftline.models.training.student import Acceptance, Student
 from graftline.models.training.tensor_file import damaged, write_bytes
 from graftline.models.training.trainer import Course, Trainer
 from graftline.models.training.vocabulary import draft_vocabulary
 
-KINDS = ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter", "lora-drop")
+KINDS = ("medusa", "hydra", "eagle", "eagle3", "ppd", "exit-adapter", "lora-drop", "router")
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
 POSITIONS = 2048
@@ -55,8 +56,9 @@ HELD_OUT, HELD_TOKENS = 0.05, 3072
 @dataclass(frozen=True)
 class Head:
     """The head to train: `kind` of KINDS; Medusa's `form`, how many `heads` Medusa and Hydra have,
-    or prompt tokens PPD, after how many blocks the `exit` of an adapter is, and for which `layers`
-    corrections of which `rank` stand in."""
+    or prompt tokens PPD, after how many blocks the `exit` of an adapter is, for which `layers`
+    corrections of which `rank` stand in, and which `share` of its blocks routers are to skip, of
+    `layers`."""
 
     kind: str
     form: str = "v2"
@@ -64,6 +66,7 @@ class Head:
     exit: int = EXIT
     layers: str = ""
     rank: int = RANK
+    share: float = SHARE
 
     @property
     def taps(self) -> Callable[[int], Sequence[int]] | None:
@@ -280,6 +283,8 @@ def _student(
             return Kangaroo(host, learned[0].ids.tolist())
         if kind == "lora-drop":
             return LoraDrop(host, job.head.layers, job.head.rank)
+        if kind == "router":
+            return Routing(host, job.head.layers, job.head.share, learned)
         return Hydra(host, heads) if kind == "hydra" else Medusa(host, heads, job.head.form)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -80,8 +80,22 @@ class Student(Protocol):
         ...
 
 
+@runtime_checkable
+class Priced(Protocol):
+    """A student that is to save something besides foreseeing."""
+
+    def price(self) -> torch.Tensor:
+        """What it saves too little on the pack that it drafted last, in terms of the loss."""
+        ...
+
+
+def price_of(student: Student) -> torch.Tensor:
+    """Its price; 0 of a student that saves nothing."""
+    return student.price() if isinstance(student, Priced) else torch.zeros(())
+
+
 def loss_of(student: Student, pack: Pack, scored: Scored, cold: bool) -> torch.Tensor:
-    """The weighted loss of all depths."""
+    """The weighted loss of all depths, and the price of a student that has one."""
     total = torch.zeros(())
     for depth, states in enumerate(student.drafts(pack)):
         ahead = depth + 2 - student.place(depth)  # from where the state stands
@@ -95,7 +109,8 @@ def loss_of(student: Student, pack: Pack, scored: Scored, cold: bool) -> torch.T
         )
         logits = student.scores(states[rows], depth, scored.ids)
         total = total + student.weight(depth) * draft_loss(logits, wanted, scored, cold)
-    return total / sum(student.weight(depth) for depth in range(student.depths))
+    total = total / sum(student.weight(depth) for depth in range(student.depths))
+    return total + price_of(student)
 
 
 def spoken(pack: Pack) -> torch.Tensor:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -22,7 +22,7 @@ from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.graph.ports import input_of, roles_of
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.pipeline.graft import BLOCK, Evaluate, Graft, Law
-from graftline.ports import STREAM, Port, by_role, read_ports, write_ports
+from graftline.ports import ROUTERS, STREAM, Port, by_role, read_ports, write_ports
 
 LOWER = "stream.lower"
 """The output of the first blocks where a law takes a host apart."""
@@ -95,7 +95,7 @@ class DepthRest(Graft):
         found = [block_of(node) for node in with_role(model.graph, "residual")]
         if found != list(range(len(found))):
             raise NotApplicable(f"{self}: this graph leaves out blocks already; cut the whole host")
-        if others := list(_reaching(model, blocks)):
+        if others := list(_reaching(model, blocks, self.dropped(model))):
             why = f"what follows block {blocks - 1} reads more of it than hidden states"
             raise refusal(f"{self} cannot start there", [Mismatch.over(others, why)])
         self._counting(model)
@@ -130,7 +130,8 @@ class DepthRest(Graft):
         blocks = self.first(before)
         first = (p for p in read_ports(before) if p.layer is not None and p.layer < blocks)
         tokens = by_role(read_ports(before), "tokens", "in")
-        return frozenset(p.name for p in (*first, *tokens))
+        routers = by_role(read_ports(before), ROUTERS)  # of blocks that it leaves out, too
+        return frozenset(p.name for p in (*first, *tokens, *routers))
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         left = {value.name for value in after.graph.inputs}
@@ -144,12 +145,11 @@ class DepthRest(Graft):
         return replace(self, blocks=min(self.blocks, blocks - 1))
 
 
-def _reaching(model: ir.Model, blocks: int) -> Iterator[ir.Node]:
-    """Nodes of the first blocks, or on the tokens, that the rest needs besides the stream."""
+def _reaching(model: ir.Model, blocks: int, gone: Collection[str]) -> Iterator[ir.Node]:
+    """Nodes of the first blocks, or on the tokens, that the rest, without the ports that are
+    `gone`, needs besides the stream."""
     stream, tokens = block_outputs(model.graph)[blocks - 1], input_of(model, "tokens")
-    ports = {p.name: p.layer for p in read_ports(model)}
-    layers = ((value, ports.get(value.name or "")) for value in model.graph.outputs)
-    todo = [value for value, layer in layers if layer is None or layer >= blocks]
+    todo = [value for value in model.graph.outputs if value.name not in gone]
     seen: set[ir.Value] = {stream}
     while todo:
         value = todo.pop()

@@ -32,7 +32,7 @@ from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
 from graftline.passes.pipeline.graft import BLOCK, ROLE, Evaluate, Graft, Law, WeightFreeLaw
-from graftline.ports import Port, read_ports
+from graftline.ports import ROUTERS, Port, by_role, read_ports
 from graftline.route import MANY, MIDDLE, SPREAD, Route, blocks_for, blocks_of, text_of
 
 STREAM = "stream"
@@ -126,8 +126,8 @@ class Entry:
 
 def _answers(host: ir.Model, way: Route, behind: range, run: range) -> Iterator[Port]:
     """The outputs of the blocks from `behind` up to `run`, and at the end those of no block; not
-    the caches of what is skipped."""
-    for port in read_ports(host):
+    the caches of what is skipped, nor what routers of the whole say."""
+    for port in (p for p in read_ports(host) if p.role != ROUTERS):
         layer = way.count if port.layer is None else port.layer
         within = behind.start <= layer and (layer < run.start or not run)
         if port.direction == "out" and within and not (port.state and layer in way.attention):
@@ -172,10 +172,11 @@ class LayerSkip(Graft):
     it; lower: from the second upwards, as SkipDecode (arXiv 2307.02628).
 
     What is skipped is not computed, its weights leave the graph, and a skipped attention has no
-    cache. The others keep the ports and the numbers that they have in the host, so that the graph
-    works on the host's own caches. It is a graph for each route, and not an `If` around each block:
-    a route is chosen for many steps, all graphs map one copy of the weights, and an `If` that skips
-    a block has to copy its stream and its caches to its outputs.
+    cache; nor do routers say any more which blocks are needed. The others keep the ports and the
+    numbers that they have in the host, so that the graph works on the host's own caches. It is a
+    graph for each route, and not an `If` around each block: a route is chosen for many steps, all
+    graphs map one copy of the weights, and an `If` that skips a block has to copy its stream and
+    its caches to its outputs.
 
     Answers other logits than the host by design; its own law says which.
     """
@@ -234,8 +235,9 @@ class LayerSkip(Graft):
         write_facts(model, replace(facts, layers=layers, parameters=left))
 
     def dropped(self, before: ir.Model) -> frozenset[str]:
-        skipped = self.route(before).attention
-        return frozenset(p.name for p in read_ports(before) if p.state and p.layer in skipped)
+        skipped, ports = self.route(before).attention, read_ports(before)
+        caches = (p for p in ports if p.state and p.layer in skipped)
+        return frozenset(p.name for p in (*caches, *by_role(ports, ROUTERS)))
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         left = {value.name for value in after.graph.inputs}

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from graftline.ports import FEATURES, STREAM, Port, by_role
+from graftline.ports import FEATURES, ROUTERS, STREAM, Port, by_role
 from graftline.runtimes.session import Bools, Floats, Ints, Scores, Tap
 
 STEP_INTS = ("tokens", "positions", "write_index", "rows")
@@ -133,8 +133,10 @@ def known_by(port: Port) -> str:
 
 
 def taps_of(ports: Sequence[Port]) -> dict[Tap, str]:
-    """The hidden states that a graph returns, and what each is known by."""
-    found = [*by_role(ports, FEATURES, "out"), *by_role(ports, "hidden", "out")]
+    """The hidden states that a graph returns, what routers make of them included, and what each is
+    known by."""
+    roles = FEATURES, "hidden", ROUTERS
+    found = [port for role in roles for port in by_role(ports, role, "out")]
     return {Tap.of(port): known_by(port) for port in found}
 
 

@@ -13,11 +13,12 @@ from graftline.runtimes.schedules.budgets import Budgets
 from graftline.runtimes.schedules.course import Course
 from graftline.runtimes.schedules.gated import Gated
 from graftline.runtimes.schedules.refresh import Refresh
+from graftline.runtimes.schedules.routed import Routed
 from graftline.runtimes.schedules.schedule import Schedule
 from graftline.runtimes.schedules.unified import Unified
 
 SCHEDULES: dict[str, type[Any]] = {
-    "budgets": Budgets, "gated": Gated, "refresh": Refresh, "unified": Unified,
+    "budgets": Budgets, "gated": Gated, "refresh": Refresh, "routed": Routed, "unified": Unified,
 }  # fmt: skip
 """Dataclasses that are `Schedule`s."""
 

@@ -74,7 +74,9 @@ def _followed(
     `counts` gets how many MLPs the rows of each call passed by, where they are gated."""
     whole = course.graphs[0]
     read = whole.read if course.reads_whole else course.read
-    yield read(0, prompt).logits[0]
+    scores = read(0, prompt)
+    course = course.begun(scores, 0)
+    yield scores.logits[0]
     steps = range(len(wanted) - 1)
     for _, same in groupby(steps, key=lambda step: (id(course.graph(step)), step // ROWS)):
         run = list(same)

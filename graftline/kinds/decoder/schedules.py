@@ -60,22 +60,33 @@ def prove_schedule(parts: Parts, chosen: Recipe, say: Watch) -> LawRow:
         for n in (parts.engine, *names)
     )
     course = Course(schedule, [whole, *(route.sibling(whole) for route in routes)])
-    steps = list(islice(_around_changes(course), 2 * TURNS))
-    taken = [schedule.prompt] * PROMPT + [schedule.route(n, len(names)) for n in steps]
-    kept, answers = _kept(parts, names), list[Array]()
+    kept, count = _kept(parts, names), 0
+    for way in course.each():
+        count += _prove_course(way, kept, facts.vocabulary, names[-1])
+    what = f"{PROMPT} positions of a prompt and {count} steps on {len(names) + 1} graphs leave"
+    what += " what the schedule declares in every cache, and none reads an empty slot"
+    return LawRow.of(names[-1], LAW, Evidence(what))
+
+
+def _prove_course(
+    course: Course, kept: Sequence[frozenset[int]], vocabulary: int, stage: str
+) -> int:
+    """One course that a sequence may take: how many steps were made. `kept`: the blocks whose
+    attention each graph computes."""
+    whole, steps = course.graphs[0], list(islice(_around_changes(course), 2 * TURNS))
+    taken = [course.schedule.prompt] * PROMPT + [course.route(step) for step in steps]
+    answers = list[Array]()
     for poison in POISONS:
         whole.reset(1)
         for cache in whole.caches(0).values():
             cache[...] = poison
-        answers.append(_run(course, steps, facts.vocabulary, names[-1]))
-        _compare(course, taken, kept, names[-1], poison)
+        answers.append(_run(course, steps, vocabulary, stage))
+        _compare(course, taken, kept, stage, poison)
     gaps = np.abs(answers[1] - answers[0]).max(axis=-1)
     if (wrong := np.flatnonzero(~(gaps <= SAME * np.abs(answers[0]).max()))).size:
         by = "reads a slot that its block has not computed: what lies there changes its logits"
-        raise LawBroken(names[-1], LAW, f"step {steps[int(wrong[0])]}", by)
-    what = f"{PROMPT} positions of a prompt and {len(steps)} steps on {len(names) + 1} graphs leave"
-    what += " what the schedule declares in every cache, and none reads an empty slot"
-    return LawRow.of(names[-1], LAW, Evidence(what))
+        raise LawBroken(stage, LAW, f"step {steps[int(wrong[0])]}", by)
+    return len(steps)
 
 
 def _around_changes(course: Course) -> Iterator[int]:

@@ -36,6 +36,8 @@ from tests.medusa_files import seeded, write_safe
 from tests.mtp_files import write_mtp
 from tests.ppd_files import seeded as prompt_tokens
 from tests.ppd_files import write_ppd
+from tests.router_files import seeded as routers
+from tests.router_files import write_routers
 
 WIDE: Mapping[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "vocab_size": 700,
@@ -227,8 +229,8 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp", "ppd", "kangaroo" or
-        "lora-drop"."""
+        "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp", "ppd", "kangaroo",
+        "lora-drop" or "router"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
@@ -240,6 +242,8 @@ class Hosts:
             write_kangaroo(place, adapter(size.hidden, 2, 1), 2, 1, size.vocabulary)
         elif own == "lora-drop":
             write_lora_drop(place, corrections((0, 2, 3), size.hidden), size.layers, 8.0)
+        elif own == "router":
+            write_routers(place, routers((1, 2, 3), size.hidden), size.layers, [(1,), (1, 3)])
         elif own == "mtp":
             write_mtp(place, size.hidden, size.vocabulary, size.layers)
         elif own in ("dflash", "dspark"):

@@ -23,6 +23,7 @@ from faults.placeholders import PLACEHOLDERS
 from faults.projections import PROJECTIONS
 from faults.quantizer import QUANTIZER
 from faults.rotary import ROTARY
+from faults.routers import ROUTING
 from faults.routes import ROUTES
 from faults.samplers import SAMPLERS
 from faults.stamping import STAMPING
@@ -32,8 +33,8 @@ from faults.windows import WINDOWS
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *ROUTES, *GATES, *EXITS,
-    *ADAPTERS, *CORRECTIONS, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS, *CONTEXTS,
-    *ENGINES,
+    *ADAPTERS, *CORRECTIONS, *ROUTING, *FUSED, *QUANTIZER, *LOADER, *STAMPING, *SAMPLERS, *FIELDS,
+    *CONTEXTS, *ENGINES,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
