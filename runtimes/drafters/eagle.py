@@ -16,7 +16,7 @@ from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafting import Draft
 from graftline.runtimes.feature_engine import FeatureEngine
-from graftline.runtimes.feature_reader import FeatureReader, Levels
+from graftline.runtimes.feature_reader import FeatureLevels, FeatureReader
 from graftline.runtimes.head_draft import FIRST
 from graftline.runtimes.head_text import HeadText
 from graftline.runtimes.lengths import make_length
@@ -127,8 +127,6 @@ class Eagle(DraftModel):
 
     def _judge(self, fresh: Sequence[int]) -> None:
         """Learn from what the target chose where the last draft was a tree."""
-        if not self._said:
-            return
         for _, (ids, shares), token in told(self._said, fresh):
             self.calibration.record(shares[0] / sum(shares), ids[0] == token)
         self.ranks.learn(self._said, fresh)
@@ -141,7 +139,7 @@ class Eagle(DraftModel):
         reader, rows = self._features, min(bid.rows, self.rows)
         reader.sit(bid.row)
         growth = Growth(reader.tokens[-1], self.width)
-        levels = Levels(reader, growth)
+        levels = FeatureLevels(reader, growth)
         nodes = [0] if rows > 1 and reader.room > 0 else []
         for depth in range(self.depth):
             if not nodes:
