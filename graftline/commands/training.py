@@ -102,6 +102,8 @@ class Command:
                 *rest, last = kinds
                 named = f"{', '.join(rest)} and {last}" if rest else last
                 raise GraftlineError(f"--{name} is for {named}; {self.kind} does not take it")
+        if self.text and self.kind == "router":
+            raise GraftlineError("--text: routers read prompts, and plain texts have none")
         check_numbers(self, ("minutes", "steps", "learning_rate"))
         if self.share is not None and not 0 < self.share < 1:
             raise GraftlineError(f"--share {self.share:g}: use a share between 0 and 1")
