@@ -11,7 +11,7 @@ import numpy as np
 from graftline.errors import GraftlineError
 from graftline.runtimes.chances.calibration import Calibration
 from graftline.runtimes.chances.certainty import certainty
-from graftline.runtimes.chances.head_chances import HeadChances, Said, told
+from graftline.runtimes.chances.head_chances import HeadChances, Said, judged, noted
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafting import Draft
@@ -121,16 +121,9 @@ class Eagle(DraftModel):
         if self.policy is not None and self._drafted:
             self.policy.observe(accepted, len(self._drafted))
         self._drafted = []
-        self._judge(fresh)
+        judged(self._said, self.ranks, self.calibration, fresh)
         self._features.choose(fresh, features[row, list(verdict.path)])
         self._class = certainty(scores, row, verdict.path[-1])
-
-    def _judge(self, fresh: Sequence[int]) -> None:
-        """Learn from what the target chose where the last draft was a tree."""
-        for _, (ids, shares), token in told(self._said, fresh):
-            self.calibration.record(shares[0] / sum(shares), ids[0] == token)
-        self.ranks.learn(self._said, fresh)
-        self._said = {}
 
     def _tree(self, bid: Bid) -> Draft:
         """A tree of at most `bid.rows` rows, whose first depth is paid for."""
@@ -157,10 +150,8 @@ class Eagle(DraftModel):
     ) -> None:
         """Give nodes of that depth what the head says behind them."""
         ids, probs = self._features.candidates(scores, self.width)
-        chances: list[list[float]] = []
-        for path, known, given in zip(self.asked, ids.tolist(), probs.tolist(), strict=True):
-            self._said[tuple(path)] = known, given
-            chances.append(self.ranks.of_head(depth, given))
+        each = self.asked, ids.tolist(), probs.tolist()
+        chances = noted(self._said, self.ranks, depth, *each)
         growth.expand(nodes, ids, np.asarray(chances))
 
     def _worth_reading(self, growth: Growth, bid: Bid, rows: int) -> list[int]:

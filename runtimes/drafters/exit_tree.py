@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.chances.head_chances import HeadChances, Said, told
+from graftline.runtimes.chances.head_chances import HeadChances, Said, judged, noted
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.early_exit import EarlyExit
 from graftline.runtimes.drafting import Draft
@@ -103,10 +103,8 @@ class ExitTree(EarlyExit):
     def _expand(self, growth: Growth, nodes: Sequence[int], depth: int, scores: Scores) -> None:
         """Give nodes of that depth what the exit says behind them."""
         ids, probs = self._exit.candidates(scores, self.width)
-        chances: list[list[float]] = []
-        for path, known, given in zip(self.asked, ids.tolist(), probs.tolist(), strict=True):
-            self._said[tuple(path)] = known, given
-            chances.append(self.ranks.of_head(min(depth, self.rows - 1), given))
+        each = self.asked, ids.tolist(), probs.tolist()
+        chances = noted(self._said, self.ranks, min(depth, self.rows - 1), *each)
         growth.expand(nodes, ids, np.asarray(chances))
 
     def _worth_reading(self, growth: Growth, bid: Bid, rows: int, read: int) -> list[int]:
@@ -123,8 +121,5 @@ class ExitTree(EarlyExit):
 
     def _learn(self, fresh: Sequence[int]) -> int:
         accepted = super()._learn(fresh)
-        for _, (ids, shares), token in told(self._said, fresh):
-            self.calibration.record(shares[0] / max(sum(shares), 1e-9), ids[0] == token)
-        self.ranks.learn(self._said, fresh)
-        self._said = {}
+        judged(self._said, self.ranks, self.calibration, fresh)
         return accepted
