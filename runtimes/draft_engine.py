@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from graftline.facts import DecoderFacts
 from graftline.runtimes.chances.calibration import USUAL
-from graftline.runtimes.draft_seats import DraftSession, OwnSeats, Seat, SeatedSession, Seats
+from graftline.runtimes.draft_seats import (
+    DraftSession,
+    OwnSeats,
+    Seat,
+    SeatedSession,
+    Seats,
+    TreeSession,
+)
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.scores import of_sequence
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import Bools, Floats, Scores
 
 MANY_ROWS = 0.4
 """What every further row of a call is taken to cost, as a share of the first, where nobody has
@@ -56,6 +64,31 @@ class Read:
     def before(self) -> Read:
         """To read all but the last token, where there are more."""
         return Read(self.engine, self.seat, self.start, self.tokens[:-1])
+
+
+@dataclass(eq=False, slots=True)
+class LevelRead(Read):
+    """Nodes of one depth of a tree, whose ancestors lie behind the first `base` slots; `features`
+    [N, H] where a draft head reads any."""
+
+    features: Floats | None = None
+    base: int = 0
+    depth: int = 0
+    seen: Bools | None = None
+    """[N, start - base + N]: which of the tree's slots each of them sees."""
+
+    @property
+    def alone(self) -> bool:
+        """Always: what the rows of a call with others see is all that lies before them."""
+        return True
+
+    def scores(self) -> Scores:
+        session, seat, tokens = cast("TreeSession", self.engine.session), self.seat, self.tokens
+        assert self.seen is not None
+        seat.end = self.start + len(tokens)
+        return session.follow_level(
+            seat.row, self.base, self.start, tokens, self.features, self.depth, self.seen
+        )
 
 
 class DraftEngine:

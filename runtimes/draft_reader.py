@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from graftline.runtimes.acceptance.odds import Odds
-from graftline.runtimes.draft_engine import DraftEngine, Read
+from graftline.runtimes.draft_engine import DraftEngine, LevelRead, Read
 from graftline.runtimes.draft_seats import Seat
 from graftline.runtimes.sampling import Doubles, Sampling
-from graftline.runtimes.session import Scores
+from graftline.runtimes.session import Floats, Ints, Scores
+from graftline.tree import Tree
 
 
 @dataclass
@@ -161,6 +162,31 @@ class Reader:
             law = self.distribution(scores, place, sampling)
             odds, probs = Odds(law, 1.0), None if sampling.greedy else law
         return Guess(best, odds.highest, odds.entropy if exact else 0.0, known, probs)
+
+    def candidates(self, scores: Scores, count: int) -> tuple[Ints, Floats]:
+        """Of every row its `count` likeliest tokens [N, count], best first, and the draft's
+        probabilities of them; 0 of ids that the target does not have."""
+        assert scores.topk_ids is not None, "a graph that drafts trees names candidates"
+        assert scores.topk_logits is not None
+        ids, values = scores.topk_ids[0, :, :count], scores.topk_logits[0, :, :count]
+        most = values[:, :1]
+        total = np.exp(scores.logits[0] - most).sum(axis=-1, keepdims=True)
+        probs = np.exp(values - most) / total
+        if self._vocabulary:
+            probs[ids >= self._vocabulary] = 0.0
+        return ids, probs
+
+    def level(self, tree: Tree, count: int, features: Floats | None = None) -> LevelRead:
+        """To read the last `count` nodes of a tree behind the sequence, all of one depth, for the
+        scores [1, count] of what comes after each. The root is the sequence's last token; the nodes
+        before those were read, in this order. `features` [count, H]: what a head reads with them.
+        """
+        base, first = len(self.tokens), len(tree) - count
+        nodes = tree.token_list[first:]
+        return LevelRead(
+            self.engine, self.seat, base + first - 1, nodes, count, features=features,
+            base=base, depth=int(tree.depth[first]), seen=tree.mask[first:, 1:],
+        )  # fmt: skip
 
     def knows(self, token: int) -> bool:
         """Whether the target has that id too."""

@@ -9,7 +9,7 @@ from typing import Protocol
 from weakref import finalize
 
 from graftline.facts import DecoderFacts
-from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.session import Bools, Floats, Ints, Scores
 
 
 class DraftSession(Protocol):
@@ -26,6 +26,31 @@ class DraftSession(Protocol):
     def follow_rows(self, first: int, starts: Sequence[int], tokens: Sequence[int]) -> Scores:
         """Scores [B, 1] of one token for each of the sequences from `first` on, in one call; each
         is put into the slot that `starts` says, and sees all slots before it."""
+        ...
+
+
+class TreeSession(DraftSession, Protocol):
+    """One that reads trees level by level."""
+
+    @property
+    def supports_trees(self) -> bool:
+        """True when `follow_level` may be called."""
+        ...
+
+    def follow_level(
+        self,
+        row: int,
+        base: int,
+        start: int,
+        tokens: Sequence[int],
+        features: Floats | None,
+        depth: int,
+        seen: Bools,
+    ) -> Scores:
+        """The scores [1, N] of N nodes of a tree behind the first `base` slots of sequence `row`,
+        all `depth` levels below its root, which holds the last of those. They are put into the
+        slots from `start` on; `seen` [N, start - base + N] says which of the tree's slots each of
+        them sees, besides all before. `features` [N, H]: what a draft head reads with them."""
         ...
 
 

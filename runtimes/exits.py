@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from graftline.runtimes.draft_engine import DraftEngine
 from graftline.runtimes.ort.rest import RestSession
 from graftline.runtimes.ort.resumes import Begun, Resumes
 from graftline.runtimes.session import Floats, Tap
+from graftline.tree import Tree
 
 RestCost = Callable[[int, float, int], float]
 
@@ -36,8 +37,8 @@ class Exit:
         """Its hidden states, from which the rest goes on."""
         return self.rest.reads
 
-    def begun(self, row: int, start: int, tokens: Sequence[int], states: Floats) -> None:
-        """These rows behind the first `start` slots of a sequence have gone through its blocks,
-        which hidden states [N, H] left: the target's next step, if it is of them, need not compute
-        that again."""
-        self.resumes.begin(row, Begun(self.rest, start, tokens, states))
+    def begun(self, row: int, start: int, tree: Tree, states: Floats) -> None:
+        """The rows of a tree behind the first `start` slots of a sequence have gone through its
+        blocks, which hidden states [N, H] left: the target's next step, if it is of them, need not
+        compute that again."""
+        self.resumes.begin(row, Begun(self.rest, start, tree, states))

@@ -10,8 +10,8 @@ import numpy as np
 
 from graftline.runtimes.chances.calibration import USUAL
 from graftline.runtimes.draft_engine import OwnCaches, Read, RowsCost, usual_cost
-from graftline.runtimes.draft_seats import SeatedSession
-from graftline.runtimes.session import Bools, Floats, Scores, Tap
+from graftline.runtimes.draft_seats import SeatedSession, TreeSession
+from graftline.runtimes.session import Floats, Scores, Tap
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class WalkedScores(Scores):
     """[B, N]: the chance that each is accepted, where the head says so."""
 
 
-class HeadSession(SeatedSession, Protocol):
+class HeadSession(SeatedSession, TreeSession, Protocol):
     """A session of a head's graph."""
 
     width: int
@@ -31,11 +31,6 @@ class HeadSession(SeatedSession, Protocol):
     """Which of its hidden states stands for the next feature."""
     candidates: int
     """Likeliest tokens that its scores name."""
-
-    @property
-    def supports_trees(self) -> bool:
-        """True when `follow_level` may be called."""
-        ...
 
     def follow(
         self,
@@ -58,22 +53,6 @@ class HeadSession(SeatedSession, Protocol):
         """As of any draft, with a feature [B, H] for every token."""
         ...
 
-    def follow_level(
-        self,
-        row: int,
-        base: int,
-        start: int,
-        tokens: Sequence[int],
-        features: Floats,
-        depth: int,
-        seen: Bools,
-    ) -> Scores:
-        """The scores [1, N] of N nodes of a tree behind the first `base` slots of sequence `row`,
-        all `depth` levels below its root, which holds the last of those. They are put into the
-        slots from `start` on; `seen` [N, start - base + N] says which of the tree's slots each of
-        them sees, besides all before."""
-        ...
-
 
 @dataclass(eq=False, slots=True)
 class FeatureRead(Read):
@@ -91,31 +70,6 @@ class FeatureRead(Read):
         assert self.features is not None
         tokens, features = self.tokens[:-1], self.features[:-1]
         return FeatureRead(self.engine, self.seat, self.start, tokens, features=features)
-
-
-@dataclass(eq=False, slots=True)
-class LevelRead(FeatureRead):
-    """Nodes of one depth of a tree, whose ancestors lie behind the first `base` slots."""
-
-    base: int = 0
-    depth: int = 0
-    seen: Bools | None = None
-    """[N, start - base + N]: which of the tree's slots each of them sees."""
-
-    @property
-    def alone(self) -> bool:
-        """Always: what the rows of a call with others see is all that lies before them."""
-        return True
-
-    def scores(self) -> Scores:
-        engine, seat, tokens = self.engine, self.seat, self.tokens
-        assert isinstance(engine, FeatureEngine)
-        assert self.features is not None
-        assert self.seen is not None
-        seat.end = self.start + len(tokens)
-        return engine.head.follow_level(
-            seat.row, self.base, self.start, tokens, self.features, self.depth, self.seen
-        )
 
 
 class FeatureEngine(OwnCaches):

@@ -10,12 +10,12 @@ import numpy as np
 from graftline.runtimes.draft_engine import Read
 from graftline.runtimes.draft_reader import Guess, Reader
 from graftline.runtimes.draft_seats import Seat
-from graftline.runtimes.feature_engine import FeatureEngine, FeatureRead, LevelRead
+from graftline.runtimes.feature_engine import FeatureEngine, FeatureRead
 from graftline.runtimes.head_text import HeadText
+from graftline.runtimes.levels import Levels
 from graftline.runtimes.sampling import Sampling
-from graftline.runtimes.session import Floats, Ints, Scores, Tap
+from graftline.runtimes.session import Floats, Scores, Tap
 from graftline.runtimes.trees.dynamic import Growth
-from graftline.tree import Tree
 
 
 class FeatureReader(Reader):
@@ -92,30 +92,6 @@ class FeatureReader(Reader):
         self._states.append(scores.tap(self.state)[0, place].copy())
         return super().guess(scores, place, sampling, exact)
 
-    def candidates(self, scores: Scores, count: int) -> tuple[Ints, Floats]:
-        """Of every row its `count` likeliest tokens [N, count], best first, and the head's
-        probabilities of them; 0 of ids that the target does not have."""
-        assert scores.topk_ids is not None, "a head's graph names candidates"
-        assert scores.topk_logits is not None
-        ids, values = scores.topk_ids[0, :, :count], scores.topk_logits[0, :, :count]
-        most = values[:, :1]
-        total = np.exp(scores.logits[0] - most).sum(axis=-1, keepdims=True)
-        probs = np.exp(values - most) / total
-        if self._vocabulary:
-            probs[ids >= self._vocabulary] = 0.0
-        return ids, probs
-
-    def level(self, tree: Tree, count: int, features: Floats) -> LevelRead:
-        """To read the last `count` nodes of a tree behind the sequence, all of one depth, for the
-        scores [1, count] of what comes after each. The root is the sequence's last token; the nodes
-        before those were read, in this order. `features` [count, H]: the head's states of their
-        parents."""
-        base, first = len(self.tokens), len(tree) - count
-        nodes = tree.token_list[first:]
-        return LevelRead(
-            self.engine, self.seat, base + first - 1, nodes, count, features=features,
-            base=base, depth=int(tree.depth[first]), seen=tree.mask[first:, 1:],
-        )  # fmt: skip
     def fill(self, mask: int, count: int) -> Read:
         """As `Reader.fill`; the features of what the target has not read are zeros."""
         read, width = super().fill(mask, count), self._engine.head.width
@@ -135,39 +111,23 @@ class FeatureReader(Reader):
         return FeatureRead(self.engine, self.seat, start, read.tokens, features=features)
 
 
-class Levels:
-    """The nodes of a growing tree that a head has read behind its sequence, depth by depth."""
+class FeatureLevels(Levels):
+    """As `Levels`, of a head whose nodes have its own states of their parents for features."""
 
     def __init__(self, reader: FeatureReader, growth: Growth) -> None:
-        self._reader, self._growth = reader, growth
-        self._nodes: list[int] = []
-        """In the order in which they were read: their slots, the root's first."""
-        self._place: dict[int, int] = {}
+        super().__init__(reader, growth)
+        self._tap = reader.state
         self._states: list[Floats] = []
         """What the head made of each."""
 
-    def __len__(self) -> int:
-        """Slots that it takes behind the sequence."""
-        return max(len(self._nodes) - 1, 0)
-
-    def read(self, nodes: Sequence[int]) -> Read:
-        """To read `nodes`, all of one depth, whose parents were read; the root, with what the
-        sequence lacks, before all others."""
-        growth, above = self._growth, [self._growth.parents[node] for node in nodes]
-        for node in nodes:
-            self._place[node] = len(self._nodes)
-            self._nodes.append(node)
-        if above[0] < 0:
-            return self._reader.read([])
-        tokens = np.asarray([growth.tokens[node] for node in self._nodes], np.int64)
-        parents = [growth.parents[node] for node in self._nodes[1:]]
-        places = np.asarray([-1, *(self._place[parent] for parent in parents)], np.int64)
-        states = [self._states[self._place[parent]] for parent in above]
-        return self._reader.level(Tree(tokens, places), len(nodes), np.stack(states))
-
     def note(self, scores: Scores) -> None:
         """What came of the last read; valid until the next one."""
-        self._states += list(scores.tap(self._reader.state)[0].copy())
+        self._states += list(scores.tap(self._tap)[0].copy())
+
+    def features(self, parents: Sequence[int]) -> Floats:
+        return np.stack([self._states[parent] for parent in parents])
+
+
 class ContextReader(FeatureReader):
     """Of a head whose slot i holds the feature of position i, and behind which a block lies: the
     last token, whose feature is not known yet, and masks."""

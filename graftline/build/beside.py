@@ -12,13 +12,14 @@ from graftline.build.pipelines import (
     asked_by_rows,
     forms_of,
     has_block,
+    masked,
     own_front,
     pipeline_of,
 )
 from graftline.bundle.manifest import EXPORT, StageRole, stage_name
 from graftline.draft import DraftSource, depth_stage
 from graftline.errors import GraftlineError, nearest
-from graftline.exits import ALL, EXIT, EXITS, exit_stage, rest_stage, told
+from graftline.exits import ALL, EXIT, EXIT_TREE, EXITS, exit_stage, rest_stage, told
 from graftline.owners import DRAFT, TARGET, head_owner
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.lower.pack_projections import PackProjections
@@ -138,12 +139,14 @@ def of_exits(
     engine: StagePlan,
     passes: str | None,
     quantizer: str | None,
-    needs: Sequence[str],
+    chosen: Recipe,
 ) -> list[StagePlan]:
     """The stages of exits, over the target's own weights and caches: for each its first blocks,
-    and all others, for one sequence and for several. Where a recipe chooses among them, whatever
+    and all others, for one sequence and for several; with a mask where the recipe drafts trees with
+    them. Where a recipe chooses among them, whatever
     computes an exit's hidden states brings them out, for the head that reads them; where it needs
     an adapter, that stands between the blocks and the head."""
+    needs, trees = chosen.needs, chosen.drafter == EXIT_TREE
     chosen_among, adapter = EXITS in needs, ["adapter-exit"] if has_adapter(needs) else []
     if engine.name != CPU:
         raise GraftlineError(f"--exit needs --target {CPU}, not {engine.name}")
@@ -159,16 +162,19 @@ def of_exits(
         text = pipeline_of("plain", front, CPU, dtype, quantizer, fusing=fused)[1]
         return StagePlan(name, role, text, dtype, says=says)
 
+    def scoring(one: StagePlan) -> StagePlan:
+        return replace(one, text=masked(one.text)) if trees else one
+
     for place, blocks in enumerate(exits):
         head = "an adapter and the head" if adapter else "the head"
         says = f"the exit behind block {blocks - 1}: the first {blocks} blocks and {head}"
         cut = f"cut-depth{{blocks={blocks}}}"
         passed = exits[: place + 1] if chosen_among else [blocks]
-        made.append(stage(exit_stage(blocks), "exit", says, taps_of(passed), cut, *adapter))
+        first = stage(exit_stage(blocks), "exit", says, taps_of(passed), cut, *adapter)
         later = [taps_of(exits[place + 1 :])] if chosen_among and exits[place + 1 :] else []
         says = f"the blocks behind block {blocks - 1}, which verify what those have drafted"
         rest = stage(rest_stage(blocks), "rest", says, *later, f"depth-rest{{blocks={blocks}}}")
-        made += [rest, *forms_of(rest.text, dtype, f"{rest.name}-")]
+        made += [scoring(first), scoring(rest), *forms_of(rest.text, dtype, f"{rest.name}-")]
     if chosen_among:
         says = "the final norm and the head, for hidden states of any block"
         head = stage(ALL, "rest", says, "depth-rest")

@@ -153,7 +153,7 @@ class Plan:
             said = MIDDLE if skip is None else skip
             stages.append(of_route(said, draft, source, stages[0], passes, quantizer))
         if exits:
-            stages += of_exits(exits, stages[0], passes, quantizer, chosen.needs)
+            stages += of_exits(exits, stages[0], passes, quantizer, chosen)
         if chosen.schedule or speedup is not None:
             stages += of_schedule(chosen, speedup, stages[0], passes, quantizer, head)
         if head is None and NEED in chosen.needs:

@@ -120,6 +120,8 @@ class Command:
             raise GraftlineError(
                 "train markov adds bigrams to heads that are there; give Medusa's: --head PATH"
             )
+        if self.text and self.kind == "router":
+            raise GraftlineError("--text: routers read prompts, and plain texts have none")
         check_numbers(self, ("minutes", "steps", "learning_rate"))
         if self.share is not None and not 0 < self.share < 1:
             raise GraftlineError(f"--share {self.share:g}: use a share between 0 and 1")

@@ -51,9 +51,10 @@ def open_router(files: HeadFiles) -> Head:
         config.refuse(f"a router of block {layers[-1]}, and num_hidden_layers={blocks}")
     routes = config.lists("routes")
     for route in routes:
-        if not route or (odd := sorted(set(route) - set(layers))):
-            why = f"skips block {odd[0]}, which has no router" if route else "skips no block"
-            config.refuse(f"routes: {list(route)} {why}")
+        if not route:
+            config.refuse("routes: [] skips no block")
+        if odd := sorted(set(route) - set(layers)):
+            config.refuse(f"routes: {list(route)} skips block {odd[0]}, which has no router")
     config.done(HARMLESS)
     taken = Taken(files)
     for layer in layers:

@@ -21,7 +21,7 @@ from graftline.passes.graph.ports import cache_of, input_of, port_of, roles_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.laws.masks import masks
 from graftline.passes.pipeline.graft import SHARED, Evaluate, Graft, Law, WeightFreeLaw
-from graftline.ports import FEATURES, Port, read_ports, slot_ports, write_ports
+from graftline.ports import FEATURES, STREAM, Port, read_ports, slot_ports, write_ports
 from graftline.roles import Roles
 from graftline.tree import Tree
 
@@ -76,9 +76,10 @@ class Grove:
 
     @classmethod
     def of(cls, feed: Feed, roles: Roles) -> Grove:
-        """The last tokens of a chain as trees, its first ones as their past."""
-        tokens = feed[roles.inputs["tokens"]]
-        batch, rows = tokens.shape
+        """The last rows of a chain as trees, its first ones as their past. Rows of a graph that
+        begins at hidden states are trees without tokens of their own: zeros."""
+        batch, rows = step_shape(feed, roles)
+        tokens = feed.get(roles.inputs.get("tokens", ""), np.zeros((batch, rows), np.int64))
         past = max(1, rows - len(TREES[0]))
         lengths = np.asarray([max(1, past - 2 * (n % 2)) for n in range(batch)])
         trees = [Tree(tokens[n, past:], TREES[n % 2][: rows - past]) for n in range(batch)]
@@ -95,7 +96,7 @@ class Grove:
 
     def _cut(self, feed: Feed, rows: slice) -> Feed:
         """Some of the rows of what has one for each token."""
-        names = (self.roles.inputs.get(role) for role in ("tokens", "positions", FEATURES))
+        names = (self.roles.inputs.get(role) for role in ("tokens", "positions", FEATURES, STREAM))
         return {name: feed[name][:, rows] for name in names if name in feed}
 
     def ports(self, slots: int) -> Feed:
@@ -106,6 +107,11 @@ class Grove:
             mask[row, 0, :, :length] = True
             mask[row, 0, :, length : length + len(tree.tokens)] = tree.mask
         return self.roles.feed(positions=self.lengths[:, None] + depth, mask=mask)
+
+
+def step_shape(feed: Feed, roles: Roles) -> tuple[int, int]:
+    """Sequences and rows of a step: of its tokens, or of the hidden states it begins at."""
+    return feed[roles.inputs["tokens" if "tokens" in roles.inputs else STREAM]].shape[:2]
 
 
 def _chain(feed: Feed, tokens: Array, roles: Roles) -> Feed:

@@ -17,7 +17,7 @@ from graftline.evaluate import Feed, Prepared, prepare
 from graftline.law import Evidence, LawRow
 from graftline.passes.anchors.reduce import block_kinds
 from graftline.passes.grafts.kv_cache import carried_caches
-from graftline.passes.grafts.tree_mask import Grove, causal_mask
+from graftline.passes.grafts.tree_mask import Grove, causal_mask, step_shape
 from graftline.passes.graph.ports import roles_of
 from graftline.passes.graph.shapes.whole import infer
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
@@ -220,7 +220,7 @@ def trees(
 
 def _all_rows(feed: Feed, roles: Roles) -> Feed:
     """`feed` asking, where it asks, for the logits of all its rows."""
-    batch, count = feed[roles.inputs["tokens"]].shape
+    batch, count = step_shape(feed, roles)
     return feed | roles.feed(rows=np.tile(np.arange(count, dtype=np.int64), (batch, 1)))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import count
 
 import numpy as np
@@ -174,8 +174,7 @@ def owed(network: Network, ports: Iterable[Port], facts: DenoiserFacts, feed: Fe
         network = network.guided(facts.sampling.guidance)
     if (STRENGTH, TARGET) in roles:
         assert facts.sampling is not None, "what is predicted comes with a schedule"
-        at = facts.time
-        once = network.call if at is None else lambda given: network.at(at, given)
+        once = network.call if facts.time is None else partial(network.at, facts.time)
         found = {DENOISED: denoised(once, facts.sampling, own)}
     elif (NOISE, TARGET) not in roles:
         found = network.call(own) if facts.time is None else network.at(facts.time, own)

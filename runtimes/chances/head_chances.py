@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from graftline.runtimes.chances.calibration import Calibration
 
 KEEP = 1.0 - 1.0 / 300.0
 """What every further trial leaves of the earlier ones."""
@@ -67,3 +69,27 @@ class HeadChances:
         """The tokens `fresh` came, where that was said."""
         for head, (ids, shares), token in told(said, fresh):
             self.record(head, ids, shares, token)
+
+
+def noted(
+    said: Said,
+    ranks: HeadChances,
+    depth: int,
+    paths: Iterable[Sequence[int]],
+    ids: Sequence[list[int]],
+    shares: Sequence[list[float]],
+) -> list[list[float]]:
+    """Note what is said behind nodes of one depth of a tree: their `paths`, and of each its
+    candidates and their shares. Returns the chances of these."""
+    said.update(zip(map(tuple, paths), zip(ids, shares, strict=True), strict=True))
+    return [ranks.of_head(depth, given) for given in shares]
+
+
+def judged(
+    said: Said, ranks: HeadChances, calibration: Calibration, fresh: Sequence[int]
+) -> None:
+    """Learn from the tokens `fresh`, which came where that was said; it is forgotten then."""
+    for _, (ids, shares), token in told(said, fresh):
+        calibration.record(shares[0] / sum(shares), ids[0] == token)
+    ranks.learn(said, fresh)
+    said.clear()

@@ -18,6 +18,7 @@ from graftline.runtimes.drafters.draft_steps import DraftSteps
 from graftline.runtimes.drafters.dspark import DSpark
 from graftline.runtimes.drafters.eagle import Eagle
 from graftline.runtimes.drafters.early_exit import EarlyExit
+from graftline.runtimes.drafters.exit_tree import ExitTree
 from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
 from graftline.runtimes.drafters.hydra import Hydra
 from graftline.runtimes.drafters.input_copy import InputCopy
@@ -55,6 +56,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "dspark": DSpark,
     "eagle": Eagle,
     "early-exit": EarlyExit,
+    "exit-tree": ExitTree,
     "hierarchical-draft": HierarchicalDraft,
     "hydra": Hydra,
     "input-copy": InputCopy,

@@ -11,12 +11,12 @@ import numpy as np
 from graftline.errors import GraftlineError
 from graftline.runtimes.chances.calibration import Calibration
 from graftline.runtimes.chances.certainty import certainty
-from graftline.runtimes.chances.head_chances import HeadChances, Said, told
+from graftline.runtimes.chances.head_chances import HeadChances, Said, judged, noted
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafting import Draft
 from graftline.runtimes.feature_engine import FeatureEngine
-from graftline.runtimes.feature_reader import FeatureReader, Levels
+from graftline.runtimes.feature_reader import FeatureLevels, FeatureReader
 from graftline.runtimes.head_draft import FIRST
 from graftline.runtimes.head_text import HeadText
 from graftline.runtimes.lengths import make_length
@@ -121,18 +121,9 @@ class Eagle(DraftModel):
         if self.policy is not None and self._drafted:
             self.policy.observe(accepted, len(self._drafted))
         self._drafted = []
-        self._judge(fresh)
+        judged(self._said, self.ranks, self.calibration, fresh)
         self._features.choose(fresh, features[row, list(verdict.path)])
         self._class = certainty(scores, row, verdict.path[-1])
-
-    def _judge(self, fresh: Sequence[int]) -> None:
-        """Learn from what the target chose where the last draft was a tree."""
-        if not self._said:
-            return
-        for _, (ids, shares), token in told(self._said, fresh):
-            self.calibration.record(shares[0] / sum(shares), ids[0] == token)
-        self.ranks.learn(self._said, fresh)
-        self._said = {}
 
     def _tree(self, bid: Bid) -> Draft:
         """A tree of at most `bid.rows` rows, whose first depth is paid for."""
@@ -141,7 +132,7 @@ class Eagle(DraftModel):
         reader, rows = self._features, min(bid.rows, self.rows)
         reader.sit(bid.row)
         growth = Growth(reader.tokens[-1], self.width)
-        levels = Levels(reader, growth)
+        levels = FeatureLevels(reader, growth)
         nodes = [0] if rows > 1 and reader.room > 0 else []
         for depth in range(self.depth):
             if not nodes:
@@ -159,10 +150,8 @@ class Eagle(DraftModel):
     ) -> None:
         """Give nodes of that depth what the head says behind them."""
         ids, probs = self._features.candidates(scores, self.width)
-        chances: list[list[float]] = []
-        for path, known, given in zip(self.asked, ids.tolist(), probs.tolist(), strict=True):
-            self._said[tuple(path)] = known, given
-            chances.append(self.ranks.of_head(depth, given))
+        each = self.asked, ids.tolist(), probs.tolist()
+        chances = noted(self._said, self.ranks, depth, *each)
         growth.expand(nodes, ids, np.asarray(chances))
 
     def _worth_reading(self, growth: Growth, bid: Bid, rows: int) -> list[int]:

@@ -37,6 +37,11 @@ class ExitReader(Reader):
         """Read with another exit of the same target, on the same caches."""
         self.way, self.engine, self.milliseconds = way, way.engine, way.engine.step
 
+    def keep(self, scores: Scores) -> None:
+        """Keep the hidden states of all rows of these scores."""
+        for tap, states in scores.taps.items():
+            self.states.setdefault(tap, []).extend(states[0].copy())
+
     def guess(
         self, scores: Scores, place: int, sampling: Sampling, exact: bool = False
     ) -> Guess:
@@ -103,10 +108,9 @@ class EarlyExit(DraftModel):
             ahead.append(token)
             promised.append(odds)
             self._drafted.append((token, guess.confidence))
-        tokens = [reader.tokens[-1], *ahead]
+        chain = Tree.chain([reader.tokens[-1], *ahead])
         if not bid.whole:
-            reader.way.begun(bid.row, start, tokens, np.stack(reader.states[reader.way.tap]))
-        chain = Tree.chain(tokens)
+            reader.way.begun(bid.row, start, chain, np.stack(reader.states[reader.way.tap]))
         return Tree(chain.tokens, chain.parents, np.asarray(promised, np.float32), draws or None)
 
     def _most(self, bid: Bid) -> int:

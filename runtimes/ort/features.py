@@ -16,7 +16,7 @@ from graftline.runtimes.feature_engine import WalkedScores
 from graftline.runtimes.ort.cuda import CudaSession
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.step_arrays import StepArrays
-from graftline.runtimes.session import Bools, Floats, Scores, Tap
+from graftline.runtimes.session import Scores, Tap
 
 
 class FeatureSession(OrtSession):
@@ -54,30 +54,6 @@ class FeatureSession(OrtSession):
     def _open_block(self, call: StepArrays, asked: int, end: int) -> None:
         if call.mask is not None and self._whole:
             call.mask[0, 0, -asked:, :end] = True
-
-    def follow_level(
-        self,
-        row: int,
-        base: int,
-        start: int,
-        tokens: Sequence[int],
-        features: Floats,
-        depth: int,
-        seen: Bools,
-    ) -> Scores:
-        """The scores [1, N] of N nodes of a tree behind the first `base` slots of sequence `row`,
-        all `depth` levels below its root, which holds the last of those. They are put into the
-        slots from `start` on; `seen` [N, start - base + N] says which of the tree's slots each of
-        them sees, besides all before."""
-        positions = np.full(len(tokens), base - 1 + depth, np.int64)
-        call = self._placed(row, start, tokens, positions)
-        assert call.mask is not None, "a head whose graph takes trees has a mask"
-        call.set_features(features)
-        end = base + seen.shape[1]
-        call.mask[0, 0, :, :base] = True
-        call.mask[0, 0, :, base:end] = seen
-        call.mask[0, 0, :, end:] = False
-        return self._run(call)
 
 
 class CudaFeatureSession(FeatureSession, CudaSession):

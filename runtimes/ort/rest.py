@@ -62,6 +62,25 @@ class RestSession(OrtSession):
             call.write_index[row], call.positions[row] = start, start + steps
             assert call.states is not None
             call.states[row] = part
+            if call.mask is not None:
+                call.mask_chain(row, start, counts[0])
+        return self._run(call)
+
+    def resume_tree(
+        self, row: int, start: int, states: Floats, depth: Ints, seen: Bools
+    ) -> Scores:
+        """The scores [1, N] of a tree of sequence `row`, whose rows' hidden states [N, H] lie
+        behind the first `start` slots, `depth` [N] levels below its root, and see one another as
+        `seen` [N, N] says."""
+        call, end = self._call(1, len(states), len(states), row), start + len(states)
+        call.filled = -1
+        call.write_index[0], call.positions[0] = start, start + depth
+        assert call.states is not None
+        call.states[0] = states
+        assert call.mask is not None, "the blocks behind an exit that drafts trees have a mask"
+        call.mask[0, 0, :, :start] = True
+        call.mask[0, 0, :, start:end] = seen
+        call.mask[0, 0, :, end:] = False
         return self._run(call)
 
     def _each(

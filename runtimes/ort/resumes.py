@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory
-from graftline.runtimes.session import Floats, Ints, Scores
+from graftline.runtimes.session import Bools, Floats, Ints, Scores
+from graftline.tree import Tree
 
 if TYPE_CHECKING:
     from graftline.runtimes.ort.rest import RestSession
@@ -18,17 +21,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Begun:
-    """Rows of one sequence that an exit's blocks have computed: their `tokens` behind the first
+    """Rows of one sequence that an exit's blocks have computed: those of a `tree` behind the first
     `start` slots, and the hidden states [N, H] that left those blocks. `rest` has the others."""
 
     rest: RestSession
     start: int
-    tokens: Sequence[int]
+    tree: Tree
     states: Floats
 
-    def of(self, start: int, tokens: Sequence[int]) -> bool:
-        """Whether chains of these tokens behind so many slots are begun, with all their rows."""
-        return self.start == start and list(self.tokens[: len(tokens)]) == tokens
+    def of(self, start: int, tokens: Sequence[int], seen: Bools | None) -> bool:
+        """Whether rows of these tokens behind so many slots, each of which sees those that `seen`
+        [N, N] says (None: all before it), are begun, with all their rows."""
+        count = len(tokens)
+        if self.start != start or self.tree.token_list[:count] != tokens:
+            return False
+        if self.tree.is_chain and seen is None:
+            return True
+        seen = np.tri(count, dtype=np.bool_) if seen is None else seen
+        return bool(np.array_equal(self.tree.mask[:count, :count], seen))
 
 
 class Resumes:
@@ -48,13 +58,17 @@ class Resumes:
         """The next step goes on from nowhere."""
         self._begun.clear()
 
-    def score(self, tokens: Ints, counts: Sequence[int]) -> Scores | None:
-        """The scores [B, N] of chains of which some were begun, in as few calls as neighbours have
-        the same blocks left; None where none was."""
+    def score(
+        self, tokens: Ints, counts: Sequence[int], depth: Ints | None, mask: Bools | None
+    ) -> Scores | None:
+        """The scores [B, N] of rows of which some were begun: chains, in as few calls as neighbours
+        have the same blocks left, or trees (as in `Session.score`). None where none was."""
         each = enumerate(zip(tokens, counts, strict=True))
-        rests = [self._rest(row, part[:count].tolist()) for row, (part, count) in each]
+        rests = [self._rest(row, part[:count].tolist(), mask) for row, (part, count) in each]
         if all(rest is None for rest in rests):
             return None
+        if mask is not None:
+            return self._trees(rests, tokens, counts, depth, mask)
         runs = [[*run] for _, run in groupby(range(len(rests)), key=lambda row: id(rests[row]))]
         if len(runs) == 1:
             scores = self._run(rests[0], runs[0], tokens, counts)
@@ -67,10 +81,31 @@ class Resumes:
             scores = whole.scores()
         return scores
 
-    def _rest(self, row: int, tokens: list[int]) -> RestSession | None:
+    def _rest(self, row: int, tokens: list[int], mask: Bools | None) -> RestSession | None:
         """What ends the rows of a sequence; None where all blocks have to."""
         begun, start = self._begun.get(row), int(self._target.lengths[row])
-        return begun.rest if begun is not None and begun.of(start, tokens) else None
+        seen = None if mask is None else mask[row, : len(tokens), : len(tokens)]
+        return begun.rest if begun is not None and begun.of(start, tokens, seen) else None
+
+    def _trees(
+        self,
+        rests: Sequence[RestSession | None],
+        tokens: Ints,
+        counts: Sequence[int],
+        depth: Ints | None,
+        mask: Bools,
+    ) -> Scores:
+        """The scores of trees, a call for each sequence."""
+        whole = Assembly(self._memory, *tokens.shape)
+        for row, (rest, count) in enumerate(zip(rests, counts, strict=True)):
+            if rest is None:
+                found = self._target.tree(row, tokens, depth, mask, count)
+            else:
+                begun, size = self._begun[row], slice(count)
+                tree = begun.tree.depth[size], mask[row, size, size]
+                found = rest.resume_tree(row, begun.start, begun.states[size], *tree)
+            whole.put(row, found, 0)
+        return whole.scores()
 
     def _run(
         self, rest: RestSession | None, run: Sequence[int], tokens: Ints, counts: Sequence[int]

@@ -174,6 +174,30 @@ class OrtSession(BoundCalls):
                 call.mask_chain(row, start, 1)
         return self._run(call)
 
+    def follow_level(
+        self,
+        row: int,
+        base: int,
+        start: int,
+        tokens: Sequence[int],
+        features: Floats | None,
+        depth: int,
+        seen: Bools,
+    ) -> Scores:
+        """The scores [1, N] of N nodes of a tree behind the first `base` slots of sequence `row`,
+        all `depth` levels below its root, which holds the last of those. They are put into the
+        slots from `start` on; `seen` [N, start - base + N] says which of the tree's slots each of
+        them sees, besides all before. `features` [N, H]: what a draft head reads with them."""
+        positions = np.full(len(tokens), base - 1 + depth, np.int64)
+        call = self._placed(row, start, tokens, positions)
+        assert call.mask is not None, "a graph that takes trees has a mask"
+        call.set_features(features)
+        end = base + seen.shape[1]
+        call.mask[0, 0, :, :base] = True
+        call.mask[0, 0, :, base:end] = seen
+        call.mask[0, 0, :, end:] = False
+        return self._run(call)
+
     @property
     def lengths(self) -> Ints:
         """[B]: committed positions of each sequence."""
@@ -267,7 +291,7 @@ class OrtSession(BoundCalls):
             raise BackendError("a tree needs a committed prompt before it; prefill first")
         each = [count] * batch if counts is None else counts
         if self.resumes is not None:
-            found = None if mask is not None else self.resumes.score(tokens, each)
+            found = self.resumes.score(tokens, each, depth, mask)
             self.resumes.forget()
             if found is not None:
                 return found
@@ -306,11 +330,17 @@ class OrtSession(BoundCalls):
                 whole.put(row, scores, row)
         for row in range(batch):
             if (count := counts[row]) > 1 or len(single) == 1:
-                steps = None if depth is None else depth[:, :count]
-                seen = None if mask is None else mask[:, :count, :count]
-                part = tokens[row : row + 1, :count]
-                whole.put(row, self._rows(row, 1, part, steps, seen), 0)
+                whole.put(row, self.tree(row, tokens, depth, mask, count), 0)
         return whole.scores()
+
+    def tree(
+        self, row: int, tokens: Ints, depth: Ints | None, mask: Bools | None, count: int
+    ) -> Scores:
+        """The scores [1, count] of the first `count` rows of one sequence, of what `score` is given
+        for all of them."""
+        steps = None if depth is None else depth[:, :count]
+        seen = None if mask is None else mask[:, :count, :count]
+        return self._rows(row, 1, tokens[row : row + 1, :count], steps, seen)
 
     def score_slots(self, tokens: Ints, positions: Ints, mask: Bools) -> Scores:
         """Score N new rows per sequence, by explicit slots. See `Session.score_slots`."""

@@ -115,11 +115,12 @@ class TrtFeatureSession(TrtSession):
         base: int,
         start: int,
         tokens: Sequence[int],
-        features: Floats,
+        features: Floats | None,
         depth: int,
         seen: Bools,
     ) -> Scores:
-        """The scores [1, N] of a level of a tree. See `HeadSession.follow_level`."""
+        """The scores [1, N] of a level of a tree. See `TreeSession.follow_level`."""
+        assert features is not None, "a head reads features"
         count = len(tokens)
         wide = next((n for n in self.plan.decoding if n >= count), None)
         if wide is None:

@@ -18,6 +18,7 @@ from graftline.errors import GraftlineError
 from graftline.runtimes.control.choose import Terms
 from graftline.runtimes.load import load
 from graftline.runtimes.sessions import one_copy
+from graftline.tree import Tree
 from tests.free_engine import answers_are_plains, free
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
@@ -156,14 +157,14 @@ def test_states_of_other_tokens_are_not_used(bundle: Bundle) -> None:
     expected = session.score(np.asarray([[7, 8]])).logits.copy()
     wrong = np.full((2, SPEC.hidden), 9.0, np.float32)
     for start, tokens in ((6, [7, 9]), (5, [7, 8]), (6, [7])):
-        way.begun(0, start, tokens, wrong[: len(tokens)])
+        way.begun(0, start, Tree.chain(tokens), wrong[: len(tokens)])
         assert np.array_equal(session.score(np.asarray([[7, 8]])).logits, expected)
     for forgetting in (lambda: session.score(np.asarray([[1]])), lambda: session.reset(1)):
-        way.begun(0, 6, [7, 8], wrong)
+        way.begun(0, 6, Tree.chain([7, 8]), wrong)
         forgetting()
     session.prefill([np.arange(6)])
     assert np.array_equal(session.score(np.asarray([[7, 8]])).logits, expected)
-    way.begun(0, 6, [7, 8], wrong)
+    way.begun(0, 6, Tree.chain([7, 8]), wrong)
     assert not np.allclose(session.score(np.asarray([[7, 8]])).logits, expected)
     assert np.array_equal(session.score(np.asarray([[7, 8]])).logits, expected)
 
@@ -180,7 +181,7 @@ def test_sequences_begun_and_not_begun_go_together(bundle: Bundle) -> None:
     for row, count in ((0, 3), (2, 2)):
         new, start = tokens[row, :count].tolist(), len(texts[row])
         states = guest.follow(row, start, new, count).tap(way.tap)[0].copy()
-        way.begun(row, start, new, states)
+        way.begun(row, start, Tree.chain(new), states)
     got = session.score(tokens, counts=[3, 1, 2]).logits
     for row, count in enumerate((3, 1, 2)):
         np.testing.assert_allclose(got[row, :count], expected[row, :count], atol=2e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,14 @@ from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.depth_rest import DepthRest, joined
 from graftline.runtimes.ort.rest import RestSession
 from graftline.runtimes.ort.session import OrtSession
+from graftline.runtimes.session import Tap
+from graftline.tree import Tree
 
 Array = npt.NDArray[Any]
 PROMPT, ROWS, SLOTS = 4, 4, 64
 """Rows that the whole target reads first, then rows that an exit and its rest take over."""
+BRANCHED = (-1, 0, 0, 1)
+"""The parents of these rows in a tree."""
 
 
 def prove_rest(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
@@ -52,8 +57,9 @@ def prove_rest(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
 
 
 def resumed(parts: Parts, stage: str, blocks: int, tokens: Array) -> tuple[Array, Array]:
-    """Logits [ROWS, V] of the last of `tokens` [N] by exit and rest, on caches of the target that
-    holds the others; and by the target."""
+    """Logits [rows, V] of the last ROWS of `tokens` [N] by exit and rest, on caches of the target
+    that holds the others; and by the target: as a chain, and where both read trees as BRANCHED,
+    too."""
     target, first = _opened(parts, parts.engine), _opened(parts, exit_stage(blocks))
     facts = as_decoder(parts.stages[stage].facts)
     rest = RestSession(parts.graph(stage), facts, parts.ports(stage), capacity=SLOTS)
@@ -64,8 +70,31 @@ def resumed(parts: Parts, stage: str, blocks: int, tokens: Array) -> tuple[Array
     target.reset(1)
     target.prefill([tokens[:PROMPT]])
     new = tokens[PROMPT:].tolist()
-    states = first.sibling(target).follow(0, PROMPT, new, len(new)).tap(rest.reads)[0]
-    return rest.resume(0, [PROMPT], [states]).logits[0].copy(), expected
+    first = first.sibling(target)
+    states = first.follow(0, PROMPT, new, len(new)).tap(rest.reads)[0]
+    got = rest.resume(0, [PROMPT], [states]).logits[0].copy()
+    if not rest.supports_trees:
+        return got, expected
+    tree = Tree(tokens[PROMPT:], np.asarray(BRANCHED, np.int64))
+    target.reset(1)
+    target.prefill([tokens[:PROMPT]])
+    branched = target.score(tokens[None, PROMPT:], tree.depth[None], tree.mask[None]).logits[0]
+    expected = np.concatenate([expected, branched])
+    target.reset(1)
+    target.prefill([tokens[:PROMPT]])
+    states = np.concatenate(list(_levels(first, tree, rest.reads)))
+    branched = rest.resume_tree(0, PROMPT, states, tree.depth, tree.mask).logits[0]
+    return np.concatenate([got, branched]), expected
+
+
+def _levels(first: OrtSession, tree: Tree, reads: Tap) -> Iterator[Array]:
+    """The hidden states [N, H] that leave an exit's blocks, which read a tree depth by depth."""
+    yield first.follow(0, PROMPT, tree.token_list[:1]).tap(reads)[0].copy()
+    for depth in range(1, int(tree.depth.max()) + 1):
+        start, stop = np.searchsorted(tree.depth, (depth, depth + 1)).tolist()
+        seen, nodes = tree.mask[start:stop, 1:stop], tree.token_list[start:stop]
+        base, place = PROMPT + 1, PROMPT + start
+        yield first.follow_level(0, base, place, nodes, None, depth, seen).tap(reads)[0].copy()
 
 
 def _opened(parts: Parts, stage: str) -> OrtSession:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from graftline.commands.training import Command
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import open_head
 from graftline.models.tiny import tiny
@@ -153,6 +155,13 @@ def test_layers_texts_and_hosts_that_cannot_be_are_refused(
             skippable(layers, 4, share)
     with pytest.raises(GraftlineError, match="routers read prompts"):
         Routing(host, "1", 0.25, [row(host, TEXT, 1)])
+    for given, message in (
+        ({"text": True}, "--text: routers read prompts"),
+        ({"share": 1.5}, "--share 1.5: use a share"),
+        ({"rank": 4}, "--rank is for lora-drop"),
+    ):  # fmt: skip
+        with pytest.raises(GraftlineError, match=message):
+            Command("router", "host", Path("p"), Path("o"), **given).check()
     with pytest.raises(GraftlineError, match="no prompt skips a block yet"):
         Routing(host, "1", 0.25, [row(host, TEXT)]).published()
     nothing = SimpleNamespace(last_hidden_state=torch.zeros(1, 12, 64))

@@ -13,9 +13,12 @@ from faults.mutant import Mutant, Touched, after, instead
 from graftline.passes import GRAFTS
 from graftline.passes.anchors.anchors import block_outputs
 from graftline.passes.grafts.depth_rest import DepthRest
+from graftline.runtimes.ort.rest import RestSession
+from graftline.runtimes.ort.session import OrtSession
 
 REST = GRAFTS["depth-rest"]
 EXIT = {"recipe": "layer-skip", "exits": (1,)}
+TREES = {"recipe": "layer-skip-tree", "exits": (1,)}
 
 
 def _late(real: Callable[[DepthRest, ir.Model], None], touched: Touched) -> Any:
@@ -47,6 +50,28 @@ def _one_slot_late(model: ir.Model) -> int:
     return sum(rewired(node, place, late) for node, place in users)
 
 
+def _sees_all(real: Callable[..., Any], touched: Touched) -> Any:
+    """Rows of a tree that was begun see all rows before them, of other branches too."""
+
+    def resume_tree(self: RestSession, row: int, start: int, states: Any, depth: Any, seen: Any
+                    ) -> Any:  # fmt: skip
+        touched.count += 1
+        return real(self, row, start, states, depth, np.tri(len(seen), dtype=np.bool_))
+
+    return resume_tree
+
+
+def _one_deeper(real: Callable[..., Any], touched: Touched) -> Any:
+    """Nodes that an exit reads have the position behind their own."""
+
+    def follow_level(self: OrtSession, row: int, base: int, start: int, tokens: Any, features: Any,
+                     depth: int, seen: Any) -> Any:  # fmt: skip
+        touched.count += 1
+        return real(self, row, base, start, tokens, features, depth + 1, seen)
+
+    return follow_level
+
+
 EXITS = [
     Mutant("rest-without-a-sum", "depth-rest: apply", "the first block left drops its attention",
            "plain", "joined", instead(REST, "apply", _late), EXIT),
@@ -54,4 +79,8 @@ EXITS = [
            "plain", "joined", after(REST, _halved), EXIT),
     Mutant("rest-one-slot-late", "depth-rest: apply", "caches are written one slot late",
            "plain", "joined", after(REST, _one_slot_late), EXIT),
+    Mutant("rest-that-sees-other-branches", "runtimes: rest", "a row sees rows of other branches",
+           "plain", "resumed", instead(RestSession, "resume_tree", _sees_all), TREES),
+    Mutant("exit-one-level-deeper", "runtimes: session", "nodes are read one position late",
+           "plain", "resumed", instead(OrtSession, "follow_level", _one_deeper), TREES),
 ]  # fmt: skip
