@@ -96,6 +96,23 @@ def files_in(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*") if p.is_symlink() or not p.is_dir())
 
 
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Where to write what `path` is to be: it takes its place when the block ends, and goes where
+    the block fails or is interrupted, so that `path` is whole or as it was. What is no file, as
+    /dev/stdout, is written to itself."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    rough = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    try:
+        yield rough
+        os.replace(rough, path)
+    finally:
+        rough.unlink(missing_ok=True)
+
+
 def fsync(path: Path) -> None:
     """Bring a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -19,6 +19,7 @@ from graftline.commands.figures import PLAIN, report
 from graftline.commands.opening import open_decoder, open_engine
 from graftline.commands.questions import Question, groups, read_questions, select
 from graftline.errors import GraftlineError, RequestError
+from graftline.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -259,7 +260,8 @@ def _write(
         **how,
         **reports,
     }
-    file.write_text(json_format.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    with replacing(file) as rough:
+        rough.write_text(json_format.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def _table(found: Comparison, group: str | None) -> Any:

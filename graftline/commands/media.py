@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import RequestError
+from graftline.files import replacing
 
 Array = npt.NDArray[Any]
 KINDS = (".npy", ".wav", ".png")
@@ -36,10 +37,12 @@ def check_out(out: Path, rate: int | None, axes: int) -> None:
 
 
 def write_media(out: Path, made: Array, rate: int | None, lowest: float, highest: float) -> None:
-    """Write what a decoder made; numbers from `lowest` to `highest` span the range of a .png or
-    .wav file, and others are clipped. Raises RequestError for several rows in one such file."""
+    """Write what a decoder made, whole or not at all; numbers from `lowest` to `highest` span the
+    range of a .png or .wav file, and others are clipped. Raises RequestError for several rows in
+    one such file."""
     if out.suffix == ".npy":
-        np.save(out, made)
+        with replacing(out) as rough:
+            np.save(rough, made)
         return
     if len(made) != 1:
         raise RequestError(f"--out {out} holds one row of {len(made)}; name a .npy file")
@@ -52,8 +55,8 @@ def write_media(out: Path, made: Array, rate: int | None, lowest: float, highest
 
 
 def write_wave(out: Path, chunks: Iterable[Array], rate: int) -> None:
-    """Write chunks [C, T] of numbers in -1..1 as 16-bit samples, as they come."""
-    with wave.open(str(out), "wb") as file:
+    """Write chunks [C, T] of numbers in -1..1 as 16-bit samples, whole or not at all."""
+    with replacing(out) as rough, wave.open(str(rough), "wb") as file:
         for place, chunk in enumerate(chunks):
             if not place:
                 file.setnchannels(len(chunk))
@@ -70,4 +73,5 @@ def write_png(out: Path, image: npt.NDArray[np.uint8]) -> None:
     if len(image) not in _CHANNELS:
         raise RequestError(f"an image of {len(image)} channels is no PNG; name a .npy file")
     pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
-    Image.fromarray(pixels).save(out)
+    with replacing(out) as rough:
+        Image.fromarray(pixels).save(rough)

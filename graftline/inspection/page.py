@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from html import escape
@@ -18,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from graftline.errors import GraftlineError
+from graftline.files import replacing
 from graftline.inspection.scene import Json
 
 SCRIPTS = (
@@ -49,14 +49,11 @@ def render(data: Json, names: Sequence[str] = SCRIPTS) -> str:
 
 def write_page(data: Json, path: Path, names: Sequence[str] = SCRIPTS) -> None:
     """Write the page to `path`, whole or not at all. Raises GraftlineError where that fails."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.write_text(render(data, names), encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
+        with replacing(path) as rough:
+            rough.write_text(render(data, names), encoding="utf-8", newline="\n")
     except OSError as error:
         raise GraftlineError(f"{path} cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _part(name: str) -> str:

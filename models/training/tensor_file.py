@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graftline.errors import CheckpointError, GraftlineError
-from graftline.files import fsync
+from graftline.files import fsync, replacing
 
 Array = npt.NDArray[Any]
 SUM = "sha256"
@@ -69,15 +68,11 @@ def damaged(path: Path, why: object) -> CheckpointError:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. Raises GraftlineError on a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rough = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with room(path):
-        try:
+        with replacing(path) as rough:
             rough.write_bytes(data)
             fsync(rough)
-            os.replace(rough, path)
-            fsync(path.parent)
-        finally:
-            rough.unlink(missing_ok=True)
+        fsync(path.parent)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 from PIL import Image
 
 from graftline import load_decoder, optimize
-from graftline.commands.media import write_png
+from graftline.commands.media import write_png, write_wave
 from graftline.errors import RequestError
+from graftline.files import replacing
 from tests.commands.calling import call, refused
 from tests.kinds.latent_decoders import UPSCALER, VOCODER, write
 from tests.kinds.recognisers import CPPD
@@ -71,6 +74,33 @@ def test_images_of_one_to_four_channels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels, image[:count].transpose(1, 2, 0))
     with pytest.raises(RequestError, match="5 channels"):
         write_png(tmp_path / "five.png", image)
+
+
+def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
+    """A disk that is full, Ctrl-C: neither half a file nor one beside it."""
+    out = tmp_path / "x.wav"
+    write_wave(out, [np.zeros((1, 8))], 8000)
+    before = out.read_bytes()
+
+    def interrupted() -> Iterator[np.ndarray]:
+        yield np.ones((1, 8))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_wave(out, interrupted(), 8000)
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_link_stays_one_and_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+    link, there = tmp_path / "link.png", tmp_path / "there.png"
+    link.symlink_to(there)
+    write_png(link, np.zeros((1, 4, 6), np.uint8))
+    assert link.is_symlink()
+    assert there.is_file()
+    with replacing(Path(os.devnull)) as path:
+        path.write_bytes(b"x")
+    assert Path(os.devnull).is_char_device()
 
 
 def test_what_does_not_go_together(folder: Path, tmp_path: Path) -> None:
