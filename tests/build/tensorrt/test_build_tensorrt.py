@@ -25,7 +25,7 @@ from graftline.ports import Port, read_ports
 from graftline.recipe import recipes
 from tests.build.tensorrt.rtx_engines import FULL, TWO, engine, graph, trt
 
-READ_A_HEAD = ("head-features", "placeholders", "refresh-state")
+READ_A_HEAD = ("head-features", "hidden-transfer", "placeholders", "refresh-state", "routers")
 WITHOUT_HEADS = {r.passes for r in recipes() if not any(p in r.passes for p in READ_A_HEAD)}
 """What is made for a head, or for corrections, such a target does not take yet."""
 
