@@ -22,12 +22,8 @@ from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.lower.tensorrt.importable import IMPORTED
 from graftline.ports import Port, read_ports
-from graftline.recipe import recipes
 from tests.build.tensorrt.rtx_engines import FULL, TWO, engine, graph, trt
-
-READ_A_HEAD = ("head-features", "hidden-transfer", "placeholders", "refresh-state", "routers")
-WITHOUT_HEADS = {r.passes for r in recipes() if not any(p in r.passes for p in READ_A_HEAD)}
-"""What is made for a head, or for corrections, such a target does not take yet."""
+from tests.passes.lower.tensorrt.tensorrt_hosts import WITHOUT_HEADS
 
 GRAFTED = {
     "host": "",

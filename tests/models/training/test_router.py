@@ -141,6 +141,9 @@ def test_training_teaches_and_writes_its_files(job: MakeJob, host: FrozenHost) -
     assert config["num_hidden_layers"] == 4
     best = trained.course.looks[trained.course.best]
     assert best[0] > 0, "weights that skip nothing are not the best"
+    again = train(replace(given, out=given.out.with_name("again")), lambda line: None)
+    files = [(one.out / "model.safetensors").read_bytes() for one in (trained, again)]
+    assert files[0] == files[1], "the same seed gives the same bytes"
 
 
 def test_layers_texts_and_hosts_that_cannot_be_are_refused(

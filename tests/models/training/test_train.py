@@ -40,6 +40,9 @@ def weights(out: Path) -> bytes:
     return file.read_bytes()
 
 
+ELSEWHERE = ("markov", "router")
+"""Kinds whose files are compared in their own tests: one draws nothing, the other has nothing to
+write after so few steps."""
 FORMS = [("medusa", "v2"), ("medusa", "v1"), ("hydra", "v2"), ("eagle", "v2"), ("eagle3", "v2")]
 
 
@@ -114,7 +117,7 @@ def test_the_card_says_how_it_came_to_be(job: MakeJob) -> None:
         assert words in card
 
 
-@pytest.mark.parametrize("kind", module.KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in module.KINDS if kind not in ELSEWHERE])
 def test_the_same_seed_gives_the_same_bytes(job: MakeJob, kind: str) -> None:
     outs = [
         job(kind, out=name, steps=8, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))

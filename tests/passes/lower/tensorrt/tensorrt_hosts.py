@@ -9,6 +9,7 @@ from graftline.evaluate import Feed
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import infer_shapes
+from graftline.recipe import recipes
 from tests.passes.tiny_hosts import HOSTS as KINDS
 
 ALL = (
@@ -17,6 +18,11 @@ ALL = (
 )
 HOSTS = {name: KINDS[name] for name in ("grouped", "window", "alibi", "head-of-8")}
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ir.DataType.BFLOAT16.numpy()}
+
+
+READ_A_HEAD = ("head-features", "hidden-transfer", "placeholders", "refresh-state", "routers")
+WITHOUT_HEADS = {r.passes for r in recipes() if not any(p in r.passes for p in READ_A_HEAD)}
+"""What is made for a head, corrections or routers, such a target does not take yet."""
 
 
 def host(spec: TinyDecoder = HOSTS["grouped"], softcap: float = 0.0) -> ir.Model:

@@ -15,13 +15,16 @@ from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.laws.common import infer_shapes
 from graftline.ports import Port, read_ports, write_ports
-from graftline.recipe import recipes
-from tests.passes.lower.tensorrt.tensorrt_hosts import ALL, DTYPES, HOSTS, host, listing, lowered
+from tests.passes.lower.tensorrt.tensorrt_hosts import (
+    ALL,
+    DTYPES,
+    HOSTS,
+    WITHOUT_HEADS,
+    host,
+    listing,
+    lowered,
+)
 from tests.passes.tiny_hosts import decoder_feed, filled
-
-READ_A_HEAD = ("head-features", "placeholders", "refresh-state")
-WITHOUT_HEADS = {r.passes for r in recipes() if not any(p in r.passes for p in READ_A_HEAD)}
-"""What is made for a head, or for corrections, such a target does not take yet."""
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
