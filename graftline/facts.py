@@ -41,8 +41,7 @@ class DecoderFacts(Facts):
     """A causal decoder. `positions` is the number of positions it can address (0: no bound),
     `mask_token` the id that stands where a token is to be predicted; None: it has none.
     `placeholders`: ids from `vocabulary` on that are read and never scored: at one of them the
-    graph foretells a token further ahead (pass placeholders or
-    hidden-transfer)."""
+    graph foretells a token further ahead (pass placeholders or hidden-transfer)."""
 
     kind: str = field(default="decoder", kw_only=True)
     vocabulary: int

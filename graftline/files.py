@@ -100,7 +100,7 @@ def files_in(root: Path) -> list[Path]:
 def replacing(path: Path) -> Generator[Path]:
     """Where to write what `path` is to be: it takes its place when the block ends, and goes where
     the block fails or is interrupted, so that `path` is whole or as it was. What is no file, as
-    /dev/stdout, is written to itself."""
+    /dev/stdout, is written to itself. An OSError of the block names `path`."""
     path = path.resolve()
     if path.exists() and not path.is_file():
         yield path
@@ -109,6 +109,10 @@ def replacing(path: Path) -> Generator[Path]:
     try:
         yield rough
         os.replace(rough, path)
+    except OSError as error:
+        if error.filename == str(rough):
+            error.filename = str(path)
+        raise
     finally:
         rough.unlink(missing_ok=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graftline.errors import GraftlineError
 
@@ -46,13 +46,10 @@ class HeadPlan:
         asked for. Raises GraftlineError where it was."""
         if layers == 1 or self.dtype != QUANTIZED:
             return self
-        if self.said != self.path:
-            raise GraftlineError(
-                f"--head {self.said}: of heads of {layers} layers the further ones are one batched "
-                f"product each, which stays {FULL}; give {self.path}:{FULL}"
-            )
-        return HeadPlan(self.said, self.path, FULL, self.count)
-
+        return self._full(
+            f"of heads of {layers} layers the further ones are one batched product each, which "
+            f"stays {FULL}"
+        )
 
     def check_bigrams(self, rank: int) -> HeadPlan:
         """The same, in fp32 where heads have bigrams, unless another precision was asked for: the
@@ -60,12 +57,16 @@ class HeadPlan:
         GraftlineError where it was."""
         if not rank or self.dtype == FULL:
             return self
+        return self._full(
+            "heads with bigrams are scored by one another's best tokens, which rounding changes, "
+            f"and stay {FULL}"
+        )
+
+    def _full(self, why: str) -> HeadPlan:
+        """The same in fp32. Raises GraftlineError where another precision was asked for."""
         if self.said != self.path:
-            raise GraftlineError(
-                f"--head {self.said}: heads with bigrams are scored by one another's best tokens, "
-                f"which rounding changes, and stay {FULL}; give {self.path}:{FULL}"
-            )
-        return HeadPlan(self.said, self.path, FULL, self.count)
+            raise GraftlineError(f"--head {self.said}: {why}; give {self.path}:{FULL}")
+        return replace(self, dtype=FULL)
 
 
 def _beside(target: str) -> str:

@@ -11,25 +11,17 @@ import onnx_ir as ir
 
 from graftline.build.head_graph import head_graphs, widened
 from graftline.build.head_plan import NEED, HeadPlan
+from graftline.build.head_within import graph_within
 from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.exits import ADAPTER
-from graftline.facts import DecoderFacts, DraftHeadFacts, decoder_facts, read_facts, write_facts
+from graftline.facts import DraftHeadFacts, decoder_facts, read_facts
 from graftline.files import file_state
-from graftline.head_notes import (
-    PLACEHOLDERS,
-    AdapterNote,
-    LowRankNote,
-    RouterNote,
-    TapReading,
-    TransferNote,
-)
+from graftline.head_notes import PLACEHOLDERS, TapReading
 from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import FINAL, Head
-from graftline.models.heads.hidden_transfer import TransferSettings
 from graftline.models.heads.hydra import HydraSettings
-from graftline.models.heads.kangaroo import FAMILY, THETA, KangarooSettings
-from graftline.models.heads.lora_drop import LoraDropSettings
+from graftline.models.heads.kangaroo import FAMILY, KangarooSettings
 from graftline.models.heads.medusa import MedusaSettings
 from graftline.models.heads.router import FAMILY as ROUTER
 from graftline.models.heads.router import RouterSettings
@@ -37,14 +29,10 @@ from graftline.models.host import Host
 from graftline.owners import HEAD, head_owner
 from graftline.passes import GRAFTS
 from graftline.passes.anchors.anchors import with_role
-from graftline.passes.grafts.adapter import adapter_graph
 from graftline.passes.grafts.draft_heads import POSTNORM
 from graftline.passes.grafts.head_parts import Linear
-from graftline.passes.grafts.low_rank import corrections_graph
 from graftline.passes.grafts.placeholders import embeddings_graph
-from graftline.passes.grafts.routers import routers_graph
 from graftline.passes.grafts.tap import Tap
-from graftline.passes.grafts.transfers import transfers_graph
 from graftline.passes.graph.weights import lazy, tensor_of
 from graftline.passes.pipeline.graft import Graft
 from graftline.passes.pipeline.pipeline import Pipeline
@@ -118,14 +106,8 @@ def head_hosts(
     head.check(facts)
     if head.family == EMBEDDED:
         return {}
-    if isinstance(head.settings, KangarooSettings):
-        return {ADAPTER: _host(_adapter(head, head.settings, facts))}
-    if isinstance(head.settings, LoraDropSettings):
-        return {ADAPTER: _host(_corrections(head, head.settings, facts))}
-    if isinstance(head.settings, TransferSettings):
-        return {ADAPTER: _host(_transfers(head, head.settings, facts))}
-    if isinstance(head.settings, RouterSettings):
-        return {ADAPTER: _host(_routers(head, head.settings, facts))}
+    if (within := graph_within(head, facts)) is not None:
+        return {ADAPTER: _host(within)}
     if is_decoder(head):
         from graftline.models.heads.dflash_host import dflash_host
         from graftline.models.heads.eagle_host import eagle_host
@@ -138,47 +120,6 @@ def head_hosts(
         return {stage_name(HEAD, EXPORT): replace(host, states=states)}
     models = head_graphs(head, canonical)
     return {stage_name(head_owner(n), EXPORT): _host(model) for n, model in enumerate(models)}
-
-
-def _adapter(head: Head, settings: KangarooSettings, host: DecoderFacts) -> ir.Model:
-    """The graph of an adapter alone, for as many positions as its host knows."""
-    if not host.positions:
-        raise CheckpointError(
-            f"{head.source}: the host does not say how many positions it knows, of which the "
-            "adapter's rotary tables need one row each; give a checkpoint that does"
-        )
-    block = settings.block
-    note = AdapterNote(block.heads, block.kv_heads, block.head_size, block.epsilon)
-    model = adapter_graph(head.tensors, note, THETA, host.positions)
-    write_facts(model, DraftHeadFacts(block.hidden, settings.vocabulary, 1, 1, True,
-                                      source=head.source.name))  # fmt: skip
-    return model
-
-
-def _corrections(head: Head, settings: LoraDropSettings, host: DecoderFacts) -> ir.Model:
-    """The graph of corrections alone."""
-    model = corrections_graph(head.tensors, LowRankNote(settings.layers))
-    layers = len(settings.layers)
-    write_facts(model, DraftHeadFacts(settings.hidden, host.vocabulary, 1, layers, True,
-                                      source=head.source.name))  # fmt: skip
-    return model
-
-
-def _transfers(head: Head, settings: TransferSettings, host: DecoderFacts) -> ir.Model:
-    """The graph of matrices alone."""
-    model = transfers_graph(head.tensors, TransferNote(settings.blocks, settings.count))
-    write_facts(model, DraftHeadFacts(settings.hidden, host.vocabulary, settings.count, 1, True,
-                                      source=head.source.name))  # fmt: skip
-    return model
-
-
-def _routers(head: Head, settings: RouterSettings, host: DecoderFacts) -> ir.Model:
-    """The graph of routers alone."""
-    model = routers_graph(head.tensors, RouterNote(settings.layers))
-    layers = len(settings.layers)
-    write_facts(model, DraftHeadFacts(settings.hidden, host.vocabulary, 1, layers, True,
-                                      source=head.source.name))  # fmt: skip
-    return model
 
 
 def exit_of(head: Head) -> int | None:

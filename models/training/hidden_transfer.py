@@ -96,8 +96,10 @@ class HiddenTransfer(ChainStudent):
         count = torch.arange(1, self.depths + 1)
         last = len(ids) - 1
         self._make = lambda x, places: x[(places[:, None] + count).clamp_max(last)]
-        yield
-        self._make = self.module
+        try:
+            yield
+        finally:
+            self._make = self.module
 
     def published(self) -> Published:
         """model.safetensors and config.json."""

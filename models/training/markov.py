@@ -52,8 +52,13 @@ class Markov:
         self.module = nn.Module()
         if rank > self.vocabulary:
             raise GraftlineError(f"--rank {rank}: the model has {self.vocabulary} tokens")
-        tried = list(rows[::APART]) if len(rows) > 1 else list(rows)
-        counted = [row for place, row in enumerate(rows) if place % APART] or list(rows)
+        if len(rows) < 2:
+            raise GraftlineError(
+                "bigrams are counted on some answers and tried on others, and there is one; give "
+                "more prompts"
+            )
+        tried = rows[::APART]
+        counted = [row for place, row in enumerate(rows) if place % APART]
         counts = expected_counts(counted, self.vocabulary)
         say(f"bigrams: {counts.values().numel():,} pairs of {len(counted)} answers")
         self.w1, self.w2 = factorised(information(counts), rank)

@@ -49,8 +49,10 @@ class Ppd(ChainStudent):
         rows = self.module.own[0]
         kept = rows.detach().clone()
         rows.copy_(self.embedding[ids[place + 1 : place + 1 + self.depths]])
-        yield
-        rows.copy_(kept)
+        try:
+            yield
+        finally:
+            rows.copy_(kept)
 
     def published(self) -> Published:
         """adapter_model.safetensors and adapter_config.json, as PEFT and PPD's own loader read

@@ -66,8 +66,8 @@ class DraftHeads(Graft):
     lm_head's. On the graph of heads as they were published these take the place of their own
     products, head by head, and their logits [B, N, heads, V] stay. With bigrams (of DSpark's form)
     each is scored by the best token of the head before it too, and the first by the token behind
-    the row, `last` [B, N]. A head that reads tokens too
-    (Hydra, arXiv 2402.05109) is a graph of its own, which gets the outputs alone.
+    the row, `last` [B, N]. A head that reads tokens too (Hydra, arXiv 2402.05109) is a graph of its
+    own, which gets the outputs alone.
     """
 
     topk: int = 8

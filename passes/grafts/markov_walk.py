@@ -102,7 +102,7 @@ def _value(name: str, dtype: ir.DataType, shape: list[str | int]) -> ir.Value:
 
 _HEAD = """
     known = Gather (w1, before)
-    scored = Add (logits, MatMul (known, Transpose <perm = [1, 0]> (w2)))
+    scored = Add (logits, MatMul (known, turned))
 """
 """[B, N, V]: of one head, with what the token before adds."""
 
@@ -113,10 +113,11 @@ def chained(
     """Logits [B, N, V] of parallel heads with what a low-rank matrix adds to each for the best
     token of the head before it; to the first for the token `last` [B, N] behind the row."""
     before, made = last, list[ir.Value]()
+    turned = emit.op("Transpose", [w2], perm=[1, 0])
     for place, own in enumerate(logits):
         if place:
             before = emit.op("ArgMax", [made[-1]], axis=-1, keepdims=0)
-        given = {"before": before, "logits": own, "w1": w1, "w2": w2}
+        given = {"before": before, "logits": own, "w1": w1, "turned": turned}
         made += write(emit, _HEAD, given, ["scored"])
     return made
 

@@ -184,10 +184,7 @@ class OrtSession(BoundCalls):
         depth: int,
         seen: Bools,
     ) -> Scores:
-        """The scores [1, N] of N nodes of a tree behind the first `base` slots of sequence `row`,
-        all `depth` levels below its root, which holds the last of those. They are put into the
-        slots from `start` on; `seen` [N, start - base + N] says which of the tree's slots each of
-        them sees, besides all before. `features` [N, H]: what a draft head reads with them."""
+        """The scores [1, N] of a level of a tree. See `TreeSession.follow_level`."""
         positions = np.full(len(tokens), base - 1 + depth, np.int64)
         call = self._placed(row, start, tokens, positions)
         assert call.mask is not None, "a graph that takes trees has a mask"

@@ -90,6 +90,10 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path) -> None:
         write_wave(out, interrupted(), 8000)
     assert out.read_bytes() == before
     assert list(tmp_path.iterdir()) == [out]
+    gone = tmp_path / "gone" / "x.wav"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_wave(gone, [np.zeros((1, 8))], 8000)
+    assert caught.value.filename == str(gone), "what was asked for, not what is written first"
 
 
 def test_a_link_stays_one_and_what_is_no_file_is_written_to(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import torch
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import open_head
 from graftline.models.training.bigrams import expected_counts, factorised, information
-from graftline.models.training.frozen import States
+from graftline.models.training.frozen import FrozenHost, States
+from graftline.models.training.markov import Markov
 from graftline.models.training.rows import Row
 from graftline.models.training.run import train
 from tests.medusa_files import bigrams, seeded, write_safe
@@ -45,7 +46,8 @@ def test_information_is_what_a_pair_has_beyond_its_tokens() -> None:
     joint, total = 8.0, 20.0
     wanted = np.log(joint * total / (9 * 8.5)) * joint / (joint + 1) * 8.5 / 9.5
     assert float(found[0, 0]) == pytest.approx(wanted, rel=1e-5)
-    assert float(found[0, 1]) == float(found[0, 2].clamp_min(0) * 0) == 0.0
+    assert float(found[0, 1]) == 0.0, "never counted"
+    assert float(found[0, 2]) == 0.0, "less than by chance"
     assert float(found[2, 2]) < float(found[0, 0]) * 2, "of what was hardly seen little is said"
 
 
@@ -110,6 +112,16 @@ def test_heads_that_cannot_have_them_are_refused(
     with pytest.raises(error, match=message):
         train(given, lambda line: None)
     assert not given.out.exists()
+
+
+def test_one_answer_cannot_be_counted_and_tried(job: MakeJob, tmp_path: Path) -> None:
+    given = job("markov", steps=1)
+    head = open_head(heads_of(tmp_path / "medusa"))
+    host = FrozenHost(given.folder)
+    ids = [1, 2, 3, 4]
+    lone = [Row(np.asarray(ids), host.states(ids), 1, 0, True)]
+    with pytest.raises(GraftlineError, match="there is one; give more prompts"):
+        Markov(host, head, lone, 4, lambda line: None)
 
 
 def test_counts_that_bring_nothing_are_said(job: MakeJob, tmp_path: Path) -> None:
