@@ -193,7 +193,7 @@ def test_interrupted_at_every_point_it_goes_on_to_the_same_bytes(
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             train(parts, Points(patch, stops, seen).say)
             done = True
-    for place in ("known.jsonl", ".clock.json", ".state.safetensors", "medusa_lm_head"):
+    for place in ("known.jsonl", ".clock.", ".state.", "medusa_lm_head"):
         assert any(place in one for one in seen), (place, stops, seen)
     for name in (p.name for p in whole.out.iterdir() if p.suffix in (".safetensors", ".json")):
         assert (parts.out / name).read_bytes() == (whole.out / name).read_bytes()
