@@ -165,13 +165,14 @@ def _prefix(sampling: Sampling) -> tuple[Moment, ...]:
 
 
 def _flow(sampling: Sampling) -> tuple[Moment, ...]:
-    """Along straight lines: (1 - sigma) x0 + sigma epsilon, sigma shifted twice as it was in the
-    training: its ends, and its steps (Esser et al., section 5.3.2)."""
+    """Along straight lines: (1 - sigma) x0 + sigma epsilon, sigma shifted as it was in the training
+    (Esser et al., section 5.3.2): its steps, and before them the end that the training had."""
 
     def shifted(sigma: float) -> float:
         return sampling.shift * sigma / (1 + (sampling.shift - 1) * sigma)
 
-    least = shifted(1 / sampling.train_steps)
+    trailing = sampling.spacing == "trailing"
+    least = 1 / sampling.steps if trailing else shifted(1 / sampling.train_steps)
     sigmas = [*(shifted(float(s)) for s in np.linspace(1.0, least, sampling.steps)), 0.0]
     levels = [Level(1 - s, s) for s in sigmas]
     times = [s * sampling.train_steps for s in sigmas]

@@ -49,7 +49,9 @@ class Sampling:
     betas: Betas = "linear"
     """How the variances of the training's time steps follow one another."""
     spacing: Spacing = "leading"
-    """Which of the training's time steps are taken (Lin et al., 2305.08891, table 2)."""
+    """Which of the training's time steps are taken (Lin et al., 2305.08891, table 2). Of
+    `flow-match`, `trailing` ends a step above no noise, as Flux is drawn, and the others a time
+    step of the training above it."""
     offset: int = 0
     """Added to the time steps of the spacing `leading`, and of `prefix`."""
     final: Final = "one"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from graftline.errors import CheckpointError
 from graftline.models.config_file import CONFIG, read_json
-from graftline.models.diffusers.component import DiffusersComponent
+from graftline.models.diffusers.component import CLASS, DiffusersComponent
+from graftline.models.diffusers.networks import DRAWN
 from graftline.models.diffusers.scheduler import sampling_of
 from graftline.models.host import Host, Watch
 from graftline.models.onnx_file import OnnxCheckpoint
@@ -30,18 +31,26 @@ class DiffusersFolder:
     def host(self, full_export: bool = False, watch: Watch | None = None) -> Host:
         """The denoiser, and the spec that the configs are, read where none is given. Raises
         CheckpointError."""
+        found = self._denoiser()
+        graph = found / GRAPH
+        opened = OnnxCheckpoint(graph) if graph.is_file() else DiffusersComponent(found)
+        return replace(opened.host(full_export, watch), spec=self.spec)
+
+    def spec(self) -> Spec:
+        """What the configs say. Raises CheckpointError naming the file and the field."""
+        sampling, config = sampling_of(self.path / SCHEDULER), self._denoiser() / CONFIG
+        if config.is_file():
+            sampling = replace(sampling, **DRAWN.get(str(read_json(config).get(CLASS)), {}))
+        return Spec(sampling=sampling, decoder=self._decoder())
+
+    def _denoiser(self) -> Path:
+        """The folder of the one network that denoises."""
         found = [self.path / name for name in DENOISERS if _is_network(self.path / name)]
         if len(found) != 1:
             names = " or ".join(f"{name}/{CONFIG} or {name}/{GRAPH}" for name in DENOISERS)
             why = f"no {names}" if not found else "both a unet and a transformer"
             raise CheckpointError(f"{self.path}: {why}; give a pipeline with one denoiser")
-        graph = found[0] / GRAPH
-        opened = OnnxCheckpoint(graph) if graph.is_file() else DiffusersComponent(found[0])
-        return replace(opened.host(full_export, watch), spec=self.spec)
-
-    def spec(self) -> Spec:
-        """What the configs say. Raises CheckpointError naming the file and the field."""
-        return Spec(sampling=sampling_of(self.path / SCHEDULER), decoder=self._decoder())
+        return found[0]
 
     def _decoder(self) -> Part | None:
         graph, folder = self.path / EXPORTED_DECODER / GRAPH, self.path / VAE

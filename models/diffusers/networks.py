@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from graftline.models.export.network import Input, Network
 
 
+SIDE = 2
+"""Of the blocks of a sample that Flux reads as one vector."""
 Build = Callable[[Any], "Network"]
 """build(config of the module, by attribute) -> its network. Raises CheckpointError naming the
 field that asks for what is not hosted."""
@@ -88,6 +90,44 @@ def _sd3(config: Any) -> Network:
     return _network(inputs, PREDICTION, call, config.patch_size, config.pos_embed_max_size)
 
 
+def _flux(config: Any) -> Network:
+    """FluxTransformer2DModel, which is given blocks of 2 x 2 of the sample as a sequence, and the
+    row and column of each."""
+    if config.patch_size != 1:
+        raise CheckpointError(f"patch_size is {config.patch_size}, which no pipeline of Flux draws")
+    if config.out_channels not in (None, config.in_channels):
+        raise CheckpointError(
+            f"out_channels is {config.out_channels} and in_channels {config.in_channels}: it is "
+            "given more than a sample, which is not hosted; give the text-to-image model"
+        )
+    inputs = [
+        _sample(config.in_channels // SIDE**2), _timestep(),
+        _condition("encoder_hidden_states", "B", "L", config.joint_attention_dim),
+        _condition("pooled_projections", "B", config.pooled_projection_dim),
+    ]  # fmt: skip
+    if config.guidance_embeds:
+        inputs.append(_condition("guidance", "B"))
+
+    def call(module: Any, x: Any, t: Any, states: Any, pooled: Any, guidance: Any = None) -> Any:
+        import torch
+
+        rows, columns = x.shape[2] // SIDE, x.shape[3] // SIDE
+        places = torch.zeros(rows, columns, 3)
+        places[..., 1] += torch.arange(rows)[:, None]
+        places[..., 2] += torch.arange(columns)
+        said = module(
+            x.unflatten(2, (rows, SIDE)).unflatten(4, (columns, SIDE))
+            .permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
+            encoder_hidden_states=states, pooled_projections=pooled, guidance=guidance,
+            timestep=t / 1000, img_ids=places.flatten(0, 1),
+            txt_ids=torch.zeros(states.shape[1], 3), return_dict=False,
+        )[0]  # fmt: skip
+        blocks = said.unflatten(2, (-1, SIDE, SIDE)).unflatten(1, (rows, columns))
+        return blocks.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+    return _network(inputs, PREDICTION, call, SIDE)
+
+
 def _decoder(config: Any) -> Network:
     """The decoder of AutoencoderKL or AutoencoderTiny."""
 
@@ -101,9 +141,12 @@ def _decoder(config: Any) -> Network:
 NETWORKS: Mapping[str, Build] = {
     "UNet2DModel": _unet, "UNet2DConditionModel": _unet_condition,
     "DiTTransformer2DModel": _dit, "SD3Transformer2DModel": _sd3,
+    "FluxTransformer2DModel": _flux,
     "AutoencoderKL": _decoder, "AutoencoderTiny": _decoder,
 }  # fmt: skip
 """By class name, as config.json has it."""
+DRAWN: Mapping[str, Mapping[str, Any]] = {"FluxTransformer2DModel": {"spacing": "trailing"}}
+"""What pipelines of a network say of a sampling that no scheduler's config does."""
 
 
 def _network(

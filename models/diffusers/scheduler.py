@@ -48,14 +48,14 @@ NEUTRAL: Mapping[str, Any] = {
     "thresholding": False, "rescale_betas_zero_snr": False, "trained_betas": None,
     "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
     "interpolation_type": "linear", "final_sigmas_type": "zero", "timestep_type": "discrete",
-    "sigma_min": None, "sigma_max": None, "use_dynamic_shifting": False, "invert_sigmas": False,
+    "sigma_min": None, "sigma_max": None, "invert_sigmas": False,
     "stochastic_sampling": False, "shift_terminal": None, "variance_type": "fixed_small",
 }  # fmt: skip
 """Fields that change the formulas unless they have this value."""
 IDLE = frozenset({
     "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value",
     "skip_prk_steps", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
-    "time_shift_type",
+    "time_shift_type", "use_dynamic_shifting",
 })  # fmt: skip
 """Fields that say nothing more, or are read with another."""
 
@@ -82,6 +82,12 @@ def sampling_of(file: Path) -> Sampling:
             f"{file}: {UNEVEN[1]} is 'linspace'; diffusers' DDIM then ends a step elsewhere than "
             "it begins the next, as no formula has it; set 'trailing', or use --spec FILE"
         )
+    if config.get("use_dynamic_shifting"):
+        length, most = config.get("max_image_seq_len", 4096), config.get("max_shift", 1.15)
+        raise CheckpointError(
+            f"{file}: use_dynamic_shifting is True: shift grows with the image, and a graph has "
+            f"one; say it with --spec FILE (exp({most}) for a sequence of {length})"
+        )
     said = {**SCHEDULERS[name], **{k: v for k, v in config.items() if not k.startswith("_")}}
     rows: dict[str, Any] = {"steps": STEPS, "prediction": "epsilon"}
     for field, value in said.items():
@@ -106,3 +112,4 @@ def sampling_of(file: Path) -> Sampling:
     except (Misfit, GraftlineError) as error:
         raise CheckpointError(f"{file}: {error}") from error
     return sampling
+

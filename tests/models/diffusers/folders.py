@@ -42,6 +42,12 @@ SD3: dict[str, Any] = {
     "caption_projection_dim": 8, "pooled_projection_dim": 5, "out_channels": 4,
     "pos_embed_max_size": 48, "qk_norm": "rms_norm", "dual_attention_layers": [0],
 }  # fmt: skip
+FLUX: dict[str, Any] = {
+    "_class_name": "FluxTransformer2DModel", "in_channels": 12, "num_layers": 1,
+    "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2,
+    "joint_attention_dim": 6, "pooled_projection_dim": 5, "guidance_embeds": True,
+    "axes_dims_rope": [4, 2, 2],
+}  # fmt: skip
 VAE: dict[str, Any] = {
     "_class_name": "AutoencoderKL", "block_out_channels": [4, 8], "layers_per_block": 1,
     "norm_num_groups": 4, "down_block_types": ["DownEncoderBlock2D"] * 2,

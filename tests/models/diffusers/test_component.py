@@ -34,6 +34,7 @@ CLASSES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "sdxl": (folders.XL, ["[B,4,H,W]", "[B]", "[B,L,6]", "[B,5]", "[B,10]", "[B,6]"]),
     "dit": (folders.DIT, ["[B,4,8,8]", "[B]", "[B]"]),
     "sd3": (folders.SD3, ["[B,4,2*H,2*W]", "[B]", "[B,L,6]", "[B,5]"]),
+    "flux": (folders.FLUX, ["[B,3,2*H,2*W]", "[B]", "[B,L,6]", "[B,5]", "[B]"]),
     "vae": (VAE, ["[B,4,H,W]"]),
     "tiny vae": (folders.TINY_VAE, ["[B,4,H,W]"]),
 }
@@ -87,7 +88,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("change", "message"),
     [
         ({"_class_name": "AutoencoderKLWan"}, "_class_name is AutoencoderKLWan; did you mean"),
-        ({"_class_name": "FluxTransformer2DModel"}, "_class_name is FluxTransformer2DModel"),
+        ({"_class_name": "HunyuanDiT2DModel"}, "_class_name is HunyuanDiT2DModel; did you mea"),
         ({"decoder_block_out_channels": [4, 8]}, "'decoder.*' would be .* it is"),
         ({"num_decoder_blocks": [2, 1]}, "tensor 'decoder.*' is missing in its safetensors"),
         ({"act_fn": "relux"}, "config.json: AutoencoderTiny cannot be made of it"),
@@ -125,6 +126,18 @@ def test_inputs_that_are_not_hosted_are_refused_by_their_field(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(folders.CONDITIONED | change))
+    with pytest.raises(CheckpointError, match=f"config.json: {message}"):
+        DiffusersComponent(tmp_path).host()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"patch_size": 2}, "patch_size is 2"), ({"out_channels": 8}, "out_channels is 8 and in_cha")],
+)
+def test_what_no_pipeline_of_flux_draws_is_refused_by_its_field(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(folders.FLUX | change))
     with pytest.raises(CheckpointError, match=f"config.json: {message}"):
         DiffusersComponent(tmp_path).host()
 

@@ -16,7 +16,7 @@ from graftline.models.checkpoint import open_checkpoint
 from graftline.models.diffusers.folder import DiffusersFolder
 from graftline.runtimes.one_pass.engine import load_decoder
 from tests.kinds.samplers import DECODER, DENOISER, SAMPLING, built
-from tests.models.diffusers.folders import HALVING, STABLE, TINY_VAE, write_pipeline
+from tests.models.diffusers.folders import FLUX, HALVING, STABLE, TINY_VAE, write_pipeline
 
 
 def write_folder(place: Path, scheduler: dict[str, Any], scale: float | None = 0.5) -> Path:
@@ -42,6 +42,15 @@ def test_a_folder_is_its_own_spec(tmp_path: Path) -> None:
     assert rows["ort-cpu", "whole"] == rows["steps-2", "form"] == "held"
     facts = made.manifest.facts
     assert (facts.scale, facts.shift) == (0.5, 0.1)  # type: ignore[attr-defined]
+
+
+def test_flux_is_drawn_as_its_pipeline_draws(tmp_path: Path) -> None:
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    place = write_folder(tmp_path / "flux", flow)
+    assert DiffusersFolder(place).spec().sampling.spacing == "leading"
+    (place / "unet" / "config.json").write_text(json.dumps(FLUX))
+    sampling = DiffusersFolder(place).spec().sampling
+    assert (sampling.spacing, sampling.shift) == ("trailing", 3.0)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

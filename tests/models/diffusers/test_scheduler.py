@@ -53,7 +53,9 @@ def predict(x: Array, time: float) -> Array:
     return np.tanh(0.7 * x) + 0.2 * np.sin(time / 150)
 
 
-def theirs(config: dict[str, Any], steps: int, noise: Array, fresh: list[Array]) -> Array:
+def theirs(
+    config: dict[str, Any], steps: int, noise: Array, fresh: list[Array], **given: Any
+) -> Array:
     """What the scheduler of diffusers makes of noise, adding `fresh` where it adds some."""
     import diffusers
     import torch
@@ -65,7 +67,7 @@ def theirs(config: dict[str, Any], steps: int, noise: Array, fresh: list[Array])
         if hasattr(module, "randn_tensor"):
             new = lambda *args, **options: torch.from_numpy(next(left))  # noqa: E731
             patched.setattr(module, "randn_tensor", new)
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps, **given)
         x = torch.from_numpy(noise) * getattr(scheduler, "init_noise_sigma", 1.0)
         for t in scheduler.timesteps:
             scaled = getattr(scheduler, "scale_model_input", lambda one, at: one)
@@ -85,6 +87,24 @@ def test_what_is_read_draws_what_diffusers_draws(
     got = draw(replace(sampling, steps=steps), noise, fresh, predict)
     expected = theirs(config, steps, noise, fresh)
     assert np.abs(got - expected).max() <= LARGEST * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_trailing_flow_is_drawn_as_the_pipeline_of_flux(shift: float, steps: int) -> None:
+    noise = np.random.default_rng(steps).standard_normal(SHAPE)
+    sampling = Sampling("flow", "flow-match", steps, shift=shift, spacing="trailing")
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": shift}
+    ends = np.linspace(1.0, 1 / steps, steps).tolist()
+    expected = theirs(config, steps, noise, [], sigmas=ends)
+    got = draw(sampling, noise, [], predict)
+    assert np.abs(got - expected).max() <= LARGEST * np.abs(expected).max()
+
+
+def test_a_shift_that_grows_with_the_image_is_refused(tmp_path: Path) -> None:
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+    with pytest.raises(CheckpointError, match=r"say it with --spec FILE \(exp\(1.15\) for a sequ"):
+        read(tmp_path, config)
 
 
 def test_every_scheduler_is_compared() -> None:
