@@ -112,14 +112,13 @@ def _flux(config: Any) -> Network:
         import torch
 
         rows, columns = x.shape[2] // SIDE, x.shape[3] // SIDE
-        places = torch.zeros(rows, columns, 3)
-        places[..., 1] += torch.arange(rows)[:, None]
-        places[..., 2] += torch.arange(columns)
+        axes = [torch.arange(size, dtype=x.dtype) for size in (1, rows, columns)]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
         said = module(
             x.unflatten(2, (rows, SIDE)).unflatten(4, (columns, SIDE))
             .permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
             encoder_hidden_states=states, pooled_projections=pooled, guidance=guidance,
-            timestep=t / 1000, img_ids=places.flatten(0, 1),
+            timestep=t / 1000, img_ids=places.flatten(0, 2),
             txt_ids=torch.zeros(states.shape[1], 3), return_dict=False,
         )[0]  # fmt: skip
         blocks = said.unflatten(2, (-1, SIDE, SIDE)).unflatten(1, (rows, columns))

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graftline.errors import NotApplicable
+from graftline.passes.canonical.opset.sequences import slice_sequences
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.meaning import label
 
@@ -36,7 +37,8 @@ _AXES_BECAME_INPUT_AT_18 = frozenset(
 
 
 def open_graph(model: ir.Model) -> None:
-    """Inline functions, lift constants, drop identities and bring the graph to opset 24."""
+    """Inline functions, lift constants, drop identities and sequences of pieces, and bring the graph
+    to opset 24."""
     common.InlinePass()(model)
     common.RemoveInitializersFromInputsPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -45,6 +47,7 @@ def open_graph(model: ir.Model) -> None:
             ir.convenience.replace_all_uses_with(
                 node.outputs[0], _only(node.inputs[0]), replace_graph_outputs=True
             )
+    slice_sequences(model.graph)
     common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     raise_opset(model)

@@ -211,6 +211,39 @@ def test_refuses_an_opset_that_is_too_old() -> None:
         canonical(model)
 
 
+SPLIT = """
+<ir_version: 10, opset_import: ["" : 20]> g (float[B,N] x, int64[1] n) => (float[B,K] a, float[B,M] b) {
+    two = Constant<value = int64[1] {2}>()
+    sizes = Concat<axis = 0>(two, n, two)
+    all = SplitToSequence<axis = 1>(x, sizes)
+    first = Constant<value_int = 0>()
+    second = Constant<value_int = 1>()
+    a = SequenceAt(all, first)
+    b = SequenceAt(all, second)
+}
+"""  # noqa: E501
+
+
+def test_pieces_of_a_sequence_are_slices() -> None:
+    model = ir.from_onnx_text(SPLIT)
+    rows = np.arange(14, dtype=np.float32).reshape(2, 7)
+    fed = {"x": rows, "n": np.array([3])}
+    expected = run(model, fed)
+    open_graph(model)
+    assert {n.op_type for n in model.graph} == {"Concat", "CumSum", "Gather", "Slice"}
+    made = run(model, fed)
+    for name, columns in (("a", rows[:, :2]), ("b", rows[:, 2:5])):
+        np.testing.assert_array_equal(made[name], columns)
+        np.testing.assert_array_equal(expected[name], columns)
+
+
+@pytest.mark.parametrize("change", [("value_int = 1", "value_int = -1"), ("(x, sizes)", "(x, n)")])
+def test_sequences_of_other_pieces_stay(change: tuple[str, str]) -> None:
+    model = ir.from_onnx_text(SPLIT.replace(*change).replace("int64[1] n", "int64 n"))
+    open_graph(model)
+    assert "SplitToSequence" in {n.op_type for n in model.graph}
+
+
 @pytest.mark.parametrize("where", ["graph", "body"])
 def test_an_old_opset_is_raised_in_bodies_too(where: str) -> None:
     """Axes of a mean, an attribute before opset 18, are an input after."""
