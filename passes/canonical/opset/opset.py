@@ -37,8 +37,8 @@ _AXES_BECAME_INPUT_AT_18 = frozenset(
 
 
 def open_graph(model: ir.Model) -> None:
-    """Inline functions, lift constants, drop identities and sequences of pieces, and bring the graph
-    to opset 24."""
+    """Inline functions, lift constants, drop identities, slice what is split into a sequence, and
+    bring the graph to opset 24."""
     common.InlinePass()(model)
     common.RemoveInitializersFromInputsPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
