@@ -42,6 +42,9 @@ whether they have keys and values there (1) or not (0)."""
 ROUTERS = "routers"
 """Role and name of an output [B, R, L]: for the rows that are asked for, the chance that each block
 is needed; `layer` is the last block whose stream it reads."""
+NEXT = "next"
+"""The `tap` of an output [B, N, H] of a draft head: the feature that it foretells, where that is
+not the state which it scores."""
 DRAFTS, CONFIDENCE = "drafts", "confidence"
 """Outputs of a head that walks its block (`markov`): tokens [B, R], and the chance of each."""
 
@@ -142,10 +145,10 @@ def by_role(ports: Iterable[Port], role: str, direction: Direction | None = None
 
 
 def state_port(ports: Iterable[Port], normed: bool) -> Port:
-    """The output of a draft head's graph that stands for the next feature: what its last norm
-    gives (`normed`), or what leaves its last block."""
-    tap = "postnorm" if normed else "prenorm"
-    return next(p for p in by_role(ports, "hidden", "out") if p.tap == tap)
+    """The output of a draft head's graph that stands for the next feature: what it makes for that
+    alone, or else what its last norm gives (`normed`), or what leaves its last block."""
+    taps = {port.tap: port for port in by_role(ports, "hidden", "out")}
+    return taps.get(NEXT) or taps["postnorm" if normed else "prenorm"]
 
 
 def slot_ports(

@@ -12,6 +12,7 @@ from graftline.models.heads.dflash import open_dflash
 from graftline.models.heads.eagle import open_eagle
 from graftline.models.heads.eagle3 import open_eagle3
 from graftline.models.heads.files import HeadFiles, read_files
+from graftline.models.heads.fspad import SAMPLED, open_fspad
 from graftline.models.heads.head import Head, Tap
 from graftline.models.heads.hidden_transfer import SIGN, open_hidden_transfer
 from graftline.models.heads.hydra import open_hydra
@@ -126,6 +127,7 @@ FORMS = (
     Form("a DFlash head", _dflash, open_dflash),
     Form("an EAGLE-3 head", _eagle3, open_eagle3),
     Form("an EAGLE-1/2 head", _eagle, open_eagle),
+    Form("an FSPAD head", _tensor(SAMPLED), open_fspad),
     Form("an MTP head", _mtp, open_mtp),
     Form("Medusa heads", _tensor(LINEAR), open_medusa),
     Form("Kangaroo's adapter", is_kangaroo, open_kangaroo),
