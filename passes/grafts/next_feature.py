@@ -21,10 +21,10 @@ from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import matrix, tensor_of
 from graftline.passes.laws.compare import Comparison, activation_dtype
 from graftline.passes.pipeline.graft import Evaluate, Graft, Law
-from graftline.ports import NEXT, Port, by_role, read_ports, write_ports
+from graftline.ports import FEATURES, Port, by_role, read_ports, write_ports
 from graftline.tensors import numbers
 
-NAME = "hidden.next"
+NAME = "features.next"
 INNER, MIDDLE = "law.inner", "law.middle"
 """Outputs that the law adds: what the last MLP's last matrix reads, and the stream before it."""
 
@@ -53,7 +53,7 @@ def foretold(
 
 @dataclass(frozen=True)
 class NextFeature(Graft):
-    """Adds the output hidden.next [B, N, H] of a head that foretells its next feature apart from
+    """Adds the output features.next [B, N, H] of a head that foretells its next feature apart from
     what it scores (FSPAD, arXiv 2408.15562): what leaves its last block, with a matrix of the
     head's own as the last of the block's MLP. Adds no input.
     """
@@ -67,7 +67,7 @@ class NextFeature(Graft):
                 "next-feature needs a head whose last MLP has a matrix of its own for the next "
                 "feature (FSPAD's); give it: --head PATH, or use tap{layers=-1}"
             )
-        if found := [p for p in by_role(read_ports(model), "hidden", "out") if p.tap == NEXT]:
+        if found := by_role(read_ports(model), FEATURES, "out"):
             raise NotApplicable("the graph has its next feature already", [found[0].name])
         if isinstance(end := _end(model), Mismatch):
             raise refusal("next-feature finds no end of the last block", [end])
@@ -83,7 +83,7 @@ class NextFeature(Graft):
         (value,) = write(emit, _NEXT, given, ["next"])
         shape = ("B", "N", decoder_facts(model).hidden)
         new_output(graph, value, NAME, ir.DataType.FLOAT, shape)
-        port = Port(NAME, "hidden", "out", "float32", shape, tap=NEXT)
+        port = Port(NAME, FEATURES, "out", "float32", shape)
         write_ports(model, [*read_ports(model), port])
 
 
