@@ -35,7 +35,7 @@ def bundle(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> B
     """A head that knows nothing, over a host that nobody knows."""
     folder = tmp_path_factory.mktemp("fspad")
     head = write_fspad(folder / "head", HIDDEN, VOCABULARY, LOUD)
-    return optimize(wide_checkpoint, folder / "fspad.graft", head=str(head))
+    return optimize(wide_checkpoint, folder / "fspad.graft", head=str(head), step="fused")
 
 
 class Reference:
@@ -70,11 +70,12 @@ def test_the_head_is_proven(bundle: Bundle) -> None:
     wanted = [("next-feature", "foretold"), ("tree-mask", "branches"), ("features", "opened"),
               ("head.0", "whole"), ("head.0", "taps")]  # fmt: skip
     assert {laws[row] for row in wanted} == {"held"}
+    assert {w.status for w in manifest.laws if w.law == "drafted-by-block"} == {"held"}
 
 
 def test_drafts_are_the_references_node_for_node(bundle: Bundle) -> None:
     """Two sequences of different lengths, after the prompt, after a path aside, and after none."""
-    engine: Any = load(bundle.path)
+    engine: Any = load(bundle.path, step="host")
     random = np.random.default_rng(2)
     ones = [DraftedSequence(engine, random, length, **OPTIONS) for length in (6, 11)]
     paths: list[Callable[[Tree], Sequence[int]]] = [_root, _last, _root]
@@ -103,7 +104,7 @@ def _last(tree: Tree) -> Sequence[int]:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_tokens_are_plains_alone_and_in_a_ragged_batch(bundle: Bundle, temperature: float) -> None:
-    engine = free(bundle.path)
+    engine = free(bundle.path, step="host")
     options: dict[str, Any] = {"max_new_tokens": 20, "ignore_eos": True}
     options |= {"temperature": temperature, "seed": 3}
     plain = [engine.generate(p, recipe="plain", **options).tokens for p in PROMPTS]
@@ -111,12 +112,15 @@ def test_tokens_are_plains_alone_and_in_a_ragged_batch(bundle: Bundle, temperatu
     assert [r.tokens for r in alone] == plain
     assert sum(r.stats.drafted for r in alone) > 200
     if not temperature:
-        assert [r.tokens for r in engine.generate(PROMPTS, **options)] == plain
+        for step in ("host", "fused"):
+            found = engine.generate(PROMPTS, step=step, **options)
+            assert [r.tokens for r in found] == plain
+            assert all(r.stats.drafted for r in found)
 
 
 def test_recipes_of_other_heads_are_refused(tmp_path: Path) -> None:
     head = open_draft_head(str(write_fspad(tmp_path / "fspad", HIDDEN, VOCABULARY)), print)
-    with pytest.raises(GraftlineError, match=r"eagle-2 has no next-feature for a head, which the f"):
+    with pytest.raises(GraftlineError, match="eagle-2 has no next-feature for a head"):
         check_recipe(head, recipe("eagle-2"))
     other = open_draft_head(str(head_files(tmp_path / "eagle")), print)
     with pytest.raises(GraftlineError, match=r"fspad has no tap\{layers=-1\} for a head"):

@@ -23,8 +23,8 @@ from graftline.models.tiny import tiny
 from graftline.passes import Pipeline
 from tests.dflash_files import write_dflash
 from tests.eagle_files import write_eagle3
-from tests.fspad_files import write_fspad
 from tests.exports import Exports
+from tests.fspad_files import write_fspad
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.kangaroo_files import seeded as adapter
 from tests.kangaroo_files import write_kangaroo
@@ -232,8 +232,8 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        and "bigrams" beside, "hydra", "eagle3", "peagle", "fspad", "dflash", "dspark", "mtp", "ppd",
-        "hidden-transfer", "kangaroo", "lora-drop" or "router"."""
+        and "bigrams" beside, "hydra", "eagle3", "peagle", "fspad", "dflash", "dspark", "mtp",
+        "ppd", "hidden-transfer", "kangaroo", "lora-drop" or "router"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
