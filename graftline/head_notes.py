@@ -30,6 +30,9 @@ ROUTED = "graftline.routers"
 """Metadata: the blocks that have a router."""
 IDS = "graftline.draft_ids"
 """Metadata: the target's id of each token that the head scores, and how many the target has."""
+NEXT_DOWN = "next.down"
+"""The initializer [H, I] of a head whose last MLP makes the next feature by a matrix of its own;
+the head's own graph does not read it."""
 PLACEHOLDERS = "placeholders"
 """The initializer [K, H] of a head that is embeddings and no more: row i, in the place of a token's
 behind a text, foretells the token i + 2 places behind it."""

@@ -24,7 +24,9 @@ PORTS_KEY = "graftline.ports"
 ASSUMPTIONS_KEY = "graftline.assumptions"
 FEATURES = "features"
 """The initializer [places, H] that stands for the features which a head reads, until the pass
-features makes them an input: row i % places for the token i. Also the role of that input."""
+features makes them an input: row i % places for the token i. Also the role of that input, and of
+an output [B, N, H]: what a target makes for its head, or a head that foretells its next feature
+apart from what it scores."""
 STREAM = "stream"
 """Role of an input [B, N, H]: the hidden states that leave block `layer`, from which a graph of the
 blocks behind it starts in place of tokens."""
@@ -142,10 +144,11 @@ def by_role(ports: Iterable[Port], role: str, direction: Direction | None = None
 
 
 def state_port(ports: Iterable[Port], normed: bool) -> Port:
-    """The output of a draft head's graph that stands for the next feature: what its last norm
-    gives (`normed`), or what leaves its last block."""
+    """The output of a draft head's graph that stands for the next feature: what it makes for that
+    alone, or else what its last norm gives (`normed`), or what leaves its last block."""
     tap = "postnorm" if normed else "prenorm"
-    return next(p for p in by_role(ports, "hidden", "out") if p.tap == tap)
+    hidden = (p for p in by_role(ports, "hidden", "out") if p.tap == tap)
+    return next(iter([*by_role(ports, FEATURES, "out"), *hidden]))
 
 
 def slot_ports(

@@ -48,6 +48,36 @@ class Stacked(ir.LazyTensor):
         return ir.Tensor(np.concatenate(arrays), dtype=self.dtype, name=self.name)
 
 
+def row_range(
+    tensor: ir.TensorProtocol, first: int, count: int, name: str
+) -> ir.TensorProtocol:
+    """`count` rows (of the first axis) of a tensor from row `first` on, unread: those of a tensor
+    in a file are a place in that file."""
+    rows, *rest = tensor.shape.numpy()
+    shape = ir.Shape([count, *rest])
+    if isinstance(tensor, Widened):
+        return Widened(_place(tensor.narrow, first, count, name), tensor.dtype, name)
+    if isinstance(tensor, ir.ExternalTensor):
+        return _place(tensor, first, count, name)
+
+    def read() -> ir.TensorProtocol:
+        part = numbers(tensor)[first : first + count]
+        return ir.Tensor(np.ascontiguousarray(part), dtype=tensor.dtype, name=name)
+
+    assert first + count <= rows, "the tensor has these rows"
+    return ir.LazyTensor(read, dtype=tensor.dtype, shape=shape, name=name)
+
+
+def _place(tensor: ir.ExternalTensor, first: int, count: int, name: str) -> ir.ExternalTensor:
+    rows, *rest = tensor.shape.numpy()
+    assert first + count <= rows, "the tensor has these rows"
+    each = tensor.nbytes // rows
+    return ir.ExternalTensor(
+        tensor.path, (tensor.offset or 0) + first * each, count * each, tensor.dtype,
+        shape=ir.Shape([count, *rest]), name=name,
+    )  # fmt: skip
+
+
 def unmapped(tensor: ir.ExternalTensor) -> np.ndarray:
     """The numbers of a tensor in a file, by a mapping of its own, which goes with the array."""
     own = ir.ExternalTensor(

@@ -31,6 +31,7 @@ from graftline.passes.grafts.kv_cache import KvCache
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.markov import Markov
 from graftline.passes.grafts.multi_scale import MultiScale
+from graftline.passes.grafts.next_feature import NextFeature
 from graftline.passes.grafts.overlap_smoothing import OverlapSmoothing
 from graftline.passes.grafts.pad_positions import PadPositions
 from graftline.passes.grafts.placeholders import Placeholders
@@ -63,6 +64,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         BlockMask,
         SelectRows,
         Tap,
+        NextFeature,
         Placeholders,
         HiddenTransfer,
         CutDepth,

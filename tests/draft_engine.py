@@ -50,7 +50,7 @@ def answered(
     tables = (ir.tensor(table, name="table") for table in seeded_tables(sizes))
     host = eagle_host(head, facts, Shared(*tables), silent, config)
     text = f"{recipe(by).head} | {ending(CPU, 'fp32', None)}"
-    made = Compiler(host.model, silent).form(text)
+    made = Compiler(host.model, silent, host.model).form(text)
     assert made is not None
     ports, own = read_ports(made.lowered), read_facts(made.lowered)
     assert isinstance(own, DraftBlockFacts)

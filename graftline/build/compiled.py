@@ -188,9 +188,11 @@ class Compiler:
         pipeline = Pipeline.parse(text, GRAFTS)
         start, grafts = self.canonical(pipeline), pipeline.of("graft")
         whole, small = start.model.clone(), self.kind.small(start.model, oracle_limit())
+        whole.meta.update(self._carried(small=False))
         grafts.run(whole)
         if isinstance(small, str):
             return Block(whole, None)
+        small.model.meta.update(self._carried(small=True))
         grafts.within(small.blocks).run(small.model)
         return Block(whole, small.model)
 

@@ -47,12 +47,12 @@ FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
     "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3",
-    "hidden-transfer": "hidden-transfer", "hydra": "hydra", "jetspec": "jetspec",
+    "fspad": "fspad", "hidden-transfer": "hidden-transfer", "hydra": "hydra", "jetspec": "jetspec",
     "kangaroo": "kangaroo", "lora-drop": "lora-drop", "medusa": "medusa", "mtp": "mtp",
     "peagle": "p-eagle", "ppd": "ppd", "router": "first",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
-EAGLES = ("eagle", "eagle3", "mtp", "peagle")
+EAGLES = ("eagle", "eagle3", "fspad", "mtp", "peagle")
 BLOCKS = ("dflash", "dspark", "jetspec")
 """Families that draft a block over a context of features."""
 DECODERS = (*EAGLES, *BLOCKS)

@@ -406,8 +406,9 @@ HeadKind = Annotated[
     typer.Argument(
         metavar="KIND",
         help="medusa, hydra, markov (bigrams for the Medusa heads --head, from counts alone), "
-        "eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), ppd (prompt tokens, a "
-        "few embeddings), hidden-transfer (maps of a middle state to those of tokens to come), "
+        "eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), fspad (eagle's with "
+        "sampled features), ppd (prompt tokens, a few embeddings), hidden-transfer (maps of a "
+        "middle state to those of tokens to come), "
         "exit-adapter (Kangaroo's, behind --exit blocks), lora-drop (low-rank corrections for "
         "blocks that most tokens pass by; lossy), or router (FiRST's, which say by the prompt what "
         "blocks its text skips; lossy).",

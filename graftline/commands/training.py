@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 MINUTES = 20.0
 KNOWN: dict[str, Sequence[str]] = {
     "kind": (
-        "medusa", "hydra", "markov", "eagle", "eagle3", "ppd", "hidden-transfer", "exit-adapter",
-        "lora-drop", "router",
+        "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "ppd", "hidden-transfer",
+        "exit-adapter", "lora-drop", "router",
     ),
     "form": ("v1", "v2"),
     "dtype": ("int8", "int4", "fp32"), "optimizer": ("adamw", "muon"),

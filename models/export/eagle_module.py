@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.functional import silu
 from transformers import LlamaConfig
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding
@@ -39,7 +40,9 @@ class EagleShape:
     with `norm_output` what it gives is the next feature too. `windows`: how many positions each
     layer attends to (0: all; none: all layers do). `latent`: attention is of that kind; `experts`:
     so are the MLPs. `output_bias`: the projection behind attention has a bias. `masked`: a row
-    whose feature is all zeros is a mask's, and has the head's own feature for those (P-EAGLE)."""
+    whose feature is all zeros is a mask's, and has the head's own feature for those (P-EAGLE).
+    `sampled`: behind fc the embedding gates an MLP over the feature, and the last MLP makes the
+    next feature by a matrix of its own (FSPAD)."""
 
     block: Block
     layers: int
@@ -54,6 +57,7 @@ class EagleShape:
     first_normed: bool = False
     output_bias: bool = False
     masked: bool = False
+    sampled: bool = False
     windows: tuple[int, ...] = ()
     latent: Latent | None = None
     experts: Experts | None = None
@@ -70,6 +74,35 @@ class EagleShape:
             return self.block.kv_heads, self.block.head_size
         key = self.latent.plain + self.latent.rope.size
         return self.latent.heads, max(key, self.latent.value)
+
+
+class FeatureSampling(nn.Module):
+    """x + down(silu(gate(embedding)) * up(norm(x))): of a feature, what goes with the token that
+    was chosen (FSPAD, arXiv 2408.15562)."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.norm = rms_norm(block.hidden, block)
+        self.gate = nn.Linear(block.hidden, block.mlp, bias=False)
+        self.up = nn.Linear(block.hidden, block.mlp, bias=False)
+        self.down = nn.Linear(block.mlp, block.hidden, bias=False)
+
+    def forward(self, x: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        """Both [B, N, H] -> [B, N, H]."""
+        return x + self.down(silu(self.gate(embedded)) * self.up(self.norm(x)))
+
+
+class TwoEnds(LlamaMLP):
+    """A gated MLP with two last matrices: of what is scored, and of the next feature."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.feature_down = nn.Linear(self.intermediate_size, self.hidden_size, bias=False)
+
+    def both(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, N, H] -> twice [B, N, H]."""
+        inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(inner), self.feature_down(inner)
 
 
 class EagleBlock(nn.Module):
@@ -92,21 +125,35 @@ class EagleBlock(nn.Module):
         else:
             self.attention = LatentAttention(config, shape.latent, block.hidden)
         self.mlp_norm = rms_norm(block.hidden, block)
-        self.mlp: nn.Module = (
-            LlamaMLP(config) if shape.experts is None else Mixture(config, shape.experts)
-        )
+        self.mlp = _mlp(config, shape, layer)
 
     def forward(
         self, x: torch.Tensor, embedded: torch.Tensor, mask: Any, rotary: Any
-    ) -> torch.Tensor:
-        """[B, N, H] -> [B, N, H]."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, N, H] -> [B, N, H], what leaves the layer; and the next feature, which mostly is
+        that too."""
         given = x if self.attention_norm is None else self.attention_norm(x)
         if self.wide:
             normed = self.hidden_norm(x)
             given = torch.cat([self.embedding_norm(embedded), normed], dim=-1)
             x = normed if self.residual_normed else x
-        x = x + self.attention(given, rotary, mask)
-        return x + self.mlp(self.mlp_norm(x))
+        return self.ends(x + self.attention(given, rotary, mask))
+
+    def ends(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same behind attention."""
+        normed = self.mlp_norm(x)
+        if isinstance(self.mlp, TwoEnds):
+            scored, feature = self.mlp.both(normed)
+            return x + scored, x + feature
+        x = x + self.mlp(normed)
+        return x, x
+
+
+def _mlp(config: LlamaConfig, shape: EagleShape, layer: int) -> nn.Module:
+    if shape.experts is not None:
+        return Mixture(config, shape.experts)
+    last = layer == shape.layers - 1
+    return TwoEnds(config) if shape.sampled and last else LlamaMLP(config)
 
 
 class EagleDecoder(nn.Module):
@@ -128,6 +175,8 @@ class EagleDecoder(nn.Module):
             self.register_parameter(MASK_FEATURE, nn.Parameter(torch.zeros(size)))
         if shape.fused:
             self.fc = nn.Linear(2 * size, size, bias=shape.fc_bias)
+        if shape.sampled:
+            self.sampling = FeatureSampling(block)
         self.layers = nn.ModuleList(
             [EagleBlock(self.config, i, shape) for i in range(shape.layers)]
         )
@@ -157,14 +206,20 @@ class EagleDecoder(nn.Module):
             given = (self.embedding_norm(embedded), self.hidden_norm(features))
         both = torch.cat(given, dim=-1)  # all that the layers read, in one value
         embedded, x = both.split(embedded.shape[-1], dim=-1)
-        x = self.fc(both) if self.shape.fused else x
+        x = self.entered(both) if self.shape.fused else x
         masks = self._masks(x, position_ids)
         rotary = self.rotary(x, position_ids)
+        feature = x
         for layer, window in zip(self.layers, self._windows, strict=True):
-            x = layer(x, embedded, masks[window], rotary)
+            x, feature = layer(x, embedded, masks[window], rotary)
         normed = self.norm(x) if self.shape.normed else x
-        state = normed if self.shape.norm_output else x
+        state = normed if self.shape.norm_output else feature
         return SimpleNamespace(logits=self.lm_head(normed), state=state)
+
+    def entered(self, both: torch.Tensor) -> torch.Tensor:
+        """What enters the layers of embeddings and features [B, N, 2 H], where fc joins them."""
+        x = self.fc(both)
+        return self.sampling(x, both[..., : x.shape[-1]]) if self.shape.sampled else x
 
     @property
     def _windows(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from graftline.models.heads.dflash import open_dflash
 from graftline.models.heads.eagle import open_eagle
 from graftline.models.heads.eagle3 import open_eagle3
 from graftline.models.heads.files import HeadFiles, read_files
+from graftline.models.heads.fspad import SAMPLED, open_fspad
 from graftline.models.heads.head import Head, Tap
 from graftline.models.heads.hidden_transfer import SIGN, open_hidden_transfer
 from graftline.models.heads.hydra import open_hydra
@@ -126,6 +127,7 @@ FORMS = (
     Form("a DFlash head", _dflash, open_dflash),
     Form("an EAGLE-3 head", _eagle3, open_eagle3),
     Form("an EAGLE-1/2 head", _eagle, open_eagle),
+    Form("an FSPAD head", _tensor(SAMPLED), open_fspad),
     Form("an MTP head", _mtp, open_mtp),
     Form("Medusa heads", _tensor(LINEAR), open_medusa),
     Form("Kangaroo's adapter", is_kangaroo, open_kangaroo),
@@ -162,6 +164,16 @@ UNHOSTED_KEYS = (
     ("projector_type", "xpress", "XPress heads are not hosted"),
     ("projector_type", "lilicorr", "LiLiCorr heads are not hosted"),
 )
+UNHOSTED_TENSORS = (
+    (r"clover_head_mlp_rnn\..*",
+     "Clover-2 heads, which draft on by a recurrent step of its own behind their layers, are not "
+     "hosted"),
+    (r"lstm\.weight_ih_l0",
+     "Falcon heads are not hosted: in the code that they were published with, layers read an "
+     "LSTM's answer and state as one, which fails, so that what such a head computes is not known"),
+    (r".*kv_a_proj_with_mqa.*", "heads with latent attention (MLA) are not hosted"),
+)  # fmt: skip
+"""Names of tensors that only such heads have."""
 
 
 def _refuse_unhosted(files: HeadFiles) -> None:
@@ -177,8 +189,9 @@ def _refuse_unhosted(files: HeadFiles) -> None:
         for pattern, why in UNHOSTED_NAMES:
             if re.search(pattern, name):
                 raise CheckpointError(f"{files.path}: config.json: architectures {name}: {why}")
-    if any(re.search(r"kv_a_proj_with_mqa", key) for key in files.weights.stored):
-        raise CheckpointError(f"{files.path}: heads with latent attention (MLA) are not hosted")
+    for pattern, why in UNHOSTED_TENSORS:
+        if matches := files.matching(pattern):
+            raise CheckpointError(f"{files.path}: tensor '{matches[0][0]}': {why}")
     if files.config.get("pard_token") is not None:
         raise CheckpointError(
             f"{files.path}: a PARD draft is a whole model; give it as --draft with --recipe pard"

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
-from graftline.head_notes import TAPPED, write_draft_ids
+from graftline.head_notes import NEXT_DOWN, TAPPED, write_draft_ids
 from graftline.models.export.eagle_module import MASK_FEATURE, EagleDecoder
 from graftline.models.heads.block import Block
 from graftline.models.heads.eagle3 import Eagle3Settings
@@ -72,6 +72,8 @@ def eagle_host(
         write_draft_ids(graph, ids.numpy(), shape.vocabulary)
     if head.taps != (FINAL,) or isinstance(head.settings, Eagle3Settings):
         keep_taps(graph, head, target.layers, shape.block, joined=not shape.fused)
+    if shape.sampled:
+        keep_beside(graph, NEXT_DOWN, tensors["layers.0.feature_down.weight"])
     own = own_model(partial(EagleDecoder, shape), tensors, shape.vocabulary, False)
     return Host(graph, facts, own=own)
 

@@ -18,6 +18,7 @@ from graftline.models.heads.config import Config
 from graftline.models.heads.eagle import EagleSettings
 from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.experts import Experts
+from graftline.models.heads.fspad import FspadSettings
 from graftline.models.heads.head import Head
 from graftline.models.heads.hydra import HydraSettings
 from graftline.models.heads.latent import Latent
@@ -63,6 +64,8 @@ def _shape(head: Head, host: Mapping[str, Any]) -> EagleShape:
         return _stepped(head, settings, host)
     if isinstance(settings, Eagle3Settings):
         return _eagle3(head, settings)
+    if isinstance(settings, FspadSettings):
+        return fspad_shape(settings.block, settings.vocabulary, _output_bias(head))
     if not isinstance(settings, EagleSettings | MtpSettings):
         raise CheckpointError(
             f"{head.source}: a head of the family '{head.family}', which this version reads and "
@@ -73,6 +76,14 @@ def _shape(head: Head, host: Mapping[str, Any]) -> EagleShape:
     return EagleShape(
         settings.block, settings.layers, settings.vocabulary, settings.vocabulary, fused=True,
         fc_bias=settings.fc_bias, normed=False, output_bias=_output_bias(head),
+    )  # fmt: skip
+
+
+def fspad_shape(block: Block, vocabulary: int, output_bias: bool = False) -> EagleShape:
+    """EAGLE's layer behind a sampled feature, with an end of its own for the next one."""
+    return EagleShape(
+        block, 1, vocabulary, vocabulary, fused=True, fc_bias=True, normed=False, sampled=True,
+        output_bias=output_bias,
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """EAGLE-1/2 heads in training (arXiv 2401.15077): one decoder layer over the last state and the
 next token, which is also shown its own states, as it meets them when it drafts further.
 
-In roll-out k the layer reads, at position t, the state that it gave at t - 1 in roll-out k - 1, and
-attends to what it read there: the host's states up to t - k, and then its own of each roll-out.
+In roll-out k the layer reads, at position t, the feature that it gave at t - 1 in roll-out k - 1,
+and attends to what it read there: the host's states up to t - k, and then its own of each roll-out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Eagle:
         self.drafted = torch.arange(host.vocabulary)
         self.bias, self.config = host.bias, host.config
         facts = facts_of(host.config, 0, "")
-        self.shape, self.positions = _shape(host), max(facts.positions, 1)
+        self.shape, self.positions = self._shape(host), max(facts.positions, 1)
         self.module = EagleDecoder(self.shape, self.positions)
         self.module.embedding.weight = nn.Parameter(host.embedding, requires_grad=False)
         self.module.lm_head.weight = nn.Parameter(host.lm_head, requires_grad=False)
@@ -70,21 +70,22 @@ class Eagle:
     def published(self) -> Published:
         """model.safetensors under the names of EAGLE's own, and a Llama config of one layer."""
         tensors = {f"fc.{key}": value for key, value in self.module.fc.named_parameters()}
-        config = {
+        tensors |= published_layer(self.module)
+        return Published("EAGLE-1", "model.safetensors", self._llama(), tensors)
+
+    def _llama(self) -> dict[str, Any]:
+        return {
             "architectures": ["LlamaForCausalLM"], "bias": True, "vocab_size": self.vocabulary,
             "torch_dtype": "float16", "base_model_name_or_path": self.source,
             **llama_keys(self.shape.block, self.config, self.positions),
         }  # fmt: skip
-        tensors |= published_layer(self.module)
-        return Published("EAGLE-1", "model.safetensors", config, tensors)
 
-
-def _shape(host: FrozenHost) -> EagleShape:
-    """A Llama layer of the host's sizes, whatever the host's own layers are."""
-    return EagleShape(
-        llama_block(host), 1, host.vocabulary, host.vocabulary, fused=True, fc_bias=True,
-        normed=False,
-    )  # fmt: skip
+    def _shape(self, host: FrozenHost) -> EagleShape:
+        """A Llama layer of the host's sizes, whatever the host's own layers are."""
+        return EagleShape(
+            llama_block(host), 1, host.vocabulary, host.vocabulary, fused=True, fc_bias=True,
+            normed=False,
+        )  # fmt: skip
 
 
 def llama_block(host: FrozenHost) -> Block:
@@ -146,9 +147,10 @@ def roll_out(
             attn_mask=_seen(ids.shape[1], step), scale=block.attention.scaling,
         )  # fmt: skip
         x = x + block.attention.o_proj(attended.transpose(1, 2).flatten(2))
-        x = x + block.mlp(block.mlp_norm(x))
+        x, fed = block.ends(x)
         states.append(module.norm(x) if module.shape.normed else x)
-        features = torch.cat([torch.zeros_like(taps[:, :1]), states[-1][:, :-1]], dim=1)
+        fed = states[-1] if module.shape.norm_output else fed
+        features = torch.cat([torch.zeros_like(taps[:, :1]), fed[:, :-1]], dim=1)
     return states
 
 
@@ -157,7 +159,7 @@ def _entered(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What enters the layer, and what its attention reads."""
     if not block.wide:
-        x = module.fc(torch.cat([embedded, features], dim=-1))
+        x = module.entered(torch.cat([embedded, features], dim=-1))
         return x, x
     normed = block.hidden_norm(features)
     given = torch.cat([block.embedding_norm(embedded), normed], dim=-1)

@@ -31,6 +31,7 @@ from graftline.models.training.eagle import Eagle
 from graftline.models.training.eagle3 import Eagle3, eagle3_layers
 from graftline.models.training.folder import check_out
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.fspad import Fspad
 from graftline.models.training.head_folder import Story, write_head
 from graftline.models.training.head_lesson import HeadLesson, HeadSettings, acceptance_of
 from graftline.models.training.hidden_transfer import HiddenTransfer
@@ -48,8 +49,8 @@ from graftline.models.training.trainer import Course, Trainer
 from graftline.models.training.vocabulary import draft_vocabulary
 
 KINDS = (
-    "medusa", "hydra", "markov", "eagle", "eagle3", "ppd", "hidden-transfer", "exit-adapter",
-    "lora-drop", "router",
+    "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "ppd", "hidden-transfer",
+    "exit-adapter", "lora-drop", "router",
 )  # fmt: skip
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
@@ -284,8 +285,8 @@ def _student(
             words = draft_vocabulary(learned, held_out, host.vocabulary)
             say(f"draft vocabulary: {words}")
             return Eagle3(host, words, learned[0].ids.tolist())
-        if kind == "eagle":
-            return Eagle(host)
+        if kind in ("eagle", "fspad"):
+            return Eagle(host) if kind == "eagle" else Fspad(host)
         if kind == "ppd":
             return Ppd(host, heads)
         if kind == "hidden-transfer":

@@ -19,6 +19,7 @@ from graftline.models.heads.eagle_shapes import eagle_shape
 from tests.draft_engine import ROWS, answered, seeded_tables, seeded_text
 from tests.models.heads.reference_eagle import Eagle
 from tests.models.heads.reference_eagle3 import Eagle3, Form
+from tests.models.heads.reference_fspad import Fspad
 from tests.models.heads.reference_hydra import EagleAttention
 from tests.models.heads.reference_layers import (
     ABSENT,
@@ -92,6 +93,14 @@ def unstretched(module: nn.Module) -> None:
 def unscaled(module: nn.Module) -> None:
     for one in (m for m in module.modules() if isinstance(m, LatentAttention)):
         one.scale = (one.plain + one.rotary) ** -0.5
+
+
+def unsampled(module: Any) -> None:
+    module.fc.on = False
+
+
+def ends_exchanged(module: Any) -> None:
+    module.exchanged = True
 
 
 def unwindowed(module: Any) -> None:
@@ -168,6 +177,7 @@ CASES = {
         {**THREE, **WINDOWS, "norm_output": True, "attention_bias": True},
         others=(unwindowed, unnormed, unbiased),
     ),
+    "fspad": Case("fspad", lambda: Fspad(SIZES), {}, others=(unsampled, ends_exchanged)),
     "mtp: qwen3-next, experts": Case(
         "mtp", lambda: Mtp(SIZES, 1.0, Softmax(SIZES, 6, 2, 10, 14), **QWEN),
         {**NEXT, **SOFTMAX}, "mtp.", (one_offset, ungated, unrotated_part, fewer_experts),
@@ -212,6 +222,8 @@ def referred(case: Case, module: Any) -> tuple[Any, Any]:
             return logits[0].numpy(), states[0].numpy()
         if isinstance(module, Eagle | EagleAttention):
             states = normed = module(embedded, features)
+        elif isinstance(module, Fspad):
+            normed, states = module(embedded, features)
         elif isinstance(module, Behind):
             states, normed = module.step(module.embed_tokens(tokens), features)
             lm_head = module.shared_head.head.weight

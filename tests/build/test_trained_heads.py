@@ -24,6 +24,7 @@ from graftline.models.training.ppd import Ppd
 from graftline.models.training.rows import Row
 from graftline.models.training.student import Student
 from graftline.models.training.vocabulary import DraftVocabulary
+from graftline.recipe import recipe
 from graftline.runtimes.drafter import Bid, sees
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.drafting import draft_alone
@@ -99,7 +100,7 @@ def foreseen(host: FrozenHost, student: Student, chosen: int) -> list[int]:
 def drafted(engine: Any, name: str) -> tuple[int, list[int]]:
     """The token that the engine chooses behind the prompt, and the chain behind it."""
     options = {"width": 1} if name == "hydra" else {}
-    drafter: Any = make_drafter("eagle" if name == "eagle-3" else name, options, engine.resources)
+    drafter: Any = make_drafter(recipe(name).drafter, options, engine.resources)
     engine.session.reset(1)
     seen = [0]
 

@@ -83,10 +83,18 @@ def test_what_is_not_hosted_is_named(tmp_path: Path, changes: Any, words: str) -
     refuses(written(tmp_path, config, tensors), words)
 
 
-def test_latent_attention_without_its_architecture(tmp_path: Path) -> None:
-    config, tensors = eagle3.files(Form())
-    tensors["layers.0.self_attn.kv_a_proj_with_mqa.weight"] = torch.ones(2, 2)
-    refuses(written(tmp_path, config, tensors), r"latent attention \(MLA\) are not hosted")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("layers.0.self_attn.kv_a_proj_with_mqa.weight", r"latent attention \(MLA\) are not"),
+        ("clover_head_mlp_rnn.input_layernorm.weight", "Clover-2 heads, .* are not hosted"),
+        ("lstm.weight_ih_l0", "Falcon heads are not hosted: in the code that they were published"),
+    ],
+)
+def test_what_is_not_hosted_is_named_by_a_tensor(tmp_path: Path, name: str, words: str) -> None:
+    config, tensors = eagle._files()
+    tensors[name] = torch.ones(2, 2)
+    refuses(written(tmp_path, config, tensors), f"tensor '{name}': .*{words}")
 
 
 def test_a_whole_model_is_no_head(tmp_path: Path) -> None:

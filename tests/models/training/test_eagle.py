@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 import graftline.models.export.host_model  # noqa: F401  registers the attention of the module
 from graftline.models.training.eagle import Eagle, roll_out
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.fspad import Fspad
 
 LENGTH, STEPS = 9, 3
 
 
-def given(host_folder: Path) -> tuple[Eagle, torch.Tensor, torch.Tensor]:
+def given(
+    host_folder: Path, kind: type[Eagle] = Eagle
+) -> tuple[Eagle, torch.Tensor, torch.Tensor]:
     """A head whose every weight counts, ids [2, L] and taps [2, L, H]."""
     torch.manual_seed(1)
-    head = Eagle(FrozenHost(host_folder))
+    head = kind(FrozenHost(host_folder))
     with torch.no_grad():
         for parameter in head.module.parameters():
             if parameter.requires_grad:
@@ -24,8 +28,11 @@ def given(host_folder: Path) -> tuple[Eagle, torch.Tensor, torch.Tensor]:
     return head, torch.randint(0, 260, (2, LENGTH)), torch.randn(2, LENGTH, 32)
 
 
-def test_every_roll_out_is_the_layer_on_its_own_states(host_folder: Path) -> None:
-    head, ids, taps = given(host_folder)
+@pytest.mark.parametrize("kind", [Eagle, Fspad])
+def test_every_roll_out_is_the_layer_on_its_own_features(
+    host_folder: Path, kind: type[Eagle]
+) -> None:
+    head, ids, taps = given(host_folder, kind)
     with torch.no_grad():
         states = roll_out(head.module, ids, taps, STEPS)
         for begun in range(LENGTH - STEPS):
@@ -37,8 +44,9 @@ def test_every_roll_out_is_the_layer_on_its_own_states(host_folder: Path) -> Non
                 )
                 # sums of H = 32 and 64 numbers in another order
                 torch.testing.assert_close(
-                    states[step][:, place], out.state[:, -1], rtol=1e-4, atol=1e-4
-                )
+                    states[step][:, place] @ head.module.lm_head.weight.T, out.logits[:, -1],
+                    rtol=1e-4, atol=1e-4,
+                )  # fmt: skip
                 features = torch.cat([features, out.state[:, -1:]], dim=1)
 
 

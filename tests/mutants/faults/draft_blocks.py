@@ -11,14 +11,15 @@ from faults.graphs import constant, rewired
 from faults.mutant import Mutant, Touched, after, instead
 from graftline.kinds import draft_block
 from graftline.passes import GRAFTS
-from graftline.passes.anchors.anchors import with_role
+from graftline.passes.anchors.anchors import block_outputs, with_role
+from graftline.passes.grafts import next_feature
 from graftline.passes.grafts.masks import LATER, SlotMasks
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.ports import cache_of, input_of
 from graftline.ports import FEATURES, Port
 
 EAGLE3, DFLASH, DSPARK = {"head": "eagle3"}, {"head": "dflash"}, {"head": "dspark"}
-MTP = {"head": "mtp"}
+MTP, FSPAD = {"head": "mtp"}, {"head": "fspad"}
 KV_CACHE = GRAFTS["kv-cache"]
 
 
@@ -150,6 +151,29 @@ def _before_the_norm(real: Any, touched: Touched) -> Any:
     return state_port
 
 
+def _foretold_by_the_scored_end(model: ir.Model) -> int:
+    """What is added to for the next feature has left the MLP already."""
+    value = next(v for v in model.graph.outputs if v.name == next_feature.NAME)
+    node, (end,) = value.producer(), block_outputs(model.graph)
+    assert node is not None
+    return rewired(node, 0, end)
+
+
+def _feature_unsampled(model: ir.Model) -> int:
+    """What the embedding gates at the entry is made of the embedding, not of the feature."""
+    if not _of_head(model):
+        return 0
+    gate, up = (_product_of(model, f"sampling.{name}.weight") for name in ("gate", "up"))
+    return rewired(up, 0, gate.inputs[0])
+
+
+def _product_of(model: ir.Model, weight: str) -> ir.Node:
+    """What multiplies by a matrix that lies as torch has it."""
+    (turned,) = model.graph.initializers[weight].consumers()
+    (product,) = turned.outputs[0].consumers()
+    return product
+
+
 def _of_head(model: ir.Model) -> bool:
     return FEATURES in model.graph.initializers
 
@@ -228,6 +252,11 @@ DRAFT_BLOCKS = [
            "plain", "taps", instead(draft_block, "_answers", _step_off), EAGLE3),
     Mutant("mtp-state-before-the-norm", "ports: state_port", "what is fed back is not normed",
            "plain", "taps", instead(draft_block, "state_port", _before_the_norm), MTP),
+    Mutant("fspad-foretold-by-the-scored-end", "next-feature: apply", "the scored end is added to",
+           "plain", "foretold",
+           after(GRAFTS["next-feature"], _foretold_by_the_scored_end), FSPAD),
+    Mutant("fspad-feature-unsampled", "kv-cache: apply", "the embedding gates itself",
+           "plain", "neutral", after(KV_CACHE, _feature_unsampled), FSPAD),
     Mutant("mtp-entry-norms-exchanged", "kv-cache: apply", "entry norms have each other's weights",
            "plain", "neutral", after(KV_CACHE, _entry_norms_exchanged), MTP),
     Mutant("mtp-gates-open", "kv-cache: apply", "attention's gates do nothing",

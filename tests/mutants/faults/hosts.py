@@ -24,6 +24,7 @@ from graftline.passes import Pipeline
 from tests.dflash_files import write_dflash
 from tests.eagle_files import write_eagle3
 from tests.exports import Exports
+from tests.fspad_files import write_fspad
 from tests.hydra_files import seeded_sequence, write_hydra
 from tests.kangaroo_files import seeded as adapter
 from tests.kangaroo_files import write_kangaroo
@@ -231,13 +232,15 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        and "bigrams" beside, "hydra", "eagle3", "peagle", "dflash", "dspark", "mtp", "ppd",
-        "hidden-transfer", "kangaroo", "lora-drop" or "router"."""
+        and "bigrams" beside, "hydra", "eagle3", "peagle", "fspad", "dflash", "dspark", "mtp",
+        "ppd", "hidden-transfer", "kangaroo", "lora-drop" or "router"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
         if own in ("eagle3", "peagle"):
             write_eagle3(place, size.hidden, size.vocabulary, (0, 1), mask=own == "peagle")
+        elif own == "fspad":
+            write_fspad(place, size.hidden, size.vocabulary)
         elif own == "ppd":
             write_ppd(place, prompt_tokens(size.hidden))
         elif own == "bigrams":
