@@ -20,7 +20,7 @@ from graftline.files import file_state
 from graftline.head_notes import PLACEHOLDERS, TapReading
 from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import FINAL, Head
-from graftline.models.heads.hydra import HydraSettings
+from graftline.models.heads.hydra import LAYERS, HydraSettings
 from graftline.models.heads.kangaroo import FAMILY, KangarooSettings
 from graftline.models.heads.medusa import MedusaSettings
 from graftline.models.heads.router import FAMILY as ROUTER
@@ -188,9 +188,9 @@ def is_sequential(head: Head) -> bool:
 
 
 def is_decoder(head: Head) -> bool:
-    """Whether it is a decoder of its own: EAGLE's, MTP's, a block's, and Hydra's eagle-attn."""
+    """Whether it is a decoder of its own: EAGLE's, MTP's, a block's, and Hydra's of one layer."""
     settings = head.settings
-    stepped = isinstance(settings, HydraSettings) and settings.architecture == "eagle-attn"
+    stepped = isinstance(settings, HydraSettings) and settings.architecture in LAYERS
     return stepped or head.family in DECODERS
 
 
