@@ -21,7 +21,7 @@ MARKOVS, MARKOV = "graftline.markov", "markov."
 """Metadata: of what kind a head's Markov head is; and the prefix of its initializers, which the
 head's own graph does not read: w1 [V, r], w2 [Vd, r], {gate,joint,confidence}_{weight,bias}."""
 ADAPTERS = "graftline.adapter"
-"""Metadata: the sizes of an exit's adapter."""
+"""Metadata: the sizes of an adapter: an exit's, or a layer in front of draft heads."""
 LOW_RANK = "graftline.low_rank"
 """Metadata: the blocks that low-rank corrections stand in for."""
 TRANSFERS = "graftline.transfers"
@@ -84,13 +84,14 @@ class MarkovNote:
 
 @dataclass(frozen=True)
 class AdapterNote:
-    """The sizes of an exit's adapter: query heads, KV heads, numbers of a head, and the epsilon of
-    its norms."""
+    """The sizes of an adapter: query heads, KV heads, numbers of a head, and the epsilon of its
+    norms. `prefix`: it has an MLP and stands in front of draft heads (Hydra++), behind no exit."""
 
     heads: int
     kv_heads: int
     head_size: int
     epsilon: float
+    prefix: bool = False
 
     def write(self, model: ir.Model) -> None:
         """Note it in the adapter's graph."""

@@ -20,7 +20,7 @@ from graftline.files import file_state
 from graftline.head_notes import PLACEHOLDERS, TapReading
 from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import FINAL, Head
-from graftline.models.heads.hydra import LAYERS, HydraSettings
+from graftline.models.heads.hydra import LAYERS, HydraSettings, is_prefixed
 from graftline.models.heads.kangaroo import FAMILY, KangarooSettings
 from graftline.models.heads.medusa import MedusaSettings
 from graftline.models.heads.router import FAMILY as ROUTER
@@ -76,8 +76,9 @@ ON_TARGET: Mapping[str, str] = {
 }
 """Families that passes on the target put into its own graphs: no stage of theirs is opened. Why
 they have the target's precision."""
-FINAL_TAP, OWN_TAPS = "tap{layers=norm}", "head-features"
-"""The pass that brings out what most heads read, and the one for what a head itself names."""
+FINAL_TAP, OWN_TAPS, OWN_LAYER = "tap{layers=norm}", "head-features", "head-prefix"
+"""The pass that brings out what most heads read, the one for what a head itself names, and the one
+for what a layer of its own makes of that."""
 
 
 def open_draft_head(path: str, say: Watch) -> Head:
@@ -104,10 +105,10 @@ def head_hosts(
     say("checking the draft head's sizes and numbers")
     facts = decoder_facts(canonical)
     head.check(facts)
-    if head.family == EMBEDDED:
-        return {}
-    if (within := graph_within(head, facts)) is not None:
-        return {ADAPTER: _host(within)}
+    within = graph_within(head, canonical)
+    hosts = {} if within is None else {ADAPTER: _host(within)}
+    if head.family in ON_TARGET:
+        return hosts
     if is_decoder(head):
         from graftline.models.heads.dflash_host import dflash_host
         from graftline.models.heads.eagle_host import eagle_host
@@ -118,8 +119,9 @@ def head_hosts(
             host = eagle_host(head, facts, shared_of(canonical), say, config)
         states = _host(host.model).states
         return {stage_name(HEAD, EXPORT): replace(host, states=states)}
-    models = head_graphs(head, canonical)
-    return {stage_name(head_owner(n), EXPORT): _host(model) for n, model in enumerate(models)}
+    for number, model in enumerate(head_graphs(head, canonical)):
+        hosts[stage_name(head_owner(number), EXPORT)] = _host(model)
+    return hosts
 
 
 def exit_of(head: Head) -> int | None:
@@ -165,10 +167,11 @@ def shared_of(canonical: ir.Model) -> Shared:
 
 def heads_on_target(head: Head, hosts: Mapping[str, Host]) -> ir.Model | None:
     """The graph of a head that passes on the target read: of heads that read nothing but a state,
-    of one whose features the target makes, or of embeddings that it reads."""
+    of one whose features the target makes, of the layer that it stands behind, or of embeddings
+    that the target reads."""
     if head.family == EMBEDDED:
         return embeddings_graph(numbers(head.tensors[PLACEHOLDERS]))
-    if head.family in (ADAPTED, CORRECTING, ENTERING, ROUTER):
+    if ADAPTER in hosts:
         return hosts[ADAPTER].model
     host = hosts.get(stage_name(HEAD, EXPORT))
     return host.model if host is not None and is_read(host.model) else None
@@ -205,9 +208,10 @@ def recipe_of(head: Head) -> str:
 def own_passes(head: Head, chosen: Recipe) -> str | None:
     """The passes of the recipe for a head that reads other hidden states of its target than most;
     None where the recipe's own bring out what it reads."""
-    if not names_taps(head) or FINAL_TAP not in chosen.passes:
+    brought_out = _brings_out(head)
+    if brought_out == FINAL_TAP or FINAL_TAP not in chosen.passes:
         return None
-    return chosen.passes.replace(FINAL_TAP, OWN_TAPS)
+    return chosen.passes.replace(FINAL_TAP, brought_out)
 
 
 def check_recipe(head: Head, chosen: Recipe) -> None:
@@ -295,14 +299,17 @@ def check_tap(head: Head, target: ir.Model) -> None:
     ports = read_ports(target)
     features = bool(by_role(ports, FEATURES, "out"))
     final = any(port.tap == POSTNORM for port in by_role(ports, "hidden", "out"))
-    needs = OWN_TAPS if names_taps(head) else FINAL_TAP
-    if not (features if names_taps(head) else final):
+    needs = _brings_out(head)
+    if not (final if needs == FINAL_TAP else features):
         raise GraftlineError(
             "--head: these passes bring out no hidden state for the head to read; put "
             f"{needs} into --passes"
         )
 
 
-def names_taps(head: Head) -> bool:
-    """Whether it reads other hidden states than the final norm's, or makes features of them."""
-    return head.family == "eagle3" or head.taps != (FINAL,)
+def _brings_out(head: Head) -> str:
+    """The pass on the target that brings out what the head reads: of hidden states other than the
+    final norm's, or features that are made of them, head-features."""
+    if is_prefixed(head):
+        return OWN_LAYER
+    return OWN_TAPS if head.family == "eagle3" or head.taps != (FINAL,) else FINAL_TAP

@@ -136,8 +136,8 @@ def _stepped(head: Head, settings: HydraSettings, host: Mapping[str, Any]) -> Ea
         )  # fmt: skip
     if block.rope.kind not in ("default", "linear", DYNAMIC):
         _refuse(
-            head, f"rotary scaling of the host's kind (rope_type={block.rope.kind}) in a cross-attn "
-            "layer, whose code has none", "give a head of another kind",
+            head, f"rotary scaling of its host's kind (rope_type={block.rope.kind}) in a layer of "
+            "cross-attn, whose code has none", "give a head of another kind",
         )  # fmt: skip
     assert settings.rope_theta is not None, "such a layer has its own"
     block = replace(block, rope=replace(block.rope, theta=settings.rope_theta))

@@ -45,6 +45,11 @@ class HydraSettings:
     rope_theta: float | None = None
 
 
+def is_prefixed(head: Head) -> bool:
+    """Whether heads stand behind a decoder layer of their own."""
+    return isinstance(head.settings, HydraSettings) and head.settings.architecture == PREFIXED
+
+
 def open_hydra(files: HeadFiles) -> Head:
     """The heads of such files. Raises CheckpointError.
 

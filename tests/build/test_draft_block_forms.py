@@ -111,7 +111,8 @@ def unwindowed(module: Any) -> None:
 @dataclass(frozen=True)
 class Case:
     """`recipe` by which a head of the `module` is built; what its config has besides, before what
-    its tensors' names stand; and what `other` forms the module must not have. `host`: what its host's config has besides."""
+    its tensors' names stand; what `other` forms the module must not have; and what the config of
+    its `host` has besides."""
 
     recipe: str
     module: Callable[[], nn.Module]
