@@ -29,11 +29,6 @@ def prefix_graph(head: Head, canonical: ir.Model) -> ir.Model:
     and epsilon it has (as the published code makes it, of the host's config): see `adapter_graph`.
     Raises CheckpointError for a host of another kind than Llama's."""
     host = decoder_facts(canonical)
-    if host.heads * host.head_size != host.hidden:
-        _refuse(
-            head, f"{host.heads} heads of {host.head_size} numbers, which are not its hidden size "
-            f"{host.hidden}",
-        )  # fmt: skip
     note = AdapterNote(
         host.heads, host.kv_heads, host.head_size, _epsilon(head, canonical), prefix=True
     )

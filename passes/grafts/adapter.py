@@ -167,13 +167,12 @@ def adapter_graph(
     known |= dict(zip(("adapter.cos", "adapter.sin"), tables, strict=True))
     for name, tensor in known.items():
         emit.initializer(name, tensor)
-    width = note.heads * note.head_size
-    x = new_input(graph, HIDDEN, FLOAT, ["B", "N", width])
-    at = new_input(graph, POSITIONS, ir.DataType.INT64, ["B", "N"])
     adapter = Adapter(model, note)
+    x = new_input(graph, HIDDEN, FLOAT, ["B", "N", adapter.width])
+    at = new_input(graph, POSITIONS, ir.DataType.INT64, ["B", "N"])
     rows = adapter.rows(emit, x, at)
     state, _ = adapter.state(emit, x, rows, at, (rows.key, rows.value, None))
-    new_output(graph, state, STATE, FLOAT, ["B", "N", width])
+    new_output(graph, state, STATE, FLOAT, ["B", "N", adapter.width])
     for name, value in ((KEY, rows.key), (VALUE, rows.value)):
         new_output(graph, value, name, FLOAT, ["B", note.kv_heads, "N", note.head_size])
     return model
