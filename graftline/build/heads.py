@@ -23,6 +23,7 @@ from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.hydra import LAYERS, HydraSettings, is_prefixed
 from graftline.models.heads.kangaroo import FAMILY, KangarooSettings
 from graftline.models.heads.medusa import MedusaSettings
+from graftline.models.heads.mtp import by_depth
 from graftline.models.heads.router import FAMILY as ROUTER
 from graftline.models.heads.router import RouterSettings
 from graftline.models.host import Host
@@ -111,14 +112,17 @@ def head_hosts(
         return hosts
     if is_decoder(head):
         from graftline.models.heads.dflash_host import dflash_host
-        from graftline.models.heads.eagle_host import eagle_host
+        from graftline.models.heads.eagle_host import eagle_hosts
 
+        shared = shared_of(canonical)
         if head.family in BLOCKS:
-            host = dflash_host(head, facts, shared_of(canonical), say)
+            made = [dflash_host(head, facts, shared, say)]
         else:
-            host = eagle_host(head, facts, shared_of(canonical), say, config)
-        states = _host(host.model).states
-        return {stage_name(HEAD, EXPORT): replace(host, states=states)}
+            made = eagle_hosts(by_depth(head), facts, shared, say, config)
+        for number, host in enumerate(made):
+            own = replace(host, states=_host(host.model).states)
+            hosts[stage_name(head_owner(number), EXPORT)] = own
+        return hosts
     for number, model in enumerate(head_graphs(head, canonical)):
         hosts[stage_name(head_owner(number), EXPORT)] = _host(model)
     return hosts
@@ -249,7 +253,7 @@ def _lacking(needed: str, passes: str) -> Graft | None:
 
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
     """The plan with the stages of that head: none of what is put into the target's own graphs, and
-    of heads that read one another's tokens one each, called one by one. Raises GraftlineError for
+    of heads that read one another's tokens, or states, one each, called one by one. Raises GraftlineError for
     embeddings, an adapter, corrections or routers of which a precision was asked for."""
     if head.family in ON_TARGET:
         if plan.said != plan.path:
@@ -259,7 +263,7 @@ def planned(head: Head, plan: HeadPlan) -> HeadPlan:
             )
         return replace(plan, count=0, routes=routes_of(head))
     if is_decoder(head):
-        return replace(plan, count=1)
+        return replace(plan, count=len(by_depth(head)))
     sequential = is_sequential(head)
     if not sequential:
         plan = plan.check_layers(head.settings.layers).check_bigrams(_bigrams(head))

@@ -89,12 +89,7 @@ def _eagle3(head: Head, settings: Eagle3Settings) -> EagleShape:
 
 
 def _mtp(head: Head, settings: MtpSettings) -> EagleShape:
-    depth, *further = settings.depths
-    if further:
-        _refuse(
-            head, f"MTP of {len(settings.depths)} layers, each for a token further on",
-            "give a head of one layer",
-        )  # fmt: skip
+    (depth,) = settings.depths  # a graph is of one layer: see `by_depth`
     latent = depth.attention if isinstance(depth.attention, Latent) else None
     experts = depth.mlp if isinstance(depth.mlp, Experts) else None
     mlp = depth.mlp.mlp if isinstance(depth.mlp, Experts) else depth.mlp
