@@ -47,15 +47,17 @@ if TYPE_CHECKING:
 FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
-    "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3",
-    "hidden-transfer": "hidden-transfer", "hydra": "hydra", "jetspec": "jetspec",
-    "kangaroo": "kangaroo", "lora-drop": "lora-drop", "medusa": "medusa", "mtp": "mtp",
-    "peagle": "p-eagle", "ppd": "ppd", "router": "first",
+    "dflash": "dflash", "domino": "domino", "dspark": "dspark", "eagle": "eagle",
+    "eagle3": "eagle-3", "hidden-transfer": "hidden-transfer", "hydra": "hydra",
+    "jetspec": "jetspec", "kangaroo": "kangaroo", "lora-drop": "lora-drop", "medusa": "medusa",
+    "mtp": "mtp", "peagle": "p-eagle", "ppd": "ppd", "router": "first",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
 EAGLES = ("eagle", "eagle3", "mtp", "peagle")
-BLOCKS = ("dflash", "dspark", "jetspec")
+BLOCKS = ("dflash", "domino", "dspark", "jetspec")
 """Families that draft a block over a context of features."""
+MIXING = "dflash2"
+"""The family that is read and not built."""
 DECODERS = (*EAGLES, *BLOCKS)
 """Families that are decoders of their own."""
 EMBEDDED = "ppd"
@@ -89,9 +91,10 @@ def open_draft_head(path: str, say: Watch) -> Head:
     head = open_head(path)
     for line in head.decided:
         say(line)
-    if head.family not in RECIPES:
+    if head.family == MIXING:
         raise CheckpointError(
-            f"{path}: a head of the family '{head.family}', which is read and not yet built; "
+            f"{path}: a DFlash2 head, whose convolutions mix the rows of a block with one another: "
+            "such rows have no place in a cache of keys and values, so it is read and not built; "
             f"graftline builds {', '.join(RECIPES)}"
         )
     return head
@@ -253,8 +256,9 @@ def _lacking(needed: str, passes: str) -> Graft | None:
 
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
     """The plan with the stages of that head: none of what is put into the target's own graphs, and
-    of heads that read one another's tokens, or states, one each, called one by one. Raises GraftlineError for
-    embeddings, an adapter, corrections or routers of which a precision was asked for."""
+    of heads that read one another's tokens, or states, one each, called one by one. Raises
+    GraftlineError for embeddings, an adapter, corrections or routers of which a precision was asked
+    for."""
     if head.family in ON_TARGET:
         if plan.said != plan.path:
             raise GraftlineError(

@@ -146,8 +146,8 @@ def open_mtp(files: HeadFiles) -> Head:
     )
     if count > 1:
         config.decide(
-            f"layer k of {count} drafts the k-th token on the states of the layer before it; nothing "
-            "is drafted behind the last layer's token, as in the paper"
+            f"layer k of {count} drafts the k-th token on the states of the layer before it, and "
+            "behind the last layer's token nothing is drafted, as in the paper"
         )
     renamed = placed(files, behind_last(count, first))
     layout = Layout(count, 0.0, feedback_normed=False, rest=HOST)

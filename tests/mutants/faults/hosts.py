@@ -232,8 +232,8 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        and "bigrams" beside, "hydra", "hydra-prefix", "eagle3", "peagle", "dflash", "dspark",
-        "mtp", "ppd", "hidden-transfer", "kangaroo", "lora-drop" or "router"."""
+        and "bigrams" beside, "hydra", "hydra-prefix", "eagle3", "peagle", "dflash", "domino",
+        "dspark", "mtp", "ppd", "hidden-transfer", "kangaroo", "lora-drop" or "router"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
@@ -254,8 +254,8 @@ class Hosts:
             write_routers(place, routers((1, 2, 3), size.hidden), size.layers, [(1,), (1, 3)])
         elif own == "mtp":
             write_mtp(place, size.hidden, size.vocabulary, size.layers)
-        elif own in ("dflash", "dspark"):
-            kind = "rnn" if own == "dspark" else ""
+        elif own in ("dflash", "domino", "dspark"):
+            kind = {"dspark": "rnn", "domino": own}.get(own, "")
             write_dflash(place, size.hidden, size.vocabulary, (0, 1), kind)
         elif own == "hydra-prefix":
             same = ("hidden", "heads", "kv_heads", "head_size", "mlp", "vocabulary")
