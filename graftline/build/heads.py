@@ -56,8 +56,10 @@ RECIPES: Mapping[str, str] = {
 EAGLES = ("eagle", "eagle3", "mtp", "peagle")
 BLOCKS = ("dflash", "domino", "dspark", "jetspec")
 """Families that draft a block over a context of features."""
-MIXING = "dflash2"
-"""The family that is read and not built."""
+UNBUILT: Mapping[str, str] = {
+    "dflash2": "its convolutions mix the rows of a block, and caches hold each row by itself",
+}
+"""Families that are read and not built, and why."""
 DECODERS = (*EAGLES, *BLOCKS)
 """Families that are decoders of their own."""
 EMBEDDED = "ppd"
@@ -91,11 +93,10 @@ def open_draft_head(path: str, say: Watch) -> Head:
     head = open_head(path)
     for line in head.decided:
         say(line)
-    if head.family == MIXING:
+    if head.family not in RECIPES:
         raise CheckpointError(
-            f"{path}: a DFlash2 head, whose convolutions mix the rows of a block with one another: "
-            "such rows have no place in a cache of keys and values, so it is read and not built; "
-            f"graftline builds {', '.join(RECIPES)}"
+            f"{path}: a head of the family '{head.family}', which is read and not yet built: "
+            f"{UNBUILT[head.family]}; graftline builds {', '.join(RECIPES)}"
         )
     return head
 
