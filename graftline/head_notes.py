@@ -19,9 +19,10 @@ NORM = -1
 """Among the layers that a head reads: the output of its target's final norm."""
 MARKOVS, MARKOV = "graftline.markov", "markov."
 """Metadata: of what kind a head's Markov head is; and the prefix of its initializers, which the
-head's own graph does not read: w1 [V, r], w2 [Vd, r], {gate,joint,confidence}_{weight,bias}."""
+head's own graph does not read: w1 [V, r], w2 [Vd, r], {gate,joint,confidence}_{weight,bias}; of the
+kind `domino` w2 [V, width], gru_input [3S, H], gru_state [3S, S] and correction [width, H + S]."""
 ADAPTERS = "graftline.adapter"
-"""Metadata: the sizes of an exit's adapter."""
+"""Metadata: the sizes of an adapter: an exit's, or a layer in front of draft heads."""
 LOW_RANK = "graftline.low_rank"
 """Metadata: the blocks that low-rank corrections stand in for."""
 TRANSFERS = "graftline.transfers"
@@ -67,12 +68,16 @@ class TapReading:
 @dataclass(frozen=True)
 class MarkovNote:
     """A Markov head of a kind (vanilla, gated, rnn) and a rank; whether the head has a confidence,
-    and whether that reads the row of the token before it too."""
+    and whether that reads the row of the token before it too. Or `domino`, a recurrent correction
+    with a state of `rank` numbers, which adds to rows from `first` on. `anchor`: the first row of a
+    block drafts too; else it is the last token's own, and is scored by nothing."""
 
     kind: str
     rank: int
     confidence: bool
     with_token: bool
+    first: int = 0
+    anchor: bool = True
 
     def write(self, model: ir.Model) -> None:
         """Note it in the head's graph."""
@@ -87,13 +92,14 @@ class MarkovNote:
 
 @dataclass(frozen=True)
 class AdapterNote:
-    """The sizes of an exit's adapter: query heads, KV heads, numbers of a head, and the epsilon of
-    its norms."""
+    """The sizes of an adapter: query heads, KV heads, numbers of a head, and the epsilon of its
+    norms. `prefix`: it has an MLP and stands in front of draft heads (Hydra++), behind no exit."""
 
     heads: int
     kv_heads: int
     head_size: int
     epsilon: float
+    prefix: bool = False
 
     def write(self, model: ir.Model) -> None:
         """Note it in the adapter's graph."""

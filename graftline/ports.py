@@ -57,8 +57,8 @@ class Port:
     `layer` and `tap`), keep, rows, skipped, refreshed, held, routers.
     Of draft heads: heads.logits, heads.topk_ids, heads.topk_logits.
     Of a draft block in a fused step, which owns caches: draft.logits.
-    Of an exit's adapter: adapter.key and adapter.value, its cache, with the `layer` that it is
-    behind.
+    Of an adapter, an exit's or one in front of draft heads: adapter.key and adapter.value, its
+    cache, with the `layer` that it is behind.
     Of a fused step: parents, accepted, count, path, temperature, min_p, seed, ordinal, table,
     template.parents, template.ranks, and next.X or X.out, what the next step takes as X.
     """

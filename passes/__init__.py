@@ -25,6 +25,7 @@ from graftline.passes.grafts.fuse_heads import FuseHeads
 from graftline.passes.grafts.fuse_verify import FuseVerify
 from graftline.passes.grafts.gate_mlp import GateMlp
 from graftline.passes.grafts.head_features import HeadFeatures
+from graftline.passes.grafts.head_prefix import HeadPrefix
 from graftline.passes.grafts.hidden_transfer import HiddenTransfer
 from graftline.passes.grafts.join import Join
 from graftline.passes.grafts.kv_cache import KvCache
@@ -78,6 +79,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         GateMlp,
         DraftHeads,
         HeadFeatures,
+        HeadPrefix,
         Markov,
         ReduceLogits,
         DraftVocabulary,

@@ -73,7 +73,7 @@ class Reader:
 
     def append(self, fresh: Sequence[int]) -> None:
         """The target chose `fresh`."""
-        same = _common(self._ahead, fresh)
+        same = common_prefix(self._ahead, fresh)
         if same < len(fresh) or self.engine.shares:
             self._held = min(self._held, len(self.tokens) + same)
             self._ahead = []
@@ -135,12 +135,12 @@ class Reader:
 
     def overwritten(self, ahead: Sequence[int]) -> None:
         """An engine with only the first blocks of this one has."""
-        same = _common(self._ahead, ahead)
+        same = common_prefix(self._ahead, ahead)
         self._held, self._ahead = min(self._held, len(self.tokens) + same), self._ahead[:same]
 
     def _start(self, ahead: Sequence[int]) -> int:
         """The first slot that `read(ahead)` writes."""
-        known = len(self.tokens) + (_common(self._ahead, ahead) if self._ahead else 0)
+        known = len(self.tokens) + (common_prefix(self._ahead, ahead) if self._ahead else 0)
         return min(self._held, known, len(self.tokens) + len(ahead) - 1)
 
     def guess(
@@ -207,7 +207,7 @@ class Reader:
         return self._vocabulary or scores.logits.shape[-1]
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """Length of the common prefix."""
     count = 0
     for a, b in zip(first, second, strict=False):

@@ -11,7 +11,7 @@ import numpy as np
 from graftline.runtimes.chances.calibration import USUAL
 from graftline.runtimes.draft_engine import OwnCaches, Read, RowsCost, usual_cost
 from graftline.runtimes.draft_seats import SeatedSession, TreeSession
-from graftline.runtimes.session import Floats, Scores, Tap
+from graftline.runtimes.session import Floats, Scores, Show, Tap
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ class HeadSession(SeatedSession, TreeSession, Protocol):
         tokens: Sequence[int],
         asked: int = 1,
         features: Floats | None = None,
+        show: Show | None = None,
     ) -> Scores:
-        """As of any draft, with a feature [N, H] for every token."""
+        """As of any draft, with a feature [N, H] for every token. `show` is shown the states of all
+        rows, in one piece or several."""
         ...
 
     def follow_rows(
@@ -56,15 +58,23 @@ class HeadSession(SeatedSession, TreeSession, Protocol):
 
 @dataclass(eq=False, slots=True)
 class FeatureRead(Read):
-    """Tokens and their features [N, H]."""
+    """Tokens and their features [N, H]. `show`: who is shown the states of all rows, where another
+    layer reads them; of a single row they come with its scores, and nothing is shown."""
 
     features: Floats | None = None
+    show: Show | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Also where the states of several rows are wanted: calls with others keep the last's."""
+        return self.asked > 1 or self.show is not None
 
     def scores(self) -> Scores:
         engine, seat, tokens = self.engine, self.seat, self.tokens
         assert isinstance(engine, FeatureEngine)
         seat.end = self.start + len(tokens)
-        return engine.head.follow(seat.row, self.start, tokens, self.asked, self.features)
+        features, show = self.features, self.show
+        return engine.head.follow(seat.row, self.start, tokens, self.asked, features, show)
 
     def before(self) -> Read:
         assert self.features is not None
@@ -73,7 +83,8 @@ class FeatureRead(Read):
 
 
 class FeatureEngine(OwnCaches):
-    """An opened head, for all sequences that draft with it, on caches of its own."""
+    """An opened head, for all sequences that draft with it, on caches of its own. `deeper`: of a
+    head of several layers of which each drafts a token, the engines of those behind the first."""
 
     def __init__(
         self,
@@ -84,11 +95,12 @@ class FeatureEngine(OwnCaches):
         agreement: float = USUAL,
         rows_cost: RowsCost = usual_cost,
         own: Callable[[], OwnCaches] | None = None,
+        deeper: Sequence[FeatureEngine] = (),
     ) -> None:
         """`reads`: which hidden state of the target; `reading`: milliseconds of one more row that
         is read and not scored."""
         super().__init__(session, step, agreement, rows_cost, own)
-        self.head, self.reads, self.reading = session, reads, reading
+        self.head, self.reads, self.reading, self.deeper = session, reads, reading, deeper
 
     def _last_of_each(
         self, first: int, starts: Sequence[int], group: Sequence[Read]

@@ -53,21 +53,33 @@ def head_opener(
             found = known or heads_cost(heads, target)
             heads.milliseconds = float(found["ratio"]) * row
         else:
-            session = features_beside(target)(
-                bundle.graph(stages[0]), made.facts, made.ports,
-                capacity=target.capacity, threads=target.threads,
-            )  # fmt: skip
-            found = known or block_cost(session, target)
+            first, *others = [_session(bundle, stage, target) for stage in stages]
+            found = known or block_cost(first, target)
             one, read, scored = (float(found[n]) for n in ("ratio", "reading", "scored"))
-            heads = FeatureEngine(
-                session, MADE if by_role(target.ports, FEATURES, "out") else FINAL,
-                one * row, read * row, rows_cost=lambda n: 1.0 + scored / one * (n - 1),
-            )  # fmt: skip
+            reads = MADE if by_role(target.ports, FEATURES, "out") else FINAL
+
+            def engine(session: FeatureSession, *deeper: FeatureEngine) -> FeatureEngine:
+                return FeatureEngine(
+                    session, reads, one * row, read * row,
+                    rows_cost=lambda n: 1.0 + scored / one * (n - 1), deeper=deeper,
+                )  # fmt: skip
+
+            heads = engine(first, *map(engine, others))  # layers of one size, of one cost
         if known is None:
             bundle.write_costs(name, found)
         return heads
 
     return opened
+
+
+def _session(bundle: Bundle, stage: str, target: OrtSession) -> FeatureSession:
+    """A head's own graph beside its target."""
+    made = bundle.manifest.stages[stage]
+    assert isinstance(made.facts, DraftBlockFacts), "all layers of a head are decoders"
+    return features_beside(target)(
+        bundle.graph(stage), made.facts, made.ports,
+        capacity=target.capacity, threads=target.threads,
+    )  # fmt: skip
 
 
 def heads_cost(heads: OrtHeads, target: OrtSession) -> dict[str, float]:

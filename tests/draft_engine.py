@@ -14,7 +14,7 @@ from graftline.kinds import draft_block
 from graftline.models.heads import Head
 from graftline.models.heads.eagle_host import Shared, eagle_host
 from graftline.models.host import silent
-from graftline.ports import FEATURES, read_ports, state_port
+from graftline.ports import FEATURES, Port, read_ports, state_port
 from graftline.recipe import recipe
 from graftline.targets import CPU, ending
 from tests.models.heads.reference_layers import Sizes
@@ -42,6 +42,19 @@ def answered(
 ) -> tuple[Any, Any]:
     """Logits [N, V] and states [N, H] of the head's engine by the recipe `by`, on the seeded text,
     with the seeded tables; `config`: its host's."""
+    file, ports, own = lowered(head, by, sizes, folder, config)
+    tokens, features = seeded_text(sizes)
+    seen = np.tri(ROWS, dtype=np.bool_)[None, None]
+    feed = {"tokens": tokens, FEATURES: features, "mask": seen}
+    state = state_port(ports, own.normed_state).name
+    logits, states = draft_block._answers(file, ports, feed, state)
+    return logits[0], states[0]
+
+
+def lowered(
+    head: Head, by: str, sizes: Sizes, folder: Path, config: Any
+) -> tuple[Path, tuple[Port, ...], DraftBlockFacts]:
+    """The head's graph as the recipe `by` lowers it for ONNX Runtime, with the seeded tables."""
     facts = DecoderFacts(
         vocabulary=sizes.vocabulary, hidden=sizes.hidden, layers=sizes.layers, heads=sizes.heads,
         kv_heads=sizes.kv_heads, head_size=sizes.head_size, positions=512,
@@ -52,14 +65,9 @@ def answered(
     text = f"{recipe(by).head} | {ending(CPU, 'fp32', None)}"
     made = Compiler(host.model, silent, host.model).form(text)
     assert made is not None
-    ports, own = read_ports(made.lowered), read_facts(made.lowered)
+    own = read_facts(made.lowered)
     assert isinstance(own, DraftBlockFacts)
-    tokens, features = seeded_text(sizes)
-    seen = np.tri(ROWS, dtype=np.bool_)[None, None]
-    feed = {"tokens": tokens, FEATURES: features, "mask": seen}
-    state = state_port(ports, own.normed_state).name
-    logits, states = draft_block._answers(_saved(made.lowered, folder), ports, feed, state)
-    return logits[0], states[0]
+    return _saved(made.lowered, folder), read_ports(made.lowered), own
 
 
 def _saved(model: ir.Model, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Files of Hydra's grounded mlp heads as they are published."""
+"""Files of Hydra's heads as they are published: grounded mlp heads, and those behind a prefix."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from tests.medusa_files import Tensors, write_safe
+from tests.models.heads.reference_hydra import Stacks
+from tests.models.heads.reference_layers import Sizes, drawn, state, written
 
 
 def seeded_sequence(
@@ -44,3 +46,19 @@ def write_hydra(folder: Path, tensors: Tensors, **changes: Any) -> Path:
     write_safe(folder, tensors, **config)
     (folder / "medusa_lm_head.safetensors").rename(folder / "hydra_lm_head.safetensors")
     return folder
+
+
+def write_prefixed(
+    folder: Path, sizes: Sizes, heads: int = 2, layers: int = 1, grounded: bool = True,
+    **changes: Any,
+) -> Stacks:  # fmt: skip
+    """A folder with `prefix-mlp` heads behind a layer of a host of such sizes; their module, whose
+    numbers are the file's."""
+    module = drawn(Stacks(sizes, heads, layers, grounded, prefix=True)).float()
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {
+        "hydra_num_heads": heads, "hydra_num_layers": layers, "hydra_head_arch": "prefix-mlp",
+        "grounded_heads": grounded, "hidden_state_offset": 0, **changes,
+    }  # fmt: skip
+    written(folder, config, state(module))
+    return module

@@ -12,7 +12,7 @@ from graftline.errors import CheckpointError
 from graftline.facts import DraftHeadFacts, decoder_facts, write_facts
 from graftline.head_notes import MARKOV
 from graftline.models.heads.head import FINAL, Head
-from graftline.models.heads.hydra import HydraSettings
+from graftline.models.heads.hydra import HydraSettings, is_prefixed
 from graftline.models.heads.medusa import MedusaSettings
 from graftline.owners import HEAD, head_owner
 from graftline.passes.anchors.anchors import with_role
@@ -30,7 +30,7 @@ from graftline.tensors import Widened
 
 FLOAT = ir.DataType.FLOAT
 PRENORM = "prenorm"
-"""The tap of heads that read what leaves a block."""
+"""The tap of heads that read what leaves a block, be it a layer of their own."""
 WRITTEN = "head"
 """What made the nodes of such a graph."""
 _LINEAR = """
@@ -51,20 +51,14 @@ def head_graphs(head: Head, canonical: ir.Model) -> list[ir.Model]:
     """The graphs of a head, over tensors of its files and of its host `canonical`, all unread: one
     of all heads that read nothing but a state, or one of each that also reads tokens.
 
-    Raises CheckpointError for heads that are not built yet, and where the host does not give what
-    they read.
+    Raises CheckpointError where the host does not give what they read.
     """
     sizes = head.settings
-    if isinstance(sizes, HydraSettings) and sizes.architecture != "mlp":
-        raise CheckpointError(
-            f"{head.source}: hydra heads of the kind {sizes.architecture} are read and not built "
-            "yet; built are Medusa's, and Hydra's mlp heads"
-        )
     if isinstance(sizes, HydraSettings) and sizes.grounded:
         models = [_sequential(head, sizes, number, canonical) for number in range(sizes.heads)]
     else:
         models = [_parallel(head, sizes, canonical)]
-    if head.taps != (FINAL,):
+    if head.taps != (FINAL,) and not is_prefixed(head):
         reading = head.reading(decoder_facts(canonical).layers, sizes.hidden)
         for model in models:
             reading.write(model)
@@ -134,7 +128,7 @@ def _sequential(head: Head, sizes: HydraSettings, number: int, canonical: ir.Mod
 def _state_port(head: Head, hidden: int, owner: str) -> list[Port]:
     """The input of the state that heads read."""
     (tap,) = head.taps
-    kind = POSTNORM if tap.normed else PRENORM
+    kind = POSTNORM if tap.normed and not is_prefixed(head) else PRENORM
     shape = ("B", "N", hidden)
     return [Port("hidden", "hidden", "in", "float32", shape, tap=kind, owner=owner)]
 

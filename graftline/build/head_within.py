@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from graftline.build.prefix_graph import prefix_graph
 from graftline.errors import CheckpointError
-from graftline.facts import DecoderFacts, DraftHeadFacts, write_facts
+from graftline.facts import DecoderFacts, DraftHeadFacts, decoder_facts, write_facts
 from graftline.head_notes import AdapterNote, LowRankNote, RouterNote, TransferNote
 from graftline.models.heads.head import Head
 from graftline.models.heads.hidden_transfer import TransferSettings
+from graftline.models.heads.hydra import HydraSettings, is_prefixed
 from graftline.models.heads.kangaroo import THETA, KangarooSettings
 from graftline.models.heads.lora_drop import LoraDropSettings
 from graftline.models.heads.router import RouterSettings
-from graftline.passes.grafts.adapter import adapter_graph
+from graftline.passes.grafts.adapter import adapter_graph, rotary_tables
 from graftline.passes.grafts.low_rank import corrections_graph
 from graftline.passes.grafts.routers import routers_graph
 from graftline.passes.grafts.transfers import transfers_graph
 
 
-def graph_within(head: Head, host: DecoderFacts) -> ir.Model | None:
-    """An adapter, corrections, matrices or routers alone, over states of such a host; None of other
-    heads. Raises CheckpointError."""
+def graph_within(head: Head, canonical: ir.Model) -> ir.Model | None:
+    """An adapter, corrections, matrices, routers or the layer in front of heads alone, over states
+    of such a host; None of other heads. Raises CheckpointError."""
     heads = layers = 1
+    host = decoder_facts(canonical)
     match head.settings:
+        case HydraSettings(hidden=hidden) if is_prefixed(head):
+            model = prefix_graph(head, canonical)
         case KangarooSettings(block=block):
             model, hidden = _adapter(head, head.settings, host), block.hidden
         case LoraDropSettings(layers=blocks, hidden=hidden):
@@ -49,4 +54,4 @@ def _adapter(head: Head, settings: KangarooSettings, host: DecoderFacts) -> ir.M
         )
     block = settings.block
     note = AdapterNote(block.heads, block.kv_heads, block.head_size, block.epsilon)
-    return adapter_graph(head.tensors, note, THETA, host.positions)
+    return adapter_graph(head.tensors, note, rotary_tables(block.head_size, THETA, host.positions))

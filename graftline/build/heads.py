@@ -20,9 +20,10 @@ from graftline.files import file_state
 from graftline.head_notes import PLACEHOLDERS, TapReading
 from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import FINAL, Head
-from graftline.models.heads.hydra import HydraSettings
+from graftline.models.heads.hydra import LAYERS, HydraSettings, is_prefixed
 from graftline.models.heads.kangaroo import FAMILY, KangarooSettings
 from graftline.models.heads.medusa import MedusaSettings
+from graftline.models.heads.mtp import by_depth
 from graftline.models.heads.router import FAMILY as ROUTER
 from graftline.models.heads.router import RouterSettings
 from graftline.models.host import Host
@@ -46,15 +47,19 @@ if TYPE_CHECKING:
 FLOAT = ir.DataType.FLOAT
 Watch = Callable[[str], None]
 RECIPES: Mapping[str, str] = {
-    "dflash": "dflash", "dspark": "dspark", "eagle": "eagle", "eagle3": "eagle-3",
-    "fspad": "fspad", "hidden-transfer": "hidden-transfer", "hydra": "hydra", "jetspec": "jetspec",
-    "kangaroo": "kangaroo", "lora-drop": "lora-drop", "medusa": "medusa", "mtp": "mtp",
-    "peagle": "p-eagle", "ppd": "ppd", "router": "first",
+    "dflash": "dflash", "domino": "domino", "dspark": "dspark", "eagle": "eagle",
+    "eagle3": "eagle-3", "fspad": "fspad", "hidden-transfer": "hidden-transfer",
+    "hydra": "hydra", "jetspec": "jetspec", "kangaroo": "kangaroo", "lora-drop": "lora-drop",
+    "medusa": "medusa", "mtp": "mtp", "peagle": "p-eagle", "ppd": "ppd", "router": "first",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
 EAGLES = ("eagle", "eagle3", "fspad", "mtp", "peagle")
-BLOCKS = ("dflash", "dspark", "jetspec")
+BLOCKS = ("dflash", "domino", "dspark", "jetspec")
 """Families that draft a block over a context of features."""
+UNBUILT: Mapping[str, str] = {
+    "dflash2": "its convolutions mix the rows of a block, and caches hold each row by itself",
+}
+"""Families that are read and not built, and why."""
 DECODERS = (*EAGLES, *BLOCKS)
 """Families that are decoders of their own."""
 EMBEDDED = "ppd"
@@ -76,8 +81,9 @@ ON_TARGET: Mapping[str, str] = {
 }
 """Families that passes on the target put into its own graphs: no stage of theirs is opened. Why
 they have the target's precision."""
-FINAL_TAP, OWN_TAPS = "tap{layers=norm}", "head-features"
-"""The pass that brings out what most heads read, and the one for what a head itself names."""
+FINAL_TAP, OWN_TAPS, OWN_LAYER = "tap{layers=norm}", "head-features", "head-prefix"
+"""The pass that brings out what most heads read, the one for what a head itself names, and the one
+for what a layer of its own makes of that."""
 
 
 def open_draft_head(path: str, say: Watch) -> Head:
@@ -89,8 +95,8 @@ def open_draft_head(path: str, say: Watch) -> Head:
         say(line)
     if head.family not in RECIPES:
         raise CheckpointError(
-            f"{path}: a head of the family '{head.family}', which is read and not yet built; "
-            f"graftline builds {', '.join(RECIPES)}"
+            f"{path}: a head of the family '{head.family}', which is read and not yet built: "
+            f"{UNBUILT[head.family]}; graftline builds {', '.join(RECIPES)}"
         )
     return head
 
@@ -104,22 +110,26 @@ def head_hosts(
     say("checking the draft head's sizes and numbers")
     facts = decoder_facts(canonical)
     head.check(facts)
-    if head.family == EMBEDDED:
-        return {}
-    if (within := graph_within(head, facts)) is not None:
-        return {ADAPTER: _host(within)}
+    within = graph_within(head, canonical)
+    hosts = {} if within is None else {ADAPTER: _host(within)}
+    if head.family in ON_TARGET:
+        return hosts
     if is_decoder(head):
         from graftline.models.heads.dflash_host import dflash_host
-        from graftline.models.heads.eagle_host import eagle_host
+        from graftline.models.heads.eagle_host import eagle_hosts
 
+        shared = shared_of(canonical)
         if head.family in BLOCKS:
-            host = dflash_host(head, facts, shared_of(canonical), say)
+            made = [dflash_host(head, facts, shared, say)]
         else:
-            host = eagle_host(head, facts, shared_of(canonical), say, config)
-        states = _host(host.model).states
-        return {stage_name(HEAD, EXPORT): replace(host, states=states)}
-    models = head_graphs(head, canonical)
-    return {stage_name(head_owner(n), EXPORT): _host(model) for n, model in enumerate(models)}
+            made = eagle_hosts(by_depth(head), facts, shared, say, config)
+        for number, host in enumerate(made):
+            own = replace(host, states=_host(host.model).states)
+            hosts[stage_name(head_owner(number), EXPORT)] = own
+        return hosts
+    for number, model in enumerate(head_graphs(head, canonical)):
+        hosts[stage_name(head_owner(number), EXPORT)] = _host(model)
+    return hosts
 
 
 def exit_of(head: Head) -> int | None:
@@ -165,10 +175,11 @@ def shared_of(canonical: ir.Model) -> Shared:
 
 def heads_on_target(head: Head, hosts: Mapping[str, Host]) -> ir.Model | None:
     """The graph of a head that passes on the target read: of heads that read nothing but a state,
-    of one whose features the target makes, or of embeddings that it reads."""
+    of one whose features the target makes, of the layer that it stands behind, or of embeddings
+    that the target reads."""
     if head.family == EMBEDDED:
         return embeddings_graph(numbers(head.tensors[PLACEHOLDERS]))
-    if head.family in (ADAPTED, CORRECTING, ENTERING, ROUTER):
+    if ADAPTER in hosts:
         return hosts[ADAPTER].model
     host = hosts.get(stage_name(HEAD, EXPORT))
     return host.model if host is not None and is_read(host.model) else None
@@ -188,9 +199,9 @@ def is_sequential(head: Head) -> bool:
 
 
 def is_decoder(head: Head) -> bool:
-    """Whether it is a decoder of its own: EAGLE's, MTP's, a block's, and Hydra's eagle-attn."""
+    """Whether it is a decoder of its own: EAGLE's, MTP's, a block's, and Hydra's of one layer."""
     settings = head.settings
-    stepped = isinstance(settings, HydraSettings) and settings.architecture == "eagle-attn"
+    stepped = isinstance(settings, HydraSettings) and settings.architecture in LAYERS
     return stepped or head.family in DECODERS
 
 
@@ -205,9 +216,10 @@ def recipe_of(head: Head) -> str:
 def own_passes(head: Head, chosen: Recipe) -> str | None:
     """The passes of the recipe for a head that reads other hidden states of its target than most;
     None where the recipe's own bring out what it reads."""
-    if not names_taps(head) or FINAL_TAP not in chosen.passes:
+    brought_out = _brings_out(head)
+    if brought_out == FINAL_TAP or FINAL_TAP not in chosen.passes:
         return None
-    return chosen.passes.replace(FINAL_TAP, OWN_TAPS)
+    return chosen.passes.replace(FINAL_TAP, brought_out)
 
 
 def check_recipe(head: Head, chosen: Recipe) -> None:
@@ -245,8 +257,9 @@ def _lacking(needed: str, passes: str) -> Graft | None:
 
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
     """The plan with the stages of that head: none of what is put into the target's own graphs, and
-    of heads that read one another's tokens one each, called one by one. Raises GraftlineError for
-    embeddings, an adapter, corrections or routers of which a precision was asked for."""
+    of heads that read one another's tokens, or states, one each, called one by one. Raises
+    GraftlineError for embeddings, an adapter, corrections or routers of which a precision was asked
+    for."""
     if head.family in ON_TARGET:
         if plan.said != plan.path:
             raise GraftlineError(
@@ -255,7 +268,7 @@ def planned(head: Head, plan: HeadPlan) -> HeadPlan:
             )
         return replace(plan, count=0, routes=routes_of(head))
     if is_decoder(head):
-        return replace(plan, count=1)
+        return replace(plan, count=len(by_depth(head)))
     sequential = is_sequential(head)
     if not sequential:
         plan = plan.check_layers(head.settings.layers).check_bigrams(_bigrams(head))
@@ -295,14 +308,17 @@ def check_tap(head: Head, target: ir.Model) -> None:
     ports = read_ports(target)
     features = bool(by_role(ports, FEATURES, "out"))
     final = any(port.tap == POSTNORM for port in by_role(ports, "hidden", "out"))
-    needs = OWN_TAPS if names_taps(head) else FINAL_TAP
-    if not (features if names_taps(head) else final):
+    needs = _brings_out(head)
+    if not (final if needs == FINAL_TAP else features):
         raise GraftlineError(
             "--head: these passes bring out no hidden state for the head to read; put "
             f"{needs} into --passes"
         )
 
 
-def names_taps(head: Head) -> bool:
-    """Whether it reads other hidden states than the final norm's, or makes features of them."""
-    return head.family == "eagle3" or head.taps != (FINAL,)
+def _brings_out(head: Head) -> str:
+    """The pass on the target that brings out what the head reads: of hidden states other than the
+    final norm's, or features that are made of them, head-features."""
+    if is_prefixed(head):
+        return OWN_LAYER
+    return OWN_TAPS if head.family == "eagle3" or head.taps != (FINAL,) else FINAL_TAP

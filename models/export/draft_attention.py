@@ -68,12 +68,20 @@ class DraftAttention(LlamaAttention):
             self.q_norm = rms_norm(block.head_size, block)
             self.k_norm = rms_norm(block.head_size, block)
 
-    def forward(self, x: torch.Tensor, angles: Angles, mask: torch.Tensor | None) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """[B, N, width] -> [B, N, H]."""
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: torch.Tensor,
+        angles: Angles,
+        mask: torch.Tensor | None,
+        keyed: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[B, N, width] -> [B, N, H]; `keyed` [B, N, width]: what keys and values are of, where
+        that is not x."""
+        keyed = x if keyed is None else keyed
         query = self.q_proj(x).unflatten(-1, (self.config.num_attention_heads, -1))
         query, gate = query.split(self.head_dim, dim=-1) if self.gated else (query, None)
         key, value = (
-            part(x).unflatten(-1, (-1, self.head_dim)) for part in (self.k_proj, self.v_proj)
+            part(keyed).unflatten(-1, (-1, self.head_dim)) for part in (self.k_proj, self.v_proj)
         )
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)

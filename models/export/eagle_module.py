@@ -36,13 +36,15 @@ class EagleShape:
     """What tells such heads apart. `fused`: the first layer's input is fc of embedding and feature
     (EAGLE-1/2, MTP), each normed before it where `entry_normed`, and `first_normed` says whether
     its attention has a norm before it; otherwise its attention reads both, each normed (EAGLE-3),
-    and `residual_normed` says whether its residual is. `normed`: a norm stands before lm_head, and
-    with `norm_output` what it gives is the next feature too. `windows`: how many positions each
-    layer attends to (0: all; none: all layers do). `latent`: attention is of that kind; `experts`:
-    so are the MLPs. `output_bias`: the projection behind attention has a bias. `masked`: a row
-    whose feature is all zeros is a mask's, and has the head's own feature for those (P-EAGLE).
-    `sampled`: behind fc the embedding gates an MLP over the feature, and the last MLP makes the
-    next feature by a matrix of its own (FSPAD)."""
+    and `residual_normed` says whether its residual is. `crossed`: its queries are of the embedding,
+    its keys and values of the feature, both behind that norm, and the embedding is its residual
+    (Hydra's cross-attn). `normed`: a norm stands before lm_head, and with `norm_output` what it
+    gives is the next feature too. `windows`: how many positions each layer attends to (0: all;
+    none: all layers do). `latent`: attention is of that kind; `experts`: so are the MLPs.
+    `output_bias`: the projection behind attention has a bias. `masked`: a row whose feature is all
+    zeros is a mask's, and has the head's own feature for those (P-EAGLE). `sampled`: behind fc the
+    embedding gates an MLP over the feature, and the last MLP makes the next feature by a matrix of
+    its own (FSPAD)."""
 
     block: Block
     layers: int
@@ -51,6 +53,7 @@ class EagleShape:
     fused: bool
     fc_bias: bool = False
     residual_normed: bool = False
+    crossed: bool = False
     normed: bool = True
     norm_output: bool = False
     entry_normed: bool = False
@@ -107,12 +110,14 @@ class TwoEnds(LlamaMLP):
 
 class EagleBlock(nn.Module):
     """A decoder layer. The first of EAGLE-1/2 has no norm before its attention; that of EAGLE-3
-    attends over [norm(embedding); norm(feature)], twice as wide."""
+    attends over [norm(embedding); norm(feature)], twice as wide; that of Hydra's cross-attn asks by
+    norm(embedding) over norm(feature)."""
 
     def __init__(self, config: LlamaConfig, layer: int, shape: EagleShape) -> None:
         super().__init__()
         first, block = layer == 0, shape.block
-        self.wide, self.residual_normed = first and not shape.fused, shape.residual_normed
+        self.crossed, self.residual_normed = first and shape.crossed, shape.residual_normed
+        self.wide = first and not shape.fused and not shape.crossed
         self.attention_norm: nn.Module | None = None
         if self.wide:
             self.embedding_norm = rms_norm(block.hidden, block)
@@ -133,6 +138,10 @@ class EagleBlock(nn.Module):
         """[B, N, H] -> [B, N, H], what leaves the layer; and the next feature, which mostly is
         that too."""
         given = x if self.attention_norm is None else self.attention_norm(x)
+        if self.crossed:
+            assert self.attention_norm is not None, "one norm is for both"
+            asked = self.attention_norm(embedded)
+            return self.ends(embedded + self.attention(asked, rotary, mask, given))
         if self.wide:
             normed = self.hidden_norm(x)
             given = torch.cat([self.embedding_norm(embedded), normed], dim=-1)

@@ -39,9 +39,14 @@ def dflash_shape(head: Head) -> DFlashShape:
         "a selector of candidates (DFlash2)": settings.selector is not None,
         "a confidence head, or the name DSpark, and no Markov head": settings.markov is None
             and (settings.confidence is not None or head.family == "dspark"),
+        "a Markov head and a recurrent correction":
+            settings.markov is not None and settings.domino is not None,
+        "a recurrent correction (Domino) of another vocabulary than its host's":
+            settings.domino is not None and settings.draft_vocabulary != settings.vocabulary,
+        "a recurrent correction (Domino) whose shift_label and sample_from_anchor contradict":
+            settings.domino is not None and settings.domino.shifted != settings.anchor_drafts,
         "a Markov head whose first row does not draft":
             settings.markov is not None and not settings.anchor_drafts,
-        "a recurrent correction (Domino)": settings.domino is not None,
         "layers of which some see a block whole and others only backwards":
             len(set(settings.causal)) > 1,
         "windows smaller than its block": any(
@@ -63,7 +68,7 @@ def dflash_shape(head: Head) -> DFlashShape:
     if found := [what for what, there in odd.items() if there]:
         raise CheckpointError(
             f"{head.source}: a head with {found[0]}, which this version reads and does not build "
-            "yet; give a plain DFlash or DSpark head"
+            "yet; give a plain DFlash, DSpark or Domino head"
         )
     return DFlashShape(
         block, settings.layers, settings.windows, settings.vocabulary, settings.draft_vocabulary,
@@ -99,18 +104,26 @@ def dflash_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) 
 
 
 def _keep_markov(graph: ir.Model, head: Head) -> None:
-    """Put a Markov head and a confidence head beside the head's graph."""
+    """Put a Markov and a confidence head, or a recurrent correction, beside the head's graph."""
     settings = head.settings
     assert isinstance(settings, DFlashSettings)
-    if (markov := settings.markov) is None:
+    if (domino := settings.domino) is not None:
+        note = MarkovNote("domino", domino.state, False, False, domino.first, domino.shifted)
+        names = {
+            "gru.input.weight": "gru_input", "gru.state.weight": "gru_state",
+            "correction.0.weight": "correction", "correction.1.weight": "w2",
+        }  # fmt: skip
+    elif (markov := settings.markov) is not None:
+        sure = settings.confidence
+        with_token = sure is not None and sure.with_markov
+        note = MarkovNote(markov.kind, markov.rank, sure is not None, with_token)
+        names = {"markov.w1": "w1", "markov.w2": "w2"}
+        for there in ("markov.gate", "markov.joint", "confidence"):
+            for part in ("weight", "bias"):
+                names[f"{there}.{part}"] = f"{there.removeprefix('markov.')}_{part}"
+    else:
         return
-    sure = settings.confidence
-    with_token = sure is not None and sure.with_markov
-    MarkovNote(markov.kind, markov.rank, sure is not None, with_token).write(graph)
-    names = {"markov.w1": "w1", "markov.w2": "w2"}
-    for there in ("markov.gate", "markov.joint", "confidence"):
-        for part in ("weight", "bias"):
-            names[f"{there}.{part}"] = f"{there.removeprefix('markov.')}_{part}"
+    note.write(graph)
     for there, here in names.items():
         if (tensor := head.tensors.get(there)) is not None:
             keep_beside(graph, MARKOV + here, tensor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from graftline.facts import DecoderFacts, DraftBlockFacts, write_facts
 from graftline.head_notes import NEXT_DOWN, TAPPED, write_draft_ids
-from graftline.models.export.eagle_module import MASK_FEATURE, EagleDecoder
+from graftline.models.export.eagle_module import MASK_FEATURE, EagleDecoder, EagleShape
 from graftline.models.heads.block import Block
 from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.eagle_shapes import eagle_shape, module_tensors, our_name
@@ -24,6 +24,8 @@ from graftline.models.heads.vocabulary import DRAFT_IDS
 from graftline.models.host import Host, Watch
 from graftline.ports import FEATURES
 
+_Exported = tuple[ir.Model, frozenset[str]]
+"""A graph without weights, and what those are called."""
 PLACES = 64
 """Features in the table that the exported graph has in their place."""
 EMBEDDING, LM_HEAD = "embedding.weight", "lm_head.weight"
@@ -47,11 +49,38 @@ def eagle_host(
 ) -> Host:
     """Export the head and point its weights into its own files and the target's, whose `config`
     says what the head's own does not. Raises CheckpointError."""
-    shape = eagle_shape(head, config)
+    (host,) = eagle_hosts([head], target, shared, watch, config)
+    return host
+
+
+def eagle_hosts(
+    heads: Sequence[Head],
+    target: DecoderFacts,
+    shared: Shared,
+    watch: Watch,
+    config: Mapping[str, Any] | None = None,
+) -> list[Host]:
+    """The same of several heads; those of one shape are exported once. Raises CheckpointError."""
+    known: list[tuple[EagleShape, _Exported]] = []
+    found: list[Host] = []
+    for head in heads:
+        shape = eagle_shape(head, config)
+        exported = next((one for other, one in known if other == shape), None)
+        if exported is None:
+            make = partial(EagleDecoder, shape, places=PLACES)
+            exported = export_module(make, target.positions or 4096, watch)
+            known.append((shape, exported))
+        found.append(_host(head, shape, exported, target, shared))
+    return found
+
+
+def _host(
+    head: Head, shape: EagleShape, exported: _Exported, target: DecoderFacts, shared: Shared
+) -> Host:
+    """The head of an exported graph without weights, which stays as it is."""
     own = module_tensors(head, shape)
     tensors = {EMBEDDING: shared.embedding, LM_HEAD: shared.lm_head, **own}
-    make = partial(EagleDecoder, shape, places=PLACES)
-    graph, weights = export_module(make, target.positions or 4096, watch)
+    graph, weights = exported[0].clone(), exported[1]
     tensors[FEATURES] = feature_table(shape.block.hidden, shape.masked)
     if shape.masked:
         tensors[MASK_FEATURE] = mask_feature(head)

@@ -20,14 +20,12 @@ from graftline.models.heads.eagle3 import Eagle3Settings
 from graftline.models.heads.experts import Experts
 from graftline.models.heads.fspad import FspadSettings
 from graftline.models.heads.head import Head
-from graftline.models.heads.hydra import HydraSettings
+from graftline.models.heads.hydra import LAYERS, STEPPED, HydraSettings
 from graftline.models.heads.latent import Latent
 from graftline.models.heads.mtp import MtpSettings
 from graftline.tensors import numbers
 
 DYNAMIC = "dynamic"
-STEPPED = "eagle-attn"
-"""The kind of Hydra's heads that is a decoder layer."""
 _PREFIX = re.compile(r"^layer\.")
 Tensors = Mapping[str, ir.TensorProtocol]
 _PARTS = {
@@ -60,7 +58,7 @@ def eagle_shape(head: Head, host: Mapping[str, Any] | None = None) -> EagleShape
 
 def _shape(head: Head, host: Mapping[str, Any]) -> EagleShape:
     settings = head.settings
-    if isinstance(settings, HydraSettings) and settings.architecture == STEPPED:
+    if isinstance(settings, HydraSettings) and settings.architecture in LAYERS:
         return _stepped(head, settings, host)
     if isinstance(settings, Eagle3Settings):
         return _eagle3(head, settings)
@@ -102,12 +100,7 @@ def _eagle3(head: Head, settings: Eagle3Settings) -> EagleShape:
 
 
 def _mtp(head: Head, settings: MtpSettings) -> EagleShape:
-    depth, *further = settings.depths
-    if further:
-        _refuse(
-            head, f"MTP of {len(settings.depths)} layers, each for a token further on",
-            "give a head of one layer",
-        )  # fmt: skip
+    (depth,) = settings.depths  # a graph is of one layer: see `by_depth`
     latent = depth.attention if isinstance(depth.attention, Latent) else None
     experts = depth.mlp if isinstance(depth.mlp, Experts) else None
     mlp = depth.mlp.mlp if isinstance(depth.mlp, Experts) else depth.mlp
@@ -130,7 +123,8 @@ def _mtp_block(settings: MtpSettings, attention: Block | Latent, mlp: int) -> Bl
 
 
 def _stepped(head: Head, settings: HydraSettings, host: Mapping[str, Any]) -> EagleShape:
-    """Hydra's eagle-attn: a layer of its host's own kind over fc of embedding and state."""
+    """A layer of its host's own kind: Hydra's eagle-attn over fc of embedding and state, or
+    cross-attn, whose rotary positions have a base of their own."""
     if not host:
         raise CheckpointError(
             f"{head.source}: the head's layer has its host's rotary base and epsilon, and the "
@@ -141,8 +135,20 @@ def _stepped(head: Head, settings: HydraSettings, host: Mapping[str, Any]) -> Ea
     block = replace(read_block(Config(str(head.source), host, "its host's config.json")),
                     mlp=settings.mlp)  # fmt: skip
     vocabulary = Config(str(head.source), host, "its host's config.json").whole("vocab_size")
+    if settings.architecture == STEPPED:
+        return EagleShape(
+            block, 1, vocabulary, vocabulary, fused=True, fc_bias=True, normed=False,
+            first_normed=True,
+        )  # fmt: skip
+    if block.rope.kind not in ("default", "linear", DYNAMIC):
+        _refuse(
+            head, f"rotary scaling of its host's kind (rope_type={block.rope.kind}) in a layer of "
+            "cross-attn, whose code has none", "give a head of another kind",
+        )  # fmt: skip
+    assert settings.rope_theta is not None, "such a layer has its own"
+    block = replace(block, rope=replace(block.rope, theta=settings.rope_theta))
     return EagleShape(
-        block, 1, vocabulary, vocabulary, fused=True, fc_bias=True, normed=False,
+        block, 1, vocabulary, vocabulary, fused=False, crossed=True, normed=False,
         first_normed=True,
     )  # fmt: skip
 

@@ -15,7 +15,10 @@ from graftline.models.heads.files import HeadFiles, Taken
 from graftline.models.heads.head import Head, HostSize, Tap
 from graftline.models.heads.taps import requested_taps
 
-ARCHITECTURES = ("mlp", "prefix-mlp", "cross-attn", "eagle-attn")
+CROSSED, STEPPED, PREFIXED = "cross-attn", "eagle-attn", "prefix-mlp"
+LAYERS = (CROSSED, STEPPED)
+"""Heads that are a decoder layer called once per token."""
+ARCHITECTURES = ("mlp", PREFIXED, *LAYERS)
 PREFIX = "prefix_embeding_layer"
 """So is it spelt in the files."""
 HARMLESS = {
@@ -42,6 +45,11 @@ class HydraSettings:
     rope_theta: float | None = None
 
 
+def is_prefixed(head: Head) -> bool:
+    """Whether heads stand behind a decoder layer of their own."""
+    return isinstance(head.settings, HydraSettings) and head.settings.architecture == PREFIXED
+
+
 def open_hydra(files: HeadFiles) -> Head:
     """The heads of such files. Raises CheckpointError.
 
@@ -55,7 +63,7 @@ def open_hydra(files: HeadFiles) -> Head:
     heads, layers = config.whole("hydra_num_heads"), config.whole("hydra_num_layers")
     taken = Taken(files)
     grounded = _grounded(config, files, name)
-    if name in ("mlp", "prefix-mlp"):
+    if name not in LAYERS:
         settings = _take_stacks(taken, config, name, heads, layers, grounded)
         tensors = taken.rest({**HARMLESS, **UNUSED})
     else:
@@ -64,6 +72,11 @@ def open_hydra(files: HeadFiles) -> Head:
         settings = _take_step(taken, name)
         tensors = taken.rest({**HARMLESS, **SHARED})
     taps = requested_taps(config, files, 1) or (_tap(config),)
+    if name == CROSSED:
+        config.decide(
+            "cross-attn: each drafted state stands at a position of its own, as in training (the "
+            "published proposal leaves all at the last chosen one's)"
+        )
     config.done()
     return Head(
         "hydra", files.path, settings, taps, tensors, _sizes(taken, settings), tuple(config.decided)
@@ -72,8 +85,7 @@ def open_hydra(files: HeadFiles) -> Head:
 
 def _grounded(config: Config, files: HeadFiles, name: str) -> bool:
     """Whether heads read the tokens before them: their first blocks then have another residual."""
-    blocks = name in ("mlp", "prefix-mlp")
-    present = not blocks or bool(files.matching(r"hydra_mlp\.0\.\d\.res_connection\.weight"))
+    present = name in LAYERS or bool(files.matching(r"hydra_mlp\.0\.\d\.res_connection\.weight"))
     if config.flag("grounded_heads", present) != present:
         there = "holds" if present else "has no"
         config.refuse(
@@ -94,8 +106,8 @@ def _take_stacks(
     taken: Taken, config: Config, name: str, heads: int, layers: int, grounded: bool
 ) -> HydraSettings:
     """The residual blocks and lm_heads; `prefix-mlp` has dropouts between, which take numbers."""
-    stride = 2 if name == "prefix-mlp" else 1
-    inner = ".1" if name == "prefix-mlp" else ""
+    stride = 2 if name == PREFIXED else 1
+    inner = ".1" if name == PREFIXED else ""
     vocabulary, hidden = taken.files.matrix(f"hydra_lm_head.0{inner}.weight")
     for head in range(heads):
         place = f"hydra_mlp.{head}"
@@ -109,7 +121,7 @@ def _take_stacks(
                 _linear(taken, f"{there}.res_connection", residual, [hidden, width])
         there = f"hydra_lm_head.{head}{inner}"
         _linear(taken, there, f"head.{head}.lm_head", [vocabulary, hidden])
-    mlp = _take_prefix(taken, hidden) if name == "prefix-mlp" else None
+    mlp = _take_prefix(taken, hidden) if name == PREFIXED else None
     config.decide(f"{heads} heads of {layers} blocks, each with an lm_head of its own")
     return HydraSettings(name, heads, layers, grounded, hidden, vocabulary, mlp)
 
@@ -145,7 +157,7 @@ def _take_layer(taken: Taken, there: str, attention: str, hidden: int) -> int:
 def _take_step(taken: Taken, name: str) -> HydraSettings:
     """The one layer of `cross-attn` (the queries are embeddings, keys and values hidden states) or
     `eagle-attn` (over fc of both)."""
-    if name == "cross-attn":
+    if name == CROSSED:
         hidden = taken.files.matrix("cross_attn.o_proj.weight")[0]
         mlp = _take_layer(taken, "", "cross_attn", hidden)
         return HydraSettings(name, 1, 1, True, hidden, None, mlp, rope_theta=10000.0)
@@ -158,15 +170,15 @@ def _take_step(taken: Taken, name: str) -> HydraSettings:
 def _sizes(taken: Taken, settings: HydraSettings) -> tuple[HostSize, ...]:
     """What the host must have, by the tensors that show it."""
     name = settings.architecture
-    score = "hydra_lm_head.0.1.weight" if name == "prefix-mlp" else "hydra_lm_head.0.weight"
-    widths = {"cross-attn": "cross_attn.o_proj.weight", "eagle-attn": "fc.weight"}
+    score = "hydra_lm_head.0.1.weight" if name == PREFIXED else "hydra_lm_head.0.weight"
+    widths = {CROSSED: "cross_attn.o_proj.weight", STEPPED: "fc.weight"}
     rows = "the number of rows of tensor '%s'"
     where = rows % widths[name] if name in widths else f"the width of tensor '{score}'"
     sizes = [HostSize(where, settings.hidden, "hidden")]
     if settings.vocabulary is not None:
         sizes.append(HostSize(rows % score, settings.vocabulary, "vocabulary"))
     if name != "mlp":
-        there = {"cross-attn": "cross_attn", "eagle-attn": "attn.self_attn"}
+        there = {CROSSED: "cross_attn", STEPPED: "attn.self_attn"}
         place = there.get(name, f"{PREFIX}.layers.0.self_attn")
         have = {n: taken.tensors[f"layer.{n}.weight"].shape.numpy()[0] for n in ("query", "key")}
         sizes.append(HostSize(rows % f"{place}.q_proj.weight", have["query"], "queries"))

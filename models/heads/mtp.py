@@ -9,7 +9,7 @@ last (DeepSeek-V3, GLM-4.5) and `mtp_layers.*` (the speculators format).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from graftline.errors import CheckpointError
@@ -63,6 +63,22 @@ class MtpSettings:
     feedback_normed: bool
     own_embedding: bool
     own_lm_head: bool
+
+
+def by_depth(head: Head) -> tuple[Head, ...]:
+    """An MTP head as heads of one layer each, in the order of their depths; another head as it is.
+    All have the tables that depths share."""
+    if not isinstance(settings := head.settings, MtpSettings) or len(settings.depths) == 1:
+        return (head,)
+    shared = {name: t for name, t in head.tensors.items() if not name.startswith("depths.")}
+    found: list[Head] = []
+    for number, depth in enumerate(settings.depths):
+        own = f"depths.{number}."
+        named = {n: t for n, t in head.tensors.items() if n.startswith(own)}
+        tensors = {f"depths.0.{name.removeprefix(own)}": t for name, t in named.items()}
+        one = replace(settings, depths=(depth,))
+        found.append(replace(head, settings=one, tensors=shared | tensors))
+    return tuple(found)
 
 
 def behind_last(count: int, first: int) -> dict[str, str]:
@@ -128,6 +144,11 @@ def open_mtp(files: HeadFiles) -> Head:
         f"MTP of {count} layers from 'model.layers.{first}' on, behind the host's last; what is "
         "fed back is before the final norm, as in the paper (transformers feeds it normed)"
     )
+    if count > 1:
+        config.decide(
+            f"layer k of {count} drafts the k-th token on the states of the layer before it, and "
+            "behind the last layer's token nothing is drafted, as in the paper"
+        )
     renamed = placed(files, behind_last(count, first))
     layout = Layout(count, 0.0, feedback_normed=False, rest=HOST)
     return build(renamed, config, layout, first)
@@ -142,7 +163,10 @@ def open_qwen_mtp(files: HeadFiles, config: Config, alone: bool = False) -> Head
             f"{', '.join(sorted(NORM_OFFSETS))}"
         )
     for key in ("mtp_num_hidden_layers", "num_nextn_predict_layers"):
-        config.must(key, 1, "several MTP layers in this layout")
+        config.must(
+            key, 1, "several layers under 'mtp.*', of which it is not known whether each reads the "
+            "whole text",
+        )  # fmt: skip
     renamed = placed(files, QWEN)
     offset = NORM_OFFSETS[kind]
     config.decide(

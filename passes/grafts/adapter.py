@@ -1,9 +1,12 @@
-"""An exit's adapter: its graph as published, and its parts written behind a host's blocks.
+"""An adapter: its graph as published, and its parts written behind a host's blocks.
 
-Kangaroo (arXiv 2404.18911): over what leaves the exit, x [B, N, H], one layer of attention with
+Kangaroo's (arXiv 2404.18911), over what leaves an exit, x [B, N, H]: one layer of attention with
 rotary positions and two norms; no MLP. The host's lm_head scores what the last norm gives:
 
     state = norm'(x + attention(norm(x)))
+
+Hydra++'s prefix (arXiv 2402.05109), over what its heads would read of the host: a whole layer, with
+y = x + attention(norm(x)), state = norm'(y + mlp(norm''(y))). Its heads read that state.
 """
 
 from __future__ import annotations
@@ -23,11 +26,19 @@ from graftline.passes.graph.weights import tensor_of
 from graftline.tensors import Stacked
 
 FLOAT = ir.DataType.FLOAT
+Tables = tuple[ir.TensorProtocol, ir.TensorProtocol]
+"""Cosines and sines [positions, head size / 2]."""
 HIDDEN, POSITIONS, STATE, KEY, VALUE = "hidden", "positions", "state", "key", "value"
 """Inputs and outputs of an adapter's graph."""
 NORM = "adapter.norm"
 """One of its initializers: norm and final_norm [H]; the matrices [out, in] query, output, and keys
-with those of values below them; rotary tables cos and sin [positions, head size / 2]."""
+with those of values below them; rotary tables cos and sin [positions, head size / 2]; of a prefix
+mlp_norm [H] and the matrices gate, up and down too."""
+NEEDED = {
+    False: "an adapter that was trained behind an exit, as Kangaroo's",
+    True: "draft heads behind a decoder layer of their own, as Hydra++'s",
+}
+"""What a pass needs, a prefix (True) or not."""
 _ROWS = """
     normed = RMSNormalization <axis = -1, epsilon = {epsilon}> (x, norm)
     both = MatMul (normed, Transpose <perm = [1, 0]> (keys))
@@ -41,9 +52,18 @@ _QUERY = """
     split = Transpose <perm = [0, 2, 1, 3]> (Reshape (flat, heads))
     rotated = RotaryEmbedding (split, cos, sin, positions)
 """
-_STATE = """
+_SUM = """
     joined = Reshape (Transpose <perm = [0, 2, 1, 3]> (mixed), width)
     sum = Add (x, MatMul (joined, Transpose <perm = [1, 0]> (output)))
+"""
+_MLP = """
+    between = RMSNormalization <axis = -1, epsilon = {epsilon}> (sum, mlp_norm)
+    opened = MatMul (between, Transpose <perm = [1, 0]> (gate))
+    acted = Mul (opened, Sigmoid (opened))
+    raised = Mul (acted, MatMul (between, Transpose <perm = [1, 0]> (up)))
+    all = Add (sum, MatMul (raised, Transpose <perm = [1, 0]> (down)))
+"""
+_STATE = """
     state = RMSNormalization <axis = -1, epsilon = {epsilon}> (sum, final_norm)
 """
 
@@ -65,15 +85,12 @@ class Adapter:
     note: AdapterNote
 
     @classmethod
-    def of(cls, model: ir.Model, who: str) -> Adapter:
-        """Raises NotApplicable for a model that carries none, or one of another width than it."""
+    def of(cls, model: ir.Model, who: str, prefix: bool = False) -> Adapter:
+        """Raises NotApplicable for a model that carries none, or one of the other kind."""
         head = model.meta.get(HEADS)
         note = None if head is None else AdapterNote.read(head)
-        if head is None or note is None:
-            raise NotApplicable(
-                f"{who} needs an adapter that was trained behind an exit, as Kangaroo's; give it: "
-                "--head PATH"
-            )
+        if head is None or note is None or note.prefix != prefix:
+            raise NotApplicable(f"{who} needs {NEEDED[prefix]}; give it: --head PATH")
         return cls(head, note)
 
     @property
@@ -113,6 +130,10 @@ class Adapter:
         attended = [query, *both, *([] if mask is None else [mask])]
         node = emit.node("Attention", attended, [""], is_causal=1 if mask is None else None)
         given["mixed"] = node.outputs[0]
+        (given["sum"],) = write(emit, _SUM, given, ["sum"])
+        if note.prefix:
+            given |= self._weights(emit, "mlp_norm", "gate", "up", "down")
+            (given["sum"],) = write(emit, _MLP.format(epsilon=note.epsilon), given, ["all"])
         (state,) = write(emit, _STATE.format(epsilon=note.epsilon), given, ["state"])
         return state, node
 
@@ -130,38 +151,36 @@ class Adapter:
 
 
 def adapter_graph(
-    tensors: Mapping[str, ir.TensorProtocol], note: AdapterNote, theta: float, positions: int
+    tensors: Mapping[str, ir.TensorProtocol], note: AdapterNote, tables: Tables
 ) -> ir.Model:
     """The adapter alone: hidden [B, N, H], positions [B, N] -> state [B, N, H] of rows that see
-    those before them, and their key and value [B, K, N, D]. `tensors` are those of the head's files
-    (`models/heads/kangaroo.py`); `positions`: how many its rotary tables of the base `theta` hold.
+    those before them, and their key and value [B, K, N, D]. `tensors` are those of the head's
+    files, by the names of its initializers, keys and values apart.
     """
     graph = ir.Graph([], [], nodes=[], name="adapter", opset_imports={"": 24})
     model = ir.Model(graph, ir_version=11)
     note.write(model)
     emit = Emit(graph, "adapter")
-    cos, sin = _tables(note.head_size, theta, positions)
     both = [tensors[f"adapter.{name}"] for name in (KEY, VALUE)]
     known = {name: t for name, t in tensors.items() if t not in both}
     known["adapter.keys"] = Stacked(both, "adapter.keys")
-    known |= {"adapter.cos": cos, "adapter.sin": sin}
+    known |= dict(zip(("adapter.cos", "adapter.sin"), tables, strict=True))
     for name, tensor in known.items():
         emit.initializer(name, tensor)
-    width = note.heads * note.head_size
-    x = new_input(graph, HIDDEN, FLOAT, ["B", "N", width])
-    at = new_input(graph, POSITIONS, ir.DataType.INT64, ["B", "N"])
     adapter = Adapter(model, note)
+    x = new_input(graph, HIDDEN, FLOAT, ["B", "N", adapter.width])
+    at = new_input(graph, POSITIONS, ir.DataType.INT64, ["B", "N"])
     rows = adapter.rows(emit, x, at)
     state, _ = adapter.state(emit, x, rows, at, (rows.key, rows.value, None))
-    new_output(graph, state, STATE, FLOAT, ["B", "N", width])
+    new_output(graph, state, STATE, FLOAT, ["B", "N", adapter.width])
     for name, value in ((KEY, rows.key), (VALUE, rows.value)):
         new_output(graph, value, name, FLOAT, ["B", note.kv_heads, "N", note.head_size])
     return model
 
 
-def _tables(size: int, theta: float, positions: int) -> list[ir.TensorProtocol]:
-    """Cosines and sines [positions, size / 2]."""
+def rotary_tables(size: int, theta: float, positions: int) -> Tables:
+    """The tables of so many positions, with frequencies of the base `theta`."""
     frequencies = theta ** -(np.arange(0, size, 2, dtype=np.float64) / size)
     angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies
-    pair = {"adapter.cos": np.cos(angles), "adapter.sin": np.sin(angles)}
-    return [ir.tensor(table.astype(np.float32), name=name) for name, table in pair.items()]
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return ir.tensor(cos, name="adapter.cos"), ir.tensor(sin, name="adapter.sin")

@@ -86,7 +86,7 @@ class AdapterCache(Graft):
     def apply(self, model: ir.Model) -> None:
         stream, size = block_outputs(model.graph)[self.blocks - 1], elements(model)
         emit = Emit(model.graph, self.name(), block=BLOCK_NAME)
-        write_rows(model, emit, stream, self.blocks - 1)
+        write_rows(model, emit, Adapter.of(model, self.name()), stream, self.blocks - 1)
         count_weights(model, size)
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
@@ -96,9 +96,10 @@ class AdapterCache(Graft):
         return replace(self, blocks=max(1, min(self.blocks, blocks - 1)))
 
 
-def check_adapter(who: str, model: ir.Model) -> None:
-    """Raise NotApplicable unless a model carries an adapter of its width and has a cache."""
-    width, hidden = Adapter.of(model, who).width, decoder_facts(model).hidden
+def check_adapter(who: str, model: ir.Model, prefix: bool = False) -> None:
+    """Raise NotApplicable unless a model carries an adapter of its width, a `prefix` or not, and
+    has a cache."""
+    width, hidden = Adapter.of(model, who, prefix).width, decoder_facts(model).hidden
     if width != hidden:
         raise NotApplicable(
             f"{who}: the adapter reads {width} numbers, and the host's hidden states have {hidden}:"
@@ -113,12 +114,11 @@ def check_adapter(who: str, model: ir.Model) -> None:
 
 
 def write_rows(
-    model: ir.Model, emit: Emit, stream: ir.Value, layer: int
+    model: ir.Model, emit: Emit, adapter: Adapter, stream: ir.Value, layer: int
 ) -> tuple[ir.Value, Rows, list[tuple[ir.Value, ir.Value]]]:
     """Write what the adapter makes of new rows of the stream that leaves block `layer`, and put it
     into its cache: the stream in fp32, the rows, and of keys and values the cache's input and that
     with the rows written."""
-    adapter = Adapter.of(model, emit.by)
     index, positions = input_of(model, "write_index"), input_of(model, "positions")
     assert index is not None
     assert positions is not None

@@ -104,10 +104,10 @@ class AdapterExit(Graft):
         assert tokens is not None
         assert positions is not None
         assert index is not None
-        x, rows, slots = write_rows(model, emit, stream, decoder_facts(model).layers - 1)
+        adapter, last = Adapter.of(model, self.name()), decoder_facts(model).layers - 1
+        x, rows, slots = write_rows(model, emit, adapter, stream, last)
         (cache, keys), (_, values) = slots
         mask = SlotMasks(emit, tokens, positions, index, cache).visible()
-        adapter = Adapter.of(model, self.name())
         state, attention = adapter.state(emit, x, rows, positions, (keys, values, mask))
         attention.metadata_props[ROLE] = "attention"
         dtype = _dtype(entered)

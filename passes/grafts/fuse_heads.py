@@ -20,7 +20,7 @@ from graftline.passes.grafts.draft_heads import (
     logits_of,
 )
 from graftline.passes.grafts.fuse_draft import typed_port
-from graftline.passes.grafts.head_parts import HEADS, HeadParts, head_parts
+from graftline.passes.grafts.head_parts import HeadParts, carried_heads, head_parts
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.operators import calls
 from graftline.passes.graph.ports import port_of, roles_of, value_of
@@ -70,9 +70,9 @@ class FuseHeads(Graft):
             raise NotApplicable(f"{name} drafts from a verified tree; put fuse-verify before it")
         if (port := port_of(model, "next.tokens", "out")) is not None:
             raise NotApplicable("the graph already drafts its next tree", [port.name])
-        carried = model.meta.get(HEADS)
+        carried = carried_heads(model)
         facts = None if carried is None else read_facts(carried)
-        if not isinstance(facts, DraftHeadFacts) or facts.tokens or facts.markov:
+        if not isinstance(facts, DraftHeadFacts):
             raise NotApplicable(
                 f"{name} needs heads that read nothing but a state (Medusa's); give them: --head "
                 "PATH"

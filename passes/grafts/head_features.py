@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Array, Feed
-from graftline.head_notes import NORM, TAPPED, TapReading
+from graftline.head_notes import NORM, TAPPED, AdapterNote, TapReading
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_outputs, with_role
 from graftline.passes.grafts.head_parts import HEADS
@@ -34,7 +34,7 @@ def features_formula(
     host = before.clone()
     names = [f"tapped.{place}" for place in range(len(reading.layers))]
     count = len(block_outputs(host.graph))
-    sources = _states(host.graph, graft.blocks_of(reading, count))
+    sources = tapped_states(host.graph, graft.blocks_of(reading, count))
     for source, name in zip(sources, names, strict=True):
         tap = Emit(host.graph, graft.name()).op("Identity", [source])
         new_output(host.graph, tap, name, source.dtype or FLOAT, ["B", "N", "H"])
@@ -51,7 +51,7 @@ def features_formula(
 def layers(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
     """What the features are made of is what leaves the layers that the head names, in its order."""
     named = _head(after)[1].layers
-    expected = _states(after.graph, named)
+    expected = tapped_states(after.graph, named)
     features = next(value for value in after.graph.outputs if value.name == FEATURES)
     found = _sources(features, graft.name())
     if found != expected:
@@ -77,7 +77,7 @@ class HeadFeatures(Graft):
 
     def requires(self, model: ir.Model) -> None:
         head = model.meta.get(HEADS)
-        if head is None or TapReading.read(head) is None:
+        if head is None or TapReading.read(head) is None or AdapterNote.read(head) is not None:
             raise NotApplicable(
                 "head-features needs a head that reads hidden states of certain layers, as "
                 "EAGLE-3's; give it: --head PATH"
@@ -93,7 +93,7 @@ class HeadFeatures(Graft):
         head, reading = _head(model)
         graph, count = model.graph, len(block_outputs(model.graph))
         emit = Emit(graph, self.name())
-        states = _states(graph, self.blocks_of(reading, count))
+        states = tapped_states(graph, self.blocks_of(reading, count))
         taps = [_float(emit, state) for state in states]
         for place, tap in enumerate(taps):
             if (scale := _weight(emit, head, f"norm.{place}")) is not None:
@@ -120,7 +120,7 @@ class HeadFeatures(Graft):
         return [min(layer, count - 1) if self.blocks else layer for layer in reading.layers]
 
 
-def _states(graph: ir.Graph, layers: Sequence[int]) -> list[ir.Value]:
+def tapped_states(graph: ir.Graph, layers: Sequence[int]) -> list[ir.Value]:
     """What leaves the blocks of a host, and its final norm."""
     stream, norms = block_outputs(graph), with_role(graph, "final_norm")
     return [norms[-1].outputs[0] if layer == NORM else stream[layer] for layer in layers]

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.facts import DraftHeadFacts, read_facts
-from graftline.head_notes import MARKOV
+from graftline.head_notes import MARKOV, AdapterNote
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.graph.weights import Matrix, constant, matrix, tensor_of
 
@@ -186,16 +186,22 @@ def head_parts(model: ir.Model) -> HeadParts | SequentialHead | None:
     one. None where there are none, or such as are graphs of their own."""
     if isinstance(own := read_facts(model), DraftHeadFacts):
         return SequentialHead.of(model) if own.tokens else HeadParts.of(model)
-    carried: ir.Model | None = model.meta.get(HEADS)
-    if carried is None:
-        return None
-    facts = read_facts(carried)
-    if not isinstance(facts, DraftHeadFacts) or facts.tokens or facts.markov:
+    if (carried := carried_heads(model)) is None:
         return None
     parts, head = HeadParts.of(carried), with_role(model.graph, "lm_head")
     if parts.shared and head:
         return HeadParts(parts.layers, (Linear.of(head[0]),) * parts.heads, True)
     return parts
+
+
+def carried_heads(model: ir.Model) -> ir.Model | None:
+    """The graph that a model carries of heads which read nothing but a state of its own; None
+    without any."""
+    carried: ir.Model | None = model.meta.get(HEADS)
+    facts = None if carried is None else read_facts(carried)
+    if carried is None or not isinstance(facts, DraftHeadFacts) or facts.tokens or facts.markov:
+        return None
+    return carried if AdapterNote.read(carried) is None else None
 
 
 def _silu(rows: Array) -> Array:

@@ -1,4 +1,4 @@
-"""markov: a block's tokens one after another, each scored by the one before it too (DSpark)."""
+"""markov: a block's tokens in turn, each scored by those before it too (DSpark, Domino)."""
 
 from __future__ import annotations
 
@@ -40,9 +40,14 @@ def walk(
     first, drafts = np.take_along_axis(tokens, rows[:, :1], axis=1), got[DRAFTS]
     logits = found[roles.outputs["logits"]].astype(np.float64)
     chain = np.concatenate([first, drafts[:, :-1]], axis=1)
-    scored, sure = Formula.of(head, note).scores(
+    table = numbers(tensor_of(_table(before))) if note.kind == "domino" else None
+    scored, sure = Formula.of(head, note, table).scores(
         logits, found[STATES].astype(np.float64), chain
     )
+    if not note.anchor:
+        if not np.array_equal(drafts[:, :1], first):
+            raise LawBroken(graft.name(), "walk", DRAFTS, "the first is not the last token itself")
+        drafts, scored, logits = drafts[:, 1:], scored[:, 1:], logits[:, 1:]
     if np.array_equal(scored.argmax(-1), logits.argmax(-1)):
         raise LawBroken(graft.name(), "walk", DRAFTS, "the tokens before change no draft")
     comparison = Comparison(graft.name(), "walk", activation_dtype(after))
@@ -55,9 +60,9 @@ def walk(
 @dataclass(frozen=True)
 class Markov(Graft):
     """Adds the output drafts [B, R] int64: the best token of each row that is asked for, by its
-    logits and what a low-rank matrix adds for the token before it; before the first row that is the
-    row's own. And confidence [B, R], the chance that each is accepted, where the head gives it. The
-    logits stay as they are.
+    logits and what a low-rank matrix adds for the token before it (DSpark), or a recurrent state of
+    all before it (Domino); before the first row that is the row's own. And confidence [B, R], the
+    chance that each is accepted, where the head gives it. The logits stay as they are.
     """
 
     laws: ClassVar[tuple[Law, ...]] = (walk,)
@@ -65,7 +70,9 @@ class Markov(Graft):
     def requires(self, model: ir.Model) -> None:
         head = model.meta.get(HEADS)
         if head is None or MarkovNote.read(head) is None:
-            raise NotApplicable("markov needs a DSpark head with a Markov head; give it: --head")
+            raise NotApplicable(
+                "markov needs a DSpark head with a Markov head, or a Domino head; give it: --head"
+            )
         if port_of(model, "rows") is None:
             raise NotApplicable("markov needs the input 'rows'; put select-rows before it")
         if port_of(model, DRAFTS, "out") is not None:
@@ -74,7 +81,10 @@ class Markov(Graft):
     def apply(self, model: ir.Model) -> None:
         head, note = _head(model)
         emit, ports = Emit(model.graph, self.name()), list(read_ports(model))
-        made = walked(emit, note, {**_given(model), **_weights(emit, model, head)})
+        given = {**_given(model), **_weights(emit, model, head)}
+        if note.kind == "domino":
+            given["w1"] = _table(model)
+        made = walked(emit, note, given)
         for name, value, dtype in zip((DRAFTS, CONFIDENCE), made, (INT, FLOAT), strict=False):
             new_output(model.graph, value, name, dtype, ["B", "R"])
             compare, kind = "equal" if dtype == INT else "close", dtype.numpy().name
@@ -92,6 +102,13 @@ def _head(model: ir.Model) -> tuple[ir.Model, MarkovNote]:
 def _states(model: ir.Model) -> ir.Value:
     """[B, R, H]: what the lm_head reads."""
     value = with_role(model.graph, "lm_head")[0].inputs[0]
+    assert value is not None
+    return value
+
+
+def _table(model: ir.Model) -> ir.Value:
+    """[V, H]: the embedding of the head's own graph."""
+    value = with_role(model.graph, "embedding")[0].inputs[0]
     assert value is not None
     return value
 

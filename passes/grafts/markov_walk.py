@@ -1,4 +1,4 @@
-"""The loop of a Markov head over the rows of a block, and its formula in numpy."""
+"""The loop of a Markov or a Domino head over the rows of a block, and its formula in numpy."""
 
 from __future__ import annotations
 
@@ -40,14 +40,36 @@ _MIXED = {
         joint = Gemm <transB = 1> (read, joint_weight, joint_bias)
         keeping, new, out = Split <axis = -1, num_outputs = 3> (joint)
         keep = Sigmoid (keeping)
-        moved = Add (Mul (keep, held), Mul (Sub (unit, keep), Tanh (new)))
+        {moved} = Add (Mul (keep, held), Mul (Sub (unit, keep), Tanh (new)))
         mixed = Tanh (out)
     """,
+    "domino": """
+        of_token = Gemm <transB = 1> (known, gru_input)
+        of_state = Gemm <transB = 1> (held, gru_state)
+        token_r, token_u, token_n = Split <axis = -1, num_outputs = 3> (of_token)
+        state_r, state_u, state_n = Split <axis = -1, num_outputs = 3> (of_state)
+        reset = Sigmoid (Add (token_r, state_r))
+        update = Sigmoid (Add (token_u, state_u))
+        new = Tanh (Add (token_n, Mul (reset, state_n)))
+        {moved} = Add (Mul (Sub (unit, update), new), Mul (update, held))
+        inner = Gemm <transB = 1> (Concat <axis = -1> (hidden, {moved}), correction)
+        corrects = Cast <to = 1> (GreaterOrEqual (step, first_row))
+        mixed = Mul (Mul (inner, Sigmoid (inner)), corrects)
+    """,
 }
-"""What the token before a row makes of its own row of w1, by the kind of head."""
+"""What the token before a row makes of its own row of w1, by the kind of head; of `domino` w1 is
+the embedding, and a GRU without biases (reset, update, new) reads it."""
+RECURRENT = ("rnn", "domino")
+"""Kinds with a state that each row moves."""
 _CHOSEN = "best = ArgMax <axis = -1, keepdims = 0> (Add (row, Gemm <transB = 1> (mixed, w2)))"
-_NAMED = "token = Gather (ids, best)"
-_SAME = "token = Identity (best)"
+_NAMED = "{token} = Gather (ids, best)"
+_SAME = "{token} = Identity (best)"
+_ANCHORED = """
+    at_anchor = Equal (step, start)
+    token = Where (at_anchor, before, named)
+    moved = Where (at_anchor, held, after)
+"""
+"""Of a block whose first row drafts nothing: the token there is the row's own."""
 _SURE = """
     sure = Sigmoid (Gemm <transB = 1> ({read}, confidence_weight, confidence_bias))
     confidence = Squeeze (sure, last)
@@ -64,6 +86,10 @@ def walked(emit: Emit, note: MarkovNote, given: Values) -> list[ir.Value]:
         "unit": emit.const("one.float", 1.0, np.float32),
         "last": emit.const("axes.-1", [-1], np.int64),
     }  # fmt: skip
+    if note.kind == "domino":
+        consts["first_row"] = emit.const("markov.first", note.first, np.int64)
+    if not note.anchor:
+        consts["start"] = emit.const("zero", 0, np.int64)
     carried = [first, state]
     body = _body(note, {**given, **consts}, emit.by)
     scanned = len(body.outputs) - 1 - len(carried)
@@ -79,10 +105,14 @@ def _body(note: MarkovNote, given: Values, by: str) -> ir.Graph:
         "before": _value("before", INT, ["B"]), "held": _value("held", FLOAT, ["B", note.rank]),
     }  # fmt: skip
     sure = _SURE.format(read="Concat <axis = -1> (hidden, known)" if note.with_token else "hidden")
-    recurrent = note.kind == "rnn"
+    names = {"moved": "moved", "token": "token"}
+    if not note.anchor:
+        names = {"moved": "after", "token": "named"}
+    kept = "" if note.kind in RECURRENT else "{moved} = Identity (held)"
+    chosen = _NAMED if "ids" in given else _SAME
     text = "\n".join([
-        _READ, _MIXED[note.kind], "" if recurrent else "moved = Identity (held)", _CHOSEN,
-        _NAMED if "ids" in given else _SAME, "shown = Identity (token)",
+        _READ, _MIXED[note.kind].format(**names), kept.format(**names), _CHOSEN,
+        chosen.format(**names), "" if note.anchor else _ANCHORED, "shown = Identity (token)",
         sure if note.confidence else "",
     ])  # fmt: skip
     made = ["on", "token", "moved", "shown", *(["confidence"] if note.confidence else [])]
@@ -130,24 +160,28 @@ class Formula:
     weights: Mapping[str, Array]
 
     @classmethod
-    def of(cls, head: ir.Model, note: MarkovNote) -> Formula:
-        """By the weights that lie beside a head's graph."""
+    def of(cls, head: ir.Model, note: MarkovNote, table: Array | None = None) -> Formula:
+        """By the weights that lie beside a head's graph; `table` [V, H]: the embedding that is the
+        w1 of the kind `domino`."""
         found = {
             name.removeprefix(MARKOV): np.asarray(numbers(tensor_of(value)), np.float64)
             for name, value in head.graph.initializers.items() if name.startswith(MARKOV)
         }  # fmt: skip
-        return cls(note, found)
+        return cls(note, found if table is None else {**found, "w1": table})
 
     def scores(self, logits: Array, states: Array, before: Array) -> tuple[Array, Array | None]:
         """Logits [B, R, Vd] with what the tokens `before` each row [B, R] add to them, and the
-        confidences [B, R]; `states` [B, R, H]."""
-        w, known = self.weights, self.weights["w1"][before]
+        confidences [B, R]; `states` [B, R, H]. Of a block whose first row drafts nothing that row
+        says nothing."""
+        w, known = self.weights, self.weights["w1"][before].astype(np.float64)
         mixed = known
         if self.note.kind == "gated":
             gate = np.concatenate([states, known], -1) @ w["gate_weight"].T + w["gate_bias"]
             mixed = _sigmoid(gate) * known
         if self.note.kind == "rnn":
             mixed = self._recurrent(known, states)
+        if self.note.kind == "domino":
+            mixed = self._corrected(known, states)
         scored = logits + mixed @ w["w2"][: logits.shape[-1]].T
         if not self.note.confidence:
             return scored, None
@@ -165,6 +199,22 @@ class Formula:
             held = keep * held + (1 - keep) * np.tanh(new)
             found.append(np.tanh(out))
         return np.stack(found, axis=1)
+
+
+    def _corrected(self, known: Array, states: Array) -> Array:
+        w, begins = self.weights, 0 if self.note.anchor else 1
+        batch, rows = known.shape[:2]
+        found = np.zeros((batch, rows, len(w["correction"])))
+        held = np.zeros((batch, self.note.rank))
+        for row in range(begins, rows):
+            token = np.split(known[:, row] @ w["gru_input"].T, 3, axis=-1)
+            state = np.split(held @ w["gru_state"].T, 3, axis=-1)
+            reset, update = (_sigmoid(token[gate] + state[gate]) for gate in (0, 1))
+            held = update * held + (1 - update) * np.tanh(token[2] + reset * state[2])
+            inner = np.concatenate([states[:, row], held], axis=-1) @ w["correction"].T
+            if row >= self.note.first:
+                found[:, row] = inner * _sigmoid(inner)
+        return found
 
 
 def _sigmoid(x: Array) -> Array:

@@ -19,6 +19,7 @@ from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.feature_reader import FeatureLevels, FeatureReader
 from graftline.runtimes.head_draft import FIRST
 from graftline.runtimes.head_text import HeadText
+from graftline.runtimes.layered_reader import LayeredReader
 from graftline.runtimes.lengths import make_length
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.session import Floats, Scores, Tap, tapped
@@ -72,7 +73,8 @@ class Eagle(DraftModel):
         if self.width > 1:
             _check_trees(head, self.width)
         self._resources = resources
-        self._reader = self._features = self.reads_as(head, resources.vocabulary)
+        kind = LayeredReader if head.deeper else self.reads_as
+        self._reader = self._features = kind(head, resources.vocabulary)
         self.calibration, self._agreement = Calibration(head.agreement), head.agreement
         self.ranks = HeadChances(self.depth, self.width)
         self._said: Said = {}

@@ -126,10 +126,12 @@ class OrtSession(BoundCalls):
         tokens: Sequence[int],
         asked: int = 1,
         features: Floats | None = None,
+        show: Show | None = None,
     ) -> Scores:
         """The last `asked` rows' scores (N of them) of `tokens`, put behind the first `length`
         slots of sequence `row`. On the caches of a host they lie where the host's next step writes.
-        `features` [N, H]: what a draft head reads with them.
+        `features` [N, H]: what a draft head reads with them; `show` is shown the hidden states of
+        all rows, unless it is a single one.
         """
         if len(tokens) == 1:  # nearly all calls of a draft
             call = self._call(1, 1, 1, row, chains=True)
@@ -147,6 +149,8 @@ class OrtSession(BoundCalls):
             call.set_chain(part, length + start)
             self._open_block(call, wanted, length + end)
             scores = self._run(call)
+            if show is not None:
+                show(self._shown())
         return scores  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def _open_block(self, call: StepArrays, asked: int, end: int) -> None:

@@ -14,7 +14,7 @@ from graftline.owners import HEAD
 from graftline.ports import FEATURES, Port, by_role, slot_ports, state_port
 from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.feature_engine import FeatureEngine
-from graftline.runtimes.session import Bools, Floats, Scores, Tap
+from graftline.runtimes.session import Bools, Floats, Scores, Show, Tap
 from graftline.runtimes.trt.device import Device
 from graftline.runtimes.trt.new_rows import NewRows
 from graftline.runtimes.trt.plan import EnginePlan
@@ -53,11 +53,12 @@ class TrtFeatureSession(TrtSession):
         tokens: Sequence[int],
         asked: int = 1,
         features: Floats | None = None,
+        show: Show | None = None,
     ) -> Scores:
         """The last row's scores of `tokens`, put behind the first `length` slots of sequence `row`,
-        with features [N, H]. Raises BackendError where several rows are asked for."""
+        with features [N, H]. Raises BackendError where several rows are asked for, or shown."""
         assert features is not None, "a head reads features"
-        if asked != 1:
+        if asked != 1 or show is not None:
             raise BackendError("this head's engine scores one row of a call, or a level of a tree")
         return self.follow_at(self._caches.addresses(row), length, tokens, features)
 

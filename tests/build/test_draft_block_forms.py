@@ -20,7 +20,7 @@ from tests.draft_engine import ROWS, answered, seeded_tables, seeded_text
 from tests.models.heads.reference_eagle import Eagle
 from tests.models.heads.reference_eagle3 import Eagle3, Form
 from tests.models.heads.reference_fspad import Fspad
-from tests.models.heads.reference_hydra import EagleAttention
+from tests.models.heads.reference_hydra import CrossAttention, EagleAttention
 from tests.models.heads.reference_layers import (
     ABSENT,
     Attention,
@@ -103,6 +103,16 @@ def ends_exchanged(module: Any) -> None:
     module.exchanged = True
 
 
+def over_embeddings(module: Any) -> None:
+    run = module.forward
+    module.forward = lambda embeddings, _: run(embeddings, embeddings)
+
+
+def over_states(module: Any) -> None:
+    run = module.forward
+    module.forward = lambda _, hidden: run(hidden, hidden)
+
+
 def unwindowed(module: Any) -> None:
     module.form = replace(module.form, windows=())
 
@@ -110,13 +120,15 @@ def unwindowed(module: Any) -> None:
 @dataclass(frozen=True)
 class Case:
     """`recipe` by which a head of the `module` is built; what its config has besides, before what
-    its tensors' names stand; and what `other` forms the module must not have."""
+    its tensors' names stand; what `other` forms the module must not have; and what the config of
+    its `host` has besides."""
 
     recipe: str
     module: Callable[[], nn.Module]
     config: dict[str, Any]
     prefix: str = ""
     others: tuple[Callable[[Any], None], ...] = field(default=())
+    host: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 QWEN = {"query_norm": True, "gated": True, "rotary": 4}
@@ -203,6 +215,11 @@ FURTHER = {
          "grounded_heads": True},
         others=(unrotated,),
     ),
+    "hydra: cross-attn, another base than its host's": Case(
+        "eagle-2", lambda: CrossAttention(SIZES),
+        {"hydra_num_heads": 1, "hydra_num_layers": 1, "hydra_head_arch": "cross-attn"},
+        others=(over_embeddings, over_states), host={"rope_theta": 5e5},
+    ),
     "mtp: deepseek, wide values": Case(
         "mtp", deepseek(None, 17), {**LATENT, "q_lora_rank": None, "v_head_dim": 17},
         "model.layers.4.",
@@ -220,7 +237,7 @@ def referred(case: Case, module: Any) -> tuple[Any, Any]:
         if isinstance(module, Eagle3):
             states, logits = module.step(embedded, features)
             return logits[0].numpy(), states[0].numpy()
-        if isinstance(module, Eagle | EagleAttention):
+        if isinstance(module, Eagle | EagleAttention | CrossAttention):
             states = normed = module(embedded, features)
         elif isinstance(module, Fspad):
             normed, states = module(embedded, features)
@@ -250,7 +267,7 @@ def test_the_engine_is_the_reference_call_by_call(name: str, tmp_path: Path) -> 
     hydra = "hydra_head_arch" in case.config
     config = case.config if hydra else SIZES.config(**case.config)
     head = open_head(written(tmp_path, config, tensors))
-    logits, states = answered(head, case.recipe, SIZES, tmp_path, SIZES.config())
+    logits, states = answered(head, case.recipe, SIZES, tmp_path, SIZES.config(**case.host))
     wanted = referred(case, module)
     assert_same_sums(logits, wanted[0], TERMS)
     assert_same_sums(states, wanted[1], TERMS)

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from graftline.build.check import check
-from graftline.build.head_graph import head_graphs
 from graftline.build.heads import is_decoder, is_sequential, recipe_of
 from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
@@ -124,10 +122,18 @@ def step_files(folder: Path, kind: str) -> Path:
     return written(folder, config, state(drawn(module(TINY))))
 
 
-def test_heads_that_are_not_built_yet_say_so(tmp_path: Path) -> None:
+def test_a_crossed_layer_has_rotary_positions_of_its_own(tmp_path: Path) -> None:
+    """Hydra's cross-attn knows no base but 10000, whatever its host's is; its scaling is its
+    host's, of the kinds that the published code has."""
     head = open_head(step_files(tmp_path, "cross-attn"))
-    with pytest.raises(CheckpointError, match="of the kind cross-attn are read and not built yet"):
-        head_graphs(head, ir.Model(ir.Graph([], [], nodes=[]), ir_version=11))
+    assert (recipe_of(head), is_decoder(head), is_sequential(head)) == ("eagle", True, False)
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    shape = eagle_shape(head, TINY.config(rope_theta=5e5, rope_scaling=scaling))
+    assert (shape.rope.theta, shape.rope.numbers, shape.crossed) == (1e4, {"factor": 2.0}, True)
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"rope_type=llama3\) in a layer of cross-attn"):
+        eagle_shape(head, TINY.config(rope_scaling=scaling))
 
 
 def test_a_layer_of_its_hosts_kind_needs_to_know_it(tmp_path: Path) -> None:

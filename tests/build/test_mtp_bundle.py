@@ -17,7 +17,6 @@ from graftline.build.optimize import optimize
 from graftline.bundle.reader import Bundle
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import open_head
-from graftline.models.heads.eagle_shapes import eagle_shape
 from graftline.models.tiny import tiny
 from graftline.recipe import recipe
 from graftline.runtimes.drafter import Bid
@@ -29,7 +28,7 @@ from graftline.tree import Tree
 from tests.free_engine import free
 from tests.models.heads.reference_eagle import Eagle
 from tests.models.heads.reference_layers import Sizes, drawn, state, written
-from tests.models.heads.reference_mtp import Behind, Mtp
+from tests.models.heads.reference_mtp import Mtp
 from tests.tiny_checkpoints import write_tokenizer
 
 SIZES = Sizes(hidden=48, heads=4, kv_heads=2, head_size=12, mlp=80, vocabulary=260, layers=3)
@@ -146,15 +145,3 @@ def test_a_checkpoint_without_such_a_layer_is_no_head(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_layers_for_several_tokens_are_refused(tmp_path: Path) -> None:
-    """Each drafts a token further on: one of them in the place of all is not what was trained."""
-    modules = [drawn(Behind(SIZES), seed) for seed in (0, 1)]
-    tensors = {f"model.layers.{3 + k}.{name}": tensor for k, module in enumerate(modules)
-               for name, tensor in state(module).items()
-               if k == 0 or not name.startswith(("embed_tokens", "shared_head.head"))}  # fmt: skip
-    config = SIZES.config(
-        model_type="glm4_moe", num_hidden_layers=3, num_nextn_predict_layers=2,
-    )  # fmt: skip
-    head = open_head(written(tmp_path, config, tensors))
-    with pytest.raises(CheckpointError, match="MTP of 2 layers, each for a token further on"):
-        eagle_shape(head)

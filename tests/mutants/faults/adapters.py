@@ -1,4 +1,4 @@
-"""An exit's adapter: another block's states, another slot, or its own handed to the blocks left."""
+"""An exit's adapter, or a prefix of heads: another block's states, another slot, a lost part."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from faults.graphs import constant, op, rewired
 from faults.mutant import Mutant, after
 from graftline.passes import GRAFTS
 from graftline.passes.anchors.anchors import block_outputs
+from graftline.passes.grafts.masks import SlotMasks
+from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.ports import input_of
 from graftline.passes.pipeline.graft import MADE_BY
 
 CACHE, EXIT, PACK = (GRAFTS[name] for name in ("adapter-cache", "adapter-exit", "pack-rows"))
-ADAPTER = {"head": "kangaroo", "exits": (1,)}
+PREFIX = GRAFTS["head-prefix"]
+ADAPTER, PREFIXED = {"head": "kangaroo", "exits": (1,)}, {"head": "hydra-prefix"}
 
 
 def _own(model: ir.Model, op_type: str) -> list[ir.Node]:
     """The adapter's nodes of that type."""
-    names = CACHE.name(), EXIT.name()
+    names = CACHE.name(), EXIT.name(), PREFIX.name()
     made = (n for n in model.graph if n.metadata_props.get(MADE_BY) in names)
     return [n for n in made if n.op_type == op_type]
 
@@ -70,7 +73,43 @@ def _one_for_all(model: ir.Model) -> int:
     return sum(rewired(node, 2, found[0].inputs[2]) for node in found)  # pyright: ignore[reportArgumentType]
 
 
+def _without_its_mlp(model: ir.Model) -> int:
+    """The prefix's MLP is left out."""
+    (node,) = [n for n in _own(model, "Add") if n.inputs[0].producer().op_type == "Add"]  # pyright: ignore[reportOptionalMemberAccess]
+    node.outputs[0].replace_all_uses_with(node.inputs[0])  # pyright: ignore[reportArgumentType]
+    return 1
+
+
+def _sees_siblings(model: ir.Model) -> int:
+    """Rows of a tree see all slots before theirs, be they their ancestors or not."""
+    mask = input_of(model, "mask")
+    if mask is None:
+        return 0
+    (node,) = _own(model, "Attention")
+    slots = SlotMasks(
+        Emit(model.graph, PREFIX.name(), node),
+        *(input_of(model, role) for role in ("tokens", "positions", "write_index")),  # pyright: ignore[reportArgumentType]
+        node.inputs[1].producer().inputs[0],  # pyright: ignore[reportOptionalMemberAccess]
+    )
+    return rewired(node, 3, slots.visible())
+
+
+def _behind_the_last_block(model: ir.Model) -> int:
+    """The prefix reads what leaves the last block, and not what the final norm gives."""
+    return rewired(_own(model, "RMSNormalization")[0], 0, block_outputs(model.graph)[-1])
+
+
 ADAPTERS = [
+    Mutant("prefix-of-another-state", "head-prefix: apply", "it reads the state before the norm",
+           "plain", "prefixed", after(PREFIX, _behind_the_last_block), PREFIXED),
+    Mutant("prefix-without-an-mlp", "head-prefix: apply", "its MLP is left out",
+           "plain", "prefixed", after(PREFIX, _without_its_mlp), PREFIXED),
+    Mutant("prefix-unrotated", "head-prefix: apply", "keys have no position",
+           "plain", "prefixed", after(PREFIX, _unrotated), PREFIXED),
+    Mutant("prefix-one-slot-late", "head-prefix: apply", "its cache is written one slot late",
+           "plain", "prefixed", after(PREFIX, _one_slot_late), PREFIXED),
+    Mutant("prefix-sees-siblings", "head-prefix: apply", "its rows see other branches",
+           "plain", "prefixed", after(PREFIX, _sees_siblings), PREFIXED),
     Mutant("adapter-of-another-block", "adapter-cache: apply", "it reads another block's states",
            "plain", "adapter-rows", after(CACHE, _another_block), ADAPTER),
     Mutant("adapter-unrotated", "adapter-cache: apply", "keys have no position",

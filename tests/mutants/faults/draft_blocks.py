@@ -19,7 +19,7 @@ from graftline.passes.graph.ports import cache_of, input_of
 from graftline.ports import FEATURES, Port
 
 EAGLE3, DFLASH, DSPARK = {"head": "eagle3"}, {"head": "dflash"}, {"head": "dspark"}
-MTP, FSPAD = {"head": "mtp"}, {"head": "fspad"}
+DOMINO, MTP, FSPAD = {"head": "domino"}, {"head": "mtp"}, {"head": "fspad"}
 KV_CACHE = GRAFTS["kv-cache"]
 
 
@@ -119,6 +119,19 @@ def _lost_state(model: ir.Model) -> int:
     body = _loop_of(model)
     body.outputs[2] = Emit(body, "fault").op("Identity", [body.inputs[3]], "markov.lost")
     return 1
+
+
+def _all_corrected(model: ir.Model) -> int:
+    """The recurrent correction begins at the first row."""
+    value = model.graph.initializers["markov.first"]
+    value.const_value = ir.tensor(np.asarray(0, np.int64), name=value.name)
+    return 1
+
+
+def _anchor_drafted(model: ir.Model) -> int:
+    """The first row of a block drafts, which is the last token's own."""
+    node = next(n for n in _loop_of(model) if n.op_type == "Where")
+    return rewired(node, 1, node.inputs[2])  # pyright: ignore[reportArgumentType]
 
 
 def _sure_of_the_opposite(model: ir.Model) -> int:
@@ -246,6 +259,12 @@ DRAFT_BLOCKS = [
            "plain", "walk", after(GRAFTS["markov"], _stale_token), DSPARK),
     Mutant("walk-without-its-state", "markov: apply", "the recurrent state is not carried on",
            "plain", "walk", after(GRAFTS["markov"], _lost_state), DSPARK),
+    Mutant("domino-without-its-state", "markov: apply", "the recurrent state is not carried on",
+           "plain", "walk", after(GRAFTS["markov"], _lost_state), DOMINO),
+    Mutant("domino-corrects-all-rows", "markov: apply", "the rows without a correction get one",
+           "plain", "walk", after(GRAFTS["markov"], _all_corrected), DOMINO),
+    Mutant("domino-drafts-at-its-anchor", "markov: apply", "the last token's own row drafts",
+           "plain", "walk", after(GRAFTS["markov"], _anchor_drafted), DOMINO),
     Mutant("walk-sure-of-the-opposite", "markov: apply", "confidences are turned around",
            "plain", "walk", after(GRAFTS["markov"], _sure_of_the_opposite), DSPARK),
     Mutant("head-state-a-row-off", "draft_block: the engine", "the state is the row before's",

@@ -25,7 +25,7 @@ from tests.dflash_files import write_dflash
 from tests.eagle_files import write_eagle3
 from tests.exports import Exports
 from tests.fspad_files import write_fspad
-from tests.hydra_files import seeded_sequence, write_hydra
+from tests.hydra_files import seeded_sequence, write_hydra, write_prefixed
 from tests.kangaroo_files import seeded as adapter
 from tests.kangaroo_files import write_kangaroo
 from tests.kinds.latent_decoders import CAUSAL, CONVERTER, UPSCALER, VOCODER, write
@@ -34,6 +34,7 @@ from tests.kinds.unet import UNET
 from tests.lora_drop_files import seeded as corrections
 from tests.lora_drop_files import write_lora_drop
 from tests.medusa_files import bigrams, seeded, write_safe
+from tests.models.heads.reference_layers import Sizes
 from tests.mtp_files import write_mtp
 from tests.ppd_files import seeded as prompt_tokens
 from tests.ppd_files import write_ppd
@@ -232,8 +233,8 @@ class Hosts:
 
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
-        and "bigrams" beside, "hydra", "eagle3", "peagle", "fspad", "dflash", "dspark", "mtp",
-        "ppd", "hidden-transfer", "kangaroo", "lora-drop" or "router"."""
+        and "bigrams" beside, "hydra", "hydra-prefix", "eagle3", "peagle", "fspad", "dflash",
+        "domino", "dspark", "mtp", "ppd", "hidden-transfer", "kangaroo", "lora-drop" or "router"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
@@ -256,9 +257,13 @@ class Hosts:
             write_routers(place, routers((1, 2, 3), size.hidden), size.layers, [(1,), (1, 3)])
         elif own == "mtp":
             write_mtp(place, size.hidden, size.vocabulary, size.layers)
-        elif own in ("dflash", "dspark"):
-            kind = "rnn" if own == "dspark" else ""
+        elif own in ("dflash", "domino", "dspark"):
+            kind = {"dspark": "rnn", "domino": own}.get(own, "")
             write_dflash(place, size.hidden, size.vocabulary, (0, 1), kind)
+        elif own == "hydra-prefix":
+            same = ("hidden", "heads", "kv_heads", "head_size", "mlp", "vocabulary")
+            sizes = Sizes(**{name: getattr(size, name) for name in same})
+            write_prefixed(place, sizes, heads=1)
         elif own == "hydra":
             write_hydra(place, seeded_sequence(size.hidden, size.vocabulary, heads=2))
         else:

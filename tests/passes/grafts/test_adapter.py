@@ -19,7 +19,7 @@ from graftline.models.heads.kangaroo import THETA
 from graftline.models.training.kangaroo import AdapterModule
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.anchors import block_outputs, with_role
-from graftline.passes.grafts.adapter import adapter_graph
+from graftline.passes.grafts.adapter import adapter_graph, rotary_tables
 from graftline.passes.grafts.head_parts import HEADS
 from graftline.passes.graph.emit import new_output
 from graftline.passes.graph.weights import tensor_of
@@ -45,7 +45,7 @@ def opened(folder: Path, heads: int = 2, hidden: int = HIDDEN) -> ir.Model:
     head = open_head(write_kangaroo(folder, tensors, heads, min(KV, heads), VOCABULARY))
     block = head.settings.block
     note = AdapterNote(block.heads, block.kv_heads, block.head_size, block.epsilon)
-    return adapter_graph(head.tensors, note, THETA, POSITIONS)
+    return adapter_graph(head.tensors, note, rotary_tables(block.head_size, THETA, POSITIONS))
 
 
 def carrying(adapter: ir.Model | None, spec: TinyDecoder = SPEC) -> ir.Model:
@@ -146,8 +146,10 @@ def test_an_adapter_that_reads_another_block_is_caught(
 
     real = adapter_cache.write_rows
 
-    def spoiled(model: ir.Model, emit: object, stream: object, layer: int) -> object:
-        return real(model, emit, block_outputs(model.graph)[layer - 1], layer)  # type: ignore[arg-type]
+    def spoiled(
+        model: ir.Model, emit: object, own: object, stream: object, layer: int
+    ) -> object:
+        return real(model, emit, own, block_outputs(model.graph)[layer - 1], layer)  # type: ignore[arg-type]
 
     monkeypatch.setattr(adapter_cache, "write_rows", spoiled)
     with pytest.raises(LawBroken, match="adapter-rows"):
