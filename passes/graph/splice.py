@@ -24,13 +24,14 @@ def splice(
             raise NotApplicable(f"the graph has an input '{name}' that nothing is put in for")
         if name in given:
             value.replace_all_uses_with(given[name], replace_graph_outputs=True)
+    taken = {v.name for v in graph.inputs} | {v.name for n in graph for v in n.outputs}
     for name, value in list(source.initializers.items()):
         known = graph.initializers.get(name)
         if known is not None and same_tensor(known, value):
             value.replace_all_uses_with(known, replace_graph_outputs=True)
             continue
         del source.initializers[name]
-        value.name = f"{prefix}.{name}" if known is not None else name
+        value.name = f"{prefix}.{name}" if known is not None or name in taken else name
         graph.register_initializer(value)
     outputs = {value.name or "": value for value in source.outputs}
     kept = set(source.outputs)
