@@ -63,6 +63,8 @@ dag (float[B,T,6] speech, int32[B] speech_lengths, float[6,8] enter, float[8,8] 
 """
 """DA-Transformer (arXiv 2205.07459): half as many vertices as a row has places, and
 transitions to later ones alone; the last has none, nor have those beyond a row's own."""
+FIXED = DAG.replace("[B,T,6]", "[B,40,6]").replace("[B,L,L]", "[B,20,20]").replace("B,L", "B,20")
+"""The same for signals of 40 places."""
 ACOUSTIC = """
 <ir_version: 10, opset_import: ["" : 20]>
 acoustic (float[N,U,8] x, int64[N] sizes, float[8,8] enter, float[8,1] long, float[8,5] leave)

@@ -113,10 +113,8 @@ def test_the_laws_are_held_and_travel(bundle: Bundle) -> None:
     owed = [("best-path", "neutral"), ("best-path", "paths"), ("join", "neutral"),
             ("ort-cpu", "whole"), ("export", "checkpoint")]  # fmt: skip
     assert {laws[row] for row in owed} == {"held"}
-    assert (
-        bundle.manifest.facts.told()
-        == "the positions of a path by lookahead, of 11 tokens, in one pass"
-    )
+    told = "the positions of a path by lookahead, of 11 tokens, in one pass"
+    assert bundle.manifest.facts.told() == told
     assert check(bundle.path).holds
 
 
@@ -149,7 +147,7 @@ def test_files(bundle: Bundle, engine: DecodeEngine, tmp_path: Path) -> None:
 def test_vertices_are_no_text(tmp_path: Path) -> None:
     graph, _ = write_dag(tmp_path)
     made = optimize(graph, tmp_path / "bare.graft")
-    with pytest.raises(RequestError, match="no path is found through them; .*best-path"):
+    with pytest.raises(RequestError, match=r"no path is found through them; .*best-path"):
         load_decoder(made.path).recognise(SPEECH)
 
 

@@ -15,12 +15,10 @@ from graftline.passes.anchors.dag_recogniser import find_dag_recogniser
 from graftline.passes.anchors.roles import OnePass
 from graftline.path_search import PathSearch
 from graftline.ports import read_ports
-from tests.kinds.dags import DAG
+from tests.kinds.dags import DAG, FIXED
 from tests.kinds.latent_decoders import model_of
 from tests.kinds.recognisers import PARAFORMER
 from tests.kinds.test_recogniser import canonical as recogniser
-
-FIXED = DAG.replace("[B,T,6]", "[B,40,6]").replace("[B,L,L]", "[B,20,20]").replace("B,L", "B,20")
 
 
 def canonical(text: str = DAG) -> tuple[ir.Model, Feed]:
