@@ -8,6 +8,7 @@ vertex, the ones behind it; a path from the first vertex to the last is a text.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,7 +37,8 @@ def best_paths(
     """The paths of rows of `vertices` [B] each, by scores [B, L, V], the logarithms of the chances
     of transitions [B, L, L], and states [B, L, H]."""
     rows = zip(_chances(scores), scores.argmax(-1), transitions, vertices, strict=True)
-    paths = [_lookahead(chances, tokens, ways, int(count), how)
+    search = _lookahead if how.by == "lookahead" else _joint_viterbi
+    paths = [search(chances, tokens, ways, int(count), how)
              for chances, tokens, ways, count in rows]  # fmt: skip
     most = max(1, *map(len, paths))
     ends = np.asarray(vertices, np.int64) - 1
@@ -82,3 +84,31 @@ def _lookahead(
             path.append(at)
         said = tokens[at]
     return path
+
+
+def _joint_viterbi(
+    chances: Array, tokens: Array, transitions: Array, count: int, how: PathSearch
+) -> list[int]:
+    """One row's."""
+    if count <= 2:
+        return []
+    weighed = chances * np.asarray(how.beta, chances.dtype)
+    sums, back = [transitions[0] + weighed + weighed[0]], list[Array]()
+    for _ in range(how.longest - 1):
+        reached = sums[-1][:, None] + transitions
+        back.append(reached.argmax(0))
+        sums.append(reached.max(0) + weighed)
+    ended = np.stack(sums) + transitions[:, count - 1]
+    powers = lengths_to(how).astype(chances.dtype)
+    most = int(np.argmax(ended.max(-1) / powers))
+    path = [int(ended[most].argmax())]
+    for before in reversed(back[:most]):
+        path.append(int(before[path[-1]]))
+    path.reverse()
+    kept = [v for v, after in pairwise(path) if tokens[v] not in (tokens[after], how.pad)]
+    return [*kept, path[-1]]
+
+
+def lengths_to(how: PathSearch) -> Array:
+    """What the sums of paths of 1 up to `longest` vertices are divided by."""
+    return np.arange(1, how.longest + 1) ** np.float64(how.penalty)

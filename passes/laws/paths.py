@@ -53,7 +53,7 @@ def paths(
     assert facts.search is not None
     positions = 0
     for seed in range(TABLES):
-        tables = _tables(seed, facts.search.pad, given)
+        tables = _tables(seed, facts.search, given)
         world = World({value: tables[role] for role, value in given.items()})
         for role, expected in _on_paths(tables, facts.search).items():
             value = output_of(after, role)
@@ -107,7 +107,7 @@ def _vertex_values(model: ir.Model) -> dict[str, ir.Value]:
     return {names[v.name]: v for v in made if v.name in names}
 
 
-def _tables(seed: int, pad: int, given: dict[str, ir.Value]) -> Feed:
+def _tables(seed: int, how: PathSearch, given: dict[str, ir.Value]) -> Feed:
     """Few different chances, and few tokens, of which `pad` is one: ties, and tokens that come
     again. The first row has two vertices, the second all, with one token alone. The nodes that find
     a path do not depend on how many tokens there are, and how wide states are."""
@@ -115,11 +115,12 @@ def _tables(seed: int, pad: int, given: dict[str, ir.Value]) -> Feed:
     types = {role: v.dtype.numpy() for role, v in given.items() if v.dtype is not None}
     long = dims_of(given[SCORES])[1]
     count = long if isinstance(long, int) else LONG
-    tokens = max(TOKENS, pad + 1)
-    sure = random.choice([0, 1, 2, max(pad, 0)], (ROWS, count))
+    tokens = max(TOKENS, how.pad + 1)
+    sure = random.choice([0, 1, 2, max(how.pad, 0)], (ROWS, count))
     sure[1] = 0
     scores = np.where(np.arange(tokens) == sure[..., None], SURE, 0)
-    scores *= random.integers(0, 2, (ROWS, count, 1))  # where none is likelier, the first is best
+    if how.by == "lookahead":  # where none is likelier; sums of several such would round
+        scores *= random.integers(0, 2, (ROWS, count, 1))
     far = np.abs(np.arange(count) - np.arange(count)[:, None]) // 2  # most ways are short
     ways = -(random.integers(0, 3, (ROWS, count, count)) + far).astype(np.float64)
     sizes = np.concatenate([[2, count], random.integers(2, count + 1, ROWS - 2)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -24,10 +27,10 @@ def ways(count: int, **chances: float) -> np.ndarray:
     return np.where(np.triu(np.ones((count, count), bool), 1), table, NEVER)[None]
 
 
-def path(scores: np.ndarray, links: np.ndarray, count: int, **how: float) -> list[int]:
+def path(scores: np.ndarray, links: np.ndarray, count: int, **how: Any) -> list[int]:
     """The vertices kept, by their states, which are their numbers."""
     states = np.arange(scores.shape[1])[None, :, None] + 0.5
-    search = PathSearch(beta=how.get("beta", 1.0), pad=int(how.get("pad", -1)))
+    search = PathSearch(**how)
     found = best_paths(scores, links, states, np.asarray([count]), search)
     return [int(n) for n in found.states[0, : found.counts[0], 0]]
 
@@ -66,6 +69,34 @@ def test_behind_a_rows_own_positions() -> None:
     assert found.counts.tolist() == [3, 0]
     np.testing.assert_array_equal(found.scores[1], [scores[1, 1]] * 3)
     np.testing.assert_array_equal(found.states[1], np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("longest", [2, 8])
+def test_joint_viterbi_is_the_best_of_all_paths(penalty: float, longest: int) -> None:
+    random, count = np.random.default_rng(5), 7
+    for _ in range(4):
+        scores = random.standard_normal((1, count, 9)) * 2
+        scores[0, np.arange(count), np.arange(count)] += 9  # no two vertices have one token
+        links = ways(count) + random.standard_normal((1, count, count))
+        chances = np.log(np.exp(scores[0]).max(-1) / np.exp(scores[0]).sum(-1)) * 0.5
+        totals = {
+            inner: (sum(links[0, a, b] for a, b in pairwise((0, *inner, count - 1)))
+                    + chances[0] + sum(chances[v] for v in inner)) / len(inner) ** penalty
+            for size in range(1, min(longest, count - 2) + 1)
+            for inner in combinations(range(1, count - 1), size)
+        }  # fmt: skip
+        best = max(totals, key=totals.__getitem__)
+        how: dict[str, Any] = {"beta": 0.5, "penalty": penalty, "longest": longest}
+        assert path(scores, links, count, by="joint-viterbi", **how) == list(best)
+
+
+def test_joint_viterbi_keeps_the_last_of_a_run_and_the_last_vertex_of_a_path() -> None:
+    how: dict[str, Any] = {"by": "joint-viterbi", "penalty": 0.0}
+    links = ways(6, _0_1=1.0, _1_2=1.0, _2_3=1.0, _3_4=1.0, _4_5=1.0)
+    assert path(scored([0, 1, 1, 2, 2, 0]), links, 6, **how) == [2, 4]
+    assert path(scored([0, 1, 3, 2, 3, 0]), links, 6, pad=3, **how) == [1, 3, 4]
+    assert path(scored([0, 1, 2, 3]), ways(4), 2, **how) == []
 
 
 def logs(chances: list[list[float]]) -> np.ndarray:

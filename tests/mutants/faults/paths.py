@@ -10,7 +10,7 @@ import onnx_ir as ir
 from faults.graphs import bypass, constant, nodes, rewired
 from faults.mutant import Edit, Mutant, Touched, after, instead
 from graftline.passes import GRAFTS
-from graftline.passes.grafts import best_path
+from graftline.passes.grafts import path_text
 from graftline.passes.pipeline.graft import MADE_BY
 
 GRAFT = GRAFTS["best-path"]
@@ -35,7 +35,7 @@ def _blind(model: ir.Model) -> int:
 
 def _of_all(model: ir.Model) -> int:
     """Rows go on to the last of all vertices, beyond their own."""
-    (stay,) = _own(model, "Where")
+    stay, *_ = _own(model, "Where")
     return rewired(stay, 0, constant(model, False, np.bool_))
 
 
@@ -69,11 +69,27 @@ def _counted(model: ir.Model) -> int:
     return 1
 
 
+def _endless(model: ir.Model) -> int:
+    """How likely the way to the last vertex is does not count."""
+    return sum(
+        bypass(n) for n in _own(model, "Add") if n.inputs[1] and _made(n.inputs[1]) == "Squeeze"
+    )
+
+
+def _longer(model: ir.Model) -> int:
+    """A path is traced back from a vertex behind its last."""
+    found = _own(model, "GreaterOrEqual")
+    for node in found:
+        node.op_type = "Greater"
+    return len(found)
+
+
 def _edit(name: str, wrong: str, law: str, edit: Edit) -> Mutant:
     return Mutant(name, "best-path", wrong, "dag", law, after(GRAFT, edit), ON)
 
 
 ON = {"passes": "best-path | join", "spec": "dag"}
+VITERBI = {"passes": "best-path{by=joint-viterbi,longest=6} | join", "spec": "dag"}
 PATHS = [
     _edit("path-of-last-ties", "of equal ways the last is taken", "paths", _last_of_equals),
     _edit("path-blind-to-tokens", "the tokens ahead do not count", "neutral", _blind),
@@ -81,6 +97,10 @@ PATHS = [
     _edit("path-with-repeats", "tokens that come again are kept", "neutral or paths", _again),
     _edit("path-with-ragged-states", "states behind a row's own are kept", "neutral", _ragged),
     _edit("path-counted-early", "positions are counted a vertex early", "neutral", _counted),
-    Mutant("path-cut-short", "best-path: DOUBLINGS", "a walk is doubled too seldom", "dag",
-           "neutral", instead(best_path, "DOUBLINGS", _short), ON),
+    Mutant("viterbi-without-an-end", "best-path", "the way to the last vertex does not count",
+           "dag", "neutral or paths", after(GRAFT, _endless), VITERBI),
+    Mutant("viterbi-traced-from-behind", "best-path", "a path is traced from behind its end", "dag",
+           "paths", after(GRAFT, _longer), VITERBI),
+    Mutant("path-cut-short", "path_text: DOUBLINGS", "a walk is doubled too seldom", "dag",
+           "neutral", instead(path_text, "DOUBLINGS", _short), ON),
 ]  # fmt: skip

@@ -63,6 +63,23 @@ def test_a_walk_of_n_steps_takes_log_n_gathers_and_no_loop(text: str, doublings:
     assert len(walks) == 2 * doublings + 3  # the tokens on the walk, those before, and the path
 
 
+@pytest.mark.parametrize("passes", [
+    "best-path{by=joint-viterbi}", "best-path{by=joint-viterbi,longest=3,penalty=0}",
+    "best-path{by=joint-viterbi,longest=1}", "best-path{by=joint-viterbi,beta=0.5,pad=2}",
+])  # fmt: skip
+def test_joint_viterbi_is_written_out(passes: str) -> None:
+    before, feed = canonical()
+    after = before.clone()
+    (report,) = Pipeline.parse(passes, GRAFTS).run(after, feed)
+    laws = {w.law: w.status for w in report.laws}
+    assert laws["neutral"] == laws["paths"] == "held"
+    assert not {"Loop", "Scan", "If"} & {n.op_type for n in after.graph}
+    facts, made = read_facts(after), run(after, feed)
+    assert isinstance(facts, DagRecogniserFacts)
+    assert facts.search is not None
+    assert 1 <= made["counts"].min() <= made["counts"].max() <= facts.search.longest
+
+
 def test_a_row_without_a_count_has_all_vertices() -> None:
     text = DAG.replace(", int64[B] graph_sizes)", ")").replace(
         "Max (halved, two)", "Max (full, two)"
@@ -79,6 +96,9 @@ def test_a_row_without_a_count_has_all_vertices() -> None:
     [
         ("best-path{by=viterby}", "unknown search 'viterby'"),
         ("best-path{beta=-1}", "beta must be 0 or more"),
+        ("best-path{longest=9}", "penalty and longest are of by=joint-viterbi"),
+        ("best-path{by=joint-viterbi,longest=0}", "longest must be 1 to 1024 vertices"),
+        ("best-path{by=joint-viterbi,penalty=-1}", "penalty must be 0 or more"),
         ("best-path{pad=11}", "pad must be a token, 0 to 10, or -1"),
         ("best-path | best-path", "needs a recogniser that scores transitions"),
         ("join", "join needs a path to decode; put best-path before it"),
