@@ -48,7 +48,9 @@ def prepare(model: ir.Model) -> Prepared:
     outputs = cast(list[str], session.output_names)
 
     def prepared(feed: Mapping[str, Array]) -> Feed:
-        values = session.run(None, {**{n: feed[n] for n in names if n in feed}, **weights})
+        given = {**{n: feed[n] for n in names if n in feed}, **weights}
+        with np.errstate(divide="ignore"):  # the logarithm of no chance at all
+            values = session.run(None, given)
         return {n: np.asarray(v) for n, v in zip(outputs, cast(list[Any], values), strict=True)}
 
     return prepared

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graftline.errors import BundleError
+from graftline.path_search import PathSearch
 from graftline.sampling.spec import Sampling
 from graftline.typed_json import Misfit, read
 
@@ -143,6 +144,24 @@ class RecogniserFacts(Facts):
 
 
 @dataclass(frozen=True)
+class DagRecogniserFacts(RecogniserFacts):
+    """A recogniser whose positions are vertices of a directed acyclic graph: it also scores the
+    transitions between them, and a text is a path. `states` is the width of a vertex's hidden
+    state; `search` is how the path was found that the positions are of (None: they are all the
+    vertices)."""
+
+    kind: str = field(default="dag-recogniser", kw_only=True)
+    states: int = 0
+    search: PathSearch | None = None
+
+    def told(self) -> str:
+        if self.search is None:
+            return f"a graph of vertices, of {self.vocabulary} tokens, with states of {self.states}"
+        many = f"{self.positions} positions" if self.positions else "the positions"
+        return f"{many} of a path by {self.search.by}, of {self.vocabulary} tokens, in one pass"
+
+
+@dataclass(frozen=True)
 class DraftHeadFacts(Facts):
     """Draft heads over the last hidden state of a decoder. Each of the `heads` has `layers` blocks
     of its own; `shared`: their states are scored by the decoder's lm_head, else each by one of its
@@ -172,7 +191,7 @@ class DraftHeadFacts(Facts):
 KNOWN: Mapping[str, type[Facts]] = {
     "decoder": DecoderFacts, "denoiser": DenoiserFacts, "draft-head": DraftHeadFacts,
     "draft-block": DraftBlockFacts, "latent-decoder": LatentDecoderFacts,
-    "recogniser": RecogniserFacts,
+    "recogniser": RecogniserFacts, "dag-recogniser": DagRecogniserFacts,
 }  # fmt: skip
 """The kinds of host."""
 

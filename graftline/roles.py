@@ -33,6 +33,12 @@ beginning, and as an output what the next chunk is given."""
 SIGNAL, SCORES, COUNTS = "signal", "scores", "counts"
 """Roles of a recogniser: what it hears or sees, the scores of every position's tokens, and how many
 positions of each row are its text."""
+TRANSITIONS, STATES, VERTICES = "transitions", "states", "vertices"
+"""Other roles of a recogniser whose positions are vertices of a graph: the logarithm of the chance
+of going on from each to each, their hidden states, and how many of them each row has."""
+FRAMES = "frames"
+"""Role of an output [B] of a decoder that chooses how long its own is: how many frames each row
+has."""
 FRESH, DENOISED = "fresh_noise", "denoised"
 """Roles of a sampling loop in a graph: noise that a step adds, and the sample without noise."""
 MAIN = (LATENTS, SIGNAL, SAMPLE, NOISE)

@@ -1,4 +1,5 @@
-"""A spec: what the structure of a denoiser's graph cannot say, in TOML beside the graph.
+"""A spec: what the structure of a denoiser's graph cannot say, in TOML beside the graph. Of a
+recogniser over vertices it names the decoder of a path's states alone.
 
 [inputs]                     # names in the graph, where types and shapes do not tell
 sample = "latent"
@@ -53,7 +54,8 @@ class Outputs:
 @dataclass(frozen=True)
 class Part:
     """Another graph: the path of its file, relative to the spec's folder, and its input [B, C, H,
-    W] where it has several. Its latents are a sample / `scale` + `shift`."""
+    W] (of a path's states: [B, U, H]) where it has several. Its latents are a sample / `scale` +
+    `shift`."""
 
     graph: str
     latents: str = ""
@@ -63,7 +65,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Spec:
-    """What is said of a denoiser."""
+    """What is said of a denoiser; of a recogniser over vertices, its decoder."""
 
     inputs: Inputs = field(default_factory=Inputs)
     outputs: Outputs = field(default_factory=Outputs)

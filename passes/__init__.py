@@ -7,6 +7,7 @@ from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.passes.canonical.one_pass import CanonicalizeOnePass
 from graftline.passes.grafts.adapter_cache import AdapterCache
 from graftline.passes.grafts.adapter_exit import AdapterExit
+from graftline.passes.grafts.best_path import BestPath
 from graftline.passes.grafts.block_mask import BlockMask
 from graftline.passes.grafts.carry_context import CarryContext
 from graftline.passes.grafts.collapse_loop import CollapseLoop
@@ -84,6 +85,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         ReduceLogits,
         DraftVocabulary,
         Features,
+        BestPath,
         PadPositions,
         PruneBranch,
         SwapSubgraph,

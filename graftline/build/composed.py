@@ -1,14 +1,14 @@
-"""A denoiser as its spec says it is: roles declared, and its decoders beside it in one graph."""
+"""A host as its spec says it is: roles declared, and its decoders beside it in one graph."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import onnx_ir as ir
 
 from graftline.errors import CheckpointError, nearest
-from graftline.facts import DenoiserFacts, write_facts
+from graftline.facts import DagRecogniserFacts, DenoiserFacts, write_facts
 from graftline.kinds.own_network import beside
 from graftline.models.checkpoint import open_checkpoint
 from graftline.models.graph_facts import facts_of_graph
@@ -20,8 +20,8 @@ from graftline.passes.anchors.denoiser import (
     PREDICTION,
     REPLACEMENT,
     TIMESTEP,
-    find_denoiser,
 )
+from graftline.passes.anchors.one_pass import ONE_PASS
 from graftline.passes.anchors.roles import declare
 from graftline.passes.canonical.opset.opset import open_graph
 from graftline.passes.grafts.join import Join
@@ -32,17 +32,21 @@ from graftline.passes.pipeline.graft import Graft
 from graftline.passes.pipeline.pipeline import Pipeline
 from graftline.roles import CONDITION, LATENTS, SAMPLE
 
+DENOISER = "denoiser"
 _READ_BY: Mapping[str, tuple[type[Graft], ...]] = {
     DECODER: (Join, SwapSubgraph), REPLACEMENT: (SwapSubgraph,),
 }  # fmt: skip
-"""The passes that a graph beside the denoiser is for."""
+"""The passes that a graph beside the host is for."""
 
 
 def composed(host: Host, spec: Spec, passes: Pipeline, say: Watch) -> Host:
     """The host with what the spec says of it, and the graphs that the passes read. Raises
-    CheckpointError where the spec names what is not there, and NotApplicable where the graph is not
-    a denoiser all the same."""
-    model = host.model
+    CheckpointError where the spec names what is not there or is another kind's, and NotApplicable
+    where the graph is not a denoiser, or a recogniser over vertices, all the same."""
+    model, kind = host.model, DENOISER
+    if isinstance(host.facts, DagRecogniserFacts):
+        kind = host.facts.kind
+        _check_decoder_alone(spec, kind)
     said = [(SAMPLE, spec.inputs.sample), (TIMESTEP, spec.inputs.timestep)]
     said += [(CONDITION, name) for name in spec.inputs.conditions]
     for role, name in said:
@@ -57,15 +61,27 @@ def composed(host: Host, spec: Spec, passes: Pipeline, say: Watch) -> Host:
             owns[owner] = other.own
         elif part is not None:
             say(f"the spec's {owner} is left out: no pass reads it")
-    if isinstance(found := find_denoiser(model.graph), Mismatch):
-        raise refusal("not a denoiser", [found])
+    if isinstance(found := ONE_PASS[kind](model.graph), Mismatch):
+        raise refusal(f"not a {kind}", [found])
     facts = facts_of_graph(model, host.facts.source)
-    assert isinstance(facts, DenoiserFacts), "it was found to be one"
-    facts = replace(facts, sampling=spec.sampling)
-    if spec.decoder is not None:
-        facts = replace(facts, scale=spec.decoder.scale, shift=spec.decoder.shift)
+    assert facts.kind == kind, "it was found to be one"
+    if isinstance(facts, DenoiserFacts):
+        facts = replace(facts, sampling=spec.sampling)
+        if spec.decoder is not None:
+            facts = replace(facts, scale=spec.decoder.scale, shift=spec.decoder.shift)
     write_facts(model, facts)
     return replace(host, facts=facts, states=states, own=beside(owns))
+
+
+def _check_decoder_alone(spec: Spec, kind: str) -> None:
+    """Raise CheckpointError for what a spec says of denoisers alone."""
+    own = Spec(decoder=spec.decoder)
+    said = [one.name for one in fields(Spec) if getattr(spec, one.name) != getattr(own, one.name)]
+    part = spec.decoder
+    if part is not None and (part.scale, part.shift) != (1.0, 0.0):
+        said.append("decoder.scale" if part.scale != 1 else "decoder.shift")
+    if said:
+        raise CheckpointError(f"{said[0]} of the spec is for denoisers; the graph is a {kind}")
 
 
 def _declare(values: Sequence[ir.Value], role: str, name: str, field: str) -> None:

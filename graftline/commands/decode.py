@@ -65,13 +65,15 @@ def decode(
     is named, the ids of a row in each line. Raises RequestError."""
     from graftline.commands.media import check_out, write_media
     from graftline.facts import RecogniserFacts
+    from graftline.runtimes.one_pass.recognise import is_spectrogram
 
     lowest, highest = read_range(value_range)
     array, told = read_array(latents, "--latents"), read_conditions(conditions)
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
         engine = open_decoder(bundle, watch, threads)
         if out is not None:
-            check_out(out, rate, len(engine.output.shape) - 2)
+            spectrogram = is_spectrogram(engine.output)
+            check_out(out, rate, 0 if spectrogram else len(engine.output.shape) - 2)
         elif not isinstance(engine.facts, RecogniserFacts):
             raise RequestError("name a file for what is made: -o out.npy, out.wav or out.png")
         watch(f"decoding {list(array.shape)}")

@@ -23,11 +23,13 @@ _CHANNELS = range(1, 5)
 
 def check_out(out: Path, rate: int | None, axes: int) -> None:
     """Raise RequestError where `out` is not a file that can hold what a decoder makes: waveforms
-    (`axes` 1), which need a sampling rate as .wav, or images (2)."""
+    (`axes` 1), which need a sampling rate as .wav, images (2), or spectrograms (0)."""
     if out.suffix not in KINDS:
         raise RequestError(f"--out {out}: name a file of {', '.join(KINDS)}")
     if not out.absolute().parent.is_dir():
         raise RequestError(f"--out {out}: its folder does not exist")
+    if out.suffix != ".npy" and axes == 0:
+        raise RequestError(f"--out {out}: the bundle makes spectrograms; name a .npy file")
     if out.suffix == ".wav" and axes != 1:
         raise RequestError(f"--out {out}: the bundle makes images; name a .png or .npy file")
     if out.suffix == ".png" and axes != 2:

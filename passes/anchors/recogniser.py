@@ -7,6 +7,9 @@ together; CPPD (arXiv 2307.12270) decodes a fixed number of placeholders and say
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from graftline.errors import CannotEvaluate, NotApplicable
@@ -28,19 +31,37 @@ from graftline.passes.graph.mismatch import Mismatch
 from graftline.roles import COUNTS, LENGTHS, SCORES, SIGNAL
 
 
-def find_recogniser(graph: ir.Graph) -> OnePass | Mismatch:
-    """A signal and its rows' lengths, and the scores [B, U, V] of as many positions as the graph
-    counts, or as it has placeholders; or why it is no such graph. Names do not count."""
-    signals = [v for v in inputs_of(graph) if v.dtype in FLOATS and rank_of(v) in (3, 4)]
-    lengths = [v for v in inputs_of(graph) if v.dtype in INDICES and rank_of(v) == 1]
-    if odd := [v for v in inputs_of(graph) if v not in (*signals, *lengths)]:
+@dataclass(frozen=True)
+class Heard:
+    """The signal, of so many `channels`, and its rows' lengths where they are an input."""
+
+    roles: tuple[Role, ...]
+    channels: int
+
+
+def find_signal(inputs: Sequence[ir.Value]) -> Heard | Mismatch:
+    """One signal [B, T, C] or [B, C, H, W] and no more than its rows' lengths [B]; or why the
+    inputs are not these."""
+    signals = [v for v in inputs if v.dtype in FLOATS and rank_of(v) in (3, 4)]
+    lengths = [v for v in inputs if v.dtype in INDICES and rank_of(v) == 1]
+    if odd := [v for v in inputs if v not in (*signals, *lengths)]:
         return mismatch("an input that is neither a signal nor its rows' lengths", odd)
     if len(signals) != 1 or len(lengths) > 1:
         why = "its inputs are not one signal [B, T, C] or [B, C, H, W] and the rows' lengths"
-        return mismatch(why, inputs_of(graph))
+        return mismatch(why, inputs)
     channels = dims_of(signals[0])[2 if rank_of(signals[0]) == 3 else 1]
     if not isinstance(channels, int):
         return mismatch("the number of the signal's channels is not fixed", signals)
+    roles = [Role(signals[0], SIGNAL, SIGNAL), *(Role(v, LENGTHS, LENGTHS) for v in lengths)]
+    return Heard(tuple(roles), channels)
+
+
+def find_recogniser(graph: ir.Graph) -> OnePass | Mismatch:
+    """A signal and its rows' lengths, and the scores [B, U, V] of as many positions as the graph
+    counts, or as it has placeholders; or why it is no such graph. Names do not count."""
+    heard = find_signal(inputs_of(graph))
+    if isinstance(heard, Mismatch):
+        return heard
     scores = [v for v in graph.outputs if v.dtype in FLOATS and rank_of(v) == 3]
     counts = [v for v in graph.outputs if v.dtype in INDICES and rank_of(v) == 1]
     if len(scores) != 1 or len(counts) > 1:
@@ -49,15 +70,14 @@ def find_recogniser(graph: ir.Graph) -> OnePass | Mismatch:
     vocabulary = dims_of(scores[0])[2]
     if not isinstance(vocabulary, int) or vocabulary < 2:
         return mismatch("the number of tokens is not fixed", scores)
-    positions = _positions(graph, signals[0], scores[0])
+    positions = _positions(graph, heard.roles[0].value, scores[0])
     if isinstance(positions, Mismatch):
         return positions
     beside = [v for v in graph.outputs if v not in (*scores, *counts)]
     others = [Role(v, COUNTS, COUNTS) for v in counts]
     others += [Role(v, AUXILIARY, f"{AUXILIARY}.{n}") for n, v in enumerate(beside)]
-    inputs = [Role(signals[0], SIGNAL, SIGNAL), *(Role(v, LENGTHS, LENGTHS) for v in lengths)]
-    facts = RecogniserFacts(vocabulary, channels, positions)
-    return OnePass(facts, tuple(inputs), Role(scores[0], SCORES, SCORES), tuple(others))
+    facts = RecogniserFacts(vocabulary, heard.channels, positions)
+    return OnePass(facts, heard.roles, Role(scores[0], SCORES, SCORES), tuple(others))
 
 
 def _positions(graph: ir.Graph, signal: ir.Value, scores: ir.Value) -> int | Mismatch:

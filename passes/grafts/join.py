@@ -1,4 +1,4 @@
-"""join: the sample, its scaling and the decoder as one graph."""
+"""join: the sample, its scaling and the decoder as one graph; or a path and its decoder."""
 
 from __future__ import annotations
 
@@ -10,48 +10,72 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
-from graftline.facts import DenoiserFacts, read_facts
+from graftline.facts import DenoiserFacts, Facts, read_facts
 from graftline.owners import TARGET
 from graftline.passes.anchors.denoiser import DECODER
 from graftline.passes.graph.cut import drop_ports, hand_over
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.ports import input_of, output_of, value_of
-from graftline.passes.laws.sampled import DECODER_LATENTS, DECODER_OUTPUT, latents
+from graftline.passes.laws.paths import MADE, decoder_feed
+from graftline.passes.laws.sampled import DECODER_LATENTS, latents
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import Port, read_ports, write_ports
-from graftline.roles import DECODED, DENOISED, LATENTS
+from graftline.roles import COUNTS, DENOISED, LATENTS, LENGTHS, STATES
 
+SOURCES: tuple[Mapping[str, str], ...] = (
+    {LATENTS: DENOISED}, {LATENTS: STATES, LENGTHS: COUNTS},
+)  # fmt: skip
+"""What the decoder's inputs are made of, by their roles: a sample; or the states of a path, and how
+many each row has."""
 
 @dataclass(frozen=True)
 class Join(Graft):
     """Decodes the sample in the same graph: noise in, an image out, with the scaling of the latents
-    between.
+    between. Or the states of a path: speech in, speech out.
 
-    It adds no input. Neutral: the decoder, called on the scaled sample.
+    It adds no input. Neutral: the decoder, called on the scaled sample, or on the states.
     """
 
     def requires(self, model: ir.Model) -> None:
-        sample, taken = output_of(model, DENOISED), input_of(model, LATENTS, DECODER)
-        if sample is None:
-            raise NotApplicable("join needs a sample to decode; put collapse-loop before it")
+        source, taken = _source(model), input_of(model, LATENTS, DECODER)
+        kind = read_facts(model).kind
+        if source is None:
+            before = "collapse-loop" if kind == "denoiser" else "best-path"
+            what = "a sample" if kind == "denoiser" else "a path"
+            raise NotApplicable(f"join needs {what} to decode; put {before} before it")
         if taken is None:
             raise NotApplicable(
-                "join needs a decoder beside the denoiser; name its graph in the spec: [decoder]"
+                f"join needs a decoder beside the {kind}; name its graph in the spec: [decoder]"
             )
-        fit(sample, taken, "join: the sample", "the decoder's latents")
+        made = output_of(model, source[LATENTS])
+        assert made is not None
+        what = "sample" if source[LATENTS] == DENOISED else source[LATENTS]
+        fit(made, taken, f"join: the {what}", "the decoder's latents")
 
     def apply(self, model: ir.Model) -> None:
-        facts = read_facts(model)
-        assert isinstance(facts, DenoiserFacts)
-        sample, taken = output_of(model, DENOISED), input_of(model, LATENTS, DECODER)
-        assert sample is not None
-        assert taken is not None
-        pairs = zip(taken.shape or (), sample.shape or (), strict=True)
-        same = {str(d): s if isinstance(s, int) else str(s) for d, s in pairs}
-        hand_over(taken, self._scaled(model.graph, sample, facts))
+        facts, source = read_facts(model), _source(model)
+        assert source is not None
+        same: dict[str, str | int] = {}
+        for role, own in source.items():
+            made, taken = output_of(model, own), input_of(model, role, DECODER)
+            assert made is not None
+            assert taken is not None
+            pairs = zip(taken.shape or (), made.shape or (), strict=True)
+            same |= {str(d): s if isinstance(s, int) else str(s) for d, s in pairs}
+            hand_over(taken, self._as_taken(model.graph, made, taken, facts))
         _own_ports(model, same)
-        drop_ports(model, [DENOISED, DECODER_LATENTS])
+        drop_ports(model, [source[LATENTS], *_inputs(source)])
         model.graph.sort()
+
+    def _as_taken(
+        self, graph: ir.Graph, made: ir.Value, taken: ir.Value, facts: Facts
+    ) -> ir.Value:
+        """An output as the decoder takes it: a sample scaled, lengths in its type of integers."""
+        if isinstance(facts, DenoiserFacts):
+            return self._scaled(graph, made, facts)
+        if made.dtype == taken.dtype or taken.dtype is None:
+            return made
+        return Emit(graph, self.name()).op("Cast", [made], to=taken.dtype.value)
 
     def _scaled(self, graph: ir.Graph, sample: ir.Value, facts: DenoiserFacts) -> ir.Value:
         """The latents of a sample."""
@@ -66,30 +90,50 @@ class Join(Graft):
         return scaled
 
     def dropped(self, before: ir.Model) -> frozenset[str]:
-        return frozenset({DENOISED, DECODER_LATENTS, DECODER_OUTPUT})
+        source = _source(before)
+        assert source is not None
+        made = {name for name, role in MADE.items() if output_of(before, role, DECODER) is not None}
+        return frozenset({source[LATENTS], *_inputs(source), *made})
 
     def reference(self, before: ir.Model, feed: Feed, evaluate: Evaluate) -> Feed:
-        """The decoder called on the host's sample."""
-        facts = read_facts(before)
-        assert isinstance(facts, DenoiserFacts)
+        """The decoder called on what the host made."""
+        facts, source = read_facts(before), _source(before)
+        assert source is not None
         made = evaluate(before, feed)
-        given = feed | {DECODER_LATENTS: latents(made[DENOISED], facts)}
-        return made | {DECODED: evaluate(before, given)[DECODER_OUTPUT]}
+        if isinstance(facts, DenoiserFacts):
+            given = {DECODER_LATENTS: latents(made[DENOISED], facts)}
+        else:
+            given = decoder_feed(made)
+        decoded = evaluate(before, feed | given)
+        return made | {role: decoded[name] for name, role in MADE.items() if name in decoded}
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
-        return {name: array for name, array in feed.items() if name != DECODER_LATENTS}
+        inputs = {v.name for v in after.graph.inputs}
+        return {name: array for name, array in feed.items() if name in inputs}
+
+
+def _source(model: ir.Model) -> Mapping[str, str] | None:
+    """What the decoder's inputs are made of, by their roles; None where the host makes it not."""
+    made = {p.role for p in read_ports(model) if (p.direction, p.owner) == ("out", TARGET)}
+    return next((source for source in SOURCES if made.issuperset(source.values())), None)
+
+
+def _inputs(source: Mapping[str, str]) -> list[str]:
+    """The names of the decoder's inputs that are made."""
+    return [f"{DECODER}.{role}" for role in source]
 
 
 def _own_ports(model: ir.Model, same: Mapping[str, str | int]) -> None:
-    """The decoder's image becomes the target's, and its symbols those of the sample."""
+    """What the decoder makes becomes the target's, and its symbols those of the sample."""
     made: dict[Port, Port] = {}
     for port in [p for p in read_ports(model) if p.owner == DECODER]:
         value = value_of(model, port)
         shape = tuple(d if isinstance(d, int) else same.get(d, d) for d in port.shape)
         value.shape = ir.Shape(list(shape))
         made[port] = replace(port, shape=shape)
-        if port.role == DECODED:
-            value.name, made[port] = DECODED, replace(made[port], name=DECODED, owner=TARGET)
+        if port.name in MADE:
+            value.name = port.role
+            made[port] = replace(made[port], name=port.role, owner=TARGET)
     write_ports(model, [made.get(p, p) for p in read_ports(model)])
 
 

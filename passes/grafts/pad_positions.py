@@ -19,8 +19,10 @@ from graftline.passes.graph.meaning import label
 from graftline.passes.graph.ports import input_of, output_of
 from graftline.passes.pipeline.graft import Evaluate, Graft, WeightFreeLaw
 from graftline.ports import Port, read_ports, write_ports
-from graftline.roles import COUNTS, SCORES, SIGNAL
+from graftline.roles import COUNTS, SCORES, SIGNAL, STATES
 
+ALONG = (SCORES, STATES)
+"""Roles of outputs [B, U, ...] along the positions."""
 SIZE = 24
 """Places of the signal at which shapes are looked at."""
 _SAME = frozenset({"Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape"})
@@ -74,8 +76,7 @@ class PadPositions(Graft):
 
     def apply(self, model: ir.Model) -> None:
         number, graph = self.number(model), model.graph
-        scores = output_of(model, SCORES)
-        assert scores is not None
+        along = [v for role in ALONG if (v := output_of(model, role)) is not None]
         ports = list(read_ports(model))
         if output_of(model, COUNTS) is None:
             ports.append(self._counted(model, number))
@@ -85,12 +86,14 @@ class PadPositions(Graft):
         fixed = emit.const("positions", np.full(shape, self.positions), number.dtype.numpy())
         ir.convenience.replace_all_uses_with(number, fixed)
         drop_unused(model)
-        scores.shape = ir.Shape([*_padded(scores.shape, self.positions)])
-        dims = tuple(d if isinstance(d, int) else str(d) for d in scores.shape)
-        write_ports(model, [replace(p, shape=dims) if p.role == SCORES else p for p in ports])
+        dims: dict[str | None, tuple[int | str, ...]] = {}
+        for value in along:
+            value.shape = ir.Shape([*_padded(value.shape, self.positions)])
+            dims[value.name] = tuple(d if isinstance(d, int) else str(d) for d in value.shape)
+        write_ports(model, [replace(p, shape=dims.get(p.name, p.shape)) for p in ports])
         for node in graph:
             for value in node.outputs:
-                if value is not scores and not value.is_graph_output():
+                if not value.is_graph_output():
                     value.shape = None
         if odd := _open_shapes(model):
             raise NotApplicable(
@@ -117,14 +120,14 @@ class PadPositions(Graft):
         return Port(COUNTS, COUNTS, "out", "int64", ("B",))
 
     def reference(self, before: ir.Model, feed: Feed, evaluate: Evaluate) -> Feed:
-        """The host's own scores, of as many positions as are padded to."""
+        """What the host gives of its positions, of as many as are padded to."""
         found = evaluate(before, feed)
-        return found | {SCORES: found[SCORES][:, : self.positions]}
+        return found | {role: found[role][:, : self.positions] for role in ALONG if role in found}
 
     def carried(self, outputs: Feed, after: ir.Model) -> Feed:
-        """Of the scores those of as many positions as the longest text has."""
+        """Of as many positions as the longest text has."""
         most = int(outputs[COUNTS].max())
-        return outputs | {SCORES: outputs[SCORES][:, :most]}
+        return outputs | {role: outputs[role][:, :most] for role in ALONG if role in outputs}
 
 
 def _padded(shape: ir.Shape | None, positions: int) -> Iterator[int | ir.SymbolicDim]:

@@ -15,10 +15,16 @@ from graftline.errors import GraftlineError, RequestError
 from graftline.facts import DecoderFacts, DenoiserFacts, Facts
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
-from graftline.roles import CONTEXT, NOISE
+from graftline.roles import CONTEXT, DECODED, NOISE
 from graftline.runtimes.one_pass.carried import Carried
 from graftline.runtimes.one_pass.feeding import Array, feed_of, keyword, main_port
-from graftline.runtimes.one_pass.recognise import outputs_of, texts_of
+from graftline.runtimes.one_pass.recognise import (
+    Utterance,
+    cut,
+    outputs_of,
+    spoken_of,
+    texts_of,
+)
 from graftline.runtimes.one_pass.smoothing import Smoothed
 from graftline.runtimes.one_pass.windows import Windowed
 from graftline.runtimes.ort.graph import open_graph
@@ -51,7 +57,8 @@ class DecodeEngine:
             if known is not None:
                 theirs.remove(known)
                 self.names.setdefault(known.name, port.name)
-        self.output = next(p for p in ports if p.direction == "out")
+        outputs = [p for p in ports if p.direction == "out"]
+        self.output = next(iter(by_role(outputs, DECODED) or outputs))
         self.contexts = {p.name: p.mirror for p in ports if p.role == CONTEXT and p.mirror}
         """Outputs that the next chunk of a stream is given, and as which inputs."""
         self.loops: Mapping[int, Callable[[], DecodeEngine]] = {}
@@ -146,11 +153,20 @@ class DecodeEngine:
         `conditions` as of `decode`: `lengths` [B] are the places of each row that are heard. Raises
         RequestError for what does not fit, and for a text of more positions than the engine scores.
         """
-        if not (names := outputs_of(self.ports)):
-            raise RequestError(f"{self.path} is a {self.facts.kind}, which writes no texts")
-        feed = feed_of(self.ports, self.names, signal, conditions, 0)
-        scores, *counts = self._asked(feed, names)
+        names = outputs_of(self.path, self.facts.kind, self.ports)
+        scores, *counts = self._asked(self._feed(signal, conditions, 0), names)
         return texts_of(self.path, scores, counts[0] if counts else None)
+
+    def speak(self, signal: Any, **conditions: Any) -> list[Utterance]:
+        """What a recogniser writes for each row of a batch, and what the decoder that is joined to
+        it makes of it, in one call. Arguments and errors are as of `recognise`."""
+        texts = outputs_of(self.path, self.facts.kind, self.ports)
+        spoken = spoken_of(self.path, self.ports)
+        made = self._asked(self._feed(signal, conditions, 0), [*texts, *spoken])
+        *said, decoded, frames = made
+        tokens = texts_of(self.path, said[0], said[1] if len(said) > 1 else None)
+        rows = cut(self.output, decoded, frames)
+        return [Utterance(*row) for row in zip(tokens, rows, strict=True)]
 
     def _loop(self, steps: int) -> DecodeEngine:
         """The engine of so many steps, opened once."""

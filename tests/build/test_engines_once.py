@@ -30,6 +30,7 @@ from graftline.errors import BackendError, GraftlineError, RequestError
 from graftline.runtimes.one_pass.engine import DecodeEngine
 from graftline.runtimes.trt import load as trt_load
 from graftline.runtimes.trt.plan import EnginePlan, Here
+from tests.kinds.dags import FIXED
 from tests.kinds.latent_decoders import CONVERTER, UPSCALER, VOCODER, model_of, write
 from tests.kinds.recognisers import CPPD, PARAFORMER
 from tests.kinds.samplers import SAMPLING, write_sampler
@@ -157,6 +158,7 @@ ONCE: Mapping[str, tuple[str, str, str]] = {
     "converter": (CONVERTER, "overlap-smoothing{size=64,overlap=16}", "size.N=8..64"),
     "cppd": (CPPD, "", "size.W=32..64"),
     "paraformer": (PARAFORMER, "pad-positions{positions=40}", "size.T=16..64"),
+    "dag": (FIXED, "best-path | pad-positions{positions=16}", ""),
 }
 
 

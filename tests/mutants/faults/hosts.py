@@ -28,6 +28,7 @@ from tests.fspad_files import write_fspad
 from tests.hydra_files import seeded_sequence, write_hydra, write_prefixed
 from tests.kangaroo_files import seeded as adapter
 from tests.kangaroo_files import write_kangaroo
+from tests.kinds.dags import write_dag
 from tests.kinds.latent_decoders import CAUSAL, CONVERTER, UPSCALER, VOCODER, write
 from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
 from tests.kinds.unet import UNET
@@ -214,6 +215,9 @@ class Hosts:
         if name in SAMPLERS:
             file = place / "denoiser.onnx"
             return file if file.is_file() else write_sampler(place, SAMPLERS[name])[0]
+        if name == "dag":
+            file = place / "dag.onnx"
+            return file if file.is_file() else write_dag(place)[0]
         if name in DECODERS:
             file = place / "model.onnx"
             if not file.is_file():
@@ -272,7 +276,9 @@ class Hosts:
 
 
     def spec(self, own: str) -> str:
-        """Where a spec of a denoiser lies."""
+        """Where a spec of a denoiser lies, or that of the recogniser over vertices ("dag")."""
+        if own == "dag":
+            return str(self.path("dag").parent / "spec.toml")
         file = self.path("sampler").parent / f"{own}.toml"
         told = WHOLE.replace(*SPECS[own])
         file.write_text(f'{told}\n[outputs]\nprediction = "noise"\n', encoding="utf-8")

@@ -19,6 +19,7 @@ from faults.heads import HEADS
 from faults.loader import LOADER
 from faults.norms import NORMS
 from faults.outputs import OUTPUTS
+from faults.paths import PATHS
 from faults.placeholders import PLACEHOLDERS
 from faults.projections import PROJECTIONS
 from faults.quantizer import QUANTIZER
@@ -35,7 +36,7 @@ MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *TRANSFERS, *ROUTES,
     *GATES, *EXITS, *ADAPTERS, *CORRECTIONS, *ROUTING, *FUSED, *QUANTIZER, *LOADER, *STAMPING,
-    *SAMPLERS, *FIELDS, *CONTEXTS, *ENGINES,
+    *SAMPLERS, *FIELDS, *CONTEXTS, *PATHS, *ENGINES,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
