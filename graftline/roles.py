@@ -33,9 +33,12 @@ beginning, and as an output what the next chunk is given."""
 SIGNAL, SCORES, COUNTS = "signal", "scores", "counts"
 """Roles of a recogniser: what it hears or sees, the scores of every position's tokens, and how many
 positions of each row are its text."""
+CANVAS, CHOSEN, KEPT = "canvas", "chosen", "kept"
+"""Roles of a masked generator: its tokens, the positions that a step computes, and what the other
+positions are attended to by, of an earlier step."""
 FRESH, DENOISED = "fresh_noise", "denoised"
 """Roles of a sampling loop in a graph: noise that a step adds, and the sample without noise."""
-MAIN = (LATENTS, SIGNAL, SAMPLE, NOISE)
+MAIN = (LATENTS, SIGNAL, CANVAS, SAMPLE, NOISE)
 """Roles of the input that a host which runs once makes its output of, the first that there is."""
 
 

@@ -8,6 +8,7 @@ from graftline.passes.canonical.one_pass import CanonicalizeOnePass
 from graftline.passes.grafts.adapter_cache import AdapterCache
 from graftline.passes.grafts.adapter_exit import AdapterExit
 from graftline.passes.grafts.block_mask import BlockMask
+from graftline.passes.grafts.canvas_cache import CanvasCache
 from graftline.passes.grafts.carry_context import CarryContext
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.cut_depth import CutDepth
@@ -97,6 +98,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         Window,
         OverlapSmoothing,
         CarryContext,
+        CanvasCache,
         PackProjections,
         Quantize,
         LowerOrt,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graftline.facts import Facts
+from graftline.kinds.canvas import Canvas
 from graftline.kinds.decoder.kind import Decoder
 from graftline.kinds.denoiser import Denoiser
 from graftline.kinds.draft_block import DraftBlock
@@ -15,8 +16,10 @@ from graftline.kinds.recogniser import Recogniser
 
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
-    for kind in (Decoder(), Denoiser(), LatentDecoder(), Recogniser(), DraftHead(), DraftBlock())
-}
+    for kind in (
+        Decoder(), Denoiser(), LatentDecoder(), Recogniser(), Canvas(), DraftHead(), DraftBlock(),
+    )
+}  # fmt: skip
 
 
 def kind_of(facts: Facts) -> Kind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import numpy as np
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import GraftlineError, RequestError
-from graftline.facts import DecoderFacts, DenoiserFacts, Facts
+from graftline.facts import CanvasFacts, DecoderFacts, DenoiserFacts, Facts, RecogniserFacts
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
-from graftline.roles import CONTEXT, NOISE
+from graftline.roles import CHOSEN, CONTEXT, KEPT, NOISE
 from graftline.runtimes.one_pass.carried import Carried
 from graftline.runtimes.one_pass.feeding import Array, feed_of, keyword, main_port
+from graftline.runtimes.one_pass.fill import Filler, check_canvas
 from graftline.runtimes.one_pass.recognise import outputs_of, texts_of
 from graftline.runtimes.one_pass.smoothing import Smoothed
 from graftline.runtimes.one_pass.windows import Windowed
@@ -42,7 +44,7 @@ class DecodeEngine:
     ) -> None:
         self.path, self.facts, self.ports, self.fields = path, facts, tuple(ports), tuple(fields)
         self._session, self.smoothing = session, smoothing
-        inputs = [p for p in ports if p.direction == "in" and not p.state]
+        inputs = [p for p in ports if p.direction == "in" and not p.state and p.role != CHOSEN]
         theirs = [p for p in own if p.direction == "in"]
         self.names = {keyword(p.name): p.name for p in inputs}
         """The names that conditions may be given by: the bundle's and those of the checkpoint."""
@@ -54,6 +56,8 @@ class DecodeEngine:
         self.output = next(p for p in ports if p.direction == "out")
         self.contexts = {p.name: p.mirror for p in ports if p.role == CONTEXT and p.mirror}
         """Outputs that the next chunk of a stream is given, and as which inputs."""
+        self.kept = {p.name: p.mirror for p in ports if p.role == KEPT and p.mirror}
+        """Outputs that a light step over the same canvas is given, and as which inputs."""
         self.loops: Mapping[int, Callable[[], DecodeEngine]] = {}
         """By the number of steps, what opens that engine."""
         self._opened: dict[int, DecodeEngine] = {}
@@ -83,6 +87,8 @@ class DecodeEngine:
         with `carry-context` at once, or `window` latents after another. Raises RequestError for
         what does not fit.
         """
+        if isinstance(self.facts, CanvasFacts):
+            raise RequestError(f"{self.path} fills canvases; use engine.fill")
         if steps is not None:
             return self._loop(steps).decode(latents, seed=seed, window=window, **conditions)
         feed = self._feed(latents, conditions, seed)
@@ -146,11 +152,63 @@ class DecodeEngine:
         `conditions` as of `decode`: `lengths` [B] are the places of each row that are heard. Raises
         RequestError for what does not fit, and for a text of more positions than the engine scores.
         """
-        if not (names := outputs_of(self.ports)):
+        if not isinstance(self.facts, RecogniserFacts):
             raise RequestError(f"{self.path} is a {self.facts.kind}, which writes no texts")
+        names = outputs_of(self.ports)
         feed = feed_of(self.ports, self.names, signal, conditions, 0)
         scores, *counts = self._asked(feed, names)
         return texts_of(self.path, scores, counts[0] if counts else None)
+
+    def fill(
+        self,
+        canvas: Any,
+        *,
+        seed: int = 0,
+        mask: int | None = None,
+        steps: int | None = None,
+        full: int | None = None,
+        light: int | None = None,
+        temperature: float | None = None,
+        choice: float | None = None,
+        **conditions: Any,
+    ) -> Array:
+        """Choose a token for every masked position of a batch of canvases [B, N], which have as
+        many each; or of so many canvases in which all are masked. Tokens that are there stay.
+
+        `mask` is the id that stands where no token is chosen, where the network does not say it.
+        `steps` and all behind it are those of `Filling`, in place of the bundle's own; light steps
+        need a bundle made with the pass `canvas-cache`. `conditions` as of `decode`. Raises
+        RequestError for what does not fit.
+        """
+        facts = self.facts
+        if not isinstance(facts, CanvasFacts):
+            raise RequestError(f"{self.path} is a {facts.kind}, which fills no canvas")
+        asked = {"steps": steps, "full": full, "light": light, "temperature": temperature,
+                 "choice": choice}  # fmt: skip
+        filling = replace(facts.filling, **{k: v for k, v in asked.items() if v is not None})
+        mask = facts.mask if mask is None else mask
+        if mask is None:
+            raise RequestError(f"{self.path} does not say which id is masked; give mask=ID")
+        if filling.light and not self.kept:
+            raise RequestError(
+                f"{self.path} keeps no features for light steps; rebuild it with --recipe recap"
+            )
+        tokens = np.asarray(canvas)
+        if tokens.ndim == 0 and tokens.dtype.kind in "iu":
+            tokens = np.full((int(tokens), facts.positions), mask, np.int64)
+        check_canvas(self.path, facts, tokens, mask)
+        given = self._feed(tokens, conditions, seed)
+        step = partial(self._step, given)
+        return Filler(step, filling, mask, np.random.default_rng(seed)).fill(tokens)
+
+    def _step(
+        self, given: dict[str, Array], tokens: Array, at: Array, kept: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        """The scores of these positions, and what is kept of all."""
+        own = {p.name: at for p in self.ports if p.role == CHOSEN}
+        feed = given | {self.main.name: tokens.astype(self.main.dtype)} | own | kept
+        scores, *left = self._asked(feed, [self.output.name, *self.kept])
+        return scores, dict(zip(self.kept.values(), left, strict=True))
 
     def _loop(self, steps: int) -> DecodeEngine:
         """The engine of so many steps, opened once."""
