@@ -4,7 +4,7 @@ steps compute all of it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Filling:
         self.check()
         begun = 1 - np.linspace(0, 1, self.steps + 1)[:-1] ** self.power
         left = [*np.floor(begun * masked).astype(int).tolist(), 0]
-        each = [max(1, a - b) for a, b in zip(left, left[1:], strict=False)]
+        each = [max(1, a - b) for a, b in pairwise(left)]
         each[-1] = masked - sum(each[:-1])
         if each[-1] < 1:
             told = f"{masked} masked positions are too few for {self.steps} steps"

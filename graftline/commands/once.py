@@ -15,11 +15,11 @@ import numpy.typing as npt
 from graftline.commands import screen
 from graftline.commands.peak import Peak, peak_of
 from graftline.errors import RequestError
-from graftline.facts import RecogniserFacts
+from graftline.facts import CanvasFacts, RecogniserFacts
 from graftline.files import told_size
 from graftline.kinds import kind_of
 from graftline.kinds.one_pass import OnePass
-from graftline.roles import FRESH, NOISE, SEED
+from graftline.roles import CHOSEN, FRESH, NOISE, SEED
 from graftline.runtimes.one_pass.feeding import by_port, fitted, keyword
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def feed_for(
     kind = kind_of(engine.facts)
     assert isinstance(kind, OnePass), "a bundle that runs once was opened"
     held = kind.feed(tuple(sized), engine.facts, seed) | held
-    own = {p.name for p in inputs if p.role in (FRESH, NOISE, SEED) or p.state}
+    own = {p.name for p in inputs if p.role in (CHOSEN, FRESH, NOISE, SEED) or p.state}
     drawn = own - set(values)
     rest = {n: v for n, v in held.items() if n != first.name and n not in drawn}
     return Feed(held[first.name], {keyword(n): v for n, v in rest.items()})
@@ -145,10 +145,15 @@ def run(engine: DecodeEngine, feed: Feed, seed: int, options: Options) -> Array:
     if isinstance(engine.facts, RecogniserFacts):
         return np.asarray([len(ids) for ids in engine.recognise(feed.main, **feed.conditions)])
     told: dict[str, Any] = {"seed": seed, **options, **feed.conditions}
-    return engine.decode(feed.main, **told)
+    return engine.make(feed.main, **told)
 
 
 def _ways(engine: DecodeEngine) -> Iterator[tuple[str, Options]]:
+    if isinstance(engine.facts, CanvasFacts):
+        yield "full steps alone", {"light": 0}
+        if engine.facts.filling.light:
+            yield engine.facts.filling.told(), {}
+        return
     if len(engine.loops) > 1:
         for steps in sorted(engine.loops):
             yield "one step" if steps == 1 else f"{steps} steps", {"steps": steps}

@@ -605,8 +605,8 @@ Latents = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.npy",
-        help="Decode these latents with a bundle that makes waveforms or images, or recognise this "
-        "signal with one that writes texts.",
+        help="Decode these latents with a bundle that makes waveforms or images, recognise this "
+        "signal with one that writes texts, or fill this canvas.",
     ),
 ]
 Conditions = Annotated[
@@ -620,7 +620,10 @@ Made = Annotated[
 RunSteps = Annotated[
     int | None,
     typer.Option(
-        "--steps", min=1, help="Steps of a sampling loop, of those that the bundle was built with."
+        "--steps",
+        min=1,
+        help="Steps of a sampling loop, of those that the bundle was built with, or of filling a "
+        "canvas.",
     ),
 ]
 SampleRate = Annotated[

@@ -99,7 +99,7 @@ def _opened(parts: Parts, stage: str) -> Any:
     outputs = [one.name for one in session.get_outputs()]
 
     def call(feed: Feed) -> Feed:
-        made = session.run(outputs, {n: v for n, v in feed.items() if n in inputs})
+        made: Any = session.run(outputs, {n: v for n, v in feed.items() if n in inputs})
         return dict(zip(outputs, made, strict=True))
 
     return call

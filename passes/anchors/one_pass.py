@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
-from graftline.passes.anchors.canvas import find_canvas
+from graftline.passes.anchors.canvas.find import find_canvas
 from graftline.passes.anchors.denoiser import find_denoiser
 from graftline.passes.anchors.latent_decoder import find_latent_decoder
 from graftline.passes.anchors.recogniser import find_recogniser

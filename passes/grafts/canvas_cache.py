@@ -19,7 +19,8 @@ from graftline.evaluate import Array, Feed
 from graftline.facts import CanvasFacts, read_facts, write_facts
 from graftline.filling import Filling
 from graftline.law import Evidence
-from graftline.passes.anchors.canvas_rows import CanvasRows, canvas_rows
+from graftline.passes.anchors.canvas.follow import canvas_rows
+from graftline.passes.anchors.canvas.rows import CanvasRows
 from graftline.passes.grafts.chosen_rows import ChosenRows
 from graftline.passes.graph.emit import drop_unused, new_input
 from graftline.passes.graph.meaning import label_value
@@ -119,7 +120,7 @@ class CanvasCache(Graft):
             raise NotApplicable(why, [port.name])
         found = canvas_rows(model.graph, value_of(model, port))
         if isinstance(found, Mismatch):
-            raise refusal(f"{self.name()} keeps what attentions read and nothing else", [found])
+            raise refusal(f"{self.name()}: some positions cannot be computed alone", [found])
         if not found.attended:
             raise NotApplicable(f"{self.name()}: no position is attended to")
         own = [node.inputs[place] for node, place in found.attended]

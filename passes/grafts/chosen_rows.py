@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from graftline.passes.anchors.canvas_rows import CanvasRows, Rows, target
+from graftline.passes.anchors.canvas.rows import CanvasRows, Rows, target
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.meaning import constant
 from graftline.ports import Port

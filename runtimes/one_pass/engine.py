@@ -19,7 +19,7 @@ from graftline.receptive_field import ReceptiveField
 from graftline.roles import CHOSEN, CONTEXT, KEPT, NOISE
 from graftline.runtimes.one_pass.carried import Carried
 from graftline.runtimes.one_pass.feeding import Array, feed_of, keyword, main_port
-from graftline.runtimes.one_pass.fill import Filler, check_canvas
+from graftline.runtimes.one_pass.fill import Filler, canvas_of, mask_of
 from graftline.runtimes.one_pass.recognise import outputs_of, texts_of
 from graftline.runtimes.one_pass.smoothing import Smoothed
 from graftline.runtimes.one_pass.windows import Windowed
@@ -180,26 +180,25 @@ class DecodeEngine:
         need a bundle made with the pass `canvas-cache`. `conditions` as of `decode`. Raises
         RequestError for what does not fit.
         """
-        facts = self.facts
-        if not isinstance(facts, CanvasFacts):
-            raise RequestError(f"{self.path} is a {facts.kind}, which fills no canvas")
+        if not isinstance(self.facts, CanvasFacts):
+            raise RequestError(f"{self.path} is a {self.facts.kind}, which fills no canvas")
         asked = {"steps": steps, "full": full, "light": light, "temperature": temperature,
                  "choice": choice}  # fmt: skip
-        filling = replace(facts.filling, **{k: v for k, v in asked.items() if v is not None})
-        mask = facts.mask if mask is None else mask
-        if mask is None:
-            raise RequestError(f"{self.path} does not say which id is masked; give mask=ID")
+        said = {name: number for name, number in asked.items() if number is not None}
+        filling = replace(self.facts.filling, **said)
         if filling.light and not self.kept:
             raise RequestError(
                 f"{self.path} keeps no features for light steps; rebuild it with --recipe recap"
             )
-        tokens = np.asarray(canvas)
-        if tokens.ndim == 0 and tokens.dtype.kind in "iu":
-            tokens = np.full((int(tokens), facts.positions), mask, np.int64)
-        check_canvas(self.path, facts, tokens, mask)
-        given = self._feed(tokens, conditions, seed)
-        step = partial(self._step, given)
+        mask = mask_of(self.path, self.facts, mask)
+        tokens = canvas_of(self.path, self.facts, canvas, mask)
+        step = partial(self._step, self._feed(tokens, conditions, seed))
         return Filler(step, filling, mask, np.random.default_rng(seed)).fill(tokens)
+
+    def make(self, main: Any, **told: Any) -> Array:
+        """What a bundle that writes no texts makes of its main input: `fill` of a canvas, `decode`
+        of everything else."""
+        return (self.fill if isinstance(self.facts, CanvasFacts) else self.decode)(main, **told)
 
     def _step(
         self, given: dict[str, Array], tokens: Array, at: Array, kept: dict[str, Array]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,9 +86,20 @@ class Filler:
         return scores, left
 
 
-def check_canvas(path: Path, facts: CanvasFacts, canvas: Array, mask: int) -> None:
-    """Raise RequestError for a canvas that is not of the engine's, or whose rows have different
-    numbers of masked positions."""
+def mask_of(path: Path, facts: CanvasFacts, said: int | None) -> int:
+    """The id of a position without a token. Raises RequestError where nobody says it."""
+    mask = facts.mask if said is None else said
+    if mask is None:
+        raise RequestError(f"{path} does not say which id is masked; give mask=ID")
+    return mask
+
+
+def canvas_of(path: Path, facts: CanvasFacts, given: Any, mask: int) -> Array:
+    """Canvases [B, N] as given, or so many of masks alone. Raises RequestError for what is not of
+    the engine's, and for rows with different numbers of masked positions."""
+    canvas = np.asarray(given)
+    if canvas.ndim == 0 and canvas.dtype.kind in "iu" and canvas > 0:
+        canvas = np.full((int(canvas), facts.positions), mask, np.int64)
     if canvas.ndim != 2 or canvas.shape[1] != facts.positions or canvas.dtype.kind not in "iu":
         shape = ", ".join(map(str, canvas.shape))
         told = f"a canvas is [B, {facts.positions}] whole numbers, not [{shape}] {canvas.dtype}"
@@ -102,3 +114,4 @@ def check_canvas(path: Path, facts: CanvasFacts, canvas: Array, mask: int) -> No
         raise RequestError(
             f"{path}: rows have {told} masked positions (id {mask}); fill rows of as many together"
         )
+    return canvas

@@ -61,3 +61,20 @@ maskgit (int64[B,{positions}] ids, int64[B] label, float[6,8] table, float[{posi
   logits = MatMul (last, leave)
 }}
 """
+
+
+BARE = """
+<ir_version: 10, opset_import: ["" : 20]>
+bare (int64[B,6] ids, float[4,4] table, float[6,4] places, float[4,3] leave)
+  => (float[B,6,3] logits)
+{
+  x = Gather (table, ids)
+  y = Add (x, places)
+  kt = Transpose <perm = [0, 2, 1]> (y)
+  products = MatMul (y, kt)
+  shares = Softmax <axis = -1> (products)
+  read = MatMul (shares, y)
+  logits = MatMul (read, leave)
+}
+"""
+"""6 positions of 3 tokens and a mask, and one attention without weights."""
