@@ -31,6 +31,19 @@ class Filling:
     temperature: float = 0.65
     choice: float = 5.5
 
+    @classmethod
+    def of(cls, positions: int) -> Filling:
+        """Full steps alone: 16, or as many as so many positions are enough for."""
+        fits = (steps for steps in range(cls.steps, 1, -1) if cls(steps).fits(positions))
+        return cls(next(fits, 1))
+
+    def fits(self, masked: int) -> bool:
+        """Whether so many masked positions are enough for the steps."""
+        try:
+            return bool(self.counts(masked))
+        except RequestError:
+            return False
+
     def check(self) -> None:
         """Raise RequestError for numbers that are no way to fill a canvas."""
         if self.steps < 1:

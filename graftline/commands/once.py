@@ -21,6 +21,7 @@ from graftline.kinds import kind_of
 from graftline.kinds.one_pass import OnePass
 from graftline.roles import CHOSEN, FRESH, NOISE, SEED
 from graftline.runtimes.one_pass.feeding import by_port, fitted, keyword
+from graftline.runtimes.one_pass.fill import canvas_of, mask_of
 
 if TYPE_CHECKING:
     from graftline.bundle.writer import Watch
@@ -79,6 +80,8 @@ def feed_for(
     """What was given, completed by seeded numbers as the kind of host is fed in its laws. A free
     batch is one row, and other free axes of the main input are `length` long. Raises RequestError
     for what does not fit."""
+    if main is None and isinstance(facts := engine.facts, CanvasFacts):
+        main = canvas_of(engine.path, facts, 1, mask_of(engine.path, facts, None))
     inputs, first = [p for p in engine.ports if p.direction == "in"], engine.main
     values = by_port(first.name, engine.names, main, conditions)
     sizes: dict[str, int] = {}

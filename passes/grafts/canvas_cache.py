@@ -91,11 +91,11 @@ class CanvasCache(Graft):
     full: int = 8
     light: int = 1
 
-    def filling(self) -> Filling:
-        """Raises NotApplicable for numbers that are none of steps."""
+    def filling(self, positions: int) -> Filling:
+        """Raises NotApplicable for numbers that are none of steps, and for too many steps."""
         filling = Filling(steps=self.steps, full=self.full, light=self.light)
         try:
-            filling.check()
+            filling.counts(positions)
         except RequestError as error:
             raise NotApplicable(f"{self}: {error}") from error
         return filling
@@ -106,7 +106,7 @@ class CanvasCache(Graft):
             raise NotApplicable(f"{self.name()} is for masked generators, not for a {facts.kind}")
         if by_role(ports, KEPT):
             raise NotApplicable(f"this graph keeps features already; name {self.name()} once")
-        self.filling()
+        self.filling(facts.positions)
         self.found(model)
 
     def found(self, model: ir.Model) -> CanvasRows:
@@ -151,7 +151,7 @@ class CanvasCache(Graft):
         write_ports(model, shaped)
         facts = read_facts(model)
         assert isinstance(facts, CanvasFacts)
-        write_facts(model, replace(facts, filling=self.filling()))
+        write_facts(model, replace(facts, filling=self.filling(facts.positions)))
 
     def neutral(self, feed: Feed, after: ir.Model) -> Feed:
         """All positions in order, and nothing of use is kept."""

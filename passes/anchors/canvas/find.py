@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graftline.facts import CanvasFacts
+from graftline.filling import Filling
 from graftline.passes.anchors.denoiser import AUXILIARY
 from graftline.passes.anchors.roles import (
     FLOATS,
@@ -52,7 +53,7 @@ def find_canvas(graph: ir.Graph) -> OnePass | Mismatch:
     inputs = [Role(v, CONDITION, f"{CONDITION}.{n}") for n, v in enumerate(conditions)]
     beside = [v for v in graph.outputs if v not in scores]
     others = tuple(Role(v, AUXILIARY, f"{AUXILIARY}.{n}") for n, v in enumerate(beside))
-    facts = CanvasFacts(vocabulary, positions, mask)
+    facts = CanvasFacts(vocabulary, positions, mask, Filling.of(positions))
     given = (Role(tokens[0], CANVAS, CANVAS), *inputs)
     return OnePass(facts, given, Role(scores[0], SCORES, SCORES), others)
 

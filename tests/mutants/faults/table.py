@@ -5,6 +5,7 @@ from __future__ import annotations
 from faults.adapters import ADAPTERS
 from faults.biases import BIASES
 from faults.caches import CACHES
+from faults.canvases import CANVASES
 from faults.contexts import CONTEXTS
 from faults.corrections import CORRECTIONS
 from faults.draft_blocks import DRAFT_BLOCKS
@@ -35,7 +36,7 @@ MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *TRANSFERS, *ROUTES,
     *GATES, *EXITS, *ADAPTERS, *CORRECTIONS, *ROUTING, *FUSED, *QUANTIZER, *LOADER, *STAMPING,
-    *SAMPLERS, *FIELDS, *CONTEXTS, *ENGINES,
+    *SAMPLERS, *FIELDS, *CONTEXTS, *CANVASES, *ENGINES,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {

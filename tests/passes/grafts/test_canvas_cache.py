@@ -24,6 +24,8 @@ from tests.kinds.latent_decoders import UPSCALER, model_of
 from tests.kinds.samplers import lines
 from tests.rounding import assert_same_sums
 
+FEW = "{steps=3,full=0}"
+"""Steps that six positions are enough for."""
 TERMS = 6 * 8 + 2 * (8 + 4 + 7 + 8 + 8 + 16)
 AFTER = [
     "x = Gather(table, canvas)",
@@ -52,7 +54,7 @@ def canonical(text: str) -> tuple[ir.Model, Feed]:
     return model, Canvas().feed(read_ports(model), read_facts(model), 0)
 
 
-def grafted(text: str, options: str = "") -> ir.Model:
+def grafted(text: str, options: str = FEW) -> ir.Model:
     model, feed = canonical(text)
     Pipeline.parse(f"canvas-cache{options}", GRAFTS).run(model, feed)
     return model
@@ -161,7 +163,7 @@ def test_a_light_step_is_that_of_the_authors() -> None:
     model, feed = canonical(maskgit())
     after = grafted(maskgit())
     at = some_positions(2, 6)
-    kept = run(after, CanvasCache().neutral(feed, after))
+    kept = run(after, CanvasCache(steps=3).neutral(feed, after))
     changed = feed | {"canvas": (feed["canvas"] + 1) % 6}
     got = run(after, step_of(read_ports(after), changed, at, kept))["scores"]
     for row in range(2):
@@ -176,7 +178,8 @@ def test_a_light_step_is_that_of_the_authors() -> None:
 
 REFUSED = [
     ([("Add (words, places)", "CumSum (words, n1)")], "not known .looked at: CumSum placed"),
-    ([("Add (words, places)", "Softmax <axis = 1> (words)")], "mixed by something .*Softmax placed"),
+    ([("Add (words, places)", "Softmax <axis = 1> (words)")],
+     "mixed by something .*Softmax placed"),
     ([("  placed = Add (words, places)", "  sum = ReduceSum (words, one)\n"
        "  placed = Div (words, sum)")], "mixed by something .*ReduceSum sum"),
     ([("(x2, one, far, one)", "(x2, none, few, one)")], "some of the positions .*Slice left"),
@@ -191,23 +194,25 @@ REFUSED = [
 def test_what_mixes_positions_is_refused(changes: list[tuple[str, str]], message: str) -> None:
     model, _ = canonical(told(maskgit(), *changes))
     with pytest.raises(NotApplicable, match=message):
-        CanvasCache().requires(model)
+        CanvasCache(steps=3).requires(model)
 
 
 def test_other_hosts_and_numbers_are_refused() -> None:
     model = model_of(UPSCALER)
     write_facts(model, facts_of_graph(model, ""))
     with pytest.raises(NotApplicable, match="for masked generators, not for a latent-decoder"):
-        CanvasCache().requires(model)
+        CanvasCache(steps=3).requires(model)
     model, feed = canonical(maskgit())
     with pytest.raises(NotApplicable, match="light=-1 is not valid"):
-        CanvasCache(light=-1).requires(model)
+        CanvasCache(steps=3, light=-1).requires(model)
+    with pytest.raises(NotApplicable, match="6 masked positions are too few for 16 steps"):
+        CanvasCache().requires(model)
     with pytest.raises(GraftlineError, match="keeps features already"):
-        Pipeline.parse("canvas-cache | canvas-cache", GRAFTS).run(model, feed)
+        Pipeline.parse(f"canvas-cache{FEW} | canvas-cache{FEW}", GRAFTS).run(model, feed)
     model, _ = canonical(maskgit())
     write_ports(model, [replace(p, shape=(2, *p.shape[1:])) for p in read_ports(model)])
     with pytest.raises(NotApplicable, match="made for 2 rows; export it for any"):
-        CanvasCache().requires(model)
+        CanvasCache(steps=3).requires(model)
 
 
 def test_positions_of_their_own_rows_alone_break_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
