@@ -118,6 +118,14 @@ Speedup = Annotated[
         "or ffn-skip, by skipping MLPs: lossy. Default: what the recipe says.",
     ),
 ]
+AnswerPrefix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="How every answer begins, read with the prompt in one go: latent tokens that the "
+        "model was taught to think at.",
+    ),
+]
 SpecFile = Annotated[
     Path | None,
     typer.Option(
