@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graftline.errors import BundleError
+from graftline.filling import Filling
 from graftline.path_search import PathSearch
 from graftline.sampling.spec import Sampling
 from graftline.typed_json import Misfit, read
@@ -162,6 +163,24 @@ class DagRecogniserFacts(RecogniserFacts):
 
 
 @dataclass(frozen=True)
+class CanvasFacts(Facts):
+    """A masked generator: scores of `vocabulary` tokens for every one of the `positions` of a
+    canvas [B, N], which all see one another. `mask` is the id of a position whose token is not
+    chosen yet, None where the graph does not say. `filling` is how a canvas is filled where a call
+    says nothing else."""
+
+    kind: str = field(default="canvas", kw_only=True)
+    vocabulary: int
+    positions: int
+    mask: int | None = None
+    filling: Filling = field(default_factory=Filling)
+
+    def told(self) -> str:
+        canvas = f"a canvas of {self.positions} positions of {self.vocabulary} tokens"
+        return f"{canvas}, {self.filling.told()}"
+
+
+@dataclass(frozen=True)
 class DraftHeadFacts(Facts):
     """Draft heads over the last hidden state of a decoder. Each of the `heads` has `layers` blocks
     of its own; `shared`: their states are scored by the decoder's lm_head, else each by one of its
@@ -191,7 +210,7 @@ class DraftHeadFacts(Facts):
 KNOWN: Mapping[str, type[Facts]] = {
     "decoder": DecoderFacts, "denoiser": DenoiserFacts, "draft-head": DraftHeadFacts,
     "draft-block": DraftBlockFacts, "latent-decoder": LatentDecoderFacts,
-    "recogniser": RecogniserFacts, "dag-recogniser": DagRecogniserFacts,
+    "recogniser": RecogniserFacts, "dag-recogniser": DagRecogniserFacts, "canvas": CanvasFacts,
 }  # fmt: skip
 """The kinds of host."""
 

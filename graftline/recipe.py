@@ -17,6 +17,8 @@ FUSED = "fused"
 """The stage of a bundle whose graph is a fused step."""
 LOSSY = "not lossless: its tokens may differ from plain decoding's"
 """What is said of a recipe that does not claim to be."""
+ANSWER_PREFIX = "answer prefix"
+"""What a recipe needs whose model thinks at latent tokens: how its answers begin."""
 STEPS = ("host", FUSED)
 """Where a step drafts and verifies: between engine calls, or within one."""
 FUSED_DRAFTERS = ("token-recycling", "medusa", "eagle")

@@ -39,9 +39,12 @@ of going on from each to each, their hidden states, and how many of them each ro
 FRAMES = "frames"
 """Role of an output [B] of a decoder that chooses how long its own is: how many frames each row
 has."""
+CANVAS, CHOSEN, KEPT = "canvas", "chosen", "kept"
+"""Roles of a masked generator: its tokens, the positions that a step computes, and what the other
+positions are attended to by, of an earlier step."""
 FRESH, DENOISED = "fresh_noise", "denoised"
 """Roles of a sampling loop in a graph: noise that a step adds, and the sample without noise."""
-MAIN = (LATENTS, SIGNAL, SAMPLE, NOISE)
+MAIN = (LATENTS, SIGNAL, CANVAS, SAMPLE, NOISE)
 """Roles of the input that a host which runs once makes its output of, the first that there is."""
 
 

@@ -9,6 +9,7 @@ from graftline.passes.grafts.adapter_cache import AdapterCache
 from graftline.passes.grafts.adapter_exit import AdapterExit
 from graftline.passes.grafts.best_path import BestPath
 from graftline.passes.grafts.block_mask import BlockMask
+from graftline.passes.grafts.canvas_cache import CanvasCache
 from graftline.passes.grafts.carry_context import CarryContext
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.cut_depth import CutDepth
@@ -103,6 +104,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         Window,
         OverlapSmoothing,
         CarryContext,
+        CanvasCache,
         PackProjections,
         Quantize,
         LowerOrt,

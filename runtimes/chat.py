@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 from graftline.errors import RequestError
+from graftline.runtimes.defaults import ANSWER_PREFIX
 from graftline.runtimes.prompt_reader import PROPER
 from graftline.runtimes.request import TEMPLATE_OPTIONS, Ints, Message, Options, read_options
 from graftline.runtimes.result import Result
@@ -74,7 +75,8 @@ class Chat:
                 "the last message is not an assistant's text, so it cannot be continued; send one"
             )
         before = list(self.messages)
-        ids, given = self._encoded(before, {**options, "continue_final_message": True})
+        going_on = {"continue_final_message": True, ANSWER_PREFIX: ""}
+        ids, given = self._encoded(before, {**options, **going_on})
         result = self._engine.generate(ids, **given)
         assert isinstance(result, Result), "of one prompt"
         longer = {**last, "content": last["content"] + result.text}
@@ -109,9 +111,11 @@ class Chat:
         if len(asked) == len(before):
             raise RequestError("there is no message to answer; give a text or messages")
         ids, given = self._encoded(asked, options)
+        begun = self._engine.request({**self.options, **options}).answer_prefix
 
         def keep(result: Result) -> None:
-            self._keep(before, [*asked, {"role": "assistant", "content": result.text}], result)
+            answer = {"role": "assistant", "content": begun + result.text}
+            self._keep(before, [*asked, answer], result)
 
         return ids, given, keep
 
@@ -137,7 +141,8 @@ class Chat:
         if checked:
             new = self._engine.request(given).max_new_tokens
             check_fits(self._engine.session, len(ids), new, *WAYS)
-        return ids, {name: value for name, value in given.items() if name not in TEMPLATE_OPTIONS}
+        others = {name: value for name, value in given.items() if name not in TEMPLATE_OPTIONS}
+        return ids, {**others, ANSWER_PREFIX: ""}  # the ids have it
 
 
 class ChatStream(Iterator[str]):

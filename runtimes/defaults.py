@@ -9,9 +9,13 @@ from typing import Any
 from graftline.errors import BundleError, RequestError
 from graftline.runtimes.request import Request
 
+ANSWER_PREFIX = "answer_prefix"
+"""How every answer begins: what `optimize` was told, beside the checkpoint's own."""
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 """Used where the checkpoint samples: `do_sample` is true."""
-ALWAYS = ("repetition_penalty", "no_repeat_ngram_size", "max_new_tokens", "min_tokens")
+ALWAYS = (
+    "repetition_penalty", "no_repeat_ngram_size", "max_new_tokens", "min_tokens", ANSWER_PREFIX,
+)  # fmt: skip
 NAMED = {"min_new_tokens": "min_tokens"}
 """What a request calls a key of transformers, where it has another name for it."""
 _NOT_USED: dict[str, Any] = {

@@ -395,7 +395,9 @@ class Engine:
 
     def _ids(self, prompt: Prompt, request: Request) -> Ints:
         vocabulary = self.session.facts.vocabulary
-        return encode_prompt(prompt, self.tokenizer, request.raw, vocabulary, request.template)
+        return encode_prompt(
+            prompt, self.tokenizer, request.raw, vocabulary, request.template, request.answer_prefix
+        )
 
     def _policy(self, wanted: str | Recipe | None) -> Policy:
         chosen = self.recipe if wanted is None else wanted

@@ -21,7 +21,7 @@ from graftline.route import ROUTE
 from graftline.runtimes.chances.calibration import USUAL
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.measure import costs_key, measure_costs
-from graftline.runtimes.defaults import read_defaults
+from graftline.runtimes.defaults import ANSWER_PREFIX, read_defaults
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep, check_drafter
 from graftline.runtimes.fused_heads import drafter_of
@@ -206,6 +206,7 @@ def _resources(
         encode=None if tokenizer is None else tokenizer.encode_part,
         vocabulary=bundle.manifest.decoder.vocabulary,
         placeholders=bundle.manifest.decoder.placeholders,
+        answer_prefix=bundle.manifest.generation.get(ANSWER_PREFIX, ""),
         ends=end_tokens(bundle.manifest.generation, tokenizer),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graftline.recipe import Recipe
+from graftline.recipe import ANSWER_PREFIX, Recipe
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.paid import Paid
 from graftline.runtimes.control.speculation import Speculation
@@ -15,7 +15,7 @@ from graftline.runtimes.drafter import Drafter, is_paid, weighs
 from graftline.runtimes.drafters import make_drafter
 from graftline.runtimes.grammar import FORCED, forced_prior
 from graftline.runtimes.lane import Lane
-from graftline.runtimes.resources import Resources
+from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.rules import make_rule
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.schedules import make_course
@@ -50,6 +50,8 @@ def make_policy(
 ) -> Policy:
     """The policy of a recipe; without `costs` its drafts are of a fixed size. Raises GraftlineError
     for an unknown drafter, rule or option, and for a resource that is missing."""
+    if ANSWER_PREFIX in chosen.needs and not resources.answer_prefix:
+        raise missing(f"the recipe {chosen.name}", ANSWER_PREFIX)
     drafter = make_drafter(chosen.drafter, chosen.options, resources)
     random = np.random.default_rng(0)
     make_rule(chosen.rule, Sampling(), random, chosen.rule_options, resources)

@@ -34,22 +34,25 @@ def encode_prompt(
     raw: bool,
     vocabulary: int,
     template: TemplateArguments | None = None,
+    begun: str = "",
 ) -> Ints:
-    """The ids of one prompt. Raises RequestError when it is empty, of no known kind, or has ids
-    outside the vocabulary, and where the chat template refuses it or what `template` gives it."""
+    """The ids of one prompt, and of what its answer has `begun` with. Raises RequestError when it
+    is empty, of no known kind, or has ids outside the vocabulary, and where the chat template
+    refuses it or what `template` gives it."""
     ids: list[int]
     template = template or TemplateArguments()
     if isinstance(prompt, str):
         if not prompt:
             raise RequestError(_EMPTY)
-        ids = _need(tokenizer).encode(prompt, raw, template)
+        ids = _need(tokenizer).encode(prompt, raw, template, begun)
     else:
         parts: list[Any] = list(prompt) if isinstance(prompt, _LISTS) else [None]
         if all(isinstance(p, Mapping) for p in parts) and parts:
-            ids = _need(tokenizer).encode(_messages(parts), raw, template)
+            ids = _need(tokenizer).encode(_messages(parts), raw, template, begun)
         elif all(isinstance(p, Integral) and p is not True and p is not False for p in parts):
             refuse_arguments(template, "a list of token ids")
             ids = [int(p) for p in parts]
+            ids += _need(tokenizer).encode_part(begun) if begun else []
         else:
             raise RequestError(_KINDS.format(_kind(prompt)))
     if len(ids) == 0:

@@ -66,9 +66,12 @@ class Options(TypedDict, total=False):
     enable_thinking: bool | None
     continue_final_message: bool
     template_args: Mapping[str, Any] | None
+    answer_prefix: str
 
 
-TEMPLATE_OPTIONS = ("tools", "enable_thinking", "continue_final_message", "template_args")
+TEMPLATE_OPTIONS = (
+    "tools", "enable_thinking", "continue_final_message", "template_args", "answer_prefix",
+)  # fmt: skip
 """Options that say how messages become a prompt."""
 
 
@@ -103,7 +106,8 @@ class Request:
     For the chat template: `tools`, JSON schemas of functions that the model may call;
     `enable_thinking` (None: as the template has it); `continue_final_message`, where the answer
     goes on from the last message; `template_args`, whatever else it knows, by name. What a template
-    does not know is refused."""
+    does not know is refused. `answer_prefix` is how every answer begins: it is read with the prompt
+    in one go (latent tokens that the model was taught to think at), and is no part of the text."""
 
     max_new_tokens: int | None = 128
     temperature: float = 0.0
@@ -139,6 +143,7 @@ class Request:
     enable_thinking: bool | None = None
     continue_final_message: bool = False
     template_args: Mapping[str, Any] | None = None
+    answer_prefix: str = ""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -219,6 +224,14 @@ class Request:
             value = getattr(self, name)
             if not isinstance(value, bool) and not (value is None and name == "enable_thinking"):
                 raise RequestError(f"{name} is {value!r}; use True or False")
+        begun: object = self.answer_prefix
+        if not isinstance(begun, str):
+            raise RequestError(f"answer_prefix is {begun!r}; use a text")
+        if begun and self.continue_final_message:
+            raise RequestError(
+                "continue_final_message goes on from a message, which no answer_prefix begins; "
+                'give answer_prefix=""'
+            )
         tools: object = self.tools
         if tools is not None and not (
             isinstance(tools, (list, tuple))

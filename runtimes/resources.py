@@ -29,6 +29,8 @@ REMEDIES = {
     "PATH",
     "placeholder": "build the bundle with a head that its model reads in its own pass, as PPD's or "
     "Hidden Transfer's: graftline optimize CHECKPOINT --head PATH",
+    "answer prefix": "build the bundle with the latent tokens that its answers begin with: "
+    "graftline optimize CHECKPOINT --answer-prefix TEXT",
     "mask token": "build the bundle with a draft that is trained to fill masks and names the token "
     "in its config or tokenizer: graftline optimize CHECKPOINT --draft PATH; or name its id: the "
     "recipe's option mask",
@@ -56,8 +58,8 @@ class Resources:
     opens its draft heads, the same at each call; `corpus`: the user's documents as token ids;
     `embedding` [V, H]: the target's token embedding; `tuned`: what `graftline tune` stored in the
     bundle, by key; `placeholders`: ids behind the `vocabulary` of the target that its graph reads
-    and never scores; `decode` turns token ids into text; `encode` turns text into token ids, adding
-    none.
+    and never scores; `answer_prefix`: how answers begin, "" where nothing says; `decode` turns
+    token ids into text; `encode` turns text into token ids, adding none.
     """
 
     draft: Callable[[], DraftEngine] | None = None
@@ -73,10 +75,12 @@ class Resources:
     encode: Callable[[str], list[int]] | None = None
     vocabulary: int = 0
     placeholders: int = 0
+    answer_prefix: str = ""
     ends: frozenset[int] = field(default_factory=frozenset[int])
 
 
 def missing(who: str, need: str) -> GraftlineError:
     """The error for a recipe, drafter or rule whose need is not met."""
-    article = {"depths": "", "routes": "", "exits": "", "exit": "an ", "adapter": "an "}
+    article = {"depths": "", "routes": "", "exits": "", "exit": "an ", "adapter": "an ",
+               "answer prefix": "an "}  # fmt: skip
     return GraftlineError(f"{who} needs {article.get(need, 'a ')}{need} here; {REMEDIES[need]}")

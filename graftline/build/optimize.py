@@ -28,6 +28,7 @@ from graftline.bundle.manifest import EXPORT, stage_name
 from graftline.bundle.reader import Bundle
 from graftline.bundle.writer import BundleWriter, check_target
 from graftline.draft import check_vocabulary
+from graftline.errors import GraftlineError
 from graftline.exits import exits_of
 from graftline.facts import DecoderFacts, as_decoder, decoder_facts
 from graftline.files import reading
@@ -63,6 +64,7 @@ def optimize(
     exits: Sequence[int] = (),
     spec: str | Path | None = None,
     steps: Sequence[int] = (),
+    answer_prefix: str | None = None,
     watch: Watch | None = None,
 ) -> Bundle:
     """Export `checkpoint`, graft and lower it, prove it, and write the bundle `out`, all or
@@ -84,8 +86,9 @@ def optimize(
     12 blocks, and verify with the others alone, over the same weights and caches. `spec` is a TOML
     file of what the structure of a denoiser's graph cannot say, its scheduler above all
     (models/spec.py); `steps` (1, 2, 4) are the numbers of steps of its sampling loop: the first is
-    the engine's, the others are forms of it over the same weights. `watch` is told each step in
-    words. Raises GraftlineError; then `out` is as it was.
+    the engine's, the others are forms of it over the same weights. `answer_prefix` is a text that
+    every answer begins with, latent tokens above all: it is read with the prompt. `watch` is told
+    each step in words. Raises GraftlineError; then `out` is as it was.
     """
     from graftline.models.checkpoint import open_checkpoint
     from graftline.models.spec import read_spec
@@ -102,7 +105,7 @@ def optimize(
     plan = Plan.of(
         chosen, passes, target, dtype, quantizer, draft, draft_depths, engine, step, heads,
         skip=skip, speedup=speedup, exits=exits, spec=None if spec is None else str(spec),
-        steps=tuple(steps),
+        steps=tuple(steps), answer_prefix=answer_prefix,
     )  # fmt: skip
     check_target(Path(out))
     say(f"reading {checkpoint}")
@@ -114,6 +117,7 @@ def optimize(
     if isinstance(host.facts, DecoderFacts):
         plan.check_route(as_decoder(host.facts))
         plan.check_exits(as_decoder(host.facts))
+        host = _beginning(host, answer_prefix)
     other, source = host, plan.source
     if source is not None and source.checkpoint is not None:
         say(f"reading the draft {source.checkpoint}")
@@ -159,6 +163,16 @@ def _write(
         manifest = write_bundle(writer, hosts, plan, made, weights, say)
         say("hashing and closing the bundle")
         writer.finish(replace(manifest, rebuild=rebuild))
+
+
+def _beginning(host: Host, prefix: str | None) -> Host:
+    """The host with how its answers begin, among what its checkpoint asks for. Raises
+    GraftlineError without a tokenizer, which reads it."""
+    if not prefix:
+        return host
+    if not host.tokenizer_files:
+        raise GraftlineError("--answer-prefix is a text, and the checkpoint has no tokenizer")
+    return replace(host, generation={**host.generation, "answer_prefix": prefix})
 
 
 def _states_sizes(host: Host, other: Host) -> bool:

@@ -41,7 +41,7 @@ from graftline.owners import HEAD
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.layer_skip import LayerSkip
-from graftline.recipe import DECODER, FUSED, Recipe, check_step, recipe
+from graftline.recipe import ANSWER_PREFIX, DECODER, FUSED, Recipe, check_step, recipe
 from graftline.route import MIDDLE, ROUTE, Route
 from graftline.targets import CPU, CUDA, ending
 
@@ -84,6 +84,8 @@ class Plan:
     """What --spec said."""
     steps: tuple[int, ...] = ()
     """What --steps said."""
+    answer_prefix: str | None = None
+    """What --answer-prefix said."""
 
     @property
     def dtype(self) -> str:
@@ -121,6 +123,7 @@ class Plan:
         speedup: float | None = None,
         spec: str | None = None,
         steps: tuple[int, ...] = (),
+        answer_prefix: str | None = None,
     ) -> Plan:
         """The arguments are those of `optimize`. Raises GraftlineError for what is unknown, does
         not go together, or is missing."""
@@ -156,6 +159,11 @@ class Plan:
             stages += of_exits(exits, stages[0], passes, quantizer, chosen)
         if chosen.schedule or speedup is not None:
             stages += of_schedule(chosen, speedup, stages[0], passes, quantizer, head)
+        if ANSWER_PREFIX in chosen.needs and not answer_prefix:
+            raise GraftlineError(
+                f"the recipe {name} needs the latent tokens that answers begin with; add "
+                "--answer-prefix TEXT"
+            )
         if head is None and NEED in chosen.needs:
             raise GraftlineError(
                 f"the recipe {name} needs a draft head; add --head PATH, a published head of this "
@@ -166,6 +174,7 @@ class Plan:
         return cls(
             chosen, target, tuple(stages), request, draft, source, tuple(depths), passes, quantizer,
             head, skip=skip, exits=tuple(exits), speedup=speedup, spec=spec, steps=steps,
+            answer_prefix=answer_prefix,
         )  # fmt: skip
 
     def one_pass(self) -> Pipeline:
@@ -193,6 +202,7 @@ class Plan:
             "--recipe": chosen is not None and chosen.kind == DECODER,
             "--draft": self.draft, "--draft-depths": self.depths, "--head": self.head,
             "--skip": self.skip, "--speedup": self.speedup, "--exit": self.exits,
+            "--answer-prefix": self.answer_prefix,
             "--step fused": self.fused, "--target": self.target == CUDA,
             f"--dtype {self.dtype}": self.request is None and self.dtype != "fp32",
         }  # fmt: skip
@@ -254,6 +264,8 @@ class Plan:
             said += f" --spec {shlex.quote(self.spec)}"
         if self.steps:
             said += f" --steps {','.join(map(str, self.steps))}"
+        if self.answer_prefix is not None:
+            said += f" --answer-prefix {shlex.quote(self.answer_prefix)}"
         if self.head is not None:
             said += f" --head {shlex.quote(self.head.said)}"
         if self.fused:

@@ -61,25 +61,28 @@ def decode(
     value_range: str,
     stats: bool,
 ) -> None:
-    """Decode the latents of a file into another; what a recogniser writes is printed where no file
-    is named, the ids of a row in each line. Raises RequestError."""
+    """Decode the latents of a file into another; the ids that a recogniser writes, or of a canvas
+    that is filled, are printed where no file is named, those of a row in each line. Raises
+    RequestError."""
     from graftline.commands.media import check_out, write_media
-    from graftline.facts import RecogniserFacts
+    from graftline.facts import CanvasFacts, RecogniserFacts
     from graftline.runtimes.one_pass.recognise import is_spectrogram
 
     lowest, highest = read_range(value_range)
     array, told = read_array(latents, "--latents"), read_conditions(conditions)
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
         engine = open_decoder(bundle, watch, threads)
+        if out is not None and isinstance(engine.facts, CanvasFacts) and out.suffix != ".npy":
+            raise RequestError(f"--out {out}: a canvas holds ids; name a .npy file")
         if out is not None:
             spectrogram = is_spectrogram(engine.output)
             check_out(out, rate, 0 if spectrogram else len(engine.output.shape) - 2)
-        elif not isinstance(engine.facts, RecogniserFacts):
+        elif not isinstance(engine.facts, RecogniserFacts | CanvasFacts):
             raise RequestError("name a file for what is made: -o out.npy, out.wav or out.png")
         watch(f"decoding {list(array.shape)}")
         began = time.perf_counter()
-        if out is not None:
-            made: Any = engine.decode(array, seed=seed, steps=steps, **told)
+        if out is not None or isinstance(engine.facts, CanvasFacts):
+            made: Any = engine.make(array, seed=seed, steps=steps, **told)
         else:
             made = engine.recognise(array, **told)
         seconds = time.perf_counter() - began

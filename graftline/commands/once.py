@@ -15,12 +15,13 @@ import numpy.typing as npt
 from graftline.commands import screen
 from graftline.commands.peak import Peak, peak_of
 from graftline.errors import RequestError
-from graftline.facts import RecogniserFacts
+from graftline.facts import CanvasFacts, RecogniserFacts
 from graftline.files import told_size
 from graftline.kinds import kind_of
 from graftline.kinds.one_pass import OnePass
-from graftline.roles import FRESH, NOISE, SEED
+from graftline.roles import CHOSEN, FRESH, NOISE, SEED
 from graftline.runtimes.one_pass.feeding import by_port, fitted, keyword
+from graftline.runtimes.one_pass.fill import canvas_of, mask_of
 
 if TYPE_CHECKING:
     from graftline.bundle.writer import Watch
@@ -79,6 +80,8 @@ def feed_for(
     """What was given, completed by seeded numbers as the kind of host is fed in its laws. A free
     batch is one row, and other free axes of the main input are `length` long. Raises RequestError
     for what does not fit."""
+    if main is None and isinstance(facts := engine.facts, CanvasFacts):
+        main = canvas_of(engine.path, facts, 1, mask_of(engine.path, facts, None))
     inputs, first = [p for p in engine.ports if p.direction == "in"], engine.main
     values = by_port(first.name, engine.names, main, conditions)
     sizes: dict[str, int] = {}
@@ -95,7 +98,7 @@ def feed_for(
     kind = kind_of(engine.facts)
     assert isinstance(kind, OnePass), "a bundle that runs once was opened"
     held = kind.feed(tuple(sized), engine.facts, seed) | held
-    own = {p.name for p in inputs if p.role in (FRESH, NOISE, SEED) or p.state}
+    own = {p.name for p in inputs if p.role in (CHOSEN, FRESH, NOISE, SEED) or p.state}
     drawn = own - set(values)
     rest = {n: v for n, v in held.items() if n != first.name and n not in drawn}
     return Feed(held[first.name], {keyword(n): v for n, v in rest.items()})
@@ -145,10 +148,15 @@ def run(engine: DecodeEngine, feed: Feed, seed: int, options: Options) -> Array:
     if isinstance(engine.facts, RecogniserFacts):
         return np.asarray([len(ids) for ids in engine.recognise(feed.main, **feed.conditions)])
     told: dict[str, Any] = {"seed": seed, **options, **feed.conditions}
-    return engine.decode(feed.main, **told)
+    return engine.make(feed.main, **told)
 
 
 def _ways(engine: DecodeEngine) -> Iterator[tuple[str, Options]]:
+    if isinstance(engine.facts, CanvasFacts):
+        yield "full steps alone", {"light": 0}
+        if engine.facts.filling.light:
+            yield engine.facts.filling.told(), {}
+        return
     if len(engine.loops) > 1:
         for steps in sorted(engine.loops):
             yield "one step" if steps == 1 else f"{steps} steps", {"steps": steps}

@@ -33,6 +33,7 @@ def optimize(
     spec: o.SpecFile = None,
     steps: o.LoopSteps = "",
     head: o.DraftHead = None,
+    answer_prefix: o.AnswerPrefix = None,
     engine: o.EngineOptions = "",
     step: o.BuildStep = "host",
     full_export: o.FullExport = False,
@@ -86,6 +87,7 @@ def optimize(
             weights=mode, full_export=full_export, quantizer=quantizer, draft=draft,
             draft_depths=parse_depths(draft_depths) if draft_depths else (), engine=engine,
             step=step, head=head, skip=skip, speedup=speedup, spec=spec, steps=_numbers(steps),
+            answer_prefix=answer_prefix,
             exits=() if exit is None else parse_exits(exit), watch=watch,
         )  # fmt: skip
     if json:

@@ -118,6 +118,14 @@ Speedup = Annotated[
         "or ffn-skip, by skipping MLPs: lossy. Default: what the recipe says.",
     ),
 ]
+AnswerPrefix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="How every answer begins, read with the prompt in one go: latent tokens that the "
+        "model was taught to think at.",
+    ),
+]
 SpecFile = Annotated[
     Path | None,
     typer.Option(
@@ -606,8 +614,8 @@ Latents = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.npy",
-        help="Decode these latents with a bundle that makes waveforms or images, or recognise this "
-        "signal with one that writes texts.",
+        help="Decode these latents with a bundle that makes waveforms or images, recognise this "
+        "signal with one that writes texts, or fill this canvas.",
     ),
 ]
 Conditions = Annotated[
@@ -621,7 +629,10 @@ Made = Annotated[
 RunSteps = Annotated[
     int | None,
     typer.Option(
-        "--steps", min=1, help="Steps of a sampling loop, of those that the bundle was built with."
+        "--steps",
+        min=1,
+        help="Steps of a sampling loop, of those that the bundle was built with, or of filling a "
+        "canvas.",
     ),
 ]
 SampleRate = Annotated[

@@ -72,7 +72,7 @@ def _measured(folder: Path, asked: Mapping[str, Any]) -> dict[str, int]:
     if asked["texts"]:
         engine.recognise(main, **told)
     else:
-        engine.decode(main, **options, **told)
+        engine.make(main, **options, **told)
     return {"opened": opened, "run": highest()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graftline.facts import Facts
+from graftline.kinds.canvas import Canvas
 from graftline.kinds.dag_recogniser import DagRecogniser
 from graftline.kinds.decoder.kind import Decoder
 from graftline.kinds.denoiser import Denoiser
@@ -17,8 +18,8 @@ from graftline.kinds.recogniser import Recogniser
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
-        Decoder(), Denoiser(), LatentDecoder(), Recogniser(), DagRecogniser(), DraftHead(),
-        DraftBlock(),
+        Decoder(), Denoiser(), LatentDecoder(), Recogniser(), DagRecogniser(), Canvas(),
+        DraftHead(), DraftBlock(),
     )
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import numpy as np
 
 from graftline.bundle.reader import Bundle
 from graftline.errors import GraftlineError, RequestError
-from graftline.facts import DecoderFacts, DenoiserFacts, Facts
+from graftline.facts import CanvasFacts, DecoderFacts, DenoiserFacts, Facts
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
-from graftline.roles import CONTEXT, DECODED, NOISE
+from graftline.roles import CHOSEN, CONTEXT, DECODED, KEPT, NOISE
 from graftline.runtimes.one_pass.carried import Carried
 from graftline.runtimes.one_pass.feeding import Array, feed_of, keyword, main_port
+from graftline.runtimes.one_pass.fill import Filler, canvas_of, mask_of
 from graftline.runtimes.one_pass.recognise import (
     Utterance,
     cut,
@@ -48,7 +50,7 @@ class DecodeEngine:
     ) -> None:
         self.path, self.facts, self.ports, self.fields = path, facts, tuple(ports), tuple(fields)
         self._session, self.smoothing = session, smoothing
-        inputs = [p for p in ports if p.direction == "in" and not p.state]
+        inputs = [p for p in ports if p.direction == "in" and not p.state and p.role != CHOSEN]
         theirs = [p for p in own if p.direction == "in"]
         self.names = {keyword(p.name): p.name for p in inputs}
         """The names that conditions may be given by: the bundle's and those of the checkpoint."""
@@ -61,6 +63,8 @@ class DecodeEngine:
         self.output = next(iter(by_role(outputs, DECODED) or outputs))
         self.contexts = {p.name: p.mirror for p in ports if p.role == CONTEXT and p.mirror}
         """Outputs that the next chunk of a stream is given, and as which inputs."""
+        self.kept = {p.name: p.mirror for p in ports if p.role == KEPT and p.mirror}
+        """Outputs that a light step over the same canvas is given, and as which inputs."""
         self.loops: Mapping[int, Callable[[], DecodeEngine]] = {}
         """By the number of steps, what opens that engine."""
         self._opened: dict[int, DecodeEngine] = {}
@@ -90,6 +94,8 @@ class DecodeEngine:
         with `carry-context` at once, or `window` latents after another. Raises RequestError for
         what does not fit.
         """
+        if isinstance(self.facts, CanvasFacts):
+            raise RequestError(f"{self.path} fills canvases; use engine.fill")
         if steps is not None:
             return self._loop(steps).decode(latents, seed=seed, window=window, **conditions)
         feed = self._feed(latents, conditions, seed)
@@ -167,6 +173,56 @@ class DecodeEngine:
         tokens = texts_of(self.path, said[0], said[1] if len(said) > 1 else None)
         rows = cut(self.output, decoded, frames)
         return [Utterance(*row) for row in zip(tokens, rows, strict=True)]
+
+    def fill(
+        self,
+        canvas: Any,
+        *,
+        seed: int = 0,
+        mask: int | None = None,
+        steps: int | None = None,
+        full: int | None = None,
+        light: int | None = None,
+        temperature: float | None = None,
+        choice: float | None = None,
+        **conditions: Any,
+    ) -> Array:
+        """Choose a token for every masked position of a batch of canvases [B, N], which have as
+        many each; or of so many canvases in which all are masked. Tokens that are there stay.
+
+        `mask` is the id that stands where no token is chosen, where the network does not say it.
+        `steps` and all behind it are those of `Filling`, in place of the bundle's own; light steps
+        need a bundle made with the pass `canvas-cache`. `conditions` as of `decode`. Raises
+        RequestError for what does not fit.
+        """
+        if not isinstance(self.facts, CanvasFacts):
+            raise RequestError(f"{self.path} is a {self.facts.kind}, which fills no canvas")
+        asked = {"steps": steps, "full": full, "light": light, "temperature": temperature,
+                 "choice": choice}  # fmt: skip
+        said = {name: number for name, number in asked.items() if number is not None}
+        filling = replace(self.facts.filling, **said)
+        if filling.light and not self.kept:
+            raise RequestError(
+                f"{self.path} keeps no features for light steps; rebuild it with --recipe recap"
+            )
+        mask = mask_of(self.path, self.facts, mask)
+        tokens = canvas_of(self.path, self.facts, canvas, mask)
+        step = partial(self._step, self._feed(tokens, conditions, seed))
+        return Filler(step, filling, mask, np.random.default_rng(seed)).fill(tokens)
+
+    def make(self, main: Any, **told: Any) -> Array:
+        """What a bundle that writes no texts makes of its main input: `fill` of a canvas, `decode`
+        of everything else."""
+        return (self.fill if isinstance(self.facts, CanvasFacts) else self.decode)(main, **told)
+
+    def _step(
+        self, given: dict[str, Array], tokens: Array, at: Array, kept: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        """The scores of these positions, and what is kept of all."""
+        own = {p.name: at for p in self.ports if p.role == CHOSEN}
+        feed = given | {self.main.name: tokens.astype(self.main.dtype)} | own | kept
+        scores, *left = self._asked(feed, [self.output.name, *self.kept])
+        return scores, dict(zip(self.kept.values(), left, strict=True))
 
     def _loop(self, steps: int) -> DecodeEngine:
         """The engine of so many steps, opened once."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from graftline.errors import RequestError, nearest
 from graftline.owners import TARGET
 from graftline.ports import Port
-from graftline.roles import FRESH, LENGTHS, MAIN, NOISE, SEED, SIGNAL
+from graftline.roles import CHOSEN, FRESH, LENGTHS, MAIN, NOISE, SEED, SIGNAL
 
 Array = npt.NDArray[Any]
 Sizes = dict[str, int]
@@ -70,6 +70,9 @@ def feed_of(
             feed[port.name] = np.full(_dims(port, sizes), long, port.dtype)
         elif port.state == "running":  # nothing before: zeros, as the whole is padded with
             feed[port.name] = np.zeros(_dims(port, sizes), port.dtype)
+        elif port.role == CHOSEN:  # all positions, as the canvas has them
+            rows, positions = feed[first.name].shape
+            feed[port.name] = np.tile(np.arange(positions, dtype=port.dtype), (rows, 1))
         elif port.role == SEED:
             feed[port.name] = np.full(_dims(port, sizes), seed, port.dtype)
         elif port.role in (NOISE, FRESH):

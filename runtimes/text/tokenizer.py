@@ -65,9 +65,10 @@ class Tokenizer:
         prompt: str | Sequence[Message],
         raw: bool = False,
         arguments: TemplateArguments | None = None,
+        begun: str = "",
     ) -> list[int]:
-        """Ids of a prompt. A string is one user message unless `raw` or there is no template, which
-        is given `arguments`.
+        """Ids of a prompt, and behind it the text that its answer has `begun` with. A string is one
+        user message unless `raw` or there is no template, which is given `arguments`.
 
         Raises RequestError for messages without a template, and where the template refuses them, or
         what it is given.
@@ -75,7 +76,7 @@ class Tokenizer:
         given = arguments or TemplateArguments()
         if isinstance(prompt, str) and (raw or self._template is None):
             refuse_arguments(given, "a text without a chat template")
-            return self._tokenizer.encode(prompt).ids
+            return self._tokenizer.encode(prompt + begun).ids
         if self._template is None:
             raise RequestError("this model has no chat template; give the prompt as one string")
         if raw:
@@ -85,7 +86,7 @@ class Tokenizer:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         with_tools = self._tool_template if given.tools is not None else None
         text = (with_tools or self._template).render(messages, given)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.encode(text + begun, add_special_tokens=False).ids
 
     def encode_part(self, text: str) -> list[int]:
         """Ids of a text that goes on from another: no template, and no token added."""

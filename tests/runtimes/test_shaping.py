@@ -64,7 +64,7 @@ def served() -> list[Recipe]:
     """Every exact recipe that draws nothing of its own, so that one seed gives one text, and
     every lossy rule at its strict end."""
     drawn = ("rejection", "block", "k-sequential", "greedy-multipath-block")
-    unmet = {"tuned", "mask token", "depths", "head", "route", "exit"}
+    unmet = {"tuned", "mask token", "depths", "head", "route", "exit", "answer prefix"}
     exact = [
         one for one in recipes()
         if one.lossless and not unmet & {*one.needs}

@@ -28,6 +28,7 @@ from tests.fspad_files import write_fspad
 from tests.hydra_files import seeded_sequence, write_hydra, write_prefixed
 from tests.kangaroo_files import seeded as adapter
 from tests.kangaroo_files import write_kangaroo
+from tests.kinds.canvases import maskgit
 from tests.kinds.dags import write_dag
 from tests.kinds.latent_decoders import CAUSAL, CONVERTER, UPSCALER, VOCODER, write
 from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
@@ -76,6 +77,7 @@ GRAPHS: Mapping[str, TinyDecoder] = {
 }
 DECODERS: Mapping[str, str] = {
     "vocoder": VOCODER, "upscaler": UPSCALER, "converter": CONVERTER, "causal": CAUSAL,
+    "maskgit": maskgit(positions=32),
 }  # fmt: skip
 STEEP = {"gemma2": ("gate_proj", 4.0)}
 """Weights of that name are so much larger: activations reach where approximations differ."""

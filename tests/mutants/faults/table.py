@@ -5,6 +5,7 @@ from __future__ import annotations
 from faults.adapters import ADAPTERS
 from faults.biases import BIASES
 from faults.caches import CACHES
+from faults.canvases import CANVASES
 from faults.contexts import CONTEXTS
 from faults.corrections import CORRECTIONS
 from faults.draft_blocks import DRAFT_BLOCKS
@@ -36,7 +37,7 @@ MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *TRANSFERS, *ROUTES,
     *GATES, *EXITS, *ADAPTERS, *CORRECTIONS, *ROUTING, *FUSED, *QUANTIZER, *LOADER, *STAMPING,
-    *SAMPLERS, *FIELDS, *CONTEXTS, *PATHS, *ENGINES,
+    *SAMPLERS, *FIELDS, *CONTEXTS, *PATHS, *CANVASES, *ENGINES,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
