@@ -11,6 +11,7 @@ from graftline.runtimes.drafters.aded import Aded
 from graftline.runtimes.drafters.cascade import Cascade
 from graftline.runtimes.drafters.datastore import Datastore
 from graftline.runtimes.drafters.del_exits import Del
+from graftline.runtimes.drafters.del_tree import DelTree
 from graftline.runtimes.drafters.dflash import DFlash
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafters.draft_paths import DraftPaths
@@ -49,6 +50,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "cascade": Cascade,
     "datastore": Datastore,
     "del": Del,
+    "del-tree": DelTree,
     "dflash": DFlash,
     "draft-model": DraftModel,
     "draft-paths": DraftPaths,
