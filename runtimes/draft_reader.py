@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import exp
 
 import numpy as np
 
@@ -181,14 +182,15 @@ class Reader:
         assert scores.topk_ids is not None, "a graph that drafts trees names candidates"
         assert scores.topk_logits is not None
         ids: list[list[int]] = scores.topk_ids[0].tolist()
-        values = scores.topk_logits[0]
-        weights = np.exp(values - values[:, :1])
-        found: list[list[float]] = (weights / weights.sum(axis=1, keepdims=True)).tolist()
-        if self._vocabulary:
-            for row, shares in zip(ids, found, strict=True):
-                for place, token in enumerate(row):
-                    if token >= self._vocabulary:
-                        shares[place] = 0.0
+        found: list[list[float]] = scores.topk_logits[0].tolist()
+        for row, shares in zip(ids, found, strict=True):  # plain numbers: see `Growth.expand`
+            best = shares[0]
+            shares[:] = [exp(value - best) for value in shares]
+            total = sum(shares)
+            shares[:] = [
+                share / total if self.knows(token) else 0.0
+                for token, share in zip(row, shares, strict=True)
+            ]
         return ids, found
 
     def level(
