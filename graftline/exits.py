@@ -9,8 +9,6 @@ from graftline.errors import GraftlineError
 
 EXIT, EXITS = "exit", "exits"
 """What a recipe's needs call one of them, and several."""
-EXIT_TREE = "exit-tree"
-"""The drafter whose exit reads trees."""
 ADAPTER = "adapter"
 """The stage of the graph of a head that drafts behind an exit, as it was published."""
 ALL = "exit-head"

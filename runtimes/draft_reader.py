@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import exp
 
 import numpy as np
 
@@ -11,8 +12,7 @@ from graftline.runtimes.acceptance.odds import Odds
 from graftline.runtimes.draft_engine import DraftEngine, LevelRead, Read
 from graftline.runtimes.draft_seats import Seat
 from graftline.runtimes.sampling import Doubles, Sampling
-from graftline.runtimes.session import Floats, Ints, Scores
-from graftline.tree import Tree
+from graftline.runtimes.session import Bools, Floats, Ints, Scores
 
 
 @dataclass
@@ -176,16 +176,40 @@ class Reader:
             probs[ids >= self._vocabulary] = 0.0
         return ids, probs
 
-    def level(self, tree: Tree, count: int, features: Floats | None = None) -> LevelRead:
-        """To read the last `count` nodes of a tree behind the sequence, all of one depth, for the
-        scores [1, count] of what comes after each. The root is the sequence's last token; the nodes
-        before those were read, in this order. `features` [count, H]: what a head reads with them.
-        """
-        base, first = len(self.tokens), len(tree) - count
-        nodes = tree.token_list[first:]
+    def shares(self, scores: Scores) -> tuple[list[list[int]], list[list[float]]]:
+        """Of every row the tokens that the graph names, best first, and the share of each among
+        them; 0 of ids that the target does not have."""
+        assert scores.topk_ids is not None, "a graph that drafts trees names candidates"
+        assert scores.topk_logits is not None
+        ids: list[list[int]] = scores.topk_ids[0].tolist()
+        found: list[list[float]] = scores.topk_logits[0].tolist()
+        for row, shares in zip(ids, found, strict=True):  # plain numbers: see `Growth.expand`
+            best = shares[0]
+            shares[:] = [exp(value - best) for value in shares]
+            total = sum(shares)
+            shares[:] = [
+                share / total if self.knows(token) else 0.0
+                for token, share in zip(row, shares, strict=True)
+            ]
+        return ids, found
+
+    def level(
+        self,
+        tokens: Sequence[int],
+        first: int,
+        depth: int,
+        seen: Bools,
+        features: Floats | None = None,
+    ) -> LevelRead:
+        """To read N nodes of a tree behind the sequence, all `depth` levels below its root, which
+        is the sequence's last token, for the scores [1, N] of what comes after each. `first` nodes
+        were read before them, the root's among them; `seen` [N, first - 1 + N] says which of those
+        without the root, and of themselves, each sees. `features` [N, H]: what a head reads with
+        them."""
+        base = len(self.tokens)
         return LevelRead(
-            self.engine, self.seat, base + first - 1, nodes, count, features=features,
-            base=base, depth=int(tree.depth[first]), seen=tree.mask[first:, 1:],
+            self.engine, self.seat, base + first - 1, tokens, len(tokens), features=features,
+            base=base, depth=depth, seen=seen,
         )  # fmt: skip
 
     def knows(self, token: int) -> bool:

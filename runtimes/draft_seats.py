@@ -32,6 +32,9 @@ class DraftSession(Protocol):
 class TreeSession(DraftSession, Protocol):
     """One that reads trees level by level."""
 
+    candidates: int
+    """Likeliest tokens that its scores name; 0: none."""
+
     @property
     def supports_trees(self) -> bool:
         """True when `follow_level` may be called."""

@@ -29,8 +29,6 @@ class HeadSession(SeatedSession, TreeSession, Protocol):
     """Numbers of a feature."""
     state: Tap
     """Which of its hidden states stands for the next feature."""
-    candidates: int
-    """Likeliest tokens that its scores name."""
 
     def follow(
         self,

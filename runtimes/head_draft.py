@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.chances.certainty import CLASSES, certainty
-from graftline.runtimes.chances.head_chances import HeadChances
+from graftline.runtimes.chances.head_chances import FIRST, HeadChances
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafting import Draft
 from graftline.runtimes.feature_engine import FeatureEngine
@@ -20,9 +20,6 @@ from graftline.runtimes.trees.learned import Accuracies, by_rank
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
-FIRST = (0.55, 0.15, 0.07, 0.04, 0.03, 0.02, 0.02, 0.01, 0.01, 0.01)
-"""By rank, the chance of a candidate of the first head while nothing is known of it; about what
-heads of a published model have (arXiv 2401.10774, figure 4)."""
 FADES = 0.75
 """What each further head has of the chances of the one before."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from time import perf_counter
 
 from graftline.runtimes.control.choose import Offer, Terms
 from graftline.runtimes.control.marks import Marks
@@ -83,9 +84,13 @@ class Lane:
         for seat, drafter in chosen:
             bid, debts[seat] = paid.bid(drafter, terms, rate), drafter.debt()
             bids[seat] = bid.shared(drafter.share(len(chosen))) if len(chosen) > 1 else bid
+        began = perf_counter()
         begun = self._draft(bids, branches)
-        prices = [debts[s] + self._bought(s, one, terms) for s, one in chosen if s in begun]
-        return sum(prices)
+        milliseconds = 1e3 * (perf_counter() - began)
+        drafted = [pair for pair in chosen if pair[0] in begun]
+        debt = sum([debts[seat] for seat, _ in drafted])
+        paid.compare([drafter for _, drafter in drafted], debt, milliseconds, terms)
+        return debt + sum([self._bought(seat, drafter, terms) for seat, drafter in drafted])
 
     def draft_freely(self, rows: int, branches: bool) -> None:
         """Draft as much as that for all members, whatever it costs."""

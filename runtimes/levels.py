@@ -21,6 +21,8 @@ class Levels:
         self._nodes: list[int] = []
         """In the order in which they were read: their slots, the root's first."""
         self._place: dict[int, int] = {}
+        self._paths: list[list[int]] = []
+        """Of each the places of its ancestors below the root, and its own."""
 
     def __len__(self) -> int:
         """Slots that it takes behind the sequence."""
@@ -29,14 +31,23 @@ class Levels:
     def read(self, nodes: Sequence[int]) -> Read:
         """To read `nodes`, all of one depth, whose parents were read; the root, with what the
         sequence lacks, before all others."""
-        above = [self._growth.parents[node] for node in nodes]
-        for node in nodes:
-            self._place[node] = len(self._nodes)
+        growth, first = self._growth, len(self._nodes)
+        above = [self._place.get(growth.parents[node], -1) for node in nodes]
+        for place, (node, parent) in enumerate(zip(nodes, above, strict=True), first):
+            self._place[node] = place
             self._nodes.append(node)
-        if above[0] < 0:
+            self._paths.append([*self._paths[parent], place] if place else [])
+        if not first:
             return self._reader.read([])
-        features = self.features([self._place[parent] for parent in above])
-        return self._reader.level(self.tree(), len(nodes), features)
+        features = self.features(above)
+        depth = len(self._paths[-1])
+        if features is None and depth == first and len(nodes) == 1:
+            return self._reader.read(growth.path(nodes[0]))  # a chain so far: no mask to fill in
+        seen = np.zeros((len(nodes), first - 1 + len(nodes)), np.bool_)
+        for row, path in enumerate(self._paths[first:]):
+            seen[row, [place - 1 for place in path]] = True
+        tokens = [growth.tokens[node] for node in nodes]
+        return self._reader.level(tokens, first, depth, seen, features)
 
     def features(self, parents: Sequence[int]) -> Floats | None:
         """[N, H]: what nodes have besides tokens, by the places of their parents; None: nothing."""

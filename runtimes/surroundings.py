@@ -179,7 +179,7 @@ def exits_opener(
             blocks = as_decoder(stage.facts).layers
             first, match = opened(name)
             whole, left = opened(rest_stage(blocks))
-            facts = match.step, match.agreement, match.rows_cost
+            facts = match.step, match.agreement, cache(match.rows_cost)  # asked for every row
             engine = DraftEngine(first.sibling(target), seats, *facts)
             rest = cast("RestSession", whole).sibling(target)
             adapted = bool(by_role(stage.ports, "adapter.key"))

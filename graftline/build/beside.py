@@ -12,6 +12,7 @@ from graftline.build.pipelines import (
     asked_by_rows,
     forms_of,
     has_block,
+    has_mask,
     masked,
     own_front,
     pipeline_of,
@@ -19,7 +20,7 @@ from graftline.build.pipelines import (
 from graftline.bundle.manifest import EXPORT, StageRole, stage_name
 from graftline.draft import DraftSource, depth_stage
 from graftline.errors import GraftlineError, nearest
-from graftline.exits import ALL, EXIT, EXIT_TREE, EXITS, exit_stage, rest_stage, told
+from graftline.exits import ALL, EXIT, EXITS, exit_stage, rest_stage, told
 from graftline.owners import DRAFT, TARGET, head_owner
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.lower.pack_projections import PackProjections
@@ -146,7 +147,7 @@ def of_exits(
     them. Where a recipe chooses among them, whatever
     computes an exit's hidden states brings them out, for the head that reads them; where it needs
     an adapter, that stands between the blocks and the head."""
-    needs, trees = chosen.needs, chosen.drafter == EXIT_TREE
+    needs, trees = chosen.needs, has_mask(chosen.passes)
     chosen_among, adapter = EXITS in needs, ["adapter-exit"] if has_adapter(needs) else []
     if engine.name != CPU:
         raise GraftlineError(f"--exit needs --target {CPU}, not {engine.name}")

@@ -70,8 +70,7 @@ def has_block(chosen: Recipe) -> bool:
 
 def asked_by_rows(chosen: Recipe) -> bool:
     """Whether its head drafts row by row behind any of its slots, as EAGLE's do."""
-    grafts = Pipeline.parse(chosen.head, GRAFTS).grafts
-    return chosen.drafter in FUSED_DRAFTERS and any(isinstance(g, TreeMask) for g in grafts)
+    return chosen.drafter in FUSED_DRAFTERS and has_mask(chosen.head)
 
 
 def _drafting(chosen: Recipe, drafter: Any) -> Graft:
@@ -152,11 +151,16 @@ def fused_pipeline(
     return request, masked(text)
 
 
+def has_mask(text: str) -> bool:
+    """Whether the steps of a pipeline score trees."""
+    return any(isinstance(graft, TreeMask) for graft in Pipeline.parse(text, GRAFTS).grafts)
+
+
 def masked(text: str) -> str:
     """A pipeline with a tree mask behind its cache, which a step that verifies makes itself, and by
     which the host scores the same rows: also where the recipe's steps are chains."""
-    pipeline = Pipeline.parse(text, GRAFTS)
-    if any(isinstance(graft, TreeMask) for graft in pipeline.grafts):
+    if has_mask(text):
         return text
+    pipeline = Pipeline.parse(text, GRAFTS)
     pairs = ([g, TreeMask()] if isinstance(g, KvCache) else [g] for g in pipeline.grafts)
     return str(Pipeline(tuple(graft for pair in pairs for graft in pair)))

@@ -12,6 +12,9 @@ WEIGHT = 2.0
 """Expected hits that a belief counts as much as."""
 
 
+FIRST = (0.55, 0.15, 0.07, 0.04, 0.03, 0.02, 0.02, 0.01, 0.01, 0.01)
+"""By rank, the chance of a candidate of a first head while nothing is known of it; about what heads
+of a published model have (arXiv 2401.10774, figure 4)."""
 Told = tuple[list[int], list[float]]
 """Candidates for a token, best first, and their shares."""
 Said = dict[tuple[int, ...], Told]
@@ -28,10 +31,18 @@ def told(said: Mapping[tuple[int, ...], Told], fresh: Sequence[int]) -> Iterator
         yield depth, known, token
 
 
+def ranked(best: float, width: int) -> tuple[float, ...]:
+    """By rank, chances of candidates of which the likeliest has the chance `best`, and the others
+    share what is left as those of an unknown head do."""
+    left = (1.0 - best) / (1.0 - FIRST[0])
+    return best, *(left * share for share in FIRST[1:width])
+
+
 class HeadChances:
     """A candidate's chance, given that those of the heads before it came true, is the share that
     its head gives it times a factor: hits over expected hits, of its head and its rank. A rank is
-    believed to do as its head does, a head as it says of itself."""
+    believed to do as its head does, a head as it says of itself. The last head stands for all
+    behind it: one that is asked again at every depth is the only one."""
 
     def __init__(self, heads: int, width: int) -> None:
         self._hits = [[0.0] * width for _ in range(heads)]
@@ -45,7 +56,8 @@ class HeadChances:
 
     def of_head(self, head: int, shares: Sequence[float]) -> list[float]:
         """Of one head's candidates."""
-        hits, expected = self._hits[head], self._expected[head]
+        at = self._at(head)
+        hits, expected = self._hits[at], self._expected[at]
         whole = (sum(hits) + WEIGHT) / (sum(expected) + WEIGHT)
         return [
             min(share * (h + WEIGHT * whole) / (e + WEIGHT), 1.0)
@@ -55,15 +67,19 @@ class HeadChances:
     def usual(self, head: int) -> float:
         """What the likeliest of a head's candidates usually comes to, while it has not been asked.
         """
-        return self._best[head]
+        return self._best[self._at(head)]
 
     def record(self, head: int, ids: Sequence[int], shares: Sequence[float], token: int) -> None:
         """A token came where a head, those before it having been right, had these candidates."""
-        hits, expected = self._hits[head], self._expected[head]
+        at = self._at(head)
+        hits, expected = self._hits[at], self._expected[at]
         for rank, (candidate, share) in enumerate(zip(ids, shares, strict=True)):
             hits[rank] = hits[rank] * KEEP + (candidate == token)
             expected[rank] = expected[rank] * KEEP + share
-        self._best[head] += 0.02 * ((ids[0] == token) - self._best[head])
+        self._best[at] += 0.02 * ((ids[0] == token) - self._best[at])
+
+    def _at(self, head: int) -> int:
+        return min(head, len(self._hits) - 1)
 
     def learn(self, said: Mapping[tuple[int, ...], Told], fresh: Sequence[int]) -> None:
         """The tokens `fresh` came, where that was said."""

@@ -14,6 +14,8 @@ WEIGHT, HORIZON = 4.0, 32.0
 """Drafts that the first belief is worth, and over which means forget."""
 DEBT_STEPS = 32
 """Steps over which catching up with the sequence is written off."""
+DRAFTING = "drafting"
+"""What drafts alone are to the pace of steps: a kind of their own."""
 EXPLORE = 0.01
 """Tokens that a draft may fall short of its costs for every step since the last one."""
 
@@ -88,6 +90,17 @@ class Paid:
         self._open[sequence] = self._class(drafter, terms), rows, price
         return price
 
+    def compare(
+        self, drafters: Sequence[PaidDrafter], debts: float, milliseconds: float, terms: Terms
+    ) -> None:
+        """These drafts, and catching up with their sequences first for what is believed to take
+        `debts`, took so many milliseconds in all: whatever they take beside their calls is charged,
+        as calls are."""
+        believed = debts + sum([self._calls(one, one.reads, terms) for one in drafters])
+        if believed > 0:
+            ratio = milliseconds / believed
+            self._costs.pace.record(self._name, DRAFTING, terms.batch, ratio)
+
     def expected(self, sequence: int) -> float:
         """Tokens that this step's draft is expected to bring; 0 where there is none."""
         return self._classes[self._open[sequence][0]].tokens if sequence in self._open else 0.0
@@ -138,6 +151,11 @@ class Paid:
         return self._cost(rows, terms) - left
 
     def _price(self, drafter: PaidDrafter, reads: float, terms: Terms) -> float:
+        """Milliseconds of so many calls, as drafts have taken lately."""
+        slower = self._costs.pace.slower(self._name, DRAFTING, terms.batch)
+        return self._calls(drafter, reads, terms) * slower
+
+    def _calls(self, drafter: PaidDrafter, reads: float, terms: Terms) -> float:
         """Attention over what is committed costs a draft at most what it costs the target."""
         growth = self._costs.of(1, False, terms.past) - self._costs.of(1)
         return drafter.price(reads) + reads * max(growth, 0.0)

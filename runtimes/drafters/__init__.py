@@ -11,6 +11,7 @@ from graftline.runtimes.drafters.aded import Aded
 from graftline.runtimes.drafters.cascade import Cascade
 from graftline.runtimes.drafters.datastore import Datastore
 from graftline.runtimes.drafters.del_exits import Del
+from graftline.runtimes.drafters.del_tree import DelTree
 from graftline.runtimes.drafters.dflash import DFlash
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafters.draft_paths import DraftPaths
@@ -27,6 +28,7 @@ from graftline.runtimes.drafters.kangaroo import Kangaroo
 from graftline.runtimes.drafters.lookahead import Lookahead
 from graftline.runtimes.drafters.medusa import Medusa
 from graftline.runtimes.drafters.merged import Merged
+from graftline.runtimes.drafters.nested_skip import NestedSkip
 from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.drafters.p_eagle import PEagle
 from graftline.runtimes.drafters.parallel_draft import ParallelDraft
@@ -49,6 +51,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "cascade": Cascade,
     "datastore": Datastore,
     "del": Del,
+    "del-tree": DelTree,
     "dflash": DFlash,
     "draft-model": DraftModel,
     "draft-paths": DraftPaths,
@@ -65,6 +68,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "lookahead": Lookahead,
     "medusa": Medusa,
     "merged": Merged,
+    "nested-skip": NestedSkip,
     "p-eagle": PEagle,
     "parallel-draft": ParallelDraft,
     "pearl": Pearl,

@@ -11,13 +11,12 @@ import numpy as np
 from graftline.errors import GraftlineError
 from graftline.runtimes.chances.calibration import Calibration
 from graftline.runtimes.chances.certainty import certainty
-from graftline.runtimes.chances.head_chances import HeadChances, Said, judged, noted
+from graftline.runtimes.chances.head_chances import FIRST, HeadChances, Said, judged, noted
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafting import Draft
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.feature_reader import FeatureLevels, FeatureReader
-from graftline.runtimes.head_draft import FIRST
 from graftline.runtimes.head_text import HeadText
 from graftline.runtimes.layered_reader import LayeredReader
 from graftline.runtimes.lengths import make_length
@@ -154,7 +153,7 @@ class Eagle(DraftModel):
         ids, probs = self._features.candidates(scores, self.width)
         each = self.asked, ids.tolist(), probs.tolist()
         chances = noted(self._said, self.ranks, depth, *each)
-        growth.expand(nodes, ids, np.asarray(chances))
+        growth.expand(nodes, each[1], chances)
 
     def _worth_reading(self, growth: Growth, bid: Bid, rows: int) -> list[int]:
         """Of the last depth the nodes that the head is asked about. No child is above its parent,

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 import numpy as np
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.chances.head_chances import HeadChances, Said, judged, noted
+from graftline.runtimes.chances.head_chances import HeadChances, Said, judged, noted, ranked
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.early_exit import EarlyExit
 from graftline.runtimes.drafting import Draft
-from graftline.runtimes.head_draft import FIRST
 from graftline.runtimes.levels import Levels
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores
@@ -32,8 +31,8 @@ class ExitTree(EarlyExit):
 
     1. The first blocks read the root, then the nodes of one depth after another, each depth in one
        call: the `width` likeliest of it, as far as together they are worth the call and their rows.
-    2. The chance of a node is the exit's probability times what such candidates, of their depth and
-       rank, have come to.
+    2. The chance of the likeliest candidate behind a node is what the exit's confidence has come
+       to, as of a chain; that of another one its share times what candidates of its rank have.
     3. Whatever was read is verified, in the order in which it was read: a row lies where the blocks
        behind the exit, which go on from its hidden states, and then the cache expect it.
 
@@ -50,9 +49,9 @@ class ExitTree(EarlyExit):
         super().__post_init__()
         if self.width < 2 or self.sampled or self.length:
             raise GraftlineError(
-                f"exit-tree: width={self.width}, sampled={self.sampled}, length={self.length!r} do "
-                "not fit: a tree of certain nodes is 2 wide or more, and the bid says how large it "
-                "is; use early-exit for chains"
+                f"{self.name}: width={self.width}, sampled={self.sampled}, length={self.length!r} "
+                "do not fit: a tree of certain nodes is 2 wide or more, and the bid says how large "
+                "it is; use early-exit for chains"
             )
 
     def equip(self, resources: Resources) -> None:
@@ -63,11 +62,21 @@ class ExitTree(EarlyExit):
         begins = cast("TreeSession", way.engine.session)  # as those of exits all are
         if not (begins.supports_trees and way.rest.supports_trees):
             raise GraftlineError(
-                "exit-tree: the exit of this bundle reads chains only; build it with the recipe "
-                "layer-skip-tree, or use layer-skip"
+                f"{self.name}: the exit of this bundle reads chains only; build it with a recipe "
+                "that drafts trees, as layer-skip-tree, or use layer-skip"
             )
-        self.ranks = HeadChances(self.rows, self.width)
+        if self.width > begins.candidates:
+            raise GraftlineError(
+                f"{self.name}: width={self.width}, and the exit of this bundle names "
+                f"{begins.candidates} candidates; use a width of at most {begins.candidates}"
+            )
+        self.ranks = self._new_ranks()
         self._said: Said = {}
+
+    def _new_ranks(self) -> HeadChances:
+        """What candidates of an exit come to, of which nothing is known: of one rank alike at every
+        depth, because the same blocks are asked at each."""
+        return HeadChances(1, cast("TreeSession", self._exit.way.engine.session).candidates)
 
     def fork(self) -> Self:
         other = super().fork()
@@ -82,7 +91,7 @@ class ExitTree(EarlyExit):
         return self._tree(bid) if bid.branches else super().draft(bid)
 
     def hope(self, foresight: int) -> Sequence[float]:
-        ranks = (self._agreement, *FIRST[1 : self.width])
+        ranks = ranked(self._agreement, self.width)
         return by_rank([ranks], self.rows, self.rows).chances
 
     def _tree(self, bid: Bid) -> Draft:
@@ -96,7 +105,7 @@ class ExitTree(EarlyExit):
         while nodes:
             read, self.asked = levels.read(nodes), [growth.path(node) for node in nodes]
             scores = yield read
-            self.reads += reader.engine.rows_cost(len(nodes)) if depth else read.share
+            self.reads += read.share * reader.engine.rows_cost(len(nodes))
             reader.keep(scores)
             self._expand(growth, nodes, depth, scores)
             nodes, depth = self._worth_reading(growth, bid, rows, len(levels) + 1), depth + 1
@@ -106,11 +115,16 @@ class ExitTree(EarlyExit):
         return tree
 
     def _expand(self, growth: Growth, nodes: Sequence[int], depth: int, scores: Scores) -> None:
-        """Give nodes of that depth what the exit says behind them."""
-        ids, probs = self._exit.candidates(scores, self.width)
-        each = self.asked, ids.tolist(), probs.tolist()
-        chances = noted(self._said, self.ranks, min(depth, self.rows - 1), *each)
-        growth.expand(nodes, ids, np.asarray(chances))
+        """Give nodes of that depth what the exit says behind them: no candidate is likelier than
+        one that the exit prefers."""
+        ids, shares = self._exit.shares(scores)
+        chances = noted(self._said, self.ranks, depth, self.asked, ids, shares)
+        likeliest = list[list[float]]()
+        for share, each in zip(shares, chances, strict=True):
+            best = self.calibration.of(share[0])
+            known = best if share[0] else 0.0  # 0: an id that the target does not have
+            likeliest.append([known, *(min(chance, best) for chance in each[1 : self.width])])
+        growth.expand(nodes, [row[: self.width] for row in ids], likeliest)
 
     def _worth_reading(self, growth: Growth, bid: Bid, rows: int, read: int) -> list[int]:
         """Of the last depth the nodes that are read and verified, behind `read` rows of at most

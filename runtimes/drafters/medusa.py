@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from graftline.runtimes.chances.head_chances import FIRST
 from graftline.runtimes.drafter import Bid
-from graftline.runtimes.head_draft import FIRST, HeadDraft, believed
+from graftline.runtimes.head_draft import HeadDraft, believed
 from graftline.runtimes.head_reader import HeadReader
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.trees.learned import by_rank

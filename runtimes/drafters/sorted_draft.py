@@ -11,7 +11,7 @@ from graftline.errors import GraftlineError
 from graftline.runtimes.chances.budget import Budget
 from graftline.runtimes.chances.calibration import Calibration
 from graftline.runtimes.control.paid import DEBT_STEPS
-from graftline.runtimes.draft_engine import MANY_ROWS, Read
+from graftline.runtimes.draft_engine import MANY_ROWS, DraftEngine, Read
 from graftline.runtimes.draft_reader import Guess
 from graftline.runtimes.drafter import Bid
 from graftline.runtimes.drafters.draft_model import DraftModel
@@ -43,18 +43,14 @@ class SortedDraft(DraftModel):
         super().__post_init__()
         if self.length:
             raise GraftlineError(
-                "sorted-draft: the offer decides how far to draft; leave out `length`"
+                f"{self.name}: the offer decides how far to draft; leave out `length`"
             )
 
     def equip(self, resources: Resources) -> None:
-        """Open the draft engine's sub-models. Raises GraftlineError for a bundle without them."""
-        if resources.draft is None:
-            raise missing("sorted-draft", "draft")
-        if resources.depths is None:
-            raise missing("sorted-draft", "depths")
+        """Open the sub-models. Raises GraftlineError for a bundle without them."""
         self._resources = resources
-        engines = resources.depths()
-        self._nest = self._reader = NestedReader(engines, resources.vocabulary)
+        engines = self._engines(resources)
+        self._nest = self._reader = self._reading(engines)
         self._calibrations = [Calibration(engine.agreement) for engine in engines]
         self.calibration, self._agreement = self._calibrations[-1], engines[-1].agreement
         self._all = range(len(engines))
@@ -63,6 +59,17 @@ class SortedDraft(DraftModel):
         self._budget, self._turns = Budget(), count()
         self._answers: list[list[tuple[int, Guess, bool]]] = []
         """By position: who answered, what, and whether that answer stood."""
+
+    def _engines(self, resources: Resources) -> Sequence[DraftEngine]:
+        """The sub-models on one set of caches, that of least cost first, the whole draft last."""
+        if resources.draft is None:
+            raise missing(self.name, "draft")
+        if resources.depths is None:
+            raise missing(self.name, "depths")
+        return resources.depths()
+
+    def _reading(self, engines: Sequence[DraftEngine]) -> NestedReader:
+        return NestedReader(engines, self._resources.vocabulary)
 
     def fork(self) -> Self:
         other = super().fork()

@@ -36,8 +36,6 @@ class FeatureSession(OrtSession):
     ) -> None:
         (port,) = by_role(ports, FEATURES, "in")
         self.width = int(port.shape[-1])
-        named = by_role(ports, "topk_ids", "out")
-        self.candidates = int(named[0].shape[-1]) if named else 0
         super().__init__(graph, facts, ports, capacity=capacity, threads=threads, **more)
         self._whole = not facts.causal  # a block sees itself whole
         self.state = Tap.of(state_port(ports, facts.normed_state))

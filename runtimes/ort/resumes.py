@@ -96,15 +96,20 @@ class Resumes:
         mask: Bools,
     ) -> Scores:
         """The scores of trees, a call for each sequence."""
-        whole = Assembly(self._memory, *tokens.shape)
-        for row, (rest, count) in enumerate(zip(rests, counts, strict=True)):
+
+        def of(row: int) -> Scores:
+            rest, count = rests[row], counts[row]
             if rest is None:
-                found = self._target.tree(row, tokens, depth, mask, count)
-            else:
-                begun, size = self._begun[row], slice(count)
-                tree = begun.tree.depth[size], mask[row, size, size]
-                found = rest.resume_tree(row, begun.start, begun.states[size], *tree)
-            whole.put(row, found, 0)
+                return self._target.tree(row, tokens, depth, mask, count)
+            begun, size = self._begun[row], slice(count)
+            tree = begun.tree.depth[size], mask[row, size, size]
+            return rest.resume_tree(row, begun.start, begun.states[size], *tree)
+
+        if len(rests) == 1:
+            return of(0)
+        whole = Assembly(self._memory, *tokens.shape)
+        for row in range(len(rests)):
+            whole.put(row, of(row), 0)
         return whole.scores()
 
     def _run(

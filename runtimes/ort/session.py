@@ -73,6 +73,8 @@ class OrtSession(BoundCalls):
         self._caches = [p for p in self.ports if p.mirror is not None]
         self._tree = bool(by_role(self.ports, "mask"))
         self._taps = taps_of(self.ports)
+        named = by_role(self.ports, "topk_ids", "out")
+        self.candidates = int(named[0].shape[-1]) if named else 0
         self._lengths = np.zeros(0, np.int64)
         self._calls: dict[tuple[int, int, int, int, bool], StepArrays] = {}
         self._packed: dict[tuple[int, int], PackedCall] = {}

@@ -30,19 +30,23 @@ class Growth:
         """Of every node the probability given its parent, and its value."""
         self.layer, self._width = [0], width
 
-    def expand(self, nodes: Sequence[int], ids: Ints, probs: Doubles) -> None:
+    def expand(
+        self, nodes: Sequence[int], ids: Sequence[Sequence[int]], probs: Sequence[Sequence[float]]
+    ) -> None:
         """Give `nodes` their candidates: tokens [m, k] and probabilities given the node [m, k], in
-        any order. Those of probability 0, or none, are left out."""
+        any order. Those of probability 0, or none (NaN), are left out. Plain numbers, because
+        between two calls of a small model arrays of a few numbers take longer."""
         fresh: list[int] = []
-        for node, row, shares in zip(nodes, ids, np.nan_to_num(probs), strict=True):
-            for place in np.argsort(-shares, kind="stable")[: self._width].tolist():
-                share = min(float(shares[place]), 1.0)
-                if share > 0:
-                    fresh.append(len(self.tokens))
-                    self.tokens.append(int(row[place]))
-                    self.parents.append(node)
-                    self.given.append(share)
-                    self.value.append(self.value[node] * share)
+        for node, row, shares in zip(nodes, ids, probs, strict=True):
+            known = [place for place, share in enumerate(shares) if share > 0]
+            known.sort(key=lambda place, shares=shares: -shares[place])
+            for place in known[: self._width]:
+                share = min(shares[place], 1.0)
+                fresh.append(len(self.tokens))
+                self.tokens.append(row[place])
+                self.parents.append(node)
+                self.given.append(share)
+                self.value.append(self.value[node] * share)
         self.layer = self._ranked(fresh)[: self._width]
 
     def path(self, node: int) -> tuple[int, ...]:
@@ -79,7 +83,8 @@ def grow(root: int, candidates: Candidates, rows: int, depth: int, width: int) -
     for _ in range(depth):
         if not growth.layer:
             break
-        growth.expand(growth.layer, *candidates(growth.whole(), growth.layer))
+        ids, probs = candidates(growth.whole(), growth.layer)
+        growth.expand(growth.layer, ids.tolist(), probs.tolist())
     return growth.best(rows)
 
 

@@ -158,6 +158,40 @@ def test_one_call_drafts_for_all_sequences(bundle: Bundle, monkeypatch: pytest.M
     assert together.count(3) > 3
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_route_within_the_draft_answers_first(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    """Both precision and blocks are saved on, the whole draft is asked where the route is unsure,
+    and the text is plain's, alone and in a ragged batch."""
+    engine = free(bundle.path)
+    if "draft" not in of(bundle):
+        with pytest.raises(GraftlineError, match="nested-skip needs a draft here"):
+            engine.generate([1, 2, 3], recipe="nested-skip", max_new_tokens=4)
+        return
+    parts = {"route": engine.resources.route(), "whole": engine.resources.draft()}
+    calls = dict.fromkeys(parts, 0)
+    for name, part in parts.items():
+
+        def run(call: Any, name: str = name, ran: Any = part.session._run) -> Any:
+            calls[name] += 1
+            return ran(call)
+
+        monkeypatch.setattr(part.session, "_run", run)
+    prompts = [np.arange(n).tolist() for n in (5, 17, 40)]
+    options: dict[str, Any] = {"max_new_tokens": 30, "ignore_eos": True}
+    options |= {"temperature": temperature, "seed": 3}
+    plain = [engine.generate(p, recipe="plain", **options).tokens for p in prompts]
+    assert calls == {"route": 0, "whole": 0}
+    alone = [engine.generate(p, recipe="nested-skip", **options) for p in prompts]
+    assert [r.tokens for r in alone] == plain
+    assert sum(r.stats.drafted for r in alone) > 30
+    assert min(calls.values()) > 10
+    batch = engine.generate(prompts, recipe="nested-skip", **options)
+    together = engine.generate(prompts, recipe="plain", **options)
+    assert [r.tokens for r in batch] == [r.tokens for r in together]
+
+
 def silent(skip: dict[str, list[int]]) -> ir.Model:
     """The checkpoint's decoder in which the skipped parts add nothing."""
     model = SPEC.build()

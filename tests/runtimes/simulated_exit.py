@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from simulated import answers, scores_of
@@ -22,11 +23,13 @@ from graftline.runtimes.joint_step import JointStep
 from graftline.runtimes.lane import Lane
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.rules.greedy import Greedy
-from graftline.runtimes.session import Scores, Tap
+from graftline.runtimes.session import Bools, Scores, Tap
 
 VOCABULARY, TAP = 40_000, Tap("hidden", "prenorm", 0)
 TARGET = {1: 2.7, 2: 2.97, 4: 3.2, 8: 3.9, 16: 5.2, 32: 8.0}
 """Milliseconds by rows of the small model of tests/bench/results/2026-11-28-early-exit.md."""
+BEYOND = 1 << 30
+"""A position behind all text."""
 EXIT, REST, SHARED = 0.16 * 2.7, 0.93, 0.12
 """Milliseconds of a call of its exit; the share of a step that is left behind it; and what every
 further sequence of a call takes over the first."""
@@ -35,8 +38,11 @@ further sequence of a call takes over the first."""
 class SimulatedExit:
     """A target with an exit that is right with a chance of `accepted` a token, of which `believed`
     is known at first. A step takes what TARGET says, times `disturbed(kind)`: "plain" or "drafted".
+    With `trees` the recipe drafts them; of what the likeliest token misses a share `second` is the
+    next one. Each call takes `host` milliseconds more.
     """
 
+    supports_trees, candidates = True, 3
     facts, capacity = DecoderFacts(VOCABULARY, 8, 1, 1, 1, 8, 8192), 8192
 
     def __init__(
@@ -44,24 +50,35 @@ class SimulatedExit:
         accepted: float,
         believed: float = 0.8,
         disturbed: Callable[[str], float] = lambda kind: 1.0,
+        *,
+        trees: bool = False,
+        second: float = 0.5,
+        host: float = 0.0,
     ) -> None:
         self.accepted, self._disturbed, self.now = accepted, disturbed, 0.0
+        self._trees, self._second, self._host, self.branched = trees, second, host, 0
         self.plain, self.steps, self.tokens = 0.0, 0, 0
         self._random, self._texts, self._begun = np.random.default_rng(7), list[list[int]](), 0
+        self._slots: dict[int, int] = {}
+        """Tokens that were read last, by slot."""
         self.lengths = np.zeros(16, np.int64)
         seats, shared = TargetSeats(self), lambda rows: 1.0 + SHARED * (rows - 1)
         engine = DraftEngine(self, seats, EXIT, believed, shared)
-        rest, resumes = SimpleNamespace(reads=TAP), SimpleNamespace(begin=self._begin)
+        rest = SimpleNamespace(reads=TAP, supports_trees=True)
+        resumes = SimpleNamespace(begin=self._begin)
         way = Exit(1, engine, rest, self._rest, resumes)  # type: ignore[arg-type]
-        self.drafter: Any = make_drafter(
-            "early-exit", {}, Resources(exits=lambda: [way], vocabulary=VOCABULARY)
-        )
+        resources = Resources(exits=lambda: [way], vocabulary=VOCABULARY)
+        self.drafter: Any = make_drafter("exit-tree" if trees else "early-exit", {}, resources)
         costs = Costs(dict(TARGET), {})
         control = Speculation("toy", costs, self.drafter.prior, paid=Paid("toy", costs))
         self.lane = Lane(control)
 
     def run(self, tokens: int, batch: int = 1) -> SimulatedExit:
         """Decode texts of so many tokens together."""
+        with mock.patch("graftline.runtimes.lane.perf_counter", self._seconds):
+            return self._run(tokens, batch)
+
+    def _run(self, tokens: int, batch: int) -> SimulatedExit:
         ones: list[tuple[Decoding, list[int]]] = []
         self._texts = []
         for seat in range(batch):
@@ -86,6 +103,9 @@ class SimulatedExit:
                 one.seat = seat
         return self
 
+    def _seconds(self) -> float:
+        return self.now / 1e3
+
     @property
     def speed(self) -> float:
         """Over plain decoding on an undisturbed machine."""
@@ -99,7 +119,8 @@ class SimulatedExit:
     def _step(self, ones: Sequence[tuple[Decoding, list[int]]]) -> None:
         began, self._begun = self.now, 0
         step = JointStep([self.lane], [one for one, _ in ones], 1000, 1)
-        step.plan(branches=False)
+        step.plan(self._trees)
+        self.branched += any(not tree.is_chain for tree in step.trees)
         rows = sum(len(tree) for tree in step.trees)
         emitted: list[tuple[Lane, Decoding, list[int]]] = []
         for one, answer in ones:
@@ -121,21 +142,40 @@ class SimulatedExit:
 
     def follow(self, row: int, length: int, tokens: Sequence[int], asked: int = 1) -> Scores:
         """The exit's guess of what comes behind these rows."""
+        self._slots |= dict(enumerate(tokens, length))
         return self._guesses([(row, length + len(tokens))])
+
+    def follow_level(
+        self,
+        row: int,
+        base: int,
+        start: int,
+        tokens: Sequence[int],
+        features: object,
+        depth: int,
+        seen: Bools,
+    ) -> Scores:
+        """The same behind nodes of a tree; nothing is right behind a path that is not."""
+        self._slots |= dict(enumerate(tokens, start))
+        true = self._texts[row][base : base + depth]
+        paths = ([self._slots[base + place] for place in np.flatnonzero(one)] for one in seen)
+        found = self._guesses([(row, base + depth if path == true else BEYOND) for path in paths])
+        return Scores.of({key: part.swapaxes(0, 1) for key, part in found.parts().items()})
 
     def follow_rows(self, first: int, starts: Sequence[int], tokens: Sequence[int]) -> Scores:
         """The same of one row of several sequences."""
         return self._guesses([(first + place, start + 1) for place, start in enumerate(starts)])
 
     def _guesses(self, places: Sequence[tuple[int, int]]) -> Scores:
-        self.now += EXIT * (1.0 + SHARED * (len(places) - 1))
-        ids = np.zeros((len(places), 1, 2), np.int64)
-        logits = np.zeros((len(places), 1, 2), np.float32)
+        self.now += EXIT * (1.0 + SHARED * (len(places) - 1)) + self._host
+        ids = np.zeros((len(places), 1, self.candidates), np.int64)
+        logits = np.zeros(ids.shape, np.float32)
         for at, (row, end) in enumerate(places):
             text, share = self._texts[row], float(np.clip(self._random.normal(0.5, 0.15), 0.1, 0.9))
             chance = self.accepted + 0.3 * (share - 0.5)
-            right = end < len(text) and self._random.random() < chance
-            ids[at, 0] = text[end] if right else 0, 1
-            logits[at, 0] = np.log([share, 1.0 - share])
+            drawn = self._random.random() if end < len(text) else 1.0
+            second = chance <= drawn < chance + self._second * (1.0 - chance)
+            ids[at, 0] = text[end] if drawn < chance else 0, text[end] if second else 1, 2
+            logits[at, 0] = np.log([share, 0.9 * (1.0 - share), 0.1 * (1.0 - share)])
         taps = {TAP: np.zeros((len(places), 1, 4), np.float32)}
         return Scores(ids[..., 0], logits, ids, logits, None, taps)

@@ -88,3 +88,20 @@ def test_sequences_share_the_calls_of_an_exit() -> None:
     """Each for itself would not pay: what all of them share does."""
     assert SimulatedExit(0.8).run(256, batch=4).speed > 1.18
     assert SimulatedExit(0.05).run(512, batch=4).speed > 0.97
+
+
+def test_branches_are_drafted_where_the_second_candidate_is_often_right() -> None:
+    text = SimulatedExit(0.5, believed=0.5, trees=True).run(1024)
+    assert text.branched > 0.5 * text.steps
+    assert text.speed > 1.05 * SimulatedExit(0.5, believed=0.5).run(1024).speed
+
+
+@pytest.mark.parametrize("believed", [0.8, 0.05])
+def test_a_tree_that_is_seldom_right_costs_little(believed: float) -> None:
+    assert SimulatedExit(0.05, believed, trees=True, second=0.05).run(2048).speed > 0.97
+
+
+@pytest.mark.parametrize(("trees", "host"), [(True, 1.0), (True, 2.7), (False, 1.0)])
+def test_what_drafting_takes_beside_its_calls_is_charged(trees: bool, host: float) -> None:
+    """More than a call itself, or as long as a step: then nothing is drafted."""
+    assert SimulatedExit(0.8, trees=trees, host=host).run(2048).speed > 0.97

@@ -32,6 +32,8 @@ GRAFTED = {
     "select-rows": "kv-cache | select-rows",
     "tap": "kv-cache | tap{layers=0+norm}",
     "reduce-logits": "kv-cache | reduce-logits{topk=4,entropy=true}",
+    "route": "kv-cache | select-rows | layer-skip{layers=0} | reduce-logits{topk=4}",
+    "another-route": "kv-cache | select-rows | layer-skip{attention=1,mlp=0}",
     "exit": "kv-cache | select-rows | tap{layers=0} | cut-depth{blocks=1} | pack-projections",
     "rest": "kv-cache | select-rows | depth-rest{blocks=1} | pack-projections",
     "pack-projections": "kv-cache | pack-projections{mlp=true}",
