@@ -20,12 +20,10 @@ aten = torch.ops.aten
 CASTS = frozenset({aten.to.device, aten.to.dtype, aten.to.dtype_layout})
 """A tensor of another type, or the same one. Every tensor is on one device here."""
 SAME = frozenset({aten.detach_.default, aten.dropout.default})
-"""Nothing but the input, in a module that is evaluated without gradients."""
+"""Nothing but the input, where nothing is trained."""
 CHECKS = frozenset({aten._assert_tensor_metadata.default})
 """What torch has checked while it traced."""
 CONTIGUOUS = {"memory_format": torch.contiguous_format}
-SHAPED = frozenset({aten.contiguous.default, aten.reshape.default})
-"""Made of a copy and a view, by how a tensor lies in memory."""
 RENAMED: Mapping[Any, tuple[Any, tuple[Any, ...]]] = {
     aten.__and__.Tensor: (aten.bitwise_and.Tensor, ()),
     aten.__or__.Tensor: (aten.bitwise_or.Tensor, ()),
@@ -39,7 +37,8 @@ RENAMED: Mapping[Any, tuple[Any, tuple[Any, ...]]] = {
 @contextmanager
 def decomposed_in_place() -> Generator[None]:
     """While it lasts, `run_decompositions` edits the program itself where every operator is known
-    here or has a translation, and traces it anew where one is not."""
+    here or has a translation, and traces it anew where one is not. As all of torch.export it is for
+    one thread at a time."""
     real = ExportedProgram.run_decompositions
 
     def run(program: ExportedProgram, decomp_table: Any = None, **options: Any) -> ExportedProgram:
@@ -66,18 +65,19 @@ def _all_known(graph: Graph, table: Collection[Any]) -> bool:
     for node in graph.nodes:
         target = node.target
         _note(node, sizes)
-        if node.op in ("placeholder", "output") or target in CHECKS or target in SHAPED:
+        if node.op in ("placeholder", "output") or target in CHECKS:
             continue
         if node.op != "call_function":
             return False
         if target in SAME or target in CASTS:
-            known = node not in named
+            known = node not in named and not (target is aten.dropout.default and node.args[2])
         elif target is aten.chunk.default:
             known = isinstance(_cut(node), int)
-        elif target is aten.flatten.using_ints:
-            known = all(isinstance(d, int) or str(d) in sizes for d in node.meta["val"].shape)
+        elif target is aten.flatten.using_ints or target is aten.reshape.default:
+            known = node not in named and None not in _shape(node, sizes)
         else:
-            known = target in RENAMED or _stays(target, table, optional)
+            known = target is aten.contiguous.default or target in RENAMED
+            known = known or _stays(target, table, optional)
         if not known:
             return False
     return True
@@ -117,20 +117,38 @@ def _replace(graph: Graph) -> None:
             node.target, node.args = aten.split.Tensor, (first, _cut(node), *node.args[2:])
         elif target is aten.contiguous.default:
             node.target, node.args, node.kwargs = aten.clone.default, (first,), CONTIGUOUS
-        elif target is aten.reshape.default:
-            _view_of_copy(node, node.args[1])
-        elif target is aten.flatten.using_ints:
-            shape = node.meta["val"].shape
-            _view_of_copy(node, [d if isinstance(d, int) else sizes[str(d)] for d in shape])
+        elif target is aten.flatten.using_ints or target is aten.reshape.default:
+            _reshape(node, _shape(node, sizes))
         elif target in RENAMED:
             node.target, more = RENAMED[target]
             node.args = (*node.args, *more)
 
 
-def _view_of_copy(node: Node, shape: Any) -> None:
-    """Any tensor can be viewed so once it is contiguous; a graph knows no difference."""
+def _shape(node: Node, sizes: Mapping[str, Node]) -> list[Any]:
+    """The shape that a tensor is viewed as, sizes by the nodes that read them (None: no node does).
+    One size may be left open where the tensor can be viewed so as it lies in memory."""
+    found, before = node.meta["val"], node.args[0].meta["val"]  # type: ignore[union-attr]
+    if node.target is aten.reshape.default and _can_be_viewed(before, found.shape):
+        return list(node.args[1])  # type: ignore[arg-type]
+    return [d if isinstance(d, int) else sizes.get(str(d)) for d in found.shape]
+
+
+def _can_be_viewed(tensor: torch.Tensor, shape: torch.Size) -> bool:
+    try:
+        tensor.view(shape)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def _reshape(node: Node, shape: list[Any]) -> None:
+    """As a view of a copy, which may be any; a graph knows no difference."""
     first = node.args[0]
     assert isinstance(first, Node)
+    if list(map(str, first.meta["val"].shape)) == list(map(str, node.meta["val"].shape)):
+        node.replace_all_uses_with(first)
+        node.graph.erase_node(node)
+        return
     with node.graph.inserting_before(node):
         copy = node.graph.call_function(aten.clone.default, (first,), CONTIGUOUS)
     copy.meta = dict(first.meta)
