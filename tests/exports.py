@@ -35,7 +35,7 @@ MODULES = ("_parameters", "_buffers", "_modules")
 ADDRESS, ONCE = " at 0x", count()
 """What is known by its address alone is never the same twice."""
 PACKAGES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript")
-EXPORTER = ("graftline.models.export.export", "graftline.models.export.simplify")
+EXPORTER = tuple(f"graftline.models.export.{f}" for f in ("export", "decomposed", "simplify"))
 DAYS = 30
 """How long a file stays that no test reads."""
 

@@ -16,6 +16,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import bound_sympy
 
 from graftline.errors import NotApplicable
+from graftline.models.export.decomposed import decomposed_in_place
 from graftline.models.export.host_model import first_line, first_position
 from graftline.models.export.simplify import simplify
 
@@ -135,7 +136,7 @@ def _export(
     """torch.onnx.export, unoptimised. Raises NotApplicable with torch's first line."""
     name = type(getattr(what, "host", what)).__name__
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), decomposed_in_place():
             program = torch.onnx.export(
                 what,
                 example,

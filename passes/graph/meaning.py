@@ -28,6 +28,11 @@ _UNSUPPORTED = (
     NotImplementedError, RuntimeContextError, RuntimeImplementationError, RuntimeTypeError,
 )  # fmt: skip
 """What onnx.reference raises for an operator, a version or a type it does not implement."""
+_TYPES = ir.AttributeType
+_PLAIN = (
+    _TYPES.INT, _TYPES.INTS, _TYPES.FLOAT, _TYPES.FLOATS, _TYPES.STRING, _TYPES.STRINGS,
+)  # fmt: skip
+"""Attributes that are small, and told apart by what they print."""
 _FAILS = (ValueError, IndexError, ZeroDivisionError)
 """What numpy raises where a node's values do not match."""
 
@@ -195,15 +200,10 @@ def evaluate_node(node: ir.Node, inputs: Iterable[Array | None], opset: int) -> 
         # the reference implementation takes at most 64 rows
         axis = node.attributes.get_int("axis", 0) or 0
         return [np.take_along_axis(data, np.where(at < 0, at + data.shape[axis], at), axis)]
-    proto = ir.to_proto(node)
-    names = [f"i{n}" if v is not None else "" for n, v in enumerate(node.inputs)]
-    del proto.input[:], proto.output[:]
-    proto.input.extend(names)
-    proto.output.extend(f"o{n}" for n in range(len(node.outputs)))
+    names = tuple(f"i{n}" if v is not None else "" for n, v in enumerate(node.inputs))
     feed = {name: array for name, array in zip(names, inputs, strict=True) if array is not None}
     try:
-        runner = ReferenceEvaluator(proto, opsets={node.domain: opset if node.domain == "" else 1})
-        return [np.asarray(out) for out in runner.run(None, feed)]
+        return [np.asarray(out) for out in _runner(node, names, opset).run(None, feed)]
     except _UNSUPPORTED as error:
         raise CannotEvaluate(f"cannot be evaluated: {_line(error)}", [label(node)]) from error
     except _FAILS as error:
@@ -214,6 +214,45 @@ def evaluate_node(node: ir.Node, inputs: Iterable[Array | None], opset: int) -> 
             raise
         reason = _line(error.__cause__)
         raise DoesNotRun(f"does not run at these sizes: {reason}", [label(node)]) from error
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """What a node computes of inputs of these names: equal ones share a runner, which takes longer
+    to make than to run."""
+
+    domain: str
+    name: str
+    attributes: frozenset[tuple[str, str, str]]
+    inputs: tuple[str, ...]
+    outputs: int
+    opset: int
+
+
+_RUNNERS: dict[_Operator, ReferenceEvaluator] = {}
+_MOST_RUNNERS = 2048
+
+
+def _runner(node: ir.Node, names: tuple[str, ...], opset: int) -> ReferenceEvaluator:
+    """Onnx's reference implementation of a node with inputs i0, i1, ..., those that it has."""
+    if any(a.type not in _PLAIN or a.is_ref() for a in node.attributes.values()):
+        return _made(node, names, opset)
+    attributes = frozenset((k, a.type.name, repr(a.value)) for k, a in node.attributes.items())
+    key = _Operator(node.domain, node.op_type, attributes, names, len(node.outputs), opset)
+    runner = _RUNNERS.get(key)
+    if runner is None:
+        if len(_RUNNERS) >= _MOST_RUNNERS:
+            _RUNNERS.clear()
+        runner = _RUNNERS[key] = _made(node, names, opset)
+    return runner
+
+
+def _made(node: ir.Node, names: tuple[str, ...], opset: int) -> ReferenceEvaluator:
+    proto = ir.to_proto(node)
+    del proto.input[:], proto.output[:]
+    proto.input.extend(names)
+    proto.output.extend(f"o{n}" for n in range(len(node.outputs)))
+    return ReferenceEvaluator(proto, opsets={node.domain: opset if node.domain == "" else 1})
 
 
 def _line(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from graftline.errors import CannotEvaluate, DoesNotRun, GraftlineError, NotApplicable
 from graftline.passes.canonical.lengths import constants_above, lengths_around, token_ids
 from graftline.passes.canonical.mask.lines import line_of, steps_of
+from graftline.passes.graph import meaning
 from graftline.passes.graph.emit import Emit
 from graftline.passes.graph.formula import Formula, copy_formula, formula_of
 from graftline.passes.graph.meaning import World, evaluate_node
@@ -25,6 +28,49 @@ def test_an_unknown_operator_cannot_be_evaluated() -> None:
         evaluate_node(node, [np.ones(2)], 24)
     assert not issubclass(CannotEvaluate, NotApplicable)
     assert issubclass(CannotEvaluate, GraftlineError)
+
+
+def test_nodes_that_differ_in_anything_are_not_taken_for_one_another() -> None:
+    x, y, axes = value("x"), value("y"), value("axes")
+    table = np.arange(6.0).reshape(2, 3)
+
+    def cast(to: ir.DataType) -> list[np.ndarray]:
+        return evaluate_node(ir.node("Cast", [x], {"to": int(to)}), [table], 24)
+
+    def total(inputs: list[ir.Value | None], keep: int, *arrays: object) -> list[np.ndarray]:
+        node = ir.node("ReduceSum", inputs, {"keepdims": keep})
+        return evaluate_node(node, [None if a is None else np.asarray(a) for a in arrays], 24)
+
+    for _ in range(2):  # the second time by runners that are kept
+        assert [cast(t)[0].dtype for t in (ir.DataType.INT64, ir.DataType.BOOL)] == [int, bool]
+        assert total([x, axes], 0, table, [1])[0].tolist() == [3, 12]
+        assert total([x, axes], 1, table, [1])[0].tolist() == [[3], [12]]
+        assert total([x, None], 0, table, None)[0] == 15
+        pieces = ir.node("Split", [x], {"axis": 1, "num_outputs": 3}, num_outputs=3)
+        assert [p.tolist() for p in evaluate_node(pieces, [table], 24)] == [
+            [[0], [3]], [[1], [4]], [[2], [5]]
+        ]  # fmt: skip
+        for held in (1.0, 2.0):
+            node = ir.node("ConstantOfShape", [y], {"value": ir.tensor(np.asarray([held]))})
+            assert evaluate_node(node, [np.asarray([2])], 24)[0].tolist() == [held] * 2
+        clipped = ir.node("Clip", [x, None, y])
+        assert evaluate_node(clipped, [table, None, np.asarray(1.0)], 24)[0].max() == 1
+
+
+def test_a_runner_is_made_once_for_equal_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    real = meaning._made
+
+    def counted(node: ir.Node, *rest: Any) -> Any:
+        made.append(node.op_type)
+        return real(node, *rest)
+
+    monkeypatch.setattr(meaning, "_made", counted)
+    monkeypatch.setattr(meaning, "_RUNNERS", {})
+    for shift in range(3):
+        node = ir.node("Mod", [value(f"a{shift}"), value("b")], {"fmod": 0}, name=f"n{shift}")
+        assert evaluate_node(node, [np.asarray(7 + shift), np.asarray(4)], 24) == [(7 + shift) % 4]
+    assert made == ["Mod"]
 
 
 @pytest.mark.parametrize(
