@@ -46,6 +46,9 @@ class Filling:
 
     def check(self) -> None:
         """Raise RequestError for numbers that are no way to fill a canvas."""
+        for name in ("steps", "full", "light"):
+            if not isinstance(number := getattr(self, name), int):
+                raise RequestError(f"{name}={number!r} is not valid; use a whole number")
         if self.steps < 1:
             raise RequestError(f"steps={self.steps}: a canvas takes at least one step")
         for name in ("full", "light", "temperature", "choice"):

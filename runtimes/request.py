@@ -224,7 +224,7 @@ class Request:
             value = getattr(self, name)
             if not isinstance(value, bool) and not (value is None and name == "enable_thinking"):
                 raise RequestError(f"{name} is {value!r}; use True or False")
-        begun: object = self.answer_prefix
+        begun = getattr(self, "answer_prefix")  # noqa: B009 - a caller may have given anything
         if not isinstance(begun, str):
             raise RequestError(f"answer_prefix is {begun!r}; use a text")
         if begun and self.continue_final_message:

@@ -78,18 +78,17 @@ class ChosenRows:
         """What is fixed for every position, at the positions of the step."""
         value, out = node.inputs[place], node.outputs[0]
         assert value is not None
-        shapes = [m.of(value) or () for m in self.found.measures]
-        rank = len(self.found.shape(out))
-        axis = rows.axis - rank + len(shapes[0])
+        own, rank = len(self.found.shape(value)), len(self.found.shape(out))
+        axis = rows.axis - rank + own
         emit = Emit(self.graph, self.by, node)
-        if axis and shapes[0][0] != shapes[1][0]:
+        if axis and self.found.batched(value):
             node.replace_input_with(place, self._elements(emit, value, axis, rows))
             return
         taken = emit.op("Gather", [value, self._indices(rows)], axis=axis)
         if axis:  # [.., B, M', ..]: the batch first
-            order = [axis, *range(axis), *range(axis + 1, len(shapes[0]) + 1)]
+            order = [axis, *range(axis), *range(axis + 1, own + 1)]
             taken = emit.op("Transpose", [taken], perm=order)
-        extra = rank - len(shapes[0]) - 1
+        extra = rank - own - 1
         if extra:
             held = self._numbers("axes", list(range(1, 1 + abs(extra))))
             taken = emit.op("Unsqueeze" if extra > 0 else "Squeeze", [taken, held])

@@ -57,6 +57,7 @@ def test_as_many_steps_as_fit() -> None:
     ("numbers", "message"),
     [
         ({"steps": 0}, "steps=0: a canvas takes at least one step"),
+        ({"steps": 2.5}, r"steps=2\.5 is not valid; use a whole number"),
         ({"light": -1}, "light=-1 is not valid; use 0 or more"),
         ({"temperature": float("nan")}, "temperature=nan is not valid"),
         ({"power": 0}, "power=0 is not valid; use a number above 0"),
