@@ -181,6 +181,22 @@ def smollm2(smollm2_gguf: Path) -> Path:
     return GgufCheckpoint(smollm2_gguf).folder()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _costs_of_few_rounds() -> Iterator[None]:
+    """`load` measures a step's costs in 3 rounds, not in 9: of most tests they are no matter."""
+    load = import_module("graftline.runtimes.load")
+    measure = import_module("graftline.runtimes.control.measure")
+
+    def measured(*sessions: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(measure, "ROUNDS", 3)
+            return measure.measure_costs(*sessions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "measure_costs", measured)
+        yield
+
+
 @pytest.fixture(scope="module")
 def no_measuring() -> Iterator[None]:
     """`load` takes FINDINGS.md's costs of an int4 step: measuring a real model's takes a minute."""
