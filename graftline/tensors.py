@@ -54,7 +54,7 @@ def row_range(
     """`count` rows (of the first axis) of a tensor from row `first` on, unread: those of a tensor
     in a file are a place in that file."""
     rows, *rest = tensor.shape.numpy()
-    shape = ir.Shape([count, *rest])
+    assert 0 <= first <= first + count <= rows, "the tensor has these rows"
     if isinstance(tensor, Widened):
         return Widened(_place(tensor.narrow, first, count, name), tensor.dtype, name)
     if isinstance(tensor, ir.ExternalTensor):
@@ -64,13 +64,12 @@ def row_range(
         part = numbers(tensor)[first : first + count]
         return ir.Tensor(np.ascontiguousarray(part), dtype=tensor.dtype, name=name)
 
-    assert first + count <= rows, "the tensor has these rows"
+    shape = ir.Shape([count, *rest])
     return ir.LazyTensor(read, dtype=tensor.dtype, shape=shape, name=name)
 
 
 def _place(tensor: ir.ExternalTensor, first: int, count: int, name: str) -> ir.ExternalTensor:
     rows, *rest = tensor.shape.numpy()
-    assert first + count <= rows, "the tensor has these rows"
     each = tensor.nbytes // rows
     return ir.ExternalTensor(
         tensor.path, (tensor.offset or 0) + first * each, count * each, tensor.dtype,

@@ -166,7 +166,7 @@ UNHOSTED_KEYS = (
 )
 UNHOSTED_TENSORS = (
     (r"clover_head_mlp_rnn\..*",
-     "Clover-2 heads, which draft on by a recurrent step of its own behind their layers, are not "
+     "Clover-2 heads, which draft on by a recurrent step behind their layers, are not "
      "hosted"),
     (r"lstm\.weight_ih_l0",
      "Falcon heads are not hosted: in the code that they were published with, layers read an "

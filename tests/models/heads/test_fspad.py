@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from graftline.models.heads import Head, Tap, open_head
-from graftline.tensors import Widened
+from graftline.tensors import Widened, row_range
 from tests.models.heads.evaluate import Weights, assert_same, attention, causal, silu, values
 from tests.models.heads.reference_fspad import Fspad
 from tests.models.heads.reference_layers import TINY, drawn, state, written
@@ -78,6 +78,13 @@ def test_both_ends_lie_where_the_file_has_them(tmp_path: Path) -> None:
             narrow = end.narrow if isinstance(end, Widened) else end
             assert isinstance(narrow, ir.ExternalTensor)
             np.testing.assert_array_equal(end.numpy(), want.numpy())
+
+
+def test_rows_of_a_tensor_that_is_in_no_file_are_its_rows() -> None:
+    array = np.arange(12, dtype=np.float32).reshape(4, 3)
+    part = row_range(ir.tensor(array, name="whole"), 1, 2, "part")
+    assert (part.name, list(part.shape.numpy())) == ("part", [2, 3])
+    np.testing.assert_array_equal(part.numpy(), array[1:3])
 
 
 READ = [k for k in PUBLISHED if k not in ("embed_tokens.weight", "fc.fc.weight")]
