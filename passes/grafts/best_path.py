@@ -24,7 +24,7 @@ from graftline.roles import COUNTS, SCORES, STATES, TRANSITIONS, VERTICES
 
 SEARCHES: tuple[Search, ...] = get_args(Search)
 MOST = 1024
-"""Vertices of the longest path that joint-viterbi may look for: each is six nodes."""
+"""Vertices of the longest path that joint-viterbi may look for: each is eleven nodes."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,12 @@ class BestPath(Graft):
             )
         facts = read_facts(model)
         assert isinstance(facts, DagRecogniserFacts)
-        if not -1 <= self.pad < facts.vocabulary:
+        if not -1 <= self.search.pad < facts.vocabulary:
             raise NotApplicable(f"{self}: pad must be a token, 0 to {facts.vocabulary - 1}, or -1")
         if scores.dtype != transitions.dtype:
             raise NotApplicable(
                 f"{self.name()}: scores and transitions are of two types", [transitions.name or ""]
             )
-        assert self.search
 
     def apply(self, model: ir.Model) -> None:
         graph, facts = model.graph, read_facts(model)

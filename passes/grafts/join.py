@@ -28,6 +28,7 @@ SOURCES: tuple[Mapping[str, str], ...] = (
 """What the decoder's inputs are made of, by their roles: a sample; or the states of a path, and how
 many each row has."""
 
+
 @dataclass(frozen=True)
 class Join(Graft):
     """Decodes the sample in the same graph: noise in, an image out, with the scaling of the latents
@@ -103,7 +104,7 @@ class Join(Graft):
         if isinstance(facts, DenoiserFacts):
             given = {DECODER_LATENTS: latents(made[DENOISED], facts)}
         else:
-            given = decoder_feed(made)
+            given = {n: v.astype(feed[n].dtype) for n, v in decoder_feed(made).items()}
         decoded = evaluate(before, feed | given)
         return made | {role: decoded[name] for name, role in MADE.items() if name in decoded}
 

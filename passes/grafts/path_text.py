@@ -1,4 +1,6 @@
-"""The nodes that find a path through a graph of vertices, as ONNX text."""
+"""The nodes that find a path through a graph of vertices, as ONNX text, in which axis_0 and
+last_axis are also the places 0 and -1.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from graftline.roles import SCORES, VERTICES
 DOUBLINGS = 16
 """Of a walk over as many vertices as a signal has places for: the transitions of one row of 2 ** 16
 vertices take 17 GB."""
-_ALL = "end = Reshape (Sub (Shape <start = 1, end = 2> (scores), one_1), one_by_one)"
+_ALL = "end = Unsqueeze (Sub (Shape <start = 1, end = 2> (scores), one_1), axis_0)"
 _EACH = "end = Sub (Unsqueeze (Cast <to = 7> (vertices), axis_1), one)"
 """The last vertex of each row."""
 _WEIGHED = """
@@ -36,12 +38,12 @@ _NEXT = """
 """The vertex after each, and where a walk begins: the last follows itself."""
 _DOUBLED = """
     far{n} = GatherElements <axis = 1> (step{m}, walk{m})
-    walk{n} = Slice (Concat <axis = 1> (walk{m}, far{n}), zero_1, count, axis_1)
+    walk{n} = Slice (Concat <axis = 1> (walk{m}, far{n}), axis_0, count, axis_1)
     step{n} = GatherElements <axis = 1> (step{m}, step{m})
 """
 """A walk twice as long: every vertex of it, and the one that lies as far behind as it is long."""
 _WALKED = """
-    before = Slice (walk{n}, zero_1, minus_1, axis_1)
+    before = Slice (walk{n}, axis_0, last_axis, axis_1)
     at = Slice (walk{n}, one_1, count, axis_1)
     said = GatherElements <axis = 1> (token, at)
     same = Equal (said, GatherElements <axis = 1> (token, before))
@@ -49,14 +51,17 @@ _WALKED = """
 """
 _BEGUN = """
     first = Gather <axis = 1> (transitions, zero)
-    sum1 = Add (Add (first, weighed), Gather <axis = 1> (weighed, zero_1))
+    sum1 = Add (Add (first, weighed), Gather <axis = 1> (weighed, axis_0))
     where = Expand (Unsqueeze (end, axis_2), Concat <axis = 0> (rows, count, one_1))
     ending = Squeeze (GatherElements <axis = 2> (transitions, where), axis_2)
+    ways = Transpose <perm = [0, 2, 1]> (transitions)
 """
 _REACHED = """
-    reached{n} = Add (Unsqueeze (sum{m}, axis_2), transitions)
-    back{m} = ArgMax <axis = 1, keepdims = 0> (reached{n})
-    sum{n} = Add (ReduceMax <keepdims = 0> (reached{n}, axis_1), weighed)
+    reached{n} = Add (Unsqueeze (sum{m}, axis_1), ways)
+    from{n} = ArgMax <axis = 2, keepdims = 1> (reached{n})
+    back{m} = Squeeze (from{n}, axis_2)
+    likely{n} = Squeeze (GatherElements <axis = 2> (reached{n}, from{n}), axis_2)
+    sum{n} = Add (likely{n}, weighed)
 """
 """The likeliest ways to each vertex with one vertex more on them, and the vertex before it."""
 _ENDED = """
@@ -109,9 +114,6 @@ def written(emit: Emit, values: dict[str, ir.Value], how: PathSearch) -> list[ir
         **values,
         "beta": emit.const("beta", np.asarray(how.beta, kind)),
         "pad": emit.const("pad", how.pad, np.int64),
-        "one_by_one": emit.const("one.by.one", [1, 1], np.int64),
-        "zero_1": emit.const("zero.1", [0], np.int64),
-        "minus_1": emit.const("minus.1", [-1], np.int64),
     }
     if how.by == "lookahead":
         search = _lookahead(dims_of(scores)[1])

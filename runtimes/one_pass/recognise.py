@@ -40,11 +40,15 @@ def outputs_of(path: Path, kind: str, ports: Sequence[Port]) -> list[str]:
 
 def spoken_of(path: Path, ports: Sequence[Port]) -> list[str]:
     """The names of what is spoken and of how many frames each row has. Raises RequestError where
-    these are not outputs beside a text."""
-    names = [p.name for role in (DECODED, FRAMES) for p in by_role(ports, role, "out")]
-    if len(names) != 2 or not by_role(ports, SCORES, "out"):
+    one of them is no output of a recogniser's."""
+    spoken, frames = ([p.name for p in by_role(ports, r, "out")] for r in (DECODED, FRAMES))
+    if not spoken:
         raise RequestError(f"{path} does not speak its texts; rebuild it with --recipe daspeech")
-    return names
+    if not frames:
+        raise RequestError(
+            f"{path}: its decoder does not say how many frames each row has; use `decode`"
+        )
+    return [*spoken, *frames]
 
 
 def is_spectrogram(port: Port) -> bool:

@@ -144,6 +144,21 @@ def test_files(bundle: Bundle, engine: DecodeEngine, tmp_path: Path) -> None:
     assert "the bundle makes spectrograms; name a .npy file" in said
 
 
+def test_a_decoder_with_lengths_of_32_bits_and_without_frames(
+    tmp_path: Path, engine: DecodeEngine
+) -> None:
+    acoustic = ACOUSTIC.replace("int64[N] sizes", "int32[N] sizes").replace(
+        "ends = Unsqueeze (sizes, axis_1)",
+        "wide = Cast <to = 7> (sizes)\n  ends = Unsqueeze (wide, axis_1)",
+    )
+    graph, spec = write_dag(tmp_path, acoustic=acoustic.replace(", int64[N] mel_lengths)", ")"))
+    made = optimize(graph, tmp_path / "x.graft", recipe="daspeech", spec=spec)
+    other = load_decoder(made.path)
+    np.testing.assert_array_equal(other.decode(SPEECH), engine.decode(SPEECH))
+    with pytest.raises(RequestError, match="does not say how many frames"):
+        other.speak(SPEECH)
+
+
 def test_vertices_are_no_text(tmp_path: Path) -> None:
     graph, _ = write_dag(tmp_path)
     made = optimize(graph, tmp_path / "bare.graft")
