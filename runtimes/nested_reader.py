@@ -16,10 +16,18 @@ class NestedReader(Reader):
     blocks' part of it: they read those tokens when they are next asked.
     """
 
-    def __init__(self, engines: Sequence[DraftEngine], vocabulary: int = 0) -> None:
-        """`engines`: shallowest first, the whole one last."""
-        super().__init__(engines[-1], vocabulary)
-        self.depths: list[Reader] = [*(Reader(e, vocabulary) for e in engines[:-1]), self]
+    def __init__(
+        self, shallower: Sequence[Reader], whole: DraftEngine, vocabulary: int = 0
+    ) -> None:
+        """`shallower`: those of the sub-models, the shallowest first."""
+        super().__init__(whole, vocabulary)
+        self.depths: list[Reader] = [*shallower, self]
+
+    @classmethod
+    def of(cls, engines: Sequence[DraftEngine], vocabulary: int = 0) -> NestedReader:
+        """Of these engines: shallowest first, the whole one last."""
+        *shallower, whole = engines
+        return cls([Reader(engine, vocabulary) for engine in shallower], whole, vocabulary)
 
     def start(self, context: Sequence[int], seat: Seat | None = None) -> None:
         super().start(context, seat)

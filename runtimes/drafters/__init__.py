@@ -28,6 +28,7 @@ from graftline.runtimes.drafters.kangaroo import Kangaroo
 from graftline.runtimes.drafters.lookahead import Lookahead
 from graftline.runtimes.drafters.medusa import Medusa
 from graftline.runtimes.drafters.merged import Merged
+from graftline.runtimes.drafters.nested_exits import NestedExits
 from graftline.runtimes.drafters.nested_skip import NestedSkip
 from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.drafters.p_eagle import PEagle
@@ -68,6 +69,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "lookahead": Lookahead,
     "medusa": Medusa,
     "merged": Merged,
+    "nested-exits": NestedExits,
     "nested-skip": NestedSkip,
     "p-eagle": PEagle,
     "parallel-draft": ParallelDraft,

@@ -45,9 +45,15 @@ class ExitReader(Reader):
     def guess(
         self, scores: Scores, place: int, sampling: Sampling, exact: bool = False
     ) -> Guess:
-        for tap, states in scores.taps.items():
-            self.states.setdefault(tap, []).append(states[0, place].copy())
+        self.note(scores, place)
         return super().guess(scores, place, sampling, exact)
+
+    def note(self, scores: Scores, place: int, row: int | None = None) -> None:
+        """Keep the hidden states of one of these scores: those of the draft's next row, or of that
+        `row` once more."""
+        for tap, states in scores.taps.items():
+            known = self.states.setdefault(tap, [])
+            known[len(known) if row is None else row :] = [states[0, place].copy()]
 
 
 @dataclass
@@ -97,7 +103,7 @@ class EarlyExit(DraftModel):
         while True:
             guess, odds = yield from self._answer(ahead, chance, bid)
             chance, depth = chance * odds, len(ahead) + 1
-            paying = depth < most and chance >= bid.draft[depth]
+            paying = depth < most and self._pays(chance, bid, depth)
             if depth >= most or not self._worth(guess, len(ahead), paying):
                 self._decline(guess)
                 break
@@ -112,6 +118,10 @@ class EarlyExit(DraftModel):
         if not bid.whole:
             reader.way.begun(bid.row, start, chain, np.stack(reader.states[reader.way.tap]))
         return Tree(chain.tokens, chain.parents, np.asarray(promised, np.float32), draws or None)
+
+    def _pays(self, chance: float, bid: Bid, depth: int) -> bool:
+        """Whether a row of that chance is worth reading and verifying."""
+        return chance >= bid.draft[depth]
 
     def _most(self, bid: Bid) -> int:
         """Most rows of a draft for that bid, the root included."""

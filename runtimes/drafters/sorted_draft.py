@@ -69,7 +69,7 @@ class SortedDraft(DraftModel):
         return resources.depths()
 
     def _reading(self, engines: Sequence[DraftEngine]) -> NestedReader:
-        return NestedReader(engines, self._resources.vocabulary)
+        return NestedReader.of(engines, self._resources.vocabulary)
 
     def fork(self) -> Self:
         other = super().fork()

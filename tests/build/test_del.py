@@ -19,6 +19,7 @@ from graftline.kinds.decoder.exits import prove_rest
 from graftline.kinds.kind import Parts
 from graftline.models.host import Host
 from graftline.ports import by_role
+from graftline.recipe import recipe
 from graftline.runtimes.drafters import del_exits
 from graftline.runtimes.load import load
 from tests.free_engine import free
@@ -193,6 +194,48 @@ def test_the_proof_sees_a_rest_that_begins_elsewhere(bundle: Bundle) -> None:
     stages["exit-1"] = replace(stages["exit-1"], file=stages["exit-2"].file)
     with pytest.raises((LawBroken, GraftlineError)):
         prove_rest(parts, "rest-1", silent)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_nested_exits_ask_the_deeper_where_the_first_is_unsure(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    """Every row that any exit has read is verified by the blocks behind the first exit alone: the
+    whole target scores only last tokens that leave no room for a draft. The text is plain's, alone
+    and in a ragged batch."""
+    engine = free(bundle.path)
+    ways = engine.resources.exits()
+    parts = {"whole": engine.session, "verified": ways[0].rest}
+    parts |= {str(way.blocks): way.engine.session for way in ways}
+    rows = dict.fromkeys(parts, 0)
+    for name, part in parts.items():
+
+        def run(call: Any, name: str = name, ran: Any = part._run) -> Any:
+            rows[name] += call.tokens.size
+            return ran(call)
+
+        monkeypatch.setattr(part, "_run", run)
+    prompts = [np.arange(n).tolist() for n in (5, 17, 40)]
+    options: dict[str, Any] = {"max_new_tokens": 30, "ignore_eos": True}
+    options |= {"temperature": temperature, "seed": 3}
+    plain = [engine.generate(p, recipe="plain", **options).tokens for p in prompts]
+    before = rows["whole"]  # prompts are not read again
+    alone = [engine.generate(p, recipe="s2d-exits", **options) for p in prompts]
+    assert [r.tokens for r in alone] == plain
+    drafted, steps = (sum(getattr(r.stats, of) for r in alone) for of in ("drafted", "steps"))
+    whole = rows["whole"] - before
+    assert whole <= len(prompts)
+    assert rows["verified"] + whole == drafted + steps > 40
+    assert min(rows["1"], rows["2"]) > 10
+    together = engine.generate(prompts, recipe="plain", **options)
+    batch = engine.generate(prompts, recipe="s2d-exits", **options)
+    assert [r.tokens for r in batch] == [r.tokens for r in together]
+
+
+def test_nested_exits_take_no_single_exit(bundle: Bundle) -> None:
+    one = recipe("s2d-exits")
+    with pytest.raises(GraftlineError, match=r"nested-exits: exit=2: it drafts with all exits"):
+        load(bundle.path, recipe=replace(one, options={"exit": 2}))
 
 
 def test_one_exit_is_no_choice(

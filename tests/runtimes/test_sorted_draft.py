@@ -56,7 +56,7 @@ def walk(target: ToySession | None, seed: int) -> None:
     if target is not None:
         target.prefill([np.asarray(context[:-1])])
     engines = nest(target)
-    reader = NestedReader(engines, 40)
+    reader = NestedReader.of(engines, 40)
     reader.start(context)
     for _ in range(40):
         ahead: list[int] = []
@@ -101,7 +101,7 @@ def test_a_claim_that_is_not_true_is_caught(monkeypatch: pytest.MonkeyPatch, cla
 
 def test_a_deeper_one_reads_what_it_lacks_in_one_call_and_the_shallower_need_not() -> None:
     engines = nest(None)
-    reader = NestedReader(engines, 40)
+    reader = NestedReader.of(engines, 40)
     reader.start([1, 2, 3, 4])
     for ahead in ([], [5], [5, 6]):
         reader.ask(0, ahead).scores()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from tree_cases import FREE, RANKS, spelled
 
 from graftline.errors import GraftlineError
 from graftline.runtimes.control.costs import Costs
+from graftline.runtimes.levels import Levels
 from graftline.runtimes.trees.blocks import block_tree
-from graftline.runtimes.trees.dynamic import grow
+from graftline.runtimes.trees.dynamic import Growth, grow
 from graftline.runtimes.trees.learned import by_rank
 from graftline.runtimes.trees.merge import merge
 from graftline.runtimes.trees.optimal import best_tree, cost_of
@@ -264,3 +266,47 @@ def test_drawn_or_differently_rooted_trees_are_not_merged() -> None:
         merge([chain, drawn], [[1, 0.5], [1, 0.5]], 4)
     with pytest.raises(ValueError, match="start at one token"):
         merge([chain, Tree.chain([3, 2])], [[1, 0.5], [1, 0.5]], 4)
+
+
+# -- trees that a draft reads depth by depth
+
+
+class Reads:
+    """Notes what it is asked to read."""
+
+    def __init__(self) -> None:
+        self.chains: list[list[int]] = []
+        self.levels: list[tuple[Any, ...]] = []
+
+    def read(self, ahead: Sequence[int]) -> None:
+        self.chains.append(list(ahead))
+
+    def level(self, *asked: Any) -> None:
+        self.levels.append(asked)
+
+
+def test_a_tree_is_read_as_a_chain_until_it_branches_and_by_what_its_nodes_see_then() -> None:
+    reads: Any = Reads()
+    growth = Growth(9, 2)
+    levels = Levels(reads, growth)
+    levels.read([0])
+    growth.expand([0], [[1, 2]], [[0.6, 0.3]])
+    levels.read(growth.layer[:1])
+    growth.expand([1], [[3, 4]], [[0.9, 0.8]])
+    assert (reads.chains, reads.levels) == ([[], [1]], [])
+    levels.read(growth.layer)
+    growth.expand(growth.layer, [[5, 6], [7, 8]], [[0.1, 0.2], [0.9, 0.4]])
+    levels.read(growth.layer[:1])
+    tree = levels.tree()
+    assert spelled(tree) == [(9,), (9, 1), (9, 1, 3), (9, 1, 4), (9, 1, 4, 7)]
+    for (tokens, first, depth, seen, _), count in zip(reads.levels, (2, 1), strict=True):
+        rows = slice(first, first + count)
+        assert tokens == tree.token_list[rows]
+        assert [depth] * count == tree.depth[rows].tolist()
+        assert np.array_equal(seen, tree.mask[rows, 1 : first + count])
+
+
+def test_candidates_of_no_chance_are_no_nodes() -> None:
+    growth = Growth(9, 3)
+    growth.expand([0], [[1, 2, 3, 4]], [[float("nan"), 0.0, 0.2, 2.0]])
+    assert (growth.tokens, growth.given, growth.layer) == ([9, 4, 3], [1.0, 1.0, 0.2], [1, 2])
