@@ -62,6 +62,9 @@ class Lane:
     def offers(self, terms: Terms) -> list[Offer]:
         """What those are expected to bring."""
         self.control.row = terms.cut
+        costs = self.control.costs
+        if costs is None or not costs.pace.settled(self.control.name):
+            return []
         return [
             self.control.offer(self._tracks[one][0], one.seat, signal, tree, terms)
             for one, (signal, tree) in zip(self.members, self.proposals, strict=True)
@@ -84,8 +87,8 @@ class Lane:
             bid, debts[seat] = paid.bid(drafter, terms, rate), drafter.debt()
             bids[seat] = bid.shared(drafter.share(len(chosen))) if len(chosen) > 1 else bid
         begun = self._draft(bids, branches)
-        prices = [debts[s] + self._bought(s, one, terms) for s, one in chosen if s in begun]
-        return sum(prices)
+        made = [(seat, drafter) for seat, drafter in chosen if seat in begun]
+        return sum([debts[seat] + self._bought(seat, one, terms, len(made)) for seat, one in made])
 
     def draft_freely(self, rows: int, branches: bool) -> None:
         """Draft as much as that for all members, whatever it costs."""
@@ -114,13 +117,13 @@ class Lane:
             self.proposals[place] = self.members[place].bought(bid, outcome, branches)
         return {bid.row for _, bid in begun}
 
-    def _bought(self, seat: int, drafter: PaidDrafter, terms: Terms) -> float:
+    def _bought(self, seat: int, drafter: PaidDrafter, terms: Terms, together: int) -> float:
         """All that was drafted is scored, because drawn drafts may not be cut; what it took."""
         paid = self.control.paid
         assert paid is not None
         place = next(place for place, one in enumerate(self.members) if one.seat == seat)
         self.bought[seat] = len(self.proposals[place][1])
-        return paid.drafted(seat, drafter, self.bought[seat] - 1, terms)
+        return paid.drafted(seat, drafter, self.bought[seat] - 1, terms, together)
 
     def place(self, trees: list[Tree], rows: dict[int, int]) -> float:
         """Put every member's tree, of so many rows by seat, among those of the step; the tokens

@@ -12,9 +12,6 @@ HURDLE = 0.1
 than it is."""
 BUDGET = 256
 """Most rows of a step, of all sequences together."""
-SIZES = frozenset({*range(9), 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256})
-"""Rows of a step of several sequences, where they can be cut: the first step of a size takes a
-third of a step longer. What is taken whole, or still to be drafted, has the rows that it has."""
 
 
 @dataclass(slots=True)
@@ -22,8 +19,8 @@ class Offer:
     """What a sequence could score behind its root: the expected tokens of each further row, never
     rising, or the sum of `size` rows that are taken together or not at all. `straight`: rows up to
     which the tree is a chain; `hurdle`: share by which the sequence must gain at least; `slower`:
-    what the cost of a step with this draft is to be multiplied by; `price`: milliseconds of making
-    it."""
+    factor on the cost of a step with this draft; `price`: milliseconds of making it, and `shared`
+    those that all drafts of `maker` take together, however many they are."""
 
     sequence: int
     gains: Sequence[float]
@@ -32,6 +29,8 @@ class Offer:
     slower: float = 1.0
     size: int = 1
     price: float = 0.0
+    shared: float = 0.0
+    maker: str = ""
 
 
 class Terms(NamedTuple):
@@ -76,7 +75,7 @@ def choose(
         for gain in one.gains
     ]
     items.sort(key=itemgetter(0), reverse=True)
-    rows: dict[int, int] = {}
+    rows, shared = dict[int, int](), dict[str, float]()
     tokens, sure, left = float(batch), float(batch), sum([gain for _, gain, _ in items])
     best = Choice({}, tokens, plain, batch / plain)
     slower, spent, branching = 1.0, 0.0, False
@@ -85,13 +84,14 @@ def choose(
         rows[one.sequence] = known + one.size
         total += max(known + one.size - max(known, least), 0)
         slower, spent = max(slower, one.slower), spent + one.price
+        if one.shared > shared.get(one.maker, 0.0):
+            shared[one.maker] = one.shared
         branching |= known + one.size > one.straight
         tokens, left = tokens + gain, left - gain
         sure += (gain - (one.hurdle if known == 1 else 0.0)) / (1.0 + one.hurdle)
-        took = cost(total, branching) * slower + spent
+        took = cost(total, branching) * slower + spent + sum(shared.values())
         if total > BUDGET or (sure + left) / took <= best.worth:
             break
-        usual = batch == 1 or total in SIZES or one.size > 1 or one.price > 0
-        if usual and sure / took > best.worth:
+        if sure / took > best.worth:
             best = Choice(dict(rows), tokens, took, sure / took)
     return best

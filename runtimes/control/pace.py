@@ -3,52 +3,46 @@
 from __future__ import annotations
 
 from collections import deque
+from copy import deepcopy
 from dataclasses import dataclass, field
 from statistics import median_low
 
 LATELY, SLIGHT = 9, 0.05
 """Steps whose median counts, as one may be a hitch; and by how much drafted steps may be slower
 without being charged, as decisions would hang on the clock."""
-OTHERWISE = 4.0
-"""Plain steps so much faster or slower show that the costs are those of another machine, which say
-nothing of how kinds of steps compare on this one."""
 COMPARED, WINDOW = 3, 64
 """Plain steps after which drafted ones can be compared with them; steps over which `drift` forgets.
 """
+ONCE = 3.0
+"""Most that one slow step is believed: it may be a hitch."""
 HASTE, PATIENCE = 16, 256
-"""Plain steps in which a charge falls by 1: at first, as it may be a hitch, and after a try that
-failed, so that in the long run a try costs 1 / PATIENCE of the time, however slow it is."""
-
-
-def _lately() -> deque[float]:
-    return deque(maxlen=LATELY)
+"""Plain steps in which a charge falls by 1: at first; every try that fails makes them four times as
+many, up to PATIENCE, so that in the long run a try costs 1 / PATIENCE of the time, however slow it
+is."""
 
 
 @dataclass
 class Bucket:
-    """Drafted steps of one recipe, kind and number of sequences: their ratios of measured to
-    believed milliseconds, plain steps since the last of them, and those in which its charge falls
-    by 1."""
+    """Steps of one recipe, kind and number of sequences: the last ratios of measured to believed
+    milliseconds; plain steps since the last of them, and those in which its charge falls by 1."""
 
-    ratios: deque[float] = field(default_factory=_lately)
+    ratios: deque[float] = field(default_factory=lambda: deque[float](maxlen=LATELY))
     waited: int = 0
     patience: int = HASTE
 
-    def over(self, usual: float) -> float:
-        """How much slower than plain steps they were, of which `usual` is the ratio; 1 where that
-        is not known or slight. What happened once says nothing."""
-        if len(self.ratios) < 2 or not 1 / OTHERWISE < usual < OTHERWISE:
-            return 1.0
-        over = median_low(self.ratios) / usual
+    def over(self, plain: Bucket) -> float:
+        """How much slower than plain steps they were; 1 where that is slight or not known."""
+        over = median_low(self.ratios) / median_low(plain.ratios) if self.ratios else 1.0
+        over = min(over, ONCE) if len(self.ratios) == 1 else over
         return over if over > 1.0 + SLIGHT else 1.0
 
-    def drafted(self, ratio: float, usual: float) -> None:
+    def drafted(self, ratio: float, plain: Bucket) -> None:
         """One more. A try after a charge counts as much as all that was before it; that it was
         needed makes the next one wait longer, until as many drafted steps were not charged."""
-        if self.over(usual) == 1.0:
+        if self.over(plain) == 1.0:
             self.patience = max(self.patience - 1, HASTE)
         elif self.waited:
-            self.patience = PATIENCE
+            self.patience = min(4 * self.patience, PATIENCE)
             self.ratios = deque([median_low(self.ratios)], LATELY)
         self.ratios.append(ratio)
         self.waited = 0
@@ -66,9 +60,10 @@ class Pace:
         self.value, self.drift = 1.0, {False: 1.0}
         """How much longer steps take now than their costs and charges say; and for long than their
         costs, drafted or not."""
-        self._plain: dict[str, deque[float]] = {}
+        self._plain: dict[str, Bucket] = {}
+        """By recipe, of any number of sequences."""
         self._drafted: dict[tuple[str, str, int], Bucket] = {}
-        """By recipe, kind and sequences, in powers of two; plain steps of any number together."""
+        """By recipe, kind and sequences, in powers of two."""
 
     def step(self, kind: str, ratio: float, slower: float = 1.0) -> None:
         """A step of any recipes took `ratio` times as long as its costs say, of which `slower` was
@@ -80,22 +75,37 @@ class Pace:
 
     def record(self, recipe: str, kind: str, batch: int, ratio: float) -> None:
         """The same of a step of one recipe."""
+        plain = self._plain.setdefault(recipe, Bucket())
         if kind == "plain":
-            self._plain.setdefault(recipe, _lately()).append(ratio)
+            plain.ratios.append(ratio)
             for (other, *_), bucket in self._drafted.items():
                 bucket.waited += other == recipe
         elif self.settled(recipe):
-            bucket = self._drafted.setdefault((recipe, kind, batch.bit_length()), Bucket())
-            bucket.drafted(ratio, median_low(self._plain[recipe]))
+            key = recipe, kind, batch.bit_length()
+            if key not in self._drafted:
+                self._drafted[key] = deepcopy(self._known(*key)) or Bucket()
+            self._drafted[key].drafted(ratio, plain)
 
     def slower(self, recipe: str, kind: str, batch: int) -> float:
         """What the cost of a drafted step is to be multiplied by."""
-        bucket = self._drafted.get((recipe, kind, batch.bit_length()))
+        bucket = self._known(recipe, kind, batch.bit_length())
         if bucket is None:
             return 1.0
-        charge = bucket.over(median_low(self._plain[recipe])) - bucket.waited / bucket.patience
+        charge = bucket.over(self._plain[recipe]) - bucket.waited / bucket.patience
         return charge if charge > 1.0 + SLIGHT else 1.0
+
+    def unsure(self, recipe: str, kind: str, batch: int) -> bool:
+        """Whether drafted steps were seen less than twice, or were slow when they last were."""
+        bucket = self._known(recipe, kind, batch.bit_length())
+        if bucket is None or len(bucket.ratios) < 2:
+            return True
+        return bucket.waited > 0 and bucket.over(self._plain[recipe]) > 1.0
 
     def settled(self, recipe: str) -> bool:
         """Whether the recipe's drafted steps have plain ones to be compared with."""
-        return len(self._plain.get(recipe, ())) >= COMPARED
+        return recipe in self._plain and len(self._plain[recipe].ratios) >= COMPARED
+
+    def _known(self, recipe: str, kind: str, size: int) -> Bucket | None:
+        """Steps of that many sequences; before there are any, of twice or half as many."""
+        near = (self._drafted.get((recipe, kind, size + more)) for more in (0, 1, -1))
+        return next((bucket for bucket in near if bucket is not None), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 from graftline.runtimes.control.choose import Offer, Terms
@@ -19,12 +19,13 @@ EXPLORE = 0.01
 
 
 class Means(NamedTuple):
-    """Of drafts: how many count, tokens accepted, rows behind the root, milliseconds."""
+    """Of drafts: how many count, tokens accepted, rows behind the root, and the milliseconds that
+    each would have taken alone."""
 
     drafts: float
     tokens: float
     rows: float
-    milliseconds: float
+    alone: float
 
     def after(self, *last: float) -> Means:
         """With one more, those before it slowly forgotten."""
@@ -44,29 +45,34 @@ class Paid:
 
     def __init__(self, name: str, costs: Costs) -> None:
         self._name, self._costs = name, costs
-        self._classes: dict[tuple[int, int], Means] = {}
-        """By the drafter's class and the sequences of a step, in powers of two: calls that several
-        sequences share cost each of them less."""
+        self._known: dict[tuple[int, int], Means] = {}
+        """By the drafter's class and the sequences of a step, in powers of two, as the depth that
+        is worth its cost depends on them."""
         self._open: dict[int, tuple[tuple[int, int], float, float]] = {}
-        """By sequence: of what class this step's draft is, its rows and milliseconds."""
+        """By sequence: of what class this step's draft is, its rows and milliseconds alone."""
         self._idle = 0
         """Steps since the last draft."""
 
     def offers(self, drafters: Sequence[tuple[int, PaidDrafter]], terms: Terms) -> list[Offer]:
-        """A draft of each sequence, as such drafts have been."""
+        """A draft of each sequence, as such drafts have been; the calls of a model that several
+        sequences share cost a part that is the same for any number of them."""
         self._open.clear()
-        made, pace = list[Offer](), self._costs.pace
+        pace, others = self._costs.pace, len(drafters) - 1
         if not pace.settled(self._name) or terms.room < 2:
-            return made
-        slower = pace.slower(self._name, "paid", terms.batch)
+            return []
+        offers, slower = list[Offer](), pace.slower(self._name, "paid", terms.batch)
         for sequence, drafter in drafters:
             if drafter.rows > 1:
-                _, tokens, rows, milliseconds = self._known(drafter, terms)
-                price = milliseconds + drafter.debt() / DEBT_STEPS
-                size = max(1, min(round(rows), terms.room - 1))
-                gains = [tokens + EXPLORE * self._idle]
-                made.append(Offer(sequence, gains, 1 << 30, 0.0, slower, size, price))
-        return made
+                means = self._known[self._class(drafter, terms)]
+                size = max(1, min(round(means.rows), terms.room - 1))
+                each = (drafter.share(others + 1) * (others + 1) - 1) / others if others else 1.0
+                saved = self._saved(drafter, size + 1, terms) / terms.batch
+                price = max(means.alone * each - saved, 0.0) + drafter.debt() / DEBT_STEPS
+                gains, shared = [means.tokens + EXPLORE * self._idle], means.alone * (1.0 - each)
+                offers.append(
+                    Offer(sequence, gains, 1 << 30, 0.0, slower, size, price, shared, self._name)
+                )
+        return offers
 
     def bid(self, drafter: PaidDrafter, terms: Terms, rate: float) -> Bid:
         """What one sequence may spend, where the step is expected to bring `rate` tokens a
@@ -80,54 +86,41 @@ class Paid:
         call = rate * self._price(drafter, 1, terms)
         return Bid(len(costs), [least + call for least in keep], keep)
 
-    def drafted(self, sequence: int, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
-        """A draft of `rows` rows behind the root was made; the milliseconds it took."""
+    def drafted(
+        self, sequence: int, drafter: PaidDrafter, rows: int, terms: Terms, together: int = 1
+    ) -> float:
+        """A draft of `rows` rows behind the root was made, `together` with others; the milliseconds
+        it took, less what it saves its step."""
         price = self._price(drafter, drafter.reads, terms)
-        price = max(price - self._saved(drafter, rows + 1, terms) / terms.batch, 0.0)
-        self._known(drafter, terms)
-        self._open[sequence] = self._class(drafter, terms), rows, price
-        return price
+        alone = price / (drafter.share(together) if together > 1 else 1.0)
+        self._open[sequence] = self._class(drafter, terms), rows, alone
+        return max(price - self._saved(drafter, rows + 1, terms) / terms.batch, 0.0)
 
     def expected(self, sequence: int) -> float:
         """Tokens that this step's draft is expected to bring; 0 where there is none."""
-        return self._classes[self._open[sequence][0]].tokens if sequence in self._open else 0.0
+        return self._known[self._open[sequence][0]].tokens if sequence in self._open else 0.0
 
     def learn(self, sequence: int, accepted: int) -> None:
         """Of a draft so many tokens were accepted."""
         if sequence in self._open:
-            key, rows, milliseconds = self._open.pop(sequence)
-            self._classes[key] = self._classes[key].after(accepted, rows, milliseconds)
+            key, *draft = self._open.pop(sequence)
+            self._known[key] = self._known[key].after(accepted, *draft)
 
     def took(self, bought: bool) -> None:
         """A step has ended, with drafts or without."""
         self._idle = 0 if bought else self._idle + 1
 
-    def _known(self, drafter: PaidDrafter, terms: Terms) -> Means:
-        """What drafts of the class to come have been: at first, of the best size by the drafter's
-        own prior."""
-        key = self._class(drafter, terms)
-        if key not in self._classes:
-            sums = enumerate(accumulate(drafter.hope(key[0])[1:]), 1)
-            drafts = [Means(WEIGHT, n, q, self._made(drafter, q, terms)) for q, n in sums]
-
-            def rate(draft: Means) -> float:
-                step = self._cost(int(draft.rows) + 1, terms) / terms.batch
-                return (1.0 + draft.tokens) / (step + draft.milliseconds)
-
-            self._classes[key] = max(drafts, key=rate)
-        return self._classes[key]
-
-    @staticmethod
-    def _class(drafter: PaidDrafter, terms: Terms) -> tuple[int, int]:
-        return drafter.foresight(), terms.batch.bit_length()
-
-    def _made(self, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
-        """What drafts of so many rows are believed to take where all sequences draft, over what
-        they save their step."""
-        reads = drafter.reads_for(rows) if is_resumed(drafter) else rows
-        reads *= drafter.share(terms.batch) if terms.batch > 1 else 1.0
-        saved = self._saved(drafter, rows + 1, terms) / terms.batch
-        return max(self._price(drafter, reads, terms) - saved, 0.0)
+    def _class(self, drafter: PaidDrafter, terms: Terms) -> tuple[int, int]:
+        """The class of a draft to come. One that is new is believed to go as deep as the drafter's
+        own prior takes a row to be accepted as likely as not."""
+        key = drafter.foresight(), terms.batch.bit_length()
+        if key not in self._known:
+            first, *deeper = drafter.hope(key[0])[1:]
+            sure = [first, *(chance for chance in deeper if chance >= 0.5)]
+            reads = drafter.reads_for(len(sure)) if is_resumed(drafter) else len(sure)
+            alone = self._price(drafter, reads, terms)
+            self._known[key] = Means(WEIGHT, sum(sure), len(sure), alone)
+        return key
 
     def _saved(self, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
         """Milliseconds that a step of so many rows of every sequence takes less, because drafts

@@ -13,9 +13,9 @@ from graftline.tree import Tree
 
 IDLE, BACKOFF = 48, 8
 """Steps in a row without a draft after which proposals are made in every so many only."""
-MISS = 0.92
-"""What each proposal in a row without an accepted token leaves of the next ones: a copied stretch
-has ended, or the text is one that does not copy."""
+TRIED = 4
+"""Most rows behind the roots where it is not known what drafted steps really take: a table that is
+wrong is found out by small steps."""
 
 
 class Track:
@@ -24,7 +24,6 @@ class Track:
 
     def __init__(self) -> None:
         self.walk: Walk | None = None
-        self.misses = 0
 
 
 class Speculation:
@@ -82,15 +81,15 @@ class Speculation:
     ) -> Offer:
         """What a proposal of more than one row is expected to bring."""
         assert self.costs is not None, "without costs nothing is chosen"
-        kind, discount, size = "chain" if tree.is_chain else "tree", MISS**track.misses, 1
-        if self._weighs(tree):
-            gains = tree.reach[1:]
-        else:
-            gains = [discount * chance for chance in self._of(signal).reach()[1 : len(tree)]]
+        kind, size, rows = "chain" if tree.is_chain else "tree", 1, terms.room - 1
+        pace, batch = self.costs.pace, terms.batch
+        gains = tree.reach[1:] if self._weighs(tree) else self._of(signal).reach()[1 : len(tree)]
         if self._whole:
             gains, size = [sum(gains)] if len(tree) <= terms.room else [], len(tree) - 1
-        gains = list(takewhile(lambda gain: gain >= terms.cut, gains[: terms.room - 1]))
-        slower = self.costs.pace.slower(self.name, kind, terms.batch)
+        elif pace.unsure(self.name, kind, batch):
+            rows = min(rows, max(1, TRIED // batch))
+        gains = list(takewhile(lambda gain: gain >= terms.cut, gains[:rows]))
+        slower = pace.slower(self.name, kind, batch)
         bends = (row for row, parent in enumerate(tree.parent_list) if parent != row - 1)
         return Offer(sequence, gains, next(bends, len(tree)), self._hurdle, slower, size)
 
@@ -107,7 +106,7 @@ class Speculation:
         """The sequence emitted `fresh`."""
         walk = track.walk
         if walk is not None and not self._of(walk.signal).follow(walk, fresh):
-            track.walk, track.misses = None, 0 if walk.node else track.misses + 1
+            track.walk = None
 
     def _weighs(self, tree: Tree) -> bool:
         return self._text is not None and tree.probs is not None
