@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 
 from graftline.runtimes.control.choose import Offer, Terms
-from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.control.speculation import Speculation, Track
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Bid, PaidDrafter, is_paid, weighs
 from graftline.runtimes.drafting import Draft, draft_together
+from graftline.runtimes.marks import Marks
 from graftline.tree import Tree
 
 
@@ -55,9 +55,7 @@ class Lane:
         for one in self.members:
             if weighs(one.drafter):
                 one.drafter.row = self.control.row
-        self.proposals = [
-            one.proposal(branches) if asking else one.root() for one in self.members
-        ]
+        self.proposals = [one.proposal(branches) if asking else one.root() for one in self.members]
 
     def offers(self, terms: Terms) -> list[Offer]:
         """What those are expected to bring."""
@@ -66,7 +64,7 @@ class Lane:
         if costs is None or not costs.pace.settled(self.control.name):
             return []
         return [
-            self.control.offer(self._tracks[one][0], one.seat, signal, tree, terms)
+            self.control.offer(one.seat, signal, tree, terms)
             for one, (signal, tree) in zip(self.members, self.proposals, strict=True)
             if len(tree) > 1
         ]

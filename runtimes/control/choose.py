@@ -7,25 +7,26 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import NamedTuple
 
-HURDLE = 0.1
-"""Least expected gain for which a sequence speculates: what looks best of many sizes looks better
-than it is."""
+MARGIN = 0.1
+"""Tokens by which a step has to gain: what looks best of many sizes looks better than it is."""
 BUDGET = 256
 """Most rows of a step, of all sequences together."""
+
+Cost = Callable[[int, bool], float]
+"""Milliseconds of a step of so many rows in all, branching or not."""
 
 
 @dataclass(slots=True)
 class Offer:
     """What a sequence could score behind its root: the expected tokens of each further row, never
     rising, or the sum of `size` rows that are taken together or not at all. `straight`: rows up to
-    which the tree is a chain; `hurdle`: share by which the sequence must gain at least; `slower`:
-    factor on the cost of a step with this draft; `price`: milliseconds of making it, and `shared`
-    those that all drafts of `maker` take together, however many they are."""
+    which the tree is a chain; `slower`: factor on the cost of a step with this draft; `price`:
+    milliseconds of making it, and `shared` those that all drafts of `maker` take together, however
+    many they are."""
 
     sequence: int
     gains: Sequence[float]
     straight: int = 1 << 30
-    hurdle: float = HURDLE
     slower: float = 1.0
     size: int = 1
     price: float = 0.0
@@ -45,23 +46,21 @@ class Terms(NamedTuple):
 
 class Choice(NamedTuple):
     """Rows by sequence, where more than the root is scored; expected tokens and milliseconds of the
-    step, and the tokens per millisecond less what speculating must gain."""
+    step."""
 
     rows: dict[int, int]
     tokens: float
     milliseconds: float
-    worth: float
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per millisecond."""
+        return self.tokens / self.milliseconds
 
 
-def choose(
-    offers: Sequence[Offer],
-    batch: int,
-    cost: Callable[[int, bool], float],
-    total: int,
-    least: int = 1,
-) -> Choice:
+def choose(offers: Sequence[Offer], batch: int, cost: Cost, total: int, least: int = 1) -> Choice:
     """The rows that bring most tokens per millisecond to `batch` sequences, which score `total`
-    rows without any offer; `cost` gives the milliseconds of so many rows in all, branching or not.
+    rows without any offer; none where that gains less than MARGIN tokens.
 
     Greedy: rows are taken by expected tokens per cost, the best first, and the best number of them
     is kept; chances never rise along a proposal, so that its rows are taken in order. Rows below
@@ -70,28 +69,24 @@ def choose(
     plain = cost(total, False)
     row = max((cost(total + 8, False) - plain) / 8, 1e-9)
     items = [
-        (gain / (1.0 + one.hurdle) / (one.size + one.price / row), gain, one)
-        for one in offers
-        for gain in one.gains
+        (gain / (one.size + one.price / row), gain, one) for one in offers for gain in one.gains
     ]
     items.sort(key=itemgetter(0), reverse=True)
     rows, shared = dict[int, int](), dict[str, float]()
-    tokens, sure, left = float(batch), float(batch), sum([gain for _, gain, _ in items])
-    best = Choice({}, tokens, plain, batch / plain)
+    tokens, left = float(batch), sum([gain for _, gain, _ in items])
+    best, worth = Choice({}, tokens, plain), (batch + MARGIN) / plain
     slower, spent, branching = 1.0, 0.0, False
     for _, gain, one in items:
         known = rows.get(one.sequence, 1)
         rows[one.sequence] = known + one.size
         total += max(known + one.size - max(known, least), 0)
         slower, spent = max(slower, one.slower), spent + one.price
-        if one.shared > shared.get(one.maker, 0.0):
-            shared[one.maker] = one.shared
+        shared[one.maker] = max(one.shared, shared.get(one.maker, 0.0))
         branching |= known + one.size > one.straight
         tokens, left = tokens + gain, left - gain
-        sure += (gain - (one.hurdle if known == 1 else 0.0)) / (1.0 + one.hurdle)
         took = cost(total, branching) * slower + spent + sum(shared.values())
-        if total > BUDGET or (sure + left) / took <= best.worth:
+        if total > BUDGET or (tokens + left) / took <= worth:
             break
-        if sure / took > best.worth:
-            best = Choice(dict(rows), tokens, took, sure / took)
+        if tokens / took > worth:
+            best, worth = Choice(dict(rows), tokens, took), tokens / took
     return best

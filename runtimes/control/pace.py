@@ -7,18 +7,17 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from statistics import median_low
 
-LATELY, SLIGHT = 9, 0.05
-"""Steps whose median counts, as one may be a hitch; and by how much drafted steps may be slower
-without being charged, as decisions would hang on the clock."""
+LATELY, SLIGHT, ONCE = 9, 0.05, 3.0
+"""Steps whose median counts, as one may be a hitch; by how much drafted steps may be slower without
+being charged, as decisions would hang on the clock; and the most that one step is believed."""
 COMPARED, WINDOW = 3, 64
-"""Plain steps after which drafted ones can be compared with them; steps over which `drift` forgets.
-"""
-ONCE = 3.0
-"""Most that one slow step is believed: it may be a hitch."""
+"""Plain steps of a recipe before it drafts, to compare with; steps over which `drift` forgets."""
 HASTE, PATIENCE = 16, 256
-"""Plain steps in which a charge falls by 1: at first; every try that fails makes them four times as
-many, up to PATIENCE, so that in the long run a try costs 1 / PATIENCE of the time, however slow it
-is."""
+"""Plain steps in which a charge falls by 1: at first, and at most: in the long run a try costs
+1 / PATIENCE of the time, however slow it is."""
+LONGER = {"paid": 2, "chain": 4, "tree": 4}
+"""How many times as long every try that fails makes the wait for the next. The first calls of a model
+that drafts may be slow several times in a row, as they touch its memory."""
 
 
 @dataclass
@@ -36,13 +35,13 @@ class Bucket:
         over = min(over, ONCE) if len(self.ratios) == 1 else over
         return over if over > 1.0 + SLIGHT else 1.0
 
-    def drafted(self, ratio: float, plain: Bucket) -> None:
+    def drafted(self, ratio: float, plain: Bucket, longer: int) -> None:
         """One more. A try after a charge counts as much as all that was before it; that it was
         needed makes the next one wait longer, until as many drafted steps were not charged."""
         if self.over(plain) == 1.0:
             self.patience = max(self.patience - 1, HASTE)
         elif self.waited:
-            self.patience = min(4 * self.patience, PATIENCE)
+            self.patience = min(longer * self.patience, PATIENCE)
             self.ratios = deque([median_low(self.ratios)], LATELY)
         self.ratios.append(ratio)
         self.waited = 0
@@ -52,18 +51,15 @@ class Pace:
     """Ratios of measured to believed milliseconds. A machine that is slow as a whole slows all
     kinds of steps alike, and changes what is expected (`value`) but no choice; drafted steps that
     are slower than plain ones are charged for it, whatever makes them so: a slow rule, a drafter, a
-    wrong table. Both are compared as they were lately: drafts that seem slow because the machine
-    has become so are charged until the plain steps that follow show it too. While a recipe does not
-    draft its charges fall, so that it is tried again."""
+    wrong table. Both are compared as they were lately. While a recipe does not draft its charges
+    fall, so that it is tried again. `drift` is how much longer steps take than their costs for
+    long, drafted or not."""
 
     def __init__(self) -> None:
         self.value, self.drift = 1.0, {False: 1.0}
-        """How much longer steps take now than their costs and charges say; and for long than their
-        costs, drafted or not."""
         self._plain: dict[str, Bucket] = {}
-        """By recipe, of any number of sequences."""
         self._drafted: dict[tuple[str, str, int], Bucket] = {}
-        """By recipe, kind and sequences, in powers of two."""
+        """By recipe, kind and sequences, in powers of two; plain steps of any number together."""
 
     def step(self, kind: str, ratio: float, slower: float = 1.0) -> None:
         """A step of any recipes took `ratio` times as long as its costs say, of which `slower` was
@@ -75,21 +71,19 @@ class Pace:
 
     def record(self, recipe: str, kind: str, batch: int, ratio: float) -> None:
         """The same of a step of one recipe."""
-        plain = self._plain.setdefault(recipe, Bucket())
         if kind == "plain":
-            plain.ratios.append(ratio)
+            self._plain.setdefault(recipe, Bucket()).ratios.append(ratio)
             for (other, *_), bucket in self._drafted.items():
                 bucket.waited += other == recipe
         elif self.settled(recipe):
             key = recipe, kind, batch.bit_length()
-            if key not in self._drafted:
-                self._drafted[key] = deepcopy(self._known(*key)) or Bucket()
-            self._drafted[key].drafted(ratio, plain)
+            self._drafted.setdefault(key, deepcopy(self._known(*key)))
+            self._drafted[key].drafted(ratio, self._plain[recipe], LONGER[kind])
 
     def slower(self, recipe: str, kind: str, batch: int) -> float:
         """What the cost of a drafted step is to be multiplied by."""
         bucket = self._known(recipe, kind, batch.bit_length())
-        if bucket is None:
+        if not bucket.ratios:
             return 1.0
         charge = bucket.over(self._plain[recipe]) - bucket.waited / bucket.patience
         return charge if charge > 1.0 + SLIGHT else 1.0
@@ -97,15 +91,14 @@ class Pace:
     def unsure(self, recipe: str, kind: str, batch: int) -> bool:
         """Whether drafted steps were seen less than twice, or were slow when they last were."""
         bucket = self._known(recipe, kind, batch.bit_length())
-        if bucket is None or len(bucket.ratios) < 2:
-            return True
-        return bucket.waited > 0 and bucket.over(self._plain[recipe]) > 1.0
+        tried = bucket.waited > 0 and bucket.over(self._plain[recipe]) > 1.0
+        return len(bucket.ratios) < 2 or tried
 
     def settled(self, recipe: str) -> bool:
         """Whether the recipe's drafted steps have plain ones to be compared with."""
         return recipe in self._plain and len(self._plain[recipe].ratios) >= COMPARED
 
-    def _known(self, recipe: str, kind: str, size: int) -> Bucket | None:
+    def _known(self, recipe: str, kind: str, size: int) -> Bucket:
         """Steps of that many sequences; before there are any, of twice or half as many."""
-        near = (self._drafted.get((recipe, kind, size + more)) for more in (0, 1, -1))
-        return next((bucket for bucket in near if bucket is not None), None)
+        near = ((recipe, kind, size + more) for more in (0, 1, -1))
+        return next((self._drafted[key] for key in near if key in self._drafted), Bucket())

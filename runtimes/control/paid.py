@@ -39,50 +39,44 @@ class Paid:
     so far. How deep: a ratio of means is at its maximum when one goes on exactly while the next
     row's chance is at least the ratio times the row's cost (Dinkelbach 1967); so a bid carries, for
     each depth, the least chance worth drafting and the least worth scoring. While nothing is
-    drafted, drafts are taken for better by and by: so trying again costs a small share of the time,
-    whatever a try costs. The first steps of all are plain, to compare with.
+    drafted, drafts are taken for better by and by: so trying again costs a small share of the time.
     """
 
     def __init__(self, name: str, costs: Costs) -> None:
-        self._name, self._costs = name, costs
+        self._name, self._costs, self._idle = name, costs, 0
         self._known: dict[tuple[int, int], Means] = {}
         """By the drafter's class and the sequences of a step, in powers of two, as the depth that
         is worth its cost depends on them."""
         self._open: dict[int, tuple[tuple[int, int], float, float]] = {}
         """By sequence: of what class this step's draft is, its rows and milliseconds alone."""
-        self._idle = 0
-        """Steps since the last draft."""
 
     def offers(self, drafters: Sequence[tuple[int, PaidDrafter]], terms: Terms) -> list[Offer]:
-        """A draft of each sequence, as such drafts have been; the calls of a model that several
-        sequences share cost a part that is the same for any number of them."""
+        """A draft of each sequence, as such drafts have been."""
         self._open.clear()
-        pace, others = self._costs.pace, len(drafters) - 1
-        if not pace.settled(self._name) or terms.room < 2:
+        if not self._costs.pace.settled(self._name) or terms.room < 2:
             return []
-        offers, slower = list[Offer](), pace.slower(self._name, "paid", terms.batch)
-        for sequence, drafter in drafters:
-            if drafter.rows > 1:
-                means = self._known[self._class(drafter, terms)]
-                size = max(1, min(round(means.rows), terms.room - 1))
-                each = (drafter.share(others + 1) * (others + 1) - 1) / others if others else 1.0
-                saved = self._saved(drafter, size + 1, terms) / terms.batch
-                price = max(means.alone * each - saved, 0.0) + drafter.debt() / DEBT_STEPS
-                gains, shared = [means.tokens + EXPLORE * self._idle], means.alone * (1.0 - each)
-                offers.append(
-                    Offer(sequence, gains, 1 << 30, 0.0, slower, size, price, shared, self._name)
-                )
-        return offers
+        return [self._offer(s, one, terms, len(drafters)) for s, one in drafters if one.rows > 1]
+
+    def _offer(self, sequence: int, drafter: PaidDrafter, terms: Terms, together: int) -> Offer:
+        """Of what several sequences' calls take, a part is the same for any number of them."""
+        _, tokens, rows, alone = self._known[self._class(drafter, terms)]
+        size, each = max(1, min(round(rows), terms.room - 1)), 1.0
+        if together > 1:
+            each = (drafter.share(together) * together - 1.0) / (together - 1)
+        price = max(alone * each - self._saved(drafter, size + 1, terms), 0.0)
+        price += drafter.debt() / DEBT_STEPS
+        slower = self._costs.pace.slower(self._name, "paid", terms.batch)
+        gains, shared = [tokens + EXPLORE * self._idle], alone * (1.0 - each)
+        return Offer(sequence, gains, 1 << 30, slower, size, price, shared, self._name)
 
     def bid(self, drafter: PaidDrafter, terms: Terms, rate: float) -> Bid:
         """What one sequence may spend, where the step is expected to bring `rate` tokens a
         millisecond."""
-        sizes = range(1, min(terms.room, drafter.rows) + 1)
-        costs = [self._cost(row, terms) - self._saved(drafter, row, terms) for row in sizes]
+        rows = range(1, min(terms.room, drafter.rows) + 1)
+        costs = [self._cost(n, terms) - self._saved(drafter, n, terms) for n in rows]
         slower = self._costs.pace.slower(self._name, "paid", terms.batch)
-        rate = max(rate * slower, terms.batch / self._cost(1, terms))
-        rises = (after - before for before, after in pairwise(costs))
-        keep = [0.0, *(rate * rise / terms.batch for rise in rises)]
+        rate = max(rate * slower, 1.0 / self._cost(1, terms))
+        keep = [0.0, *(rate * (after - before) for before, after in pairwise(costs))]
         call = rate * self._price(drafter, 1, terms)
         return Bid(len(costs), [least + call for least in keep], keep)
 
@@ -94,7 +88,7 @@ class Paid:
         price = self._price(drafter, drafter.reads, terms)
         alone = price / (drafter.share(together) if together > 1 else 1.0)
         self._open[sequence] = self._class(drafter, terms), rows, alone
-        return max(price - self._saved(drafter, rows + 1, terms) / terms.batch, 0.0)
+        return max(price - self._saved(drafter, rows + 1, terms), 0.0)
 
     def expected(self, sequence: int) -> float:
         """Tokens that this step's draft is expected to bring; 0 where there is none."""
@@ -123,12 +117,12 @@ class Paid:
         return key
 
     def _saved(self, drafter: PaidDrafter, rows: int, terms: Terms) -> float:
-        """Milliseconds that a step of so many rows of every sequence takes less, because drafts
-        have computed a part of it."""
+        """Milliseconds of each sequence that a step of so many rows of all takes less, because
+        drafts have computed a part of it."""
         if not is_resumed(drafter):
             return 0.0
         left = drafter.rest_cost(terms.batch * rows, terms.past, terms.batch)
-        return self._cost(rows, terms) - left
+        return self._cost(rows, terms) - left / terms.batch
 
     def _price(self, drafter: PaidDrafter, reads: float, terms: Terms) -> float:
         """Attention over what is committed costs a draft at most what it costs the target."""
@@ -136,5 +130,5 @@ class Paid:
         return drafter.price(reads) + reads * max(growth, 0.0)
 
     def _cost(self, rows: int, terms: Terms) -> float:
-        """Milliseconds of a step with so many rows of every sequence."""
-        return self._costs.of(terms.batch * rows, False, terms.past, terms.batch)
+        """Milliseconds of each sequence in a step with so many rows of all."""
+        return self._costs.of(terms.batch * rows, False, terms.past, terms.batch) / terms.batch
