@@ -16,8 +16,8 @@ HASTE, PATIENCE = 16, 256
 """Plain steps in which a charge falls by 1: at first, and at most: in the long run a try costs
 1 / PATIENCE of the time, however slow it is."""
 LONGER = {"paid": 2, "chain": 4, "tree": 4}
-"""How many times as long every try that fails makes the wait for the next. The first calls of a model
-that drafts may be slow several times in a row, as they touch its memory."""
+"""How many times as long every try that fails makes the wait for the next. The first calls of a
+model that drafts may be slow several times in a row, as they touch its memory."""
 
 
 @dataclass

@@ -1,5 +1,4 @@
-"""The controller never loses much, wins where it can, and believes no table that steps contradict.
-"""
+"""The controller never loses much, wins where it can, and believes no table that steps contradict."""
 
 from __future__ import annotations
 
@@ -214,16 +213,31 @@ def test_a_wrong_cost_model_would_be_seen(
     assert found < 0.95 * best_fixed(copying, true, batch)
 
 
-def test_drafts_believed_too_cheap_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows really cost three times what the table says: after the first drafted steps it is seen,
-    and little is lost."""
+@pytest.mark.parametrize("batch", [1, 8])
+def test_drafts_believed_too_cheap_are_found_out(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows really cost three times what the table says: the first small steps show it, for any
+    number of sequences, and little is lost."""
 
     def truth(rows: Sequence[int], branching: bool) -> float:
-        return INT4.of(sum(rows)) * (3.0 if sum(rows) > 1 else 1.0)
+        return INT4.of(sum(rows)) * (3.0 if sum(rows) > len(rows) else 1.0)
 
-    assert speed(copying, "prompt-lookup", INT4, truth) > 0.97
+    assert speed(copying, "prompt-lookup", INT4, truth, batch) > 0.96
     monkeypatch.setattr(Pace, "slower", lambda *_: 1.0)
-    assert speed(copying, "prompt-lookup", INT4, truth) < 0.8
+    assert speed(copying, "prompt-lookup", INT4, truth, batch) < 0.8
+
+
+def test_a_wrong_table_is_found_out_by_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight sequences that all repeat themselves could fill a step that takes three times as long:
+    a try of that size costs twenty plain steps."""
+
+    def truth(rows: Sequence[int], branching: bool) -> float:
+        return INT4.of(sum(rows)) * (3.0 if sum(rows) > len(rows) else 1.0)
+
+    assert speed(looping, "prompt-lookup", INT4, truth, 8) > 0.96
+    monkeypatch.setattr(Pace, "unsure", lambda *_: False)
+    assert speed(looping, "prompt-lookup", INT4, truth, 8) < 0.93
 
 
 def test_recipes_that_share_a_step_share_one_choice() -> None:
