@@ -1,4 +1,5 @@
-"""The controller never loses much, wins where it can, and believes no table that steps contradict."""
+"""The controller never loses much, wins where it can, and believes no table that steps contradict.
+"""
 
 from __future__ import annotations
 
