@@ -10,6 +10,9 @@ from statistics import median_low
 LATELY, SLIGHT, ONCE = 9, 0.05, 3.0
 """Steps whose median counts, as one may be a hitch; by how much drafted steps may be slower without
 being charged, as decisions would hang on the clock; and the most that one step is believed."""
+OTHERWISE = 4.0
+"""Plain steps so much faster or slower show that the costs are those of another machine, which say
+nothing of how kinds of steps compare on this one."""
 COMPARED, WINDOW = 3, 64
 """Plain steps of a recipe before it drafts, to compare with; steps over which `drift` forgets."""
 HASTE, PATIENCE = 16, 256
@@ -31,7 +34,10 @@ class Bucket:
 
     def over(self, plain: Bucket) -> float:
         """How much slower than plain steps they were; 1 where that is slight or not known."""
-        over = median_low(self.ratios) / median_low(plain.ratios) if self.ratios else 1.0
+        usual = median_low(plain.ratios)
+        if not self.ratios or not 1 / OTHERWISE < usual < OTHERWISE:
+            return 1.0
+        over = median_low(self.ratios) / usual
         over = min(over, ONCE) if len(self.ratios) == 1 else over
         return over if over > 1.0 + SLIGHT else 1.0
 
@@ -91,8 +97,9 @@ class Pace:
     def unsure(self, recipe: str, kind: str, batch: int) -> bool:
         """Whether drafted steps were seen less than twice, or were slow when they last were."""
         bucket = self._known(recipe, kind, batch.bit_length())
-        tried = bucket.waited > 0 and bucket.over(self._plain[recipe]) > 1.0
-        return len(bucket.ratios) < 2 or tried
+        if len(bucket.ratios) < 2:
+            return True
+        return bucket.waited > 0 and bucket.over(self._plain[recipe]) > 1.0
 
     def settled(self, recipe: str) -> bool:
         """Whether the recipe's drafted steps have plain ones to be compared with."""
