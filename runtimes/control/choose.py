@@ -11,6 +11,9 @@ MARGIN = 0.1
 """Tokens by which a step has to gain: what looks best of many sizes looks better than it is."""
 BUDGET = 256
 """Most rows of a step, of all sequences together."""
+SIZES = frozenset({*range(9), 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256})
+"""Rows of a step of several sequences, where they can be cut: the first step of a size takes a
+third of a step longer. What is taken whole, or still to be drafted, has the rows that it has."""
 
 Cost = Callable[[int, bool], float]
 """Milliseconds of a step of so many rows in all, branching or not."""
@@ -87,6 +90,7 @@ def choose(offers: Sequence[Offer], batch: int, cost: Cost, total: int, least: i
         took = cost(total, branching) * slower + spent + sum(shared.values())
         if total > BUDGET or (tokens + left) / took <= worth:
             break
-        if tokens / took > worth:
+        usual = batch == 1 or total in SIZES or one.size > 1 or one.price + one.shared > 0
+        if usual and tokens / took > worth:
             best, worth = Choice(dict(rows), tokens, took), tokens / took
     return best

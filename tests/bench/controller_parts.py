@@ -95,6 +95,7 @@ Patch = tuple[Any, str, Any]
 STORE: dict[str, Patch] = {
     "charges of slow drafts": (Pace, "slower", lambda *_: 1.0),
     "least gain": (choose, "MARGIN", 0.0),
+    "few sizes of batched steps": (choose, "SIZES", frozenset(range(257))),
     "small tries": (speculation, "TRIED", 1 << 30),
     "forgetting": (evidence, "HORIZON", 1e9),
     "batch in the costs": (Costs, "of", lambda costs, rows, branching=False, past=256, batch=1,

@@ -51,10 +51,20 @@ def test_sequences_score_different_numbers_of_rows() -> None:
     assert choice.rows == {0: 6, 2: 2}
 
 
+def test_steps_of_several_sequences_have_few_sizes() -> None:
+    """The first of a size takes longer: 11 rows of four sequences are 10, of one they are 11."""
+    seven, cost = Offer(0, [0.9] * 7), linear(10.0, 1.0)
+    assert choose([seven], 4, cost, 4).rows == {0: 7}
+    assert choose([Offer(0, [0.9] * 10)], 1, cost, 1).rows == {0: 11}
+    assert choose([Offer(0, [6.3], size=7)], 4, cost, 4).rows == {0: 8}, "as it is or not at all"
+    paid = [Offer(one, [0.9], price=0.1) for one in range(9)]
+    assert len(choose(paid, 9, cost, 9).rows) == 9, "their rows are not known yet"
+
+
 def test_a_step_that_hardly_gains_is_left() -> None:
     """By MARGIN tokens: the best of many estimates looks too good."""
     cost = linear(10.0, 1e-6)
-    for sequences in (1, 8):
+    for sequences in (1, 7):
         assert choose([Offer(0, [MARGIN + 0.01])], sequences, cost, sequences).rows == {0: 2}
         assert choose([Offer(0, [MARGIN - 0.01])], sequences, cost, sequences).rows == {}
 
