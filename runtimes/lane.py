@@ -61,7 +61,7 @@ class Lane:
         """What those are expected to bring."""
         self.control.row = terms.cut
         costs = self.control.costs
-        if costs is None or not costs.pace.settled(self.control.name):
+        if costs is None or costs.pace.waits(self.control.name):
             return []
         return [
             self.control.offer(one.seat, signal, tree, terms)

@@ -77,7 +77,8 @@ def choose(offers: Sequence[Offer], batch: int, cost: Cost, total: int, least: i
     items.sort(key=itemgetter(0), reverse=True)
     rows, shared = dict[int, int](), dict[str, float]()
     tokens, left = float(batch), sum([gain for _, gain, _ in items])
-    best, worth = Choice({}, tokens, plain), (batch + MARGIN) / plain
+    margin = 0.0 if any([one.maker for one in offers]) else MARGIN  # prices are known by means
+    best, worth = Choice({}, tokens, plain), (batch + margin) / plain
     slower, spent, branching = 1.0, 0.0, False
     for _, gain, one in items:
         known = rows.get(one.sequence, 1)

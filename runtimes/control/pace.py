@@ -14,7 +14,7 @@ OTHERWISE = 4.0
 """Plain steps so much faster or slower show that the costs are those of another machine, which say
 nothing of how kinds of steps compare on this one."""
 COMPARED, WINDOW = 3, 64
-"""Plain steps of a recipe before it drafts, to compare with; steps over which `drift` forgets."""
+"""Plain steps with which drafted ones can be compared; steps over which `drift` forgets."""
 HASTE, PATIENCE = 16, 256
 """Plain steps in which a charge falls by 1: at first, and at most: in the long run a try costs
 1 / PATIENCE of the time, however slow it is."""
@@ -34,7 +34,7 @@ class Bucket:
 
     def over(self, plain: Bucket) -> float:
         """How much slower than plain steps they were; 1 where that is slight or not known."""
-        usual = median_low(plain.ratios)
+        usual = median_low(plain.ratios) if len(plain.ratios) >= COMPARED else 0.0
         if not self.ratios or not 1 / OTHERWISE < usual < OTHERWISE:
             return 1.0
         over = median_low(self.ratios) / usual
@@ -77,14 +77,15 @@ class Pace:
 
     def record(self, recipe: str, kind: str, batch: int, ratio: float) -> None:
         """The same of a step of one recipe."""
+        plain = self._plain.setdefault(recipe, Bucket())
         if kind == "plain":
-            self._plain.setdefault(recipe, Bucket()).ratios.append(ratio)
+            plain.ratios.append(ratio)
             for (other, *_), bucket in self._drafted.items():
                 bucket.waited += other == recipe
-        elif self.settled(recipe):
+        else:
             key = recipe, kind, batch.bit_length()
             self._drafted.setdefault(key, deepcopy(self._known(*key)))
-            self._drafted[key].drafted(ratio, self._plain[recipe], LONGER[kind])
+            self._drafted[key].drafted(ratio, plain, LONGER[kind])
 
     def slower(self, recipe: str, kind: str, batch: int) -> float:
         """What the cost of a drafted step is to be multiplied by."""
@@ -104,6 +105,11 @@ class Pace:
     def settled(self, recipe: str) -> bool:
         """Whether the recipe's drafted steps have plain ones to be compared with."""
         return recipe in self._plain and len(self._plain[recipe].ratios) >= COMPARED
+
+    def waits(self, recipe: str) -> bool:
+        """Whether its drafted steps were seen twice, and plain ones to compare them with are due."""
+        seen = [len(one.ratios) for (name, *_), one in self._drafted.items() if name == recipe]
+        return sum(seen) > 1 and not self.settled(recipe)
 
     def _known(self, recipe: str, kind: str, size: int) -> Bucket:
         """Steps of that many sequences; before there are any, of twice or half as many."""

@@ -13,9 +13,9 @@ from graftline.tree import Tree
 
 IDLE, BACKOFF = 48, 8
 """Steps in a row without a draft after which proposals are made in every so many only."""
-TRIED = 4
-"""Rows behind all roots together where it is not known what drafted steps really take: a table that
-is wrong is found out by small steps."""
+TRIED = 1.4
+"""Most that a step is believed to take, over a plain one, where it is not known what drafted steps
+really take: a table that is wrong is found out by small steps."""
 
 
 class Track:
@@ -70,7 +70,7 @@ class Speculation:
         if self._whole:
             gains, size = [sum(gains)] if len(tree) <= terms.room else [], len(tree) - 1
         elif pace.unsure(*known):
-            rows = min(rows, (TRIED - 1 - sequence) // terms.batch + 1)  # shared by all sequences
+            rows = min(rows, (self._small(terms) - 1 - sequence) // terms.batch + 1)
         gains = list(takewhile(lambda gain: gain >= terms.cut, gains[:rows]))
         bends = (row for row, parent in enumerate(tree.parent_list) if parent != row - 1)
         return Offer(sequence, gains, next(bends, len(tree)), pace.slower(*known), size)
@@ -89,6 +89,15 @@ class Speculation:
         walk = track.walk
         if walk is not None and not self._of(walk.signal).follow(walk, fresh):
             track.walk = None
+
+    def _small(self, terms: Terms) -> int:
+        """Rows behind all roots together that a step may have which tries what drafts take."""
+        assert self.costs is not None, "without costs nothing is chosen"
+        batch, past, more = terms.batch, terms.past, 1
+        most = TRIED * self.costs.of(batch, False, past, batch)
+        while more < terms.room and self.costs.of(batch + more + 1, False, past, batch) <= most:
+            more += 1
+        return more
 
     def _weighs(self, tree: Tree) -> bool:
         return self._text is not None and tree.probs is not None
