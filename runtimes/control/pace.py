@@ -107,7 +107,7 @@ class Pace:
         return recipe in self._plain and len(self._plain[recipe].ratios) >= COMPARED
 
     def waits(self, recipe: str) -> bool:
-        """Whether its drafted steps were seen twice, and plain ones to compare them with are due."""
+        """Whether its drafted steps were seen twice, and plain ones to compare are due."""
         seen = [len(one.ratios) for (name, *_), one in self._drafted.items() if name == recipe]
         return sum(seen) > 1 and not self.settled(recipe)
 
