@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.drafter import Bid, Drafter, Seeing, is_paid, sees
 from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.grammar import FORCED, Grammar
 from graftline.runtimes.logprobs import Logprobs, read_scored
+from graftline.runtimes.marks import Marks
 from graftline.runtimes.prefix_cache import PromptEnd
 from graftline.runtimes.rules.greedy import Greedy
 from graftline.runtimes.schedules.course import Course

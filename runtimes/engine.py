@@ -15,7 +15,6 @@ from graftline.runtimes.branches import check_branches, decode_branches
 from graftline.runtimes.chat import Chat
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.speculation import Speculation
-from graftline.runtimes.control.story import StepStory
 from graftline.runtimes.counters import EngineStats
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.defaults import Defaults
@@ -43,6 +42,7 @@ from graftline.runtimes.result import Result
 from graftline.runtimes.sampling import Sampling
 from graftline.runtimes.scheduler import SEATS, Scheduler
 from graftline.runtimes.session import Session, check_fits
+from graftline.runtimes.step_story import StepStory
 from graftline.runtimes.streams import Events, Passes, Stream, Submitted
 from graftline.runtimes.study.forced import ForcedDrafter, Forcing, forced_resources
 from graftline.runtimes.study.perplexity import HELD_OUT

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graftline.errors import RequestError
-from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.defaults import Defaults
 from graftline.runtimes.drafter import Drafter
@@ -18,6 +17,7 @@ from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.grammar import Grammars
 from graftline.runtimes.lane import Lane
 from graftline.runtimes.logprobs import Logprobs
+from graftline.runtimes.marks import Marks
 from graftline.runtimes.policy import Policy
 from graftline.runtimes.processors import Processor
 from graftline.runtimes.request import Ints, Request
@@ -267,7 +267,7 @@ def _expected(spent: Marks) -> str:
     accepted = spent.tokens / spent.sequences - 1.0
     return (
         f"; expected {accepted:.2f} accepted tokens a step, {spent.milliseconds / spent.steps:.1f} "
-        f"ms a step, {spent.speedup or 1.0:.2f} times plain decoding"
+        f"ms a step, {spent.plain / spent.milliseconds:.2f} times plain decoding"
     )
 
 

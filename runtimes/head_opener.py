@@ -13,13 +13,13 @@ from graftline.facts import DraftBlockFacts
 from graftline.owners import head_owner
 from graftline.ports import FEATURES, by_role
 from graftline.runtimes.control.costs import NEAR, Costs
-from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.head_reader import Heads
 from graftline.runtimes.ort.features import FeatureSession, features_beside
 from graftline.runtimes.ort.heads import OrtHeads
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.session import FINAL, MADE
+from graftline.runtimes.step_times import undisturbed
 
 ROUNDS = 15
 """Calls of each engine where their steps are compared, at NEAR positions."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from graftline.runtimes.control.choose import Choice, Offer, Terms, choose
-from graftline.runtimes.control.marks import Marks
-from graftline.runtimes.control.story import StepStory, considered
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.lane import Lane
+from graftline.runtimes.marks import Marks
+from graftline.runtimes.step_story import StepStory, considered
 from graftline.tree import Tree
 
 SPAN = 64
@@ -140,12 +140,11 @@ class JointStep:
             seats = {offer.sequence for offer in promises}
             others = [offer for offer in free if offer.sequence not in seats]
             either = self._best(others + promises, total)
-            if either.worth > choice.worth:
+            if either.rate > choice.rate:
                 choice, bought = either, seats & either.rows.keys()
         rows |= choice.rows
         self._seconds = perf_counter() - began
-        rate = choice.tokens / choice.milliseconds
-        return sum([lane.buy(bought, terms, rate, branches) for lane in lanes])
+        return sum([lane.buy(bought, terms, choice.rate, branches) for lane in lanes])
 
     def _best(self, offers: Sequence[Offer], total: int) -> Choice:
         return choose(offers, self._decoding, self._cost, total, self._least)

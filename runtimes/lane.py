@@ -6,11 +6,11 @@ from collections.abc import Container, Mapping, Sequence
 from time import perf_counter
 
 from graftline.runtimes.control.choose import Offer, Terms
-from graftline.runtimes.control.marks import Marks
 from graftline.runtimes.control.speculation import Speculation, Track
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.drafter import Bid, PaidDrafter, is_paid, weighs
 from graftline.runtimes.drafting import Draft, draft_together
+from graftline.runtimes.marks import Marks
 from graftline.tree import Tree
 
 
@@ -56,15 +56,16 @@ class Lane:
         for one in self.members:
             if weighs(one.drafter):
                 one.drafter.row = self.control.row
-        self.proposals = [
-            one.proposal(branches) if asking else one.root() for one in self.members
-        ]
+        self.proposals = [one.proposal(branches) if asking else one.root() for one in self.members]
 
     def offers(self, terms: Terms) -> list[Offer]:
         """What those are expected to bring."""
         self.control.row = terms.cut
+        costs = self.control.costs
+        if costs is None or costs.pace.waits(self.control.name):
+            return []
         return [
-            self.control.offer(self._tracks[one][0], one.seat, signal, tree, terms)
+            self.control.offer(one.seat, signal, tree, terms)
             for one, (signal, tree) in zip(self.members, self.proposals, strict=True)
             if len(tree) > 1
         ]
@@ -87,10 +88,10 @@ class Lane:
         began = perf_counter()
         begun = self._draft(bids, branches)
         milliseconds = 1e3 * (perf_counter() - began)
-        drafted = [pair for pair in chosen if pair[0] in begun]
-        debt = sum([debts[seat] for seat, _ in drafted])
-        paid.compare([drafter for _, drafter in drafted], debt, milliseconds, terms)
-        return debt + sum([self._bought(seat, drafter, terms) for seat, drafter in drafted])
+        made = [pair for pair in chosen if pair[0] in begun]
+        debt = sum([debts[seat] for seat, _ in made])
+        paid.compare([drafter for _, drafter in made], debt, milliseconds, terms)
+        return debt + sum([self._bought(seat, one, terms, len(made)) for seat, one in made])
 
     def draft_freely(self, rows: int, branches: bool) -> None:
         """Draft as much as that for all members, whatever it costs."""
@@ -119,13 +120,13 @@ class Lane:
             self.proposals[place] = self.members[place].bought(bid, outcome, branches)
         return {bid.row for _, bid in begun}
 
-    def _bought(self, seat: int, drafter: PaidDrafter, terms: Terms) -> float:
+    def _bought(self, seat: int, drafter: PaidDrafter, terms: Terms, together: int) -> float:
         """All that was drafted is scored, because drawn drafts may not be cut; what it took."""
         paid = self.control.paid
         assert paid is not None
         place = next(place for place, one in enumerate(self.members) if one.seat == seat)
         self.bought[seat] = len(self.proposals[place][1])
-        return paid.drafted(seat, drafter, self.bought[seat] - 1, terms)
+        return paid.drafted(seat, drafter, self.bought[seat] - 1, terms, together)
 
     def place(self, trees: list[Tree], rows: dict[int, int]) -> float:
         """Put every member's tree, of so many rows by seat, among those of the step; the tokens

@@ -20,18 +20,19 @@ from graftline.recipe import recipe as find_recipe
 from graftline.route import ROUTE
 from graftline.runtimes.chances.calibration import USUAL
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.measure import costs_key, measure_costs
 from graftline.runtimes.defaults import ANSWER_PREFIX, read_defaults
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep, check_drafter
 from graftline.runtimes.fused_heads import drafter_of
 from graftline.runtimes.head_opener import head_opener
+from graftline.runtimes.machine import costs_key
 from graftline.runtimes.ort.provider import version
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.prefix_cache import DEFAULT_BYTES, PrefixCache
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.scheduler import SEATS
 from graftline.runtimes.sessions import open_fused, open_session
+from graftline.runtimes.step_times import measure_costs
 from graftline.runtimes.study.perplexity import HELD_OUT
 from graftline.runtimes.study.tuned import read_tuned
 from graftline.runtimes.surroundings import (

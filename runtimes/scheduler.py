@@ -12,7 +12,6 @@ from time import perf_counter
 from typing import TypeVar
 
 from graftline.errors import BackendError, RequestError
-from graftline.runtimes.control.story import StepStory
 from graftline.runtimes.counters import EngineStats, Totals
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.joint_step import JointStep
@@ -21,6 +20,7 @@ from graftline.runtimes.prefix_cache import CHUNK, PrefixCache
 from graftline.runtimes.prompt_reader import PromptReader
 from graftline.runtimes.schedules.step import follow_courses, story_of
 from graftline.runtimes.session import Scores, Session
+from graftline.runtimes.step_story import StepStory
 from graftline.runtimes.task import Task, raise_first
 from graftline.runtimes.trees.packing import pack
 

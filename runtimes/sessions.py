@@ -13,10 +13,10 @@ from graftline.facts import as_decoder
 from graftline.owners import TARGET
 from graftline.ports import STREAM, by_role
 from graftline.recipe import FUSED
-from graftline.runtimes.control.measure import machine
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.fused import FusedStep
 from graftline.runtimes.fused_block import block_depth
+from graftline.runtimes.machine import machine
 from graftline.runtimes.ort.cuda import SESSIONS
 from graftline.runtimes.ort.features import FeatureSession
 from graftline.runtimes.ort.forms import NO_FORMS, Form, Forms

@@ -22,7 +22,6 @@ from graftline.owners import DRAFT, TARGET
 from graftline.ports import by_role
 from graftline.route import ROUTE, route_stage
 from graftline.runtimes.control.costs import NEAR, Costs
-from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.draft_engine import DraftEngine, OwnCaches
 from graftline.runtimes.draft_seats import OwnSeats, TargetSeats
 from graftline.runtimes.exits import Exit
@@ -31,6 +30,7 @@ from graftline.runtimes.ort.resumes import Resumes
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.resources import missing
 from graftline.runtimes.session import Floats, Ints
+from graftline.runtimes.step_times import undisturbed
 from graftline.runtimes.text.corpus import read_corpus
 from graftline.runtimes.text.tokenizer import Tokenizer
 

@@ -26,11 +26,11 @@ from graftline.recipe import recipe as find_recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from graftline.runtimes.control.story import StepStory
     from graftline.runtimes.counters import SpecDecode
     from graftline.runtimes.engine import Engine
     from graftline.runtimes.request import Options
     from graftline.runtimes.result import Result, Stats
+    from graftline.runtimes.step_story import StepStory
     from graftline.runtimes.streams import Stream
 
 

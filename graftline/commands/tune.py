@@ -115,8 +115,8 @@ def _tune(
     import onnxruntime
 
     from graftline.bundle.reader import Bundle
-    from graftline.runtimes.control.measure import costs_key
     from graftline.runtimes.load import step_costs
+    from graftline.runtimes.machine import costs_key
     from graftline.runtimes.study.rehearsal import Rehearsal
 
     bundle = Bundle.open(path, verify=False)

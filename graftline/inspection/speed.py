@@ -12,9 +12,9 @@ from graftline.errors import GraftlineError
 from graftline.recipe import Recipe, recipe
 from graftline.runtimes.control.choose import Choice, Offer, choose
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.measure import machine
 from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.drafters import configured
+from graftline.runtimes.machine import machine
 from graftline.runtimes.trees.template import Template
 from graftline.tree import Tree
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graftline.inspection.page import TIMELINE, write_page
 from graftline.inspection.scene import Json
-from graftline.runtimes.control.story import StepStory
+from graftline.runtimes.step_story import StepStory
 
 Decode = Callable[[Sequence[int]], str]
 """Text of token ids."""

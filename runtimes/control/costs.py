@@ -43,7 +43,6 @@ class Costs:
             raise BundleError("step costs need a chain of 1 row and positive times; measure again")
         self.pace, self._stored = Pace(), (1.0, 1.0)
         self._lines: dict[tuple[int, bool, int], tuple[float, float]] = {}
-        """By rows, shape and sequences, the cost at NEAR and its growth by position."""
 
     def of(self, rows: int, branching: bool = False, past: float = NEAR, batch: int = 1) -> float:
         """The cost of a step of `rows` rows in all, of `batch` sequences behind `past` positions
@@ -51,21 +50,22 @@ class Costs:
 
         Without measured trees a tree costs what a chain does. One row is never a tree.
         """
-        line = self._lines.get((rows, branching, batch)) or self._line(rows, branching, batch)
-        return max(line[0] + line[1] * (past - NEAR), line[0] / 2)
+        key = rows, branching, batch
+        if key not in self._lines:
+            self._lines[key] = self._line(rows, branching, batch)
+        near, growth = self._lines[key]
+        return max(near + growth * (past - NEAR), near / 2)
 
     def _line(self, rows: int, branching: bool, batch: int) -> tuple[float, float]:
-        """One sequence with as many rows, and what was measured over that of further positions and
-        sequences; where no batch was, each reads positions of its own."""
+        """The cost at NEAR and its growth by position: of one sequence with as many rows, and what
+        was measured over that of further positions and sequences; where no batch was, each reads
+        positions of its own."""
         trees = branching and len(self.tree) > 1
         table = {**self.tree, 1: self.chain[1]} if trees else self.chain
-        each, more = rows / batch, {1: 0.0}
-        growth = max(self._over(self.far, each, 1), 0.0) / (FAR - NEAR)
-        more |= {size: self._over(one, each, size) for size, one in self.batches.items()}
-        if not self.batches:
-            more[2] = growth * NEAR
+        growth = max(self._over(self.far, rows / batch, 1), 0.0) / (FAR - NEAR)
+        more = {size: self._over(one, rows / batch, size) for size, one in self.batches.items()}
+        more = {1: 0.0} | (more or {2: growth * NEAR})
         near = max(interpolated(table, rows) + interpolated(more, batch), self.chain[1])
-        self._lines[rows, branching, batch] = near, growth * batch
         return near, growth * batch
 
     def _over(self, table: Table, rows: float, sequences: int) -> float:
@@ -101,13 +101,9 @@ class Costs:
     ) -> Costs:
         """Inverse of `to_json`. Raises BundleError when the tables are of another form."""
         try:
-            read = {
-                name: {int(rows): float(ms) for rows, ms in table.items()}
-                for name, table in tables.items()
-            }
+            read = {name: {int(n): float(ms) for n, ms in t.items()} for name, t in tables.items()}
             chain, tree, far = (read.pop(name) for name in ("chain", "tree", "far"))
-            batches = {int(size): table for size, table in read.items()}
-            return cls(chain, tree, far, batches, store)
+            return cls(chain, tree, far, {int(size): t for size, t in read.items()}, store)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise BundleError(f"step costs cannot be read ({error}); measure again") from error
 

@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
-from graftline.runtimes.control.choose import HURDLE, Offer, Terms
+from graftline.runtimes.chances.evidence import WEIGHT, Evidence, Walk
+from graftline.runtimes.control.choose import Offer, Terms
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.evidence import WEIGHT, Evidence, Walk
 from graftline.runtimes.control.paid import Paid
 from graftline.tree import Tree
 
 IDLE, BACKOFF = 48, 8
 """Steps in a row without a draft after which proposals are made in every so many only."""
-MISS = 0.92
-"""What each proposal in a row without an accepted token leaves of the next ones: a copied stretch
-has ended, or the text is one that does not copy."""
+TRIED = 1.4
+"""Most that a step is believed to take, over a plain one, where it is not known what drafted steps
+really take: a table that is wrong is found out by small steps."""
 
 
 class Track:
-    """What is known of one sequence: the proposal that is being followed, and how many in a row
-    had no token accepted."""
+    """Of one sequence, the proposal that is being followed."""
 
-    def __init__(self) -> None:
-        self.walk: Walk | None = None
-        self.misses = 0
+    walk: Walk | None = None
 
 
 class Speculation:
@@ -33,34 +30,22 @@ class Speculation:
 
     Exploring costs nothing: a proposal of each sequence at a time, scored or not, is followed along
     the tokens that come anyway, and whether each row would have been accepted is counted per class
-    (`Drafter.signal`). So a drafter that loses is left at once, and taken up again when its
-    unscored proposals come true. `whole`: a proposal is scored as it is or not at all. `lossy`: the
-    rule accepts more than would have come anyway, so that of a scored proposal the rows behind the
+    (`Drafter.signal`). `whole`: a proposal is scored as it is or not at all. `lossy`: the rule
+    accepts more than would have come anyway, so that of a scored proposal the rows behind the
     scored ones say nothing. `paid`: drafts that cost time. `text`: of a drafter that says itself
     what its rows are worth (`WeighingDrafter`), the number of ids that are text; nothing is counted
-    for it, and it tries again by itself.
+    for it. `weight`: trials that a prior is worth.
     """
 
     def __init__(
-        self,
-        name: str,
-        costs: Costs | None,
-        prior: Callable[[int], Sequence[float]],
-        *,
-        hurdle: float = HURDLE,
-        weight: float = WEIGHT,
-        whole: bool = False,
-        lossy: bool = False,
-        paid: Paid | None = None,
-        rows: int = 8,
-        text: int | None = None,
-    ) -> None:
-        self.name, self.costs, self.paid, self.rows = name, costs, paid, rows
-        self.row, self._text = 0.0, text
-        self._prior, self._hurdle, self._weight = prior, hurdle, weight
-        self._whole, self._lossy = whole, lossy
+        self, name: str, costs: Costs | None, prior: Callable[[int], Sequence[float]], *,
+        weight: float = WEIGHT, whole: bool = False, lossy: bool = False, paid: Paid | None = None,
+        rows: int = 8, text: int | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.costs, self.paid, self.rows, self.row = name, costs, paid, rows, 0.0
+        self._prior, self._weight, self._text = prior, weight, text
+        self._whole, self._lossy, self._idle = whole, lossy, 0
         self._evidence: dict[int, Evidence] = {}
-        self._idle = 0
 
     @classmethod
     def fixed(cls, name: str, rows: int = 8) -> Speculation:
@@ -73,26 +58,22 @@ class Speculation:
         return self.costs is None or self._idle < IDLE or self._idle % BACKOFF == 0
 
     def stepped(self, drafted: bool) -> None:
-        """A step was chosen; or a sequence starts after a time without any, as if one had drafted.
-        """
+        """A step was chosen; a sequence that starts after a time without any counts as a draft."""
         self._idle = 0 if drafted else self._idle + 1
 
-    def offer(
-        self, track: Track, sequence: int, signal: int, tree: Tree, terms: Terms
-    ) -> Offer:
+    def offer(self, sequence: int, signal: int, tree: Tree, terms: Terms) -> Offer:
         """What a proposal of more than one row is expected to bring."""
         assert self.costs is not None, "without costs nothing is chosen"
-        kind, discount, size = "chain" if tree.is_chain else "tree", MISS**track.misses, 1
-        if self._weighs(tree):
-            gains = tree.reach[1:]
-        else:
-            gains = [discount * chance for chance in self._of(signal).reach()[1 : len(tree)]]
+        known = self.name, "chain" if tree.is_chain else "tree", terms.batch
+        pace, size, rows = self.costs.pace, 1, terms.room - 1
+        gains = tree.reach[1:] if self._weighs(tree) else self._of(signal).reach()[1 : len(tree)]
         if self._whole:
             gains, size = [sum(gains)] if len(tree) <= terms.room else [], len(tree) - 1
-        gains = list(takewhile(lambda gain: gain >= terms.cut, gains[: terms.room - 1]))
-        slower = self.costs.pace.slower(self.name, kind, terms.batch)
+        elif pace.unsure(*known):
+            rows = min(rows, (self._small(terms) - 1 - sequence) // terms.batch + 1)
+        gains = list(takewhile(lambda gain: gain >= terms.cut, gains[:rows]))
         bends = (row for row, parent in enumerate(tree.parent_list) if parent != row - 1)
-        return Offer(sequence, gains, next(bends, len(tree)), self._hurdle, slower, size)
+        return Offer(sequence, gains, next(bends, len(tree)), pace.slower(*known), size)
 
     def chose(self, track: Track, signal: int, tree: Tree, rows: int) -> float:
         """Of a proposal `rows` are scored: follow it; the tokens expected of it in this step."""
@@ -107,7 +88,16 @@ class Speculation:
         """The sequence emitted `fresh`."""
         walk = track.walk
         if walk is not None and not self._of(walk.signal).follow(walk, fresh):
-            track.walk, track.misses = None, 0 if walk.node else track.misses + 1
+            track.walk = None
+
+    def _small(self, terms: Terms) -> int:
+        """Rows behind all roots together that a step may have which tries what drafts take."""
+        assert self.costs is not None, "without costs nothing is chosen"
+        batch, past, more = terms.batch, terms.past, 1
+        most = TRIED * self.costs.of(batch, False, past, batch)
+        while more < terms.room and self.costs.of(batch + more + 1, False, past, batch) <= most:
+            more += 1
+        return more
 
     def _weighs(self, tree: Tree) -> bool:
         return self._text is not None and tree.probs is not None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
-from graftline.runtimes.control.evidence import Evidence, Walk
+from graftline.runtimes.chances.evidence import Evidence, Walk
 from graftline.runtimes.drafter import Drafter, is_paid
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.session import Scores

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from graftline.runtimes.control.story import StepStory
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory
 from graftline.runtimes.session import Scores, Session
+from graftline.runtimes.step_story import StepStory
 
 
 def follow_courses(session: Session, ones: Sequence[Decoding]) -> Scores:

@@ -87,7 +87,7 @@ class Rehearsal:
             wide.shape_by(plan)
         recorder = Recorder(wide, drafter.rows)
         # bolder than in use: what is never tried cannot be learned
-        bold = Speculation(recipe.name, self._costs, recorder.prior, hurdle=0.0, weight=5.0)
+        bold = Speculation(recipe.name, self._costs, recorder.prior, weight=5.0)
         halves: tuple[list[Step], list[Step]] = ([], [])
         for number in self._answered(recipe, recorder, bold, watch):
             halves[number % 2].extend(recorder.steps)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from graftline.runtimes.control.choose import HURDLE
+from graftline.runtimes.control.choose import MARGIN
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.lengths.length_class import CLASSES, train_length_class
 from graftline.runtimes.lengths.recorded import Draft
@@ -88,7 +88,7 @@ def expected_rate(steps: Sequence[Step], belief: Prior, costs: Costs, branching:
 
 def _rows(reach: Sequence[float], costs: Costs, branching: bool) -> int:
     """Rows with the most expected tokens per millisecond, one where speculation does not pay."""
-    best, most = 1, (1.0 + HURDLE) / costs.of(1)
+    best, most = 1, (1.0 + MARGIN) / costs.of(1)
     for rows, expected in enumerate(accumulate(reach), 1):
         rate = expected / costs.of(rows, branching)
         if rows > 1 and rate > most:

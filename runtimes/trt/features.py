@@ -12,9 +12,9 @@ from graftline.errors import BackendError
 from graftline.facts import DraftBlockFacts
 from graftline.owners import HEAD
 from graftline.ports import FEATURES, Port, by_role, slot_ports, state_port
-from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.session import Bools, Floats, Scores, Show, Tap
+from graftline.runtimes.step_times import undisturbed
 from graftline.runtimes.trt.device import Device
 from graftline.runtimes.trt.new_rows import NewRows
 from graftline.runtimes.trt.plan import EnginePlan

@@ -10,8 +10,8 @@ import numpy as np
 from graftline.errors import BackendError
 from graftline.ports import Port, by_role
 from graftline.roles import HEADS_IDS, HEADS_TOPK, LAST
-from graftline.runtimes.control.measure import undisturbed
 from graftline.runtimes.session import Floats, Ints
+from graftline.runtimes.step_times import undisturbed
 from graftline.runtimes.trt.device import Device
 from graftline.runtimes.trt.plan import EnginePlan
 from graftline.runtimes.trt.step import ProfileStep, extents_of

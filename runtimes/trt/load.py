@@ -12,9 +12,9 @@ from graftline.facts import DraftBlockFacts, as_decoder
 from graftline.plugins import PLUGINS
 from graftline.plugins.fingerprint import fingerprint
 from graftline.ports import FEATURES, by_role
-from graftline.runtimes.control.measure import machine
 from graftline.runtimes.feature_engine import FeatureEngine
 from graftline.runtimes.head_reader import Heads
+from graftline.runtimes.machine import machine
 from graftline.runtimes.session import FINAL, MADE
 from graftline.runtimes.trt.cuda import CudaDevice, look
 from graftline.runtimes.trt.engine import TrtEngine

@@ -24,10 +24,10 @@ import test_goodput as stores
 from simulated_exit import SimulatedExit
 from toy_session import INT4
 
-from graftline.runtimes.control import choose, evidence, pace, paid, speculation
+from graftline.runtimes.chances import evidence
+from graftline.runtimes.control import choose, pace, paid, speculation
 from graftline.runtimes.control.costs import Costs, interpolated
 from graftline.runtimes.control.pace import Pace
-from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafters.early_exit import EarlyExit
 
@@ -94,10 +94,9 @@ def paid_for(batch: int) -> dict[str, float]:
 Patch = tuple[Any, str, Any]
 STORE: dict[str, Patch] = {
     "charges of slow drafts": (Pace, "slower", lambda *_: 1.0),
-    "misses of a sequence": (speculation, "MISS", 1.0),
-    "hurdle": (Speculation.__init__, "__kwdefaults__",
-               Speculation.__init__.__kwdefaults__ | {"hurdle": 0.0}),
+    "least gain": (choose, "MARGIN", 0.0),
     "few sizes of batched steps": (choose, "SIZES", frozenset(range(257))),
+    "small tries": (speculation, "TRIED", 1 << 30),
     "forgetting": (evidence, "HORIZON", 1e9),
     "batch in the costs": (Costs, "of", lambda costs, rows, branching=False, past=256, batch=1,
                            _of=Costs.of: _of(costs, rows / batch, branching, past, 1)),

@@ -28,8 +28,8 @@ import numpy as np
 from graftline.facts import DecoderFacts
 from graftline.recipe import recipe, recipes
 from graftline.runtimes import scheduler as scheduling
+from graftline.runtimes import step_times
 from graftline.runtimes.chances.calibration import USUAL
-from graftline.runtimes.control import measure
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.draft_engine import DraftEngine, usual_cost
@@ -292,7 +292,7 @@ def stop_clocks(clock: Clock, put: Callable[[object, str, object], None]) -> Non
             for call in ("perf_counter", "working"):
                 if hasattr(module, call):
                     put(module, call, clock)
-    put(measure, "time", type("Time", (), {"perf_counter": staticmethod(clock)}))
+    put(step_times, "time", type("Time", (), {"perf_counter": staticmethod(clock)}))
 
 
 def parts(
@@ -326,7 +326,7 @@ def speed(
     clock = Clock()
     session = Replay(rows, clock, precision, noise)
     stop_clocks(clock, put)
-    costs = Costs.from_json(measure.measure_costs(session))
+    costs = Costs.from_json(step_times.measure_costs(session))
     name, *numbers = name.split("@")
     draft = None
     if numbers:

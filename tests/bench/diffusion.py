@@ -26,7 +26,7 @@ from graftline.build.composed import composed
 from graftline.build.optimize import optimize
 from graftline.models.checkpoint import open_checkpoint
 from graftline.passes import GRAFTS, Pipeline
-from graftline.runtimes.control.measure import machine
+from graftline.runtimes.machine import machine
 
 UNET: Mapping[str, Any] = {
     "_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 1024,

@@ -19,7 +19,7 @@ import onnxruntime
 
 from graftline import load_decoder, optimize
 from graftline.bundle.store import load_graph
-from graftline.runtimes.control.measure import machine
+from graftline.runtimes.machine import machine
 
 sys.path.insert(0, str(Path(__file__).parent))
 from samplers import export

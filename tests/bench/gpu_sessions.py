@@ -26,11 +26,11 @@ from graftline.passes.graph.weights import lazy
 from graftline.ports import read_ports
 from graftline.recipe import recipe
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.measure import measure_costs
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.load import load
 from graftline.runtimes.ort.cuda import CudaSession
 from graftline.runtimes.ort.provider import cuda_missing
+from graftline.runtimes.step_times import measure_costs
 from graftline.targets import CUDA
 from graftline.tree import Tree
 from tests.bench.gpu_timing import ROUNDS, Budget, Table

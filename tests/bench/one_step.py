@@ -36,7 +36,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from graftline import load_decoder, optimize
 from graftline.commands.peak import peak_of
-from graftline.runtimes.control.measure import machine
+from graftline.runtimes.machine import machine
 
 RUNS, SHOWN, WIDE = 5, 16, 800
 """How often each runs, how many images are shown, and the least width of the picture."""

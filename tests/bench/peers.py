@@ -201,7 +201,7 @@ def opened(
 def report(
     rates: dict[str, list[float]], texts: dict[str, list[list[int]]], missing: list[str], given: Any
 ) -> str:
-    from graftline.runtimes.control.measure import machine
+    from graftline.runtimes.machine import machine
 
     names = [
         "graftline",

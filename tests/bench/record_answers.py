@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--per-group", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128)
     given = parser.parse_args()
-    engine = load(given.bundle, verify=False, threads=1)
+    engine = load(given.bundle, recipe="plain", verify=False, threads=1, costs=False)
     with given.out.open("w") as out:
         for question in select(read_questions(given.prompts), given.per_group):
             row = answer(engine, question.turns[0], given.tokens)

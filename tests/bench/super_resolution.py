@@ -40,7 +40,7 @@ from graftline.commands.peak import Peak, peak_of
 from graftline.errors import CheckpointError
 from graftline.models.cache import cached
 from graftline.receptive_field import ReceptiveField
-from graftline.runtimes.control.measure import machine
+from graftline.runtimes.machine import machine
 
 Array = npt.NDArray[Any]
 VERSION = "1.0.0"

@@ -36,7 +36,7 @@ def test_the_first_screen_answers_what_it_is(unmeasured: Path) -> None:
 
 
 def test_speed_is_told_once_it_is_measured(unmeasured: Path, tmp_path: Path) -> None:
-    from graftline.runtimes.control.measure import machine
+    from graftline.runtimes.machine import machine
 
     table = {"1": 10.0, "8": 12.0, "32": 20.0}
     costs = {"chain": table, "tree": table, "far": {}}

@@ -14,7 +14,7 @@ from graftline.bundle.reader import COSTS, Bundle
 from graftline.inspection.bundle_page import bundle_page
 from graftline.inspection.page import render, write_page
 from graftline.models.decoder import TinyDecoder
-from graftline.runtimes.control.measure import machine
+from graftline.runtimes.machine import machine
 from tests.commands.calling import call
 from tests.inspection.browser import OVERLAPS, SPILLS, browser, opened
 from tests.inspection.graphs import hostile, many

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from graftline.runtimes.control.choose import BUDGET, HURDLE, Offer, choose
+from graftline.runtimes.control.choose import BUDGET, MARGIN, Offer, choose
 
 Cost = Callable[[int, bool], float]
 
@@ -30,18 +30,17 @@ def test_no_other_rows_would_be_better(seed: int) -> None:
     offers = [Offer(s, falling(rng, int(rng.integers(1, 5)))) for s in range(batch)]
     choice = choose(offers, batch, cost, batch)
 
-    def worth(extra: tuple[int, ...]) -> float:
-        sure = float(batch)
-        for offer, rows in zip(offers, extra, strict=True):
-            sure += (sum(offer.gains[:rows]) - offer.hurdle * (rows > 0)) / (1.0 + HURDLE)
-        return sure / cost(batch + sum(extra), False)
+    def rate(extra: tuple[int, ...]) -> float:
+        gained = sum(sum(o.gains[:n]) for o, n in zip(offers, extra, strict=True))
+        return (batch + gained) / cost(batch + sum(extra), False)
 
-    best = max(worth(extra) for extra in product(*(range(len(o.gains) + 1) for o in offers)))
-    assert choice.worth == pytest.approx(best, rel=0.02)
+    best = max(rate(extra) for extra in product(*(range(len(o.gains) + 1) for o in offers)))
+    plain = batch / cost(batch, False)
+    if best <= plain * (1.0 + MARGIN / batch):
+        best = plain
+    assert choice.rate == pytest.approx(best, rel=0.02)
     extra = tuple(choice.rows.get(s, 1) - 1 for s in range(batch))
-    assert worth(extra) == pytest.approx(choice.worth)
-    gained = sum(sum(o.gains[:n]) for o, n in zip(offers, extra, strict=True))
-    assert choice.tokens == pytest.approx(batch + gained)
+    assert rate(extra) == pytest.approx(choice.rate)
     assert choice.milliseconds == cost(batch + sum(extra), False)
 
 
@@ -62,13 +61,24 @@ def test_steps_of_several_sequences_have_few_sizes() -> None:
     assert len(choose(paid, 9, cost, 9).rows) == 9, "their rows are not known yet"
 
 
-def test_one_that_hardly_gains_is_left_whatever_the_others_gain() -> None:
-    """Each sequence has to gain HURDLE by itself: the best of many estimates looks too good."""
-    cost = linear(10.0, 0.01)
-    assert choose([Offer(0, [HURDLE + 0.02])], 1, cost, 1).rows == {0: 2}
-    assert choose([Offer(0, [HURDLE - 0.02])], 1, cost, 1).rows == {}
-    both = [Offer(0, [0.9]), Offer(1, [HURDLE - 0.02])]
-    assert choose(both, 2, cost, 2).rows == {0: 2}
+def test_a_step_that_hardly_gains_is_left() -> None:
+    """By MARGIN tokens: the best of many estimates looks too good."""
+    cost = linear(10.0, 1e-6)
+    for sequences in (1, 7):
+        assert choose([Offer(0, [MARGIN + 0.01])], sequences, cost, sequences).rows == {0: 2}
+        assert choose([Offer(0, [MARGIN - 0.01])], sequences, cost, sequences).rows == {}
+
+
+def test_calls_that_drafts_share_are_paid_once() -> None:
+    """A call of 5 ms pays for four sequences and not for one; another maker's is another call."""
+
+    def drafting(makers: str) -> set[int]:
+        drafts = [Offer(i, [0.9], shared=5.0, maker=one) for i, one in enumerate(makers)]
+        return set(choose(drafts, 4, linear(10.0, 0.5), 4).rows)
+
+    assert drafting("a") == set()
+    assert drafting("aaaa") == {0, 1, 2, 3}
+    assert drafting("abcd") == set()
 
 
 def test_cheap_rows_behind_an_expensive_one_are_found() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from simulated_exit import SimulatedExit
 
-from graftline.runtimes.control import pace
+from graftline.runtimes.control import pace, paid
 
 
 def test_an_exit_that_is_often_right_is_drafted_with() -> None:
@@ -105,3 +107,19 @@ def test_a_tree_that_is_seldom_right_costs_little(believed: float) -> None:
 def test_what_drafting_takes_beside_its_calls_is_charged(trees: bool, host: float) -> None:
     """More than a call itself, or as long as a step: then nothing is drafted."""
     assert SimulatedExit(0.8, trees=trees, host=host).run(2048).speed > 0.97
+
+
+def test_eight_sequences_draft_together_where_one_of_them_would_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a draft costs is what it costs among as many as draft now, not what it was in steps in
+    which fewer of them did."""
+    assert SimulatedExit(0.8).run(256, batch=8).speed > 1.04
+    offer = paid.Paid._offer
+
+    def alone(one: paid.Paid, *given: Any) -> Any:
+        made = offer(one, *given)
+        return replace(made, price=made.price + made.shared, shared=0.0)
+
+    monkeypatch.setattr(paid.Paid, "_offer", alone)
+    assert SimulatedExit(0.8).run(256, batch=8).speed < 1.02

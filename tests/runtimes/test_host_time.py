@@ -15,7 +15,7 @@ from graftline.recipe import recipe, recipes
 from graftline.runtimes import joint_step, lane, scheduler
 from graftline.runtimes.control.choose import Terms, choose
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.pace import HASTE, PATIENCE, Pace
+from graftline.runtimes.control.pace import HASTE, ONCE, PATIENCE, Pace
 from graftline.runtimes.control.paid import Paid
 from graftline.runtimes.control.speculation import BACKOFF, IDLE, Speculation, Track
 from graftline.runtimes.decoding import Decoding
@@ -121,13 +121,13 @@ def test_a_slow_rule_is_left_to_plain_decoding(
     plain = 399 * (FLAT.of(1) + 0.1)
     quick, drafted = spent(clock, name, 0.0)
     assert quick < 0.75 * plain
-    assert np.mean(drafted) > 0.9
+    assert np.mean(drafted) > 0.85
     slow, drafted = spent(clock, name, pause)
     assert slow < 1.35 * plain  # the first tries
     assert 1 <= sum(drafted) < 20
     bearable, drafted = spent(clock, name, 1.0)
     assert bearable < 0.85 * plain
-    assert np.mean(drafted) > 0.9
+    assert np.mean(drafted) > 0.85
     monkeypatch.setattr(Pace, "slower", lambda *_: 1.0)
     unseen, _ = spent(clock, name, pause)
     assert unseen > 1.3 * slow
@@ -164,7 +164,7 @@ def test_drafted_steps_are_compared_with_plain_ones() -> None:
         return paced(plain, drafted).slower("toy", "chain", 1)
 
     assert slower(1.0, []) == 1.0
-    assert slower(1.0, [30.0]) == 1.0, "what happened once says nothing"
+    assert slower(1.0, [30.0]) == ONCE, "what happened once may be a hitch"
     assert slower(None, [3.0] * 5) == 1.0, "who is slow as a whole is not known without plain ones"
     assert slower(1.0, [30.0, 1.0]) == 1.0
     assert slower(1.0, [30.0, 30.0]) == 30.0
@@ -177,7 +177,13 @@ def test_drafted_steps_are_compared_with_plain_ones() -> None:
 
 
 def test_one_recipe_says_nothing_of_another_nor_one_sequence_of_eight() -> None:
+    """Twice as many sequences are taken to be alike until they have drafted themselves."""
     pace = paced(1.0, [9.0] * 5)
+    assert pace.slower("toy", "chain", 2) == 9.0
+    for _ in range(9):
+        pace.record("toy", "chain", 2, 1.0)
+    assert pace.slower("toy", "chain", 2) == 1.0
+    assert pace.slower("toy", "chain", 1) == 9.0
     assert pace.slower("other", "chain", 1) == 1.0
     assert pace.slower("toy", "tree", 1) == 1.0
     assert pace.slower("toy", "chain", 8) == 1.0
@@ -194,8 +200,9 @@ def test_drafts_are_tried_again_the_later_the_slower_they_were() -> None:
             pace.record("toy", "chain", 1, ratio)
         return found
 
-    assert waits(2.0, 3) == pytest.approx([HASTE, PATIENCE, PATIENCE], rel=0.06)
-    assert waits(8.0, 2) == pytest.approx([7 * HASTE, 7 * PATIENCE], rel=0.06)
+    waited = [HASTE, 4 * HASTE, PATIENCE, PATIENCE]
+    assert waits(2.0, 4) == pytest.approx(waited, rel=0.07)
+    assert waits(8.0, 4) == pytest.approx([7 * wait for wait in waited[:4]], rel=0.07)
 
 
 def test_one_quick_try_ends_a_charge_and_one_slow_plain_step_does_not() -> None:
@@ -220,7 +227,7 @@ def test_drafts_that_take_longer_than_measured_are_given_up_and_tried_again() ->
     assert chosen[0] == 2
     tries = [step for step, rows in enumerate(chosen) if rows == 2 and step > 10]
     assert tries[0] < 20, "it may have been a hitch"
-    assert all(after - before > 100 for before, after in pairwise(tries))
+    assert all(after - before > 100 for before, after in pairwise(tries[3:]))
     assert 4 < len(tries) < 16
 
 
@@ -240,7 +247,7 @@ def decided(true: Callable[[int], float], steps: int) -> list[int]:
         rows = 1
         if step % 5:
             tree = Tree.chain([1, 2])
-            offer = control.offer(track, 0, 1, tree, terms)
+            offer = control.offer(0, 1, tree, terms)
             rows = choose([offer], 1, costs.of, 1).rows.get(0, 1)
             control.chose(track, 1, tree, rows)
             chosen.append(rows)

@@ -9,9 +9,9 @@ import pytest
 from toy_session import ToySession
 
 from graftline.errors import BundleError
-from graftline.runtimes.control import measure
+from graftline.runtimes import step_times
 from graftline.runtimes.control.costs import FAR, NEAR, Costs
-from graftline.runtimes.control.measure import measure_costs
+from graftline.runtimes.step_times import measure_costs
 
 
 class Timed(ToySession):
@@ -31,7 +31,7 @@ class Timed(ToySession):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0] / 1e3)
+    monkeypatch.setattr(step_times.time, "perf_counter", lambda: now[0] / 1e3)
     return now
 
 

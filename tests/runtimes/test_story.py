@@ -10,8 +10,8 @@ from graftline.errors import RequestError
 from graftline.inspection.timeline import drawn_tree, story_lines
 from graftline.runtimes.control.choose import Offer, choose
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.story import Considered, StepStory, considered
 from graftline.runtimes.load import load
+from graftline.runtimes.step_story import Considered, StepStory, considered
 from tests.commands.calling import call, refused
 from tests.inspection.browser import browser, opened
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
-from graftline.runtimes.control.choose import Offer
+from graftline.runtimes.control.choose import Cost, Offer
 
 
 @dataclass(frozen=True)
@@ -17,6 +16,11 @@ class Considered:
     rows: int
     tokens: float
     milliseconds: float
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per millisecond."""
+        return self.tokens / self.milliseconds
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ class StepStory:
         rows = len(self.tokens)
         plain = self.considered[0]
         near = min(self.considered, key=lambda one: abs(one.rows - rows))
-        best = max(self.considered, key=lambda one: one.tokens / one.milliseconds)
-        gain = [_rate(one) / _rate(plain) for one in (near, best)]
+        best = max(self.considered, key=lambda one: one.rate)
+        gain = [one.rate / plain.rate for one in (near, best)]
         if rows == 1:
             return f"at best {gain[1]:.2f} times plain, with {best.rows} rows: not enough"
         told = f"{near.rows} rows promise {gain[0]:.2f} times plain"
@@ -67,24 +71,14 @@ class StepStory:
         return f"{told}; {best.rows} rows {gain[1]:.2f}, less what must be sure"
 
 
-def _rate(one: Considered) -> float:
-    return one.tokens / one.milliseconds
-
-
-def considered(
-    offer: Offer | None, total: int, cost: Callable[[int, bool], float]
-) -> tuple[Considered, ...]:
+def considered(offer: Offer | None, total: int, cost: Cost) -> tuple[Considered, ...]:
     """The sizes that an offer allows, in a step that scores `total` rows without it."""
     if offer is None or not offer.gains:
         return ()
-    plain = Considered(1, 1.0, cost(total, False))
-    sums = enumerate(accumulate(offer.gains), 1)
-    return plain, *(
-        Considered(
-            1 + n * offer.size,
-            1.0 + tokens,
-            cost(total + n * offer.size, 1 + n * offer.size > offer.straight) * offer.slower
-            + n * offer.price,
-        )
-        for n, tokens in sums
-    )
+    sizes = [Considered(1, 1.0, cost(total, False))]
+    for more, tokens in enumerate(accumulate(offer.gains), 1):
+        rows = more * offer.size
+        took = cost(total + rows, 1 + rows > offer.straight) * offer.slower
+        took += more * offer.price + offer.shared
+        sizes.append(Considered(1 + rows, 1.0 + tokens, took))
+    return tuple(sizes)

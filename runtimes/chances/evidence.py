@@ -13,15 +13,14 @@ WEIGHT, HORIZON = 8.0, 48.0
 
 class Walk:
     """A proposal of one class, its first `rows` if so many are given, followed along what was then
-    emitted, whether or not it was ever scored."""
+    emitted, whether or not it was ever scored. `node` is its last accepted row; of rows before
+    `decided` it is known whether they were accepted."""
 
     __slots__ = ("decided", "node", "parents", "signal", "tokens")
 
     def __init__(self, signal: int, tree: Tree, rows: int | None = None) -> None:
-        self.signal = signal
+        self.signal, self.node, self.decided = signal, 0, 1
         self.tokens, self.parents = tree.token_list[:rows], tree.parent_list
-        self.node, self.decided = 0, 1
-        """The last accepted row; rows before `decided` are known to be accepted or not."""
 
     def step(self, token: int) -> bool:
         """Move to the child that carries `token`; false when none does."""
@@ -42,11 +41,9 @@ class Evidence:
     """
 
     def __init__(self, prior: Sequence[float], weight: float = WEIGHT) -> None:
-        self._ratio = [1.0, *(b / a if a > 0 else 0.0 for a, b in pairwise(prior))]
-        """Of every row's chance to that of the row before, as first believed."""
-        self._weight = weight
+        self._weight, self._reach = weight, list[float]()
         self._hits, self._trials = [0.0] * len(prior), [0.0] * len(prior)
-        self._reach: list[float] = []
+        self._ratio = [1.0, *(b / a if a > 0 else 0.0 for a, b in pairwise(prior))]
 
     def reach(self) -> list[float]:
         """For every row the chance that it is accepted; the root's is 1."""
@@ -60,10 +57,10 @@ class Evidence:
 
     def record(self, first: int, last: int, hit: bool) -> None:
         """Rows first .. last were offered; `last` was accepted if `hit`, the others were not."""
-        hits, trials, keep = self._hits, self._trials, 1.0 - 1.0 / HORIZON
-        for row in range(first, min(last + 1, len(hits))):
-            trials[row] = trials[row] * keep + 1.0
-            hits[row] = hits[row] * keep + (hit and row == last)
+        keep = 1.0 - 1.0 / HORIZON
+        for row in range(first, min(last + 1, len(self._hits))):
+            self._trials[row] = self._trials[row] * keep + 1.0
+            self._hits[row] = self._hits[row] * keep + (hit and row == last)
         self._reach = []
 
     def follow(self, walk: Walk, fresh: Sequence[int]) -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,16 +102,3 @@ class Gauge:
 def undisturbed(times: Sequence[float]) -> float:
     """The lower quartile: whatever else runs on the machine only adds."""
     return sorted(times)[len(times) // 4]
-
-
-def machine() -> str:
-    """What tells one machine's speed from another's: its processor."""
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text("utf-8", "replace").splitlines() if known.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{platform.system()} {next(names, platform.processor() or platform.machine())}"
-
-
-def costs_key(threads: int, version: str) -> str:
-    """Key under which a bundle keeps its costs."""
-    return f"{machine()} threads={threads} onnxruntime={version}"
