@@ -185,7 +185,7 @@ def smollm2(smollm2_gguf: Path) -> Path:
 def _costs_of_few_rounds() -> Iterator[None]:
     """`load` measures a step's costs in 3 rounds, not in 9: of most tests they are no matter."""
     load = import_module("graftline.runtimes.load")
-    measure = import_module("graftline.runtimes.control.measure")
+    measure = import_module("graftline.runtimes.step_times")
 
     def measured(*sessions: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:

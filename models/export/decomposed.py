@@ -5,6 +5,8 @@ which takes longer than everything else it does. Most models hold few such opera
 is one operator that it does translate, or nothing at all.
 """
 
+# pyright: reportPrivateUsage=false
+# what torch says of its operators, it says under private names
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping
@@ -23,7 +25,7 @@ SAME = frozenset({aten.detach_.default, aten.dropout.default})
 """Nothing but the input, where nothing is trained."""
 CHECKS = frozenset({aten._assert_tensor_metadata.default})
 """What torch has checked while it traced."""
-CONTIGUOUS = {"memory_format": torch.contiguous_format}
+CONTIGUOUS: dict[str, Any] = {"memory_format": torch.contiguous_format}
 RENAMED: Mapping[Any, tuple[Any, tuple[Any, ...]]] = {
     aten.__and__.Tensor: (aten.bitwise_and.Tensor, ()),
     aten.__or__.Tensor: (aten.bitwise_or.Tensor, ()),
@@ -39,7 +41,8 @@ def decomposed_in_place() -> Generator[None]:
     """While it lasts, `run_decompositions` edits the program itself where every operator is known
     here or has a translation, and traces it anew where one is not. As all of torch.export it is for
     one thread at a time."""
-    real = ExportedProgram.run_decompositions
+    programs: Any = ExportedProgram
+    real = programs.run_decompositions
 
     def run(program: ExportedProgram, decomp_table: Any = None, **options: Any) -> ExportedProgram:
         if decomp_table is None or options or not _all_known(program.graph, decomp_table):
@@ -48,11 +51,11 @@ def decomposed_in_place() -> Generator[None]:
         program.graph_module.recompile()
         return program
 
-    ExportedProgram.run_decompositions = run
+    programs.run_decompositions = run
     try:
         yield
     finally:
-        ExportedProgram.run_decompositions = real
+        programs.run_decompositions = real
 
 
 def _all_known(graph: Graph, table: Collection[Any]) -> bool:
@@ -124,12 +127,12 @@ def _replace(graph: Graph) -> None:
             node.args = (*node.args, *more)
 
 
-def _shape(node: Node, sizes: Mapping[str, Node]) -> list[Any]:
+def _shape(node: Any, sizes: Mapping[str, Node]) -> list[Any]:
     """The shape that a tensor is viewed as, sizes by the nodes that read them (None: no node does).
     One size may be left open where the tensor can be viewed so as it lies in memory."""
-    found, before = node.meta["val"], node.args[0].meta["val"]  # type: ignore[union-attr]
+    found, before = node.meta["val"], node.args[0].meta["val"]
     if node.target is aten.reshape.default and _can_be_viewed(before, found.shape):
-        return list(node.args[1])  # type: ignore[arg-type]
+        return list(node.args[1])
     return [d if isinstance(d, int) else sizes.get(str(d)) for d in found.shape]
 
 
@@ -161,10 +164,10 @@ def _note(node: Node, sizes: dict[str, Node]) -> None:
         sizes.setdefault(str(node.meta["val"]), node)
 
 
-def _cut(node: Node) -> Any:
+def _cut(node: Any) -> Any:
     """How long the pieces of a chunk are."""
     tensor, pieces, *rest = node.args
-    size = tensor.meta["val"].shape[rest[0] if rest else 0]  # type: ignore[union-attr]
+    size = tensor.meta["val"].shape[rest[0] if rest else 0]
     return -(-size // pieces) if isinstance(size, int) else None
 
 
