@@ -18,7 +18,9 @@ COMPARED, WINDOW = 3, 64
 HASTE, PATIENCE = 16, 256
 """Plain steps in which a charge falls by 1: at first, and at most: in the long run a try costs
 1 / PATIENCE of the time, however slow it is."""
-LONGER = {"paid": 2, "chain": 4, "tree": 4}
+DRAFTING = "drafting"
+"""What drafts alone take, beside what their calls are believed to: a kind of its own."""
+LONGER = {"paid": 2, DRAFTING: 2, "chain": 4, "tree": 4}
 """How many times as long every try that fails makes the wait for the next. The first calls of a
 model that drafts may be slow several times in a row, as they touch its memory."""
 
@@ -108,8 +110,12 @@ class Pace:
 
     def waits(self, recipe: str) -> bool:
         """Whether its drafted steps were seen twice, and plain ones to compare are due."""
-        seen = [len(one.ratios) for (name, *_), one in self._drafted.items() if name == recipe]
-        return sum(seen) > 1 and not self.settled(recipe)
+        steps = [
+            len(one.ratios)
+            for (name, kind, _), one in self._drafted.items()
+            if name == recipe and kind != DRAFTING
+        ]
+        return sum(steps) > 1 and not self.settled(recipe)
 
     def _known(self, recipe: str, kind: str, size: int) -> Bucket:
         """Steps of that many sequences; before there are any, of twice or half as many."""

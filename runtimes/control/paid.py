@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 from graftline.runtimes.control.choose import Offer, Terms
 from graftline.runtimes.control.costs import Costs
+from graftline.runtimes.control.pace import DRAFTING
 from graftline.runtimes.drafter import Bid, PaidDrafter, is_resumed
 
 WEIGHT, HORIZON = 4.0, 32.0
 """Drafts that the first belief is worth, and over which means forget."""
 DEBT_STEPS = 32
 """Steps over which catching up with the sequence is written off."""
-DRAFTING = "drafting"
-"""What drafts alone are to the pace of steps: a kind of their own."""
 EXPLORE = 0.01
 """Tokens that a draft may fall short of its costs for every step since the last one."""
 
