@@ -159,14 +159,14 @@ class DecodeEngine:
         `conditions` as of `decode`: `lengths` [B] are the places of each row that are heard. Raises
         RequestError for what does not fit, and for a text of more positions than the engine scores.
         """
-        names = outputs_of(self.path, self.facts.kind, self.ports)
+        names = outputs_of(self.path, self.facts, self.ports)
         scores, *counts = self._asked(self._feed(signal, conditions, 0), names)
         return texts_of(self.path, scores, counts[0] if counts else None)
 
     def speak(self, signal: Any, **conditions: Any) -> list[Utterance]:
         """What a recogniser writes for each row of a batch, and what the decoder that is joined to
         it makes of it, in one call. Arguments and errors are as of `recognise`."""
-        texts = outputs_of(self.path, self.facts.kind, self.ports)
+        texts = outputs_of(self.path, self.facts, self.ports)
         spoken = spoken_of(self.path, self.ports)
         made = self._asked(self._feed(signal, conditions, 0), [*texts, *spoken])
         *said, decoded, frames = made

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from graftline.errors import RequestError
+from graftline.facts import Facts, RecogniserFacts
 from graftline.ports import Port, by_role
 from graftline.roles import COUNTS, DECODED, FRAMES, SCORES, TRANSITIONS
 from graftline.runtimes.one_pass.feeding import Array
@@ -23,19 +24,18 @@ class Utterance:
     decoded: Array
 
 
-def outputs_of(path: Path, kind: str, ports: Sequence[Port]) -> list[str]:
+def outputs_of(path: Path, facts: Facts, ports: Sequence[Port]) -> list[str]:
     """The names of the scores and, where the network counts them, of how many positions each row
     has. Raises RequestError for a host that writes no texts, or only scores the vertices of a graph
     that they are paths through."""
-    names = [p.name for role in (SCORES, COUNTS) for p in by_role(ports, role, "out")]
-    if not names:
-        raise RequestError(f"{path} is a {kind}, which writes no texts")
+    if not isinstance(facts, RecogniserFacts):
+        raise RequestError(f"{path} is a {facts.kind}, which writes no texts")
     if by_role(ports, TRANSITIONS, "out"):
         raise RequestError(
             f"{path} scores the vertices of a graph, and no path is found through them; rebuild it "
             "with --passes best-path"
         )
-    return names
+    return [p.name for role in (SCORES, COUNTS) for p in by_role(ports, role, "out")]
 
 
 def spoken_of(path: Path, ports: Sequence[Port]) -> list[str]:
