@@ -26,7 +26,7 @@ from tests.commands.calling import call
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "tiny.graft"
-    shutil.copytree(tiny_bundle, copy)
+    shutil.copytree(tiny_bundle, copy, ignore=shutil.ignore_patterns("costs"))
     return copy
 
 
