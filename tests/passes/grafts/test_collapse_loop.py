@@ -30,7 +30,8 @@ SPECS = {
     "euler, leading": SAMPLING.replace("ddim", "euler").replace("trailing", "leading"),
     "ancestral": SAMPLING.replace("ddim", "euler-ancestral"),
     "lcm": SAMPLING.replace("ddim", "lcm"),
-    "flow": SAMPLING.replace("ddim", "flow-match").replace("epsilon", "flow") + "shift = 3.0\n",
+    "flow": SAMPLING.replace("ddim", "flow-match").replace("epsilon", "flow")
+    .replace("trailing", "linspace") + "shift = 3.0\n",
 }
 
 
