@@ -267,7 +267,7 @@ def _expected(spent: Marks) -> str:
     accepted = spent.tokens / spent.sequences - 1.0
     return (
         f"; expected {accepted:.2f} accepted tokens a step, {spent.milliseconds / spent.steps:.1f} "
-        f"ms a step, {spent.plain / spent.milliseconds:.2f} times plain decoding"
+        f"ms a step, {spent.speedup or 1.0:.2f} times plain decoding"
     )
 
 

@@ -20,3 +20,13 @@ class Marks(NamedTuple):
     def plus(self, other: Marks, sign: int = 1) -> Marks:
         """Both together; with a `sign` of -1 what has come since the other."""
         return Marks(*(a + sign * b for a, b in zip(self, other, strict=True)))
+
+    @property
+    def predicted(self) -> float | None:
+        """Tokens per second that were expected; None: nothing was."""
+        return 1e3 * self.tokens / self.milliseconds if self.milliseconds else None
+
+    @property
+    def speedup(self) -> float | None:
+        """What was expected, over what was expected of steps without drafts."""
+        return self.plain / self.milliseconds if self.milliseconds else None

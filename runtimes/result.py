@@ -103,7 +103,7 @@ def measure(
         lossless=lossless,
         drafted=one.drafted,
         controller=controller,
-        predicted=1e3 * spent.tokens / spent.milliseconds if spent.milliseconds else None,
+        predicted=spent.predicted,
         controller_share=spent.seconds / seconds if seconds > 0 else 0.0,
         reused=one.reused,
         spec_decode=SpecDecode.of(one),
@@ -111,5 +111,5 @@ def measure(
         acceptance_rate=sum(one.accepted) / one.drafted if one.drafted else None,
         expected_accepted=spent.tokens / spent.sequences - 1.0 if spent.sequences else None,
         step_cost=spent.milliseconds / spent.steps if spent.steps else None,
-        expected_speedup=spent.plain / spent.milliseconds if spent.milliseconds else None,
+        expected_speedup=spent.speedup,
     )

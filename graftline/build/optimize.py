@@ -168,11 +168,13 @@ def _write(
 def _beginning(host: Host, prefix: str | None) -> Host:
     """The host with how its answers begin, among what its checkpoint asks for. Raises
     GraftlineError without a tokenizer, which reads it."""
+    from graftline.runtimes.defaults import ANSWER_PREFIX
+
     if not prefix:
         return host
     if not host.tokenizer_files:
         raise GraftlineError("--answer-prefix is a text, and the checkpoint has no tokenizer")
-    return replace(host, generation={**host.generation, "answer_prefix": prefix})
+    return replace(host, generation={**host.generation, ANSWER_PREFIX: prefix})
 
 
 def _states_sizes(host: Host, other: Host) -> bool:

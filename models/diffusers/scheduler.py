@@ -112,4 +112,3 @@ def sampling_of(file: Path) -> Sampling:
     except (Misfit, GraftlineError) as error:
         raise CheckpointError(f"{file}: {error}") from error
     return sampling
-

@@ -48,7 +48,9 @@ class ChosenRows:
 
     def _cut(self, node: ir.Node, place: int) -> None:
         """A slice that takes fixed rows away leaves as many of them as before."""
-        rows = self.found.rows[node.inputs[0]]  # type: ignore[index]
+        value = node.inputs[0]
+        assert value is not None
+        rows = self.found.rows[value]
         left = self.found.rows[node.outputs[0]]
         sides = rows.before - left.before, left.after - rows.after or END
         for operand, (name, number) in enumerate(zip(("starts", "ends"), sides, strict=True), 1):

@@ -200,7 +200,6 @@ class Formula:
             found.append(np.tanh(out))
         return np.stack(found, axis=1)
 
-
     def _corrected(self, known: Array, states: Array) -> Array:
         w, begins = self.weights, 0 if self.note.anchor else 1
         batch, rows = known.shape[:2]

@@ -70,7 +70,7 @@ class Speculation:
         if self._whole:
             gains, size = [sum(gains)] if len(tree) <= terms.room else [], len(tree) - 1
         elif pace.unsure(*known):
-            rows = min(rows, (self._small(terms) - 1 - sequence) // terms.batch + 1)
+            rows = min(rows, self._share(sequence, terms))
         gains = list(takewhile(lambda gain: gain >= terms.cut, gains[:rows]))
         bends = (row for row, parent in enumerate(tree.parent_list) if parent != row - 1)
         return Offer(sequence, gains, next(bends, len(tree)), pace.slower(*known), size)
@@ -89,6 +89,10 @@ class Speculation:
         walk = track.walk
         if walk is not None and not self._of(walk.signal).follow(walk, fresh):
             track.walk = None
+
+    def _share(self, sequence: int, terms: Terms) -> int:
+        """Rows of one sequence in such a step, whatever seats its sequences have."""
+        return (self._small(terms) - 1 - sequence % terms.batch) // terms.batch + 1
 
     def _small(self, terms: Terms) -> int:
         """Rows behind all roots together that a step may have which tries what drafts take."""

@@ -86,10 +86,10 @@ class Rehearsal:
             assert is_shaped(wide)
             wide.shape_by(plan)
         recorder = Recorder(wide, drafter.rows)
-        # bolder than in use: what is never tried cannot be learned
-        bold = Speculation(recipe.name, self._costs, recorder.prior, weight=5.0)
+        # quicker to believe what it sees than in use
+        quick = Speculation(recipe.name, self._costs, recorder.prior, weight=5.0)
         halves: tuple[list[Step], list[Step]] = ([], [])
-        for number in self._answered(recipe, recorder, bold, watch):
+        for number in self._answered(recipe, recorder, quick, watch):
             halves[number % 2].extend(recorder.steps)
             recorder.steps.clear()
         if not halves[0] or not halves[1]:
