@@ -37,6 +37,8 @@ TAKEN: dict[str, Sequence[str]] = {
 """Options that are for some kinds only."""
 COUNTED = {"markov": ("steps", "learning_rate", "optimizer", "precision")}
 """Options of a training by steps, which kinds that count do not take."""
+NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""What PyTorch calls a processor's products in bfloat16: two on x86, one on Arm."""
 STEP_TOKENS = {"ppd": 512, "hidden-transfer": 512, "lora-drop": 512, "router": 512}
 """Positions that a step reads, where these are fewer than usual: each is the whole host's work."""
 PLACED = ("kind", "checkpoint", "prompts", "out", "text")
@@ -56,6 +58,18 @@ def check_threads(threads: int | None) -> None:
     most = os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= most:
         raise GraftlineError(f"--threads {threads}: this machine has {most} processors")
+
+
+def check_bf16() -> None:
+    """Raise GraftlineError where products in bfloat16 would be worked out bit by bit."""
+    import torch
+
+    has = torch.cpu.get_capabilities()
+    if not any(has.get(name) for name in NATIVE_BF16):
+        raise GraftlineError(
+            "--precision bf16: this processor has no products in bfloat16, and would take a "
+            "hundred times as long as in fp32; leave it out"
+        )
 
 
 def spelled(command: Any, placed: Sequence[str]) -> list[str]:
@@ -147,6 +161,8 @@ class Command:
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        if self.precision == "bf16":
+            check_bf16()
         source = source_of(self.checkpoint)
         texts = read_texts(self.prompts) if self.text else []
         conversations = [] if self.text else read_conversations(self.prompts, self.answers)

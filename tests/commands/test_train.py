@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from graftline.bundle.reader import Bundle
 from graftline.commands.conversations import read_conversations, read_texts
-from graftline.errors import RequestError
+from graftline.commands.training import check_bf16
+from graftline.errors import GraftlineError, RequestError
 from graftline.models.training.answers import Conversation
 from graftline.runtimes.load import load
 from tests.commands.calling import call, refused
@@ -232,6 +234,18 @@ def test_what_cannot_be_asked_for_is_one_line(
         return
     assert message in refused(*given, "--prompts", prompts, "-o", out, "-q")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("has", ["avx512_bf16", "amx_bf16", "bf16", None])
+def test_bf16_is_for_processors_that_multiply_it(
+    monkeypatch: pytest.MonkeyPatch, has: str | None
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, str(has): True})
+    if has:
+        check_bf16()
+    else:
+        with pytest.raises(GraftlineError, match="--precision bf16: this processor has no prod"):
+            check_bf16()
 
 
 @pytest.mark.parametrize(
