@@ -54,6 +54,12 @@ class Recipe:
     schedule_options: dict[str, object] = field(default_factory=dict[str, object])
     kind: str = DECODER
 
+    @property
+    def asks(self) -> str:
+        """The drafter that asks the recipe's draft head: its own, or the one that it is joined to a
+        store from."""
+        return str(self.options.get("head", self.drafter))
+
 
 def check_step(step: str) -> None:
     """Raise GraftlineError for what is not one of STEPS."""

@@ -232,9 +232,9 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
             f"the recipe {chosen.name} takes no {head.family} head, which {head.source} holds; use "
             f"--recipe {known.name}"
         )
-    if chosen.drafter != known.drafter:
+    if chosen.asks != known.drafter:
         raise GraftlineError(
-            f"the recipe {chosen.name} drafts with {chosen.drafter} heads, and {head.source} holds "
+            f"the recipe {chosen.name} drafts with {chosen.asks} heads, and {head.source} holds "
             f"{known.drafter} heads; use --recipe {known.name}"
         )
     if is_decoder(head) and (lacks := _lacking(known.head, chosen.head)) is not None:

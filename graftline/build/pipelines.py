@@ -70,7 +70,7 @@ def has_block(chosen: Recipe) -> bool:
 
 def asked_by_rows(chosen: Recipe) -> bool:
     """Whether its head drafts row by row behind any of its slots, as EAGLE's do."""
-    return chosen.drafter in FUSED_DRAFTERS and has_mask(chosen.head)
+    return chosen.asks in FUSED_DRAFTERS and has_mask(chosen.head)
 
 
 def _drafting(chosen: Recipe, drafter: Any) -> Graft:

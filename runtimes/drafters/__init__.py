@@ -20,6 +20,7 @@ from graftline.runtimes.drafters.dspark import DSpark
 from graftline.runtimes.drafters.eagle import Eagle
 from graftline.runtimes.drafters.early_exit import EarlyExit
 from graftline.runtimes.drafters.exit_tree import ExitTree
+from graftline.runtimes.drafters.head_and_store import HeadAndStore
 from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
 from graftline.runtimes.drafters.hydra import Hydra
 from graftline.runtimes.drafters.input_copy import InputCopy
@@ -61,6 +62,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "eagle": Eagle,
     "early-exit": EarlyExit,
     "exit-tree": ExitTree,
+    "head-and-store": HeadAndStore,
     "hierarchical-draft": HierarchicalDraft,
     "hydra": Hydra,
     "input-copy": InputCopy,

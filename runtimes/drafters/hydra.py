@@ -14,7 +14,7 @@ from graftline.runtimes.head_draft import HeadDraft
 from graftline.runtimes.head_reader import Heads, Reading, shares_of
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.trees.dynamic import grow
-from graftline.runtimes.trees.packing import trim
+from graftline.runtimes.trees.packing import worth_scoring
 from graftline.tree import Doubles, Ints, Tree
 
 
@@ -68,7 +68,7 @@ class Hydra(HeadDraft):
             return self._candidates(tree, nodes, bid)
 
         tree = grow(self.last, candidates, rows, depth, width)
-        return trim(tree, _worth(tree, bid.keep))
+        return worth_scoring(tree, bid.keep)
 
     def _candidates(self, tree: Tree, nodes: Sequence[int], bid: Bid) -> tuple[Ints, Doubles]:
         """What the next head says behind these nodes, all of one depth; nothing where asking it is
@@ -98,14 +98,3 @@ def _reach(tree: Tree, path: Sequence[int]) -> float:
     """The chance of a path."""
     assert tree.probs is not None
     return float(np.prod(tree.probs[list(path)]))
-
-
-def _worth(tree: Tree, keep: Sequence[float]) -> int:
-    """Rows, which come by falling chance, up to the first that is not worth scoring."""
-    reach = [1.0]
-    for row in range(1, len(tree)):
-        assert tree.probs is not None
-        reach.append(reach[tree.parent_list[row]] * float(tree.probs[row]))
-        if reach[row] < keep[row]:
-            return row
-    return len(tree)

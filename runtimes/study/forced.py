@@ -53,7 +53,7 @@ def check_forcing(
     if step != "host":
         raise RequestError("--force-acceptance needs drafts made on the host; use --step host")
     for chosen in recipes:
-        if chosen.drafter not in FORCEABLE:
+        if chosen.asks not in FORCEABLE:
             raise RequestError(
                 f"--force-acceptance: the drafts of recipe {chosen.name} come from no draft engine "
                 f"or head token by token; use recipes whose drafter is {_KNOWN}"

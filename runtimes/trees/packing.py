@@ -34,6 +34,12 @@ def trim(tree: Tree, rows: int) -> Tree:
     return _sharing(Tree(tree.tokens[:rows], tree.parents[:rows], probs, draws), tree, rows)
 
 
+def worth_scoring(tree: Tree, keep: Sequence[float]) -> Tree:
+    """The rows of a tree up to the first, n, whose chance is below `keep[n]`."""
+    pairs = enumerate(zip(tree.reach, keep, strict=False))
+    return trim(tree, next((n for n, (chance, least) in pairs if n and chance < least), len(tree)))
+
+
 def only(tree: Tree, rows: Sequence[int]) -> Tree:
     """These rows of the tree, in order, with every one its parent; of the children of a node that
     were drawn all or none."""

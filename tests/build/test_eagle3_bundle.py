@@ -174,9 +174,10 @@ def test_tokens_are_plains(made: tuple[Bundle, Form]) -> None:
     prompts = [[5, 9, 2], [1] * 9, list(range(40, 57))]
     options: dict[str, Any] = {"max_new_tokens": 24, "ignore_eos": True}
     plain = [r.tokens for r in engine.generate(prompts, recipe="plain", **options)]
-    drafted = engine.generate(prompts, **options)
-    assert [r.tokens for r in drafted] == plain
-    assert sum(r.stats.drafted for r in drafted) > 200
+    for name in ("eagle-3", "eagle-3-suffix"):
+        drafted = engine.generate(prompts, recipe=name, **options)
+        assert [r.tokens for r in drafted] == plain
+        assert sum(r.stats.drafted for r in drafted) > 200
 
 
 def test_scores_of_a_head_beside_sampling_rules(made: tuple[Bundle, Form]) -> None:
