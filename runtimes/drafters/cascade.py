@@ -5,12 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from graftline.runtimes.drafter import Bid
+from graftline.errors import GraftlineError, nearest
+from graftline.runtimes.drafter import Bid, Drafter
 from graftline.runtimes.drafters.draft_model import DraftModel
 from graftline.runtimes.drafters.hierarchical_draft import HierarchicalDraft
-from graftline.runtimes.drafters.with_store import WithStore, make_store
+from graftline.runtimes.drafters.prompt_lookup import PromptLookup
+from graftline.runtimes.drafters.suffix import Suffix
 from graftline.runtimes.drafting import Draft
 from graftline.runtimes.resources import Resources
+from graftline.runtimes.with_store import WithStore
+
+STORES: dict[str, type[Suffix] | type[PromptLookup]] = {
+    "suffix": Suffix,
+    "prompt-lookup": PromptLookup,
+}
+"""Stores whose signal is the class of the length of a match."""
+
+
+def make_store(name: str, store: str, rows: int) -> Drafter:
+    """The store of that name, for the drafter `name`. Raises GraftlineError for an unknown one."""
+    if store not in STORES:
+        raise GraftlineError(f"{name}: no store '{store}'{nearest(store, STORES)}")
+    return STORES[store](rows)
 
 
 @dataclass

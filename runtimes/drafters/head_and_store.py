@@ -9,7 +9,7 @@ from typing import ClassVar, cast
 from graftline.errors import GraftlineError
 from graftline.runtimes.chances.record import Record
 from graftline.runtimes.drafter import Bid, PaidDrafter, sees
-from graftline.runtimes.drafters.with_store import WithStore, make_store
+from graftline.runtimes.drafters.cascade import make_store
 from graftline.runtimes.drafting import Draft
 from graftline.runtimes.options import options_of
 from graftline.runtimes.resources import Resources
@@ -17,6 +17,7 @@ from graftline.runtimes.session import Scores
 from graftline.runtimes.trees.merge import merge
 from graftline.runtimes.trees.packing import worth_scoring
 from graftline.runtimes.verdict import Verdict
+from graftline.runtimes.with_store import WithStore
 from graftline.tree import Tree
 
 

@@ -5,28 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from graftline.errors import GraftlineError, nearest
 from graftline.runtimes.drafter import Drafter, PaidDrafter
-from graftline.runtimes.drafters.prompt_lookup import PromptLookup
-from graftline.runtimes.drafters.suffix import Suffix
 from graftline.runtimes.session import Scores
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
 Model = TypeVar("Model", bound=PaidDrafter)
-
-STORES: dict[str, type[Suffix] | type[PromptLookup]] = {
-    "suffix": Suffix,
-    "prompt-lookup": PromptLookup,
-}
-"""Stores whose signal is the class of the length of a match."""
-
-
-def make_store(name: str, store: str, rows: int) -> Drafter:
-    """The store of that name, for the drafter `name`. Raises GraftlineError for an unknown one."""
-    if store not in STORES:
-        raise GraftlineError(f"{name}: no store '{store}'{nearest(store, STORES)}")
-    return STORES[store](rows)
 
 
 class WithStore(Generic[Model]):
