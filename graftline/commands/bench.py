@@ -6,24 +6,27 @@ import json as json_format
 import os
 import platform
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from graftline.commands import acceptance, screen
-from graftline.commands import options as o
 from graftline.commands.comparison import compare
 from graftline.commands.decode import given, read_array, read_conditions, read_range, refuse
 from graftline.commands.figures import PLAIN, report
 from graftline.commands.opening import open_decoder, open_engine
+from graftline.commands.options.arguments import BundleFolder
+from graftline.commands.options.benchmark import Compared, Decoding, Figures, Method
+from graftline.commands.options.once import Measured
+from graftline.commands.options.opening import Exact, Resources
+from graftline.commands.options.questions import Prompts
 from graftline.commands.questions import Question, groups, read_questions, select
 from graftline.errors import GraftlineError, RequestError
 from graftline.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from graftline.bundle.reader import Bundle
     from graftline.commands.figures import Comparison, Difference
     from graftline.runtimes.engine import Engine
@@ -45,30 +48,16 @@ ONLY_ONCE = ("latents", "condition", "length", "value_range")
 
 def bench(
     ctx: typer.Context,
-    bundle: o.BundleFolder,
-    prompts: o.Prompts = None,
-    latents: o.BenchLatents = None,
-    condition: o.Conditions = None,
-    length: o.BenchLength = None,
-    value_range: o.BenchRange = None,
-    recipes: o.BenchRecipes = "plain,prompt-lookup,token-recycling",
-    max_new_tokens: o.AnswerTokens = 128,
-    per_group: o.PerGroup = None,
-    turns: o.Turns = 1,
-    repeat: o.Repeat = None,
-    threads: o.Threads = None,
-    capacity: o.Capacity = None,
-    corpus: o.Corpus = None,
-    exact: o.Exact = False,
-    ignore_eos: o.FullLength = False,
-    raw: o.Raw = False,
-    temperature: o.Temperature = 0.0,
-    seed: o.BenchSeed = 0,
-    step: o.BenchStep = "host",
-    interleaved: o.Interleaved = False,
-    oracle: o.Oracle = False,
-    force_acceptance: o.ForceAcceptance = None,
-    json: o.Figures = None,
+    bundle: BundleFolder,
+    prompts: Prompts = None,
+    *,
+    once: Measured,
+    compared: Compared,
+    resources: Resources,
+    exact: Exact = False,
+    decoding: Decoding,
+    method: Method,
+    json: Figures = None,
 ) -> None:
     """Benchmark recipes against plain decoding: speed, MAT, and whether every token is the same.
 
@@ -98,43 +87,44 @@ def bench(
     `graftline bench sampler.graft --latents noise.npy --condition text=text.npy --range -1,1`
     """
     told = given(ctx)
+    threads, temperature = resources.threads, decoding.temperature
     if prompts is None:
         refuse([n for n in told if n not in ONCE], "is for decoders of text; it needs --prompts")
-        _once(bundle, latents, condition or (), length, value_range, repeat, threads, seed, json)
+        _once(bundle, once, compared.repeat, threads, decoding.seed, json)
         return
     refuse([n for n in told if n in ONLY_ONCE], "is for bundles that run once, not for --prompts")
-    repeat = repeat or 1
-    names = [name.strip() for name in recipes.split(",") if name.strip()]
-    _check(names, step, interleaved, oracle, temperature, json)
-    rates = _rates(force_acceptance, names, temperature, step, oracle)
-    questions = select(read_questions(prompts), per_group)
-    options = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "raw": raw}
-    options |= {"temperature": temperature, "seed": seed}
+    names = [name.strip() for name in compared.recipes.split(",") if name.strip()]
+    _check(names, method, temperature, json)
+    rates = _rates(method, names, temperature)
+    questions = select(read_questions(prompts), compared.per_group)
+    options = {"max_new_tokens": compared.max_new_tokens, **asdict(decoding)}
     with screen.steps() as watch:
         engine = open_engine(
-            bundle, watch, threads=threads, capacity=capacity, exact=exact, corpus=corpus,
-            defaults=False,
+            bundle, watch, exact=exact, **asdict(resources), defaults=False,
             # in turn, everybody reads the prompt; interleaved, it is read once for all
-            **({} if interleaved else {"prefix_cache": 0}),
+            **({} if method.interleaved else {"prefix_cache": 0}),
         )  # fmt: skip
-        forced = _forced(rates, names, seed)
+        forced = _forced(rates, names, decoding.seed)
         found = compare(
-            engine, questions, names, options, turns, repeat, watch, step, interleaved, forced
-        )
+            engine, questions, names, options, compared.turns, compared.repeat or 1, watch,
+            method.step, method.interleaved, forced,
+        )  # fmt: skip
         nears = {name: engine.quality(name) for name in found.recipes}
         qualities = {name: near for name, near in nears.items() if near is not None}
-        records = acceptance.record(engine, questions, names, options, watch) if oracle else None
+        records = (
+            acceptance.record(engine, questions, names, options, watch) if method.oracle else None
+        )
     _show(found, questions, records)
     for name, near in qualities.items():
         print(f"{name}, not lossless: {near.words}")
     if forced:
         screen.console().print(acceptance.by_depth(forced))
     if temperature == 0:
-        _explain(bundle, engine, found, raw)
+        _explain(bundle, engine, found, decoding.raw)
     if json is not None:
         how: dict[str, Any] = {"temperature": temperature}
-        how |= {"step": step} if step != "host" else {}
-        how |= {"interleaved": True} if interleaved else {}
+        how |= {"step": method.step} if method.step != "host" else {}
+        how |= {"interleaved": True} if method.interleaved else {}
         how |= {"force_acceptance": list(rates)} if rates else {}
         reports = _reports(found, questions, records)
         for name, near in qualities.items():
@@ -142,27 +132,24 @@ def bench(
         _write(json, bundle, threads, how, reports)
 
 
-def _check(
-    names: list[str], step: str, interleaved: bool, oracle: bool, temperature: float,
-    json: Path | None,
-) -> None:  # fmt: skip
+def _check(names: list[str], method: Method, temperature: float, json: Path | None) -> None:
     """Raise GraftlineError where options contradict each other or name what does not exist."""
     from graftline.recipe import check_fusable, check_step, recipe
 
-    if oracle and temperature == 0:
+    if method.oracle and temperature == 0:
         raise RequestError(
             "--oracle compares acceptance probabilities; give a --temperature above 0"
         )
-    check_step(step)
-    if step == "fused" and oracle:
+    check_step(method.step)
+    if method.step == "fused" and method.oracle:
         raise RequestError("--oracle records verification on the host; leave out --step fused")
-    if step == "fused" and interleaved:
+    if method.step == "fused" and method.interleaved:
         raise RequestError(
             "a bundle has only one fused step; leave out --interleaved or --step fused"
         )
     for name in names:
         found = recipe(name)
-        if step == "fused" and name != "plain":
+        if method.step == "fused" and name != "plain":
             check_fusable(found)
     _check_file(json)
 
@@ -177,10 +164,7 @@ def _check_file(json: Path | None) -> None:
 
 def _once(
     path: Path,
-    latents: Path | None,
-    conditions: Sequence[str],
-    length: int | None,
-    value_range: str | None,
+    how: Measured,
     repeat: int | None,
     threads: int | None,
     seed: int,
@@ -194,30 +178,30 @@ def _once(
     _check_file(json)
     if isinstance(Bundle.open(path, verify=False).manifest.facts, DecoderFacts):
         raise RequestError(f"{path} is a decoder of text; give --prompts FILE.jsonl")
-    if latents is not None and length is not None:
+    if how.latents is not None and how.length is not None:
         raise RequestError("--length is of inputs that are drawn; leave it out, or --latents")
-    between = None if value_range is None else read_range(value_range)
-    array = None if latents is None else read_array(latents, "--latents")
+    between = None if how.value_range is None else read_range(how.value_range)
+    array = None if how.latents is None else read_array(how.latents, "--latents")
+    conditions = read_conditions(how.condition or ())
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
         engine = open_decoder(path, watch, threads)
-        feed = once.feed_for(engine, array, read_conditions(conditions), length, seed)
+        feed = once.feed_for(engine, array, conditions, how.length, seed)
         found = once.measured(engine, feed, repeat, seed, threads, between, watch)
     screen.console().print(once.table(found))
     if json is not None:
         _write(json, path, threads, {"seed": seed}, once.report(found))
 
 
-def _rates(
-    text: str | None, names: list[str], temperature: float, step: str, oracle: bool
-) -> tuple[float, ...]:
+def _rates(method: Method, names: list[str], temperature: float) -> tuple[float, ...]:
     """What --force-acceptance asks for; nothing where it is not given. Raises RequestError."""
-    if text is None:
+    if method.force_acceptance is None:
         return ()
     from graftline.recipe import recipe
     from graftline.runtimes.study.forced import check_forcing, parse_rates
 
-    rates = parse_rates(text)
-    check_forcing([recipe(n) for n in names if n != PLAIN], temperature, step, oracle)
+    rates = parse_rates(method.force_acceptance)
+    drafting = [recipe(n) for n in names if n != PLAIN]
+    check_forcing(drafting, temperature, method.step, method.oracle)
     return rates
 
 

@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from graftline.commands import screen
-from graftline.commands.options import Json
+from graftline.commands.options.printing import Json
 
 
 def recipes(json: Json = False) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from graftline.commands import libraries, screen
-from graftline.commands import options as o
+from graftline.commands.options.arguments import BundleFolder
+from graftline.commands.options.printing import Json, Quiet
 
 
 def check(
-    bundle: o.BundleFolder,
-    quiet: o.Quiet = False,
-    json: o.Json = False,
+    bundle: BundleFolder,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Re-hash every file, re-run the laws, and compare greedy tokens with the unmodified export.
 

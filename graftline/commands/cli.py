@@ -31,6 +31,7 @@ from graftline.commands import (
     train,
     tune,
 )
+from graftline.commands.options.flat import flat
 from graftline.errors import GraftlineError
 
 DEFECT = 1
@@ -186,7 +187,7 @@ for command in (
     catalogue.passes,
     doctor.doctor,
 ):
-    app.command()(command)
+    app.command()(flat(command))
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

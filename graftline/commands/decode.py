@@ -17,6 +17,8 @@ from graftline.errors import RequestError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from graftline.commands.options.once import Decoded
+
 OWN = ("bundle", "latents", "condition", "out", "seed", "threads", "stats")
 """Parameters of `run` that a decoder of latents takes."""
 ONLY = ("condition", "out", "steps", "sample_rate", "value_range")
@@ -52,13 +54,9 @@ def refuse(names: Collection[str], why: str) -> None:
 def decode(
     bundle: Path,
     latents: Path,
-    conditions: Sequence[str],
-    out: Path | None,
+    how: Decoded,
     seed: int,
-    steps: int | None,
     threads: int | None,
-    rate: int | None,
-    value_range: str,
     stats: bool,
 ) -> None:
     """Decode the latents of a file into another; the ids that a recogniser writes, or of a canvas
@@ -68,8 +66,10 @@ def decode(
     from graftline.facts import CanvasFacts, RecogniserFacts
     from graftline.runtimes.one_pass.recognise import is_spectrogram
 
-    lowest, highest = read_range(value_range)
-    array, told = read_array(latents, "--latents"), read_conditions(conditions)
+    lowest, highest = read_range(how.value_range)
+    out, rate = how.out, how.sample_rate
+    array = read_array(latents, "--latents")
+    told = read_conditions(how.condition or ())
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
         engine = open_decoder(bundle, watch, threads)
         if out is not None and isinstance(engine.facts, CanvasFacts) and out.suffix != ".npy":
@@ -82,7 +82,7 @@ def decode(
         watch(f"decoding {list(array.shape)}")
         began = time.perf_counter()
         if out is not None or isinstance(engine.facts, CanvasFacts):
-            made: Any = engine.make(array, seed=seed, steps=steps, **told)
+            made: Any = engine.make(array, seed=seed, steps=how.steps, **told)
         else:
             made = engine.recognise(array, **told)
         seconds = time.perf_counter() - began

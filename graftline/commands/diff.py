@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from graftline.commands import libraries, screen
-from graftline.commands import options as o
+from graftline.commands.options.printing import Json
+from graftline.commands.options.showing import After, Before, ComparedStage, DiffPage, Markdown
 from graftline.errors import GraftlineError
 
 if TYPE_CHECKING:
@@ -19,12 +20,12 @@ COLOURS = {"+": "green", "-": "red", "~": "yellow", "": "bold"}
 
 
 def diff(
-    before: o.Before,
-    after: o.After,
-    stage: o.ComparedStage = None,
-    html: o.DiffPage = None,
-    markdown: o.Markdown = False,
-    json: o.Json = False,
+    before: Before,
+    after: After,
+    stage: ComparedStage = None,
+    html: DiffPage = None,
+    markdown: Markdown = False,
+    json: Json = False,
 ) -> None:
     """Compare graphs by what they compute, not by names: exit code 1 where they differ.
 

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from graftline.commands import libraries, screen
-from graftline.commands import options as o
 from graftline.commands.distilling import Command
+from graftline.commands.options.printing import Json, Quiet
 from graftline.files import told_size
 from graftline.optional import require_export
 
@@ -16,25 +16,7 @@ if TYPE_CHECKING:
     from graftline.models.training.distil import Distilled
 
 
-def distill(
-    kind: o.StudentKind,
-    checkpoint: o.TeacherOrBundle,
-    out: o.StudentFolder,
-    spec: o.SpecFile = None,
-    condition: o.Conditions = None,
-    size: o.SampleSize = None,
-    minutes: o.Minutes = None,
-    steps: o.TrainSteps = None,
-    seed: o.TrainSeed = 0,
-    pairs: o.Pairs = 2048,
-    batch: o.StudentBatch = 32,
-    perceptual: o.Perceptual = 0.1,
-    learning_rate: o.LearningRate = 1e-3,
-    optimizer: o.Optimizer = "adamw",
-    threads: o.Threads = None,
-    quiet: o.Quiet = False,
-    json: o.Json = False,
-) -> None:
+def distill(command: Command, quiet: Quiet = False, json: Json = False) -> None:
     """Distil a denoiser and its sampling loop into a graph that is called once.
 
     The teacher's whole loop draws samples of seeded noise, and a copy of its graph learns to make
@@ -51,10 +33,6 @@ def distill(
 
     `graftline optimize fast/student.onnx --spec fast/spec.toml -o one.graft --recipe ssdd`
     """
-    command = Command(
-        kind, checkpoint, out, spec, tuple(condition or ()), size, minutes, steps, seed, pairs,
-        batch, perceptual, learning_rate, optimizer, threads,
-    )  # fmt: skip
     command.check()
     libraries.silence_onnxruntime()
     with screen.steps(quiet) as watch:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftline.commands.options.distilling import DistillOptions
 from graftline.commands.training import MINUTES, check_numbers, check_threads, spelled
 from graftline.errors import GraftlineError, nearest
 
@@ -23,25 +22,8 @@ PLACED = ("kind", "checkpoint", "out", "condition")
 """What a command line begins with; the rest are options, said where they differ."""
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(DistillOptions):
     """The options of a command line, under their own names."""
-
-    kind: str
-    checkpoint: str
-    out: Path
-    spec: Path | None = None
-    condition: tuple[str, ...] = ()
-    size: str | None = None
-    minutes: float | None = None
-    steps: int | None = None
-    seed: int = 0
-    pairs: int = 2048
-    batch: int = 32
-    perceptual: float = 0.1
-    learning_rate: float = 1e-3
-    optimizer: str = "adamw"
-    threads: int | None = None
 
     def check(self) -> None:
         """Raise GraftlineError for a value that cannot be."""
@@ -57,7 +39,7 @@ class Command:
 
     def __str__(self) -> str:
         said = ["graftline", "distill", self.kind, self.checkpoint, "-o", str(self.out)]
-        said += [word for pair in self.condition for word in ("--condition", pair)]
+        said += [word for pair in self.condition or () for word in ("--condition", pair)]
         return shlex.join([*said, *spelled(self, PLACED)])
 
     def job(self, watch: Watch) -> Job:
@@ -80,7 +62,7 @@ class Command:
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        read = read_conditions(self.condition)
+        read = read_conditions(self.condition or ())
         bundle, spec = teacher_bundle(self.checkpoint, self.spec, watch)
         facts = loop_facts(bundle)
         assert facts.sampling is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from graftline.commands import screen
-from graftline.commands.options import Json
+from graftline.commands.options.printing import Json
 
 
 def doctor(json: Json = False) -> None:

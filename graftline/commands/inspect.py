@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftline.commands import libraries, screen
-from graftline.commands import options as o
+from graftline.commands.options.arguments import BundleOrGraph
+from graftline.commands.options.printing import Json
+from graftline.commands.options.showing import (
+    ModelExplorer,
+    Nodes,
+    Page,
+    Picture,
+    ShownPass,
+    ShownStage,
+)
 from graftline.errors import GraftlineError
 
 if TYPE_CHECKING:
@@ -19,14 +28,14 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    path: o.BundleOrGraph,
-    stage: o.ShownStage = None,
-    graph: o.Picture = False,
-    nodes: o.Nodes = None,
-    made_by: o.ShownPass = None,
-    html: o.Page = None,
-    model_explorer: o.ModelExplorer = None,
-    json: o.Json = False,
+    path: BundleOrGraph,
+    stage: ShownStage = None,
+    graph: Picture = False,
+    nodes: Nodes = None,
+    made_by: ShownPass = None,
+    html: Page = None,
+    model_explorer: ModelExplorer = None,
+    json: Json = False,
 ) -> None:
     """Show what a bundle is, what was grafted, whether it is exact, how fast and how large it is;
     then ports, blocks and anchors, what each pass added and why, laws and files.

@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graftline.commands import libraries, screen
-from graftline.commands import options as o
+from graftline.commands.options.arguments import Checkpoint
+from graftline.commands.options.building import (
+    AnswerPrefix,
+    Backend,
+    Build,
+    BuildRecipe,
+    DraftHead,
+    Drafts,
+    NewBundle,
+    Passes,
+    SamplingLoop,
+)
+from graftline.commands.options.printing import JsonManifest, Quiet
 from graftline.errors import GraftlineError, nearest
 from graftline.law import summary
 from graftline.recipe import claimed
@@ -17,28 +29,19 @@ if TYPE_CHECKING:
 
 
 def optimize(
-    checkpoint: o.Checkpoint,
-    out: o.NewBundle,
-    recipe: o.BuildRecipe = None,
-    passes: o.Passes = None,
-    target: o.Target = "ort-cpu",
-    dtype: o.Dtype = "fp32",
-    weights: o.Weights = "link",
-    quantizer: o.Quantizer = None,
-    draft: o.Draft = None,
-    draft_depths: o.DraftDepths = "",
-    skip: o.Skip = None,
-    exit: o.Exit = None,
-    speedup: o.Speedup = None,
-    spec: o.SpecFile = None,
-    steps: o.LoopSteps = "",
-    head: o.DraftHead = None,
-    answer_prefix: o.AnswerPrefix = None,
-    engine: o.EngineOptions = "",
-    step: o.BuildStep = "host",
-    full_export: o.FullExport = False,
-    quiet: o.Quiet = False,
-    json: o.JsonManifest = False,
+    checkpoint: Checkpoint,
+    out: NewBundle,
+    recipe: BuildRecipe = None,
+    passes: Passes = None,
+    *,
+    backend: Backend,
+    drafts: Drafts,
+    loop: SamplingLoop,
+    head: DraftHead = None,
+    answer_prefix: AnswerPrefix = None,
+    build: Build,
+    quiet: Quiet = False,
+    json: JsonManifest = False,
 ) -> None:
     """Export a checkpoint, graft and compile it, prove it, and write a bundle.
 
@@ -72,8 +75,8 @@ def optimize(
 
     `graftline optimize model.onnx -o taps.graft --passes "kv-cache | tap{layers=3}" -q --json`
     """
-    mode = _mode(weights)
-    for name, path in (("CHECKPOINT", checkpoint), ("--draft", draft), ("--head", head)):
+    mode = _mode(backend.weights)
+    for name, path in (("CHECKPOINT", checkpoint), ("--draft", drafts.draft), ("--head", head)):
         if path == "":
             raise GraftlineError(f"{name} is empty; give a path")
     libraries.silence_onnxruntime()
@@ -83,12 +86,14 @@ def optimize(
         from graftline.exits import parse_exits
 
         bundle = compile.optimize(
-            checkpoint, out, recipe=recipe, passes=passes, target=target, dtype=dtype,
-            weights=mode, full_export=full_export, quantizer=quantizer, draft=draft,
-            draft_depths=parse_depths(draft_depths) if draft_depths else (), engine=engine,
-            step=step, head=head, skip=skip, speedup=speedup, spec=spec, steps=_numbers(steps),
+            checkpoint, out, recipe=recipe, passes=passes, target=backend.target,
+            dtype=backend.dtype, weights=mode, full_export=build.full_export,
+            quantizer=backend.quantizer, draft=drafts.draft,
+            draft_depths=parse_depths(drafts.draft_depths) if drafts.draft_depths else (),
+            engine=build.engine, step=build.step, head=head, skip=drafts.skip,
+            speedup=drafts.speedup, spec=loop.spec, steps=_numbers(loop.steps),
             answer_prefix=answer_prefix,
-            exits=() if exit is None else parse_exits(exit), watch=watch,
+            exits=() if drafts.exit is None else parse_exits(drafts.exit), watch=watch,
         )  # fmt: skip
     if json:
         screen.write_json(json_format.loads(bundle.manifest.to_json()))

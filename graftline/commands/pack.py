@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from graftline.commands import libraries, screen
-from graftline.commands import options as o
+from graftline.commands.options.arguments import BundleFolder
+from graftline.commands.options.printing import Json, Quiet
+from graftline.commands.options.showing import PackedOut
 from graftline.files import told_size
 
 
 def pack(
-    bundle: o.BundleFolder,
-    out: o.PackedOut,
-    quiet: o.Quiet = False,
-    json: o.Json = False,
+    bundle: BundleFolder,
+    out: PackedOut,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Make what an app ships: engine, tokenizer, manifest and report, without the source weights.
 

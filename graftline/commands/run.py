@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from graftline.commands import options as o
 from graftline.commands import screen
 from graftline.commands.decode import check_given, decode
 from graftline.commands.opening import open_engine
+from graftline.commands.options.answering import Raw, Request, Shown
+from graftline.commands.options.arguments import BundleFolder, Prompt
+from graftline.commands.options.once import Decoded
+from graftline.commands.options.opening import Exact, Recipe, Resources, RunStep
 from graftline.commands.texts import (
     from_argument,
     from_file,
@@ -36,51 +39,17 @@ if TYPE_CHECKING:
 
 def run(
     ctx: typer.Context,
-    bundle: o.BundleFolder,
-    prompt: o.Prompt = None,
-    latents: o.Latents = None,
-    condition: o.Conditions = None,
-    out: o.Made = None,
-    steps: o.RunSteps = None,
-    sample_rate: o.SampleRate = None,
-    value_range: o.ValueRange = "-1,1",
-    raw: o.Raw = False,
-    recipe: o.Recipe = None,
-    max_new_tokens: o.NewTokens = None,
-    temperature: o.OwnTemperature = None,
-    top_k: o.TopK = None,
-    top_p: o.TopP = None,
-    min_p: o.MinP = None,
-    repetition_penalty: o.RepetitionPenalty = None,
-    no_defaults: o.NoDefaults = False,
-    tools: o.Tools = None,
-    thinking: o.Thinking = None,
-    template_arg: o.TemplateArg = None,
-    presence_penalty: o.PresencePenalty = 0.0,
-    frequency_penalty: o.FrequencyPenalty = 0.0,
-    no_repeat_ngram_size: o.NoRepeat = 0,
-    logit_bias: o.Biases = None,
-    min_tokens: o.LeastTokens = 0,
-    json_schema: o.JsonSchema = None,
-    regex: o.Regex = None,
-    grammar: o.LarkGrammar = None,
-    seed: o.Seed = None,
-    n: o.Answers = 1,
-    stop: o.Stop = None,
-    stop_token_id: o.StopIds = None,
-    include_stop: o.KeepStop = False,
-    logprobs: o.Logprobs = None,
-    prompt_logprobs: o.PromptLogprobs = None,
-    ignore_eos: o.PastEnd = False,
-    exact: o.Exact = False,
-    threads: o.Threads = None,
-    capacity: o.Capacity = None,
-    corpus: o.Corpus = None,
-    step: o.RunStep = None,
-    stats: o.Stats = False,
-    explain: o.Explain = False,
-    timeline: o.Timeline = None,
-    json: o.JsonResult = False,
+    bundle: BundleFolder,
+    prompt: Prompt = None,
+    *,
+    decoded: Decoded,
+    raw: Raw = False,
+    recipe: Recipe = None,
+    request: Request,
+    exact: Exact = False,
+    resources: Resources,
+    step: RunStep = None,
+    shown: Shown,
 ) -> None:
     """Generate from a bundle; the chat template is applied where the tokenizer has one. A bundle
     that makes waveforms or images decodes `--latents` into the file `-o`.
@@ -104,12 +73,10 @@ def run(
 
     `graftline run sampler.graft --latents noise.npy --steps 4 -o image.png`
     """
-    check_given(ctx, latents)
-    if latents is not None:
-        decode(
-            bundle, latents, condition or (), out, seed or 0, steps, threads, sample_rate,
-            value_range, stats,
-        )  # fmt: skip
+    check_given(ctx, decoded.latents)
+    threads, answers = resources.threads, request.answers
+    if decoded.latents is not None:
+        decode(bundle, decoded.latents, decoded, answers.seed or 0, threads, shown.stats)
         return
     if prompt is None:
         raise RequestError("give a prompt, or --latents FILE.npy for a decoder of latents")
@@ -118,48 +85,61 @@ def run(
         raise RequestError("the prompt is empty; give some text")
     if recipe is not None:
         find_recipe(recipe)
-    if not json and (logprobs is not None or prompt_logprobs is not None):
+    if not shown.json and (answers.logprobs is not None or answers.prompt_logprobs is not None):
         raise RequestError("log-probabilities are shown in JSON alone; add --json")
-    told_of = explain or timeline is not None
-    if told_of and n > 1:
+    told_of = shown.explain or shown.timeline is not None
+    if told_of and answers.n > 1:
         raise RequestError("--explain and --timeline tell of one answer; leave out --n")
-    asked: Options = {
-        "raw": raw, "presence_penalty": presence_penalty, "frequency_penalty": frequency_penalty,
-        "no_repeat_ngram_size": no_repeat_ngram_size, "logit_bias": _biases(logit_bias or ()),
-        "min_tokens": min_tokens, "json_schema": json_schema and from_file(json_schema),
-        "regex": regex, "grammar": grammar and from_file(grammar), "seed": seed, "n": n,
-        "stop": stop or (), "stop_token_ids": stop_token_id or (), "include_stop": include_stop,
-        "ignore_eos": ignore_eos, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs,
-        "tools": tools and read_tools(tools), "enable_thinking": thinking,
-        "template_args": template_values(template_arg or ()),
-    }  # fmt: skip
-    own: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
-        "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
-    }  # fmt: skip
-    said: Any = {**asked, **{name: value for name, value in own.items() if value is not None}}
+    said: Any = _said(request, raw)
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
         engine = open_engine(
-            bundle, watch, recipe=recipe, threads=threads, capacity=capacity, exact=exact,
-            corpus=corpus, step=step, prefix_cache=0, defaults=not no_defaults,
+            bundle, watch, recipe=recipe, threads=threads, capacity=resources.capacity,
+            exact=exact, corpus=resources.corpus, step=step, prefix_cache=0,
+            defaults=not request.sampling.no_defaults,
         )  # fmt: skip
     stories = engine.explain() if told_of else []
-    if n == 1:
+    if answers.n == 1:
         with engine.stream(prompt, **said) as stream:
-            results = [_print_pieces(stream, quiet=json)]
+            results = [_print_pieces(stream, quiet=shown.json)]
     else:
-        results = _print_answers(engine.generate([prompt], **said), quiet=json)
-    if json:
+        results = _print_answers(engine.generate([prompt], **said), quiet=shown.json)
+    if shown.json:
         told = [asdict(result) for result in results]
-        screen.write_json(told[0] if n == 1 else told)
+        screen.write_json(told[0] if answers.n == 1 else told)
     else:
         sys.stdout.write("\n")
     if told_of:
         sys.stdout.flush()
-        _explain(stories, engine, results[0], explain, timeline)
-    if stats:
+        _explain(stories, engine, results[0], shown.explain, shown.timeline)
+    if shown.stats:
         sys.stdout.flush()
         sys.stderr.write("".join(_told(result) for result in results))
+
+
+def _said(request: Request, raw: bool) -> Options:
+    """What a request says, files read: of its sampling what differs from the checkpoint's own
+    defaults. Raises RequestError for a file or a pair that cannot be read."""
+    template, shaping, answers = request.template, request.shaping, request.answers
+    said: Options = {
+        "raw": raw, "presence_penalty": shaping.presence_penalty,
+        "frequency_penalty": shaping.frequency_penalty,
+        "no_repeat_ngram_size": shaping.no_repeat_ngram_size,
+        "logit_bias": _biases(shaping.logit_bias or ()), "min_tokens": shaping.min_tokens,
+        "json_schema": shaping.json_schema and from_file(shaping.json_schema),
+        "regex": shaping.regex, "grammar": shaping.grammar and from_file(shaping.grammar),
+        "seed": answers.seed, "n": answers.n, "stop": answers.stop or (),
+        "stop_token_ids": answers.stop_token_id or (), "include_stop": answers.include_stop,
+        "ignore_eos": answers.ignore_eos, "logprobs": answers.logprobs,
+        "prompt_logprobs": answers.prompt_logprobs,
+        "tools": template.tools and read_tools(template.tools),
+        "enable_thinking": template.thinking,
+        "template_args": template_values(template.template_arg or ()),
+    }  # fmt: skip
+    own = asdict(request.sampling)
+    del own["no_defaults"]
+    given: Any = {name: value for name, value in own.items() if value is not None}
+    said.update(given)
+    return said
 
 
 def _explain(

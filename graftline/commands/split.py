@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from graftline.commands import libraries
-from graftline.commands import options as o
+from graftline.commands.options.arguments import Graph
+from graftline.commands.options.showing import SplitFolder
 
 
-def split(graph: o.Graph, out: o.SplitFolder) -> None:
+def split(graph: Graph, out: SplitFolder) -> None:
     """Split an ONNX file where its receptive field becomes finite: what runs once, and a decoder.
 
     `before.onnx` gives the `latents` that `decoder.onnx` takes, for `optimize --passes window`.

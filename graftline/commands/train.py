@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from graftline.commands import libraries, screen
-from graftline.commands import options as o
+from graftline.commands.options.printing import Json, Quiet
 from graftline.commands.training import Command
 from graftline.files import told_size
 from graftline.optional import require_export
@@ -16,33 +16,7 @@ if TYPE_CHECKING:
     from graftline.models.training.run import Trained
 
 
-def train(
-    kind: o.HeadKind,
-    checkpoint: o.CheckpointOrBundle,
-    prompts: o.TrainPrompts,
-    out: o.HeadFolder,
-    text: o.PlainText = False,
-    minutes: o.Minutes = None,
-    steps: o.TrainSteps = None,
-    seed: o.TrainSeed = 0,
-    heads: o.Heads = None,
-    form: o.MedusaForm = None,
-    enter: o.TrainEnter = None,
-    exit: o.TrainExit = None,
-    layers: o.TrainLayers = None,
-    rank: o.TrainRank = None,
-    share: o.TrainShare = None,
-    head: o.TrainHead = None,
-    dtype: o.AnswerDtype = "int8",
-    max_new_tokens: o.TrainTokens = 256,
-    answers: o.TrainAnswers = 1,
-    learning_rate: o.LearningRate = 1e-3,
-    optimizer: o.Optimizer = "adamw",
-    precision: o.TrainPrecision = "fp32",
-    threads: o.Threads = None,
-    quiet: o.Quiet = False,
-    json: o.Json = False,
-) -> None:
+def train(command: Command, quiet: Quiet = False, json: Json = False) -> None:
     """Train a draft head for a model on your prompts, and write it as published heads are written.
 
     The model answers the prompts (70 % greedily, 30 % sampled at temperature 0.8), and the head
@@ -69,11 +43,6 @@ def train(
 
     `graftline optimize ./SmolLM2-135M-Instruct -o fast.graft --head smol-medusa`
     """
-    command = Command(
-        kind, checkpoint, prompts, out, text, minutes, steps, seed, heads, form, enter, exit,
-        layers, rank, share, head, dtype, max_new_tokens, answers, learning_rate, optimizer,
-        precision, threads,
-    )  # fmt: skip
     command.check()
     libraries.silence_onnxruntime()
     with screen.steps(quiet) as watch:

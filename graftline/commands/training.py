@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from graftline.commands.conversations import read_conversations, read_texts
+from graftline.commands.options.training import TrainOptions
 from graftline.errors import GraftlineError, nearest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from graftline.bundle.writer import Watch
     from graftline.commands.answering import Source
     from graftline.models.training.answers import Answerer, Conversation
@@ -85,33 +87,8 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(TrainOptions):
     """The options of a command line, under their own names."""
-
-    kind: str
-    checkpoint: str
-    prompts: Path
-    out: Path
-    text: bool = False
-    minutes: float | None = None
-    steps: int | None = None
-    seed: int = 0
-    heads: int | None = None
-    form: str | None = None
-    enter: int | None = None
-    exit: int | None = None
-    layers: str | None = None
-    rank: int | None = None
-    share: float | None = None
-    head: Path | None = None
-    dtype: str = "int8"
-    max_new_tokens: int = 256
-    answers: int = 1
-    learning_rate: float = 1e-3
-    optimizer: str = "adamw"
-    precision: str = "fp32"
-    threads: int | None = None
 
     def check(self) -> None:
         """Raise GraftlineError for a value that cannot be."""

@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from graftline.commands import libraries, screen
-from graftline.commands import options as o
 from graftline.commands.opening import open_engine
+from graftline.commands.options.answering import Raw
+from graftline.commands.options.arguments import BundleFolder
+from graftline.commands.options.opening import Capacity, Corpus, Threads
+from graftline.commands.options.printing import Json, Quiet
+from graftline.commands.options.questions import PerGroup, TunePrompts
+from graftline.commands.options.tuning import MostLoss, Precision, TuneRecipes, TuneTokens
 from graftline.commands.questions import Question, read_questions, select
 from graftline.errors import GraftlineError, RequestError
 from graftline.files import told_size
@@ -31,19 +36,19 @@ STORES = ("token-recycling", "suffix", "prompt-lookup")
 
 
 def tune(
-    bundle: o.BundleFolder,
-    prompts: o.TunePrompts = None,
-    precision: o.Precision = False,
-    most_loss: o.MostLoss = 8.0,
-    recipes: o.TuneRecipes = "",
-    max_new_tokens: o.TuneTokens = 128,
-    per_group: o.PerGroup = None,
-    corpus: o.Corpus = None,
-    threads: o.Threads = None,
-    capacity: o.Capacity = None,
-    raw: o.Raw = False,
-    quiet: o.Quiet = False,
-    json: o.Json = False,
+    bundle: BundleFolder,
+    prompts: TunePrompts = None,
+    precision: Precision = False,
+    most_loss: MostLoss = 8.0,
+    recipes: TuneRecipes = "",
+    max_new_tokens: TuneTokens = 128,
+    per_group: PerGroup = None,
+    corpus: Corpus = None,
+    threads: Threads = None,
+    capacity: Capacity = None,
+    raw: Raw = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Learn from your prompts which drafts are accepted, and store what is faster here.
 
