@@ -102,7 +102,8 @@ def test_rates_that_cannot_be_are_refused(text: str) -> None:
 
 def test_where_nothing_can_be_forced_it_is_said() -> None:
     assert parse_rates("0.7,1") == (0.7, 1.0)
-    able = [recipe(name) for name in ("eagle-2", "eagle-3", "hydra", "medusa", "draft-model", "medusa-suffix")]
+    names = ("eagle-2", "eagle-3", "hydra", "medusa", "draft-model", "medusa-suffix")
+    able = [recipe(name) for name in names]
     check_forcing(able, 0.0, "host", False)
     with pytest.raises(RequestError, match="recipe suffix come from no draft engine or head"):
         check_forcing([*able, recipe("suffix")], 0.0, "host", False)
