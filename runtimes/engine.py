@@ -10,11 +10,10 @@ from typing import Any, Unpack
 import numpy as np
 
 from graftline.errors import RequestError
-from graftline.recipe import FUSED, Recipe, recipe
+from graftline.recipe import FUSED, Recipe
 from graftline.runtimes.branches import check_branches, decode_branches
 from graftline.runtimes.chat import Chat
 from graftline.runtimes.control.costs import Costs
-from graftline.runtimes.control.speculation import Speculation
 from graftline.runtimes.counters import EngineStats
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.defaults import Defaults
@@ -23,7 +22,7 @@ from graftline.runtimes.fused import story as fused_story
 from graftline.runtimes.generation import Asked, Generation, Surroundings, generator
 from graftline.runtimes.grammar import Grammars
 from graftline.runtimes.names import Names
-from graftline.runtimes.policy import Policy, make_policy
+from graftline.runtimes.policies import Policies
 from graftline.runtimes.prefix_cache import PrefixCache
 from graftline.runtimes.prompts import encode_prompt, split_prompts
 from graftline.runtimes.request import (
@@ -44,7 +43,7 @@ from graftline.runtimes.scheduler import SEATS, Scheduler
 from graftline.runtimes.session import Session, check_fits
 from graftline.runtimes.step_story import StepStory
 from graftline.runtimes.streams import Events, Passes, Stream, Submitted
-from graftline.runtimes.study.forced import ForcedDrafter, Forcing, forced_resources
+from graftline.runtimes.study.forced import Forcing
 from graftline.runtimes.study.perplexity import HELD_OUT
 from graftline.runtimes.study.quality import Quality, quality
 from graftline.runtimes.study.records import Records
@@ -81,7 +80,6 @@ class Engine:
         self.defaults = defaults or Defaults()
         """What a request takes from the checkpoint where it says nothing."""
         self._fused, self._twin, self._origin = fused, twin, origin
-        self._costs = None if costs is None else replace(costs)  # what steps show is this engine's
         self._generation = generation_defaults
         ends = end_tokens(generation_defaults, tokenizer)
         grammars = Grammars(tokenizer, session.facts.vocabulary, ends)
@@ -89,9 +87,10 @@ class Engine:
             session, tokenizer, ends, self.resources, grammars, self.defaults
         )
         self._scheduler = Scheduler(session, seats, prefixes)
-        self._policies: dict[str, Policy] = {}
+        own = None if costs is None else replace(costs)  # what steps show is this engine's
+        self.policies = Policies(recipe, session, self.resources, own, self._scheduler)
         self._names = Names()
-        self._policy(recipe)  # an unknown drafter, rule or option fails here, not at the first call
+        self.policies.of(None)  # an unknown drafter, rule or option fails here, not at a call
 
     def generate(
         self,
@@ -194,7 +193,8 @@ class Engine:
             )
         session, resources = self._twin()
         return Engine(
-            session, self.tokenizer, self._generation, self.recipe, self._costs, self.exact,
+            session, self.tokenizer, self._generation, self.recipe, self.policies.costs,
+            self.exact,
             resources, twin=self._twin, seats=self._scheduler.seats,
             prefixes=self._scheduler.prompts.prefixes, defaults=self.defaults, origin=self._origin,
         )  # fmt: skip
@@ -218,7 +218,7 @@ class Engine:
         check_branches(self.session, len(shared), parts, request.max_new_tokens)
         told = f"branches: {len(parts)} in one sequence, a token of each per pass"
         self._names.check(request.request_id)
-        name, policy = request.request_id or self._names.new(), self._policy(request.recipe)
+        name, policy = request.request_id or self._names.new(), self.policies.of(request.recipe)
         asked = [
             Asked(np.append(shared, part), request, policy, generator(request.seed, row), name)
             for row, part in enumerate(parts)
@@ -233,7 +233,7 @@ class Engine:
     def quality(self, wanted: str | Recipe) -> Quality | None:
         """How near a recipe that leaves blocks of the model out is to plain decoding, on held-out
         text; None for one that does not, and for a bundle without a tokenizer."""
-        course, tokenizer = self._policy(wanted).course, self.tokenizer
+        course, tokenizer = self.policies.of(wanted).course, self.tokenizer
         if course is None or tokenizer is None:
             return None
         text = tokenizer.encode_part(HELD_OUT.read_text(encoding="utf-8"))
@@ -256,21 +256,12 @@ class Engine:
 
         Slow: whole distributions are looked at, and every step drafts, whether it pays or not.
         """
-        policy = self._policy(wanted)
-        records = Records(policy.recipe.rule, sampling, most)
-        fixed = Speculation.fixed(policy.recipe.name)
-        self._policies[policy.recipe.name] = replace(policy, control=fixed, records=records)
-        return records
+        return self.policies.record(wanted, sampling, most)
 
     def force(self, wanted: str | Recipe, forcing: Forcing) -> None:
         """From now on drafts of this recipe are as good as `forcing` says, whatever its engine or
         head says; one request at a time."""
-        known = self._policy(wanted).recipe
-        made = make_policy(
-            known, self.session, forced_resources(self.resources, forcing), self._costs
-        )
-        drafter: Any = ForcedDrafter(made.drafter, forcing)
-        self._policies[known.name] = replace(made, drafter=drafter)
+        self.policies.force(wanted, forcing)
 
     def _branch(self, branch: str | Ids) -> Ints:
         if isinstance(branch, str) and self.tokenizer is not None:
@@ -281,7 +272,7 @@ class Engine:
         """What a call asks for: `n` answers to each prompt under its request."""
         asked: list[Asked] = []
         for row, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
-            ids, policy = self._encode(prompt, request), self._policy(request.recipe)
+            ids, policy = self._encode(prompt, request), self.policies.of(request.recipe)
             self._names.check(request.request_id)
             name = request.request_id or self._names.new()
             # a prompt whose seed is its own gets what it gets alone
@@ -363,7 +354,7 @@ class Engine:
         exact = self.exact if request.exact is None else request.exact
         alike = self.session.row_invariant or not exact
         least = (self.session.exact_rows or 1) if exact else 1
-        plan = plan_for(policy.drafter, step, self._costs, least, alike)
+        plan = plan_for(policy.drafter, step, self.policies.costs, least, alike)
         begun = self._generations(asked, eager, partial(fused_story, policy, plan))
         ones = [one.one for one in begun]
         for one in ones:
@@ -398,25 +389,3 @@ class Engine:
         return encode_prompt(
             prompt, self.tokenizer, request.raw, vocabulary, request.template, request.answer_prefix
         )
-
-    def _policy(self, wanted: str | Recipe | None) -> Policy:
-        chosen = self.recipe if wanted is None else wanted
-        if isinstance(chosen, str):
-            chosen = self.recipe if chosen == self.recipe.name else recipe(chosen)
-        known = self._policies.get(chosen.name)
-        if known is None or known.recipe != chosen:
-            scheduler = self._scheduler
-            resources = self.resources  # a draft engine, or heads, are measured when they open
-            measures = resources.draft is not None or resources.head is not None
-            run = scheduler.idle if measures else scheduler.between
-            known = run(lambda: self._made(chosen))
-        return known
-
-    def _made(self, chosen: Recipe) -> Policy:
-        """The policy of a recipe that is used for the first time: it may open and measure a draft
-        engine, so nothing else runs meanwhile."""
-        known = self._policies.get(chosen.name)
-        if known is None or known.recipe != chosen:  # two threads may have asked
-            known = make_policy(chosen, self.session, self.resources, self._costs)
-            self._policies[chosen.name] = known
-        return known

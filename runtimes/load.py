@@ -14,31 +14,21 @@ from typing import Any
 from graftline.bundle.reader import Bundle
 from graftline.errors import BackendError, RequestError
 from graftline.facts import DecoderFacts
-from graftline.owners import DRAFT
 from graftline.recipe import FUSED, Recipe, check_fusable, check_step, is_fusable
 from graftline.recipe import recipe as find_recipe
-from graftline.route import ROUTE
-from graftline.runtimes.chances.calibration import USUAL
-from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.defaults import ANSWER_PREFIX, read_defaults
 from graftline.runtimes.engine import Engine
 from graftline.runtimes.fused import FusedStep, check_drafter
 from graftline.runtimes.fused_heads import drafter_of
 from graftline.runtimes.head_opener import head_opener
-from graftline.runtimes.machine import costs_key
-from graftline.runtimes.ort.provider import version
+from graftline.runtimes.measured import key_of, measured_opener, step_costs
 from graftline.runtimes.ort.session import OrtSession
 from graftline.runtimes.prefix_cache import DEFAULT_BYTES, PrefixCache
 from graftline.runtimes.resources import Resources
 from graftline.runtimes.scheduler import SEATS
 from graftline.runtimes.sessions import open_fused, open_session
-from graftline.runtimes.step_times import measure_costs
-from graftline.runtimes.study.perplexity import HELD_OUT
 from graftline.runtimes.study.tuned import read_tuned
 from graftline.runtimes.surroundings import (
-    Match,
-    Opened,
-    agreement,
     corpus_of,
     depths_opener,
     draft_opener,
@@ -46,7 +36,6 @@ from graftline.runtimes.surroundings import (
     exits_opener,
     route_opener,
     routes_opener,
-    step_ratio,
 )
 from graftline.runtimes.text.tokenizer import Tokenizer, end_tokens
 from graftline.runtimes.trt.load import has_engine, open_engine
@@ -160,8 +149,8 @@ def _engine(
     host = session if isinstance(session, OrtSession) else None  # what only ONNX Runtime does yet
     opened, head = None, None
     if host is not None and costs is not None:
-        opened = _opener(bundle, host, costs, tokenizer, threads, watch)
-        head = head_opener(bundle, host, _key(host), costs, watch)
+        opened = measured_opener(bundle, host, costs, tokenizer, threads, watch)
+        head = head_opener(bundle, host, key_of(host), costs, watch)
     elif isinstance(session, TrtSession):
         head = trt_heads(bundle, session)
     fused, step = _fused(bundle, session, chosen, step, head)
@@ -202,7 +191,7 @@ def _resources(
     return Resources(
         corpus=None if corpus is None else corpus_of(corpus, tokenizer),
         embedding=embedding_of(bundle),
-        tuned=read_tuned(bundle, _key(session)),
+        tuned=read_tuned(bundle, key_of(session)),
         decode=None if tokenizer is None else tokenizer.decode,
         encode=None if tokenizer is None else tokenizer.encode_part,
         vocabulary=bundle.manifest.decoder.vocabulary,
@@ -282,79 +271,3 @@ def _check_sizes(
         raise RequestError(
             f"capacity={capacity} holds no token; use at least 1, or leave it out for the default"
         )
-
-
-def _opener(
-    bundle: Bundle,
-    session: OrtSession,
-    costs: Costs,
-    tokenizer: Tokenizer | None,
-    threads: int | None,
-    watch: Callable[[str], None] | None,
-) -> Opened | None:
-    """Opens each stage of the draft's, the target's route, and its exits, once, and measures it
-    beside the target; None without any."""
-    manifest = bundle.manifest
-    whole = manifest.engines().get(DRAFT)
-    names = {ROUTE: "the route"} if ROUTE in manifest.stages else {}
-    rests = manifest.of_role("rest")
-    names |= {name: name.replace("-", " ") for name in (*manifest.of_role("exit"), *rests)}
-    if whole is None and not names:
-        return None
-
-    @cache
-    def opened(stage: str) -> tuple[OrtSession, Match]:
-        told = "the draft engine" if stage == whole else f"the draft engine's {stage}"
-        name = names.get(stage, told)
-        if watch is not None:
-            watch(f"opening {name}")
-        engine = open_session(bundle, threads=threads, capacity=session.capacity, stage=stage)
-        key = f"{_key(session)}, {stage} beside the target"
-        known = bundle.read_costs(key)
-        if known is None:
-            known = {"ratio": step_ratio(engine, session), "agreement": USUAL}
-            if tokenizer is not None and stage not in rests:
-                text = tokenizer.encode_part(HELD_OUT.read_text(encoding="utf-8"))
-                known["agreement"] = agreement(engine, session, text)
-            bundle.write_costs(key, known)
-        step = float(known["ratio"]) * costs.of(1)
-        table = cache(lambda: step_costs(bundle, engine.sibling(), watch, name, stage))
-        return engine, Match(step, float(known.get("agreement", USUAL)), table)
-
-    return opened
-
-
-def step_costs(
-    bundle: Bundle,
-    session: OrtSession | TrtSession,
-    watch: Callable[[str], None] | None = None,
-    what: str = "a step",
-    stage: str = "",
-) -> Costs:
-    """Costs of this machine and number of threads: from the bundle, else measured and kept there.
-    `stage` is the graph that `session` runs, where that is not the one of the bundle's target, and
-    `what` its name.
-    """
-    key = _key(session) + (f", {stage}" if stage not in ("", bundle.manifest.target) else "")
-    known = bundle.read_costs(key)
-    if known is None or "far" not in known:  # tables of an older form
-        if watch is not None:
-            watch(f"measuring what {what} costs on this machine (once)")
-        known = measure_costs(session, _beside(session))
-        bundle.write_costs(key, known)
-    return Costs.from_json(known, partial(bundle.write_costs, key))
-
-
-def _beside(session: OrtSession | TrtSession) -> Callable[[int], OrtSession] | None:
-    """Opens the same engine with caches of its own, where it can be."""
-    if isinstance(session, TrtSession):
-        return None
-    return lambda capacity: session.sibling(capacity=capacity)
-
-
-def _key(session: OrtSession | TrtSession) -> str:
-    """Key of what was measured on this machine: with that many threads, or on that GPU."""
-    if isinstance(session, TrtSession):
-        return session.costs_key
-    key = costs_key(session.threads, version())
-    return key if session.device == "cpu" else f"{key}, {session.device}"

@@ -184,7 +184,7 @@ def smollm2(smollm2_gguf: Path) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _costs_of_few_rounds() -> Iterator[None]:
     """`load` measures a step's costs in 3 rounds, not in 9: of most tests they are no matter."""
-    load = import_module("graftline.runtimes.load")
+    kept = import_module("graftline.runtimes.measured")
     measure = import_module("graftline.runtimes.step_times")
 
     def measured(*sessions: Any) -> Any:
@@ -193,7 +193,7 @@ def _costs_of_few_rounds() -> Iterator[None]:
             return measure.measure_costs(*sessions)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "measure_costs", measured)
+        patch.setattr(kept, "measure_costs", measured)
         yield
 
 
@@ -204,7 +204,7 @@ def no_measuring() -> Iterator[None]:
     tree = {1: 8.6, 2: 11.6, 4: 16.5, 8: 25.5, 16: 44.0, 32: 83.7}
     table = {"chain": chain, "tree": tree, "far": {}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("graftline.runtimes.load.measure_costs", lambda *session: table)
+        patch.setattr("graftline.runtimes.measured.measure_costs", lambda *session: table)
         yield
 
 

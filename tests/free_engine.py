@@ -12,8 +12,8 @@ from graftline.runtimes.load import load
 def free(path: Path, **options: Any) -> Any:
     """As `load` opens it, without costs and without the controllers that were made of them."""
     engine: Any = load(path, **options)
-    engine._costs = None
-    engine._policies.clear()
+    engine.policies.costs = None
+    engine.policies._made.clear()
     return engine
 
 

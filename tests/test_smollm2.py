@@ -49,7 +49,7 @@ def engine(bundle: Path, no_measuring: None) -> Engine:
 def fused(bundle: Path) -> Engine:
     """The whole tree in every step, however busy the machine is."""
     loaded = graftline.load(bundle, step="fused", capacity=512)
-    loaded._costs = None
+    loaded.policies.costs = None
     return loaded
 
 

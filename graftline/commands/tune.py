@@ -120,8 +120,8 @@ def _tune(
     import onnxruntime
 
     from graftline.bundle.reader import Bundle
-    from graftline.runtimes.load import step_costs
     from graftline.runtimes.machine import costs_key
+    from graftline.runtimes.measured import step_costs
     from graftline.runtimes.study.rehearsal import Rehearsal
 
     bundle = Bundle.open(path, verify=False)
@@ -145,7 +145,7 @@ def _tune_route(
 
     from graftline.bundle.reader import Bundle
     from graftline.commands.tune_route import tune_route
-    from graftline.runtimes.load import step_costs
+    from graftline.runtimes.measured import step_costs
 
     bundle, session = Bundle.open(path, verify=False), engine.session
     costs = step_costs(bundle, cast("Any", session), watch)

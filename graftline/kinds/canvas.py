@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graftline.evaluate import Array, Feed
 from graftline.facts import CanvasFacts, Facts
 from graftline.kinds.kind import Parts, Proof, Watch
+from graftline.kinds.named_graph import NamedGraph
 from graftline.kinds.one_pass import OnePass
 from graftline.law import LawRow
 from graftline.passes.grafts.canvas_cache import poisoned, some_positions, step_of
@@ -72,7 +73,7 @@ class Canvas(OnePass):
         other tokens than what is kept is of."""
         ports, facts = parts.ports(parts.engine), parts.facts
         theirs = parts.ports(parts.export)
-        run, host = _opened(parts, parts.engine), _opened(parts, parts.export)
+        run, host = (NamedGraph.of(parts.graph(one)) for one in (parts.engine, parts.export))
         feed, own = self.feed(ports, facts, 0), self.feed(theirs, facts, 0)
         at = some_positions(*feed[CANVAS].shape)
         other = feed[CANVAS].copy()
@@ -88,18 +89,3 @@ class Canvas(OnePass):
         apart = float(np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)))
         what = f"{SCORES} of changed positions beside a full step's, root mean squares"
         return [row, LawRow(parts.engine, "reuse", "measured", what, apart)]
-
-
-def _opened(parts: Parts, stage: str) -> Any:
-    """A stage in ONNX Runtime: all its outputs by name."""
-    from graftline.runtimes.ort.graph import open_graph
-
-    session = open_graph(parts.graph(stage), 0)
-    inputs = {one.name for one in session.get_inputs()}
-    outputs = [one.name for one in session.get_outputs()]
-
-    def call(feed: Feed) -> Feed:
-        made: Any = session.run(outputs, {n: v for n, v in feed.items() if n in inputs})
-        return dict(zip(outputs, made, strict=True))
-
-    return call

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from graftline.evaluate import Array, Feed
 from graftline.facts import DagRecogniserFacts, Facts
 from graftline.kinds.kind import Parts
+from graftline.kinds.named_graph import NamedGraph
 from graftline.kinds.one_pass import FEEDS
 from graftline.kinds.recogniser import ROWS, Recogniser
 from graftline.law import LawRow
@@ -74,17 +74,14 @@ class DagRecogniser(Recogniser):
 def _caller(export: Path, ports: tuple[Port, ...]) -> Call:
     """What runs an export on a feed by its own names, some of which are given by the front's
     instead, and gives its outputs by the front's."""
-    from graftline.runtimes.ort.graph import open_graph
-
-    session: Any = open_graph(export, 0)
-    known = {one.name for one in session.get_inputs()}
+    graph = NamedGraph.of(export)
     inputs = {_canonical(p): p for p in ports if p.direction == "in"}
     outputs = {_canonical(p): p.name for p in ports if p.direction == "out"}
 
     def call(feed: Feed) -> Feed:
         own = {inputs[n].name: v.astype(inputs[n].dtype) for n, v in feed.items() if n in inputs}
-        given = {name: value for name, value in (feed | own).items() if name in known}
-        return dict(zip(outputs, session.run(list(outputs.values()), given), strict=True))
+        made = graph(feed | own, outputs.values())
+        return dict(zip(outputs, made.values(), strict=True))
 
     return call
 

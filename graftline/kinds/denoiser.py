@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from graftline.bundle.store import load_graph
 from graftline.evaluate import Array, Feed
 from graftline.facts import DenoiserFacts, Facts
 from graftline.kinds.kind import Parts, Proof, Watch
+from graftline.kinds.named_graph import NamedGraph
 from graftline.kinds.one_pass import FEEDS, OnePass
 from graftline.law import LawRow
 from graftline.passes.anchors.denoiser import PREDICTION, TIMESTEP, find_denoiser
@@ -153,19 +154,21 @@ class Exported:
         return {role.name: role.value.name or "" for role in roles}
 
     @cached_property
-    def session(self) -> Any:
-        from graftline.runtimes.ort.graph import open_graph
-
-        return open_graph(self.path, 0)
+    def graph(self) -> NamedGraph:
+        return NamedGraph.of(self.path)
 
     def __call__(self, feed: Feed) -> Feed:
         """The outputs of those parts whose inputs are fed."""
         outputs = (self.roles.output, *self.roles.others)
         owners = {r.owner for r in self.roles.inputs if r.name in feed}
-        wanted = {r.name: self.names[r.name] for r in outputs if r.owner in owners}
-        given = self.typical | {self.names[n]: v for n, v in feed.items() if n in self.names}
-        made: Any = self.session.run(list(wanted.values()), given)
-        return dict(zip(wanted, made, strict=True))
+        wanted = [r.name for r in outputs if r.owner in owners]
+        given = self._given({n: v for n, v in feed.items() if n in self.names})
+        made = self.graph(given, [self.names[name] for name in wanted])
+        return dict(zip(wanted, made.values(), strict=True))
+
+    def _given(self, feed: Feed) -> Feed:
+        """By the export's own names, with what is left out."""
+        return self.typical | {self.names.get(name, name): v for name, v in feed.items()}
 
     @cached_property
     def halves(self) -> tuple[Call, Call]:
@@ -180,17 +183,11 @@ class Exported:
         return self._part(whole), self._part(decoder)
 
     def _part(self, part: ir.Model) -> Call:
-        from graftline.runtimes.ort.held import open_model
-
-        session = open_model(part, 0)
-        inputs = {one.name for one in session.get_inputs()}
-        outputs = [str(one.name) for one in session.get_outputs()]
-        ours = {self.names[PREDICTION]: PREDICTION}
+        graph, own = NamedGraph.of(part), self.names[PREDICTION]
 
         def call(feed: Feed) -> Feed:
-            given = self.typical | {self.names.get(n, n): v for n, v in feed.items()}
-            made: Any = session.run(outputs, {n: v for n, v in given.items() if n in inputs})
-            return {ours.get(n, n): v for n, v in zip(outputs, made, strict=True)}
+            made = graph(self._given(feed))
+            return {PREDICTION if name == own else name: v for name, v in made.items()}
 
         return call
 

@@ -18,6 +18,7 @@ from graftline.evaluate import Feed, oracle_limit, run
 from graftline.facts import Facts, read_facts
 from graftline.files import told_size
 from graftline.kinds.kind import NO_BF16, Finding, Parts, Proof, Small, Watch
+from graftline.kinds.named_graph import NamedGraph
 from graftline.kinds.own_network import run_of
 from graftline.law import Evidence, LawRow
 from graftline.passes.anchors.reduce import hold_weights, weight_bytes
@@ -187,14 +188,9 @@ class OnePass(ABC):
         self, graph: Path, ports: tuple[Port, ...], facts: Facts, names: list[str]
     ) -> list[Array]:
         """What a graph makes of every feed, in ONNX Runtime."""
-        from graftline.runtimes.ort.graph import open_graph
-
-        session = open_graph(graph, 0)
-        read = {one.name for one in session.get_inputs()}
-        feeds = [self.feed(ports, facts, seed) for seed in range(FEEDS)]
-        given = [{n: array for n, array in feed.items() if n in read} for feed in feeds]
-        found: list[Any] = [array for feed in given for array in session.run(names, feed)]
-        return [np.asarray(array, np.float32) for array in found]
+        run = NamedGraph.of(graph)
+        made = [run(self.feed(ports, facts, seed), names) for seed in range(FEEDS)]
+        return [np.asarray(one[name], np.float32) for one in made for name in names]
 
     def _same(
         self, parts: Parts, law: str, stage: str, got: list[Array], expected: list[Array]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftline.evaluate import Feed
+from graftline.kinds.named_graph import NamedGraph
 from graftline.owners import TARGET
 
 if TYPE_CHECKING:
@@ -55,13 +56,5 @@ def _part(feed: Feed, owner: str, owners: Mapping[str, Any]) -> Feed:
 
 
 def _of_file(file: Path, feeds: Sequence[Feed]) -> list[Feed]:
-    from graftline.runtimes.ort.graph import open_graph
-
-    session = open_graph(file, 0)
-    read = {one.name for one in session.get_inputs()}
-    names = [str(one.name) for one in session.get_outputs()]
-    found: list[Feed] = []
-    for feed in feeds:
-        made: Any = session.run(names, {n: a for n, a in feed.items() if n in read})
-        found.append(dict(zip(names, made, strict=True)))
-    return found
+    graph = NamedGraph.of(file)
+    return [graph(feed) for feed in feeds]

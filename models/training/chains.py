@@ -17,8 +17,9 @@ from torch import nn
 
 from graftline.errors import CheckpointError
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.host_scored import Parallel
 from graftline.models.training.packs import Pack
-from graftline.models.training.student import Published, scored
+from graftline.models.training.student import Published
 
 PLACES = 64
 """Chains of a text that one pass reads, and at which a step of training drafts."""
@@ -28,7 +29,7 @@ NEAR, NEAR_BF16 = 1e-3, 0.1
 """The largest difference of a state there, relative to the largest number; in bf16 of 8 bits."""
 
 
-class ChainStudent(ABC):
+class ChainStudent(Parallel, ABC):
     """What is learned of chains beside a frozen host; `what` it is called in errors."""
 
     places = PLACES
@@ -80,18 +81,6 @@ class ChainStudent(ABC):
         )  # fmt: skip
         states = out.last_hidden_state[0]
         return states[:count], states[count:].unflatten(0, (chains, self.depths))
-
-    def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
-        """By the host's lm_head and its bias."""
-        return scored(states, self.lm_head, self.bias, ids)
-
-    def place(self, depth: int) -> int:
-        """What a row says is noted where its chain stands."""
-        return 0
-
-    def weight(self, depth: int) -> float:
-        """As Medusa's heads: 0.8 to the depth."""
-        return 0.8**depth
 
     @torch.no_grad()
     def check(self, host: FrozenHost) -> None:

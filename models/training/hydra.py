@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.functional import embedding, silu
 
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.host_scored import Parallel
 from graftline.models.training.packs import Pack
-from graftline.models.training.student import Published, scored
+from graftline.models.training.student import Published
 
 
 class HydraModule(nn.Module):
@@ -34,7 +35,7 @@ class HydraModule(nn.Module):
                 layer.weight[:, :hidden] = torch.eye(hidden)
 
 
-class Hydra:
+class Hydra(Parallel):
     """Grounded Hydra heads over a frozen host, whose embedding they read."""
 
     places = None
@@ -55,18 +56,6 @@ class Hydra:
             x = torch.cat([x, token], dim=-1)
             states.append(residual(x) + silu(layer(x)))
         return states
-
-    def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
-        """By the host's lm_head and its bias."""
-        return scored(states, self.lm_head, self.bias, ids)
-
-    def place(self, depth: int) -> int:
-        """Every head stands where drafting begins."""
-        return 0
-
-    def weight(self, depth: int) -> float:
-        """As Medusa's: 0.8 to the depth."""
-        return 0.8**depth
 
     def published(self) -> Published:
         """hydra_lm_head.safetensors: the form has an lm_head with a bias for each head."""

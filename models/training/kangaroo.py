@@ -21,8 +21,9 @@ from graftline.models.heads.block import Block, Rope
 from graftline.models.heads.kangaroo import EXIT_LAYER, THETA
 from graftline.models.training.eagle import llama_block, llama_keys
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.host_scored import HostScored
 from graftline.models.training.packs import Pack
-from graftline.models.training.student import Published, scored
+from graftline.models.training.student import Published
 
 EXIT = 2
 """After how many blocks, unless it is said: as published for hosts of 32."""
@@ -99,7 +100,7 @@ class AdapterModule(nn.Module):
         return self.norm(self.layers[0](x))
 
 
-class Kangaroo:
+class Kangaroo(HostScored):
     """An adapter behind the exit of a frozen host that is tapped there."""
 
     places = None
@@ -128,10 +129,6 @@ class Kangaroo:
     def drafts(self, pack: Pack) -> Sequence[torch.Tensor]:
         """The same states for every depth: a draft further on is read at its own position."""
         return [self.module(pack.taps)] * STEPS
-
-    def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
-        """By the host's lm_head and its bias."""
-        return scored(states, self.lm_head, self.bias, ids)
 
     def place(self, depth: int) -> int:
         """An exit's states stand at the token before the one that they foretell."""

@@ -20,8 +20,9 @@ from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads.lora_drop import CYCLE, DOWN, UP
 from graftline.models.training.chains import NEAR, NEAR_BF16, plain_decoder
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.host_scored import Stepwise
 from graftline.models.training.packs import Pack
-from graftline.models.training.student import Published, scored
+from graftline.models.training.student import Published
 from graftline.route import blocks_of
 
 RANK, SCALE = 8, 2.0
@@ -99,7 +100,7 @@ class Skipping:
         return hook
 
 
-class LoraDrop:
+class LoraDrop(Stepwise):
     """Corrections for a frozen host, which foretell each next token as its own steps do."""
 
     depths = 1
@@ -142,18 +143,6 @@ class LoraDrop:
         finally:
             self.skipping.refreshed = self.skipping.seen = None
         return out.last_hidden_state.float()
-
-    def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
-        """By the host's lm_head and its bias."""
-        return scored(states, self.lm_head, self.bias, ids)
-
-    def place(self, depth: int) -> int:
-        """A step's states stand at the token before the one that they foretell."""
-        return 1
-
-    def weight(self, depth: int) -> float:
-        """All there is."""
-        return 1.0
 
     def published(self) -> Published:
         """model.safetensors and config.json, with the names of the published code."""

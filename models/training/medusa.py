@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import silu
 
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.host_scored import Parallel
 from graftline.models.training.packs import Pack
 from graftline.models.training.student import Published, scored
 
@@ -30,7 +31,7 @@ class MedusaModule(nn.Module):
         )
 
 
-class Medusa:
+class Medusa(Parallel):
     """Medusa heads over a frozen host."""
 
     places = None
@@ -51,14 +52,6 @@ class Medusa:
         if self.form == "v1":
             return scored(states, self.module.own[depth], None, ids)
         return scored(states, self.lm_head, self.bias, ids)
-
-    def place(self, depth: int) -> int:
-        """Every head stands where drafting begins."""
-        return 0
-
-    def weight(self, depth: int) -> float:
-        """Later heads say less that is of use: 0.8 to the depth, as Medusa's own training."""
-        return 0.8**depth
 
     def published(self) -> Published:
         """medusa_lm_head.safetensors, and the keys that Medusa's own loaders read."""

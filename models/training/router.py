@@ -19,9 +19,10 @@ from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads.router import BIAS, WEIGHT
 from graftline.models.training.chains import NEAR, NEAR_BF16, plain_decoder
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.host_scored import Stepwise
 from graftline.models.training.packs import Pack
 from graftline.models.training.rows import Row
-from graftline.models.training.student import Published, scored
+from graftline.models.training.student import Published
 from graftline.route import blocks_of
 
 SHARE = 0.25
@@ -101,7 +102,7 @@ class Skipping:
         return hook
 
 
-class Routing:
+class Routing(Stepwise):
     """Routers for a frozen host, whose text without the blocks that they skip is to be its own."""
 
     depths = 1
@@ -144,18 +145,6 @@ class Routing:
         needed = torch.stack(list(self.skipping.needed.values()))
         skipped = (1 - needed).sum(0).mean() / self.count
         return PRESSURE * (self.share - skipped).clamp_min(0)
-
-    def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
-        """By the host's lm_head and its bias."""
-        return scored(states, self.lm_head, self.bias, ids)
-
-    def place(self, depth: int) -> int:
-        """A step's states stand at the token before the one that they foretell."""
-        return 1
-
-    def weight(self, depth: int) -> float:
-        """All there is."""
-        return 1.0
 
     def published(self) -> Published:
         """model.safetensors and config.json. Raises GraftlineError where no prompt skips a block.

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from graftline.errors import BackendError
 from graftline.facts import DecoderFacts
 from graftline.ports import Port, by_role
-from graftline.runtimes.ort.caches import HostCaches, HostSlots
-from graftline.runtimes.ort.calls import CHUNK, MOST_ROWS, BoundCalls
+from graftline.runtimes.ort.caches import HostCaches
+from graftline.runtimes.ort.calls import CHUNK, MOST_ROWS
 from graftline.runtimes.ort.forms import NO_FORMS, Forms
 from graftline.runtimes.ort.packed import PackedCall
-from graftline.runtimes.ort.resumes import Resumes
+from graftline.runtimes.ort.seats import HostSeats
 from graftline.runtimes.ort.step_arrays import Assembly, OutputMemory, StepArrays, taps_of
 from graftline.runtimes.scores import copied, joined
 from graftline.runtimes.session import (
@@ -32,16 +31,14 @@ from graftline.runtimes.session import (
     Ints,
     Scores,
     Show,
-    Snapshot,
     Tap,
     call_starts,
     check_prompt,
-    rolled_back,
 )
 from graftline.runtimes.slots import check_scattered, mask_kinds
 
 
-class OrtSession(BoundCalls):
+class OrtSession(HostSeats):
     """A lowered decoder opened on ONNX Runtime's CPU provider. See `runtimes.session.Session`."""
 
     device: str = "cpu"
@@ -80,11 +77,10 @@ class OrtSession(BoundCalls):
         self._packed: dict[tuple[int, int], PackedCall] = {}
         self._memory = HostCaches(self._caches)
         self._outputs, self._together = OutputMemory(), OutputMemory()
-        self._guests: list[OrtSession] = []
+        self._guests = []
         self._last: StepArrays | None = None
         self._turn = 0
-        self.resumes: Resumes | None = None
-        """Rows that exits of this target have begun, where it has exits."""
+        self.resumes = None
         self.reset(1)
 
     def sibling(self, host: OrtSession | None = None, capacity: int | None = None) -> Self:
@@ -110,16 +106,6 @@ class OrtSession(BoundCalls):
         other.capacity, other._memory = host.capacity, host._memory
         host._guests.append(other)
         return other
-
-    def caches(self, row: int) -> dict[str, npt.NDArray[Any]]:
-        """The caches of sequence `row`, [1, K, S, D] each, by the name of their graph input: views,
-        valid until more sequences than ever before are seated."""
-        views = self._memory.of(row, 1)
-        return {port.mirror: views[port.name] for port in self._caches if port.mirror is not None}
-
-    def advance(self, row: int, count: int) -> None:
-        """Count `count` more slots of sequence `row` as committed: a fused step has filled them."""
-        self._lengths[row] += count
 
     def follow(
         self,
@@ -202,47 +188,9 @@ class OrtSession(BoundCalls):
         return self._run(call)
 
     @property
-    def lengths(self) -> Ints:
-        """[B]: committed positions of each sequence."""
-        return self._lengths
-
-    @property
     def supports_trees(self) -> bool:
         """True when the bundle was made with tree-mask."""
         return self._tree
-
-    def reset(self, batch: int) -> None:
-        """Forget everything and make room for `batch` sequences; memory is kept."""
-        if self.resumes is not None:
-            self.resumes.forget()
-        self._make_room(batch, self._lengths[:0])
-        self._lengths = np.zeros(batch, np.int64)
-
-    def seat(self) -> int:
-        """Room for one more sequence; what the others have stays where it is, or is copied once
-        each time that their number has doubled."""
-        row = len(self._lengths)
-        self._make_room(row + 1, self._lengths)
-        self._lengths = np.append(self._lengths, 0)
-        return row
-
-    def leave(self, row: int) -> None:
-        """Forget sequence `row`; the last one's keys and values move there."""
-        last = len(self._lengths) - 1
-        if row != last:
-            self._memory.move(last, row, int(self._lengths[last]))
-            self._lengths[row] = self._lengths[last]
-        self._lengths = self._lengths[:last].copy()
-
-    def _make_room(self, batch: int, held: Ints) -> None:
-        """Room for so many sequences, of which those of lengths `held` are kept.
-
-        Calls that are bound to memory that has moved are forgotten, the guests' too.
-        """
-        if self._memory.make_room(batch, self.capacity + MOST_ROWS, held):
-            for each in (self, *self._guests):
-                each._calls.clear()
-                each._packed.clear()
 
     def prefill(self, prompts: Sequence[Ints]) -> Scores:
         """Commit one prompt per sequence, each on its own, in chunks; scores of each last row."""
@@ -401,26 +349,6 @@ class OrtSession(BoundCalls):
                 if mask is not None:
                     call.mask[row, 0, :, start : start + count] = mask[first + row]
         return self._run(call)
-
-    def commit(self, paths: Sequence[Sequence[int]]) -> None:
-        """Keep the rows in each path, moved together behind the committed ones."""
-        for row, path in enumerate(paths):
-            self._memory.keep(row, int(self._lengths[row]), path)
-            self._lengths[row] += len(path)
-
-    def truncate(self, lengths: Sequence[int]) -> None:
-        """Roll back each sequence to a shorter committed length."""
-        self._lengths = rolled_back(self._lengths, lengths)
-
-    def snapshot(self, row: int, start: int, stop: int) -> Snapshot:
-        """A copy of committed slots. See `Session.snapshot`."""
-        return self._memory.cut(row, start, stop)
-
-    def restore(self, row: int, kept: Snapshot, count: int) -> None:
-        """Commit the positions of a copy. See `Session.restore`."""
-        assert isinstance(kept, HostSlots), "a snapshot of another kind of session"
-        self._memory.put(row, int(self._lengths[row]), kept, count)
-        self._lengths[row] += count
 
 
 def _cache_shapes(ports: Sequence[Port]) -> set[tuple[Any, ...]]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
+from graftline.runtimes.schedules.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Budgets:
+class Budgets(Schedule):
     """SkipDecode (arXiv 2307.02628): every position has one budget of blocks, the same for all
     sequences, which falls as the text grows.
 

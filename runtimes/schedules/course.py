@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 
 from graftline.ports import ROUTERS, by_role
 from graftline.runtimes.ort.session import OrtSession
-from graftline.runtimes.schedules.routed import Routed
 from graftline.runtimes.schedules.schedule import Schedule
 from graftline.runtimes.scores import copied
-from graftline.runtimes.session import Ints, Scores
+from graftline.runtimes.session import Floats, Ints, Scores
 
 
 @dataclass(frozen=True)
@@ -25,19 +24,17 @@ class Course:
 
     def begun(self, scores: Scores, row: int) -> Course:
         """The course of a sequence whose prompt's last row has these scores."""
-        if not isinstance(self.schedule, Routed):
-            return self
-        needed = scores.tap(next(tap for tap in scores.taps if tap.role == ROUTERS))[row, -1]
+
+        def needed() -> Floats:
+            return scores.tap(next(tap for tap in scores.taps if tap.role == ROUTERS))[row, -1]
+
         skipped = [_blocks(self.graphs[0]) - _blocks(route) for route in self.graphs[1:]]
         return replace(self, taken=self.schedule.choose(needed, skipped))
 
     def each(self) -> Iterator[Course]:
         """The courses that a sequence may have, besides that of the whole model."""
-        if not isinstance(self.schedule, Routed):
-            yield self
-            return
-        for number in range(1, len(self.graphs)):
-            yield replace(self, taken=number)
+        for taken in self.schedule.courses(len(self.graphs) - 1):
+            yield replace(self, taken=taken)
 
     def graph(self, step: int) -> OrtSession:
         """The graph of step 0, 1, ... behind the prompt."""

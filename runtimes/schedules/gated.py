@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
+from graftline.runtimes.schedules.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Gated:
+class Gated(Schedule):
     """FFN-SkipLLM (arXiv 2404.03865): a token passes by the MLPs behind the first that hardly
     changes the direction of its residual stream; attention is always computed.
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
+from graftline.runtimes.schedules.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Refresh:
+class Refresh(Schedule):
     """LoRA-Drop (arXiv 2601.02569): of every `cycle` tokens one is computed by all blocks, and the
     others pass by those that have low-rank corrections.
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
+from graftline.runtimes.schedules.schedule import Schedule
 from graftline.runtimes.session import Floats
 
 
 @dataclass(frozen=True)
-class Routed:
+class Routed(Schedule):
     """FiRST (arXiv 2410.12513): routers, read once at the end of the prompt, say which blocks this
     text needs; what it does not need is skipped from the first step to the last.
 
@@ -47,10 +48,12 @@ class Routed:
         """The whole model, until a prompt has chosen."""
         return 0
 
-    def choose(self, needed: Floats, skipped: Sequence[Collection[int]]) -> int:
-        """The route of a text whose routers say `needed` [L], of routes 1, 2, ... that skip these
-        blocks; 0: the whole model."""
-        free = {block for block, chance in enumerate(needed.tolist()) if chance < self.threshold}
+    def courses(self, routes: int) -> Sequence[int]:
+        return range(1, routes + 1)
+
+    def choose(self, needed: Callable[[], Floats], skipped: Sequence[Collection[int]]) -> int:
+        """The route that skips most blocks, and none that its routers need."""
+        free = {block for block, chance in enumerate(needed().tolist()) if chance < self.threshold}
         able = [number for number, blocks in enumerate(skipped, 1) if free.issuperset(blocks)]
         return max(able, key=lambda number: len(skipped[number - 1]), default=0)
 

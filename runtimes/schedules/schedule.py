@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar, Protocol
+
+from graftline.runtimes.session import Floats
 
 
 class Schedule(Protocol):
@@ -28,6 +31,18 @@ class Schedule(Protocol):
         that it computes was computed in all steps before, or hides the slots of those in which it
         was not, so that attention never sees a slot that holds nothing."""
         ...
+
+    def courses(self, routes: int) -> Sequence[int | None]:
+        """What `choose` may give beside the whole model, of a bundle with so many routes."""
+        return (None,)
+
+    def choose(
+        self, needed: Callable[[], Floats], skipped: Sequence[Collection[int]]
+    ) -> int | None:
+        """The route of a whole text, by what the routers say at the end of its prompt: `needed`
+        gives a chance [L] for each block, and route 1, 2, ... leaves out the blocks `skipped`. 0:
+        the whole model; None: `route` says it step by step."""
+        return None
 
     def told(self) -> str:
         """What it does, in words."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graftline.errors import GraftlineError
+from graftline.runtimes.schedules.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Unified:
+class Unified(Schedule):
     """Unified Layer Skipping (arXiv 2404.06954): how many blocks are skipped follows from the
     speed-up alone. They are evenly spread, and the same for all inputs, so that sequences decode
     together as ever.

@@ -75,7 +75,7 @@ def rest_cost(share: float, rows: int, past: float, batch: int) -> float:
 
 
 def drafter(engine: Any) -> Any:
-    return engine._policy(engine.recipe).drafter
+    return engine.policies.of(engine.recipe).drafter
 
 
 def test_states_of_a_rest_are_read_before_its_next_call(bundle: Bundle) -> None:
@@ -179,7 +179,7 @@ def test_looking_takes_a_small_share_of_the_time(
 
     monkeypatch.setattr(head, "shadow", shadow)
     monkeypatch.setattr(del_exits, "perf_counter", lambda: sum(calls) / 1e3)
-    engine._policies.clear()
+    engine.policies._made.clear()
     results = [engine.generate([n, 2, 3], max_new_tokens=60, ignore_eos=True) for n in range(6)]
     rounds = sum(r.stats.steps + 1 for r in results)
     late = sum(calls[del_exits.EAGER :])

@@ -48,7 +48,7 @@ def test_the_exit_that_is_right_is_found_and_trees_branch(bundle: Bundle) -> Non
     for prompt in ([1, 2, 3], [7, 8, 9]):
         engine.generate(prompt, max_new_tokens=60, ignore_eos=True)
     assert any(s.parents != tuple(range(-1, len(s.parents) - 1)) for s in steps)
-    drafter = engine._policy(engine.recipe).drafter
+    drafter = engine.policies.of(engine.recipe).drafter
     first, second = (drafter.acceptance.of(blocks) for blocks in (1, 2))
     assert second[0] > 0.75 > first[0]
     assert sum(first) <= 1.0

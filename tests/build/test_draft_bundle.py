@@ -105,8 +105,8 @@ def test_tokens_are_plains_alone_and_in_a_ragged_batch(
     assert opened.shares
     assert opened is engine.resources.draft()
     assert 0 < opened.step < 1000
-    engine._costs = None  # type: ignore[attr-defined]
-    engine._policies.clear()  # type: ignore[attr-defined]
+    engine.policies.costs = None
+    engine.policies._made.clear()
     random = np.random.default_rng(5)
     prompts = [random.integers(0, 256, n).tolist() for n in (5, 17, 40)]
     options: dict[str, Any] = {"max_new_tokens": 30, "ignore_eos": True}
@@ -151,8 +151,8 @@ def test_siblings_decode_pass_by_pass_in_turn_and_the_draft_of_each_reads_its_ca
     options: dict[str, Any] = {"max_new_tokens": 30, "ignore_eos": True, "recipe": "draft-model"}
     plain = [engine.generate(p, **{**options, "recipe": "plain"}).tokens for p in prompts]
     for one in engines:
-        one._costs = None  # type: ignore[attr-defined]
-        one._policies.clear()  # type: ignore[attr-defined]
+        one.policies.costs = None
+        one.policies._made.clear()
     runs = [one.passes(p, **options) for one, p in zip(engines, prompts, strict=True)]
     while any([next(run, None) for run in runs]):
         pass

@@ -218,9 +218,9 @@ def test_the_controller_prices_a_verification_by_the_rest(bundle: Bundle) -> Non
     assert own.tokens == plain.tokens
     (way,) = engine.resources.exits()
     object.__setattr__(way, "rest_cost", lambda rows, past, batch: 0.5 + 0.1 * rows * rows)
-    whole = engine._costs.of(4)
-    policy = engine._policy(engine.recipe)
-    paid, costs = policy.control.paid, engine._costs
+    whole = engine.policies.costs.of(4)
+    policy = engine.policies.of(engine.recipe)
+    paid, costs = policy.control.paid, engine.policies.costs
     bid = paid.bid(policy.drafter, Terms(1, 64, 256, 0.0), 1 / whole)
     rises = [way.rest_cost(n + 1, 256, 1) - way.rest_cost(n, 256, 1) for n in range(1, 6)]
     rate = max(costs.pace.slower("layer-skip", "paid", 1) / whole, 1 / costs.of(1))

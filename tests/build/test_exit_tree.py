@@ -58,7 +58,7 @@ def drafting(engine: Any) -> tuple[Any, ExitTree]:
     session = engine.session
     session.reset(1)
     best = int(session.prefill([np.asarray(PROMPT)]).argmax[0, 0])
-    drafter = engine._policy(None).drafter.fork()
+    drafter = engine.policies.of(None).drafter.fork()
     drafter.start([*PROMPT, best])
     return session, drafter
 

@@ -69,7 +69,7 @@ def test_tokens_are_those_of_the_definition(bundle: Bundle) -> None:
     """The prompt and the first steps by all of the model, then each token passes by what the method
     says, recomputed from the first position on; and what the engine counts is that."""
     engine = load(bundle.path)
-    gated = engine._policy(None).course.graphs[1]  # type: ignore[attr-defined]
+    gated = engine.policies.of(None).course.graphs[1]  # type: ignore[attr-defined]
     counts: list[int] = []
     real = gated.follow
 

@@ -129,10 +129,11 @@ def test_neighbours_and_kept_prompts_change_nothing(bundle: Bundle) -> None:
 
 def test_a_text_takes_the_longest_route_that_its_routers_let_go() -> None:
     needed = np.asarray([1, 0.1, 0.4, 1, 0.6], np.float32)
-    assert Routed(0.5).choose(needed, [{1}, {1, 2}, {1, 2, 4}, {4}]) == 2
-    assert Routed(0.7).choose(needed, [{1}, {1, 2}, {1, 2, 4}, {4}]) == 3
-    assert Routed(0.3).choose(np.asarray([1, 0.1, 0.4], np.float32), [{1}, {1, 2}]) == 1
-    assert Routed(0.05).choose(np.asarray([1, 0.1, 0.4], np.float32), [{1}, {1, 2}]) == 0
+    assert Routed(0.5).choose(lambda: needed, [{1}, {1, 2}, {1, 2, 4}, {4}]) == 2
+    assert Routed(0.7).choose(lambda: needed, [{1}, {1, 2}, {1, 2, 4}, {4}]) == 3
+    few = np.asarray([1, 0.1, 0.4], np.float32)
+    assert Routed(0.3).choose(lambda: few, [{1}, {1, 2}]) == 1
+    assert Routed(0.05).choose(lambda: few, [{1}, {1, 2}]) == 0
     with pytest.raises(GraftlineError, match="threshold of 1 is no chance"):
         Routed(1.0).check()
 

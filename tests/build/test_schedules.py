@@ -105,7 +105,7 @@ def test_every_law_of_the_schedule_is_held(bundle: Bundle) -> None:
 def test_work_is_saved_by_the_call(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which graph answers which call, and the attentions that each of them runs."""
     engine = load(bundle.path)
-    graphs = engine._policy(None).course.graphs  # type: ignore[attr-defined]
+    graphs = engine.policies.of(None).course.graphs  # type: ignore[attr-defined]
     calls: list[int] = []
     for number, graph in enumerate(graphs):
         kept = sum(p.role == "cache.key" for p in graph.ports if p.mirror) or len(

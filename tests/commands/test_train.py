@@ -130,7 +130,7 @@ def test_answering_measures_no_step(
     def measured(*given: Any) -> None:
         raise AssertionError("costs were measured")
 
-    monkeypatch.setattr("graftline.runtimes.load.measure_costs", measured)
+    monkeypatch.setattr("graftline.runtimes.measured.measure_costs", measured)
     command = ("train", "medusa", bundle, "--prompts", prompts, "-o", tmp_path / "head", *OPTIONS)
     made = call(*command, "--max-new-tokens", "10")
     assert made.exit_code == 0, made.output

@@ -40,7 +40,7 @@ def prompts(tmp_path: Path) -> Path:
 
 def give_costs(bundle: Path, per_row: float) -> None:
     """Store step costs in place of measuring them, so that what pays is known."""
-    from graftline.runtimes.load import step_costs
+    from graftline.runtimes.measured import step_costs
     from graftline.runtimes.sessions import open_session
 
     opened = Bundle.open(bundle)
@@ -54,7 +54,8 @@ def give_costs(bundle: Path, per_row: float) -> None:
 
 def test_tables_of_an_older_form_are_measured_again(bundle: Path) -> None:
     """As graftline stored them before a long past had a table."""
-    from graftline.runtimes.load import open_session, step_costs
+    from graftline.runtimes.measured import step_costs
+    from graftline.runtimes.sessions import open_session
 
     give_costs(bundle, per_row=0.01)
     (file,) = (bundle / "costs").iterdir()

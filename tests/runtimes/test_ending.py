@@ -151,7 +151,7 @@ def test_a_forked_process_is_told_to_load_again(
 def test_a_drafter_goes_with_its_sequence(make_engine: Make, prompts: list[list[int]]) -> None:
     """Its caches may be larger than the text's own; those that wait have none yet."""
     engine = make_engine("suffix")
-    drafter = engine._policies["suffix"].drafter
+    drafter = engine.policies.of("suffix").drafter
     made: list[weakref.ref[Any]] = []
     fork = type(drafter).fork
 

@@ -106,7 +106,7 @@ def test_a_proposal_is_not_held_against_the_next_sequence(make_engine: Make) -> 
     """What was proposed for the one that has left is not followed along the newcomer's tokens."""
     engine = make_engine("token-recycling", vocabulary=30)
     engine.generate(requests(3, 30), max_new_tokens=30)
-    lane = engine._policies["token-recycling"].lane
+    lane = engine.policies.of("token-recycling").lane
     left: list[bool] = []
     leave, join = lane.leave, lane.join
 
