@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx.reference
 import onnx_ir as ir
 
+from graftline.bare import bare
 from graftline.contrib_ops import CONTRIB_OPS
 from graftline.errors import CannotEvaluate
 from graftline.memory import free_memory
@@ -42,8 +43,8 @@ def prepare(model: ir.Model) -> Prepared:
     """
     if unknown := _unknown(model):
         raise CannotEvaluate("the oracle knows no such operator", unknown)
-    bare, weights = without_weights(model)
-    session = onnx.reference.ReferenceEvaluator(ir.to_proto(bare), new_ops=list(CONTRIB_OPS))
+    weights = weights_of(model)
+    session = onnx.reference.ReferenceEvaluator(bare(model), new_ops=list(CONTRIB_OPS))
     names = [cast(str, v.name) for v in model.graph.inputs]
     outputs = cast(list[str], session.output_names)
 
@@ -69,23 +70,18 @@ def _unknown(model: ir.Model) -> list[str]:
     ]  # fmt: skip
 
 
-def without_weights(model: ir.Model) -> tuple[ir.Model, Feed]:
-    """A copy of the graph whose initializers are inputs, and their values by name: of those that
-    are one tensor (an embedding and a tied head) the same array."""
-    bare = model.clone()
+def weights_of(model: ir.Model) -> Feed:
+    """The values of a graph's initializers by name: of those that are one tensor (an embedding and
+    a tied head) the same array."""
     weights: Feed = {}
     read: dict[Hashable, Array] = {}
-    for name, value in list(bare.graph.initializers.items()):
+    for name, value in model.graph.initializers.items():
         assert value.const_value is not None
         key = origin(value.const_value)
         if key not in read:
             read[key] = numbers(value.const_value)
         weights[name] = read[key].reshape(value.const_value.shape.numpy())
-        del bare.graph.initializers[name]
-        value.const_value = None
-        if value not in bare.graph.inputs:
-            bare.graph.inputs.append(value)
-    return bare, weights
+    return weights
 
 
 def oracle_limit() -> int:

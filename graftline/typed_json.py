@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from graftline.errors import nearest
@@ -55,26 +55,52 @@ def _check_depth(value: object) -> None:
     raise Misfit(f"nested deeper than {DEEPEST}")
 
 
+Reader = Callable[[Any, str], Any]
+"""reader(value, where): the value, of the reader's type."""
+
+
 def read(kind: Any, value: Any, where: str = "") -> Any:
     """`value` as `kind`, lists as tuples. Raises Misfit."""
+    return _reader(kind)(value, where)
+
+
+@cache
+def _reader(kind: Any) -> Reader:
+    """A type is looked into once, not at each of its values: a manifest has ten thousand."""
     if is_dataclass(kind):
-        return _object(kind, value, where)
+        return partial(_object, kind)
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
-        if not isinstance(value, str) or value not in inner:
-            known = tuple(map(str, inner))
-            close = nearest(value, known) if isinstance(value, str) else ""
-            raise Misfit(f"{where} is {_shown(value)}, not one of {', '.join(known)}{close}")
-        return value
+        return partial(_literal, inner)
     if origin is types.UnionType:
-        return _one_of(inner, value, where)
+        return _either(inner)
     if origin is tuple:
-        rows = _checked(list, value, where)
-        return tuple(read(inner[0], row, f"{where}[{i}]") for i, row in enumerate(rows))
+        return partial(_rows, _reader(inner[0]))
     if origin is Mapping:
-        rows = _checked(dict, value, where)
-        return {_checked(str, k, where): read(inner[1], v, f"{where}.{k}") for k, v in rows.items()}
-    return value if kind is Any else _checked(kind, value, where)
+        return partial(_mapping, _reader(inner[1]))
+    return _as_it_is if kind is Any else partial(_checked, kind)
+
+
+def _as_it_is(value: Any, where: str) -> Any:
+    return value
+
+
+def _literal(known: tuple[Any, ...], value: Any, where: str) -> Any:
+    if not isinstance(value, str) or value not in known:
+        told = tuple(map(str, known))
+        close = nearest(value, told) if isinstance(value, str) else ""
+        raise Misfit(f"{where} is {_shown(value)}, not one of {', '.join(told)}{close}")
+    return value
+
+
+def _rows(reader: Reader, value: Any, where: str) -> Any:
+    rows = _checked(list, value, where)
+    return tuple([reader(row, f"{where}[{i}]") for i, row in enumerate(rows)])
+
+
+def _mapping(reader: Reader, value: Any, where: str) -> Any:
+    rows = _checked(dict, value, where)
+    return {_checked(str, k, where): reader(v, f"{where}.{k}") for k, v in rows.items()}
 
 
 def _object(kind: Any, value: Any, where: str) -> Any:
@@ -84,19 +110,21 @@ def _object(kind: Any, value: Any, where: str) -> Any:
             kind = kind.variant(rows)
         except KeyError as error:
             raise Misfit(f"{_at(where, 'kind')} is {_shown(rows.get('kind'))}, unknown") from error
-    hints, known = _declared(kind)
-    if strange := sorted(map(str, rows.keys() - known)):
+    readers, needed = _declared(kind)
+    if strange := sorted(map(str, rows.keys() - readers.keys())):
         told = f"unknown fields {', '.join(strange)}" + (f" in {where}" if where else "")
-        raise Misfit(told + nearest(strange[0], known))
-    if lost := [name for name, row in known.items() if name not in rows and _needed(row)]:
+        raise Misfit(told + nearest(strange[0], readers))
+    if lost := [name for name in needed if name not in rows]:
         raise Misfit(f"{_at(where, lost[0])} is missing")
-    return kind(**{name: read(hints[name], rows[name], _at(where, name)) for name in rows})
+    return kind(**{name: readers[name](held, _at(where, name)) for name, held in rows.items()})
 
 
 @cache
-def _declared(kind: Any) -> tuple[dict[str, Any], dict[str, Field[Any]]]:
-    """The types and the fields of a dataclass, whose annotations are evaluated only once."""
-    return get_type_hints(kind), {f.name: f for f in fields(kind)}
+def _declared(kind: Any) -> tuple[dict[str, Reader], tuple[str, ...]]:
+    """What reads each field of a dataclass, and the fields that it cannot be without."""
+    hints = get_type_hints(kind)
+    needed = tuple(f.name for f in fields(kind) if _needed(f))
+    return {f.name: _reader(hints[f.name]) for f in fields(kind)}, needed
 
 
 def _needed(row: Field[Any]) -> bool:
@@ -107,14 +135,12 @@ def _at(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
 
-def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in kinds:
-        return None
-    rest = [kind for kind in kinds if kind is not type(None)]
-    for kind in rest[:-1]:
-        if isinstance(kind, type) and type(value) is kind:
-            return _checked(kind, value, where)
-    return read(rest[-1], value, where)
+def _either(kinds: tuple[Any, ...]) -> Reader:
+    *others, last = (kind for kind in kinds if kind is not type(None))
+    readers, behind = {kind: _reader(kind) for kind in others}, _reader(last)
+    if type(None) in kinds:
+        readers[type(None)] = _as_it_is
+    return lambda value, where: readers.get(type(value), behind)(value, where)
 
 
 NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false",
@@ -127,7 +153,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is not kind:
         raise Misfit(f"{where or 'it'} is {_shown(value)}, not {NAMES[kind]}")
-    if kind is str and not CONTROL.isdisjoint(value):
+    if kind is str and not (value.isprintable() or CONTROL.isdisjoint(value)):
         raise Misfit(f"{where} holds a control character")
     return value
 

@@ -4,6 +4,7 @@ tests share: what torch has exported, and which files run in one process."""
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -13,12 +14,14 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from graftline.models.tiny import FAMILIES, FURTHER
 from tests.exports import Exports
+from tests.kept_passes import KeptPasses
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
 EXPORTING = {
@@ -30,6 +33,8 @@ EXPORTING = {
 """Files whose tests export the same tiny models: those of a family run in one process."""
 WITHOUT_TORCH = {"core", "generated", "mutants", "passes", "plugins", "runtimes"}
 """Folders whose tests export little; torch is not loaded for them."""
+OF_PASSES = {"generated", "mutants", "passes", "plugins"}
+"""Folders whose tests run each pipeline on a graph of its own, or say themselves what is kept."""
 LONGEST = (
     "exports of smollm2", "mutants/test_mutants.py", "build/tensorrt/test_build_tensorrt.py",
     "generated/test_generated.py", "core/test_readme.py", "exports of llama",
@@ -147,8 +152,9 @@ def _imports_frozen() -> Iterator[None]:
 
 @pytest.fixture
 def load_freezes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`load` freezes what is alive, as in an app, until the test ends."""
+    """`load` collects and freezes what is alive, as in an app, until the test ends."""
     monkeypatch.setattr(gc, "freeze", FREEZE)
+    monkeypatch.setattr(import_module("graftline.runtimes.load"), "gc", gc)
     yield
     gc.unfreeze()
 
@@ -161,6 +167,22 @@ def _exported_once(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with pytest.MonkeyPatch.context() as patch:
         request.getfixturevalue("kept_exports").keep(patch)
+        yield
+
+
+@pytest.fixture(scope="session")
+def kept_passes() -> KeptPasses:
+    """What pipelines made in this process."""
+    return KeptPasses()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _grafted_once(request: pytest.FixtureRequest, kept_passes: KeptPasses) -> Iterator[None]:
+    if _name(request.path).partition("/")[0] in OF_PASSES:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        kept_passes.keep(patch)
         yield
 
 
@@ -194,6 +216,22 @@ def _costs_of_few_rounds() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kept, "measure_costs", measured)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_collections() -> Iterator[None]:
+    """`load` collects garbage before it freezes what is alive, a tenth of a second; here every
+    tenth `load` does, so that models of hundreds of tests do not pile up."""
+    count = itertools.count(1)
+
+    def collect() -> int:
+        return 0 if next(count) % 10 else gc.collect()
+
+    with pytest.MonkeyPatch.context() as patch:
+        load = import_module("graftline.runtimes.load")
+        few = SimpleNamespace(collect=collect, freeze=gc.freeze, unfreeze=gc.unfreeze)
+        patch.setattr(load, "gc", few)
         yield
 
 

@@ -81,34 +81,34 @@ class Pipeline:
         reports: list[PassReport] = []
         memo = Memo()
         for graft in self.grafts:
-            began = time.perf_counter()
-            graft.requires(model)
-            host, count = Host.of(graft, model), len(model.graph)
-            before = model.clone() if feed is not None or graft.weight_free else None
-            if before is not None:
-                before.meta.update(model.meta)  # laws ask a pass for what it reads there
-                memo.renamed(model, before)
-            graft.apply(model)
-            separate_names(model.graph, graft.name())
-            infer_shapes(model, graft.name())
-            if (sample := model.meta.get(SAMPLE)) is not None:
-                model.meta[SAMPLE] = sample.after(graft, model)
-            laws = check(graft, host, before, model, feed, memo)
-            if feed is not None:
-                feed = graft.neutral(feed, model)
-            report = PassReport(
-                str(graft),
-                _why(graft),
-                time.perf_counter() - began,
-                count,
-                len(model.graph),
-                _added(model, graft.name()),
-                laws,
-            )
+            report, feed = applied(graft, model, feed, memo)
             reports.append(report)
             if watch is not None:
                 watch(report)
         return reports
+
+
+def applied(
+    graft: Graft, model: ir.Model, feed: Feed | None, memo: Memo
+) -> tuple[PassReport, Feed | None]:
+    """Rewrite `model` in place by one graft and hold it to its laws; and the feed of what it is
+    now. `memo` is of the run, whose last graft made the model as it is."""
+    began = time.perf_counter()
+    graft.requires(model)
+    host, count = Host.of(graft, model), len(model.graph)
+    before = model.clone() if feed is not None or graft.weight_free else None
+    if before is not None:
+        before.meta.update(model.meta)  # laws ask a pass for what it reads there
+        memo.renamed(model, before)
+    graft.apply(model)
+    separate_names(model.graph, graft.name())
+    infer_shapes(model, graft.name())
+    if (sample := model.meta.get(SAMPLE)) is not None:
+        model.meta[SAMPLE] = sample.after(graft, model)
+    laws = check(graft, host, before, model, feed, memo)
+    seconds, added = time.perf_counter() - began, _added(model, graft.name())
+    report = PassReport(str(graft), _why(graft), seconds, count, len(model.graph), added, laws)
+    return report, None if feed is None else graft.neutral(feed, model)
 
 
 def _why(graft: Graft) -> str:

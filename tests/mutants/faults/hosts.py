@@ -28,6 +28,7 @@ from tests.fspad_files import write_fspad
 from tests.hydra_files import seeded_sequence, write_hydra, write_prefixed
 from tests.kangaroo_files import seeded as adapter
 from tests.kangaroo_files import write_kangaroo
+from tests.kept_passes import Call, Fault, KeptPasses
 from tests.kinds.canvases import maskgit
 from tests.kinds.dags import write_dag
 from tests.kinds.latent_decoders import CAUSAL, CONVERTER, UPSCALER, VOCODER, write
@@ -161,6 +162,7 @@ class Hosts:
     read: dict[Path, Host] = field(default_factory=dict[Path, Host])
     fronts: dict[Any, Canonical] = field(default_factory=dict[Any, Canonical])
     """By the checkpoint, the passes, and what a spec says of the graph and puts beside it."""
+    passes: KeptPasses = field(default_factory=KeptPasses)
 
     def keep(self, patch: pytest.MonkeyPatch) -> None:
         """While `patch` holds, a model is exported once, and runs once on the same tokens."""
@@ -180,6 +182,13 @@ class Hosts:
             return once
 
         patch.setattr(hf, "transformers_model", kept)
+
+    def keep_passes(self, patch: pytest.MonkeyPatch, fault: Fault, watched: Iterable[Call]) -> None:
+        """While `patch` holds, what the fault cannot reach of a run of passes is done once."""
+        self.passes.fault = fault
+        self.passes.keep(patch)
+        for call in watched:
+            self.passes.watch(patch, call)
 
     def keep_reading(self, patch: pytest.MonkeyPatch) -> None:
         """While `patch` holds, a checkpoint is read once. Not for faults of what reads it."""

@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 
 from faults.hosts import Hosts, no_bars
-from faults.mutant import Mutant, Touched
+from faults.mutant import Instead, Mutant, Touched
+from faults.table import MUTANTS
 from graftline.build.optimize import optimize
 from graftline.errors import GraftlineError, LawBroken
+from tests.kept_passes import Fault
+
+WATCHED = {call for m in MUTANTS if isinstance(m.apply, Instead) for call in m.apply.watched()}
+"""Functions that faults replace: of what passes make it is noted whether it took one of these."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,11 @@ class Outcome:
 def tried(mutant: Mutant, hosts: Hosts) -> Outcome:
     """Optimize the mutant's host with the fault in place. What comes before the fault is done once
     for all mutants of a host."""
-    touched = Touched()
+    touched, fault = Touched(), mutant.fault
     with pytest.MonkeyPatch.context() as patch:
         hosts.keep(patch)
+        if fault is not None:
+            hosts.keep_passes(patch, fault, WATCHED)
         if mutant.reading_is_sound:
             hosts.keep_reading(patch)
         if mutant.front_is_sound:
@@ -45,6 +52,7 @@ def sound(host: str, options: Mapping[str, Any], hosts: Hosts) -> Outcome:
     """Optimize a host as it is; what comes before most faults is done once, by whoever is first."""
     with pytest.MonkeyPatch.context() as patch:
         hosts.keep(patch)
+        hosts.keep_passes(patch, Fault(), WATCHED)
         hosts.keep_reading(patch)
         hosts.keep_fronts(patch)
         return Outcome(*optimized(host, options, hosts), 0)
