@@ -45,7 +45,7 @@ def test_a_step_reads_the_experts_that_a_row_chooses() -> None:
     assert block_work(model.graph) == ([ROUTER + 2 * EXPERT] * 4, 16 * 9)
     model = experts()
     Pipeline.parse("anchors | layer-skip{speedup=1.3}", GRAFTS).run(model, FEED)
-    # 4 x 560 + 144 over 3 x 560 + 144 is 1.31; without experts two blocks would not be enough
+    # (4 x 560 + 144) over (3 x 560 + 144) is 1.31; without the experts it would take two blocks
     assert sum(node.op_type == "GatherND" for node in model.graph) == 3
 
 
