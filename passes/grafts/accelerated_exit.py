@@ -104,11 +104,11 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _head_reads(stream: ir.Value) -> list[tuple[ir.Node, int]]:
-    """Where the final norm and the head read a stream, and not a tap of it."""
-    return [
-        (user, place) for user, place in stream.uses()
-        if user.metadata_props.get(BLOCK) == "head"
-    ]  # fmt: skip
+    """Where the final norm and the head read a stream, and not a tap of it, in graph order."""
+    graph = stream.graph
+    assert graph is not None, "a block gives it"
+    uses = [use for use in stream.uses() if use.node.metadata_props.get(BLOCK) == "head"]
+    return [(use.node, use.idx) for use in sorted(uses, key=lambda use: graph.index(use.node))]
 
 
 def _check_widths(values: Sequence[ir.Value], hidden: int) -> None:
