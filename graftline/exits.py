@@ -10,7 +10,8 @@ from graftline.errors import GraftlineError
 EXIT, EXITS = "exit", "exits"
 """What a recipe's needs call one of them, and several."""
 ADAPTER = "adapter"
-"""The stage of the graph of a head that drafts behind an exit, as it was published."""
+"""What a recipe needs that drafts through an adapter; and the stage of the graph of a head within
+the target's own, as it was published."""
 ALL = "exit-head"
 """The stage that reads hidden states behind any block: the target's final norm and head alone."""
 _HELP = "as in --exit 8, or --exit 6,12,18 for several"
@@ -53,13 +54,13 @@ def check_exits(exits: Sequence[int], layers: int) -> None:
 
 
 def exits_of(exits: Sequence[int], trained: int | None, head: str) -> tuple[int, ...]:
-    """The exits that are asked for, or the one that an adapter was `trained` behind, where its
-    files say it. Raises GraftlineError where both do and differ."""
+    """The exits that are asked for, or the one that a `head` was `trained` behind, where its files
+    say it. Raises GraftlineError where both do and differ."""
     if trained is None:
         return tuple(exits)
     if exits and tuple(exits) != (trained,):
         raise GraftlineError(
-            f"--exit {told(exits)}: the adapter {head} was trained behind the first {trained} "
+            f"--exit {told(exits)}: the head {head} was trained behind the first {trained} "
             "blocks; leave --exit out"
         )
     return (trained,)

@@ -23,6 +23,8 @@ head's own graph does not read: w1 [V, r], w2 [Vd, r], {gate,joint,confidence}_{
 kind `domino` w2 [V, width], gru_input [3S, H], gru_state [3S, S] and correction [width, H + S]."""
 ADAPTERS = "graftline.adapter"
 """Metadata: the sizes of an adapter: an exit's, or a layer in front of draft heads."""
+ACCELERATED = "graftline.accelerators"
+"""Metadata: of how many blocks accelerators are, and the epsilon of their norms."""
 LOW_RANK = "graftline.low_rank"
 """Metadata: the blocks that low-rank corrections stand in for."""
 TRANSFERS = "graftline.transfers"
@@ -109,6 +111,24 @@ class AdapterNote:
     def read(cls, model: ir.Model) -> AdapterNote | None:
         """What was noted; None where nothing was."""
         text = model.metadata_props.get(ADAPTERS)
+        return None if text is None else cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class AcceleratorNote:
+    """Accelerators of a host's first `blocks` blocks, and the epsilon of their norms."""
+
+    blocks: int
+    epsilon: float
+
+    def write(self, model: ir.Model) -> None:
+        """Note it in the accelerators' graph."""
+        model.metadata_props[ACCELERATED] = json.dumps(vars(self))
+
+    @classmethod
+    def read(cls, model: ir.Model) -> AcceleratorNote | None:
+        """What was noted; None where nothing was."""
+        text = model.metadata_props.get(ACCELERATED)
         return None if text is None else cls(**json.loads(text))
 
 

@@ -9,7 +9,7 @@ from importlib import resources
 
 from graftline.errors import GraftlineError, nearest
 
-_OPTIONAL = ("options", "rule_options", "head", "schedule", "schedule_options", "kind")
+_OPTIONAL = ("options", "rule_options", "head", "exit", "schedule", "schedule_options", "kind")
 _DECODES = ("drafter", "rule")
 """What only recipes of decoders have."""
 DECODER = "decoder"
@@ -33,7 +33,8 @@ class Recipe:
     `system` names the publication, `family` its kind, `needs` what must be given besides a
     checkpoint (nothing: an empty tuple). `passes` is the pipeline text, `drafter` and `rule` are
     names in the runtime's tables, `options` are the drafter's and `rule_options` the rule's. `head`
-    are the passes of a draft head's own stage, where the recipe needs one. `schedule` names what
+    are the passes of a draft head's own stage, where the recipe needs one, and `exit` those of an
+    exit's behind the cut, where a head is part of it. `schedule` names what
     chooses the graph of each step, where not all of the model computes every token;
     `schedule_options` are its. `kind` is that of the hosts it is for; only a decoder's has a
     drafter and a rule.
@@ -50,6 +51,7 @@ class Recipe:
     options: dict[str, object] = field(default_factory=dict[str, object])
     rule_options: dict[str, object] = field(default_factory=dict[str, object])
     head: str = ""
+    exit: str = ""
     schedule: str = ""
     schedule_options: dict[str, object] = field(default_factory=dict[str, object])
     kind: str = DECODER

@@ -5,6 +5,7 @@ from __future__ import annotations
 from graftline.passes.anchors.anchors import Anchors
 from graftline.passes.canonical.canonicalize import Canonicalize
 from graftline.passes.canonical.one_pass import CanonicalizeOnePass
+from graftline.passes.grafts.accelerated_exit import AcceleratedExit
 from graftline.passes.grafts.adapter_cache import AdapterCache
 from graftline.passes.grafts.adapter_exit import AdapterExit
 from graftline.passes.grafts.best_path import BestPath
@@ -74,6 +75,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         DepthRest,
         AdapterCache,
         AdapterExit,
+        AcceleratedExit,
         LayerSkip,
         Routers,
         RefreshState,

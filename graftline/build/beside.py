@@ -20,9 +20,10 @@ from graftline.build.pipelines import (
 from graftline.bundle.manifest import EXPORT, StageRole, stage_name
 from graftline.draft import DraftSource, depth_stage
 from graftline.errors import GraftlineError, nearest
-from graftline.exits import ALL, EXIT, EXITS, exit_stage, rest_stage, told
+from graftline.exits import ALL, EXITS, exit_stage, rest_stage, told
 from graftline.owners import DRAFT, TARGET, head_owner
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.grafts.adapter_exit import AdapterExit
 from graftline.passes.lower.pack_projections import PackProjections
 from graftline.recipe import Recipe
 from graftline.route import ROUTE, parse_skip, route_stage
@@ -122,17 +123,14 @@ def taps_of(exits: Sequence[int]) -> str:
     return f"tap{{layers={'+'.join(str(blocks - 1) for blocks in exits)}}}"
 
 
-def beside_exits(needs: Sequence[str], exits: Sequence[int]) -> str:
+def beside_exits(chosen: Recipe, exits: Sequence[int]) -> str:
     """The pass by which the target's own step serves the exits of a recipe: it brings out what
     leaves the blocks in front of them, or fills the cache of the adapter behind one."""
-    if EXITS in needs:
+    if EXITS in chosen.needs:
         return taps_of(exits)
-    return f"adapter-cache{{blocks={exits[0]}}}" if has_adapter(needs) else ""
-
-
-def has_adapter(needs: Sequence[str]) -> bool:
-    """Whether the draft head that a recipe needs stands behind its exit."""
-    return NEED in needs and EXIT in needs
+    grafts = Pipeline.parse(chosen.exit, GRAFTS).grafts
+    cached = any(isinstance(graft, AdapterExit) for graft in grafts)
+    return f"adapter-cache{{blocks={exits[0]}}}" if cached else ""
 
 
 def of_exits(
@@ -145,16 +143,16 @@ def of_exits(
     """The stages of exits, over the target's own weights and caches: for each its first blocks,
     and all others, for one sequence and for several; with a mask where the recipe drafts trees with
     them. Where a recipe chooses among them, whatever
-    computes an exit's hidden states brings them out, for the head that reads them; where it needs
-    an adapter, that stands between the blocks and the head."""
-    needs, trees = chosen.needs, has_mask(chosen.passes)
-    chosen_among, adapter = EXITS in needs, ["adapter-exit"] if has_adapter(needs) else []
+    computes an exit's hidden states brings them out, for the head that reads them; a draft head of
+    the exit stands between its blocks and the lm_head."""
+    chosen_among, trees = EXITS in chosen.needs, has_mask(chosen.passes)
+    adapter = [chosen.exit] if chosen.exit else []
     if engine.name != CPU:
         raise GraftlineError(f"--exit needs --target {CPU}, not {engine.name}")
     if adapter and len(exits) > 1:
         raise GraftlineError(
-            f"--exit {told(exits)}: an adapter drafts behind the one exit that it was trained for; "
-            "give one"
+            f"--exit {told(exits)}: a draft head stands behind the one exit that it was trained "
+            "for; give one"
         )
     front, dtype, made = own_front(passes), engine.dtype, list[StagePlan]()
 
@@ -167,7 +165,7 @@ def of_exits(
         return replace(one, text=masked(one.text)) if trees else one
 
     for place, blocks in enumerate(exits):
-        head = "an adapter and the head" if adapter else "the head"
+        head = f"the head, {chosen.exit}" if adapter else "the head"
         says = f"the exit behind block {blocks - 1}: the first {blocks} blocks and {head}"
         cut = f"cut-depth{{blocks={blocks}}}"
         passed = exits[: place + 1] if chosen_among else [blocks]

@@ -7,13 +7,21 @@ import onnx_ir as ir
 from graftline.build.prefix_graph import prefix_graph
 from graftline.errors import CheckpointError
 from graftline.facts import DecoderFacts, DraftHeadFacts, decoder_facts, write_facts
-from graftline.head_notes import AdapterNote, LowRankNote, RouterNote, TransferNote
+from graftline.head_notes import (
+    AcceleratorNote,
+    AdapterNote,
+    LowRankNote,
+    RouterNote,
+    TransferNote,
+)
 from graftline.models.heads.head import Head
 from graftline.models.heads.hidden_transfer import TransferSettings
 from graftline.models.heads.hydra import HydraSettings, is_prefixed
 from graftline.models.heads.kangaroo import THETA, KangarooSettings
 from graftline.models.heads.lora_drop import LoraDropSettings
+from graftline.models.heads.m2r2 import AcceleratorSettings
 from graftline.models.heads.router import RouterSettings
+from graftline.passes.grafts.accelerators import accelerators_graph
 from graftline.passes.grafts.adapter import adapter_graph, rotary_tables
 from graftline.passes.grafts.low_rank import corrections_graph
 from graftline.passes.grafts.routers import routers_graph
@@ -21,8 +29,9 @@ from graftline.passes.grafts.transfers import transfers_graph
 
 
 def graph_within(head: Head, canonical: ir.Model) -> ir.Model | None:
-    """An adapter, corrections, matrices, routers or the layer in front of heads alone, over states
-    of such a host; None of other heads. Raises CheckpointError."""
+    """What passes put into the target's own graph, alone: an adapter, accelerators, corrections,
+    matrices, routers or the layer in front of heads, over states of such a host; None of other
+    heads. Raises CheckpointError."""
     heads = layers = 1
     host = decoder_facts(canonical)
     match head.settings:
@@ -30,6 +39,8 @@ def graph_within(head: Head, canonical: ir.Model) -> ir.Model | None:
             model = prefix_graph(head, canonical)
         case KangarooSettings(block=block):
             model, hidden = _adapter(head, head.settings, host), block.hidden
+        case AcceleratorSettings(exit=layers, hidden=hidden, epsilon=epsilon):
+            model = accelerators_graph(head.tensors, AcceleratorNote(layers, epsilon))
         case LoraDropSettings(layers=blocks, hidden=hidden):
             model, layers = corrections_graph(head.tensors, LowRankNote(blocks)), len(blocks)
         case TransferSettings(count=heads, blocks=behind, hidden=hidden):

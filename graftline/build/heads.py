@@ -22,6 +22,8 @@ from graftline.models.heads.detect import open_head
 from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.hydra import LAYERS, HydraSettings, is_prefixed
 from graftline.models.heads.kangaroo import FAMILY, KangarooSettings
+from graftline.models.heads.m2r2 import FAMILY as M2R2
+from graftline.models.heads.m2r2 import AcceleratorSettings
 from graftline.models.heads.medusa import MedusaSettings
 from graftline.models.heads.mtp import by_depth
 from graftline.models.heads.router import FAMILY as ROUTER
@@ -50,7 +52,8 @@ RECIPES: Mapping[str, str] = {
     "dflash": "dflash", "domino": "domino", "dspark": "dspark", "eagle": "eagle",
     "eagle3": "eagle-3", "fspad": "fspad", "hidden-transfer": "hidden-transfer",
     "hydra": "hydra", "jetspec": "jetspec", "kangaroo": "kangaroo", "lora-drop": "lora-drop",
-    "medusa": "medusa", "mtp": "mtp", "peagle": "p-eagle", "ppd": "ppd", "router": "first",
+    "m2r2": "m2r2", "medusa": "medusa", "mtp": "mtp", "peagle": "p-eagle", "ppd": "ppd",
+    "router": "first",
 }  # fmt: skip
 """The recipe of a family of heads, where none is chosen (see `recipe_of`)."""
 EAGLES = ("eagle", "eagle3", "fspad", "mtp", "peagle")
@@ -64,8 +67,12 @@ DECODERS = (*EAGLES, *BLOCKS)
 """Families that are decoders of their own."""
 EMBEDDED = "ppd"
 """The family that is embeddings for the target's own pass, and no graph."""
-ADAPTED = FAMILY
-"""The family that drafts behind an exit of the target."""
+SAME, THIN = "in the target's precision", "and stay fp32"
+EXITING: Mapping[str, str] = {
+    FAMILY: f"an adapter is part of the target's exit, {SAME}",
+    M2R2: f"accelerators are part of the target's exit, {THIN}",
+}
+"""Families that draft behind an exit of the target, and why they take no precision of their own."""
 CORRECTING = "lora-drop"
 """The family that stands in for blocks of the target."""
 ENTERING = "hidden-transfer"
@@ -73,14 +80,14 @@ ENTERING = "hidden-transfer"
 FORETELLING: Mapping[str, str] = {EMBEDDED: "placeholders", ENTERING: "hidden-transfer"}
 """Families that give the target ids which foretell tokens, and the pass by which."""
 ON_TARGET: Mapping[str, str] = {
-    EMBEDDED: "its rows are embeddings for the target's own pass",
-    ADAPTED: "an adapter is part of the target's exit",
-    CORRECTING: "corrections are part of a route",
-    ENTERING: "its matrices are part of the target's own pass",
-    ROUTER: "routers read the target's own step",
+    EMBEDDED: f"its rows are embeddings for the target's own pass, {SAME}",
+    **EXITING,
+    CORRECTING: f"corrections are part of a route, {THIN}",
+    ENTERING: f"its matrices are part of the target's own pass, {SAME}",
+    ROUTER: f"routers read the target's own step, {SAME}",
 }
 """Families that passes on the target put into its own graphs: no stage of theirs is opened. Why
-they have the target's precision."""
+they take no precision of their own."""
 FINAL_TAP, OWN_TAPS, OWN_LAYER = "tap{layers=norm}", "head-features", "head-prefix"
 """The pass that brings out what most heads read, the one for what a head itself names, and the one
 for what a layer of its own makes of that."""
@@ -135,7 +142,8 @@ def head_hosts(
 def exit_of(head: Head) -> int | None:
     """After how many blocks of its target a head was trained to stand; None where it stands behind
     no exit, or its files do not say."""
-    return head.settings.exit if isinstance(head.settings, KangarooSettings) else None
+    settings = head.settings
+    return settings.exit if isinstance(settings, KangarooSettings | AcceleratorSettings) else None
 
 
 def routes_of(head: Head) -> str:
@@ -235,7 +243,7 @@ def check_recipe(head: Head, chosen: Recipe) -> None:
     if chosen.asks != known.drafter:
         raise GraftlineError(
             f"the recipe {chosen.name} drafts with {chosen.asks} heads, and {head.source} holds "
-            f"{known.drafter} heads; use --recipe {known.name}"
+            f"{head.family} heads; use --recipe {known.name}"
         )
     if is_decoder(head) and (lacks := _lacking(known.head, chosen.head)) is not None:
         raise GraftlineError(
@@ -258,13 +266,11 @@ def _lacking(needed: str, passes: str) -> Graft | None:
 def planned(head: Head, plan: HeadPlan) -> HeadPlan:
     """The plan with the stages of that head: none of what is put into the target's own graphs, and
     of heads that read one another's tokens, or states, one each, called one by one. Raises
-    GraftlineError for embeddings, an adapter, corrections or routers of which a precision was asked
-    for."""
+    GraftlineError for what is put there and of which a precision was asked for."""
     if head.family in ON_TARGET:
         if plan.said != plan.path:
             raise GraftlineError(
-                f"--head {plan.said}: {ON_TARGET[head.family]}, in the target's precision; give "
-                f"{plan.path}"
+                f"--head {plan.said}: {ON_TARGET[head.family]}; give {plan.path}"
             )
         return replace(plan, count=0, routes=routes_of(head))
     if is_decoder(head):
@@ -282,7 +288,7 @@ def _bigrams(head: Head) -> int:
 
 def check_tap(head: Head, target: ir.Model) -> None:
     """Raise GraftlineError unless the target brings out what the head reads, or reads it."""
-    if head.family == ADAPTED:  # the target's pass is in the plan, whatever --passes says
+    if head.family in EXITING:  # the target's pass is in the plan, whatever --passes says
         return
     if (graft := FORETELLING.get(head.family)) is not None:
         if not decoder_facts(target).placeholders:

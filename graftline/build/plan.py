@@ -132,7 +132,7 @@ class Plan:
         if engine and request is None:
             raise GraftlineError(f"--engine needs a TensorRT target, not {target}")
         check_needs(name, recipe(name).needs, exits)
-        fusing = beside_exits(recipe(name).needs, exits)
+        fusing = beside_exits(recipe(name), exits)
         chosen, text = pipeline_of(name, passes, target, dtype, quantizer, request, fusing=fusing)
         text = masked(text) if step == FUSED else text
         stages = [StagePlan(target, "engine", text, dtype)]

@@ -37,6 +37,8 @@ def train(command: Command, quiet: Quiet = False, json: Json = False) -> None:
 
     `graftline train exit-adapter model.gguf --exit 4 --prompts mine.jsonl -o smol-kangaroo`
 
+    `graftline train accelerator model.gguf --exit 8 --prompts mine.jsonl -o smol-m2r2`
+
     `graftline train lora-drop model.gguf --layers 9+13+17 --prompts mine.jsonl -o smol-lora-drop`
 
     `graftline train router model.gguf --share 0.2 --prompts mine.jsonl -o smol-routers`

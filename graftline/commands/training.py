@@ -24,7 +24,7 @@ MINUTES = 20.0
 KNOWN: dict[str, Sequence[str]] = {
     "kind": (
         "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "ppd", "hidden-transfer",
-        "exit-adapter", "lora-drop", "router",
+        "exit-adapter", "accelerator", "lora-drop", "router",
     ),
     "form": ("v1", "v2"),
     "dtype": ("int8", "int4", "fp32"), "optimizer": ("adamw", "muon"),
@@ -33,8 +33,9 @@ KNOWN: dict[str, Sequence[str]] = {
 """What may stand where one of a few words is meant."""
 TAKEN: dict[str, Sequence[str]] = {
     "heads": ("medusa", "hydra", "ppd", "hidden-transfer"), "form": ("medusa",),
-    "enter": ("hidden-transfer",), "exit": ("exit-adapter",), "layers": ("lora-drop", "router"),
-    "rank": ("lora-drop", "markov"), "share": ("router",), "head": ("markov",),
+    "enter": ("hidden-transfer",), "exit": ("exit-adapter", "accelerator"),
+    "layers": ("lora-drop", "router"), "rank": ("lora-drop", "markov", "accelerator"),
+    "share": ("router",), "head": ("markov",),
 }  # fmt: skip
 """Options that are for some kinds only."""
 COUNTED = {"markov": ("steps", "learning_rate", "optimizer", "precision")}
@@ -128,11 +129,9 @@ class Command(TrainOptions):
         import torch
 
         from graftline.commands.answering import source_of
+        from graftline.models.training import kangaroo, lora_drop, m2r2, markov
         from graftline.models.training.frozen import checkpoint_folder
         from graftline.models.training.head_lesson import HeadSettings
-        from graftline.models.training.kangaroo import EXIT
-        from graftline.models.training.lora_drop import RANK
-        from graftline.models.training.markov import RANK as BIGRAM_RANK
         from graftline.models.training.router import SHARE
         from graftline.models.training.run import Head, Job
 
@@ -148,9 +147,11 @@ class Command(TrainOptions):
             source, folder, conversations, watch
         )  # fmt: skip
         bf16, counted = self.precision == "bf16", self.kind == "markov"
-        rank = BIGRAM_RANK if counted else RANK
+        ranks = {"markov": markov.RANK, "accelerator": m2r2.RANK}
+        rank = ranks.get(self.kind, lora_drop.RANK)
+        usual = m2r2.EXIT if self.kind == "accelerator" else kangaroo.EXIT
         return Job(
-            Head(self.kind, self.form or "v2", self.heads or 3, self.exit or EXIT,
+            Head(self.kind, self.form or "v2", self.heads or 3, self.exit or usual,
                  self.layers or "", self.rank or rank, self.enter, self.share or SHARE,
                  "" if self.head is None else str(self.head.absolute())),
             source.checkpoint, folder, self.out, data,

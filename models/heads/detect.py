@@ -18,6 +18,8 @@ from graftline.models.heads.hidden_transfer import SIGN, open_hidden_transfer
 from graftline.models.heads.hydra import open_hydra
 from graftline.models.heads.kangaroo import is_kangaroo, open_kangaroo
 from graftline.models.heads.lora_drop import ADAPTED, open_lora_drop
+from graftline.models.heads.m2r2 import SIGN as ACCELERATED
+from graftline.models.heads.m2r2 import open_m2r2
 from graftline.models.heads.medusa import LINEAR, open_medusa
 from graftline.models.heads.mtp import open_mtp
 from graftline.models.heads.names import canonical
@@ -132,6 +134,7 @@ FORMS = (
     Form("Medusa heads", _tensor(LINEAR), open_medusa),
     Form("Kangaroo's adapter", is_kangaroo, open_kangaroo),
     Form("LoRA-Drop's corrections", _tensor(ADAPTED), open_lora_drop),
+    Form("accelerators of blocks", _tensor(ACCELERATED), open_m2r2),
     Form("Hidden Transfer's matrices", _tensor(SIGN), open_hidden_transfer),
     Form("routers of blocks", _tensor(ROUTER), open_router),
     Form("PPD's prompt tokens", _tensor(EMBEDDINGS), open_ppd),

@@ -25,6 +25,8 @@ from graftline.models.weights import read_headers
 
 BEST = 32
 """Tokens of the host kept at every position."""
+ENTERED = -1
+"""The tap that is what enters the first block."""
 Halves = npt.NDArray[np.float16]
 Ints32 = npt.NDArray[np.int32]
 
@@ -76,8 +78,8 @@ def host_name(folder: Path) -> str:
 class FrozenHost:
     """The model of a folder, whose weights stay in their files. `bf16`: products in bfloat16.
     `positions`: the most that it knows, 0 where it does not say. `layers`: how many it has, and
-    `tapped` those whose outputs are its taps; without any, what lm_head reads. `source`: what its
-    users call it."""
+    `tapped` those whose outputs are its taps, ENTERED before them; without any, what lm_head reads.
+    `source`: what its users call it."""
 
     def __init__(
         self,
@@ -120,11 +122,18 @@ class FrozenHost:
         self._outputs: list[torch.Tensor] = []
         lm_head.register_forward_pre_hook(self._note)
         for layer in self.tapped:
-            self.blocks[layer].register_forward_hook(self._note_output)
+            if layer == ENTERED:
+                self.blocks[0].register_forward_pre_hook(self._note_input, with_kwargs=True)
+            else:
+                self.blocks[layer].register_forward_hook(self._note_output)
 
     def _note(self, module: Any, given: Any) -> None:
         """Keep what lm_head reads."""
         self._read.append(given[0])
+
+    def _note_input(self, module: Any, given: Any, named: Any) -> None:
+        """Keep what a layer reads."""
+        self._outputs.append(given[0] if given else named["hidden_states"])
 
     def _note_output(self, module: Any, given: Any, out: Any) -> None:
         """Keep what a layer gives."""

@@ -38,6 +38,7 @@ from graftline.models.training.hidden_transfer import HiddenTransfer
 from graftline.models.training.hydra import Hydra
 from graftline.models.training.kangaroo import EXIT, Kangaroo, exit_layers
 from graftline.models.training.lora_drop import RANK, LoraDrop
+from graftline.models.training.m2r2 import M2r2, accelerated_layers
 from graftline.models.training.markov import Markov
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.ppd import Ppd
@@ -50,7 +51,7 @@ from graftline.models.training.vocabulary import draft_vocabulary
 
 KINDS = (
     "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "ppd", "hidden-transfer",
-    "exit-adapter", "lora-drop", "router",
+    "exit-adapter", "accelerator", "lora-drop", "router",
 )  # fmt: skip
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
@@ -64,9 +65,10 @@ HELD_OUT, HELD_TOKENS = 0.05, 3072
 class Head:
     """The head to train: `kind` of KINDS; Medusa's `form`, how many `heads` Medusa and Hydra have,
     or prompt tokens PPD, or states to come Hidden Transfer and behind how many blocks they `enter`
-    (None: half), after how many the `exit` of an adapter is, for which `layers` corrections of
-    which `rank` stand in, which `share` of its blocks routers are to skip, of `layers`, and for the
-    heads in which folder (`of`) bigrams of which rank are made."""
+    (None: half), after how many the `exit` of an adapter or of accelerators is, for which `layers`
+    corrections stand in, the `rank` of these and of accelerators, which `share` of its blocks
+    routers are to skip, of `layers`, and for the heads in which folder (`of`) bigrams of which rank
+    are made."""
 
     kind: str
     form: str = "v2"
@@ -83,6 +85,8 @@ class Head:
         """The layers that it reads, of a host of so many; None: what lm_head reads."""
         if self.kind == "exit-adapter":
             return exit_layers(self.exit)
+        if self.kind == "accelerator":
+            return accelerated_layers(self.exit)
         return eagle3_layers if self.kind == "eagle3" else None
 
 
@@ -293,6 +297,8 @@ def _student(
             return HiddenTransfer(host, heads, job.head.enter)
         if kind == "exit-adapter":
             return Kangaroo(host, learned[0].ids.tolist())
+        if kind == "accelerator":
+            return M2r2(host, job.head.rank, learned[0].ids.tolist())
         if kind == "lora-drop":
             return LoraDrop(host, job.head.layers, job.head.rank)
         if kind == "router":

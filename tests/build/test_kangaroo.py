@@ -167,7 +167,7 @@ def test_few_bits(checkpoint: Path, folder: Path, bundle: Bundle) -> None:
 REFUSED = [
     ({"head": "no-exit:int8", "exits": (2,)}, "part of the target's exit, in the target's prec"),
     ({"head": "no-exit"}, "the recipe kangaroo needs an exit; add --exit 8"),
-    ({"head": "no-exit", "exits": (1, 2)}, "--exit 1,2: an adapter drafts behind the one exit"),
+    ({"head": "no-exit", "exits": (1, 2)}, "--exit 1,2: a draft head stands behind the one ex"),
     ({"head": "no-exit", "exits": (4,)}, "--exit 4: the target has 4 blocks, .* use 1 to 3"),
     ({"head": "head", "exits": (1,)}, "was trained behind the first 2 blocks; leave --exit out"),
     ({"head": "narrow", "exits": (2,)}, "hidden_size is 16, but .* needs 32"),

@@ -157,7 +157,7 @@ REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
     "head": ({"recipe": "lora-drop"}, "lora-drop needs a draft head"),
     "family": ({"recipe": "lora-drop", "head": "kangaroo"}, "lora-drop takes no kangaroo head"),
     "recipe": ({"recipe": "kangaroo", "head": "head", "exits": (2,)}, "takes no lora-drop head"),
-    "precision": ({"head": "head:int8"}, "corrections are part of a route, in the target's"),
+    "precision": ({"head": "head:int8"}, "corrections are part of a route, and stay fp32"),
     "passes": ({"head": "head", "passes": "kv-cache | select-rows"}, "put refresh-state"),
     "speed": ({"head": "head", "speedup": 1.5}, "lora-drop: .*no option 'speedup'"),
     "target": ({"head": "head", "target": "trt-rtx:sm89", "dtype": "fp16"}, "--target ort-cpu"),

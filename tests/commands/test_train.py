@@ -206,7 +206,7 @@ def test_kinds_are_those_that_can_be_trained() -> None:
         (["train", "medusa", "HOST", "--form", "v3"], "--form v3: unknown; did you mean 'v"),
         (["train", "eagle", "HOST", "--heads", "4"], "--heads is for medusa, hydra, ppd and"),
         (["train", "hydra", "HOST", "--form", "v1"], "--form is for medusa; hydra does not take"),
-        (["train", "eagle", "HOST", "--exit", "1"], "--exit is for exit-adapter; eagle does not"),
+        (["train", "eagle", "HOST", "--exit", "1"], "--exit is for exit-adapter and accelerator"),
         (["train", "ppd", "HOST", "--enter", "1"], "--enter is for hidden-transfer; ppd does not"),
         (["train", "markov", "HOST"], "train markov adds bigrams to heads that are there; give"),
         (["train", "markov", "HOST", "--steps", "9"], "--steps is for a training by steps; markov"),

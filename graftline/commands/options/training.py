@@ -38,7 +38,8 @@ class TrainOptions:
             "eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), fspad (eagle's "
             "with sampled features), ppd (prompt tokens, a few embeddings), hidden-transfer (maps "
             "of a middle state to those of tokens to come), exit-adapter (Kangaroo's, behind "
-            "--exit blocks), lora-drop (low-rank corrections for blocks that most tokens pass by; "
+            "--exit blocks), accelerator (of a stream beside that of the first --exit blocks, "
+            "after M2R2), lora-drop (low-rank corrections for blocks that most tokens pass by; "
             "lossy), or router (FiRST's, which say by the prompt what blocks its text skips; "
             "lossy).",
         ),
@@ -94,7 +95,8 @@ class TrainOptions:
         typer.Option(
             min=1,
             metavar="BLOCKS",
-            help="An exit's adapter: after how many of the model's blocks it stands. Default: 2.",
+            help="An exit's adapter, or accelerators: after how many of the model's blocks the "
+            "exit is. Default: 2, of accelerators 8.",
         ),
     ] = None
     layers: Annotated[
@@ -110,8 +112,8 @@ class TrainOptions:
         int | None,
         typer.Option(
             min=1,
-            help="LoRA-Drop: the rank of each correction, by default 8. Bigrams: that of their "
-            "matrix, by default 32.",
+            help="LoRA-Drop: the rank of each correction, by default 8. Accelerators: that of "
+            "each, by default 64. Bigrams: that of their matrix, by default 32.",
         ),
     ] = None
     share: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from graftline.kinds.kind import Parts, Watch
 from graftline.law import LawRow
 from graftline.owners import HEAD
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.grafts.accelerated_exit import AcceleratedExit, accelerated_outputs
 from graftline.passes.grafts.adapter_exit import AdapterExit, adapted_outputs
 from graftline.passes.grafts.cut_depth import CutDepth, prefix, prefix_outputs
 from graftline.passes.grafts.gate_mlp import GateMlp
@@ -33,7 +35,7 @@ from graftline.passes.grafts.skip_substitute import (
     substituted_outputs,
 )
 from graftline.passes.graph.ports import port_of, roles_of
-from graftline.passes.pipeline.graft import Law
+from graftline.passes.pipeline.graft import Evaluate, Graft, Law
 from graftline.ports import REFRESHED
 from graftline.recipe import FUSED, Recipe
 from graftline.targets import CUDA
@@ -95,9 +97,10 @@ def prove_depth(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     say(f"proof: the first {blocks} blocks against the whole, with the real weights")
     what = SubModel(CutDepth(blocks), prefix, "depth", "the host cut there")
     grafts = Pipeline.parse(parts.stages[stage].pipeline, GRAFTS).grafts
-    if any(isinstance(graft, AdapterExit) for graft in grafts):
-        told = "the host's lm_head on the adapter alone"
-        what = replace(what, told=told, adapter=load_graph(parts.graph(ADAPTER)))
+    for graft in grafts:
+        if type(graft) in HEADS_OF_EXITS:
+            told, scored = HEADS_OF_EXITS[type(graft)]
+            what = replace(what, told=told, head=load_graph(parts.graph(ADAPTER)), scored=scored)
     return _prove_part(parts, stage, what)
 
 
@@ -117,6 +120,17 @@ def prove_route(parts: Parts, stage: str, say: Watch) -> list[LawRow]:
     return _prove_part(parts, stage, what)
 
 
+Scored = Callable[[ir.Model, int, ir.Model, Feed, Evaluate], Feed]
+"""scored(host, blocks, head, feed, evaluate): what a host gives whose lm_head scores what a draft
+head alone makes of its first blocks."""
+HEADS_OF_EXITS: Mapping[type[Graft], tuple[str, Scored]] = {
+    AdapterExit: ("the host's lm_head on the adapter alone", adapted_outputs),
+    AcceleratedExit: ("the host's head on the accelerators alone", accelerated_outputs),
+}
+"""Grafts that put a draft head between an exit's blocks and the lm_head, and what such a stage is
+held to, in words too."""
+
+
 @dataclass(frozen=True)
 class SubModel:
     """What a stage with some of a host's blocks is held to: the law of the graft that left the
@@ -127,14 +141,15 @@ class SubModel:
     law: Law
     engine: str
     told: str
-    adapter: ir.Model | None = None
-    """The graph of the adapter that stands between the blocks and the head, where one does."""
+    head: ir.Model | None = None
+    """The graph of the draft head between the blocks and the lm_head, where there is one."""
+    scored: Scored | None = None
 
     def outputs(self, host: ir.Model, feed: Feed) -> Feed:
         """What the host gives without these blocks, computed without rewiring it."""
-        if self.adapter is not None:
+        if self.head is not None and self.scored is not None:
             assert isinstance(self.graft, CutDepth)
-            return adapted_outputs(host, self.graft.blocks, self.adapter, feed, run)
+            return self.scored(host, self.graft.blocks, self.head, feed, run)
         if isinstance(self.graft, CutDepth):
             return prefix_outputs(host, self.graft.blocks, feed, run)
         if isinstance(self.graft, SkipSubstitute):

@@ -15,8 +15,9 @@ from graftline.passes.graph.weights import Matrix, constant, matrix, tensor_of
 from graftline.passes.pipeline.graft import MADE_BY, ROLE
 
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
-WALKS = "markov"
-"""The pass whose products stay as they are: a loop reads them, a row at a time."""
+WHOLE = ("markov", "skip-substitute", "accelerated-exit")
+"""Passes whose products stay as they are: a loop reads them, a row at a time, or they are by pairs
+of thin matrices, which are little to read and too narrow for blocks of one scale."""
 Kind = tuple[int, int, int]
 Key = tuple[str, bool]
 BLOCKS = {4: (32, 16), 8: (64, 32, 16)}
@@ -70,7 +71,7 @@ class Target:
 
 def stays(node: ir.Node) -> bool:
     """Whether a product is not quantized, of all that are by a constant matrix."""
-    return node.metadata_props.get(MADE_BY) == WALKS
+    return node.metadata_props.get(MADE_BY) in WHOLE
 
 
 def targets_of(model: ir.Model, block: int) -> list[Target]:

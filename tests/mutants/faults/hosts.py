@@ -36,6 +36,8 @@ from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
 from tests.kinds.unet import UNET
 from tests.lora_drop_files import seeded as corrections
 from tests.lora_drop_files import write_lora_drop
+from tests.m2r2_files import seeded as accelerators
+from tests.m2r2_files import write_m2r2
 from tests.medusa_files import bigrams, seeded, write_safe
 from tests.models.heads.reference_layers import Sizes
 from tests.mtp_files import write_mtp
@@ -249,7 +251,8 @@ class Hosts:
     def head(self, own: str) -> str:
         """Where heads of "plain" lie: Medusa's, each with a matrix of its own ("v1") or not ("v2"),
         and "bigrams" beside, "hydra", "hydra-prefix", "eagle3", "peagle", "fspad", "dflash",
-        "domino", "dspark", "mtp", "ppd", "hidden-transfer", "kangaroo", "lora-drop" or "router"."""
+        "domino", "dspark", "mtp", "ppd", "hidden-transfer", "kangaroo", "m2r2", "lora-drop" or
+        "router"."""
         place, size = self.folder / f"head-{own}", GRAPHS["plain"]
         if place.is_dir():
             return str(place)
@@ -266,6 +269,8 @@ class Hosts:
             write_transfers(place, transfers(size.hidden), 2, size.layers)
         elif own == "kangaroo":
             write_kangaroo(place, adapter(size.hidden, 2, 1), 2, 1, size.vocabulary)
+        elif own == "m2r2":
+            write_m2r2(place, accelerators(2, size.hidden), size.layers)
         elif own == "lora-drop":
             write_lora_drop(place, corrections((0, 2, 3), size.hidden), size.layers, 8.0)
         elif own == "router":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from faults.accelerators import ACCELERATORS
 from faults.adapters import ADAPTERS
 from faults.biases import BIASES
 from faults.caches import CACHES
@@ -36,8 +37,8 @@ from faults.windows import WINDOWS
 MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *TRANSFERS, *ROUTES,
-    *GATES, *EXITS, *ADAPTERS, *CORRECTIONS, *ROUTING, *FUSED, *QUANTIZER, *LOADER, *STAMPING,
-    *SAMPLERS, *FIELDS, *CONTEXTS, *PATHS, *CANVASES, *ENGINES,
+    *GATES, *EXITS, *ADAPTERS, *ACCELERATORS, *CORRECTIONS, *ROUTING, *FUSED, *QUANTIZER, *LOADER,
+    *STAMPING, *SAMPLERS, *FIELDS, *CONTEXTS, *PATHS, *CANVASES, *ENGINES,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {

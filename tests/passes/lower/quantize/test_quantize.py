@@ -14,6 +14,7 @@ from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import run
 from graftline.passes.lower.quantize.block_codes import ALGORITHMS, quantize_rows
 from graftline.passes.lower.quantize.quantize import Quantize, closeness, every_matrix
+from graftline.passes.pipeline.graft import stamp
 from tests.passes.lower.quantize.hosts import (
     HIDDEN,
     TOKENS,
@@ -131,6 +132,23 @@ def test_watch_hears_of_every_matrix():
 def test_options_and_shapes_that_do_not_fit_are_refused(graft: Quantize, swap: Any, message: str):
     with pytest.raises(NotApplicable, match=message):
         graft.requires(host(**swap))
+
+
+@pytest.mark.parametrize("by", ["skip-substitute", "accelerated-exit"])
+def test_pairs_of_thin_matrices_stay_as_they_are(by: str):
+    """Of a rank below the smallest block: 8 values share no scale."""
+    model = host(up=noise(HIDDEN, 8), down=noise(HIDDEN, 8))
+    with pytest.raises(NotApplicable, match="the 8 inputs of 'down' are no multiple of block=32"):
+        Quantize().requires(model)
+    for node in [n for n in model.graph if n.outputs[0].name in ("x1", "x3")]:
+        stamp(node, by)
+    Quantize().requires(model)
+    Quantize().apply(model)
+    assert [node.metadata_props.get("graftline.role") for node in made(model)] == ["lm_head"]
+    for name in ("up", "down"):
+        held = model.graph.initializers[name].const_value
+        assert held is not None
+        np.testing.assert_array_equal(held.numpy(), noise(HIDDEN, 8))
 
 
 def test_constant_operands_it_cannot_read_are_refused_by_name():
