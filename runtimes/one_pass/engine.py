@@ -16,8 +16,9 @@ from graftline.errors import GraftlineError, RequestError
 from graftline.facts import CanvasFacts, DecoderFacts, DenoiserFacts, Facts
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
-from graftline.roles import CHOSEN, CONTEXT, DECODED, KEPT, NOISE
+from graftline.roles import BEGUN, CHOSEN, CONTEXT, DECODED, KEPT, NOISE, PAST
 from graftline.runtimes.one_pass.carried import Carried
+from graftline.runtimes.one_pass.chunked import Chunked, check_chunks, is_chunked, seed_of
 from graftline.runtimes.one_pass.feeding import Array, feed_of, keyword, main_port
 from graftline.runtimes.one_pass.fill import Filler, canvas_of, mask_of
 from graftline.runtimes.one_pass.recognise import (
@@ -60,8 +61,9 @@ class DecodeEngine:
                 theirs.remove(known)
                 self.names.setdefault(known.name, port.name)
         outputs = [p for p in ports if p.direction == "out"]
-        self.output = next(iter(by_role(outputs, DECODED) or outputs))
-        self.contexts = {p.name: p.mirror for p in ports if p.role == CONTEXT and p.mirror}
+        self.output = next(iter(by_role(outputs, DECODED) or [p for p in outputs if not p.state]))
+        carried = {p.name for p in ports if p.role in (CONTEXT, PAST, BEGUN)}
+        self.contexts = {p.name: p.mirror for p in ports if p.mirror in carried}
         """Outputs that the next chunk of a stream is given, and as which inputs."""
         self.kept = {p.name: p.mirror for p in ports if p.role == KEPT and p.mirror}
         """Outputs that a light step over the same canvas is given, and as which inputs."""
@@ -98,6 +100,8 @@ class DecodeEngine:
             raise RequestError(f"{self.path} fills canvases; use engine.fill")
         if steps is not None:
             return self._loop(steps).decode(latents, seed=seed, window=window, **conditions)
+        if is_chunked(self.ports):
+            return self._chunks(conditions, seed, window).decode(np.asarray(latents))
         feed = self._feed(latents, conditions, seed)
         if window == 0 or (window is None and not self.fields):
             return self._run(feed)
@@ -115,8 +119,13 @@ class DecodeEngine:
         gives. `latents` are an array, of which each piece is a window's, or an iterable of chunks,
         each of which gives what it makes certain. Needs a bundle made with the pass `window`, with
         `carry-context`, which computes nothing twice, or with `overlap-smoothing`, whose pieces
-        come near what `decode` gives. Raises RequestError.
+        come near what `decode` gives. One made with `carry-chunk` draws chunk after chunk, as
+        `decode` does, with noise by `seed` and the number of the chunk. Raises RequestError.
         """
+        if is_chunked(self.ports):
+            chunked = self._chunks(conditions, seed, window)
+            whole = isinstance(latents, np.ndarray)
+            return chunked.pieces(latents) if whole else chunked.stream(map(np.asarray, latents))
         windows = self._windows()
         if isinstance(latents, np.ndarray):
             return windows.pieces(self._feed(latents, conditions, seed), window)
@@ -133,6 +142,14 @@ class DecodeEngine:
 
     def _feed(self, latents: Any, conditions: dict[str, Any], seed: int) -> dict[str, Array]:
         return feed_of(self.ports, self.names, latents, conditions, seed)
+
+    def _chunks(self, conditions: dict[str, Any], seed: int, window: int | None) -> Chunked:
+        """What draws chunk after chunk, each with noise of its own."""
+        check_chunks(self.path, self.ports, [self.names.get(n) for n in conditions], window)
+        return Chunked(
+            self._run_on, self.main,
+            lambda chunk, number: self._feed(chunk, conditions, seed_of(seed, number)),
+        )  # fmt: skip
 
     @property
     def along(self) -> tuple[Port, ...]:
