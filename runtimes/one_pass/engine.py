@@ -21,6 +21,7 @@ from graftline.runtimes.one_pass.carried import Carried
 from graftline.runtimes.one_pass.chunked import Chunked, check_chunks, is_chunked, seed_of
 from graftline.runtimes.one_pass.feeding import Array, feed_of, keyword, main_port
 from graftline.runtimes.one_pass.fill import Filler, canvas_of, mask_of
+from graftline.runtimes.one_pass.guided import both, branches, check_guidance
 from graftline.runtimes.one_pass.recognise import (
     Utterance,
     cut,
@@ -202,6 +203,8 @@ class DecodeEngine:
         light: int | None = None,
         temperature: float | None = None,
         choice: float | None = None,
+        guidance: float | None = None,
+        rises: bool | None = None,
         **conditions: Any,
     ) -> Array:
         """Choose a token for every masked position of a batch of canvases [B, N], which have as
@@ -209,13 +212,14 @@ class DecodeEngine:
 
         `mask` is the id that stands where no token is chosen, where the network does not say it.
         `steps` and all behind it are those of `Filling`, in place of the bundle's own; light steps
-        need a bundle made with the pass `canvas-cache`. `conditions` as of `decode`. Raises
-        RequestError for what does not fit.
+        need a bundle made with the pass `canvas-cache`. `conditions` as of `decode`; with guidance
+        "unconditional_NAME" are what stands for them in the other branch, and each step is one of
+        twice the rows. Raises RequestError for what does not fit.
         """
         if not isinstance(self.facts, CanvasFacts):
             raise RequestError(f"{self.path} is a {self.facts.kind}, which fills no canvas")
         asked = {"steps": steps, "full": full, "light": light, "temperature": temperature,
-                 "choice": choice}  # fmt: skip
+                 "choice": choice, "guidance": guidance, "rises": rises}  # fmt: skip
         said = {name: number for name, number in asked.items() if number is not None}
         filling = replace(self.facts.filling, **said)
         if filling.light and not self.kept:
@@ -224,7 +228,12 @@ class DecodeEngine:
             )
         mask = mask_of(self.path, self.facts, mask)
         tokens = canvas_of(self.path, self.facts, canvas, mask)
-        step = partial(self._step, self._feed(tokens, conditions, seed))
+        own, others = branches(self.names, conditions)
+        check_guidance(self.path, filling, self.main, others)
+        given = self._feed(tokens, own, seed)
+        if others:
+            given = both(given, self._feed(tokens, own | others, seed))
+        step = partial(self._step, given)
         return Filler(step, filling, mask, np.random.default_rng(seed)).fill(tokens)
 
     def make(self, main: Any, **told: Any) -> Array:
