@@ -12,6 +12,7 @@ import onnx_ir as ir
 from graftline.errors import BundleError
 from graftline.filling import Filling
 from graftline.path_search import PathSearch
+from graftline.sampling.chunks import Chunks
 from graftline.sampling.spec import Sampling
 from graftline.typed_json import Misfit, read
 
@@ -97,6 +98,8 @@ class DenoiserFacts(Facts):
     keys: tuple[int, ...] = ()
     scale: float = 1.0
     shift: float = 0.0
+    chunks: Chunks | None = None
+    """Where a sample is two consecutive chunks: their inputs, by the names of ports."""
     decoder: str = "decoder"
     """Which of the export's graphs makes images of samples."""
 

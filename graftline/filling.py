@@ -22,6 +22,10 @@ class Filling:
     falls from 1 to `temperature`; which of them stay is decided by their log-probabilities and
     Gumbel noise, whose factor falls from `choice` to 0. The numbers are those that the authors give
     for 16 steps of MaskGIT.
+
+    `guidance` s is classifier-free (Ho and Salimans, 2207.12598), of scores: u + s (c - u) of those
+    with and without conditions; 1: no second evaluation. Where it `rises`, step t of T takes
+    1 + (s - 1) t / T (Muse, Chang et al., 2301.00704, which raises it linearly).
     """
 
     steps: int = 16
@@ -30,6 +34,8 @@ class Filling:
     power: float = 2.5
     temperature: float = 0.65
     choice: float = 5.5
+    guidance: float = 1.0
+    rises: bool = False
 
     @classmethod
     def of(cls, positions: int) -> Filling:
@@ -51,7 +57,7 @@ class Filling:
                 raise RequestError(f"{name}={number!r} is not valid; use a whole number")
         if self.steps < 1:
             raise RequestError(f"steps={self.steps}: a canvas takes at least one step")
-        for name in ("full", "light", "temperature", "choice"):
+        for name in ("full", "light", "temperature", "choice", "guidance"):
             if not 0 <= (number := getattr(self, name)) < float("inf"):
                 raise RequestError(f"{name}={number} is not valid; use 0 or more")
         if not 0 < self.power < float("inf"):
@@ -83,9 +89,16 @@ class Filling:
         falls = 1 - np.linspace(0, 1, self.steps) ** 0.5
         return tuple((self.temperature + falls * (1 - self.temperature)).tolist())
 
+    def guidances(self) -> tuple[float, ...]:
+        """The guidance of each step."""
+        shares = [step / self.steps if self.rises else 1.0 for step in range(1, self.steps + 1)]
+        return tuple(1 + (self.guidance - 1) * share for share in shares)
+
     def told(self) -> str:
         """In words."""
         steps = f"filled in {self.steps} steps"
+        if self.guidance != 1:
+            steps += f" at guidance {self.guidance:g}"
         if not self.light or self.full + 1 >= self.steps:
             return steps
         return f"{steps}, behind the first {self.full} each full one with {self.light} light"

@@ -30,6 +30,9 @@ standard deviation [B] of the noise that they get."""
 CONTEXT = "context"
 """Role of what a decoder of latents still reads of those before: an input, of zeros at the
 beginning, and as an output what the next chunk is given."""
+PAST, BEGUN = "past", "begun"
+"""Roles of a denoiser that draws a chunk behind the one before: that chunk's sample, of zeros at
+the beginning, and whether a row has one [B]."""
 SIGNAL, SCORES, COUNTS = "signal", "scores", "counts"
 """Roles of a recogniser: what it hears or sees, the scores of every position's tokens, and how many
 positions of each row are its text."""

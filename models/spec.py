@@ -14,6 +14,10 @@ prediction = "epsilon"
 scheduler = "ddim"
 steps = 50
 
+[chunks]                     # of a sample that is two consecutive chunks, as Chunks has it
+width = 64
+latents = "z"
+
 [decoder]                    # what makes an image of a sample
 graph = "vae_decoder.onnx"
 scale = 0.18215              # latents = sample / scale + shift
@@ -31,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from graftline.errors import CheckpointError, GraftlineError
+from graftline.sampling.chunks import Chunks
 from graftline.sampling.spec import Sampling
 from graftline.typed_json import Misfit, read
 
@@ -70,6 +75,7 @@ class Spec:
     inputs: Inputs = field(default_factory=Inputs)
     outputs: Outputs = field(default_factory=Outputs)
     sampling: Sampling | None = None
+    chunks: Chunks | None = None
     decoder: Part | None = None
     replacement: Part | None = None
 
@@ -82,6 +88,8 @@ def read_spec(path: str | Path) -> Spec:
         spec: Spec = read(Spec, rows)
         if spec.sampling is not None:
             spec.sampling.check()
+        if spec.chunks is not None:
+            spec.chunks.check()
     except OSError as error:
         raise CheckpointError(f"{file}: the spec cannot be read ({error.strerror})") from error
     except (Misfit, GraftlineError, ValueError) as error:  # TOML's errors and Unicode's

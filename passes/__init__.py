@@ -11,6 +11,7 @@ from graftline.passes.grafts.adapter_exit import AdapterExit
 from graftline.passes.grafts.best_path import BestPath
 from graftline.passes.grafts.block_mask import BlockMask
 from graftline.passes.grafts.canvas_cache import CanvasCache
+from graftline.passes.grafts.carry_chunk import CarryChunk
 from graftline.passes.grafts.carry_context import CarryContext
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.cut_depth import CutDepth
@@ -92,6 +93,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         PadPositions,
         PruneBranch,
         SwapSubgraph,
+        CarryChunk,
         FoldTime,
         FoldGuidance,
         CollapseLoop,

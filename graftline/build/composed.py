@@ -51,6 +51,9 @@ def composed(host: Host, spec: Spec, passes: Pipeline, say: Watch) -> Host:
     said += [(CONDITION, name) for name in spec.inputs.conditions]
     for role, name in said:
         _declare(model.graph.inputs, role, name, f"inputs.{role}")
+    if (chunks := spec.chunks) is not None:
+        _declare(model.graph.inputs, CONDITION, chunks.latents, "chunks.latents")
+        _declare(model.graph.inputs, CONDITION, chunks.timestep, "chunks.timestep")
     _declare(model.graph.outputs, PREDICTION, spec.outputs.prediction, "outputs.prediction")
     states, owns = dict(host.states), {TARGET: host.own}
     for owner, part in ((DECODER, spec.decoder), (REPLACEMENT, spec.replacement)):
@@ -67,6 +70,10 @@ def composed(host: Host, spec: Spec, passes: Pipeline, say: Watch) -> Host:
     assert facts.kind == kind, "it was found to be one"
     if isinstance(facts, DenoiserFacts):
         facts = replace(facts, sampling=spec.sampling)
+        if chunks is not None:
+            names = {role.value.name or "": role.name for role in found.inputs} | {"": ""}
+            own = {"latents": names[chunks.latents], "timestep": names[chunks.timestep]}
+            facts = replace(facts, chunks=replace(chunks, **own))
         if spec.decoder is not None:
             facts = replace(facts, scale=spec.decoder.scale, shift=spec.decoder.shift)
     write_facts(model, facts)

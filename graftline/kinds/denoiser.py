@@ -13,6 +13,7 @@ import onnx_ir as ir
 from graftline.bundle.store import load_graph
 from graftline.evaluate import Array, Feed
 from graftline.facts import DenoiserFacts, Facts
+from graftline.kinds.chunks import Walk
 from graftline.kinds.kind import Parts, Proof, Watch
 from graftline.kinds.named_graph import NamedGraph
 from graftline.kinds.one_pass import FEEDS, OnePass
@@ -23,7 +24,7 @@ from graftline.passes.anchors.skips import SkipCut, halves, skip_cut
 from graftline.passes.laws.common import infer_shapes
 from graftline.passes.laws.sampled import Call, Network, owed
 from graftline.ports import Port, by_role
-from graftline.roles import DECODED, DENOISED, SAMPLE
+from graftline.roles import BEGUN, DECODED, DENOISED, SAMPLE
 
 if TYPE_CHECKING:
     from graftline.models.reference import Original
@@ -67,6 +68,8 @@ class Denoiser(OnePass):
             if port.role == TIMESTEP:  # one for each sample, whatever its dimension is called
                 dims = [d if isinstance(d, int) else sizes["B"] for d in port.shape]
                 values = np.resize(STEPS[seed % len(STEPS)], dims)
+            if port.role == BEGUN:  # rows with a chunk before, and without
+                values = np.arange(dims[0]) % 2 == 0
             feed[port.name] = np.asarray(values).astype(np.dtype(port.dtype))
         return feed
 
@@ -92,7 +95,18 @@ class Denoiser(OnePass):
         if _facts(parts, parts.engine).keys:
             say("proof: how far reused features change the samples")
             proof.laws.append(self._reused(parts))
+        drawn = {p.role for p in parts.ports(parts.engine)}
+        if {BEGUN, DENOISED} <= drawn and parts.dtype != "bf16":
+            say("proof: chunk after chunk against the export, with the real weights")
+            proof.laws.append(self._in_chunks(parts))
         return proof
+
+    def _in_chunks(self, parts: Parts) -> LawRow:
+        """A sequence of chunks is what the export makes of it."""
+        facts, ports = _facts(parts, parts.engine), parts.ports(parts.engine)
+        network = self._network(parts)
+        walk = Walk(parts, self.feed(ports, facts, 0), lambda f: owed(network, ports, facts, f))
+        return walk.law(self._rounding(parts, parts.engine, "chunks"))
 
     def _reused(self, parts: Parts) -> LawRow:
         """How far an engine's output is from that of the loop that calls all of the network at
@@ -116,16 +130,19 @@ class Denoiser(OnePass):
 
     def _by_loop(self, parts: Parts, stage: str, facts: DenoiserFacts) -> list[Array]:
         """The same for a stage of those facts."""
-        ports = parts.ports(stage)
-        theirs = parts.ports(parts.export)
-        export = Exported.of(parts.graph(parts.export), self.feed(theirs, facts, 0))
-        (step,) = by_role(theirs, TIMESTEP, "in")
-        network = Network(export, step, lambda: export.halves)
+        ports, network = parts.ports(stage), self._network(parts)
         found: list[Array] = []
         for seed in range(FEEDS):
             made = owed(network, ports, facts, self.feed(ports, facts, seed))
             found += [np.asarray(made[name], np.float32) for name in self._names(ports)]
         return found
+
+    def _network(self, parts: Parts) -> Network:
+        """The unmodified export, to be called."""
+        theirs = parts.ports(parts.export)
+        export = Exported.of(parts.graph(parts.export), self.feed(theirs, parts.facts, 0))
+        (step,) = by_role(theirs, TIMESTEP, "in")
+        return Network(export, step, lambda: export.halves)
 
 
 def _facts(parts: Parts, stage: str) -> DenoiserFacts:

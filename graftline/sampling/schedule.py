@@ -61,6 +61,8 @@ def trajectory(sampling: Sampling) -> Trajectory:
         return Trajectory(1.0, _prefix(sampling))
     if sampling.scheduler == "pyramid":
         return Trajectory(1.0, _pyramid(sampling))
+    if sampling.scheduler == "consistency":
+        return Trajectory(sampling.sigmas[0], _consistency(sampling))
     if sampling.scheduler in ("euler", "euler-ancestral"):
         return _euler(sampling)
     return Trajectory(1.0, (_lcm if sampling.scheduler == "lcm" else _ddim)(sampling))
@@ -135,6 +137,16 @@ def _lcm(sampling: Sampling) -> tuple[Moment, ...]:
         kept = Level(there.signal, 0.0)  # the predicted noise is not carried on, new noise is
         found.append(Moment(float(time), here, kept, there.noise, 1.0, *fades))
     return tuple(found)
+
+
+def _consistency(sampling: Sampling) -> tuple[Moment, ...]:
+    """Clean samples of every sigma's; the training's cleanest have `sigma_min`, and the noise that
+    is added makes up for the rest."""
+    least, sigmas = sampling.sigma_min, sampling.sigmas[: sampling.steps]
+    return tuple(
+        Moment(here, Level(1.0, here), Level(1.0, 0.0), sqrt(there**2 - least**2))
+        for here, there in pairwise((*sigmas, least))
+    )
 
 
 def _euler(sampling: Sampling) -> Trajectory:

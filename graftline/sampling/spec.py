@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from graftline.errors import GraftlineError
 
 Prediction = Literal["epsilon", "v", "x0", "flow"]
 Scheduler = Literal[
-    "ddim", "ddpm", "euler", "euler-ancestral", "flow-match", "lcm", "prefix", "pyramid"
+    "consistency", "ddim", "ddpm", "euler", "euler-ancestral", "flow-match", "lcm", "prefix",
+    "pyramid"
 ]  # fmt: skip
 Betas = Literal["linear", "scaled-linear", "cosine"]
 Spacing = Literal["leading", "trailing", "linspace"]
@@ -36,7 +38,10 @@ class Sampling:
     predicted and the first noise for the others, and its time step is how many it is given.
     `pyramid` is pyramidal flow matching (Jin et al., 2410.05954) over `scales`: each scale has a
     straight line of its own, along which `flow` says how to go, from the sample of the scale
-    before, doubled and with new noise within its blocks of 2 x 2.
+    before, doubled and with new noise within its blocks of 2 x 2. `consistency` is multistep
+    consistency sampling (Song et al., 2303.01469, algorithm 1) of x = x0 + sigma epsilon: from each
+    of the `sigmas` to a clean sample, which gets new noise for the next. The network is given x and
+    sigma as they are, as one that was exported with its scaling is.
     """
 
     prediction: Prediction
@@ -68,13 +73,17 @@ class Sampling:
     timestep_scaling: float = 10.0
     scales: int = 1
     """Of `pyramid`: sizes that are sampled in turn, each twice the one before."""
+    sigmas: tuple[float, ...] = ()
+    """Of `consistency`, falling; n steps take the first n."""
+    sigma_min: float = 0.002
+    """Of `consistency`: the noise of the training's cleanest samples."""
     guidance: float = 1.0
     """Classifier-free guidance (Ho and Salimans, 2207.12598); 1: none, or distilled."""
 
     @property
     def noisy(self) -> bool:
         """Whether steps add fresh noise."""
-        always = self.scheduler in ("ddpm", "euler-ancestral", "lcm")
+        always = self.scheduler in ("consistency", "ddpm", "euler-ancestral", "lcm")
         return always or (self.scheduler == "ddim" and self.eta > 0)
 
     def told(self) -> str:
@@ -87,6 +96,8 @@ class Sampling:
     def check(self) -> None:
         """Raise GraftlineError naming the field that cannot be, or does not fit another."""
         flows, pyramid = self.scheduler in FLOWS, self.scheduler == "pyramid"
+        consistent, falling = self.scheduler == "consistency", (*self.sigmas, self.sigma_min)
+        clean = consistent or self.scheduler == "prefix"
         rules = (
             ("steps", self.steps, 1 <= self.steps <= self.train_steps, "1 to train_steps"),
             ("beta_start", self.beta_start, 0 < self.beta_start <= self.beta_end, "0 to beta_end"),
@@ -102,8 +113,8 @@ class Sampling:
              "at most original_steps for lcm"),
             ("prediction", self.prediction, (self.prediction == "flow") == flows,
              "'flow' for the schedulers flow-match and pyramid, and for no other"),
-            ("prediction", self.prediction, self.prediction == "x0" or self.scheduler != "prefix",
-             "'x0' for the scheduler prefix"),
+            ("prediction", self.prediction, self.prediction == "x0" or not clean,
+             f"'x0' for the scheduler {self.scheduler}"),
             ("clip", self.clip, not self.clip or self.scheduler not in ("prefix", "pyramid"),
              f"0 for {self.scheduler}"),
             ("shift", self.shift, self.shift == 1 or not pyramid, "1 for pyramid"),
@@ -112,6 +123,13 @@ class Sampling:
              f"2 to {MOST_SCALES} for pyramid"),
             ("steps", self.steps, not pyramid or self.steps % self.scales == 0,
              "a multiple of scales for pyramid"),
+            ("sigmas", list(self.sigmas), bool(self.sigmas) == consistent,
+             "said for the scheduler consistency, and for no other"),
+            ("sigma_min", self.sigma_min, self.sigma_min >= 0, "0 or more"),
+            ("sigmas", list(self.sigmas), all(a > b for a, b in pairwise(falling)),
+             f"falling numbers above sigma_min, {self.sigma_min:g}"),
+            ("steps", self.steps, not consistent or self.steps <= len(self.sigmas),
+             f"at most {len(self.sigmas)}, as many as sampling.sigmas"),
         )  # fmt: skip
         for field, value, holds, wanted in rules:
             if not holds:

@@ -24,7 +24,7 @@ from graftline.passes.graph.splice import splice
 from graftline.passes.laws.sampled import Network
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import Direction, Port, by_role, read_ports, write_ports
-from graftline.roles import DENOISED, FRESH, NOISE, SAMPLE
+from graftline.roles import DENOISED, FRESH, NOISE, PAST, SAMPLE
 from graftline.sampling.loop import first_places, fresh_steps
 from graftline.sampling.schedule import Moment, trajectory
 from graftline.sampling.spec import Prediction, Sampling
@@ -126,7 +126,10 @@ class CollapseLoop(Graft):
                 x = emit.prefix(moment.prefix, said, noise)
         end = Emit(graph, self.name()).op("Identity", [x])
         new_output(graph, end, DENOISED, dtype, dims)
-        write_ports(model, [*ports, Port(DENOISED, DENOISED, "out", dtype.numpy().name, dims)])
+        past = port_of(model, PAST)
+        made = Port(DENOISED, DENOISED, "out", dtype.numpy().name, dims)
+        ports.append(made if past is None else replace(made, mirror=past.name))
+        write_ports(model, ports)
         drop_ports(model, [SAMPLE, TIMESTEP, PREDICTION])
         write_facts(model, replace(facts, sampling=sampling, keys=self.key_steps(sampling)))
         common.CommonSubexpressionEliminationPass()(model)  # what depends on no step: once

@@ -51,10 +51,10 @@ class DenoiseLatents(Graft):
                 "differ in shape; a prediction with its variance must be cut to the mean"
             )
         sampling = self.sampling(model)
-        if sampling.scheduler in FLOWS or sampling.scheduler == "prefix":
+        if sampling.scheduler in (*FLOWS, "prefix", "consistency"):
             raise NotApplicable(
                 f"{self.name()}: the scheduler {sampling.scheduler} has no sample with any share "
-                "of noise; predictions of epsilon, v or x0 have one"
+                "of noise that a network sees over sqrt(1 + strength^2); ddim and euler have one"
             )
 
     def sampling(self, model: ir.Model) -> Sampling:

@@ -10,7 +10,9 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.passes.anchors.denoiser import PREDICTION
 from graftline.passes.grafts.collapse_loop import Caller, CollapseLoop, called
+from graftline.passes.graph.ports import input_of
 from graftline.passes.laws.sampled import halves_of
+from graftline.roles import PAST
 from graftline.sampling.spec import Sampling
 
 PUBLISHED = (0, 1, 2, 3, 5, 10, 15, 25, 35)
@@ -33,6 +35,8 @@ class EncoderReuse(CollapseLoop):
 
     def requires(self, model: ir.Model) -> None:
         super().requires(model)
+        if input_of(model, PAST) is not None:
+            raise NotApplicable(f"{self.name()} keeps no features of chunks; use collapse-loop")
         self.key_steps(self.sampling(model))
         halves_of(model)
 

@@ -20,7 +20,7 @@ from graftline.passes.graph.splice import splice
 from graftline.passes.laws.sampled import Network
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import Port, by_role, read_ports, write_ports
-from graftline.roles import CONDITION, SAMPLE
+from graftline.roles import CONDITION, PAST, SAMPLE
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class FoldGuidance(Graft):
             raise NotApplicable("fold-guidance guides a prediction; put it before collapse-loop")
         if by_role(ports, UNCONDITIONAL, "in"):
             raise NotApplicable("fold-guidance: the host's prediction is guided already")
+        if by_role(ports, PAST, "in"):
+            raise NotApplicable("fold-guidance: chunks are not guided; leave it or carry-chunk out")
         if extra := by_role(ports, AUXILIARY, "out"):
             raise NotApplicable(
                 f"fold-guidance: '{extra[0].name}' would be of both branches; put prune-branch "

@@ -15,12 +15,12 @@ from graftline.owners import TARGET
 from graftline.passes.anchors.denoiser import DECODER
 from graftline.passes.graph.cut import drop_ports, hand_over
 from graftline.passes.graph.emit import Emit
-from graftline.passes.graph.ports import input_of, output_of, value_of
+from graftline.passes.graph.ports import input_of, output_of, port_of, value_of
 from graftline.passes.laws.paths import MADE, decoder_feed
 from graftline.passes.laws.sampled import DECODER_LATENTS, latents
 from graftline.passes.pipeline.graft import Evaluate, Graft
 from graftline.ports import Port, read_ports, write_ports
-from graftline.roles import COUNTS, DENOISED, LATENTS, LENGTHS, STATES
+from graftline.roles import COUNTS, DENOISED, LATENTS, LENGTHS, PAST, STATES
 
 SOURCES: tuple[Mapping[str, str], ...] = (
     {LATENTS: DENOISED}, {LATENTS: STATES, LENGTHS: COUNTS},
@@ -47,6 +47,10 @@ class Join(Graft):
         if taken is None:
             raise NotApplicable(
                 f"join needs a decoder beside the {kind}; name its graph in the spec: [decoder]"
+            )
+        if port_of(model, PAST) is not None:
+            raise NotApplicable(
+                "join: the next chunk needs this one's sample; decode their samples"
             )
         made = output_of(model, source[LATENTS])
         assert made is not None

@@ -26,9 +26,11 @@ from graftline.passes.anchors.denoiser import (
 from graftline.passes.anchors.skips import halves, skip_cut
 from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.graph.ports import input_of, output_of
+from graftline.passes.laws.chunked import behind, carried
 from graftline.passes.pipeline.graft import Evaluate
 from graftline.ports import Port, by_role, read_ports
 from graftline.roles import (
+    BEGUN,
     CONDITION,
     DECODED,
     DENOISED,
@@ -169,6 +171,9 @@ def owed(network: Network, ports: Iterable[Port], facts: DenoiserFacts, feed: Fe
     roles = {(p.role, p.owner) for p in ports}
     own = {k: v for k, v in feed.items() if not k.startswith((DECODER, REPLACEMENT))}
     call = network.call
+    if (BEGUN, TARGET) in roles:
+        assert facts.chunks is not None, "chunks come with a spec"
+        network = replace(network, call=behind(call, facts.chunks))
     if (UNCONDITIONAL, TARGET) in roles:
         assert facts.sampling is not None, "guidance comes with a schedule"
         network = network.guided(facts.sampling.guidance)
@@ -181,6 +186,8 @@ def owed(network: Network, ports: Iterable[Port], facts: DenoiserFacts, feed: Fe
     else:
         assert facts.sampling is not None, "a loop comes with a schedule"
         found = {DENOISED: network.loop(facts.sampling, own, facts.keys)}
+    if (BEGUN, TARGET) in roles:
+        found |= carried(own)
     for owner in (DECODER, REPLACEMENT):
         if (LATENTS, owner) in roles:
             found[f"{owner}.{DECODED}"] = _decoded(call, owner, facts, feed)

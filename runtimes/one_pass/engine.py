@@ -16,10 +16,12 @@ from graftline.errors import GraftlineError, RequestError
 from graftline.facts import CanvasFacts, DecoderFacts, DenoiserFacts, Facts
 from graftline.ports import Port, by_role
 from graftline.receptive_field import ReceptiveField
-from graftline.roles import CHOSEN, CONTEXT, DECODED, KEPT, NOISE
+from graftline.roles import BEGUN, CHOSEN, CONTEXT, DECODED, KEPT, NOISE, PAST
 from graftline.runtimes.one_pass.carried import Carried
+from graftline.runtimes.one_pass.chunked import Chunked, check_chunks, is_chunked, seed_of
 from graftline.runtimes.one_pass.feeding import Array, feed_of, keyword, main_port
 from graftline.runtimes.one_pass.fill import Filler, canvas_of, mask_of
+from graftline.runtimes.one_pass.guided import both, branches, check_guidance
 from graftline.runtimes.one_pass.recognise import (
     Utterance,
     cut,
@@ -60,8 +62,9 @@ class DecodeEngine:
                 theirs.remove(known)
                 self.names.setdefault(known.name, port.name)
         outputs = [p for p in ports if p.direction == "out"]
-        self.output = next(iter(by_role(outputs, DECODED) or outputs))
-        self.contexts = {p.name: p.mirror for p in ports if p.role == CONTEXT and p.mirror}
+        self.output = next(iter(by_role(outputs, DECODED) or [p for p in outputs if not p.state]))
+        carried = {p.name for p in ports if p.role in (CONTEXT, PAST, BEGUN)}
+        self.contexts = {p.name: p.mirror for p in ports if p.mirror in carried}
         """Outputs that the next chunk of a stream is given, and as which inputs."""
         self.kept = {p.name: p.mirror for p in ports if p.role == KEPT and p.mirror}
         """Outputs that a light step over the same canvas is given, and as which inputs."""
@@ -98,6 +101,8 @@ class DecodeEngine:
             raise RequestError(f"{self.path} fills canvases; use engine.fill")
         if steps is not None:
             return self._loop(steps).decode(latents, seed=seed, window=window, **conditions)
+        if is_chunked(self.ports):
+            return self._chunks(conditions, seed, window).decode(np.asarray(latents))
         feed = self._feed(latents, conditions, seed)
         if window == 0 or (window is None and not self.fields):
             return self._run(feed)
@@ -115,8 +120,13 @@ class DecodeEngine:
         gives. `latents` are an array, of which each piece is a window's, or an iterable of chunks,
         each of which gives what it makes certain. Needs a bundle made with the pass `window`, with
         `carry-context`, which computes nothing twice, or with `overlap-smoothing`, whose pieces
-        come near what `decode` gives. Raises RequestError.
+        come near what `decode` gives. One made with `carry-chunk` draws chunk after chunk, as
+        `decode` does, with noise by `seed` and the number of the chunk. Raises RequestError.
         """
+        if is_chunked(self.ports):
+            chunked = self._chunks(conditions, seed, window)
+            whole = isinstance(latents, np.ndarray)
+            return chunked.pieces(latents) if whole else chunked.stream(map(np.asarray, latents))
         windows = self._windows()
         if isinstance(latents, np.ndarray):
             return windows.pieces(self._feed(latents, conditions, seed), window)
@@ -133,6 +143,14 @@ class DecodeEngine:
 
     def _feed(self, latents: Any, conditions: dict[str, Any], seed: int) -> dict[str, Array]:
         return feed_of(self.ports, self.names, latents, conditions, seed)
+
+    def _chunks(self, conditions: dict[str, Any], seed: int, window: int | None) -> Chunked:
+        """What draws chunk after chunk, each with noise of its own."""
+        check_chunks(self.path, self.ports, [self.names.get(n) for n in conditions], window)
+        return Chunked(
+            self._run_on, self.main,
+            lambda chunk, number: self._feed(chunk, conditions, seed_of(seed, number)),
+        )  # fmt: skip
 
     @property
     def along(self) -> tuple[Port, ...]:
@@ -185,6 +203,8 @@ class DecodeEngine:
         light: int | None = None,
         temperature: float | None = None,
         choice: float | None = None,
+        guidance: float | None = None,
+        rises: bool | None = None,
         **conditions: Any,
     ) -> Array:
         """Choose a token for every masked position of a batch of canvases [B, N], which have as
@@ -192,13 +212,14 @@ class DecodeEngine:
 
         `mask` is the id that stands where no token is chosen, where the network does not say it.
         `steps` and all behind it are those of `Filling`, in place of the bundle's own; light steps
-        need a bundle made with the pass `canvas-cache`. `conditions` as of `decode`. Raises
-        RequestError for what does not fit.
+        need a bundle made with the pass `canvas-cache`. `conditions` as of `decode`; with guidance
+        "unconditional_NAME" are what stands for them in the other branch, and each step is one of
+        twice the rows. Raises RequestError for what does not fit.
         """
         if not isinstance(self.facts, CanvasFacts):
             raise RequestError(f"{self.path} is a {self.facts.kind}, which fills no canvas")
         asked = {"steps": steps, "full": full, "light": light, "temperature": temperature,
-                 "choice": choice}  # fmt: skip
+                 "choice": choice, "guidance": guidance, "rises": rises}  # fmt: skip
         said = {name: number for name, number in asked.items() if number is not None}
         filling = replace(self.facts.filling, **said)
         if filling.light and not self.kept:
@@ -207,7 +228,12 @@ class DecodeEngine:
             )
         mask = mask_of(self.path, self.facts, mask)
         tokens = canvas_of(self.path, self.facts, canvas, mask)
-        step = partial(self._step, self._feed(tokens, conditions, seed))
+        own, others = branches(self.names, conditions)
+        check_guidance(self.path, filling, self.main, others)
+        given = self._feed(tokens, own, seed)
+        if others:
+            given = both(given, self._feed(tokens, own | others, seed))
+        step = partial(self._step, given)
         return Filler(step, filling, mask, np.random.default_rng(seed)).fill(tokens)
 
     def make(self, main: Any, **told: Any) -> Array:

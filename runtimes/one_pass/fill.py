@@ -21,7 +21,8 @@ from graftline.runtimes.one_pass.feeding import Array
 
 Feed = dict[str, Array]
 Step = Callable[[Array, Array, Feed], tuple[Array, Feed]]
-"""step(tokens [B, M], their positions [B, M], what is kept) -> (scores [B, M, V], what to keep)."""
+"""step(tokens [B, M], their positions [B, M], what is kept) -> (scores [B, M, V], what to keep);
+with guidance B are the rows of both branches, the conditional ones first."""
 
 
 @dataclass
@@ -38,25 +39,33 @@ class Filler:
         made, (rows, positions) = canvas.copy(), canvas.shape
         groups = self.filling.groups(int((canvas[0] == self.mask).sum()))
         temperatures = iter(self.filling.temperatures())
+        guidances = iter(self.filling.guidances())
         every = np.tile(np.arange(positions, dtype=np.int64), (rows, 1))
         for number, counts in enumerate(groups):
-            scores, kept = self._scored(made, every, {})
+            guided = [next(guidances) for _ in counts]
+            scores, kept = self._scored(made, every, {}, guided[0])
             noise = self.filling.choice * (1 - (number + 1) / len(groups))
             at = self._surest(scores, made == self.mask, sum(counts), noise)
             chosen = self._group(np.take_along_axis(scores, at[..., None], 1), at, counts,
-                                 kept, [next(temperatures) for _ in counts])  # fmt: skip
+                                 kept, [next(temperatures) for _ in counts], guided)  # fmt: skip
             np.put_along_axis(made, at, chosen, axis=1)
         return made
 
     def _group(
-        self, scores: Array, at: Array, counts: tuple[int, ...], kept: Feed, heats: list[float]
+        self,
+        scores: Array,
+        at: Array,
+        counts: tuple[int, ...],
+        kept: Feed,
+        heats: list[float],
+        guided: list[float],
     ) -> Array:
         """The tokens at the positions `at`, the surest ones first; between two steps their scores
         are computed anew."""
         tokens, begin = np.full(at.shape, self.mask, np.int64), 0
         for number, (count, heat) in enumerate(zip(counts, heats, strict=True)):
             if number:
-                scores, _ = self._scored(tokens, at, kept)
+                scores, _ = self._scored(tokens, at, kept, guided[number])
             part = slice(begin, begin + count)
             tokens[:, part] = self._drawn(scores[:, part], heat)
             begin += count
@@ -77,10 +86,18 @@ class Filler:
         noise = self.random.gumbel(size=scores.shape)
         return np.argmax(scores + heat * noise, axis=-1)
 
-    def _scored(self, tokens: Array, at: Array, kept: Feed) -> tuple[Array, Feed]:
-        """Scores in fp64, in which the mask is no token."""
-        scores, left = self.step(tokens, at, kept)
+    def _scored(
+        self, tokens: Array, at: Array, kept: Feed, guidance: float
+    ) -> tuple[Array, Feed]:
+        """Scores in fp64, in which the mask is no token. Guided ones are of two branches, which are
+        rows of one step."""
+        branches = 1 if self.filling.guidance == 1 else 2
+        rows = (np.concatenate([array] * branches) for array in (tokens, at))
+        scores, left = self.step(*rows, kept)
         scores = scores.astype(np.float64)
+        if branches == 2:
+            conditional, unconditional = np.split(scores, 2)
+            scores = unconditional + guidance * (conditional - unconditional)
         if self.mask < scores.shape[-1]:
             scores[..., self.mask] = -np.inf
         return scores, left

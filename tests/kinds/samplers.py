@@ -102,7 +102,7 @@ shift = 0.1
 graph = "smaller.onnx"
 """
 
-FED = ("x", "t", "when", "text", "label", "hint", "z")
+FED = ("x", "t", "when", "text", "label", "hint", "z", "earlier")
 
 
 def built(text: str, seed: int = 0) -> ir.Model:

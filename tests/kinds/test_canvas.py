@@ -19,8 +19,10 @@ from graftline.kinds.canvas import Canvas
 from graftline.passes.anchors.canvas.find import find_canvas
 from graftline.passes.anchors.roles import OnePass
 from graftline.passes.graph.mismatch import Mismatch
+from graftline.ports import Port
 from graftline.runtimes.one_pass.engine import DecodeEngine
 from graftline.runtimes.one_pass.fill import Filler
+from graftline.runtimes.one_pass.guided import check_guidance
 from tests.commands.calling import call, refused
 from tests.kinds.canvases import BARE, maskgit
 from tests.kinds.latent_decoders import UPSCALER, model_of, write
@@ -118,6 +120,60 @@ def test_it_is_filled_as_the_file_scores_it(
     assert sum(runs) < 6 * N
 
 
+def test_guided_it_is_filled_as_the_file_scores_both_branches(
+    bundle: Bundle, engine: DecodeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By two calls of the unmodified file in each step; the engine makes one, of both."""
+    session = onnxruntime.InferenceSession(str(bundle.path.parent / "host.onnx"))
+    none = np.asarray([1, 1])
+
+    def step(tokens: Any, at: Any, kept: Any) -> tuple[Any, Any]:
+        halves = zip(np.split(tokens, 2), (LABELS, none), strict=True)
+        return np.concatenate([session.run(None, {"ids": t, "label": c})[0] for t, c in halves]), {}
+
+    filler = Filler(step, Filling(steps=6, guidance=4.0), 5, np.random.default_rng(3))
+    expected = filler.fill(np.full((2, N), 5))
+    runs, real = list[tuple[int, int]](), engine._asked
+
+    def asked(feed: dict[str, Any], names: Any) -> Any:
+        runs.append(feed["canvas"].shape)
+        return real(feed, names)
+
+    monkeypatch.setattr(engine, "_asked", asked)
+    told: dict[str, Any] = {"label": LABELS, "seed": 3, "steps": 6, "guidance": 4.0}
+    for name in ("unconditional_label", "unconditional_0", "unconditional_condition_0"):
+        runs.clear()
+        made = engine.fill(2, light=0, **{name: none}, **told)
+        np.testing.assert_array_equal(made, expected)
+        assert runs == [(4, N)] * 6
+    assert (engine.fill(2, label=LABELS, seed=3, steps=6, light=0) != expected).any()
+    runs.clear()
+    engine.fill(2, unconditional_0=none, full=2, **told)
+    groups = Filling(steps=6, full=2, light=1).groups(N)
+    assert runs == [(4, n) for g in groups for n in (N, *[sum(g)] * (len(g) - 1))]
+
+
+def test_guided_light_steps_are_those_of_each_branch(engine: DecodeEngine) -> None:
+    """A branch of a guided step reads what its own rows have kept."""
+    none = np.asarray([1, 1])
+    filling = Filling(steps=6, full=2, light=1, guidance=4.0)
+
+    def step(tokens: Any, at: Any, kept: Any) -> tuple[Any, Any]:
+        made, left = list[Any](), list[dict[str, Any]]()
+        for place, label in enumerate((LABELS, none)):
+            rows = slice(2 * place, 2 * place + 2)
+            given = engine._feed(np.full((2, N), 5), {"label": label}, 0)
+            own = {n: a[rows] for n, a in kept.items()}
+            scores, held = engine._step(given, tokens[rows], at[rows], own)
+            made.append(scores)
+            left.append(held)
+        return np.concatenate(made), {n: np.concatenate([h[n] for h in left]) for n in left[0]}
+
+    expected = Filler(step, filling, 5, np.random.default_rng(3)).fill(np.full((2, N), 5))
+    made = engine.fill(2, label=LABELS, seed=3, steps=6, full=2, guidance=4.0, unconditional_0=none)
+    np.testing.assert_array_equal(made, expected)
+
+
 def test_a_canvas_that_is_begun(engine: DecodeEngine) -> None:
     canvas = np.full((2, N), 5, np.int32)
     canvas[:, ::2] = 1
@@ -147,6 +203,15 @@ def test_what_does_not_fit_is_refused(engine: DecodeEngine) -> None:
         engine.fill(2)
     with pytest.raises(RequestError, match="no condition 'chosen'"):
         engine.fill(2, label=LABELS, chosen=canvas)
+    for told, message in (
+        ({"guidance": 3.0}, "guidance=3 needs what stands for a condition in the unconditional"),
+        ({"unconditional_0": LABELS}, "unconditional 'condition_0' is read with guidance alone"),
+        ({"guidance": 3.0, "unconditional_labl": LABELS}, "no condition 'labl'; did you mean"),
+        ({"guidance": -1.0, "unconditional_0": LABELS}, "guidance=-1.0 is not valid; use 0"),
+        ({"guidance": 3.0, "unconditional_0": LABELS[:1]}, r"where B is 2, not \[1\]"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            engine.fill(2, label=LABELS, **told)
     with pytest.raises(RequestError, match=r"fills canvases; use engine\.fill"):
         engine.decode(canvas, label=LABELS)
     with pytest.raises(RequestError, match="a canvas, which writes no texts"):
@@ -162,6 +227,9 @@ def test_a_bundle_without_the_pass(tmp_path: Path) -> None:
     assert plain.fill(np.full((1, 6), 2), steps=3, mask=2).max() < 2, "an id that is scored, too"
     with pytest.raises(RequestError, match=r"keeps no features .*rebuild it with --recipe recap"):
         plain.fill(1, steps=3, mask=7, light=1)
+    single = Port("canvas", "canvas", "in", "int64", (1, 6))
+    with pytest.raises(RequestError, match=r"'canvas' \[1, 6\] int64 has no free batch for two"):
+        check_guidance(tmp_path, Filling(guidance=2.0), single, {"label": [1]})
     upscaler = write(UPSCALER, tmp_path / "u.onnx")
     with pytest.raises(GraftlineError, match="the recipe recap is for a canvas; the checkpoint is"):
         optimize(upscaler, tmp_path / "u.graft", recipe="recap")

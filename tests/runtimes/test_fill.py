@@ -92,3 +92,45 @@ def test_tokens_are_drawn_from_the_scores() -> None:
     made = filler.fill(np.full((4000, 1), MASK))
     counts, expected = np.bincount(made[:, 0], minlength=4), 4000 * chances
     assert ((counts - expected) ** 2 / expected).sum() < 16.27, "one in a thousand"
+
+
+def test_guidance_is_of_two_branches_in_one_step() -> None:
+    """Both branches find p + 1 likelier than p, and the conditional one p likelier than the other
+    does: u + s (c - u) is largest at p."""
+    asked = list[int]()
+
+    def step(tokens: Any, at: Any, kept: Any) -> tuple[Any, Any]:
+        asked.append(len(tokens))
+        np.testing.assert_array_equal(tokens[:2], tokens[2:])
+        scores = np.zeros((*at.shape, V))
+        np.put_along_axis(scores[:2], (at[:2] % 4)[..., None], 40.0, axis=-1)
+        np.put_along_axis(scores, ((at + 1) % 4)[..., None], 60.0, axis=-1)
+        return scores, {}
+
+    sure = Filling(steps=4, full=4, temperature=0.0, choice=0.0, guidance=3.0)
+    made = Filler(step, sure, MASK, np.random.default_rng(0)).fill(np.full((2, N), MASK))
+    np.testing.assert_array_equal(made, np.tile(np.arange(N) % 4, (2, 1)))
+    assert asked == [4] * 4, "each step is one call of both branches"
+
+
+def test_guidance_rises_step_by_step() -> None:
+    assert Filling(steps=4, guidance=5.0).guidances() == (5.0,) * 4
+    assert Filling(steps=4, guidance=5.0, rises=True).guidances() == (2.0, 3.0, 4.0, 5.0)
+    seen = list[float]()
+
+    def step(tokens: Any, at: Any, kept: Any) -> tuple[Any, Any]:
+        scores = np.zeros((*at.shape, V))
+        scores[: len(at) // 2] += 1.0
+        return scores, {}
+
+    class Seeing(Filler):
+        def _scored(self, tokens: Any, at: Any, kept: Any, guidance: float) -> Any:
+            scores, left = super()._scored(tokens, at, kept, guidance)
+            seen.append(float(scores[0, 0, 0]))
+            return scores, left
+
+    rising = Filling(steps=4, full=1, light=1, guidance=5.0, rises=True)
+    assert rising.groups(N) == ((1,), (2, 3), (6,))
+    Seeing(step, rising, MASK, np.random.default_rng(0)).fill(np.full((1, N), MASK))
+    assert seen == [2.0, 3.0, 4.0, 5.0], "light steps have their own"
+    assert "filled in 4 steps at guidance 5" in rising.told()

@@ -30,6 +30,7 @@ from tests.kangaroo_files import seeded as adapter
 from tests.kangaroo_files import write_kangaroo
 from tests.kept_passes import Call, Fault, KeptPasses
 from tests.kinds.canvases import maskgit
+from tests.kinds.chunks import CHUNKED, CHUNKS
 from tests.kinds.dags import write_dag
 from tests.kinds.latent_decoders import CAUSAL, CONVERTER, UPSCALER, VOCODER, write
 from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
@@ -297,15 +298,17 @@ class Hosts:
             return str(self.path("dag").parent / "spec.toml")
         file = self.path("sampler").parent / f"{own}.toml"
         told = WHOLE.replace(*SPECS[own])
-        file.write_text(f'{told}\n[outputs]\nprediction = "noise"\n', encoding="utf-8")
+        output = "clean" if own == "chunks" else "noise"
+        file.write_text(f'{told}\n[outputs]\nprediction = "{output}"\n', encoding="utf-8")
         return str(file)
 
 
 SAMPLERS: Mapping[str, str] = {
     "sampler": DENOISER, "two-heads": TWO_HEADS, "unet": UNET,
-    "tokens": DENOISER.replace("H,W", "8,8"),
+    "chunked": CHUNKED, "tokens": DENOISER.replace("H,W", "8,8"),
 }  # fmt: skip
 SPECS: Mapping[str, tuple[str, str]] = {
+    "chunks": (WHOLE, CHUNKS),
     "ddim": ("ddim", "ddim"),
     "euler": ('"epsilon"\nscheduler = "ddim"', '"v"\nscheduler = "euler"'),
     "euler-ancestral": ("ddim", "euler-ancestral"),

@@ -7,6 +7,7 @@ from faults.adapters import ADAPTERS
 from faults.biases import BIASES
 from faults.caches import CACHES
 from faults.canvases import CANVASES
+from faults.chunks import CHUNKS
 from faults.contexts import CONTEXTS
 from faults.corrections import CORRECTIONS
 from faults.draft_blocks import DRAFT_BLOCKS
@@ -38,7 +39,7 @@ MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *TRANSFERS, *ROUTES,
     *GATES, *EXITS, *ADAPTERS, *ACCELERATORS, *CORRECTIONS, *ROUTING, *FUSED, *QUANTIZER, *LOADER,
-    *STAMPING, *SAMPLERS, *FIELDS, *CONTEXTS, *PATHS, *CANVASES, *ENGINES,
+    *STAMPING, *SAMPLERS, *FIELDS, *CONTEXTS, *CHUNKS, *PATHS, *CANVASES, *ENGINES,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
