@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from graftline.passes.laws.compare import Comparison
 from graftline.ports import by_role
 from graftline.roles import BEGUN, DENOISED, FRESH, LATENTS, NOISE, PAST
 from graftline.runtimes.one_pass.chunked import seed_of
-from graftline.runtimes.one_pass.engine import DecodeEngine
 from graftline.runtimes.one_pass.feeding import feed_of, keyword
-from graftline.runtimes.ort.graph import open_graph
+
+if TYPE_CHECKING:
+    from graftline.runtimes.one_pass.engine import DecodeEngine
 
 COUNT = 3
 """Chunks of the sequence that is compared."""
@@ -53,6 +54,9 @@ class Walk:
         return LawRow(stage, "chunks", "held", what, worst, comparison.limit)
 
     def _engine(self) -> DecodeEngine:
+        from graftline.runtimes.one_pass.engine import DecodeEngine
+        from graftline.runtimes.ort.graph import open_graph
+
         stage = self.parts.stages[self.parts.engine]
         session = open_graph(self.parts.graph(self.parts.engine), 0)
         return DecodeEngine(self.parts.folder, stage.facts, stage.ports, (), session)

@@ -211,3 +211,16 @@ def test_guidance_goes_beyond_the_unconditional_prediction() -> None:
 def test_what_cannot_be_is_refused_by_its_field(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(GraftlineError, match=message):
         trajectory(replace(DDIM, **wrong))
+
+
+def test_consistency_steps_are_those_of_song_et_al() -> None:
+    """Algorithm 1, written out: clean samples, and new noise up to the next sigma."""
+    sampling = Sampling("x0", "consistency", 3, sigmas=(80.0, 5.0, 0.6), sigma_min=0.1)
+    assert fresh_steps(sampling) == (0, 1)
+    first, fresh = noise(), [noise(1), noise(2)]
+    x = said(80.0 * first, 80.0)
+    for sigma, new in zip((5.0, 0.6), fresh, strict=True):
+        x = said(x + np.sqrt(sigma**2 - 0.1**2) * new, sigma)
+    np.testing.assert_allclose(draw(sampling, first, fresh, said), x, rtol=1e-12)
+    two = replace(sampling, steps=2)
+    assert [m.time for m in trajectory(two).moments] == [80.0, 5.0]

@@ -252,7 +252,7 @@ def test_a_decoder_of_text_takes_no_spec(
     [
         ("[sampling", "spec.toml: "),
         (SAMPLING.replace("ddim", "dpm-solver"),
-         'sampling.scheduler is "dpm-solver", not one of ddim, ddpm, euler'),
+         'sampling.scheduler is "dpm-solver", not one of consistency, ddim, ddpm'),
         (SAMPLING + "etta = 0.5", "unknown fields etta in sampling; did you mean 'eta'"),
         (SAMPLING.replace("steps = 4", 'steps = "4"'), 'sampling.steps is "4", not a whole number'),
         (SAMPLING.replace("ddim", "prefix"), "sampling.prediction is epsilon; it must be 'x0'"),
