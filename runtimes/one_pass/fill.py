@@ -92,8 +92,8 @@ class Filler:
         """Scores in fp64, in which the mask is no token. Guided ones are of two branches, which are
         rows of one step."""
         branches = 1 if self.filling.guidance == 1 else 2
-        rows = (np.concatenate([array] * branches) for array in (tokens, at))
-        scores, left = self.step(*rows, kept)
+        each, places = (np.concatenate([array] * branches) for array in (tokens, at))
+        scores, left = self.step(each, places, kept)
         scores = scores.astype(np.float64)
         if branches == 2:
             conditional, unconditional = np.split(scores, 2)
