@@ -415,8 +415,9 @@ HeadKind = Annotated[
         metavar="KIND",
         help="medusa, hydra, markov (bigrams for the Medusa heads --head, from counts alone), "
         "eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), fspad (eagle's with "
-        "sampled features), ppd (prompt tokens, a few embeddings), hidden-transfer (maps of a "
-        "middle state to those of tokens to come), "
+        "sampled features), dflash (fills a block of masks at once), dspark (dflash's, each token "
+        "scored by the one before it too), ppd (prompt tokens, a few embeddings), hidden-transfer "
+        "(maps of a middle state to those of tokens to come), "
         "exit-adapter (Kangaroo's, behind --exit blocks), lora-drop (low-rank corrections for "
         "blocks that most tokens pass by; lossy), or router (FiRST's, which say by the prompt what "
         "blocks its text skips; lossy).",
@@ -500,8 +501,18 @@ TrainRank = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="LoRA-Drop: the rank of each correction, by default 8. Bigrams: that of their matrix, "
-        "by default 32.",
+        help="LoRA-Drop: the rank of each correction, by default 8. Bigrams, and DSpark's Markov "
+        "head: that of their matrix, by default 32.",
+    ),
+]
+TrainBlock = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        max=16,
+        metavar="ROWS",
+        help="DFlash and DSpark: rows of a block, whose first is the token before the draft; "
+        "DSpark's drafts too. Default: 4.",
     ),
 ]
 TrainHead = Annotated[

@@ -33,6 +33,7 @@ def train(
     rank: o.TrainRank = None,
     share: o.TrainShare = None,
     head: o.TrainHead = None,
+    block: o.TrainBlock = None,
     dtype: o.AnswerDtype = "int8",
     max_new_tokens: o.TrainTokens = 256,
     answers: o.TrainAnswers = 1,
@@ -59,6 +60,8 @@ def train(
 
     `graftline train eagle3 model.gguf --prompts mine.jsonl -o smol-eagle3 --minutes 120`
 
+    `graftline train dspark model.gguf --block 5 --prompts mine.jsonl -o smol-dspark`
+
     `graftline train hidden-transfer model.gguf --enter 20 --prompts mine.jsonl -o smol-transfer`
 
     `graftline train exit-adapter model.gguf --exit 4 --prompts mine.jsonl -o smol-kangaroo`
@@ -71,8 +74,8 @@ def train(
     """
     command = Command(
         kind, checkpoint, prompts, out, text, minutes, steps, seed, heads, form, enter, exit,
-        layers, rank, share, head, dtype, max_new_tokens, answers, learning_rate, optimizer,
-        precision, threads,
+        layers, rank, share, head, block, dtype, max_new_tokens, answers, learning_rate,
+        optimizer, precision, threads,
     )  # fmt: skip
     command.check()
     libraries.silence_onnxruntime()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 MINUTES = 20.0
 KNOWN: dict[str, Sequence[str]] = {
     "kind": (
-        "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "ppd", "hidden-transfer",
-        "exit-adapter", "lora-drop", "router",
+        "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "dflash", "dspark", "ppd",
+        "hidden-transfer", "exit-adapter", "lora-drop", "router",
     ),
     "form": ("v1", "v2"),
     "dtype": ("int8", "int4", "fp32"), "optimizer": ("adamw", "muon"),
@@ -32,7 +32,8 @@ KNOWN: dict[str, Sequence[str]] = {
 TAKEN: dict[str, Sequence[str]] = {
     "heads": ("medusa", "hydra", "ppd", "hidden-transfer"), "form": ("medusa",),
     "enter": ("hidden-transfer",), "exit": ("exit-adapter",), "layers": ("lora-drop", "router"),
-    "rank": ("lora-drop", "markov"), "share": ("router",), "head": ("markov",),
+    "rank": ("lora-drop", "markov", "dspark"), "share": ("router",), "head": ("markov",),
+    "block": ("dflash", "dspark"),
 }  # fmt: skip
 """Options that are for some kinds only."""
 COUNTED = {"markov": ("steps", "learning_rate", "optimizer", "precision")}
@@ -91,6 +92,7 @@ class Command:
     rank: int | None = None
     share: float | None = None
     head: Path | None = None
+    block: int | None = None
     dtype: str = "int8"
     max_new_tokens: int = 256
     answers: int = 1
@@ -137,6 +139,8 @@ class Command:
         import torch
 
         from graftline.commands.answering import source_of
+        from graftline.models.training.dflash import BLOCK
+        from graftline.models.training.dspark import RANK as SPARK_RANK
         from graftline.models.training.frozen import checkpoint_folder
         from graftline.models.training.head_lesson import HeadSettings
         from graftline.models.training.kangaroo import EXIT
@@ -155,11 +159,11 @@ class Command:
             source, folder, conversations, watch
         )  # fmt: skip
         bf16, counted = self.precision == "bf16", self.kind == "markov"
-        rank = BIGRAM_RANK if counted else RANK
+        rank = {"markov": BIGRAM_RANK, "dspark": SPARK_RANK}.get(self.kind, RANK)
         return Job(
             Head(self.kind, self.form or "v2", self.heads or 3, self.exit or EXIT,
                  self.layers or "", self.rank or rank, self.enter, self.share or SHARE,
-                 "" if self.head is None else str(self.head.absolute())),
+                 "" if self.head is None else str(self.head.absolute()), self.block or BLOCK),
             source.checkpoint, folder, self.out, data,
             HeadSettings(
                 1 if counted else self.steps, self.seed, self.learning_rate, self.optimizer, bf16,

@@ -27,6 +27,8 @@ from graftline.models.training.answers import (
     plain_texts,
 )
 from graftline.models.training.clock import Clock
+from graftline.models.training.dflash import BLOCK, DFlash
+from graftline.models.training.dspark import DSpark
 from graftline.models.training.eagle import Eagle
 from graftline.models.training.eagle3 import Eagle3, eagle3_layers
 from graftline.models.training.folder import check_out
@@ -49,9 +51,11 @@ from graftline.models.training.trainer import Course, Trainer
 from graftline.models.training.vocabulary import draft_vocabulary
 
 KINDS = (
-    "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "ppd", "hidden-transfer",
-    "exit-adapter", "lora-drop", "router",
+    "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "dflash", "dspark", "ppd",
+    "hidden-transfer", "exit-adapter", "lora-drop", "router",
 )  # fmt: skip
+OVER_THREE = ("eagle3", "dflash", "dspark")
+"""Kinds that read three layers, and draft a part of the vocabulary."""
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
 POSITIONS = 2048
@@ -65,8 +69,8 @@ class Head:
     """The head to train: `kind` of KINDS; Medusa's `form`, how many `heads` Medusa and Hydra have,
     or prompt tokens PPD, or states to come Hidden Transfer and behind how many blocks they `enter`
     (None: half), after how many the `exit` of an adapter is, for which `layers` corrections of
-    which `rank` stand in, which `share` of its blocks routers are to skip, of `layers`, and for the
-    heads in which folder (`of`) bigrams of which rank are made."""
+    which `rank` stand in, which `share` of its blocks routers are to skip, of `layers`, for the
+    heads in which folder (`of`) bigrams of which rank are made, and how many rows a `block` has."""
 
     kind: str
     form: str = "v2"
@@ -77,13 +81,14 @@ class Head:
     enter: int | None = None
     share: float = SHARE
     of: str = ""
+    block: int = BLOCK
 
     @property
     def taps(self) -> Callable[[int], Sequence[int]] | None:
         """The layers that it reads, of a host of so many; None: what lm_head reads."""
         if self.kind == "exit-adapter":
             return exit_layers(self.exit)
-        return eagle3_layers if self.kind == "eagle3" else None
+        return eagle3_layers if self.kind in OVER_THREE else None
 
 
 @dataclass(frozen=True)
@@ -281,10 +286,14 @@ def _student(
         _check_memory(heads, host)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.settings.seed)
-        if kind == "eagle3":
+        if kind in OVER_THREE:
             words = draft_vocabulary(learned, held_out, host.vocabulary)
             say(f"draft vocabulary: {words}")
-            return Eagle3(host, words, learned[0].ids.tolist())
+            if kind == "eagle3":
+                return Eagle3(host, words, learned[0].ids.tolist())
+            if kind == "dflash":
+                return DFlash(host, words, learned, job.head.block)
+            return DSpark(host, words, learned, job.head.block, job.head.rank)
         if kind in ("eagle", "fspad"):
             return Eagle(host) if kind == "eagle" else Fspad(host)
         if kind == "ppd":
