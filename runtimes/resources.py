@@ -28,12 +28,13 @@ REMEDIES = {
     "head": "build the bundle with a draft head of its model: graftline optimize CHECKPOINT --head "
     "PATH",
     "placeholder": "build the bundle with a head that its model reads in its own pass, as PPD's or "
-    "Hidden Transfer's: graftline optimize CHECKPOINT --head PATH",
+    "Hidden Transfer's: graftline optimize CHECKPOINT --head PATH; or of a model that was trained "
+    "to fill its own mask token: --recipe lud",
     "answer prefix": "build the bundle with the latent tokens that its answers begin with: "
     "graftline optimize CHECKPOINT --answer-prefix TEXT",
-    "mask token": "build the bundle with a draft that is trained to fill masks and names the token "
-    "in its config or tokenizer: graftline optimize CHECKPOINT --draft PATH; or name its id: the "
-    "recipe's option mask",
+    "mask token": "build the bundle with a draft (lud: a model) that is trained to fill masks and "
+    "names the token in its config or tokenizer: graftline optimize CHECKPOINT --draft PATH; or "
+    "name its id: the recipe's option mask",
     "corpus": "give texts to retrieve from: --corpus FILE_OR_FOLDER (load(..., corpus=...))",
     "tokenizer": "rebuild the bundle from a checkpoint that has a tokenizer",
     "embedding": "this bundle's token embedding was not found; use the bundle that it was packed "

@@ -98,7 +98,7 @@ def _scoring(directions: np.ndarray, following: Next, steps: int) -> np.ndarray:
         then = token
         for _ in range(steps):
             then = following(then)
-        matrix[then] = 3.0 * directions[token]
+        matrix[then] += 3.0 * directions[token]
     return matrix.astype(np.float32)
 
 

@@ -116,6 +116,7 @@ def optimize(
     plan = plan.for_kind(kind_of(host.facts), recipe)
     if isinstance(host.facts, DecoderFacts):
         plan.check_route(as_decoder(host.facts))
+        plan.check_placeholders(as_decoder(host.facts))
         plan.check_exits(as_decoder(host.facts))
         host = _beginning(host, answer_prefix)
     other, source = host, plan.source

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +41,8 @@ from graftline.owners import HEAD
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.layer_skip import LayerSkip
+from graftline.passes.grafts.placeholders import Placeholders
+from graftline.passes.pipeline.graft import Graft
 from graftline.recipe import ANSWER_PREFIX, DECODER, FUSED, Recipe, check_step, recipe
 from graftline.route import MIDDLE, ROUTE, Route
 from graftline.targets import CPU, CUDA, ending
@@ -229,13 +231,24 @@ class Plan:
 
     def check_route(self, facts: DecoderFacts) -> None:
         """Raise GraftlineError where a target of those facts cannot skip what --skip says."""
-        grafts = (g for s in self.stages for g in Pipeline.parse(s.text, GRAFTS).grafts)
-        skips = [g for g in grafts if isinstance(g, LayerSkip) and not g.speedup]
+        skips = [g for g in self._grafts() if isinstance(g, LayerSkip) and not g.speedup]
         for graft in skips if facts.layers else ():
             try:
                 Route.of(facts.layers, graft.layers, graft.attention, graft.mlp)
             except GraftlineError as error:
                 raise GraftlineError(f"--skip {self.skip or MIDDLE}: {error}") from error
+
+    def check_placeholders(self, facts: DecoderFacts) -> None:
+        """Raise GraftlineError where a target of those facts has no token that stands for those to
+        come, and the passes want its own; of graphs without a config the pass says it."""
+        for graft in self._grafts() if facts.vocabulary else ():
+            if isinstance(graft, Placeholders) and graft.count:
+                graft.own_token(facts)
+
+    def _grafts(self) -> Iterator[Graft]:
+        """The passes of all stages."""
+        for stage in self.stages:
+            yield from Pipeline.parse(stage.text, GRAFTS).grafts
 
     def check_exits(self, facts: DecoderFacts) -> None:
         """Raise GraftlineError where a target of those facts has no such exits."""

@@ -33,6 +33,8 @@ def train(command: Command, quiet: Quiet = False, json: Json = False) -> None:
 
     `graftline train eagle3 model.gguf --prompts mine.jsonl -o smol-eagle3 --minutes 120`
 
+    `graftline train dspark model.gguf --block 5 --prompts mine.jsonl -o smol-dspark`
+
     `graftline train hidden-transfer model.gguf --enter 20 --prompts mine.jsonl -o smol-transfer`
 
     `graftline train exit-adapter model.gguf --exit 4 --prompts mine.jsonl -o smol-kangaroo`

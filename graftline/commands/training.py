@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 MINUTES = 20.0
 KNOWN: dict[str, Sequence[str]] = {
     "kind": (
-        "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "ppd", "hidden-transfer",
-        "exit-adapter", "accelerator", "lora-drop", "router",
+        "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "dflash", "dspark", "ppd",
+        "hidden-transfer", "exit-adapter", "accelerator", "lora-drop", "router",
     ),
     "form": ("v1", "v2"),
     "dtype": ("int8", "int4", "fp32"), "optimizer": ("adamw", "muon"),
@@ -34,8 +34,8 @@ KNOWN: dict[str, Sequence[str]] = {
 TAKEN: dict[str, Sequence[str]] = {
     "heads": ("medusa", "hydra", "ppd", "hidden-transfer"), "form": ("medusa",),
     "enter": ("hidden-transfer",), "exit": ("exit-adapter", "accelerator"),
-    "layers": ("lora-drop", "router"), "rank": ("lora-drop", "markov", "accelerator"),
-    "share": ("router",), "head": ("markov",),
+    "layers": ("lora-drop", "router"), "rank": ("lora-drop", "markov", "accelerator", "dspark"),
+    "share": ("router",), "head": ("markov",), "block": ("dflash", "dspark"),
 }  # fmt: skip
 """Options that are for some kinds only."""
 COUNTED = {"markov": ("steps", "learning_rate", "optimizer", "precision")}
@@ -129,7 +129,7 @@ class Command(TrainOptions):
         import torch
 
         from graftline.commands.answering import source_of
-        from graftline.models.training import kangaroo, lora_drop, m2r2, markov
+        from graftline.models.training import dflash, dspark, kangaroo, lora_drop, m2r2, markov
         from graftline.models.training.frozen import checkpoint_folder
         from graftline.models.training.head_lesson import HeadSettings
         from graftline.models.training.router import SHARE
@@ -147,13 +147,14 @@ class Command(TrainOptions):
             source, folder, conversations, watch
         )  # fmt: skip
         bf16, counted = self.precision == "bf16", self.kind == "markov"
-        ranks = {"markov": markov.RANK, "accelerator": m2r2.RANK}
+        ranks = {"markov": markov.RANK, "accelerator": m2r2.RANK, "dspark": dspark.RANK}
         rank = ranks.get(self.kind, lora_drop.RANK)
         usual = m2r2.EXIT if self.kind == "accelerator" else kangaroo.EXIT
         return Job(
             Head(self.kind, self.form or "v2", self.heads or 3, self.exit or usual,
                  self.layers or "", self.rank or rank, self.enter, self.share or SHARE,
-                 "" if self.head is None else str(self.head.absolute())),
+                 "" if self.head is None else str(self.head.absolute()),
+                 self.block or dflash.BLOCK),
             source.checkpoint, folder, self.out, data,
             HeadSettings(
                 1 if counted else self.steps, self.seed, self.learning_rate, self.optimizer, bf16,

@@ -19,7 +19,8 @@ HARMLESS: Mapping[str, str] = {
         ("initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "dropout",
          "dropout_rate", "embed_requires_grad", "ttt_length", "length", "router_aux_loss_coef",
          "num_anchors", "loss_decay_gamma", "max_anchors", "gradient_checkpointing",
-         "confidence_head_alpha"),
+         "confidence_head_alpha", "ce_loss_alpha", "l1_loss_alpha", "auf", "lambda_base_start",
+         "lambda_base_decay_ratio"),
         "used in training only",
     ),
     **dict.fromkeys(

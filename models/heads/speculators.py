@@ -47,6 +47,9 @@ def _translated(
 
 
 LAYER = "transformer_layer_config"
+PROJECTOR = "projector_type"
+DOMINO = ("pure_draft_prefix_len", "emb_dim", "gru_hidden_dim", "shift_label")
+"""Keys of Domino's correction, which every dflash config of this format has with some value."""
 ABOUT_EITHER = (
     "architectures", "model_type", "dtype", "torch_dtype", "transformers_version",
     "_name_or_path", "tie_word_embeddings",
@@ -78,8 +81,14 @@ def _dflash(files: HeadFiles, config: Config) -> Head:
     key = "aux_hidden_state_layer_ids"
     ids = _outputs(config, key)
     spark = config.raw[KIND] == "dspark"
-    own = {"projector_type": "dspark" if spark else "dflash"}
-    changes = {"dflash_config": own if ids is None else {**own, "target_layer_ids": ids}}
+    projector = "dspark" if spark else config.choice(PROJECTOR, "dflash", ("dflash", "domino"))
+    own: dict[str, Any] = {PROJECTOR: projector}
+    if projector == "domino":
+        own |= {name: config.raw.get(name) for name in DOMINO}
+    else:
+        config.must("shift_label", False, "labels of another place without Domino's correction")
+    changes: dict[str, Any] = dict.fromkeys((PROJECTOR, *DOMINO))
+    changes["dflash_config"] = own if ids is None else {**own, "target_layer_ids": ids}
     return open_dflash(_translated(files, config, changes, key))
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from graftline.errors import CheckpointError
@@ -31,6 +30,7 @@ from graftline.models.training.eagle import (
 )
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.packs import Pack
+from graftline.models.training.speculators import DraftLmHead, Verifier
 from graftline.models.training.student import Published
 from graftline.models.training.vocabulary import DraftVocabulary
 
@@ -44,8 +44,8 @@ def eagle3_layers(layers: int) -> tuple[int, ...]:
     found = tuple(tap.index(layers) for tap in EAGLE3)
     if list(found) != sorted(set(found)):
         raise CheckpointError(
-            f"eagle3 heads read the outputs of the layers 1, n/2-1 and n-4, which are not three in "
-            f"a host of n = {layers}; train eagle, which reads what lm_head does"
+            f"such heads read the outputs of the layers 1, n/2-1 and n-4, which are not three in a "
+            f"host of n = {layers}; train eagle, which reads what lm_head does"
         )
     return found
 
@@ -76,28 +76,16 @@ class Eagle3:
         self, host: FrozenHost, words: DraftVocabulary, text: Sequence[int], steps: int = STEPS
     ) -> None:
         """`text`: ids by which the head begins near the host's states. Raises CheckpointError."""
-        if host.bias is not None:
-            raise CheckpointError(
-                f"{host.folder}: its lm_head has a bias, for which EAGLE-3's files have no place; "
-                "train eagle or medusa"
-            )
-        self.depths, self.vocabulary, self.source = steps, host.vocabulary, host.source
-        self.words, self.drafted, self.layers = words, words.ids, host.tapped
-        self.config, self.family = host.config, type(host.model).__name__
+        self.lm_head, self.verifier = DraftLmHead(host, words), Verifier.of(host)
+        self.depths, self.vocabulary = steps, host.vocabulary
+        self.drafted, self.layers, self.config = words.ids, host.tapped, host.config
         self.positions = max(facts_of(host.config, 0, "").positions, 1)
-        self.rows = torch.full((host.vocabulary,), -1)
-        self.rows[words.ids] = torch.arange(len(words.ids))
         shape = eagle3_shape(llama_block(host), host.vocabulary, len(words.ids))
         self.module = Eagle3Module(shape, len(host.tapped), self.positions)
         decoder = self.module.decoder
         decoder.embedding.weight = nn.Parameter(host.embedding, requires_grad=False)
-        rows = host.lm_head if self._whole else host.lm_head[words.ids]
-        decoder.lm_head.weight = nn.Parameter(rows, requires_grad=False)
+        decoder.lm_head.weight = self.lm_head.weight
         self._begin(host, text)
-
-    @property
-    def _whole(self) -> bool:
-        return len(self.words.ids) == self.vocabulary
 
     @torch.no_grad()
     def _begin(self, host: FrozenHost, text: Sequence[int]) -> None:
@@ -118,8 +106,7 @@ class Eagle3:
 
     def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
         """By the head's rows of the host's lm_head."""
-        matrix = self.module.decoder.lm_head.weight
-        return linear(states, matrix if ids is None else matrix[self.rows[ids]])
+        return self.lm_head.scores(states, ids)
 
     def place(self, depth: int) -> int:
         """A roll-out stands one place further."""
@@ -135,34 +122,22 @@ class Eagle3:
         own = ("fc.weight", *(f"fc_norm.{k}.weight" for k in range(len(self.layers))))
         tensors = {name: self.module.get_parameter(name) for name in own}
         tensors["norm.weight"] = self.module.decoder.norm.weight
-        tensors |= published_layer(self.module.decoder)
-        if not self._whole:
-            ids = self.words.ids
-            tensors["lm_head.weight"] = self.module.decoder.lm_head.weight
-            tensors["d2t"] = ids - torch.arange(len(ids))
-            tensors["t2d"] = self.rows >= 0
-        notes = {"draft vocabulary": str(self.words)}
+        tensors |= {**published_layer(self.module.decoder), **self.lm_head.tensors()}
+        notes = {"draft vocabulary": str(self.lm_head.words)}
         return Published("EAGLE-3.1", "model.safetensors", self._config(), tensors, notes)
 
     def _config(self) -> dict[str, Any]:
-        layer = llama_keys(self.module.decoder.shape.block, self.config, self.positions)
-        proposal = {"proposal_type": "greedy", "speculative_tokens": self.depths,
-                    "verifier_accept_k": 1, "accept_tolerance": 0.0}  # fmt: skip
-        return {
-            "architectures": ["Eagle3Speculator"], "speculators_model_type": "eagle3",
-            "draft_vocab_size": len(self.words.ids), "fc_norm": True, "norm_output": True,
-            "norm_before_fc": False, "norm_before_residual": False,
-            "target_hidden_size": self.module.decoder.shape.block.hidden,
-            IDS: [layer + 1 for layer in self.layers], "torch_dtype": "float16",
-            "transformer_layer_config": {
-                "architectures": ["LlamaForCausalLM"], "vocab_size": self.vocabulary, **layer,
-            },
-            "speculators_config": {
-                "algorithm": "eagle3", "default_proposal_method": "greedy",
-                "proposal_methods": [proposal],
-                "verifier": {"name_or_path": self.source, "architectures": [self.family]},
-            },
+        block = self.module.decoder.shape.block
+        layer = {
+            "architectures": ["LlamaForCausalLM"], "vocab_size": self.vocabulary,
+            **llama_keys(block, self.config, self.positions),
         }  # fmt: skip
+        own = {
+            "draft_vocab_size": len(self.drafted), "fc_norm": True, "norm_output": True,
+            "norm_before_fc": False, "norm_before_residual": False,
+            "target_hidden_size": block.hidden, IDS: [layer + 1 for layer in self.layers],
+        }  # fmt: skip
+        return self.verifier.config("eagle3", "Eagle3Speculator", self.depths, layer, own)
 
 
 def eagle3_shape(block: Block, vocabulary: int, drafted: int) -> EagleShape:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import log_softmax
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 LIKELY = 8
 """Of the host's best tokens at a position, those that are scored in any case."""
@@ -72,9 +72,16 @@ class Wanted:
     token: torch.Tensor
 
 
-def draft_loss(logits: torch.Tensor, wanted: Wanted, scored: Scored, cold: bool) -> torch.Tensor:
+def draft_loss(
+    logits: torch.Tensor,
+    wanted: Wanted,
+    scored: Scored,
+    cold: bool,
+    sureness: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The loss of drafts with logits [R, C]: `cold`, KL divergence over the host's best tokens;
-    then CE of the token that followed and total variation, which is 1 - acceptance.
+    then CE of the token that followed and total variation, which is 1 - acceptance. `sureness` [R]:
+    logits of the head's own estimate of each draft's acceptance, which learns it by CE (DSpark).
 
     Tokens that the head cannot draft are learned by no draft: the KL divergence is to the host's
     share among the others, CE leaves them out, and their probability is accepted in no case.
@@ -85,16 +92,22 @@ def draft_loss(logits: torch.Tensor, wanted: Wanted, scored: Scored, cold: bool)
     ours = logs.gather(-1, places.clamp_min(0))
     chances = wanted.scores.exp()
     theirs = torch.where(there, chances, 0.0)
-    if cold:
-        share = theirs / theirs.sum(-1, keepdim=True).clamp_min(TINY)
-        entropy = torch.special.entr(share).sum(-1)
-        return -(share * ours).sum(-1).mean() - entropy.mean()
     lost = torch.where(places == NEVER, chances, 0.0).sum(-1)
     shared = torch.minimum(theirs, torch.where(there, ours.exp(), 0.0)).sum(-1)
     others = torch.minimum(
         1 - theirs.sum(-1) - lost, 1 - torch.where(there, ours.exp(), 0.0).sum(-1)
     ).clamp_min(0)
-    token = scored.places[wanted.token]
-    entropy = -logs.gather(-1, token.clamp_min(0)[:, None])[:, 0]
-    entropy = torch.where(token >= 0, entropy, 0.0)
-    return (CE * entropy + VARIATION * (1 - shared - others)).mean()
+    accepted = shared + others
+    if cold:
+        share = theirs / theirs.sum(-1, keepdim=True).clamp_min(TINY)
+        entropy = torch.special.entr(share).sum(-1)
+        loss = -(share * ours).sum(-1).mean() - entropy.mean()
+    else:
+        token = scored.places[wanted.token]
+        entropy = -logs.gather(-1, token.clamp_min(0)[:, None])[:, 0]
+        entropy = torch.where(token >= 0, entropy, 0.0)
+        loss = (CE * entropy + VARIATION * (1 - accepted)).mean()
+    if sureness is None:
+        return loss
+    chance = accepted.detach().clamp(0.0, 1.0)
+    return loss + binary_cross_entropy_with_logits(sureness.float(), chance)

@@ -27,6 +27,8 @@ from graftline.models.training.answers import (
     plain_texts,
 )
 from graftline.models.training.clock import Clock
+from graftline.models.training.dflash import BLOCK, DFlash
+from graftline.models.training.dspark import DSpark
 from graftline.models.training.eagle import Eagle
 from graftline.models.training.eagle3 import Eagle3, eagle3_layers
 from graftline.models.training.folder import check_out
@@ -50,9 +52,11 @@ from graftline.models.training.trainer import Course, Trainer
 from graftline.models.training.vocabulary import draft_vocabulary
 
 KINDS = (
-    "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "ppd", "hidden-transfer",
-    "exit-adapter", "accelerator", "lora-drop", "router",
+    "medusa", "hydra", "markov", "eagle", "eagle3", "fspad", "dflash", "dspark", "ppd",
+    "hidden-transfer", "exit-adapter", "accelerator", "lora-drop", "router",
 )  # fmt: skip
+OVER_THREE = ("eagle3", "dflash", "dspark")
+"""Kinds that read three layers, and draft a part of the vocabulary."""
 ANSWERED, READ = 0.40, 0.62
 """By which share of the time the prompts are answered, and the host has read the answers."""
 POSITIONS = 2048
@@ -67,8 +71,8 @@ class Head:
     or prompt tokens PPD, or states to come Hidden Transfer and behind how many blocks they `enter`
     (None: half), after how many the `exit` of an adapter or of accelerators is, for which `layers`
     corrections stand in, the `rank` of these and of accelerators, which `share` of its blocks
-    routers are to skip, of `layers`, and for the heads in which folder (`of`) bigrams of which rank
-    are made."""
+    routers are to skip, of `layers`, for the heads in which folder (`of`) bigrams of which rank are
+    made, and how many rows a `block` has."""
 
     kind: str
     form: str = "v2"
@@ -79,6 +83,7 @@ class Head:
     enter: int | None = None
     share: float = SHARE
     of: str = ""
+    block: int = BLOCK
 
     @property
     def taps(self) -> Callable[[int], Sequence[int]] | None:
@@ -87,7 +92,7 @@ class Head:
             return exit_layers(self.exit)
         if self.kind == "accelerator":
             return accelerated_layers(self.exit)
-        return eagle3_layers if self.kind == "eagle3" else None
+        return eagle3_layers if self.kind in OVER_THREE else None
 
 
 @dataclass(frozen=True)
@@ -285,10 +290,14 @@ def _student(
         _check_memory(heads, host)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.settings.seed)
-        if kind == "eagle3":
+        if kind in OVER_THREE:
             words = draft_vocabulary(learned, held_out, host.vocabulary)
             say(f"draft vocabulary: {words}")
-            return Eagle3(host, words, learned[0].ids.tolist())
+            if kind == "eagle3":
+                return Eagle3(host, words, learned[0].ids.tolist())
+            if kind == "dflash":
+                return DFlash(host, words, learned, job.head.block)
+            return DSpark(host, words, learned, job.head.block, job.head.rank)
         if kind in ("eagle", "fspad"):
             return Eagle(host) if kind == "eagle" else Fspad(host)
         if kind == "ppd":

@@ -89,6 +89,15 @@ class Priced(Protocol):
         ...
 
 
+@runtime_checkable
+class Sure(Protocol):
+    """A student that also says how sure it is of each draft."""
+
+    def sureness(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [R] of the chance that the draft of each of the states [R, H] is accepted."""
+        ...
+
+
 def price_of(student: Student) -> torch.Tensor:
     """Its price; 0 of a student that saves nothing."""
     return student.price() if isinstance(student, Priced) else torch.zeros(())
@@ -108,7 +117,8 @@ def loss_of(student: Student, pack: Pack, scored: Scored, cold: bool) -> torch.T
             pack.shifted(pack.ids, ahead)[rows],
         )
         logits = student.scores(states[rows], depth, scored.ids)
-        total = total + student.weight(depth) * draft_loss(logits, wanted, scored, cold)
+        sure = student.sureness(states[rows]) if isinstance(student, Sure) else None
+        total = total + student.weight(depth) * draft_loss(logits, wanted, scored, cold, sure)
     total = total / sum(student.weight(depth) for depth in range(student.depths))
     return total + price_of(student)
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Array, Feed
-from graftline.facts import decoder_facts, write_facts
+from graftline.facts import DecoderFacts, decoder_facts, write_facts
 from graftline.head_notes import PLACEHOLDERS
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import with_role
@@ -43,7 +43,8 @@ def placeholder_rows(
     """Under ids of the vocabulary, its last among them, every output is the host's to the bit; and
     with placeholders in between, what the host gives with the head's rows as their embeddings."""
     roles, vocabulary = roles_of(after), decoder_facts(before).vocabulary
-    name, rows = roles.inputs["tokens"], _rows(after)
+    assert isinstance(graft, Placeholders)
+    name, rows = roles.inputs["tokens"], graft.rows(after)
     tokens = feed[name].copy()
     tokens[:, -1] = vocabulary - 1
     fed = {**feed, name: tokens}
@@ -69,23 +70,55 @@ def placeholder_rows(
 
 @dataclass(frozen=True)
 class Placeholders(Graft):
-    """Gives the token embedding K more rows, those of a head that is made of them: the ids from V
-    on of a vocabulary of V. Parallel Prompt Decoding (arXiv 2405.18628): behind a text, or a node
-    of a drafted tree, a chain of them foretells the tokens further ahead, in the same pass.
+    """Gives the token embedding K more rows, the ids from V on of a vocabulary of V: behind a text,
+    or a node of a drafted tree, a chain of them foretells the tokens further ahead, in the same
+    pass. The rows are those of a head that is made of them (Parallel Prompt Decoding, arXiv
+    2405.18628); with `count`, so many times that of one token of the host's own, which was trained
+    to stand for those to come (Lexical Unit Decoding, arXiv 2405.15208): `token`, or -1: the mask
+    token that its checkpoint names.
 
     Logits keep V entries, so that no rule can choose one. The host's table stays as it is stored.
     Adds no input.
     """
 
     laws: ClassVar[tuple[Law, ...]] = (placeholder_rows,)
+    count: int = 0
+    token: int = -1
+
+    def own_token(self, facts: DecoderFacts) -> int:
+        """The host's own token whose row placeholders have. Raises NotApplicable where neither the
+        option nor the host's facts name one of its vocabulary."""
+        named = facts.mask_token if self.token == -1 else self.token
+        if named is None:
+            raise NotApplicable(
+                "placeholders needs a model with a token that stands for those to come, and "
+                "neither its config nor its tokenizer names a mask token; use a model that was "
+                f"trained for it, or name its id: placeholders{{count={self.count}, token=ID}}"
+            )
+        if not 0 <= named < facts.vocabulary:
+            raise NotApplicable(
+                f"placeholders: the token {named} is not among the {facts.vocabulary} ids of the "
+                "model; name another one"
+            )
+        return named
+
+    def rows(self, model: ir.Model) -> Array:
+        """[K, H] in fp32."""
+        if self.count:
+            row = _table(model)[self.own_token(decoder_facts(model))]
+            return np.tile(row.astype(np.float32), (self.count, 1))
+        head: ir.Model = model.meta[HEADS]
+        return tensor_of(head.graph.initializers[PLACEHOLDERS]).numpy()
 
     def requires(self, model: ir.Model) -> None:
-        head = model.meta.get(HEADS)
-        if head is None or PLACEHOLDERS not in head.graph.initializers:
-            raise NotApplicable(
-                "placeholders needs a head of embeddings that foretell tokens, as PPD's; give it: "
-                "--head PATH"
-            )
+        if self.count < 0:
+            raise NotApplicable(f"placeholders: count={self.count} is not a number of tokens")
+        if self.count:
+            self.own_token(decoder_facts(model))
+        elif self.token != -1:
+            raise NotApplicable("placeholders: a token needs a count: placeholders{count=3, ...}")
+        else:
+            _check_head(model)
         node = check_ids(self.name(), model)
         held, axis = constant(node.inputs[0]), node.attributes.get("axis")
         if held is None or len(tensor_of(held).shape) != 2 or (axis and axis.as_int()):
@@ -93,7 +126,7 @@ class Placeholders(Graft):
                 "placeholders adds rows to a table of tokens, and this host computes its embedding",
                 [node.name or "embedding"],
             )
-        hidden, rows = int(tensor_of(held).shape[1]), _rows(model)  # pyright: ignore[reportArgumentType]
+        hidden, rows = int(tensor_of(held).shape[1]), self.rows(model)  # pyright: ignore[reportArgumentType]
         if rows.shape[1] != hidden:
             raise NotApplicable(
                 f"the head's rows are of {rows.shape[1]} numbers, and the host's of {hidden}: they "
@@ -107,7 +140,7 @@ class Placeholders(Graft):
         dtype = looked_up.dtype or ir.DataType.FLOAT
         emit = Emit(graph, self.name(), at=node)
         given = stand_ins(emit, model)
-        rows = _rows(model).astype(dtype.numpy())
+        rows = self.rows(model).astype(dtype.numpy())
         held = emit.initializer(ROWS, ir.tensor(rows, name=ROWS))
         users = list(looked_up.uses())
         given |= {"rows": held, "looked_up": looked_up}
@@ -174,10 +207,13 @@ def following(graph: ir.Graph, node: ir.Node) -> ir.Node:
     return nodes[nodes.index(node) + 1]
 
 
-def _rows(model: ir.Model) -> Array:
-    """[K, H] in fp32, of the head that a model carries."""
-    head: ir.Model = model.meta[HEADS]
-    return tensor_of(head.graph.initializers[PLACEHOLDERS]).numpy()
+def _check_head(model: ir.Model) -> None:
+    head = model.meta.get(HEADS)
+    if head is None or PLACEHOLDERS not in head.graph.initializers:
+        raise NotApplicable(
+            "placeholders needs a head of embeddings that foretell tokens, as PPD's; give it: "
+            "--head PATH"
+        )
 
 
 def _table(model: ir.Model) -> Array:

@@ -27,6 +27,7 @@ from graftline.runtimes.drafters.input_copy import InputCopy
 from graftline.runtimes.drafters.jacobi import Jacobi
 from graftline.runtimes.drafters.kangaroo import Kangaroo
 from graftline.runtimes.drafters.lookahead import Lookahead
+from graftline.runtimes.drafters.lud import Lud
 from graftline.runtimes.drafters.medusa import Medusa
 from graftline.runtimes.drafters.merged import Merged
 from graftline.runtimes.drafters.nested_exits import NestedExits
@@ -69,6 +70,7 @@ DRAFTERS: dict[str, type[Any]] = {
     "jacobi": Jacobi,
     "kangaroo": Kangaroo,
     "lookahead": Lookahead,
+    "lud": Lud,
     "medusa": Medusa,
     "merged": Merged,
     "nested-exits": NestedExits,

@@ -16,7 +16,7 @@ from graftline.runtimes.head_reader import shares_of
 from graftline.runtimes.resources import Resources, missing
 from graftline.runtimes.session import Scores
 from graftline.runtimes.trees.parallel import parallel_tree
-from graftline.runtimes.trees.placeholders import planted
+from graftline.runtimes.trees.placeholders import chain_behind, planted
 from graftline.runtimes.verdict import Verdict
 from graftline.tree import Tree
 
@@ -134,11 +134,7 @@ class Ppd:
 
     def _read(self, tree: Tree, node: int, scores: Scores, row: int) -> list[Told]:
         """What the chain of placeholders behind a node says."""
-        tokens, parents, chain = tree.token_list, tree.parent_list, [node]
-        for place in range(node + 1, len(tokens)):
-            if parents[place] == chain[-1] and tokens[place] == self._first + len(chain) - 1:
-                chain.append(place)
-        if len(chain) == 1:
+        if not (chain := chain_behind(tree, node, self._first)):
             return []
         if scores.topk_ids is None or scores.topk_logits is None:
             raise GraftlineError(NO_CANDIDATES)
@@ -147,8 +143,8 @@ class Ppd:
                 f"ppd: width={self.width}, and this graph names {most} candidates of a row; use "
                 f"width={most}, or rebuild the bundle with reduce-logits{{topk={self.width}}}"
             )
-        ids = scores.topk_ids[row, chain[1:], : self.width].tolist()
-        shares = shares_of(scores.topk_logits[row, chain[1:], : self.width]).tolist()
+        ids = scores.topk_ids[row, chain, : self.width].tolist()
+        shares = shares_of(scores.topk_logits[row, chain, : self.width]).tolist()
         return list(zip(ids, shares, strict=True))
 
     def _follow(self, fresh: Sequence[int]) -> None:

@@ -45,3 +45,13 @@ def planted(text: Tree, worth: Sequence[float], first: int, rows: int, least: fl
     return Tree(
         np.asarray(tokens, np.int64), np.asarray(above, np.int64), np.asarray(probs, np.float32)
     )
+
+
+def chain_behind(tree: Tree, node: int, first: int) -> list[int]:
+    """The nodes of the chain of placeholders, the ids from `first` on, that stands behind a node.
+    """
+    tokens, parents, chain = tree.token_list, tree.parent_list, [node]
+    for place in range(node + 1, len(tokens)):
+        if parents[place] == chain[-1] and tokens[place] == first + len(chain) - 1:
+            chain.append(place)
+    return chain[1:]

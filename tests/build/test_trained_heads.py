@@ -13,6 +13,7 @@ import torch
 from graftline.build.optimize import optimize
 from graftline.models.tiny import tiny
 from graftline.models.training.chains import ChainStudent
+from graftline.models.training.dspark import DSpark
 from graftline.models.training.eagle import Eagle
 from graftline.models.training.eagle3 import Eagle3, eagle3_layers
 from graftline.models.training.frozen import FrozenHost
@@ -42,6 +43,14 @@ def eagle3(folder: Path) -> tuple[FrozenHost, Student]:
     return host, Eagle3(host, DraftVocabulary(torch.arange(4, 260, 2), 260, 0.97), PROMPT)
 
 
+def dspark(folder: Path) -> tuple[FrozenHost, Student]:
+    host = FrozenHost(folder, taps=eagle3_layers)
+    words = DraftVocabulary(torch.arange(4, 260, 2), 260, 0.97)
+    texts = ([*PROMPT, 9, 30], [7, 7, 4, 9, 2])
+    rows = [Row(np.asarray(ids), host.states(ids), 2, 0, True) for ids in texts]
+    return host, DSpark(host, words, rows)
+
+
 def over_last(make: Callable[[FrozenHost], Student]) -> Callable[[Path], Any]:
     """A head that reads what lm_head does."""
 
@@ -53,7 +62,7 @@ def over_last(make: Callable[[FrozenHost], Student]) -> Callable[[Path], Any]:
 
 
 KINDS: dict[str, Callable[[Path], tuple[FrozenHost, Student]]] = {
-    "eagle-3": eagle3, "eagle": over_last(Eagle),
+    "eagle-3": eagle3, "dspark": dspark, "eagle": over_last(Eagle),
     "hydra": over_last(lambda host: Hydra(host, DRAFTS)),
 }  # fmt: skip
 

@@ -36,12 +36,13 @@ class TrainOptions:
             metavar="KIND",
             help="medusa, hydra, markov (bigrams for the Medusa heads --head, from counts alone), "
             "eagle, eagle3 (EAGLE-3.1: drafts the tokens that the model uses), fspad (eagle's "
-            "with sampled features), ppd (prompt tokens, a few embeddings), hidden-transfer (maps "
-            "of a middle state to those of tokens to come), exit-adapter (Kangaroo's, behind "
-            "--exit blocks), accelerator (of a stream beside that of the first --exit blocks, "
-            "after M2R2), lora-drop (low-rank corrections for blocks that most tokens pass by; "
-            "lossy), or router (FiRST's, which say by the prompt what blocks its text skips; "
-            "lossy).",
+            "with sampled features), dflash (fills a block of masks at once), dspark (dflash's, "
+            "each token scored by the one before it too), ppd (prompt tokens, a few embeddings), "
+            "hidden-transfer (maps of a middle state to those of tokens to come), exit-adapter "
+            "(Kangaroo's, behind --exit blocks), accelerator (of a stream beside that of the first "
+            "--exit blocks, after M2R2), lora-drop (low-rank corrections for blocks that most "
+            "tokens pass by; lossy), or router (FiRST's, which say by the prompt what blocks its "
+            "text skips; lossy).",
         ),
     ]
     checkpoint: CheckpointOrBundle
@@ -113,7 +114,8 @@ class TrainOptions:
         typer.Option(
             min=1,
             help="LoRA-Drop: the rank of each correction, by default 8. Accelerators: that of "
-            "each, by default 64. Bigrams: that of their matrix, by default 32.",
+            "each, by default 64. Bigrams, and DSpark's Markov head: that of their matrix, by "
+            "default 32.",
         ),
     ] = None
     share: Annotated[
@@ -123,6 +125,16 @@ class TrainOptions:
     head: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Bigrams: the Medusa heads that they are added to."),
+    ] = None
+    block: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=16,
+            metavar="ROWS",
+            help="DFlash and DSpark: rows of a block, whose first is the token before the draft; "
+            "DSpark's drafts too. Default: 4.",
+        ),
     ] = None
     dtype: Annotated[
         str,

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from graftline.models.heads import Tap, open_head
+from graftline.models.heads.dflash_parts import Domino
 from tests.models.heads import test_dflash as dflash
 from tests.models.heads import test_eagle3 as eagle3
 from tests.models.heads import test_mtp as mtp
@@ -123,6 +124,26 @@ def test_dflash_computes_the_reference(tmp_path: Path) -> None:
         dflash.assert_computes(head, replace(form, causal=(not open_ahead, False)))
     assert (head.settings.own_embedding, head.settings.own_lm_head) == (True, True)
     assert head.tensors["draft_ids"].numpy().tolist() == eagle3.ids(Form()).tolist()
+
+
+def test_a_config_with_the_librarys_defaults_opens(tmp_path: Path) -> None:
+    """Each has a value for keys of training and of Domino, whatever its projector is."""
+    defaults: dict[str, Any] = {
+        "pure_draft_prefix_len": 1, "emb_dim": 256, "gru_hidden_dim": 1024, "shift_label": False,
+        "projector_type": "dflash", "lambda_base_start": 1.0, "lambda_base_decay_ratio": 1.0,
+        "auf": False, "ce_loss_alpha": 0.1, "l1_loss_alpha": 0.9,
+    }  # fmt: skip
+    head = open_head(written(tmp_path / "a", *block("dflash", dflash.PLAIN, **defaults)))
+    assert (head.family, head.settings.domino) == ("dflash", None)
+    shifted = written(tmp_path / "b", *block("dflash", dflash.PLAIN, shift_label=True))
+    refuses(shifted, "shift_label=True is not hosted")
+    form = replace(dflash.PLAIN, domino=(9, 11))
+    defaults |= {"projector_type": "domino", "emb_dim": 11, "gru_hidden_dim": 9,
+                 "shift_label": True, "sample_from_anchor": True}  # fmt: skip
+    files, tensors = block("dflash", form, **defaults)
+    head = open_head(written(tmp_path / "c", files, tensors))
+    assert head.family == "domino"
+    assert head.settings.domino == Domino(9, 11, 1, True)
 
 
 def test_what_one_level_leaves_open_the_other_says(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def job(host_folder: Path, deep_folder: Path, cache: Path, tmp_path: Path) -> Ma
         count: int = 24, minutes: float | None = None, **settings: Any,
     ) -> Job:  # fmt: skip
         known = answerer or Known()
-        folder = deep_folder if kind in ("eagle3", "lora-drop", "router") else host_folder
+        deep = kind in ("eagle3", "dflash", "dspark", "lora-drop", "router")
+        folder = deep_folder if deep else host_folder
         options: dict[str, Any] = {"steps": STEPS, "tokens": 256, "rate": 2e-2, **settings}
         data = Data(conversations(count), lambda: known, "known", Sampling())
         return Job(

@@ -180,5 +180,5 @@ def test_a_host_too_shallow_is_refused(layers: int) -> None:
 def test_a_bias_that_the_files_cannot_hold_is_refused(deep_folder: Path) -> None:
     host = FrozenHost(deep_folder, taps=eagle3_layers)
     host.bias = torch.zeros(VOCABULARY)
-    with pytest.raises(CheckpointError, match="lm_head has a bias, for which EAGLE-3's files"):
+    with pytest.raises(CheckpointError, match="for which the speculators format has no place"):
         Eagle3(host, DraftVocabulary(IDS, VOCABULARY, 1.0), TEXT)

@@ -159,3 +159,22 @@ def test_a_sample_of_the_vocabulary_stands_for_all_of_it() -> None:
     error = drawn_sums.std(0) / len(found) ** 0.5
     assert ((drawn_sums.mean(0) - total).abs() < 4 * error).all()
     assert (error < 0.1 * total).all()
+
+
+def test_sureness_learns_the_chance_of_acceptance() -> None:
+    """Its loss is least at 1 - total variation, and tells the draft nothing."""
+    ours, theirs = drawn()
+    scored, given = whole(VOCABULARY), wanted(theirs, VOCABULARY)
+    p, q = theirs.softmax(-1), ours.softmax(-1)
+    chance = torch.minimum(p, q).sum(-1)
+    logits = by_id(ours, scored).requires_grad_()
+    for cold in (True, False):
+        sure = torch.logit(chance).requires_grad_()
+        (plain,) = torch.autograd.grad(draft_loss(logits, given, scored, cold), logits)
+        loss = draft_loss(logits, given, scored, cold, sure)
+        mine, of_logits = torch.autograd.grad(loss, (sure, logits))
+        torch.testing.assert_close(mine, torch.zeros_like(mine), rtol=0, atol=1e-6)
+        torch.testing.assert_close(of_logits, plain)
+        added = loss - draft_loss(logits, given, scored, cold)
+        entropy = -(chance * chance.log() + (1 - chance) * (1 - chance).log()).mean()
+        torch.testing.assert_close(added, entropy)

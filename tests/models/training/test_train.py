@@ -20,7 +20,6 @@ from graftline.models.heads import open_head
 from graftline.models.training import head_lesson as lesson
 from graftline.models.training import run as module
 from graftline.models.training import trainer as steps
-from graftline.models.training.eagle3 import eagle3_layers
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.packs import pack
@@ -40,10 +39,11 @@ def weights(out: Path) -> bytes:
     return file.read_bytes()
 
 
-ELSEWHERE = ("markov", "router")
-"""Kinds whose files are compared in their own tests: one draws nothing, the other has nothing to
-write after so few steps."""
-FORMS = [("medusa", "v2"), ("medusa", "v1"), ("hydra", "v2"), ("eagle", "v2"), ("eagle3", "v2")]
+ELSEWHERE = ("markov", "router", "dflash")
+"""Kinds whose files are compared in their own tests: one draws nothing, another has nothing to
+write after so few steps; and one that is a part of dspark's."""
+FORMS = [("medusa", "v2"), ("medusa", "v1"), *((kind, "v2") for kind in
+         ("hydra", "eagle", "eagle3", "dflash"))]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "form"), FORMS)
@@ -54,7 +54,7 @@ def test_a_head_foresees_what_an_untrained_one_cannot(job: MakeJob, kind: str, f
     assert min(trained.found.shares) > 0.9
     assert trained.found.tokens > 3.6
     rows = module.read_rows(sorted((module.place("training") / "states").iterdir()))
-    host = FrozenHost(given.folder, taps=eagle3_layers if kind == "eagle3" else None)
+    host = FrozenHost(given.folder, taps=given.head.taps)
     fresh = module._student(given, host, rows, rows, silent)  # type: ignore[attr-defined]
     before = acceptance(fresh, pack(rows))
     assert before.shares[0] < 0.2, "the head's own start knows the next token, not the one behind"
@@ -143,7 +143,7 @@ class Stops:
 @pytest.mark.parametrize(
     ("kind", "optimizer"),
     [("medusa", "adamw"), ("hydra", "muon"), ("eagle", "adamw"), ("eagle", "muon"),
-     ("eagle3", "adamw")],
+     ("eagle3", "adamw"), ("dspark", "muon")],
 )  # fmt: skip
 def test_interrupted_and_gone_on_with_is_uninterrupted(
     job: MakeJob, kind: str, optimizer: str

@@ -12,6 +12,7 @@ from graftline.passes.pipeline.graft import MADE_BY
 
 GRAFT = GRAFTS["placeholders"]
 PPD = {"head": "ppd"}
+OWN = {"passes": "placeholders{count=2, token=5} | kv-cache | select-rows | reduce-logits"}
 
 
 def _changed(name: str, change: str) -> Edit:
@@ -50,4 +51,6 @@ PLACEHOLDERS = [
            after(GRAFT, _changed("placeholders.first", "less")), PPD),
     Mutant("placeholders-unread", "placeholders: _EMBEDDED", "all are the first token",
            "plain", "placeholder-rows", after(GRAFT, _unread), PPD),
+    Mutant("placeholders-own-halved", "placeholders: rows", "the mask token's row is half as large",
+           "plain", "placeholder-rows", after(GRAFT, _changed(ROWS, "halved")), OWN),
 ]  # fmt: skip

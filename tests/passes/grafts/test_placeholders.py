@@ -10,7 +10,7 @@ import pytest
 
 from graftline.errors import LawBroken, NotApplicable
 from graftline.evaluate import Array, run
-from graftline.facts import decoder_facts
+from graftline.facts import decoder_facts, write_facts
 from graftline.models.decoder import TinyDecoder
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.anchors import with_role
@@ -118,3 +118,29 @@ def test_refusals(rows: Array | None, spoil: object, message: str) -> None:
         spoil(model)
     with pytest.raises(NotApplicable, match=message):
         Pipeline.parse("placeholders", GRAFTS).run(model)
+
+
+@pytest.mark.parametrize(("text", "mask"), [("count=2", 7), ("count=2, token=7", None)])
+def test_the_hosts_own_token_stands_for_those_to_come(text: str, mask: int | None) -> None:
+    """Without a head: each placeholder is read as the mask token, or as the one that is named."""
+    model = carrying(None)
+    write_facts(model, replace(decoder_facts(model), mask_token=mask))
+    plain = model.clone()
+    Pipeline.parse(f"placeholders{{{text}}}", GRAFTS).run(model, decoder_feed(VOCABULARY))
+    assert decoder_facts(model).placeholders == 2
+    feed = decoder_feed(VOCABULARY)
+    feed["tokens"][:, 3::5] = 7
+    wanted = run(plain, feed)["logits"]
+    feed["tokens"][:, 3::5] = VOCABULARY + 1
+    assert run(model, feed)["logits"].tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("count=2", "neither its config nor its tokenizer names a mask token"),
+     ("count=2, token=61", "the token 61 is not among the 61 ids"),
+     ("token=7", "a token needs a count"), ("count=-1", "count=-1 is not a number of tokens")],
+)  # fmt: skip
+def test_a_token_that_is_not_there_is_refused(text: str, message: str) -> None:
+    with pytest.raises(NotApplicable, match=message):
+        Pipeline.parse(f"placeholders{{{text}}}", GRAFTS).run(carrying(None))
