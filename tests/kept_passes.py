@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import wraps
 from operator import is_
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Unknown(Exception):
     """Something that cannot be told by its content."""
 
 
+Run = Callable[..., list[PassReport]]
 Call = tuple[Any, str]
 """A function by its module or class, and its name there."""
 
@@ -78,11 +79,17 @@ class KeptPasses:
     """Where code is replaced on purpose, by what; None: nothing is kept while code is replaced."""
     called: set[Call] = field(default_factory=set[Call])
     """The watched functions that the present run has called."""
+    run: Run | None = None
+    """What stands where `Pipeline.run` was."""
 
     def keep(self, patch: pytest.MonkeyPatch) -> None:
         """While `patch` holds, pipelines run so."""
-        real = Pipeline.run
+        if self.run is None:  # one function for all tests: another would be code that has changed
+            self.run = self._instead_of(Pipeline.run)
+        patch.setattr(Pipeline, "run", self.run)
+        self.unchanged()
 
+    def _instead_of(self, real: Run) -> Run:
         def run(
             passes: Pipeline, model: ir.Model, feed: Feed | None = None, watch: Watch | None = None
         ) -> list[PassReport]:
@@ -96,8 +103,7 @@ class KeptPasses:
             finally:
                 self.called |= around
 
-        patch.setattr(Pipeline, "run", run)
-        self.unchanged()
+        return run
 
     def watch(self, patch: pytest.MonkeyPatch, call: Call) -> None:
         """While `patch` holds, runs note that they have called a function."""
@@ -188,7 +194,10 @@ def _held(module: Any) -> list[Any]:
             continue  # what importing adds
         found.append(one)
         if isinstance(one, type) and one.__module__ == module.__name__:
-            found += vars(one).values()
+            found += [
+                held for key, held in vars(one).items()
+                if isinstance(held, FunctionType) or not key.startswith("__")
+            ]  # fmt: skip
     return found
 
 
