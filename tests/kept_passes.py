@@ -26,14 +26,15 @@ import pytest
 
 from graftline.bare import bare, describe_values
 from graftline.evaluate import Feed
+from graftline.passes.anchors.reduce import weight_bytes
 from graftline.passes.laws.common import Memo
 from graftline.passes.pipeline import pipeline
 from graftline.passes.pipeline.graft import Graft
 from graftline.passes.pipeline.pipeline import PassReport, Pipeline, Watch
 from graftline.tensors import Stacked, Widened, file_of
 
-MOST_NODES = 600
-"""Of a graph that is kept: copies of larger ones take too much memory."""
+MOST_NODES, MOST_BYTES = 600, 8 << 20
+"""Nodes, and bytes of weights, of a graph that is kept: larger ones take too much memory."""
 MOST_RUNS = 400
 """Graphs that are kept, the last used ones."""
 CODE = ("graftline.passes.", "graftline.plugins.")
@@ -118,7 +119,7 @@ class KeptPasses:
         patch.setattr(owner, name, noted)
 
     def _start(self, model: ir.Model, feed: Feed | None) -> Hashable:
-        if len(model.graph) > MOST_NODES:
+        if len(model.graph) > MOST_NODES or weight_bytes(model) > MOST_BYTES:
             raise Unknown
         if self.fault is None and not self.unchanged():
             raise Unknown
@@ -143,14 +144,16 @@ class KeptPasses:
             feed = None if last.feed is None else dict(last.feed)
             reports += last.reports
             self.called |= last.calls
+        for report in reports if watch else ():
+            watch(report)
         memo = Memo()
         for place, graft in enumerate(passes.grafts[there:], there):
             report, feed = pipeline.applied(graft, model, feed, memo)
             reports.append(report)
             if place < len(keys) and not fault.calls and len(model.graph) <= MOST_NODES:
                 self._put(keys[place], model, feed, reports)
-        for report in reports if watch else ():
-            watch(report)
+            if watch is not None:
+                watch(report)
         return reports
 
     def _is_kept(self, key: Hashable, fault: Fault) -> bool:
