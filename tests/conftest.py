@@ -33,8 +33,11 @@ EXPORTING = {
 """Files whose tests export the same tiny models: those of a family run in one process."""
 WITHOUT_TORCH = {"core", "generated", "mutants", "passes", "plugins", "runtimes"}
 """Folders whose tests export little; torch is not loaded for them."""
-OF_PASSES = {"generated", "mutants", "passes", "plugins"}
-"""Folders whose tests run each pipeline on a graph of its own, or say themselves what is kept."""
+UNKEPT = (
+    "core/test_memory.py", "generated/", "models/training/", "mutants/", "passes/", "plugins/",
+)  # fmt: skip
+"""Tests that run each pipeline on a graph of its own, say themselves what is kept of it, train its
+weights, or measure the memory that it takes."""
 LONGEST = (
     "exports of smollm2", "mutants/test_mutants.py", "build/tensorrt/test_build_tensorrt.py",
     "generated/test_generated.py", "core/test_readme.py", "exports of llama",
@@ -178,7 +181,7 @@ def kept_passes() -> KeptPasses:
 
 @pytest.fixture(scope="module", autouse=True)
 def _grafted_once(request: pytest.FixtureRequest, kept_passes: KeptPasses) -> Iterator[None]:
-    if _name(request.path).partition("/")[0] in OF_PASSES:
+    if _name(request.path).startswith(UNKEPT):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import wraps
 from operator import is_
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,15 @@ import pytest
 
 from graftline.bare import bare, describe_values
 from graftline.evaluate import Feed
+from graftline.passes.anchors.reduce import weight_bytes
 from graftline.passes.laws.common import Memo
 from graftline.passes.pipeline import pipeline
 from graftline.passes.pipeline.graft import Graft
 from graftline.passes.pipeline.pipeline import PassReport, Pipeline, Watch
 from graftline.tensors import Stacked, Widened, file_of
 
-MOST_NODES = 600
-"""Of a graph that is kept: copies of larger ones take too much memory."""
+MOST_NODES, MOST_BYTES = 600, 8 << 20
+"""Nodes, and bytes of weights, of a graph that is kept: larger ones take too much memory."""
 MOST_RUNS = 400
 """Graphs that are kept, the last used ones."""
 CODE = ("graftline.passes.", "graftline.plugins.")
@@ -44,6 +45,7 @@ class Unknown(Exception):
     """Something that cannot be told by its content."""
 
 
+Run = Callable[..., list[PassReport]]
 Call = tuple[Any, str]
 """A function by its module or class, and its name there."""
 
@@ -78,11 +80,17 @@ class KeptPasses:
     """Where code is replaced on purpose, by what; None: nothing is kept while code is replaced."""
     called: set[Call] = field(default_factory=set[Call])
     """The watched functions that the present run has called."""
+    run: Run | None = None
+    """What stands where `Pipeline.run` was."""
 
     def keep(self, patch: pytest.MonkeyPatch) -> None:
         """While `patch` holds, pipelines run so."""
-        real = Pipeline.run
+        if self.run is None:  # one function for all tests: another would be code that has changed
+            self.run = self._instead_of(Pipeline.run)
+        patch.setattr(Pipeline, "run", self.run)
+        self.unchanged()
 
+    def _instead_of(self, real: Run) -> Run:
         def run(
             passes: Pipeline, model: ir.Model, feed: Feed | None = None, watch: Watch | None = None
         ) -> list[PassReport]:
@@ -96,8 +104,7 @@ class KeptPasses:
             finally:
                 self.called |= around
 
-        patch.setattr(Pipeline, "run", run)
-        self.unchanged()
+        return run
 
     def watch(self, patch: pytest.MonkeyPatch, call: Call) -> None:
         """While `patch` holds, runs note that they have called a function."""
@@ -112,7 +119,7 @@ class KeptPasses:
         patch.setattr(owner, name, noted)
 
     def _start(self, model: ir.Model, feed: Feed | None) -> Hashable:
-        if len(model.graph) > MOST_NODES:
+        if len(model.graph) > MOST_NODES or weight_bytes(model) > MOST_BYTES:
             raise Unknown
         if self.fault is None and not self.unchanged():
             raise Unknown
@@ -137,14 +144,16 @@ class KeptPasses:
             feed = None if last.feed is None else dict(last.feed)
             reports += last.reports
             self.called |= last.calls
+        for report in reports if watch else ():
+            watch(report)
         memo = Memo()
         for place, graft in enumerate(passes.grafts[there:], there):
             report, feed = pipeline.applied(graft, model, feed, memo)
             reports.append(report)
             if place < len(keys) and not fault.calls and len(model.graph) <= MOST_NODES:
                 self._put(keys[place], model, feed, reports)
-        for report in reports if watch else ():
-            watch(report)
+            if watch is not None:
+                watch(report)
         return reports
 
     def _is_kept(self, key: Hashable, fault: Fault) -> bool:
@@ -188,7 +197,10 @@ def _held(module: Any) -> list[Any]:
             continue  # what importing adds
         found.append(one)
         if isinstance(one, type) and one.__module__ == module.__name__:
-            found += vars(one).values()
+            found += [
+                held for key, held in vars(one).items()
+                if isinstance(held, FunctionType) or not key.startswith("__")
+            ]  # fmt: skip
     return found
 
 
