@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from graftline.typed_json import read as typed
 
 TAPS = "graftline.taps"
 """Metadata: what the head reads of its target."""
@@ -44,35 +47,42 @@ NEVER = -1e9
 Ids = npt.NDArray[np.int64]
 
 
+class Note:
+    """What is noted in a graph: a dataclass, as JSON under its `key`."""
+
+    key: ClassVar[str]
+
+    def write(self, model: ir.Model) -> None:
+        """Note it in the head's graph, or in that of a host that has the head's parts."""
+        model.metadata_props[self.key] = json.dumps(vars(self))
+
+    @classmethod
+    def read(cls, model: ir.Model) -> Self | None:
+        """What was noted; None where nothing was."""
+        text = model.metadata_props.get(cls.key)
+        return None if text is None else typed(cls, json.loads(text), cls.key)
+
+
 @dataclass(frozen=True)
-class TapReading:
+class TapReading(Note):
     """The blocks whose outputs a head reads (NORM: the final norm's), the features' width, and the
     epsilon of its norms."""
+
+    key: ClassVar[str] = TAPS
 
     layers: tuple[int, ...]
     width: int
     epsilon: float
 
-    def write(self, model: ir.Model) -> None:
-        """Note it in the head's graph."""
-        model.metadata_props[TAPS] = json.dumps(vars(self))
-
-    @classmethod
-    def read(cls, model: ir.Model) -> TapReading | None:
-        """What was noted; None where nothing was."""
-        text = model.metadata_props.get(TAPS)
-        if text is None:
-            return None
-        row = json.loads(text)
-        return cls(tuple(row["layers"]), row["width"], row["epsilon"])
-
 
 @dataclass(frozen=True)
-class MarkovNote:
+class MarkovNote(Note):
     """A Markov head of a kind (vanilla, gated, rnn) and a rank; whether the head has a confidence,
     and whether that reads the row of the token before it too. Or `domino`, a recurrent correction
     with a state of `rank` numbers, which adds to rows from `first` on. `anchor`: the first row of a
     block drafts too; else it is the last token's own, and is scored by nothing."""
+
+    key: ClassVar[str] = MARKOVS
 
     kind: str
     rank: int
@@ -81,21 +91,13 @@ class MarkovNote:
     first: int = 0
     anchor: bool = True
 
-    def write(self, model: ir.Model) -> None:
-        """Note it in the head's graph."""
-        model.metadata_props[MARKOVS] = json.dumps(vars(self))
-
-    @classmethod
-    def read(cls, model: ir.Model) -> MarkovNote | None:
-        """What was noted; None where nothing was."""
-        text = model.metadata_props.get(MARKOVS)
-        return None if text is None else cls(**json.loads(text))
-
 
 @dataclass(frozen=True)
-class AdapterNote:
+class AdapterNote(Note):
     """The sizes of an adapter: query heads, KV heads, numbers of a head, and the epsilon of its
     norms. `prefix`: it has an MLP and stands in front of draft heads (Hydra++), behind no exit."""
+
+    key: ClassVar[str] = ADAPTERS
 
     heads: int
     kv_heads: int
@@ -103,86 +105,44 @@ class AdapterNote:
     epsilon: float
     prefix: bool = False
 
-    def write(self, model: ir.Model) -> None:
-        """Note it in the adapter's graph."""
-        model.metadata_props[ADAPTERS] = json.dumps(vars(self))
-
-    @classmethod
-    def read(cls, model: ir.Model) -> AdapterNote | None:
-        """What was noted; None where nothing was."""
-        text = model.metadata_props.get(ADAPTERS)
-        return None if text is None else cls(**json.loads(text))
-
 
 @dataclass(frozen=True)
-class AcceleratorNote:
+class AcceleratorNote(Note):
     """Accelerators of a host's first `blocks` blocks, and the epsilon of their norms."""
+
+    key: ClassVar[str] = ACCELERATED
 
     blocks: int
     epsilon: float
 
-    def write(self, model: ir.Model) -> None:
-        """Note it in the accelerators' graph."""
-        model.metadata_props[ACCELERATED] = json.dumps(vars(self))
-
-    @classmethod
-    def read(cls, model: ir.Model) -> AcceleratorNote | None:
-        """What was noted; None where nothing was."""
-        text = model.metadata_props.get(ACCELERATED)
-        return None if text is None else cls(**json.loads(text))
-
 
 @dataclass(frozen=True)
-class LowRankNote:
+class LowRankNote(Note):
     """The 0-based blocks, in order, that are passed by with a low-rank correction."""
+
+    key: ClassVar[str] = LOW_RANK
 
     layers: tuple[int, ...]
 
-    def write(self, model: ir.Model) -> None:
-        """Note it in the corrections' graph."""
-        model.metadata_props[LOW_RANK] = json.dumps(vars(self))
-
-    @classmethod
-    def read(cls, model: ir.Model) -> LowRankNote | None:
-        """What was noted; None where nothing was."""
-        text = model.metadata_props.get(LOW_RANK)
-        return None if text is None else cls(tuple(json.loads(text)["layers"]))
-
 
 @dataclass(frozen=True)
-class TransferNote:
+class TransferNote(Note):
     """`count` matrices that make states of the tokens to come, which enter behind the host's first
     `blocks` blocks."""
+
+    key: ClassVar[str] = TRANSFERS
 
     blocks: int
     count: int
 
-    def write(self, model: ir.Model) -> None:
-        """Note it in the matrices' graph, or in that of a host that has them."""
-        model.metadata_props[TRANSFERS] = json.dumps(vars(self))
-
-    @classmethod
-    def read(cls, model: ir.Model) -> TransferNote | None:
-        """What was noted; None where nothing was."""
-        text = model.metadata_props.get(TRANSFERS)
-        return None if text is None else cls(**json.loads(text))
-
 
 @dataclass(frozen=True)
-class RouterNote:
+class RouterNote(Note):
     """The 0-based blocks, in order, that have a router."""
 
+    key: ClassVar[str] = ROUTED
+
     layers: tuple[int, ...]
-
-    def write(self, model: ir.Model) -> None:
-        """Note it in the routers' graph."""
-        model.metadata_props[ROUTED] = json.dumps(vars(self))
-
-    @classmethod
-    def read(cls, model: ir.Model) -> RouterNote | None:
-        """What was noted; None where nothing was."""
-        text = model.metadata_props.get(ROUTED)
-        return None if text is None else cls(tuple(json.loads(text)["layers"]))
 
 
 def write_draft_ids(model: ir.Model, ids: Ids, vocabulary: int) -> None:

@@ -23,9 +23,8 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
 from graftline.head_notes import AcceleratorNote
-from graftline.passes.grafts.head_parts import HEADS
+from graftline.passes.grafts.head_parts import carried
 from graftline.passes.graph.emit import Emit, free_name, new_input, new_output
 from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import tensor_of
@@ -56,14 +55,11 @@ class Accelerators:
     @classmethod
     def of(cls, model: ir.Model, who: str) -> Accelerators:
         """Raises NotApplicable for a model that carries none."""
-        head = model.meta.get(HEADS)
-        note = None if head is None else AcceleratorNote.read(head)
-        if head is None or note is None:
-            raise NotApplicable(
-                f"{who} needs accelerators that were trained for this host's first blocks; make "
-                "some with `graftline train accelerator` and give them: --head PATH"
-            )
-        return cls(head, note)
+        return cls(*carried(
+            model, AcceleratorNote,
+            f"{who} needs accelerators that were trained for this host's first blocks; make some "
+            "with `graftline train accelerator` and give them: --head PATH",
+        ))  # fmt: skip
 
     @property
     def width(self) -> int:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from graftline.errors import NotApplicable
 from graftline.head_notes import AdapterNote
-from graftline.passes.grafts.head_parts import HEADS
+from graftline.passes.grafts.head_parts import carried
 from graftline.passes.graph.emit import Emit, free_name, new_input, new_output
 from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import tensor_of
@@ -87,10 +87,10 @@ class Adapter:
     @classmethod
     def of(cls, model: ir.Model, who: str, prefix: bool = False) -> Adapter:
         """Raises NotApplicable for a model that carries none, or one of the other kind."""
-        head = model.meta.get(HEADS)
-        note = None if head is None else AdapterNote.read(head)
-        if head is None or note is None or note.prefix != prefix:
-            raise NotApplicable(f"{who} needs {NEEDED[prefix]}; give it: --head PATH")
+        needs = f"{who} needs {NEEDED[prefix]}; give it: --head PATH"
+        head, note = carried(model, AdapterNote, needs)
+        if note.prefix != prefix:
+            raise NotApplicable(needs)
         return cls(head, note)
 
     @property

@@ -15,7 +15,7 @@ from graftline.evaluate import Array, Feed
 from graftline.head_notes import NORM, TAPPED, AdapterNote, TapReading
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_outputs, with_role
-from graftline.passes.grafts.head_parts import HEADS
+from graftline.passes.grafts.head_parts import carried
 from graftline.passes.graph.emit import Emit, free_name, new_output
 from graftline.passes.graph.weights import tensor_of
 from graftline.passes.laws.compare import Comparison
@@ -23,6 +23,10 @@ from graftline.passes.pipeline.graft import MADE_BY, Evaluate, Graft, Law, Weigh
 from graftline.ports import FEATURES, Port, by_role, read_ports, write_ports
 
 FLOAT = ir.DataType.FLOAT
+NEEDS = (
+    "head-features needs a head that reads hidden states of certain layers, as EAGLE-3's; give it: "
+    "--head PATH"
+)
 
 
 def features_formula(
@@ -76,12 +80,8 @@ class HeadFeatures(Graft):
     blocks: int = 0
 
     def requires(self, model: ir.Model) -> None:
-        head = model.meta.get(HEADS)
-        if head is None or TapReading.read(head) is None or AdapterNote.read(head) is not None:
-            raise NotApplicable(
-                "head-features needs a head that reads hidden states of certain layers, as "
-                "EAGLE-3's; give it: --head PATH"
-            )
+        if AdapterNote.read(_head(model)[0]) is not None:
+            raise NotApplicable(NEEDS)
         if found := by_role(read_ports(model), FEATURES, "out"):
             raise NotApplicable("the graph has the features of a head already", [found[0].name])
         if not block_outputs(model.graph):
@@ -127,10 +127,8 @@ def tapped_states(graph: ir.Graph, layers: Sequence[int]) -> list[ir.Value]:
 
 
 def _head(model: ir.Model) -> tuple[ir.Model, TapReading]:
-    head: ir.Model = model.meta[HEADS]
-    reading = TapReading.read(head)
-    assert reading is not None, "the pass requires it"
-    return head, reading
+    """Raises NotApplicable for a model that carries none."""
+    return carried(model, TapReading, NEEDS)
 
 
 def _sources(value: ir.Value, made_by: str) -> list[ir.Value]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -11,12 +12,25 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.evaluate import Array
 from graftline.facts import DraftHeadFacts, read_facts
-from graftline.head_notes import MARKOV, AdapterNote
+from graftline.head_notes import MARKOV, AdapterNote, Note
 from graftline.passes.anchors.anchors import with_role
 from graftline.passes.graph.weights import Matrix, constant, matrix, tensor_of
 
 HEADS = "graftline.heads"
 """In a model's `meta`: the graph of the draft heads that a pass may put on it."""
+
+
+Noted = TypeVar("Noted", bound=Note)
+
+
+def carried(model: ir.Model, kind: type[Noted], needs: str) -> tuple[ir.Model, Noted]:
+    """The graph of a head that a model carries, and what that notes of this kind. Raises
+    NotApplicable, in the words of `needs`, where there is none."""
+    head: ir.Model | None = model.meta.get(HEADS)
+    note = None if head is None else kind.read(head)
+    if head is None or note is None:
+        raise NotApplicable(needs)
+    return head, note
 
 
 def layer_role(head: int, layer: int) -> str:
@@ -186,9 +200,9 @@ def head_parts(model: ir.Model) -> HeadParts | SequentialHead | None:
     one. None where there are none, or such as are graphs of their own."""
     if isinstance(own := read_facts(model), DraftHeadFacts):
         return SequentialHead.of(model) if own.tokens else HeadParts.of(model)
-    if (carried := carried_heads(model)) is None:
+    if (heads := carried_heads(model)) is None:
         return None
-    parts, head = HeadParts.of(carried), with_role(model.graph, "lm_head")
+    parts, head = HeadParts.of(heads), with_role(model.graph, "lm_head")
     if parts.shared and head:
         return HeadParts(parts.layers, (Linear.of(head[0]),) * parts.heads, True)
     return parts
@@ -197,11 +211,11 @@ def head_parts(model: ir.Model) -> HeadParts | SequentialHead | None:
 def carried_heads(model: ir.Model) -> ir.Model | None:
     """The graph that a model carries of heads which read nothing but a state of its own; None
     without any."""
-    carried: ir.Model | None = model.meta.get(HEADS)
-    facts = None if carried is None else read_facts(carried)
-    if carried is None or not isinstance(facts, DraftHeadFacts) or facts.tokens or facts.markov:
+    head: ir.Model | None = model.meta.get(HEADS)
+    facts = None if head is None else read_facts(head)
+    if head is None or not isinstance(facts, DraftHeadFacts) or facts.tokens or facts.markov:
         return None
-    return carried if AdapterNote.read(carried) is None else None
+    return head if AdapterNote.read(head) is None else None
 
 
 def _silu(rows: Array) -> Array:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from graftline.errors import NotApplicable
 from graftline.head_notes import LowRankNote
 from graftline.passes.anchors.anchors import block_outputs
-from graftline.passes.grafts.head_parts import HEADS
+from graftline.passes.grafts.head_parts import carried
 from graftline.passes.graph.emit import Emit, free_name, new_input, new_output
 from graftline.passes.graph.text import write
 from graftline.passes.graph.weights import tensor_of
@@ -43,13 +43,11 @@ class Corrections:
     @classmethod
     def of(cls, model: ir.Model, who: str) -> Corrections:
         """Raises NotApplicable for a model that carries none."""
-        head = model.meta.get(HEADS)
-        note = None if head is None else LowRankNote.read(head)
-        if head is None or note is None:
-            raise NotApplicable(
-                f"{who} needs low-rank corrections that were trained for this host; make some with "
-                "`graftline train lora-drop` and give them: --head PATH"
-            )
+        head, note = carried(
+            model, LowRankNote,
+            f"{who} needs low-rank corrections that were trained for this host; make some with "
+            "`graftline train lora-drop` and give them: --head PATH",
+        )  # fmt: skip
         return cls(head, note.layers)
 
     @property

@@ -13,7 +13,7 @@ from graftline.evaluate import Array, Feed
 from graftline.head_notes import MARKOV, MarkovNote, read_draft_ids
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import with_role
-from graftline.passes.grafts.head_parts import HEADS
+from graftline.passes.grafts.head_parts import carried
 from graftline.passes.grafts.markov_walk import FLOAT, INT, Formula, walked
 from graftline.passes.graph.emit import Emit, new_output
 from graftline.passes.graph.ports import input_of, output_of, port_of, roles_of
@@ -68,11 +68,7 @@ class Markov(Graft):
     laws: ClassVar[tuple[Law, ...]] = (walk,)
 
     def requires(self, model: ir.Model) -> None:
-        head = model.meta.get(HEADS)
-        if head is None or MarkovNote.read(head) is None:
-            raise NotApplicable(
-                "markov needs a DSpark head with a Markov head, or a Domino head; give it: --head"
-            )
+        _head(model)
         if port_of(model, "rows") is None:
             raise NotApplicable("markov needs the input 'rows'; put select-rows before it")
         if port_of(model, DRAFTS, "out") is not None:
@@ -93,10 +89,9 @@ class Markov(Graft):
 
 
 def _head(model: ir.Model) -> tuple[ir.Model, MarkovNote]:
-    head: ir.Model = model.meta[HEADS]
-    note = MarkovNote.read(head)
-    assert note is not None, "the pass requires it"
-    return head, note
+    """Raises NotApplicable for a model that carries none."""
+    needs = "markov needs a DSpark head with a Markov head, or a Domino head; give it: --head"
+    return carried(model, MarkovNote, needs)
 
 
 def _states(model: ir.Model) -> ir.Value:

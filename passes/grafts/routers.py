@@ -21,7 +21,7 @@ from graftline.head_notes import RouterNote
 from graftline.law import Evidence
 from graftline.passes.anchors.anchors import block_outputs
 from graftline.passes.grafts.adapter_cache import stream_of
-from graftline.passes.grafts.head_parts import HEADS
+from graftline.passes.grafts.head_parts import carried
 from graftline.passes.graph.emit import Emit, new_input, new_output
 from graftline.passes.graph.ports import input_of, port_of, roles_of
 from graftline.passes.graph.text import write
@@ -187,13 +187,11 @@ def routers_graph(tensors: Mapping[str, ir.TensorProtocol], note: RouterNote) ->
 
 def _head(model: ir.Model) -> ir.Model:
     """The routers that a model carries. Raises NotApplicable for one that carries none."""
-    head = model.meta.get(HEADS)
-    if head is None or RouterNote.read(head) is None:
-        raise NotApplicable(
-            "routers needs routers that were trained for this host; make some with `graftline "
-            "train router` and give them: --head PATH"
-        )
-    return head
+    return carried(
+        model, RouterNote,
+        "routers needs routers that were trained for this host; make some with `graftline train "
+        "router` and give them: --head PATH",
+    )[0]  # fmt: skip
 
 
 def _own(emit: Emit, head: ir.Model, places: list[int]) -> dict[str, ir.Value]:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graftline.errors import NotApplicable
 from graftline.head_notes import TransferNote
-from graftline.passes.grafts.head_parts import HEADS
+from graftline.passes.grafts.head_parts import carried
 from graftline.passes.graph.emit import Emit, free_name, new_input, new_output
 from graftline.passes.graph.weights import tensor_of
 
@@ -37,14 +36,11 @@ class Transfers:
     @classmethod
     def of(cls, model: ir.Model, who: str) -> Transfers:
         """Raises NotApplicable for a model that carries none."""
-        head = model.meta.get(HEADS)
-        note = None if head is None else TransferNote.read(head)
-        if head is None or note is None:
-            raise NotApplicable(
-                f"{who} needs matrices that make states of the tokens to come, trained for this "
-                "host; make some with `graftline train hidden-transfer` and give them: --head PATH"
-            )
-        return cls(head, note)
+        return cls(*carried(
+            model, TransferNote,
+            f"{who} needs matrices that make states of the tokens to come, trained for this host; "
+            "make some with `graftline train hidden-transfer` and give them: --head PATH",
+        ))  # fmt: skip
 
     @property
     def width(self) -> int:
