@@ -16,6 +16,7 @@ from graftline.errors import GraftlineError
 from graftline.interrupts import uninterrupted
 from graftline.models.host import Watch
 from graftline.models.training.clock import Clock, left
+from graftline.models.training.muon import Muon
 from graftline.models.training.tensor_file import damaged, read_tensors, write_tensors
 
 WARMUP, FLOOR = 0.05, 0.02
@@ -252,7 +253,7 @@ def _optimizers(
     made: list[torch.optim.Optimizer] = []
     options: dict[str, Any] = {"lr": settings.rate, "weight_decay": 0.01}
     if settings.optimizer == "muon" and layers:
-        made.append(torch.optim.Muon(layers, adjust_lr_fn="match_rms_adamw", **options))
+        made.append(Muon(layers, **options))
         layers = []
     if flat or layers:
         made.append(torch.optim.AdamW([*flat, *layers], betas=(0.9, 0.95), **options))
