@@ -121,7 +121,7 @@ def full(
 ) -> dict[str, float]:
     """By group, tokens of a step where every step drafts 8 rows, whether it pays or not."""
     other, tokens, steps = engine.sibling(), dict[str, int](), dict[str, int]()
-    other.record(name, Sampling())
+    other.record(name, Sampling(temperature=1.0))
     for one in questions:
         prompt = [{"role": "user", "content": one.turns[0]}]
         result = other.generate(prompt, recipe=name, **options)
