@@ -21,7 +21,6 @@ import pytest
 
 from graftline.models.tiny import FAMILIES, FURTHER
 from tests.exports import Exports
-from tests.kept_passes import KeptPasses
 from tests.tiny_checkpoints import WIDE, TinyCheckpoint
 
 EXPORTING = {
@@ -33,11 +32,6 @@ EXPORTING = {
 """Files whose tests export the same tiny models: those of a family run in one process."""
 WITHOUT_TORCH = {"core", "generated", "mutants", "passes", "plugins", "runtimes"}
 """Folders whose tests export little; torch is not loaded for them."""
-UNKEPT = (
-    "core/test_memory.py", "generated/", "models/training/", "mutants/", "passes/", "plugins/",
-)  # fmt: skip
-"""Tests that run each pipeline on a graph of its own, say themselves what is kept of it, train its
-weights, or measure the memory that it takes."""
 LONGEST = (
     "exports of smollm2", "mutants/test_mutants.py", "build/tensorrt/test_build_tensorrt.py",
     "generated/test_generated.py", "core/test_readme.py", "exports of llama",
@@ -170,22 +164,6 @@ def _exported_once(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with pytest.MonkeyPatch.context() as patch:
         request.getfixturevalue("kept_exports").keep(patch)
-        yield
-
-
-@pytest.fixture(scope="session")
-def kept_passes() -> KeptPasses:
-    """What pipelines made in this process."""
-    return KeptPasses()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _grafted_once(request: pytest.FixtureRequest, kept_passes: KeptPasses) -> Iterator[None]:
-    if _name(request.path).startswith(UNKEPT):
-        yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        kept_passes.keep(patch)
         yield
 
 

@@ -1,23 +1,20 @@
-"""What pipelines make of equal graphs is made once: many tests optimize the same tiny hosts.
+"""What faults on purpose cannot reach of a run of passes is done once, for all faults of a host.
 
-A run of passes begins where one before it, of the same passes on an equal graph with an equal feed,
-has already been: a copy of that graph, the laws' results and the feed are taken from there. What
-makes a run what it is: the graph with all its metadata, the bytes of its weights or their place in
-a file, the feed, the passes with their options, and our code, which must be as it was at first:
-while a test has replaced any function or constant of ours, nothing is kept and nothing is taken.
+A run begins where one before it, of the same passes on an equal graph with an equal feed, has
+already been: a copy of that graph, the laws' results and the feed are taken from there. What makes
+a run what it is: the graph with all its metadata, the bytes of its weights or their place in a
+file, the feed, and the passes with their options. Copies differ from what they are of in the names
+that values without one get when they are written, so that a bundle is not made so.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import wraps
-from operator import is_
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -37,15 +34,12 @@ MOST_NODES, MOST_BYTES = 600, 8 << 20
 """Nodes, and bytes of weights, of a graph that is kept: larger ones take too much memory."""
 MOST_RUNS = 400
 """Graphs that are kept, the last used ones."""
-CODE = ("graftline.passes.", "graftline.plugins.")
-"""Folders that passes and their laws run code of, beside the core."""
 
 
 class Unknown(Exception):
     """Something that cannot be told by its content."""
 
 
-Run = Callable[..., list[PassReport]]
 Call = tuple[Any, str]
 """A function by its module or class, and its name there."""
 
@@ -75,22 +69,15 @@ class KeptPasses:
     """The last results of passes by what made them."""
 
     kept: OrderedDict[Hashable, Kept] = field(default_factory=OrderedDict[Hashable, Kept])
-    code: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
-    fault: Fault | None = None
-    """Where code is replaced on purpose, by what; None: nothing is kept while code is replaced."""
+    fault: Fault = Fault()
+    """The code that is replaced now."""
     called: set[Call] = field(default_factory=set[Call])
     """The watched functions that the present run has called."""
-    run: Run | None = None
-    """What stands where `Pipeline.run` was."""
 
     def keep(self, patch: pytest.MonkeyPatch) -> None:
         """While `patch` holds, pipelines run so."""
-        if self.run is None:  # one function for all tests: another would be code that has changed
-            self.run = self._instead_of(Pipeline.run)
-        patch.setattr(Pipeline, "run", self.run)
-        self.unchanged()
+        real = Pipeline.run
 
-    def _instead_of(self, real: Run) -> Run:
         def run(
             passes: Pipeline, model: ir.Model, feed: Feed | None = None, watch: Watch | None = None
         ) -> list[PassReport]:
@@ -104,7 +91,7 @@ class KeptPasses:
             finally:
                 self.called |= around
 
-        return run
+        patch.setattr(Pipeline, "run", run)
 
     def watch(self, patch: pytest.MonkeyPatch, call: Call) -> None:
         """While `patch` holds, runs note that they have called a function."""
@@ -121,8 +108,6 @@ class KeptPasses:
     def _start(self, model: ir.Model, feed: Feed | None) -> Hashable:
         if len(model.graph) > MOST_NODES or weight_bytes(model) > MOST_BYTES:
             raise Unknown
-        if self.fault is None and not self.unchanged():
-            raise Unknown
         return _content(model), _fed(feed)
 
     def _run(
@@ -133,7 +118,7 @@ class KeptPasses:
         feed: Feed | None,
         watch: Watch | None,
     ) -> list[PassReport]:
-        fault = self.fault or Fault()
+        fault = self.fault
         keys = _keys(start, passes.grafts, fault)
         there = next((n for n in range(len(keys), 0, -1) if self._is_kept(keys[n - 1], fault)), 0)
         reports: list[PassReport] = []
@@ -167,16 +152,6 @@ class KeptPasses:
         if len(self.kept) > MOST_RUNS:
             self.kept.popitem(last=False)
 
-    def unchanged(self) -> bool:
-        """Whether all of our code that is loaded is what it was when it was first seen."""
-        same = True
-        for name, module in list(sys.modules.items()):
-            if name.startswith(CODE) or (name.startswith("graftline.") and name.count(".") == 1):
-                held = _held(module)
-                first = self.code.setdefault(name, held)
-                same = same and len(first) == len(held) and all(map(is_, first, held))
-        return same
-
 
 def _keys(start: Hashable, grafts: Iterable[Graft], fault: Fault) -> list[Hashable]:
     """Of what each pass makes, up to the first that the fault is in."""
@@ -187,21 +162,6 @@ def _keys(start: Hashable, grafts: Iterable[Graft], fault: Fault) -> list[Hashab
         start = start, graft
         keys.append(start)
     return keys
-
-
-def _held(module: Any) -> list[Any]:
-    """What a module's names and those of its classes stand for."""
-    found: list[Any] = []
-    for name, one in vars(module).items():
-        if name.startswith("__") or isinstance(one, ModuleType):
-            continue  # what importing adds
-        found.append(one)
-        if isinstance(one, type) and one.__module__ == module.__name__:
-            found += [
-                held for key, held in vars(one).items()
-                if isinstance(held, FunctionType) or not key.startswith("__")
-            ]  # fmt: skip
-    return found
 
 
 def _copy(model: ir.Model) -> ir.Model:
