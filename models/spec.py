@@ -75,9 +75,9 @@ class Spec:
     inputs: Inputs = field(default_factory=Inputs)
     outputs: Outputs = field(default_factory=Outputs)
     sampling: Sampling | None = None
-    chunks: Chunks | None = None
     decoder: Part | None = None
     replacement: Part | None = None
+    chunks: Chunks | None = None
 
 
 def read_spec(path: str | Path) -> Spec:

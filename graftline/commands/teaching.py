@@ -175,7 +175,7 @@ def student_spec(denoiser: Denoiser, facts: DenoiserFacts, teacher: Spec | None)
 
     names = Inputs(denoiser.sample, denoiser.timestep.name or "", tuple(denoiser.conditions))
     return Spec(
-        names, Outputs(denoiser.prediction), student_sampling(facts.sampling), None,
+        names, Outputs(denoiser.prediction), student_sampling(facts.sampling),
         part(teacher.decoder) if teacher else None, part(teacher.replacement) if teacher else None,
     )  # fmt: skip
 
