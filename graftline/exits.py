@@ -10,8 +10,7 @@ from graftline.errors import GraftlineError
 EXIT, EXITS = "exit", "exits"
 """What a recipe's needs call one of them, and several."""
 ADAPTER = "adapter"
-"""What a recipe needs that drafts through an adapter; and the stage of the graph of a head within
-the target's own, as it was published."""
+"""The stage of the graph of a head that passes put into the target's own, as it was published."""
 ALL = "exit-head"
 """The stage that reads hidden states behind any block: the target's final norm and head alone."""
 _HELP = "as in --exit 8, or --exit 6,12,18 for several"

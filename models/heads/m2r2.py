@@ -35,7 +35,8 @@ class AcceleratorSettings:
 def open_m2r2(files: HeadFiles) -> Head:
     """The accelerators in such files. Raises CheckpointError.
 
-    Tensors: accelerator.{l}.scale [1], accelerator.{l}.down [r, H], accelerator.{l}.up [H, r].
+    Tensors: accelerator.{l}.scale [1], accelerator.{l}.down [r, H], accelerator.{l}.up [H, r]; in
+    the files accelerators.{l}.scale, .down.weight and .up.weight.
     """
     config = Config(str(files.path), files.config)
     hidden, blocks = config.whole("hidden_size"), config.whole("num_hidden_layers")

@@ -21,8 +21,9 @@ from graftline.exits import check_exits
 from graftline.models.heads.m2r2 import DOWN, EXIT_LAYER, SCALE, UP
 from graftline.models.heads.m2r2 import RANK as RANK_KEY
 from graftline.models.training.frozen import ENTERED, FrozenHost
+from graftline.models.training.host_scored import HostScored
 from graftline.models.training.packs import Pack
-from graftline.models.training.student import Published, scored
+from graftline.models.training.student import Published
 
 EXIT, RANK = 8, 64
 """After how many blocks, and of which rank, unless it is said: of SmolLM2's 30 blocks of 576
@@ -67,7 +68,7 @@ class AcceleratorModule(nn.Module):
         return streams[-1] + ahead
 
 
-class M2r2:
+class M2r2(HostScored):
     """Accelerators of the first blocks of a frozen host that is tapped around each."""
 
     places = None
@@ -87,10 +88,6 @@ class M2r2:
     def drafts(self, pack: Pack) -> Sequence[torch.Tensor]:
         """The same states for every depth: a draft further on is read at its own position."""
         return [self.norm(self.module(pack.taps.chunk(self.blocks + 1, dim=-1)))] * STEPS
-
-    def scores(self, states: torch.Tensor, depth: int, ids: torch.Tensor | None) -> torch.Tensor:
-        """By the host's lm_head and its bias."""
-        return scored(states, self.lm_head, self.bias, ids)
 
     def place(self, depth: int) -> int:
         """An exit's states stand at the token before the one that they foretell."""

@@ -40,7 +40,7 @@ class HeadAndStore(WithStore[PaidDrafter]):
     width: int = 8
     """Of the head's tree: nodes of a depth that go on, and children of each."""
     depth: int = 6
-    """Of the head's tree: most calls, where these are not as many as there are heads."""
+    """Of the tree of a head that is called again for each depth: most calls."""
     signal: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:

@@ -103,7 +103,10 @@ def measured(
         run("optimize", given.model, "-o", bundle, "--head", head["path"], "--dtype", dtype,
             "--recipe", names[-1])  # fmt: skip
     engine, options = load(bundle, threads=given.threads), {"max_new_tokens": given.tokens}
-    shown = lambda line: print(f"{kind} {dtype} {line}", file=sys.stderr)  # noqa: E731
+
+    def shown(line: str) -> None:
+        print(f"{kind} {dtype} {line}", file=sys.stderr)
+
     found = compare(engine, questions, names, options, watch=shown, interleaved=True)
     rows: dict[str, Entry] = {}
     for name in names:
