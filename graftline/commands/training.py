@@ -36,6 +36,7 @@ TAKEN: dict[str, Sequence[str]] = {
     "enter": ("hidden-transfer",), "exit": ("exit-adapter", "accelerator"),
     "layers": ("lora-drop", "router"), "rank": ("lora-drop", "markov", "accelerator", "dspark"),
     "share": ("router",), "head": ("markov",), "block": ("dflash", "dspark"),
+    "verifier_lm_head": ("eagle3", "dflash", "dspark"),
 }  # fmt: skip
 """Options that are for some kinds only."""
 COUNTED = {"markov": ("steps", "learning_rate", "optimizer", "precision")}
@@ -81,7 +82,10 @@ def spelled(command: Any, placed: Sequence[str]) -> list[str]:
         (one.name, getattr(command, one.name)) for one in fields(command)
         if one.name not in placed and getattr(command, one.name) != one.default
     ]  # fmt: skip
-    return [word for name, value in differ for word in (_option(name), str(value))]
+    return [
+        word for name, value in differ
+        for word in ([_option(name)] if value is True else [_option(name), str(value)])
+    ]  # fmt: skip
 
 
 def _option(name: str) -> str:
@@ -98,10 +102,12 @@ class Command(TrainOptions):
                 said = "KIND" if name == "kind" else f"--{name}"
                 raise GraftlineError(f"{said} {value}: unknown{nearest(value, known)}")
         for name, kinds in TAKEN.items():
-            if getattr(self, name) is not None and self.kind not in kinds:
+            if getattr(self, name) not in (None, False) and self.kind not in kinds:
                 *rest, last = kinds
                 named = f"{', '.join(rest)} and {last}" if rest else last
-                raise GraftlineError(f"--{name} is for {named}; {self.kind} does not take it")
+                raise GraftlineError(
+                    f"{_option(name)} is for {named}; {self.kind} does not take it"
+                )
         usual = {one.name: one.default for one in fields(self)}
         for name in COUNTED.get(self.kind, ()):
             if getattr(self, name) != usual[name]:
@@ -154,7 +160,7 @@ class Command(TrainOptions):
             Head(self.kind, self.form or "v2", self.heads or 3, self.exit or usual,
                  self.layers or "", self.rank or rank, self.enter, self.share or SHARE,
                  "" if self.head is None else str(self.head.absolute()),
-                 self.block or dflash.BLOCK),
+                 self.block or dflash.BLOCK, self.verifier_lm_head),
             source.checkpoint, folder, self.out, data,
             HeadSettings(
                 1 if counted else self.steps, self.seed, self.learning_rate, self.optimizer, bf16,

@@ -37,7 +37,7 @@ from graftline.models.heads.files import HeadFiles, Taken
 from graftline.models.heads.head import Head, HostSize, Tap
 from graftline.models.heads.merged import merged
 from graftline.models.heads.taps import requested_taps
-from graftline.models.heads.vocabulary import take_draft_ids
+from graftline.models.heads.vocabulary import take_draft_ids, take_lm_head
 
 HARMLESS = {
     r"target_model\..*": "the host, saved by the training script",
@@ -146,7 +146,7 @@ def _settings(
         own_embedding=taken.take_if(
             "embed_tokens.weight", "embedding.weight", [vocabulary, hidden]
         ),
-        own_lm_head=_take_lm_head(taken, vocabulary, drafted, hidden),
+        own_lm_head=take_lm_head(taken, config, vocabulary, drafted, hidden),
         output_multiplier=own.number("output_multiplier", 1.0),
         softcap=own.number("final_logit_softcapping", 0.0),
         embedding_scale=own.number("input_embedding_scale", 1.0),
@@ -214,14 +214,6 @@ def _windows(config: Config, own: Config, layers: int) -> tuple[int, ...]:
     return (own.whole("swa_window_size"),) * layers
 
 
-def _take_lm_head(taken: Taken, vocabulary: int, drafted: int, hidden: int) -> bool:
-    """The head's own lm_head: needed where its vocabulary is not the host's."""
-    if drafted != vocabulary:
-        taken.take("lm_head.weight", "lm_head.weight", [drafted, hidden])
-        return True
-    return taken.take_if("lm_head.weight", "lm_head.weight", [drafted, hidden])
-
-
 def _decide(config: Config, settings: DFlashSettings) -> None:
     if any(settings.windows):
         kinds = [f"{w or 'all'}{', backwards only' if c else ''}"
@@ -229,8 +221,6 @@ def _decide(config: Config, settings: DFlashSettings) -> None:
         config.decide(f"positions that each layer attends to: {'; '.join(kinds)}")
     if not settings.own_embedding:
         config.decide("no embed_tokens in the file: the host's embedding serves")
-    if not settings.own_lm_head:
-        config.decide("no lm_head in the file: the host's serves")
     first = "drafts too" if settings.anchor_drafts else "does not draft"
     config.decide(
         f"blocks of {settings.block_size}: the row of the last accepted token {first}; rotary "

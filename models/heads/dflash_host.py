@@ -14,7 +14,6 @@ from graftline.models.export.dflash_module import DFlashDecoder, DFlashShape
 from graftline.models.heads.dflash import DFlashSettings
 from graftline.models.heads.eagle_host import (
     EMBEDDING,
-    LM_HEAD,
     PLACES,
     Shared,
     feature_table,
@@ -24,7 +23,7 @@ from graftline.models.heads.eagle_host import (
 from graftline.models.heads.eagle_shapes import DYNAMIC, our_name
 from graftline.models.heads.head import Head
 from graftline.models.heads.head_module import export_module, own_model
-from graftline.models.heads.vocabulary import DRAFT_IDS
+from graftline.models.heads.vocabulary import DRAFT_IDS, LM_HEAD, drafted_rows
 from graftline.models.host import Host, Watch
 from graftline.ports import FEATURES
 
@@ -80,7 +79,8 @@ def dflash_host(head: Head, target: DecoderFacts, shared: Shared, watch: Watch) 
     """Export the head and point its weights into its own files and the target's. Raises
     CheckpointError."""
     shape, settings = dflash_shape(head), head.settings
-    tensors = {EMBEDDING: shared.embedding, LM_HEAD: shared.lm_head, **head.tensors}
+    tensors = {EMBEDDING: shared.embedding, **head.tensors}
+    tensors[LM_HEAD] = drafted_rows(shared.lm_head, tensors)
     tensors[FEATURES] = feature_table(shape.block.hidden, masked=True)
     make = partial(DFlashDecoder, shape, places=PLACES)
     graph, weights = export_module(make, target.positions or 4096, watch)

@@ -26,7 +26,7 @@ from graftline.models.heads.modelopt import REPEATED, WITH_TAPS, check_switches
 from graftline.models.heads.names import by_newer_names
 from graftline.models.heads.parallel import Parallel, take_parallel
 from graftline.models.heads.taps import eagle3_taps
-from graftline.models.heads.vocabulary import take_draft_ids
+from graftline.models.heads.vocabulary import take_draft_ids, take_lm_head
 
 HARMLESS = {
     r"target_model\..*": "the host, saved by the training script",
@@ -112,7 +112,7 @@ def _settings(
     settings = Eagle3Settings(
         block, layers, read_windows(config, layers), count, host, vocabulary, drafted,
         own_embedding=_take_embedding(taken, vocabulary, block.hidden, host),
-        own_lm_head=_take_lm_head(taken, config, drafted, vocabulary, block.hidden),
+        own_lm_head=_take_end(taken, config, drafted, vocabulary, block.hidden, host),
         norm_before_fc=config.flag("norm_before_fc", False),
         fc_norm=config.flag("fc_norm", False),
         residual_normed=config.flag("norm_before_residual", False),
@@ -172,16 +172,17 @@ def _take_embedding(taken: Taken, vocabulary: int, hidden: int, host: int) -> bo
     return taken.take_if("embed_tokens.weight", "embedding.weight", [vocabulary, hidden])
 
 
-def _take_lm_head(
-    taken: Taken, config: Config, drafted: int, vocabulary: int, hidden: int
+def _take_end(
+    taken: Taken, config: Config, drafted: int, vocabulary: int, hidden: int, host: int
 ) -> bool:
-    """The head's own lm_head; the host's serves only a head of its whole vocabulary and width."""
+    """The last norm and the lm_head, which can be the host's in a head of the host's width."""
     taken.take("norm.weight", "norm.weight", [hidden])
-    if drafted == vocabulary and not taken.files.has("lm_head.weight"):
-        config.decide("no lm_head.weight in the file: the host's own serves")
-        return False
-    taken.take("lm_head.weight", "lm_head.weight", [drafted, hidden])
-    return True
+    own = take_lm_head(taken, config, vocabulary, drafted, hidden)
+    if not own and hidden != host:
+        config.refuse(
+            f"no tensor 'lm_head.weight' in a head of width {hidden}, and the host's is {host} wide"
+        )
+    return own
 
 
 def _take_mask(taken: Taken, config: Config, width: int) -> int | None:

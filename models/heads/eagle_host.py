@@ -20,7 +20,7 @@ from graftline.models.heads.eagle_shapes import eagle_shape, module_tensors, our
 from graftline.models.heads.head import FINAL, Head
 from graftline.models.heads.head_module import export_module, own_model
 from graftline.models.heads.mask_feature import mask_feature
-from graftline.models.heads.vocabulary import DRAFT_IDS
+from graftline.models.heads.vocabulary import DRAFT_IDS, LM_HEAD, drafted_rows
 from graftline.models.host import Host, Watch
 from graftline.ports import FEATURES
 
@@ -28,7 +28,7 @@ _Exported = tuple[ir.Model, frozenset[str]]
 """A graph without weights, and what those are called."""
 PLACES = 64
 """Features in the table that the exported graph has in their place."""
-EMBEDDING, LM_HEAD = "embedding.weight", "lm_head.weight"
+EMBEDDING = "embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _host(
 ) -> Host:
     """The head of an exported graph without weights, which stays as it is."""
     own = module_tensors(head, shape)
-    tensors = {EMBEDDING: shared.embedding, LM_HEAD: shared.lm_head, **own}
+    tensors = {EMBEDDING: shared.embedding, **own, LM_HEAD: drafted_rows(shared.lm_head, own)}
     graph, weights = exported[0].clone(), exported[1]
     tensors[FEATURES] = feature_table(shape.block.hidden, shape.masked)
     if shape.masked:

@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
 from graftline.errors import CheckpointError
+from graftline.models.heads.config import Config
 from graftline.models.heads.files import Taken
 
 DRAFT_IDS = "draft_ids"
 """Our tensor [draft vocabulary] of int64: the host's id of each of the head's."""
+VERIFIER_LM_HEAD = "verifier_lm_head"
+"""The key of a config, ours, by which a head says that its lm_head is the host's rows of the tokens
+it drafts, and that the file leaves them out."""
+LM_HEAD = "lm_head.weight"
+
+
+def take_lm_head(
+    taken: Taken, config: Config, vocabulary: int, drafted: int, hidden: int
+) -> bool:
+    """`lm_head.weight` [draft vocabulary, H] where the file has one; whether it has.
+
+    Without one the host's serves, whole for a head of the host's whole vocabulary, and of a part
+    of it where the config says so. Raises CheckpointError where it is missing or one too many.
+    """
+    if not config.flag(VERIFIER_LM_HEAD, False):
+        if drafted == vocabulary and not taken.files.has(LM_HEAD):
+            config.decide("no lm_head in the file: the host's serves")
+            return False
+        taken.take(LM_HEAD, LM_HEAD, [drafted, hidden])
+        return True
+    if taken.files.has(LM_HEAD):
+        config.refuse(f"{VERIFIER_LM_HEAD}=true, and a tensor '{LM_HEAD}' all the same")
+    config.decide(f"{VERIFIER_LM_HEAD}: the host's lm_head rows of the {drafted} drafted tokens")
+    return False
+
+
+def drafted_rows(
+    lm_head: ir.TensorProtocol, tensors: Mapping[str, ir.TensorProtocol]
+) -> ir.TensorProtocol:
+    """What scores a head's vocabulary: its own matrix, or the host's `lm_head` [V, H], of which the
+    rows of a head's `draft_ids` where it has some."""
+    if (own := tensors.get(LM_HEAD)) is not None:
+        return own
+    if (ids := tensors.get(DRAFT_IDS)) is None:
+        return lm_head
+    return ir.Tensor(lm_head.numpy()[ids.numpy()], dtype=lm_head.dtype, name=LM_HEAD)
 
 
 def take_draft_ids(taken: Taken, vocabulary: int, drafted: int) -> bool:

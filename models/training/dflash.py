@@ -149,7 +149,8 @@ class DFlash:
             "block": f"{self.block} rows, of which {self.depths} draft; mask token {self.mask}",
         }
         config = self.verifier.config(
-            self.kind, self._architecture, self.depths, self._layer(), self._own()
+            self.kind, self._architecture, self.depths, self._layer(),
+            self.lm_head.keys() | self._own(),
         )
         return Published(self._name, "model.safetensors", config, tensors, notes)
 

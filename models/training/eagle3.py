@@ -132,7 +132,7 @@ class Eagle3:
             "architectures": ["LlamaForCausalLM"], "vocab_size": self.vocabulary,
             **llama_keys(block, self.config, self.positions),
         }  # fmt: skip
-        own = {
+        own = self.lm_head.keys() | {
             "draft_vocab_size": len(self.drafted), "fc_norm": True, "norm_output": True,
             "norm_before_fc": False, "norm_before_residual": False,
             "target_hidden_size": block.hidden, IDS: [layer + 1 for layer in self.layers],

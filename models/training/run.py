@@ -72,7 +72,8 @@ class Head:
     (None: half), after how many the `exit` of an adapter or of accelerators is, for which `layers`
     corrections stand in, the `rank` of these and of accelerators, which `share` of its blocks
     routers are to skip, of `layers`, for the heads in which folder (`of`) bigrams of which rank are
-    made, and how many rows a `block` has."""
+    made, how many rows a `block` has, and whether the host's rows of the drafted tokens, the
+    `verifier_lm_head`, are left out of the file."""
 
     kind: str
     form: str = "v2"
@@ -84,6 +85,7 @@ class Head:
     share: float = SHARE
     of: str = ""
     block: int = BLOCK
+    verifier_lm_head: bool = False
 
     @property
     def taps(self) -> Callable[[int], Sequence[int]] | None:
@@ -294,10 +296,13 @@ def _student(
             words = draft_vocabulary(learned, held_out, host.vocabulary)
             say(f"draft vocabulary: {words}")
             if kind == "eagle3":
-                return Eagle3(host, words, learned[0].ids.tolist())
-            if kind == "dflash":
-                return DFlash(host, words, learned, job.head.block)
-            return DSpark(host, words, learned, job.head.block, job.head.rank)
+                student = Eagle3(host, words, learned[0].ids.tolist())
+            elif kind == "dflash":
+                student = DFlash(host, words, learned, job.head.block)
+            else:
+                student = DSpark(host, words, learned, job.head.block, job.head.rank)
+            student.lm_head.written = not job.head.verifier_lm_head
+            return student
         if kind in ("eagle", "fspad"):
             return Eagle(host) if kind == "eagle" else Fspad(host)
         if kind == "ppd":

@@ -12,13 +12,17 @@ from torch import nn
 from torch.nn.functional import linear
 
 from graftline.errors import CheckpointError
+from graftline.models.heads.vocabulary import LM_HEAD, VERIFIER_LM_HEAD
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.vocabulary import DraftVocabulary
 
 
 class DraftLmHead:
     """The host's rows of the drafted tokens, `weight` [D, H], which are not learned. `places` [V]:
-    the row of each of the host's ids, -1 without one. `whole`: all tokens are drafted."""
+    the row of each of the host's ids, -1 without one. `whole`: all tokens are drafted. `written`:
+    the file holds them, which other readers need; else its config says whose they are."""
+
+    written = True
 
     def __init__(self, host: FrozenHost, words: DraftVocabulary) -> None:
         """Raises CheckpointError for a host whose lm_head has a bias."""
@@ -46,10 +50,12 @@ class DraftLmHead:
         if self.whole:
             return {}
         ids = self.words.ids
-        return {
-            "lm_head.weight": self.weight, "d2t": ids - torch.arange(len(ids)),
-            "t2d": self.places >= 0,
-        }  # fmt: skip
+        own = {LM_HEAD: self.weight} if self.written else {}
+        return {**own, "d2t": ids - torch.arange(len(ids)), "t2d": self.places >= 0}
+
+    def keys(self) -> dict[str, bool]:
+        """What a config says of rows that are not in the file."""
+        return {} if self.written or self.whole else {VERIFIER_LM_HEAD: True}
 
 
 @dataclass(frozen=True)

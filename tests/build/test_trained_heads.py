@@ -61,9 +61,22 @@ def over_last(make: Callable[[FrozenHost], Student]) -> Callable[[Path], Any]:
     return made
 
 
+def lean(made: Callable[[Path], tuple[FrozenHost, Any]]) -> Callable[[Path], Any]:
+    """The same without lm_head rows in its file."""
+
+    def found(folder: Path) -> tuple[FrozenHost, Student]:
+        host, student = made(folder)
+        student.lm_head.written = False
+        assert "lm_head.weight" not in student.published().tensors
+        return host, student
+
+    return found
+
+
 KINDS: dict[str, Callable[[Path], tuple[FrozenHost, Student]]] = {
     "eagle-3": eagle3, "dspark": dspark, "eagle": over_last(Eagle),
     "hydra": over_last(lambda host: Hydra(host, DRAFTS)),
+    "eagle-3 lean": lean(eagle3), "dspark lean": lean(dspark),
 }  # fmt: skip
 
 CHAINS: dict[str, Callable[[FrozenHost], ChainStudent]] = {
@@ -132,6 +145,7 @@ def test_an_engine_drafts_what_training_foresees(
     checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
     host, student = KINDS[name](checkpoint)
+    name = name.split()[0]
     unsettled(student)
     story = Story("run", "host", "graftline train", "data", 0, 1, "test", 0.0, None)
     write_head(tmp_path / "head", student.published(), story)

@@ -213,6 +213,7 @@ def test_kinds_are_those_that_can_be_trained() -> None:
         (["train", "medusa", "HOST", "--head", "x"], "--head is for markov; medusa does not take"),
         (["train", "exit-adapter", "HOST"], "--exit 2: the target has 2 blocks, and an exit is in"),
         (["train", "eagle3", "HOST"], "n-4, which are not three in a host of n = 2; train eagle"),
+        (["train", "medusa", "HOST", "--verifier-lm-head"], "lm-head is for eagle3, dflash"),
         (["train", "medusa", "HOST", "--dtype", "fp8"], "--dtype fp8: unknown"),
         (["train", "medusa", "HOST", "--optimizer", "sgd"], "--optimizer sgd: unknown"),
         (["train", "medusa", "HOST", "--precision", "fp16"], "--precision fp16: unknown"),

@@ -136,6 +136,14 @@ class TrainOptions:
             "DSpark's drafts too. Default: 4.",
         ),
     ] = None
+    verifier_lm_head: Annotated[
+        bool,
+        typer.Option(
+            "--verifier-lm-head",
+            help="EAGLE-3, DFlash and DSpark: leave the model's own lm_head rows out of the file, "
+            "which is then half as large and for graftline alone; its config says so.",
+        ),
+    ] = False
     dtype: Annotated[
         str,
         typer.Option(help="Precision of the engine that answers, where none is given as a bundle."),

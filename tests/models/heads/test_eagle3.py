@@ -234,7 +234,19 @@ def test_the_head_needs_its_own_lm_head(tmp_path: Path) -> None:
     del tensors["lm_head.weight"]
     head = open_head(written(tmp_path, config, tensors))
     assert not head.settings.own_lm_head
-    assert any("the host's own serves" in line for line in head.decided)
+    assert any("no lm_head in the file: the host's serves" in line for line in head.decided)
+
+
+def test_a_head_may_say_that_its_lm_head_is_the_hosts_rows(tmp_path: Path) -> None:
+    config, tensors = files(PLAIN, verifier_lm_head=True)
+    refuses(written(tmp_path, config, tensors), "a tensor 'lm_head.weight' all the same")
+    del tensors["lm_head.weight"]
+    head = open_head(written(tmp_path, config, tensors))
+    assert not head.settings.own_lm_head
+    assert any("the host's lm_head rows of the" in line for line in head.decided)
+    config, tensors = files(FORMS["wide host"], verifier_lm_head=True)
+    del tensors["lm_head.weight"]
+    refuses(written(tmp_path, config, tensors), "no tensor 'lm_head.weight' in a head of width")
 
 
 def test_a_head_of_another_width_needs_its_own_table(tmp_path: Path) -> None:

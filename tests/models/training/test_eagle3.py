@@ -126,6 +126,15 @@ def test_its_folder_opens_as_what_it_is(job: MakeJob) -> None:
     assert any("hidden states of" in line for line in told), "how much is said before"
 
 
+def test_the_lm_head_can_be_left_to_the_host(job: MakeJob) -> None:
+    given = job("eagle3", steps=1)
+    train(replace(given, head=replace(given.head, verifier_lm_head=True)), silent)
+    opened = open_head(given.out)
+    assert not opened.settings.own_lm_head
+    assert "lm_head.weight" not in opened.tensors
+    assert json.loads((given.out / "config.json").read_text())["verifier_lm_head"] is True
+
+
 def test_a_head_of_all_tokens_shares_lm_head(deep_folder: Path, tmp_path: Path) -> None:
     host = FrozenHost(deep_folder, taps=eagle3_layers)
     words = DraftVocabulary(torch.arange(VOCABULARY), VOCABULARY, 1.0)
