@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OWN = ("bundle", "latents", "condition", "out", "seed", "threads", "stats")
 """Parameters of `run` that a decoder of latents takes."""
-ONLY = ("condition", "out", "steps", "sample_rate", "value_range")
+ONLY = ("condition", "out", "steps", "guidance", "rising", "sample_rate", "value_range")
 """Those that nothing else takes."""
 _SAID = {"prompt": "a prompt", "value_range": "--range"}
 
@@ -70,8 +70,14 @@ def decode(
     out, rate = how.out, how.sample_rate
     array = read_array(latents, "--latents")
     told = read_conditions(how.condition or ())
+    guided = _guidance(how)
     with screen.steps(quiet=not sys.stderr.isatty()) as watch:
         engine = open_decoder(bundle, watch, threads)
+        if guided and not isinstance(engine.facts, CanvasFacts):
+            raise RequestError(
+                f"--guidance is of filling a canvas; {bundle} is a {engine.facts.kind}, whose "
+                "guidance is part of its graph or spec"
+            )
         if out is not None and isinstance(engine.facts, CanvasFacts) and out.suffix != ".npy":
             raise RequestError(f"--out {out}: a canvas holds ids; name a .npy file")
         if out is not None:
@@ -82,7 +88,7 @@ def decode(
         watch(f"decoding {list(array.shape)}")
         began = time.perf_counter()
         if out is not None or isinstance(engine.facts, CanvasFacts):
-            made: Any = engine.make(array, seed=seed, steps=how.steps, **told)
+            made: Any = engine.make(array, seed=seed, steps=how.steps, **guided, **told)
         else:
             made = engine.recognise(array, **told)
         seconds = time.perf_counter() - began
@@ -92,6 +98,15 @@ def decode(
         sys.stdout.write("".join(" ".join(map(str, ids)) + "\n" for ids in made))
     if stats:
         sys.stderr.write(f"{list(array.shape)} in {seconds * 1e3:.0f} ms\n")
+
+
+def _guidance(how: Decoded) -> dict[str, Any]:
+    """What `fill` is told of guidance. Raises RequestError for a rise to nothing."""
+    if how.guidance is None:
+        if how.rising:
+            raise RequestError("--rising grows to a guidance; add --guidance SCALE")
+        return {}
+    return {"guidance": how.guidance, **({"rises": True} if how.rising else {})}
 
 
 def read_array(file: Path, option: str) -> npt.NDArray[Any]:

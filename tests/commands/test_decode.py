@@ -117,6 +117,8 @@ def test_what_does_not_go_together(folder: Path, tmp_path: Path) -> None:
     assert "is a latent-decoder, which takes no prompt" in refused("run", voice, "hi")
     assert "give a prompt" in refused("run", voice)
     assert "name a file" in refused(*run)
+    assert "--guidance is of filling a canvas" in refused(*run, "--guidance", "2")
+    assert "--guidance needs --latents" in refused("run", voice, "hi", "--guidance", "2")
     wav = tmp_path / "x.wav"
     assert "say its --sample-rate" in refused(*run, "-o", wav)
     assert "makes waveforms" in refused(*run, "-o", tmp_path / "x.png")

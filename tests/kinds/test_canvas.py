@@ -153,6 +153,27 @@ def test_guided_it_is_filled_as_the_file_scores_both_branches(
     assert runs == [(4, n) for g in groups for n in (N, *[sum(g)] * (len(g) - 1))]
 
 
+def test_guidance_on_the_command_line(
+    bundle: Bundle, engine: DecodeEngine, tmp_path: Path
+) -> None:
+    none, out = np.asarray([1, 1]), tmp_path / "tokens.npy"
+    canvas = np.full((2, N), 5)
+    for name, array in (("canvas", canvas), ("label", LABELS), ("none", none)):
+        np.save(tmp_path / f"{name}.npy", array)
+    run = ["run", bundle.path, "--latents", tmp_path / "canvas.npy", "--seed", "3", "--steps", "6",
+           "--condition", f"label={tmp_path / 'label.npy'}", "-o", out]  # fmt: skip
+    both = [*run, "--condition", f"unconditional_label={tmp_path / 'none.npy'}", "--guidance", "4"]
+    for rises in (False, True):
+        result = call(*both, *(["--rising"] if rises else []))
+        assert result.exit_code == 0, result.output
+        np.testing.assert_array_equal(np.load(out), engine.fill(
+            canvas, label=LABELS, unconditional_label=none, seed=3, steps=6, guidance=4.0,
+            rises=rises,
+        ))  # fmt: skip
+    assert "--rising grows to a guidance; add --guidance" in refused(*run, "--rising")
+    assert "guidance=4 needs what stands for a condition" in refused(*run, "--guidance", "4")
+
+
 def test_guided_light_steps_are_those_of_each_branch(engine: DecodeEngine) -> None:
     """A branch of a guided step reads what its own rows have kept."""
     none = np.asarray([1, 1])

@@ -40,6 +40,17 @@ class Decoded:
             "filling a canvas.",
         ),
     ] = None
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCALE",
+            help="Of filling a canvas: how far its scores are driven from those without "
+            "conditions, which --condition unconditional_NAME=FILE.npy stand for. 1: not at all.",
+        ),
+    ] = None
+    rising: Annotated[
+        bool, typer.Option("--rising", help="The guidance grows over the steps to SCALE.")
+    ] = False
     sample_rate: Annotated[
         int | None, typer.Option(min=1, help="Samples per second of a .wav; no graph says it.")
     ] = None
