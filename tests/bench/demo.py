@@ -1,4 +1,4 @@
-"""Plain against speculative generation of one bundle, side by side: demo.py BUNDLE."""
+"""Plain against speculative generation of bundles, side by side: demo.py BUNDLE ..."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ PROMPTS = (
 def main(bundle: str) -> int:
     """Print both answers to every prompt; 2 when a token differs that must not."""
     console = Console()
+    console.rule(bundle)
     with console.status("opening the bundle, measuring what a step costs here"):
         engine = graftline.load(bundle)
     recipe = engine.recipe.name
@@ -64,4 +65,4 @@ def _panel(name: str, result: Any, width: int) -> Panel:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(max(main(bundle) for bundle in sys.argv[1:]))
