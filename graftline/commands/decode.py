@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OWN = ("bundle", "latents", "condition", "out", "seed", "threads", "stats")
 """Parameters of `run` that a decoder of latents takes."""
-ONLY = ("condition", "out", "steps", "guidance", "rising", "sample_rate", "value_range")
+ONLY = ("condition", "out", "steps", "guidance", "rises", "sample_rate", "value_range")
 """Those that nothing else takes."""
 _SAID = {"prompt": "a prompt", "value_range": "--range"}
 
@@ -103,10 +103,10 @@ def decode(
 def _guidance(how: Decoded) -> dict[str, Any]:
     """What `fill` is told of guidance. Raises RequestError for a rise to nothing."""
     if how.guidance is None:
-        if how.rising:
-            raise RequestError("--rising grows to a guidance; add --guidance SCALE")
+        if how.rises:
+            raise RequestError("--rises grows to a guidance; add --guidance SCALE")
         return {}
-    return {"guidance": how.guidance, **({"rises": True} if how.rising else {})}
+    return {"guidance": how.guidance, **({"rises": True} if how.rises else {})}
 
 
 def read_array(file: Path, option: str) -> npt.NDArray[Any]:

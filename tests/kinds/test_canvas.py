@@ -164,13 +164,13 @@ def test_guidance_on_the_command_line(
            "--condition", f"label={tmp_path / 'label.npy'}", "-o", out]  # fmt: skip
     both = [*run, "--condition", f"unconditional_label={tmp_path / 'none.npy'}", "--guidance", "4"]
     for rises in (False, True):
-        result = call(*both, *(["--rising"] if rises else []))
+        result = call(*both, *(["--rises"] if rises else []))
         assert result.exit_code == 0, result.output
         np.testing.assert_array_equal(np.load(out), engine.fill(
             canvas, label=LABELS, unconditional_label=none, seed=3, steps=6, guidance=4.0,
             rises=rises,
         ))  # fmt: skip
-    assert "--rising grows to a guidance; add --guidance" in refused(*run, "--rising")
+    assert "--rises grows to a guidance; add --guidance" in refused(*run, "--rises")
     assert "guidance=4 needs what stands for a condition" in refused(*run, "--guidance", "4")
 
 

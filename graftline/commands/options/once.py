@@ -48,8 +48,8 @@ class Decoded:
             "conditions, which --condition unconditional_NAME=FILE.npy stand for. 1: not at all.",
         ),
     ] = None
-    rising: Annotated[
-        bool, typer.Option("--rising", help="The guidance grows over the steps to SCALE.")
+    rises: Annotated[
+        bool, typer.Option("--rises", help="The guidance grows over the steps to SCALE.")
     ] = False
     sample_rate: Annotated[
         int | None, typer.Option(min=1, help="Samples per second of a .wav; no graph says it.")
