@@ -37,10 +37,23 @@ class ChosenRows:
         for node in self.found.reshapes:
             dims = target(self.found, node)
             assert dims is not None, "others were refused"
-            node.replace_input_with(1, self._numbers("shape", dims))
+            node.replace_input_with(1, self._shape(node, dims))
             node.attributes.pop("allowzero", None)
         for node, place in self.found.cuts:
             self._cut(node, place)
+
+    def _shape(self, node: ir.Node, dims: list[int | None]) -> ir.Value:
+        """The shape of a reshape, of which one axis may be as long as its rows."""
+        held, value = [d for d in dims if d is not None], node.inputs[0]
+        if len(held) == len(dims):
+            return self._numbers("shape", held)
+        assert value is not None
+        emit, place = Emit(self.graph, self.by, node), dims.index(None)
+        axis = self.found.rows[value].axis
+        long = emit.op("Shape", [value], start=axis, end=axis + 1)
+        sides = [self._numbers("shape", part) for part in (held[:place], held[place:]) if part]
+        parts = [*sides[: place > 0], long, *sides[place > 0 :]]
+        return emit.op("Concat", parts, axis=0)
 
     def _numbers(self, name: str, numbers: list[int]) -> ir.Value:
         told = "_".join([name, *map(str, numbers)])

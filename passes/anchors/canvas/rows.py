@@ -74,20 +74,23 @@ class CanvasRows:
                 self.columns[value] = columns
 
 
-def target(found: CanvasRows, node: ir.Node) -> list[int] | None:
-    """The constant shape of a reshape whatever the batch and the number of positions: 0 keeps an
-    axis, -1 takes the rest; None where there is none."""
+def target(found: CanvasRows, node: ir.Node) -> list[int | None] | None:
+    """The shape of a reshape whatever the batch and the number of positions: 0 keeps an axis, -1
+    takes the rest, None is the number of rows, where no constant says it; None where there is
+    none."""
     value, out = node.inputs[0], node.outputs[0]
     assert value is not None
     given, made = ([m.of(v) or () for m in found.measures] for v in (value, out))
     was, now = found.rows[value].axis, found.rows[out].axis
-    dims: list[int] = []
+    dims: list[int | None] = []
     for axis, sizes in enumerate(zip(*made, strict=True)):
         kept = axis < len(given[0]) and sizes == tuple(shape[axis] for shape in given)
         if axis == now:
-            dims.append(0 if axis == was else -1)
+            dims.append(0 if axis == was else None)
         elif len(set(sizes)) == 1:
             dims.append(sizes[0])
         else:
             dims.append(0 if kept and axis != was else -1)
+    if -1 not in dims:  # a constant shape
+        dims = [-1 if d is None else d for d in dims]
     return dims if dims.count(-1) <= 1 else None

@@ -115,14 +115,27 @@ BEHIND = told(
     ("(x2, one, far, one)", "(x2, none, short, one)"),
 )  # fmt: skip
 """The class stands behind the positions."""
+FOLDED = told(
+    maskgit(), *(
+        (f"  kt{i} = Transpose <perm = [0, 1, 3, 2]> (k{i})",
+         f"  sizes{i} = Shape (k{i})\n  last{i} = Gather <axis = 0> (sizes{i}, lasts)\n"
+         f"  flat{i} = Concat <axis = 0> (short, last{i})\n"
+         f"  kf{i} = Reshape (k{i}, flat{i})\n  kft{i} = Transpose <perm = [0, 2, 1]> (kf{i})\n"
+         f"  back{i} = Gather <axis = 0> (sizes{i}, order)\n  kt{i} = Reshape (kft{i}, back{i})")
+        for i in range(2)
+    ),
+    ("  short =", "  lasts = Constant <value_ints = [2, 3]> ()\n"
+     "  order = Constant <value_ints = [0, 1, 3, 2]> ()\n  short ="),
+)  # fmt: skip
+"""Keys are transposed with the batch and the heads as one axis, as torch exports attentions."""
 
 
 @pytest.mark.parametrize(
     "text",
     [maskgit(), attention(maskgit(), 4), attention(maskgit(), 3), ROTATED, OF_A_CLASS,
-     maskgit().replace("[7]>", "[99]>"), BEHIND],
+     maskgit().replace("[7]>", "[99]>"), BEHIND, FOLDED],
     ids=["spelled out", "Attention", "Attention of three axes", "rotary", "a class's own",
-         "an end beyond", "behind"],
+         "an end beyond", "behind", "keys folded"],
 )  # fmt: skip
 def test_hosts_hold_to_the_laws(text: str) -> None:
     after = grafted(text)
