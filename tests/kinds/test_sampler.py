@@ -134,6 +134,10 @@ def test_recipes_run_on_a_host_of_their_shape(name: str, tmp_path: Path) -> None
         text = UNET
     if name == "dd1":
         text, spec = DENOISER.replace("H,W", "8,8"), WHOLE.replace(SAMPLING, TOKENS)
+    if name == "dd2":
+        text = TWO_HEADS.replace("H,W", "8,8")
+        spec = WHOLE.replace(SAMPLING, TOKENS.replace("steps = 2", "steps = 1"))
+        spec += '\n[outputs]\nprediction = "noise"\n'
     if name == "multi-scale":
         spec = PYRAMID
     if name == "music2latent2":
