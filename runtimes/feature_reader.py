@@ -11,6 +11,7 @@ from graftline.runtimes.draft_engine import Read
 from graftline.runtimes.draft_reader import Guess, Reader
 from graftline.runtimes.draft_seats import Seat
 from graftline.runtimes.feature_engine import FeatureEngine, FeatureRead
+from graftline.runtimes.feature_rows import FeatureRows
 from graftline.runtimes.head_text import HeadText
 from graftline.runtimes.levels import Levels
 from graftline.runtimes.sampling import Sampling
@@ -29,10 +30,8 @@ class FeatureReader(Reader):
     def __init__(self, engine: FeatureEngine, vocabulary: int = 0) -> None:
         super().__init__(engine, vocabulary)
         self._engine = engine
-        self._prompt: list[Floats] = []
-        self._features = np.zeros((0, engine.head.width), np.float32)
-        """Of the slots from `_first` on: the target's features of what is chosen."""
-        self._first = 0
+        self._features = FeatureRows(engine.head.width)
+        """The target's, of what it has read; those that the head has read are forgotten."""
         self._states: list[Floats] = []
         """Of the drafted slots, what the head itself made of the slot before."""
 
@@ -49,32 +48,31 @@ class FeatureReader(Reader):
     def see(self, start: int, features: Floats) -> None:
         """The target has read prompt tokens from position `start` on: their features [N, H]."""
         if start == 0:
-            self._prompt.clear()
-        self._prompt.append(features.copy())
+            self._features.restart()
+        self._features.add(features)
 
     def start(self, context: Sequence[int], seat: Seat | None = None) -> None:
         """Begin a sequence, all of whose prompt was seen; the last token's feature comes with the
         token that is chosen behind it."""
         super().start(context[self.behind :], seat)
-        seen = np.concatenate(self._prompt) if self._prompt else self._features[:0]
-        assert len(seen) == len(context), "a prompt is read whole"
-        self._features, self._first, self._held = seen[:-1], 0, 0
-        self._prompt, self._states = [], []
+        assert self._features.stop == len(context), "a prompt is read whole"
+        self._features.cut(len(context) - 1)
+        self._held, self._states = 0, []
 
     def choose(self, fresh: Sequence[int], features: Floats) -> None:
         """The target chose `fresh`; the features [N, H] are of the positions before each."""
         self._held, self._ahead = min(self._held, self._known), []
         self.tokens += fresh
-        kept = self._features[max(self._held - self._first, 0) :]
-        self._first = self._known - len(fresh) - len(kept)
-        self._features = np.concatenate([kept, features])
+        self._features.forget(self._held)
+        self._features.add(features)
+        assert self._features.stop == self._known, "every token has a feature before it"
         self._states = []
 
     @property
     def text(self) -> HeadText:
         """All that the target has read and chosen; before anything was drafted behind it."""
-        assert self._first == 0, "features are kept until they are read"
-        return HeadText(self.tokens, self._features)
+        assert self._features.first == 0, "features are kept until they are read"
+        return HeadText(self.tokens, self._features.of(0))
 
     @property
     def _known(self) -> int:
@@ -96,7 +94,7 @@ class FeatureReader(Reader):
         """As `Reader.fill`; the features of what the target has not read are zeros."""
         read, width = super().fill(mask, count), self._engine.head.width
         features = np.zeros((len(read.tokens), width), np.float32)
-        features[: self._known - read.start] = self._features[read.start - self._first :]
+        features[: self._known - read.start] = self._features.of(read.start)
         return FeatureRead(
             self.engine, self.seat, read.start, read.tokens, count, features=features
         )
@@ -104,7 +102,7 @@ class FeatureReader(Reader):
     def read(self, ahead: Sequence[int]) -> Read:
         read, base = super().read(ahead), len(self.tokens)
         start, count = read.start, len(read.tokens)
-        known = self._features[start - self._first : base - self._first]
+        known = self._features.of(start, base)
         drafted = self._states[max(start - base, 0) : start - base + count]
         features = np.concatenate([known, np.stack(drafted)]) if drafted else known
         assert len(features) == count, "every token that is read has a feature"

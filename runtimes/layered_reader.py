@@ -93,7 +93,7 @@ class LayeredReader(FeatureReader):
         if number:
             features = self._layers[number - 1].of(start)
         else:
-            features = self._features[start - self._first :]
+            features = self._features.of(start)
             self._held = known
         tokens = text[start + number : known + number]
         assert len(features) == len(tokens), "every token that is read has a feature"

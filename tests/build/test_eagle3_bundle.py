@@ -212,4 +212,4 @@ def test_a_state_that_is_not_copied_would_be_seen() -> None:
     reader.see(0, shown)
     shown[:] = 9.0
     reader.start([1, 2, 3])
-    assert (reader._features == 1.0).all()
+    assert (reader._features.of(0) == 1.0).all()
