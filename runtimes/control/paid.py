@@ -16,7 +16,10 @@ WEIGHT, HORIZON = 4.0, 32.0
 DEBT_STEPS = 32
 """Steps over which catching up with the sequence is written off."""
 EXPLORE = 0.01
-"""Tokens that a draft may fall short of its costs for every step since the last one."""
+"""Tokens that a draft may fall short of its costs for every step since the last one. It may be the
+only one of its sequence, and so pays for all that it catches up with;"""
+RARER = 8
+"""but what a sequence owes, which grows with every step, makes it so many times rarer at most."""
 
 
 class Means(NamedTuple):
@@ -65,9 +68,13 @@ class Paid:
         if together > 1:
             each = (drafter.share(together) * together - 1.0) / (together - 1)
         price = max(alone * each - self._saved(drafter, size + 1, terms), 0.0)
-        price += drafter.debt() / DEBT_STEPS
+        debt = drafter.debt()
+        price += debt / DEBT_STEPS
         slower = self._costs.pace.slower(self._name, "paid", terms.batch)
-        gains, shared = [tokens + EXPLORE * self._idle], alone * (1.0 - each)
+        spare = EXPLORE * self._idle
+        owed = debt * (1.0 - 1.0 / DEBT_STEPS) / self._cost(1, terms)
+        gains = [tokens + max(spare - owed, spare / RARER)]
+        shared = alone * (1.0 - each)
         return Offer(sequence, gains, 1 << 30, slower, size, price, shared, self._name)
 
     def bid(self, drafter: PaidDrafter, terms: Terms, rate: float) -> Bid:

@@ -11,7 +11,7 @@ from toy_drafts import COSTS, CheckedDraft
 from graftline.runtimes.control.choose import Terms, choose
 from graftline.runtimes.control.costs import Costs
 from graftline.runtimes.control.pace import COMPARED
-from graftline.runtimes.control.paid import EXPLORE, Paid
+from graftline.runtimes.control.paid import DEBT_STEPS, EXPLORE, RARER, Paid
 from graftline.runtimes.drafters import make_drafter, pearl
 from graftline.runtimes.resources import Resources
 
@@ -109,6 +109,24 @@ def test_catching_up_is_priced() -> None:
     assert due > 20.0
     (offer,) = steps.paid.offers([(0, drafter)], TERMS)
     assert offer.price == pytest.approx(drafter.price(offer.size) + due / 32)
+
+
+def test_what_a_sequence_owes_makes_trying_again_rarer_but_not_for_good() -> None:
+    """A draft that falls short pays for a prompt that it alone may have needed."""
+
+    def waits(prompt: int) -> tuple[int, float]:
+        drafter = drafting()
+        steps = Bidding(drafter)
+        for _ in range(30):
+            if steps.bids():
+                steps.draft(3, 0)
+        drafter.start(list(range(prompt)))
+        return steps.waits(), drafter.debt() / COSTS.of(1)
+
+    (soon, _), (later, owed), (last, much) = (waits(n) for n in (1, 9, 3000))
+    assert later == pytest.approx(soon + owed / EXPLORE, abs=2)
+    assert last == pytest.approx(RARER * (soon + much / DEBT_STEPS / EXPLORE), rel=0.01)
+    assert last < much / EXPLORE
 
 
 def test_a_draft_that_lost_is_tried_again_and_every_failure_makes_that_rarer() -> None:
