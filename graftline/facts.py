@@ -184,6 +184,21 @@ class CanvasFacts(Facts):
 
 
 @dataclass(frozen=True)
+class QueryDecoderFacts(Facts):
+    """A network that scores `classes` at every place of `axes` (2 or 3) by `queries`, rows that it
+    multiplies with the features of all places, in one pass."""
+
+    kind: str = field(default="query-decoder", kw_only=True)
+    classes: int
+    queries: int
+    axes: int
+
+    def told(self) -> str:
+        places = "pixel" if self.axes == 2 else "voxel"
+        return f"{self.classes} classes of every {places} by {self.queries} queries in one pass"
+
+
+@dataclass(frozen=True)
 class DraftHeadFacts(Facts):
     """Draft heads over the last hidden state of a decoder. Each of the `heads` has `layers` blocks
     of its own; `shared`: their states are scored by the decoder's lm_head, else each by one of its
@@ -214,6 +229,7 @@ KNOWN: Mapping[str, type[Facts]] = {
     "decoder": DecoderFacts, "denoiser": DenoiserFacts, "draft-head": DraftHeadFacts,
     "draft-block": DraftBlockFacts, "latent-decoder": LatentDecoderFacts,
     "recogniser": RecogniserFacts, "dag-recogniser": DagRecogniserFacts, "canvas": CanvasFacts,
+    "query-decoder": QueryDecoderFacts,
 }  # fmt: skip
 """The kinds of host."""
 

@@ -36,6 +36,8 @@ the beginning, and whether a row has one [B]."""
 SIGNAL, SCORES, COUNTS = "signal", "scores", "counts"
 """Roles of a recogniser: what it hears or sees, the scores of every position's tokens, and how many
 positions of each row are its text."""
+CLASSES = "classes"
+"""Role of an output of a decoder of queries: the class of every place, in place of their scores."""
 TRANSITIONS, STATES, VERTICES = "transitions", "states", "vertices"
 """Other roles of a recogniser whose positions are vertices of a graph: the logarithm of the chance
 of going on from each to each, their hidden states, and how many of them each row has."""

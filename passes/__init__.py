@@ -22,6 +22,7 @@ from graftline.passes.grafts.draft_vocabulary import DraftVocabulary
 from graftline.passes.grafts.encoder_reuse import EncoderReuse
 from graftline.passes.grafts.features import Features
 from graftline.passes.grafts.fold_guidance import FoldGuidance
+from graftline.passes.grafts.fold_stored import FoldStored
 from graftline.passes.grafts.fold_time import FoldTime
 from graftline.passes.grafts.fuse_block import FuseBlock
 from graftline.passes.grafts.fuse_draft import FuseDraft
@@ -41,6 +42,7 @@ from graftline.passes.grafts.overlap_smoothing import OverlapSmoothing
 from graftline.passes.grafts.pad_positions import PadPositions
 from graftline.passes.grafts.placeholders import Placeholders
 from graftline.passes.grafts.prune_branch import PruneBranch
+from graftline.passes.grafts.reduce_classes import ReduceClasses
 from graftline.passes.grafts.reduce_logits import ReduceLogits
 from graftline.passes.grafts.refresh_state import RefreshState
 from graftline.passes.grafts.routers import Routers
@@ -92,6 +94,8 @@ GRAFTS: dict[str, type[Graft]] = names(
         BestPath,
         PadPositions,
         PruneBranch,
+        FoldStored,
+        ReduceClasses,
         SwapSubgraph,
         CarryChunk,
         FoldTime,

@@ -13,13 +13,14 @@ from graftline.kinds.draft_block import DraftBlock
 from graftline.kinds.draft_head import DraftHead
 from graftline.kinds.kind import Kind
 from graftline.kinds.latent_decoder import LatentDecoder
+from graftline.kinds.query_decoder import QueryDecoder
 from graftline.kinds.recogniser import Recogniser
 
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
         Decoder(), Denoiser(), LatentDecoder(), Recogniser(), DagRecogniser(), Canvas(),
-        DraftHead(), DraftBlock(),
+        QueryDecoder(), DraftHead(), DraftBlock(),
     )
 }  # fmt: skip
 

@@ -8,16 +8,15 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graftline.errors import LawBroken, NotApplicable
+from graftline.errors import NotApplicable
 from graftline.evaluate import Feed
 from graftline.facts import DenoiserFacts, read_facts, write_facts
 from graftline.law import Evidence
 from graftline.passes.anchors.denoiser import TIMESTEP
-from graftline.passes.anchors.reduce import weight_bytes
 from graftline.passes.graph.cut import drop_ports
 from graftline.passes.graph.folding import dependents, fold
-from graftline.passes.graph.meaning import label
 from graftline.passes.graph.ports import input_of, port_of
+from graftline.passes.laws.folded import went
 from graftline.passes.laws.sampled import Network
 from graftline.passes.pipeline.graft import Evaluate, Graft, WeightFreeLaw
 from graftline.sampling.schedule import trajectory
@@ -27,15 +26,8 @@ def folded(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
     """No node is left that depended on the time step, and now reads constants alone."""
     source = input_of(before, TIMESTEP)
     assert source is not None
-    names = {v.name for n in dependents(before.graph, source) for v in n.outputs}
-    left = [n for n in after.graph if n.outputs[0].name in names]
-    if still := [n for n in left if all(v is None or v.const_value is not None for v in n.inputs)]:
-        by = f"{len(still)} of {len(names)} nodes that depend on the time alone are left"
-        raise LawBroken(graft.name(), "folded", label(still[0]), by)
-    sizes = weight_bytes(before), weight_bytes(after)
-    sized = f", {len(left)} are left for the sizes of the sample" if left else ""
-    what = f"{len(names) - len(left)} nodes that depend on the time alone are constants{sized}"
-    return Evidence(f"{what}; {sizes[0]:,} bytes of weights became {sizes[1]:,}")
+    nodes = dependents(before.graph, source)
+    return went(graft.name(), before, after, nodes, "the time alone", "the sizes of the sample")
 
 
 @dataclass(frozen=True)

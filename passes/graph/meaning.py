@@ -33,6 +33,11 @@ _PLAIN = (
     _TYPES.INT, _TYPES.INTS, _TYPES.FLOAT, _TYPES.FLOATS, _TYPES.STRING, _TYPES.STRINGS,
 )  # fmt: skip
 """Attributes that are small, and told apart by what they print."""
+DRAWS = frozenset({
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
+    "Multinomial",
+})  # fmt: skip
+"""Operators that draw at random: the same inputs give other numbers."""
 _FAILS = (ValueError, IndexError, ZeroDivisionError)
 """What numpy raises where a node's values do not match."""
 

@@ -12,7 +12,7 @@ from graftline.passes.anchors.fields.products import PRODUCTS, STATISTICS
 from graftline.passes.anchors.fields.slides import SLIDES
 from graftline.passes.anchors.fields.span import Blocked, Span
 from graftline.passes.anchors.fields.walk import Sized, State, Uniform, Walk
-from graftline.passes.graph.meaning import label
+from graftline.passes.graph.meaning import DRAWS, label
 
 ELEMENTWISE = frozenset({
     "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Div",
@@ -24,10 +24,6 @@ ELEMENTWISE = frozenset({
     "Xor",
 })  # fmt: skip
 """Operators whose outputs at a place depend on their operands at that place, broadcast."""
-_DRAWS = (
-    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
-    "Multinomial",
-)  # fmt: skip
 _FLOW = ("If", "Loop", "Scan")
 
 
@@ -36,7 +32,7 @@ def states_of(walk: Walk, node: ir.Node) -> list[State]:
     count, states = len(node.outputs), [walk.state(v) for v in node.inputs]
     if node.op_type in _FLOW:
         return [Blocked(label(node), "control flow decides by values of the whole")] * count
-    if node.op_type in _DRAWS:
+    if node.op_type in DRAWS:
         return [Blocked(label(node), "it draws noise, in other places for each window")] * count
     if node.op_type in ("Shape", "Size"):
         return [None if states[0] is None else Sized()] * count
