@@ -29,11 +29,16 @@ def facts_of_graph(model: ir.Model, source: str) -> Facts:
     """Facts of the kind of host that the graph's inputs and outputs show."""
     for find in ONE_PASS.values():
         if isinstance(found := find(model.graph), OnePass):
-            dtype = found.output.value.dtype
-            assert dtype is not None
-            of_all = {"dtype": dtype.numpy().name, "parameters": _parameters(model)}
-            return replace(found.facts, source=source, **of_all)
+            return facts_of(model, found, source)
     return decoder_of(model, source)
+
+
+def facts_of(model: ir.Model, found: OnePass, source: str) -> Facts:
+    """Facts of a host that runs once, as it was found."""
+    dtype = found.output.value.dtype
+    assert dtype is not None
+    of_all = {"dtype": dtype.numpy().name, "parameters": _parameters(model)}
+    return replace(found.facts, source=source, **of_all)
 
 
 def decoder_of(model: ir.Model, source: str) -> DecoderFacts:

@@ -1,5 +1,6 @@
 """A spec: what the structure of a denoiser's graph cannot say, in TOML beside the graph. Of a
-recogniser over vertices it names the decoder of a path's states alone.
+recogniser over vertices it names the decoder of a path's states alone, and of a decoder of queries
+the output that it is for.
 
 [inputs]                     # names in the graph, where types and shapes do not tell
 sample = "latent"
@@ -70,7 +71,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Spec:
-    """What is said of a denoiser; of a recogniser over vertices, its decoder."""
+    """What is said of a denoiser; of a recogniser over vertices, its decoder; of a decoder of
+    queries, its output."""
 
     inputs: Inputs = field(default_factory=Inputs)
     outputs: Outputs = field(default_factory=Outputs)

@@ -11,7 +11,7 @@ from graftline.errors import CheckpointError, nearest
 from graftline.facts import DagRecogniserFacts, DenoiserFacts, write_facts
 from graftline.kinds.own_network import beside
 from graftline.models.checkpoint import open_checkpoint
-from graftline.models.graph_facts import facts_of_graph
+from graftline.models.graph_facts import facts_of
 from graftline.models.host import Host, Watch
 from graftline.models.spec import Part, Spec
 from graftline.owners import TARGET
@@ -32,7 +32,7 @@ from graftline.passes.pipeline.graft import Graft
 from graftline.passes.pipeline.pipeline import Pipeline
 from graftline.roles import CONDITION, LATENTS, SAMPLE
 
-DENOISER = "denoiser"
+DENOISER, QUERY_DECODER = "denoiser", "query-decoder"
 _READ_BY: Mapping[str, tuple[type[Graft], ...]] = {
     DECODER: (Join, SwapSubgraph), REPLACEMENT: (SwapSubgraph,),
 }  # fmt: skip
@@ -42,7 +42,8 @@ _READ_BY: Mapping[str, tuple[type[Graft], ...]] = {
 def composed(host: Host, spec: Spec, passes: Pipeline, say: Watch) -> Host:
     """The host with what the spec says of it, and the graphs that the passes read. Raises
     CheckpointError where the spec names what is not there or is another kind's, and NotApplicable
-    where the graph is not a denoiser, or a recogniser over vertices, all the same."""
+    where the graph is not a denoiser, a recogniser over vertices or a decoder of queries all the
+    same."""
     model, kind = host.model, DENOISER
     if isinstance(host.facts, DagRecogniserFacts):
         kind = host.facts.kind
@@ -64,10 +65,12 @@ def composed(host: Host, spec: Spec, passes: Pipeline, say: Watch) -> Host:
             owns[owner] = other.own
         elif part is not None:
             say(f"the spec's {owner} is left out: no pass reads it")
+    if kind == DENOISER and _is_query_decoder(model.graph):
+        kind = QUERY_DECODER
+        _check_own(spec, Spec(outputs=spec.outputs), kind)
     if isinstance(found := ONE_PASS[kind](model.graph), Mismatch):
         raise refusal(f"not a {kind}", [found])
-    facts = facts_of_graph(model, host.facts.source)
-    assert facts.kind == kind, "it was found to be one"
+    facts = facts_of(model, found, host.facts.source)
     if isinstance(facts, DenoiserFacts):
         facts = replace(facts, sampling=spec.sampling)
         if chunks is not None:
@@ -82,13 +85,25 @@ def composed(host: Host, spec: Spec, passes: Pipeline, say: Watch) -> Host:
 
 def _check_decoder_alone(spec: Spec, kind: str) -> None:
     """Raise CheckpointError for what a spec says of denoisers alone."""
-    own = Spec(decoder=spec.decoder)
-    said = [one.name for one in fields(Spec) if getattr(spec, one.name) != getattr(own, one.name)]
+    _check_own(spec, Spec(decoder=spec.decoder), kind)
     part = spec.decoder
     if part is not None and (part.scale, part.shift) != (1.0, 0.0):
-        said.append("decoder.scale" if part.scale != 1 else "decoder.shift")
+        said = "decoder.scale" if part.scale != 1 else "decoder.shift"
+        raise CheckpointError(f"{said} of the spec is for denoisers; the graph is a {kind}")
+
+
+def _check_own(spec: Spec, own: Spec, kind: str) -> None:
+    """Raise CheckpointError for what a spec says beside what is this kind's own."""
+    said = [one.name for one in fields(Spec) if getattr(spec, one.name) != getattr(own, one.name)]
     if said:
         raise CheckpointError(f"{said[0]} of the spec is for denoisers; the graph is a {kind}")
+
+
+def _is_query_decoder(graph: ir.Graph) -> bool:
+    """Whether it is that, and no denoiser: now that the output which it is for is declared."""
+    found = {kind: ONE_PASS[kind](graph) for kind in (DENOISER, QUERY_DECODER)}
+    kinds = [kind for kind, one in found.items() if not isinstance(one, Mismatch)]
+    return kinds == [QUERY_DECODER]
 
 
 def _declare(values: Sequence[ir.Value], role: str, name: str, field: str) -> None:

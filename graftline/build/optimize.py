@@ -113,7 +113,7 @@ def optimize(
     said = host.spec if spec is None else partial(read_spec, spec)
     if said is not None:
         host = composed(host, said(), plan.one_pass(), say)
-    plan = plan.for_kind(kind_of(host.facts), recipe)
+    plan = plan.for_kind(kind_of(host.facts), recipe, host.model.graph)
     if isinstance(host.facts, DecoderFacts):
         plan.check_route(as_decoder(host.facts))
         plan.check_placeholders(as_decoder(host.facts))

@@ -39,15 +39,19 @@ from graftline.errors import GraftlineError
 from graftline.exits import check_exits, check_needs, told
 from graftline.owners import HEAD
 from graftline.passes import GRAFTS, Pipeline
+from graftline.passes.anchors.one_pass import ONE_PASS
 from graftline.passes.grafts.collapse_loop import CollapseLoop
 from graftline.passes.grafts.layer_skip import LayerSkip
 from graftline.passes.grafts.placeholders import Placeholders
+from graftline.passes.graph.mismatch import Mismatch, refusal
 from graftline.passes.pipeline.graft import Graft
 from graftline.recipe import ANSWER_PREFIX, DECODER, FUSED, Recipe, check_step, recipe
 from graftline.route import MIDDLE, ROUTE, Route
 from graftline.targets import CPU, CUDA, ending
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from graftline.facts import DecoderFacts
     from graftline.kinds.kind import Kind
 
@@ -186,20 +190,21 @@ class Plan:
             text = self.recipe.passes
         return Pipeline.parse(text or "", GRAFTS)
 
-    def for_kind(self, kind: Kind, recipe: str | None) -> Plan:
-        """The same for a host of that kind. Raises GraftlineError for what another kind's is."""
+    def for_kind(self, kind: Kind, recipe: str | None, graph: ir.Graph | None = None) -> Plan:
+        """The same for a host of that kind, which has this graph. Raises GraftlineError for what
+        another kind's is."""
         if kind.recipe is not None:
             if self.spec is not None or self.steps:
                 said = "--spec" if self.spec is not None else "--steps"
                 raise GraftlineError(f"{said} is for denoisers; the checkpoint is a {kind.name}")
             if self.recipe is not None and self.recipe.kind != DECODER:
-                raise _other_kind(self.recipe, kind)
+                raise _other_kind(self.recipe, kind, graph)
             if self.request is not None:
                 self.request.check_steps()
             return self
         chosen = self.recipe if recipe is not None else None
         if chosen is not None and chosen.kind not in (kind.name, DECODER):
-            raise _other_kind(chosen, kind)
+            raise _other_kind(chosen, kind, graph)
         asked = {
             "--recipe": chosen is not None and chosen.kind == DECODER,
             "--draft": self.draft, "--draft-depths": self.depths, "--head": self.head,
@@ -288,9 +293,12 @@ class Plan:
         return said
 
 
-def _other_kind(chosen: Recipe, kind: Kind) -> GraftlineError:
-    told = f"the recipe {chosen.name} is for a {chosen.kind}"
-    return GraftlineError(f"{told}; the checkpoint is a {kind.name}")
+def _other_kind(chosen: Recipe, kind: Kind, graph: ir.Graph | None) -> GraftlineError:
+    """With what the graph lacks of the recipe's kind, where its structure tells that one."""
+    told = f"the recipe {chosen.name} is for a {chosen.kind}; the checkpoint is a {kind.name}"
+    find = ONE_PASS.get(chosen.kind)
+    found = None if find is None or graph is None else find(graph)
+    return refusal(told, [found]) if isinstance(found, Mismatch) else GraftlineError(told)
 
 
 def _loops(

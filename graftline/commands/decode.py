@@ -62,8 +62,8 @@ def decode(
     """Decode the latents of a file into another; the ids that a recogniser writes, or of a canvas
     that is filled, are printed where no file is named, those of a row in each line. Raises
     RequestError."""
-    from graftline.commands.media import check_out, write_media
-    from graftline.facts import CanvasFacts, RecogniserFacts
+    from graftline.commands.media import check_classes, check_out, write_classes, write_media
+    from graftline.facts import CanvasFacts, QueryDecoderFacts, RecogniserFacts
     from graftline.runtimes.one_pass.recognise import is_spectrogram
 
     lowest, highest = read_range(how.value_range)
@@ -80,11 +80,15 @@ def decode(
             )
         if out is not None and isinstance(engine.facts, CanvasFacts) and out.suffix != ".npy":
             raise RequestError(f"--out {out}: a canvas holds ids; name a .npy file")
-        if out is not None:
+        of_places = isinstance(engine.facts, QueryDecoderFacts)
+        if out is not None and of_places:
+            check_classes(out, engine.output)
+        elif out is not None:
             spectrogram = is_spectrogram(engine.output)
             check_out(out, rate, 0 if spectrogram else len(engine.output.shape) - 2)
         elif not isinstance(engine.facts, RecogniserFacts | CanvasFacts):
-            raise RequestError("name a file for what is made: -o out.npy, out.wav or out.png")
+            kinds = "out.npy or out.png" if of_places else "out.npy, out.wav or out.png"
+            raise RequestError(f"name a file for what is made: -o {kinds}")
         watch(f"decoding {list(array.shape)}")
         began = time.perf_counter()
         if out is not None or isinstance(engine.facts, CanvasFacts):
@@ -92,7 +96,9 @@ def decode(
         else:
             made = engine.recognise(array, **told)
         seconds = time.perf_counter() - began
-    if out is not None:
+    if out is not None and of_places and out.suffix == ".png":
+        write_classes(out, made)
+    elif out is not None:
         write_media(out, made, rate, lowest, highest)
     else:
         sys.stdout.write("".join(" ".join(map(str, ids)) + "\n" for ids in made))

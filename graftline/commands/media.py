@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from graftline.errors import RequestError
 from graftline.files import replacing
+from graftline.ports import Port
+from graftline.roles import CLASSES
 
 Array = npt.NDArray[Any]
 KINDS = (".npy", ".wav", ".png")
@@ -24,10 +26,7 @@ _CHANNELS = range(1, 5)
 def check_out(out: Path, rate: int | None, axes: int) -> None:
     """Raise RequestError where `out` is not a file that can hold what a decoder makes: waveforms
     (`axes` 1), which need a sampling rate as .wav, images (2), or spectrograms (0)."""
-    if out.suffix not in KINDS:
-        raise RequestError(f"--out {out}: name a file of {', '.join(KINDS)}")
-    if not out.absolute().parent.is_dir():
-        raise RequestError(f"--out {out}: its folder does not exist")
+    _check_file(out)
     if out.suffix != ".npy" and axes == 0:
         raise RequestError(f"--out {out}: the bundle makes spectrograms; name a .npy file")
     if out.suffix == ".wav" and axes != 1:
@@ -36,6 +35,43 @@ def check_out(out: Path, rate: int | None, axes: int) -> None:
         raise RequestError(f"--out {out}: the bundle makes waveforms; name a .wav or .npy file")
     if out.suffix == ".wav" and rate is None:
         raise RequestError(f"--out {out}: say its --sample-rate, which no graph knows")
+
+
+def check_classes(out: Path, output: Port) -> None:
+    """Raise RequestError where `out` cannot hold scores or classes of places: a .png holds the
+    classes, up to 256, of an image's."""
+    _check_file(out)
+    if out.suffix == ".wav":
+        raise RequestError(f"--out {out}: the bundle makes classes of places; name a .npy file")
+    if out.suffix == ".png" and output.role != CLASSES:
+        why = "the bundle makes scores; build it with --passes reduce-classes, or name a .npy file"
+        raise RequestError(f"--out {out}: {why}")
+    if out.suffix == ".png" and (len(output.shape) != 3 or output.dtype != "uint8"):
+        why = "a .png holds up to 256 classes of the pixels of an image; name a .npy file"
+        raise RequestError(f"--out {out}: {why}")
+
+
+def _check_file(out: Path) -> None:
+    if out.suffix not in KINDS:
+        raise RequestError(f"--out {out}: name a file of {', '.join(KINDS)}")
+    if not out.absolute().parent.is_dir():
+        raise RequestError(f"--out {out}: its folder does not exist")
+
+
+def write_classes(out: Path, made: Array) -> None:
+    """Write classes [1, H, W] as a .png of a palette: its pixels are the classes, its colors ours.
+    Raises RequestError for several rows."""
+    from PIL import Image
+
+    if len(made) != 1:
+        raise RequestError(f"--out {out} holds one row of {len(made)}; name a .npy file")
+    ids = np.arange(256)
+    spread = [sum(((ids >> (3 * bit + place)) & 1) << (7 - bit) for bit in range(3))
+              for place in range(3)]  # fmt: skip
+    image = Image.fromarray(made[0].astype(np.uint8))
+    image.putpalette(np.stack(spread, 1).astype(np.uint8).tobytes())
+    with replacing(out) as rough:
+        image.save(rough, "PNG")
 
 
 def write_media(out: Path, made: Array, rate: int | None, lowest: float, highest: float) -> None:

@@ -50,11 +50,14 @@ class Places:
             return Mismatch.at(output, "its output is not scores of several classes and places")
         return cls(output, shape, sizes, given, own)
 
+    @property
+    def count(self) -> int:
+        """How many one row has."""
+        return prod(self.shape[2:])
+
     def cover(self, dims: Sequence[int]) -> bool:
         """Whether some of these dimensions, one behind another, are all places."""
-        count = prod(self.shape[2:])
-        ends = combinations(range(len(dims) + 1), 2)
-        return any(prod(dims[i:j]) in (count, count * self.shape[0]) for i, j in ends)
+        return not {self.count, self.count * self.shape[0]}.isdisjoint(_stretches(dims))
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ def _read_inside(node: ir.Node) -> set[ir.Value]:
     graphs = [g for a in bodies
               for g in ([a.as_graph()] if a.type == _BODIES[0] else a.as_graphs())]  # fmt: skip
     return {v for g in graphs for n in g.all_nodes() for v in n.inputs if v is not None}
+
+
+def _stretches(dims: Sequence[int]) -> set[int]:
+    """The sizes of all dimensions one behind another, joined."""
+    return {prod(dims[i:j]) for i, j in combinations(range(len(dims) + 1), 2)}
 
 
 def walk(places: Places, value: ir.Value) -> ir.Node | Mismatch:
@@ -116,7 +124,7 @@ def product_of(places: Places, node: ir.Node) -> Product | Mismatch:
     if sides is None:
         return Mismatch.at(node, "what it sums over is not one axis of both operands")
     covered = [places.cover(side.free) for side in sides]
-    if any(places.cover(side.summed) for side in sides):
+    if any(places.count in _stretches(side.summed) for side in sides):
         return Mismatch.at(node, "it sums over places, as an attention does")
     if all(covered):
         return Mismatch.at(node, "both operands may go through all places: which does is open")

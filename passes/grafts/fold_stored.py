@@ -26,7 +26,7 @@ def folded(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
             if value.const_value.nbytes > allowed_bytes(own):
                 by = f"{value.const_value.nbytes:,} bytes of {allowed_bytes(own):,}"
                 raise LawBroken(graft.name(), "folded", label(node), by)
-    why = "they would be larger than what they are made of"
+    why = "since they would be larger than what they are made of"
     return went(graft.name(), before, after, nodes, "stored numbers alone", why,
                 lambda node: node not in left)  # fmt: skip
 

@@ -27,7 +27,8 @@ def folded(graft: Graft, before: ir.Model, after: ir.Model) -> Evidence:
     source = input_of(before, TIMESTEP)
     assert source is not None
     nodes = dependents(before.graph, source)
-    return went(graft.name(), before, after, nodes, "the time alone", "the sizes of the sample")
+    return went(graft.name(), before, after, nodes, "the time alone",
+                "for the sizes of the sample")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,9 @@ class ReduceClasses(Graft):
     def requires(self, model: ir.Model) -> None:
         facts = read_facts(model)
         if not isinstance(facts, QueryDecoderFacts):
-            raise NotApplicable(f"{self.name()} needs scores of every place; a {facts.kind} has no")
+            raise NotApplicable(
+                f"{self.name()}: a {facts.kind} has no scores of places, as a query-decoder has"
+            )
         if output_of(model, SCORES) is None:
             raise NotApplicable(f"{self.name()}: the scores are already reduced", [CLASSES])
         kind = self.kind(facts.classes)

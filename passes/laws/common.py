@@ -15,9 +15,11 @@ import onnx_ir as ir
 from graftline.errors import LawBroken
 from graftline.evaluate import Feed, Prepared, prepare
 from graftline.law import Evidence, LawRow
+from graftline.passes.anchors.products import dependents_of
 from graftline.passes.anchors.reduce import block_kinds
 from graftline.passes.grafts.kv_cache import carried_caches
 from graftline.passes.grafts.tree_mask import Grove, causal_mask, step_shape
+from graftline.passes.graph.meaning import DRAWS
 from graftline.passes.graph.ports import roles_of
 from graftline.passes.graph.shapes.whole import infer
 from graftline.passes.laws.compare import Comparison, activation_dtype, written_slots
@@ -188,13 +190,26 @@ def neutral(
     was, now = (written_slots(side, ports, feed) for side in (was, now))
     comparison = Comparison(graft.name(), "neutral", activation_dtype(after))
     if graft.numeric:
-        worst = comparison.outputs(now, was, ports)
+        try:
+            worst = comparison.outputs(now, was, ports)
+        except LawBroken as error:
+            raise _drawn(error, before) from error
         what = f"{len(was)} outputs are the host's"
         return Evidence(what, worst, comparison.limit)
     exact = {p.name for p in ports if p.compare == "equal"}
     floats = [k for k in was if k in now and k not in exact]
     worst = max(comparison.measure(k, now[k], was[k]) for k in floats)
     return Evidence(f"{len(floats)} outputs beside the host's", worst, status="measured")
+
+
+def _drawn(error: LawBroken, host: ir.Model) -> LawBroken:
+    """The error, or what is to be done where its output is drawn at random in the host."""
+    noise = (v for n in host.graph if n.op_type in DRAWS for v in n.outputs)
+    random = {f"'{v.name}'" for v in dependents_of(host.graph, noise) if v.is_graph_output()}
+    if error.value not in random:
+        return error
+    by = f"{error.by}: it is drawn at random; remove it with --passes prune-branch"
+    return LawBroken(error.who, error.law, error.value, by)
 
 
 def trees(

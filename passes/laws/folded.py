@@ -18,12 +18,12 @@ def went(
     after: ir.Model,
     nodes: Iterable[ir.Node],
     alone: str,
-    left_for: str,
+    why: str,
     may_stay: Callable[[ir.Node], bool] = lambda node: False,
 ) -> Evidence:
     """Of the `nodes` of `before`, which depend on `alone`, none is left that reads constants alone,
-    but those that may; how many nodes and bytes went, and what the rest are `left_for`. Raises
-    LawBroken."""
+    but those that may; how many nodes and bytes went, and `why` others are left. Raises LawBroken.
+    """
     names = {v.name for n in nodes for v in n.outputs}
     left = [n for n in after.graph if n.outputs[0].name in names]
     constant = [n for n in left if all(v is None or v.const_value is not None for v in n.inputs)]
@@ -31,6 +31,6 @@ def went(
         by = f"{len(still)} of {len(names)} nodes that depend on {alone} are left"
         raise LawBroken(who, "folded", label(still[0]), by)
     sizes = weight_bytes(before), weight_bytes(after)
-    sized = f", {len(left)} are left for {left_for}" if left else ""
+    sized = f", {len(left)} are left {why}" if left else ""
     what = f"{len(names) - len(left)} nodes that depend on {alone} are constants{sized}"
     return Evidence(f"{what}; {sizes[0]:,} bytes of weights became {sizes[1]:,}")

@@ -1,4 +1,4 @@
-"""The engine of a host that runs once: it makes a waveform, an image or a text of its input."""
+"""The engine of a host that runs once: it makes a waveform, an image, classes or a text."""
 
 from __future__ import annotations
 
@@ -87,8 +87,9 @@ class DecodeEngine:
         **conditions: Any,
     ) -> Array:
         """Decode a batch of latents, as `main` describes them, into waveforms [B, C, T] or images
-        [B, C, H, W]. A sampling loop takes its first noise in their place, and `steps` is one of
-        `self.loops`, the numbers of steps that the bundle holds it in.
+        [B, C, H, W]; features that are scored by queries into scores [B, K, places] or, with the
+        pass `reduce-classes`, classes [B, places]. A sampling loop takes its first noise in their
+        place, and `steps` is one of `self.loops`, the numbers of steps that the bundle holds it in.
 
         `conditions` go by the names of the bundle's ports ("condition_0") or by the checkpoint's
         own; `seed` is that of noise, where there is any. A bundle made with the pass `window`

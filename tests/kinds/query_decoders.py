@@ -66,6 +66,26 @@ OUTPUTS = """float[B,5,X,Y,Z] semantics, float[B,5,X,Y,Z] voxelwise, float[B,10,
       float[B,5,X,Y,Z] noisy"""
 ALONE = PROTOOCC.replace(OUTPUTS, "float[B,5,X,Y,Z] semantics")
 """The same without what was trained on beside it."""
+BROADCAST = ALONE.replace("float[5,8] prototypes", "float[1,8] prototypes").replace(
+    "  projected = MatMul (normed, project)",
+    """  far = Constant <value_ints = [3000, 8]> ()
+  spread_out = Expand (normed, far)
+  none = Constant <value_ints = [0]> ()
+  five_of = Constant <value_ints = [0, 1, 2, 3, 4]> ()
+  rows_of = Shape <start = 0, end = 1> (voxels)
+  nothing = Mul (rows_of, none)
+  at = Add (nothing, five_of)
+  few_rows = Gather (spread_out, at)
+  projected = MatMul (few_rows, project)""",
+)
+"""One stored prototype is broadcast to many rows, of which five are read, by what
+a size says."""
+FLAT = (
+    PROTOOCC.replace(OUTPUTS, "float[B,5,H,W] semantics, float[B,10,6] said")
+    .replace("X,Y,Z", "H,W").replace("[8,6,3,3,3]", "[8,6,3,3]").replace("1,1,1]", "1,1]")
+    .replace("1, 1, 1, 1, 1, 1]", "1, 1, 1, 1]")
+)  # fmt: skip
+"""The same for the pixels of a map, with its queries' own scores beside."""
 PIXELS = """
 <ir_version: 10, opset_import: ["" : 20]>
 pixels (float[B,6,H,W] maps, float[B,4,3] told, float[8,6,3,3] enter, float[3,8] ask)
@@ -79,6 +99,50 @@ pixels (float[B,6,H,W] maps, float[B,4,3] told, float[8,6,3,3] enter, float[3,8]
 """
 """A query for each class, which a condition says: their products with the features of all pixels
 are the scores."""
+CAMERAS = """
+<ir_version: 10, opset_import: ["" : 20]>
+cameras (float[B,2,3,4,8] images, float[B,2,4,4] poses, float[8,6] enter, float[8,8] ask)
+  => (float[B,4,2,4,4] scores)
+{
+  flat = Constant <value_ints = [0, 6, 32]> ()
+  joined = Constant <value_ints = [0, 4, 8]> ()
+  voxels = Constant <value_ints = [0, 4, 2, 4, 4]> ()
+  pixels = Reshape (images, flat)
+  lifted = MatMul (enter, pixels)
+  features = Tanh (lifted)
+  seen = Reshape (poses, joined)
+  queries = MatMul (seen, ask)
+  made = MatMul (queries, features)
+  scores = Reshape (made, voxels)
+}
+"""
+"""Images of two cameras and where these are; a stand-in for lifting pixels to voxels."""
+ATTENTION = """
+<ir_version: 10, opset_import: ["" : 20]>
+attention (float[B,6,H,W] maps, float[8,6,1,1] enter) => (float[B,8,H,W] out)
+{
+  flat = Constant <value_ints = [0, 8, -1]> ()
+  h = Conv (maps, enter)
+  rows = Reshape (h, flat)
+  places = Transpose <perm = [0, 2, 1]> (rows)
+  products = MatMul (places, rows)
+  shares = Softmax <axis = 1> (products)
+  read = MatMul (rows, shares)
+  size = Shape (h)
+  out = Reshape (read, size)
+}
+"""
+"""Every pixel reads all others: a product, but over places."""
+LINEAR = """
+<ir_version: 10, opset_import: ["" : 20]>
+linear (float[B,6,H,W] maps, float[6,5] leave) => (float[B,5,H,W] out)
+{
+  places = Transpose <perm = [0, 2, 3, 1]> (maps)
+  made = MatMul (places, leave)
+  out = Transpose <perm = [0, 3, 1, 2]> (made)
+}
+"""
+"""A linear layer scores every pixel."""
 CLASSES, WIDTH, LIVELY = 5, 8, 16.0
 SIZE = (6, 4, 8)
 """Voxels along each axis of what torch exports."""

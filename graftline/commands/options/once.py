@@ -22,8 +22,9 @@ class Decoded:
         Path | None,
         typer.Option(
             metavar="FILE.npy",
-            help="Decode these latents with a bundle that makes waveforms or images, recognise "
-            "this signal with one that writes texts, or fill this canvas.",
+            help="Decode these latents with a bundle that makes waveforms or images, score the "
+            "classes of these features' places, recognise this signal with one that writes texts, "
+            "or fill this canvas.",
         ),
     ] = None
     condition: Conditions = None

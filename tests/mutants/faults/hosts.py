@@ -33,6 +33,7 @@ from tests.kinds.canvases import maskgit
 from tests.kinds.chunks import CHUNKED, CHUNKS
 from tests.kinds.dags import write_dag
 from tests.kinds.latent_decoders import CAUSAL, CONVERTER, UPSCALER, VOCODER, write
+from tests.kinds.query_decoders import BROADCAST, PROTOOCC
 from tests.kinds.samplers import DENOISER, TWO_HEADS, WHOLE, write_sampler
 from tests.kinds.unet import UNET
 from tests.lora_drop_files import seeded as corrections
@@ -81,7 +82,7 @@ GRAPHS: Mapping[str, TinyDecoder] = {
 }
 DECODERS: Mapping[str, str] = {
     "vocoder": VOCODER, "upscaler": UPSCALER, "converter": CONVERTER, "causal": CAUSAL,
-    "maskgit": maskgit(positions=32),
+    "maskgit": maskgit(positions=32), "protoocc": PROTOOCC, "broadcast": BROADCAST,
 }  # fmt: skip
 STEEP = {"gemma2": ("gate_proj", 4.0)}
 """Weights of that name are so much larger: activations reach where approximations differ."""

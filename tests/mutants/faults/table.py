@@ -26,6 +26,7 @@ from faults.paths import PATHS
 from faults.placeholders import PLACEHOLDERS
 from faults.projections import PROJECTIONS
 from faults.quantizer import QUANTIZER
+from faults.queries import QUERIES
 from faults.rotary import ROTARY
 from faults.routers import ROUTING
 from faults.routes import ROUTES
@@ -39,7 +40,7 @@ MUTANTS = [
     *WINDOWS, *BIASES, *TREES, *NORMS, *ROTARY, *HEADS, *PROJECTIONS,
     *CACHES, *ENDS, *OUTPUTS, *DRAFT_HEADS, *DRAFT_BLOCKS, *PLACEHOLDERS, *TRANSFERS, *ROUTES,
     *GATES, *EXITS, *ADAPTERS, *ACCELERATORS, *CORRECTIONS, *ROUTING, *FUSED, *QUANTIZER, *LOADER,
-    *STAMPING, *SAMPLERS, *FIELDS, *CONTEXTS, *CHUNKS, *PATHS, *CANVASES, *ENGINES,
+    *STAMPING, *SAMPLERS, *FIELDS, *CONTEXTS, *CHUNKS, *PATHS, *CANVASES, *QUERIES, *ENGINES,
 ]  # fmt: skip
 
 BEYOND: dict[str, str] = {
