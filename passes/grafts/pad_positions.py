@@ -52,12 +52,11 @@ class PadPositions(Graft):
     positions: int = 64
 
     def requires(self, model: ir.Model) -> None:
-        if output_of(model, SCORES) is None:
+        facts = read_facts(model)
+        if not isinstance(facts, RecogniserFacts) or output_of(model, SCORES) is None:
             raise NotApplicable(f"{self.name()} needs a recogniser that scores positions")
         if self.positions < 1:
             raise NotApplicable(f"{self}: use at least one position")
-        facts = read_facts(model)
-        assert isinstance(facts, RecogniserFacts)
         if facts.positions:
             raise NotApplicable(
                 f"{self.name()}: the host scores {facts.positions} positions whatever it counts"

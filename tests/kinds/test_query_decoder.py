@@ -190,6 +190,12 @@ def test_other_graphs_are_none(text: str, node: str, reason: str) -> None:
     assert node in found.node
 
 
+@pytest.mark.parametrize("name", ["pad-positions", "best-path", "window", "fold-time", "join"])
+def test_passes_of_other_kinds_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(NotApplicable, match=name):
+        optimize(write(PIXELS, tmp_path / "x.onnx"), tmp_path / "x.graft", passes=name)
+
+
 def test_a_recipe_says_what_a_graph_lacks(tmp_path: Path) -> None:
     why = r"is for a query-decoder; .* a decoder: several outputs .* outputs.prediction .*semantics"
     with pytest.raises(NotApplicable, match=why):
