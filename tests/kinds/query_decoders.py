@@ -66,6 +66,17 @@ OUTPUTS = """float[B,5,X,Y,Z] semantics, float[B,5,X,Y,Z] voxelwise, float[B,10,
       float[B,5,X,Y,Z] noisy"""
 ALONE = PROTOOCC.replace(OUTPUTS, "float[B,5,X,Y,Z] semantics")
 """The same without what was trained on beside it."""
+MASKED = ALONE.replace(
+    "(float[B,5,X,Y,Z] semantics", "(float[B,10,X,Y,Z] shapes, float[B,5,X,Y,Z] semantics"
+).replace(
+    "  scored = MatMul",
+    """  ten = Constant <value_ints = [10]> ()
+  bounds = Shape <start = 2> (voxels)
+  asked_for = Concat <axis = 0> (batch, ten, bounds)
+  shapes = Reshape (masks, asked_for)
+  scored = MatMul""",
+)
+"""The same, with the mask of each query beside."""
 BROADCAST = ALONE.replace("float[5,8] prototypes", "float[1,8] prototypes").replace(
     "  projected = MatMul (normed, project)",
     """  far = Constant <value_ints = [3000, 8]> ()

@@ -43,6 +43,7 @@ from tests.kinds.query_decoders import (
     CAMERAS,
     FLAT,
     LINEAR,
+    MASKED,
     PIXELS,
     PROTOOCC,
     SIZE,
@@ -99,6 +100,7 @@ def found_in(text: str) -> OnePass | Mismatch:
         (PROTOOCC, QueryDecoderFacts(5, 10, 3), ["voxelwise", "said", "noisy"]),
         (ALONE, QueryDecoderFacts(5, 10, 3), []),
         (PIXELS, QueryDecoderFacts(4, 4, 2), []),
+        (MASKED, QueryDecoderFacts(5, 10, 3), ["shapes"]),
         (CAMERAS, QueryDecoderFacts(4, 4, 3), []),
         (FLAT, QueryDecoderFacts(5, 10, 2), ["said"]),
     ],
@@ -218,6 +220,17 @@ def test_a_spec_says_which_output(tmp_path: Path) -> None:
     spec.write_text('[outputs]\nprediction = "noisy"\n[inputs]\nsample = "voxels"\n', "utf-8")
     with pytest.raises(CheckpointError, match="inputs of the spec is for denoisers"):
         optimize(host, tmp_path / "y.graft", recipe="protoocc", spec=spec)
+
+
+def test_what_only_a_pruned_output_reads_is_no_condition(tmp_path: Path) -> None:
+    text = PROTOOCC.replace("X,Y,Z] voxels,", "X,Y,Z] voxels, float[B,10,8] noise,").replace(
+        "  noise = RandomNormalLike <seed = 7.0> (embedded)\n", ""
+    )
+    host, spec = write(text, tmp_path / "host.onnx"), tmp_path / "spec.toml"
+    spec.write_text('[outputs]\nprediction = "semantics"\n', encoding="utf-8")
+    made = optimize(host, tmp_path / "x.graft", recipe="protoocc", spec=spec)
+    assert [p.name for p in made.manifest.main.ports] == ["latents", "classes"]
+    assert load_decoder(made.path).decode(VOXELS).shape == (3, *SIZE)
 
 
 def test_the_laws_hold_and_fewer_numbers_are_handed_over(bundle: Bundle) -> None:

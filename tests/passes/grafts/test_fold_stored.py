@@ -86,6 +86,21 @@ def test_a_broadcast_that_is_larger_by_far_stays(rows: int, is_folded: bool) -> 
     assert ("are left since they would be larger" in told) == (not is_folded)
 
 
+def test_a_broadcast_of_unknown_size_stays_too() -> None:
+    model, _ = canonical(BROADCAST)
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    fold_stored(model, "fold-stored")
+    assert "spread_out = Expand(folded.normed, far)" in lines(model)
+
+
+def test_a_broadcast_that_fits_no_memory_is_not_made() -> None:
+    model, _ = canonical(BROADCAST.replace("3000", str(10**12)))
+    Pipeline.parse("fold-stored", GRAFTS).run(model)
+    assert "spread_out = Expand(folded.normed, far)" in lines(model)
+
+
 def test_what_is_drawn_is_no_constant() -> None:
     model, _ = canonical(DRAWN)
     Pipeline.parse("fold-stored", GRAFTS).run(model)

@@ -34,6 +34,7 @@ def test_before_and_after() -> None:
     assert added[-1].startswith("classes = Cast(")
     ports = {p.name: (p.dtype, p.shape) for p in read_ports(after) if p.direction == "out"}
     assert list(ports) == ["classes", "auxiliary.0", "auxiliary.1"], "in the scores' place"
+    assert [v.name for v in after.graph.outputs] == list(ports)
     assert ports["classes"] == ("uint8", ("B", "X", "Y", "Z"))
     got, scores = run(after, feed)["classes"], run(before, feed)["scores"]
     assert scores.nbytes == 4 * 5 * got.nbytes, "a fifth of the numbers, of a byte each"
