@@ -52,11 +52,11 @@ from graftline.passes.grafts.swap_subgraph import SwapSubgraph
 from graftline.passes.grafts.tap import Tap
 from graftline.passes.grafts.tree_mask import TreeMask
 from graftline.passes.grafts.window import Window
-from graftline.passes.lower.branch_mlp import BranchMlp
 from graftline.passes.lower.ort.lower import LowerOrt
 from graftline.passes.lower.ort.pack_rows import PackRows
 from graftline.passes.lower.pack_projections import PackProjections
 from graftline.passes.lower.quantize.quantize import Quantize
+from graftline.passes.lower.select_mlp_rows import SelectMlpRows
 from graftline.passes.lower.tensorrt.lower import LowerTensorrt
 from graftline.passes.pipeline.graft import Graft
 from graftline.passes.pipeline.pipeline import Pipeline, names
@@ -118,7 +118,7 @@ GRAFTS: dict[str, type[Graft]] = names(
         LowerOrt,
         LowerTensorrt,
         PackRows,
-        BranchMlp,
+        SelectMlpRows,
     ]
 )
 

@@ -57,8 +57,8 @@ class GateMlp(Graft):
     at which a row passes by so many MLPs, on average, that a step reads 1 / 1.15 of its numbers.
 
     Adds the output skipped [B, N] int64: how many MLPs each row passed by. Every MLP is still
-    computed, and not used by the rows that pass by; `branch-mlp`, behind a backend's lowering,
-    computes only those that a row needs.
+    computed, and not used by the rows that pass by; `select-mlp-rows`, behind a backend's lowering,
+    computes each for the rows that need it.
 
     Answers other logits than the host by design; its own law says which.
     """

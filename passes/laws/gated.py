@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, cast
@@ -99,14 +99,59 @@ def _parted(
 ) -> tuple[float, Passed]:
     """A similarity that some rows reach at the first MLP of the region and others do not, with no
     cosine so near to it that rounding decides; and what the host answers there."""
-    ordered = np.unique(cosines)
-    gaps = sorted(pairwise(ordered.tolist()), key=lambda pair: pair[0] - pair[1])
-    for low, high in gaps:
-        similarity = (low + high) / 2
+    for similarity in _between(cosines):
         found = passed_by(host, region, at_least(similarity), feed, evaluate)
         if np.abs(found.cosines - similarity).min() > TIE:
             return similarity, found
     raise LawBroken("gate-mlp", "gated", "rows of the feed", "are all alike: nothing to compare")
+
+
+def parting_similarity(
+    who: str, law: str, gated: ir.Model, feed: Feed, evaluate: Evaluate
+) -> float:
+    """Such a similarity of a graph whose MLPs are gated, by the cosines that it judges them by
+    itself. Raises LawBroken of that pass and law where there is none."""
+    for similarity in _between(_judged(gated, NEVER, feed, evaluate)[0]):
+        if np.abs(_judged(gated, similarity, feed, evaluate) - similarity).min() > TIE:
+            return similarity
+    raise LawBroken(who, law, "rows of the feed", "are all alike: nothing to compare")
+
+
+def _between(cosines: Array) -> Iterator[float]:
+    """Similarities that some of these cosines reach and others do not, those that are farthest
+    from all of them first."""
+    gaps = pairwise(np.unique(cosines).tolist())
+    for low, high in sorted(gaps, key=lambda pair: pair[0] - pair[1]):
+        yield (low + high) / 2
+
+
+def _judged(gated: ir.Model, similarity: float, feed: Feed, evaluate: Evaluate) -> Array:
+    """The cosines [places, B, N] of all rows that a gated graph judges MLPs by, in its order,
+    where the similarity is another than its own."""
+    part = with_similarity(gated, similarity)
+    values = [v for judge in _judges(part.graph) for v in judge.inputs if v is not None]
+    names = [f"judged.{place}" for place in range(len(values))]
+    for name, value in zip(names, values, strict=True):
+        read = Emit(part.graph, "gated", None).op("Identity", [value])
+        new_output(part.graph, read, name, value.dtype or ir.DataType.FLOAT, ["B", "N", 1])
+    keep_outputs(part, names)
+    found = evaluate(part, feed)
+    sides = [found[name][..., 0].astype(np.float64) for name in names]
+    pairs = zip(sides[::2], sides[1::2], strict=True)
+    return np.stack([dot * similarity / least for dot, least in pairs])
+
+
+def _judges(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that compare rows with the similarity, in order."""
+    reached = {graph.initializers[SIMILARITY]}
+    judges = list[ir.Node]()
+    for node in graph:
+        if reached & set(node.inputs):
+            if node.op_type == "GreaterOrEqual":
+                judges.append(node)
+            else:
+                reached.update(node.outputs)
+    return judges
 
 
 def passed_by(

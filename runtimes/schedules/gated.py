@@ -25,7 +25,7 @@ class Gated(Schedule):
 
     name: ClassVar[str] = "gated"
     prompt: ClassVar[int] = 0
-    lowering: ClassVar[str] = "branch-mlp"
+    lowering: ClassVar[str] = "select-mlp-rows"
 
     speedup: float = 1.15
     first: int = 2

@@ -98,7 +98,7 @@ def test_tokens_are_those_of_the_definition(bundle: Bundle) -> None:
 
 def test_every_law_is_held_and_check_sees_them(bundle: Bundle) -> None:
     laws = {(row.graft.partition("{")[0], row.law): row.status for row in bundle.manifest.laws}
-    owed = [("gate-mlp", "gated"), ("gate-mlp", "saves"), ("branch-mlp", "branches"),
+    owed = [("gate-mlp", "gated"), ("gate-mlp", "saves"), ("select-mlp-rows", "selected"),
             (STAGE, "passed-by"), (STAGE, "schedule")]  # fmt: skip
     assert [laws[row] for row in owed] == ["held"] * len(owed)
     report = check(bundle.path)
@@ -112,7 +112,7 @@ def test_the_similarity_is_the_one_that_saves_what_was_asked_for(bundle: Bundle)
 
 
 def test_a_batch_and_neighbours_of_other_recipes_change_nothing(bundle: Bundle) -> None:
-    """Ragged prompts of several recipes in the same steps; rows that share a branch do not share
+    """Ragged prompts of several recipes in the same steps; rows that share a step do not share
     what they pass by."""
     prompts = [PROMPT, PROMPT[:3], [*PROMPT, 9], PROMPT * 3]
     names = [RECIPE, "plain", RECIPE, RECIPE]

@@ -72,11 +72,37 @@ EXPERTS = """
   x{j} = Add (m{i}, mlp{i})
 """
 """As exported: of three experts a row gathers the matrices of two."""
+EXPERTS_IN_ONE_AXIS = """
+  normed{i} = RMSNormalization <axis = -1> (x{i}, scale)
+  heads{i} = Unsqueeze (normed{i}, one)
+  mixed{i} = Attention <is_causal = 1> (heads{i}, heads{i}, heads{i})
+  squeezed{i} = Squeeze (mixed{i}, one)
+  sizes{i} = Shape (normed{i})
+  added{i} = Reshape (squeezed{i}, sizes{i})
+  m{i} = Add (x{i}, added{i})
+  again{i} = RMSNormalization <axis = -1> (m{i}, scale)
+  rows{i} = Reshape (again{i}, flat)
+  scored{i} = MatMul (rows{i}, router)
+  best{i}, chosen{i} = TopK (scored{i}, chosen)
+  shares{i} = Softmax (best{i})
+  index{i} = Unsqueeze (chosen{i}, end)
+  own{i} = GatherND (experts, index{i})
+  row{i} = Unsqueeze (rows{i}, ahead)
+  made{i} = MatMul (row{i}, own{i})
+  each{i} = Squeeze (made{i}, two)
+  share{i} = Unsqueeze (shares{i}, end)
+  weighed{i} = Mul (each{i}, share{i})
+  summed{i} = ReduceSum <keepdims = 0> (weighed{i}, one)
+  mlp{i} = Reshape (summed{i}, sizes{i})
+  x{j} = Add (m{i}, mlp{i})
+"""
+"""The same over the rows of all sequences in one axis, and back by the shape of all rows."""
 EXPERT_NUMBERS: dict[str, np.ndarray] = {
     "router": np.random.default_rng(1).normal(size=(16, 3)).astype(np.float32),
     "experts": np.random.default_rng(2).normal(size=(3, 16, 16)).astype(np.float32),
     "chosen": np.asarray([2]), "end": np.asarray([-1]), "behind": np.asarray([2, 3]),
-    "three": np.asarray([3]), "two": np.asarray([2]),
+    "three": np.asarray([3]), "two": np.asarray([2]), "flat": np.asarray([-1, 16]),
+    "ahead": np.asarray([1, 2]),
 }  # fmt: skip
 TAIL = """
   last = RMSNormalization <axis = -1> (x{j}, scale)

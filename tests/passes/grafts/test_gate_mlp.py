@@ -107,7 +107,7 @@ def definition(spec: TinyDecoder, tokens: np.ndarray, similarity: float, region:
     ids=["grouped", "window", "alibi"],
 )
 def test_rows_pass_by_as_the_method_says(spec: TinyDecoder) -> None:
-    """Behind other grafts, lowered and in branches, with all laws; by a definition of our own."""
+    """Behind other grafts, lowered, MLPs on rows left; all laws, and a definition of our own."""
     tokens = np.random.default_rng(3).integers(0, 61, (1, 24))
     region, similarity = range(1, spec.layers), 0.9
     expected = definition(spec, tokens, similarity, region)
@@ -116,7 +116,7 @@ def test_rows_pass_by_as_the_method_says(spec: TinyDecoder) -> None:
     model = spec.build()
     infer_shapes(model)
     feed: Feed = {"tokens": tokens, "positions": np.arange(24)[None]}
-    text = f"{GRAFTED} | {graft} | pack-projections | lower-ort | branch-mlp"
+    text = f"{GRAFTED} | {graft} | pack-projections | lower-ort | select-mlp-rows"
     pipeline = Pipeline.parse(text, GRAFTS)
     pipeline.run(model, feed)
     for each in pipeline.grafts:

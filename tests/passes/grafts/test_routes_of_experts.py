@@ -6,9 +6,17 @@ import onnx_ir as ir
 import pytest
 
 from graftline.errors import NotApplicable
+from graftline.evaluate import run
 from graftline.passes import GRAFTS, Pipeline
 from graftline.passes.anchors.work import block_work
-from tests.passes.grafts.small_blocks import EXPERT_NUMBERS, EXPERTS, FEED, small
+from graftline.passes.laws.gated import ALWAYS, NEVER, with_similarity
+from tests.passes.grafts.small_blocks import (
+    EXPERT_NUMBERS,
+    EXPERTS,
+    EXPERTS_IN_ONE_AXIS,
+    FEED,
+    small,
+)
 
 ROUTER, EXPERT = 16 * 3, 16 * 16
 
@@ -30,6 +38,20 @@ def test_a_block_of_experts_is_a_block_and_its_mixture_an_mlp(text: str, law: st
     skipped = {"layer-skip{layers=1+2}": 2, "layer-skip{mlp=1}": 1, "cut-depth{blocks=2}": 2}
     left = sum(node.op_type == "GatherND" for node in model.graph)
     assert left == 4 - skipped.get(text, 0)
+
+
+@pytest.mark.parametrize("lowering", ["", " | lower-ort"], ids=["canonical", "lowered"])
+@pytest.mark.parametrize("text", [EXPERTS, EXPERTS_IN_ONE_AXIS], ids=["by-sequence", "in-one-axis"])
+def test_a_gated_mixture_computes_the_rows_that_are_left(text: str, lowering: str) -> None:
+    """Its router and the gathering of its matrices included, and no shape of all rows in it."""
+    model = small(text, 4, EXPERT_NUMBERS)
+    graft = f"gate-mlp{{similarity=0.5,first=0,last=0}}{lowering} | select-mlp-rows"
+    laws = Pipeline.parse(f"anchors | {graft}", GRAFTS).run(model, FEED)[-1].laws
+    assert any(row.law == "selected" and row.what.startswith("3 MLPs give") for row in laws)
+    scored = next(v for n in model.graph for v in n.outputs if v.name == "scored1")
+    model.graph.outputs.append(scored)
+    for similarity, rows in ((NEVER, 4), (ALWAYS, 0)):
+        assert run(with_similarity(model, similarity), FEED)["scored1"].shape[-2] == rows
 
 
 def test_a_rest_begins_behind_experts() -> None:
