@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from graftline.errors import BackendError
+from graftline.memory import give_back_memory
 from graftline.ports import Port, by_role
 from graftline.raw_ports import raw_feed, raw_logits, read_raw
 from graftline.runtimes.session import Ints
@@ -25,9 +26,7 @@ FOLDED = 1 << 20
 was made of."""
 
 
-def open_graph(
-    graph: Path, threads: int, plans: bool = True
-) -> onnxruntime.InferenceSession:
+def open_graph(graph: Path, threads: int, plans: bool = True) -> onnxruntime.InferenceSession:
     """Open a graph on the CPU provider. `plans`: whether it plans the memory of a run by the first
     one of its shape, which is faster and takes the first run's memory besides.
 
@@ -62,12 +61,16 @@ def _options(threads: int) -> Any:
 
 
 def _open(graph: Path | bytes, options: Any) -> onnxruntime.InferenceSession:
+    """A session of a graph. While it opens one, ONNX Runtime lays matrices out anew even where it
+    then maps them from a file, up to all of them at once; what it has freed is given back."""
     given = str(graph) if isinstance(graph, Path) else graph
     name = graph if isinstance(graph, Path) else "the graph"
     try:
-        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class
         raise BackendError(f"onnxruntime cannot open {name}: {error}") from error
+    give_back_memory()
+    return session
 
 
 def open_held(
