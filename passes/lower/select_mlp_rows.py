@@ -97,10 +97,10 @@ class SelectMlpRows(Graft):
     not pass by, and no others: those are gathered, and what comes of them is scattered back.
 
     1. Where all rows of a step pass by, no row is left, and products of no rows cost nothing.
-    2. The products stay nodes of the graph: ONNX Runtime maps weights in its kernels' layout for
-       those alone, and packs them again for nodes within a branch of an If.
-    3. A row does not depend on who passes by beside it, but for how a kernel rounds by the number
+    2. A row does not depend on who passes by beside it, but for how a kernel rounds by the number
        of rows: one row alone is rounded unlike several in int4.
+    3. The products stay nodes of the graph: of those within a branch of an If, ONNX Runtime packs
+       the matrices again whenever it opens the graph, to let go of them for those of the file.
     4. Where a mixture of experts takes the shape of all rows to bring its own back to, it gets
        that of the rows left.
     """
