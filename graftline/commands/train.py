@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING
+
+import typer
 
 from graftline.commands import libraries, screen
 from graftline.commands.options.printing import Json, Quiet
@@ -24,6 +27,10 @@ def train(command: Command, quiet: Quiet = False, json: Json = False) -> None:
     acceptance shown is the share of drafts on them that are the model's best token. Answers and
     hidden states are kept in graftline's cache. Ctrl-C leaves the head as it is by then, and the
     same command goes on where it stopped.
+
+    On a machine with a GPU it trains there, and on several GPUs under `accelerate launch` or
+    `torchrun`, a process for each: the first one answers, judges and writes, and each learns from
+    texts of its own at every step, so that a step reads as many times the texts.
 
     Examples:
 
@@ -45,17 +52,34 @@ def train(command: Command, quiet: Quiet = False, json: Json = False) -> None:
 
     `graftline train router model.gguf --share 0.2 --prompts mine.jsonl -o smol-routers`
 
+    `accelerate launch --num_processes 2 -m graftline train eagle3 model.gguf --prompts mine.jsonl
+    -o smol-eagle3`
+
     `graftline optimize ./SmolLM2-135M-Instruct -o fast.graft --head smol-medusa`
     """
     command.check()
     libraries.silence_onnxruntime()
-    with screen.steps(quiet) as watch:
+    with screen.steps(quiet or _follows()) as watch:
         require_export()
+        from graftline.models.training.crew import Crew, Ended
         from graftline.models.training.run import train as run
 
-        job = command.job(watch)
-        trained = run(job, watch)
-    _show(trained, job.checkpoint, json)
+        crew = Crew.open(command.device)
+        try:
+            job = crew.first(lambda: command.job(watch, crew.device.type))
+            trained = run(job, watch, crew)
+        except (KeyboardInterrupt, Ended) as end:
+            if crew.main:
+                raise
+            raise typer.Exit(1) from end  # the first process says why
+        crew.close()
+    if crew.main:
+        _show(trained, job.checkpoint, json)
+
+
+def _follows() -> bool:
+    """Whether a launcher has numbered this process as another than the first, which prints."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _show(trained: Trained, checkpoint: str, json: bool) -> None:

@@ -28,7 +28,7 @@ KNOWN: dict[str, Sequence[str]] = {
     ),
     "form": ("v1", "v2"),
     "dtype": ("int8", "int4", "fp32"), "optimizer": ("adamw", "muon"),
-    "precision": ("fp32", "bf16"),
+    "precision": ("fp32", "bf16"), "device": ("cpu", "cuda"),
 }  # fmt: skip
 """What may stand where one of a few words is meant."""
 TAKEN: dict[str, Sequence[str]] = {
@@ -64,14 +64,19 @@ def check_threads(threads: int | None) -> None:
         raise GraftlineError(f"--threads {threads}: this machine has {most} processors")
 
 
-def check_bf16() -> None:
-    """Raise GraftlineError where products in bfloat16 would be worked out bit by bit."""
+def check_bf16(device: str = "cpu") -> None:
+    """Raise GraftlineError where products in bfloat16 would be worked out bit by bit, on a `device`
+    of torch's."""
     import torch
 
-    has = torch.cpu.get_capabilities()
-    if not any(has.get(name) for name in NATIVE_BF16):
+    if device == "cuda":
+        native, what = torch.cuda.is_bf16_supported(including_emulation=False), "GPU"
+    else:
+        has = torch.cpu.get_capabilities()
+        native, what = any(has.get(name) for name in NATIVE_BF16), "processor"
+    if not native:
         raise GraftlineError(
-            "--precision bf16: this processor has no products in bfloat16, and would take a "
+            f"--precision bf16: this {what} has no products in bfloat16, and would take a "
             "hundred times as long as in fp32; leave it out"
         )
 
@@ -130,21 +135,23 @@ class Command(TrainOptions):
         said += ["-o", str(self.out), *(["--text"] if self.text else [])]
         return shlex.join([*said, *spelled(self, PLACED)])
 
-    def job(self, watch: Watch) -> Job:
-        """The job, with its prompts read and its checkpoint found. Raises GraftlineError."""
+    def job(self, watch: Watch, device: str = "cpu") -> Job:
+        """The job, with its prompts read and its checkpoint found, for a `device` of torch's.
+        Raises GraftlineError."""
         import torch
 
         from graftline.commands.answering import source_of
         from graftline.models.training import dflash, dspark, kangaroo, lora_drop, m2r2, markov
         from graftline.models.training.frozen import checkpoint_folder
         from graftline.models.training.head_lesson import HeadSettings
+        from graftline.models.training.kinds import Head
         from graftline.models.training.router import SHARE
-        from graftline.models.training.run import Head, Job
+        from graftline.models.training.run import Job
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.precision == "bf16":
-            check_bf16()
+            check_bf16(device)
         source = source_of(self.checkpoint)
         texts = read_texts(self.prompts) if self.text else []
         conversations = [] if self.text else read_conversations(self.prompts, self.answers)

@@ -9,7 +9,7 @@ with c = c(a, x) and m the lesser of c(a) and c(x): the positive pointwise mutua
 where little was counted (Pantel and Lin, 2002). It is what the token before says of the next one
 beyond how frequent that is, which a head that scores it from a state alone does not know.
 M = w1 w2^T by its largest singular values, the root of each on either side (Levy and Goldberg,
-2014).
+2014). All of it is done once, and on the CPU, whatever the head is trained on.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def information(counts: torch.Tensor) -> torch.Tensor:
 
 
 def _sparse(index: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
-    made = torch.sparse_coo_tensor(index, values, (size, size), check_invariants=True)
+    made = torch.sparse_coo_tensor(
+        index, values, (size, size), device=values.device, check_invariants=True
+    )
     return made.coalesce()
 
 

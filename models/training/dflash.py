@@ -209,7 +209,7 @@ def block_mask(host: FrozenHost, learned: Sequence[Row]) -> int:
         return named
     held = torch.zeros(host.vocabulary, dtype=torch.bool)
     for row in learned:
-        held[torch.from_numpy(row.ids)] = True
+        held[torch.as_tensor(row.ids)] = True
     if held.all():
         raise CheckpointError(
             f"{host.folder}: names no mask token, and texts hold all {host.vocabulary} tokens, so "

@@ -56,7 +56,7 @@ class DSpark(DFlash):
             raise GraftlineError(f"--rank {rank}: the head drafts {len(words.ids)} tokens")
         super().__init__(host, words, learned, block)
         w1, w2 = factorised(information(expected_counts(learned, host.vocabulary)), rank)
-        w2 = w2[words.ids].contiguous()
+        w1, w2 = w1.to(host.device), w2.to(host.device)[words.ids].contiguous()
         self.module: SparkModule = SparkModule(self.module, w1.contiguous(), w2)
 
     def drafts(self, pack: Pack) -> Sequence[torch.Tensor]:

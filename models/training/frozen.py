@@ -21,6 +21,7 @@ from graftline.models.host import Watch
 from graftline.models.own_model import own_module, silenced
 from graftline.models.reference import first_line
 from graftline.models.shards import weight_files
+from graftline.models.training.crew import CPU, autocast
 from graftline.models.weights import read_headers
 
 BEST = 32
@@ -79,7 +80,8 @@ class FrozenHost:
     """The model of a folder, whose weights stay in their files. `bf16`: products in bfloat16.
     `positions`: the most that it knows, 0 where it does not say. `layers`: how many it has, and
     `tapped` those whose outputs are its taps, ENTERED before them; without any, what lm_head reads.
-    `source`: what its users call it."""
+    `source`: what its users call it. On another `device` than the CPU weights lie as they are in
+    their files, and are widened there block by block."""
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class FrozenHost:
         bf16: bool = False,
         taps: Callable[[int], Sequence[int]] | None = None,
         source: str = "",
+        device: torch.device = CPU,
     ) -> None:
         """`taps`: the layers to read, of a host of so many. Raises CheckpointError where
         transformers cannot load the model, or its lm_head does not read a state of the model's
@@ -96,7 +99,8 @@ class FrozenHost:
         opened = own_module(folder, dtypes, headers.numbers)
         if isinstance(opened, str):
             raise CheckpointError(f"{folder}: {opened}")
-        self.folder, self.bf16, self.model = folder, bf16, opened[0]
+        self.folder, self.bf16, self.device = folder, bf16, device
+        self.model = opened[0].to(device)
         self.source = source or folder.name
         self.blocks: list[Any] = [block for block, _ in opened[1]]
         self.layers = len(self.blocks)
@@ -169,16 +173,17 @@ class FrozenHost:
                 "fp16, in which they are kept; such a host is not trained beside yet"
             )
         kept = scores.clamp_min(-6e4).to(torch.float16)
-        return States(taps.numpy(), best.indices.to(torch.int32).numpy(), kept.numpy())
+        chosen = best.indices.to(torch.int32)
+        return States(taps.cpu().numpy(), chosen.cpu().numpy(), kept.cpu().numpy())
 
     def _run(self, ids: Sequence[int]) -> torch.Tensor:
         """The logits [N, V] of a text; what lm_head and the tapped layers say of it is noted."""
         self._read.clear()
         self._outputs.clear()
-        kind = torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
+        given = torch.tensor([list(ids)], device=self.device)
         try:
-            with torch.no_grad(), kind, silenced():
-                out = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False)
+            with torch.no_grad(), autocast(self.device, self.bf16), silenced():
+                out = self.model(input_ids=given, use_cache=False)
         except Exception as error:  # transformers' models raise whatever they do
             raise CheckpointError(
                 f"{self.folder}: transformers cannot run the model ({first_line(error)})"

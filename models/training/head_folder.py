@@ -19,7 +19,8 @@ from graftline.models.training.tensor_file import Array
 @dataclass(frozen=True)
 class Story:
     """What a card says of a head. `run` names the training; `data` is in words; `found` is the
-    held-out acceptance, None where nobody has looked yet."""
+    held-out acceptance, None where nobody has looked yet; `crew` what computed, besides one process
+    on the CPU."""
 
     run: str
     host: str
@@ -30,6 +31,7 @@ class Story:
     ended: str
     minutes: float
     found: Acceptance | None
+    crew: str = ""
 
 
 def write_head(out: Path, head: Published, story: Story) -> int:
@@ -57,8 +59,8 @@ def write_head(out: Path, head: Published, story: Story) -> int:
 
 def _stored(tensor: torch.Tensor) -> Array:
     """Numbers in fp16, ids and marks as they are."""
-    narrow = tensor.detach().half() if tensor.is_floating_point() else tensor
-    return narrow.numpy()
+    narrow = tensor.detach().half() if tensor.is_floating_point() else tensor.detach()
+    return narrow.cpu().numpy()
 
 
 def card(head: Published, story: Story, count: int, size: int, name: str) -> str:
@@ -78,7 +80,7 @@ def card(head: Published, story: Story, count: int, size: int, name: str) -> str
         f"| seed | {story.seed} |",
         f"| training | {story.steps} steps, {story.minutes:.1f} minutes in all, data included; "
         f"ended: {story.ended} |",
-        f"| machine | {machine()} |",
+        f"| machine | {machine()}{story.crew} |",
         f"| versions | {versions()} |",
         "| licence | not stated by the tool: choose one that the host's and the prompts' licences "
         "allow |", "",

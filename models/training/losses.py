@@ -53,7 +53,8 @@ class Scored:
         unspoken = len(others)
         count = min(max(most - len(known), 0), unspoken)
         if count < unspoken:
-            others = others[torch.randperm(unspoken, generator=random)[:count]]
+            drawn = torch.randperm(unspoken, generator=random, device=random.device)[:count]
+            others = others[drawn.to(others.device)]
         ids = torch.cat([known, others])
         weights = torch.zeros(len(ids))
         if count:

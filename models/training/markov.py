@@ -61,7 +61,8 @@ class Markov:
         counted = [row for place, row in enumerate(rows) if place % APART]
         counts = expected_counts(counted, self.vocabulary)
         say(f"bigrams: {counts.values().numel():,} pairs of {len(counted)} answers")
-        self.w1, self.w2 = factorised(information(counts), rank)
+        w1, w2 = factorised(information(counts), rank)
+        self.w1, self.w2 = w1.to(host.device), w2.to(host.device)
         self._scale(tried, say)
 
     def _scale(self, rows: Sequence[Row], say: Watch) -> None:

@@ -40,7 +40,8 @@ class Pack:
     def asking(self, most: int, random: torch.Generator) -> Pack:
         """The same, drafting at `most` positions of each text, drawn from those that count."""
         able = self.counted(2)
-        order = torch.rand(able.shape, generator=random).masked_fill(~able, 2.0).argsort(dim=1)
+        drawn = torch.rand(able.shape, generator=random, device=random.device).to(able.device)
+        order = drawn.masked_fill(~able, 2.0).argsort(dim=1)
         asked = torch.zeros_like(able)
         asked.scatter_(1, order[:, :most], True)
         return replace(self, asked=asked & able)
@@ -52,14 +53,14 @@ class Pack:
 
 
 def pack(rows: Sequence[Row]) -> Pack:
-    """The rows as one batch."""
+    """The rows as one batch, on torch's default device as all that is made of it."""
     longest = max(len(row) for row in rows)
 
     def padded(values: Sequence[np.ndarray]) -> torch.Tensor:
         out = np.zeros((len(rows), longest, *values[0].shape[1:]), values[0].dtype)
         for place, value in enumerate(values):
             out[place, : len(value)] = value
-        return torch.from_numpy(out)
+        return torch.as_tensor(out)
 
     return Pack(
         padded([row.ids for row in rows]),

@@ -118,7 +118,7 @@ class Routing(Stepwise):
         self.lm_head, self.bias, self.source = host.lm_head, host.bias, host.source
         self.embedding, self.vocabulary = host.embedding, host.vocabulary
         self.drafted, self.count, self.share = torch.arange(host.vocabulary), host.layers, share
-        self.prompts = [torch.from_numpy(row.ids[: row.start]).long() for row in rows][:PROMPTS]
+        self.prompts = [torch.as_tensor(row.ids[: row.start]).long() for row in rows][:PROMPTS]
         self.decoder = plain_decoder(host, "routers")
         self.module = Routers(chosen, host.hidden)
         self.skipping = Skipping(host, self.module)

@@ -16,6 +16,7 @@ from graftline.errors import GraftlineError
 from graftline.interrupts import uninterrupted
 from graftline.models.host import Watch
 from graftline.models.training.clock import Clock, left
+from graftline.models.training.crew import ALONE, Crew, autocast
 from graftline.models.training.muon import Muon
 from graftline.models.training.tensor_file import damaged, read_tensors, write_tensors
 
@@ -95,12 +96,16 @@ class Course:
 
 
 class Trainer:
-    """One training of a lesson; its state lies at `path`."""
+    """One training of a lesson; its state lies at `path`. Each process of a `crew` learns from
+    examples of its own at every step, and all move by the mean of their gradients."""
 
-    def __init__(self, lesson: Lesson, settings: Settings, path: Path, clock: Clock) -> None:
-        """Goes on where a state at `path` stopped. Raises CheckpointError where it is damaged."""
+    def __init__(
+        self, lesson: Lesson, settings: Settings, path: Path, clock: Clock, crew: Crew = ALONE
+    ) -> None:
+        """Goes on where a state at `path` stopped. Raises CheckpointError where it is damaged, and
+        GraftlineError where another number of processes began it."""
         self.lesson, self.settings = lesson, settings
-        self.path, self.clock = path, clock
+        self.path, self.clock, self.crew = path, clock, crew
         self.parameters = lesson.parameters
         self.optimizers = _optimizers(self.parameters, settings)
         self.course = Course(began=clock.spent)
@@ -108,27 +113,16 @@ class Trainer:
         self._kept = time.monotonic()
         if path.exists():
             self._resume()
+        crew.spread(self.parameters.values())
 
     def run(self, say: Watch) -> Course:
         """Train to the end, and leave the best weights in the lesson. Raises KeyboardInterrupt at
-        the end of the step in which it came, when the state has been kept."""
+        the end of the step in which it came to any process, when the state has been kept."""
         course = self.course
         try:
-            while not course.ended:
-                if int(self.progress * LOOKS) > course.marks:
-                    self._look(say)
-                    continue
-                if self.progress >= 1.0:
-                    course.ended = "all steps" if self._counts else "the time is over"
-                    break
-                if self.clock.past(END):
-                    self._look(say)
-                    course.ended = "the time is over"
-                    break
-                with uninterrupted():
-                    self._step()
-                if time.monotonic() - self._kept > KEEP:
-                    self.keep()
+            with self.crew.listening() as signals:
+                while not course.ended:
+                    self._turn(bool(signals), say)
         except KeyboardInterrupt:
             self.keep()
             self._leave_best()
@@ -136,6 +130,25 @@ class Trainer:
         self.keep()
         self._leave_best()
         return course
+
+    def _turn(self, stop: bool, say: Watch) -> None:
+        """A look at what is held out, a step, or the end, as the main process's clock says."""
+        course, past = self.course, self.clock.past(END)
+        (progress, over), stop = self.crew.agree((self.progress, float(past)), stop)
+        if stop:
+            raise KeyboardInterrupt
+        if int(progress * LOOKS) > course.marks:
+            self._look(progress, say)
+        elif progress >= 1.0:
+            course.ended = "all steps" if self._counts else "the time is over"
+        elif over:
+            self._look(progress, say)
+            course.ended = "the time is over"
+        else:
+            with uninterrupted():
+                self._step(progress)
+            if time.monotonic() - self._kept > KEEP:
+                self.keep()
 
     @property
     def progress(self) -> float:
@@ -150,32 +163,35 @@ class Trainer:
     def _counts(self) -> bool:
         return self.settings.steps is not None
 
-    def _step(self) -> None:
-        course, settings = self.course, self.settings
-        random = torch.Generator().manual_seed(settings.seed * 1_000_003 + course.step)
-        progress = self.progress
+    def _step(self, progress: float) -> None:
+        course, settings, crew = self.course, self.settings, self.crew
+        place = course.step * crew.count + crew.rank
+        random = crew.random(settings.seed * 1_000_003 + place)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate * _slope(progress)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            loss = self.lesson.loss(course.step, progress, random)
+        with crew.here(), autocast(crew.device, settings.bf16):
+            loss = self.lesson.loss(place, progress, random)
         if loss.requires_grad:  # texts that are too short to draft in teach nothing
             loss.backward()
+        mean, taught = crew.average(self.parameters.values(), loss)
+        if taught:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
             for optimizer in self.optimizers:
                 optimizer.step()
         course.step += 1
-        course.loss += (float(loss.detach()) - course.loss) / min(course.step, 20)
+        course.loss += (mean - course.loss) / min(course.step, 20)
         if not math.isfinite(course.loss):
             raise GraftlineError(
                 f"the loss is not finite at step {course.step}; use a lower --learning-rate"
             )
 
-    def _look(self, say: Watch) -> None:
-        """Look at what is held out; keep the weights where they are the best so far."""
-        course, progress = self.course, self.progress
-        found = self.lesson.look()
+    def _look(self, progress: float, say: Watch) -> None:
+        """Look at what is held out; keep the weights where they are the best so far. The main
+        process looks for all: it is a step's work, and its verdict must be everybody's."""
+        course = self.course
+        found = self.crew.shared(self._seen)
         with uninterrupted():
             self._note(found, progress)
         spent = self.clock.spent - course.began
@@ -185,6 +201,10 @@ class Trainer:
             f"training: step {course.step}{of}, loss {course.loss:.3f}, {found.told}, "
             f"{left(todo)} left"
         )
+
+    def _seen(self) -> Look:
+        with self.crew.here():
+            return self.lesson.look()
 
     def _note(self, found: Look, progress: float) -> None:
         course = self.course
@@ -203,7 +223,10 @@ class Trainer:
                 self.parameters[name].copy_(value)
 
     def keep(self) -> None:
-        """Write the state, whole or not at all. Raises GraftlineError on a full disk."""
+        """Let the main process write the state, whole or not at all. Raises GraftlineError on a
+        full disk."""
+        if not self.crew.main:
+            return
         with uninterrupted():
             tensors = {f"now.{name}": p for name, p in self.parameters.items()}
             tensors |= {f"best.{name}": value for name, value in self.best.items()}
@@ -211,13 +234,21 @@ class Trainer:
                 for place, p in enumerate(optimizer.param_groups[0]["params"]):
                     for key, value in optimizer.state[p].items():
                         tensors[f"optimizer.{number}.{place}.{key}"] = value
-            arrays = {name: value.detach().numpy() for name, value in tensors.items()}
-            write_tensors(self.path, arrays, {"course": json.dumps(vars(self.course))})
+            arrays = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+            notes = {"course": json.dumps(vars(self.course)), "processes": str(self.crew.count)}
+            write_tensors(self.path, arrays, notes)
             self.clock.keep()
             self._kept = time.monotonic()
 
     def _resume(self) -> None:
         arrays, notes = read_tensors(self.path)
+        began = int(notes.get("processes", "1"))
+        if began != self.crew.count:
+            raise GraftlineError(
+                f"this training reads {began} packs of texts a step, one for each process that "
+                f"began it, and the processes now are {self.crew.count}: start {began}, or choose "
+                "another -o to begin anew"
+            )
         tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
         course = json.loads(notes["course"])
         course["looks"] = [(a, b, c, d) for a, b, c, d in course["looks"]]
@@ -228,20 +259,18 @@ class Trainer:
                     raise damaged(self.path, f"'{name}' is not in it as it was written")
                 p.copy_(tensors[f"now.{name}"])
         self.best = {
-            name.removeprefix("best."): value
+            name.removeprefix("best."): value.to(self.crew.device)
             for name, value in tensors.items()
             if name.startswith("best.")
         }
         for number, optimizer in enumerate(self.optimizers):
-            for place, p in enumerate(optimizer.param_groups[0]["params"]):
-                start = f"optimizer.{number}.{place}."
-                state = {
-                    name.removeprefix(start): value
-                    for name, value in tensors.items()
-                    if name.startswith(start)
-                }
-                if state:
-                    optimizer.state[p] = state
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith(f"optimizer.{number}."):
+                    place, key = name.split(".")[2:]
+                    state.setdefault(int(place), {})[key] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})  # to its devices
 
 
 def _optimizers(

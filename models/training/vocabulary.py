@@ -52,7 +52,7 @@ def draft_vocabulary(
     count = min(-(-int(needed) // ROUND) * ROUND, size)
     ids: Array = np.sort(order[:count])
     coverage = float((place[said] < count).mean())
-    return DraftVocabulary(torch.from_numpy(ids), size, coverage)
+    return DraftVocabulary(torch.as_tensor(ids), size, coverage)
 
 
 def _answered(row: Row) -> slice:

@@ -175,7 +175,7 @@ def test_ctrl_c_says_how_to_go_on(
 ) -> None:
     from graftline.models.training import trainer
 
-    def stopped(self: Any, say: Any) -> None:
+    def stopped(self: Any, progress: float, say: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -191,7 +191,7 @@ def test_ctrl_c_says_how_to_go_on(
 
 def test_kinds_are_those_that_can_be_trained() -> None:
     from graftline.commands.training import KNOWN
-    from graftline.models.training.run import KINDS
+    from graftline.models.training.kinds import KINDS
 
     assert KNOWN["kind"] == KINDS
     told = call("train", "--help").stdout

@@ -158,7 +158,15 @@ class TrainOptions:
         str,
         typer.Option(
             metavar="fp32|bf16",
-            help="bf16: products in bfloat16, where the processor has it: faster.",
+            help="bf16: products in bfloat16, where the processor or the GPU has it: faster.",
         ),
     ] = "fp32"
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cpu|cuda",
+            help="What the head is trained on, and the model reads on. Default: the GPU, where "
+            "PyTorch finds one. The engine that answers is not part of it.",
+        ),
+    ] = None
     threads: Threads = None

@@ -10,7 +10,8 @@ import pytest
 
 from graftline.models.training.answers import Sampling
 from graftline.models.training.head_lesson import HeadSettings
-from graftline.models.training.run import Data, Head, Job
+from graftline.models.training.kinds import Head
+from graftline.models.training.run import Data, Job
 from tests.models.training.predictable import Known, conversations, write_host
 
 STEPS = 60

@@ -64,3 +64,15 @@ class Known:
         while len(ids) < 3 + self.length:
             ids.append(following(ids[-1]))
         return Reply(tuple(ids[:3]), tuple(ids[3:]), f"answer {number}")
+
+
+class Stops:
+    """Ctrl-C at the first line that begins like this."""
+
+    def __init__(self, words: str, after: int = 1) -> None:
+        self.words, self.after = words, after
+
+    def __call__(self, line: str) -> None:
+        self.after -= line.startswith(self.words)
+        if line.startswith(self.words) and not self.after:
+            raise KeyboardInterrupt

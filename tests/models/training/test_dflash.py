@@ -17,10 +17,11 @@ from graftline.models.training.dflash import BLOCK, DFlash, block_mask
 from graftline.models.training.dspark import DSpark
 from graftline.models.training.eagle3 import eagle3_layers
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.kinds import Head
 from graftline.models.training.losses import Scored
 from graftline.models.training.packs import pack
 from graftline.models.training.rows import Row
-from graftline.models.training.run import Head, train
+from graftline.models.training.run import train
 from graftline.models.training.student import loss_of, spoken
 from graftline.models.training.vocabulary import DraftVocabulary
 from tests.models.heads.reference_dflash import DFlash as Reference

@@ -15,10 +15,11 @@ from graftline.models.heads import open_head
 from graftline.models.tiny import tiny
 from graftline.models.training.frozen import FrozenHost
 from graftline.models.training.kangaroo import Kangaroo, exit_layers
+from graftline.models.training.kinds import Head
 from graftline.models.training.losses import Scored
 from graftline.models.training.packs import pack
 from graftline.models.training.rows import Row
-from graftline.models.training.run import Head, train
+from graftline.models.training.run import train
 from graftline.models.training.student import acceptance, loss_of
 from tests.models.training.conftest import MakeJob
 

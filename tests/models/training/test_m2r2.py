@@ -16,10 +16,11 @@ from graftline.models.heads import open_head
 from graftline.models.heads.m2r2 import SCALE
 from graftline.models.tiny import tiny
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.kinds import Head
 from graftline.models.training.m2r2 import M2r2, accelerated_layers, final_norm
 from graftline.models.training.packs import pack
 from graftline.models.training.rows import Row
-from graftline.models.training.run import Head, train
+from graftline.models.training.run import train
 from tests.models.training.conftest import MakeJob
 
 TEXT = [3, 8, 7, 1, 9, 250, 4, 4, 0, 17, 30]

@@ -17,11 +17,12 @@ from graftline.models.heads import open_head
 from graftline.models.tiny import tiny
 from graftline.models.training import router
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.kinds import Head
 from graftline.models.training.losses import Scored
 from graftline.models.training.packs import pack
 from graftline.models.training.router import Routing, covering, skippable
 from graftline.models.training.rows import Row
-from graftline.models.training.run import Head, train
+from graftline.models.training.run import train
 from graftline.models.training.student import loss_of
 from tests.models.training.conftest import MakeJob
 

@@ -17,17 +17,20 @@ import torch
 from graftline.build.heads import open_draft_head
 from graftline.errors import CheckpointError, GraftlineError
 from graftline.models.heads import open_head
+from graftline.models.training import crew
 from graftline.models.training import head_lesson as lesson
 from graftline.models.training import run as module
 from graftline.models.training import trainer as steps
+from graftline.models.training.crew import ALONE
 from graftline.models.training.frozen import FrozenHost
+from graftline.models.training.kinds import KINDS, Beginning, Head
 from graftline.models.training.medusa import Medusa
 from graftline.models.training.packs import pack
 from graftline.models.training.rows import Row
-from graftline.models.training.run import Head, train
+from graftline.models.training.run import train
 from graftline.models.training.student import acceptance
 from tests.models.training.conftest import MakeJob
-from tests.models.training.predictable import ROUND, Known
+from tests.models.training.predictable import ROUND, Known, Stops
 
 
 def silent(line: str) -> None:
@@ -55,7 +58,7 @@ def test_a_head_foresees_what_an_untrained_one_cannot(job: MakeJob, kind: str, f
     assert trained.found.tokens > 3.6
     rows = module.read_rows(sorted((module.place("training") / "states").iterdir()))
     host = FrozenHost(given.folder, taps=given.head.taps)
-    fresh = module._student(given, host, rows, rows, silent)  # type: ignore[attr-defined]
+    fresh = Beginning(host, rows, rows, 0, silent).student(given.head, ALONE)
     before = acceptance(fresh, pack(rows))
     assert before.shares[0] < 0.2, "the head's own start knows the next token, not the one behind"
 
@@ -117,7 +120,7 @@ def test_the_card_says_how_it_came_to_be(job: MakeJob) -> None:
         assert words in card
 
 
-@pytest.mark.parametrize("kind", [kind for kind in module.KINDS if kind not in ELSEWHERE])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ELSEWHERE])
 def test_the_same_seed_gives_the_same_bytes(job: MakeJob, kind: str) -> None:
     outs = [
         job(kind, out=name, steps=8, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
@@ -126,18 +129,6 @@ def test_the_same_seed_gives_the_same_bytes(job: MakeJob, kind: str) -> None:
         train(one, silent)
     assert weights(outs[0].out) == weights(outs[1].out)
     assert weights(outs[0].out) != weights(outs[2].out)
-
-
-class Stops:
-    """Ctrl-C at the first line that begins like this."""
-
-    def __init__(self, words: str, after: int = 1) -> None:
-        self.words, self.after = words, after
-
-    def __call__(self, line: str) -> None:
-        self.after -= line.startswith(self.words)
-        if line.startswith(self.words) and not self.after:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -275,7 +266,7 @@ def test_too_few_texts_are_refused(job: MakeJob) -> None:
 def test_matrices_that_the_memory_cannot_hold_are_refused(
     job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "free_memory", lambda: 500_000)
+    monkeypatch.setattr(crew, "free_memory", lambda: 500_000)
     with pytest.raises(GraftlineError, match=r"3 matrices of 260 x 32 need 0\.0 GB to be learned"):
         train(job(form="v1"), silent)
 
