@@ -155,9 +155,9 @@ class Trainer:
         """The share of the training that is done."""
         if self._counts:
             return self.course.step / (self.settings.steps or 1)
-        end = self.clock.until(END) or 0.0
-        whole = self.clock.spent + end - self.course.began
-        return 1.0 if whole <= 0 else (self.clock.spent - self.course.began) / whole
+        began = self.course.began
+        whole = END * (self.clock.limit or 0.0) - began
+        return 1.0 if whole <= 0 else (self.clock.spent - began) / whole
 
     @property
     def _counts(self) -> bool:
