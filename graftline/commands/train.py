@@ -52,8 +52,7 @@ def train(command: Command, quiet: Quiet = False, json: Json = False) -> None:
 
     `graftline train router model.gguf --share 0.2 --prompts mine.jsonl -o smol-routers`
 
-    `accelerate launch --num_processes 2 -m graftline train eagle3 model.gguf --prompts mine.jsonl
-    -o smol-eagle3`
+    `accelerate launch --multi_gpu --num_processes 2 -m graftline train eagle3 model.gguf ...`
 
     `graftline optimize ./SmolLM2-135M-Instruct -o fast.graft --head smol-medusa`
     """

@@ -231,7 +231,8 @@ def _talking() -> Generator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = line.partition(". ")[0]
         raise GraftlineError(
             f"another process of this training cannot be reached ({reason}); what was kept is "
             "kept: run the same command to go on"

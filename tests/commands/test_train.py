@@ -302,3 +302,21 @@ def test_the_forms_of_prompts(tmp_path: Path) -> None:
     assert read_texts(lines) == ["first\n\n second \nfirst\n"]
     with pytest.raises(RequestError, match="line 1: needs 'text'"):
         read_texts(file)
+
+
+def test_a_device_that_is_not_there_is_refused(folder: Path, prompts: Path, tmp_path: Path) -> None:
+    command = ("train", "medusa", folder, "--prompts", prompts, "-o", tmp_path / "head", "-q")
+    assert "--device gpu: unknown" in refused(*command, "--device", "gpu")
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    said = refused(*command, "--device", "cuda")
+    assert "--device cuda: PyTorch finds no GPU here; use --device cpu" in said
+
+
+def test_the_cpu_is_taken_where_accelerate_was_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says of GPUs does not matter then."""
+    from graftline.models.training.crew import ALONE, Crew
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert Crew.open() == Crew.open("cpu") == ALONE

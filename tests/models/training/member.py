@@ -67,6 +67,25 @@ def ended(given: Job, crew: Crew) -> str:
     return "to its end"
 
 
+def spread(crew: Crew) -> list[float]:
+    """What others hold of a tensor that every process has filled with its own number."""
+    own = torch.full((2,), float(crew.rank))
+    crew.spread([own])
+    return own.tolist()
+
+
+def averaged(crew: Crew) -> tuple[float, bool, list[float] | None, list[float] | None]:
+    """The mean loss, whether any taught, and the gradients of two parameters: the second process
+    reads what teaches nothing, and nobody teaches the second parameter."""
+    one, two = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    loss = (3.0 * one + 4.0).sum() if crew.main else torch.zeros(())
+    if loss.requires_grad:
+        loss.backward()
+    mean, taught = crew.average([one, two], loss)
+    gradients = (None if p.grad is None else p.grad.tolist() for p in (one, two))
+    return (mean, taught, *gradients)  # type: ignore[return-value]
+
+
 def main(folder: Path) -> None:
     """All of it; each process writes what it saw to a file of its own."""
     crew, seen = Crew.open("cpu"), dict[str, Any]()
@@ -87,6 +106,7 @@ def main(folder: Path) -> None:
         replace(job(folder, "timed"), settings=HeadSettings(tokens=64), minutes=0.02), print, crew
     ).course.step
     seen["looks"] = [whole.course.looks, parts.course.looks]
+    seen["spread"], seen["averaged"] = spread(crew), averaged(crew)
     seen["writer"] = whole.size
     torch.save([seen, *kept], folder.parent / f"seen-{crew.rank}.pt")
     crew.close()

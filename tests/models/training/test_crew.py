@@ -101,6 +101,14 @@ def test_they_are_those_of_the_mean_of_both_gradients(
     assert same(seen[0][1][0], lesson.parameters)
 
 
+def test_a_process_whose_texts_teach_nothing_counts_as_zeros(seen: list[Seen]) -> None:
+    assert [words["averaged"] for words, _ in seen] == [(4.0, True, [1.5, 1.5], None)] * 2
+
+
+def test_all_begin_as_the_main_one_does(seen: list[Seen]) -> None:
+    assert [words["spread"] for words, _ in seen] == [[0.0, 0.0]] * 2
+
+
 def test_ctrl_c_in_one_stops_all_and_they_go_on_to_the_same(place: Path, seen: list[Seen]) -> None:
     for words, kept in seen:
         assert words["stopped"] == (

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from graftline.models.training.crew import Crew
 from graftline.models.training.kinds import KINDS
 from graftline.models.training.run import Job, train
 from tests.models.training.conftest import MakeJob
@@ -56,6 +57,23 @@ def test_a_state_is_kept_and_gone_on_with_on_a_device(job: MakeJob, cache: Path)
             train(parts, Stops("training: step", 3), PretendCrew())
         train(parts, silent, PretendCrew())
     assert weights(whole.out) == weights(parts.out)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "form"), CASES)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_gpu_learns_what_the_cpu_does(job: MakeJob, kind: str, form: str, bf16: bool) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU here")
+    here, there = (given(job, kind, form, out) for out in ("here", "there"))
+    if kind != "markov":
+        here, there = (replace(j, settings=replace(j.settings, steps=60)) for j in (here, there))
+    there = replace(there, settings=replace(there.settings, bf16=bf16))
+    one, other = train(here, silent), train(there, silent, Crew.open("cuda"))
+    assert one.found is not None
+    assert other.found is not None
+    assert abs(one.found.tokens - other.found.tokens) < 0.5  # random streams of their own
+    assert torch.cuda.get_device_name() in (there.out / "README.md").read_text()
 
 
 def test_the_device_that_is_pretended_is_one() -> None:
