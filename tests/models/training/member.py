@@ -97,6 +97,13 @@ def main(folder: Path) -> None:
         real(one)
 
     trainer.Trainer._leave_best = ended_with  # type: ignore[method-assign]
+    write, states = trainer.write_tensors, list[Path]()
+
+    def written(path: Path, *given: Any) -> None:
+        states.append(path)
+        write(path, *given)
+
+    trainer.write_tensors = written
     seen["broken"] = ended(job(folder, "broken", Broken(), "broken"), crew)
     whole: Trained = train(job(folder, "whole"), print, crew)
     with Signalled(3) if crew.rank == 1 else Signalled(STEPS + 1):
@@ -107,7 +114,7 @@ def main(folder: Path) -> None:
     ).course.step
     seen["looks"] = [whole.course.looks, parts.course.looks]
     seen["spread"], seen["averaged"] = spread(crew), averaged(crew)
-    seen["writer"] = whole.size
+    seen["size"], seen["states"] = whole.size, len(states)
     torch.save([seen, *kept], folder.parent / f"seen-{crew.rank}.pt")
     crew.close()
 

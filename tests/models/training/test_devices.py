@@ -31,7 +31,8 @@ def weights(out: Path) -> bytes:
 def given(job: MakeJob, kind: str, form: str, out: str) -> Job:
     """A job that has every part: looks, a state that is kept, and for bigrams heads."""
     rate, steps = (0.5, 20) if kind == "router" else (2e-2, 3)
-    made = job(kind, form, out=out, steps=steps, rate=rate, optimizer="muon", count=12)
+    options = {"rate": rate, "optimizer": "muon", "count": 12, "scored": 64}  # some are drawn
+    made = job(kind, form, out=out, steps=steps, **options)
     if kind == "markov":
         heads = job("medusa", out="heads", steps=12)
         train(heads, silent)
