@@ -20,13 +20,14 @@ PROMPT, TOKENS, ROWS = 64, 192, 32
 @dataclass(frozen=True)
 class Quality:
     """On `tokens` of held-out text: perplexity of the schedule and of plain decoding, and the share
-    of positions at which both have the same best token; where MLPs are gated, how many of the
-    model's `mlps` a position passed by on average."""
+    of positions at which both have the same best token; the share that the `whole` model computed;
+    where MLPs are gated, how many of the model's `mlps` a position passed by on average."""
 
     tokens: int
     perplexity: float
     plain: float
     agreement: float
+    whole: float = 0.0
     skipped_mlps: float | None = None
     mlps: int = 0
 
@@ -36,7 +37,7 @@ class Quality:
         told = f"perplexity {self.perplexity:.2f} (plain {self.plain:.2f})"
         told += f", plain's best token in {self.agreement:.0%} of {self.tokens} places"
         if self.skipped_mlps is None:
-            return told
+            return f"{told}, {self.whole:.0%} of them computed by the whole model"
         return f"{told}, {self.skipped_mlps:.1f} of {self.mlps} MLPs skipped at each"
 
 
@@ -47,8 +48,8 @@ def quality(course: Course, text: Sequence[int]) -> Quality:
     ids = np.asarray(text[: min(PROMPT + TOKENS, whole.capacity)], np.int64)
     prompt, wanted = ids[:PROMPT], ids[PROMPT:]
     whole.reset(1)
-    counts: list[Ints] = []
-    by_course = np.concatenate(list(_followed(course, prompt, wanted, counts)))
+    counts, by_whole = list[Ints](), list[int]()
+    by_course = np.concatenate(list(_followed(course, prompt, wanted, counts, by_whole)))
     whole.reset(1)
     scores = [whole.read(0, prompt).logits[0]]
     for start in range(0, len(wanted) - 1, ROWS):
@@ -60,7 +61,8 @@ def quality(course: Course, text: Sequence[int]) -> Quality:
         float(np.exp(-likelihood(logits, wanted) / len(wanted))) for logits in (by_course, by_plain)
     )
     same = by_course.argmax(-1) == by_plain.argmax(-1)
-    found = Quality(len(wanted), mine, plain, float(same.mean()))
+    share = sum(by_whole) / max(len(wanted) - 1, 1)
+    found = Quality(len(wanted), mine, plain, float(same.mean()), share)
     if not counts:
         return found
     skipped = float(np.concatenate(counts).sum() / len(wanted))
@@ -68,10 +70,11 @@ def quality(course: Course, text: Sequence[int]) -> Quality:
 
 
 def _followed(
-    course: Course, prompt: Ints, wanted: Ints, counts: list[Ints]
+    course: Course, prompt: Ints, wanted: Ints, counts: list[Ints], by_whole: list[int]
 ) -> Iterator[Floats]:
     """Logits before each wanted token; steps of the same graph go into one call, which is causal.
-    `counts` gets how many MLPs the rows of each call passed by, where they are gated."""
+    `counts` gets how many MLPs the rows of each call passed by, where they are gated, and
+    `by_whole` the rows of calls of the whole model."""
     whole = course.graphs[0]
     read = whole.read if course.reads_whole else course.read
     scores = read(0, prompt)
@@ -83,6 +86,7 @@ def _followed(
         part = wanted[run[0] : run[-1] + 1]
         graph, start = course.graph(run[0]), int(whole.lengths[0])
         yield graph.follow(0, start, part.tolist(), len(part)).logits[0].copy()
+        by_whole += [len(part)] if graph is whole else []
         if (skipped := graph.skipped) is not None:
             counts.append(skipped[0].copy())
         whole.advance(0, len(part))

@@ -165,6 +165,7 @@ def test_quality_is_that_of_the_route_that_the_text_chose(bundle: Bundle, studen
     found = engine.quality("first")
     assert found is not None
     assert found.perplexity == pytest.approx(expected, rel=1e-3)
+    assert found.whole == 0.0, "its text is computed by the route that its prompt chose"
 
 
 REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
