@@ -3,11 +3,11 @@
     python tests/bench/serving.py BUNDLE --prompts spec_bench_dev.jsonl [--recipe plain] \
         [--tokens 128] [--batches 1,4,8,16] [--requests 64] [--repeat 3] [--peer GENAI_FOLDER]
 
-Ragged real prompts in chat form; every count of sequences in turn, medians. `decode` counts the
-tokens after each first one per second of decoding alone (all prompts read, first tokens chosen);
-`all` counts every new token per second, prompts included. Arrivals: Poisson, at 0.8 of the rate
-at which the largest batch serves them; `first` is the time to the first token, of which half and
-nine tenths are under. Tokens are compared with those of one at a time.
+Ragged real prompts in chat form; every count of sequences in turn, medians. `decode`: new tokens
+per second while all of the batch decode, from when every prompt is read, over as many steps as
+there are new tokens; `all` counts every new token per second, prompts included. Arrivals: Poisson,
+at 0.8 of the rate at which the largest batch serves them; `first` is the time to the first token,
+of which half and nine tenths are under. Tokens are compared with those of one at a time.
 
 `--peer`: a model of onnxruntime-genai (its builder's folder, of the same checkpoint) decodes every
 batch in turn with ours, its prompts filled up on the left to one length.
@@ -145,14 +145,24 @@ def batch(
     results = engine.generate(prompts, **options)
     taken = time.perf_counter() - began
     count = sum(len(r.tokens) for r in results)
-    prompted = max(r.stats.time_to_first_token for r in results)
-    first = [r.stats for r in results]
-    # tokens that came while later prompts were being read are not counted
-    late = sum(
-        round(s.tokens_per_second * max(0.0, s.seconds - prompted)) for s in first
-    )
     same = all(r.tokens == one for r, one in zip(results, alone, strict=False))
-    return (late / (taken - prompted), count / taken), same
+    return (decoding(engine, prompts, options), count / taken), same
+
+
+def decoding(engine: Any, prompts: list[list[int]], options: dict[str, Any]) -> float:
+    """New tokens per second of steps in which all of a batch decode: behind the last prompt."""
+    endless = {**options, "max_new_tokens": None}
+    others = [engine.submit(one, **endless) for one in prompts[:-1]]
+    last = engine.passes(prompts[-1], **endless)
+    next(last)
+    steps = engine.explain()
+    began = time.perf_counter()
+    for _ in range(options["max_new_tokens"]):
+        next(last)
+    taken = time.perf_counter() - began
+    for one in (*others, last):
+        one.close()
+    return sum(len(step.fresh) for step in steps) / taken
 
 
 def arrivals(
