@@ -12,7 +12,7 @@ import numpy as np
 from graftline.errors import RequestError
 from graftline.runtimes.decoding import Decoding
 from graftline.runtimes.defaults import Defaults
-from graftline.runtimes.drafter import Drafter
+from graftline.runtimes.drafter import Drafter, is_paid, is_resumed
 from graftline.runtimes.drafters.none import NoDrafts
 from graftline.runtimes.grammar import Grammars
 from graftline.runtimes.lane import Lane
@@ -225,7 +225,8 @@ class Generation:
         one, recipe = self.one, self._policy.recipe
         assert one.finish is not None, "results are read after the end"
         self._show()
-        alone = one.drafted == 0 and not one.together
+        resumed = is_paid(one.drafter) and is_resumed(one.drafter)  # it writes the target's caches
+        alone = one.drafted == 0 and not one.together and not resumed
         lossless = recipe.lossless and (self._alike or alone)
         invariant = self._around.session.row_invariant
         taken = self._around.defaults.taken(self._request)

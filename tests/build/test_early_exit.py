@@ -136,6 +136,19 @@ def test_work_is_saved(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(calls["rest"]) == steps + result.stats.drafted
 
 
+def test_tokens_are_not_vouched_for_where_rows_round_unlike(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exit that was asked has written the target's caches, several rows at a time, whether
+    anything was drafted or not."""
+    engine: Any = load(bundle.path)
+    monkeypatch.setattr(type(engine._around), "alike", lambda around, exact: False)
+    options: dict[str, Any] = {"max_new_tokens": 2, "ignore_eos": True}
+    stats = {r: engine.generate([1, 2, 3], recipe=r, **options).stats for r in ("plain", None)}
+    assert [one.drafted for one in stats.values()] == [0, 0]
+    assert [one.lossless for one in stats.values()] == [True, False]
+
+
 def test_all_sequences_share_calls(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = free(bundle.path)
     calls = counted(engine, monkeypatch)
