@@ -44,15 +44,13 @@ class FeatureRows:
 
     def add(self, features: Floats) -> None:
         """The features [N, H] of the slots behind the last one."""
-        end = self._end + len(features)
-        if end > len(self._rows):
+        if self._end + len(features) > len(self._rows):
             kept = self.of(self.first)
             self._rows = np.empty((2 * (len(kept) + len(features)), kept.shape[1]), np.float32)
             self._rows[: len(kept)] = kept
             self._begin, self._end = 0, len(kept)
-            end = self._end + len(features)
-        self._rows[self._end : end] = features
-        self._end = end
+        begin, self._end = self._end, self._end + len(features)
+        self._rows[begin : self._end] = features
 
     def of(self, start: int, stop: int | None = None) -> Floats:
         """[N, H]: the features of the slots from `start` on, those before `stop` or all."""

@@ -43,7 +43,7 @@ class ChosenRows:
             self._cut(node, place)
 
     def _shape(self, node: ir.Node, dims: list[int | None]) -> ir.Value:
-        """The shape of a reshape, of which one axis may be as long as its rows."""
+        """The shape of a reshape, of which one axis may be as long as its operand has rows."""
         held, value = [d for d in dims if d is not None], node.inputs[0]
         if len(held) == len(dims):
             return self._numbers("shape", held)
@@ -51,9 +51,10 @@ class ChosenRows:
         emit, place = Emit(self.graph, self.by, node), dims.index(None)
         axis = self.found.rows[value].axis
         long = emit.op("Shape", [value], start=axis, end=axis + 1)
-        sides = [self._numbers("shape", part) for part in (held[:place], held[place:]) if part]
-        parts = [*sides[: place > 0], long, *sides[place > 0 :]]
-        return emit.op("Concat", parts, axis=0)
+        before, behind = (
+            [self._numbers("shape", part)] if part else [] for part in (held[:place], held[place:])
+        )
+        return emit.op("Concat", [*before, long, *behind], axis=0)
 
     def _numbers(self, name: str, numbers: list[int]) -> ir.Value:
         told = "_".join([name, *map(str, numbers)])

@@ -16,10 +16,10 @@ WEIGHT, HORIZON = 4.0, 32.0
 DEBT_STEPS = 32
 """Steps over which catching up with the sequence is written off."""
 EXPLORE = 0.01
-"""Tokens that a draft may fall short of its costs for every step since the last one. It may be the
-only one of its sequence, and so pays for all that it catches up with;"""
+"""Tokens that a draft may fall short of its costs for every step since the last one, less what
+catching up with its sequence takes: it may be the only draft there."""
 RARER = 8
-"""but what a sequence owes, which grows with every step, makes it so many times rarer at most."""
+"""How many times rarer that makes such drafts at most, as a sequence owes more with every step."""
 
 
 class Means(NamedTuple):

@@ -25,6 +25,7 @@ from graftline.sampling.schedule import trajectory
 from graftline.sampling.spec import Sampling
 from tests.commands.calling import call, refused
 from tests.kinds.samplers import DENOISER, TWO_HEADS, built, write_sampler
+from tests.models.training.predictable import Stops
 
 SPEC = """
 [sampling]
@@ -135,18 +136,6 @@ def test_a_bundle_teaches_as_its_graph_does(files: Path, tmp_path: Path) -> None
     made(own)
     assert graph(tmp_path / "a") == graph(tmp_path / "b")
     assert Bundle.open(bundle).manifest, "the bundle is as it was"
-
-
-class Stops:
-    """Ctrl-C at the first line that begins like this."""
-
-    def __init__(self, words: str, after: int = 1) -> None:
-        self.words, self.after = words, after
-
-    def __call__(self, line: str) -> None:
-        self.after -= line.startswith(self.words)
-        if line.startswith(self.words) and not self.after:
-            raise KeyboardInterrupt
 
 
 def test_interrupted_and_gone_on_with_is_uninterrupted(

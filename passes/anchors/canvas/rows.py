@@ -75,9 +75,9 @@ class CanvasRows:
 
 
 def target(found: CanvasRows, node: ir.Node) -> list[int | None] | None:
-    """The shape of a reshape whatever the batch and the number of positions: 0 keeps an axis, -1
-    takes the rest, None is the number of rows, where no constant says it; None where there is
-    none."""
+    """The shape of a reshape whatever the batch and the number of positions; None where there is
+    none. In it 0 keeps an axis, -1 takes the rest, and None is as many as the operand has rows,
+    where no constant says it."""
     value, out = node.inputs[0], node.outputs[0]
     assert value is not None
     given, made = ([m.of(v) or () for m in found.measures] for v in (value, out))
